@@ -1,0 +1,73 @@
+"""Resize, flip and normalization of a picture and its targets, by the reference's rules."""
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image
+
+Picture = UInt8[np.ndarray, "height width 3"]
+
+
+def target_size_hw(size_hw: tuple[int, int], short_side: int, long_side: int) -> tuple[int, int]:
+    """Returns height and width after the resize: short side as asked, unless the long one would pass its limit.
+
+    The limit bounds the short side, rounded half to even; the long side then follows, truncated, and may pass the
+    limit by a pixel. No side is below one pixel.
+    Source: the reference's resize transform.
+    """
+    height, width = size_hw
+    shorter, longer = min(size_hw), max(size_hw)
+    if longer / shorter * short_side > long_side:
+        short_side = max(round(long_side * shorter / longer), 1)
+    if shorter == short_side:
+        return height, width
+    if width < height:
+        return int(short_side * height / width), short_side
+    return short_side, int(short_side * width / height)
+
+
+def resize_image(rgb: Picture, size_hw: tuple[int, int]) -> UInt8[np.ndarray, "new_height new_width 3"]:
+    """Returns the picture at the new height and width: Pillow's bilinear filter on bytes."""
+    if rgb.shape[:2] == size_hw:
+        return rgb
+    return np.asarray(Image.fromarray(rgb).resize((size_hw[1], size_hw[0]), Image.Resampling.BILINEAR))
+
+
+def resize_boxes(
+    boxes: Float32[np.ndarray, "boxes 4"], old_size_hw: tuple[int, int], new_size_hw: tuple[int, int]
+) -> Float32[np.ndarray, "boxes 4"]:
+    """Returns the boxes times the actual ratio of each axis; both corners alike, without a +1."""
+    return boxes * np.tile(_ratios_xy(old_size_hw, new_size_hw), 2)
+
+
+def resize_points(
+    points: Float32[np.ndarray, "points 2"], old_size_hw: tuple[int, int], new_size_hw: tuple[int, int]
+) -> Float32[np.ndarray, "points 2"]:
+    """Returns the points times the actual ratio of each axis."""
+    return points * _ratios_xy(old_size_hw, new_size_hw)
+
+
+def flip_boxes(boxes: Float32[np.ndarray, "boxes 4"], width: int) -> Float32[np.ndarray, "boxes 4"]:
+    """Returns the boxes of the mirrored picture: x1' = width - x2 - 1, x2' = width - x1 - 1."""
+    flipped = boxes.copy()
+    flipped[:, 0] = np.float32(width) - boxes[:, 2] - np.float32(1)
+    flipped[:, 2] = np.float32(width) - boxes[:, 0] - np.float32(1)
+    return flipped
+
+
+def flip_points(points: Float32[np.ndarray, "points 2"], width: int) -> Float32[np.ndarray, "points 2"]:
+    """Returns the points of the mirrored picture: x' = width - x - 1, the reference's rule for polygons too."""
+    flipped = points.copy()
+    flipped[:, 0] = np.float32(width) - points[:, 0] - np.float32(1)
+    return flipped
+
+
+def normalize(rgb: Picture, means_bgr: tuple[float, float, float]) -> Float32[np.ndarray, "3 height width"]:
+    """Returns the picture as channels B, G, R, range 0 to 255, minus the mean of each."""
+    pixels = np.empty((3, *rgb.shape[:2]), np.float32)
+    for channel, mean in enumerate(means_bgr):
+        np.subtract(rgb[:, :, 2 - channel], np.float32(mean), out=pixels[channel])
+    return pixels
+
+
+def _ratios_xy(old_size_hw: tuple[int, int], new_size_hw: tuple[int, int]) -> np.ndarray:
+    return np.array([new_size_hw[1] / old_size_hw[1], new_size_hw[0] / old_size_hw[0]], np.float32)

@@ -1,0 +1,100 @@
+"""Processes started by torchrun: who we are, and the few collectives a run needs."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+TIMEOUT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class Topology:
+    """This process among all of them."""
+
+    rank: int
+    world: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+def init_topology(device_choice: str) -> Topology:
+    """Returns this process's place, read from torchrun's variables; joins the process group if there are several."""
+    rank = int(os.environ.get("RANK", "0"))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    use_cuda = device_choice == "cuda" or (device_choice == "auto" and torch.cuda.is_available())
+    device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(device)
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=TIMEOUT)
+    return Topology(rank=rank, world=world, local_rank=local_rank, device=device)
+
+
+def close_topology() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def average_gradients(model: nn.Module, topology: Topology) -> None:
+    """Replaces every gradient by its mean over the processes, in one exchange. A missing gradient counts as zero."""
+    if topology.world == 1:
+        return
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    flat = torch.cat([parameter.grad.flatten() for parameter in parameters])
+    average_tensor(flat, topology)
+    sizes = [parameter.numel() for parameter in parameters]
+    for parameter, part in zip(parameters, flat.split(sizes), strict=True):
+        parameter.grad.copy_(part.view_as(parameter.grad))
+
+
+def average_tensor(value: Tensor, topology: Topology) -> Tensor:
+    """Replaces `value` by its mean over the processes."""
+    if topology.world > 1:
+        dist.all_reduce(value)
+        value /= topology.world
+    return value
+
+
+def average_buffers(model: nn.Module, topology: Topology) -> None:
+    """Makes the running statistics of trainable batch norms the same everywhere: their mean over the processes."""
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            average_tensor(buffer, topology)
+
+
+def share_from_first(value, topology: Topology):
+    """Returns the first process's `value` (any picklable object) in every process."""
+    if topology.world == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=topology.device)
+    return box[0]
+
+
+def gather_to_first(value, topology: Topology) -> list:
+    """Returns the values of all processes, in the order of ranks, in the first one; an empty list in the others."""
+    if topology.world == 1:
+        return [value]
+    values = [None] * topology.world if topology.is_first else None
+    dist.gather_object(value, values, dst=0)
+    return values or []
+
+
+def broadcast_model(model: nn.Module, topology: Topology) -> None:
+    """Gives every process the first one's parameters and buffers."""
+    if topology.world > 1:
+        with torch.no_grad():
+            for value in model.state_dict().values():
+                dist.broadcast(value, src=0)

@@ -1,0 +1,78 @@
+"""From pictures to detections: proposals, classes, boxes, suppression per class, masks of the final boxes."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from maskperf.config import ModelConfig
+from maskperf.engine.forward import feature_anchors
+from maskperf.losses.box import BOX_HEAD_WEIGHTS
+from maskperf.model.mask_rcnn import MaskRcnn
+from maskperf.model.proposals import select_proposals
+from maskperf.ops.boxes import clip_boxes, decode_boxes
+from maskperf.ops.nms import nms_sorted
+from maskperf.structures import Detections, Images, Proposals
+
+
+@torch.no_grad()
+def detect(model: MaskRcnn, images: Images) -> Detections:
+    """Returns the detections of each picture, boxes at the scale of the resized picture, with mask probabilities.
+
+    The number of places is that of the picture with most detections, so the shapes depend on what was found.
+    Source: `modeling/roi_heads/*/inference.py` of the reference.
+    """
+    config = model.config
+    features = model.features(images.pixels)
+    anchors, level_counts = feature_anchors(model, features)
+    rpn = model.rpn_output(features)
+    proposals = select_proposals(rpn, anchors, level_counts, images.sizes_hw, config=config, training=False)
+    logits, deltas = model.box_outputs(features, proposals.boxes)
+    found = select_detections(logits, deltas, proposals, images.sizes_hw, config)
+    if found.boxes.shape[1] == 0:
+        side = 28
+        masks = found.boxes.new_zeros(*found.labels.shape, side, side)
+    else:
+        chosen = model.mask_logits(features, found.boxes)
+        of_label = found.labels[..., None, None, None].expand(-1, -1, 1, *chosen.shape[-2:])
+        masks = chosen.gather(2, of_label).squeeze(2).sigmoid()
+    return Detections(
+        boxes=found.boxes, scores=found.scores, labels=found.labels, valid=found.valid, mask_probs=masks
+    )
+
+
+def select_detections(
+    logits: Float[Tensor, "images rois classes"],
+    deltas: Float[Tensor, "images rois classes 4"],
+    proposals: Proposals,
+    sizes_hw: Tensor,
+    config: ModelConfig,
+) -> Detections:
+    """Returns the detections that pass the score threshold, suppression within their class, and the best
+    `detections_per_image` of each picture; those tied with the last one stay."""
+    scores = logits.softmax(dim=2)[..., 1:].transpose(1, 2)  # images, foreground classes, rois
+    boxes = decode_boxes(deltas, proposals.boxes[:, :, None, :].expand_as(deltas), BOX_HEAD_WEIGHTS)
+    boxes = clip_boxes(boxes.flatten(1, 2), sizes_hw).view_as(deltas)[:, :, 1:].transpose(1, 2)
+    passing = (scores > config.score_threshold) & proposals.valid[:, None, :]
+    ranked = torch.where(passing, scores, -1.0)
+    most = int(passing.sum(dim=2).max())  # reads from the device: detection is not part of the training step
+    ranked, index = ranked.topk(most, dim=2)
+    boxes = boxes.gather(2, index[..., None].expand(-1, -1, -1, 4))
+    alive = nms_sorted(boxes.flatten(0, 1), (ranked > 0).flatten(0, 1), config.detection_nms_iou).view_as(ranked)
+    labels = torch.arange(1, ranked.shape[1] + 1, device=ranked.device)[None, :, None].expand_as(ranked)
+    ranked = torch.where(alive, ranked, -1.0).flatten(1)
+    kept = _best_with_ties(ranked, config.detections_per_image)
+    ranked, index = torch.where(kept, ranked, -1.0).topk(int(kept.sum(dim=1).max()), dim=1)
+    valid = ranked > 0
+    return Detections(
+        boxes=boxes.flatten(1, 2).gather(1, index[..., None].expand(-1, -1, 4)) * valid[..., None],
+        scores=ranked.clamp(min=0),
+        labels=labels.flatten(1).gather(1, index) * valid,
+        valid=valid,
+    )
+
+
+def _best_with_ties(ranked: Float[Tensor, "images boxes"], limit: int) -> Bool[Tensor, "images boxes"]:
+    if ranked.shape[1] <= limit:
+        return ranked > 0
+    last = ranked.topk(limit, dim=1).values[:, -1:]
+    return (ranked > 0) & (ranked >= last)

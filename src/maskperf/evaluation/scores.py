@@ -1,0 +1,246 @@
+"""Average precision of COCO results: the one adapter over the COCO engines (pycocotools judges, hotcoco is fast)."""
+
+import contextlib
+import io
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import hotcoco
+import numpy as np
+from pycocotools import mask as coco_masks
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from maskperf.errors import ConfigError, DataError, Fault
+
+ENGINES = ("fast", "official")
+STAT_NAMES = (
+    "AP",
+    "AP at IoU 0.50",
+    "AP at IoU 0.75",
+    "AP of small objects",
+    "AP of medium objects",
+    "AP of large objects",
+    "AR with 1 detection",
+    "AR with 10 detections",
+    "AR with 100 detections",
+    "AR of small objects",
+    "AR of medium objects",
+    "AR of large objects",
+)
+ALL_AREAS, MOST_DETECTIONS = 0, 2  # places in COCO's precision array: areas of any size, 100 detections
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one evaluation found; numbers between 0 and 1, -1 in the stats where COCO has nothing to average."""
+
+    box_ap: float
+    mask_ap: float
+    box_stats: tuple[float, ...]  # order of STAT_NAMES
+    mask_stats: tuple[float, ...]
+    box_ap_per_category: dict[str, float | None]  # None: no ground truth of this category
+    mask_ap_per_category: dict[str, float | None]
+    engine: str
+    seconds: float
+
+
+class GroundTruth:
+    """The annotations of the validation images, read once and used at every evaluation.
+
+    Two things are mended on reading, neither of which changes what is true: missing `area` and `iscrowd` are filled
+    in, and if there is an annotation id 0, all are numbered anew in the order of the file.
+
+    Errors: DataError where no annotation counts, since there is no average precision then.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = str(path)
+        self._dataset = json.loads(Path(path).read_text(encoding="utf-8"))
+        self.image_sizes_hw = {image["id"]: [image["height"], image["width"]] for image in self._dataset["images"]}
+        self.category_names = _names_by_id(self._dataset["categories"])
+        self._dataset["annotations"] = _mended(self._dataset["annotations"], self.image_sizes_hw)
+        if all(annotation["iscrowd"] for annotation in self._dataset["annotations"]):
+            raise DataError([_no_objects(self.path, len(self._dataset["annotations"]))])
+
+    @cached_property
+    def official(self) -> COCO:
+        """The data set as pycocotools wants it."""
+        # pycocotools writes into the annotations it holds, and the other engine shall see those of the file.
+        annotations = [dict(annotation) for annotation in self._dataset["annotations"]]
+        return _official_coco({**self._dataset, "annotations": annotations})
+
+    @cached_property
+    def fast(self) -> hotcoco.COCO:
+        """The data set as hotcoco wants it."""
+        return hotcoco.COCO(self._dataset)
+
+
+def score(ground_truth: GroundTruth, box_results: list[dict], mask_results: list[dict], *, engine: str) -> Scores:
+    """Returns COCO's numbers for boxes and for masks; `engine` is "fast" (hotcoco) or "official" (pycocotools).
+
+    No results at all give an AP of 0. The arguments are left as they are.
+    Errors: DataError where a result names an unknown image or category, or holds something that is not a number.
+    Trap: standard output is silenced for the whole process meanwhile, because both engines print.
+    """
+    if engine not in ENGINES:
+        raise ConfigError(f"evaluation.engine is {engine!r}. Mend: use one of {', '.join(ENGINES)}.")
+    faults = _faults(ground_truth, box_results, "bbox") + _faults(ground_truth, mask_results, "segmentation")
+    if faults:
+        raise DataError(faults)
+    start = time.perf_counter()
+    # With a box present, COCO would take the area of a mask from its box.
+    boxless = [{key: value for key, value in entry.items() if key != "bbox"} for entry in mask_results]
+    with contextlib.redirect_stdout(io.StringIO()):
+        box_stats, box_ap_per_category = _evaluate(ground_truth, box_results, "bbox", engine)
+        mask_stats, mask_ap_per_category = _evaluate(ground_truth, boxless, "segm", engine)
+    return Scores(
+        box_ap=box_stats[0],
+        mask_ap=mask_stats[0],
+        box_stats=box_stats,
+        mask_stats=mask_stats,
+        box_ap_per_category=box_ap_per_category,
+        mask_ap_per_category=mask_ap_per_category,
+        engine=engine,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def agree(first: Scores, second: Scores) -> list[str]:
+    """Returns one line for each of the 24 numbers that is not exactly equal in both; empty when the two agree."""
+    differences = []
+    for kind in ("box", "mask"):
+        pairs = zip(STAT_NAMES, getattr(first, f"{kind}_stats"), getattr(second, f"{kind}_stats"), strict=True)
+        differences += [
+            f"{kind} {name}: {one!r} ({first.engine}) and {other!r} ({second.engine})"
+            for name, one, other in pairs
+            if one != other
+        ]
+    return differences
+
+
+def _evaluate(
+    ground_truth: GroundTruth, results: list[dict], iou_type: str, engine: str
+) -> tuple[tuple[float, ...], dict[str, float | None]]:
+    """Returns the 12 numbers and the AP of each category."""
+    if engine == "official":
+        truth = ground_truth.official
+        evaluation = COCOeval(truth, _official_results(truth, results), iou_type)
+    else:
+        truth = ground_truth.fast
+        evaluation = hotcoco.COCOeval(truth, truth.load_res(results), iou_type)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    precision = np.asarray(evaluation.eval["precision"])[:, :, :, ALL_AREAS, MOST_DETECTIONS]
+    per_category = {
+        name: _mean_precision(precision[:, :, index]) for index, name in enumerate(ground_truth.category_names.values())
+    }
+    return tuple(float(number) for number in evaluation.stats), per_category
+
+
+def _mean_precision(precision: np.ndarray) -> float | None:
+    counted = precision[precision > -1]  # -1 marks what has no ground truth
+    return float(counted.mean()) if counted.size else None
+
+
+def _official_results(truth: COCO, results: list[dict]) -> COCO:
+    if results:
+        return truth.loadRes([dict(entry) for entry in results])  # copies, because pycocotools writes into them
+    # pycocotools looks at the first result to know their kind, and fails without one.
+    return _official_coco({**truth.dataset, "annotations": []})
+
+
+def _official_coco(dataset: dict) -> COCO:
+    coco = COCO()
+    coco.dataset = dataset
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
+def _names_by_id(categories: list[dict]) -> dict[int, str]:
+    """Returns the names in the order of the ids, which is that of COCO's arrays; a name used twice shows its id."""
+    uses = Counter(category["name"] for category in categories)
+    ordered = sorted(categories, key=lambda category: category["id"])
+    return {
+        entry["id"]: entry["name"] if uses[entry["name"]] == 1 else f"{entry['name']} ({entry['id']})"
+        for entry in ordered
+    }
+
+
+def _mended(annotations: list[dict], image_sizes_hw: dict[int, list[int]]) -> list[dict]:
+    # pycocotools marks a match by the annotation's id, so that a match to id 0 would count as none.
+    renumber = any(annotation["id"] == 0 for annotation in annotations)
+    mended = []
+    for position, annotation in enumerate(annotations, start=1):
+        entry = {"iscrowd": 0, **annotation}
+        entry["id"] = position if renumber else annotation["id"]
+        if "area" not in annotation:
+            entry["area"] = _mask_area(annotation["segmentation"], image_sizes_hw[annotation["image_id"]])
+        mended.append(entry)
+    return mended
+
+
+def _mask_area(segmentation: list | dict, size_hw: list[int]) -> float:
+    """Returns the number of pixels of a COCO segmentation: polygons, or a run-length code of either kind."""
+    if isinstance(segmentation, dict) and not isinstance(segmentation["counts"], list):
+        return float(coco_masks.area(segmentation))
+    codes = coco_masks.frPyObjects(segmentation, *size_hw)
+    return float(coco_masks.area(coco_masks.merge(codes) if isinstance(codes, list) else codes))
+
+
+def _no_objects(path: str, count: int) -> Fault:
+    return Fault(
+        file=path,
+        where="the whole file",
+        field="annotations",
+        value=f"{count} entries",
+        problem="There is no object to find (crowds do not count), so there is no average precision.",
+        mend="Use a validation file with at least one annotation that is not a crowd.",
+    )
+
+
+def _faults(ground_truth: GroundTruth, results: list[dict], geometry: str) -> list[Fault]:
+    """Returns what is wrong in `results`, whose boxes or masks are in the field `geometry`."""
+    kind = "box results" if geometry == "bbox" else "mask results"
+    return [
+        Fault(
+            file=kind,
+            where=f"result {position} (image id {entry.get('image_id')})",
+            field=field,
+            value=repr(entry.get(field))[:80],
+            problem=problem,
+            mend=mend,
+        )
+        for position, entry in enumerate(results)
+        for field, problem, mend in _entry_faults(ground_truth, entry, geometry)
+    ]
+
+
+def _entry_faults(ground_truth: GroundTruth, entry: dict, geometry: str) -> Iterator[tuple[str, str, str]]:
+    """Yields field, problem and mend."""
+    missing = [field for field in ("image_id", "category_id", "score", geometry) if field not in entry]
+    for field in missing:
+        yield field, "The field is missing.", "Add it."
+    if missing:
+        return
+    if entry["image_id"] not in ground_truth.image_sizes_hw:
+        yield "image_id", f"No image of {ground_truth.path} has this id.", "Evaluate with the file of these images."
+        return
+    if entry["category_id"] not in ground_truth.category_names:
+        yield "category_id", f"No category of {ground_truth.path} has this id.", "Map labels to the file's own ids."
+    if not math.isfinite(entry["score"]):
+        yield "score", "The score is not a finite number.", "Find out where the model's output stopped being finite."
+    if geometry == "bbox":
+        if not all(map(math.isfinite, entry["bbox"])):
+            yield "bbox", "The box is not finite.", "Find out where the model's output stopped being finite."
+    elif list(entry["segmentation"]["size"]) != ground_truth.image_sizes_hw[entry["image_id"]]:
+        size_hw = ground_truth.image_sizes_hw[entry["image_id"]]
+        yield "segmentation", f"The mask's size is not the image's, {size_hw}.", "Encode it at the original size."

@@ -1,0 +1,87 @@
+"""Box-head losses: RoIs drawn from the proposals, their classes and their offsets."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from maskperf.config import ModelConfig
+from maskperf.ops.boxes import encode_boxes, pairwise_iou
+from maskperf.ops.matching import match_to_truth
+from maskperf.ops.sampling import compact, sample_balanced
+from maskperf.structures import Proposals, SampledRois, Targets
+
+BOX_HEAD_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+BOX_SMOOTH_L1_BETA = 1.0  # modeling/roi_heads/box_head/loss.py
+_ROI_SALT = 0x5DEECE66D  # so that RoIs and anchors of an image draw different numbers
+
+
+@torch.no_grad()
+def sample_rois(
+    candidates: Proposals, targets: Targets, seeds: Int[Tensor, " images"], *, config: ModelConfig
+) -> SampledRois:
+    """Returns the sampled RoIs of each image, positives first, then background, then empty places.
+
+    A candidate takes the label of its best ground truth from `roi_positive_iou` on, else it is background. With the
+    benchmark's 512 RoIs at most 128 are positive. Source: `modeling/roi_heads/box_head/loss.py`.
+    """
+    iou = pairwise_iou(candidates.boxes, targets.boxes)
+    threshold = config.roi_positive_iou
+    matches = match_to_truth(
+        iou, targets.valid, positive_iou=threshold, negative_iou=threshold, keep_best_of_truth=False
+    )
+    positive, negative = sample_balanced(
+        matches.positive & candidates.valid,
+        matches.negative & candidates.valid,
+        seeds ^ _ROI_SALT,
+        num_samples=config.roi_samples_per_image,
+        positive_fraction=config.roi_positive_fraction,
+    )
+    num_slots = min(config.roi_samples_per_image, positive.shape[1])
+    index = torch.argsort(torch.where(positive, 0, torch.where(negative, 1, 2)), dim=1, stable=True)[:, :num_slots]
+    is_positive = positive.gather(1, index)
+    slots = matches.slots.gather(1, index)
+    return SampledRois(
+        boxes=candidates.boxes.gather(1, index[..., None].expand(-1, -1, 4)),
+        labels=targets.labels.gather(1, slots) * is_positive,
+        matched_slots=slots,
+        valid=is_positive | negative.gather(1, index),
+    )
+
+
+def box_losses(
+    logits: Float[Tensor, "images rois classes"],
+    deltas: Float[Tensor, "images rois classes 4"],
+    rois: SampledRois,
+    targets: Targets,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Returns cross-entropy over all RoIs, and smooth L1 of the true class's offsets over the positive ones,
+    both divided by the number of all RoIs of the device's batch."""
+    num_rois = rois.valid.sum().clamp(min=1)
+    entropy = F.cross_entropy(logits.flatten(0, 1), rois.labels.flatten(), reduction="none")
+    classification_loss = (entropy * rois.valid.flatten()).sum() / num_rois
+    positive = rois.labels > 0
+    of_label = rois.labels[..., None, None].expand(-1, -1, 1, 4)
+    predicted = deltas.gather(2, of_label).squeeze(2)
+    truth = targets.boxes.gather(1, rois.matched_slots[..., None].expand(-1, -1, 4))
+    truth = torch.where(positive[..., None], truth, rois.boxes)  # keeps the logarithm finite where unused
+    wanted = encode_boxes(truth, rois.boxes, BOX_HEAD_WEIGHTS)
+    loss = F.smooth_l1_loss(predicted, wanted, beta=BOX_SMOOTH_L1_BETA, reduction="none")
+    return classification_loss, (loss * positive[..., None]).sum() / num_rois
+
+
+def positive_rois(rois: SampledRois, mask_slots: int) -> tuple[SampledRois, Int[Tensor, ""]]:
+    """Returns the positive RoIs in `mask_slots` places per image, and how many found no place.
+
+    They come first in `rois`, so this is a slice; `valid` then means positive.
+    """
+    positive = rois.labels > 0
+    index = compact(positive, mask_slots)
+    kept = positive.gather(1, index)
+    chosen = SampledRois(
+        boxes=rois.boxes.gather(1, index[..., None].expand(-1, -1, 4)),
+        labels=rois.labels.gather(1, index),
+        matched_slots=rois.matched_slots.gather(1, index),
+        valid=kept,
+    )
+    return chosen, positive.sum() - kept.sum()

@@ -1,0 +1,37 @@
+"""Mask-head loss: binary cross-entropy against rasterised polygons."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from maskperf.ops.rasterize import rasterize_crops
+from maskperf.structures import SampledRois, Targets
+
+
+@torch.no_grad()
+def mask_targets(rois: SampledRois, targets: Targets, size: int) -> Bool[Tensor, "images masks size size"]:
+    """Returns the ground-truth mask of each positive RoI inside its box, on a canvas of size x size."""
+    images, slots = targets.valid.shape
+    first_object = torch.arange(images, device=rois.boxes.device)[:, None] * slots
+    objects = rois.matched_slots + first_object
+    masks = rasterize_crops(targets.polygons, objects.flatten(), rois.boxes.flatten(0, 1), size)
+    return masks.unflatten(0, rois.valid.shape)
+
+
+def mask_loss(
+    logits: Float[Tensor, "images masks classes size size"],
+    rois: SampledRois,
+    wanted: Bool[Tensor, "images masks size size"],
+) -> Float[Tensor, ""]:
+    """Returns the mean over positive RoIs and pixels, on the map of the true class only; 0 without positive RoIs.
+
+    The zero stays connected to the logits, so every parameter gets a gradient in every process.
+    Source: `modeling/roi_heads/mask_head/loss.py`.
+    """
+    size = logits.shape[-1]
+    of_label = rois.labels[..., None, None, None].expand(-1, -1, 1, size, size)
+    chosen = logits.gather(2, of_label).squeeze(2)
+    entropy = F.binary_cross_entropy_with_logits(chosen, wanted.to(chosen.dtype), reduction="none")
+    num_pixels = (rois.valid.sum() * size * size).clamp(min=1)
+    return (entropy * rois.valid[..., None, None]).sum() / num_pixels

@@ -1,0 +1,299 @@
+"""The pretrained trunk: Detectron's R-50.pkl, a Python-2 pickle, read without running anything that is in it."""
+
+import hashlib
+import io
+import pickle
+import pickletools
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from maskperf.errors import DataError, StorageError
+from maskperf.model.quantize import BACKBONE_FORMAT, load_stored_backbone, store_backbone
+from maskperf.model.weights import COUNTER_SUFFIX, file_error, read_header, tensor_faults
+
+KNOWN_MD5 = "b19105fdd7baafb40480251377de18f2"  # R-50.pkl of Detectron's model store, named by the benchmark
+BODY_PREFIX = "backbone.body."
+FOLD_EPSILON = 1e-5  # of detectron2's file, whose batch norms are not folded
+DIGEST_FIELD = "source_sha256"
+WRONG_FILE_MEND = "Use Detectron's R-50.pkl (ImageNetPretrained/MSRA), and model.stage_blocks that fit it."
+CLASSIFIER_ARRAYS = {"fc1000_w", "fc1000_b"}
+UNFOLDED_PARTS = ("gamma", "beta", "running_mean", "running_var")
+DAMAGE_ERRORS = (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, ImportError)
+TOO_LARGE_ERRORS = (OverflowError, MemoryError)
+
+
+@dataclass(frozen=True)
+class BackboneWeights:
+    """The trunk's tensors under the model's names, and what the user should know about where they came from."""
+
+    tensors: dict[str, Tensor]
+    notices: list[str]
+
+
+class _ForbiddenGlobal(pickle.UnpicklingError):
+    """The pickle asked for something that no weight file needs."""
+
+
+# What a pickle may build: inert stand-ins for numpy's types, so no code of anyone runs on a stranger's arguments.
+# Each class has __setstate__: without it the opcode BUILD could set attributes of the class itself.
+class _Inert:
+    def __setstate__(self, state):
+        raise pickle.UnpicklingError("this object takes no state")
+
+
+class _Bytes(_Inert):
+    def __new__(cls, text, encoding):
+        if encoding not in ("latin1", "latin-1"):
+            raise pickle.UnpicklingError(f"bytes in encoding {encoding!r}; only latin-1 is allowed")
+        return text.encode("latin-1")
+
+
+class _NumberType:
+    def __init__(self, code, align=False, copy=False):
+        self.dtype = np.dtype(str(code))
+        if self.dtype.kind not in "fiub":  # float, integer, unsigned, boolean
+            raise pickle.UnpicklingError(f"arrays of type {code!r} are not plain numbers")
+
+    def __setstate__(self, state):
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array:
+    def __init__(self, array_type, shape, code):
+        self.values = None  # comes with __setstate__
+
+    def __setstate__(self, state):
+        _, shape, number_type, is_column_major, content = state
+        self.values = _numbers(number_type, content).reshape(tuple(shape), order="F" if is_column_major else "C")
+
+
+class _Scalar(_Inert):
+    def __init__(self, number_type, content):
+        self.values = _numbers(number_type, content).reshape(())
+
+
+def _refuse_huge_memo(data: bytes) -> None:
+    # Trap: one opcode can make the unpickler fill 64 GiB with empty places; a sound pickle numbers them in order.
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(data):
+            raise pickle.UnpicklingError(f"place {argument} of the memo cannot exist")
+
+
+def _numbers(number_type, content) -> np.ndarray:
+    if not isinstance(number_type, _NumberType) or not isinstance(content, (str, bytes)):
+        raise pickle.UnpicklingError("an array that does not hold plain numbers")
+    raw = content.encode("latin-1") if isinstance(content, str) else content
+    return np.frombuffer(raw, dtype=number_type.dtype)
+
+
+ALLOWED_GLOBALS = {
+    ("numpy", "ndarray"): _Inert,
+    ("numpy", "dtype"): _NumberType,
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,
+    ("numpy.core.multiarray", "scalar"): _Scalar,
+    ("numpy._core.multiarray", "scalar"): _Scalar,
+    ("_codecs", "encode"): _Bytes,
+}
+
+
+class _RestrictedUnpickler(pickle.Unpickler):
+    def find_class(self, module_name, global_name):
+        allowed = ALLOWED_GLOBALS.get((module_name, global_name))
+        if allowed is None:
+            raise _ForbiddenGlobal(f"{module_name}.{global_name}")
+        return allowed
+
+
+def read_detectron_pickle(path: str | Path) -> dict[str, np.ndarray]:
+    """Returns the arrays of a Detectron weight file by name, momentum left out, without running code from the file.
+
+    Errors: DataError for a missing or damaged file, a pickle that asks for anything but arrays, entries that are not.
+    """
+    path = Path(path)
+    data = _read_bytes(path)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # odd escapes and number codes of damaged files
+            _refuse_huge_memo(data)
+            content = _RestrictedUnpickler(io.BytesIO(data), encoding="latin-1").load()
+    except _ForbiddenGlobal as error:
+        problem = "the pickle asks for something that a weight file does not need; nothing of it was run."
+        raise file_error(path, "global", str(error), problem, "Delete the file; get it from its source.") from error
+    except (*DAMAGE_ERRORS, *TOO_LARGE_ERRORS) as error:
+        problem = f"is not a whole pickle of arrays: {type(error).__name__}: {error}."
+        raise file_error(path, "content", "unreadable", problem) from error
+    blobs = content.get("blobs", content) if isinstance(content, dict) else content
+    if not isinstance(blobs, dict):
+        raise file_error(path, "content", type(blobs).__name__, "is not a dictionary of arrays.", WRONG_FILE_MEND)
+    return _unwrap(path, {name: value for name, value in blobs.items() if not str(name).endswith("_momentum")})
+
+
+def convert_names(
+    blobs: Mapping[str, np.ndarray], model_state: Mapping[str, Tensor], *, file: str = "R-50.pkl"
+) -> dict[str, Tensor]:
+    """Returns the trunk's tensors in float32 under the model's names, every convolution and batch norm of it.
+
+    Batch norms of the file are one scale and one shift per channel; the mean becomes 0 and the variance 1. Those of
+    detectron2's file of the same name (`_bn_gamma` and so on) are folded into such a pair first. Convolution biases
+    and the classifier are left out: the model has none. Channels stay BGR.
+
+    Errors: DataError with all missing, unexpected, wrongly shaped and non-finite arrays, under the file's names.
+    Source: the benchmark's mapping of R-50.pkl.
+    """
+    wanted = body_state(model_state)
+    is_unfolded = any(name.endswith("_bn_gamma") for name in blobs)
+    sources = {name: _sources(name.removeprefix(BODY_PREFIX), is_unfolded) for name in wanted}
+    wanted_arrays = {source: wanted[name] for name, names in sources.items() for source in names}
+    ignored = {f"{name.removesuffix('_w')}_b" for name in wanted_arrays if name.endswith("_w")} | CLASSIFIER_ARRAYS
+    arrays = {name: torch.from_numpy(np.array(blobs[name], dtype=np.float64)) for name in blobs if name not in ignored}
+    faults = tensor_faults(arrays, wanted_arrays, file=file, mend=WRONG_FILE_MEND)
+    if faults:
+        raise DataError(faults)
+    tensors = {name: _build(name, [arrays[one] for one in sources[name]], wanted[name].shape) for name in wanted}
+    faults = tensor_faults(tensors, wanted, file=file, mend=WRONG_FILE_MEND)  # a negative variance, or beyond float32
+    if faults:
+        raise DataError(faults)
+    return tensors
+
+
+def load_backbone(
+    path: str | Path, model_state: Mapping[str, Tensor], *, cache_dir: str | Path | None = None
+) -> BackboneWeights:
+    """Returns the trunk of a .pkl of Detectron or of a .safetensors that `store_backbone` wrote.
+
+    A .pkl is converted once: the result is kept beside it, or in `cache_dir` (default: ~/.cache/maskperf) where that
+    cannot be done, and used from then on as long as the .pkl has the same SHA-256.
+
+    Errors: DataError when anything about the file does not fit `model_state`.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return _load_stored(path, model_state)
+    data = _read_bytes(path)
+    md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    sha256 = hashlib.sha256(data).hexdigest()
+    relation = "is that" if md5 == KNOWN_MD5 else f"is not that ({KNOWN_MD5})"
+    notices = [f"{path}: MD5 {md5} {relation} of the file the benchmark names"]
+    cache_dir = Path(cache_dir) if cache_dir is not None else Path.home() / ".cache" / "maskperf"
+    places = (path.with_suffix(".safetensors"), cache_dir / f"{path.stem}-{sha256[:16]}.safetensors")
+    for place in places:
+        if _conversion_header(place).get(DIGEST_FIELD) == sha256:
+            stored = _load_stored(place, model_state)
+            return BackboneWeights(tensors=stored.tensors, notices=notices + stored.notices)
+    tensors = convert_names(read_detectron_pickle(path), model_state, file=str(path))
+    metadata = {"source": path.name, "source_md5": md5, DIGEST_FIELD: sha256}
+    return BackboneWeights(tensors=tensors, notices=notices + _keep(tensors, places, metadata))
+
+
+def load_backbone_weights(model: nn.Module, path: str | Path, *, cache_dir: str | Path | None = None) -> list[str]:
+    """Returns notices for the user, after the trunk of `model` was replaced by the file's; the rest stays as it is."""
+    loaded = load_backbone(path, model.state_dict(), cache_dir=cache_dir)
+    model.load_state_dict(loaded.tensors, strict=False)
+    return loaded.notices
+
+
+def body_state(model_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the entries of a model's state dict that a pretrained trunk must fill."""
+    return {
+        name: tensor
+        for name, tensor in model_state.items()
+        if name.startswith(BODY_PREFIX) and not name.endswith(COUNTER_SUFFIX)
+    }
+
+
+def _sources(name: str, is_unfolded: bool) -> tuple[str, ...]:
+    """Returns the names of the file's arrays that the trunk's tensor `name` is made from."""
+    module, _, part = name.rpartition(".")
+    kind, base = _place_in_file(module)
+    if kind == "conv":
+        return (f"{base}_w",)
+    if part in ("running_mean", "running_var"):
+        return ()
+    if is_unfolded:
+        return tuple(f"{base}_bn_{one}" for one in UNFOLDED_PARTS)
+    return (f"{base}_bn_{'s' if part == 'weight' else 'b'}",)
+
+
+def _place_in_file(module: str) -> tuple[str, str]:
+    """Returns ("conv" or "bn", name without suffix) of a module of the trunk."""
+    if module == "stem.conv1":
+        return "conv", "conv1"
+    if module == "stem.bn1":
+        return "bn", "res_conv1"
+    match = re.fullmatch(r"layer(\d+)\.(\d+)\.(?:(conv|bn)(\d)|downsample\.(\d))", module)
+    assert match, f"the trunk has a module {module} that no backbone file knows"
+    stage, block, kind, number, shortcut = match.groups()
+    branch = "1" if kind is None else "2" + "abc"[int(number) - 1]
+    return kind or ("conv", "bn")[int(shortcut)], f"res{int(stage) + 1}_{block}_branch{branch}"
+
+
+def _build(name: str, arrays: list[Tensor], shape: torch.Size) -> Tensor:
+    """Returns one tensor of the trunk, in float32, from its arrays in float64."""
+    if not arrays:
+        return torch.ones(shape) if name.endswith("running_var") else torch.zeros(shape)
+    if len(arrays) == 1:
+        return arrays[0].float()
+    gamma, beta, mean, variance = arrays
+    scale = gamma / (variance + FOLD_EPSILON).sqrt()
+    return (scale if name.endswith("weight") else beta - mean * scale).float()
+
+
+def _load_stored(path: Path, model_state: Mapping[str, Tensor]) -> BackboneWeights:
+    stored = load_stored_backbone(path)
+    faults = tensor_faults(stored.weights, body_state(model_state), file=str(path), mend=WRONG_FILE_MEND)
+    if faults:
+        raise DataError(faults)
+    notice = f"{path}: trunk stored as {stored.storage}; {stored.metadata.get('precision_loss', 'loss unknown')}"
+    return BackboneWeights(tensors=stored.weights, notices=[notice])
+
+
+def _conversion_header(place: Path) -> dict[str, str]:
+    """Returns the metadata of a converted file in full precision; empty where there is none."""
+    if not place.is_file():
+        return {}
+    header = read_header(place)
+    is_conversion = header.get("format") == BACKBONE_FORMAT and header.get("storage") == "float32"
+    return header if is_conversion else {}
+
+
+def _keep(tensors: Mapping[str, Tensor], places: tuple[Path, ...], metadata: Mapping[str, str]) -> list[str]:
+    """Returns notices, after the converted trunk was written to the first place where that is possible."""
+    notices = []
+    for place in places:
+        if place.is_file() and _conversion_header(place).get("source") != metadata["source"]:
+            notices.append(f"{place}: not overwritten, it was not converted from {metadata['source']}")
+            continue
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            store_backbone(tensors, place, "float32", metadata=metadata)
+        except (StorageError, OSError) as error:
+            notices.append(f"the converted trunk cannot be kept there: {error}")
+            continue
+        return [*notices, f"{place}: the converted trunk is kept here and used from now on"]
+    return [*notices, "the converted trunk is kept nowhere, so the pickle will be converted again next time"]
+
+
+def _unwrap(path: Path, blobs: dict) -> dict[str, np.ndarray]:
+    faults = []
+    for name, value in blobs.items():
+        if not (isinstance(name, str) and isinstance(value, (_Array, _Scalar)) and value.values is not None):
+            kind = type(value).__name__.lstrip("_")
+            faults += file_error(path, f"entry {name!r}", kind, "is not a named array.", WRONG_FILE_MEND).faults
+    if faults:
+        raise DataError(faults)
+    return {name: value.values for name, value in blobs.items()}
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        mend = "Give the path of R-50.pkl; the guide to the data tells where to get it."
+        raise file_error(path, "path", str(path), f"cannot be read: {error.strerror}.", mend) from error

@@ -1,0 +1,140 @@
+"""Every layer of the model with its output, parameters and arithmetic, from shapes alone: nothing is computed."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from maskperf.model.heads import BOX_POOL_SIZE, MASK_POOL_SIZE
+from maskperf.model.mask_rcnn import STRIDES, MaskRcnn
+
+TITLES = ("layer", "kind", "output", "parameters", "multiply-adds", "trained")
+SIZE_DIVISOR = 32  # what the top-down path of the pyramid needs
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer. A layer that is called several times (the RPN head, once per level) has one row."""
+
+    name: str
+    kind: str
+    output_shape: tuple[int, ...]  # of the first call; for the RPN head this is P2
+    calls: int
+    parameters: int
+    multiply_adds: int  # of convolutions and linear layers, over all calls; 0 for batch norms
+    frozen: bool  # nothing in it is trained
+
+
+def list_layers(
+    model: MaskRcnn,
+    image_size_hw: tuple[int, int] = (800, 1344),
+    *,
+    images: int = 1,
+    box_rois: int = 512,
+    mask_rois: int = 128,
+) -> list[LayerRow]:
+    """Returns a row for every layer with parameters or buffers, in the order of the state dict.
+
+    `image_size_hw` is the padded size; `box_rois` and `mask_rois` are counts per image. RoIAlign, which has no weights,
+    is left out.
+
+    Errors: ValueError for a size that is not a multiple of 32.
+    """
+    if any(side % SIZE_DIVISOR or side <= 0 for side in image_size_hw):
+        raise ValueError(f"image_size_hw={image_size_hw}: both sides must be positive multiples of {SIZE_DIVISOR}")
+    layers = {name: module for name, module in model.named_modules() if _own_tensors(module)}
+    calls: dict[str, list[tuple[tuple[int, ...], int]]] = defaultdict(list)
+
+    def record(name: str):
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            calls[name].append((tuple(output.shape), _multiply_adds(module, inputs[0], output)))
+
+        return hook
+
+    handles = [module.register_forward_hook(record(name)) for name, module in layers.items()]
+    try:
+        _run_on_shapes(model, image_size_hw, images=images, box_rois=box_rois, mask_rois=mask_rois)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [_row(name, module, calls[name]) for name, module in layers.items()]
+
+
+def format_layers(rows: list[LayerRow]) -> str:
+    """Returns a plain table, one line per layer, and the totals of parameters and multiply-adds."""
+    cells = [TITLES] + [
+        (
+            row.name,
+            row.kind,
+            " x ".join(str(side) for side in row.output_shape) + (f" ({row.calls} calls)" if row.calls != 1 else ""),
+            f"{row.parameters:,}",
+            f"{row.multiply_adds:,}",
+            "no" if row.frozen else "yes",
+        )
+        for row in rows
+    ]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(TITLES))]
+    lines = []
+    for line in cells:
+        left = [text.ljust(width) for text, width in zip(line[:3], widths[:3], strict=True)]
+        right = [text.rjust(width) for text, width in zip(line[3:], widths[3:], strict=True)]
+        lines.append("  ".join(left + right))
+    lines.insert(1, "-" * len(lines[0]))
+    total = sum(row.parameters for row in rows)
+    frozen = sum(row.parameters for row in rows if row.frozen)
+    lines.append("-" * len(lines[0]))
+    lines.append(f"parameters: {total:,} in all, {total - frozen:,} trained, {frozen:,} frozen")
+    lines.append(f"multiply-adds of one forward pass: {sum(row.multiply_adds for row in rows):,}")
+    return "\n".join(lines)
+
+
+def _run_on_shapes(
+    model: MaskRcnn, image_size_hw: tuple[int, int], *, images: int, box_rois: int, mask_rois: int
+) -> None:
+    """Calls every part once in the order of a training step, on tensors without content."""
+    channels = model.config.fpn_channels
+    with torch.no_grad():
+        stages = _call(model.backbone["body"], torch.empty(images, 3, *image_size_hw, device="meta"))
+        features = _call(model.backbone["fpn"], stages)
+        assert len(features) == len(STRIDES), "the RPN head is called once per level"
+        for feature in features:
+            _call(model.rpn["head"], feature)
+        pooled = (images * box_rois, channels, BOX_POOL_SIZE, BOX_POOL_SIZE)
+        _call(model.roi_heads["box"], torch.empty(pooled, device="meta"))
+        pooled = (images * mask_rois, channels, MASK_POOL_SIZE, MASK_POOL_SIZE)
+        _call(model.roi_heads["mask"], torch.empty(pooled, device="meta"))
+
+
+def _call(module: nn.Module, argument: Tensor | list[Tensor]):
+    """Returns the module's output for an argument on the meta device; the module's own tensors stay where they are."""
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    return functional_call(module, {name: tensor.to("meta") for name, tensor in tensors}, (argument,))
+
+
+def _own_tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+
+
+def _multiply_adds(module: nn.Module, argument: Tensor, output: Tensor) -> int:
+    if isinstance(module, nn.Conv2d):
+        return output.numel() * module.weight[0].numel()
+    if isinstance(module, nn.ConvTranspose2d):
+        return argument.numel() * module.weight[0].numel()
+    if isinstance(module, nn.Linear):
+        return output.numel() * module.in_features
+    return 0
+
+
+def _row(name: str, module: nn.Module, calls: list[tuple[tuple[int, ...], int]]) -> LayerRow:
+    parameters = list(module.parameters(recurse=False))
+    return LayerRow(
+        name=name,
+        kind=type(module).__name__,
+        output_shape=calls[0][0],
+        calls=len(calls),
+        parameters=sum(parameter.numel() for parameter in parameters),
+        multiply_adds=sum(count for _, count in calls),
+        frozen=not any(parameter.requires_grad for parameter in parameters),
+    )

@@ -1,0 +1,84 @@
+"""From RPN outputs to proposals: per level top-k, decode, clip, NMS; then a quota over levels and, pooled, images."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from maskperf.config import ModelConfig
+from maskperf.ops.boxes import clip_boxes, decode_boxes
+from maskperf.ops.nms import nms_sorted
+from maskperf.ops.sampling import compact
+from maskperf.structures import Proposals, RpnOutput, Targets
+
+RPN_BOX_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
+
+
+@torch.no_grad()
+def select_proposals(
+    rpn: RpnOutput,
+    anchors: Float[Tensor, "anchors 4"],
+    level_counts: tuple[int, ...],
+    sizes_hw: Int[Tensor, "images 2"],
+    *,
+    config: ModelConfig,
+    training: bool,
+) -> Proposals:
+    """Returns the proposals of each image: in training in the order of levels, in testing by falling score.
+
+    In training the quota is taken over all images of the batch together ("pooled") or image by image.
+    Source: `modeling/rpn/inference.py` of the reference; ranking is by float32 sigmoid scores.
+    """
+    limit = config.candidates_per_level_train if training else config.candidates_per_level_test
+    boxes, scores, valid = _candidates(rpn, anchors, level_counts, sizes_hw, limit)
+    images, levels, per_level = valid.shape
+    alive = nms_sorted(boxes.flatten(0, 1), valid.flatten(0, 1), config.rpn_nms_iou).view(images, -1)
+    boxes, scores = boxes.flatten(1, 2), scores.flatten(1, 2)
+    ranked = torch.where(alive, scores, -1.0)
+    if not training:
+        best, index = ranked.topk(min(config.proposals_test, ranked.shape[1]), dim=1)
+        return _take(boxes, scores, best >= 0, index)
+    if config.proposal_quota == "pooled":
+        keep = _top_mask(ranked.view(1, -1), config.proposals_train).view(ranked.shape)
+    else:
+        keep = _top_mask(ranked, config.proposals_train)
+    index = compact(keep, min(config.proposals_train, ranked.shape[1]))
+    return _take(boxes, scores, keep.gather(1, index), index)
+
+
+def _candidates(
+    rpn: RpnOutput, anchors: Tensor, level_counts: tuple[int, ...], sizes_hw: Tensor, limit: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns boxes (images, levels, limit, 4), scores and valid: the best anchors of each level, decoded and clipped."""
+    limit = min(limit, max(level_counts))
+    parts = []
+    start = 0
+    for count in level_counts:
+        scores, index = rpn.logits[:, start : start + count].sigmoid().topk(min(limit, count), dim=1)
+        parts.append((scores, index + start, limit - scores.shape[1]))
+        start += count
+    scores = torch.stack([torch.nn.functional.pad(part, (0, short), value=-1.0) for part, _, short in parts], dim=1)
+    index = torch.stack([torch.nn.functional.pad(part, (0, short)) for _, part, short in parts], dim=1).flatten(1)
+    deltas = rpn.deltas.gather(1, index[..., None].expand(-1, -1, 4))
+    boxes = clip_boxes(decode_boxes(deltas, anchors[index], RPN_BOX_WEIGHTS), sizes_hw)
+    return boxes.view(*scores.shape, 4), scores, scores >= 0
+
+
+def _top_mask(ranked: Float[Tensor, "groups boxes"], quota: int) -> Tensor:
+    """Returns a mask of the `quota` best non-negative entries of each group."""
+    best, index = ranked.topk(min(quota, ranked.shape[1]), dim=1)
+    return torch.zeros_like(ranked, dtype=torch.bool).scatter(1, index, best >= 0)
+
+
+def _take(boxes: Tensor, scores: Tensor, valid: Tensor, index: Tensor) -> Proposals:
+    boxes = boxes.gather(1, index[..., None].expand(-1, -1, 4))
+    scores = scores.gather(1, index)
+    return Proposals(boxes=boxes * valid[..., None], scores=scores * valid, valid=valid)
+
+
+def append_truth(proposals: Proposals, targets: Targets) -> Proposals:
+    """Returns the proposals followed by the ground truth with score 1, on top of the quota."""
+    return Proposals(
+        boxes=torch.cat([proposals.boxes, targets.boxes], dim=1),
+        scores=torch.cat([proposals.scores, targets.valid.to(proposals.scores.dtype)], dim=1),
+        valid=torch.cat([proposals.valid, targets.valid], dim=1),
+    )

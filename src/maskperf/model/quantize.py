@@ -1,0 +1,189 @@
+"""The pretrained trunk stored in fewer bits, as the benchmark's rules permit, and what that costs in precision."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int8
+from torch import Tensor
+
+from maskperf.errors import DataError, Fault
+from maskperf.model.weights import DAMAGED_MEND, file_error, read_tensor_file, tensor_faults, write_tensor_file
+
+BACKBONE_FORMAT = "maskperf-backbone"
+STORAGE_TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
+INT8_LIMIT = 127  # symmetric: -128 is not used
+SCALE_SUFFIX = ".int8_scale"
+CONV_DIMS = 4  # only convolutions are stored in fewer bits; batch norm vectors stay float32
+
+
+@dataclass(frozen=True)
+class TensorLoss:
+    """How far a restored tensor is from the original."""
+
+    name: str
+    max_absolute: float
+    max_relative: float  # largest error over largest magnitude of the same tensor
+    snr_db: float  # 10 * log10(sum of squares / sum of squared errors); infinite when equal
+
+
+@dataclass(frozen=True)
+class PrecisionLoss:
+    """The loss of every tensor, and of all together (largest errors; ratio of the summed squares)."""
+
+    tensors: tuple[TensorLoss, ...]
+    overall: TensorLoss
+
+
+@dataclass(frozen=True)
+class StoredBackbone:
+    """A stored trunk, back in float32."""
+
+    weights: dict[str, Tensor]
+    storage: str
+    metadata: dict[str, str]
+
+
+def store_backbone(
+    weights: Mapping[str, Tensor], path: str | Path, storage: str, *, metadata: Mapping[str, str] | None = None
+) -> PrecisionLoss:
+    """Returns what the storage costs, after `weights` (model names, float32) were written as .safetensors.
+
+    Convolutions are stored as `storage` ("float32", "float16", "bfloat16", "int8"), everything else as float32.
+
+    Errors: ValueError for another storage, DataError for numbers that are not finite or too large for float16,
+    StorageError when the file cannot be written.
+    Source: benchmark rules of the pretrained weights, "they may be quantized".
+    """
+    if storage not in STORAGE_TYPES:
+        raise ValueError(f"storage={storage!r} is not one of {', '.join(STORAGE_TYPES)}")
+    reduced = {}
+    for name, tensor in weights.items():
+        reduced.update(_reduce(name, tensor, storage))
+    restored = _restore_all(reduced)
+    faults = tensor_faults(weights, weights, file=str(path), mend="Use intact weights; these hold no numbers.")
+    if not faults:
+        mend = "Store it as bfloat16 or float32; the numbers are too large for float16."
+        faults = tensor_faults(restored, weights, file=str(path), mend=mend)
+    if faults:
+        raise DataError(faults)
+    loss = precision_loss(weights, restored)
+    texts = {"format": BACKBONE_FORMAT, "storage": storage, "precision_loss": describe_loss(loss)[0]}
+    write_tensor_file(reduced, path, {**(metadata or {}), **texts})
+    return loss
+
+
+def load_stored_backbone(path: str | Path) -> StoredBackbone:
+    """Returns the trunk of a file that `store_backbone` wrote, in float32.
+
+    Errors: DataError when the file is damaged or of another kind.
+    """
+    file = read_tensor_file(path)
+    storage = file.metadata.get("storage", "none")
+    if file.metadata.get("format") != BACKBONE_FORMAT or storage not in STORAGE_TYPES:
+        problem = "the file was not written as a stored trunk by this program."
+        mend = "Give R-50.pkl or a file made from it by this program."
+        raise file_error(Path(path), "storage", storage, problem, mend)
+    faults = _scale_faults(file.tensors, str(path))
+    if faults:
+        raise DataError(faults)
+    return StoredBackbone(weights=_restore_all(file.tensors), storage=storage, metadata=file.metadata)
+
+
+def quantize_channels(
+    weight: Float[Tensor, "channels ..."],
+) -> tuple[Int8[Tensor, "channels ..."], Float[Tensor, " channels"]]:
+    """Returns (values, scales): weight is about values * scales, symmetric, one scale per output channel.
+
+    scale = largest magnitude of the channel / 127, in float32; a channel of zeros has scale 0. The quotient is taken
+    in float64, so the error of values * scales is at most scale / 2.
+    """
+    scales = weight.flatten(1).abs().amax(dim=1).float() / INT8_LIMIT
+    divisors = torch.where(scales > 0, scales, 1.0).double()
+    values = (weight.double() / _per_channel(divisors, weight)).round().clamp(-INT8_LIMIT, INT8_LIMIT)
+    return values.to(torch.int8), scales
+
+
+def restore_channels(
+    values: Int8[Tensor, "channels ..."], scales: Float[Tensor, " channels"]
+) -> Float[Tensor, "channels ..."]:
+    """Returns values * scales in float32."""
+    return values.float() * _per_channel(scales, values)
+
+
+def precision_loss(original: Mapping[str, Tensor], restored: Mapping[str, Tensor]) -> PrecisionLoss:
+    """Returns the errors of `restored`, computed in float64. Both must have the same names."""
+    assert original.keys() == restored.keys(), "precision_loss compares two sets of the same tensors"
+    losses, signal_sum, noise_sum = [], 0.0, 0.0
+    for name, tensor in original.items():
+        exact = tensor.double()
+        error = restored[name].double() - exact
+        largest, worst = _largest(exact), _largest(error)
+        signal, noise = float(exact.square().sum()), float(error.square().sum())
+        losses.append(TensorLoss(name, worst, worst / largest if largest else worst, _decibel(signal, noise)))
+        signal_sum, noise_sum = signal_sum + signal, noise_sum + noise
+    overall = TensorLoss(
+        name="all tensors",
+        max_absolute=max((loss.max_absolute for loss in losses), default=0.0),
+        max_relative=max((loss.max_relative for loss in losses), default=0.0),
+        snr_db=_decibel(signal_sum, noise_sum),
+    )
+    return PrecisionLoss(tensors=tuple(losses), overall=overall)
+
+
+def describe_loss(loss: PrecisionLoss, *, num_worst: int = 3) -> list[str]:
+    """Returns text lines: all tensors together, then those with the lowest signal-to-noise ratio, if any lost bits."""
+    worst = sorted((one for one in loss.tensors if one.max_absolute > 0), key=lambda one: one.snr_db)[:num_worst]
+    return [_loss_line(one) for one in (loss.overall, *worst)]
+
+
+def _loss_line(loss: TensorLoss) -> str:
+    if loss.max_absolute == 0:
+        return f"{loss.name}: equal to the original"
+    return (
+        f"{loss.name}: largest error {loss.max_absolute:.3g} ({loss.max_relative:.2%} of the largest magnitude), "
+        f"signal-to-noise {loss.snr_db:.1f} dB"
+    )
+
+
+def _reduce(name: str, tensor: Tensor, storage: str) -> dict[str, Tensor]:
+    if tensor.dim() != CONV_DIMS:
+        return {name: tensor.float()}
+    if storage == "int8":
+        values, scales = quantize_channels(tensor.float())
+        return {name: values, name + SCALE_SUFFIX: scales}
+    return {name: tensor.to(STORAGE_TYPES[storage])}
+
+
+def _restore_all(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    restored = {}
+    for name, tensor in stored.items():
+        if tensor.dtype == torch.int8:
+            restored[name] = restore_channels(tensor, stored[name + SCALE_SUFFIX])
+        elif not name.endswith(SCALE_SUFFIX):
+            restored[name] = tensor.float()
+    return restored
+
+
+def _scale_faults(stored: Mapping[str, Tensor], file: str) -> list[Fault]:
+    """Returns one fault per int8 tensor without a float scale for each of its channels."""
+    quantized = {name: tensor for name, tensor in stored.items() if tensor.dtype == torch.int8}
+    wanted = {name + SCALE_SUFFIX: tensor.new_empty(tensor.shape[:1]) for name, tensor in quantized.items()}
+    found = {name: tensor for name, tensor in stored.items() if name.endswith(SCALE_SUFFIX)}
+    return tensor_faults(found, wanted, file=file, mend=DAMAGED_MEND)
+
+
+def _per_channel(vector: Tensor, like: Tensor) -> Tensor:
+    return vector.reshape(-1, *[1] * (like.dim() - 1))
+
+
+def _largest(tensor: Tensor) -> float:
+    return float(tensor.abs().max()) if tensor.numel() else 0.0
+
+
+def _decibel(signal: float, noise: float) -> float:
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal else -math.inf

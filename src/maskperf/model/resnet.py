@@ -1,0 +1,106 @@
+"""The ResNet trunk: bottlenecks with the stride in the first 1x1 convolution, batch norm frozen or trainable."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class FrozenBatchNorm(nn.Module):
+    """An affine map per channel, y = x * weight / sqrt(var) + (bias - mean * weight / sqrt(var)), without an epsilon.
+
+    All four vectors are buffers: nothing of it is trained. Source: spec of the benchmark, `layers/batch_norm.py`.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Float[Tensor, "n channels h w"]) -> Float[Tensor, "n channels h w"]:
+        scale = self.weight * self.running_var.rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return x * scale[:, None, None] + shift[:, None, None]
+
+
+def make_batch_norm(kind: str, channels: int) -> nn.Module:
+    return FrozenBatchNorm(channels) if kind == "frozen" else nn.BatchNorm2d(channels)
+
+
+def trunk_conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    """A convolution without bias that keeps the size for odd kernels, up to its stride."""
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+    nn.init.kaiming_uniform_(conv.weight, a=1)  # overwritten by the pretrained weights where there are any
+    return conv
+
+
+class Stem(nn.Module):
+    """7x7 convolution and 3x3 max-pool: stride 4 in all."""
+
+    def __init__(self, channels: int, batch_norm: str):
+        super().__init__()
+        self.conv1 = trunk_conv(3, channels, kernel=7, stride=2)
+        self.bn1 = make_batch_norm(batch_norm, channels)
+        self.pool = nn.MaxPool2d(3, stride=2, padding=1)
+
+    def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n channels h_4 w_4"]:
+        return self.pool(torch.relu_(self.bn1(self.conv1(pixels))))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 with a shortcut; a stride sits in the first 1x1 and in the shortcut (MSRA variant)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, batch_norm: str):
+        super().__init__()
+        inner = outputs // 4
+        self.conv1 = trunk_conv(inputs, inner, kernel=1, stride=stride)
+        self.bn1 = make_batch_norm(batch_norm, inner)
+        self.conv2 = trunk_conv(inner, inner, kernel=3)
+        self.bn2 = make_batch_norm(batch_norm, inner)
+        self.conv3 = trunk_conv(inner, outputs, kernel=1)
+        self.bn3 = make_batch_norm(batch_norm, outputs)
+        self.downsample = None
+        if inputs != outputs or stride != 1:
+            self.downsample = nn.Sequential(
+                trunk_conv(inputs, outputs, kernel=1, stride=stride), make_batch_norm(batch_norm, outputs)
+            )
+
+    def forward(self, x: Float[Tensor, "n inputs h w"]) -> Float[Tensor, "n outputs h_out w_out"]:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        y = torch.relu_(self.bn1(self.conv1(x)))
+        y = torch.relu_(self.bn2(self.conv2(y)))
+        return torch.relu_(self.bn3(self.conv3(y)) + shortcut)
+
+
+class ResNet(nn.Module):
+    """Four residual stages; returns C2, C3, C4, C5 at strides 4, 8, 16, 32."""
+
+    def __init__(
+        self,
+        *,
+        stem_channels: int,
+        stage_blocks: tuple[int, ...],
+        stage_channels: tuple[int, ...],
+        batch_norm: str,
+        frozen_stages: int,
+    ):
+        super().__init__()
+        self.stem = Stem(stem_channels, batch_norm)
+        inputs = stem_channels
+        for number, (blocks, outputs) in enumerate(zip(stage_blocks, stage_channels, strict=True), start=1):
+            layers = []
+            for block in range(blocks):
+                stride = 2 if block == 0 and number > 1 else 1
+                layers.append(Bottleneck(inputs, outputs, stride, batch_norm))
+                inputs = outputs
+            self.add_module(f"layer{number}", nn.Sequential(*layers))
+        frozen = [self.stem, self.layer1, self.layer2, self.layer3, self.layer4][:frozen_stages]
+        for part in frozen:
+            part.requires_grad_(False)
+
+    def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> list[Tensor]:
+        c2 = self.layer1(self.stem(pixels))
+        c3 = self.layer2(c2)
+        c4 = self.layer3(c3)
+        return [c2, c3, c4, self.layer4(c4)]

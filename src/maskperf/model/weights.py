@@ -1,0 +1,257 @@
+"""Files with the weights of a whole model, and the checks that every weight file passes."""
+
+import hashlib
+import json
+import os
+import pickle
+import secrets
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from maskperf.errors import DataError, Fault, StorageError
+from maskperf.model.mask_rcnn import STRIDES, MaskRcnn
+from maskperf.ops.anchors import cell_anchors
+
+MODEL_FORMAT = "maskperf-model"
+REQUIRED_METADATA = ("recipe", "category_ids", "category_names")
+DIGEST_KEY = "tensors_sha256"
+CELL_ANCHORS_PREFIX = "rpn.anchor_generator.cell_anchors."
+COUNTER_SUFFIX = "num_batches_tracked"  # of trainable batch norms; the reference has none
+DAMAGED_MEND = "Copy or download the file again; it is damaged, cut short or of another kind."
+# What torch.load raises for damaged files; it has no error of its own.
+LOAD_ERRORS = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+)
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """What one .safetensors file holds."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+
+def load_model_weights(model: MaskRcnn, path: str | Path) -> list[str]:
+    """Returns notices for the user, after every weight of `model` was replaced by the file's.
+
+    Takes a .safetensors file, the reference's .pth ({"model": ...}) or a bare state dict; names may begin with
+    "module.". The model is changed only if nothing at all is wrong.
+
+    Errors: DataError with every missing, unexpected, wrongly shaped or non-finite tensor.
+    """
+    path = Path(path)
+    state = _read_state(path)
+    anchors = {name: state.pop(name) for name in list(state) if name.startswith(CELL_ANCHORS_PREFIX)}
+    wanted = model.state_dict()
+    counters = {name for name in wanted if name.endswith(COUNTER_SUFFIX)}
+    dropped = [name for name in state if name.endswith(COUNTER_SUFFIX) and name not in wanted]
+    found = {name: tensor for name, tensor in state.items() if name not in dropped}
+    required = {name: tensor for name, tensor in wanted.items() if name not in counters or name in found}
+    mend = "Choose the model settings (classes, blocks, channels) that the file was made with, or another file."
+    faults = tensor_faults(found, required, file=str(path), mend=mend) + _anchor_faults(model, anchors, str(path))
+    if faults:
+        raise DataError(faults)
+    model.load_state_dict(found, strict=False)
+    notices = [f"{path}: {len(found)} tensors loaded"]
+    if anchors:
+        notices.append(f"{path}: {len(anchors)} tensors of cell anchors equal the model's")
+    if dropped:
+        notices.append(f"{path}: {len(dropped)} counters of trainable batch norms left out; the model has frozen ones")
+    if counters - found.keys():
+        notices.append(f"{path}: has no counters of trainable batch norms; the model's are kept")
+    return notices
+
+
+def save_model_weights(model: MaskRcnn, path: str | Path, metadata: Mapping[str, object]) -> None:
+    """Returns nothing; writes all weights as .safetensors, complete or not at all.
+
+    `metadata` must have the keys `REQUIRED_METADATA` and may have more; values are stored as JSON.
+
+    Errors: ValueError for a missing key, StorageError when the file cannot be written.
+    """
+    missing = [key for key in REQUIRED_METADATA if key not in metadata]
+    if missing:
+        raise ValueError(
+            f"metadata of a model file lacks {', '.join(missing)}; it needs {', '.join(REQUIRED_METADATA)}"
+        )
+    texts = {key: json.dumps(value) for key, value in metadata.items()}
+    write_tensor_file(model.state_dict(), path, {**texts, "format": json.dumps(MODEL_FORMAT)})
+
+
+def read_metadata(path: str | Path) -> dict[str, object]:
+    """Returns what `save_model_weights` was told about the model, without reading the weights.
+
+    Errors: DataError when the file is not one of ours.
+    """
+    path = Path(path)
+    metadata = read_header(path)
+    if metadata.get("format") != json.dumps(MODEL_FORMAT):
+        found = metadata.get("format", "none")
+        raise file_error(path, "format", found, "is not a model file of this program.", "Give a file made by a run.")
+    return {key: json.loads(text) for key, text in metadata.items() if key not in ("format", DIGEST_KEY)}
+
+
+def save_reference_state(model: MaskRcnn, path: str | Path) -> None:
+    """Returns nothing; writes {"model": state dict} as the reference implementation reads it, cell anchors included.
+
+    The reference's batch norms add no epsilon, so that of a trainable batch norm goes into its running variance.
+    """
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(COUNTER_SUFFIX)}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            state[f"{name}.running_var"] = state[f"{name}.running_var"] + module.eps
+    state.update(_model_cell_anchors(model))
+    plain = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+    replace_file(Path(path), lambda temporary: torch.save({"model": plain}, temporary))
+
+
+def read_tensor_file(path: str | Path) -> TensorFile:
+    """Returns the tensors of a .safetensors file, on the CPU.
+
+    Errors: DataError when the file is missing or damaged, or its tensors do not have the digest it was written with.
+    """
+    path = Path(path)
+    metadata = read_header(path)
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    digest = metadata.pop(DIGEST_KEY, None)
+    if digest is not None and digest != tensors_digest(tensors):
+        raise file_error(path, DIGEST_KEY, digest, "the tensors were changed after they were written.", DAMAGED_MEND)
+    return TensorFile(tensors=tensors, metadata=metadata)
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """Returns the metadata of a .safetensors file."""
+    _require_file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise file_error(path, "content", "unreadable", f"is not a whole .safetensors file: {error}.") from error
+
+
+def write_tensor_file(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]) -> None:
+    """Returns nothing; writes a .safetensors file with a digest of its tensors, complete or not at all."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    texts = {**metadata, DIGEST_KEY: tensors_digest(plain)}
+    replace_file(Path(path), lambda temporary: save_file(plain, temporary, metadata=texts))
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Returns nothing; lets `write` fill a file beside `path` and gives it the name `path` when it is complete."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())  # the name must never point to data that a power cut can lose
+        os.replace(temporary, path)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise StorageError(
+            f"{path}: cannot be written: {error}. Mend: choose a folder with space that you own."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Returns the SHA-256 of names, types, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def tensor_faults(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, file: str, mend: str) -> list[Fault]:
+    """Returns one fault for each name that is missing, unexpected, wrongly shaped, or holds NaN or infinity."""
+    faults = []
+    for name in [*wanted, *(name for name in found if name not in wanted)]:
+        shape = tuple(found[name].shape) if name in found else None
+        wanted_shape = tuple(wanted[name].shape) if name in wanted else None
+        if shape is None:
+            field, value, problem = "name", "missing", f"the model needs this tensor with shape {wanted_shape}."
+        elif wanted_shape is None:
+            field, value, problem = "name", f"shape {shape}", "the model has no such tensor."
+        elif shape != wanted_shape:
+            field, value, problem = "shape", str(shape), f"the model needs shape {wanted_shape}."
+        elif not torch.isfinite(found[name]).all():
+            bad = int((~torch.isfinite(found[name])).sum())
+            field, value, problem = "values", f"{bad} of {found[name].numel()}", "not finite (NaN or infinity)."
+        else:
+            continue
+        faults.append(Fault(file=file, where=f"tensor {name}", field=field, value=value, problem=problem, mend=mend))
+    return faults
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    state = read_tensor_file(path).tensors if path.suffix == ".safetensors" else _read_torch_state(path)
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def _read_torch_state(path: Path) -> dict[str, Tensor]:
+    _require_file(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except LOAD_ERRORS as error:
+        reason = str(error).split("\n")[0]
+        raise file_error(path, "content", "unreadable", f"cannot be loaded as plain tensors: {reason}.") from error
+    state = content.get("model", content) if isinstance(content, Mapping) else content
+    if not isinstance(state, Mapping):
+        problem = "holds neither a state dict nor a dictionary with the key model."
+        raise file_error(path, "content", type(state).__name__, problem)
+    foreign = [name for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
+    if foreign:
+        raise file_error(path, f"entry {foreign[0]}", type(state[foreign[0]]).__name__, "is not a named tensor.")
+    return dict(state)
+
+
+def _model_cell_anchors(model: MaskRcnn) -> dict[str, Tensor]:
+    levels = zip(STRIDES, model.config.anchor_sizes, strict=True)
+    ratios = model.config.anchor_ratios
+    return {f"{CELL_ANCHORS_PREFIX}{i}": cell_anchors(stride, size, ratios) for i, (stride, size) in enumerate(levels)}
+
+
+def _anchor_faults(model: MaskRcnn, anchors: Mapping[str, Tensor], file: str) -> list[Fault]:
+    mend = "Set model.anchor_sizes and model.anchor_ratios to what the file was made with."
+    table = _model_cell_anchors(model)
+    wanted = {name: table[name] for name in anchors if name in table}
+    faults = tensor_faults(anchors, wanted, file=file, mend=mend)
+    for name, tensor in wanted.items():
+        if anchors[name].shape == tensor.shape and not torch.equal(anchors[name].float(), tensor):
+            value = str(anchors[name].tolist())
+            problem = f"the model's anchors of this level are {tensor.tolist()}."
+            faults.append(
+                Fault(file=file, where=f"tensor {name}", field="values", value=value, problem=problem, mend=mend)
+            )
+    return faults
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        mend = "Give the path of an existing weight file."
+        raise file_error(path, "path", str(path), "there is no such file.", mend)
+
+
+def file_error(path: Path, field: str, value: str, problem: str, mend: str = DAMAGED_MEND) -> DataError:
+    """Returns the error for one thing that is wrong with a weight file as a whole."""
+    return DataError([Fault(file=str(path), where="whole file", field=field, value=value, problem=problem, mend=mend)])

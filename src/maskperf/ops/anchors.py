@@ -1,0 +1,59 @@
+"""Anchors: rounded base boxes and their grid over the padded feature maps."""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def cell_anchors(stride: int, size: int, ratios: tuple[float, ...]) -> Float[Tensor, "ratios 4"]:
+    """Returns the anchors of the first cell of a level, one per ratio h/w.
+
+    Sides are rounded half to even before scaling by size / stride, and the centre is (stride - 1) / 2:
+    at stride 32 the height of ratio 0.5 is 176, not 184. Source: `modeling/rpn/anchor_generator.py`.
+    """
+    centre = (stride - 1) / 2
+    rows = []
+    for ratio in ratios:
+        width = np.round(np.sqrt(stride * stride / ratio))
+        height = np.round(width * ratio)
+        half_width = (width * size / stride - 1) / 2
+        half_height = (height * size / stride - 1) / 2
+        rows.append([centre - half_width, centre - half_height, centre + half_width, centre + half_height])
+    return torch.tensor(np.array(rows), dtype=torch.float32)
+
+
+def level_anchors(cell: Float[Tensor, "ratios 4"], stride: int, size_hw: tuple[int, int]) -> Float[Tensor, "anchors 4"]:
+    """Returns the anchors of a level in the order row, column, ratio."""
+    height, width = size_hw
+    shift_y, shift_x = torch.meshgrid(torch.arange(height) * stride, torch.arange(width) * stride, indexing="ij")
+    shifts = torch.stack([shift_x, shift_y, shift_x, shift_y], dim=-1).to(torch.float32)
+    return (shifts[:, :, None, :] + cell).reshape(-1, 4)
+
+
+@lru_cache(maxsize=64)
+def pyramid_anchors(
+    level_sizes_hw: tuple[tuple[int, int], ...],
+    strides: tuple[int, ...],
+    sizes: tuple[int, ...],
+    ratios: tuple[float, ...],
+    device: torch.device,
+) -> Float[Tensor, "anchors 4"]:
+    """Returns the anchors of all levels, P2 first. Made once per set of sizes and kept on the device."""
+    levels = [
+        level_anchors(cell_anchors(stride, size, ratios), stride, size_hw)
+        for stride, size, size_hw in zip(strides, sizes, level_sizes_hw, strict=True)
+    ]
+    return torch.cat(levels).to(device)
+
+
+def anchor_visibility(
+    anchors: Float[Tensor, "anchors 4"], sizes_hw: Int[Tensor, "images 2"]
+) -> Bool[Tensor, "images anchors"]:
+    """Returns whether an anchor lies inside the true picture: x1, y1 >= 0, x2 < width, y2 < height."""
+    inside_left_top = (anchors[:, :2] >= 0).all(dim=1)
+    limits = sizes_hw.flip(1).to(anchors.dtype)  # width, height
+    inside_right_bottom = (anchors[None, :, 2:] < limits[:, None, :]).all(dim=2)
+    return inside_left_top & inside_right_bottom

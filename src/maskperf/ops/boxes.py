@@ -1,0 +1,66 @@
+"""Boxes with inclusive corners: area, overlap, clipping, and the coder between boxes and offsets."""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+MAX_LOG_RATIO = math.log(1000.0 / 16.0)  # upper clamp of the decoded width and height (modeling/box_coder.py)
+
+
+def box_area(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
+    """Returns (x2 - x1 + 1) * (y2 - y1 + 1)."""
+    return (boxes[..., 2] - boxes[..., 0] + 1) * (boxes[..., 3] - boxes[..., 1] + 1)
+
+
+def pairwise_iou(
+    first: Float[Tensor, "*batch a 4"], second: Float[Tensor, "*batch b 4"]
+) -> Float[Tensor, "*batch a b"]:
+    """Returns intersection over union of every pair, with the "+1" of inclusive corners.
+
+    Source: `structures/boxlist_ops.py` of the reference; the order of operations is kept, so ties stay ties.
+    """
+    left_top = torch.maximum(first[..., :, None, :2], second[..., None, :, :2])
+    right_bottom = torch.minimum(first[..., :, None, 2:], second[..., None, :, 2:])
+    sides = (right_bottom - left_top + 1).clamp(min=0)
+    intersection = sides[..., 0] * sides[..., 1]
+    return intersection / (box_area(first)[..., :, None] + box_area(second)[..., None, :] - intersection)
+
+
+def clip_boxes(
+    boxes: Float[Tensor, "images boxes 4"], sizes_hw: Int[Tensor, "images 2"]
+) -> Float[Tensor, "images boxes 4"]:
+    """Returns the boxes with x in [0, width - 1] and y in [0, height - 1] of their image."""
+    limits = sizes_hw.flip(1).repeat(1, 2).to(boxes.dtype)[:, None, :] - 1  # width, height, width, height
+    return torch.minimum(boxes.clamp(min=0), limits)
+
+
+def encode_boxes(
+    truth: Float[Tensor, "*batch 4"], anchors: Float[Tensor, "*batch 4"], weights: tuple[float, float, float, float]
+) -> Float[Tensor, "*batch 4"]:
+    """Returns the offsets (dx, dy, dw, dh) that turn `anchors` into `truth`, times `weights`.
+
+    Source: `modeling/box_coder.py` of the reference.
+    """
+    anchor_sides = anchors[..., 2:] - anchors[..., :2] + 1
+    anchor_centres = anchors[..., :2] + 0.5 * anchor_sides
+    truth_sides = truth[..., 2:] - truth[..., :2] + 1
+    truth_centres = truth[..., :2] + 0.5 * truth_sides
+    scale = truth.new_tensor(weights)
+    shifts = scale[:2] * (truth_centres - anchor_centres) / anchor_sides
+    growths = scale[2:] * torch.log(truth_sides / anchor_sides)
+    return torch.cat([shifts, growths], dim=-1)
+
+
+def decode_boxes(
+    deltas: Float[Tensor, "*batch 4"], anchors: Float[Tensor, "*batch 4"], weights: tuple[float, float, float, float]
+) -> Float[Tensor, "*batch 4"]:
+    """Returns the boxes that offsets make of anchors; x2 = centre + width / 2 - 1. The inverse of `encode_boxes`."""
+    anchor_sides = anchors[..., 2:] - anchors[..., :2] + 1
+    anchor_centres = anchors[..., :2] + 0.5 * anchor_sides
+    scale = deltas.new_tensor(weights)
+    offsets = deltas / scale
+    centres = offsets[..., :2] * anchor_sides + anchor_centres
+    sides = torch.exp(offsets[..., 2:].clamp(max=MAX_LOG_RATIO)) * anchor_sides
+    return torch.cat([centres - 0.5 * sides, centres + 0.5 * sides - 1], dim=-1)

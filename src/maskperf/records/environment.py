@@ -1,0 +1,96 @@
+"""The machine and the software that a run used."""
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+import maskperf.config
+
+PACKAGES = ("maskperf", "torch", "numpy", "pycocotools", "hotcoco", "mlperf-logging")
+
+
+def describe_environment() -> dict[str, str | int | float | list | dict | None]:
+    """Returns what can be found out about this process and its machine, ready for JSON; None where unknown."""
+    commit, is_modified = _git_state()
+    return {
+        "python": platform.python_version(),
+        "packages": {name: installed_version(name) for name in PACKAGES},
+        "operating_system": platform.platform(),
+        "cpu_model": _cpu_model(),
+        "cpu_logical_cores": os.cpu_count(),
+        "cpu_physical_cores": physical_cores(),
+        "memory_gib": _memory_gib(),
+        "gpus": _gpus(),
+        "cuda": torch.version.cuda,
+        "torch_threads": torch.get_num_threads(),
+        "git_commit": commit,
+        "git_modified": is_modified,
+        "command_line": shlex.join([sys.executable, *sys.argv]),
+    }
+
+
+def installed_version(package: str) -> str | None:
+    """Returns the version of an installed package, None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def physical_cores() -> int:
+    """Returns how many cores of their own this process may use; two threads of one core count once."""
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = set()
+    for logical in allowed:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{logical}/topology/thread_siblings_list")
+        cores.add(siblings.read_text().strip() if siblings.exists() else str(logical))
+    return len(cores)
+
+
+def _cpu_model() -> str | None:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or None
+
+
+def _memory_gib() -> float | None:
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return None
+    return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 2)
+
+
+def _gpus() -> list[dict[str, str | float]]:
+    if not torch.cuda.is_available():
+        return []
+    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return [{"name": gpu.name, "memory_gib": round(gpu.total_memory / 2**30, 2)} for gpu in found]
+
+
+def _git_state() -> tuple[str | None, bool | None]:
+    """Returns the commit of the checkout this package runs from, and whether tracked files differ from it."""
+    package = Path(maskperf.config.__file__).resolve().parent
+    checkout = package.parents[1]
+    # An installed copy may lie inside somebody else's checkout; only src/maskperf of its own counts.
+    if package.parent.name != "src" or not (checkout / ".git").exists():
+        return None, None
+    commit = _git(checkout, "rev-parse", "HEAD")
+    changes = _git(checkout, "status", "--porcelain", "--untracked-files=no")
+    return commit, None if changes is None else changes != ""
+
+
+def _git(checkout: Path, *words: str) -> str | None:
+    command = ["git", "--no-optional-locks", "-C", str(checkout), *words]
+    try:
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return finished.stdout.strip() if finished.returncode == 0 else None

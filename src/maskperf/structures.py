@@ -1,0 +1,131 @@
+"""The tensors that cross package borders, with their shapes.
+
+Legend of axes: images (of one device's batch), slots (places for ground truth, padded), rings (polygons), points,
+anchors, proposals, rois, masks (places for positive RoIs), detections, channels, height, width.
+A boolean `valid` tells which padded places are real; the others hold zeros.
+Boxes are (x1, y1, x2, y2) in pixels of the resized image, corners inclusive (docs/conventions.md).
+"""
+
+from dataclasses import dataclass, fields, is_dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Images:
+    """Pictures, top-left in a common canvas, BGR, mean subtracted, zero where padded."""
+
+    pixels: Float[Tensor, "images 3 height width"]
+    sizes_hw: Int[Tensor, "images 2"]  # true size of each picture inside the canvas
+
+
+@dataclass(frozen=True)
+class Polygons:
+    """Every ring of every object of a batch, flat. Object o = image * slots + slot."""
+
+    points: Float[Tensor, "points 2"]  # x, y
+    point_offsets: Int[Tensor, " rings_plus_1"]  # ring r has points[point_offsets[r]:point_offsets[r + 1]]
+    ring_offsets: Int[Tensor, " objects_plus_1"]  # object o has rings ring_offsets[o]:ring_offsets[o + 1]
+    max_points: int  # the most points that one object has; known on the host, so shapes are fixed
+    max_rings: int  # the most rings that one object has
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Ground truth; labels 1 and up, 0 where padded."""
+
+    boxes: Float[Tensor, "images slots 4"]
+    labels: Int[Tensor, "images slots"]
+    valid: Bool[Tensor, "images slots"]
+    polygons: Polygons
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one device trains on in one forward pass."""
+
+    images: Images
+    targets: Targets
+    image_ids: Int[Tensor, " images"]  # the data set's own ids
+    sample_seeds: Int[Tensor, " images"]  # keys of all random draws for these images in this epoch
+
+
+@dataclass(frozen=True)
+class EvaluationBatch:
+    """What one device predicts in one forward pass."""
+
+    images: Images
+    image_ids: Int[Tensor, " images"]
+    original_sizes_hw: Int[Tensor, "images 2"]  # as in the file, before the resize
+
+
+@dataclass(frozen=True)
+class RpnOutput:
+    """Scores and offsets of every anchor, levels concatenated (P2 first), anchor fastest."""
+
+    logits: Float[Tensor, "images anchors"]
+    deltas: Float[Tensor, "images anchors 4"]
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Boxes worth a second look, padded."""
+
+    boxes: Float[Tensor, "images proposals 4"]
+    scores: Float[Tensor, "images proposals"]
+    valid: Bool[Tensor, "images proposals"]
+
+
+@dataclass(frozen=True)
+class SampledRois:
+    """The RoIs a training step uses, with what each should become."""
+
+    boxes: Float[Tensor, "images rois 4"]
+    labels: Int[Tensor, "images rois"]  # 0 background
+    matched_slots: Int[Tensor, "images rois"]  # index of the ground truth of best overlap
+    valid: Bool[Tensor, "images rois"]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The five terms, float32 scalars on the device."""
+
+    objectness: Float[Tensor, ""]
+    rpn_box: Float[Tensor, ""]
+    classification: Float[Tensor, ""]
+    box: Float[Tensor, ""]
+    mask: Float[Tensor, ""]
+    dropped_masks: Int[Tensor, ""]  # positive RoIs beyond the mask slots; a run stops unless this is 0
+
+    def total(self) -> Tensor:
+        return self.objectness + self.rpn_box + self.classification + self.box + self.mask
+
+    def stacked(self) -> Tensor:
+        """The terms as one vector, in the order of `LOSS_NAMES`."""
+        return torch.stack([getattr(self, name) for name in LOSS_NAMES])
+
+
+LOSS_NAMES = ("objectness", "rpn_box", "classification", "box", "mask")
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Found objects, padded, sorted by falling score; mask_probs is None before the mask head ran."""
+
+    boxes: Float[Tensor, "images detections 4"]
+    scores: Float[Tensor, "images detections"]
+    labels: Int[Tensor, "images detections"]
+    valid: Bool[Tensor, "images detections"]
+    mask_probs: Float[Tensor, "images detections mask mask"] | None = None
+
+
+def to_device(value, device: torch.device, non_blocking: bool = True):
+    """Returns `value` with every tensor inside it (nested dataclasses included) moved to `device`."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=non_blocking)
+    if is_dataclass(value):
+        moved = {entry.name: to_device(getattr(value, entry.name), device, non_blocking) for entry in fields(value)}
+        return type(value)(**moved)
+    return value

@@ -1,0 +1,61 @@
+"""A small data set to break: two images, three objects, one crowd, two categories."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+HEIGHT, WIDTH = 40, 60
+
+
+def triangle(x: float, y: float) -> list[float]:
+    return [x, y, x + 10.0, y, x, y + 10.0]
+
+
+def annotation(annotation_id: int, image_id: int, **changes: Any) -> dict[str, Any]:
+    plain = {
+        "id": annotation_id,
+        "image_id": image_id,
+        "category_id": 7,
+        "bbox": [5.0, 5.0, 10.0, 10.0],
+        "area": 50.0,
+        "iscrowd": 0,
+        "segmentation": [triangle(5, 5)],
+    }
+    plain.update(changes)
+    return {key: value for key, value in plain.items() if value is not ...}
+
+
+def good_document() -> dict[str, Any]:
+    crowd = {"size": [HEIGHT, WIDTH], "counts": [100, 50, HEIGHT * WIDTH - 150]}
+    return {
+        "info": {"year": 2017},
+        "images": [
+            {"id": 20, "file_name": "b.jpg", "height": HEIGHT, "width": WIDTH, "license": 1},
+            {"id": 10, "file_name": "a.jpg", "height": HEIGHT, "width": WIDTH, "license": 1},
+        ],
+        "annotations": [
+            annotation(101, 20, category_id=9, segmentation=[triangle(5, 5), triangle(8, 8)]),
+            annotation(102, 10),
+            annotation(103, 20, bbox=[20.0, 8.0, 12.5, 6.0], segmentation=[triangle(20, 8)]),
+            annotation(104, 10, iscrowd=1, bbox=[0, 0, 30, 30], segmentation=crowd),
+        ],
+        "categories": [{"id": 9, "name": "cup"}, {"id": 7, "name": "dog"}],
+    }
+
+
+def write_json(folder: Path, document: Any) -> Path:
+    path = folder / "instances.json"
+    path.write_text(json.dumps(document))
+    return path
+
+
+def write_images(folder: Path, document: dict[str, Any]) -> None:
+    for row in document["images"]:
+        generator = np.random.default_rng(row["id"])
+        pixels = generator.integers(0, 256, (row["height"], row["width"], 3), dtype=np.uint8)
+        path = folder / row["file_name"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path, quality=90)

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskperf.data.transforms import (
+    flip_boxes,
+    flip_points,
+    normalize,
+    resize_boxes,
+    resize_image,
+    resize_points,
+    target_size_hw,
+)
+
+BENCHMARK_ROWS = [  # original width, height, resized width, height
+    (640, 480, 1066, 800),
+    (480, 640, 800, 1066),
+    (640, 427, 1199, 800),
+    (640, 426, 1201, 800),
+    (640, 640, 800, 800),
+    (640, 384, 1333, 800),
+    (640, 383, 1333, 798),
+    (640, 360, 1333, 750),
+    (640, 320, 1332, 666),
+    (640, 200, 1334, 417),
+    (640, 150, 1331, 312),
+]
+
+
+@pytest.mark.parametrize("row", BENCHMARK_ROWS)
+def test_target_size_follows_the_benchmark_table(row):
+    width, height, new_width, new_height = row
+    assert target_size_hw((height, width), 800, 1333) == (new_height, new_width)
+    assert target_size_hw((width, height), 800, 1333) == (new_width, new_height)
+
+
+def test_target_size_rounds_half_to_even():
+    # 5 * 1 / 2 = 2.5 becomes 2, and 7 * 1 / 2 = 3.5 becomes 4
+    assert target_size_hw((10, 20), 800, 5) == (2, 4)
+    assert target_size_hw((10, 20), 800, 7) == (4, 8)
+
+
+def test_target_size_keeps_an_image_whose_short_side_fits():
+    assert target_size_hw((800, 1001), 800, 1333) == (800, 1001)
+
+
+def test_target_size_never_reaches_zero():
+    assert target_size_hw((1, 5000), 800, 1333) == (1, 5000)
+    assert min(target_size_hw((2, 6000), 800, 1333)) == 1
+
+
+def test_resized_pixels_equal_pillow():
+    rgb = np.random.default_rng(0).integers(0, 256, (13, 17, 3), dtype=np.uint8)
+    expected = np.array(Image.fromarray(rgb).resize((40, 31), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(resize_image(rgb, (31, 40)), expected)
+    np.testing.assert_array_equal(resize_image(rgb, (13, 17)), rgb)
+
+
+def test_boxes_and_points_scale_by_the_ratio_of_each_axis():
+    boxes = np.array([[1, 2, 3, 4]], np.float32)
+    np.testing.assert_array_equal(resize_boxes(boxes, (10, 20), (30, 40)), [[2, 6, 6, 12]])
+    points = np.array([[1, 2], [0.5, 10]], np.float32)
+    np.testing.assert_array_equal(resize_points(points, (10, 20), (30, 40)), [[2, 6], [1, 30]])
+
+
+def test_flip_mirrors_at_width_minus_one_for_boxes_and_points():
+    np.testing.assert_array_equal(flip_boxes(np.array([[1, 2, 3, 4]], np.float32), 10), [[6, 2, 8, 4]])
+    np.testing.assert_array_equal(flip_points(np.array([[1, 2], [9.5, 0]], np.float32), 10), [[8, 2], [-0.5, 0]])
+
+
+def test_flip_twice_gives_back_the_boxes():
+    boxes = np.array([[1, 2, 3, 4], [0, 0, 9, 9]], np.float32)
+    np.testing.assert_array_equal(flip_boxes(flip_boxes(boxes, 10), 10), boxes)
+
+
+def test_normalize_gives_bgr_minus_the_means():
+    rgb = np.array([[[10, 20, 30], [1, 2, 3]]], np.uint8)
+    expected = [[[29.5, 2.5]], [[19, 1]], [[8, -1]]]
+    np.testing.assert_array_equal(normalize(rgb, (0.5, 1.0, 2.0)), expected)

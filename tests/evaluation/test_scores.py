@@ -1,0 +1,299 @@
+import copy
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_masks
+
+from maskperf.errors import ConfigError, DataError
+from maskperf.evaluation.scores import STAT_NAMES, GroundTruth, agree, score
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "data_path"
+UNSEEN, UNFOUND = 44, 90  # category without ground truth; category without detections
+CATEGORY_IDS = (3, 7, 8, UNSEEN, UNFOUND)
+HEIGHT, WIDTH = 170, 210
+
+
+def rectangle(box_xywh) -> list[float]:
+    x, y, width, height = map(float, box_xywh)
+    return [x, y, x + width, y, x + width, y + height, x, y + height]
+
+
+def uncompressed_code(mask: np.ndarray) -> dict:
+    """Returns COCO's uncompressed run-length code: lengths of runs down the columns, the first one of zeros."""
+    changes = np.flatnonzero(np.diff(np.concatenate([[0], mask.ravel(order="F")])))
+    return {"size": list(mask.shape), "counts": np.diff([0, *changes, mask.size]).tolist()}
+
+
+def made_up_annotation(generator: np.random.Generator, identifier: int, image_id: int) -> dict:
+    corner = generator.uniform(0, [WIDTH - 45, HEIGHT - 45])
+    sides = np.minimum(generator.uniform(6, 170, 2), [WIDTH - corner[0], HEIGHT - corner[1]])
+    box = [*corner.round(2).tolist(), *sides.round(2).tolist()]
+    parts = [[box[0], box[1], box[2] / 3, box[3]], [box[0] + box[2] / 2, box[1], box[2] / 2, box[3] / 2]]
+    entry = {
+        "id": identifier,
+        "image_id": image_id,
+        "category_id": int(generator.choice([3, 7, 8, UNFOUND])),
+        "bbox": box,
+        "iscrowd": 0,
+        "segmentation": [rectangle(part) for part in (parts if generator.random() < 0.4 else [box])],
+        "area": round(box[2] * box[3] * 0.9, 2),
+    }
+    if generator.random() < 0.15:
+        region = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+        x, y = int(box[0]), int(box[1])
+        region[y : y + int(box[3]), x : x + int(box[2])] = 1
+        entry |= {"iscrowd": 1, "segmentation": uncompressed_code(region)}
+    return entry
+
+
+def made_up_data_set(seed: int) -> dict:
+    """Returns a COCO data set with shuffled ids, crowds, multi-part objects, empty images, and an annotation id 0."""
+    generator = np.random.default_rng(seed)
+    image_ids = generator.choice(900000, 25, replace=False).tolist()
+    owners = generator.choice(image_ids[:-2], 90).tolist()
+    identifiers = generator.permutation(90).tolist()
+    return {
+        "images": [{"id": image_id, "height": HEIGHT, "width": WIDTH} for image_id in image_ids],
+        "categories": [{"id": identifier, "name": f"kind {identifier}"} for identifier in CATEGORY_IDS],
+        "annotations": [
+            made_up_annotation(generator, identifier, owner)
+            for identifier, owner in zip(identifiers, owners, strict=True)
+        ],
+    }
+
+
+def made_up_results(data_set: dict, seed: int) -> tuple[list[dict], list[dict]]:
+    """Returns moved copies of the truth and false alarms, with many equal scores."""
+    generator = np.random.default_rng(seed + 1000)
+    boxes, masks = [], []
+    for annotation in data_set["annotations"] * 3:
+        if annotation["category_id"] == UNFOUND:
+            continue
+        moved = np.array(annotation["bbox"]) + generator.normal(0, 1.5, 4)
+        moved = np.clip(moved, [0, 0, 2, 2], [WIDTH - 3, HEIGHT - 3, WIDTH, HEIGHT]).astype(np.float32).tolist()
+        category_id = annotation["category_id"] if generator.random() < 0.8 else UNSEEN
+        owner = {"image_id": annotation["image_id"], "category_id": category_id}
+        found_score = round(float(generator.uniform(0.05, 1)), 1)
+        code = coco_masks.frPyObjects([rectangle(moved)], HEIGHT, WIDTH)[0]
+        boxes.append({**owner, "bbox": moved, "score": found_score})
+        segmentation = {"size": [HEIGHT, WIDTH], "counts": code["counts"].decode()}
+        masks.append({**owner, "segmentation": segmentation, "score": found_score})
+    return boxes, masks
+
+
+def one_object(identifier: int = 1, **changes) -> dict:
+    """Returns a data set of one image of 40 x 50 with one object of 10 x 20 pixels."""
+    annotation = {"id": identifier, "image_id": 6, "category_id": 3, "area": 200.0, "iscrowd": 0}
+    annotation |= {"bbox": [5.0, 8.0, 10.0, 20.0], "segmentation": [rectangle([5, 8, 10, 20])]}
+    annotation = {key: value for key, value in (annotation | changes).items() if value is not None}
+    return {
+        "images": [{"id": 6, "height": 40, "width": 50}],
+        "categories": [{"id": 3, "name": "cup"}, {"id": 9, "name": "fork"}],
+        "annotations": [annotation],
+    }
+
+
+def one_hit() -> tuple[list[dict], list[dict]]:
+    owner = {"image_id": 6, "category_id": 3, "score": 0.9}
+    code = coco_masks.frPyObjects([rectangle([5, 8, 10, 20])], 40, 50)[0]
+    box = {**owner, "bbox": [5.0, 8.0, 10.0, 20.0]}
+    return [box], [{**owner, "segmentation": {"size": [40, 50], "counts": code["counts"].decode()}}]
+
+
+@pytest.fixture
+def write_truth(tmp_path):
+    def write(data_set: dict) -> GroundTruth:
+        path = tmp_path / "instances.json"
+        path.write_text(json.dumps(data_set))
+        return GroundTruth(path)
+
+    return write
+
+
+@pytest.mark.parametrize("engine", ["official", "fast"])
+def test_golden_results_give_the_golden_numbers(engine):
+    results = json.loads((GOLDEN / "results.json").read_text())
+    with np.load(GOLDEN / "expected.npz") as expected:
+        scores = score(GroundTruth(GOLDEN / "instances.json"), results["bbox"], results["segm"], engine=engine)
+        assert scores.box_stats == tuple(expected["stats/bbox"].tolist())
+        assert scores.mask_stats == tuple(expected["stats/segm"].tolist())
+    assert (len(scores.box_ap_per_category), scores.engine, scores.seconds > 0) == (80, engine, True)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_both_engines_agree_exactly(write_truth, seed):
+    data_set = made_up_data_set(seed)
+    truth, results = write_truth(data_set), made_up_results(data_set, seed)
+    fast, official = score(truth, *results, engine="fast"), score(truth, *results, engine="official")
+    assert agree(fast, official) == []
+    assert min(official.box_stats + official.mask_stats) > 0
+    assert fast.box_ap_per_category == official.box_ap_per_category
+    assert fast.mask_ap_per_category == official.mask_ap_per_category
+
+
+def test_category_without_truth_is_left_out_of_the_mean_and_one_without_detections_counts_zero(write_truth):
+    data_set = made_up_data_set(1)
+    scores = score(write_truth(data_set), *made_up_results(data_set, 1), engine="official")
+    per_category = scores.box_ap_per_category
+    assert list(per_category) == [f"kind {identifier}" for identifier in CATEGORY_IDS]
+    assert per_category["kind 44"] is None and scores.mask_ap_per_category["kind 44"] is None
+    assert per_category["kind 90"] == 0.0
+    counted = [ap for ap in per_category.values() if ap is not None]
+    assert scores.box_ap == pytest.approx(sum(counted) / 4)
+    assert scores.box_ap == scores.box_stats[0] and scores.mask_ap == scores.mask_stats[0]
+
+
+@pytest.mark.parametrize("engine", ["official", "fast"])
+def test_scoring_again_gives_the_same_and_leaves_the_results_alone(write_truth, engine):
+    data_set = made_up_data_set(2)
+    truth, results = write_truth(data_set), made_up_results(data_set, 2)
+    before = copy.deepcopy(results)
+    first, second = score(truth, *results, engine=engine), score(truth, *results, engine=engine)
+    assert results == before
+    assert replace(first, seconds=0.0) == replace(second, seconds=0.0)
+
+
+@pytest.mark.parametrize("engine", ["official", "fast"])
+def test_no_detections_give_zero(write_truth, engine):
+    scores = score(write_truth(one_object()), [], [], engine=engine)
+    assert scores.box_ap == scores.mask_ap == 0.0
+    assert scores.box_ap_per_category == {"cup": 0.0, "fork": None}
+    assert agree(scores, score(write_truth(one_object()), [], [], engine="official")) == []
+
+
+@pytest.mark.parametrize("engine", ["official", "fast"])
+@pytest.mark.parametrize("identifier", [0, 17])
+def test_a_match_to_annotation_id_zero_counts(write_truth, engine, identifier):
+    scores = score(write_truth(one_object(identifier)), *one_hit(), engine=engine)
+    assert scores.box_ap == pytest.approx(1, abs=1e-9)
+    assert scores.mask_ap == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize("engine", ["official", "fast"])
+def test_missing_area_and_iscrowd_are_filled_in_and_ignore_has_no_effect(write_truth, engine):
+    complete = score(write_truth(one_object()), *one_hit(), engine=engine)
+    mended = score(write_truth(one_object(area=None, iscrowd=None, ignore=1)), *one_hit(), engine=engine)
+    assert agree(complete, mended) == []
+    assert complete.box_stats[3] == pytest.approx(1, abs=1e-9)  # 200 pixels: a small object
+
+
+@pytest.mark.parametrize("kind", ["polygons", "uncompressed", "compressed"])
+def test_a_missing_area_is_that_of_the_mask(write_truth, kind):
+    # A mask of 40 x 50 in a picture of 100 x 100 is of medium size; its two polygons overlap by half.
+    mask = np.zeros((100, 100), dtype=np.uint8)
+    mask[10:50, 20:70] = 1
+    code = coco_masks.encode(np.asfortranarray(mask))
+    segmentation = {
+        "polygons": [rectangle([20, 10, 30, 40]), rectangle([35, 10, 35, 40])],
+        "uncompressed": uncompressed_code(mask),
+        "compressed": {"size": code["size"], "counts": code["counts"].decode()},
+    }[kind]
+    data_set = one_object(segmentation=segmentation, area=None)
+    data_set["images"][0] |= {"height": 100, "width": 100}
+    truth = write_truth(data_set)
+    assert next(iter(truth.official.anns.values()))["area"] == 2000.0
+
+
+@pytest.mark.parametrize("engine", ["official", "fast"])
+def test_detections_on_a_crowd_are_neither_right_nor_wrong(write_truth, engine):
+    data_set = one_object()
+    region = np.zeros((40, 50), dtype=np.uint8)
+    region[:, 25:] = 1
+    crowd = one_object(2, iscrowd=1, bbox=[25, 0, 25, 40], area=1000, segmentation=uncompressed_code(region))
+    data_set["annotations"] += crowd["annotations"]
+    boxes, masks = one_hit()
+    code = coco_masks.encode(np.asfortranarray(region))
+    boxes.append({**boxes[0], "score": 0.95, "bbox": [30.0, 5.0, 10.0, 10.0]})
+    masks.append({**masks[0], "score": 0.95, "segmentation": {"size": [40, 50], "counts": code["counts"].decode()}})
+    scores = score(write_truth(data_set), boxes, masks, engine=engine)
+    assert scores.box_ap == pytest.approx(1, abs=1e-9)
+    assert scores.mask_ap == pytest.approx(1, abs=1e-9)
+
+
+def test_a_box_inside_mask_results_changes_nothing(write_truth):
+    data_set = made_up_data_set(3)
+    truth, (boxes, masks) = write_truth(data_set), made_up_results(data_set, 3)
+    with_boxes = [{**mask, "bbox": [0.0, 0.0, 1.0, 1.0]} for mask in masks]
+    for engine in ("fast", "official"):
+        plain = score(truth, boxes, masks, engine=engine)
+        assert agree(plain, score(truth, boxes, with_boxes, engine=engine)) == []
+
+
+def test_the_fast_engine_sees_the_file_s_annotations_after_the_official_one_has_run(write_truth):
+    truth = write_truth(one_object())
+    score(truth, *one_hit(), engine="official")
+    (annotation,) = truth.fast.dataset["annotations"]
+    assert annotation["segmentation"] == [rectangle([5, 8, 10, 20])]
+
+
+@pytest.mark.parametrize("engine", ["official", "fast"])
+def test_nothing_is_printed(write_truth, engine, capfd):
+    score(write_truth(one_object()), *one_hit(), engine=engine)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("image_id", 7),
+        ("category_id", 4),
+        ("score", math.nan),
+        ("score", math.inf),
+        ("bbox", [0.0, math.nan, 1.0, 1.0]),
+    ],
+)
+def test_a_bad_box_result_is_named(write_truth, field, value):
+    boxes, masks = one_hit()
+    boxes.append({**boxes[0], field: value})
+    masks.insert(0, {**masks[0], "image_id": 8})
+    with pytest.raises(DataError) as caught:
+        score(write_truth(one_object()), boxes, masks, engine="fast")
+    first, second = caught.value.faults  # all of them at once
+    assert (first.file, first.field) == ("box results", field)
+    assert first.where.startswith("result 1 ")
+    assert (second.file, second.where, second.field) == ("mask results", "result 0 (image id 8)", "image_id")
+
+
+@pytest.mark.parametrize("field", ["image_id", "category_id", "score", "segmentation"])
+def test_a_missing_field_is_named(write_truth, field):
+    boxes, masks = one_hit()
+    del masks[0][field]
+    with pytest.raises(DataError, match=f"mask results: result 0 .*field {field}"):
+        score(write_truth(one_object()), boxes, masks, engine="official")
+
+
+def test_a_mask_of_another_size_is_refused(write_truth):
+    boxes, masks = one_hit()
+    masks[0]["segmentation"]["size"] = [50, 40]
+    with pytest.raises(DataError, match="not the image's"):
+        score(write_truth(one_object()), boxes, masks, engine="fast")
+
+
+@pytest.mark.parametrize("data_set", [one_object(iscrowd=1), {**one_object(), "annotations": []}])
+def test_truth_without_objects_is_refused(write_truth, data_set):
+    with pytest.raises(DataError, match="no object to find"):
+        write_truth(data_set)
+
+
+def test_an_unknown_engine_is_refused(write_truth):
+    with pytest.raises(ConfigError, match="use one of fast, official"):
+        score(write_truth(one_object()), [], [], engine="quick")
+
+
+def test_categories_of_one_name_are_told_apart(write_truth):
+    data_set = one_object()
+    data_set["categories"][1]["name"] = "cup"
+    assert list(write_truth(data_set).category_names.values()) == ["cup (3)", "cup (9)"]
+
+
+def test_every_number_that_differs_is_listed(write_truth):
+    scores = score(write_truth(one_object()), *one_hit(), engine="fast")
+    moved = tuple(np.nextafter(number, 2) for number in scores.mask_stats)
+    lines = agree(scores, replace(scores, mask_stats=moved, engine="official"))
+    assert len(lines) == len(STAT_NAMES)
+    assert lines[1].startswith("mask AP at IoU 0.50: ") and "(fast)" in lines[1] and "(official)" in lines[1]
+    assert agree(scores, scores) == []

@@ -1,0 +1,228 @@
+from dataclasses import fields
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maskperf.config import ModelConfig, OptimizerConfig, RunConfig
+from maskperf.errors import ConfigError
+from maskperf.overrides import (
+    SECTIONS,
+    TYPE_OF_KEY,
+    describe,
+    differences,
+    flatten,
+    format_value,
+    from_json_text,
+    to_json_text,
+    with_overrides,
+)
+
+DEFAULT = RunConfig(recipe="demo")
+
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+WORDS = st.text(alphabet="abcXYZ019/_-.= ,", max_size=12).map(str.strip)
+STRATEGY_OF_TYPE = {
+    str: WORDS,
+    int: st.integers(),
+    bool: st.booleans(),
+    float: FINITE,
+    tuple[int, ...]: st.lists(st.integers(), max_size=6).map(tuple),
+    tuple[float, ...]: st.lists(FINITE, max_size=6).map(tuple),
+    tuple[float, float, float]: st.tuples(FINITE, FINITE, FINITE),
+    tuple[int, int, int, int]: st.tuples(*[st.integers()] * 4),
+}
+
+
+# Plain values only: inside a strategy the type checks of the tests must not run, for they draw random numbers.
+VALUES = st.fixed_dictionaries({key: STRATEGY_OF_TYPE[kind] for key, kind in TYPE_OF_KEY.items()})
+
+
+def config_of(values):
+    parts = {
+        name: section(**{entry.name: values[f"{name}.{entry.name}"] for entry in fields(section)})
+        for name, section in SECTIONS.items()
+    }
+    return RunConfig(recipe=values["recipe"], run_dir=values["run_dir"], seed=values["seed"], **parts)
+
+
+def message_of(pair):
+    with pytest.raises(ConfigError) as caught:
+        with_overrides(DEFAULT, [pair])
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("pair", "key", "value"),
+    [
+        ("seed=7", "seed", 7),
+        ("run_dir=build/a b=c", "run_dir", "build/a b=c"),
+        ("optimizer.batch_size=16", "optimizer.batch_size", 16),
+        ("optimizer.learning_rate=1e-3", "optimizer.learning_rate", 0.001),
+        ("optimizer.learning_rate=1", "optimizer.learning_rate", 1.0),
+        ("optimizer.learning_rate=.5", "optimizer.learning_rate", 0.5),
+        ("data.shuffle=false", "data.shuffle", False),
+        ("data.generate=True", "data.generate", True),
+        ("optimizer.decay_steps=1,2,3", "optimizer.decay_steps", (1, 2, 3)),
+        ("optimizer.decay_steps=[1, 2, 3]", "optimizer.decay_steps", (1, 2, 3)),
+        ("optimizer.decay_steps=(5,)", "optimizer.decay_steps", (5,)),
+        ("optimizer.decay_steps=", "optimizer.decay_steps", ()),
+        ("model.stage_blocks=1,1,2,1", "model.stage_blocks", (1, 1, 2, 1)),
+        ("data.pixel_means_bgr=1,2.5,3e0", "data.pixel_means_bgr", (1.0, 2.5, 3.0)),
+        ("model.backbone_weights=", "model.backbone_weights", ""),
+    ],
+)
+def test_a_value_is_read_by_the_type_of_its_field(pair, key, value):
+    changed = with_overrides(DEFAULT, [pair])
+    found = flatten(changed)[key]
+    assert found == value
+    assert type(found) is type(value)
+    assert set(differences(changed, DEFAULT)) <= {key}
+
+
+def test_the_other_values_stay_and_the_original_is_untouched():
+    start = RunConfig(recipe="demo", optimizer=OptimizerConfig(momentum=0.8))
+    changed = with_overrides(start, ["optimizer.batch_size=4", "model.num_classes=9"])
+    assert differences(changed, start) == {"optimizer.batch_size": 4, "model.num_classes": 9}
+    assert changed.optimizer.momentum == 0.8
+    assert start.optimizer.batch_size == 2
+
+
+def test_the_later_of_two_overrides_of_one_key_counts():
+    assert with_overrides(DEFAULT, ["seed=1", "seed=2"]).seed == 2
+
+
+@pytest.mark.parametrize(
+    ("pair", "allowed"),
+    [
+        ("optimizer.batch_size=4.0", "whole number"),
+        ("optimizer.batch_size=", "whole number"),
+        ("optimizer.batch_size=1_000", "whole number"),
+        ("optimizer.learning_rate=fast", "number such as"),
+        ("optimizer.learning_rate=nan", "number such as"),
+        ("optimizer.learning_rate=inf", "number such as"),
+        ("optimizer.learning_rate=1e999", "number such as"),
+        ("data.shuffle=1", "true or false"),
+        ("data.shuffle=yes", "true or false"),
+        ("model.stage_blocks=1,2,3", "4 whole numbers"),
+        ("model.stage_blocks=1,2,3,x", "4 whole numbers"),
+        ("optimizer.decay_steps=1,,2", "whole numbers"),
+        ("data.pixel_means_bgr=1,2", "3 numbers"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_with_field_value_and_what_is_allowed(pair, allowed):
+    message = message_of(pair)
+    assert pair in message
+    assert allowed in message
+
+
+@pytest.mark.parametrize(
+    ("pair", "hint"),
+    [
+        ("batch_size=4", "did you mean optimizer.batch_size or evaluation.batch_size?"),
+        ("max_epochs=1", "did you mean optimizer.max_epochs?"),
+        ("model.momentum=0.5", "did you mean optimizer.momentum?"),
+        ("optimizer.learningrate=1", "did you mean optimizer.learning_rate?"),
+        ("learing_rate=1", "did you mean optimizer.learning_rate?"),
+        ("sed=1", "did you mean seed?"),
+        ("optimizer=1", "optimizer.learning_rate"),
+        ("qqqqqq=1", "keys look like optimizer.batch_size"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_valid_one(pair, hint):
+    message = message_of(pair)
+    assert pair.partition("=")[0] in message
+    assert hint in message
+
+
+def test_the_recipe_cannot_be_overridden():
+    assert "maskperf run coco" in message_of("recipe=coco")
+
+
+def test_a_word_without_an_equals_sign_is_refused_with_an_example():
+    assert "key=value" in message_of("optimizer.max_epochs")
+
+
+def test_all_bad_overrides_are_named_at_once():
+    with pytest.raises(ConfigError) as caught:
+        with_overrides(DEFAULT, ["seed=x", "data.shuffle=false", "lerning_rate=1"])
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_flatten_has_every_field_once_in_the_order_of_the_configuration():
+    keys = list(flatten(DEFAULT))
+    expected = ["recipe", "run_dir", "seed"]
+    for name in ("data", "model", "optimizer", "evaluation", "system", "mlperf"):
+        expected += [f"{name}.{entry.name}" for entry in fields(getattr(DEFAULT, name))]
+    assert keys == expected
+    assert flatten(DEFAULT)["model.anchor_sizes"] == (32, 64, 128, 256, 512)
+
+
+@settings(max_examples=40, deadline=None)
+@given(VALUES)
+def test_json_text_gives_an_equal_configuration_back(values):
+    config = config_of(values)
+    assert from_json_text(to_json_text(config)) == config
+
+
+@settings(max_examples=40, deadline=None)
+@given(VALUES)
+def test_the_printed_lines_are_overrides_that_give_an_equal_configuration_back(values):
+    config = config_of(values)
+    lines = describe(config).splitlines()
+    assert lines[0] == f"recipe={config.recipe}"
+    assert with_overrides(RunConfig(recipe=config.recipe), lines[1:]) == config
+
+
+def test_values_are_printed_as_they_are_written_in_an_override():
+    assert [format_value(value) for value in (True, 3, 1e-4, (1, 2), (), "a b")] == [
+        "true",
+        "3",
+        "0.0001",
+        "1,2",
+        "",
+        "a b",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('"seed": -1,', "", "seed is missing"),
+        ('"seed": -1,', '"seed": -1, "sead": 1,', "'sead'"),
+        ('"seed": -1,', '"seed": -1, "seed": 2,', "seed stands there twice"),
+        ('"seed": -1,', '"seed": true,', "seed=true"),
+        ('"seed": -1,', '"seed": 1.5,', "seed=1.5"),
+        ('"momentum": 0.9,', '"momentum": "0.9",', "optimizer.momentum="),
+        ('"momentum": 0.9,', '"momentum": NaN,', "NaN"),
+        ('"momentum": 0.9,', '"momentum": 1e999,', "optimizer.momentum="),
+        ('"generate": false,', '"generate": 0,', "data.generate=0"),
+        ('"num_classes": 81,', '"num_classes": 81, "depth": 50,', "model.depth"),
+        ('"seed": -1,', '"seed": -1', "not valid JSON"),
+    ],
+)
+def test_json_text_that_is_not_exactly_a_configuration_is_refused(old, new, expected):
+    text = to_json_text(DEFAULT)
+    assert old in text
+    with pytest.raises(ConfigError, match="configuration: ") as caught:
+        from_json_text(text.replace(old, new))
+    assert expected in str(caught.value)
+
+
+def test_json_text_with_tuples_of_another_length_or_no_object_is_refused():
+    with pytest.raises(ConfigError, match="must be an object"):
+        from_json_text("[]")
+    short = to_json_text(RunConfig(recipe="x", model=ModelConfig(stage_blocks=(7, 7, 7, 7)))).replace(
+        "      7,\n", "", 1
+    )
+    with pytest.raises(ConfigError, match=r"model\.stage_blocks"):
+        from_json_text(short)
+
+
+def test_a_section_that_is_no_object_is_refused_and_its_values_are_missed():
+    text = to_json_text(DEFAULT)
+    start, end = text.index('"system": {'), text.index('"mlperf"')
+    with pytest.raises(ConfigError) as caught:
+        from_json_text(text[:start] + '"system": 3, ' + text[end:])
+    assert "system is a section" in str(caught.value)
+    assert "system.threads is missing" in str(caught.value)

@@ -55,9 +55,7 @@ def test_int8_equals_the_slow_twin():
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-1e30, max_value=1e30), min_size=1)
-)
+@given(st.lists(st.floats(width=32, min_value=-(2.0**100), max_value=2.0**100), min_size=1))
 def test_the_int8_error_is_at_most_half_a_scale(numbers):
     weight = torch.tensor(numbers).reshape(1, -1, 1, 1)
     values, scales = quantize_channels(weight)

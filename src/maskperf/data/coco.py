@@ -81,9 +81,11 @@ def read_coco(json_path: Path, image_folder: Path, *, training: bool) -> CocoInd
     Errors: DataError with every fault of the file; also for a training image whose objects all vanish.
     Source: the reference's COCO data set class; it stops on images without objects as well.
     """
-    document, faults = read_document(json_path)
+    document, reading_faults = read_document(json_path)
     shapes = gather_shapes(document)
-    faults = faults + find_faults(document, shapes, file=str(json_path), training=training)
+    faults = find_faults(document, shapes, file=str(json_path), training=training)
+    named = {(fault.where, fault.field) for fault in faults}
+    faults += [fault for fault in reading_faults if (fault.where, fault.field) not in named]
     if faults:
         raise DataError(faults)
     table = _tabulate(document)

@@ -81,6 +81,7 @@ def _make_polygons(samples: list[Sample], num_slots: int) -> Polygons:
         point_offsets=torch.from_numpy(_offsets(points_of_ring)),
         ring_offsets=torch.from_numpy(_offsets(rings_of_slot.reshape(-1))),
         max_points=max_points,
+        max_rings=int(rings_of_slot.max()),
     )
 
 

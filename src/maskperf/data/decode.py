@@ -15,7 +15,7 @@ from maskperf.data.coco import CocoIndex
 from maskperf.errors import DataError, Fault
 
 # Trap: without this list Pillow also tries formats that start other programs (EPS) or take scripts.
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 CHECK_THREADS = 8
 MEND_FILE = "Fetch or export the image again, or remove it from the JSON."
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from maskperf.errors import DataError, Fault
 
-LISTS = ("images", "annotations", "categories")
+LISTS = {"images": "image", "annotations": "annotation", "categories": "category"}  # and one entry of each
 NAMED_LATER = ("bbox", "segmentation")  # find_faults names the single values that are not finite
 MEND_FILE = "Fetch or export the file again."
 MEND_KIND = "Use an instances file: an object with the lists `images`, `annotations` and `categories`."
@@ -224,7 +224,7 @@ def _strictness_faults(plain: dict[str, Any], file: str, refusal: str) -> list[F
                 if name == "annotations" and field in NAMED_LATER:
                     others = True
                     continue
-                where = f"{name[:-1]} id {row.get('id')}" if name in LISTS else f"{name}, entry {index}"
+                where = f"{LISTS[name]} id {shown(row.get('id'))}" if name in LISTS else f"{name}, entry {index}"
                 problem = "The value holds a number that is not finite."
                 fault = Fault(
                     file=file, where=where, field=field, value=shown(value), problem=problem, mend=MEND_NUMBER

@@ -94,7 +94,7 @@ def _empty_list_faults(document: Document, file: str, training: bool) -> list[Fa
 def _id_faults(rows: Iterable[ImageRow | AnnotationRow | CategoryRow], kind: str, file: str) -> list[Fault]:
     faults, seen = [], set()
     for index, row in enumerate(rows):
-        make = partial(Fault, file=file, where=f"{kind} id {row.id}", field="id", value=shown(row.id))
+        make = partial(Fault, file=file, where=f"{kind} id {shown(row.id)}", field="id", value=shown(row.id))
         if not _is_id(row.id):
             make = partial(make, where=f"{kind} number {index} of its list (from 0)")
             problem = "The id is not a whole number of at most 64 bits."
@@ -108,7 +108,7 @@ def _id_faults(rows: Iterable[ImageRow | AnnotationRow | CategoryRow], kind: str
 
 
 def _image_faults(row: ImageRow, file: str) -> list[Fault]:
-    make = partial(Fault, file=file, where=f"image id {row.id}", mend=MEND_IMAGE)
+    make = partial(Fault, file=file, where=f"image id {shown(row.id)}", mend=MEND_IMAGE)
     faults = []
     for field, side in (("height", row.height), ("width", row.width)):
         if not _is_side(side):
@@ -127,7 +127,7 @@ def _image_faults(row: ImageRow, file: str) -> list[Fault]:
 def _category_name_faults(rows: list[CategoryRow], file: str) -> list[Fault]:
     faults, seen = [], set()
     for row in rows:
-        make = partial(Fault, file=file, where=f"category id {row.id}", field="name", value=shown(row.name))
+        make = partial(Fault, file=file, where=f"category id {shown(row.id)}", field="name", value=shown(row.name))
         if type(row.name) is not str or not row.name.strip():
             faults.append(make(problem="The category has no name.", mend="Give it a name in `categories`."))
         elif row.name in seen:
@@ -141,7 +141,7 @@ def _category_name_faults(rows: list[CategoryRow], file: str) -> list[Fault]:
 def _annotation_faults(
     row: AnnotationRow, image: ImageRow | None, categories: set[int], *, file: str, training: bool
 ) -> list[Fault]:
-    make = partial(Fault, file=file, where=f"annotation id {row.id}", mend=MEND_ANNOTATION)
+    make = partial(Fault, file=file, where=f"annotation id {shown(row.id)}", mend=MEND_ANNOTATION)
     faults = []
     if image is None:
         problem = "No entry of `images` has this id."
@@ -179,7 +179,7 @@ def _box_faults(box: Any, make: partial, limit_px: int) -> list[Fault]:
 def _outline_faults(row: AnnotationRow, image: ImageRow | None, *, file: str, training: bool) -> list[Fault]:
     """Returns the faults of an outline without polygons: run-length, empty, missing or malformed."""
     outline = outline_of(row)
-    make = partial(Fault, file=file, where=f"annotation id {row.id}", field="segmentation", value=shown(outline))
+    make = partial(Fault, file=file, where=f"annotation id {shown(row.id)}", field="segmentation", value=shown(outline))
     crowd = _is_crowd(row)
     if isinstance(outline, dict):
         if training and not crowd:
@@ -249,7 +249,7 @@ def _polygon_faults(document: Document, shapes: Shapes, images: dict[int, ImageR
     for ring in np.flatnonzero((lengths < SMALLEST_POLYGON) | (lengths % 2 == 1) | ~near).tolist():
         numbers = outline_of(rows[owners[ring]])[ring - first_rings[ring]]
         problem = _polygon_problem(numbers, int(limits[owners[ring]]))
-        where, field = f"annotation id {rows[owners[ring]].id}", f"segmentation[{ring - first_rings[ring]}]"
+        where, field = f"annotation id {shown(rows[owners[ring]].id)}", f"segmentation[{ring - first_rings[ring]}]"
         value = shown(numbers)
         faults.append(Fault(file=file, where=where, field=field, value=value, problem=problem, mend=MEND_POLYGONS))
     return faults

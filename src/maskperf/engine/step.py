@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from maskperf.config import OptimizerConfig
-from maskperf.engine.distributed import Topology, average_gradients
+from maskperf.engine.distributed import Topology, average_gradients, average_tensor
 from maskperf.engine.forward import training_losses
 from maskperf.engine.optimizer import learning_rates_at, set_learning_rates
 from maskperf.model.mask_rcnn import MaskRcnn
@@ -17,7 +17,7 @@ from maskperf.structures import Batch
 class StepResult:
     """What a step leaves behind; tensors stay on the device until someone reads them."""
 
-    losses: Tensor  # the five terms in the order of LOSS_NAMES, mean over micro-batches
+    losses: Tensor  # the five terms in the order of LOSS_NAMES, mean over micro-batches and processes
     dropped_masks: Tensor
     learning_rate: float
     images: int
@@ -49,7 +49,7 @@ def train_step(
     average_gradients(model, topology)
     optimizer.step()
     return StepResult(
-        losses=torch.stack(terms).mean(dim=0),
+        losses=average_tensor(torch.stack(terms).mean(dim=0), topology),
         dropped_masks=torch.stack(dropped).sum(),
         learning_rate=rates[0],
         images=sum(len(batch.image_ids) for batch in micro_batches),

@@ -35,9 +35,7 @@ def detect(model: MaskRcnn, images: Images) -> Detections:
         chosen = model.mask_logits(features, found.boxes)
         of_label = found.labels[..., None, None, None].expand(-1, -1, 1, *chosen.shape[-2:])
         masks = chosen.gather(2, of_label).squeeze(2).sigmoid()
-    return Detections(
-        boxes=found.boxes, scores=found.scores, labels=found.labels, valid=found.valid, mask_probs=masks
-    )
+    return Detections(boxes=found.boxes, scores=found.scores, labels=found.labels, valid=found.valid, mask_probs=masks)
 
 
 def select_detections(

@@ -33,9 +33,7 @@ def assign_anchors(
     matches = match_to_truth(
         iou, targets.valid, positive_iou=positive_iou, negative_iou=negative_iou, keep_best_of_truth=True
     )
-    return Matches(
-        slots=matches.slots, positive=matches.positive & visible, negative=matches.negative & visible
-    )
+    return Matches(slots=matches.slots, positive=matches.positive & visible, negative=matches.negative & visible)
 
 
 def rpn_losses(

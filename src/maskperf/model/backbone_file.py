@@ -57,9 +57,9 @@ class _Bytes(_Inert):
 
 class _NumberType:
     def __init__(self, code, align=False, copy=False):
-        self.dtype = np.dtype(str(code))
-        if self.dtype.kind not in "fiub":  # float, integer, unsigned, boolean
+        if not re.fullmatch("[fiub][1248]", code):  # float, integer, unsigned, boolean
             raise pickle.UnpicklingError(f"arrays of type {code!r} are not plain numbers")
+        self.dtype = np.dtype(code)
 
     def __setstate__(self, state):
         self.dtype = self.dtype.newbyteorder(state[1])

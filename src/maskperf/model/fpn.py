@@ -12,7 +12,7 @@ def pyramid_conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
 
 
 class FeaturePyramid(nn.Module):
-    """Lateral 1x1 and output 3x3 convolutions, top-down by nearest doubling and addition (Lin et al. 2017, section 3)."""
+    """Lateral 1x1 and output 3x3 convolutions, top-down by nearest doubling and addition (Lin et al. 2017)."""
 
     def __init__(self, stage_channels: tuple[int, ...], channels: int):
         super().__init__()

@@ -48,7 +48,7 @@ def select_proposals(
 def _candidates(
     rpn: RpnOutput, anchors: Tensor, level_counts: tuple[int, ...], sizes_hw: Tensor, limit: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns boxes (images, levels, limit, 4), scores and valid: the best anchors of each level, decoded and clipped."""
+    """Returns boxes (images, levels, limit, 4), scores and valid: each level's best anchors, decoded and clipped."""
     limit = min(limit, max(level_counts))
     parts = []
     start = 0

@@ -7,9 +7,7 @@ from torch import Tensor
 from maskperf.ops.boxes import pairwise_iou
 
 
-def nms_reference(
-    boxes: Float[Tensor, "boxes 4"], scores: Float[Tensor, " boxes"], iou_threshold: float
-) -> list[int]:
+def nms_reference(boxes: Float[Tensor, "boxes 4"], scores: Float[Tensor, " boxes"], iou_threshold: float) -> list[int]:
     """Returns the indices kept by the greedy rule, best score first: the slow, obvious form of one group."""
     kept: list[int] = []
     for index in torch.argsort(scores, descending=True, stable=True).tolist():

@@ -1,4 +1,4 @@
-"""COCO's polygon rasteriser as tensor code: equal to pycocotools pixel for pixel, without sorting or loops over edges."""
+"""COCO's polygon rasteriser as tensor code: equal to pycocotools pixel for pixel, without sorting or loops."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -106,11 +106,8 @@ def _rasterize_chunk(polygons: Polygons, objects: Tensor, boxes: Tensor, size: i
     # Each crossing toggles the fill from row y on, in its column and ring; bytes wrap at 256, which keeps the parity.
     row = torch.where(crosses, y, size)
     place = (ring_number[..., None] * size + torch.arange(size, device=boxes.device)) * (size + 1) + row
-    toggles = torch.zeros(
-        len(objects), polygons.max_rings * size * (size + 1), dtype=torch.uint8, device=boxes.device
-    )
+    toggles = torch.zeros(len(objects), polygons.max_rings * size * (size + 1), dtype=torch.uint8, device=boxes.device)
     toggles.scatter_add_(1, place.flatten(1), torch.ones_like(place.flatten(1), dtype=torch.uint8))
     toggles = toggles.view(len(objects), polygons.max_rings, size, size + 1)[..., :size]
     filled = toggles.cumsum(dim=3, dtype=torch.uint8) % 2 == 1
     return filled.any(dim=1).transpose(1, 2)  # columns were first
-

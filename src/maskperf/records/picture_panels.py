@@ -18,14 +18,15 @@ FIRST_COLOURS = ((230, 57, 70), (251, 120, 20), (29, 122, 230), (255, 190, 11), 
                  (239, 71, 155), (42, 168, 96), (140, 100, 60), (130, 190, 30))  # fmt: skip
 
 Colour = tuple[int, int, int]
-Rectangle = tuple[float, float, float, float]  # left, top, right, bottom
+Number = int | float
+Rectangle = tuple[Number, Number, Number, Number]  # left, top, right, bottom
 
 
 @dataclass(frozen=True)
 class Overlay:
     """One thing to draw over a picture."""
 
-    box: Sequence[float]  # x, y, width, height
+    box: Sequence[Number]  # x, y, width, height
     mask: Bool[np.ndarray, "height width"]
     label: str
     colour: Colour
@@ -122,7 +123,7 @@ def _tag_size(draw: ImageDraw.ImageDraw, text: str) -> tuple[int, int]:
     return round(draw.textlength(text, font=font_of(14))) + 8, 18
 
 
-def _draw_tag(draw: ImageDraw.ImageDraw, corner: tuple[float, float], text: str, colour: Colour) -> None:
+def _draw_tag(draw: ImageDraw.ImageDraw, corner: tuple[Number, Number], text: str, colour: Colour) -> None:
     width, height = _tag_size(draw, text)
     left, top = corner
     draw.rounded_rectangle((left, top, left + width, top + height), radius=3, fill=colour)

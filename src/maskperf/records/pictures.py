@@ -14,6 +14,7 @@ from maskperf.data.document import AnnotationRow, Document, ImageRow, outline_of
 from maskperf.errors import StorageError
 from maskperf.records.picture_panels import (
     Colour,
+    Number,
     Overlay,
     category_colours,
     draw_panel,
@@ -43,13 +44,13 @@ class GridItem:
     """One picture, what is in it and what was found; boxes are [x, y, width, height] in its pixels."""
 
     pixels: UInt8[np.ndarray, "height width 3"]
-    truth_boxes: Sequence[Sequence[float]]
+    truth_boxes: Sequence[Sequence[Number]]
     truth_masks: Sequence[Bool[np.ndarray, "height width"]]
     truth_names: Sequence[str]
-    predicted_boxes: Sequence[Sequence[float]]
+    predicted_boxes: Sequence[Sequence[Number]]
     predicted_masks: Sequence[Bool[np.ndarray, "height width"]]
     predicted_names: Sequence[str]
-    scores: Sequence[float]
+    scores: Sequence[Number]
     truth_is_crowd: Sequence[bool] = ()  # empty: none is
     caption: str = ""
 
@@ -61,7 +62,7 @@ def grid_from_results(
     mask_results: Sequence[dict],
     *,
     num_images: int,
-    min_score: float = 0.5,
+    min_score: Number = 0.5,
     path: Path,
 ) -> None:
     """Writes the page for `num_images` pictures spread over the split, one with a crowd among them if there is one.

@@ -3,9 +3,9 @@
 import resource
 import time
 from collections.abc import Callable
+from io import TextIOBase
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
 
 import torch
 from rich.console import Console
@@ -26,7 +26,7 @@ class Progress:
         self,
         total_epochs: int,
         steps_per_epoch: int,
-        stream: TextIO,
+        stream: TextIOBase,
         *,
         enabled: bool = True,
         every_steps: int = 10,

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import TextIOBase
 from pathlib import Path
-from typing import TextIO
 
 from rich import box
 from rich.console import Console
@@ -38,7 +38,7 @@ def final_table(
     reached: bool,
     total_seconds: float,
     run_folder: Path,
-    stream: TextIO,
+    stream: TextIOBase,
 ) -> None:
     """Returns nothing; writes one row an epoch, the verdict, and where to look.
 

@@ -1,0 +1,54 @@
+"""The verdict after an epoch: predict the validation split, score it, compare with the targets."""
+
+import time
+from dataclasses import dataclass
+
+from maskperf.data.loader import evaluation_batches
+from maskperf.engine.distributed import average_buffers, share_from_first
+from maskperf.evaluation.predict import predict
+from maskperf.evaluation.scores import Scores, agree, score
+from maskperf.mlperf.session import OpenedData, Session
+from maskperf.model.mask_rcnn import MaskRcnn
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the first process found at an evaluation, the same in every process."""
+
+    box_ap: float
+    mask_ap: float
+    reached: bool
+    differences: tuple[str, ...]  # between the fast engine and the official one
+    scores: Scores | None  # first process only
+    results: tuple[list[dict], list[dict]]
+    seconds: float
+
+
+def judge(session: Session, data: OpenedData, model: MaskRcnn, epoch: int) -> Judgement:
+    """Returns the verdict on the model after an epoch. The official engine confirms a verdict of the fast one."""
+    config, topology = session.config.evaluation, session.topology
+    session.log.evaluation_start(epoch)
+    start = time.monotonic()
+    average_buffers(model, topology)
+    batches = evaluation_batches(
+        data.val, session.config.data, batch_size=config.batch_size, rank=topology.rank, world=topology.world
+    )
+    boxes, masks = predict(model, batches, data.val.category_ids, topology)
+    scores, differences, reached = None, (), False
+    if topology.is_first:
+        scores = score(data.truth, boxes, masks, engine=config.engine)
+        reached = scores.box_ap >= config.box_target and scores.mask_ap >= config.mask_target
+        if reached and config.engine != "official":
+            differences = tuple(agree(scores, score(data.truth, boxes, masks, engine="official")))
+    box_ap, mask_ap = (scores.box_ap, scores.mask_ap) if scores else (0.0, 0.0)
+    box_ap, mask_ap, reached, differences = share_from_first((box_ap, mask_ap, reached, differences), topology)
+    session.log.evaluation_stop(epoch, box_ap, mask_ap)
+    return Judgement(
+        box_ap=box_ap,
+        mask_ap=mask_ap,
+        reached=reached and not differences,
+        differences=differences,
+        scores=scores,
+        results=(boxes, masks),
+        seconds=time.monotonic() - start,
+    )

@@ -1,0 +1,104 @@
+"""The benchmark's log: the lines MLPerf's checkers read, written through mlperf-logging."""
+
+import logging
+import time
+from pathlib import Path
+
+from mlperf_logging.mllog import constants as keys
+from mlperf_logging.mllog.mllog import MLLogger
+
+from maskperf.config import RunConfig
+
+BENCHMARK = "maskrcnn"
+
+
+class MlperfLog:
+    """Writes one run's log to a file; with `path` None (all processes but the first) it writes nothing.
+
+    Times are those of a monotonic clock set to the wall clock once, so a wall clock that jumps changes no duration.
+    """
+
+    def __init__(self, path: Path | None):
+        self._logger = None
+        if path is not None:
+            logger = logging.Logger("maskperf.mlperf", logging.INFO)  # its own, not in the global tree
+            logger.addHandler(logging.FileHandler(path, encoding="utf-8"))
+            self._logger = MLLogger(logger=logger, root_dir=str(Path(__file__).parents[2]))
+        self._wall_ms = time.time() * 1000
+        self._monotonic = time.monotonic()
+
+    def close(self) -> None:
+        if self._logger is not None:
+            for handler in list(self._logger.logger.handlers):
+                handler.close()
+                self._logger.logger.removeHandler(handler)
+
+    def submission(self, config: RunConfig) -> None:
+        self._event(keys.SUBMISSION_BENCHMARK, BENCHMARK)
+        self._event(keys.SUBMISSION_ORG, config.mlperf.organization)
+        self._event(keys.SUBMISSION_DIVISION, config.mlperf.division)
+        self._event(keys.SUBMISSION_STATUS, config.mlperf.status)
+        self._event(keys.SUBMISSION_PLATFORM, config.mlperf.platform)
+
+    def cache_clear(self) -> None:
+        self._event(keys.CACHE_CLEAR, True)
+
+    def init_start(self) -> None:
+        self._start(keys.INIT_START)
+
+    def hyperparameters(self, config: RunConfig, seed: int) -> None:
+        """The batch size comes before the learning rate: the checker needs it there for small batches."""
+        optimizer = config.optimizer
+        self._event(keys.SEED, seed)
+        self._event(keys.GLOBAL_BATCH_SIZE, optimizer.batch_size)
+        self._event(keys.NUM_IMAGE_CANDIDATES, config.model.proposals_train)
+        self._event(keys.GRADIENT_ACCUMULATION_STEPS, optimizer.accumulation_steps)
+        self._event(keys.MIN_IMAGE_SIZE, config.data.short_side)
+        self._event(keys.MAX_IMAGE_SIZE, config.data.long_side)
+        self._event(keys.OPT_NAME, "sgd_with_momentum")
+        self._event(keys.OPT_LR_DECAY_FACTOR, optimizer.decay_factor)
+        self._event(keys.OPT_BASE_LR, optimizer.learning_rate)
+        self._event(keys.OPT_LR_DECAY_STEPS, list(optimizer.decay_steps))
+        self._event(keys.OPT_LR_WARMUP_STEPS, optimizer.warmup_steps)
+        self._event(keys.OPT_LR_WARMUP_FACTOR, optimizer.warmup_factor)
+
+    def run_start(self) -> None:
+        self._end(keys.INIT_STOP)
+        self._start(keys.RUN_START)
+
+    def samples(self, train: int, evaluation: int) -> None:
+        self._event(keys.TRAIN_SAMPLES, train)
+        self._event(keys.EVAL_SAMPLES, evaluation)
+
+    def epoch_start(self, epoch: int) -> None:
+        self._start(keys.EPOCH_START, {"epoch_num": epoch})
+
+    def epoch_stop(self, epoch: int) -> None:
+        self._end(keys.EPOCH_STOP, {"epoch_num": epoch})
+
+    def evaluation_start(self, epoch: int) -> None:
+        self._start(keys.EVAL_START, {"epoch_num": epoch})
+
+    def evaluation_stop(self, epoch: int, box_ap: float, mask_ap: float) -> None:
+        """The keys of the value are upper case: the library's own constants are not, and the checker refuses them."""
+        metadata = {"epoch_num": epoch}
+        self._event(keys.EVAL_ACCURACY, {"BBOX": box_ap, "SEGM": mask_ap}, metadata)
+        self._end(keys.EVAL_STOP, metadata)
+
+    def run_stop(self, *, success: bool) -> None:
+        self._end(keys.RUN_STOP, {"status": keys.SUCCESS if success else keys.ABORTED})
+
+    def _now_ms(self) -> int:
+        return int(self._wall_ms + (time.monotonic() - self._monotonic) * 1000)
+
+    def _event(self, key: str, value, metadata: dict | None = None) -> None:
+        if self._logger is not None:
+            self._logger.event(key, value, metadata, time_ms=self._now_ms(), stack_offset=2)
+
+    def _start(self, key: str, metadata: dict | None = None) -> None:
+        if self._logger is not None:
+            self._logger.start(key, None, metadata, time_ms=self._now_ms(), stack_offset=2)
+
+    def _end(self, key: str, metadata: dict | None = None) -> None:
+        if self._logger is not None:
+            self._logger.end(key, None, metadata, time_ms=self._now_ms(), stack_offset=2)

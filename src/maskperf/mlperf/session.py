@@ -1,0 +1,200 @@
+"""What surrounds a run: the process group, the seed, the run folder, the log and the screen."""
+
+import os
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+import torch
+
+from maskperf.config import RunConfig
+from maskperf.data.coco import CocoIndex, DataPaths, locate, read_coco
+from maskperf.data.demo_dataset import ensure_demo_dataset
+from maskperf.data.verify import check_benchmark_counts
+from maskperf.engine.distributed import Topology, share_from_first
+from maskperf.errors import ConfigError, DataError, Fault
+from maskperf.evaluation.scores import GroundTruth
+from maskperf.mlperf.log import MlperfLog
+from maskperf.model.mask_rcnn import MaskRcnn
+from maskperf.model.weights import save_model_weights
+from maskperf.overrides import describe, to_json_text
+from maskperf.records.environment import describe_environment, physical_cores
+from maskperf.records.metrics import MetricsWriter
+from maskperf.records.progress import Progress
+from maskperf.records.run_folder import create_run_folder, write_text
+from maskperf.records.step_recorder import StepRecorder
+from maskperf.seeds import entropy_seed
+
+WEIGHTS_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Session:
+    """One run's surroundings. `folder` is None in all processes but the first."""
+
+    config: RunConfig  # with the seed that is used
+    topology: Topology
+    folder: Path | None
+    log: MlperfLog
+
+    @property
+    def images_per_rank(self) -> int:
+        """Images of one micro-batch of one process."""
+        return self.config.optimizer.batch_size // (self.topology.world * self.config.optimizer.accumulation_steps)
+
+    def say(self, text: str) -> None:
+        if self.topology.is_first:
+            print(text, flush=True)
+
+    def write(self, name: str, text: str) -> None:
+        if self.folder is not None:
+            write_text(self.folder / name, text)
+
+    def write_config(self) -> None:
+        self.write("config.json", to_json_text(self.config))
+
+
+def open_session(config: RunConfig, topology: Topology) -> Session:
+    """Returns the surroundings of a run: batch size checked, threads set, seed shared, folder and its first files made.
+
+    Errors: ConfigError for a batch that cannot be split, StorageError for a folder that exists.
+    """
+    parts = topology.world * config.optimizer.accumulation_steps
+    if config.optimizer.batch_size % parts:
+        raise ConfigError(
+            f"optimizer.batch_size={config.optimizer.batch_size} cannot be split over {topology.world} processes "
+            f"with optimizer.accumulation_steps={config.optimizer.accumulation_steps}. "
+            f"Mend: make it a multiple of {parts}."
+        )
+    threads = config.system.threads or max(1, physical_cores() // _local_world())
+    torch.set_num_threads(threads)
+    seed = share_from_first(entropy_seed() if config.seed < 0 else config.seed, topology)
+    config = replace(config, seed=seed)
+    folder = create_run_folder(config.run_dir, config.recipe) if topology.is_first else None
+    log = MlperfLog(folder / "mlperf.log" if folder else None)
+    session = Session(config=config, topology=topology, folder=folder, log=log)
+    session.say(describe(config))
+    session.say(f"run folder: {folder}; seed {seed}; {topology.world} process(es), {threads} thread(s) each")
+    session.write_config()
+    session.write("environment.json", _json_text({**describe_environment(), "processes": topology.world}))
+    return session
+
+
+def save_model(session: Session, model: MaskRcnn, categories: CocoIndex) -> None:
+    """Writes the weights as they are now, with the categories they were trained for, over those of the epoch before."""
+    if session.folder is not None:
+        metadata = {
+            "recipe": session.config.recipe,
+            "category_ids": categories.category_ids.tolist(),
+            "category_names": list(categories.category_names),
+            "config": to_json_text(session.config),
+        }
+        save_model_weights(model, session.folder / WEIGHTS_FILE, metadata)
+
+
+def _local_world() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _json_text(value) -> str:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
+
+
+def generate_data(session: Session) -> None:
+    """Writes the made-up data set of the demo before the clock starts, if the recipe has one."""
+    data = session.config.data
+    if not data.generate:
+        return
+    if session.topology.is_first:
+        written = ensure_demo_dataset(
+            Path(data.root),
+            train_images=data.generate_train_images,
+            val_images=data.generate_val_images,
+            seed=data.generate_seed,
+        )
+        count = data.generate_train_images + data.generate_val_images
+        session.say(f"demo data set of {count} images {'written to' if written else 'found in'} {data.root}")
+    share_from_first(None, session.topology)  # the others wait until it is there
+
+
+@dataclass(frozen=True)
+class OpenedData:
+    """The two splits of a data set and the ground truth of the second; the truth is in the first process only."""
+
+    paths: DataPaths
+    train: CocoIndex
+    val: CocoIndex
+    truth: GroundTruth | None
+
+
+def open_data(session: Session) -> OpenedData:
+    """Returns the data set, checked. The clock of the benchmark runs while this reads.
+
+    Errors: DataError with everything that is wrong with the files, or that does not fit the model.
+    """
+    config = session.config
+    paths = locate(config.data)
+    train = read_coco(paths.train_json, paths.train_images, training=True)
+    val = read_coco(paths.val_json, paths.val_images, training=False)
+    for index in (train, val):
+        for notice in index.notices:
+            session.say(f"{index.json_path}: {notice}")
+    faults = _category_faults(train, val, config.model.num_classes)
+    if faults:
+        raise DataError(faults)
+    if config.data.check_counts:
+        mismatches = check_benchmark_counts(train, val)
+        if mismatches:
+            raise ConfigError(
+                "\n".join([*mismatches, "Mend: get the files of COCO 2017, or set data.check_counts=false"])
+            )
+    truth = GroundTruth(paths.val_json) if session.topology.is_first else None
+    return OpenedData(paths=paths, train=train, val=val, truth=truth)
+
+
+def _category_faults(train: CocoIndex, val: CocoIndex, num_classes: int) -> list[Fault]:
+    faults = []
+    found = len(train.category_ids) + 1
+    if found != num_classes:
+        faults.append(
+            Fault(
+                file=str(train.json_path),
+                where="the list of categories",
+                field="categories",
+                value=f"{found - 1} entries",
+                problem=f"model.num_classes={num_classes} wants {num_classes - 1} of them (background is class 0).",
+                mend=f"Set model.num_classes={found}, or 0 to follow the file.",
+            )
+        )
+    if list(train.category_ids) != list(val.category_ids):
+        different = sorted(set(train.category_ids.tolist()) ^ set(val.category_ids.tolist()))
+        faults.append(
+            Fault(
+                file=str(val.json_path),
+                where="the list of categories",
+                field="categories[].id",
+                value=", ".join(map(str, different[:10])),
+                problem=f"These ids are in only one of this file and {train.json_path}.",
+                mend="Give both files the same categories.",
+            )
+        )
+    return faults
+
+
+def open_recorder(session: Session, steps_per_epoch: int) -> StepRecorder:
+    """Returns the writer of metrics.jsonl (first process only) and of the live line."""
+    config = session.config
+    progress = Progress(
+        config.optimizer.max_epochs,
+        steps_per_epoch,
+        sys.stdout,
+        enabled=session.topology.is_first,
+        every_steps=config.system.log_every_steps,
+    )
+    return StepRecorder(
+        MetricsWriter(session.folder / "metrics.jsonl") if session.folder else None,
+        progress,
+        every_steps=config.system.log_every_steps,
+        world=session.topology.world,
+    )

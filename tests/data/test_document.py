@@ -1,0 +1,149 @@
+import json
+
+import pytest
+from coco_folder import annotation, good_document, write_json
+
+from maskperf.data.coco import read_coco
+from maskperf.errors import DataError
+
+
+def faults_of_bytes(folder, data: bytes):
+    path = folder / "instances.json"
+    path.write_bytes(data)
+    with pytest.raises(DataError) as caught:
+        read_coco(path, folder, training=True)
+    faults = caught.value.faults
+    for fault in faults:
+        assert fault.file == str(path)
+        assert all((fault.where, fault.field, fault.value, fault.problem, fault.mend))
+    return faults
+
+
+def only_fault(faults):
+    assert len(faults) == 1
+    return faults[0]
+
+
+def good_bytes(indent=None) -> bytes:
+    return json.dumps(good_document(), indent=indent).encode()
+
+
+def test_a_missing_file_is_named(tmp_path):
+    path = tmp_path / "nothing.json"
+    with pytest.raises(DataError) as caught:
+        read_coco(path, tmp_path, training=True)
+    fault = only_fault(caught.value.faults)
+    assert (fault.file, fault.problem) == (str(path), "The file does not exist.")
+
+
+def test_a_folder_in_place_of_the_file_is_named(tmp_path):
+    with pytest.raises(DataError, match="The file cannot be read") as caught:
+        read_coco(tmp_path, tmp_path, training=True)
+    assert "directory" in only_fault(caught.value.faults).value
+
+
+@pytest.mark.parametrize("data", [b"", b" \n"])
+def test_an_empty_file_is_named(tmp_path, data):
+    assert only_fault(faults_of_bytes(tmp_path, data)).problem == "The file is empty."
+
+
+def test_wherever_the_file_is_cut_the_message_says_so(tmp_path):
+    data = good_bytes(indent=1)
+    for length in range(1, len(data) - 1, 37):
+        fault = only_fault(faults_of_bytes(tmp_path, data[:length]))
+        line = data[:length].count(b"\n") + 1
+        assert fault.problem.startswith("The file ends in the middle of the JSON")
+        assert f"at byte {length} (line {line})" in fault.problem
+        assert fault.mend == "Fetch or export the file again."
+
+
+def test_malformed_json_is_named_with_byte_and_line(tmp_path):
+    data = good_bytes(indent=1).replace(b'"width": 60', b'"width": 6:0', 1)
+    position = data.index(b":0,")
+    fault = only_fault(faults_of_bytes(tmp_path, data))
+    assert f"at byte {position} (line {data[:position].count(10) + 1})" in fault.problem
+    assert fault.value.startswith("':0,")
+
+
+def test_bytes_that_are_not_utf8_are_named_with_their_position(tmp_path):
+    data = good_bytes().replace(b"cup", b"c\xffp")
+    fault = only_fault(faults_of_bytes(tmp_path, data))
+    assert f"not UTF-8 at byte {data.index(255)} (line 1)" in fault.problem
+    assert fault.value == "byte 0xff"
+    assert "unpack" in fault.mend
+
+
+def test_utf8_names_are_read(tmp_path):
+    path = tmp_path / "instances.json"
+    path.write_bytes(good_bytes().replace(b"cup", "K\u00e4se".encode()))
+    assert read_coco(path, tmp_path, training=True).category_names == ("dog", "K\u00e4se")
+
+
+def test_a_byte_order_mark_is_refused(tmp_path):
+    fault = only_fault(faults_of_bytes(tmp_path, b"\xef\xbb\xbf" + good_bytes()))
+    assert "byte order mark" in fault.problem
+
+
+@pytest.mark.parametrize("name", ["images", "annotations", "categories"])
+@pytest.mark.parametrize("value", [None, {}, "text"])
+def test_a_missing_list_is_named(tmp_path, name, value):
+    document = good_document()
+    document[name] = value
+    if value is None:
+        del document[name]
+    fault = only_fault(faults_of_bytes(tmp_path, json.dumps(document).encode()))
+    assert fault.field == name
+    assert fault.problem == f"This is not an instances file: the list `{name}` is missing."
+
+
+def test_a_results_file_is_told_apart(tmp_path):
+    fault = only_fault(faults_of_bytes(tmp_path, b'[{"image_id": 1, "score": 0.5}]'))
+    assert "looks like a file of results" in fault.problem
+
+
+def test_an_entry_that_is_no_object_is_named(tmp_path):
+    document = good_document()
+    document["annotations"].insert(1, "oops")
+    fault = only_fault(faults_of_bytes(tmp_path, json.dumps(document).encode()))
+    assert (fault.field, fault.value) == ("annotations[1]", "'oops'")
+
+
+@pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "1e400"])
+@pytest.mark.parametrize("field", ["bbox[2]", "segmentation[0]"])
+def test_a_literal_that_is_not_finite_is_named_with_its_annotation(tmp_path, literal, field):
+    document = good_document()
+    bad = annotation(555, 10)
+    (bad["bbox"] if field == "bbox[2]" else bad["segmentation"][0])[2] = "PLACE"
+    document["annotations"].append(bad)
+    data = json.dumps(document).replace('"PLACE"', literal).encode()
+    fault = only_fault(faults_of_bytes(tmp_path, data))
+    assert (fault.where, fault.field) == ("annotation id 555", field)
+    assert "nan" in fault.value or "inf" in fault.value
+    assert "finite" in fault.problem
+
+
+def test_a_literal_that_is_not_finite_in_an_unused_field_is_named(tmp_path):
+    document = good_document()
+    document["annotations"][0]["area"] = float("nan")
+    document["info"]["version"] = float("inf")
+    faults = faults_of_bytes(tmp_path, json.dumps(document).encode())
+    expected = [("info, entry 0", "value"), ("annotation id 101", "area")]
+    assert [(fault.where, fault.field) for fault in faults] == expected
+    assert all("finite" in fault.problem for fault in faults)
+
+
+def test_lists_without_end_are_refused(tmp_path):
+    document = json.dumps(good_document())[:-1] + ', "deep": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    assert "too deep" in only_fault(faults_of_bytes(tmp_path, document.encode())).problem
+
+
+def test_a_number_of_thousands_of_digits_is_refused(tmp_path):
+    data = good_bytes().replace(b'"id": 101', b'"id": ' + b"1" * 5000)
+    assert faults_of_bytes(tmp_path, data)
+
+
+def test_unknown_fields_are_ignored(tmp_path):
+    document = good_document()
+    document["annotations"][0]["attributes"] = {"occluded": [True]}
+    document["extra"] = [1, {"a": None}]
+    assert len(read_coco(write_json(tmp_path, document), tmp_path, training=True).labels) == 3

@@ -1,0 +1,285 @@
+from typing import Any
+
+import numpy as np
+import pytest
+from coco_folder import HEIGHT, WIDTH, annotation, good_document, triangle, write_json
+from pycocotools import mask
+
+from maskperf.data.coco import read_coco
+from maskperf.errors import DataError
+
+AREA = HEIGHT * WIDTH
+
+
+def faults_of(folder, document, *, training: bool = True):
+    path = write_json(folder, document)
+    try:
+        read_coco(path, folder, training=training)
+    except DataError as error:
+        for fault in error.faults:
+            assert fault.file == str(path)
+            assert all((fault.where, fault.field, fault.value, fault.problem, fault.mend))
+        return error.faults
+    return []
+
+
+def only_fault(folder, document, *, training: bool = True):
+    faults = faults_of(folder, document, training=training)
+    assert len(faults) == 1, faults
+    return faults[0]
+
+
+def with_annotation(**changes: Any) -> dict[str, Any]:
+    """Returns a document whose annotation 918, on an image with other objects, is the good one with changes."""
+    document = good_document()
+    document["annotations"].append(annotation(918, changes.pop("image_id", 20), **changes))
+    return document
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_good_document_has_no_faults(tmp_path, training):
+    assert faults_of(tmp_path, good_document(), training=training) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "copied"),
+    [("images", "image", 20), ("annotations", "annotation", 101), ("categories", "category", 9)],
+)
+def test_a_duplicate_id_is_named(tmp_path, name, kind, copied):
+    document = good_document()
+    twin = dict(document[name][0])
+    if name == "categories":
+        twin["name"] = "other"
+    document[name].append(twin)
+    fault = only_fault(tmp_path, document)
+    assert (fault.where, fault.field, fault.value) == (f"{kind} id {copied}", "id", str(copied))
+    assert fault.problem == f"Two entries have this {kind} id."
+
+
+@pytest.mark.parametrize("name", ["images", "annotations", "categories"])
+@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 10**30, "12", 3.0, True, None, [1]])
+def test_an_id_that_is_no_whole_number_of_64_bits_is_named(tmp_path, name, value):
+    document = good_document()
+    row = dict(document[name][0])
+    row.update(id=value, name="other") if name == "categories" else row.update(id=value)
+    document[name].append(row)
+    fault = only_fault(tmp_path, document)
+    kind = {"images": "image", "annotations": "annotation", "categories": "category"}[name]
+    assert fault.where == f"{kind} number {len(document[name]) - 1} of its list (from 0)"
+    assert fault.field == "id"
+    assert "whole number" in fault.problem
+
+
+@pytest.mark.parametrize("value", [None, "", "  ", 5])
+def test_a_category_without_a_name_is_named(tmp_path, value):
+    document = good_document()
+    document["categories"].append({"id": 11, "name": value})
+    fault = only_fault(tmp_path, document)
+    assert (fault.where, fault.field) == ("category id 11", "name")
+    assert fault.problem == "The category has no name."
+
+
+def test_two_categories_of_one_name_are_named(tmp_path):
+    document = good_document()
+    document["categories"].append({"id": 11, "name": "dog"})
+    fault = only_fault(tmp_path, document)
+    assert (fault.where, fault.value) == ("category id 11", "'dog'")
+    assert fault.problem == "Two categories have the same name."
+
+
+@pytest.mark.parametrize("value", [99, 2**70, "20", None, [20]])
+def test_an_annotation_of_an_unknown_image_is_named(tmp_path, value):
+    fault = only_fault(tmp_path, with_annotation(image_id=value))
+    assert (fault.where, fault.field) == ("annotation id 918", "image_id")
+    assert fault.value == ("missing" if value is None else repr(value))
+
+
+@pytest.mark.parametrize("value", [8, 2**70, "7", None, 7.0])
+def test_an_annotation_of_an_unknown_category_is_named(tmp_path, value):
+    fault = only_fault(tmp_path, with_annotation(category_id=value))
+    assert (fault.where, fault.field) == ("annotation id 918", "category_id")
+
+
+@pytest.mark.parametrize("value", [2, -1, "0", None, 0.5])
+def test_a_crowd_mark_that_is_neither_0_nor_1_is_named(tmp_path, value):
+    fault = only_fault(tmp_path, with_annotation(iscrowd=value))
+    assert (fault.where, fault.field) == ("annotation id 918", "iscrowd")
+
+
+def test_a_missing_crowd_mark_means_one_object(tmp_path):
+    document = with_annotation(iscrowd=...)
+    index = read_coco(write_json(tmp_path, document), tmp_path, training=True)
+    assert len(index.labels) == 4
+
+
+@pytest.mark.parametrize("box", [None, [], [1, 2, 3], [1, 2, 3, 4, 5], {"x": 1}, "1 2 3 4"])
+def test_a_box_that_is_not_four_numbers_is_named(tmp_path, box):
+    fault = only_fault(tmp_path, with_annotation(bbox=box))
+    assert (fault.where, fault.field) == ("annotation id 918", "bbox")
+
+
+@pytest.mark.parametrize(
+    ("box", "field", "word"),
+    [
+        ([1, 2, -3, 4], "bbox[2]", "width is negative"),
+        ([1, 2, 3, -0.5], "bbox[3]", "height is negative"),
+        ([float("nan"), 2, 3, 4], "bbox[0]", "finite"),
+        ([1, float("-inf"), 3, 4], "bbox[1]", "finite"),
+        ([1, 2, 3, "4"], "bbox[3]", "finite"),
+        ([1, 2, True, 4], "bbox[2]", "finite"),
+        ([1, 2, 3, 10**400], "bbox[3]", "finite"),
+        ([1e8, 2, 3, 4], "bbox[0]", "far outside"),
+    ],
+)
+def test_a_box_that_cannot_be_used_is_named_with_its_number(tmp_path, box, field, word):
+    fault = only_fault(tmp_path, with_annotation(bbox=box))
+    assert (fault.where, fault.field) == ("annotation id 918", field)
+    assert word in fault.problem
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("ring", "word"),
+    [
+        ([], "has 0 numbers"),
+        ([1, 2, 3, 4], "has 4 numbers"),
+        ([1, 2, 3, 4, 5, 6, 7], "odd count of numbers (7)"),
+        ([1, 2, 3, 4, 5, float("nan")], "finite"),
+        ([1, 2, 3, 4, float("-inf"), 6], "finite"),
+        ([1, 2, 3, 4, 5, 1e300], "far outside"),
+        ([1, 2, 3, -1e8, 5, 6], "far outside"),
+    ],
+)
+def test_a_polygon_that_cannot_be_used_is_named_with_its_place(tmp_path, ring, word, training):
+    document = with_annotation(segmentation=[triangle(1, 1), ring])
+    fault = only_fault(tmp_path, document, training=training)
+    assert (fault.where, fault.field) == ("annotation id 918", "segmentation[1]")
+    assert word in fault.problem
+    assert fault.value == (repr(ring) if ring else "[]")
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("outline", [..., None, [], "", 5, [1, 2, 3, 4, 5, 6], [["1", "2"]], [None]])
+def test_an_object_without_a_proper_outline_is_named(tmp_path, outline, training):
+    fault = only_fault(tmp_path, with_annotation(segmentation=outline), training=training)
+    assert (fault.where, fault.field) == ("annotation id 918", "segmentation")
+    assert "[[x1, y1" in fault.mend
+
+
+def test_a_run_length_object_is_refused_for_training_and_allowed_for_evaluation(tmp_path):
+    rle = {"size": [HEIGHT, WIDTH], "counts": [0, AREA]}
+    fault = only_fault(tmp_path, with_annotation(segmentation=rle))
+    assert (fault.where, fault.field) == ("annotation id 918", "segmentation")
+    assert "run-length" in fault.problem
+    assert "polygons" in fault.problem
+    assert faults_of(tmp_path, with_annotation(segmentation=rle), training=False) == []
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("size", "counts", "field", "word"),
+    [
+        ([HEIGHT, WIDTH], [1, 2, 3], "segmentation.counts", "sum to 6"),
+        ([HEIGHT, WIDTH], [AREA, 1], "segmentation.counts", f"sum to {AREA + 1}"),
+        ([HEIGHT, WIDTH], [-1, AREA + 1], "segmentation.counts", "no run lengths"),
+        ([HEIGHT, WIDTH], [0.5, AREA - 0.5], "segmentation.counts", "no run lengths"),
+        ([HEIGHT, WIDTH], None, "segmentation.counts", "no run lengths"),
+        ([HEIGHT, WIDTH], "oo", "segmentation.counts", "no run lengths"),  # ends inside a number
+        ([HEIGHT, WIDTH], "\u00e9", "segmentation.counts", "no run lengths"),
+        ([WIDTH, HEIGHT], [AREA], "segmentation.size", "[height, width]"),
+        (None, [AREA], "segmentation.size", "[height, width]"),
+    ],
+)
+def test_a_crowd_whose_runs_do_not_fill_the_image_is_named(tmp_path, size, counts, field, word, training):
+    document = with_annotation(iscrowd=1, segmentation={"size": size, "counts": counts})
+    fault = only_fault(tmp_path, document, training=training)
+    assert (fault.where, fault.field) == ("annotation id 918", field)
+    assert word in fault.problem
+
+
+def test_compressed_runs_are_read_as_pycocotools_writes_them(tmp_path):
+    generator = np.random.default_rng(0)
+    for density in (0.0, 0.02, 0.5, 1.0):
+        pixels = np.asfortranarray(generator.random((HEIGHT, WIDTH)) < density, np.uint8)
+        counts = mask.encode(pixels)["counts"].decode()
+        document = with_annotation(iscrowd=1, segmentation={"size": [HEIGHT, WIDTH], "counts": counts})
+        assert faults_of(tmp_path, document, training=False) == []
+
+
+def test_a_crowd_without_outline_is_fatal_for_evaluation_only(tmp_path):
+    document = with_annotation(iscrowd=1, segmentation=[])
+    assert faults_of(tmp_path, document) == []
+    assert only_fault(tmp_path, document, training=False).where == "annotation id 918"
+
+
+@pytest.mark.parametrize("value", [..., None, "5", -1, float("nan")])
+def test_evaluation_needs_the_area(tmp_path, value):
+    document = with_annotation(area=value)
+    fault = only_fault(tmp_path, document, training=False)
+    assert (fault.where, fault.field) == ("annotation id 918", "area")
+
+
+@pytest.mark.parametrize("side", ["height", "width"])
+@pytest.mark.parametrize("value", [None, 0, -1, 640.5, "640", 2**40, True])
+def test_an_image_without_a_proper_size_is_named(tmp_path, side, value):
+    document = good_document()
+    extra = {"id": 42, "file_name": "c.jpg", "height": HEIGHT, "width": WIDTH}
+    extra[side] = value
+    document["images"].append(extra)
+    document["annotations"].append(annotation(918, 42))
+    fault = only_fault(tmp_path, document)
+    assert (fault.where, fault.field) == ("image id 42", side)
+    assert fault.value == ("missing" if value is None else repr(value))
+
+
+@pytest.mark.parametrize("name", ["../c.jpg", "a/../../c.jpg", "/etc/c.jpg", "..\\c.jpg", "C:\\c.jpg", "\\c.jpg"])
+def test_an_image_path_that_leaves_the_folder_is_named(tmp_path, name):
+    document = good_document()
+    document["images"].append({"id": 42, "file_name": name, "height": HEIGHT, "width": WIDTH})
+    fault = only_fault(tmp_path, document)
+    assert (fault.where, fault.field) == ("image id 42", "file_name")
+    assert "out of the image folder" in fault.problem
+
+
+@pytest.mark.parametrize("name", [None, "", " ", 7, "a\0b.jpg"])
+def test_an_image_without_a_file_name_is_named(tmp_path, name):
+    document = good_document()
+    document["images"].append({"id": 42, "file_name": name, "height": HEIGHT, "width": WIDTH})
+    assert only_fault(tmp_path, document).problem == "This is no file name."
+
+
+@pytest.mark.parametrize("name", ["images", "categories", "annotations"])
+def test_an_empty_list_is_named(tmp_path, name):
+    document = good_document()
+    document[name] = []
+    faults = faults_of(tmp_path, document)
+    assert (faults[0].where, faults[0].field, faults[0].problem) == ("top level", name, "The list is empty.")
+
+
+def test_evaluation_does_without_annotations(tmp_path):
+    document = good_document()
+    document["annotations"] = []
+    assert faults_of(tmp_path, document, training=False) == []
+
+
+def test_captions_are_told_apart_in_one_message(tmp_path):
+    document = good_document()
+    document["annotations"] = [{"id": k, "image_id": 10, "caption": "a dog"} for k in range(5)]
+    assert "Captions" in only_fault(tmp_path, document).problem
+
+
+def test_all_faults_come_in_one_pass(tmp_path):
+    document = with_annotation(bbox=[1, 2, -3, -4], category_id=1, segmentation=[[1, 2], [3, 4, 5]])
+    document["categories"].append({"id": 12, "name": ""})
+    document["images"].append({"id": 42, "file_name": "/c.jpg", "height": 0, "width": WIDTH})
+    found = {(fault.where, fault.field) for fault in faults_of(tmp_path, document)}
+    assert found == {
+        ("image id 42", "height"),
+        ("image id 42", "file_name"),
+        ("category id 12", "name"),
+        ("annotation id 918", "category_id"),
+        ("annotation id 918", "bbox[2]"),
+        ("annotation id 918", "bbox[3]"),
+        ("annotation id 918", "segmentation[0]"),
+        ("annotation id 918", "segmentation[1]"),
+    }

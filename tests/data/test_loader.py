@@ -1,0 +1,181 @@
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from coco_folder import annotation, triangle, write_images, write_json
+
+from maskperf.config import DataConfig
+from maskperf.data import loader
+from maskperf.data.coco import read_coco
+from maskperf.data.loader import TrainingLoader, evaluation_batches, is_flipped, load_sample
+from maskperf.errors import DataError
+from maskperf.seeds import derive_seed
+
+DATA = DataConfig(short_side=24, long_side=40, size_divisor=8, loader_threads=2, prefetch_batches=3)
+SIZES_HW = [(20, 30), (30, 20), (24, 24), (18, 40), (25, 50), (40, 20), (20, 30)]
+
+
+@pytest.fixture
+def index(tmp_path):
+    document = {"images": [], "annotations": [], "categories": [{"id": 3, "name": "dog"}]}
+    for number, (height, width) in enumerate(SIZES_HW):
+        image_id = 100 + number
+        row = {"id": image_id, "file_name": f"{image_id}.jpg", "height": height, "width": width}
+        document["images"].append(row)
+        box = [2.0, 3.0, 10.0, 8.0]
+        shapes = [triangle(2, 3)] * (number % 3 + 1)
+        document["annotations"].append(annotation(number + 1, image_id, category_id=3, bbox=box, segmentation=shapes))
+    write_images(tmp_path, document)
+    return read_coco(write_json(tmp_path, document), tmp_path, training=True)
+
+
+def training_loader(index, data=DATA, **changes) -> TrainingLoader:
+    settings = {"seed": 5, "rank": 0, "world": 1, "images_per_rank": 2}
+    return TrainingLoader(index, data, **{**settings, **changes})
+
+
+def loader_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("maskperf-loader")]
+
+
+def assert_equal(first, second):
+    torch.testing.assert_close(first.images.pixels, second.images.pixels, rtol=0, atol=0)
+    assert first.image_ids.tolist() == second.image_ids.tolist()
+    assert first.sample_seeds.tolist() == second.sample_seeds.tolist()
+    assert first.targets.boxes.tolist() == second.targets.boxes.tolist()
+    assert first.targets.polygons.points.tolist() == second.targets.polygons.points.tolist()
+
+
+def test_a_sample_depends_on_seed_epoch_and_image_alone(index):
+    sample = load_sample(index, 2, data=DATA, seed=5, epoch=1, training=True)
+    again = load_sample(index, 2, data=replace(DATA, loader_threads=7), seed=5, epoch=1, training=True)
+    np.testing.assert_array_equal(sample.pixels, again.pixels)
+    assert sample.sample_seed == again.sample_seed == derive_seed(5, "sample", 1, 102)
+    assert load_sample(index, 2, data=DATA, seed=5, epoch=2, training=True).sample_seed != sample.sample_seed
+
+
+def test_a_flipped_sample_mirrors_pixels_and_targets(index):
+    plain, mirrored = (
+        load_sample(index, 0, data=replace(DATA, flip_probability=chance), seed=5, epoch=1, training=True)
+        for chance in (0.0, 1.0)
+    )
+    width = plain.pixels.shape[2]
+    np.testing.assert_array_equal(mirrored.pixels, plain.pixels[:, :, ::-1])
+    np.testing.assert_allclose(mirrored.boxes[:, 0], width - 1 - plain.boxes[:, 2], rtol=1e-6)
+    np.testing.assert_allclose(mirrored.points[:, 0], width - 1 - plain.points[:, 0], rtol=1e-6)
+
+
+def test_evaluation_never_flips(index):
+    data = replace(DATA, flip_probability=1.0)
+    plain = load_sample(index, 0, data=replace(DATA, flip_probability=0.0), seed=5, epoch=1, training=True)
+    np.testing.assert_array_equal(
+        load_sample(index, 0, data=data, seed=5, epoch=1, training=False).pixels, plain.pixels
+    )
+
+
+def test_about_half_of_the_images_are_flipped():
+    flips = [is_flipped(1, epoch, image_id, 0.5) for epoch in range(1, 5) for image_id in range(500)]
+    assert 900 < sum(flips) < 1100  # 1000 expected, standard deviation 22
+    assert all(is_flipped(1, 1, image_id, 1.0) for image_id in range(500))
+    assert not any(is_flipped(1, 1, image_id, 0.0) for image_id in range(500))
+
+
+def test_batches_come_in_order_and_do_not_depend_on_threads(index):
+    expected = list(training_loader(index, replace(DATA, loader_threads=1, prefetch_batches=0)).batches(0, 11))
+    found = list(training_loader(index, replace(DATA, loader_threads=4)).batches(0, 11))
+    assert len(found) == 11
+    for first, second in zip(found, expected, strict=True):
+        assert_equal(first, second)
+
+
+def test_a_run_can_be_replayed_from_the_middle(index):
+    whole = list(training_loader(index).batches(0, 10))
+    for first_step in (1, 6):
+        part = list(training_loader(index).batches(first_step, 4))
+        for first, second in zip(part, whole[first_step : first_step + 4], strict=True):
+            assert_equal(first, second)
+
+
+def test_ranks_take_different_images(index):
+    seen = [
+        [image_id for batch in training_loader(index, rank=rank, world=2).batches(0, 2) for image_id in batch.image_ids]
+        for rank in (0, 1)
+    ]
+    assert len(set(map(int, seen[0] + seen[1]))) >= 5
+
+
+def test_batch_shapes_are_padded_to_the_divisor(index):
+    for batch in training_loader(index).batches(0, 5):
+        assert batch.images.pixels.shape[2] % 8 == 0
+        assert batch.images.pixels.shape[3] % 8 == 0
+        assert batch.targets.valid.all()
+        assert batch.targets.labels.eq(1).all()
+
+
+def test_threads_end_when_the_iterator_is_closed(index):
+    batches = training_loader(index).batches(0, 1000)
+    next(batches)
+    assert loader_threads()
+    batches.close()
+    assert loader_threads() == []
+
+
+def test_threads_end_when_the_batches_are_used_up(index):
+    assert len(list(training_loader(index).batches(0, 3))) == 3
+    assert loader_threads() == []
+
+
+def test_no_more_batches_are_made_ahead_than_asked(index, monkeypatch):
+    made = []
+    make_batch = loader.make_batch
+
+    def counting(samples, size_divisor):
+        made.append(len(samples))
+        return make_batch(samples, size_divisor)
+
+    monkeypatch.setattr(loader, "make_batch", counting)
+    batches = training_loader(index).batches(0, 1000)
+    next(batches)
+    batches.close()
+    assert 1 <= len(made) <= 1 + 3
+
+
+def test_all_bad_images_are_named_at_the_first_failure(index, tmp_path):
+    (tmp_path / "101.jpg").write_bytes(b"")
+    (tmp_path / "103.jpg").write_bytes((tmp_path / "103.jpg").read_bytes()[:300])
+    (tmp_path / "106.jpg").unlink()
+    with pytest.raises(DataError) as caught:
+        list(training_loader(index).batches(0, 100))
+    assert sorted(fault.where for fault in caught.value.faults) == ["image id 101", "image id 103", "image id 106"]
+    assert loader_threads() == []
+
+
+def test_another_error_of_a_thread_reaches_the_consumer(index, monkeypatch):
+    def failing(samples, size_divisor):
+        raise ZeroDivisionError("planted")
+
+    monkeypatch.setattr(loader, "make_batch", failing)
+    with pytest.raises(ZeroDivisionError, match="planted"):
+        list(training_loader(index).batches(0, 5))
+    assert loader_threads() == []
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_evaluation_brings_every_image_exactly_once(index, world):
+    found = {}
+    for rank in range(world):
+        for batch in evaluation_batches(index, DATA, batch_size=2, rank=rank, world=world):
+            for image_id, size_hw in zip(batch.image_ids.tolist(), batch.original_sizes_hw.tolist(), strict=True):
+                assert image_id not in found
+                found[image_id] = tuple(size_hw)
+    assert found == {100 + number: size_hw for number, size_hw in enumerate(SIZES_HW)}
+    assert loader_threads() == []
+
+
+def test_a_bad_image_stops_evaluation(index, tmp_path):
+    (tmp_path / "104.jpg").write_bytes(b"not an image")
+    with pytest.raises(DataError) as caught:
+        list(evaluation_batches(index, DATA, batch_size=2, rank=0, world=1))
+    assert [fault.where for fault in caught.value.faults] == ["image id 104"]

@@ -1,0 +1,55 @@
+import json
+import os
+import platform
+import subprocess
+
+import torch
+
+from maskperf.records import environment
+from maskperf.records.environment import describe_environment, installed_version, physical_cores
+
+
+def test_the_description_is_json_and_names_this_process():
+    found = json.loads(json.dumps(describe_environment()))
+    assert found["python"] == platform.python_version()
+    assert found["packages"]["torch"] == torch.__version__
+    assert set(found["packages"]) == {"maskperf", "torch", "numpy", "pycocotools", "hotcoco", "mlperf-logging"}
+    assert found["torch_threads"] == torch.get_num_threads()
+    assert found["memory_gib"] > 0.1
+    assert "pytest" in found["command_line"]
+    assert len(found["gpus"]) == (torch.cuda.device_count() if torch.cuda.is_available() else 0)
+
+
+def test_a_package_that_is_not_there_has_no_version():
+    assert installed_version("maskperf-no-such-package") is None
+
+
+def test_cores_are_at_least_one_and_at_most_those_of_the_machine():
+    assert 1 <= physical_cores() <= os.cpu_count()
+
+
+def test_the_commit_is_that_of_the_checkout_the_package_runs_from(tmp_path, monkeypatch):
+    package = tmp_path / "src" / "maskperf"
+    package.mkdir(parents=True)
+    (package / "config.py").write_text("a")
+    monkeypatch.setattr(environment.maskperf.config, "__file__", str(package / "config.py"))
+    assert environment._git_state() == (None, None)
+
+    def git(*words):
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.invalid", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "first")
+    assert environment._git_state() == (git("rev-parse", "HEAD"), False)
+    (package / "config.py").write_text("b")
+    assert environment._git_state() == (git("rev-parse", "HEAD"), True)
+
+
+def test_an_installed_copy_inside_another_checkout_has_no_commit(tmp_path, monkeypatch):
+    package = tmp_path / "site-packages" / "maskperf"
+    package.mkdir(parents=True)
+    (tmp_path / ".git").mkdir()
+    monkeypatch.setattr(environment.maskperf.config, "__file__", str(package / "config.py"))
+    assert environment._git_state() == (None, None)

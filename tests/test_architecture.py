@@ -1,0 +1,226 @@
+"""The rules of CONTRIBUTING.md that a program can check. Every failure names file and line."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "src" / "maskperf"
+FILES = sorted(PACKAGE.rglob("*.py"))
+MODULES = [path for path in FILES if path.name != "__init__.py"]
+
+# A part may import itself and every part before it. `__main__` is only a door to cli.
+ORDER = (
+    *("errors", "config", "config_limits", "overrides", "seeds", "recipes", "structures"),
+    *("ops", "data", "model", "losses", "engine", "evaluation", "records", "mlperf", "cli", "__main__"),
+)
+# Standing alone: the bug report of cli/main.py and `maskperf --help` must not load anything heavy.
+WITHOUT_TORCH = (
+    *("errors.py", "config.py", "config_limits.py", "overrides.py", "seeds.py", "recipes.py"),
+    *("records/run_folder.py", "cli/main.py", "cli/help.py", "__main__.py"),
+)
+MAX_FILE_LINES = 300
+MAX_FUNCTION_LINES = 60
+MAX_PARAMETERS = 8
+BANNED_NAMES = ("utils", "helpers", "misc", "common")
+
+
+def name_of(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def part_of(path):
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def tree_of(path):
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def functions_of(path):
+    return [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def imports_of(tree):
+    """Returns (line, module, names) of every import; names are what `from module import ...` takes."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name, []) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append((node.lineno, "." * node.level + (node.module or ""), [alias.name for alias in node.names]))
+    return found
+
+
+def misplaced_imports(tree, part):
+    """Returns a sentence for every import of `part` that is relative or goes to the right in `ORDER`."""
+    problems = []
+    for line, module, names in imports_of(tree):
+        if module.startswith("."):
+            problems.append(f"{line}: relative import {module}")
+        words = module.split(".")
+        if words[0] != "maskperf":
+            continue
+        for target in [words[1]] if len(words) > 1 else names or ["maskperf itself"]:
+            if target not in ORDER:
+                problems.append(f"{line}: {target} has no place in ORDER")
+            elif ORDER.index(target) > ORDER.index(part):
+                problems.append(f"{line}: {part} must not import {target}")
+    return problems
+
+
+def banned_calls(tree):
+    """Returns a sentence for every call that runs text or unsafe files as code, and every bare except."""
+    problems = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler) and node.type is None:
+            problems.append(f"{node.lineno}: bare except")
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        named = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        if called in ("eval", "exec", "pickle.load", "pickle.loads", "os.system"):
+            problems.append(f"{node.lineno}: {called}(...)")
+        if called == "torch.load" and named.get("weights_only") != "True":
+            problems.append(f"{node.lineno}: torch.load without weights_only=True")
+        if named.get("shell", "False") != "False":
+            problems.append(f"{node.lineno}: {called}(..., shell={named['shell']})")
+    return problems
+
+
+def test_every_import_is_absolute_and_goes_to_the_left():
+    problems = []
+    for path in FILES:
+        if part_of(path) != "__init__":
+            problems += [f"{name_of(path)}:{text}" for text in misplaced_imports(tree_of(path), part_of(path))]
+    assert problems == []
+
+
+def test_every_part_has_a_place_in_the_order():
+    parts = {part_of(path) for path in FILES} - {"__init__"}
+    assert parts - set(ORDER) == set()
+
+
+def test_imports_stand_at_the_top_of_the_file_outside_cli():
+    problems = []
+    for path in MODULES:
+        if part_of(path) != "cli":
+            lines = {line for function in functions_of(path) for line, _, _ in imports_of(function)}
+            problems += [f"{name_of(path)}:{line}: import inside a function" for line in sorted(lines)]
+    assert problems == []
+
+
+def test_no_file_is_too_long():
+    lengths = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    assert {f"{name}:{length} lines" for name, length in lengths.items() if length > MAX_FILE_LINES} == set()
+
+
+def test_no_function_is_too_long():
+    problems = []
+    for path in MODULES:
+        for function in functions_of(path):
+            lines = function.end_lineno - function.lineno + 1
+            if lines > MAX_FUNCTION_LINES:
+                problems.append(f"{name_of(path)}:{function.lineno}: {function.name} has {lines} lines")
+    assert problems == []
+
+
+def test_no_function_has_too_many_parameters():
+    problems = []
+    for path in MODULES:
+        for function in functions_of(path):
+            arguments = function.args
+            names = [entry.arg for entry in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+            count = len([name for name in names if name not in ("self", "cls")])
+            if count > MAX_PARAMETERS:
+                problems.append(f"{name_of(path)}:{function.lineno}: {function.name} has {count} parameters")
+    assert problems == []
+
+
+def test_package_files_are_empty():
+    filled = [f"{name_of(path)}:1: not empty" for path in PACKAGE.rglob("__init__.py") if path.stat().st_size]
+    folders = {file.parent for file in FILES}
+    missing = [f"{name_of(path)}: no __init__.py" for path in folders if not (path / "__init__.py").exists()]
+    assert filled + missing == []
+
+
+def test_names_say_what_is_in_a_file():
+    assert [name_of(path) for path in FILES if path.stem in BANNED_NAMES or path.parent.name in BANNED_NAMES] == []
+
+
+def test_no_banned_calls():
+    assert [f"{name_of(path)}:{text}" for path in MODULES for text in banned_calls(tree_of(path))] == []
+
+
+def test_sources_are_ascii():
+    problems = []
+    for path in FILES:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            if not line.isascii():
+                problems.append(f"{name_of(path)}:{number}: not ASCII")
+    assert problems == []
+
+
+def test_torchvision_is_not_used():
+    found = [(path, line, module) for path in MODULES for line, module, _ in imports_of(tree_of(path))]
+    assert [f"{name_of(path)}:{line}" for path, line, module in found if module.split(".")[0] == "torchvision"] == []
+
+
+@pytest.mark.parametrize("name", WITHOUT_TORCH)
+def test_light_modules_load_no_torch(name):
+    path = PACKAGE / name
+    if not path.exists():
+        pytest.fail(f"{name_of(path)}: missing")
+    module = "maskperf." + name.removesuffix(".py").replace("/", ".")
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r}); {code}"]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert finished.returncode == 0, f"{name_of(path)}:1: loads torch or numpy\n{finished.stderr}"
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("from maskperf.model.resnet import x", "1: ops must not import model"),
+        ("import maskperf.cli.main", "1: ops must not import cli"),
+        ("from maskperf import engine", "1: ops must not import engine"),
+        ("from . import boxes", "1: relative import ."),
+        ("import maskperf", "1: maskperf itself has no place in ORDER"),
+        ("def f():\n    from maskperf.odd import x", "2: odd has no place in ORDER"),
+    ],
+)
+def test_the_check_of_the_order_sees_a_wrong_import(text, expected):
+    assert misplaced_imports(ast.parse(text), "ops") == [expected]
+
+
+def test_the_check_of_the_order_lets_right_imports_pass():
+    text = "import torch\nfrom maskperf import errors\nfrom maskperf.ops.nms import nms\nimport maskperf.config"
+    assert misplaced_imports(ast.parse(text), "ops") == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "eval(x)",
+        "exec(x)",
+        "pickle.load(x)",
+        "torch.load(x)",
+        "torch.load(x, weights_only=False)",
+        "subprocess.run(x, shell=True)",
+        "try:\n    pass\nexcept:\n    pass",
+    ],
+)
+def test_the_check_of_calls_sees_a_banned_one(text):
+    assert len(banned_calls(ast.parse(text))) == 1
+
+
+def test_the_check_of_calls_lets_safe_ones_pass():
+    assert banned_calls(ast.parse("model.eval()\ntorch.load(x, weights_only=True)\nrun(x, shell=False)")) == []

@@ -1,0 +1,231 @@
+"""The scripts, with a stub in the place of Python, so that nothing is fetched or really installed."""
+
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = ("install.sh", "run_and_time.sh", "run_tests.sh", ".ci/run")
+
+# Every stub is this one text: as `python` it makes an environment or notes what pip was asked for, as `maskperf` it
+# notes its words and ends with $STUB_CODE.
+STUB = """#!/usr/bin/env bash
+case "$(basename "$0") $*" in
+    "maskperf --version") echo "maskperf 0.0" ;;
+    maskperf*) printf '<%s>' "$@" >>"$STUB_NOTES"; exit "${STUB_CODE:-0}" ;;
+    *"-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; cp "$0" "$3/bin/maskperf"; echo "venv" >>"$STUB_NOTES" ;;
+    *"-m pip install"*) printf 'pip %s\\n' "$*" >>"$STUB_NOTES"; exit "${STUB_PIP_CODE:-0}" ;;
+    *version_info*) exit "${STUB_TOO_OLD:-0}" ;;
+    *ensurepip*) exit "${STUB_NO_VENV:-0}" ;;
+    *--version*) echo "Python 3.11.0" ;;
+    *"-m ruff"*|*"-m pytest"*) printf '%s\\n' "$*" >>"$STUB_NOTES" ;;
+esac
+"""
+
+
+class Tree:
+    """A copy of the scripts in a folder with a space in its name, and a stub in place of Python."""
+
+    def __init__(self, base):
+        self.base = base
+        self.folder = base / "my tree"
+        (self.folder / ".ci").mkdir(parents=True)
+        for name in (*SCRIPTS, "constraints.txt", "pyproject.toml"):
+            shutil.copy(ROOT / name, self.folder / name)
+        self.notes = base / "notes.txt"
+        self.python = base / "stub python"
+        self.python.write_text(STUB)
+        self.python.chmod(0o755)
+
+    def run(self, script, *words, **environment):
+        self.notes.write_text("")
+        variables = {
+            "PATH": os.environ["PATH"],
+            "PYTHON": str(self.python),
+            "STUB_NOTES": str(self.notes),
+            **environment,
+        }
+        return subprocess.run(
+            [self.folder / script, *words],
+            cwd=self.base,
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def noted(self):
+        return self.notes.read_text().splitlines()
+
+
+@pytest.fixture
+def tree(tmp_path):
+    return Tree(tmp_path)
+
+
+def test_the_first_install_makes_the_environment_and_uses_the_constraints(tree):
+    finished = tree.run("install.sh")
+    assert finished.returncode == 0, finished.stderr
+    venv, pip = tree.noted()
+    assert venv == "venv"
+    assert pip.endswith(f"--constraint {tree.folder}/.venv/constraints.txt --editable {tree.folder}")
+    assert (tree.folder / ".venv" / "constraints.txt").read_text() == (ROOT / "constraints.txt").read_text()
+    assert "install.sh: done: maskperf 0.0" in finished.stdout
+
+
+def test_a_second_install_does_and_says_nothing(tree):
+    tree.run("install.sh")
+    finished = tree.run("install.sh")
+    assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
+    assert tree.noted() == []
+
+
+def test_the_tools_of_the_tests_are_added_once(tree):
+    tree.run("install.sh")
+    tree.run("install.sh", "test")
+    (pip,) = tree.noted()
+    assert pip.endswith(f"--editable {tree.folder}[test]")
+    for words in (["test"], []):
+        tree.run("install.sh", *words)
+        assert tree.noted() == []
+
+
+@pytest.mark.parametrize("name", ["constraints.txt", "pyproject.toml"])
+def test_changed_versions_are_installed_into_the_same_environment(name, tree):
+    tree.run("install.sh")
+    with (tree.folder / name).open("a") as stream:
+        stream.write("# changed\n")
+    assert tree.run("install.sh").returncode == 0
+    (pip,) = tree.noted()
+    assert pip.startswith("pip")
+
+
+def test_a_failed_install_says_so_and_the_next_one_starts_anew(tree):
+    finished = tree.run("install.sh", STUB_PIP_CODE="1")
+    assert finished.returncode == 1
+    assert "Mend: check the network" in finished.stderr
+    half_made = tree.folder / ".venv" / "half-made"
+    half_made.write_text("")
+    finished = tree.run("install.sh")
+    assert finished.returncode == 0
+    assert "cut short" in finished.stdout
+    assert tree.noted()[0] == "venv"
+    assert not half_made.exists()
+
+
+def test_a_moved_folder_gets_a_new_environment(tree):
+    tree.run("install.sh")
+    tree.folder = tree.folder.rename(tree.base / "moved tree")
+    finished = tree.run("install.sh")
+    assert finished.returncode == 0
+    assert "moved" in finished.stdout
+    assert len(tree.noted()) == 2
+
+
+def test_an_environment_of_somebody_else_is_left_alone(tree):
+    mine = tree.folder / ".venv" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    finished = tree.run("install.sh")
+    assert finished.returncode == 1
+    assert "was not made by install.sh" in finished.stderr
+    assert mine.read_text() == "mine"
+    assert tree.noted() == []
+
+
+def test_another_version_of_torch_takes_the_place_of_the_pinned_one(tree):
+    tree.run("install.sh", MASKPERF_TORCH="2.14.1")
+    lines = (tree.folder / ".venv" / "constraints.txt").read_text().splitlines()
+    pinned = (ROOT / "constraints.txt").read_text().splitlines()
+    assert [(old, new) for old, new in zip(pinned, lines, strict=True) if old != new] == [
+        ("torch==2.13.0", "torch==2.14.1")
+    ]
+    tree.run("install.sh")
+    assert len(tree.noted()) == 1  # back to the pinned version
+
+
+def test_a_version_of_torch_that_is_none_is_refused(tree):
+    finished = tree.run("install.sh", MASKPERF_TORCH="new/one")
+    assert finished.returncode == 1
+    assert "MASKPERF_TORCH=new/one is not a version" in finished.stderr
+
+
+def test_a_python_that_is_too_old_is_refused(tree):
+    finished = tree.run("install.sh", STUB_TOO_OLD="1")
+    assert finished.returncode == 1
+    assert "is not a Python of at least 3.11" in finished.stderr
+    assert not (tree.folder / ".venv").exists()
+
+
+def test_a_python_without_venv_is_explained(tree):
+    finished = tree.run("install.sh", STUB_NO_VENV="1")
+    assert finished.returncode == 1
+    assert "apt-get install python3-venv" in finished.stderr
+    assert not (tree.folder / ".venv").exists()
+
+
+def test_an_unknown_argument_is_refused(tree):
+    assert tree.run("install.sh", "tests").returncode == 1
+    assert tree.run("install.sh", "test", "more").returncode == 1
+    assert tree.noted() == []
+
+
+def test_without_words_the_demo_is_run_and_timed(tree):
+    finished = tree.run("run_and_time.sh", STUB_CODE="6")
+    assert finished.returncode == 6
+    assert tree.noted()[-1] == "<run><demo>"
+    assert re.search(r"run_and_time\.sh: \d+ s \(0:00:\d\d\), exit code 6\n$", finished.stdout)
+
+
+def test_words_reach_the_run_as_they_are(tree):
+    assert tree.run("run_and_time.sh", "coco", "data.root=/a b").returncode == 0
+    assert tree.noted()[-1] == "<run><coco><data.root=/a b>"
+
+
+def test_nothing_is_run_where_the_install_fails(tree):
+    assert tree.run("run_and_time.sh", STUB_PIP_CODE="1").returncode == 1
+    assert not any("<run>" in line for line in tree.noted())
+
+
+def test_the_tests_run_after_lint_with_their_arguments(tree):
+    assert tree.run("run_tests.sh", "-k", "a b").returncode == 0
+    assert tree.noted()[-2:] == ["-m ruff check .", "-m pytest -k a b"]
+
+
+@pytest.mark.parametrize(("code", "expected"), [("0", 0), ("6", 0), ("1", 1), ("5", 5)])
+def test_the_shortened_run_may_miss_its_target_but_must_not_fail(code, expected, tree):
+    finished = tree.run(".ci/run", STUB_CODE=code)
+    assert finished.returncode == expected
+    assert "<run><demo><optimizer.max_epochs=1>" in tree.noted()[-1]
+    assert ("all checks passed" in finished.stdout) == (expected == 0)
+
+
+def test_every_dependency_is_pinned_once_to_one_version():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = dict(re.fullmatch(r"([A-Za-z0-9._-]+)==([0-9][0-9A-Za-z.]*)", line).groups() for line in lines)
+    assert len(pins) == len(lines)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["test"]
+    names = {re.match(r"[A-Za-z0-9._-]+", line)[0].lower() for line in wanted}
+    assert names - {name.lower().replace("_", "-") for name in pins} == set()
+
+
+def test_no_address_of_a_package_index_is_in_the_scripts():
+    for name in (*SCRIPTS, "constraints.txt", "pyproject.toml"):
+        text = (ROOT / name).read_text()
+        assert "index-url" not in text
+        assert "find-links" not in text
+        assert "://" not in text
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_can_be_started(name):
+    assert os.access(ROOT / name, os.X_OK)
+    checked = subprocess.run(["bash", "-n", ROOT / name], capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stderr) == (0, "")

@@ -132,13 +132,6 @@ def test_training_without_any_image_left_is_fatal(tmp_path):
         read(tmp_path, document)
 
 
-def test_the_annotation_id_0_is_noticed_for_evaluation(tmp_path):
-    document = good_document()
-    document["annotations"][0]["id"] = 0
-    (notice,) = read(tmp_path, document, training=False).notices
-    assert "id 0: never counted as found" in notice
-
-
 def test_run_length_objects_of_evaluation_have_no_rings(tmp_path):
     document = good_document()
     rle = {"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH]}

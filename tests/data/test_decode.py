@@ -62,6 +62,15 @@ def test_cmyk_jpegs_equal_pillow(tmp_path):
     np.testing.assert_array_equal(decode(tmp_path, data), np.array(Image.open(io.BytesIO(data)).convert("RGB")))
 
 
+def test_a_jpeg_of_rare_subsampling_is_left_to_pillow(tmp_path):
+    data = bytearray(encoded(Image.fromarray(picture()), "JPEG", subsampling=0))
+    frame = data.index(b"\xff\xc0")
+    assert data[frame + 11] == 0x11  # luma sampled 1 x 1
+    data[frame + 11] = 0x14  # 1 x 4, which no common program writes
+    expected = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+    np.testing.assert_array_equal(decode(tmp_path, bytes(data)), expected)
+
+
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1"])
 def test_png_of_any_mode_becomes_rgb(tmp_path, mode):
     image = Image.fromarray(picture()).convert(mode)

@@ -212,8 +212,12 @@ def test_a_crowd_without_outline_is_fatal_for_evaluation_only(tmp_path):
     assert only_fault(tmp_path, document, training=False).where == "annotation id 918"
 
 
-@pytest.mark.parametrize("value", [..., None, "5", -1, float("nan")])
-def test_evaluation_needs_the_area(tmp_path, value):
+def test_a_missing_area_is_left_to_evaluation(tmp_path):
+    assert faults_of(tmp_path, with_annotation(area=...), training=False) == []
+
+
+@pytest.mark.parametrize("value", [None, "5", -1, float("nan")])
+def test_evaluation_refuses_an_area_that_is_none(tmp_path, value):
     document = with_annotation(area=value)
     fault = only_fault(tmp_path, document, training=False)
     assert (fault.where, fault.field) == ("annotation id 918", "area")

@@ -12,11 +12,14 @@ EXAMPLES = (
         "torchrun --nproc-per-node 8 -m maskperf run coco data.root=/data/coco optimizer.batch_size=16",
         "the same on the eight GPUs of one machine",
     ),
-    ("maskperf evaluate --help", "how to judge weights that are already there"),
+    (
+        "maskperf evaluate --weights runs/demo-1/model.safetensors --data data/demo",
+        "the box AP and mask AP of weights that are already there",
+    ),
 )
 EXIT_CODES = (
     (errors.EXIT_DONE, "done; for a run: both targets met"),
-    (errors.EXIT_BUG, "a bug of maskperf, or not enough memory"),
+    (errors.EXIT_BUG, "a bug of maskperf, COCO engines that disagree, or not enough memory"),
     (errors.EXIT_USAGE, "a command, key or value that cannot be used"),
     (errors.EXIT_DATA, "faults in annotations, images or weights"),
     (errors.EXIT_RULE, "a rule of the benchmark is broken"),

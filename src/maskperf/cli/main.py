@@ -33,6 +33,7 @@ class Command:
 COMMANDS = {
     "run": Command("maskperf.cli.run", "run", "train a recipe until its targets are met, and report"),
     "evaluate": Command("maskperf.cli.evaluate", "evaluate", "find the box AP and mask AP of trained weights"),
+    "convert": Command("maskperf.cli.convert", "convert", "change the form of weight files"),
 }
 
 

@@ -238,9 +238,6 @@ def _notices(table: _Table, *, training: bool) -> tuple[str, ...]:
     if training and not table.images_with_annotation.all():
         left_out = table.image_ids[~table.images_with_annotation]
         lines.append(_notice("images without an annotation wider and higher than one pixel", fate, left_out))
-    if not training and (table.annotation_ids == 0).any():
-        fate = "never counted as found by pycocotools"
-        lines.append(_notice("annotations with the id 0", fate, np.zeros(1, np.int64)))
     return tuple(lines)
 
 

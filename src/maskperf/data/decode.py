@@ -72,7 +72,7 @@ def _decode_jpeg(data: bytes, make: partial, expected_size_hw: tuple[int, int]) 
     """Returns the same pixels as Pillow, sooner; None for what simplejpeg refuses, so that Pillow decides."""
     try:
         height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
+    except (ValueError, KeyError):  # Trap: a rare chroma subsampling is a KeyError
         return None
     if color_space in ("CMYK", "YCCK"):
         return None

@@ -37,7 +37,7 @@ class AnnotationRow(msgspec.Struct):
     category_id: Any = None
     bbox: Any = None
     iscrowd: Any = 0
-    area: Any = None
+    area: Any = msgspec.UNSET  # evaluation works out a missing one
     segmentation: msgspec.Raw = NO_OUTLINE  # text: as Python numbers, COCO's polygons would take over 1 GB
 
 

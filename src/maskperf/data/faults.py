@@ -5,6 +5,7 @@ from functools import partial
 from math import isfinite
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from maskperf.data.document import (
@@ -35,8 +36,8 @@ MEND_POLYGONS = "Write the outline as [[x1, y1, x2, y2, x3, y3, ...], ...] in pi
 def find_faults(document: Document, shapes: Shapes, *, file: str, training: bool) -> list[Fault]:
     """Returns every fault of the document; the values of one without faults may be used without further checks.
 
-    Training refuses run-length outlines of single objects. Evaluation allows them, but needs `area`, and an outline
-    of every crowd region as well.
+    Training refuses run-length outlines of single objects. Evaluation allows them, but needs an outline of
+    every crowd region as well, and an `area` that is missing or right.
     """
     if document.annotations and all(row.bbox is None for row in document.annotations):
         problem = "This is not an instances file: no annotation has a box. Captions or panoptic labels look like this."
@@ -69,6 +70,10 @@ def _is_side(value: Any) -> bool:
 
 def _is_size(image: ImageRow | None) -> bool:
     return image is not None and all(map(_is_side, (image.height, image.width)))
+
+
+def _is_area(value: Any) -> bool:
+    return value is msgspec.UNSET or (is_number(value) and isfinite(as_float(value)) and value >= 0)
 
 
 def _is_crowd(row: AnnotationRow) -> bool:
@@ -152,9 +157,9 @@ def _annotation_faults(
     if not (isinstance(row.iscrowd, int) and row.iscrowd in (0, 1)):
         problem = "The value is neither 0 (one object) nor 1 (a crowd region)."
         faults.append(make(field="iscrowd", value=shown(row.iscrowd), problem=problem))
-    if not training and not (is_number(row.area) and isfinite(as_float(row.area)) and row.area >= 0):
+    if not training and not _is_area(row.area):
         problem = "Evaluation sorts objects by their area, and this is no number of at least 0."
-        mend = "Write the object's area in square pixels."
+        mend = "Write the object's area in square pixels, or leave the field out."
         faults.append(make(field="area", value=shown(row.area), problem=problem, mend=mend))
     return faults + _box_faults(row.bbox, make, _far_outside_px(image))
 

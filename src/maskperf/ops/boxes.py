@@ -15,17 +15,23 @@ def box_area(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
 
 
 def pairwise_iou(
-    first: Float[Tensor, "*batch a 4"], second: Float[Tensor, "*batch b 4"]
-) -> Float[Tensor, "*batch a b"]:
+    first: Float[Tensor, "*#batch a 4"], second: Float[Tensor, "*#batch b 4"]
+) -> Float[Tensor, "*#batch a b"]:
     """Returns intersection over union of every pair, with the "+1" of inclusive corners.
 
     Source: `structures/boxlist_ops.py` of the reference; the order of operations is kept, so ties stay ties.
+    Cost: five matrices of the size of the result at most.
     """
-    left_top = torch.maximum(first[..., :, None, :2], second[..., None, :, :2])
-    right_bottom = torch.minimum(first[..., :, None, 2:], second[..., None, :, 2:])
-    sides = (right_bottom - left_top + 1).clamp(min=0)
-    intersection = sides[..., 0] * sides[..., 1]
-    return intersection / (box_area(first)[..., :, None] + box_area(second)[..., None, :] - intersection)
+    intersection = _overlap(first, second, axis=0).mul_(_overlap(first, second, axis=1))
+    union = box_area(first)[..., :, None] + box_area(second)[..., None, :]
+    return intersection.div_(union.sub_(intersection))
+
+
+def _overlap(first: Tensor, second: Tensor, axis: int) -> Tensor:
+    """Returns the length two boxes share on an axis (0: x, 1: y), 0 where they are apart."""
+    low = torch.maximum(first[..., :, None, axis], second[..., None, :, axis])
+    high = torch.minimum(first[..., :, None, axis + 2], second[..., None, :, axis + 2])
+    return high.sub_(low).add_(1).clamp_(min=0)
 
 
 def clip_boxes(

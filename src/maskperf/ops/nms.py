@@ -6,6 +6,8 @@ from torch import Tensor
 
 from maskperf.ops.boxes import pairwise_iou
 
+_MAX_OVERLAPS = 1 << 24  # worked on at a time: bounds the memory
+
 
 def nms_reference(boxes: Float[Tensor, "boxes 4"], scores: Float[Tensor, " boxes"], iou_threshold: float) -> list[int]:
     """Returns the indices kept by the greedy rule, best score first: the slow, obvious form of one group."""
@@ -24,10 +26,15 @@ def nms_sorted(
 
     Invalid boxes neither survive nor suppress. The number of steps is the number of boxes, whatever their values,
     so nothing waits for the device.
-    Cost: groups x boxes x boxes overlaps.
+    Cost: boxes x boxes overlaps per group, a bounded number of them at a time.
     """
-    suppresses = pairwise_iou(boxes, boxes) > iou_threshold
-    suppresses = suppresses.triu(diagonal=1)  # only later boxes are suppressed
+    per_chunk = max(1, _MAX_OVERLAPS // max(1, boxes.shape[1] ** 2))
+    parts = zip(boxes.split(per_chunk), valid.split(per_chunk), strict=True)
+    return torch.cat([_survivors(part, part_valid, iou_threshold) for part, part_valid in parts])
+
+
+def _survivors(boxes: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
+    suppresses = (pairwise_iou(boxes, boxes) > iou_threshold).triu_(diagonal=1)  # only later boxes are suppressed
     alive = valid.clone()
     for index in range(boxes.shape[1] - 1):
         alive &= ~(suppresses[:, index] & alive[:, index : index + 1])

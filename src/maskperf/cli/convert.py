@@ -1,0 +1,284 @@
+"""`maskperf convert`: weight files from one form to another; and what every command about weight files needs."""
+
+import argparse
+import difflib
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from maskperf.cli.run import resolve
+from maskperf.config import ModelConfig, RunConfig, SystemConfig
+from maskperf.errors import EXIT_DONE, ConfigError, DataError, Fault, StorageError
+from maskperf.overrides import from_json_text, to_json_text, validate, with_overrides
+
+STORAGES = ("float32", "float16", "bfloat16", "int8")
+USAGE = """usage:
+  maskperf convert backbone IN.pkl OUT.safetensors [--storage {storages}] [model.key=value ...]
+  maskperf convert model IN OUT [--recipe NAME] [--categories FILE] [model.key=value ...]
+
+backbone: Detectron's R-50.pkl (or a .safetensors made from it) becomes a .safetensors, in fewer bits if --storage says
+so; what that costs in precision is printed. model: model.safetensors of a run becomes a .pth as the reference reads
+it, or the other way round. No file is written over.
+
+examples, to copy and paste:
+  maskperf convert backbone R-50.pkl R-50-int8.safetensors --storage int8
+  # another depth than that of the benchmark
+  maskperf convert backbone R-101.pkl R-101.safetensors model.stage_blocks=3,4,23,3
+  maskperf convert model runs/demo-1/model.safetensors model.pth
+  # --categories: a data set with the categories of the weights, so that the file tells what its labels mean
+  maskperf convert model model_final.pth model.safetensors --categories /data/coco/annotations/instances_val2017.json"""
+USAGE = USAGE.format(storages="|".join(STORAGES))
+NEW_NAME = "Choose another name, or move the file away."
+
+
+class WordParser(argparse.ArgumentParser):
+    """A parser whose complaints are errors of this program."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} ({self.prog} --help tells more)")
+
+
+def convert(arguments: list[str]) -> int:
+    """Returns the exit code after a file was converted."""
+    if not arguments or asks_for_help(arguments):
+        print(USAGE)
+        return EXIT_DONE
+    kinds = {"backbone": _convert_backbone, "model": _convert_model}
+    if arguments[0] not in kinds:
+        nearest = difflib.get_close_matches(arguments[0], kinds, n=1, cutoff=0.5)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(kinds)}"
+        raise ConfigError(f"nothing to convert is named {arguments[0]!r}; {hint} (maskperf convert --help tells more)")
+    kinds[arguments[0]](arguments[1:])
+    return EXIT_DONE
+
+
+def _convert_backbone(arguments: list[str]) -> None:
+    parser = _make_parser("backbone")
+    parser.add_argument("--storage", choices=STORAGES, default="float32")
+    choices = read_words(parser, arguments)
+    source, target = Path(choices.source), Path(choices.target)
+    if target.suffix != ".safetensors":
+        raise ConfigError(f"{target}: a converted backbone is a .safetensors file. Mend: give it that ending.")
+    require_new_file(target, False, mend=NEW_NAME)
+    config = _model_config(resolve("coco", []), choices.pairs).model
+    from maskperf.model.quantize import describe_loss, store_backbone  # torch is imported here
+
+    tensors, metadata, notices = _read_backbone(source, config)
+    loss = store_backbone(tensors, target, choices.storage, metadata=metadata)
+    print("\n".join([*notices, *describe_loss(loss), f"written: {target} ({choices.storage})"]))
+
+
+def _read_backbone(path: Path, config: ModelConfig) -> tuple[dict, dict[str, str], list[str]]:
+    """Returns the trunk's tensors by name, what a file made from them shall say of their origin, and notices.
+
+    Nothing is kept beside the source, unlike when a run reads it.
+    """
+    import torch
+
+    from maskperf.model.backbone_file import (
+        DIGEST_FIELD,
+        KNOWN_MD5,
+        convert_names,
+        load_backbone,
+        read_detectron_pickle,
+    )
+    from maskperf.model.mask_rcnn import MaskRcnn
+    from maskperf.model.weights import read_header
+
+    with torch.device("meta"):  # only names and shapes are needed
+        state = MaskRcnn(config).state_dict()
+    if path.suffix == ".safetensors":
+        loaded = load_backbone(path, state)
+        header = read_header(path)
+        # Only numbers that lost nothing may pass for those of the pickle with this digest.
+        is_exact = header.get("storage") == "float32"
+        origin = {name: text for name, text in header.items() if name.startswith("source")} if is_exact else {}
+        return loaded.tensors, {"source": path.name, **origin}, loaded.notices
+    tensors = convert_names(read_detectron_pickle(path), state, file=str(path))
+    data = path.read_bytes()
+    md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    relation = "is that" if md5 == KNOWN_MD5 else f"is not that ({KNOWN_MD5})"
+    metadata = {"source": path.name, "source_md5": md5, DIGEST_FIELD: hashlib.sha256(data).hexdigest()}
+    return tensors, metadata, [f"{path}: MD5 {md5} {relation} of the file the benchmark names"]
+
+
+def _convert_model(arguments: list[str]) -> None:
+    parser = _make_parser("model")
+    parser.add_argument("--recipe", metavar="NAME")
+    parser.add_argument("--categories", metavar="FILE")
+    choices = read_words(parser, arguments)
+    source, target = Path(choices.source), Path(choices.target)
+    suffixes = [path.suffix for path in (source, target)]
+    if suffixes.count(".safetensors") != 1 or suffixes[1] not in (".safetensors", ".pth"):
+        raise ConfigError(f"{source} to {target}: one of the two must be a .safetensors file, the other one a .pth.")
+    if choices.categories and suffixes[1] == ".pth":
+        raise ConfigError(f"--categories {choices.categories}: a .pth has no place for them. Mend: leave it out.")
+    require_new_file(target, False, mend=NEW_NAME)
+    from maskperf.engine.build import build_model  # torch is imported here
+    from maskperf.model.weights import save_reference_state
+
+    metadata = read_weights_metadata(source)
+    config, notices = resolve_for_weights(source, metadata, recipe=choices.recipe, pairs=[])
+    config = _model_config(config, choices.pairs)
+    model, loaded = build_model(replace(config.model, initial_weights=str(source)), seed=0)
+    notices += loaded
+    if suffixes[1] == ".pth":
+        save_reference_state(model, target)
+        if config.model.batch_norm != "frozen":
+            notices.append("the epsilon of the batch norms went into their variances, as the reference adds none")
+    else:
+        notices += _save_with_categories(model, target, config, choices.categories)
+    print("\n".join([*notices, f"written: {target}"]))
+
+
+def _save_with_categories(model: Any, target: Path, config: RunConfig, categories: str | None) -> list[str]:
+    """Returns notices, after the model was written with the names of its labels, if there is a file that has them."""
+    from maskperf.data.coco import read_coco
+    from maskperf.model.weights import save_model_weights, write_tensor_file
+
+    if categories is None:
+        write_tensor_file(model.state_dict(), target, {})
+        return [f"{target}: does not tell what its labels mean; --categories FILE would add that"]
+    index = read_coco(Path(categories), Path(), training=False)
+    found = dict(zip(index.category_ids.tolist(), index.category_names, strict=True))
+    faults = category_faults(categories, found, num_classes=config.model.num_classes, metadata={})
+    if faults:
+        raise DataError(faults)
+    metadata = {
+        "recipe": config.recipe,
+        "category_ids": list(found),
+        "category_names": list(found.values()),
+        "config": to_json_text(config),
+    }
+    save_model_weights(model, target, metadata)
+    return []
+
+
+def _make_parser(kind: str) -> WordParser:
+    parser = WordParser(f"maskperf convert {kind}", add_help=False, allow_abbrev=False)
+    parser.add_argument("source", metavar="IN")
+    parser.add_argument("target", metavar="OUT")
+    parser.add_argument("pairs", metavar="model.key=value", nargs="*")
+    return parser
+
+
+def _model_config(config: RunConfig, pairs: list[str]) -> RunConfig:
+    """Returns the configuration with the user's values of the section `model`, the only one that matters here.
+
+    Errors: ConfigError for other keys, and for values that cannot be used.
+    """
+    for pair in pairs:
+        if not pair.startswith("model.") or pair.startswith(("model.initial_weights", "model.backbone_weights")):
+            raise ConfigError(f"{pair!r}: only sizes of the model can be set here, such as model.num_classes=9.")
+    config = with_overrides(config, pairs)
+    validate(config)
+    if config.model.num_classes == 0:
+        raise ConfigError("model.num_classes=0: there is no data set to follow here. Mend: give the number.")
+    return config
+
+
+def asks_for_help(arguments: list[str]) -> bool:
+    return "--help" in arguments or "-h" in arguments
+
+
+def read_words(parser: WordParser, arguments: list[str]) -> argparse.Namespace:
+    """Returns what the words choose.
+
+    Errors: ConfigError for an unknown option, with the nearest one, and for a value that is missing or not allowed.
+    """
+    options = [name for action in parser._actions for name in action.option_strings]
+    for word in arguments:
+        name = word.partition("=")[0]
+        if name.startswith("-") and name not in options:
+            nearest = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(options)}"
+            raise ConfigError(f"unknown option {name!r}; {hint} ({parser.prog} --help tells more)")
+    return parser.parse_intermixed_args(arguments)
+
+
+def require_new_file(path: Path, overwrite: bool, *, mend: str) -> None:
+    """Returns nothing.
+
+    Errors: StorageError where `path` exists and must not be written over, or cannot be made.
+    """
+    if path.is_dir():
+        raise StorageError(f"{path}: is a folder, but a file is to be written there. Mend: give the name of a file.")
+    if path.exists() and not overwrite:
+        raise StorageError(f"{path}: exists already, and nothing was changed. Mend: {mend}")
+    if not path.parent.is_dir():
+        raise StorageError(f"{path}: the folder {path.parent} does not exist. Mend: make it, or choose another place.")
+
+
+def read_weights_metadata(path: Path) -> dict[str, Any]:
+    """Returns what the file says about its model; empty for files of others, which say nothing that is known here.
+
+    Errors: DataError where the file is missing or damaged.
+    """
+    from maskperf.model.weights import MODEL_FORMAT, read_header, read_metadata  # torch is imported here
+
+    if path.suffix != ".safetensors" or MODEL_FORMAT not in read_header(path).get("format", ""):
+        return {}
+    return read_metadata(path)
+
+
+def resolve_for_weights(
+    path: Path, metadata: Mapping[str, Any], *, recipe: str | None, pairs: list[str]
+) -> tuple[RunConfig, list[str]]:
+    """Returns the configuration for weights, checked, and notices about where it comes from.
+
+    It is that of the named recipe, else that in the metadata, else that of the recipe coco. The machine is not a
+    property of weights, so the section `system` is always the default one.
+    Files without metadata come from the reference, whose batch norms are frozen and know no epsilon; so are theirs.
+    Errors: ConfigError for a recipe, key or value that cannot be used.
+    """
+    if recipe is None and "config" in metadata:
+        try:
+            config = from_json_text(metadata["config"])
+        except ConfigError as error:
+            text = (
+                f"{path}: the configuration stored in it cannot be used.\n{error}\nMend: name a recipe with --recipe."
+            )
+            raise ConfigError(text) from error
+        notices = [f"configuration: the one stored in {path} (recipe {config.recipe})"]
+    else:
+        config = resolve(recipe or "coco", [])
+        notices = [f"configuration: the recipe {config.recipe}"]
+    if not metadata and config.model.batch_norm != "frozen":
+        config = replace(config, model=replace(config.model, batch_norm="frozen"))
+        notices.append("model.batch_norm=frozen, because the file holds no metadata of a run")
+    model = replace(config.model, backbone_weights="", initial_weights="")
+    data = replace(config.data, generate=False, check_counts=False)
+    config = with_overrides(replace(config, model=model, data=data, system=SystemConfig()), pairs)
+    validate(config)
+    return config, notices
+
+
+def category_faults(
+    file: str, found: Mapping[int, str], *, num_classes: int, metadata: Mapping[str, Any]
+) -> list[Fault]:
+    """Returns what differs between the categories in `file` (id to name, ids ascending) and those of the weights.
+
+    Weights without metadata know no ids and names; then the number of categories must be that of the model.
+    """
+    trained = dict(zip(metadata.get("category_ids", []), metadata.get("category_names", []), strict=True))
+    mend = "Take the data set that the weights were trained for, or weights that were trained for this one."
+    faults = []
+    if len(found) != num_classes - 1:
+        problem = f"The model has {num_classes - 1} (model.num_classes={num_classes}, with background)."
+        where, value = "the list of categories", f"{len(found)} entries"
+        faults.append(Fault(file=file, where=where, field="categories", value=value, problem=problem, mend=mend))
+    if not trained:
+        return faults
+    for identity in sorted(trained.keys() | found.keys()):
+        if trained.get(identity) != found.get(identity):
+            value = repr(found[identity]) if identity in found else "missing"
+            known = f"this id as {trained[identity]!r}" if identity in trained else "no category of this id"
+            problem, where = f"The weights know {known}.", f"category id {identity}"
+            faults.append(Fault(file=file, where=where, field="name", value=value, problem=problem, mend=mend))
+    if not faults and list(trained) != list(found):
+        problem = f"The weights list the same ids in another order: {', '.join(map(str, trained))}."
+        where, value = "the list of categories", ", ".join(map(str, found))
+        faults.append(Fault(file=file, where=where, field="categories[].id", value=value, problem=problem, mend=mend))
+    return faults

@@ -1,0 +1,85 @@
+import pytest
+import torch
+from torch import nn
+
+from maskperf.model.fpn import FeaturePyramid, pyramid_conv
+
+
+def transparent_pyramid():
+    """A pyramid of one channel whose convolutions change nothing: only the way the levels are joined is left."""
+    pyramid = FeaturePyramid((1, 1, 1, 1), 1)
+    for conv in pyramid.children():
+        nn.init.zeros_(conv.weight)
+        middle = conv.weight.shape[-1] // 2
+        conv.weight.data[0, 0, middle, middle] = 1.0
+    return pyramid
+
+
+def one_channel(rows):
+    return torch.tensor(rows, dtype=torch.float32)[None, None]
+
+
+def test_top_down_path_doubles_the_nearest_pixel_and_adds():
+    c5 = one_channel([[1, -2]])
+    c4 = one_channel([[10, 20, 30, 40], [-50, 60, 70, 80]])
+    c3, c2 = torch.zeros(1, 1, 4, 8), torch.zeros(1, 1, 8, 16)
+    c2[0, 0, 0, 0] = 1000
+    p2, p3, p4, p5, _ = transparent_pyramid()([c2, c3, c4, c5])
+    assert torch.equal(p5, c5)
+    assert p4[0, 0].tolist() == [[11, 21, 28, 38], [-49, 61, 68, 78]]  # no activation: values below 0 stay
+    row_0, row_1 = [11, 11, 21, 21, 28, 28, 38, 38], [-49, -49, 61, 61, 68, 68, 78, 78]
+    assert p3[0, 0].tolist() == [row_0, row_0, row_1, row_1]
+    assert p2[0, 0, 0, :6].tolist() == [1011, 11, 11, 11, 21, 21]
+    assert torch.equal(p2[0, 0, 4:, :], p3[0, 0, 2:, :].repeat_interleave(2, 0).repeat_interleave(2, 1))
+
+
+@pytest.mark.parametrize(("size_hw", "expected"), [((4, 6), (2, 3)), ((5, 7), (3, 4)), ((1, 1), (1, 1)), ((1, 2), (1, 1))])
+def test_p6_is_every_second_pixel_of_p5_and_odd_sizes_round_up(size_hw, expected):
+    height, width = size_hw
+    stages = [torch.randn(1, 1, height * 2**k, width * 2**k) for k in (3, 2, 1, 0)]
+    outputs = transparent_pyramid()(stages)
+    assert tuple(outputs[4].shape[2:]) == expected
+    assert torch.equal(outputs[4], outputs[3][:, :, ::2, ::2])
+
+
+def test_p6_comes_after_the_output_convolution():
+    pyramid = transparent_pyramid()
+    pyramid.fpn_layer4.bias.data.fill_(5.0)
+    stages = [torch.zeros(1, 1, 2 * 2**k, 2 * 2**k) for k in (3, 2, 1, 0)]
+    outputs = pyramid(stages)
+    assert outputs[4].item() == 5.0
+    assert outputs[2].abs().max() == 0  # what goes down is the sum before the output convolution
+
+
+def test_each_level_has_a_lateral_1x1_and_an_output_3x3_convolution_with_bias():
+    pyramid = FeaturePyramid((3, 5, 7, 9), 4)
+    shapes = {name: tuple(value.shape) for name, value in pyramid.state_dict().items()}
+    expected = {}
+    for number, inputs in ((1, 3), (2, 5), (3, 7), (4, 9)):
+        expected[f"fpn_inner{number}.weight"] = (4, inputs, 1, 1)
+        expected[f"fpn_layer{number}.weight"] = (4, 4, 3, 3)
+        expected[f"fpn_inner{number}.bias"] = expected[f"fpn_layer{number}.bias"] = (4,)
+    assert shapes == expected
+
+
+def test_levels_come_finest_first_with_one_width():
+    torch.manual_seed(0)
+    stages = [torch.randn(2, 2 + k, 4 * 2 ** (3 - k), 6 * 2 ** (3 - k)) for k in range(4)]
+    outputs = FeaturePyramid((2, 3, 4, 5), 6)(stages)
+    assert [tuple(level.shape) for level in outputs] == [
+        (2, 6, 32, 48),
+        (2, 6, 16, 24),
+        (2, 6, 8, 12),
+        (2, 6, 4, 6),
+        (2, 6, 2, 3),
+    ]
+
+
+def test_new_convolution_is_uniform_up_to_the_root_of_three_over_fan_in():
+    torch.manual_seed(0)
+    conv = pyramid_conv(256, 256, kernel=3)
+    limit = (3 / (256 * 9)) ** 0.5
+    assert conv.weight.abs().max() <= limit
+    assert conv.weight.abs().max() > 0.9999 * limit
+    assert conv.weight.std().item() == pytest.approx(limit / 3**0.5, rel=0.005)
+    assert conv.bias.abs().max() == 0

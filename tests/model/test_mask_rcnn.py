@@ -1,0 +1,195 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from maskperf.config import ModelConfig
+from maskperf.model.mask_rcnn import STRIDES, MaskRcnn
+from maskperf.ops.roi_align import assign_levels, roi_align_reference
+from maskperf.recipes import demo
+
+SMALL = replace(demo().model, num_classes=4, batch_norm="frozen", frozen_stages=2)
+
+# name, kind, limit of the uniform or standard deviation of the normal distribution (spec of the benchmark)
+INITIAL_WEIGHTS = [
+    ("backbone.fpn.fpn_inner1", "uniform", 0.10825),
+    ("backbone.fpn.fpn_inner2", "uniform", 0.07655),
+    ("backbone.fpn.fpn_inner3", "uniform", 0.05413),
+    ("backbone.fpn.fpn_inner4", "uniform", 0.03827),
+    *((f"backbone.fpn.fpn_layer{number}", "uniform", 0.03608) for number in (1, 2, 3, 4)),
+    ("rpn.head.conv", "normal", 0.01),
+    ("rpn.head.cls_logits", "normal", 0.01),
+    ("rpn.head.bbox_pred", "normal", 0.01),
+    ("roi_heads.box.feature_extractor.fc6", "uniform", 0.015465),
+    ("roi_heads.box.feature_extractor.fc7", "uniform", 0.054127),
+    ("roi_heads.box.predictor.cls_score", "normal", 0.01),
+    ("roi_heads.box.predictor.bbox_pred", "normal", 0.001),
+    *((f"roi_heads.mask.feature_extractor.mask_fcn{number}", "normal", 0.029463) for number in (1, 2, 3, 4)),
+    ("roi_heads.mask.predictor.conv5_mask", "normal", 0.044194),
+    ("roi_heads.mask.predictor.mask_fcn_logits", "normal", 0.157135),
+]
+
+PARAMETER_COUNTS = {
+    "backbone.body.stem": 9_408,
+    "backbone.body.layer1": 212_992,
+    "backbone.body.layer2": 1_212_416,
+    "backbone.body.layer3": 7_077_888,
+    "backbone.body.layer4": 14_942_208,
+    "backbone.fpn.fpn_inner": 984_064,
+    "backbone.fpn.fpn_layer": 2_360_320,
+    "rpn.": 593_935,
+    "roi_heads.box.feature_extractor.fc6": 12_846_080,
+    "roi_heads.box.feature_extractor.fc7": 1_049_600,
+    "roi_heads.box.predictor.cls_score": 83_025,
+    "roi_heads.box.predictor.bbox_pred": 332_100,
+    "roi_heads.mask.feature_extractor.mask_fcn": 4 * 590_080,
+    "roi_heads.mask.predictor.conv5_mask": 262_400,
+    "roi_heads.mask.predictor.mask_fcn_logits": 20_817,
+    "": 44_347_573,
+}
+
+
+@pytest.fixture(scope="module")
+def full_model():
+    torch.manual_seed(0)
+    return MaskRcnn(ModelConfig())
+
+
+@pytest.fixture(scope="module")
+def small_model():
+    torch.manual_seed(0)
+    return MaskRcnn(SMALL).eval()
+
+
+def pyramid(model):
+    pixels = torch.randn(2, 3, 128, 192, generator=torch.Generator().manual_seed(1)) * 50
+    with torch.no_grad():
+        return model.features(pixels)
+
+
+BOXES = torch.tensor([[[3.0, 5, 40, 60], [0, 0, 191, 127]], [[-4, -8, 20, 10], [150, 90, 260, 200]]])
+
+
+def reference_pool(features, boxes, size):
+    """Returns the pooled maps (images, boxes, channels, size, size), box by box."""
+    pooled = []
+    for image, image_boxes in enumerate(boxes):
+        levels = assign_levels(image_boxes, 4).tolist()
+        maps = [
+            roi_align_reference(features[level][image], box, size=size, scale=1 / STRIDES[level])
+            for level, box in zip(levels, image_boxes, strict=True)
+        ]
+        pooled.append(torch.stack(maps))
+    return torch.stack(pooled)
+
+
+def test_parameter_counts_are_those_of_the_benchmark(full_model):
+    counts = {
+        prefix: sum(value.numel() for name, value in full_model.named_parameters() if name.startswith(prefix))
+        for prefix in PARAMETER_COUNTS
+    }
+    assert counts == PARAMETER_COUNTS
+
+
+def test_frozen_and_trainable_tensors_are_those_of_the_benchmark(full_model):
+    trainable = {name: value for name, value in full_model.named_parameters() if value.requires_grad}
+    frozen = {name: value for name, value in full_model.named_parameters() if not value.requires_grad}
+    biases = [value for name, value in trainable.items() if "bias" in name]
+    assert sum(value.numel() for value in frozen.values()) == 222_400
+    assert sum(value.numel() for value in trainable.values()) == 44_125_173
+    assert len(trainable) == 84
+    assert sum(name.startswith("backbone.body") for name in trainable) == 42
+    assert len(biases) == 21
+    assert sum(value.numel() for value in biases) == 6_133
+    assert all(name.startswith(("backbone.body.stem", "backbone.body.layer1")) for name in frozen)
+
+
+def test_batch_norms_hold_26560_channels_in_buffers_only(full_model):
+    buffers = dict(full_model.named_buffers())
+    assert sum(value.numel() for value in buffers.values()) == 4 * 26_560
+    assert len(buffers) == 4 * 53
+
+
+def test_table_of_initial_weights_names_every_layer_with_a_bias(full_model):
+    with_bias = {name.removesuffix(".bias") for name, _ in full_model.named_parameters() if name.endswith(".bias")}
+    assert with_bias == {name for name, _, _ in INITIAL_WEIGHTS}
+
+
+@pytest.mark.parametrize(("name", "kind", "size"), INITIAL_WEIGHTS)
+def test_initial_weights_have_the_distribution_of_the_benchmark(full_model, name, kind, size):
+    layer = full_model.get_submodule(name)
+    weight = layer.weight.detach().flatten()
+    count = weight.numel()
+    std = size if kind == "normal" else size / 3**0.5
+    within_one_std = (weight.abs() < std).double().mean().item()
+    expected = 0.6827 if kind == "normal" else 3**-0.5  # tells the two distributions apart
+    assert weight.std().item() == pytest.approx(std, rel=4 / (2 * count) ** 0.5)
+    assert abs(weight.mean().item()) < 5 * std / count**0.5
+    assert within_one_std == pytest.approx(expected, abs=5 * (expected * (1 - expected) / count) ** 0.5)
+    if kind == "uniform":
+        assert 0.999 * size < weight.abs().max().item() <= size * (1 + 1e-3)  # the table is rounded
+    assert layer.bias.abs().max() == 0
+
+
+def test_trunk_starts_uniform_and_its_batch_norms_as_the_identity(full_model):
+    state = full_model.state_dict()
+    for name in ("stem.conv1", "layer2.0.conv2", "layer4.2.conv3"):
+        weight = state[f"backbone.body.{name}.weight"]
+        limit = (3 / weight[0].numel()) ** 0.5
+        assert 0.999 * limit < weight.abs().max().item() <= limit * (1 + 1e-6)
+    for name, buffer in full_model.named_buffers():
+        expected = 1.0 if name.endswith(("weight", "running_var")) else 0.0
+        assert (buffer == expected).all(), name
+
+
+def test_pyramid_has_five_levels_at_strides_4_to_64_in_channels_last(small_model):
+    features = pyramid(small_model)
+    assert [tuple(level.shape[2:]) for level in features] == [(32, 48), (16, 24), (8, 12), (4, 6), (2, 3)]
+    assert {level.shape[1] for level in features} == {SMALL.fpn_channels}
+    assert all(level.is_contiguous(memory_format=torch.channels_last) for level in features[:4])
+
+
+def test_rpn_outputs_join_the_levels_finest_first(small_model):
+    features = pyramid(small_model)
+    rpn = small_model.rpn_output(features)
+    start = 0
+    for feature in features:
+        logits, deltas = small_model.rpn["head"](feature)
+        stop = start + logits.shape[1]
+        assert torch.equal(rpn.logits[:, start:stop], logits)
+        assert torch.equal(rpn.deltas[:, start:stop], deltas)
+        start = stop
+    assert start == rpn.logits.shape[1] == 3 * (32 * 48 + 16 * 24 + 8 * 12 + 4 * 6 + 2 * 3)
+
+
+def test_box_head_reads_each_box_from_its_own_image_and_level(small_model):
+    features = pyramid(small_model)
+    logits, deltas = small_model.box_outputs(features, BOXES)
+    pooled = reference_pool(features, BOXES, size=7)
+    expected_logits, expected_deltas = small_model.roi_heads["box"](pooled.flatten(0, 1))
+    assert logits.shape == (2, 2, 4)
+    assert deltas.shape == (2, 2, 4, 4)
+    torch.testing.assert_close(logits.flatten(0, 1), expected_logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(deltas.flatten(0, 1), expected_deltas, rtol=1e-4, atol=1e-6)
+
+
+def test_mask_head_pools_14_by_14_and_gives_28_by_28_for_every_class(small_model):
+    features = pyramid(small_model)
+    logits = small_model.mask_logits(features, BOXES)
+    expected = small_model.roi_heads["mask"](reference_pool(features, BOXES, size=14).flatten(0, 1))
+    assert logits.shape == (2, 2, 4, 28, 28)
+    torch.testing.assert_close(logits.flatten(0, 1), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_roi_heads_do_not_read_the_coarsest_level(small_model):
+    features = pyramid(small_model)
+    huge = torch.tensor([[[0.0, 0.0, 4000.0, 4000.0]]] * 2)
+    logits, _ = small_model.box_outputs(features, huge)
+    spoiled = [*features[:4], torch.full_like(features[4], float("nan"))]
+    assert torch.equal(small_model.box_outputs(spoiled, huge)[0], logits)
+
+
+@pytest.mark.parametrize("num_classes", [0, 1])
+def test_model_without_a_foreground_class_is_refused(num_classes):
+    with pytest.raises(ValueError, match=f"num_classes={num_classes}"):
+        MaskRcnn(replace(SMALL, num_classes=num_classes))

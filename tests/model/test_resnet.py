@@ -1,0 +1,165 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from maskperf.model.resnet import Bottleneck, FrozenBatchNorm, ResNet, Stem
+
+
+def small_trunk(**changes):
+    torch.manual_seed(0)
+    sizes = {"stem_channels": 8, "stage_blocks": (1, 2, 1, 1), "stage_channels": (16, 24, 32, 40)}
+    return ResNet(**{**sizes, "batch_norm": "frozen", "frozen_stages": 2, **changes})
+
+
+def pictures(height=64, width=96):
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def random_batch_norm(channels):
+    norm = FrozenBatchNorm(channels)
+    generator = torch.Generator().manual_seed(2)
+    norm.weight.copy_(torch.randn(channels, generator=generator))
+    norm.bias.copy_(torch.randn(channels, generator=generator))
+    norm.running_mean.copy_(torch.randn(channels, generator=generator))
+    norm.running_var.copy_(torch.rand(channels, generator=generator) * 1e-3 + 1e-5)  # small: an epsilon would show
+    return norm
+
+
+def train_one_step(trunk):
+    """Returns the state dicts before and after one update with weight decay."""
+    before = {name: value.clone() for name, value in trunk.state_dict().items()}
+    trainable = [parameter for parameter in trunk.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trainable, lr=0.1, weight_decay=0.1)
+    sum(stage.square().mean() for stage in trunk(pictures())).backward()
+    optimizer.step()
+    return before, trunk.state_dict()
+
+
+def test_frozen_batch_norm_equals_that_of_torch_with_epsilon_zero():
+    norm = random_batch_norm(channels=6)
+    x = torch.randn(3, 6, 4, 5, generator=torch.Generator().manual_seed(3))
+    expected = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False, eps=0.0)
+    torch.testing.assert_close(norm(x), expected, rtol=1e-5, atol=1e-3)  # values reach several hundred
+
+
+def test_frozen_batch_norm_adds_no_epsilon_to_a_small_variance():
+    norm = FrozenBatchNorm(1)
+    norm.weight.fill_(2.0)
+    norm.bias.fill_(1.0)
+    norm.running_mean.fill_(3.0)
+    norm.running_var.fill_(2.0**-20)
+    # (3 + 2^-10 - 3) / 2^-10 = 1, times 2, plus 1. With an epsilon of 1e-5 it would be 1.59.
+    assert norm(torch.full((1, 1, 1, 1), 3.0 + 2.0**-10)).item() == 3.0
+
+
+def test_frozen_batch_norm_learns_nothing_and_ignores_the_mode():
+    norm = random_batch_norm(channels=6)
+    before = {name: value.clone() for name, value in norm.state_dict().items()}
+    x = torch.randn(3, 6, 4, 5)
+    assert torch.equal(norm.train()(x), norm.eval()(x))
+    assert list(norm.parameters()) == []
+    assert set(before) == {"weight", "bias", "running_mean", "running_var"}
+    assert all(torch.equal(norm.state_dict()[name], value) for name, value in before.items())
+
+
+def test_stride_sits_in_the_first_1x1_convolution_and_in_the_shortcut():
+    block = Bottleneck(16, 32, stride=2, batch_norm="frozen")
+    convs = (block.conv1, block.conv2, block.conv3, block.downsample[0])
+    assert [conv.kernel_size for conv in convs] == [(1, 1), (3, 3), (1, 1), (1, 1)]
+    assert [conv.stride for conv in convs] == [(2, 2), (1, 1), (1, 1), (2, 2)]
+    assert [conv.out_channels for conv in convs] == [8, 8, 32, 32]
+
+
+def test_block_with_stride_sees_every_second_pixel_only():
+    block = Bottleneck(4, 8, stride=2, batch_norm="frozen")
+    x = torch.randn(1, 4, 6, 8)
+    y = block(x)
+    unseen = torch.ones(6, 8, dtype=torch.bool)
+    unseen[::2, ::2] = False
+    assert y.shape == (1, 8, 3, 4)
+    assert torch.equal(block(torch.where(unseen, 1e6, x)), y)
+    assert not torch.equal(block(torch.where(unseen, x, x + 1)), y)
+
+
+def test_block_adds_the_shortcut_before_the_last_relu():
+    block = Bottleneck(8, 8, stride=1, batch_norm="frozen")
+    x = torch.randn(2, 8, 5, 5)
+    hidden = torch.relu(block.conv2(torch.relu(block.conv1(x))))  # batch norms start as the identity
+    torch.testing.assert_close(block(x), torch.relu(block.conv3(hidden) + x))
+    nn.init.zeros_(block.conv3.weight)
+    assert block.downsample is None
+    assert torch.equal(block(x), x.relu())
+
+
+def test_stem_is_a_7x7_convolution_and_a_3x3_pool_of_stride_two_each():
+    stem = Stem(8, "frozen")
+    x = pictures()
+    expected = F.max_pool2d(F.conv2d(x, stem.conv1.weight, stride=2, padding=3).relu(), 3, stride=2, padding=1)
+    torch.testing.assert_close(stem(x), expected)
+    assert stem.conv1.weight.shape == (8, 3, 7, 7)
+
+
+@pytest.mark.parametrize("size_hw", [(64, 96), (32, 32), (96, 64)])
+def test_stages_come_at_strides_4_to_32(size_hw):
+    height, width = size_hw
+    shapes = [tuple(stage.shape) for stage in small_trunk()(pictures(height, width))]
+    channels = (16, 24, 32, 40)
+    strides = (4, 8, 16, 32)
+    assert shapes == [(2, c, height // s, width // s) for c, s in zip(channels, strides, strict=True)]
+
+
+def test_only_first_blocks_have_a_shortcut_convolution_and_only_later_stages_a_stride():
+    trunk = small_trunk(stage_blocks=(2, 2, 2, 2))
+    for number in (1, 2, 3, 4):
+        first, second = getattr(trunk, f"layer{number}")
+        stride = (1, 1) if number == 1 else (2, 2)
+        assert first.conv1.stride == first.downsample[0].stride == stride
+        assert second.conv1.stride == (1, 1)
+        assert second.downsample is None
+
+
+def test_no_convolution_of_the_trunk_has_a_bias():
+    assert all(conv.bias is None for conv in small_trunk().modules() if isinstance(conv, nn.Conv2d))
+
+
+@pytest.mark.parametrize("frozen_stages", [0, 1, 2, 5])
+def test_frozen_stages_get_no_gradient_and_do_not_move(frozen_stages):
+    trunk = small_trunk(frozen_stages=frozen_stages, batch_norm="trainable" if frozen_stages < 5 else "frozen")
+    frozen = ("stem.", "layer1.", "layer2.", "layer3.", "layer4.")[:frozen_stages]
+    if frozen_stages == 5:
+        assert not any(parameter.requires_grad for parameter in trunk.parameters())
+        return
+    before, after = train_one_step(trunk)
+    for name, parameter in trunk.named_parameters():
+        is_frozen = name.startswith(frozen) if frozen else False
+        assert parameter.requires_grad is not is_frozen, name
+        assert (parameter.grad is None) is is_frozen, name
+        assert torch.equal(before[name], after[name]) is is_frozen, name
+
+
+def test_training_moves_no_buffer_of_frozen_batch_norms_in_any_stage():
+    trunk = small_trunk()
+    before, after = train_one_step(trunk)
+    buffers = [name for name, _ in trunk.named_buffers()]
+    assert len(buffers) == 4 * 20  # 1 of the stem, 3 in each of 5 blocks, 4 shortcuts
+    assert all(torch.equal(before[name], after[name]) for name in buffers)
+    assert not torch.equal(before["layer2.0.conv1.weight"], after["layer2.0.conv1.weight"])
+
+
+def test_trainable_batch_norm_learns_its_affine_map_and_its_statistics():
+    trunk = small_trunk(batch_norm="trainable", frozen_stages=0)
+    before, after = train_one_step(trunk)
+    for name in ("stem.bn1", "layer1.0.bn3", "layer4.0.downsample.1"):
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            assert not torch.equal(before[f"{name}.{part}"], after[f"{name}.{part}"]), (name, part)
+
+
+def test_trainable_batch_norm_normalizes_by_the_batch_in_training_only():
+    trunk = small_trunk(batch_norm="trainable", frozen_stages=0)
+    normalized = trunk.stem.bn1(torch.randn(4, 8, 16, 16) * 7 + 5)
+    torch.testing.assert_close(normalized.mean(dim=(0, 2, 3)), torch.zeros(8), rtol=0, atol=1e-5)
+    torch.testing.assert_close(normalized.var(dim=(0, 2, 3), correction=0), torch.ones(8), rtol=0, atol=1e-4)
+    fresh = small_trunk(batch_norm="trainable", frozen_stages=0).eval()
+    x = torch.randn(4, 8, 16, 16)
+    torch.testing.assert_close(fresh.stem.bn1(x), x / (1 + 1e-5) ** 0.5)

@@ -1,0 +1,227 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maskperf.ops.boxes import MAX_LOG_RATIO, box_area, clip_boxes, decode_boxes, encode_boxes, pairwise_iou
+
+ONES = (1.0, 1.0, 1.0, 1.0)
+HEAD = (10.0, 10.0, 5.0, 5.0)
+FIRST = torch.tensor([[10.0, 20.0, 49.0, 79.0]])
+SECOND = torch.tensor([[15.0, 25.0, 60.0, 90.0]])
+UNCHANGING = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+
+
+def plain_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Returns intersection over union without any "+1", one pair at a time."""
+    overlaps = np.zeros((len(first), len(second)))
+    for i, a in enumerate(first):
+        for j, b in enumerate(second):
+            width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+            height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+            areas = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
+            overlaps[i, j] = width * height / (areas - width * height)
+    return overlaps
+
+
+def random_boxes(count: int, seed: int) -> torch.Tensor:
+    """Returns float64 boxes of many sizes in a field of 200 x 200 pixels, crowded enough to overlap."""
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.rand((count, 2), generator=generator, dtype=torch.float64) * 200 - 20
+    sides = torch.rand((count, 2), generator=generator, dtype=torch.float64) ** 2 * 150
+    return torch.cat([corners, corners + sides], dim=1)
+
+
+@st.composite
+def box_lists(draw, min_size: int = 1):
+    corner = st.floats(-50, 1500, allow_nan=False)
+    side = st.floats(0, 800, allow_nan=False)
+    rows = draw(st.lists(st.tuples(corner, corner, side, side), min_size=min_size, max_size=6))
+    return torch.tensor([[x, y, x + w, y + h] for x, y, w, h in rows], dtype=torch.float64)
+
+
+def test_area_counts_both_corner_pixels():
+    boxes = torch.tensor([[10.0, 20.0, 49.0, 79.0], [5.0, 5.0, 5.0, 5.0], [0.0, 0.0, 0.5, 1.0]])
+    assert box_area(boxes).tolist() == [2400.0, 1.0, 3.0]
+
+
+def test_area_is_zero_or_negative_only_for_crossed_corners():
+    assert box_area(torch.tensor([[5.0, 5.0, 4.0, 9.0]])).item() == 0.0
+    assert box_area(torch.tensor([[5.0, 5.0, 3.0, 9.0]])).item() == -5.0
+
+
+def test_iou_has_the_known_value_with_inclusive_corners():
+    assert pairwise_iou(FIRST, SECOND).item() == pytest.approx(0.548277, abs=5e-7)
+    # Without the "+1" the same boxes overlap by 0.541593; this proves that the twin below is the plain form.
+    assert plain_iou(FIRST.numpy(), SECOND.numpy()).item() == pytest.approx(0.541593, abs=5e-7)
+
+
+def test_iou_equals_the_plain_one_on_boxes_grown_by_a_pixel():
+    first, second = random_boxes(40, 1), random_boxes(30, 2)
+    growth = np.array([0, 0, 1, 1])
+    expected = plain_iou(first.numpy() + growth, second.numpy() + growth)
+    assert (expected > 0.1).sum() > 50  # the case is worth something
+    np.testing.assert_allclose(pairwise_iou(first, second).numpy(), expected, rtol=1e-12, atol=1e-12)
+    single = pairwise_iou(first.float(), second.float())
+    np.testing.assert_allclose(single.numpy(), expected, rtol=2e-5, atol=1e-6)
+
+
+def test_iou_of_a_batch_is_taken_image_by_image():
+    first = random_boxes(24, 3).view(3, 8, 4)
+    second = random_boxes(15, 4).view(3, 5, 4)
+    together = pairwise_iou(first, second)
+    assert together.shape == (3, 8, 5)
+    for image in range(3):
+        assert torch.equal(together[image], pairwise_iou(first[image], second[image]))
+    assert torch.equal(pairwise_iou(first[:1], second)[2], pairwise_iou(first[0], second[2]))  # anchors are shared
+
+
+@UNCHANGING
+@given(first=box_lists(), second=box_lists())
+def test_iou_is_symmetric_and_between_zero_and_one(first, second):
+    overlaps = pairwise_iou(first, second)
+    assert torch.equal(overlaps, pairwise_iou(second, first).T)
+    assert bool((overlaps >= 0).all())
+    assert bool((overlaps <= 1 + 1e-12).all())
+
+
+@UNCHANGING
+@given(boxes=box_lists())
+def test_iou_of_a_box_with_itself_is_one(boxes):
+    itself = pairwise_iou(boxes, boxes).diagonal()
+    assert torch.allclose(itself, torch.ones_like(itself), rtol=0, atol=1e-12)
+
+
+def test_boxes_side_by_side_do_not_overlap_but_boxes_sharing_a_pixel_column_do():
+    left = torch.tensor([[0.0, 0.0, 9.0, 9.0]])
+    assert pairwise_iou(left, torch.tensor([[10.0, 0.0, 19.0, 9.0]])).item() == 0.0
+    shared = pairwise_iou(left, torch.tensor([[9.0, 0.0, 18.0, 9.0]])).item()
+    assert shared == pytest.approx(10 / 190)
+
+
+def test_one_pixel_boxes_have_an_overlap_of_one_or_none():
+    pixels = torch.tensor([[3.0, 4.0, 3.0, 4.0], [4.0, 4.0, 4.0, 4.0]])
+    assert pairwise_iou(pixels, pixels).tolist() == [[1.0, 0.0], [0.0, 1.0]]
+
+
+def test_a_box_without_area_overlaps_nothing():
+    assert pairwise_iou(torch.tensor([[5.0, 5.0, 4.0, 4.0]]), torch.tensor([[0.0, 0.0, 9.0, 9.0]])).item() == 0.0
+
+
+def test_empty_sets_of_boxes_keep_their_shapes():
+    none = torch.zeros((0, 4))
+    assert pairwise_iou(none, FIRST).shape == (0, 1)
+    assert pairwise_iou(FIRST, none).shape == (1, 0)
+    assert box_area(none).shape == (0,)
+    assert encode_boxes(none, none, ONES).shape == (0, 4)
+    assert decode_boxes(none, none, ONES).shape == (0, 4)
+    assert clip_boxes(torch.zeros((2, 0, 4)), torch.tensor([[5, 7], [9, 9]])).shape == (2, 0, 4)
+
+
+def test_clipping_uses_the_size_of_each_image():
+    box = torch.tensor([-3.0, -4.0, 700.0, 900.0])
+    clipped = clip_boxes(box.repeat(2, 1, 1), torch.tensor([[480, 640], [333, 200]]))
+    assert clipped[:, 0].tolist() == [[0.0, 0.0, 639.0, 479.0], [0.0, 0.0, 199.0, 332.0]]
+
+
+def test_clipping_keeps_what_is_inside_and_flattens_what_is_outside():
+    boxes = torch.tensor([[[0.0, 0.5, 99.0, 49.0], [99.5, 3.0, 140.0, 60.0], [-9.0, -8.0, -1.0, 4.0]]])
+    clipped = clip_boxes(boxes, torch.tensor([[50, 100]]))
+    assert clipped[0].tolist() == [[0.0, 0.5, 99.0, 49.0], [99.0, 3.0, 99.0, 49.0], [0.0, 0.0, 0.0, 4.0]]
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [(ONES, (0.2, 0.133333, 0.139762, 0.095310)), (HEAD, (2.0, 1.333333, 0.698810, 0.476551))],
+)
+def test_offsets_have_the_known_values(weights, expected):
+    offsets = encode_boxes(SECOND, FIRST, weights)[0]
+    assert offsets.tolist() == pytest.approx(expected, abs=6e-7)
+    decoded = decode_boxes(offsets[None], FIRST, weights)
+    assert decoded[0].tolist() == pytest.approx(SECOND[0].tolist(), abs=2e-5)
+
+
+def test_zero_offsets_give_the_anchor():
+    assert decode_boxes(torch.zeros(1, 4), FIRST, HEAD)[0].tolist() == FIRST[0].tolist()
+
+
+def test_growth_is_clamped_at_sixty_two_and_a_half_times():
+    assert MAX_LOG_RATIO == pytest.approx(4.135166556742356, abs=1e-15)
+    anchor = torch.tensor([[0.0, 0.0, 7.0, 15.0]], dtype=torch.float64)  # 8 x 16 pixels
+    for growth in (MAX_LOG_RATIO, 4.2, 100.0):
+        box = decode_boxes(torch.tensor([[0.0, 0.0, growth, growth]], dtype=torch.float64), anchor, ONES)[0]
+        assert (box[2] - box[0] + 1).item() == pytest.approx(500.0)
+        assert (box[3] - box[1] + 1).item() == pytest.approx(1000.0)
+
+
+def test_growth_is_clamped_after_the_weights_are_taken_out():
+    anchor = torch.tensor([[0.0, 0.0, 9.0, 9.0]], dtype=torch.float64)
+    deltas = torch.tensor([[0.0, 0.0, 5.0, 40.0]], dtype=torch.float64)  # divided by 5: 1 and 8
+    box = decode_boxes(deltas, anchor, HEAD)[0]
+    assert (box[2] - box[0] + 1).item() == pytest.approx(10 * math.e)
+    assert (box[3] - box[1] + 1).item() == pytest.approx(625.0)
+
+
+def test_shrinking_is_not_clamped():
+    anchor = torch.tensor([[0.0, 0.0, 9.0, 9.0]], dtype=torch.float64)
+    box = decode_boxes(torch.tensor([[0.0, 0.0, -12.0, -12.0]], dtype=torch.float64), anchor, ONES)[0]
+    assert (box[2] - box[0] + 1).item() == pytest.approx(10 * math.exp(-12.0))
+
+
+@UNCHANGING
+@given(
+    centre=st.tuples(st.floats(-500, 2000), st.floats(-500, 2000)),
+    sides=st.tuples(st.floats(1, 900), st.floats(1, 900)),
+    shift=st.tuples(st.floats(-300, 300), st.floats(-300, 300)),
+    ratio=st.tuples(st.floats(0.001, 62), st.floats(0.001, 62)),
+    weights=st.sampled_from([ONES, HEAD]),
+)
+def test_decoding_undoes_encoding(centre, sides, shift, ratio, weights):
+    def box(middle, extent):
+        corner = [m - e / 2 for m, e in zip(middle, extent, strict=True)]
+        far = [c + e - 1 for c, e in zip(corner, extent, strict=True)]
+        return torch.tensor([[*corner, *far]], dtype=torch.float64)
+
+    anchor = box(centre, sides)
+    truth = box([c + s for c, s in zip(centre, shift, strict=True)], [s * r for s, r in zip(sides, ratio, strict=True)])
+    decoded = decode_boxes(encode_boxes(truth, anchor, weights), anchor, weights)
+    torch.testing.assert_close(decoded, truth, rtol=0, atol=1e-7)
+
+
+def test_a_box_without_sides_is_encoded_as_minus_infinity_not_as_nan():
+    flat = torch.tensor([[10.0, 20.0, 9.0, 19.0]])
+    offsets = encode_boxes(flat, FIRST, ONES)[0]
+    assert offsets[2:].tolist() == [-math.inf, -math.inf]
+    assert bool(torch.isfinite(offsets[:2]).all())
+
+
+def test_gradient_of_decoding_is_right():
+    anchors = random_boxes(5, 5)
+    generator = torch.Generator().manual_seed(6)
+    deltas = torch.randn((5, 4), generator=generator, dtype=torch.float64)
+    deltas[0, 2:] = 30.0  # clamped: no gradient there
+    deltas.requires_grad_()
+    anchors.requires_grad_()
+    assert torch.autograd.gradcheck(lambda d, a: decode_boxes(d, a, HEAD), (deltas, anchors))
+    decode_boxes(deltas, anchors.detach(), HEAD).sum().backward()
+    assert deltas.grad[0, 2:].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(("beta", "weights"), [(1 / 9, ONES), (1.0, HEAD)])
+def test_gradient_of_the_box_loss_over_encoded_offsets_is_right(beta, weights):
+    truth, anchors = random_boxes(8, 7).requires_grad_(), random_boxes(8, 8)
+    generator = torch.Generator().manual_seed(9)
+    noise = torch.randn((8, 4), generator=generator, dtype=torch.float64)
+    noise[:4] *= beta / 3  # some terms in the quadratic part, some in the linear one
+    predicted = (encode_boxes(truth, anchors, weights) + noise).detach().requires_grad_()
+
+    def loss(prediction, boxes):
+        return F.smooth_l1_loss(prediction, encode_boxes(boxes, anchors, weights), beta=beta, reduction="none")
+
+    assert bool((noise.abs() < beta).any())
+    assert bool((noise.abs() > beta).any())
+    assert torch.autograd.gradcheck(loss, (predicted, truth))

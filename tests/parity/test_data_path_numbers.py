@@ -1,0 +1,100 @@
+"""From JPEG and JSON to losses and COCO results, against the reference's own data set, model and evaluation code."""
+
+from functools import partial
+
+import msgspec
+import numpy as np
+import pytest
+from golden_reference import GOLDEN_FOLDER, golden_model
+from pycocotools import mask as coco_masks
+
+from maskperf.config import DataConfig
+from maskperf.data.coco import read_coco
+from maskperf.data.collate import make_batch
+from maskperf.data.loader import evaluation_batches, load_sample
+from maskperf.engine.distributed import Topology
+from maskperf.engine.forward import training_losses
+from maskperf.evaluation.predict import predict
+from maskperf.structures import LOSS_NAMES
+
+FOLDER = GOLDEN_FOLDER / "data_path"
+DATA = DataConfig(short_side=192, long_side=320)
+REFERENCE_NAMES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")
+
+
+@pytest.fixture(scope="module")
+def expected():
+    with np.load(FOLDER / "expected.npz") as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return golden_model()
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_losses_from_files_equal_the_reference(number, model, expected):
+    train = read_coco(FOLDER / "instances.json", FOLDER / "images", training=True)
+    pairs = expected["losses/batches"][number][: expected["losses/batch_sizes"][number]]
+    samples = []
+    for flip, image_id in pairs:
+        data = DataConfig(short_side=192, long_side=320, flip_probability=float(flip))
+        load = partial(load_sample, train, data=data, seed=0, epoch=0, training=True)
+        samples.append(load(train.image_ids.tolist().index(image_id)))
+    losses = training_losses(model, make_batch(samples, 32))
+    assert losses.dropped_masks == 0
+    columns = [expected["losses/names"].tolist().index(name) for name in REFERENCE_NAMES]
+    for name, wanted in zip(LOSS_NAMES, expected["losses/values"][number][columns], strict=True):
+        assert getattr(losses, name).item() == pytest.approx(wanted, rel=1e-4), name
+
+
+@pytest.fixture(scope="module")
+def results(model):
+    val = read_coco(FOLDER / "instances.json", FOLDER / "images", training=False)
+    batches = evaluation_batches(val, DATA, batch_size=1, rank=0, world=1)
+    return predict(model, batches, val.category_ids, Topology(0, 1, 0, model.rpn["head"].conv.weight.device))
+
+
+@pytest.fixture(scope="module")
+def wanted_results():
+    return msgspec.json.decode((FOLDER / "results.json").read_bytes())
+
+
+def _pairs(found: list[dict], wanted: list[dict]) -> list[tuple[int, int]]:
+    """Returns which result is which: same image and category, nearest score."""
+    groups: dict[tuple, list[int]] = {}
+    for place, entry in enumerate(wanted):
+        groups.setdefault((entry["image_id"], entry["category_id"]), []).append(place)
+    pairs = []
+    for place, entry in enumerate(found):
+        group = groups[entry["image_id"], entry["category_id"]]
+        best = min(group, key=lambda other: abs(wanted[other]["score"] - entry["score"]))
+        group.remove(best)
+        pairs.append((place, best))
+    return pairs
+
+
+def test_box_results_equal_the_reference(results, wanted_results):
+    boxes, wanted = results[0], wanted_results["bbox"]
+    assert len(boxes) == len(wanted)
+    for place, other in _pairs(boxes, wanted):
+        np.testing.assert_allclose(boxes[place]["bbox"], wanted[other]["bbox"], atol=2e-2)
+        assert boxes[place]["score"] == pytest.approx(wanted[other]["score"], abs=1e-4)
+
+
+def test_mask_results_equal_the_reference(results, wanted_results):
+    masks, wanted = results[1], wanted_results["segm"]
+    assert len(masks) == len(wanted)
+    pairs = _pairs(masks, wanted)
+    overlaps, equal = [], 0
+    for place, other in pairs:
+        first, second = masks[place]["segmentation"], wanted[other]["segmentation"]
+        assert first["size"] == second["size"]
+        equal += first["counts"] == second["counts"]
+        union = coco_masks.area(coco_masks.merge([first, second]))
+        both = coco_masks.area(coco_masks.merge([first, second], intersect=1))
+        overlaps.append(1.0 if union == 0 else float(both) / float(union))
+    # A pixel whose probability is 0.5 up to rounding may fall on either side.
+    assert min(overlaps) > 0.95
+    assert equal > 0.9 * len(pairs)

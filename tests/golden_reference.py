@@ -82,12 +82,12 @@ def golden_batch(numbers) -> Batch:
 def flat_polygons(rings: list[np.ndarray], ring_offsets: list[int]) -> Polygons:
     """Returns rings (points, 2) and the first ring of each object as flat tensors."""
     point_offsets = np.cumsum([0] + [len(ring) for ring in rings])
-    points_of_object = [point_offsets[b] - point_offsets[a] for a, b in zip(ring_offsets, ring_offsets[1:], strict=False)]
+    points_of_object = np.diff(point_offsets[ring_offsets])
     rings_of_object = np.diff(ring_offsets)
     return Polygons(
         points=torch.from_numpy(np.concatenate(rings).astype(np.float32)) if rings else torch.zeros(0, 2),
         point_offsets=torch.from_numpy(point_offsets.astype(np.int64)),
         ring_offsets=torch.tensor(ring_offsets),
-        max_points=int(max(points_of_object, default=0)),
-        max_rings=int(max(rings_of_object, default=0)),
+        max_points=int(points_of_object.max(initial=0)),
+        max_rings=int(rings_of_object.max(initial=0)),
     )

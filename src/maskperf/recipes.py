@@ -48,11 +48,11 @@ def demo() -> RunConfig:
         learning_rate=0.04,
         warmup_steps=100,
         warmup_factor=0.1,
-        decay_steps=(1250, 1600),
+        decay_steps=(610, 732),  # after epochs 5 and 6
         max_steps=4000,
-        max_epochs=15,
+        max_epochs=10,
     )
-    evaluation = EvaluationConfig(box_target=0.5, mask_target=0.45, batch_size=8)
+    evaluation = EvaluationConfig(box_target=0.55, mask_target=0.55, batch_size=8)
     return RunConfig(recipe="demo", data=data, model=model, optimizer=optimizer, evaluation=evaluation)
 
 

@@ -86,7 +86,9 @@ def test_version_is_one_line(capsys):
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
-@pytest.mark.parametrize(("word", "hint"), [("evalute", "did you mean evaluate?"), ("xyz", "there are run, evaluate, convert")])
+@pytest.mark.parametrize(
+    ("word", "hint"), [("evalute", "did you mean evaluate?"), ("xyz", "there are run, evaluate, convert")]
+)
 def test_an_unknown_command_is_a_usage_error_with_a_hint(word, hint, capsys):
     assert main([word]) == errors.EXIT_USAGE
     shown = capsys.readouterr()

@@ -33,7 +33,9 @@ def test_top_down_path_doubles_the_nearest_pixel_and_adds():
     assert torch.equal(p2[0, 0, 4:, :], p3[0, 0, 2:, :].repeat_interleave(2, 0).repeat_interleave(2, 1))
 
 
-@pytest.mark.parametrize(("size_hw", "expected"), [((4, 6), (2, 3)), ((5, 7), (3, 4)), ((1, 1), (1, 1)), ((1, 2), (1, 1))])
+@pytest.mark.parametrize(
+    ("size_hw", "expected"), [((4, 6), (2, 3)), ((5, 7), (3, 4)), ((1, 1), (1, 1)), ((1, 2), (1, 1))]
+)
 def test_p6_is_every_second_pixel_of_p5_and_odd_sizes_round_up(size_hw, expected):
     height, width = size_hw
     stages = [torch.randn(1, 1, height * 2**k, width * 2**k) for k in (3, 2, 1, 0)]

@@ -58,16 +58,16 @@ def full_model():
 @pytest.fixture(scope="module")
 def small_model():
     torch.manual_seed(0)
-    return MaskRcnn(SMALL).eval()
+    return MaskRcnn(SMALL).double().eval()  # in float64 the order of a sum does not show; heads still give float32
 
 
 def pyramid(model):
-    pixels = torch.randn(2, 3, 128, 192, generator=torch.Generator().manual_seed(1)) * 50
+    pixels = torch.randn(2, 3, 128, 192, generator=torch.Generator().manual_seed(1)).double() * 50
     with torch.no_grad():
         return model.features(pixels)
 
 
-BOXES = torch.tensor([[[3.0, 5, 40, 60], [0, 0, 191, 127]], [[-4, -8, 20, 10], [150, 90, 260, 200]]])
+BOXES = torch.tensor([[[3.0, 5, 40, 60], [0, 0, 191, 127]], [[-4, -8, 20, 10], [150, 90, 260, 200]]]).double()
 
 
 def reference_pool(features, boxes, size):
@@ -169,8 +169,8 @@ def test_box_head_reads_each_box_from_its_own_image_and_level(small_model):
     expected_logits, expected_deltas = small_model.roi_heads["box"](pooled.flatten(0, 1))
     assert logits.shape == (2, 2, 4)
     assert deltas.shape == (2, 2, 4, 4)
-    torch.testing.assert_close(logits.flatten(0, 1), expected_logits, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(deltas.flatten(0, 1), expected_deltas, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(logits.flatten(0, 1), expected_logits, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(deltas.flatten(0, 1), expected_deltas, rtol=1e-6, atol=1e-7)
 
 
 def test_mask_head_pools_14_by_14_and_gives_28_by_28_for_every_class(small_model):
@@ -178,12 +178,12 @@ def test_mask_head_pools_14_by_14_and_gives_28_by_28_for_every_class(small_model
     logits = small_model.mask_logits(features, BOXES)
     expected = small_model.roi_heads["mask"](reference_pool(features, BOXES, size=14).flatten(0, 1))
     assert logits.shape == (2, 2, 4, 28, 28)
-    torch.testing.assert_close(logits.flatten(0, 1), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits.flatten(0, 1), expected, rtol=1e-6, atol=1e-7)
 
 
 def test_roi_heads_do_not_read_the_coarsest_level(small_model):
     features = pyramid(small_model)
-    huge = torch.tensor([[[0.0, 0.0, 4000.0, 4000.0]]] * 2)
+    huge = torch.tensor([[[0.0, 0.0, 4000.0, 4000.0]]] * 2).double()
     logits, _ = small_model.box_outputs(features, huge)
     spoiled = [*features[:4], torch.full_like(features[4], float("nan"))]
     assert torch.equal(small_model.box_outputs(spoiled, huge)[0], logits)

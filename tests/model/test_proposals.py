@@ -10,9 +10,7 @@ from maskperf.model.proposals import append_truth, select_proposals
 from maskperf.ops.anchors import pyramid_anchors
 from maskperf.structures import Polygons, Proposals, RpnOutput, Targets
 
-CONFIG = ModelConfig(
-    candidates_per_level_train=12, candidates_per_level_test=10, proposals_train=25, proposals_test=15
-)
+CONFIG = ModelConfig(candidates_per_level_train=12, candidates_per_level_test=10, proposals_train=25, proposals_test=15)
 LEVEL_SIZES = ((8, 12), (4, 6), (2, 3), (1, 2), (1, 1))
 LEVEL_COUNTS = tuple(3 * height * width for height, width in LEVEL_SIZES)
 SIZES_HW = torch.tensor([[30, 45], [32, 40], [25, 48]])
@@ -22,7 +20,7 @@ ANCHORS = pyramid_anchors(LEVEL_SIZES, STRIDES, (8, 16, 32, 64, 96), (0.5, 1.0, 
 def random_rpn(seed):
     generator = torch.Generator().manual_seed(seed)
     deltas = torch.randn(3, sum(LEVEL_COUNTS), 4, generator=generator) * 0.4
-    deltas[:, ::7, 2:] += 5.0  # beyond the clamp of the decoded sides
+    deltas[:, ::7, 2:] += 5.0  # these leave the picture on all sides
     return RpnOutput(logits=torch.randn(3, sum(LEVEL_COUNTS), generator=generator) * 2, deltas=deltas)
 
 
@@ -159,7 +157,9 @@ def test_truth_follows_the_proposals_with_score_one_on_top_of_the_quota():
     truth = [[[1.0, 2, 20, 21]], [], [[3.0, 4, 30, 24], [5, 6, 11, 12]]]
     joined = append_truth(select(rpn, CONFIG, training=True), truth_of(truth))
     expected = proposals_reference(rpn, CONFIG, training=True)
-    assert_same(joined, [entries + [(1.0, box) for box in boxes] for entries, boxes in zip(expected, truth, strict=True)])
+    assert_same(
+        joined, [entries + [(1.0, box) for box in boxes] for entries, boxes in zip(expected, truth, strict=True)]
+    )
     assert joined.valid.sum() == CONFIG.proposals_train + 3
 
 

@@ -123,16 +123,14 @@ def test_no_convolution_of_the_trunk_has_a_bias():
     assert all(conv.bias is None for conv in small_trunk().modules() if isinstance(conv, nn.Conv2d))
 
 
-@pytest.mark.parametrize("frozen_stages", [0, 1, 2, 5])
-def test_frozen_stages_get_no_gradient_and_do_not_move(frozen_stages):
-    trunk = small_trunk(frozen_stages=frozen_stages, batch_norm="trainable" if frozen_stages < 5 else "frozen")
+@pytest.mark.parametrize("batch_norm", ["frozen", "trainable"])
+@pytest.mark.parametrize("frozen_stages", [0, 1, 2, 4])
+def test_frozen_stages_get_no_gradient_and_do_not_move(frozen_stages, batch_norm):
+    trunk = small_trunk(frozen_stages=frozen_stages, batch_norm=batch_norm)
     frozen = ("stem.", "layer1.", "layer2.", "layer3.", "layer4.")[:frozen_stages]
-    if frozen_stages == 5:
-        assert not any(parameter.requires_grad for parameter in trunk.parameters())
-        return
     before, after = train_one_step(trunk)
     for name, parameter in trunk.named_parameters():
-        is_frozen = name.startswith(frozen) if frozen else False
+        is_frozen = name.startswith(frozen)
         assert parameter.requires_grad is not is_frozen, name
         assert (parameter.grad is None) is is_frozen, name
         assert torch.equal(before[name], after[name]) is is_frozen, name

@@ -126,7 +126,9 @@ def test_equals_the_twin_on_random_overlaps_with_many_ties(rule, seed):
     generator = np.random.default_rng(seed)
     images, boxes, slots = 5, 30, 4
     # Tenths, so that ties and exact thresholds are everywhere; low ones are more common, as in real pictures.
-    tenths = np.minimum(generator.integers(0, 11, (images, boxes, slots)), generator.integers(0, 11, (images, 1, slots)))
+    tenths = np.minimum(
+        generator.integers(0, 11, (images, boxes, slots)), generator.integers(0, 11, (images, 1, slots))
+    )
     iou = tenths.astype(np.float32) / np.float32(10)
     valid = generator.random((images, slots)) < 0.7
     valid[0] = False
@@ -168,9 +170,7 @@ def test_no_boxes_give_empty_matches():
 
 
 def assign(anchors: list, visible: list, targets: Targets) -> Matches:
-    return assign_anchors(
-        torch.tensor(anchors), torch.tensor(visible), targets, positive_iou=0.7, negative_iou=0.3
-    )
+    return assign_anchors(torch.tensor(anchors), torch.tensor(visible), targets, positive_iou=0.7, negative_iou=0.3)
 
 
 def test_an_object_whose_best_anchor_is_invisible_has_no_positive_anchor():

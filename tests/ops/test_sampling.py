@@ -148,9 +148,7 @@ def test_the_box_head_takes_at_most_a_quarter_positives():
     num_samples=st.integers(1, 14),
     positive_fraction=st.sampled_from([0.0, 0.25, 0.5, 1.0]),
 )
-def test_a_sample_is_within_its_kind_and_exactly_as_large_as_the_rule_says(
-    kinds, seed, num_samples, positive_fraction
-):
+def test_a_sample_is_within_its_kind_and_exactly_as_large_as_the_rule_says(kinds, seed, num_samples, positive_fraction):
     positive = bools([[kind == "p" for kind in row] for row in kinds])
     negative = bools([[kind == "n" for kind in row] for row in kinds])
     seeds = torch.arange(len(kinds)) + seed

@@ -178,7 +178,9 @@ def test_eight_training_steps_equal_the_reference(batch, numbers):
         np.testing.assert_allclose(result.losses, numbers["traj/losses"][step][columns], rtol=tolerance)
         assert result.dropped_masks == 0
     final = dict(model.named_parameters())
-    for name, norm, moved in zip(numbers["grad/names"], numbers["traj/final_norms"], numbers["traj/delta_norms"], strict=True):
+    for name, norm, moved in zip(
+        numbers["grad/names"], numbers["traj/final_norms"], numbers["traj/delta_norms"], strict=True
+    ):
         parameter = final[str(name)].detach()
         assert parameter.norm().item() == pytest.approx(norm, rel=1e-4), name
         assert (parameter - start[str(name)]).norm().item() == pytest.approx(moved, rel=1e-2, abs=1e-9), name

@@ -160,7 +160,7 @@ def _make_parser(kind: str) -> WordParser:
     parser = WordParser(f"maskperf convert {kind}", add_help=False, allow_abbrev=False)
     parser.add_argument("source", metavar="IN")
     parser.add_argument("target", metavar="OUT")
-    parser.add_argument("pairs", metavar="model.key=value", nargs="*")
+    parser.add_argument("pairs", metavar="model.key=value", nargs="*", default=[])
     return parser
 
 

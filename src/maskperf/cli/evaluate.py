@@ -82,7 +82,7 @@ def _make_parser() -> WordParser:
     add("--output", metavar="FILE", default="evaluation.json", help="where the numbers go (default: evaluation.json)")
     add("--save-detections", metavar="FOLDER", help=f"write {' and '.join(DETECTION_FILES)} there")
     add("--overwrite", action="store_true", help="write over files that exist")
-    add("pairs", metavar="key=value", nargs="*", help="change a value of the configuration")
+    add("pairs", metavar="key=value", nargs="*", default=[], help="change a value of the configuration")
     return parser
 
 

@@ -28,13 +28,9 @@ def detect(model: MaskRcnn, images: Images) -> Detections:
     proposals = select_proposals(rpn, anchors, level_counts, images.sizes_hw, config=config, training=False)
     logits, deltas = model.box_outputs(features, proposals.boxes)
     found = select_detections(logits, deltas, proposals, images.sizes_hw, config)
-    if found.boxes.shape[1] == 0:
-        side = 28
-        masks = found.boxes.new_zeros(*found.labels.shape, side, side)
-    else:
-        chosen = model.mask_logits(features, found.boxes)
-        of_label = found.labels[..., None, None, None].expand(-1, -1, 1, *chosen.shape[-2:])
-        masks = chosen.gather(2, of_label).squeeze(2).sigmoid()
+    chosen = model.mask_logits(features, found.boxes)
+    of_label = found.labels[..., None, None, None].expand(-1, -1, 1, *chosen.shape[-2:])
+    masks = chosen.gather(2, of_label).squeeze(2).sigmoid()
     return Detections(boxes=found.boxes, scores=found.scores, labels=found.labels, valid=found.valid, mask_probs=masks)
 
 

@@ -58,7 +58,7 @@ def rpn_losses(
         positive_fraction=config.rpn_positive_fraction,
     )
     num_sampled = (positive.sum() + negative.sum()).clamp(min=1)
-    objectness = F.binary_cross_entropy_with_logits(rpn.logits, positive.float(), reduction="none")
+    objectness = F.binary_cross_entropy_with_logits(rpn.logits, positive.to(rpn.logits.dtype), reduction="none")
     objectness_loss = (objectness * (positive | negative)).sum() / num_sampled
     box_loss = _positive_box_loss(rpn, anchors, targets, positive, matches.slots, config)
     return objectness_loss, box_loss / num_sampled

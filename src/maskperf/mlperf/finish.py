@@ -26,6 +26,7 @@ class RunResult:
     seconds: float  # run_start to run_stop
     box_ap: float
     mask_ap: float
+    engine_differences: tuple[str, ...]  # numbers in which the fast engine and the official one differ
 
 
 def finish(
@@ -35,15 +36,43 @@ def finish(
     *,
     records: Sequence[EpochRecord],
     judgement: Judgement,
+    seconds: float,
+) -> RunResult:
+    """Returns what the run achieved; the first process also writes the files of the run and shows its table."""
+    result = RunResult(
+        status="success" if judgement.reached else "aborted",
+        epochs=len(records),
+        seconds=seconds,
+        box_ap=judgement.box_ap,
+        mask_ap=judgement.mask_ap,
+        engine_differences=judgement.differences,
+    )
+    if session.folder is not None and judgement.scores is not None:
+        _write_files(session, data, model, records, judgement, result)
+        for difference in judgement.differences:
+            session.say(f"the fast engine and the official one differ: {difference}; the run is not a success")
+        final_table(
+            records,
+            box_target=session.config.evaluation.box_target,
+            mask_target=session.config.evaluation.mask_target,
+            reached=judgement.reached,
+            total_seconds=seconds,
+            run_folder=session.folder,
+            stream=sys.stdout,
+        )
+    return result
+
+
+def _write_files(
+    session: Session,
+    data: OpenedData,
+    model: MaskRcnn,
+    records: Sequence[EpochRecord],
+    judgement: Judgement,
     result: RunResult,
 ) -> None:
-    """Writes the files of a finished run and shows its table; does nothing in all processes but the first."""
-    folder = session.folder
-    scores = judgement.scores
-    if folder is None or scores is None:
-        return
-    config = session.config
-    session.write("results.json", _pretty(_results(config.evaluation, records, scores, result)))
+    config, folder = session.config, session.folder
+    session.write("results.json", _pretty(_results(config.evaluation, records, judgement.scores, result)))
     boxes, masks = judgement.results
     session.write("detections_bbox.json", msgspec.json.encode(boxes).decode())
     session.write("detections_segm.json", msgspec.json.encode(masks).decode())
@@ -51,15 +80,6 @@ def finish(
         save_reference_state(model, folder / "model.pth")
     grid_from_results(
         data.paths.val_json, data.paths.val_images, boxes, masks, num_images=PICTURES, path=folder / "predictions.png"
-    )
-    final_table(
-        records,
-        box_target=config.evaluation.box_target,
-        mask_target=config.evaluation.mask_target,
-        reached=result.status == "success",
-        total_seconds=result.seconds,
-        run_folder=folder,
-        stream=sys.stdout,
     )
 
 

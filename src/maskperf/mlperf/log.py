@@ -24,6 +24,7 @@ class MlperfLog:
             logger = logging.Logger("maskperf.mlperf", logging.INFO)  # its own, not in the global tree
             logger.addHandler(logging.FileHandler(path, encoding="utf-8"))
             self._logger = MLLogger(logger=logger, root_dir=str(Path(__file__).parents[2]))
+        self._is_running = False
         self._wall_ms = time.time() * 1000
         self._monotonic = time.monotonic()
 
@@ -65,6 +66,7 @@ class MlperfLog:
     def run_start(self) -> None:
         self._end(keys.INIT_STOP)
         self._start(keys.RUN_START)
+        self._is_running = True
 
     def samples(self, train: int, evaluation: int) -> None:
         self._event(keys.TRAIN_SAMPLES, train)
@@ -87,6 +89,12 @@ class MlperfLog:
 
     def run_stop(self, *, success: bool) -> None:
         self._end(keys.RUN_STOP, {"status": keys.SUCCESS if success else keys.ABORTED})
+        self._is_running = False
+
+    def abort(self) -> None:
+        """Closes a run that an error cut short; nothing where none is going on."""
+        if self._is_running:
+            self.run_stop(success=False)
 
     def _now_ms(self) -> int:
         return int(self._wall_ms + (time.monotonic() - self._monotonic) * 1000)

@@ -13,10 +13,7 @@ from maskperf.data.document import read_document
 from maskperf.data.loader import TrainingLoader
 from maskperf.data.sampler import steps_per_epoch
 from maskperf.engine.build import build_model, warm_up
-from maskperf.engine.distributed import (
-    broadcast_model,
-    init_topology,
-)
+from maskperf.engine.distributed import broadcast_model, init_topology
 from maskperf.engine.forward import mask_slots
 from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.step import train_step
@@ -25,6 +22,7 @@ from maskperf.mlperf.judge import Judgement, judge
 from maskperf.mlperf.session import (
     OpenedData,
     Session,
+    clear_caches,
     generate_data,
     open_data,
     open_recorder,
@@ -42,65 +40,56 @@ def run_benchmark(config: RunConfig) -> RunResult:
 
     Source: the sequence and cadence of MLPerf Training rules, `tools/train_mlperf.py` of the reference.
     """
-    topology = init_topology(config.system.device)
-    session = open_session(config, topology)
-    generate_data(session)
-    model, optimizer, session = _initialize(session)
-    config = session.config
-    session.log.run_start()
-    start = time.monotonic()
-    data = open_data(session)
-    session.log.samples(len(data.train.image_ids), len(data.val.image_ids))
-    num_steps = steps_per_epoch(len(data.train.image_ids), config.optimizer.batch_size)
-    recorder = open_recorder(session, num_steps)
-    records, judgement, update, epoch = [], None, 0, 0
-    while not _is_over(config, judgement, update, epoch):
-        epoch += 1
-        session.log.epoch_start(epoch)
-        recorder.start_epoch()
-        waited = time.monotonic()
-        for micro_batches in _steps(session, data, update, num_steps):
-            wait_seconds = time.monotonic() - waited
-            update += 1
-            result = train_step(
-                model, optimizer, micro_batches, update=update, config=config.optimizer, topology=topology
-            )
-            recorder.add(result, epoch=epoch, step=update, data_wait_seconds=wait_seconds)
+    with open_session(config, init_topology(config.system.device)) as session:
+        generate_data(session)
+        model, optimizer, session = _initialize(session)
+        config, topology = session.config, session.topology
+        session.log.run_start()
+        start = time.monotonic()
+        data = open_data(session)
+        session.log.samples(len(data.train.image_ids), len(data.val.image_ids))
+        num_steps = steps_per_epoch(len(data.train.image_ids), config.optimizer.batch_size)
+        recorder = open_recorder(session, num_steps)
+        records, judgement, update, epoch = [], None, 0, 0
+        while not _is_over(config, judgement, update, epoch):
+            epoch += 1
+            session.log.epoch_start(epoch)
+            recorder.start_epoch()
             waited = time.monotonic()
-        mean_loss, speed = recorder.epoch_summary()
-        session.log.epoch_stop(epoch)
-        judgement = judge(session, data, model, epoch)
-        record = EpochRecord(
-            epoch=epoch,
-            step=update,
-            mean_loss=mean_loss,
-            box_ap=judgement.box_ap,
-            mask_ap=judgement.mask_ap,
-            images_per_second=speed,
-            seconds_since_start=time.monotonic() - start,
-            evaluation_seconds=judgement.seconds,
-        )
-        records.append(record)
-        recorder.evaluation(record)
-        save_model(session, model, data.train)
-    seconds = time.monotonic() - start
-    session.log.run_stop(success=judgement.reached)
-    recorder.close()
-    result = RunResult(
-        status="success" if judgement.reached else "aborted",
-        epochs=epoch,
-        seconds=seconds,
-        box_ap=judgement.box_ap,
-        mask_ap=judgement.mask_ap,
-    )
-    finish(session, data, model, records=records, judgement=judgement, result=result)
-    return result
+            for micro_batches in _steps(session, data, update, num_steps):
+                wait_seconds = time.monotonic() - waited
+                update += 1
+                result = train_step(
+                    model, optimizer, micro_batches, update=update, config=config.optimizer, topology=topology
+                )
+                recorder.add(result, epoch=epoch, step=update, data_wait_seconds=wait_seconds)
+                waited = time.monotonic()
+            mean_loss, speed = recorder.epoch_summary()
+            session.log.epoch_stop(epoch)
+            judgement = judge(session, data, model, epoch)
+            record = EpochRecord(
+                epoch=epoch,
+                step=update,
+                mean_loss=mean_loss,
+                box_ap=judgement.box_ap,
+                mask_ap=judgement.mask_ap,
+                images_per_second=speed,
+                seconds_since_start=time.monotonic() - start,
+                evaluation_seconds=judgement.seconds,
+            )
+            records.append(record)
+            recorder.evaluation(record)
+            save_model(session, model, data.train)
+        seconds = time.monotonic() - start
+        session.log.run_stop(success=judgement.reached)
+        recorder.close()
+        return finish(session, data, model, records=records, judgement=judgement, seconds=seconds)
 
 
 def _initialize(session: Session) -> tuple[MaskRcnn, torch.optim.Optimizer, Session]:
     """Returns model and optimizer on the device, everything that may be done before the clock starts done."""
     session.log.submission(session.config)
-    session.log.cache_clear()
+    clear_caches(session)
     session.log.init_start()
     session = _with_class_count(session)
     config, topology = session.config, session.topology

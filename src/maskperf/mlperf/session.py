@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import torch
 from maskperf.config import RunConfig
 from maskperf.data.coco import CocoIndex, DataPaths, locate, read_coco
 from maskperf.data.demo_dataset import ensure_demo_dataset
-from maskperf.data.verify import check_benchmark_counts
-from maskperf.engine.distributed import Topology, share_from_first
+from maskperf.data.page_cache import forget_files
+from maskperf.data.verify import check_benchmark_counts, missing_images
+from maskperf.engine.distributed import Topology, close_topology, share_from_first
 from maskperf.errors import ConfigError, DataError, Fault
 from maskperf.evaluation.scores import GroundTruth
 from maskperf.mlperf.log import MlperfLog
@@ -31,17 +33,26 @@ WEIGHTS_FILE = "model.safetensors"
 
 @dataclass(frozen=True)
 class Session:
-    """One run's surroundings. `folder` is None in all processes but the first."""
+    """One run's surroundings, left in order when its `with` block ends. `folder` is in the first process only."""
 
     config: RunConfig  # with the seed that is used
     topology: Topology
     folder: Path | None
     log: MlperfLog
+    resources: ExitStack  # closed at the end, whatever happened
 
     @property
     def images_per_rank(self) -> int:
         """Images of one micro-batch of one process."""
         return self.config.optimizer.batch_size // (self.topology.world * self.config.optimizer.accumulation_steps)
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            self.log.abort()
+        self.resources.close()
 
     def say(self, text: str) -> None:
         if self.topology.is_first:
@@ -73,7 +84,10 @@ def open_session(config: RunConfig, topology: Topology) -> Session:
     config = replace(config, seed=seed)
     folder = create_run_folder(config.run_dir, config.recipe) if topology.is_first else None
     log = MlperfLog(folder / "mlperf.log" if folder else None)
-    session = Session(config=config, topology=topology, folder=folder, log=log)
+    resources = ExitStack()
+    resources.callback(close_topology)
+    resources.callback(log.close)
+    session = Session(config=config, topology=topology, folder=folder, log=log, resources=resources)
     session.say(describe(config))
     session.say(f"run folder: {folder}; seed {seed}; {topology.world} process(es), {threads} thread(s) each")
     session.write_config()
@@ -118,6 +132,15 @@ def generate_data(session: Session) -> None:
     share_from_first(None, session.topology)  # the others wait until it is there
 
 
+def clear_caches(session: Session) -> None:
+    """Drops the data set's files from the operating system's cache, as the benchmark asks for before each run."""
+    if session.topology.is_first:
+        if forget_files(vars(locate(session.config.data)).values()):
+            session.log.cache_clear()
+        else:
+            session.say("this system has no way to drop files from its cache; the log says nothing of a cleared cache")
+
+
 @dataclass(frozen=True)
 class OpenedData:
     """The two splits of a data set and the ground truth of the second; the truth is in the first process only."""
@@ -140,7 +163,7 @@ def open_data(session: Session) -> OpenedData:
     for index in (train, val):
         for notice in index.notices:
             session.say(f"{index.json_path}: {notice}")
-    faults = _category_faults(train, val, config.model.num_classes)
+    faults = _category_faults(train, val, config.model.num_classes) + missing_images(train) + missing_images(val)
     if faults:
         raise DataError(faults)
     if config.data.check_counts:
@@ -192,9 +215,11 @@ def open_recorder(session: Session, steps_per_epoch: int) -> StepRecorder:
         enabled=session.topology.is_first,
         every_steps=config.system.log_every_steps,
     )
-    return StepRecorder(
+    recorder = StepRecorder(
         MetricsWriter(session.folder / "metrics.jsonl") if session.folder else None,
         progress,
         every_steps=config.system.log_every_steps,
         world=session.topology.world,
     )
+    session.resources.callback(recorder.close)
+    return recorder

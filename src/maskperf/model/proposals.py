@@ -60,7 +60,10 @@ def _candidates(
     index = torch.stack([torch.nn.functional.pad(part, (0, short)) for _, part, short in parts], dim=1).flatten(1)
     deltas = rpn.deltas.gather(1, index[..., None].expand(-1, -1, 4))
     boxes = clip_boxes(decode_boxes(deltas, anchors[index], RPN_BOX_WEIGHTS), sizes_hw)
-    return boxes.view(*scores.shape, 4), scores, scores >= 0
+    # A network that has gone astray gives boxes that are no numbers: they must not reach code that turns them into
+    # places in memory. The loss says what happened.
+    valid = (scores >= 0) & boxes.isfinite().all(dim=2).view_as(scores)
+    return boxes.view(*scores.shape, 4).masked_fill(~valid[..., None], 0.0), scores, valid
 
 
 def _top_mask(ranked: Float[Tensor, "groups boxes"], quota: int) -> Tensor:

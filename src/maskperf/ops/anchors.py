@@ -33,7 +33,7 @@ def level_anchors(cell: Float[Tensor, "ratios 4"], stride: int, size_hw: tuple[i
     return (shifts[:, :, None, :] + cell).reshape(-1, 4)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def pyramid_anchors(
     level_sizes_hw: tuple[tuple[int, int], ...],
     strides: tuple[int, ...],
@@ -46,7 +46,7 @@ def pyramid_anchors(
         level_anchors(cell_anchors(stride, size, ratios), stride, size_hw)
         for stride, size, size_hw in zip(strides, sizes, level_sizes_hw, strict=True)
     ]
-    return torch.cat(levels).to(device)
+    return torch.cat(levels).to(device, non_blocking=True)
 
 
 def anchor_visibility(

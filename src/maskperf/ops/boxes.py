@@ -53,10 +53,16 @@ def encode_boxes(
     anchor_centres = anchors[..., :2] + 0.5 * anchor_sides
     truth_sides = truth[..., 2:] - truth[..., :2] + 1
     truth_centres = truth[..., :2] + 0.5 * truth_sides
-    scale = truth.new_tensor(weights)
-    shifts = scale[:2] * (truth_centres - anchor_centres) / anchor_sides
-    growths = scale[2:] * torch.log(truth_sides / anchor_sides)
-    return torch.cat([shifts, growths], dim=-1)
+    shifts = truth_centres - anchor_centres
+    growths = torch.log(truth_sides / anchor_sides)
+    # Column by column: a tensor made of the weights would be a blocking copy to the device.
+    columns = [
+        weights[0] * shifts[..., 0] / anchor_sides[..., 0],
+        weights[1] * shifts[..., 1] / anchor_sides[..., 1],
+        weights[2] * growths[..., 0],
+        weights[3] * growths[..., 1],
+    ]
+    return torch.stack(columns, dim=-1)
 
 
 def decode_boxes(
@@ -65,8 +71,7 @@ def decode_boxes(
     """Returns the boxes that offsets make of anchors; x2 = centre + width / 2 - 1. The inverse of `encode_boxes`."""
     anchor_sides = anchors[..., 2:] - anchors[..., :2] + 1
     anchor_centres = anchors[..., :2] + 0.5 * anchor_sides
-    scale = deltas.new_tensor(weights)
-    offsets = deltas / scale
-    centres = offsets[..., :2] * anchor_sides + anchor_centres
-    sides = torch.exp(offsets[..., 2:].clamp(max=MAX_LOG_RATIO)) * anchor_sides
+    columns = [deltas[..., axis] / weights[axis] for axis in range(4)]
+    centres = torch.stack(columns[:2], dim=-1) * anchor_sides + anchor_centres
+    sides = torch.exp(torch.stack(columns[2:], dim=-1).clamp(max=MAX_LOG_RATIO)) * anchor_sides
     return torch.cat([centres - 0.5 * sides, centres + 0.5 * sides - 1], dim=-1)

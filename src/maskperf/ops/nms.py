@@ -13,8 +13,8 @@ def nms_reference(boxes: Float[Tensor, "boxes 4"], scores: Float[Tensor, " boxes
     """Returns the indices kept by the greedy rule, best score first: the slow, obvious form of one group."""
     kept: list[int] = []
     for index in torch.argsort(scores, descending=True, stable=True).tolist():
-        overlaps = [pairwise_iou(boxes[index : index + 1], boxes[other : other + 1]).item() for other in kept]
-        if all(overlap <= iou_threshold for overlap in overlaps):
+        overlaps = [pairwise_iou(boxes[index : index + 1], boxes[other : other + 1]) for other in kept]
+        if not any(overlap > iou_threshold for overlap in overlaps):  # compared in float32, as a tensor
             kept.append(index)
     return kept
 

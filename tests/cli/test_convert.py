@@ -1,0 +1,249 @@
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from maskperf import errors
+from maskperf.cli import convert as convert_module
+from maskperf.cli.main import main
+from maskperf.engine.build import build_model
+from maskperf.model.backbone_file import load_backbone
+from maskperf.model.mask_rcnn import MaskRcnn
+from maskperf.model.weights import (
+    load_model_weights,
+    read_header,
+    read_metadata,
+    read_tensor_file,
+    save_model_weights,
+)
+from maskperf.overrides import from_json_text, to_json_text, with_overrides
+from maskperf.recipes import coco
+
+SOURCES = Path(convert_module.__file__).resolve().parents[2]
+TRUNK = ["model.stage_blocks=1,1,1,1", "model.stem_channels=4", "model.stage_channels=8,16,32,64"]
+SIZES = [
+    *TRUNK,
+    *("model.num_classes=3", "model.fpn_channels=4", "model.box_head_channels=4", "model.mask_head_channels=4"),
+]
+CONV = "backbone.body.layer2.0.conv2.weight"
+
+
+@pytest.fixture(autouse=True)
+def in_own_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+
+def config_of(*pairs):
+    return with_overrides(coco(), ["model.backbone_weights=", *SIZES, *pairs])
+
+
+def write_run_model(path, *pairs):
+    """Writes a model as a run does, and returns it."""
+    config = config_of(*pairs)
+    model, _ = build_model(config.model, seed=5)
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and "running_var" in name:
+            tensor.uniform_(0.5, 1.5)
+    metadata = {
+        "recipe": "coco",
+        "category_ids": [3, 7],
+        "category_names": ["cup", "dog"],
+        "config": to_json_text(config),
+    }
+    save_model_weights(model, path, metadata)
+    return model
+
+
+def write_backbone_pickle(path):
+    """Writes a small trunk as Detectron would, and returns its arrays."""
+    generator = np.random.default_rng(0)
+    blobs = {"fc1000_w": np.ones((2, 3), np.float32), "fc1000_b": np.ones(2, np.float32)}
+
+    def add(name, norm, *shape):
+        blobs[f"{name}_w"] = generator.normal(size=shape).astype(np.float32)
+        blobs[f"{norm}_bn_s"] = generator.uniform(0.5, 2, shape[0]).astype(np.float32)
+        blobs[f"{norm}_bn_b"] = generator.normal(size=shape[0]).astype(np.float32)
+
+    add("conv1", "res_conv1", 4, 3, 7, 7)
+    inputs = 4
+    for stage, outputs in enumerate((8, 16, 32, 64), start=2):
+        base, middle = f"res{stage}_0_branch", outputs // 4
+        shapes = {
+            "1": (outputs, inputs, 1, 1),
+            "2a": (middle, inputs, 1, 1),
+            "2b": (middle, middle, 3, 3),
+            "2c": (outputs, middle, 1, 1),
+        }
+        for branch, shape in shapes.items():
+            add(base + branch, base + branch, *shape)
+        inputs = outputs
+    path.write_bytes(pickle.dumps({"blobs": blobs}, protocol=2))
+    return blobs
+
+
+def load_trunk(path):
+    return load_backbone(path, MaskRcnn(config_of().model).state_dict()).tensors
+
+
+def test_a_pickle_becomes_a_file_that_a_model_can_load_and_nothing_else_is_written(tmp_path, capsys):
+    blobs = write_backbone_pickle(Path("R.pkl"))
+    assert main(["convert", "backbone", "R.pkl", "R-new.safetensors", *TRUNK]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["R-new.safetensors", "R.pkl"]
+    tensors = load_trunk("R-new.safetensors")
+    assert np.array_equal(tensors[CONV].numpy(), blobs["res3_0_branch2b_w"])
+    assert np.array_equal(tensors["backbone.body.stem.bn1.bias"].numpy(), blobs["res_conv1_bn_b"])
+    shown = capsys.readouterr().out
+    assert "all tensors: equal to the original" in shown
+    assert "is not that (" in shown  # the MD5 of the benchmark's file
+    assert "written: R-new.safetensors (float32)" in shown
+
+
+@pytest.mark.parametrize(("storage", "kind"), [("float16", torch.float16), ("int8", torch.int8)])
+def test_fewer_bits_cost_what_is_printed(storage, kind, capsys):
+    blobs = write_backbone_pickle(Path("R.pkl"))
+    assert main(["convert", "backbone", "--storage", storage, "R.pkl", "small.safetensors", *TRUNK]) == 0
+    assert read_tensor_file("small.safetensors").tensors[CONV].dtype == kind
+    exact, restored = torch.from_numpy(blobs["res3_0_branch2b_w"]), load_trunk("small.safetensors")[CONV]
+    assert 0 < (exact - restored).abs().max() < 0.02 * exact.abs().max()
+    shown = capsys.readouterr().out
+    assert "all tensors: largest error" in shown and "signal-to-noise" in shown
+    assert f"written: small.safetensors ({storage})" in shown
+
+
+def test_a_converted_backbone_can_be_converted_again_and_keeps_its_origin_only_if_it_is_exact():
+    write_backbone_pickle(Path("R.pkl"))
+    assert main(["convert", "backbone", "R.pkl", "exact.safetensors", *TRUNK]) == 0
+    assert main(["convert", "backbone", "exact.safetensors", "small.safetensors", *TRUNK, "--storage", "int8"]) == 0
+    assert main(["convert", "backbone", "small.safetensors", "again.safetensors", *TRUNK]) == 0
+    digest = read_header(Path("exact.safetensors"))["source_sha256"]
+    assert read_header(Path("small.safetensors"))["source_sha256"] == digest
+    assert "source_sha256" not in read_header(Path("again.safetensors"))
+    assert read_header(Path("again.safetensors"))["source"] == "small.safetensors"
+    assert torch.equal(load_trunk("again.safetensors")[CONV], load_trunk("small.safetensors")[CONV])
+
+
+def test_a_backbone_of_other_sizes_is_refused(capsys):
+    write_backbone_pickle(Path("R.pkl"))
+    assert main(["convert", "backbone", "R.pkl", "new.safetensors"]) == errors.EXIT_DATA
+    assert "R.pkl: tensor conv1_w" in capsys.readouterr().err
+    assert not Path("new.safetensors").exists()
+
+
+def test_a_model_comes_back_from_the_reference_form_bit_by_bit(tmp_path, capsys):
+    model = write_run_model(tmp_path / "model.safetensors")
+    assert main(["convert", "model", "model.safetensors", "model.pth"]) == 0
+    assert list(torch.load("model.pth", weights_only=True)) == ["model"]
+    instances = {"images": [], "annotations": [], "categories": [{"id": 7, "name": "dog"}, {"id": 3, "name": "cup"}]}
+    instances["images"].append({"id": 1, "file_name": "a.jpg", "height": 4, "width": 4})
+    Path("instances.json").write_text(json.dumps(instances))
+    back = ["convert", "model", "model.pth", "back.safetensors", "--categories", "instances.json"]
+    assert main([*back, *SIZES]) == 0
+    assert "written: back.safetensors" in capsys.readouterr().out
+    tensors, metadata = read_tensor_file("back.safetensors").tensors, read_metadata("back.safetensors")
+    assert tensors.keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in model.state_dict().items())
+    assert (metadata["category_ids"], metadata["category_names"]) == ([3, 7], ["cup", "dog"])
+    assert from_json_text(metadata["config"]).model == config_of().model
+
+
+def test_without_categories_the_file_says_nothing_of_its_labels_and_the_user_is_told(tmp_path, capsys):
+    model = write_run_model(tmp_path / "model.safetensors")
+    assert main(["convert", "model", "model.safetensors", "model.pth"]) == 0
+    assert main(["convert", "model", "model.pth", "bare.safetensors", *SIZES]) == 0
+    assert "bare.safetensors: does not tell what its labels mean; --categories FILE" in capsys.readouterr().out
+    assert read_header(Path("bare.safetensors")).keys() == {"tensors_sha256"}
+    other, _ = build_model(config_of().model, seed=6)
+    load_model_weights(other, "bare.safetensors")
+    assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+def test_categories_of_another_number_than_the_model_has_are_refused(tmp_path, capsys):
+    write_run_model(tmp_path / "model.safetensors")
+    assert main(["convert", "model", "model.safetensors", "model.pth"]) == 0
+    instances = {"images": [{"id": 1, "file_name": "a.jpg", "height": 4, "width": 4}], "annotations": []}
+    Path("one.json").write_text(json.dumps({**instances, "categories": [{"id": 7, "name": "dog"}]}))
+    back = ["convert", "model", "model.pth", "back.safetensors", "--categories", "one.json", *SIZES]
+    assert main(back) == errors.EXIT_DATA
+    assert "one.json: the list of categories, field categories, value 1 entries" in capsys.readouterr().err
+    assert not Path("back.safetensors").exists()
+
+
+def test_trainable_batch_norms_lose_their_epsilon_to_the_variances_exactly_once(tmp_path, capsys):
+    model = write_run_model(tmp_path / "model.safetensors", "model.batch_norm=trainable")
+    assert main(["convert", "model", "model.safetensors", "model.pth"]) == 0
+    assert "epsilon of the batch norms" in capsys.readouterr().out
+    assert main(["convert", "model", "model.pth", "back.safetensors", *SIZES]) == 0
+    tensors = read_tensor_file("back.safetensors").tensors
+    name = "backbone.body.stem.bn1.running_var"
+    assert torch.equal(tensors[name], model.state_dict()[name] + 1e-5)
+    assert not any(name.endswith("num_batches_tracked") for name in tensors)
+
+
+def test_a_model_without_metadata_is_taken_for_that_of_coco(capsys, tmp_path):
+    write_run_model(tmp_path / "model.safetensors")
+    assert main(["convert", "model", "model.safetensors", "model.pth"]) == 0
+    assert main(["convert", "model", "model.pth", "back.safetensors"]) == errors.EXIT_DATA
+    assert "the model needs shape (64, 3, 7, 7)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["backbone", "model"])
+def test_no_file_is_written_over(kind, capsys):
+    for name in ("a.pkl", "a.pth"):
+        Path(name).write_text("x")
+    Path("b.safetensors").write_text("precious")
+    source = {"backbone": "a.pkl", "model": "a.pth"}[kind]
+    assert main(["convert", kind, source, "b.safetensors"]) == errors.EXIT_STORAGE
+    assert "b.safetensors: exists already" in capsys.readouterr().err
+    assert Path("b.safetensors").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["backbne", "a", "b"], "did you mean backbone?"),
+        (["xyz"], "there are backbone, model"),
+        (["model", "a.pth"], "required: OUT (maskperf convert model --help"),
+        (["model", "a.pth", "b.pth"], "one of the two must be a .safetensors"),
+        (["model", "a.safetensors", "b.pt"], "one of the two must be a .safetensors"),
+        (["model", "a.safetensors", "b.safetensors"], "one of the two must be a .safetensors"),
+        (["model", "a.safetensors", "b.pth", "--categories", "c.json"], "a .pth has no place for them"),
+        (["model", "a.pth", "b.safetensors", "--recipee", "c"], "did you mean --recipe?"),
+        (["backbone", "a.pkl", "b.pkl"], "a converted backbone is a .safetensors file"),
+        (["backbone", "a.pkl", "b.safetensors", "--storage", "int4"], "choose from"),
+        (["backbone", "a.pkl", "b.safetensors", "data.root=x"], "only sizes of the model can be set"),
+        (["backbone", "a.pkl", "b.safetensors", "model.initial_weights=x"], "only sizes of the model can be set"),
+        (["backbone", "a.pkl", "b.safetensors", "model.num_classes=0"], "no data set to follow"),
+        (["backbone", "a.pkl", "b.safetensors", "model.stage_blcks=1"], "did you mean model.stage_blocks?"),
+    ],
+)
+def test_words_that_cannot_be_used_are_refused(arguments, named, capsys):
+    assert main(["convert", *arguments]) == errors.EXIT_USAGE
+    assert named in capsys.readouterr().err
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["none.pkl", "none.safetensors"])
+def test_a_missing_backbone_is_named(name, capsys):
+    assert main(["convert", "backbone", name, "b.safetensors"]) == errors.EXIT_DATA
+    assert f"{name}: whole file, field path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["model", "-h"]])
+def test_help_loads_no_torch(arguments):
+    code = (
+        "import sys; from maskperf.cli.main import main; "
+        "code = main(['convert', *sys.argv[1:]]); "
+        "assert not {'torch', 'numpy'} & set(sys.modules); sys.exit(code)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
+    command = [sys.executable, "-c", code, *arguments]
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.startswith("usage:")
+    assert "maskperf convert model runs/demo-1/model.safetensors model.pth" in finished.stdout

@@ -1,0 +1,354 @@
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from pycocotools import mask as coco_masks
+
+import maskperf.evaluation.predict
+import maskperf.evaluation.scores
+from maskperf import errors
+from maskperf.cli import evaluate as evaluate_module
+from maskperf.cli.convert import category_faults
+from maskperf.cli.main import main
+from maskperf.data.demo_dataset import write_demo_dataset
+from maskperf.data.demo_shapes import CATEGORIES
+from maskperf.engine.build import build_model
+from maskperf.evaluation.scores import STAT_NAMES, GroundTruth, score
+from maskperf.evaluation.table import score_entries
+from maskperf.model.weights import save_model_weights, save_reference_state
+from maskperf.overrides import to_json_text, with_overrides
+from maskperf.recipes import demo
+
+SOURCES = Path(evaluate_module.__file__).resolve().parents[2]
+NUM_IMAGES = 5
+SIZES = [
+    *("model.stem_channels=4", "model.stage_channels=8,8,16,16", "model.stage_blocks=1,1,1,1"),
+    *("model.fpn_channels=8", "model.box_head_channels=16", "model.mask_head_channels=8", "model.mask_head_convs=1"),
+    *("model.detections_per_image=20", "data.short_side=64", "data.long_side=96", "evaluation.batch_size=2"),
+]
+ONE_THREAD = "system.threads=1"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A data set without its training split, and a small random model of the recipe demo in both forms."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    write_demo_dataset(folder / "demo", train_images=1, val_images=NUM_IMAGES, seed=3)
+    (folder / "demo" / "annotations" / "instances_train2017.json").unlink()
+    config = with_overrides(demo(), [*SIZES, f"data.root={folder / 'demo'}", "optimizer.max_steps=7"])
+    model, _ = build_model(config.model, seed=1)
+    metadata = {
+        "recipe": "demo",
+        "category_ids": [entry.id for entry in CATEGORIES],
+        "category_names": [entry.name for entry in CATEGORIES],
+        "config": to_json_text(config),
+    }
+    save_model_weights(model, folder / "model.safetensors", metadata)
+    save_reference_state(model, folder / "model.pth")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def in_own_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def known_results(monkeypatch, folder):
+    """Puts results of known quality in the place of the model's: every second box moved, every third category wrong."""
+    truth = json.loads(val_json(folder).read_text())
+    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
+    boxes, masks = [], []
+    for place, entry in enumerate(entry for entry in truth["annotations"] if not entry["iscrowd"]):
+        code = coco_masks.merge(coco_masks.frPyObjects(entry["segmentation"], *sizes[entry["image_id"]]))
+        category_id = CATEGORIES[0].id if place % 3 == 2 else entry["category_id"]
+        owner = {"image_id": entry["image_id"], "category_id": category_id, "score": 1 / (place + 2)}
+        x, *rest = entry["bbox"]
+        boxes.append({**owner, "bbox": [x + 0.15 * rest[1] * (place % 2), *rest]})
+        masks.append({**owner, "segmentation": {**code, "counts": code["counts"].decode()}})
+    monkeypatch.setattr(maskperf.evaluation.predict, "predict", lambda *arguments: (boxes, masks))
+    return boxes, masks
+
+
+def val_json(folder):
+    return folder / "demo" / "annotations" / "instances_val2017.json"
+
+
+def words(folder, *more):
+    return ["evaluate", "--weights", str(folder / "model.safetensors"), ONE_THREAD, *more]
+
+
+def results_file(name="evaluation.json"):
+    return json.loads(Path(name).read_text())
+
+
+def test_table_and_file_hold_the_numbers_of_the_score_function(folder, known_results, capsys):
+    assert main(words(folder, "--per-class")) == 0
+    expected = score(GroundTruth(val_json(folder)), *known_results, engine="fast")
+    assert 0 < expected.box_ap < expected.mask_ap < 1
+    found = results_file()
+    assert {name: found[name] for name in score_entries(expected)} == score_entries(expected)
+    shown = capsys.readouterr().out.splitlines()
+    for name, *pair in zip(STAT_NAMES, expected.box_stats, expected.mask_stats, strict=True):
+        assert [name, *(f"{number:.4f}" for number in pair)] in [line.strip().rsplit(maxsplit=2) for line in shown]
+    for entry in CATEGORIES:
+        pair = expected.box_ap_per_category[entry.name], expected.mask_ap_per_category[entry.name]
+        cells = [entry.name, *("-" if number is None else f"{number:.4f}" for number in pair)]
+        assert cells in [line.split() for line in shown]
+
+
+def test_the_file_says_what_was_judged_and_how(folder, known_results):
+    assert main(words(folder, "model.score_threshold=0.1", "--output", "numbers.json")) == 0
+    found = results_file("numbers.json")
+    assert found["weights"] == str(folder / "model.safetensors")
+    assert found["weights_sha256"] == sha256_by_tool(folder / "model.safetensors")
+    assert found["val_json_sha256"] == sha256_by_tool(val_json(folder))
+    assert (found["val_json"], found["val_images"]) == (str(val_json(folder)), str(folder / "demo" / "val2017"))
+    assert (found["recipe"], found["engine"], found["images"]) == ("demo", "fast", NUM_IMAGES)
+    assert found["overrides"] == [ONE_THREAD, "model.score_threshold=0.1"]
+    assert found["images_per_second"] > 0
+
+
+def sha256_by_tool(path):
+    return subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True).stdout.split()[0]
+
+
+def test_categories_are_shown_on_request_only(folder, known_results, capsys):
+    assert main(words(folder)) == 0
+    assert CATEGORIES[0].name not in capsys.readouterr().out
+
+
+def test_the_model_predicts_every_image_and_its_detections_give_the_same_numbers_again(folder, capsys):
+    assert main(words(folder, "--save-detections", "found/here", "--engine", "official")) == 0
+    boxes, masks = (json.loads(Path(f"found/here/detections_{kind}.json").read_text()) for kind in ("bbox", "segm"))
+    assert len({entry["image_id"] for entry in boxes}) == NUM_IMAGES
+    assert len(boxes) == len(masks) >= NUM_IMAGES
+    expected = score_entries(score(GroundTruth(val_json(folder)), boxes, masks, engine="official"))
+    found = results_file()
+    assert {name: found[name] for name in expected} == expected
+    assert found["engine"] == "official"
+    assert f"{NUM_IMAGES} images, " in capsys.readouterr().out
+
+
+def test_progress_is_told_while_the_pictures_are_judged(folder, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate_module, "PROGRESS_SECONDS", 0.0)
+    assert main(words(folder)) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if f" of {NUM_IMAGES} images, " in line]
+    assert len(told) == 3  # batches of two
+    assert told[-1].startswith(f"{NUM_IMAGES} of {NUM_IMAGES} images, ")
+
+
+def test_own_data_needs_two_paths_only_and_other_values_can_be_overridden(folder):
+    Path("instances.json").symlink_to(val_json(folder))
+    Path("pictures").symlink_to(folder / "demo" / "val2017")
+    own = ["--val-json", "instances.json", "--val-images", "pictures"]
+    assert main(words(folder, *own, "model.detections_per_image=3", "--save-detections", ".")) == 0
+    boxes = json.loads(Path("detections_bbox.json").read_text())
+    counts = Counter(entry["image_id"] for entry in boxes)
+    assert len(counts) == NUM_IMAGES and set(counts.values()) == {3}
+    assert results_file()["val_json"] == "instances.json"
+
+
+def test_a_file_of_the_reference_with_the_same_sizes_gives_the_same_detections(folder, capsys):
+    assert main(words(folder, "--save-detections", "ours")) == 0
+    reference = ["evaluate", "--weights", str(folder / "model.pth"), "--recipe", "demo", "--data", str(folder / "demo")]
+    assert main([*reference, *SIZES, ONE_THREAD, "--save-detections", "theirs", "--overwrite"]) == 0
+    assert "model.batch_norm=frozen" in capsys.readouterr().out
+    ours, theirs = (json.loads(Path(name, "detections_bbox.json").read_text()) for name in ("ours", "theirs"))
+    # The epsilon went into the variances of the .pth, so results differ by rounding alone.
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["category_id"] == other["category_id"]
+        assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+        assert one["bbox"] == pytest.approx(other["bbox"], abs=1e-2)
+
+
+def test_without_metadata_the_recipe_coco_is_taken_and_its_81_classes_demanded(folder, capsys):
+    code = main(["evaluate", "--weights", str(folder / "model.pth"), "--data", str(folder / "demo")])
+    assert code == errors.EXIT_DATA
+    shown = capsys.readouterr().err
+    assert "8 entries" in shown and "The model has 80 (model.num_classes=81" in shown
+
+
+def test_both_engines_must_find_the_same_numbers(folder, known_results, capsys):
+    assert main(words(folder, "--engine", "both")) == 0
+    assert results_file()["engine"] == "both"
+    assert results_file()["engine_differences"] == []
+    assert capsys.readouterr().err == ""
+
+
+def test_engines_that_differ_fail_the_command_and_the_numbers_are_named(folder, known_results, capsys, monkeypatch):
+    honest = maskperf.evaluation.scores.score
+
+    def fast_engine_is_off(truth, boxes, masks, *, engine):
+        return honest(truth, boxes[1:] if engine == "fast" else boxes, masks, engine=engine)
+
+    monkeypatch.setattr(maskperf.evaluation.scores, "score", fast_engine_is_off)
+    assert main(words(folder, "--engine", "both")) == errors.EXIT_BUG
+    shown = capsys.readouterr()
+    assert "the two engines do not agree" in shown.err
+    assert "box AR with 100 detections: " in shown.err and "mask" not in shown.err
+    assert results_file()["engine_differences"] == shown.err.splitlines()[1:]
+    official = honest(GroundTruth(val_json(folder)), *known_results, engine="official")
+    assert results_file()["box_ap"] == official.box_ap
+
+
+def test_a_data_set_with_other_categories_is_refused_with_what_differs(folder, tmp_path, capsys):
+    document = json.loads(val_json(folder).read_text())
+    first, second, *_ = CATEGORIES
+    for entry in document["categories"]:
+        if entry["id"] == first.id:
+            entry["name"] = "quince"
+    document["categories"].append({"id": 9999, "name": "extra"})
+    Path("other.json").write_text(json.dumps(document))
+    code = main(words(folder, "--val-json", "other.json", "--val-images", str(folder / "demo" / "val2017")))
+    assert code == errors.EXIT_DATA
+    shown = capsys.readouterr().err
+    renamed = f"other.json: category id {first.id}, field name, value 'quince': The weights know this id as "
+    assert renamed + repr(first.name) in shown
+    assert "category id 9999, field name, value 'extra': The weights know no category of this id." in shown
+    assert "field categories, value 9 entries" in shown
+    assert repr(second.name) not in shown
+    assert not Path("evaluation.json").exists()
+
+
+def test_categories_in_another_order_than_that_of_the_labels_are_refused():
+    metadata = {"category_ids": [7, 3], "category_names": ["dog", "cup"]}
+    (fault,) = category_faults("a.json", {3: "cup", 7: "dog"}, num_classes=3, metadata=metadata)
+    assert "another order: 7, 3" in fault.problem
+    metadata = {"category_ids": [3, 7], "category_names": ["cup", "dog"]}
+    assert category_faults("a.json", {3: "cup", 7: "dog"}, num_classes=3, metadata=metadata) == []
+
+
+@pytest.mark.parametrize("name", ["none.safetensors", "none.pth"])
+def test_missing_weights_are_named(folder, name, capsys):
+    code = main(["evaluate", "--weights", name, "--recipe", "demo", "--data", str(folder / "demo"), ONE_THREAD])
+    assert code == errors.EXIT_DATA
+    assert f"{name}: whole file, field path" in capsys.readouterr().err
+
+
+def test_a_missing_data_set_is_named_with_both_its_parts(folder, capsys):
+    assert main(words(folder, "--data", "nowhere")) == errors.EXIT_DATA
+    shown = capsys.readouterr().err
+    assert "nowhere/annotations/instances_val2017.json" in shown and "nowhere/val2017" in shown
+    assert "train2017" not in shown
+    assert "--data" in shown
+
+
+def test_results_are_written_over_on_request_only(folder, known_results, capsys):
+    Path("evaluation.json").write_text("precious")
+    assert main(words(folder)) == errors.EXIT_STORAGE
+    assert "--overwrite" in capsys.readouterr().err
+    assert Path("evaluation.json").read_text() == "precious"
+    assert main(words(folder, "--overwrite")) == 0
+    assert results_file()["images"] == NUM_IMAGES
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (["--output", "no/such/a.json"], "the folder no/such does not exist"),
+        (["--output", "."], "is a folder"),
+        (["--save-detections", "taken"], "taken/detections_segm.json: exists already"),
+        (["--save-detections", "taken/detections_segm.json"], "the folder cannot be made"),
+    ],
+)
+def test_places_that_cannot_be_written_are_refused_before_anything_is_loaded(folder, more, named, capsys, monkeypatch):
+    Path("taken").mkdir()
+    Path("taken/detections_segm.json").write_text("[]")
+    monkeypatch.setattr(evaluate_module, "_evaluate", None)
+    assert main(words(folder, *more)) == errors.EXIT_STORAGE
+    assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (["--wights", "a"], "unknown option '--wights'; did you mean --weights?"),
+        (["--zzz"], "unknown option '--zzz'; there are --weights, "),
+        (["--engine", "quick"], "choose from"),
+        (["--val-json", "a.json"], "--val-json and --val-images go together"),
+        (["--data", "a", "--val-json", "b", "--val-images", "c"], "name two data sets"),
+        (["data.root=a"], "Mend: give --data instead"),
+        (["recipe=demo"], "Mend: give --recipe instead"),
+        (["evaluation.engine=fast"], "Mend: give --engine instead"),
+        (["optimizer.max_steps=2"], "has no effect on an evaluation"),
+        (["data.generate=true"], "has no effect on an evaluation"),
+        (["data.short_sde=2"], "did you mean data.short_side?"),
+        (["evaluation.batch_size=0"], "out of range"),
+        (["--recipe", "dmo"], "Did you mean demo?"),
+    ],
+)
+def test_words_that_cannot_be_used_are_refused(folder, more, named, capsys):
+    assert main(words(folder, *more)) == errors.EXIT_USAGE
+    shown = capsys.readouterr()
+    assert named in shown.err
+    assert list(Path().iterdir()) == []
+
+
+def test_weights_are_demanded(capsys):
+    assert main(["evaluate", "--data", "a"]) == errors.EXIT_USAGE
+    assert "required: --weights (maskperf evaluate --help" in capsys.readouterr().err
+
+
+def test_a_stored_configuration_that_cannot_be_read_names_the_file_and_the_way_out(folder, tmp_path, capsys):
+    model, _ = build_model(with_overrides(demo(), SIZES).model, seed=1)
+    metadata = {"recipe": "demo", "category_ids": [1], "category_names": ["a"], "config": '{"recipe": "demo"}'}
+    save_model_weights(model, tmp_path / "old.safetensors", metadata)
+    assert main(["evaluate", "--weights", "old.safetensors", "--data", str(folder / "demo")]) == errors.EXIT_USAGE
+    shown = capsys.readouterr().err
+    assert "old.safetensors" in shown and "--recipe" in shown
+
+
+@pytest.mark.parametrize("arguments", [["--help"], [], ["--weights", "a", "-h"], ["--weigths", "a"]])
+def test_help_and_misspelt_words_load_no_torch(arguments, tmp_path):
+    code = (
+        "import sys; from maskperf.cli.main import main; "
+        "code = main(['evaluate', *sys.argv[1:]]); "
+        "assert not {'torch', 'numpy', 'rich', 'hotcoco'} & set(sys.modules); sys.exit(code)"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(SOURCES)},
+        timeout=60,
+        check=False,
+    )
+    if "--weigths" in arguments:
+        assert finished.returncode == errors.EXIT_USAGE
+    else:
+        assert finished.returncode == 0, finished.stderr
+        assert finished.stdout.startswith("usage: maskperf evaluate --weights FILE")
+        assert "examples, to copy and paste:" in finished.stdout
+
+
+def test_two_processes_find_what_one_finds(folder, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "maskperf"]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(
+        [*command, *words(folder, "--save-detections", "two", "--output", "two.json")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.count("written: two.json") == 1
+    assert main(words(folder, "--save-detections", "one")) == 0
+    for kind in ("bbox", "segm"):
+        one, two = (json.loads(Path(name, f"detections_{kind}.json").read_text()) for name in ("one", "two"))
+        assert len(one) == len(two) > 0
+        assert {(entry["image_id"], entry["category_id"]) for entry in one} == {
+            (entry["image_id"], entry["category_id"]) for entry in two
+        }
+    assert results_file("two.json")["box_stats"] == results_file()["box_stats"]

@@ -1,0 +1,277 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from golden_reference import flat_polygons
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import maskperf.engine.forward
+from maskperf.config import ModelConfig, OptimizerConfig
+from maskperf.engine.build import build_model
+from maskperf.engine.forward import feature_anchors, mask_slots, training_losses
+from maskperf.engine.optimizer import build_optimizer, learning_rates_at, set_learning_rates
+from maskperf.recipes import demo
+from maskperf.structures import LOSS_NAMES, Batch, Images, Targets
+
+SMALL = replace(demo().model, num_classes=4, batch_norm="frozen", frozen_stages=2)
+CHANCE_FREE = replace(
+    SMALL,
+    rpn_samples_per_image=100_000,
+    rpn_positive_fraction=1.0,
+    roi_samples_per_image=100_000,
+    roi_positive_fraction=1.0,
+)
+HEIGHT, WIDTH = 64, 96
+TRUTH = [([[4.0, 6, 40, 50], [50, 10, 90, 60]], [1, 3]), ([[10.0, 10, 30, 25]], [2]), ([[20.0, 3, 85, 61]], [1])]
+
+aten = torch.ops.aten
+HOST_READS = {aten._local_scalar_dense, aten.item, aten.is_nonzero, aten.equal}
+SHAPES_FROM_DATA = {aten.nonzero, aten.masked_select, aten._unique2, aten.unique_dim, aten.unique_consecutive}
+PYTHON_READS = ("new_tensor", "item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__")
+
+
+class NoWaiting(TorchDispatchMode):
+    """Raises at every operator for which the host must wait until a device has finished."""
+
+    def __torch_dispatch__(self, operator, types, arguments=(), keywords=None):
+        keywords = keywords or {}
+        packet = operator.overloadpacket
+        waits = packet in HOST_READS | SHAPES_FROM_DATA
+        if packet in (aten.index, aten.index_put, aten.index_put_):
+            waits |= any(index is not None and index.dtype == torch.bool for index in arguments[1])
+        if operator is aten.repeat_interleave.Tensor:
+            waits |= keywords.get("output_size") is None
+        assert not waits, f"{operator} waits for the device"
+        return operator(*arguments, **keywords)
+
+
+def model_of(config=SMALL, seed=0):
+    return build_model(config, seed)[0]
+
+
+def pixels_of(index):
+    return torch.randn(3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(index)) * 50
+
+
+def batch_of(indices, *, slots=2, with_truth=True):
+    """Returns the pictures of these numbers on one canvas; their objects are the rectangles of `TRUTH`."""
+    boxes = torch.zeros(len(indices), slots, 4)
+    labels = torch.zeros(len(indices), slots, dtype=torch.int64)
+    rings, ring_offsets = [], [0]
+    for place, index in enumerate(indices):
+        for slot in range(slots):
+            if with_truth and slot < len(TRUTH[index][0]):
+                x1, y1, x2, y2 = TRUTH[index][0][slot]
+                boxes[place, slot] = torch.tensor([x1, y1, x2, y2])
+                labels[place, slot] = TRUTH[index][1][slot]
+                rings.append(np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]], np.float32))
+            ring_offsets.append(len(rings))
+    targets = Targets(boxes=boxes, labels=labels, valid=labels > 0, polygons=flat_polygons(rings, ring_offsets))
+    pixels = torch.stack([pixels_of(index) for index in indices])
+    return Batch(
+        images=Images(pixels=pixels, sizes_hw=torch.tensor([[HEIGHT, WIDTH]] * len(indices))),
+        targets=targets,
+        image_ids=torch.tensor(indices),
+        sample_seeds=torch.tensor([1000 + index for index in indices]),
+    )
+
+
+def take_step(model, optimizer, batch, update):
+    optimizer.zero_grad(set_to_none=True)
+    set_learning_rates(optimizer, learning_rates_at(update, OptimizerConfig(warmup_steps=10)))
+    losses = training_losses(model, batch)
+    losses.total().backward()
+    optimizer.step()
+    return losses.stacked().detach()
+
+
+def recorded_rois(monkeypatch, model, batch):
+    """Returns the RoIs that a forward pass draws."""
+    drawn = []
+    draw = maskperf.engine.forward.sample_rois
+
+    def record(*arguments, **keywords):
+        drawn.append(draw(*arguments, **keywords))
+        return drawn[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(maskperf.engine.forward, "sample_rois", record)
+        training_losses(model, batch)
+    return drawn[0]
+
+
+def test_losses_are_finite_positive_and_their_sum_is_unweighted():
+    losses = training_losses(model_of(), batch_of([0, 1]))
+    terms = [getattr(losses, name) for name in LOSS_NAMES]
+    assert all(term.dtype == torch.float32 and term.shape == () and 0 < term.item() < 100 for term in terms)
+    assert losses.total().item() == pytest.approx(sum(term.item() for term in terms))
+    assert losses.dropped_masks.item() == 0
+
+
+@pytest.mark.parametrize("with_truth", [True, False])
+def test_every_trained_parameter_gets_a_finite_gradient(with_truth):
+    model = model_of()
+    losses = training_losses(model, batch_of([0, 1], with_truth=with_truth))
+    losses.total().backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) is parameter.requires_grad, name
+        assert parameter.grad is None or parameter.grad.isfinite().all(), name
+    assert losses.stacked().isfinite().all()
+
+
+def test_batch_without_objects_trains_towards_background_only():
+    model = model_of()
+    losses = training_losses(model, batch_of([0, 1], with_truth=False))
+    losses.total().backward()
+    assert (losses.rpn_box.item(), losses.box.item(), losses.mask.item()) == (0, 0, 0)
+    assert losses.objectness.item() > 0 and losses.classification.item() > 0
+    for name, parameter in model.named_parameters():
+        if "bbox_pred" in name or ".mask." in name:
+            assert parameter.grad.abs().max() == 0, name
+        elif "cls_" in name:
+            assert parameter.grad.abs().max() > 0, name
+
+
+def test_background_offsets_are_never_trained():
+    model = model_of()
+    training_losses(model, batch_of([0, 1])).total().backward()
+    gradient = model.roi_heads["box"].predictor.bbox_pred.weight.grad
+    assert gradient[:4].abs().max() == 0
+    assert gradient[4:].abs().max() > 0
+
+
+def test_proposals_carry_no_gradient_to_the_rpn():
+    model = model_of()
+    losses = training_losses(model, batch_of([0, 1]))
+    (losses.classification + losses.box + losses.mask).backward()
+    assert all(parameter.grad is None for parameter in model.rpn.parameters())
+    assert model.backbone["fpn"].fpn_inner4.weight.grad.abs().max() > 0
+
+
+def test_more_empty_slots_change_nothing():
+    model = model_of()
+    few, many = (training_losses(model, batch_of([0, 1], slots=slots)).stacked() for slots in (2, 11))
+    torch.testing.assert_close(many, few, rtol=1e-6, atol=0)
+
+
+def test_doubled_images_leave_the_losses_as_they_are():
+    model = model_of(CHANCE_FREE)
+    once = training_losses(model, batch_of([0])).stacked()
+    twice = training_losses(model, batch_of([0, 0])).stacked()
+    torch.testing.assert_close(twice, once, rtol=1e-6, atol=0)  # float32 sums in another order
+
+
+def test_room_for_more_masks_changes_nothing_and_too_little_room_is_counted(monkeypatch):
+    model, batch = model_of(), batch_of([0, 1])
+    rois = recorded_rois(monkeypatch, model, batch)
+    positives = (rois.labels > 0).sum(dim=1)
+    beyond_one = (positives - 1).clamp(min=0).sum().item()
+    assert beyond_one > 0
+    default = training_losses(model, batch)
+    found = {}
+    for slots in (1, 40):
+        model.config = replace(SMALL, mask_slots_per_image=slots)
+        found[slots] = training_losses(model, batch)
+    assert found[40].dropped_masks.item() == default.dropped_masks.item() == 0
+    torch.testing.assert_close(found[40].mask, default.mask, rtol=1e-6, atol=0)
+    assert found[1].dropped_masks.item() == beyond_one
+
+
+def test_mask_slots_hold_every_positive_the_sampler_may_choose():
+    assert mask_slots(ModelConfig()) == 128
+    assert mask_slots(ModelConfig(mask_slots_per_image=40)) == 40
+    assert mask_slots(ModelConfig(roi_samples_per_image=2)) == 1
+
+
+def test_anchors_of_the_feature_maps_are_counted_by_level():
+    model = model_of()
+    features = [torch.zeros(1, 1, 8 // 2**k or 1, 16 // 2**k) for k in range(5)]
+    anchors, counts = feature_anchors(model, features)
+    assert counts == (384, 96, 24, 6, 3)
+    assert anchors.shape == (513, 4)
+    assert anchors[3].tolist() == (anchors[0] + torch.tensor([4.0, 0, 4, 0])).tolist()
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: aten._local_scalar_dense(x.sum()),
+        lambda x: x.sum().item(),
+        lambda x: bool(x.any()),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: torch.masked_select(x, x > 0),
+        lambda x: x.unique(),
+        lambda x: x.repeat_interleave((x > 0).long()),
+    ],
+)
+def test_the_check_for_waiting_finds_every_kind_of_wait(wait):
+    x = torch.tensor([1.0, 0.0])
+    with pytest.raises(AssertionError, match="waits for the device"), NoWaiting():
+        wait(x)
+
+
+@pytest.mark.parametrize("quota", ["pooled", "per_image"])
+@pytest.mark.parametrize("with_truth", [True, False])
+def test_a_step_never_waits_for_the_device(monkeypatch, quota, with_truth):
+    def refuse(*arguments, **keywords):
+        raise AssertionError("a tensor's value is read on the host")
+
+    model = model_of(replace(SMALL, proposal_quota=quota))
+    optimizer = build_optimizer(model, OptimizerConfig())
+    before = model.rpn["head"].conv.weight.detach().clone()
+    batch = batch_of([0, 1], with_truth=with_truth)
+    with monkeypatch.context() as patch:
+        for name in PYTHON_READS:
+            patch.setattr(torch.Tensor, name, refuse)
+        with NoWaiting():
+            for update in (1, 2):
+                take_step(model, optimizer, batch, update)
+    assert not torch.equal(model.rpn["head"].conv.weight, before)
+
+
+def test_losses_stay_in_float32_under_autocast():
+    model, batch = model_of(), batch_of([0, 1])
+    plain = training_losses(model, batch).stacked()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = model.features(batch.images.pixels)
+        rpn = model.rpn_output(features)
+        logits, deltas = model.box_outputs(features, batch.targets.boxes)
+        masks = model.mask_logits(features, batch.targets.boxes)
+        losses = training_losses(model, batch)
+    assert features[0].dtype == torch.bfloat16  # so autocast did act
+    assert {tensor.dtype for tensor in (rpn.logits, rpn.deltas, logits, deltas, masks)} == {torch.float32}
+    assert losses.stacked().dtype == torch.float32
+    assert losses.stacked().isfinite().all()
+    assert not torch.equal(losses.stacked(), plain)
+    losses.total().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.requires_grad)
+
+
+@pytest.mark.parametrize("batch_norm", ["frozen", "trainable"])
+def test_the_same_seed_twice_is_bitwise_equal(batch_norm):
+    config = replace(SMALL, batch_norm=batch_norm, frozen_stages=2 if batch_norm == "frozen" else 0)
+    runs = []
+    for _ in range(2):
+        model = model_of(config, seed=7)
+        optimizer = build_optimizer(model, OptimizerConfig())
+        losses = [take_step(model, optimizer, batch_of(pair), n) for n, pair in enumerate(([0, 1], [2, 0]), start=1)]
+        runs.append((torch.stack(losses), model.state_dict()))
+    assert torch.equal(runs[0][0], runs[1][0])
+    assert all(torch.equal(runs[0][1][name], value) for name, value in runs[1][1].items())
+
+
+def test_draws_of_an_image_do_not_depend_on_its_batch_mates(monkeypatch):
+    model = model_of()
+    drawn = {
+        indices: recorded_rois(monkeypatch, model, batch_of(list(indices))) for indices in ((0, 1), (0, 2), (2, 0))
+    }
+    first = drawn[0, 1]
+    for indices, place in (((0, 2), 0), ((2, 0), 1)):
+        other = drawn[indices]
+        assert torch.equal(other.labels[place], first.labels[0])
+        assert torch.equal(other.valid[place], first.valid[0])
+        torch.testing.assert_close(other.boxes[place], first.boxes[0], rtol=1e-4, atol=1e-3)
+    assert first.valid[0].sum() == SMALL.roi_samples_per_image
+    assert not torch.equal(drawn[0, 2].boxes[1], first.boxes[1])

@@ -1,0 +1,162 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from maskperf.config import ModelConfig, OptimizerConfig
+from maskperf.data.sampler import steps_per_epoch
+from maskperf.engine.optimizer import build_optimizer, learning_rates_at, set_learning_rates
+from maskperf.model.mask_rcnn import MaskRcnn
+
+BATCH_96 = OptimizerConfig(
+    batch_size=96,
+    learning_rate=0.12,
+    warmup_method="mlperf_linear",
+    warmup_steps=625,
+    warmup_factor=1.92e-4,
+    decay_steps=(12000, 16000),
+)
+DEFAULT = OptimizerConfig()
+CONSTANT = OptimizerConfig(learning_rate=0.3, warmup_method="constant", warmup_steps=10, warmup_factor=0.25)
+
+
+def small_net():
+    """A layer with weight and bias, a batch norm, and a frozen layer, in float64."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Linear(2, 2)).double()
+    net[2].requires_grad_(False)
+    return net
+
+
+def names_by_group(net, optimizer):
+    name_of = {parameter: name for name, parameter in net.named_parameters()}
+    return [{name_of[parameter] for parameter in group["params"]} for group in optimizer.param_groups]
+
+
+@pytest.mark.parametrize(
+    ("update", "weights", "biases"),
+    [
+        (1, 0.000192, 0.120192),
+        (100, 0.0192, 0.1392),
+        (624, 0.119808, 0.239808),
+        (625, 0.12, 0.24),
+        (11999, 0.12, 0.24),
+        (12000, 0.012, 0.024),
+        (15999, 0.012, 0.024),
+        (16000, 0.0012, 0.0024),
+    ],
+)
+def test_mlperf_warm_up_takes_the_same_amount_from_weights_and_biases(update, weights, biases):
+    assert learning_rates_at(update, BATCH_96) == (pytest.approx(weights), pytest.approx(biases))
+
+
+@pytest.mark.parametrize(
+    ("update", "rate"),
+    [
+        (1, 0.000836666667),
+        (250, 0.00166666667),
+        (499, 0.00249666667),
+        (500, 0.0025),
+        (479999, 0.0025),
+        (480000, 0.00025),
+        (639999, 0.00025),
+        (640000, 0.000025),
+    ],
+)
+def test_linear_warm_up_is_a_factor_on_both_rates(update, rate):
+    assert learning_rates_at(update, DEFAULT) == (pytest.approx(rate), pytest.approx(2 * rate))
+
+
+@pytest.mark.parametrize(("update", "rate"), [(1, 0.075), (9, 0.075), (10, 0.3), (11, 0.3)])
+def test_constant_warm_up_holds_its_factor_until_it_ends(update, rate):
+    assert learning_rates_at(update, CONSTANT) == (pytest.approx(rate), pytest.approx(2 * rate))
+
+
+def test_decay_inside_the_warm_up_scales_what_the_warm_up_leaves():
+    config = OptimizerConfig(
+        learning_rate=0.1, warmup_method="mlperf_linear", warmup_steps=10, warmup_factor=0.01, decay_steps=(5,)
+    )
+    assert learning_rates_at(4, config) == (pytest.approx(0.04), pytest.approx(0.14))
+    assert learning_rates_at(5, config) == (pytest.approx(0.005), pytest.approx(0.015))
+
+
+def test_setting_rates_changes_the_groups_in_order():
+    optimizer = build_optimizer(small_net(), DEFAULT)
+    set_learning_rates(optimizer, (0.5, 0.75))
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.75]
+
+
+def test_biases_form_the_second_group_without_decay_and_frozen_parameters_are_left_out():
+    net = small_net()
+    optimizer = build_optimizer(net, DEFAULT)
+    assert names_by_group(net, optimizer) == [{"0.weight", "1.weight"}, {"0.bias", "1.bias"}]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [1e-4, 0.0]
+    for group in optimizer.param_groups:
+        assert (group["momentum"], group["dampening"], group["nesterov"]) == (0.9, 0, False)
+
+
+def test_benchmark_model_has_63_weights_and_21_biases_to_train():
+    with torch.device("meta"):  # names and shapes only
+        model = MaskRcnn(ModelConfig())
+    weights, biases = names_by_group(model, build_optimizer(model, DEFAULT))
+    assert (len(weights), len(biases)) == (63, 21)
+    assert all(name.endswith(".bias") for name in biases)
+    assert not any("bias" in name or name.startswith("backbone.body.layer1") for name in weights)
+
+
+@pytest.mark.parametrize("config", [BATCH_96, CONSTANT])
+def test_three_updates_follow_the_formula_of_momentum_and_decay(config):
+    net = small_net()
+    optimizer = build_optimizer(net, config)
+    generator = np.random.default_rng(0)
+    trained = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
+    values = {name: parameter.detach().numpy().copy() for name, parameter in trained.items()}
+    velocities = {name: np.zeros_like(value) for name, value in values.items()}
+    for update in (1, 2, 3):
+        rates = learning_rates_at(update, config)
+        set_learning_rates(optimizer, rates)
+        for name, parameter in trained.items():
+            gradient = generator.normal(size=values[name].shape)
+            parameter.grad = torch.from_numpy(gradient)
+            rate, decay = (rates[1], 0.0) if "bias" in name else (rates[0], 1e-4)
+            velocities[name] = 0.9 * velocities[name] + (gradient + decay * values[name])
+            values[name] = values[name] - rate * velocities[name]
+        optimizer.step()
+    for name, parameter in trained.items():
+        np.testing.assert_allclose(parameter.detach().numpy(), values[name], rtol=1e-12, atol=1e-15)
+
+
+def test_a_lower_rate_does_not_rescale_the_momentum():
+    weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    net = nn.Module()
+    net.weight = weight
+    config = OptimizerConfig(weight_decay=0.0)
+    optimizer = build_optimizer(net, config)
+    for rate, gradient in ((1.0, 1.0), (0.1, 0.0)):
+        set_learning_rates(optimizer, (rate, rate))
+        weight.grad = torch.full_like(weight, gradient)
+        optimizer.step()
+    assert weight.item() == pytest.approx(-1.0 - 0.1 * 0.9)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "steps"),
+    [
+        (2, 58_634),
+        (4, 29_317),
+        (8, 14_659),
+        (16, 7_330),
+        (32, 3_665),
+        (48, 2_444),
+        (64, 1_833),
+        (88, 1_333),
+        (96, 1_222),
+        (112, 1_048),
+        (128, 917),
+        (192, 611),
+        (256, 459),
+        (272, 432),
+    ],
+)
+def test_steps_per_epoch_are_those_of_the_benchmark(batch_size, steps):
+    assert steps_per_epoch(117_266, batch_size) == steps

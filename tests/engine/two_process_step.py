@@ -1,0 +1,34 @@
+"""Started by torchrun in test_distributed.py: one training step, each process with its own image."""
+
+import sys
+from pathlib import Path
+
+import torch
+from small_batches import small_batch, small_model
+
+from maskperf.config import OptimizerConfig
+from maskperf.engine.distributed import broadcast_model, close_topology, init_topology
+from maskperf.engine.optimizer import build_optimizer
+from maskperf.engine.step import train_step
+
+
+def main() -> None:
+    topology = init_topology("cpu")
+    model = small_model(seed=topology.rank)  # different on purpose: the first one's must win
+    broadcast_model(model, topology)
+    config = OptimizerConfig(batch_size=2, learning_rate=0.01, warmup_steps=0)
+    batch = small_batch(topology.rank)
+    optimizer = build_optimizer(model, config)
+    result = train_step(model, optimizer, [batch], update=1, config=config, topology=topology)
+    torch.save(
+        {
+            "losses": result.losses,
+            "gradients": {name: parameter.grad for name, parameter in model.named_parameters()},
+            "weights": model.state_dict(),
+        },
+        Path(sys.argv[1]) / f"rank{topology.rank}.pt",
+    )
+    close_topology()
+
+
+main()

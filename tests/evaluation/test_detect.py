@@ -1,0 +1,217 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from maskperf.config import ModelConfig
+from maskperf.engine.build import build_model
+from maskperf.engine.forward import feature_anchors
+from maskperf.evaluation.detect import detect, select_detections
+from maskperf.evaluation.results import to_coco_results
+from maskperf.model.proposals import select_proposals
+from maskperf.recipes import demo
+from maskperf.structures import EvaluationBatch, Images, Proposals
+
+CONFIG = ModelConfig()
+SMALL = replace(demo().model, num_classes=4, batch_norm="frozen", frozen_stages=2)
+SIZES_HW = torch.tensor([[60, 80], [50, 70]])
+
+
+def random_case(seed, rois=40, classes=5):
+    """Returns class logits, offsets and proposals of two images; some places of the second are empty."""
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.rand(2, rois, 2, generator=generator) * 40
+    boxes = torch.cat([corners, corners + 5 + torch.rand(2, rois, 2, generator=generator) * 30], dim=2)
+    valid = torch.ones(2, rois, dtype=torch.bool)
+    valid[1, rois // 2 :] = False
+    proposals = Proposals(boxes=boxes * valid[..., None], scores=torch.zeros(2, rois), valid=valid)
+    logits = torch.randn(2, rois, classes, generator=generator) * 2
+    deltas = torch.randn(2, rois, classes, 4, generator=generator) * 2
+    return logits, deltas, proposals
+
+
+def decode_by_hand(deltas, roi, height, width):
+    box = [0.0] * 4
+    for axis, limit in ((0, width - 1), (1, height - 1)):
+        side = roi[2 + axis] - roi[axis] + 1
+        centre = deltas[axis] / 10 * side + roi[axis] + 0.5 * side
+        side *= math.exp(min(deltas[2 + axis] / 5, math.log(1000 / 16)))
+        box[axis] = min(max(centre - 0.5 * side, 0.0), limit)
+        box[2 + axis] = min(max(centre + 0.5 * side - 1, 0.0), limit)
+    return box
+
+
+def overlap_by_hand(a, b):
+    across = min(a[2], b[2]) - max(a[0], b[0]) + 1
+    down = min(a[3], b[3]) - max(a[1], b[1]) + 1
+    if across <= 0 or down <= 0:
+        return 0.0
+    area_a, area_b = ((box[2] - box[0] + 1) * (box[3] - box[1] + 1) for box in (a, b))
+    return across * down / (area_a + area_b - across * down)
+
+
+def detections_reference(logits, deltas, proposals, sizes_hw, config):
+    """Returns for each image a list of (score, label, box), best first: the slow, obvious form."""
+    results = []
+    for image, size_hw in enumerate(sizes_hw.tolist()):
+        found = []
+        rois = [index for index, valid in enumerate(proposals.valid[image].tolist()) if valid]
+        scores = logits[image].softmax(dim=1).tolist()
+        for label in range(1, logits.shape[2]):
+            passing = [index for index in rois if scores[index][label] > config.score_threshold]
+            kept = []
+            for index in sorted(passing, key=lambda index, label=label: -scores[index][label]):
+                box = decode_by_hand(
+                    deltas[image, index, label].tolist(), proposals.boxes[image, index].tolist(), *size_hw
+                )
+                if all(overlap_by_hand(box, other) <= config.detection_nms_iou for _, _, other in kept):
+                    kept.append((scores[index][label], label, box))
+            found += kept
+        found.sort(key=lambda entry: -entry[0])
+        if len(found) > config.detections_per_image:
+            last = found[config.detections_per_image - 1][0]
+            found = [entry for entry in found if entry[0] >= last]
+        results.append(found)
+    return results
+
+
+def select_by_hand(boxes, logits, sizes_hw=((100, 100),), valid=None, **changes):
+    """Returns detections of RoIs that move nowhere; a list of boxes and one of logits for each image."""
+    boxes, logits = torch.tensor(boxes), torch.tensor(logits)
+    valid = torch.ones(boxes.shape[:2], dtype=torch.bool) if valid is None else torch.tensor(valid)
+    proposals = Proposals(boxes=boxes, scores=torch.zeros(boxes.shape[:2]), valid=valid)
+    deltas = torch.zeros(*logits.shape, 4)
+    return select_detections(logits, deltas, proposals, torch.tensor(sizes_hw), replace(CONFIG, **changes))
+
+
+def apart(count):
+    return [[12.0 * place, 0, 12.0 * place + 9, 9] for place in range(count)]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(("limit", "threshold"), [(100, 0.05), (12, 0.05), (3, 0.3), (100, 0.9), (1, 0.0001)])
+def test_detections_equal_the_slow_twin(seed, limit, threshold):
+    case = random_case(seed)
+    config = replace(CONFIG, detections_per_image=limit, score_threshold=threshold)
+    expected = detections_reference(*case, SIZES_HW, config)
+    found = select_detections(*case, SIZES_HW, config)
+    assert found.valid.sum(dim=1).tolist() == [len(entries) for entries in expected]
+    assert found.valid.shape[1] == max(len(entries) for entries in expected)
+    for image, entries in enumerate(expected):
+        valid = found.valid[image]
+        scores, labels, boxes = zip(*entries, strict=True) if entries else ((), (), ())
+        assert found.labels[image][valid].tolist() == list(labels)
+        torch.testing.assert_close(found.scores[image][valid], torch.tensor(scores), rtol=1e-6, atol=0)
+        torch.testing.assert_close(found.boxes[image][valid], torch.tensor(boxes).view(-1, 4), rtol=1e-5, atol=1e-4)
+    for empty in (found.boxes, found.scores, found.labels):
+        assert empty[~found.valid].abs().sum() == 0
+
+
+def test_score_exactly_at_the_threshold_is_excluded():
+    quarters = [[[0.0, 0, 0, 0]]]  # four classes, each exactly 0.25
+    assert select_by_hand([apart(1)], quarters, score_threshold=0.25).valid.sum() == 0
+    below = select_by_hand([apart(1)], quarters, score_threshold=0.2499)
+    assert below.labels.tolist() == [[1, 2, 3]]
+    assert below.scores.tolist() == [[0.25] * 3]
+
+
+def test_all_that_tie_with_the_last_place_stay():
+    logits = [[[0.0, 3.0]] + [[0.0, 1.0]] * 4 + [[0.0, 0.5]]]
+    found = select_by_hand([apart(6)], logits, detections_per_image=3)
+    assert found.valid.sum() == 5
+    assert found.boxes[0, 0].tolist() == apart(1)[0]
+    assert sorted(found.boxes[0].tolist()) == apart(5)
+    assert select_by_hand([apart(6)], logits, detections_per_image=1).valid.sum() == 1
+    assert select_by_hand([apart(6)], logits, detections_per_image=5).valid.sum() == 5
+    assert select_by_hand([apart(6)], logits, detections_per_image=6).valid.sum() == 6
+
+
+def test_suppression_is_within_a_class_and_only_above_the_threshold():
+    whole, half, more = [0.0, 0, 9, 9], [0.0, 0, 9, 4], [0.0, 0, 9, 5]  # IoU with the first: 0.5, 0.6
+    first, second, third = [0.0, 3, 0], [0.0, 2, 0], [0.0, 1, 0]  # class 1
+    one_class = select_by_hand([[whole, more, half]], [[first, second, third]], score_threshold=0.3)
+    assert one_class.boxes[0].tolist() == [whole, half]
+    other = [0.0, 0, 2.5]  # class 2
+    two_classes = select_by_hand([[whole, more, half]], [[first, other, third]], score_threshold=0.3)
+    assert two_classes.boxes[0].tolist() == [whole, more, half]
+    assert two_classes.labels.tolist() == [[1, 2, 1]]
+
+
+def test_one_roi_may_be_found_as_several_classes():
+    found = select_by_hand([apart(1)], [[[0.0, 2.0, 1.0]]])
+    assert found.labels.tolist() == [[1, 2]]
+    assert found.boxes[0, 0].tolist() == found.boxes[0, 1].tolist() == apart(1)[0]
+
+
+def test_background_and_empty_places_are_never_found():
+    found = select_by_hand([apart(3)], [[[9.0, 0, 0], [0, 9, 0], [0, 9, 0]]], valid=[[True, True, False]])
+    assert found.labels.tolist() == [[1]]
+    assert found.boxes[0].tolist() == apart(2)[1:]
+
+
+def test_image_with_fewer_detections_is_padded_with_zeros():
+    nothing, something = [[9.0, 0]] * 2, [[0.0, 9], [0, 9]]
+    found = select_by_hand([apart(2)] * 2, [nothing, something], sizes_hw=((100, 100),) * 2)
+    assert found.valid.tolist() == [[False, False], [True, True]]
+    assert found.boxes[0].abs().sum() == found.scores[0].sum() == found.labels[0].sum() == 0
+
+
+def test_boxes_of_each_class_are_decoded_with_their_own_offsets_and_clipped_to_their_image():
+    roi = torch.tensor([[[10.0, 20, 49, 79]]] * 2)
+    deltas = torch.zeros(2, 1, 3, 4)
+    deltas[:, 0, 2] = torch.tensor([2.0, 1.333333, 0.698810, 0.476551])  # weights 10, 10, 5, 5
+    proposals = Proposals(boxes=roi, scores=torch.zeros(2, 1), valid=torch.ones(2, 1, dtype=torch.bool))
+    logits = torch.tensor([[[0.0, 1, 2]]] * 2)
+    found = select_detections(logits, deltas, proposals, torch.tensor([[200, 200], [71, 41]]), CONFIG)
+    assert found.labels.tolist() == [[2, 1]] * 2
+    expected = torch.tensor([[[15.0, 25, 60, 90], [10, 20, 49, 79]], [[15, 25, 40, 70], [10, 20, 40, 70]]])
+    torch.testing.assert_close(found.boxes, expected, rtol=0, atol=1e-3)
+
+
+def small_scene(**changes):
+    model = build_model(replace(SMALL, **changes), seed=0)[0].eval()
+    pixels = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1)) * 50
+    return model, Images(pixels=pixels, sizes_hw=torch.tensor([[60, 96], [64, 80]]))
+
+
+def test_masks_are_the_probabilities_of_the_found_class_on_the_final_boxes():
+    model, images = small_scene(detections_per_image=9)
+    found = detect(model, images)
+    with torch.no_grad():
+        features = model.features(images.pixels)
+        anchors, counts = feature_anchors(model, features)
+        rpn = model.rpn_output(features)
+        proposals = select_proposals(rpn, anchors, counts, images.sizes_hw, config=model.config, training=False)
+        chosen = select_detections(
+            *model.box_outputs(features, proposals.boxes), proposals, images.sizes_hw, model.config
+        )
+        logits = model.mask_logits(features, chosen.boxes)
+    assert found.valid.sum() >= 18
+    assert torch.equal(found.boxes, chosen.boxes) and torch.equal(found.labels, chosen.labels)
+    for image in range(2):
+        for place in range(found.valid.shape[1]):
+            expected = logits[image, place, found.labels[image, place]].sigmoid()
+            torch.testing.assert_close(found.mask_probs[image, place], expected)
+
+
+def test_detections_are_sorted_inside_their_picture_and_carry_no_gradient():
+    model, images = small_scene()
+    found = detect(model, images)
+    assert (found.scores.diff(dim=1) <= 0).all()
+    limits = images.sizes_hw[:, [1, 0, 1, 0]][:, None] - 1
+    assert (found.boxes >= 0).all() and (found.boxes <= limits).all()
+    assert set(found.labels[found.valid].tolist()) <= {1, 2, 3}
+    assert not any(tensor.requires_grad for tensor in (found.boxes, found.scores, found.mask_probs))
+
+
+def test_pictures_without_any_detection_give_no_places_and_no_results():
+    model, images = small_scene(score_threshold=1.0)
+    found = detect(model, images)
+    assert found.boxes.shape == (2, 0, 4)
+    assert found.mask_probs.shape == (2, 0, 28, 28)
+    batch = EvaluationBatch(
+        images=images, image_ids=torch.tensor([4, 9]), original_sizes_hw=torch.tensor([[30, 48], [128, 160]])
+    )
+    assert to_coco_results(found, batch, np.array([1, 7, 90])) == ([], [])

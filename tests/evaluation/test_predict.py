@@ -1,0 +1,106 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from maskperf.engine.build import build_model
+from maskperf.engine.distributed import Topology
+from maskperf.evaluation.detect import detect
+from maskperf.evaluation.predict import predict
+from maskperf.evaluation.results import to_coco_results
+from maskperf.recipes import demo
+from maskperf.structures import EvaluationBatch, Images
+
+SMALL = replace(
+    demo().model, num_classes=4, batch_norm="frozen", frozen_stages=2, proposals_test=20, detections_per_image=6
+)
+CATEGORY_IDS = np.array([3, 7, 90])
+ALONE = Topology(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
+
+
+def batch_of(image_ids):
+    """Returns one picture for each id, always the same for the same id."""
+    pixels = [torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(one)) * 50 for one in image_ids]
+    count = len(image_ids)
+    return EvaluationBatch(
+        images=Images(pixels=torch.stack(pixels), sizes_hw=torch.tensor([[60, 64]] * count)),
+        image_ids=torch.tensor(image_ids),
+        original_sizes_hw=torch.tensor([[30, 32]] * count),
+    )
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_model(SMALL, seed=0)[0]
+
+
+def broken_batches():
+    yield batch_of([5])
+    raise OSError("the disk is gone")
+
+
+def test_results_of_all_batches_come_by_image_id(model):
+    batches = [batch_of([30, 4]), batch_of([17]), batch_of([1, 99])]
+    boxes, masks = predict(model, iter(batches), CATEGORY_IDS, ALONE)
+    expected = ([], [])
+    for image_id in (1, 4, 17, 30, 99):
+        (batch,) = [batch for batch in batches if image_id in batch.image_ids]
+        for rows, found in zip(
+            expected, to_coco_results(detect(model, batch.images), batch, CATEGORY_IDS), strict=True
+        ):
+            rows.extend(entry for entry in found if entry["image_id"] == image_id)
+    assert (boxes, masks) == expected
+    assert [entry["image_id"] for entry in boxes] == sorted(entry["image_id"] for entry in masks)
+    assert {entry["image_id"] for entry in boxes} == {1, 4, 17, 30, 99}
+    assert {entry["category_id"] for entry in boxes} <= {3, 7, 90}
+
+
+def test_results_of_an_image_keep_their_falling_scores(model):
+    boxes, masks = predict(model, [batch_of([8, 2])], CATEGORY_IDS, ALONE)
+    for results in (boxes, masks):
+        for image_id in (2, 8):
+            scores = [entry["score"] for entry in results if entry["image_id"] == image_id]
+            assert len(scores) >= 6
+            assert scores == sorted(scores, reverse=True)
+
+
+def test_an_image_seen_twice_counts_once(model):
+    once = predict(model, [batch_of([6])], CATEGORY_IDS, ALONE)
+    assert predict(model, [batch_of([6]), batch_of([6])], CATEGORY_IDS, ALONE) == once
+
+
+def test_no_batches_give_no_results(model):
+    assert predict(model, [], CATEGORY_IDS, ALONE) == ([], [])
+
+
+@pytest.mark.parametrize("was_training", [True, False])
+def test_model_is_switched_to_evaluation_and_back(model, was_training, monkeypatch):
+    modes = []
+
+    def watched_detect(model, images):
+        modes.append(model.training)
+        return detect(model, images)
+
+    monkeypatch.setattr("maskperf.evaluation.predict.detect", watched_detect)
+    model.train(was_training)
+    predict(model, [batch_of([1])], CATEGORY_IDS, ALONE)
+    assert modes == [False]
+    assert model.training is was_training
+    assert all(part.training is was_training for part in model.modules())
+
+
+@pytest.mark.parametrize("was_training", [True, False])
+def test_model_is_back_in_its_mode_after_an_error(model, was_training):
+    model.train(was_training)
+    with pytest.raises(OSError, match="the disk is gone"):
+        predict(model, broken_batches(), CATEGORY_IDS, ALONE)
+    assert model.training is was_training
+    assert all(part.training is was_training for part in model.modules())
+
+
+def test_prediction_changes_no_weight_and_leaves_no_gradient(model):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    predict(model, [batch_of([1])], CATEGORY_IDS, ALONE)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())

@@ -1,0 +1,205 @@
+import inspect
+import json
+import re
+import shutil
+
+import msgspec
+import numpy as np
+import pytest
+import torch.nn.functional as F
+from mlperf_logging.compliance_checker import mlp_compliance
+from PIL import Image
+from small_runs import small_run
+
+from maskperf.data.demo_dataset import write_demo_dataset
+from maskperf.errors import EXIT_DATA, EXIT_DONE, EXIT_NOT_FINITE, EXIT_STORAGE, EXIT_TARGET_MISSED, EXIT_USAGE
+from maskperf.mlperf import judge
+from maskperf.model.weights import read_metadata
+from maskperf.overrides import from_json_text
+from maskperf.structures import LOSS_NAMES
+
+EASY = ("evaluation.box_target=0", "evaluation.mask_target=0")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Returns the folder of a run that met its (easy) targets after one epoch of three steps."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert small_run(folder, *EASY) == EXIT_DONE
+    return folder / "run"
+
+
+def _log_events(folder):
+    lines = (folder / "mlperf.log").read_text().splitlines()
+    assert all(line.startswith(":::MLLOG {") for line in lines)
+    return [json.loads(line.removeprefix(":::MLLOG ")) for line in lines]
+
+
+def test_a_run_leaves_all_its_files(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert names == {
+        "config.json",
+        "environment.json",
+        "layers.txt",
+        "metrics.jsonl",
+        "results.json",
+        "detections_bbox.json",
+        "detections_segm.json",
+        "mlperf.log",
+        "model.safetensors",
+        "predictions.png",
+    }
+    with Image.open(finished / "predictions.png") as picture:
+        assert picture.width > 300 and np.asarray(picture).std() > 10
+
+
+def test_metrics_have_every_step_with_five_losses(finished):
+    lines = [msgspec.json.decode(line) for line in (finished / "metrics.jsonl").read_bytes().splitlines()]
+    steps = [line for line in lines if line["kind"] == "step"]
+    assert [line["step"] for line in steps] == [1, 2, 3]  # 23 images with objects, 8 a step, one step over
+    for line in steps:
+        assert all(line[name] > 0 for name in LOSS_NAMES)
+        assert line["total"] == pytest.approx(sum(line[name] for name in LOSS_NAMES))
+        assert line["images_per_second"] > 0 and line["data_wait_seconds"] >= 0 and line["learning_rate"] > 0
+    assert [line["kind"] for line in lines[3:]] == ["evaluation"]
+
+
+def test_results_and_config_tell_what_was_run(finished):
+    results = msgspec.json.decode((finished / "results.json").read_bytes())
+    assert results["status"] == "success" and results["epochs"] == 1 and results["engine_differences"] == []
+    assert len(results["box_stats"]) == 12 and len(results["mask_stats"]) == 12
+    config = from_json_text((finished / "config.json").read_text())
+    assert config.seed == 7 and config.data.generate_train_images == 24
+    metadata = read_metadata(finished / "model.safetensors")
+    assert metadata["category_ids"] == [1, 2, 4, 7, 8, 11, 13, 16]
+    assert "apple" in metadata["category_names"]
+
+
+def test_the_log_has_the_benchmarks_sequence(finished):
+    events = _log_events(finished)
+    keys = [event["key"] for event in events]
+    order = "submission_benchmark cache_clear init_start seed global_batch_size opt_base_learning_rate init_stop"
+    order += " run_start train_samples eval_samples epoch_start epoch_stop eval_start eval_accuracy eval_stop run_stop"
+    places = [keys.index(key) for key in order.split()]
+    assert places == sorted(places)
+    accuracy = events[keys.index("eval_accuracy")]
+    assert set(accuracy["value"]) == {"BBOX", "SEGM"} and accuracy["metadata"]["epoch_num"] == 1
+    assert events[keys.index("run_stop")]["metadata"]["status"] == "success"
+    times = [event["time_ms"] for event in events]
+    assert times == sorted(times)
+
+
+def test_the_official_checker_accepts_the_form_of_the_log(finished, capsys):
+    checker = mlp_compliance.make_checker("training", "3.1.0", quiet=False, werror=False)
+    valid, *_ = mlp_compliance.main(str(finished / "mlperf.log"), "training_3.1.0/common.yaml", checker)
+    assert valid, capsys.readouterr().out
+
+
+def test_two_runs_with_one_seed_are_equal(finished, tmp_path):
+    assert small_run(tmp_path, *EASY) == EXIT_DONE
+
+    def losses(folder):
+        lines = [msgspec.json.decode(line) for line in (folder / "metrics.jsonl").read_bytes().splitlines()]
+        return [[line[name] for name in LOSS_NAMES] for line in lines if line["kind"] == "step"]
+
+    assert losses(tmp_path / "run") == losses(finished)
+
+
+def test_a_missed_target_has_its_own_exit_code(tmp_path, capsys):
+    assert small_run(tmp_path, "evaluation.box_target=0.99") == EXIT_TARGET_MISSED
+    assert "target missed" in capsys.readouterr().out
+    assert _log_events(tmp_path / "run")[-1]["metadata"]["status"] == "aborted"
+
+
+def test_a_run_is_no_success_when_the_engines_differ(tmp_path, monkeypatch, capsys):
+    honest = judge.score
+
+    def score(truth, boxes, masks, *, engine):
+        scores = honest(truth, boxes, masks, engine=engine)
+        if engine == "official":
+            scores = msgspec.structs.replace(scores) if isinstance(scores, msgspec.Struct) else scores
+            object.__setattr__(scores, "box_stats", (0.123, *scores.box_stats[1:]))
+        return scores
+
+    monkeypatch.setattr(judge, "score", score)
+    assert small_run(tmp_path, *EASY) == EXIT_TARGET_MISSED
+    assert "0.123" in capsys.readouterr().out
+    assert _log_events(tmp_path / "run")[-1]["metadata"]["status"] == "aborted"
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
+    code = small_run(tmp_path, "optimizer.learning_rate=1e30", "optimizer.warmup_steps=0")
+    assert code == EXIT_NOT_FINITE
+    message = capsys.readouterr().err
+    assert "not a finite number" in message and "Traceback" not in message
+    assert _log_events(tmp_path / "run")[-1]["metadata"]["status"] == "aborted"
+
+
+def test_an_existing_run_folder_is_left_alone(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious.txt").write_text("mine")
+    assert small_run(tmp_path) == EXIT_STORAGE
+    assert (tmp_path / "run" / "precious.txt").read_text() == "mine"
+    assert str(tmp_path / "run") in capsys.readouterr().err
+
+
+def test_own_data_with_its_own_layout_and_ids(tmp_path):
+    write_demo_dataset(tmp_path / "source", train_images=24, val_images=8, seed=3)
+    for split, name in (("train2017", "a"), ("val2017", "b")):
+        shutil.move(tmp_path / "source" / split, tmp_path / name)
+        document = json.loads((tmp_path / "source" / f"annotations/instances_{split}.json").read_text())
+        number_of = {category["id"]: 10**12 + 7 * category["id"] for category in document["categories"]}
+        for category in document["categories"]:
+            category["id"] = number_of[category["id"]]
+        for annotation in document["annotations"]:
+            annotation["category_id"] = number_of[annotation["category_id"]]
+        (tmp_path / f"{name}.json").write_text(json.dumps(document))
+    paths = [f"data.train_json={tmp_path}/a.json", f"data.train_images={tmp_path}/a"]
+    paths += [f"data.val_json={tmp_path}/b.json", f"data.val_images={tmp_path}/b"]
+    assert small_run(tmp_path, *EASY, *paths) == EXIT_DONE
+    metadata = read_metadata(tmp_path / "run" / "model.safetensors")
+    assert metadata["category_ids"][0] == 10**12 + 7
+    found = json.loads((tmp_path / "run" / "detections_bbox.json").read_text())
+    assert {entry["category_id"] for entry in found} <= set(metadata["category_ids"])
+
+
+def test_every_missing_image_is_named_before_training(tmp_path, capsys):
+    write_demo_dataset(tmp_path / "data", train_images=24, val_images=8, seed=0)
+    gone = (
+        sorted((tmp_path / "data" / "train2017").iterdir())[:2] + sorted((tmp_path / "data" / "val2017").iterdir())[:1]
+    )
+    for path in gone:
+        path.unlink()
+    assert small_run(tmp_path) == EXIT_DATA
+    message = capsys.readouterr().err
+    assert all(path.name in message for path in gone) and "3 faults in all" in message
+    assert "Mend:" in message and "Traceback" not in message
+
+
+def test_a_class_count_that_does_not_fit_the_data_is_refused(tmp_path, capsys):
+    assert small_run(tmp_path, "model.num_classes=5") == EXIT_DATA
+    assert "model.num_classes=9" in capsys.readouterr().err
+
+
+def test_an_unknown_key_names_the_nearest(tmp_path, capsys):
+    assert small_run(tmp_path, "optimizer.learning_rat=1") == EXIT_USAGE
+    assert "optimizer.learning_rate" in capsys.readouterr().err
+
+
+def test_six_calls_and_six_files_lead_from_the_command_to_a_loss_formula(tmp_path, monkeypatch):
+    seen = []
+    formula = F.binary_cross_entropy_with_logits
+
+    def watched(*arguments, **options):
+        frames = [frame for frame in inspect.stack() if re.search(r"/maskperf/", frame.filename)]
+        seen.append([(frame.filename, frame.function) for frame in reversed(frames)])
+        return formula(*arguments, **options)
+
+    monkeypatch.setattr(F, "binary_cross_entropy_with_logits", watched)
+    small_run(tmp_path)
+    path = next(frames for frames in seen if any(function == "train_step" for _, function in frames))
+    path = [(file, function) for file, function in path if "/tests/" not in file]
+    assert path[0][1] == "main" and path[-1][1] == "rpn_losses"
+    calls = [entry for index, entry in enumerate(path) if index == 0 or entry != path[index - 1]]
+    assert len(calls) - 1 <= 6, calls
+    assert len({file for file, _ in calls}) <= 6, calls

@@ -13,8 +13,8 @@ import maskperf.evaluation.predict
 import maskperf.evaluation.scores
 from maskperf import errors
 from maskperf.cli import evaluate as evaluate_module
-from maskperf.cli.convert import category_faults
 from maskperf.cli.main import main
+from maskperf.cli.weights_config import category_faults
 from maskperf.data.demo_dataset import write_demo_dataset
 from maskperf.data.demo_shapes import CATEGORIES
 from maskperf.engine.build import build_model

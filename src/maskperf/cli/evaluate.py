@@ -10,17 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from maskperf.cli.convert import (
-    WordParser,
-    asks_for_help,
-    category_faults,
-    read_weights_metadata,
-    read_words,
-    require_new_file,
-    resolve_for_weights,
-)
-from maskperf.config import DataConfig, RunConfig
-from maskperf.errors import EXIT_BUG, EXIT_DONE, ConfigError, DataError, Fault, StorageError
+from maskperf.cli.weights_config import category_faults, read_weights_metadata, resolve_for_weights
+from maskperf.cli.words import WordParser, asks_for_help, read_words, require_new_file
+from maskperf.config import RunConfig
+from maskperf.errors import EXIT_BUG, EXIT_DONE, ConfigError, DataError, StorageError
 
 USAGE = "maskperf evaluate --weights FILE [--data FOLDER | --val-json FILE --val-images FOLDER] [key=value ...]"
 EXAMPLES = """examples, to copy and paste:
@@ -109,29 +102,6 @@ def _refuse_keys(pairs: list[str]) -> None:
             raise ConfigError(f"{pair}: has no effect on an evaluation. Mend: leave it out.")
 
 
-def locate_validation(data: DataConfig) -> tuple[Path, Path]:
-    """Returns the annotations and the pictures of the validation split; the other split need not be there.
-
-    Errors: DataError with a fault for each of the two that is missing or of the wrong kind.
-    """
-    root = Path(data.root)
-    json_path = Path(data.val_json or root / "annotations" / "instances_val2017.json")
-    images = Path(data.val_images or root / "val2017")
-    faults = []
-    for path, is_there, kind, field in (
-        (json_path, json_path.is_file(), "file", "data.val_json"),
-        (images, images.is_dir(), "folder", "data.val_images"),
-    ):
-        if not is_there:
-            problem = f"It is not a {kind}." if path.exists() else f"The {kind} does not exist."
-            mend = "Name the data set with --data, or with --val-json and --val-images."
-            where = "the validation split"
-            faults.append(Fault(file=str(path), where=where, field=field, value=str(path), problem=problem, mend=mend))
-    if faults:
-        raise DataError(faults)
-    return json_path, images
-
-
 def _with_data(config: RunConfig, choices: argparse.Namespace) -> RunConfig:
     if choices.data:
         return replace(config, data=replace(config.data, root=choices.data, val_json="", val_images=""))
@@ -145,7 +115,7 @@ def _evaluate(choices: argparse.Namespace) -> int:
     """Returns the exit code, after weights were loaded, pictures judged and numbers shown and written."""
     import torch
 
-    from maskperf.data.coco import read_coco
+    from maskperf.data.coco import locate_validation, read_coco
     from maskperf.data.loader import evaluation_batches
     from maskperf.engine.build import build_model
     from maskperf.engine.distributed import close_topology, init_topology

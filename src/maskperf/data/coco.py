@@ -1,5 +1,6 @@
 """A COCO data set as flat arrays: where its files are, what is kept of them, and the targets before any resize."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,15 +54,30 @@ def locate(data: DataConfig) -> DataPaths:
 
     Errors: DataError with one fault for each path that is missing or of the wrong kind.
     """
+    paths = [path for split in ("train", "val") for path in _split_paths(data, split)]
+    _demand_paths(data, ("train_json", "train_images", "val_json", "val_images"), paths)
+    return DataPaths(*paths)
+
+
+def locate_validation(data: DataConfig) -> tuple[Path, Path]:
+    """Returns the annotations and the pictures of the validation split; the other split need not be there.
+
+    Errors: DataError with a fault for each of the two that is missing or of the wrong kind.
+    """
+    paths = _split_paths(data, "val")
+    _demand_paths(data, ("val_json", "val_images"), paths)
+    return paths
+
+
+def _split_paths(data: DataConfig, split: str) -> tuple[Path, Path]:
     root = Path(data.root)
-    paths = DataPaths(
-        train_json=Path(data.train_json or root / "annotations" / "instances_train2017.json"),
-        train_images=Path(data.train_images or root / "train2017"),
-        val_json=Path(data.val_json or root / "annotations" / "instances_val2017.json"),
-        val_images=Path(data.val_images or root / "val2017"),
-    )
+    json_path = getattr(data, f"{split}_json") or root / "annotations" / f"instances_{split}2017.json"
+    return Path(json_path), Path(getattr(data, f"{split}_images") or root / f"{split}2017")
+
+
+def _demand_paths(data: DataConfig, names: Sequence[str], paths: Sequence[Path]) -> None:
     faults = []
-    for name, path in vars(paths).items():
+    for name, path in zip(names, paths, strict=True):
         found, kind = (path.is_file(), "file") if name.endswith("json") else (path.is_dir(), "folder")
         if not found:
             problem = f"It is not a {kind}." if path.exists() else f"The {kind} does not exist."
@@ -70,7 +86,6 @@ def locate(data: DataConfig) -> DataPaths:
             faults.append(Fault(file=str(path), where=where, field=field, value=str(path), problem=problem, mend=mend))
     if faults:
         raise DataError(faults)
-    return paths
 
 
 def read_coco(json_path: Path, image_folder: Path, *, training: bool) -> CocoIndex:

@@ -26,11 +26,15 @@ def build_model(config: ModelConfig, seed: int) -> tuple[MaskRcnn, list[str]]:
     return model, notices
 
 
+def padded_size_hw(data: DataConfig) -> tuple[int, int]:
+    """Returns the canvas of the widest landscape picture."""
+    divisor = data.size_divisor
+    return -(-data.short_side // divisor) * divisor, -(-data.long_side // divisor) * divisor
+
+
 def made_up_batch(data: DataConfig, images: int) -> Batch:
     """Returns a gray batch with one square object an image, of the size most batches will have."""
-    divisor = data.size_divisor
-    height = -(-data.short_side // divisor) * divisor
-    width = -(-data.long_side // divisor) * divisor
+    height, width = padded_size_hw(data)
     side = float(data.short_side // 2)
     box = torch.tensor([0.0, 0.0, side, side])
     square = torch.tensor([[0.0, 0.0], [side, 0.0], [side, side], [0.0, side]])

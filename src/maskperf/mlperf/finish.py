@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 
 import msgspec
 
-from maskperf.evaluation.scores import STAT_NAMES, Scores
+from maskperf.evaluation.scores import Scores
+from maskperf.evaluation.table import score_entries
 from maskperf.mlperf.judge import Judgement
 from maskperf.mlperf.session import OpenedData, Session
 from maskperf.model.mask_rcnn import MaskRcnn
@@ -89,10 +90,7 @@ def _results(targets, records: Sequence[EpochRecord], scores: Scores, result: Ru
         "box_target": targets.box_target,
         "mask_target": targets.mask_target,
         "engine": scores.engine,
-        "box_stats": dict(zip(STAT_NAMES, scores.box_stats, strict=True)),
-        "mask_stats": dict(zip(STAT_NAMES, scores.mask_stats, strict=True)),
-        "box_ap_per_category": scores.box_ap_per_category,
-        "mask_ap_per_category": scores.mask_ap_per_category,
+        **score_entries(scores),
         "epochs_table": [asdict(record) for record in records],
     }
 

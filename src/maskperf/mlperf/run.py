@@ -2,19 +2,15 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import islice
 
 import torch
 
 from maskperf.config import RunConfig
-from maskperf.data.coco import locate
-from maskperf.data.document import read_document
 from maskperf.data.loader import TrainingLoader
 from maskperf.data.sampler import steps_per_epoch
 from maskperf.engine.build import build_model, warm_up
 from maskperf.engine.distributed import broadcast_model, init_topology
-from maskperf.engine.forward import mask_slots
 from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.step import train_step
 from maskperf.mlperf.finish import RunResult, finish
@@ -29,7 +25,6 @@ from maskperf.mlperf.session import (
     open_session,
     save_model,
 )
-from maskperf.model.layer_list import format_layers, list_layers
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.records.summary import EpochRecord
 from maskperf.structures import Batch, to_device
@@ -40,10 +35,11 @@ def run_benchmark(config: RunConfig) -> RunResult:
 
     Source: the sequence and cadence of MLPerf Training rules, `tools/train_mlperf.py` of the reference.
     """
-    with open_session(config, init_topology(config.system.device)) as session:
+    topology = init_topology(config.system.device)
+    with open_session(config, topology) as session:
+        config = session.config
         generate_data(session)
-        model, optimizer, session = _initialize(session)
-        config, topology = session.config, session.topology
+        model, optimizer = _initialize(session)
         session.log.run_start()
         start = time.monotonic()
         data = open_data(session)
@@ -86,50 +82,21 @@ def run_benchmark(config: RunConfig) -> RunResult:
         return finish(session, data, model, records=records, judgement=judgement, seconds=seconds)
 
 
-def _initialize(session: Session) -> tuple[MaskRcnn, torch.optim.Optimizer, Session]:
+def _initialize(session: Session) -> tuple[MaskRcnn, torch.optim.Optimizer]:
     """Returns model and optimizer on the device, everything that may be done before the clock starts done."""
-    session.log.submission(session.config)
+    config, topology = session.config, session.topology
+    session.log.submission(config)
     clear_caches(session)
     session.log.init_start()
-    session = _with_class_count(session)
-    config, topology = session.config, session.topology
     session.log.hyperparameters(config, config.seed)
     model, notices = build_model(config.model, config.seed)
     for notice in notices:
         session.say(notice)
-    _show_layers(session, model)
     model.to(topology.device)
     broadcast_model(model, topology)
     optimizer = build_optimizer(model, config.optimizer)
     warm_up(model, config.data, session.images_per_rank, topology.device)
-    return model, optimizer, session
-
-
-def _with_class_count(session: Session) -> Session:
-    """Returns the session with model.num_classes taken from the training categories where it is 0."""
-    if session.config.model.num_classes:
-        return session
-    document, _ = read_document(locate(session.config.data).train_json)
-    model = replace(session.config.model, num_classes=len(document.categories) + 1)
-    session = replace(session, config=replace(session.config, model=model))
-    session.say(f"model.num_classes={model.num_classes}, from the training categories")
-    session.write_config()
-    return session
-
-
-def _show_layers(session: Session, model: MaskRcnn) -> None:
-    data, config = session.config.data, session.config.model
-    divisor = data.size_divisor
-    size_hw = tuple(-(-side // divisor) * divisor for side in (data.short_side, data.long_side))
-    rows = list_layers(
-        model,
-        size_hw,
-        box_rois=config.roi_samples_per_image,
-        mask_rois=mask_slots(config),
-    )
-    text = format_layers(rows)
-    session.say(text)
-    session.write("layers.txt", text + "\n")
+    return model, optimizer
 
 
 def _is_over(config: RunConfig, judgement: Judgement | None, update: int, epoch: int) -> bool:

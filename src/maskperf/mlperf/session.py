@@ -14,10 +14,13 @@ from maskperf.data.coco import CocoIndex, DataPaths, locate, read_coco
 from maskperf.data.demo_dataset import ensure_demo_dataset
 from maskperf.data.page_cache import forget_files
 from maskperf.data.verify import check_benchmark_counts, missing_images
+from maskperf.engine.build import padded_size_hw
 from maskperf.engine.distributed import Topology, close_topology, share_from_first
+from maskperf.engine.forward import mask_slots
 from maskperf.errors import ConfigError, DataError, Fault
 from maskperf.evaluation.scores import GroundTruth
 from maskperf.mlperf.log import MlperfLog
+from maskperf.model.layer_list import format_layers, list_layers
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.model.weights import save_model_weights
 from maskperf.overrides import describe, to_json_text
@@ -62,9 +65,6 @@ class Session:
         if self.folder is not None:
             write_text(self.folder / name, text)
 
-    def write_config(self) -> None:
-        self.write("config.json", to_json_text(self.config))
-
 
 def open_session(config: RunConfig, topology: Topology) -> Session:
     """Returns the surroundings of a run: batch size checked, threads set, seed shared, folder and its first files made.
@@ -81,18 +81,39 @@ def open_session(config: RunConfig, topology: Topology) -> Session:
     threads = config.system.threads or max(1, physical_cores() // _local_world())
     torch.set_num_threads(threads)
     seed = share_from_first(entropy_seed() if config.seed < 0 else config.seed, topology)
-    config = replace(config, seed=seed)
+    config = _with_class_count(replace(config, seed=seed))
     folder = create_run_folder(config.run_dir, config.recipe) if topology.is_first else None
     log = MlperfLog(folder / "mlperf.log" if folder else None)
     resources = ExitStack()
     resources.callback(close_topology)
     resources.callback(log.close)
     session = Session(config=config, topology=topology, folder=folder, log=log, resources=resources)
+    layers = describe_layers(config)
+    session.say(layers)
     session.say(describe(config))
     session.say(f"run folder: {folder}; seed {seed}; {topology.world} process(es), {threads} thread(s) each")
-    session.write_config()
+    session.write("layers.txt", layers + "\n")
+    session.write("config.json", to_json_text(config))
     session.write("environment.json", _json_text({**describe_environment(), "processes": topology.world}))
     return session
+
+
+def _with_class_count(config: RunConfig) -> RunConfig:
+    """Returns the configuration with model.num_classes taken from the training categories where it is 0."""
+    if config.model.num_classes:
+        return config
+    paths = locate(config.data)
+    train = read_coco(paths.train_json, paths.train_images, training=True)
+    return replace(config, model=replace(config.model, num_classes=len(train.category_ids) + 1))
+
+
+def describe_layers(config: RunConfig) -> str:
+    """Returns the list of layers for the largest padded picture of the configuration; computes nothing."""
+    with torch.device("meta"):
+        model = MaskRcnn(config.model)
+    size_hw = padded_size_hw(config.data)
+    rows = list_layers(model, size_hw, box_rois=config.model.roi_samples_per_image, mask_rois=mask_slots(config.model))
+    return format_layers(rows)
 
 
 def save_model(session: Session, model: MaskRcnn, categories: CocoIndex) -> None:

@@ -1,0 +1,84 @@
+"""Which configuration and categories belong to a file of weights."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from maskperf.cli.run import resolve
+from maskperf.config import RunConfig, SystemConfig
+from maskperf.errors import ConfigError, Fault
+from maskperf.overrides import from_json_text, validate, with_overrides
+
+
+def read_weights_metadata(path: Path) -> dict[str, Any]:
+    """Returns what the file says about its model; empty for files of others, which say nothing that is known here.
+
+    Errors: DataError where the file is missing or damaged.
+    """
+    from maskperf.model.weights import MODEL_FORMAT, read_header, read_metadata  # torch is imported here
+
+    if path.suffix != ".safetensors" or MODEL_FORMAT not in read_header(path).get("format", ""):
+        return {}
+    return read_metadata(path)
+
+
+def resolve_for_weights(
+    path: Path, metadata: Mapping[str, Any], *, recipe: str | None, pairs: list[str]
+) -> tuple[RunConfig, list[str]]:
+    """Returns the configuration for weights, checked, and notices about where it comes from.
+
+    It is that of the named recipe, else that in the metadata, else that of the recipe coco. The machine is not a
+    property of weights, so the section `system` is always the default one.
+    Files without metadata come from the reference, whose batch norms are frozen and know no epsilon; so are theirs.
+    Errors: ConfigError for a recipe, key or value that cannot be used.
+    """
+    if recipe is None and "config" in metadata:
+        try:
+            config = from_json_text(metadata["config"])
+        except ConfigError as error:
+            text = (
+                f"{path}: the configuration stored in it cannot be used.\n{error}\nMend: name a recipe with --recipe."
+            )
+            raise ConfigError(text) from error
+        notices = [f"configuration: the one stored in {path} (recipe {config.recipe})"]
+    else:
+        config = resolve(recipe or "coco", [])
+        notices = [f"configuration: the recipe {config.recipe}"]
+    if not metadata and config.model.batch_norm != "frozen":
+        config = replace(config, model=replace(config.model, batch_norm="frozen"))
+        notices.append("model.batch_norm=frozen, because the file holds no metadata of a run")
+    model = replace(config.model, backbone_weights="", initial_weights="")
+    data = replace(config.data, generate=False, check_counts=False)
+    config = with_overrides(replace(config, model=model, data=data, system=SystemConfig()), pairs)
+    validate(config)
+    return config, notices
+
+
+def category_faults(
+    file: str, found: Mapping[int, str], *, num_classes: int, metadata: Mapping[str, Any]
+) -> list[Fault]:
+    """Returns what differs between the categories in `file` (id to name, ids ascending) and those of the weights.
+
+    Weights without metadata know no ids and names; then the number of categories must be that of the model.
+    """
+    trained = dict(zip(metadata.get("category_ids", []), metadata.get("category_names", []), strict=True))
+    mend = "Take the data set that the weights were trained for, or weights that were trained for this one."
+    faults = []
+    if len(found) != num_classes - 1:
+        problem = f"The model has {num_classes - 1} (model.num_classes={num_classes}, with background)."
+        where, value = "the list of categories", f"{len(found)} entries"
+        faults.append(Fault(file=file, where=where, field="categories", value=value, problem=problem, mend=mend))
+    if not trained:
+        return faults
+    for identity in sorted(trained.keys() | found.keys()):
+        if trained.get(identity) != found.get(identity):
+            value = repr(found[identity]) if identity in found else "missing"
+            known = f"this id as {trained[identity]!r}" if identity in trained else "no category of this id"
+            problem, where = f"The weights know {known}.", f"category id {identity}"
+            faults.append(Fault(file=file, where=where, field="name", value=value, problem=problem, mend=mend))
+    if not faults and list(trained) != list(found):
+        problem = f"The weights list the same ids in another order: {', '.join(map(str, trained))}."
+        where, value = "the list of categories", ", ".join(map(str, found))
+        faults.append(Fault(file=file, where=where, field="categories[].id", value=value, problem=problem, mend=mend))
+    return faults

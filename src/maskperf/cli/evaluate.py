@@ -38,6 +38,7 @@ OPTION_OF_KEY = {
     "evaluation.engine": "--engine",
 }
 NOT_FOR_EVALUATION = ("optimizer.", "mlperf.", "seed", "run_dir", "data.train_", "data.generate", "data.check_counts")
+DATA_MEND = "Name the data set with --data, or with --val-json and --val-images."
 DETECTION_FILES = ("detections_bbox.json", "detections_segm.json")
 PROGRESS_SECONDS = 10.0
 
@@ -127,7 +128,7 @@ def _evaluate(choices: argparse.Namespace) -> int:
     metadata = read_weights_metadata(weights)
     config, notices = resolve_for_weights(weights, metadata, recipe=choices.recipe, pairs=choices.pairs)
     config = _with_data(config, choices)
-    val_json, val_images = locate_validation(config.data)
+    val_json, val_images = locate_validation(config.data, DATA_MEND)
     val = read_coco(val_json, val_images, training=False)
     found = dict(zip(val.category_ids.tolist(), val.category_names, strict=True))
     num_classes = config.model.num_classes or len(found) + 1

@@ -55,17 +55,21 @@ def locate(data: DataConfig) -> DataPaths:
     Errors: DataError with one fault for each path that is missing or of the wrong kind.
     """
     paths = [path for split in ("train", "val") for path in _split_paths(data, split)]
-    _demand_paths(data, ("train_json", "train_images", "val_json", "val_images"), paths)
+    names = ("train_json", "train_images", "val_json", "val_images")
+    mends = [f"Put the data set under data.root (now {data.root}), or set data.{name} to its path." for name in names]
+    _demand_paths(names, paths, mends)
     return DataPaths(*paths)
 
 
-def locate_validation(data: DataConfig) -> tuple[Path, Path]:
+def locate_validation(data: DataConfig, mend: str) -> tuple[Path, Path]:
     """Returns the annotations and the pictures of the validation split; the other split need not be there.
+
+    `mend` is what the message tells the user to do.
 
     Errors: DataError with a fault for each of the two that is missing or of the wrong kind.
     """
     paths = _split_paths(data, "val")
-    _demand_paths(data, ("val_json", "val_images"), paths)
+    _demand_paths(("val_json", "val_images"), paths, [mend, mend])
     return paths
 
 
@@ -75,13 +79,12 @@ def _split_paths(data: DataConfig, split: str) -> tuple[Path, Path]:
     return Path(json_path), Path(getattr(data, f"{split}_images") or root / f"{split}2017")
 
 
-def _demand_paths(data: DataConfig, names: Sequence[str], paths: Sequence[Path]) -> None:
+def _demand_paths(names: Sequence[str], paths: Sequence[Path], mends: Sequence[str]) -> None:
     faults = []
-    for name, path in zip(names, paths, strict=True):
+    for name, path, mend in zip(names, paths, mends, strict=True):
         found, kind = (path.is_file(), "file") if name.endswith("json") else (path.is_dir(), "folder")
         if not found:
             problem = f"It is not a {kind}." if path.exists() else f"The {kind} does not exist."
-            mend = f"Put the data set under data.root (now {data.root}), or set data.{name} to the {kind}'s path."
             where, field = f"the {kind} of data.{name}", f"data.{name}"
             faults.append(Fault(file=str(path), where=where, field=field, value=str(path), problem=problem, mend=mend))
     if faults:

@@ -7,7 +7,7 @@ import torch
 
 from maskperf.engine.distributed import Topology, gather_to_first
 from maskperf.evaluation.detect import detect
-from maskperf.evaluation.results import to_coco_results
+from maskperf.evaluation.results import drop_duplicates, to_coco_results
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.structures import EvaluationBatch, to_device
 
@@ -36,5 +36,5 @@ def predict(
 
 
 def _merged(parts: list[list[dict]]) -> list[dict]:
-    results = [entry for part in parts for entry in part]
+    results = drop_duplicates([entry for part in parts for entry in part])
     return sorted(results, key=lambda entry: entry["image_id"])  # stable: the order within an image stays

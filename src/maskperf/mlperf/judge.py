@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from maskperf.data.loader import evaluation_batches
 from maskperf.engine.distributed import average_buffers, share_from_first
 from maskperf.evaluation.predict import predict
-from maskperf.evaluation.results import drop_duplicates
 from maskperf.evaluation.scores import Scores, agree, score
 from maskperf.mlperf.session import OpenedData, Session
 from maskperf.model.mask_rcnn import MaskRcnn
@@ -37,11 +36,10 @@ def judge(session: Session, data: OpenedData, model: MaskRcnn, epoch: int) -> Ju
     boxes, masks = predict(model, batches, data.val.category_ids, topology)
     scores, differences, reached = None, (), False
     if topology.is_first:
-        unique = (drop_duplicates(boxes), drop_duplicates(masks))  # as the benchmark's evaluation does
-        scores = score(data.truth, *unique, engine=config.engine)
+        scores = score(data.truth, boxes, masks, engine=config.engine)
         reached = scores.box_ap >= config.box_target and scores.mask_ap >= config.mask_target
         if reached and config.engine != "official":
-            differences = tuple(agree(scores, score(data.truth, *unique, engine="official")))
+            differences = tuple(agree(scores, score(data.truth, boxes, masks, engine="official")))
     box_ap, mask_ap = (scores.box_ap, scores.mask_ap) if scores else (0.0, 0.0)
     box_ap, mask_ap, reached, differences = share_from_first((box_ap, mask_ap, reached, differences), topology)
     session.log.evaluation_stop(epoch, box_ap, mask_ap)

@@ -11,6 +11,7 @@ from mlperf_logging.compliance_checker import mlp_compliance
 from PIL import Image
 from small_runs import small_run
 
+from maskperf.cli.main import main
 from maskperf.data.demo_dataset import write_demo_dataset
 from maskperf.errors import EXIT_DATA, EXIT_DONE, EXIT_NOT_FINITE, EXIT_STORAGE, EXIT_TARGET_MISSED, EXIT_USAGE
 from maskperf.mlperf import judge
@@ -203,3 +204,12 @@ def test_six_calls_and_six_files_lead_from_the_command_to_a_loss_formula(tmp_pat
     calls = [entry for index, entry in enumerate(path) if index == 0 or entry != path[index - 1]]
     assert len(calls) - 1 <= 6, calls
     assert len({file for file, _ in calls}) <= 6, calls
+
+
+def test_missing_data_and_weights_are_all_named_and_no_folder_is_made(tmp_path, capsys):
+    words = ["run", "coco", f"data.root={tmp_path / 'coco'}", f"run_dir={tmp_path / 'run'}"]
+    assert main([*words, f"model.backbone_weights={tmp_path / 'R-50.pkl'}"]) == EXIT_DATA
+    message = capsys.readouterr().err
+    assert "instances_train2017.json" in message and "val2017" in message and "5 faults in all" in message
+    assert "model.backbone_weights" in message and "MSRA" in message
+    assert not (tmp_path / "run").exists()

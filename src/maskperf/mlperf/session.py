@@ -32,6 +32,11 @@ from maskperf.records.step_recorder import StepRecorder
 from maskperf.seeds import entropy_seed
 
 WEIGHTS_FILE = "model.safetensors"
+WEIGHT_FILES = {  # field of the section model: what to do where its file is missing
+    "backbone_weights": "Set it to Detectron's R-50.pkl (ImageNetPretrained/MSRA of its model zoo, MD5 "
+    "b19105fdd7baafb40480251377de18f2), or to nothing (model.backbone_weights=) to start from random weights.",
+    "initial_weights": "Set it to a model.safetensors of a run or a .pth of the reference, or to nothing.",
+}
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,7 @@ def open_session(config: RunConfig, topology: Topology) -> Session:
             f"with optimizer.accumulation_steps={config.optimizer.accumulation_steps}. "
             f"Mend: make it a multiple of {parts}."
         )
+    _demand_files(config)
     threads = config.system.threads or max(1, physical_cores() // _local_world())
     torch.set_num_threads(threads)
     seed = share_from_first(entropy_seed() if config.seed < 0 else config.seed, topology)
@@ -96,6 +102,27 @@ def open_session(config: RunConfig, topology: Topology) -> Session:
     session.write("config.json", to_json_text(config))
     session.write("environment.json", _json_text({**describe_environment(), "processes": topology.world}))
     return session
+
+
+def _demand_files(config: RunConfig) -> None:
+    """Refuses a run whose files are not there, before it has a folder. Nothing is opened.
+
+    Errors: DataError with a fault for each missing file or folder.
+    """
+    faults = []
+    if not config.data.generate:
+        try:
+            locate(config.data)
+        except DataError as error:
+            faults += error.faults
+    for field, mend in WEIGHT_FILES.items():
+        value = getattr(config.model, field)
+        if value and not Path(value).is_file():
+            problem = "The file does not exist."
+            where, field = "the file of weights", f"model.{field}"
+            faults.append(Fault(file=value, where=where, field=field, value=value, problem=problem, mend=mend))
+    if faults:
+        raise DataError(faults)
 
 
 def _with_class_count(config: RunConfig) -> RunConfig:

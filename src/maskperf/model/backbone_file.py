@@ -295,5 +295,5 @@ def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        mend = "Give the path of R-50.pkl; the guide to the data tells where to get it."
+        mend = "Give the path of Detectron's R-50.pkl."
         raise file_error(path, "path", str(path), f"cannot be read: {error.strerror}.", mend) from error

@@ -1,5 +1,6 @@
 """Started by torchrun in test_distributed.py: one training step, each process with its own image."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -32,3 +33,4 @@ def main() -> None:
 
 
 main()
+os._exit(0)  # as maskperf.__main__ does under torchrun

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 import msgspec
 
+from maskperf.engine.distributed import share_from_first
 from maskperf.evaluation.scores import Scores
 from maskperf.evaluation.table import score_entries
 from maskperf.mlperf.judge import Judgement
@@ -61,6 +62,7 @@ def finish(
             run_folder=session.folder,
             stream=sys.stdout,
         )
+    share_from_first(None, session.topology)  # nobody leaves the group before the first process is done
     return result
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from by_hand import overlap_by_hand
 
 from maskperf.config import ModelConfig
 from maskperf.engine.build import build_model
@@ -41,15 +42,6 @@ def decode_by_hand(deltas, roi, height, width):
         box[axis] = min(max(centre - 0.5 * side, 0.0), limit)
         box[2 + axis] = min(max(centre + 0.5 * side - 1, 0.0), limit)
     return box
-
-
-def overlap_by_hand(a, b):
-    across = min(a[2], b[2]) - max(a[0], b[0]) + 1
-    down = min(a[3], b[3]) - max(a[1], b[1]) + 1
-    if across <= 0 or down <= 0:
-        return 0.0
-    area_a, area_b = ((box[2] - box[0] + 1) * (box[3] - box[1] + 1) for box in (a, b))
-    return across * down / (area_a + area_b - across * down)
 
 
 def detections_reference(logits, deltas, proposals, sizes_hw, config):

@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -122,7 +121,7 @@ def _evaluate(choices: argparse.Namespace) -> int:
     from maskperf.engine.distributed import close_topology, init_topology
     from maskperf.evaluation.predict import predict
     from maskperf.evaluation.scores import GroundTruth
-    from maskperf.records.environment import physical_cores
+    from maskperf.records.environment import thread_count
 
     weights = Path(choices.weights)
     metadata = read_weights_metadata(weights)
@@ -136,7 +135,7 @@ def _evaluate(choices: argparse.Namespace) -> int:
     if faults:
         raise DataError(faults)
     topology = init_topology(config.system.device)
-    torch.set_num_threads(config.system.threads or max(1, physical_cores() // _processes_here()))
+    torch.set_num_threads(thread_count(config.system.threads))
     truth = GroundTruth(val_json) if topology.is_first else None
     model, loaded = build_model(replace(config.model, num_classes=num_classes, initial_weights=str(weights)), seed=0)
     if topology.is_first:
@@ -176,13 +175,14 @@ def _report(
     from maskperf.evaluation.scores import agree, score
     from maskperf.evaluation.table import score_entries, show_scores
     from maskperf.model.weights import replace_file
+    from maskperf.records.json_text import pretty_json
 
     scores = score(truth, *results, engine="fast" if engine == "fast" else "official")
     differences = agree(score(truth, *results, engine="fast"), scores) if engine == "both" else []
     show_scores(scores, sys.stdout, per_category=choices.per_class)
     print(f"{about['images']} images, {about['images_per_second']:.2f} images/s; engine: {engine}")
     entries = {**about, "engine": engine, "engine_differences": differences, **score_entries(scores)}
-    texts = [msgspec.json.format(msgspec.json.encode(entries), indent=2) + b"\n"]
+    texts = [pretty_json(entries).encode()]
     texts += [msgspec.json.encode(result) for result in results] if choices.save_detections else []
     for path, text in zip(_files_to_write(choices), texts, strict=True):
         replace_file(path, lambda temporary, text=text: temporary.write_bytes(text))
@@ -204,10 +204,6 @@ def _with_progress(batches: Iterable, num_images: int, world: int) -> Iterator:
         if now - last >= PROGRESS_SECONDS:
             last = now
             print(f"{done} of {num_images} images, {done / (now - start):.2f} images/s", flush=True)
-
-
-def _processes_here() -> int:
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _file_sha256(path: Path) -> str:

@@ -6,10 +6,9 @@ from torch import Tensor
 
 from maskperf.config import ModelConfig
 from maskperf.engine.forward import feature_anchors
-from maskperf.losses.box import BOX_HEAD_WEIGHTS
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.model.proposals import select_proposals
-from maskperf.ops.boxes import clip_boxes, decode_boxes
+from maskperf.ops.boxes import BOX_HEAD_WEIGHTS, clip_boxes, decode_boxes
 from maskperf.ops.nms import nms_sorted
 from maskperf.structures import Detections, Images, Proposals
 

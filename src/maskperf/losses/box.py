@@ -6,12 +6,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from maskperf.config import ModelConfig
-from maskperf.ops.boxes import encode_boxes, pairwise_iou
+from maskperf.ops.boxes import BOX_HEAD_WEIGHTS, encode_boxes, pairwise_iou
 from maskperf.ops.matching import match_to_truth
 from maskperf.ops.sampling import compact, sample_balanced
 from maskperf.structures import Proposals, SampledRois, Targets
 
-BOX_HEAD_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 BOX_SMOOTH_L1_BETA = 1.0  # modeling/roi_heads/box_head/loss.py
 _ROI_SALT = 0x5DEECE66D  # so that RoIs and anchors of an image draw different numbers
 

@@ -7,12 +7,11 @@ from torch import Tensor
 
 from maskperf.config import ModelConfig
 from maskperf.ops.anchors import anchor_visibility
-from maskperf.ops.boxes import encode_boxes, pairwise_iou
+from maskperf.ops.boxes import RPN_BOX_WEIGHTS, encode_boxes, pairwise_iou
 from maskperf.ops.matching import Matches, match_to_truth
 from maskperf.ops.sampling import sample_balanced
 from maskperf.structures import Batch, RpnOutput, Targets
 
-RPN_BOX_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 RPN_SMOOTH_L1_BETA = 1 / 9  # modeling/rpn/loss.py
 
 

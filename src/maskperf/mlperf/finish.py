@@ -13,6 +13,7 @@ from maskperf.mlperf.judge import Judgement
 from maskperf.mlperf.session import OpenedData, Session
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.model.weights import save_reference_state
+from maskperf.records.json_text import pretty_json
 from maskperf.records.pictures import grid_from_results
 from maskperf.records.summary import EpochRecord, final_table
 
@@ -75,7 +76,7 @@ def _write_files(
     result: RunResult,
 ) -> None:
     config, folder = session.config, session.folder
-    session.write("results.json", _pretty(_results(config.evaluation, records, judgement.scores, result)))
+    session.write("results.json", pretty_json(_results(config.evaluation, records, judgement.scores, result)))
     boxes, masks = judgement.results
     session.write("detections_bbox.json", msgspec.json.encode(boxes).decode())
     session.write("detections_segm.json", msgspec.json.encode(masks).decode())
@@ -95,7 +96,3 @@ def _results(targets, records: Sequence[EpochRecord], scores: Scores, result: Ru
         **score_entries(scores),
         "epochs_table": [asdict(record) for record in records],
     }
-
-
-def _pretty(value) -> str:
-    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"

@@ -1,12 +1,10 @@
 """What surrounds a run: the process group, the seed, the run folder, the log and the screen."""
 
-import os
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import msgspec
 import torch
 
 from maskperf.config import RunConfig
@@ -24,7 +22,8 @@ from maskperf.model.layer_list import format_layers, list_layers
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.model.weights import save_model_weights
 from maskperf.overrides import describe, to_json_text
-from maskperf.records.environment import describe_environment, physical_cores
+from maskperf.records.environment import describe_environment, thread_count
+from maskperf.records.json_text import pretty_json
 from maskperf.records.metrics import MetricsWriter
 from maskperf.records.progress import Progress
 from maskperf.records.run_folder import create_run_folder, write_text
@@ -84,7 +83,7 @@ def open_session(config: RunConfig, topology: Topology) -> Session:
             f"Mend: make it a multiple of {parts}."
         )
     _demand_files(config)
-    threads = config.system.threads or max(1, physical_cores() // _local_world())
+    threads = thread_count(config.system.threads)
     torch.set_num_threads(threads)
     seed = share_from_first(entropy_seed() if config.seed < 0 else config.seed, topology)
     config = _with_class_count(replace(config, seed=seed))
@@ -100,7 +99,7 @@ def open_session(config: RunConfig, topology: Topology) -> Session:
     session.say(f"run folder: {folder}; seed {seed}; {topology.world} process(es), {threads} thread(s) each")
     session.write("layers.txt", layers + "\n")
     session.write("config.json", to_json_text(config))
-    session.write("environment.json", _json_text({**describe_environment(), "processes": topology.world}))
+    session.write("environment.json", pretty_json({**describe_environment(), "processes": topology.world}))
     return session
 
 
@@ -153,14 +152,6 @@ def save_model(session: Session, model: MaskRcnn, categories: CocoIndex) -> None
             "config": to_json_text(session.config),
         }
         save_model_weights(model, session.folder / WEIGHTS_FILE, metadata)
-
-
-def _local_world() -> int:
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def _json_text(value) -> str:
-    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
 
 
 def generate_data(session: Session) -> None:

@@ -5,12 +5,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from maskperf.config import ModelConfig
-from maskperf.ops.boxes import clip_boxes, decode_boxes
+from maskperf.ops.boxes import RPN_BOX_WEIGHTS, clip_boxes, decode_boxes
 from maskperf.ops.nms import nms_sorted
 from maskperf.ops.sampling import compact
 from maskperf.structures import Proposals, RpnOutput, Targets
-
-RPN_BOX_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 
 
 @torch.no_grad()

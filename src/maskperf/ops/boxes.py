@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+RPN_BOX_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
+BOX_HEAD_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 MAX_LOG_RATIO = math.log(1000.0 / 16.0)  # upper clamp of the decoded width and height (modeling/box_coder.py)
 
 

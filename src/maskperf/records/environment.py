@@ -53,6 +53,11 @@ def physical_cores() -> int:
     return len(cores)
 
 
+def thread_count(wanted: int) -> int:
+    """Returns `wanted`, or where that is 0 this process's share of the physical cores (torchrun starts several)."""
+    return wanted or max(1, physical_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def _cpu_model() -> str | None:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

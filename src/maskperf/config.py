@@ -102,6 +102,7 @@ class SystemConfig:
     device: str = "auto"  # or "cpu", "cuda"
     threads: int = 0  # 0: one per physical core
     log_every_steps: int = 10
+    on_collapse: str = "stop"  # or "warn": go on after the loss collapsed while it is finite
 
 
 @dataclass(frozen=True, kw_only=True)

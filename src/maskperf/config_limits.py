@@ -10,6 +10,7 @@ CHOICES = {
     "optimizer.warmup_method": ("linear", "mlperf_linear", "constant"),
     "evaluation.engine": ("fast", "official"),
     "system.device": ("auto", "cpu", "cuda"),
+    "system.on_collapse": ("stop", "warn"),
     "mlperf.division": ("open", "closed"),
     "mlperf.status": ("onprem", "cloud", "preview", "research"),
 }

@@ -58,10 +58,21 @@ class RuleError(UserError):
     exit_code = EXIT_RULE
 
 
-class NonFiniteError(UserError):
-    """A loss that is not a finite number."""
+class LostRunError(UserError):
+    """A run that cannot reach its targets any more; `step` is where it was lost."""
 
     exit_code = EXIT_NOT_FINITE
+    event = "collapse"
+
+    def __init__(self, text: str, *, step: int):
+        self.step = step
+        super().__init__(text)
+
+
+class NonFiniteError(LostRunError):
+    """A loss, gradient or weight that is not a finite number."""
+
+    event = "non-finite"
 
 
 class StorageError(UserError):

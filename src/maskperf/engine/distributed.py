@@ -59,11 +59,17 @@ def average_gradients(model: nn.Module, topology: Topology) -> None:
         parameter.grad.copy_(part.view_as(parameter.grad))
 
 
+def sum_tensor(value: Tensor, topology: Topology) -> Tensor:
+    """Replaces `value` by its sum over the processes."""
+    if topology.world > 1:
+        dist.all_reduce(value)
+    return value
+
+
 def average_tensor(value: Tensor, topology: Topology) -> Tensor:
     """Replaces `value` by its mean over the processes."""
     if topology.world > 1:
-        dist.all_reduce(value)
-        value /= topology.world
+        value = sum_tensor(value, topology).div_(topology.world)
     return value
 
 

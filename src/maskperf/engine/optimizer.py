@@ -1,7 +1,7 @@
 """SGD with the benchmark's bias rules, and the learning rate of every update."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from maskperf.config import OptimizerConfig
 
@@ -18,7 +18,17 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.SG
         {"params": weights, "weight_decay": config.weight_decay},
         {"params": biases, "weight_decay": config.bias_weight_decay},
     ]
-    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
+    optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
+    for parameter in weights + biases:  # there from the start, so that a first update that is skipped leaves zeros
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def skip_updates_from_now_on(optimizer: torch.optim.Optimizer, fault: Tensor) -> None:
+    """Makes every later update leave weights and momentum alone if `fault` is above 0. Decided on the device."""
+    before = getattr(optimizer, "found_inf", None)  # where PyTorch's fused updates look
+    fault = (fault > 0).float()
+    optimizer.found_inf = fault if before is None else torch.maximum(before, fault)
 
 
 def learning_rates_at(update: int, config: OptimizerConfig) -> tuple[float, float]:

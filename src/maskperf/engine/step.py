@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from maskperf.config import OptimizerConfig
-from maskperf.engine.distributed import Topology, average_gradients, average_tensor
+from maskperf.engine.distributed import Topology, average_gradients, sum_tensor
+from maskperf.engine.finite import FAULTY_PARTS, any_not_finite
 from maskperf.engine.forward import training_losses
-from maskperf.engine.optimizer import learning_rates_at, set_learning_rates
+from maskperf.engine.optimizer import learning_rates_at, set_learning_rates, skip_updates_from_now_on
+from maskperf.engine.stopwatch import Stopwatch
 from maskperf.model.mask_rcnn import MaskRcnn
-from maskperf.structures import Batch
+from maskperf.structures import LOSS_NAMES, Batch
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,10 @@ class StepResult:
 
     losses: Tensor  # the five terms in the order of LOSS_NAMES, mean over micro-batches and processes
     dropped_masks: Tensor
+    not_finite: Tensor  # [process, part of FAULTY_PARTS]: above 0 where that part was not finite
     learning_rate: float
     images: int
+    stopwatch: Stopwatch
 
 
 def train_step(
@@ -35,22 +39,53 @@ def train_step(
     """Trains on the micro-batches of one step and returns its losses. `update` counts from 1.
 
     Each micro-batch has its own loss means, as if it were a device; gradients are averaged over micro-batches and
-    processes. Nothing here waits for the device.
+    processes. Nothing here waits for the device. From the first step on whose loss or gradient is not finite the
+    weights stay as they are, in all processes.
     """
     rates = learning_rates_at(update, config)
     set_learning_rates(optimizer, rates)
     optimizer.zero_grad(set_to_none=True)
     terms, dropped = [], []
+    stopwatch = Stopwatch(topology.device)
     for batch in micro_batches:
         losses = training_losses(model, batch)
+        stopwatch.mark("forward")
         (losses.total() / len(micro_batches)).backward()
+        stopwatch.mark("backward")
         terms.append(losses.stacked().detach())
         dropped.append(losses.dropped_masks)
+    mean_terms = torch.stack(terms).mean(dim=0)
+    not_finite = _faults_before_the_update(model, mean_terms, topology)
     average_gradients(model, topology)
+    stopwatch.mark("exchange")
+    skip_updates_from_now_on(optimizer, not_finite.sum())
     optimizer.step()
+    mean_terms, weight_faults = _after_the_update(model, mean_terms, topology)
+    skip_updates_from_now_on(optimizer, weight_faults.sum())
+    stopwatch.mark("optimizer")
     return StepResult(
-        losses=average_tensor(torch.stack(terms).mean(dim=0), topology),
+        losses=mean_terms,
         dropped_masks=torch.stack(dropped).sum(),
+        not_finite=torch.cat([not_finite, weight_faults[:, None]], dim=1),
         learning_rate=rates[0],
         images=sum(len(batch.image_ids) for batch in micro_batches),
+        stopwatch=stopwatch,
     )
+
+
+def _faults_before_the_update(model: MaskRcnn, terms: Tensor, topology: Topology) -> Tensor:
+    """Returns [process, loss and gradient], found before the exchange spreads a fault to all processes."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    faults = torch.zeros(topology.world, len(FAULTY_PARTS) - 1, device=topology.device)
+    faults[topology.rank, 0] = any_not_finite([terms], topology.device)
+    faults[topology.rank, 1] = any_not_finite(gradients, topology.device)
+    return sum_tensor(faults, topology)
+
+
+def _after_the_update(model: MaskRcnn, terms: Tensor, topology: Topology) -> tuple[Tensor, Tensor]:
+    """Returns the mean losses over the processes, and which process has a weight that is not finite."""
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    faults = torch.zeros(topology.world, device=topology.device)
+    faults[topology.rank] = any_not_finite(weights, topology.device)
+    both = sum_tensor(torch.cat([terms / topology.world, faults]), topology)
+    return both[: len(LOSS_NAMES)], both[len(LOSS_NAMES) :]

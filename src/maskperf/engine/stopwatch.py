@@ -1,0 +1,31 @@
+"""Where the time of a step goes, told by the device's own clock, without waiting for it."""
+
+import time
+
+import torch
+
+
+class Stopwatch:
+    """Notes the ends of the phases of one step; on a GPU with events, which are read when the step is long over."""
+
+    def __init__(self, device: torch.device):
+        self._on_gpu = device.type == "cuda"
+        self._marks: list[tuple[str, float | torch.cuda.Event]] = []
+        self.mark("")
+
+    def mark(self, phase: str) -> None:
+        """Ends the phase of this name, which began at the mark before."""
+        if self._on_gpu:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append((phase, event))
+        else:
+            self._marks.append((phase, time.perf_counter()))
+
+    def seconds(self) -> dict[str, float]:
+        """Returns the seconds of each phase; on a GPU the step must be over."""
+        total: dict[str, float] = {}
+        for (_, start), (phase, end) in zip(self._marks, self._marks[1:], strict=False):
+            elapsed = start.elapsed_time(end) / 1000 if self._on_gpu else end - start
+            total[phase] = total.get(phase, 0.0) + elapsed
+        return total

@@ -1,0 +1,117 @@
+import copy
+
+import pytest
+import torch
+from small_batches import small_batch, small_model
+
+from maskperf.config import OptimizerConfig
+from maskperf.engine import step as step_module
+from maskperf.engine.distributed import Topology
+from maskperf.engine.finite import FAULTY_PARTS
+from maskperf.engine.optimizer import build_optimizer
+from maskperf.engine.step import train_step
+
+ALONE = Topology(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
+CONFIG = OptimizerConfig(batch_size=1, learning_rate=0.01, warmup_steps=0)
+
+
+def _train(model, optimizer, update, batches=None):
+    return train_step(model, optimizer, batches or [small_batch(0)], update=update, config=CONFIG, topology=ALONE)
+
+
+def _weights(model):
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+def _faults(result):
+    return [part for part, count in zip(FAULTY_PARTS, result.not_finite[0].tolist(), strict=True) if count > 0]
+
+
+def test_a_good_step_has_no_fault_and_changes_the_trained_weights():
+    model = small_model(seed=0)
+    before = _weights(model)
+    result = _train(model, build_optimizer(model, CONFIG), 1)
+    assert _faults(result) == []
+    changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    trained = {name for name, value in model.named_parameters() if value.requires_grad}
+    assert changed <= trained
+    assert len(changed) >= len(trained) - 4  # two levels of the pyramid have no RoI in so small a picture
+
+
+@pytest.mark.parametrize("fault", ["loss", "gradient"])
+def test_after_a_fault_the_weights_and_momentum_stay_as_before_that_step(monkeypatch, fault):
+    model = small_model(seed=0)
+    optimizer = build_optimizer(model, CONFIG)
+    _train(model, optimizer, 1)
+    weights = _weights(model)
+    momentum = copy.deepcopy(
+        {name: optimizer.state[value]["momentum_buffer"] for name, value in model.named_parameters() if value.requires_grad}
+    )
+    honest = step_module.training_losses
+    victim = next(value for value in model.parameters() if value.requires_grad)
+
+    def poisoned(model, batch):
+        losses = honest(model, batch)
+        if fault == "loss":
+            object.__setattr__(losses, "mask", losses.mask * float("nan"))
+        else:  # a finite loss whose gradient is not
+            extra = torch.sqrt(victim.sum() * 0)
+            object.__setattr__(losses, "box", losses.box + extra)
+        return losses
+
+    monkeypatch.setattr(step_module, "training_losses", poisoned)
+    result = _train(model, optimizer, 2)
+    assert ("loss" in _faults(result)) == (fault == "loss")
+    assert "gradient" in _faults(result) and "weight" not in _faults(result)
+    monkeypatch.setattr(step_module, "training_losses", honest)
+    assert _faults(_train(model, optimizer, 3)) == []  # the guard of a run stops before; the weights wait for it
+    for name, value in model.named_parameters():
+        assert torch.equal(value, weights[name]), name
+        if value.requires_grad:
+            assert torch.equal(optimizer.state[value]["momentum_buffer"], momentum[name]), name
+
+
+def test_a_weight_that_is_not_finite_is_found():
+    model = small_model(seed=0)
+    optimizer = build_optimizer(model, CONFIG)
+    with torch.no_grad():
+        next(value for value in reversed(list(model.parameters())) if value.requires_grad).view(-1)[0] = float("inf")
+    assert "weight" in _faults(_train(model, optimizer, 1))
+
+
+def test_an_update_that_overflows_is_found_in_the_same_step():
+    model = small_model(seed=0)
+    config = OptimizerConfig(batch_size=1, learning_rate=3e38, warmup_steps=0, weight_decay=1e4)
+    result = train_step(
+        model, build_optimizer(model, config), [small_batch(0)], update=1, config=config, topology=ALONE
+    )
+    assert "weight" in _faults(result)
+
+
+def test_updates_equal_sgd_by_hand():
+    config = OptimizerConfig(batch_size=1, learning_rate=0.05, warmup_steps=0, momentum=0.9, weight_decay=0.01)
+    weight, bias = torch.nn.Parameter(torch.tensor([1.0, -2.0])), torch.nn.Parameter(torch.tensor([0.5]))
+    model = torch.nn.Module()
+    model.register_parameter("weight", weight)
+    model.register_parameter("bias", bias)
+    optimizer = build_optimizer(model, config)
+    optimizer.param_groups[1]["lr"] = 0.1
+    expected = {"weight": [1.0, -2.0], "bias": [0.5]}
+    speed = {"weight": [0.0, 0.0], "bias": [0.0]}
+    for gradient in (0.3, -0.7, 0.2):
+        weight.grad, bias.grad = torch.full((2,), gradient), torch.full((1,), gradient)
+        optimizer.step()
+        for name, rate, decay in (("weight", 0.05, 0.01), ("bias", 0.1, 0.0)):
+            for place, value in enumerate(expected[name]):
+                speed[name][place] = 0.9 * speed[name][place] + gradient + decay * value
+                expected[name][place] = value - rate * speed[name][place]
+    torch.testing.assert_close(weight.detach(), torch.tensor(expected["weight"]))
+    torch.testing.assert_close(bias.detach(), torch.tensor(expected["bias"]))
+
+
+def test_the_stopwatch_of_a_step_has_every_phase():
+    model = small_model(seed=0)
+    result = _train(model, build_optimizer(model, CONFIG), 1, [small_batch(0), small_batch(1)])
+    seconds = result.stopwatch.seconds()
+    assert list(seconds) == ["forward", "backward", "exchange", "optimizer"]
+    assert all(value >= 0 for value in seconds.values()) and seconds["backward"] > 0

@@ -45,7 +45,7 @@ def test_a_step_is_one_line_with_every_value_by_its_name(tmp_path):
 def test_an_evaluation_is_a_line_of_its_own_kind(tmp_path):
     with MetricsWriter(tmp_path / "metrics.jsonl") as writer:
         write_step(writer, 1)
-        writer.evaluation(step=1, epoch=1, box_ap=0.3775, mask_ap=0.3391, seconds=42.0)
+        writer.evaluation(step=1, epoch=1, box_ap=0.3775, mask_ap=0.3391, evaluation_seconds=42.0)
     step, evaluation = read_metrics(tmp_path / "metrics.jsonl")
     assert step["kind"] == "step"
     assert evaluation == {

@@ -23,7 +23,7 @@ EXIT_CODES = (
     (errors.EXIT_USAGE, "a command, key or value that cannot be used"),
     (errors.EXIT_DATA, "faults in annotations, images or weights"),
     (errors.EXIT_RULE, "a rule of the benchmark is broken"),
-    (errors.EXIT_NOT_FINITE, "a loss is not a finite number"),
+    (errors.EXIT_NOT_FINITE, "a loss, gradient or weight is not a finite number, or training collapsed"),
     (errors.EXIT_TARGET_MISSED, "the run ended without meeting both targets"),
     (errors.EXIT_STORAGE, "a folder or file cannot be written, or the disk is full"),
     (errors.EXIT_INTERRUPTED, "stopped with Ctrl-C"),

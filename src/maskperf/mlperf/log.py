@@ -2,14 +2,25 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from mlperf_logging.mllog import constants as keys
 from mlperf_logging.mllog.mllog import MLLogger
 
 from maskperf.config import RunConfig
+from maskperf.records.loss_windows import LossWindow
 
 BENCHMARK = "maskrcnn"
+LARGEST_CLOCK_DRIFT_SECONDS = 1.0
+# The names that published logs use for the five losses.
+PUBLISHED_LOSS_NAMES = {
+    "objectness": "loss_objectness",
+    "rpn_box": "loss_rpn_box_reg",
+    "classification": "loss_classifier",
+    "box": "loss_box_reg",
+    "mask": "loss_mask",
+}
 
 
 class MlperfLog:
@@ -40,6 +51,9 @@ class MlperfLog:
         self._event(keys.SUBMISSION_DIVISION, config.mlperf.division)
         self._event(keys.SUBMISSION_STATUS, config.mlperf.status)
         self._event(keys.SUBMISSION_PLATFORM, config.mlperf.platform)
+        self._event("maskperf_recipe", config.recipe)
+        targets = {"BBOX": config.evaluation.box_target, "SEGM": config.evaluation.mask_target}
+        self._event("maskperf_targets", targets)
 
     def cache_clear(self) -> None:
         self._event(keys.CACHE_CLEAR, True)
@@ -78,6 +92,18 @@ class MlperfLog:
     def epoch_stop(self, epoch: int) -> None:
         self._end(keys.EPOCH_STOP, {"epoch_num": epoch})
 
+    def tracked_stats(self, windows: Sequence[LossWindow]) -> None:
+        """Writes the means over each window of steps, under the names that published logs use."""
+        for window in windows:
+            losses = {PUBLISHED_LOSS_NAMES[name]: value for name, value in window.losses.items()}
+            value = {
+                "loss": sum(losses.values()),
+                **losses,
+                "learning_rate": window.learning_rate,
+                "throughput": window.images_per_second,
+            }
+            self._event("tracked_stats", value, {"step": window.step, "epoch_num": window.epoch})
+
     def evaluation_start(self, epoch: int) -> None:
         self._start(keys.EVAL_START, {"epoch_num": epoch})
 
@@ -88,13 +114,24 @@ class MlperfLog:
         self._end(keys.EVAL_STOP, metadata)
 
     def run_stop(self, *, success: bool) -> None:
+        drift = self.wall_clock_drift_seconds()
+        if abs(drift) > LARGEST_CLOCK_DRIFT_SECONDS:
+            self._event("maskperf_wall_clock_moved_seconds", round(drift, 3))
         self._end(keys.RUN_STOP, {"status": keys.SUCCESS if success else keys.ABORTED})
         self._is_running = False
+
+    def reason_of_stop(self, reason: str, metadata: dict) -> None:
+        """Writes why a run is about to be aborted; `metadata` has the step and what was on the table then."""
+        self._event("maskperf_stop", reason, metadata)
 
     def abort(self) -> None:
         """Closes a run that an error cut short; nothing where none is going on."""
         if self._is_running:
             self.run_stop(success=False)
+
+    def wall_clock_drift_seconds(self) -> float:
+        """Returns by how much the wall clock was moved since the start; all times of this log ignore it."""
+        return time.time() - self._now_ms() / 1000
 
     def _now_ms(self) -> int:
         return int(self._wall_ms + (time.monotonic() - self._monotonic) * 1000)

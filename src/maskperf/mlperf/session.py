@@ -2,7 +2,7 @@
 
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ from maskperf.records.metrics import MetricsWriter
 from maskperf.records.progress import Progress
 from maskperf.records.run_folder import create_run_folder, write_text
 from maskperf.records.step_recorder import StepRecorder
+from maskperf.records.time_account import TimeAccount
 from maskperf.seeds import entropy_seed
 
 WEIGHTS_FILE = "model.safetensors"
@@ -47,6 +48,7 @@ class Session:
     folder: Path | None
     log: MlperfLog
     resources: ExitStack  # closed at the end, whatever happened
+    account: TimeAccount = field(default_factory=TimeAccount)
 
     @property
     def images_per_rank(self) -> int:
@@ -60,6 +62,15 @@ class Session:
         if error is not None:
             self.log.abort()
         self.resources.close()
+
+    def start_clock(self) -> None:
+        """Ends the initialisation; from here on the time of the benchmark runs."""
+        self.log.run_start()
+        self.account.start()
+
+    def stop_clock(self, *, success: bool) -> None:
+        self.account.stop()
+        self.log.run_stop(success=success)
 
     def say(self, text: str) -> None:
         if self.topology.is_first:
@@ -255,10 +266,12 @@ def open_recorder(session: Session, steps_per_epoch: int) -> StepRecorder:
         every_steps=config.system.log_every_steps,
     )
     recorder = StepRecorder(
-        MetricsWriter(session.folder / "metrics.jsonl") if session.folder else None,
+        MetricsWriter(session.folder / "metrics.jsonl" if session.folder else None),
         progress,
+        session.account,
         every_steps=config.system.log_every_steps,
         world=session.topology.world,
+        stop_on_collapse=config.system.on_collapse == "stop",
     )
     session.resources.callback(recorder.close)
     return recorder

@@ -1,6 +1,5 @@
 """What a run measures, one JSON object a line, so that a cut-short run keeps all but its last line."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -10,45 +9,30 @@ from maskperf.structures import LOSS_NAMES
 
 
 class MetricsWriter:
-    """Appends lines of `kind` "step" and "evaluation" to a file; numbers that are not finite become null."""
+    """Appends lines of `kind` "step", "evaluation" and "guard"; numbers that are not finite become null.
 
-    def __init__(self, path: Path):
-        self._stream = path.open("ab")
+    With `path` None (all processes but the first) it writes nothing.
+    """
 
-    def step(
-        self,
-        *,
-        step: int,
-        epoch: int,
-        losses: Mapping[str, float],
-        learning_rate: float,
-        images_per_second: float,
-        data_wait_seconds: float,
-        step_seconds: float,
-    ) -> None:
+    def __init__(self, path: Path | None):
+        self._stream = path.open("ab") if path is not None else None
+
+    def step(self, *, step: int, epoch: int, losses: dict[str, float], **measured: float | None) -> None:
         """Returns nothing; `losses` has the five terms by the names of `LOSS_NAMES`; `total` is their sum."""
         terms = {name: float(losses[name]) for name in LOSS_NAMES}
-        self._write(
-            {
-                "kind": "step",
-                "step": step,
-                "epoch": epoch,
-                **terms,
-                "total": sum(terms.values()),
-                "learning_rate": learning_rate,
-                "images_per_second": images_per_second,
-                "data_wait_seconds": data_wait_seconds,
-                "step_seconds": step_seconds,
-            }
-        )
+        total = sum(terms.values())
+        self._write({"kind": "step", "step": step, "epoch": epoch, **terms, "total": total, **measured})
 
-    def evaluation(self, *, step: int, epoch: int, box_ap: float, mask_ap: float, seconds: float) -> None:
-        """Returns nothing; `seconds` is what the evaluation took."""
-        line = {"kind": "evaluation", "step": step, "epoch": epoch, "box_ap": box_ap, "mask_ap": mask_ap}
-        self._write({**line, "evaluation_seconds": seconds})
+    def evaluation(self, *, step: int, epoch: int, **measured: float) -> None:
+        self._write({"kind": "evaluation", "step": step, "epoch": epoch, **measured})
+
+    def guard(self, *, step: int, epoch: int, event: str, text: str) -> None:
+        """Returns nothing; `event` is "non-finite", "collapse" or "plateau"."""
+        self._write({"kind": "guard", "step": step, "epoch": epoch, "event": event, "text": text})
 
     def close(self) -> None:
-        self._stream.close()
+        if self._stream is not None:
+            self._stream.close()
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -58,9 +42,10 @@ class MetricsWriter:
     ) -> None:
         self.close()
 
-    def _write(self, line: dict[str, str | int | float]) -> None:
-        self._stream.write(msgspec.json.encode(line) + b"\n")  # msgspec writes NaN and infinity as null
-        self._stream.flush()
+    def _write(self, line: dict[str, str | int | float | None]) -> None:
+        if self._stream is not None:
+            self._stream.write(msgspec.json.encode(line) + b"\n")  # msgspec writes NaN and infinity as null
+            self._stream.flush()
 
 
 def read_metrics(path: Path) -> list[dict]:

@@ -1,10 +1,8 @@
 """What a person sees while a run goes on: one living line in a terminal, plain lines in a file or a pipe."""
 
-import resource
 import time
 from collections.abc import Callable
 from io import TextIOBase
-from pathlib import Path
 from types import TracebackType
 
 import torch
@@ -12,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-PAGE_BYTES = resource.getpagesize()
+from maskperf.records.memory import memory_now_gib
 
 
 class Progress:
@@ -110,12 +108,10 @@ def duration_text(seconds: float) -> str:
 
 def memory_text() -> str:
     """Returns the memory in use: that of the GPU where this process uses one, else that of the process."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return f"{torch.cuda.memory_reserved() / 2**30:.1f} GiB GPU"
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        return f"{int(statm.read_text().split()[1]) * PAGE_BYTES / 2**30:.1f} GiB"
-    return "- GiB"
+    memory_gib = memory_now_gib()
+    if memory_gib is None:
+        return "- GiB"
+    return f"{memory_gib:.1f} GiB{' GPU' if torch.cuda.is_initialized() else ''}"
 
 
 def _of(name: str, number: int, total: int) -> str:

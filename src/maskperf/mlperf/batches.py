@@ -1,0 +1,25 @@
+"""The batches that one process trains on, a pure function of the seed and the number of the update."""
+
+from collections.abc import Iterator
+from itertools import islice
+
+from maskperf.data.loader import TrainingLoader
+from maskperf.mlperf.session import OpenedData, Session
+from maskperf.structures import Batch, to_device
+
+
+def micro_batches(session: Session, data: OpenedData, updates_done: int, num_steps: int) -> Iterator[list[Batch]]:
+    """Returns the micro-batches of each of the next steps, on the device."""
+    config, topology = session.config, session.topology
+    per_step = config.optimizer.accumulation_steps
+    loader = TrainingLoader(
+        data.train,
+        config.data,
+        seed=config.seed,
+        rank=topology.rank,
+        world=topology.world,
+        images_per_rank=session.images_per_rank,
+    )
+    batches = iter(loader.batches(updates_done * per_step, num_steps * per_step))
+    while of_one_step := list(islice(batches, per_step)):
+        yield [to_device(batch, topology.device) for batch in of_one_step]

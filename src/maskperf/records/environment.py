@@ -5,12 +5,14 @@ import platform
 import shlex
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 import maskperf.config
+from maskperf.machine.memory import system_memory_gib
+from maskperf.machine.processor import describe_cpu, usable_physical_cores
+from maskperf.machine.software import installed_version
 
 PACKAGES = ("maskperf", "torch", "numpy", "pycocotools", "hotcoco", "mlperf-logging")
 
@@ -18,14 +20,15 @@ PACKAGES = ("maskperf", "torch", "numpy", "pycocotools", "hotcoco", "mlperf-logg
 def describe_environment() -> dict[str, str | int | float | list | dict | None]:
     """Returns what can be found out about this process and its machine, ready for JSON; None where unknown."""
     commit, is_modified = _git_state()
+    memory_gib = system_memory_gib()
     return {
         "python": platform.python_version(),
         "packages": {name: installed_version(name) for name in PACKAGES},
         "operating_system": platform.platform(),
-        "cpu_model": _cpu_model(),
+        "cpu_model": describe_cpu().model,
         "cpu_logical_cores": os.cpu_count(),
-        "cpu_physical_cores": physical_cores(),
-        "memory_gib": _memory_gib(),
+        "cpu_physical_cores": usable_physical_cores(),
+        "memory_gib": None if memory_gib is None else round(memory_gib, 2),
         "gpus": _gpus(),
         "cuda": torch.version.cuda,
         "torch_threads": torch.get_num_threads(),
@@ -35,42 +38,9 @@ def describe_environment() -> dict[str, str | int | float | list | dict | None]:
     }
 
 
-def installed_version(package: str) -> str | None:
-    """Returns the version of an installed package, None where it is not installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def physical_cores() -> int:
-    """Returns how many cores of their own this process may use; two threads of one core count once."""
-    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    cores = set()
-    for logical in allowed:
-        siblings = Path(f"/sys/devices/system/cpu/cpu{logical}/topology/thread_siblings_list")
-        cores.add(siblings.read_text().strip() if siblings.exists() else str(logical))
-    return len(cores)
-
-
 def thread_count(wanted: int) -> int:
     """Returns `wanted`, or where that is 0 this process's share of the physical cores (torchrun starts several)."""
-    return wanted or max(1, physical_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
-def _cpu_model() -> str | None:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or None
-
-
-def _memory_gib() -> float | None:
-    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
-        return None
-    return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 2)
+    return wanted or max(1, usable_physical_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _gpus() -> list[dict[str, str | float]]:

@@ -1,0 +1,176 @@
+"""`maskperf doctor`: looks at this machine, says what each finding means for a run, and how to mend it."""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, replace
+from io import TextIOBase
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from maskperf.cli.words import WordParser, asks_for_help, read_words
+from maskperf.errors import EXIT_DONE, EXIT_USAGE, ConfigError
+from maskperf.machine.checks import examine
+from maskperf.machine.finding import NOTE, OK, PROBLEM, Finding
+from maskperf.machine.gather import gather, is_writable_folder
+from maskperf.machine.situation import PictureSpeed, Situation, TorchProbe
+from maskperf.machine.sources import run_program
+from maskperf.recipes import coco
+
+USAGE = "maskperf doctor [--data FOLDER] [--run-dir FOLDER] [--quick] [--json]"
+EXAMPLES = """examples, to copy and paste:
+  # look at this machine, and measure its disk, processors and GPUs for some seconds
+  maskperf doctor
+  # with the folder of COCO 2017 and the place of the runs
+  maskperf doctor --data /data/coco --run-dir /scratch/runs
+  # without measuring, for a program to read
+  maskperf doctor --quick --json
+
+ok: nothing to do. note: costs speed, or should be known. problem: a run would stop, or not do what it should.
+exit code: 0 without a problem, 2 with one or more."""
+PROBE_SECONDS = 60.0  # a cold CUDA library on a busy machine is slow; only a hang takes longer
+RATE_SECONDS = 0.6
+PICTURE_SIZE_HW = (480, 640)
+STYLES = {OK: "green", NOTE: "yellow", PROBLEM: "bold red"}
+
+
+def doctor(arguments: list[str]) -> int:
+    """Returns the exit code: 0, or EXIT_USAGE where the machine has a problem."""
+    parser = _make_parser()
+    if asks_for_help(arguments):
+        print(parser.format_help(), end="")
+        return EXIT_DONE
+    choices = read_words(parser, arguments)
+    if choices.data is not None and not choices.data:
+        raise ConfigError("--data needs the name of a folder. Mend: --data /data/coco")
+    situation = gather(coco(), data=choices.data, run_dir=choices.run_dir)
+    if not choices.quick:
+        if sys.stderr.isatty():
+            print("measuring for about ten seconds; --quick leaves this out", file=sys.stderr, flush=True)
+        situation = _measure(situation)
+    findings = examine(situation)
+    if choices.json:
+        print(json.dumps(_entries(situation, findings), indent=2, allow_nan=False))
+    else:
+        show_findings(findings, sys.stdout)
+    return EXIT_USAGE if any(finding.level == PROBLEM for finding in findings) else EXIT_DONE
+
+
+def _make_parser() -> WordParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = WordParser(
+        "maskperf doctor", usage=USAGE, epilog=EXAMPLES, formatter_class=formatter, add_help=False, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--data", metavar="FOLDER", help="folder of COCO 2017 (default: that of the recipes, data/coco)")
+    add("--run-dir", metavar="FOLDER", help="where runs will leave their files (default: runs)")
+    add("--quick", action="store_true", help="measure nothing and do not load torch: under three seconds")
+    add("--json", action="store_true", help="print findings and facts as JSON")
+    return parser
+
+
+def show_findings(findings: list[Finding], stream: TextIOBase) -> None:
+    """Returns nothing; writes a table to a terminal, and lines without colours elsewhere."""
+    console = Console(file=stream, markup=False, highlight=False, emoji=False)
+    if console.is_terminal:
+        console.print(_table(findings))
+    else:
+        for finding in findings:
+            stream.write(line_of(finding) + "\n")
+    counts = [(level, sum(finding.level == level for finding in findings)) for level in (PROBLEM, NOTE, OK)]
+    stream.write(", ".join(f"{level}: {count}" for level, count in counts) + "\n")
+    stream.flush()
+
+
+def line_of(finding: Finding) -> str:
+    """Returns a finding as text: level, name, value and meaning; the mend stands on a line of its own."""
+    text = f"{finding.level:<8} {finding.name}: {finding.value}; {finding.meaning}"
+    return f"{text}\n         mend: {finding.mend}" if finding.mend else text
+
+
+def _table(findings: list[Finding]) -> Table:
+    table = Table("", "what", "found", "what it means for a run", box=box.SIMPLE_HEAD)
+    for finding in findings:
+        meaning = Text(finding.meaning)
+        if finding.mend:
+            meaning.append(f"\nmend: {finding.mend}", style="bold")
+        table.add_row(Text(finding.level, STYLES[finding.level]), Text(finding.name), Text(finding.value), meaning)
+    return table
+
+
+def _entries(situation: Situation, findings: list[Finding]) -> dict[str, object]:
+    """Returns what --json prints; the configuration and the pins of the checkout are left out."""
+    facts = {
+        name: asdict(value) if value is not None else None
+        for name, value in (
+            ("machine", situation.machine),
+            ("disk_speed", situation.disk_speed),
+            ("picture_speed", situation.picture_speed),
+            ("torch_probe", situation.torch_probe),
+        )
+    }
+    return {"findings": [asdict(finding) for finding in findings], **facts}
+
+
+def _measure(situation: Situation) -> Situation:
+    """Returns the situation with everything that has to be tried; a part that fails says so in its check."""
+    probe = ask_torch([sys.executable, "-P", str(Path(__file__).with_name("torch_probe.py"))])
+    situation = replace(situation, torch_probe=probe, picture_speed=_picture_speed(situation))
+    return _with_disk_speed(situation)
+
+
+def ask_torch(command: list[str]) -> TorchProbe:
+    """Returns what the probe printed; a failure in words where it crashed or did not end."""
+    answer = run_program(command, PROBE_SECONDS)
+    if answer.output is None:
+        return TorchProbe(failure=answer.complaint or f"{command[0]} cannot be started")
+    found = json.loads(answer.output.strip().splitlines()[-1])
+    return TorchProbe(
+        gpu_names=tuple(found["gpu_names"]),
+        gpu_gflops=tuple(found["gpu_gflops"]),
+        cpu_gflops=found["cpu_gflops"],
+        cpu_threads=found["cpu_threads"],
+    )
+
+
+def _picture_speed(situation: Situation) -> PictureSpeed:
+    """Returns how fast one thread makes pictures ready, with the functions that a run uses."""
+    import simplejpeg
+
+    from maskperf.data.transforms import normalize, resize_image, target_size_hw
+    from maskperf.machine.speed import make_jpeg, measure_rate
+
+    data, jpeg = situation.config.data, make_jpeg()
+    size_hw = target_size_hw(PICTURE_SIZE_HW, data.short_side, data.long_side)
+
+    def decode():
+        return simplejpeg.decode_jpeg(jpeg, colorspace="RGB", fastdct=False, fastupsample=False)
+
+    def prepare():
+        return normalize(resize_image(decode(), size_hw), data.pixel_means_bgr)
+
+    return PictureSpeed(
+        decode_per_second=measure_rate(decode, RATE_SECONDS),
+        prepare_per_second=measure_rate(prepare, RATE_SECONDS),
+        jpeg_kib=len(jpeg) / 1024,
+    )
+
+
+def _with_disk_speed(situation: Situation) -> Situation:
+    """Returns the situation with the speed of the disk of the data, or why there is none."""
+    from maskperf.machine.speed import measure_disk
+
+    place = Path(situation.data_storage.path)
+    if not is_writable_folder(place):
+        return replace(
+            situation, disk_speed_missing=f"this user may not write at {place}; a small file is needed there"
+        )
+    try:
+        speed = measure_disk(place, situation.config.data.loader_threads)
+    except OSError as error:
+        return replace(situation, disk_speed_missing=f"{place}: {error.strerror or error}")
+    return replace(situation, disk_speed=speed)

@@ -1,0 +1,49 @@
+import os
+import time
+
+import pytest
+import simplejpeg
+
+from maskperf.machine import speed
+from maskperf.machine.speed import make_jpeg, measure_disk, measure_rate
+
+
+def test_the_disk_is_measured_and_nothing_is_left_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "FILE_MIB", 8)
+    found = measure_disk(tmp_path, 2)
+    assert found.place == str(tmp_path)
+    assert min(found.write_mib_per_second, found.read_mib_per_second, found.pictures_per_second) > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_slow_disk_is_not_filled_to_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "FILE_MIB", 64)
+    monkeypatch.setattr(speed, "WRITE_SECONDS", 0.2)
+    written = []
+    real = os.write
+
+    def slow(descriptor, data):
+        time.sleep(0.05)
+        written.append(len(data))
+        return real(descriptor, data)
+
+    monkeypatch.setattr(speed.os, "write", slow)
+    measure_disk(tmp_path, 1)
+    assert sum(written) < 16 * 2**20
+
+
+def test_a_full_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "ROOM_FACTOR", 2**30)
+    with pytest.raises(OSError, match="free"):
+        measure_disk(tmp_path, 1)
+
+
+def test_a_rate_is_work_per_second():
+    rate = measure_rate(lambda: time.sleep(0.01), 0.15)
+    assert 5 < rate <= 100  # a busy machine may sleep longer, never shorter
+
+
+def test_the_made_up_picture_is_like_one_of_coco():
+    jpeg = make_jpeg()
+    assert simplejpeg.decode_jpeg(jpeg).shape == (480, 640, 3)
+    assert 100_000 < len(jpeg) < 200_000

@@ -1,0 +1,146 @@
+"""The report as one HTML file that works offline: style, script and data are inside, and nothing is fetched."""
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from maskperf.records.run_folder import write_text
+from maskperf.report import number_text
+from maskperf.report.clean_text import cleaned
+from maskperf.report.contents import PictureEntry, ReportContents, RunPage
+from maskperf.report.plots import TERM_TITLES, json_island, loss_terms, plot_data
+from maskperf.report.standing import STATE_WORDS, headline_minutes, overall_state, standing_sentence
+
+TEMPLATES = Path(__file__).parent / "templates"
+STYLES = ("page.css", "phone_and_print.css")
+PARTS = ("evaluations", "phases", "categories", "pictures", "guard", "rules", "settings", "system")
+RUN_COLOURS = 7  # as many as page.css has
+PHASE_COLOURS = 10
+JPEG_START = b"\xff\xd8\xff"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownRun:
+    """A run and how the page tells it from the others."""
+
+    index: int
+    colour: int
+    is_compared: bool
+    page: RunPage
+
+
+def write_page(contents: ReportContents, path: Path) -> None:
+    """Returns nothing; the file holds the whole report, or is as it was before.
+
+    Errors: StorageError where it cannot be written.
+    """
+    write_text(path, page_text(contents))
+
+
+def page_text(contents: ReportContents) -> str:
+    """Returns the HTML of the report."""
+    contents = cleaned(contents)
+    return _template().render(_values(contents))
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in ("minutes_text", "seconds_text", "ap_text", "target_text", "percent_text", "count_text", "is_number"):
+        environment.filters[name] = getattr(number_text, name)
+    environment.filters["readable_jpegs"] = readable_jpegs
+    return environment.get_template("page.html")
+
+
+def readable_jpegs(pictures: Sequence[PictureEntry], kind: str) -> list[PictureEntry]:
+    """Returns the pictures of this kind that are JPEG in base64."""
+    return [picture for picture in pictures if picture.kind == kind and _is_jpeg(picture.jpeg_base64)]
+
+
+def _is_jpeg(text: str) -> bool:
+    try:
+        return base64.b64decode(text, validate=True).startswith(JPEG_START)
+    except (binascii.Error, ValueError):
+        return False
+
+
+def _values(contents: ReportContents) -> dict[str, Any]:
+    """Returns what the templates draw."""
+    pages = [*contents.runs, *contents.compared]
+    runs = [
+        ShownRun(index=index, colour=index % RUN_COLOURS, is_compared=index >= len(contents.runs), page=page)
+        for index, page in enumerate(pages)
+    ]
+    own_script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
+    plotly_script = get_plotlyjs()
+    numbers = plot_data(contents)
+    minutes, minutes_label = headline_minutes(contents)
+    state = overall_state(contents)
+    return {
+        "contents": contents,
+        "runs": runs,
+        "state": state if state in STATE_WORDS else "unfinished",
+        "state_words": STATE_WORDS,
+        "headline": {"minutes": minutes, "label": minutes_label},
+        "standing": standing_sentence(contents.places),
+        "notes": _notes(runs),
+        "largest": {
+            "minutes": _largest(place.minutes for place in contents.places),
+            "product": _largest(place.minutes_times_accelerators for place in contents.places),
+        },
+        "phase_colours": _phase_colours(pages),
+        "longest_seconds": _largest(sum(phase.seconds for phase in page.phases) for page in pages),
+        "plot_keys": [plot["key"] for plot in numbers["plots"]],
+        "has_minutes": any(value is not None for run in numbers["runs"] for value in run["minutes"]),
+        "terms": [(f"term_{index}", TERM_TITLES.get(name, name)) for index, name in enumerate(loss_terms(pages))],
+        "has": {part: any(getattr(page, part) for page in pages) for part in PARTS},
+        "policy": content_policy([own_script, plotly_script]),
+        "style": Markup("".join((TEMPLATES / name).read_text(encoding="utf-8") for name in STYLES)),
+        "own_script": Markup(own_script),
+        "plotly_script": Markup(plotly_script),
+        "numbers": Markup(json_island(numbers)),
+    }
+
+
+def _notes(runs: Sequence[ShownRun]) -> dict[str, list[ShownRun]]:
+    """Returns each note once, with the runs it belongs to."""
+    holders: dict[str, list[ShownRun]] = {}
+    for run in runs:
+        for note in dict.fromkeys(run.page.notes):
+            holders.setdefault(note, []).append(run)
+    return holders
+
+
+def _largest(values: Iterable[float | int | None]) -> float | int:
+    return max((value for value in values if number_text.is_number(value)), default=0.0)
+
+
+def _phase_colours(pages: Sequence[RunPage]) -> dict[str, int]:
+    """Returns a colour for each name of a phase; the same one in all runs."""
+    names = dict.fromkeys(phase.name for page in pages for phase in page.phases)
+    return {name: index % PHASE_COLOURS for index, name in enumerate(names)}
+
+
+def content_policy(scripts: Sequence[str]) -> str:
+    """Returns a Content-Security-Policy that lets these scripts run and nothing else, and lets nothing be fetched."""
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    sources = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return (
+        f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src {sources}; "
+        "base-uri 'none'; form-action 'none'"
+    )

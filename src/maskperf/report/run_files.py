@@ -1,0 +1,224 @@
+"""What a run left behind, read and checked: the files of a run folder, or a single log."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from maskperf.config import RunConfig
+from maskperf.errors import ConfigError, DataError, Fault
+from maskperf.mlperf.log_lines import TOKEN
+from maskperf.mlperf.read import BenchmarkLog, read_log
+from maskperf.mlperf.rules import as_given
+from maskperf.overrides import from_json_text
+from maskperf.report.contents import PictureEntry
+from maskperf.report.run_records import MetricLine, Results
+
+CONFIG_FILE = "config.json"
+ENVIRONMENT_FILE = "environment.json"
+LOG_FILE = "mlperf.log"
+METRICS_FILE = "metrics.jsonl"
+RESULTS_FILE = "results.json"
+PICTURES_FILE = "pictures.json"
+RUN_FILES = (CONFIG_FILE, LOG_FILE, METRICS_FILE, RESULTS_FILE)  # a folder with one of them is that of a run
+MEND_FILE = "Put the file back as the run wrote it, or move it away: the report is then made without it."
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFiles:
+    """Everything known about one run; None or empty where the file is not there."""
+
+    name: str
+    path: Path
+    is_folder: bool
+    log: BenchmarkLog | None = None
+    values: dict[str, Any]  # of config.json, by key such as optimizer.batch_size
+    config: RunConfig | None = None  # None also where config.json is that of another version
+    environment: dict[str, Any]
+    system: dict[str, Any]  # the system description of a submission package
+    results: Results | None = None
+    lines: tuple[MetricLine, ...] = ()
+    pictures: tuple[PictureEntry, ...] = ()
+    notes: tuple[str, ...] = ()
+    counts: bool = True  # False: its series says that it failed, whatever its files say
+
+    @property
+    def recipe(self) -> str:
+        """The name of the recipe; empty where it is not known, as for every published log."""
+        return str(self.values.get("recipe") or (self.log.recipe if self.log is not None else "") or "")
+
+    @property
+    def targets(self) -> tuple[float | None, float | None]:
+        """Box AP and mask AP that the run was to reach."""
+        if "evaluation.box_target" in self.values:
+            return _number(self.values["evaluation.box_target"]), _number(self.values.get("evaluation.mask_target"))
+        if self.log is not None:
+            return self.log.targets
+        return (None, None) if self.results is None else (self.results.box_target, self.results.mask_target)
+
+    @property
+    def batch_size(self) -> int | None:
+        """Images of one step over all devices."""
+        settings = {} if self.log is None else self.log.settings
+        value = self.values.get("optimizer.batch_size", settings.get("global_batch_size"))
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+    @property
+    def processes(self) -> int | None:
+        value = self.environment.get("processes")
+        return value if isinstance(value, int) else None
+
+    @property
+    def accelerators(self) -> int | None:
+        """How many GPUs the run used; None where it used none, or nothing says so."""
+        if self.environment.get("gpus"):
+            return self.processes
+        return _product(self.system.get("number_of_nodes"), self.system.get("accelerators_per_node"))
+
+    @property
+    def accelerator_name(self) -> str:
+        gpus = self.environment.get("gpus")
+        if isinstance(gpus, list) and gpus and isinstance(gpus[0], dict):
+            return str(gpus[0].get("name", ""))
+        return str(self.system.get("accelerator_model_name", ""))
+
+
+def read_log_file(path: Path) -> RunFiles:
+    """Returns what a log alone says, one of maskperf or a published one.
+
+    In a submission package (results/SYSTEM/maskrcnn/result_0.txt) the description systems/SYSTEM.json is read as well.
+    Errors: DataError for a file without a line of the benchmark's log, or a description that cannot be read.
+    """
+    log = read_log(path)
+    folders = path.resolve().parents
+    in_package = len(folders) > 3 and folders[2].name == "results"
+    description = folders[3] / "systems" / f"{folders[1].name}.json" if in_package else None
+    return RunFiles(
+        name=path.name,
+        path=path,
+        is_folder=False,
+        log=log,
+        values={},
+        environment={},
+        system={} if description is None else _read_json(description, dict[str, Any], {}),
+        notes=tuple(f"{path.name}: {problem}" for problem in log.problems),
+    )
+
+
+def read_run_folder(folder: Path) -> RunFiles:
+    """Returns what lies in a run folder, that of a run which is going on or was cut short included.
+
+    Errors: DataError or ConfigError for a file that is there but cannot be read.
+    """
+    notes: list[str] = []
+    values, config = _read_config(folder / CONFIG_FILE, notes)
+    environment = _read_json(folder / ENVIRONMENT_FILE, dict[str, Any], {})
+    log = _read_log(folder / LOG_FILE, notes)
+    lines = _read_metrics(folder / METRICS_FILE, notes)
+    return RunFiles(
+        name=folder.resolve().name,
+        path=folder,
+        is_folder=True,
+        log=log,
+        values=values,
+        config=None if config is None else as_given(config, environment.get("command_line")),
+        environment=environment,
+        system={},
+        results=_read_json(folder / RESULTS_FILE, Results | None, None),
+        lines=lines,
+        pictures=tuple(_read_json(folder / PICTURES_FILE, list[PictureEntry], [])),
+        notes=tuple(notes),
+    )
+
+
+def file_error(path: Path, *, where: str, value: str, problem: str, mend: str = MEND_FILE) -> DataError:
+    """Returns an error about a file of a run."""
+    return DataError([Fault(file=str(path), where=where, field="content", value=value, problem=problem, mend=mend)])
+
+
+def _read_bytes(path: Path) -> bytes | None:
+    """Returns what is in a file, None where there is no such file."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        problem = f"The file cannot be read ({error.strerror or error})."
+        raise file_error(path, where="the file", value="-", problem=problem) from error
+
+
+def _read_json(path: Path, kind: Any, missing: Any) -> Any:
+    data = _read_bytes(path)
+    if data is None:
+        return missing
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise file_error(path, where="the file", value=_shown(data), problem=f"It cannot be used: {error}.") from error
+
+
+def _read_config(path: Path, notes: list[str]) -> tuple[dict[str, Any], RunConfig | None]:
+    """Returns the values of a config.json by their keys, and the configuration if it is one of this version."""
+    nested = _read_json(path, dict[str, Any], None)
+    if nested is None:
+        notes.append(f"{path.name} is missing: the settings come from the log, and no rule was checked.")
+        return {}, None
+    values: dict[str, Any] = {}
+    for name, value in nested.items():
+        values |= (
+            {f"{name}.{inner}": item for inner, item in value.items()} if isinstance(value, dict) else {name: value}
+        )
+    try:
+        return values, from_json_text(path.read_text(encoding="utf-8"))
+    except ConfigError as error:
+        first = str(error).splitlines()[0]
+        notes.append(f"{path.name} is not of this version of maskperf, so no rule was checked ({first}).")
+        return values, None
+
+
+def _read_log(path: Path, notes: list[str]) -> BenchmarkLog | None:
+    data = _read_bytes(path)
+    if data is None or TOKEN.encode() not in data:
+        notes.append(f"{path.name} {'is missing' if data is None else 'has no line yet'}.")
+        return None
+    log = read_log(path)
+    notes += [f"{path.name}: {problem}" for problem in log.problems]
+    return log
+
+
+def _read_metrics(path: Path, notes: list[str]) -> tuple[MetricLine, ...]:
+    data = _read_bytes(path)
+    if data is None:
+        notes.append(f"{path.name} is missing: there are no losses of single steps.")
+        return ()
+    *whole, torn = data.split(b"\n")
+    if torn:
+        notes.append(f"{path.name}: the last line is torn and left out; the run was cut short there.")
+    decoder = msgspec.json.Decoder(MetricLine)
+    found = []
+    for number, line in enumerate(whole, start=1):
+        try:
+            found.append(decoder.decode(line))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            problem = f"The line cannot be used: {error}."
+            raise file_error(path, where=f"line {number}", value=_shown(line), problem=problem) from error
+    return tuple(found)
+
+
+def _product(nodes: Any, per_node: Any) -> int | None:
+    """Returns the accelerators of all nodes; descriptions have these numbers as numbers or as text."""
+    try:
+        count = int(nodes) * int(per_node)
+    except (TypeError, ValueError):
+        return None
+    return count if count > 0 else None
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _shown(data: bytes) -> str:
+    text = data[:60].decode("utf-8", errors="replace")
+    return repr(text + "..." if len(data) > 60 else text)

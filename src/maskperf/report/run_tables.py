@@ -1,0 +1,158 @@
+"""The tables of one run: categories, rules, settings, machine, memory."""
+
+from collections.abc import Iterable, Mapping
+from statistics import median
+
+from maskperf.mlperf.rules import check_rules
+from maskperf.report.contents import CategoryScore, RuleRow
+from maskperf.report.run_files import RunFiles
+
+Pairs = tuple[tuple[str, str], ...]
+# Name, key of the configuration, key of a log.
+SETTINGS = (
+    ("batch size", "optimizer.batch_size", "global_batch_size"),
+    ("micro-batches per step", "optimizer.accumulation_steps", "gradient_accumulation_steps"),
+    ("batch size of a device", "", "d_batch_size"),
+    ("learning rate", "optimizer.learning_rate", "opt_base_learning_rate"),
+    ("warm-up", "optimizer.warmup_method", ""),
+    ("warm-up steps", "optimizer.warmup_steps", "opt_learning_rate_warmup_steps"),
+    ("warm-up factor", "optimizer.warmup_factor", "opt_learning_rate_warmup_factor"),
+    ("decay steps", "optimizer.decay_steps", "opt_learning_rate_decay_steps"),
+    ("decay factor", "optimizer.decay_factor", "opt_learning_rate_decay_factor"),
+    ("optimizer", "", "opt_name"),
+    ("most steps", "optimizer.max_steps", ""),
+    ("most epochs", "optimizer.max_epochs", ""),
+    ("proposals", "model.proposals_train", "num_image_candidates"),
+    ("short side, px", "data.short_side", "min_image_size"),
+    ("long side, px", "data.long_side", "max_image_size"),
+    ("classes", "model.num_classes", ""),
+    ("backbone weights", "model.backbone_weights", ""),
+    ("initial weights", "model.initial_weights", ""),
+    ("evaluation engine", "evaluation.engine", ""),
+    ("device", "system.device", ""),
+)
+SYSTEM = (
+    ("CPU", "cpu_model"),
+    ("physical cores", "cpu_physical_cores"),
+    ("logical cores", "cpu_logical_cores"),
+    ("memory, GiB", "memory_gib"),
+    ("operating system", "operating_system"),
+    ("processes", "processes"),
+    ("threads of a process", "torch_threads"),
+    ("Python", "python"),
+    ("CUDA", "cuda"),
+    ("git commit", "git_commit"),
+    ("command", "command_line"),
+)
+DESCRIPTION = (  # of a submission package
+    ("nodes", "number_of_nodes"),
+    ("accelerators of a node", "accelerators_per_node"),
+    ("accelerator", "accelerator_model_name"),
+    ("CPU", "host_processor_model_name"),
+    ("CPUs of a node", "host_processors_per_node"),
+    ("memory of a node", "host_memory_capacity"),
+    ("network", "host_networking"),
+    ("framework", "framework"),
+    ("operating system", "operating_system"),
+)
+
+
+def category_scores(files: RunFiles) -> tuple[CategoryScore, ...]:
+    """Returns the AP of each category, in the order of the results."""
+    if files.results is None:
+        return ()
+    masks = files.results.mask_ap_per_category
+    return tuple(
+        CategoryScore(name=name, box_ap=box_ap, mask_ap=masks.get(name))
+        for name, box_ap in files.results.box_ap_per_category.items()
+    )
+
+
+def rule_rows(files: RunFiles) -> tuple[RuleRow, ...]:
+    """Returns what the rules of the closed division say about the configuration; empty where it is not known."""
+    if files.config is None:
+        return ()
+    return tuple(
+        RuleRow(
+            rule=result.rule,
+            field=result.field,
+            value=result.value,
+            allowed=result.allowed,
+            kept=result.kept,
+            source=result.source,
+        )
+        for result in check_rules(files.config, world=files.processes or 1)
+    )
+
+
+def setting_pairs(files: RunFiles) -> Pairs:
+    """Returns names and values of the settings that matter most, from the configuration or else from the log."""
+    logged = {} if files.log is None else files.log.settings
+    pairs = [("recipe", files.recipe)] if files.recipe else []
+    for name, key, log_key in SETTINGS:
+        value = files.values.get(key, logged.get(log_key))
+        if value not in (None, "", []):
+            pairs.append((name, _text(value)))
+    seeds = (files.values["seed"],) if "seed" in files.values else () if files.log is None else files.log.seeds
+    if seeds:
+        pairs.append(("seed", _text(list(seeds))))
+    return tuple(pairs)
+
+
+def system_pairs(files: RunFiles) -> Pairs:
+    """Returns names and values of what is known about the submitter, the machine and its software."""
+    pairs = []
+    if files.log is not None:
+        log = files.log
+        named = {"organization": log.organization, "platform": log.platform, "division": log.division}
+        pairs += [(name, value) for name, value in named.items() if value]
+        if log.init_seconds is not None:
+            pairs.append(("start-up before the clock, s", f"{log.init_seconds:.1f}"))
+    pairs += [(name, _text(files.system[key])) for name, key in DESCRIPTION if files.system.get(key) not in (None, "")]
+    environment = files.environment
+    gpus = _gpu_texts(environment.get("gpus"))
+    pairs += [("GPUs", ", ".join(gpus))] if gpus else []
+    pairs += [(name, _text(environment[key])) for name, key in SYSTEM if environment.get(key) not in (None, "")]
+    if environment.get("git_modified") is True:
+        pairs.append(("git state", "changed since that commit"))
+    packages = environment.get("packages")
+    if isinstance(packages, dict):
+        pairs += [(str(name), _text(version)) for name, version in packages.items() if version]
+    return tuple(pairs)
+
+
+def median_speed(files: RunFiles) -> float | None:
+    """Returns the median images/s of training, None where nothing was recorded."""
+    speeds: Iterable[float | None] = [line.images_per_second for line in files.lines if line.kind == "step"]
+    if not files.lines and files.log is not None:
+        speeds = [entry.values.get("throughput") for entry in files.log.tracked]
+    known = [speed for speed in speeds if speed is not None]
+    return float(median(known)) if known else None
+
+
+def peak_memory(files: RunFiles) -> tuple[tuple[str, float], ...]:
+    """Returns names and GiB of the most memory that was in use."""
+    if files.results is not None and files.results.peak_memory_gib:
+        known = files.results.peak_memory_gib.items()
+        return tuple((name, float(gib)) for name, gib in known if gib is not None)
+    seen = [line.memory_gib for line in files.lines if line.memory_gib is not None]
+    return (("highest on record", max(seen)),) if seen else ()
+
+
+def _gpu_texts(gpus: object) -> list[str]:
+    """Returns one text for each kind of GPU, such as "8 x name, 80 GiB"."""
+    counts: dict[str, int] = {}
+    for gpu in gpus if isinstance(gpus, list) else []:
+        if isinstance(gpu, Mapping):
+            memory = gpu.get("memory_gib")
+            text = f"{gpu.get('name', 'unknown')}" + (f", {_text(memory)} GiB" if memory else "")
+            counts[text] = counts.get(text, 0) + 1
+    return [text if count == 1 else f"{count} x {text}" for text, count in counts.items()]
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(_text(item) for item in value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,77 @@
+"""What a report says first: state, time, and the place among the published systems."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from maskperf.report.contents import Place, ReportContents
+from maskperf.report.number_text import is_number
+
+STATE_WORDS = {
+    "reached": "Targets reached",
+    "missed": "Targets missed",
+    "aborted": "Aborted",
+    "unfinished": "Unfinished",
+}
+# The worst of several states is that of the report.
+STATES_FROM_WORST = ("aborted", "unfinished", "missed", "reached")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """Place of this report among all systems listed, 1 is the best."""
+
+    place: int
+    place_per_accelerator: int | None
+    systems: int  # this one included
+    systems_per_accelerator: int  # those whose number of accelerators is known
+
+
+def overall_state(contents: ReportContents) -> str:
+    """Returns the state of the report: of its score where there is one, or else the worst of its runs."""
+    if contents.score is not None and is_number(contents.score.score_minutes):
+        return "reached"
+    states = [run.verdict.state for run in contents.runs]
+    return next((state for state in STATES_FROM_WORST if state in states), states[0] if states else "unfinished")
+
+
+def headline_minutes(contents: ReportContents) -> tuple[float | None, str]:
+    """Returns the minutes that count, and what they are; None for several runs without a score."""
+    if contents.score is not None:
+        return contents.score.score_minutes, f"score, minutes, of {len(contents.score.minutes)} runs"
+    if len(contents.runs) == 1:
+        verdict = contents.runs[0].verdict
+        return verdict.minutes, "minutes to target" if verdict.state == "reached" else "minutes spent"
+    return None, "no score"
+
+
+def find_standing(places: Sequence[Place]) -> Standing | None:
+    """Returns the place of the first entry that is this report; None where there is none."""
+    own = next((place for place in places if place.is_this), None)
+    if own is None:
+        return None
+    products = [place.minutes_times_accelerators for place in places if is_number(place.minutes_times_accelerators)]
+    product = own.minutes_times_accelerators
+    return Standing(
+        place=1 + sum(place.minutes < own.minutes for place in places),
+        place_per_accelerator=1 + sum(other < product for other in products) if is_number(product) else None,
+        systems=len(places),
+        systems_per_accelerator=len(products),
+    )
+
+
+def standing_sentence(places: Sequence[Place]) -> str:
+    """Returns one sentence about `find_standing`, empty where there is no place."""
+    standing = find_standing(places)
+    if standing is None:
+        return ""
+    text = f"Place {standing.place} of {standing.systems} by minutes"
+    if standing.place_per_accelerator is not None:
+        text += f", place {standing.place_per_accelerator} of {standing.systems_per_accelerator} per accelerator"
+    return f"{text}, among the published v3.1 systems and this one."
+
+
+def places_nearby(places: Sequence[Place], count: int) -> list[tuple[int, Place]]:
+    """Returns rank and entry of this report and of up to `count` before and after it; the first ones if it has none."""
+    middle = next((index for index, place in enumerate(places) if place.is_this), count)
+    ranked = list(enumerate(places, start=1))
+    return ranked[max(0, middle - count) : middle + count + 1]

@@ -1,0 +1,222 @@
+"""What came of a run, in one state and one sentence, and what a reader must know about it."""
+
+from collections.abc import Sequence
+
+from maskperf.mlperf.read import BOX_TARGET, MASK_TARGET, BenchmarkLog
+from maskperf.report.contents import EvaluationPoint, RuleRow, Verdict
+from maskperf.report.phases import last_minutes
+from maskperf.report.run_files import RunFiles
+
+LARGEST_CLOCK_STEP_SECONDS = 1.0
+LARGEST_DIFFERENCE = 0.005  # between two clocks of one run
+CLOCK_KEY = "maskperf_wall_clock_moved_seconds"
+STOP_KEY = "maskperf_stop"
+DEMO_NOTE = (
+    "A demo is not a submission: it trains a small network on made-up pictures, and its time and AP say nothing about "
+    "the benchmark."
+)
+OPEN_NOTE = (
+    "Open division: model, data, method and targets were free, so the result is no closed-division result and cannot "
+    "be compared with one."
+)
+
+
+def evaluation_points(files: RunFiles, notes: list[str]) -> tuple[EvaluationPoint, ...]:
+    """Returns the evaluations, from the log, or else from the metrics or the results; unusable ones get a note."""
+    found: list[tuple[float | None, float | None, float | None, float | None]] = []
+    if files.log is not None and files.log.evaluations:
+        found = [(entry.epoch, entry.minutes, entry.box_ap, entry.mask_ap) for entry in files.log.evaluations]
+    elif any(line.kind == "evaluation" for line in files.lines):
+        lines = [line for line in files.lines if line.kind == "evaluation"]
+        found = [(line.epoch, line.minutes, line.box_ap, line.mask_ap) for line in lines]
+    elif files.results is not None:
+        rows = files.results.epochs_table
+        seconds = [row.seconds_since_start for row in rows]
+        minutes = [None if value is None else value / 60 for value in seconds]
+        found = [(row.epoch, took, row.box_ap, row.mask_ap) for row, took in zip(rows, minutes, strict=True)]
+    points = []
+    for epoch, took, box_ap, mask_ap in found:
+        if epoch is None or box_ap is None or mask_ap is None:
+            notes.append(f"An evaluation is left out: epoch {epoch}, box AP {box_ap}, mask AP {mask_ap}.")
+            continue
+        points.append(EvaluationPoint(epoch=int(epoch), minutes=took, box_ap=float(box_ap), mask_ap=float(mask_ap)))
+    return tuple(points)
+
+
+def make_verdict(files: RunFiles, evaluations: Sequence[EvaluationPoint]) -> Verdict:
+    """Returns what came of the run.
+
+    "missed": trained to its end without meeting both targets; "aborted": stopped before its end, by the guard, by an
+    error or by hand; "unfinished": nothing says that it ended.
+    """
+    box_target, mask_target = files.targets
+    state = _state(files, evaluations)
+    minutes = _minutes(files)
+    make = {"reached": _reached, "missed": _missed, "aborted": _aborted, "unfinished": _unfinished}[state]
+    return Verdict(
+        state=state,
+        sentence=make(files, evaluations, minutes),
+        minutes=minutes,
+        box_ap=evaluations[-1].box_ap if evaluations else None,
+        mask_ap=evaluations[-1].mask_ap if evaluations else None,
+        box_target=box_target,
+        mask_target=mask_target,
+    )
+
+
+def has_coco_targets(files: RunFiles) -> bool:
+    return files.targets == (BOX_TARGET, MASK_TARGET)
+
+
+def run_notes(files: RunFiles, verdict: Verdict, rules: Sequence[RuleRow]) -> list[str]:
+    """Returns what a reader must know before comparing this run with others."""
+    notes = []
+    if files.recipe == "demo":
+        notes.append(DEMO_NOTE)
+    elif None not in files.targets and not has_coco_targets(files):
+        targets = " and ".join(f"{target:g}" for target in files.targets if target is not None)
+        notes.append(f"The targets {targets} are not the benchmark's {BOX_TARGET} and {MASK_TARGET}.")
+    if _division(files) == "open" and files.recipe != "demo":
+        notes.append(OPEN_NOTE)
+    broken = sum(not row.kept for row in rules)
+    if broken:
+        notes.append(
+            f"{broken} of {len(rules)} rules of the closed division are not kept; the table of rules says which."
+        )
+    notes += _clock_notes(files)
+    if files.results is not None:
+        notes += [f"The fast and the official engine differ: {text}." for text in files.results.engine_differences]
+    if _status(files) == "success" and verdict.state != "reached":
+        notes.append("The run calls itself a success, but no evaluation met both targets.")
+    return notes
+
+
+def _division(files: RunFiles) -> str:
+    return str(files.values.get("mlperf.division", "" if files.log is None else files.log.division))
+
+
+def _status(files: RunFiles) -> str:
+    if files.results is not None:
+        return files.results.status
+    return "unfinished" if files.log is None else files.log.status
+
+
+def _state(files: RunFiles, evaluations: Sequence[EvaluationPoint]) -> str:
+    status = _status(files)
+    if status == "unfinished":
+        return "unfinished"
+    if status == "success":
+        return "reached" if any(_meets(files, point) for point in evaluations) else "missed"
+    return "aborted" if stop_reason(files) or not _is_whole(files, evaluations) else "missed"
+
+
+def stop_reason(files: RunFiles) -> str:
+    """Returns why a run was stopped before its end, in its own words; empty where nothing says so."""
+    if files.log is not None:
+        stops = [record.value for record in files.log.records if record.key == STOP_KEY]
+        if stops:
+            return str(stops[-1])
+    return ""
+
+
+def _is_whole(files: RunFiles, evaluations: Sequence[EvaluationPoint]) -> bool:
+    """Returns whether the last epoch that began was evaluated: then the run stopped where a run may stop."""
+    if files.results is not None and files.log is None:
+        return bool(evaluations)
+    started = [] if files.log is None else [entry.epoch for entry in files.log.epochs]
+    return bool(evaluations) and (not started or evaluations[-1].epoch >= max(started))
+
+
+def _meets(files: RunFiles, point: EvaluationPoint) -> bool:
+    box_target, mask_target = files.targets
+    return (box_target is None or point.box_ap >= box_target) and (mask_target is None or point.mask_ap >= mask_target)
+
+
+def _minutes(files: RunFiles) -> float | None:
+    if files.results is not None:
+        return files.results.seconds / 60
+    if files.log is None or files.log.run_seconds is None or files.log.run_seconds < 0:
+        return None
+    return files.log.run_seconds / 60
+
+
+def _reached(files: RunFiles, evaluations: Sequence[EvaluationPoint], minutes: float | None) -> str:
+    met = next(point for point in evaluations if _meets(files, point))
+    return f"Both targets met in epoch {met.epoch}{_after(minutes)}."
+
+
+def _missed(files: RunFiles, evaluations: Sequence[EvaluationPoint], minutes: float | None) -> str:
+    if any(_meets(files, point) for point in evaluations):
+        reason = (files.results.reason if files.results is not None else "") or "its log says that it was aborted"
+        return f"{_reached(files, evaluations, minutes)} The run is no success all the same: {reason}."
+    took = "" if minutes is None else f" ({_time_text(minutes)})"
+    if not evaluations:
+        return f"The run{took} was never evaluated."
+    nearest = max(evaluations, key=lambda point: min(_margins(files, point).values(), default=0.0))
+    short = [f"{name} {-margin:.4f}" for name, margin in _margins(files, nearest).items() if margin < 0]
+    epochs = f"{evaluations[-1].epoch} epoch{'s' if evaluations[-1].epoch > 1 else ''}"
+    return f"Targets not met in {epochs}{took}; nearest in epoch {nearest.epoch}: {' and '.join(short)} short."
+
+
+def _margins(files: RunFiles, point: EvaluationPoint) -> dict[str, float]:
+    """Returns by how much each AP is above its target, by name."""
+    pairs = {"box AP": (point.box_ap, files.targets[0]), "mask AP": (point.mask_ap, files.targets[1])}
+    return {name: ap - target for name, (ap, target) in pairs.items() if target is not None}
+
+
+def _aborted(files: RunFiles, evaluations: Sequence[EvaluationPoint], minutes: float | None) -> str:
+    reason = stop_reason(files)
+    if not reason and files.results is not None:
+        reason = files.results.reason
+    first = reason.splitlines()[0].partition(". ")[0] if reason else "an error or Ctrl-C, the log does not say which"
+    return f"Stopped before its end{_after(minutes)}, {_evaluated(evaluations)}: {first.rstrip('.')}."
+
+
+def _unfinished(files: RunFiles, evaluations: Sequence[EvaluationPoint], minutes: float | None) -> str:
+    steps = [line.step for line in files.lines if line.kind == "step"]
+    known = None if files.log is None else last_minutes(files.log)
+    done = [f"{steps[-1]} steps"] if steps else []
+    done += [f"{known:.1f} minutes"] if known is not None else []
+    return f"No end on record: still going on, or killed ({', '.join([*done, _evaluated(evaluations)])})."
+
+
+def _evaluated(evaluations: Sequence[EvaluationPoint]) -> str:
+    return f"last evaluation in epoch {evaluations[-1].epoch}" if evaluations else "no evaluation"
+
+
+def _after(minutes: float | None) -> str:
+    return "" if minutes is None else f" after {_time_text(minutes)}"
+
+
+def _time_text(minutes: float) -> str:
+    return f"{minutes:.1f} minutes" if minutes >= 2 else f"{60 * minutes:.1f} seconds"
+
+
+def _clock_notes(files: RunFiles) -> list[str]:
+    notes = []
+    log = files.log
+    if log is None:
+        return notes
+    for record in log.records:
+        if record.key == CLOCK_KEY:
+            notes.append(f"The wall clock moved by {record.value} s during the run; the times of maskperf ignore it.")
+    notes += _backward_notes(log)
+    if files.results is not None and log.run_seconds is not None:
+        difference = log.run_seconds - files.results.seconds
+        if abs(difference) > max(LARGEST_CLOCK_STEP_SECONDS, LARGEST_DIFFERENCE * files.results.seconds):
+            notes.append(f"The log and the results differ by {difference:+.1f} s over the time of the run.")
+    return notes
+
+
+def _backward_notes(log: BenchmarkLog) -> list[str]:
+    """Returns a note for the first time in the log that lies before the one above it, after run_start."""
+    last_ms: float | None = None
+    for record in log.records:
+        if record.time_ms is None or (last_ms is None and record.key != "run_start"):
+            continue
+        if last_ms is not None and record.time_ms < last_ms - 1000 * LARGEST_CLOCK_STEP_SECONDS:
+            back = (last_ms - record.time_ms) / 1000
+            what = "The wall clock moved, or lines are out of order"
+            return [f"{what}: line {record.line} of the log is {back:.1f} s before the line above it."]
+        last_ms = record.time_ms
+    return []

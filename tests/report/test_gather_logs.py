@@ -1,0 +1,283 @@
+import json
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_up_logs import LEFT_OUT, log_records, log_text, record, write_log
+
+from maskperf.mlperf.read import read_log
+from maskperf.report.contents import LossPoint
+from maskperf.report.gather import gather
+from maskperf.report.losses import thin
+from maskperf.report.phases import phases_of_log, total
+
+RANKS = 8
+START = 1.0  # minutes, of run_start
+
+
+def published_records(losses, *, evaluations=(), batch_size=96, minutes=10.0, status="success", decay=(100, 200)):
+    """Returns records in the form of published logs: lines of several ranks, losses as means over all steps so far.
+
+    losses: the mean of every 50 steps. evaluations: (epoch, box AP, mask AP).
+    """
+    records = [
+        record("submission_org", "Others", 0.0),
+        record("submission_platform", "machine", 0.0),
+        record("submission_division", "closed", 0.0),
+        *[record("cache_clear", True, 0.0)] * 2,
+        *[record("init_start", None, 0.1 + rank / 1000) for rank in range(RANKS)],
+        record("global_batch_size", batch_size, 0.2),
+        record("opt_learning_rate_decay_steps", list(decay), 0.2),
+        record("init_stop", None, START),
+        record("run_start", None, START),
+        record("train_samples", 40000, START),
+        record("eval_samples", 1, START),
+    ]
+    so_far = 0.0
+    for number, loss in enumerate(losses, start=1):
+        so_far = so_far if loss is None else (so_far * (number - 1) + loss) / number
+        values = {"time": 0.03, "loss": so_far, "loss_mask": so_far / 2, "loss_rpn_box_reg": so_far / 10}
+        values["throughput"] = 800.0 + number
+        records.append(record("tracked_stats", values, START + minutes * number / (len(losses) + 1), step=50 * number))
+    for epoch, box_ap, mask_ap in evaluations:
+        at = START + minutes * epoch / (len(evaluations) + 1)
+        records.append(record("eval_accuracy", {"BBOX": box_ap, "SEGM": mask_ap}, at, epoch_num=epoch))
+    records.append(record("run_stop", None, START + minutes, status=status))
+    return sorted(records, key=lambda entry: entry["time_ms"])
+
+
+def write(path, records):
+    path.write_text(log_text(records))
+    return path
+
+
+def page_of(path):
+    return gather([path], []).runs[0]
+
+
+def test_cumulative_means_of_a_published_log_are_undone(tmp_path):
+    losses = [2.0, 1.0, 1.6, 0.5, 0.7]
+    page = page_of(write(tmp_path / "result_0.txt", published_records(losses)))
+    assert [point.total for point in page.losses] == pytest.approx(losses)
+    assert [point.terms["mask"] for point in page.losses] == pytest.approx([loss / 2 for loss in losses])
+    assert [point.terms["rpn_box"] for point in page.losses] == pytest.approx([loss / 10 for loss in losses])
+    assert [point.step for point in page.losses] == [25, 75, 125, 175, 225]
+    assert page.images_per_second == 803.0 and page.losses[0].images_per_second == 801.0
+
+
+def test_window_means_of_our_own_log_are_taken_as_they_are(tmp_path):
+    records = published_records([], minutes=10.0)
+    records.insert(0, record("maskperf_recipe", "coco_batch_96", 0.0))
+    for number, loss in enumerate([2.0, 1.0, 1.5], start=1):
+        values = {"loss": loss, "loss_mask": loss / 2, "learning_rate": 0.1 * number}
+        records.insert(-1, record("tracked_stats", values, START + number, step=50 * number))
+    page = page_of(write(tmp_path / "mlperf.log", records))
+    assert [point.total for point in page.losses] == [2.0, 1.0, 1.5]
+    assert [point.learning_rate for point in page.losses] == pytest.approx([0.1, 0.2, 0.3])
+    assert page.recipe == "coco_batch_96"
+
+
+def test_lines_that_two_ranks_logged_count_once(tmp_path):
+    records = published_records([2.0, 1.0])
+    twice = [entry for entry in records for _ in range(2 if entry["key"] == "tracked_stats" else 1)]
+    page = page_of(write(tmp_path / "log.txt", twice))
+    assert [point.total for point in page.losses] == pytest.approx([2.0, 1.0])
+
+
+def test_a_collapse_in_a_published_log_is_named(tmp_path):
+    losses = [1.0 + 0.01 * (number % 3) for number in range(20)] + [2.0] + [None] * 10
+    evaluations = [(epoch, 0.2 if epoch < 3 else 0.0, 0.2 if epoch < 3 else 0.0) for epoch in range(1, 6)]
+    page = page_of(write(tmp_path / "log.txt", published_records(losses, evaluations=evaluations, status="aborted")))
+    assert [entry.kind for entry in page.guard] == ["collapse", "collapse", "summary"]
+    assert 1050 <= page.guard[0].step <= 1100 and page.guard[1].epoch == 3
+    assert page.verdict.state == "missed" and page.verdict.sentence.endswith(
+        f"The training collapsed at step {page.guard[0].step}."
+    )
+    assert page.losses[-1].total is None and page.losses[20].total == pytest.approx(2.0)
+
+
+def test_a_plateau_in_a_published_log_is_named_where_it_could_first_be(tmp_path):
+    evaluations = [(epoch, 0.3 if epoch < 13 else 0.375, 0.345) for epoch in range(1, 30)]
+    records = published_records([], evaluations=evaluations, status="aborted", decay=(12000, 14000))
+    page = page_of(write(tmp_path / "log.txt", records))
+    plateau, summary = page.guard
+    assert (plateau.kind, summary.kind) == ("plateau", "summary")
+    assert 13 < plateau.epoch < 25 and "box AP is 0.00200 short of 0.377" in plateau.text
+    assert page.verdict.sentence == (
+        "Targets not met in 29 epochs (10.0 minutes); nearest in epoch 13: box AP 0.0020 short. "
+        f"The AP stood still, as of epoch {plateau.epoch}."
+    )
+
+
+def test_a_sound_log_gets_a_clean_record(tmp_path):
+    page = page_of(write_log(tmp_path / "log.txt", tracked_every=50))
+    assert [entry.kind for entry in page.guard] == ["summary"] and page.guard[0].text.endswith("no collapse.")
+
+
+def test_the_phases_of_a_log_sum_to_its_wall_clock(tmp_path):
+    log = read_log(write_log(tmp_path / "log.txt", minutes=19.3))
+    phases = {phase.name: phase.seconds for phase in phases_of_log(log)}
+    assert list(phases) == ["training", "evaluation", "other"]
+    assert sum(phases.values()) == pytest.approx(19.3 * 60, rel=1e-6)
+    assert phases["training"] == pytest.approx(19.3 * 60 * 0.99 * 0.9, rel=1e-3)
+    assert phases["evaluation"] == pytest.approx(19.3 * 60 * 0.99 * 0.05, rel=1e-3)
+
+
+def log_of(tmp_path, *intervals, stop=10.0):
+    """Returns a log from START on; intervals: (key without _start, epoch, start, stop in minutes or None)."""
+    records = [record("run_start", None, START)]
+    for key, epoch, begin, end in intervals:
+        records.append(record(f"{key}_start", None, START + begin, epoch_num=epoch))
+        if end is not None:
+            records.append(record(f"{key}_stop", None, START + end, epoch_num=epoch))
+    if stop is not None:
+        records.append(record("run_stop", None, START + stop, status="success"))
+    return read_log(write(tmp_path / "log.txt", sorted(records, key=lambda entry: entry["time_ms"])))
+
+
+def minutes_of(log):
+    return [round(phase.seconds / 60, 6) for phase in phases_of_log(log)]
+
+
+def test_an_evaluation_beside_the_training_is_taken_out_of_it_once(tmp_path):
+    log = log_of(tmp_path, ("epoch", 1, 0.0, 4.0), ("epoch", 2, 4.0, 8.0), ("eval", 1, 4.0, 5.0), ("eval", 2, 8.0, 9.0))
+    assert minutes_of(log) == [7.0, 2.0, 1.0]
+
+
+def test_evaluations_that_overlap_count_once(tmp_path):
+    log = log_of(tmp_path, ("epoch", 1, 0.0, 8.0), ("eval", 1, 4.0, 6.0), ("eval", 2, 5.0, 7.0))
+    assert minutes_of(log) == [5.0, 3.0, 2.0]
+
+
+def test_what_lies_outside_the_run_does_not_count(tmp_path):
+    log = log_of(tmp_path, ("epoch", 1, 1.0, 9.0), ("eval", 1, 9.0, 12.0))
+    assert minutes_of(log) == [8.0, 1.0, 1.0]
+
+
+def test_a_log_that_ends_early_is_accounted_for_to_its_last_line(tmp_path):
+    open_ends = [("epoch", 2, 5.0, None), ("eval", 2, 6.0, None)]
+    log = log_of(tmp_path, ("epoch", 1, 0.0, 4.0), ("eval", 1, 4.0, 5.0), *open_ends, ("eval", 3, 7.0, 8.0), stop=None)
+    assert minutes_of(log) == [5.0, 3.0, 0.0]
+
+
+def test_a_log_without_epochs_has_one_phase(tmp_path):
+    log = log_of(tmp_path)
+    assert [(phase.name, phase.seconds) for phase in phases_of_log(log)] == [("other", 600.0)]
+
+
+def test_a_log_without_a_run_has_no_phases(tmp_path):
+    log = read_log(write(tmp_path / "log.txt", [record("init_start", None, 0.0)]))
+    assert phases_of_log(log) == () and total([]) == 0.0
+
+
+INTERVAL = st.tuples(st.floats(0, 10), st.floats(0, 4))
+
+
+@settings(max_examples=60, deadline=None)
+@given(epochs=st.lists(INTERVAL, max_size=5), evaluations=st.lists(INTERVAL, max_size=5))
+def test_phases_sum_to_the_wall_clock_whatever_overlaps(epochs, evaluations, tmp_path_factory):
+    rows = [("epoch", number, begin, begin + length) for number, (begin, length) in enumerate(epochs)]
+    rows += [("eval", number, begin, begin + length) for number, (begin, length) in enumerate(evaluations)]
+    phases = phases_of_log(log_of(tmp_path_factory.mktemp("log"), *rows))
+    assert sum(phase.seconds for phase in phases) == pytest.approx(600.0, rel=1e-6)
+    assert all(phase.seconds >= -1e-6 for phase in phases)
+
+
+def test_a_clock_that_went_back_is_named_and_accounts_for_nothing(tmp_path):
+    records = log_records(minutes=19.3)
+    place = next(index for index, entry in enumerate(records) if entry["key"] == "eval_stop")
+    moved = [
+        {**entry, "time_ms": entry["time_ms"] - (3_600_000 if number > place else 0)}
+        for number, entry in enumerate(records)
+    ]
+    page = page_of(write(tmp_path / "log.txt", moved))
+    notes = [note for note in page.notes if note.startswith("The wall clock moved")]
+    assert len(notes) == 1 and 3590 < float(re.search(r"is ([0-9.]+) s before", notes[0]).group(1)) <= 3600
+    assert page.verdict.minutes is None and page.phases == ()
+
+
+def test_ranks_that_start_at_other_times_are_no_moved_clock(tmp_path):
+    records = published_records([1.0], evaluations=[(1, 0.38, 0.34)])
+    assert page_of(write(tmp_path / "log.txt", records)).notes == ()
+
+
+def test_a_published_log_has_a_band_a_place_and_the_submitters_name(tmp_path):
+    contents = gather([write_log(tmp_path / "result_0.txt", batch_size=96, minutes=19.35)], [])
+    own = next(place for place in contents.places if place.is_this)
+    assert own.name == "Made Up: made_up_system" and own.minutes == pytest.approx(19.35, abs=1e-4)
+    assert contents.title == "Mask R-CNN: Made Up: made_up_system"
+    assert contents.band.batch_size == 96 and len(contents.band.points) >= 13
+    assert contents.runs[0].name == "result_0.txt" and contents.runs[0].rules == ()
+
+
+def test_a_batch_size_nobody_published_names_the_nearest(tmp_path):
+    band = gather([write_log(tmp_path / "result_0.txt", batch_size=100)], []).band
+    assert band.batch_size == 96 and "nothing was published with batch 100" in band.note
+
+
+def test_a_run_that_missed_has_no_place(tmp_path):
+    contents = gather([write_log(tmp_path / "log.txt", status="aborted")], [])
+    assert contents.places == () and "no run reached the targets" in contents.places_note
+    assert contents.runs[0].verdict.state == "missed"
+
+
+def test_a_log_without_a_batch_size_has_no_band(tmp_path):
+    contents = gather([write_log(tmp_path / "log.txt", global_batch_size=LEFT_OUT)], [])
+    assert contents.band is None and len(contents.places) == 24
+
+
+def test_problems_of_the_log_are_notes(tmp_path):
+    path = write_log(tmp_path / "log.txt")
+    with path.open("a") as stream:
+        stream.write(':::MLLOG {"torn')
+    assert any(note.startswith("log.txt: ") and "torn" in note for note in page_of(path).notes)
+
+
+def test_an_ap_that_is_no_number_is_left_out_and_told(tmp_path):
+    records = log_records(epochs=3)
+    place = next(index for index, entry in enumerate(records) if entry["key"] == "eval_accuracy")
+    records[place] = {**records[place], "value": {"BBOX": float("nan"), "SEGM": 0.1}}
+    page = page_of(write(tmp_path / "log.txt", records))
+    assert [point.epoch for point in page.evaluations] == [2, 3]
+    assert any(note.startswith("An evaluation is left out: epoch 1") for note in page.notes)
+
+
+def test_a_package_tells_how_many_accelerators_there_were(tmp_path):
+    path = write_log(tmp_path / "results" / "big" / "maskrcnn" / "result_0.txt", minutes=2.0)
+    (tmp_path / "systems").mkdir()
+    description = {"number_of_nodes": "4", "accelerators_per_node": 8, "accelerator_model_name": "Chip"}
+    (tmp_path / "systems" / "big.json").write_text(json.dumps(description))
+    contents = gather([path], [])
+    own = next(place for place in contents.places if place.is_this)
+    assert (own.accelerators, own.accelerator, own.minutes_times_accelerators) == (
+        32,
+        "Chip",
+        pytest.approx(64.0, abs=0.01),
+    )
+    assert ("accelerator", "Chip") in contents.runs[0].system
+
+
+def point(step, total):
+    return LossPoint(
+        step=step, total=total, terms={"mask": total}, learning_rate=None, images_per_second=1.0, memory_gib=None
+    )
+
+
+def test_thinned_points_are_means_of_their_windows():
+    points = thin([point(step, float(step)) for step in range(1, 1001)], 100)
+    assert len(points) == 100
+    assert (points[0].total, points[0].terms, points[0].step) == (5.5, {"mask": 5.5}, 6)
+    assert (points[-1].total, points[-1].images_per_second, points[-1].learning_rate) == (995.5, 1.0, None)
+
+
+def test_few_points_stay_as_they_are():
+    points = [point(step, 1.0) for step in range(1, 401)]
+    assert thin(points) == tuple(points) and thin([]) == ()
+
+
+def test_points_that_are_not_finite_are_never_averaged_away():
+    points = [point(step, None if 500 <= step < 600 or step == 700 else 1.0) for step in range(1, 1001)]
+    thinned = thin(points, 100)
+    assert [entry.step for entry in thinned if entry.total is None] == [500, 599, 700]
+    assert len(thinned) < 110

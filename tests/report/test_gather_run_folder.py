@@ -1,0 +1,283 @@
+import json
+import math
+
+import pytest
+from made_up_run_folders import append_record, write_metrics, write_results, write_run_folder
+
+from maskperf.errors import DataError, UserError
+from maskperf.report.gather import gather
+from maskperf.report.losses import TERMS
+from maskperf.structures import LOSS_NAMES
+
+COCO = (0.377, 0.339)
+
+
+def page_of(path):
+    contents = gather([path], [])
+    assert len(contents.runs) == 1
+    return contents.runs[0]
+
+
+def without_end(folder):
+    """Makes the folder that of a run which was killed after two evaluations."""
+    (folder / "results.json").unlink()
+    (folder / "pictures.json").unlink()
+    log = (folder / "mlperf.log").read_text().splitlines(keepends=True)
+    second = [place for place, line in enumerate(log) if '"eval_stop"' in line][1]
+    (folder / "mlperf.log").write_text("".join(log[: second + 3]) + log[second + 3][:70])
+
+
+def test_a_whole_run_folder_fills_every_part(tmp_path):
+    contents = gather([write_run_folder(tmp_path / "run")], [])
+    page = contents.runs[0]
+    assert contents.title == "Mask R-CNN: coco_batch_96" and contents.sentence == page.verdict.sentence
+    assert (page.name, page.recipe, page.verdict.state) == ("run", "coco_batch_96", "reached")
+    assert page.verdict.sentence == "Both targets met in epoch 14 after 19.3 minutes."
+    assert (page.verdict.box_ap, page.verdict.mask_target) == (0.3785, 0.339)
+    assert [point.epoch for point in page.evaluations] == list(range(1, 15))
+    assert 0 < page.evaluations[0].minutes < page.evaluations[-1].minutes < 19.3
+    assert len(page.losses) == 40 and page.losses[4].total == pytest.approx(1.055)
+    assert page.losses[4].terms == {**page.losses[4].terms, "mask": 0.405, "objectness": 0.1}
+    assert [(phase.name, round(phase.seconds)) for phase in page.phases] == [
+        ("forward", 579),
+        ("backward", 347),
+        ("other", 232),
+    ]
+    assert [(row.name, row.box_ap, row.mask_ap) for row in page.categories] == [("cat", 0.5, 0.4), ("dog", None, None)]
+    assert [picture.title for picture in page.pictures] == ["a.jpg"]
+    assert [(entry.kind, entry.text) for entry in page.guard] == [("summary", "40 steps checked: nothing noticed.")]
+    assert ("batch size", "96") in page.settings and ("seed", "4000000007") in page.settings
+    assert ("decay steps", "12000, 16000") in page.settings
+    assert ("GPUs", "8 x Made Up GPU, 80 GiB") in page.system and ("torch", "2.13.0") in page.system
+    assert page.images_per_second == 120.5
+    assert page.peak_memory == (("process", 4.25),)
+
+
+def test_the_terms_are_those_of_the_losses():
+    assert TERMS == LOSS_NAMES
+
+
+def test_every_rule_is_shown_and_a_drawn_seed_breaks_none(tmp_path):
+    folder = write_run_folder(tmp_path / "run")
+    rules = page_of(folder).rules
+    assert len(rules) > 20 and [row.rule for row in rules if not row.kept] == []
+    environment = json.loads((folder / "environment.json").read_text())
+    environment["command_line"] += " seed=4000000007"
+    (folder / "environment.json").write_text(json.dumps(environment))
+    page = page_of(folder)
+    assert [row.field for row in page.rules if not row.kept] == ["seed"]
+    assert f"1 of {len(rules)} rules of the closed division are not kept; the table of rules says which." in page.notes
+
+
+def test_a_coco_run_stands_among_the_published_systems(tmp_path):
+    contents = gather([write_run_folder(tmp_path / "run", minutes=1.0)], [])
+    assert len(contents.places) == 24 and contents.places[0].is_this
+    own = contents.places[0]
+    assert (own.minutes, own.accelerators, own.minutes_times_accelerators) == (1.0, 8, 8.0)
+    assert (own.accelerator, own.batch_size) == ("Made Up GPU", 96)
+    assert contents.places_note.startswith("The time of one run, not the mean")
+    assert contents.band.batch_size == 96 and contents.band.points[0].epoch == 1
+
+
+def test_a_run_without_gpus_has_no_place_per_accelerator(tmp_path):
+    folder = write_run_folder(tmp_path / "run")
+    (folder / "environment.json").write_text(json.dumps({"gpus": [], "processes": 2}))
+    contents = gather([folder], [])
+    own = next(place for place in contents.places if place.is_this)
+    assert (own.accelerators, own.minutes_times_accelerators) == (None, None)
+    assert "not known" in contents.places_note
+
+
+def test_a_demo_says_that_it_is_no_submission_and_has_no_place(tmp_path):
+    contents = gather([write_run_folder(tmp_path / "run", recipe="demo", status="aborted")], [])
+    assert contents.runs[0].notes[0].startswith("A demo is not a submission")
+    assert contents.places == () and "targets are not those of the benchmark" in contents.places_note
+    assert contents.band is None
+
+
+def test_the_open_division_is_named(tmp_path):
+    notes = page_of(write_run_folder(tmp_path / "run")).notes
+    assert any(note.startswith("Open division:") for note in notes)
+
+
+def test_a_run_that_missed_says_what_was_nearest(tmp_path):
+    verdict = page_of(write_run_folder(tmp_path / "run", status="aborted")).verdict
+    assert verdict.state == "missed"
+    near = "nearest in epoch 14: box AP 0.0070 and mask AP 0.0090 short."
+    assert verdict.sentence == f"Targets not met in 14 epochs (19.3 minutes); {near}"
+
+
+def test_a_run_stopped_by_the_guard_gives_the_reason(tmp_path):
+    folder = write_run_folder(tmp_path / "run", status="aborted", epochs=2, run_stop=None)
+    event = {
+        "event": "non-finite",
+        "step": 40,
+        "epoch": 3,
+        "text": "step 40 (epoch 3): not a finite number. Losses: mask nan.",
+    }
+    write_results(
+        folder,
+        status="aborted",
+        minutes=19.3,
+        targets=COCO,
+        reason=event["text"],
+        guard={"steps_checked": 40, "events": [event]},
+    )
+    (folder / "metrics.jsonl").unlink()
+    write_metrics(folder / "metrics.jsonl", 40, mask=math.nan)
+    append_record(folder / "mlperf.log", "maskperf_stop", event["text"], 21.0, step=40)
+    page = page_of(folder)
+    assert page.verdict.state == "aborted"
+    assert page.verdict.sentence.endswith("last evaluation in epoch 2: step 40 (epoch 3): not a finite number.")
+    assert page.losses[-1].total is None and page.losses[-1].terms["mask"] is None
+    assert page.losses[-1].terms["box"] == 0.2
+    assert [entry.kind for entry in page.guard] == ["non-finite", "summary"]
+    assert page.guard[-1].text == "40 steps checked: 1 event."
+
+
+def test_a_stop_before_the_first_evaluation_is_reported(tmp_path):
+    folder = write_run_folder(tmp_path / "run", status="aborted", epochs=0)
+    write_results(folder, status="aborted", minutes=0.5, targets=COCO, box_ap=None, mask_ap=None, time_account={})
+    append_record(folder / "mlperf.log", "maskperf_stop", "the loss is lost", 3.0, step=7)
+    page = page_of(folder)
+    assert page.verdict.sentence == "Stopped before its end after 30.0 seconds, no evaluation: the loss is lost."
+    assert (page.verdict.box_ap, page.evaluations) == (None, ())
+
+
+def test_a_run_ended_by_an_error_has_no_results_and_is_aborted(tmp_path):
+    folder = write_run_folder(tmp_path / "run", status="aborted")
+    (folder / "results.json").unlink()
+    lines = (folder / "mlperf.log").read_text().splitlines(keepends=True)
+    last = max(place for place, line in enumerate(lines) if '"eval_start"' in line)
+    (folder / "mlperf.log").write_text("".join([*lines[:last], lines[-1]]))
+    verdict = page_of(folder).verdict
+    assert verdict.state == "aborted" and "an error or Ctrl-C" in verdict.sentence
+
+
+def test_a_killed_run_is_reported_from_what_is_there(tmp_path):
+    folder = write_run_folder(tmp_path / "run")
+    without_end(folder)
+    with (folder / "metrics.jsonl").open("a") as stream:
+        stream.write('{"kind":"step","step":41,')
+    page = page_of(folder)
+    assert (page.verdict.state, page.verdict.minutes) == ("unfinished", None)
+    assert "40 steps" in page.verdict.sentence and "last evaluation in epoch 2" in page.verdict.sentence
+    assert len(page.losses) == 40 and len(page.evaluations) == 2
+    assert any("metrics.jsonl: the last line is torn" in note for note in page.notes)
+    assert any("mlperf.log" in note and "torn" in note for note in page.notes)
+    assert [phase.name for phase in page.phases] == ["training", "evaluation", "other"]
+
+
+def test_a_run_that_only_began_is_reported(tmp_path):
+    folder = write_run_folder(tmp_path / "run")
+    for name in ("results.json", "metrics.jsonl", "pictures.json", "environment.json"):
+        (folder / name).unlink()
+    (folder / "mlperf.log").write_text("")
+    page = page_of(folder)
+    assert page.verdict.state == "unfinished" and page.losses == () and page.phases == ()
+    assert "mlperf.log has no line yet." in page.notes
+    assert ("batch size", "96") in page.settings
+
+
+def test_a_run_without_its_log_is_reported_from_its_results(tmp_path):
+    folder = write_run_folder(tmp_path / "run")
+    (folder / "mlperf.log").unlink()
+    row = {"epoch": 3, "step": 9, "box_ap": 0.38, "mask_ap": 0.34, "seconds_since_start": 90.0, "mean_loss": 1.0}
+    write_results(folder, status="success", minutes=2.0, targets=COCO, epochs_table=[row])
+    page = page_of(folder)
+    assert [(point.epoch, point.minutes) for point in page.evaluations] == [(3, 1.5)]
+    assert page.verdict.state == "reached" and "mlperf.log is missing." in page.notes
+
+
+def test_an_older_config_is_shown_but_not_judged(tmp_path):
+    folder = write_run_folder(tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    del config["optimizer"]["momentum"]
+    (folder / "config.json").write_text(json.dumps(config))
+    page = page_of(folder)
+    assert page.rules == () and ("batch size", "96") in page.settings
+    assert any("not of this version" in note and "optimizer.momentum is missing" in note for note in page.notes)
+
+
+def test_an_older_run_without_the_new_fields_is_reported(tmp_path):
+    folder = write_run_folder(tmp_path / "run")
+    results = json.loads((folder / "results.json").read_text())
+    for name in ("time_account", "peak_memory_gib", "guard", "reason"):
+        del results[name]
+    (folder / "results.json").write_text(json.dumps(results))
+    page = page_of(folder)
+    assert page.peak_memory == (("highest on record", 3.5),) and page.guard == ()
+    assert [phase.name for phase in page.phases] == ["training", "evaluation", "other"]
+
+
+def test_a_time_account_with_a_gap_gets_a_note(tmp_path):
+    folder = write_run_folder(tmp_path / "run")
+    whole = {"forward": 1158.0 * 0.997}
+    write_results(folder, status="success", minutes=19.3, targets=COCO, time_account=whole)
+    assert not any("time account" in note for note in page_of(folder).notes)
+    write_results(folder, status="success", minutes=19.3, targets=COCO, time_account={"forward": 1158.0 * 0.99})
+    assert any("time account differ" in note and "-11.6 s" in note for note in page_of(folder).notes)
+
+
+def test_a_success_that_met_no_target_is_not_called_reached(tmp_path):
+    folder = write_run_folder(tmp_path / "run", eval_accuracy={"BBOX": 0.3, "SEGM": 0.3})
+    page = page_of(folder)
+    assert page.verdict.state == "missed"
+    assert "The run calls itself a success, but no evaluation met both targets." in page.notes
+
+
+def test_engines_that_differ_are_named(tmp_path):
+    folder = write_run_folder(tmp_path / "run", run_stop=None)
+    differ = {"reason": "the engines do not agree", "engine_differences": ["box AP 0.1 and 0.2"]}
+    write_results(folder, status="aborted", minutes=19.3, targets=COCO, **differ)
+    page = page_of(folder)
+    assert (
+        page.verdict.state == "missed" and "no success all the same: the engines do not agree" in page.verdict.sentence
+    )
+    assert "The fast and the official engine differ: box AP 0.1 and 0.2." in page.notes
+
+
+def test_a_wall_clock_that_moved_is_named(tmp_path):
+    folder = write_run_folder(tmp_path / "run")
+    append_record(folder / "mlperf.log", "maskperf_wall_clock_moved_seconds", 3600.0, 22.0)
+    assert any("moved by 3600.0 s" in note for note in page_of(folder).notes)
+
+
+def test_a_log_and_results_of_different_lengths_are_named(tmp_path):
+    folder = write_run_folder(tmp_path / "run")
+    write_results(folder, status="success", minutes=10.0, targets=COCO)
+    assert any("differ by +558.0 s" in note for note in page_of(folder).notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("results.json", "{", "results.json"),
+        ("results.json", '{"status": "success", "seconds": "long"}', "$.seconds"),
+        ("results.json", "[]", "results.json"),
+        ("config.json", "nonsense", "config.json"),
+        ("environment.json", "[1]", "environment.json"),
+        ("pictures.json", '[{"kind": "best"}]', "pictures.json"),
+        ("metrics.jsonl", '{"kind":"step","step":1,"epoch":1}\nbroken\n', "line 2"),
+        ("metrics.jsonl", '{"kind":"step","step":1,"epoch":1,"total":NaN}\n', "line 1"),
+        ("metrics.jsonl", '{"kind":"step","step":"one","epoch":1}\n', "$.step"),
+    ],
+)
+def test_a_broken_file_is_named_with_its_mend(name, text, expected, tmp_path):
+    folder = write_run_folder(tmp_path / "run")
+    (folder / name).write_text(text)
+    with pytest.raises(DataError) as caught:
+        gather([folder], [])
+    assert str(folder / name) in str(caught.value) and expected in str(caught.value) and "Mend:" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty folder", "text file"])
+def test_a_path_that_is_no_run_is_refused(kind, tmp_path):
+    path = tmp_path / "odd"
+    if kind == "empty folder":
+        path.mkdir()
+    elif kind == "text file":
+        path.write_text("hello\n")
+    with pytest.raises(UserError) as caught:
+        gather([path], [])
+    assert str(path) in str(caught.value) and "Mend:" in str(caught.value)

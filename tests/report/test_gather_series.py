@@ -1,0 +1,142 @@
+import json
+import shutil
+
+import pytest
+from made_up_logs import write_log, write_logs, write_package, write_series
+from made_up_run_folders import write_run_folder
+
+from maskperf.errors import DataError
+from maskperf.report.gather import gather
+
+FAILED = {"status": "aborted", "minutes": 30.0}
+
+
+def test_a_series_has_a_score(tmp_path):
+    contents = gather([write_series(tmp_path / "series")], [])
+    score = contents.score
+    assert [run.name for run in contents.runs] == ["run_0", "run_1", "run_2", "run_3", "run_4"]
+    assert score.minutes == pytest.approx((19.3, 19.4, 19.5, 19.6, 19.7))
+    assert score.kept == (False, True, True, True, False)
+    assert score.score_minutes == pytest.approx(19.5) and score.scaling_factor == 1.0
+    assert contents.sentence == "5 of 5 runs reached their targets: score 19.50 minutes."
+    assert "the score is 19.500 minutes" in score.sentence
+    assert "passed: 14.000 epochs" in score.sentence
+    assert contents.title == "Mask R-CNN: coco_batch_96, 5 runs"
+    assert "score of 5 runs" in contents.places_note
+
+
+def test_one_failed_run_counts_as_the_slowest(tmp_path):
+    runs = [{"minutes": 20.0}, FAILED, {"minutes": 22.0}, {"minutes": 21.0}, {"minutes": 23.0}]
+    score = gather([write_series(tmp_path / "series", runs)], []).score
+    assert score.minutes[1] is None and score.kept == (False, False, True, True, True)
+    assert score.score_minutes == pytest.approx(22.0) and "4 of 5 runs reached" in score.sentence
+
+
+def test_two_failed_runs_leave_no_score(tmp_path):
+    contents = gather([write_series(tmp_path / "series", [{}, FAILED, {}, FAILED, {}])], [])
+    assert contents.score.score_minutes is None and contents.score.kept == (False,) * 5
+    assert contents.score.sentence.startswith("No score: 2 of 5 runs did not reach the targets")
+    assert contents.places == () and "no score" in contents.places_note
+    assert contents.sentence == "3 of 5 runs reached their targets: no score."
+
+
+def test_a_series_of_three_says_that_five_are_needed(tmp_path):
+    score = gather([write_series(tmp_path / "series", [{}, {}, {}])], []).score
+    assert score.score_minutes is None and score.sentence == "No score: it takes 5 runs, and there are 3."
+
+
+def test_fewer_epochs_than_the_reference_scale_the_score_and_the_place(tmp_path):
+    contents = gather([write_series(tmp_path / "series", [{"epochs": 13}] * 5, batch_size=48)], [])
+    own = next(place for place in contents.places if place.is_this)
+    assert contents.score.scaling_factor == pytest.approx(13.1667 / 13, rel=1e-4)
+    assert contents.score.score_minutes == pytest.approx(19.5)
+    assert own.minutes == pytest.approx(19.5 * contents.score.scaling_factor)
+    assert "multiplied by the scaling factor" in contents.places_note
+
+
+def test_a_series_too_fast_for_the_reference_says_so(tmp_path):
+    score = gather([write_series(tmp_path / "series", [{"epochs": 9}] * 5, batch_size=128)], []).score
+    assert score.scaling_factor is None and "failed: 9.000 epochs" in score.sentence
+
+
+def test_a_run_without_its_folder_keeps_its_place(tmp_path):
+    folder = write_series(tmp_path / "series")
+    shutil.rmtree(folder / "run_2")
+    series = json.loads((folder / "series.json").read_text())
+    series["runs"][2] |= {"exit_code": 5, "status": "failed"}
+    (folder / "series.json").write_text(json.dumps(series))
+    contents = gather([folder], [])
+    assert contents.runs[2].verdict.state == "unfinished" and contents.score.minutes[2] is None
+    assert any("folder run_2 is not there" in note for note in contents.runs[2].notes)
+    assert any("failed: its command ended with exit code 5" in note for note in contents.runs[2].notes)
+
+
+def test_a_run_that_its_series_counts_as_failed_has_no_time(tmp_path):
+    folder = write_series(tmp_path / "series")
+    series = json.loads((folder / "series.json").read_text())
+    series["runs"][0] |= {"exit_code": 1, "status": "failed"}
+    (folder / "series.json").write_text(json.dumps(series))
+    contents = gather([folder], [])
+    assert contents.runs[0].verdict.state == "reached" and contents.score.minutes[0] is None
+    assert contents.score.score_minutes == pytest.approx((19.5 + 19.6 + 19.7) / 3)
+
+
+def test_the_results_folder_of_a_package_is_a_series(tmp_path):
+    folder = write_package(tmp_path / "package") / "results" / "made_up_system" / "maskrcnn"
+    contents = gather([folder], [])
+    assert [run.name for run in contents.runs] == [f"result_{number}.txt" for number in range(5)]
+    assert contents.score.score_minutes == pytest.approx(19.5)
+
+
+def test_five_single_runs_of_one_kind_have_a_score_and_others_have_none(tmp_path):
+    logs = write_logs(tmp_path / "logs")
+    assert gather(logs, []).score.score_minutes == pytest.approx(19.5)
+    assert gather(logs[:4], []).score is None
+    odd = write_log(tmp_path / "odd.txt", batch_size=48)
+    assert gather([*logs[:4], odd], []).score is None
+    assert "multiplied" not in gather(logs, []).places_note
+
+
+def test_several_runs_without_a_score_say_how_many_reached(tmp_path):
+    logs = write_logs(tmp_path / "logs", [{}, FAILED, {}])
+    contents = gather(logs, [])
+    assert contents.sentence == "2 of 3 runs reached their targets." and len(contents.places) == 24
+
+
+def test_compared_runs_stand_beside_and_change_nothing(tmp_path):
+    alone = gather([write_run_folder(tmp_path / "a" / "run")], [])
+    both = gather(
+        [tmp_path / "a" / "run"], [write_run_folder(tmp_path / "b" / "run"), write_series(tmp_path / "series")]
+    )
+    assert (both.sentence, both.places, both.score) == (alone.sentence, alone.places, alone.score)
+    assert [run.name for run in both.runs] == ["a/run"]
+    assert [run.name for run in both.compared] == ["b/run", "run_0", "run_1", "run_2", "run_3", "run_4"]
+
+
+def test_names_differ_where_files_are_called_alike(tmp_path):
+    first = write_log(tmp_path / "one" / "maskrcnn" / "result_0.txt")
+    second = write_log(tmp_path / "two" / "maskrcnn" / "result_0.txt")
+    names = [run.name for run in gather([first, second], []).runs]
+    assert names == ["one/maskrcnn/result_0.txt", "two/maskrcnn/result_0.txt"]
+    assert gather([write_log(tmp_path / "run" / "mlperf.log")], []).runs[0].name == "run/mlperf.log"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"runs": []}', '{"runs": [{"folder": 3}]}'])
+def test_a_broken_series_file_is_named(text, tmp_path):
+    folder = write_series(tmp_path / "series")
+    (folder / "series.json").write_text(text)
+    with pytest.raises(DataError) as caught:
+        gather([folder], [])
+    assert "series.json" in str(caught.value) and "Mend:" in str(caught.value)
+
+
+def test_a_series_of_run_folders_fills_all_pages(tmp_path):
+    folder = tmp_path / "series"
+    for number in range(5):
+        write_run_folder(folder / f"run_{number}", minutes=10.0 + number)
+    entries = [{"folder": f"run_{number}", "exit_code": 0, "status": "success"} for number in range(5)]
+    (folder / "series.json").write_text(json.dumps({"recipe": "coco_batch_96", "runs": entries}))
+    contents = gather([folder], [])
+    assert contents.score.score_minutes == pytest.approx(12.0)
+    own = next(place for place in contents.places if place.is_this)
+    assert (own.minutes, own.accelerators) == (pytest.approx(12.0), 8)

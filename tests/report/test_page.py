@@ -1,0 +1,197 @@
+"""The page as text: what it says, in which order, and that no name can change its structure."""
+
+import base64
+import hashlib
+import re
+from dataclasses import replace
+from functools import cache
+
+import html5lib
+import pytest
+from made_up_contents import (
+    aborted,
+    contents_of,
+    five_runs_and_two_compared,
+    made_up_run,
+    one_run,
+    small,
+    with_texts,
+    without_evaluation,
+)
+from markup_payloads import PAYLOADS
+from plotly.offline import get_plotlyjs
+
+from maskperf.errors import StorageError
+from maskperf.report.contents import PictureEntry, ReportContents
+from maskperf.report.page import page_text, readable_jpegs, write_page
+
+PLOTLY = get_plotlyjs()
+
+
+def without_plotly(text):
+    """Returns the page with an empty script in place of plotly's, which a parser in Python reads for seconds."""
+    before, found, after = text.partition(PLOTLY)
+    assert found and PLOTLY not in after
+    return before + after
+
+
+def parsed(contents):
+    parser = html5lib.HTMLParser(namespaceHTMLElements=False)
+    return parser.parse(without_plotly(page_text(contents)))
+
+
+def structure(element):
+    """Returns tag, names of attributes, and the same of all children."""
+    return (str(element.tag), sorted(element.attrib), [structure(child) for child in element])
+
+
+def shown_text(element):
+    if element.tag in ("script", "style"):
+        return element.tail or ""
+    inside = "".join(shown_text(child) for child in element)
+    return f"{element.text or ''} {inside} {element.tail or ''}"
+
+
+@cache
+def tree_of(make):
+    """Returns the parsed page of contents that a function of made_up_contents makes."""
+    return parsed(make())
+
+
+def words(contents):
+    body = (parsed(contents) if isinstance(contents, ReportContents) else tree_of(contents)).find("body")
+    return " ".join(shown_text(body).split())
+
+
+@pytest.fixture(scope="module")
+def plain_structure():
+    return structure(parsed(small()))
+
+
+@pytest.mark.parametrize("number", range(len(PAYLOADS)))
+def test_a_payload_in_every_text_leaves_the_element_tree_as_it_is(number, plain_structure):
+    hostile = with_texts(small(), lambda text: f"{PAYLOADS[number]} {text}")
+    assert structure(parsed(hostile)) == plain_structure
+
+
+def test_the_comparison_of_trees_sees_a_new_element_and_a_new_attribute():
+    def tree(text):
+        return structure(html5lib.parse(text, namespaceHTMLElements=False))
+
+    assert tree("<p title=a>x</p>") == tree("<p title=b>y</p>")
+    assert tree("<p title=a>x</p>") != tree("<p title=a>x<i></i></p>")
+    assert tree("<p title=a>x</p>") != tree("<p title=a onclick=b>x</p>")
+
+
+def test_a_payload_is_shown_as_it_is_written():
+    payload = "<b onclick='x'>&amp; \"quoted\"</b>"
+    assert payload in words(with_texts(small(), lambda text: f"{payload} {text}"))
+
+
+def test_every_script_is_one_that_the_policy_names_by_its_digest():
+    tree = html5lib.parse(without_plotly(page_text(one_run())), namespaceHTMLElements=False)
+    policy = next(entry.attrib["content"] for entry in tree.iter("meta") if "http-equiv" in entry.attrib)
+    scripts = [entry.text or "" for entry in tree.iter("script") if "type" not in entry.attrib]
+    texts = [text or PLOTLY for text in scripts]
+    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts]
+    assert len(digests) == 2
+    assert re.findall(r"'sha256-([^']+)'", policy) == digests
+    assert "default-src 'none'" in policy and "base-uri 'none'" in policy and "form-action 'none'" in policy
+    assert "unsafe-eval" not in policy and "http" not in policy and "connect-src" not in policy
+
+
+def test_nothing_in_the_page_refers_to_another_place():
+    for element in tree_of(five_runs_and_two_compared).iter():
+        for name in ("src", "href", "action", "data", "srcset", "poster"):
+            assert element.attrib.get(name, "#").startswith(("#", "data:")), (element.tag, name)
+        assert not [name for name in element.attrib if name.startswith("on")]
+
+
+def test_the_sections_come_in_the_order_of_interest():
+    sections = [section.attrib["id"] for section in tree_of(one_run).iter("section")]
+    assert sections == ["verdict", "accuracy", "losses", "time", "speed", "classes", "pictures", "system", "settings",
+                        "rules", "guard"]  # fmt: skip
+
+
+def test_every_link_of_the_navigation_has_its_section():
+    for make in (one_run, without_evaluation, five_runs_and_two_compared):
+        tree = tree_of(make)
+        ids = [element.attrib["id"] for element in tree.iter() if "id" in element.attrib]
+        links = [link.attrib["href"][1:] for link in tree.iter("a")]
+        assert set(links) <= set(ids) and len(ids) == len(set(ids))
+
+
+def test_the_verdict_stands_first_with_time_and_place():
+    text = words(one_run)
+    assert text.index("Targets reached") < text.index("Box AP")
+    assert "Both targets met in epoch 14, after 19.3 minutes." in text
+    assert re.search(r"Place \d+ of 24 by minutes, place \d+ of 24 per accelerator", text)
+    assert "19.30 minutes to target" in text
+
+
+def test_the_score_says_which_runs_count():
+    text = words(five_runs_and_two_compared)
+    assert "Run 1 19.31 in the mean Run 2 19.02 in the mean Run 3 20.80 left out" in text
+    assert "19.28 score, minutes, of 5 runs" in text
+
+
+def test_a_run_that_missed_is_not_in_the_score():
+    text = words(small)
+    assert "Run 2 \u2013 missed" in text
+
+
+def test_time_is_given_in_seconds_and_percent():
+    assert "evaluation 2 min 06 s 126.2 10.9 %" in words(one_run)
+
+
+def test_broken_rules_come_before_kept_ones():
+    text = words(one_run)
+    assert "1 of 8 rules are broken." in text
+    assert text.index("Rule 3 of the closed division") < text.index("Rule 1 of the closed division")
+
+
+def test_without_data_a_section_says_so_or_is_left_out():
+    tree = tree_of(without_evaluation)
+    assert [section.attrib["id"] for section in tree.iter("section")] == ["verdict", "accuracy", "losses", "guard"]
+    text = words(without_evaluation)
+    assert "No evaluation was recorded" in text and "No losses were recorded" in text
+    assert "nan" not in text and "None" not in text
+
+
+def test_numbers_that_are_not_finite_are_dashes():
+    text = words(aborted)
+    assert "Box AP \u2013" in text
+    assert not re.search(r"\b(nan|inf|None)\b", text.replace("loss_mask is nan", ""))
+
+
+def test_an_ap_just_below_its_target_is_not_shown_as_the_target():
+    run = made_up_run()
+    run = replace(run, verdict=replace(run.verdict, state="missed", box_ap=0.376999))
+    assert "Box AP 0.376999 target 0.377" in words(contents_of(run))
+
+
+def test_a_note_of_several_runs_is_shown_once():
+    assert words(five_runs_and_two_compared).count("open division: the recipe is not a closed one") == 1
+
+
+def test_a_picture_that_is_no_jpeg_is_left_out_and_counted():
+    run = made_up_run()
+    bad = replace(run.pictures[0], jpeg_base64="not base64!")
+    assert "1 of 2 pictures cannot be shown" in words(contents_of(replace(run, pictures=(bad, run.pictures[1]))))
+
+
+@pytest.mark.parametrize("text", ["", "####", "aGVsbG8=", '/9j/"><b>'])
+def test_only_base64_of_a_jpeg_is_a_picture(text):
+    assert readable_jpegs([PictureEntry(kind="best", title="", caption="", jpeg_base64=text)], "best") == []
+
+
+def test_the_file_is_written_as_it_was_made(tmp_path):
+    path = tmp_path / "report.html"
+    write_page(small(), path)
+    assert path.read_text(encoding="utf-8") == page_text(small())
+    assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_file_that_cannot_be_written_is_an_error_with_its_name(tmp_path):
+    with pytest.raises(StorageError, match="report.html"):
+        write_page(small(), tmp_path / "missing" / "report.html")

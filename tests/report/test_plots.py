@@ -1,0 +1,72 @@
+"""The numbers of the plots: gaps, the published band, targets, and text that is safe in a script element."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from made_up_contents import aborted, contents_of, five_runs_and_two_compared, made_up_run, one_run
+
+from maskperf.report.contents import Band, BandPoint
+from maskperf.report.plots import json_island, loss_terms, plot_data, plot_text
+
+
+def test_numbers_that_are_not_finite_make_gaps():
+    run = plot_data(aborted())["runs"][0]
+    assert run["box_ap"][-1] is None and run["mask_ap"][-1] == 0.0
+    assert run["total"][-1] is None and run["total"][0] > 0
+    assert [event["step"] for event in run["guard"]] == [5880, 5913]
+
+
+def test_a_plot_without_any_number_is_left_out():
+    run = made_up_run()
+    run = replace(run, losses=tuple(replace(point, memory_gib=None, terms={}) for point in run.losses))
+    keys = [plot["key"] for plot in plot_data(contents_of(run))["plots"]]
+    assert keys == ["box_ap", "mask_ap", "total", "learning_rate", "images_per_second"]
+
+
+def test_known_terms_come_first():
+    run = made_up_run()
+    point = replace(run.losses[0], terms={"other": 1.0, "mask": 1.0, "box": None, "objectness": 2.0})
+    assert loss_terms([replace(run, losses=(point,))]) == ["objectness", "mask", "other"]
+
+
+def test_compared_runs_come_after_the_runs_and_are_marked():
+    runs = plot_data(five_runs_and_two_compared())["runs"]
+    assert [run["compared"] for run in runs] == [False] * 5 + [True] * 2
+
+
+def test_a_target_is_drawn_only_where_all_runs_have_the_same():
+    run = made_up_run()
+    other = replace(run, verdict=replace(run.verdict, box_target=0.5))
+    by_key = {plot["key"]: plot["target"] for plot in plot_data(contents_of(run, other))["plots"]}
+    assert by_key["box_ap"] is None and by_key["mask_ap"] == 0.339
+
+
+def test_the_band_goes_from_the_fastest_and_best_around_to_the_slowest_and_worst():
+    point = BandPoint(epoch=1, box_mean=0.2, box_deviation=0.1, mask_mean=0.3, mask_deviation=0.2, minutes_low=4.0,
+                      minutes_high=6.0, runs=3)  # fmt: skip
+    second = replace(point, epoch=2, box_mean=0.4, minutes_low=None)
+    band = plot_data(replace(one_run(), band=Band(batch_size=8, points=(point, second), note="")))["band"]
+    epochs, minutes = band["box_ap"]["epochs"], band["box_ap"]["minutes"]
+    assert epochs["x"] == [1, 2, 2, 1] and epochs["y"] == [0.3, 0.5, 0.3, 0.1]
+    assert epochs["middle_y"] == [0.2, 0.4]
+    assert minutes["x"] == [4.0, 6.0] and minutes["y"] == [0.3, 0.1] and minutes["middle_x"] == []
+
+
+def test_an_island_is_json_without_a_character_that_html_reads():
+    value = {"a": "</script><!-- & \u2028\u2029 ]]>", "b": [1.5, None]}
+    text = json_island(value)
+    assert json.loads(text) == value and text.isascii()
+    assert not set("<>&") & set(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("<b>", "&lt;b&gt;"), ("a & b", "a &amp; b"), ("&lt;", "&amp;lt;"), ("$x$", "&#36;x&#36;"), ("run_0", "run_0")],
+)
+def test_a_label_has_no_markup_for_plotly(text, expected):
+    assert plot_text(text) == expected
+
+
+def test_a_long_label_keeps_its_beginning_and_its_end():
+    assert plot_text("first-" + "x" * 200 + "-last") == "first-xxxxxxxx...xxxxxxxxxx-last"

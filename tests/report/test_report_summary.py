@@ -1,0 +1,106 @@
+"""The Markdown summary: what it says, and that no name becomes markup, read by a Markdown parser."""
+
+import pytest
+from made_up_contents import aborted, five_runs_and_two_compared, one_run, small, with_texts, without_evaluation
+from markdown_it import MarkdownIt
+from markup_payloads import PAYLOADS
+
+from maskperf.report.clean_text import clean_text
+from maskperf.report.summary import escape, markdown_summary
+
+READER = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+TEXT_TOKENS = ("text", "text_special")
+
+
+def structure(text):
+    """Returns the kinds of all tokens, without where one piece of text ends and the next begins."""
+    kinds = []
+    for token in READER.parse(text):
+        inner = [child.type for child in token.children or [] if child.type not in TEXT_TOKENS]
+        kinds.append((token.type, token.tag, inner))
+    return kinds
+
+
+def read_back(text):
+    tokens = [child for token in READER.parse(text) for child in token.children or []]
+    assert {token.type for token in tokens} <= set(TEXT_TOKENS), tokens
+    return "".join(token.content for token in tokens)
+
+
+@pytest.mark.parametrize("number", range(len(PAYLOADS)))
+def test_a_payload_in_every_text_makes_no_markup(number):
+    hostile = with_texts(small(), lambda text: f"{PAYLOADS[number]} {text}")
+    assert structure(markdown_summary(hostile)) == structure(markdown_summary(small()))
+
+
+def test_the_comparison_of_structures_sees_markup():
+    assert structure("- a b") != structure("- a *b*")
+    assert structure("- a b") != structure("- a <i>")
+    assert structure("| a |\n|---|\n| b |") != structure("| a |\n|---|\n| b | c |\n\nd")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(clean_text(payload).strip() for payload in PAYLOADS),
+        "# no heading",
+        "- no list",
+        "+ no list",
+        "1. no list",
+        "12) no list",
+        "> no quote",
+        "=====",
+        "---",
+        "***",
+        "~~~",
+        "    no code",
+        "a | b",
+        "trailing backslash\\",
+        "2.5 images/s",
+        "run_0_of_1",
+        "C:\\runs\\new",
+        "[x]: y",
+    ],
+)
+def test_escaped_text_reads_as_it_was(text):
+    assert " ".join(read_back(escape(text)).split()) == " ".join(text.split())
+
+
+def test_bare_addresses_do_not_become_links():
+    text = escape("https://example.invalid and www.example.invalid")
+    assert "https://" not in text and "www.example" not in text
+
+
+def test_the_verdict_comes_first():
+    lines = markdown_summary(one_run()).splitlines()
+    assert lines[0].startswith("# ") and lines[2].startswith("**Targets reached.** Both targets met in epoch 14")
+
+
+def test_evaluations_times_rules_and_guard_are_there():
+    text = markdown_summary(one_run())
+    assert "| 14 | 19.30 | 0.3779 | 0.3421 |" in text
+    assert "| evaluation | 2 min 06 s | 10.9 % |" in text
+    assert "Rules: 7 of 8 kept." in text and "- Rule 3 of the closed division: optimizer.field_3 is 3" in text
+    assert "17,094 steps watched, nothing noticed." in text
+
+
+def test_only_places_nearby_are_listed():
+    text = markdown_summary(one_run())
+    rows = [line for line in text.splitlines() if "Submitter" in line or "(this one)" in line]
+    assert len(rows) == 7 and "(this one)" in rows[3]
+    assert "17 more systems are not shown." in text
+
+
+def test_the_score_of_five_runs_is_shown_with_what_was_left_out():
+    text = markdown_summary(five_runs_and_two_compared())
+    assert "**19.28 minutes**. Mean of three of five runs" in text
+    assert "| 3 | 20.80 | left out |" in text
+    assert "## Compared with" in text and "baseline-h100" in text
+
+
+def test_what_is_missing_is_said():
+    assert "No evaluation was recorded." in markdown_summary(without_evaluation())
+
+
+def test_guard_lines_say_where():
+    assert "- step 5913, epoch 5: loss_mask is nan; images 184613, 397133, 37777" in markdown_summary(aborted())

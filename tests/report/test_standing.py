@@ -1,0 +1,78 @@
+"""What a report says first: state, the minutes that count, and the place among others."""
+
+from dataclasses import replace
+
+import pytest
+from made_up_contents import aborted, contents_of, five_runs_and_two_compared, made_up_places, made_up_run, one_run
+
+from maskperf.report.number_text import ap_text, count_text, minutes_text, percent_text, seconds_text
+from maskperf.report.standing import find_standing, headline_minutes, overall_state, places_nearby, standing_sentence
+
+
+def test_the_worst_state_is_that_of_the_report():
+    good, bad = made_up_run(), aborted().runs[0]
+    assert overall_state(contents_of(good)) == "reached"
+    assert overall_state(contents_of(good, bad)) == "aborted"
+
+
+def test_a_score_counts_more_than_a_run_that_failed():
+    contents = five_runs_and_two_compared()
+    runs = (*contents.runs[:4], replace(aborted().runs[0], name="run_4"))
+    assert overall_state(replace(contents, runs=runs)) == "reached"
+    assert overall_state(replace(contents, runs=runs, score=None)) == "aborted"
+
+
+def test_the_headline_is_the_score_or_the_time_of_the_one_run():
+    assert headline_minutes(five_runs_and_two_compared())[0] == 19.277
+    assert headline_minutes(one_run()) == (19.3, "minutes to target")
+    assert headline_minutes(contents_of(made_up_run(), made_up_run()))[0] is None
+
+
+def test_places_are_counted_by_what_is_smaller():
+    places = made_up_places()[:5]
+    own = replace(places[2], is_this=True, minutes_times_accelerators=1.0)
+    standing = find_standing((*places[:2], own, *places[3:]))
+    assert (standing.place, standing.systems) == (3, 5)
+    assert (standing.place_per_accelerator, standing.systems_per_accelerator) == (1, 5)
+
+
+def test_without_a_number_of_accelerators_there_is_one_place():
+    places = made_up_places()[:3]
+    own = replace(places[0], is_this=True, minutes_times_accelerators=None)
+    assert standing_sentence((own, *places[1:])) == (
+        "Place 1 of 3 by minutes, among the published v3.1 systems and this one."
+    )
+    assert standing_sentence(places) == "" and find_standing(()) is None
+
+
+def test_places_nearby_are_those_on_both_sides():
+    places = made_up_places()
+    ranks = [rank for rank, _ in places_nearby(places, 2)]
+    own = 1 + next(index for index, place in enumerate(places) if place.is_this)
+    assert ranks == [own - 2, own - 1, own, own + 1, own + 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (minutes_text(None), "\u2013"),
+        (minutes_text(float("nan")), "\u2013"),
+        (minutes_text(0.0942), "0.094"),
+        (minutes_text(19.277), "19.28"),
+        (minutes_text(12345.6), "12,345.6"),
+        (seconds_text(8.246), "8.25 s"),
+        (seconds_text(59.96), "60.0 s"),
+        (seconds_text(187.2), "3 min 07 s"),
+        (seconds_text(3725.0), "1 h 02 min"),
+        (ap_text(0.37699, 0.377), "0.37699"),
+        (ap_text(0.377, 0.377), "0.3770"),
+        (ap_text(0.3769999999, 0.377), "0.3769999999"),
+        (percent_text(1.0, 0.0), "\u2013"),
+        (percent_text(1.0, 8.0), "12.5 %"),
+        (count_text(17094), "17,094"),
+        (count_text(1482.3), "1,482"),
+        (count_text(9.876), "9.88"),
+    ],
+)
+def test_numbers_are_written_for_readers(text, expected):
+    assert text == expected

@@ -19,6 +19,7 @@ def small_run_words(folder: Path, *more: str) -> list[str]:
         "data.long_side=96",
         "optimizer.max_epochs=1",
         "system.log_every_steps=2",
+        "system.threads=1",
         *more,
     ]
 

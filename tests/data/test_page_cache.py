@@ -1,6 +1,6 @@
 import os
 
-from maskperf.data.page_cache import forget_files
+from maskperf.data.page_cache import forget_all_files, forget_files
 
 
 def test_files_and_folders_are_dropped_and_stay_as_they_were(tmp_path, monkeypatch):
@@ -24,3 +24,10 @@ def test_files_and_folders_are_dropped_and_stay_as_they_were(tmp_path, monkeypat
 def test_a_system_without_the_call_is_told_apart(tmp_path, monkeypatch):
     monkeypatch.delattr(os, "posix_fadvise")
     assert not forget_files([tmp_path])
+
+
+def test_all_files_are_dropped_only_where_the_user_may(tmp_path):
+    switch = tmp_path / "drop_caches"
+    switch.write_text("")
+    assert forget_all_files(switch) and switch.read_text() == "3\n"
+    assert not forget_all_files(tmp_path / "no such folder" / "drop_caches")

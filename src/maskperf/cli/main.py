@@ -34,6 +34,13 @@ COMMANDS = {
     "run": Command("maskperf.cli.run", "run", "train a recipe until its targets are met, and report"),
     "evaluate": Command("maskperf.cli.evaluate", "evaluate", "find the box AP and mask AP of trained weights"),
     "convert": Command("maskperf.cli.convert", "convert", "change the form of weight files"),
+    "prepare": Command("maskperf.cli.prepare", "prepare", "download, check and unpack COCO 2017 and the backbone"),
+    "doctor": Command("maskperf.cli.doctor", "doctor", "look at this machine and say what it means for a run"),
+    "plan": Command("maskperf.cli.plan", "plan", "predict time to target and score for a number of devices"),
+    "report": Command("maskperf.cli.report", "report", "write a page about one run or several"),
+    "check": Command("maskperf.cli.check", "check", "let MLPerf's own checkers judge logs, and explain their findings"),
+    "package": Command("maskperf.cli.package", "package", "build the folder of a submission from five runs"),
+    "replay": Command("maskperf.cli.replay", "replay", "run the step again at which a run went wrong"),
 }
 
 

@@ -1,33 +1,119 @@
-"""`maskperf run RECIPE [key=value ...]`: trains a recipe until its targets are met."""
+"""`maskperf run RECIPE [key=value ...]`: trains a recipe until its targets are met, once or several times."""
 
 import difflib
-from dataclasses import replace
+import os
+from dataclasses import dataclass, replace
 
+from maskperf.cli.words import asks_for_help
 from maskperf.config import RunConfig
 from maskperf.errors import EXIT_DONE, EXIT_TARGET_MISSED, ConfigError
+from maskperf.mlperf.rules import refuse_broken_rules
 from maskperf.overrides import validate, with_overrides
 from maskperf.recipes import RECIPES
 
-USAGE = "maskperf run RECIPE [key=value ...] [section.key=value ...]"
+USAGE = "maskperf run RECIPE [runs=N] [processes=N] [key=value ...] [section.key=value ...]"
+EXAMPLES = (
+    ("maskperf run demo", "train a small model on made-up pictures"),
+    ("maskperf run demo optimizer.max_epochs=2 seed=7", "any value of the configuration can be changed"),
+    ("maskperf run demo runs=5", "five runs one after another, each with its own seed, and their score"),
+    (
+        "maskperf run coco_batch_96 processes=8 runs=5 data.root=/data/coco model.backbone_weights=/data/R-50.pkl",
+        "the same on the eight GPUs of this machine, one process for each",
+    ),
+    (
+        "maskperf run coco_batch_96 processes=8 data.root=/data/coco mlperf.division=closed",
+        "for the closed division: refused at once where one of its rules is broken (docs/rules.md)",
+    ),
+)
+COUNTS = ("runs", "processes")  # words of this command, not of the configuration
+
+
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """What the words behind `maskperf run` say."""
+
+    recipe: str
+    pairs: list[str]  # changes of the configuration
+    runs: int
+    processes: int
 
 
 def run(arguments: list[str]) -> int:
-    """Returns the exit code of a whole run: 0 when the targets are met, 6 when they are not."""
-    if not arguments or arguments[0] in ("--help", "-h"):
+    """Returns the exit code: 0 when the targets are met, 6 when they are not; of several runs see `run_series`."""
+    if not arguments or asks_for_help(arguments):
         print(help_text())
         return EXIT_DONE
-    config = resolve(arguments[0], arguments[1:])
-    from maskperf.mlperf.run import run_benchmark  # torch is imported here, after every mistake in the words was found
+    words = read_counts(arguments)
+    config = resolve(words.recipe, words.pairs)
+    _check_counts(words, config)
+    refuse_broken_rules(config, int(os.environ.get("WORLD_SIZE", words.processes)))
+    # torch and what needs it is imported only here, after every mistake in the words was found.
+    if words.runs > 1:
+        from maskperf.runner.series import run_series
+
+        processes = [f"processes={words.processes}"] if words.processes > 1 else []
+        pairs = [pair for pair in words.pairs if pair.partition("=")[0].strip() != "run_dir"]
+        return run_series(words.recipe, [*pairs, *processes], runs=words.runs, run_dir=config.run_dir)
+    if words.processes > 1:
+        from maskperf.cli.processes import run_processes
+
+        return run_processes([words.recipe, *words.pairs], words.processes)
+    from maskperf.runner.run import run_benchmark
 
     result = run_benchmark(config)
     return EXIT_DONE if result.status == "success" else EXIT_TARGET_MISSED
 
 
 def help_text() -> str:
-    lines = [f"usage: {USAGE}", "", "recipes:"]
+    lines = [f"usage: {USAGE}", "", "Examples, to copy and paste:"]
+    for command, purpose in EXAMPLES:
+        lines += [f"  # {purpose}", f"  {command}"]
+    lines += ["", "recipes:"]
     for name, recipe in RECIPES.items():
         lines.append(f"  {name:16s} {(recipe.__doc__ or 'A published reference convergence point.').splitlines()[0]}")
-    return "\n".join([*lines, "", "All keys and their values are printed at the start of a run."])
+    lines += [
+        "",
+        "runs=N        N runs, each in a fresh process and a folder of its own; afterwards a table and series.json",
+        "processes=N   each run on N processes of this machine, one GPU for each; on several machines use torchrun",
+        "All keys and their values are printed at the start of a run.",
+    ]
+    return "\n".join(lines)
+
+
+def read_counts(arguments: list[str]) -> Words:
+    """Returns the words in order: the recipe, the changes of the configuration, how many runs and processes.
+
+    Errors: ConfigError for a count that is not a whole number above 0.
+    """
+    counts, pairs = dict.fromkeys(COUNTS, 1), []
+    for word in arguments[1:]:
+        key, _, text = word.partition("=")
+        if key.strip() not in COUNTS:
+            pairs.append(word)
+        elif text.strip().isdecimal() and int(text) >= 1:
+            counts[key.strip()] = int(text)
+        else:
+            raise ConfigError(f"{word}: cannot be used. Mend: give a whole number, 1 or more, such as {key}=5.")
+    return Words(recipe=arguments[0], pairs=pairs, **counts)
+
+
+def _check_counts(words: Words, config: RunConfig) -> None:
+    """Errors: ConfigError where the number of runs or processes does not go with the rest."""
+    if "WORLD_SIZE" in os.environ and words.processes > 1:
+        raise ConfigError(
+            f"processes={words.processes}: torchrun has started the processes of this run already (WORLD_SIZE is set). "
+            "Mend: leave processes out, or start maskperf without torchrun."
+        )
+    if "WORLD_SIZE" in os.environ and words.runs > 1:
+        raise ConfigError(
+            f"runs={words.runs}: under torchrun (WORLD_SIZE is set) there is one run only. Mend: start maskperf "
+            "without torchrun and give processes=N, or on several machines call torchrun in a loop."
+        )
+    if words.runs > 1 and config.seed >= 0:
+        raise ConfigError(
+            f"seed={config.seed}: with runs={words.runs} each run draws its own seed, and no two may have the same. "
+            "Mend: leave seed out."
+        )
 
 
 def resolve(recipe: str, pairs: list[str]) -> RunConfig:

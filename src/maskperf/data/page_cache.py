@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 def forget_files(paths: Iterable[Path]) -> bool:
     """Returns whether the system was asked to drop these files, and all files in these folders, from its cache.
@@ -18,6 +19,16 @@ def forget_files(paths: Iterable[Path]) -> bool:
         for file in files:
             if file.is_file():
                 _forget(file)
+    return True
+
+
+def forget_all_files(switch: Path = DROP_CACHES) -> bool:
+    """Returns whether the system dropped all files from its cache, which only root may ask for."""
+    try:
+        os.sync()
+        switch.write_text("3\n")
+    except OSError:
+        return False
     return True
 
 

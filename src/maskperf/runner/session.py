@@ -10,7 +10,7 @@ import torch
 from maskperf.config import RunConfig
 from maskperf.data.coco import CocoIndex, DataPaths, locate, read_coco
 from maskperf.data.demo_dataset import ensure_demo_dataset
-from maskperf.data.page_cache import forget_files
+from maskperf.data.page_cache import forget_all_files, forget_files
 from maskperf.data.verify import check_benchmark_counts, missing_images
 from maskperf.engine.build import padded_size_hw
 from maskperf.engine.distributed import Topology, close_topology, share_from_first
@@ -183,12 +183,17 @@ def generate_data(session: Session) -> None:
 
 
 def clear_caches(session: Session) -> None:
-    """Drops the data set's files from the operating system's cache, as the benchmark asks for before each run."""
-    if session.topology.is_first:
-        if forget_files(vars(locate(session.config.data)).values()):
-            session.log.cache_clear()
-        else:
-            session.say("this system has no way to drop files from its cache; the log says nothing of a cleared cache")
+    """Drops the data set's files from the operating system's cache, as the benchmark asks for before each run.
+
+    A run of the closed division drops all files of the machine, where its user may.
+    """
+    if not session.topology.is_first:
+        return
+    everything = session.config.mlperf.division == "closed" and forget_all_files()
+    if everything or forget_files(vars(locate(session.config.data)).values()):
+        session.log.cache_clear()
+    else:
+        session.say("this system has no way to drop files from its cache; the log says nothing of a cleared cache")
 
 
 @dataclass(frozen=True)

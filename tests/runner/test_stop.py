@@ -11,8 +11,8 @@ from small_runs import small_run, small_run_words
 from maskperf.cli.main import main
 from maskperf.errors import EXIT_DONE, EXIT_NOT_FINITE, EXIT_TARGET_MISSED
 from maskperf.guard.black_box import load_black_box
-from maskperf.mlperf import run as run_module
-from maskperf.mlperf import stop as stop_module
+from maskperf.runner import run as run_module
+from maskperf.runner import stop as stop_module
 from maskperf.overrides import from_json_text
 
 TESTS = Path(__file__).parents[1]
@@ -79,7 +79,7 @@ def test_a_fault_in_one_of_two_processes_stops_both_and_names_it(tmp_path, fault
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])}
     environment["OMP_NUM_THREADS"] = "1"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += [str(TESTS / "mlperf" / "stopping_run.py"), fault, str(rank), "2"]
+    command += [str(TESTS / "runner" / "stopping_run.py"), fault, str(rank), "2"]
     done = subprocess.run(
         [*command, *small_run_words(tmp_path)], env=environment, capture_output=True, text=True, timeout=240
     )

@@ -7,7 +7,7 @@ from maskperf.data.loader import evaluation_batches
 from maskperf.engine.distributed import average_buffers, share_from_first
 from maskperf.evaluation.predict import predict
 from maskperf.evaluation.scores import Scores, agree, score
-from maskperf.mlperf.session import OpenedData, Session
+from maskperf.runner.session import OpenedData, Session
 from maskperf.model.mask_rcnn import MaskRcnn
 
 

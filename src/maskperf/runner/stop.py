@@ -11,9 +11,10 @@ from maskperf.errors import LostRunError
 from maskperf.guard.black_box import Facts, polygon_limits, save_black_box
 from maskperf.guard.collapse import evaluation_collapse
 from maskperf.guard.plateau import find_plateau
-from maskperf.mlperf.batches import micro_batches
-from maskperf.mlperf.finish import save_results
-from maskperf.mlperf.session import OpenedData, Session
+from maskperf.report.write import write_report
+from maskperf.runner.batches import micro_batches
+from maskperf.runner.finish import save_results
+from maskperf.runner.session import OpenedData, Session
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.records.step_recorder import GuardEvent, StepRecorder
 from maskperf.structures import Batch, to_device
@@ -47,6 +48,9 @@ def keep_black_box(session: Session, training: Training) -> Iterator[None]:
         session.log.reason_of_stop(text, metadata)
         session.log.abort()
         save_results(session, training.recorder, scores=None, reason=text)
+        if session.folder is not None:
+            page, _ = write_report(session.folder)
+            session.say(f"report: {page}")
         text = share_from_first(text, session.topology)  # nobody leaves before the first process has written all
         raise type(error)(text, step=error.step) from error
 

@@ -8,8 +8,8 @@ import msgspec
 from maskperf.engine.distributed import share_from_first
 from maskperf.evaluation.scores import Scores
 from maskperf.evaluation.table import score_entries
-from maskperf.mlperf.judge import Judgement
-from maskperf.mlperf.session import OpenedData, Session
+from maskperf.runner.judge import Judgement
+from maskperf.runner.session import OpenedData, Session
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.model.weights import save_reference_state
 from maskperf.records.best_worst import write_picture_entries
@@ -18,6 +18,7 @@ from maskperf.records.memory import peak_memory_gib
 from maskperf.records.pictures import grid_from_results
 from maskperf.records.step_recorder import StepRecorder
 from maskperf.records.summary import final_table
+from maskperf.report.write import write_report
 
 PICTURES = 8
 
@@ -50,6 +51,7 @@ def finish(
         drift = session.log.wall_clock_drift_seconds()
         if abs(drift) > 1:
             session.say(f"the wall clock was moved by {drift:.1f} s during the run; no time given here depends on it")
+        page, _ = write_report(session.folder)
         final_table(
             recorder.records,
             box_target=session.config.evaluation.box_target,
@@ -59,6 +61,7 @@ def finish(
             run_folder=session.folder,
             stream=sys.stdout,
         )
+        session.say(f"report: {page}")
     share_from_first(None, session.topology)  # nobody leaves the group before the first process is done
     return result
 

@@ -10,7 +10,7 @@ import torch
 
 from maskperf.cli.main import main
 from maskperf.engine import step as step_module
-from maskperf.mlperf import run as run_module
+from maskperf.runner import run as run_module
 
 honest_losses, honest_step = step_module.training_losses, run_module.train_step
 fault, victim_rank, victim_update = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])

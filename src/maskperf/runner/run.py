@@ -10,10 +10,10 @@ from maskperf.engine.build import build_model, warm_up
 from maskperf.engine.distributed import broadcast_model, init_topology
 from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.step import train_step
-from maskperf.mlperf.batches import micro_batches
-from maskperf.mlperf.finish import RunResult, finish
-from maskperf.mlperf.judge import Judgement, judge
-from maskperf.mlperf.session import (
+from maskperf.runner.batches import micro_batches
+from maskperf.runner.finish import RunResult, finish
+from maskperf.runner.judge import Judgement, judge
+from maskperf.runner.session import (
     Session,
     clear_caches,
     generate_data,
@@ -22,7 +22,7 @@ from maskperf.mlperf.session import (
     open_session,
     save_model,
 )
-from maskperf.mlperf.stop import Training, keep_black_box, watch_evaluations
+from maskperf.runner.stop import Training, keep_black_box, watch_evaluations
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.records.summary import EpochRecord
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from maskperf.data.loader import TrainingLoader
-from maskperf.mlperf.session import OpenedData, Session
+from maskperf.runner.session import OpenedData, Session
 from maskperf.structures import Batch, to_device
 
 

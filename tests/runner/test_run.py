@@ -15,7 +15,7 @@ from maskperf import errors
 from maskperf.cli.main import main
 from maskperf.data.demo_dataset import write_demo_dataset
 from maskperf.errors import EXIT_DATA, EXIT_DONE, EXIT_NOT_FINITE, EXIT_STORAGE, EXIT_TARGET_MISSED, EXIT_USAGE
-from maskperf.mlperf import judge
+from maskperf.runner import judge
 from maskperf.model.weights import read_metadata
 from maskperf.overrides import from_json_text
 from maskperf.structures import LOSS_NAMES
@@ -49,6 +49,9 @@ def test_a_run_leaves_all_its_files(finished):
         "detections_bbox.json",
         "detections_segm.json",
         "mlperf.log",
+        "pictures.json",
+        "report.html",
+        "report.md",
         "model.safetensors",
         "predictions.png",
     }

@@ -1,0 +1,299 @@
+"""The rules of MLPerf's closed division for this benchmark, as data, and the check of a configuration against them.
+
+Every field of the configuration is either in a rule of `RULES` or in `FREE_FIELDS`; a test sees to that.
+Round 3.1 of the rules, the last with this benchmark.
+"""
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from maskperf.config import OptimizerConfig, RunConfig
+from maskperf.errors import RuleError
+from maskperf.overrides import flatten, format_value
+from maskperf.recipes import coco
+
+TABLE = "MLPerf training rules, Hyperparameters"  # the table with one line for each hyperparameter
+DEFAULT = "MLPerf training rules, Hyperparameters: by default the same as the reference"
+CHECKER = "MLPerf's checker, training_3.1.0/closed_maskrcnn.yaml"
+LEARNING_RATE_UNIT = 0.02
+# As the checker: a quotient counts as an integer if it is no further than this from one.
+INTEGER_TOLERANCE = 1e-5
+SMALL_BATCH = 16  # below it, the unit of the learning rate may be divided
+# (60000, 80000) * 16 / 10: images after which the rate falls, for each tenth of the schedule's length.
+DECAY_IMAGES_PER_TENTH = (96_000, 128_000)
+CANDIDATES_PER_IMAGE = 1000
+# The reference convergence points at these batches were made with 6000 (mlperf_logging, rcps_maskrcnn.json).
+PUBLISHED_CANDIDATES = 6000
+PUBLISHED_BATCHES = (48, 64, 96, 128, 256, 272)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """One rule about one field: which values keep it, as a test and in words."""
+
+    name: str
+    field: str  # key of the configuration, for example "optimizer.learning_rate"
+    allowed: str
+    source: str
+    keeps: Callable[[Any, RunConfig, int], bool]  # of the value, the whole configuration and the number of processes
+    nearest: Callable[[RunConfig, int], str] = lambda config, world: ""  # what it allows in this configuration
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleResult:
+    """What one rule says about a configuration."""
+
+    rule: str
+    field: str
+    value: str  # as it is written in an override
+    allowed: str
+    kept: bool
+    source: str
+
+
+def check_rules(config: RunConfig, *, world: int = 1) -> list[RuleResult]:
+    """Returns what every rule says about a run of `world` processes, in the order of `RULES`.
+
+    The configuration must be the one the user gave; for that of a finished run see `as_given`.
+    """
+    values = flatten(config)
+    results = []
+    for rule in RULES:
+        nearest = rule.nearest(config, world)
+        results.append(
+            RuleResult(
+                rule=rule.name,
+                field=rule.field,
+                value=format_value(values[rule.field]),
+                allowed=f"{rule.allowed}; here {nearest}" if nearest else rule.allowed,
+                kept=rule.keeps(values[rule.field], config, world),
+                source=rule.source,
+            )
+        )
+    return results
+
+
+def refuse_broken_rules(config: RunConfig, world: int) -> None:
+    """Returns nothing where the run may start. The open division leaves model, data, method and targets free.
+
+    Errors: RuleError with a line for each broken rule, if mlperf.division is closed.
+    """
+    if config.mlperf.division != "closed":
+        return
+    broken = [result for result in check_rules(config, world=world) if not result.kept]
+    if not broken:
+        return
+    count = "one rule of the benchmark is" if len(broken) == 1 else f"{len(broken)} rules of the benchmark are"
+    lines = [f"recipe {config.recipe} with mlperf.division=closed: {count} broken, and nothing was started."]
+    for result in broken:
+        lines.append(f"{result.field}={result.value}: the rule '{result.rule}' allows {result.allowed}")
+    lines.append(
+        "Mend: give values that are allowed, or set mlperf.division=open, where all of this is free. "
+        "docs/rules.md says where each rule comes from."
+    )
+    raise RuleError("\n".join(lines))
+
+
+def as_given(config: RunConfig, command_line: object) -> RunConfig:
+    """Returns a finished run's configuration as the user gave it: its seed, if drawn, is "-1: from entropy" again.
+
+    command_line: that of the run's environment.json. A seed stands there if, and only if, the user fixed it; where
+    the text cannot be read, it counts as fixed.
+    """
+    try:
+        words = shlex.split(command_line) if isinstance(command_line, str) else None
+    except ValueError:  # a quotation mark without its partner
+        words = None
+    has_seed = words is None or any(word.partition("=")[0].strip() == "seed" for word in words)
+    return config if has_seed else replace(config, seed=-1)
+
+
+def images_per_device(config: RunConfig, world: int) -> int:
+    """Returns the images of one micro-batch of one process: with gradient accumulation that is what one chip sees."""
+    return config.optimizer.batch_size // (world * config.optimizer.accumulation_steps)
+
+
+def lowest_warm_up_rate(optimizer: OptimizerConfig) -> float:
+    """Returns the learning rate of the first update, the lowest of the warm-up (of the weights; biases have more)."""
+    steps, factor = optimizer.warmup_steps, optimizer.warmup_factor
+    if steps <= 1:
+        return optimizer.learning_rate
+    if optimizer.warmup_method == "mlperf_linear":
+        return optimizer.learning_rate - (steps - 1) * factor
+    progress = 1 / steps if optimizer.warmup_method == "linear" else 0.0
+    return optimizer.learning_rate * (factor * (1 - progress) + progress)
+
+
+def decay_steps(tenths: int, batch_size: int) -> tuple[int, ...]:
+    """Returns the two decay steps of a schedule of `tenths` = 10 + K tenths, cut to whole steps as the published."""
+    return tuple(images * tenths // batch_size for images in DECAY_IMAGES_PER_TENTH)
+
+
+def _is_integer(quotient: float) -> bool:
+    return round(quotient) >= 1 and abs(round(quotient) - quotient) < INTEGER_TOLERANCE
+
+
+def _keeps_learning_rate(rate: float, config: RunConfig, world: int) -> bool:
+    is_small = config.optimizer.batch_size < SMALL_BATCH
+    return _is_integer(rate / LEARNING_RATE_UNIT) or (is_small and _is_integer(LEARNING_RATE_UNIT / rate))
+
+
+def _keeps_decay_steps(steps: tuple[int, ...], config: RunConfig, world: int) -> bool:
+    batch_size, images = config.optimizer.batch_size, DECAY_IMAGES_PER_TENTH[0]
+    if len(steps) != 2:
+        return False
+    # All lengths whose first step, cut to a whole one, is the one given.
+    first, end = (-(-step * batch_size // images) for step in (steps[0], steps[0] + 1))
+    return any(decay_steps(tenths, batch_size) == steps for tenths in range(max(first, 1), end))
+
+
+def _nearest_decay_steps(config: RunConfig, world: int) -> str:
+    batch_size, given = config.optimizer.batch_size, config.optimizer.decay_steps
+    tenths = max(1, round(given[0] * batch_size / DECAY_IMAGES_PER_TENTH[0])) if given else 10
+    return f"{format_value(decay_steps(tenths, batch_size))} with K={tenths - 10}"
+
+
+def _allowed_candidates(config: RunConfig, world: int) -> list[int]:
+    batch_size = config.optimizer.batch_size
+    published = [PUBLISHED_CANDIDATES] if batch_size in PUBLISHED_BATCHES else []
+    return sorted({CANDIDATES_PER_IMAGE, CANDIDATES_PER_IMAGE * max(1, images_per_device(config, world)), *published})
+
+
+def _keeps_warm_up(steps: int, config: RunConfig, world: int) -> bool:
+    return lowest_warm_up_rate(config.optimizer) >= 0
+
+
+def _lowest_rate(config: RunConfig, world: int) -> str:
+    return f"the first rate is {lowest_warm_up_rate(config.optimizer):.6g}"
+
+
+def _equals(name: str, field: str, value: Any, source: str) -> Rule:
+    """Returns the rule that a field has one value."""
+    return Rule(
+        name=name,
+        field=field,
+        allowed=format_value(value) or "nothing",
+        source=source,
+        keeps=lambda found, config, world: found == value,
+    )
+
+
+# What no line of the hyperparameter table names: "everything else as the reference", whose setting the recipe coco is.
+REFERENCE_FIELDS = (
+    "data.size_divisor data.group_by_aspect "
+    "model.stage_blocks model.stem_channels model.stage_channels model.fpn_channels model.anchor_sizes "
+    "model.anchor_ratios model.rpn_positive_iou model.rpn_negative_iou model.rpn_samples_per_image "
+    "model.rpn_positive_fraction model.rpn_nms_iou model.candidates_per_level_train model.candidates_per_level_test "
+    "model.proposals_test model.roi_positive_iou model.roi_samples_per_image model.roi_positive_fraction "
+    "model.box_head_channels model.mask_head_channels model.mask_head_convs model.detection_nms_iou"
+)
+FREE_FIELDS = {  # why they are free, and which
+    "a name or a place; what it may contain is checked by other rules": "recipe run_dir data.root",
+    "without effect while data.generate=false, which is a rule": "data.generate_train_images "
+    "data.generate_val_images data.generate_seed",
+    "free by the table of hyperparameters": "optimizer.batch_size",
+    "how the steps are divided, not what is computed": "optimizer.accumulation_steps evaluation.batch_size",
+    "ends a run that misses its targets, changes nothing in one that meets them": "optimizer.max_steps "
+    "optimizer.max_epochs",
+    "changes no number: a run stops where it is too small": "model.mask_slots_per_image",
+    "the official COCO code decides in both cases: alone, or by confirming": "evaluation.engine",
+    "speed, not results": "data.loader_threads data.prefetch_batches system.device system.threads "
+    "system.log_every_steps",
+    "what happens to a run that is lost": "system.on_collapse",
+    "words of the submission": "mlperf.organization mlperf.platform mlperf.division mlperf.status",
+}
+RULES: tuple[Rule, ...] = (
+    Rule(
+        name="base learning rate",
+        field="optimizer.learning_rate",
+        allowed="0.02 * K with K = 1, 2, 3 ...; with a batch below 16 also 0.02 / K",
+        source=f"{TABLE}: opt_base_learning_rate; {CHECKER}",
+        keeps=_keeps_learning_rate,
+    ),
+    _equals("decay factor", "optimizer.decay_factor", 0.1, f"{TABLE}: opt_learning_rate_decay_factor; {CHECKER}"),
+    Rule(
+        name="decay steps",
+        field="optimizer.decay_steps",
+        allowed="two steps, (60000, 80000) * (1 + K/10) * 16 / optimizer.batch_size, K an integer",
+        source=f"{TABLE}: opt_learning_rate_decay_steps; {CHECKER} (two of them)",
+        keeps=_keeps_decay_steps,
+        nearest=_nearest_decay_steps,
+    ),
+    Rule(
+        name="warm-up method",
+        field="optimizer.warmup_method",
+        allowed="linear (the reference's default) or mlperf_linear (its published points)",
+        source=f"{DEFAULT} and its published convergence points",
+        keeps=lambda value, config, world: value in ("linear", "mlperf_linear"),
+    ),
+    Rule(
+        name="warm-up factor",
+        field="optimizer.warmup_factor",
+        allowed="any number above 0",
+        source=f"{TABLE}: opt_learning_rate_warmup_factor; {CHECKER}",
+        keeps=lambda value, config, world: value > 0,
+    ),
+    Rule(
+        name="no negative rate in the warm-up",
+        field="optimizer.warmup_steps",
+        allowed="any number whose warm-up never has a learning rate below 0",
+        source=f"{TABLE}: opt_learning_rate_warmup_steps; {CHECKER}; the limit is maskperf's own",
+        keeps=_keeps_warm_up,
+        nearest=_lowest_rate,
+    ),
+    Rule(
+        name="region proposals",
+        field="model.proposals_train",
+        allowed="1000, or 1000 for each image of a device's micro-batch, or the published point's 6000",
+        source=f"{TABLE}: num_image_candidates; {CHECKER}; mlperf_logging, rcps_maskrcnn.json",
+        keeps=lambda value, config, world: value in _allowed_candidates(config, world),
+        nearest=lambda config, world: " or ".join(map(str, _allowed_candidates(config, world))),
+    ),
+    Rule(
+        name="proposals of one device together",
+        field="model.proposal_quota",
+        allowed="pooled, or per_image with model.proposals_train=1000",
+        source=f"{TABLE}: num_image_candidates",
+        keeps=lambda value, config, world: value == "pooled" or config.model.proposals_train == CANDIDATES_PER_IMAGE,
+    ),
+    _equals("shorter side of an image", "data.short_side", 800, f"{TABLE}: min_image_size"),
+    _equals("longer side of an image", "data.long_side", 1333, f"{TABLE}: max_image_size"),
+    _equals("horizontal flips", "data.flip_probability", 0.5, "Reference README: only horizontal flips are allowed"),
+    _equals("pixel means", "data.pixel_means_bgr", (102.9801, 115.9465, 122.7717), DEFAULT),
+    _equals("random order", "data.shuffle", True, "MLPerf training rules, Training Data Order"),
+    _equals("box target", "evaluation.box_target", 0.377, "MLPerf training rules, Benchmarks: quality target"),
+    _equals("mask target", "evaluation.mask_target", 0.339, "MLPerf training rules, Benchmarks: quality target"),
+    _equals("detections of an image", "model.detections_per_image", 100, DEFAULT),
+    _equals("score threshold", "model.score_threshold", 0.05, DEFAULT),
+    _equals("momentum", "optimizer.momentum", 0.9, "Reference README: optimizer"),
+    _equals("weight decay", "optimizer.weight_decay", 1e-4, "Reference README: optimizer"),
+    _equals("weight decay of biases", "optimizer.bias_weight_decay", 0.0, DEFAULT),
+    _equals("learning rate of biases", "optimizer.bias_learning_rate_factor", 2.0, DEFAULT),
+    _equals("frozen batch norm", "model.batch_norm", "frozen", DEFAULT),
+    _equals("frozen stages", "model.frozen_stages", 2, DEFAULT),
+    Rule(
+        name="given backbone",
+        field="model.backbone_weights",
+        allowed="the file of the provided backbone, R-50.pkl or what `maskperf convert` made of it",
+        source="MLPerf training rules, Pre-training; reference README: loaded from the provided weights",
+        keeps=lambda value, config, world: value != "",
+    ),
+    _equals("no other weights", "model.initial_weights", "", "MLPerf training rules, Pre-training"),
+    _equals("counts of COCO 2017", "data.check_counts", True, "Reference README: COCO 2017, all of it"),
+    _equals("no made-up pictures", "data.generate", False, "Reference README: COCO 2017, all of it"),
+    *(
+        _equals("files of COCO 2017", f"data.{name}", "", "MLPerf training rules, Training and Test Sets")
+        for name in ("train_json", "train_images", "val_json", "val_images")
+    ),
+    _equals("classes of COCO 2017", "model.num_classes", 81, DEFAULT),
+    Rule(
+        name="seed from entropy",
+        field="seed",
+        allowed="-1: drawn from the operating system's entropy",
+        source="MLPerf training rules, Random numbers; MLPerf's seed checker: no two runs alike",
+        keeps=lambda value, config, world: value == -1,
+    ),
+    *(_equals("as the reference", field, flatten(coco())[field], DEFAULT) for field in REFERENCE_FIELDS.split()),
+)

@@ -1,0 +1,26 @@
+"""What a checker says about a log or a package."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing a checker says. Explanation and mend are empty where this program does not know the finding."""
+
+    text: str  # the checker's own words
+    refuses: bool  # False: a warning or a note
+    explanation: str = ""
+    mend: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """One checker's verdict. `accepted` is None where the checker did not come to this point."""
+
+    checker: str
+    accepted: bool | None
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def word(self) -> str:
+        return {True: "accepted", False: "refused", None: "not judged"}[self.accepted]

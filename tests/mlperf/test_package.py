@@ -1,0 +1,162 @@
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from made_up_logs import SYSTEM_FIELDS, write_log, write_logs
+from mlperf_logging.repo_checker import repo_checker
+
+import maskperf
+from maskperf.errors import ConfigError, RuleError, StorageError
+from maskperf.mlperf.checkers import check_package
+from maskperf.mlperf.package import PackageContents, check_name, check_set, find_source, write_package, write_scaling
+from maskperf.mlperf.package_texts import run_words
+from maskperf.mlperf.read import read_log
+from maskperf.overrides import with_overrides
+from maskperf.recipes import RECIPES
+
+SOURCE = Path(maskperf.__path__[0]).resolve().parents[1]
+
+
+def _contents(folder, **changes):
+    values = {
+        "submitter": "me",
+        "system": "box",
+        "description": {**dict.fromkeys(SYSTEM_FIELDS, ""), "division": "closed", "submitter": "me"},
+        "logs": tuple(read_log(path) for path in write_logs(folder / "logs", recipe="coco_batch_96")),
+        "config": None,
+        "processes": 1,
+        "remarks": (),
+        "source": SOURCE,
+    }
+    return PackageContents(**{**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("package")
+    assert write_package(folder / "me", _contents(folder)) == []
+    return folder / "me"
+
+
+def test_the_official_checkers_accept_a_new_package(written):
+    assert check_package(written).accepted
+    repo = [written, *written.rglob("*")]
+    assert repo_checker._check_bad_filenames([str(path) for path in repo], [])
+    assert repo_checker._check_file_sizes([str(path) for path in repo if path.is_file()])
+
+
+def test_a_package_has_the_prescribed_folders_and_the_logs_unchanged(written):
+    results = written / "results" / "box" / "maskrcnn"
+    assert sorted(path.name for path in results.iterdir()) == [f"result_{number}.txt" for number in range(5)]
+    for number in range(5):
+        log = written.parent / "logs" / f"result_{number}.txt"
+        assert (results / log.name).read_bytes() == log.read_bytes()
+    system = written / "benchmarks" / "maskrcnn" / "implementations" / "box"
+    names = {"box_maskperf.json", "README.md", "setup.sh", "init_datasets.sh", "run_and_time.sh"}
+    assert {path.name for path in system.iterdir()} == names
+    assert json.loads((written / "systems" / "box.json").read_text())["submitter"] == "me"
+    assert not [path for path in written.parent.iterdir() if path.name.startswith(".")]  # no scratch folder stays
+
+
+def test_the_code_is_there_whole_and_without_caches(written):
+    code = written / "benchmarks" / "maskrcnn" / "implementations" / "maskperf"
+    modules = {path.relative_to(SOURCE) for path in (SOURCE / "src" / "maskperf").rglob("*.py")}
+    assert modules <= {path.relative_to(code) for path in code.rglob("*.py")}
+    assert (code / "constraints.txt").is_file() and os.access(code / "run_and_time.sh", os.X_OK)
+    assert not [path for path in code.rglob("*") if "__pycache__" in path.parts or path.name.startswith(".")]
+
+
+def test_the_scripts_start_the_implementation_with_the_words_of_the_runs(written, tmp_path):
+    system = written / "benchmarks" / "maskrcnn" / "implementations" / "box"
+    for script in system.glob("*.sh"):
+        assert os.access(script, os.X_OK)
+        subprocess.run(["bash", "-n", str(script)], check=True, timeout=20)
+    stand_in = tmp_path / "maskperf" / "run_and_time.sh"
+    stand_in.parent.mkdir()
+    stand_in.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
+    stand_in.chmod(0o755)
+    copy = tmp_path / "box" / "run_and_time.sh"
+    copy.parent.mkdir()
+    copy.write_text((system / "run_and_time.sh").read_text())
+    environment = {**os.environ, "DATA_ROOT": "/my data", "BACKBONE": "/b.pkl"}
+    said = subprocess.run(
+        ["bash", str(copy), "seed=3"], env=environment, capture_output=True, text=True, check=True, timeout=20
+    ).stdout.splitlines()
+    assert said[:3] == ["coco_batch_96", "data.root=/my data", "model.backbone_weights=/b.pkl"] and said[-1] == "seed=3"
+    config = with_overrides(RECIPES[said[0]](), said[1:])
+    assert config.optimizer.batch_size == 96 and config.optimizer.decay_steps == (12000, 16000)
+    assert config.data.root == "/my data" and config.mlperf.division == "closed"
+
+
+def test_the_words_of_a_run_with_its_configuration_hold_no_places(tmp_path):
+    log = read_log(write_log(tmp_path / "a.txt", recipe="coco_batch_96"))
+    places = ["data.root=/home/me/coco", "model.backbone_weights=/home/me/R-50.pkl", "run_dir=/home/me/x", "seed=5"]
+    config = with_overrides(RECIPES["coco_batch_96"](), [*places, "optimizer.learning_rate=0.1", "data.shuffle=false"])
+    words = run_words(log, config, 8)
+    assert words == ["coco_batch_96", "processes=8", "data.shuffle=false", "optimizer.learning_rate=0.1"]
+
+
+def test_nothing_is_written_over(tmp_path, written):
+    before = sorted(written.rglob("*"))
+    with pytest.raises(StorageError, match="exists already"):
+        write_package(written, _contents(tmp_path))
+    assert sorted(written.rglob("*")) == before
+
+
+def test_a_package_that_cannot_be_finished_leaves_nothing(tmp_path, monkeypatch):
+    contents = _contents(tmp_path)
+    contents.logs[4].path.unlink()
+    with pytest.raises(StorageError, match="cannot be written"):
+        write_package(tmp_path / "out" / "me", contents)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_files_unfit_for_a_repository_stay_out(tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    (source / "src" / "maskperf" / "__pycache__").mkdir(parents=True)
+    for name in ("good.py", "with space.py", ".hidden", "__pycache__/x.pyc"):
+        (source / "src" / "maskperf" / name).write_text("x")
+    with open(source / "src" / "maskperf" / "weights.bin", "wb") as file:
+        file.truncate(51 * 2**20)
+    (source / "src" / "maskperf" / "link.py").symlink_to("nowhere.py")
+    left_out = write_package(tmp_path / "me", _contents(tmp_path, source=source))
+    assert set(left_out) == {"src/maskperf/with space.py", "src/maskperf/weights.bin"}
+    code = tmp_path / "me" / "benchmarks" / "maskrcnn" / "implementations" / "maskperf"
+    assert [path.name for path in code.rglob("*") if not path.is_dir()] == ["good.py"]
+
+
+def test_the_scaling_factor_is_written_as_the_official_tool_writes_it(tmp_path):
+    write_package(tmp_path / "me", _contents(tmp_path))
+    write_scaling(tmp_path / "me", "box", 1.0125)
+    path = tmp_path / "me" / "results" / "box" / "maskrcnn" / "scaling.json"
+    assert json.loads(path.read_text()) == {"scaling_factor": 1.0125}
+
+
+@pytest.mark.parametrize("name", ["", "two words", ".hidden", "a/b", "..", "-x", "maskperf"])
+def test_names_that_cannot_be_folders_are_refused(name):
+    with pytest.raises(ConfigError, match="--system"):
+        check_name("--system", name)
+
+
+def test_good_names_pass():
+    assert check_name("--submitter", "maskperf") == "maskperf" and check_name("--system", "8xH200_n1.v2")
+
+
+def test_logs_must_be_five_of_one_division(tmp_path):
+    logs = [read_log(path) for path in write_logs(tmp_path)]
+    assert check_set(logs, None) == "closed" and check_set(logs, "closed") == "closed"
+    with pytest.raises(ConfigError, match="4 logs"):
+        check_set(logs[:4], None)
+    with pytest.raises(RuleError, match="mlperf.division=open"):
+        check_set(logs, "open")
+    mixed = [*logs[:4], read_log(write_log(tmp_path / "open.txt", division="open"))]
+    with pytest.raises(RuleError, match="closed and open"):
+        check_set(mixed, None)
+
+
+def test_without_the_source_tree_there_is_no_package(tmp_path):
+    assert find_source(SOURCE / "src" / "maskperf") == SOURCE
+    with pytest.raises(ConfigError, match="source tree"):
+        find_source(tmp_path / "site-packages" / "maskperf")

@@ -1,0 +1,292 @@
+import re
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mlperf_logging.compliance_checker import mlp_compliance
+
+from maskperf.engine.optimizer import learning_rates_at
+from maskperf.errors import EXIT_RULE, RuleError
+from maskperf.mlperf import rules
+from maskperf.mlperf.rules import FREE_FIELDS, RULES, check_rules, decay_steps, images_per_device, refuse_broken_rules
+from maskperf.overrides import TYPE_OF_KEY, flatten, with_overrides
+from maskperf.recipes import RECIPES, coco
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENT = (ROOT / "docs" / "rules.md").read_text(encoding="utf-8")
+CLOSED = "mlperf.division=closed"
+# Recipe, processes, micro-batches: one device with the micro-batch of two images, many devices, and between.
+SUITABLE = [
+    ("coco", 1, 1),
+    ("coco_batch_8", 1, 1),
+    ("coco_batch_8", 1, 4),
+    ("coco_batch_8", 8, 1),
+    *((f"coco_batch_{batch}", 1, batch // 2) for batch in (48, 64, 96, 128, 256)),
+    *((f"coco_batch_{batch}", 8, 1) for batch in (48, 64, 96, 128, 256)),
+    ("coco_batch_96", 4, 3),
+    ("coco_batch_256", 32, 2),
+]
+# For each rule of the recipe coco (batch 2, one device): values that break it.
+BROKEN = {
+    "optimizer.learning_rate": ["0.0051", "0.03", "0.011"],
+    "optimizer.decay_factor": ["0.2", "0.01"],
+    "optimizer.decay_steps": ["480000", "480000,640001", "480001,640000", "480000,640000,700000", "480000,576000", ""],
+    "optimizer.warmup_method": ["constant"],
+    "optimizer.warmup_factor": ["0"],
+    "model.proposals_train": ["500", "1500", "3000", "6000"],
+    "model.proposal_quota": ["per_image"],  # with 2000 of them
+    "data.short_side": ["640", "799"],
+    "data.long_side": ["1332", "1024"],
+    "data.flip_probability": ["0", "0.4", "1"],
+    "data.pixel_means_bgr": ["103.53,116.28,123.675", "122.7717,115.9465,102.9801"],
+    "data.shuffle": ["false"],
+    "evaluation.box_target": ["0.3769", "0.378"],
+    "evaluation.mask_target": ["0.3389", "0.34"],
+    "model.detections_per_image": ["99", "300"],
+    "model.score_threshold": ["0", "0.051"],
+    "optimizer.momentum": ["0", "0.95"],
+    "optimizer.weight_decay": ["0", "0.0005"],
+    "optimizer.bias_weight_decay": ["0.0001"],
+    "optimizer.bias_learning_rate_factor": ["1"],
+    "model.batch_norm": ["trainable"],
+    "model.frozen_stages": ["0", "1", "3"],
+    "model.backbone_weights": [""],
+    "model.initial_weights": ["model.pth"],
+    "data.check_counts": ["false"],
+    "data.generate": ["true"],
+    "data.train_json": ["own.json"],
+    "data.train_images": ["own"],
+    "data.val_json": ["own.json"],
+    "data.val_images": ["own"],
+    "model.num_classes": ["0", "80", "91"],
+    "seed": ["0", "7"],
+}
+
+
+def closed(name, *pairs, accumulation=1):
+    return with_overrides(RECIPES[name](), [CLOSED, f"optimizer.accumulation_steps={accumulation}", *pairs])
+
+
+def broken_fields(config, world=1):
+    return [result.field for result in check_rules(config, world=world) if not result.kept]
+
+
+def other_value(value):
+    """Returns a value of the same type that is not the one given."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, tuple):
+        return (*value[:-1], value[-1] + 1)
+    return value + 1
+
+
+def test_every_field_of_the_configuration_is_in_a_rule_or_free_and_not_both():
+    free = [field for fields in FREE_FIELDS.values() for field in fields.split()]
+    ruled = [rule.field for rule in RULES]
+    assert sorted([*free, *ruled]) == sorted(TYPE_OF_KEY), (
+        "a field of maskperf.config is not classified, or twice: give it a rule in mlperf/rules.py, "
+        "or say in FREE_FIELDS why it is free"
+    )
+
+
+def test_the_fields_bound_to_the_reference_are_those_of_the_network_and_the_batches():
+    fields = {rule.field for rule in RULES if rule.name == "as the reference"}
+    assert {field.partition(".")[0] for field in fields} == {"data", "model"}
+    assert "model.anchor_sizes" in fields and "model.proposals_test" in fields and len(fields) == 23
+
+
+@pytest.mark.parametrize(("name", "world", "accumulation"), SUITABLE)
+def test_the_recipes_of_the_benchmark_may_run_in_the_closed_division(name, world, accumulation):
+    config = closed(name, accumulation=accumulation)
+    assert broken_fields(config, world) == []
+    refuse_broken_rules(config, world)
+
+
+def test_every_recipe_but_the_demo_is_tested():
+    assert {name for name, _, _ in SUITABLE} == set(RECIPES) - {"demo"}
+
+
+def test_the_demo_is_refused_with_every_broken_rule_named():
+    with pytest.raises(RuleError) as caught:
+        refuse_broken_rules(closed("demo"), 1)
+    message = str(caught.value)
+    assert caught.value.exit_code == EXIT_RULE
+    assert message.startswith("recipe demo with mlperf.division=closed:") and "Mend:" in message
+    for result in (result for result in check_rules(closed("demo")) if not result.kept):
+        assert f"{result.field}={result.value}: the rule '{result.rule}' allows {result.allowed}" in message
+    assert "data.generate=true: the rule 'no made-up pictures' allows false" in message
+    assert "evaluation.box_target=0.55: the rule 'box target' allows 0.377" in message
+
+
+def test_the_open_division_refuses_nothing():
+    refuse_broken_rules(RECIPES["demo"](), 1)
+
+
+@pytest.mark.parametrize(("field", "text"), [(field, text) for field, texts in BROKEN.items() for text in texts])
+def test_each_changed_value_is_refused_by_its_own_rule_alone(field, text):
+    config = closed("coco", f"{field}={text}")
+    assert broken_fields(config) == [field]
+    with pytest.raises(RuleError, match=f"one rule of the benchmark is broken.*\n{re.escape(field)}={re.escape(text)}"):
+        refuse_broken_rules(config, 1)
+
+
+@pytest.mark.parametrize("field", [rule.field for rule in RULES if rule.name == "as the reference"])
+def test_each_other_number_of_the_reference_is_fixed(field):
+    value = other_value(flatten(coco())[field])
+    section, _, name = field.rpartition(".")
+    config = closed("coco")
+    config = replace(config, **{section: replace(getattr(config, section), **{name: value})})
+    assert broken_fields(config) == [field]
+
+
+def test_every_rule_has_a_value_that_breaks_it():
+    named = {rule.field for rule in RULES if rule.name != "as the reference"}
+    assert named == {*BROKEN, "optimizer.warmup_steps"}  # the warm-up has tests of its own
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        *(f"optimizer.learning_rate={rate}" for rate in ("0.02", "0.08", "0.01", "0.02857142857142857e-1")),
+        *(f"optimizer.decay_steps={steps}" for steps in ("528000,704000", "432000,576000", "960000,1280000")),
+        *("model.proposals_train=1000", "optimizer.warmup_factor=1", "optimizer.warmup_steps=0", "seed=-1"),
+        *("optimizer.max_steps=10", "optimizer.max_epochs=3", "evaluation.engine=official", "data.root=/elsewhere"),
+        *("model.backbone_weights=R-50.safetensors", "system.threads=3", "mlperf.organization=x"),
+    ],
+)
+def test_what_the_rules_leave_free_is_allowed(pair):
+    assert broken_fields(closed("coco", pair)) == []
+
+
+@given(rate=st.one_of(st.floats(1e-6, 3), st.integers(1, 99).map(lambda k: 0.02 * k)), batch=st.integers(1, 40))
+@settings(max_examples=300, deadline=None)
+def test_the_learning_rate_rule_is_the_checkers(rate, batch):
+    is_integer = mlp_compliance.is_integer
+    # The checker also takes a rate that rounds to 0 * 0.02, or a divisor that rounds to 0; there is no such K.
+    multiple = is_integer(rate / 0.02) and rate > 0.01
+    divided = batch < 16 and is_integer(0.02 / rate) and rate < 0.04
+    config = closed("coco", f"optimizer.learning_rate={rate!r}", f"optimizer.batch_size={batch}")
+    assert ("optimizer.learning_rate" not in broken_fields(config)) == (multiple or divided)
+
+
+@given(batch=st.integers(1, 3000), stretch=st.integers(-12, 40), shift=st.tuples(*[st.integers(-1, 1)] * 2))
+@settings(max_examples=300, deadline=None)
+def test_decay_steps_are_those_of_the_formula_cut_to_whole_steps(batch, stretch, shift):
+    def cut(stretch):
+        return tuple(int(base * (1 + Fraction(stretch, 10)) * 16 / batch) for base in (60000, 80000))
+
+    steps = tuple(max(1, step + change) for step, change in zip(cut(stretch), shift, strict=True))
+    allowed = {cut(other) for other in range(-9, 60)}
+    config = closed("coco", f"optimizer.batch_size={batch}", f"optimizer.decay_steps={steps[0]},{steps[1]}")
+    assert ("optimizer.decay_steps" not in broken_fields(config)) == (steps in allowed)
+
+
+def test_steps_are_cut_as_the_published_ones():
+    assert decay_steps(15, 272) == (5294, 7058)  # 5294.1 and 7058.8; batch 272 of rcps_maskrcnn.json
+    assert decay_steps(15, 256) == (5625, 7500)
+
+
+def test_a_refused_schedule_names_the_nearest_one():
+    config = closed("coco_batch_96", "optimizer.decay_steps=12100,16100", accumulation=48)
+    (result,) = [result for result in check_rules(config) if not result.kept]
+    assert result.value == "12100,16100" and result.allowed.endswith("here 12000,16000 with K=2")
+
+
+@pytest.mark.parametrize("candidates", [1000, 4000, 6000])
+@pytest.mark.parametrize("batch", [48, 64, 96, 128])
+def test_a_micro_batch_counts_as_a_device(batch, candidates):
+    """Four images a micro-batch: 1000 for each, or the 6000 of the published point, and nothing else."""
+    pairs = (f"model.proposals_train={candidates}",)
+    config = closed(f"coco_batch_{batch}", *pairs, accumulation=batch // 4)
+    assert images_per_device(config, 1) == 4
+    assert broken_fields(config) == []
+    one_step = closed(f"coco_batch_{batch}", *pairs)  # without micro-batches a device has more images than four
+    assert ("model.proposals_train" in broken_fields(one_step)) == (candidates == 4000)
+
+
+def test_proposals_follow_the_number_of_processes():
+    config = closed("coco_batch_8", "model.proposals_train=4000")
+    assert broken_fields(config, world=2) == []
+    assert broken_fields(config, world=1) == broken_fields(config, world=4) == ["model.proposals_train"]
+
+
+def test_the_published_6000_are_for_the_published_batches():
+    assert broken_fields(closed("coco_batch_8", "model.proposals_train=6000")) == ["model.proposals_train"]
+
+
+def test_proposals_for_each_image_are_1000():
+    pair = "model.proposal_quota=per_image"
+    assert broken_fields(closed("coco_batch_8", pair)) == []
+    assert broken_fields(closed("coco_batch_96", pair, accumulation=48)) == ["model.proposal_quota"]
+
+
+def test_the_warm_up_of_the_published_table_at_48_is_refused():
+    config = closed("coco_batch_48", "optimizer.warmup_steps=800", accumulation=24)
+    (result,) = [result for result in check_rules(config) if not result.kept]
+    assert result.rule == "no negative rate in the warm-up" and "-0.0167" in result.allowed
+
+
+@pytest.mark.parametrize("method", ["linear", "mlperf_linear", "constant"])
+@pytest.mark.parametrize("steps", [0, 1, 2, 50, 500, 700])
+def test_the_lowest_rate_of_a_warm_up_is_that_of_the_optimizer(method, steps):
+    optimizer = replace(
+        RECIPES["coco_batch_48"]().optimizer, warmup_method=method, warmup_steps=steps, warmup_factor=1.2e-4
+    )
+    rates = [learning_rates_at(update, optimizer) for update in range(1, 800)]
+    assert rules.lowest_warm_up_rate(optimizer) == pytest.approx(min(rate for rate, _ in rates), abs=1e-12)
+    assert all(bias >= rate for rate, bias in rates)
+
+
+def test_every_result_names_value_and_source():
+    for result in check_rules(coco()):
+        assert result.rule and result.source and result.allowed
+        assert result.value or result.allowed == "nothing"
+
+
+@pytest.mark.parametrize(
+    ("command", "is_kept"),
+    [
+        ("/bin/python -m maskperf run coco data.root=/a", True),
+        ("maskperf run coco data.generate_seed=3 'run_dir=my seed=7'", True),
+        ("maskperf run coco seed=7 data.root=/a", False),
+        ("", True),
+    ],
+)
+def test_a_finished_run_broke_the_rule_on_seeds_only_if_its_command_fixed_one(command, is_kept):
+    finished = replace(closed("coco"), seed=7)
+    assert broken_fields(rules.as_given(finished, command)) == ([] if is_kept else ["seed"])
+
+
+def rows_of(heading):
+    """Returns the cells of every row of the table below a heading of docs/rules.md."""
+    part = DOCUMENT.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("|")]
+    return rows[2:]
+
+
+def test_the_document_has_every_rule_with_its_fields_and_no_other():
+    fields = {}
+    for rule in RULES:
+        fields.setdefault(rule.name, set()).add(rule.field)
+    written = {row[0]: set(re.findall(r"`([a-z_]+(?:\.[a-z_]+)?)`", row[1])) for row in rows_of("Rules on values")}
+    assert written == fields
+
+
+def test_the_document_has_every_free_field():
+    written = [field for row in rows_of("Free values") for field in re.findall(r"`([a-z_.]+)`", row[0])]
+    assert sorted(written) == sorted(field for fields in FREE_FIELDS.values() for field in fields.split())
+
+
+def test_every_file_and_test_that_the_document_names_exists():
+    named = re.findall(r"`((?:src|tests|docs)/[\w/]+\.\w+)(?:::(\w+))?`", DOCUMENT)
+    assert len(named) > 40
+    for path, test in named:
+        assert (ROOT / path).is_file(), path
+        if test:
+            assert f"\ndef {test}(" in (ROOT / path).read_text(encoding="utf-8"), f"{path}::{test}"
+    for heading in ("Rules on values", "Rules that the program keeps by itself"):
+        for row in rows_of(heading):
+            assert "`src/" in row[-2] and "::test_" in row[-1], row

@@ -1,0 +1,126 @@
+import itertools
+import json
+from importlib.resources import files
+
+import pytest
+from hypothesis import given, strategies
+from mlperf_logging.rcp_checker import rcp_checker
+from scipy import stats
+
+from maskperf.mlperf.reference_points import REFERENCE_POINTS
+from maskperf.mlperf.scoring import QUANTILE_OF_FREEDOM, reference_check, score_minutes
+
+PUBLISHED_SIZES = (8, 48, 64, 88, 96, 110, 128, 256, 272)
+BETWEEN_AND_OUTSIDE = (4, 7, 16, 32, 112, 129, 144, 192, 271, 273, 512)
+
+
+@pytest.fixture(scope="module")
+def official():
+    return rcp_checker.RCP_Checker("training", "3.1.0", "maskrcnn", False)
+
+
+def _official_answer(checker, monkeypatch, batch_size, epochs):
+    """Returns (passed, factor) of the official tool for runs with these numbers of epochs."""
+    lost = epochs.count(None)
+    found = None if lost > 1 else [1e9 if epoch is None else epoch for epoch in epochs]
+    monkeypatch.setattr(rcp_checker, "get_submission_epochs", lambda *_: (batch_size, found, "maskrcnn"))
+    monkeypatch.setattr(rcp_checker, "RCP_Checker", lambda *_: checker)
+    passed, _, factor = rcp_checker.check_directory("x", "training", "3.1.0", False, False, rcp_pass="pruned_rcps")
+    return passed, factor
+
+
+@pytest.mark.parametrize("batch_size", [*PUBLISHED_SIZES, *BETWEEN_AND_OUTSIDE])
+def test_the_comparison_with_the_reference_is_that_of_the_official_tool(official, monkeypatch, batch_size):
+    seen = set()
+    for epochs in itertools.combinations_with_replacement([12, 13, 14, 16, 17, None], 5):
+        ours = reference_check(batch_size, epochs)
+        passed, factor = _official_answer(official, monkeypatch, batch_size, list(epochs))
+        assert (ours.passed, ours.scaling_factor) == (passed, pytest.approx(factor, abs=1e-4)), epochs
+        seen.add(ours.passed)
+    assert seen == ({True, False} if batch_size <= 272 else {False})
+
+
+def test_every_reference_point_is_that_of_the_official_tool(official):
+    for point in REFERENCE_POINTS:
+        theirs = official.rcp_data[f"maskrcnn_ref_{point.batch_size}"]
+        assert sorted(point.epochs) == theirs["Epochs to converge"]
+        assert {
+            "opt_learning_decay_steps": list(point.decay_steps),
+            "opt_base_learning_rate": point.learning_rate,
+            "num_image_candidates": point.proposals,
+            "opt_learning_rate_warmup_factor": point.warmup_factor,
+            "opt_learning_rate_warmup_steps": point.warmup_steps,
+        } == theirs["Hyperparams"]
+    assert len(REFERENCE_POINTS) == len(official.rcp_data)
+
+
+def test_the_quantiles_are_those_of_the_t_distribution():
+    for freedom, quantile in QUANTILE_OF_FREEDOM.items():
+        assert quantile == pytest.approx(stats.t.ppf(0.95, freedom), rel=1e-12)
+    assert set(QUANTILE_OF_FREEDOM) == {len(point.epochs) - 1 for point in REFERENCE_POINTS} | {11}
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "mean", "v3_1", "today"),
+    [
+        (8, 12.75, 12.2126, 12.1813),
+        (16, 12.8333, 12.3556, 12.3277),
+        (48, 13.1667, 12.8254, 12.8055),
+        (96, 13.6667, 13.5302, 13.5222),
+        (128, 14.0, 14.0, 14.0),
+        (192, 15.3889, 15.2151, 15.1060),
+        (272, 17.125, 16.7146, 16.4567),
+    ],
+)
+def test_the_fewest_epochs_that_pass_in_both_versions_of_the_tool(batch_size, mean, v3_1, today):
+    # Numbers of both tools, which search to 1e-4.
+    new, old = (reference_check(batch_size, [14] * 5, tool=tool) for tool in ("today", "v3.1"))
+    assert new.reference_mean == old.reference_mean == pytest.approx(mean, abs=1e-4)
+    assert new.smallest_mean == pytest.approx(today, abs=2e-4)
+    assert old.smallest_mean == pytest.approx(v3_1, abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "epochs", "passed"),
+    [
+        (96, (13, 13, 14, 14, 14), True),
+        (128, (13, 13, 14, 14, 14), False),
+        (4, (13,) * 5, True),
+        (4, (12,) * 5, False),
+    ],
+)
+def test_sets_that_the_package_checker_of_v3_1_judged(batch_size, epochs, passed):
+    assert reference_check(batch_size, epochs, tool="v3.1").passed is passed
+
+
+def test_the_sentence_says_what_was_compared_and_what_follows():
+    passed = reference_check(96, [14, 14, 13, 14, 13])
+    assert "passed" in passed.sentence and "13.667" in passed.sentence and passed.scaling_factor == 1
+    scaled = reference_check(8, [13, 13, 12, 12, 13])
+    assert "multiplied by 1.0066" in scaled.sentence and scaled.scaling_factor == pytest.approx(12.75 / (38 / 3))
+    assert "Too few epochs" in reference_check(128, [13] * 5).sentence
+    assert "2 of 5 runs failed" in reference_check(96, [14, None, 14, 14, None]).sentence
+    assert "above 272" in reference_check(300, [14] * 5).sentence
+    assert "4 are there" in reference_check(96, [14] * 4).sentence
+
+
+def test_the_score_drops_the_fastest_and_the_slowest():
+    assert score_minutes([5, 1, 3, 2, 4]) == 3
+    assert score_minutes([5, None, 3, 2, 4]) == 4
+    assert score_minutes([5, None, 3, None, 4]) is None
+    assert score_minutes([5, 3, 2, 4]) is None
+
+
+@given(strategies.permutations([19.1, 20.5, 18.3, 40.0, None]))
+def test_the_order_of_the_runs_does_not_matter(minutes):
+    assert score_minutes(minutes) == pytest.approx((19.1 + 20.5 + 40.0) / 3)
+
+
+def test_published_scores_are_found_again():
+    # Times and scores were published with three decimals, so a mean of three may be off by one in the last.
+    text = files("maskperf.mlperf").joinpath("published_v3_1.json").read_text(encoding="utf-8")
+    systems = [system for system in json.loads(text)["systems"] if len(system["runs"]) == 5]
+    assert len(systems) >= 10
+    for system in systems:
+        minutes = [run["minutes"] if run["status"] == "success" else None for run in system["runs"]]
+        assert score_minutes(minutes) == pytest.approx(system["score_minutes"], abs=1.01e-3), system["system"]

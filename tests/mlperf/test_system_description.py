@@ -1,0 +1,120 @@
+import json
+from dataclasses import replace
+
+import pytest
+from made_up_logs import SYSTEM_FIELDS
+from mlperf_logging.system_desc_checker.system_desc_checker import check_system_desc
+
+from maskperf.errors import ConfigError, DataError
+from maskperf.machine.describe import describe_machine
+from maskperf.machine.facts import CpuFacts, DimmFacts, GpuFacts, GpuGroup, InfinibandFacts, MemoryFacts
+from maskperf.mlperf.system_description import (
+    FIELDS,
+    describe_recorded,
+    describe_system,
+    is_machine_of,
+    read_description,
+    read_fills,
+    unknown_fields,
+)
+
+
+@pytest.fixture(scope="module")
+def here():
+    return describe_machine()
+
+
+@pytest.fixture
+def eight_gpus(here):
+    gpu = GpuFacts(
+        index=0, name="NVIDIA H200", memory_gib=139.8, maximum_sm_mhz=1980.0, pcie_generation=5, pcie_lanes=16
+    )
+    links = tuple(tuple("X" if row == column else "NV18" for column in range(8)) for row in range(8))
+    port = InfinibandFacts(name="mlx5_0 port 1", link_layer="InfiniBand", gigabits_per_second=400.0)
+    return replace(
+        here,
+        cpu=CpuFacts(
+            architecture="x86_64",
+            model="Xeon 8480",
+            sockets=2,
+            physical_cores=112,
+            logical_cores=224,
+            base_mhz=2000.0,
+            maximum_mhz=3800.0,
+        ),
+        memory=MemoryFacts(total_gib=2015.5, dimms=(DimmFacts(count=32, size_gib=64.0, kind="DDR5"),)),
+        infiniband=(port,) * 8,
+        gpu=GpuGroup(cards_on_bus=8, gpus=(gpu,) * 8, driver_version="580.1", links=links),
+    )
+
+
+def test_all_fields_of_the_official_checker_are_there(here, tmp_path):
+    description = describe_system(here)
+    assert tuple(description) == FIELDS == SYSTEM_FIELDS and len(FIELDS) == 33
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(description))
+    assert check_system_desc(str(path), "training", "3.1.0")[0]
+    assert all(isinstance(value, str) for name, value in description.items() if name != "other_software_stack")
+
+
+def test_a_machine_with_gpus(eight_gpus):
+    description = describe_system(eight_gpus)
+    assert description["host_processors_per_node"] == "2" and description["host_processor_core_count"] == "56"
+    assert description["host_processor_vcpu_count"] == "224" and description["host_memory_capacity"] == "2016 GiB"
+    assert description["host_memory_configuration"] == "32x 64 GiB DDR5"
+    assert description["host_networking"].startswith("8x InfiniBand 400 Gb/s")
+    assert description["accelerators_per_node"] == "8" and description["accelerator_model_name"] == "NVIDIA H200"
+    assert description["accelerator_memory_capacity"] == "140 GiB"
+    assert description["accelerator_host_interconnect"] == "PCIe Gen5 x16"
+    assert description["accelerator_interconnect"] == "NV18 (28 pairs)"
+    assert description["other_software_stack"]["nvidia-driver"] == "580.1"
+    assert "accelerator_on-chip_memories" in unknown_fields(description)
+
+
+def test_without_gpus_their_fields_are_not_asked_for(here):
+    without = describe_system(replace(here, gpu=GpuGroup()))
+    assert without["accelerators_per_node"] == "0"
+    assert not any(name.startswith("accelerator") for name in unknown_fields(without))
+    hidden = describe_system(replace(here, gpu=GpuGroup(cards_on_bus=2)))  # cards, but nvidia-smi fails
+    assert {"accelerators_per_node", "accelerator_model_name"} <= set(unknown_fields(hidden))
+
+
+def test_a_run_on_another_machine_is_described_from_what_it_recorded(eight_gpus, here):
+    recorded = {"cpu_model": "EPYC", "gpus": [{"name": "L40S", "memory_gib": 44.5}] * 4, "memory_gib": 503.4}
+    recorded |= {"packages": {"torch": "2.13.0", "numpy": None}, "python": "3.12.1", "cpu_logical_cores": 64}
+    assert not is_machine_of(recorded, eight_gpus)
+    assert is_machine_of({"cpu_model": "Xeon 8480", "gpus": [{"name": "NVIDIA H200"}] * 8}, eight_gpus)
+    description = describe_recorded(recorded)
+    assert description["accelerators_per_node"] == "4" and description["accelerator_model_name"] == "L40S"
+    assert description["framework"] == "PyTorch 2.13.0, maskperf" and description["host_memory_capacity"] == "503 GiB"
+    assert description["other_software_stack"] == {"python": "3.12.1"} and "host_processors_per_node" in unknown_fields(
+        description
+    )
+
+
+def test_fills_are_read_and_mistakes_named():
+    assert read_fills(["cooling=air", "hw_notes=a=b"]) == {"cooling": "air", "hw_notes": "a=b"}
+    with pytest.raises(ConfigError, match="Did you mean cooling"):
+        read_fills(["coolin=air"])
+    with pytest.raises(ConfigError, match="--submitter"):
+        read_fills(["submitter=me"])
+    with pytest.raises(ConfigError, match="FIELD=VALUE"):
+        read_fills(["cooling"])
+
+
+def test_a_description_of_others_is_read(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"cooling": "liquid", "hw_notes": "", "other_software_stack": {"a": "1"}, "extra": 3}))
+    assert read_description(path) == {"cooling": "liquid", "other_software_stack": {"a": "1"}}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("{", "no JSON"), ("[]", "object"), ('{"cooling": 3, "hw_notes": null}', "2 faults")]
+)
+def test_faults_of_a_description_are_named(tmp_path, text, words):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=words):
+        read_description(path)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_description(tmp_path / "none.json")

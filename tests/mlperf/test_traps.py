@@ -1,0 +1,143 @@
+import pytest
+from made_up_logs import log_records, log_text, record, write_log, write_package
+from official_checkers import run_in_process
+
+from maskperf.mlperf import checkers
+from maskperf.mlperf.read import read_log
+from maskperf.mlperf.traps import check_traps, is_submission, meanings
+
+
+def _log(tmp_path, records):
+    path = tmp_path / "log.txt"
+    path.write_text(log_text(records), encoding="utf-8")
+    return read_log(path)
+
+
+def _again_later(records, minutes):
+    """Returns a log whose run_start comes a second time, as a run that was taken up again may write it."""
+    place = next(index for index, entry in enumerate(records) if entry["key"] == "eval_stop")
+    again = {**record("run_start", None, 0), "time_ms": records[place]["time_ms"] + 1}
+    return [*records[: place + 1], again, *records[place + 1 :]]
+
+
+def _clock_back(records, minutes=60):
+    half = len(records) // 2
+    late = [{**entry, "time_ms": entry["time_ms"] - minutes * 60_000} for entry in records[half:]]
+    return [*records[:half], *late]
+
+
+def _stop_before_evaluation(records):
+    stop = records[-1]
+    place = max(index for index, entry in enumerate(records) if entry["key"] == "eval_accuracy")
+    return [*records[:place], stop, *records[place:-1]]
+
+
+TRAPS = [
+    ("run_start is logged 2 times", lambda records: _again_later(records, 1)),
+    ("s before that of line", _clock_back),
+    ("eval_accuracy stands behind run_stop", _stop_before_evaluation),
+    ("contains the word eval_accuracy", lambda records: [*records, record("note", "eval_accuracy fell", 30)]),
+    ("contains the word global_batch_size", lambda records: [record("config", {"global_batch_size": 9}, 0), *records]),
+]
+
+
+def test_a_whole_log_has_no_findings(tmp_path):
+    verdict = check_traps(read_log(write_log(tmp_path / "a.txt", tracked_every=50)))
+    assert verdict.accepted and verdict.findings == ()
+
+
+@pytest.mark.parametrize(("words", "spoil"), TRAPS)
+def test_what_the_official_checker_lets_pass_is_refused(tmp_path, monkeypatch, words, spoil):
+    log = _log(tmp_path, spoil(log_records()))
+    verdict = check_traps(log)
+    assert verdict.accepted is False
+    refusals = [finding for finding in verdict.findings if finding.refuses]
+    assert any(words in finding.text for finding in refusals), refusals
+    assert all(finding.explanation and finding.mend for finding in refusals)
+    monkeypatch.setattr(checkers, "_run", run_in_process)
+    assert checkers.check_compliance(log.path).accepted is True  # it is a trap
+
+
+def test_two_records_on_one_line_are_refused(tmp_path, monkeypatch):
+    path = write_log(tmp_path / "a.txt")
+    lines = path.read_text().splitlines()
+    place = max(number for number, line in enumerate(lines) if '"eval_accuracy"' in line)
+    lines[place : place + 2] = [lines[place] + lines[place + 1]]
+    path.write_text("\n".join(lines) + "\n")
+    verdict = check_traps(read_log(path))
+    assert verdict.accepted is False and "2 records on one line" in verdict.findings[0].text
+
+
+def test_a_word_of_another_key_breaks_the_official_rcp_checker_as_we_say(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkers, "_run", run_in_process)
+    folder = write_package(tmp_path / "p")
+    path = folder / "results/made_up_system/maskrcnn/result_0.txt"
+    path.write_text(log_text([*log_records(), record("note", "eval_accuracy fell", 30)]))
+    assert not checkers.check_package(folder).accepted
+
+
+@pytest.mark.parametrize(("key", "refused"), [("tracked_stats", False), ("eval_accuracy", True)])
+def test_numbers_that_are_not_finite_are_named(tmp_path, key, refused):
+    spoilt = record(key, {"loss": float("nan"), "BBOX": 0.1, "SEGM": float("inf")}, 21.2, epoch_num=14, step=50)
+    verdict = check_traps(_log(tmp_path, [*log_records()[:-1], spoilt, log_records()[-1]]))
+    assert verdict.accepted is not refused
+    assert "not finite" in verdict.findings[0].text and key in verdict.findings[0].text
+
+
+@pytest.mark.parametrize(("seed", "named"), [(4_000_000_007, False), (4_000_000_000, True), (5, False), (2**70, True)])
+def test_seeds_that_may_have_been_rounded_are_a_note(tmp_path, seed, named):
+    verdict = check_traps(_log(tmp_path, log_records(seed=seed)))
+    assert verdict.accepted and bool(verdict.findings) is named
+
+
+def test_a_seed_too_large_for_a_float_is_no_bug(tmp_path):
+    assert check_traps(_log(tmp_path, log_records(seed=10**60))).accepted
+
+
+def test_success_without_the_targets_is_refused(tmp_path):
+    records = log_records(targets=(0.5, 0.5), recipe="demo", division="open")
+    assert "0.5" in check_traps(_log(tmp_path, records)).findings[0].explanation
+    assert check_traps(_log(tmp_path, log_records(targets=(0.3, 0.3)))).accepted
+    assert check_traps(_log(tmp_path, log_records(status="aborted"))).accepted
+
+
+def test_epochs_counted_from_nought_are_refused(tmp_path):
+    records = log_records()
+    for entry in records:
+        if "epoch_num" in entry["metadata"]:
+            entry["metadata"]["epoch_num"] -= 1
+    assert "from 1" in check_traps(_log(tmp_path, records)).findings[0].explanation
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "steps", "fine"),
+    [
+        (96, [12000, 16000], True),
+        (272, [5294, 7058], True),
+        (88, [12000, 16000], True),
+        (256, [6125, 8000], False),
+        (110, [12000, 16000], False),
+        (96, [12000, 12000], False),
+    ],
+)
+def test_decay_steps_outside_the_rule_are_a_note(tmp_path, batch_size, steps, fine):
+    records = log_records(batch_size=batch_size, opt_learning_rate_decay_steps=steps)
+    verdict = check_traps(_log(tmp_path, records))
+    assert verdict.accepted and (verdict.findings == ()) is fine
+
+
+def test_other_image_sizes_are_a_note_in_the_closed_division_only(tmp_path):
+    (finding,) = check_traps(_log(tmp_path, log_records(min_image_size=640))).findings
+    assert "640" in finding.text and "800" in finding.text and not finding.refuses
+    assert check_traps(_log(tmp_path, log_records(min_image_size=640, division="open"))).findings == ()
+
+
+def test_what_is_no_submission_is_called_so(tmp_path):
+    closed = _log(tmp_path, log_records(recipe="coco_batch_96", targets=(0.377, 0.339)))
+    assert is_submission(closed) and meanings(closed) == []
+    demo = _log(tmp_path, log_records(recipe="demo", targets=(0.55, 0.55), division="open"))
+    assert not is_submission(demo)
+    assert [text.split(":")[0] for text in meanings(demo)] == ["a demo is not a submission", "open division"]
+    other = _log(tmp_path, log_records(targets=(0.3, 0.3)))
+    assert not is_submission(other) and "not a submission: the targets were 0.3" in meanings(other)[0]
+    assert "benchmark ssd" in meanings(_log(tmp_path, log_records(submission_benchmark="ssd")))[0]

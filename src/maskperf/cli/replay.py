@@ -31,7 +31,7 @@ def replay(arguments: list[str]) -> int:
     choices = read_words(parser, arguments)
 
     from maskperf.guard.black_box import load_black_box
-    from maskperf.mlperf.replay import replay as run_again
+    from maskperf.runner.replay import replay as run_again
 
     box = load_black_box(Path(choices.folder))
     print(f"then: {box.facts.text}", flush=True)

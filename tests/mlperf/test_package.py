@@ -8,6 +8,7 @@ from made_up_logs import SYSTEM_FIELDS, write_log, write_logs
 from mlperf_logging.repo_checker import repo_checker
 
 import maskperf
+from maskperf.cli.main import main
 from maskperf.errors import ConfigError, RuleError, StorageError
 from maskperf.mlperf.checkers import check_package
 from maskperf.mlperf.package import PackageContents, check_name, check_set, find_source, write_package, write_scaling
@@ -68,22 +69,36 @@ def test_the_code_is_there_whole_and_without_caches(written):
     assert not [path for path in code.rglob("*") if "__pycache__" in path.parts or path.name.startswith(".")]
 
 
+def _words_of(script, started, folder, *more):
+    """Returns the words that a script of the system's folder gives to a file of the implementation."""
+    stand_in = folder / "maskperf" / started
+    stand_in.parent.mkdir(parents=True)
+    stand_in.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
+    stand_in.chmod(0o755)
+    copy = folder / "box" / script.name
+    copy.parent.mkdir()
+    copy.write_text(script.read_text())
+    environment = {**os.environ, "DATA_ROOT": "/my data", "BACKBONE": "/b.pkl"}
+    command = ["bash", str(copy), *more]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=20)
+    return finished.stdout.splitlines()
+
+
+def test_the_script_for_the_data_speaks_as_the_command_prepare_understands(written, tmp_path, capsys):
+    script = written / "benchmarks" / "maskrcnn" / "implementations" / "box" / "init_datasets.sh"
+    words = _words_of(script, ".venv/bin/maskperf", tmp_path)
+    assert words == ["prepare", "coco", "--root", "/my data", "--weights", "/b.pkl"]
+    main(["prepare", "--help"])
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("coco", "--root FOLDER", "--weights FILE"))
+
+
 def test_the_scripts_start_the_implementation_with_the_words_of_the_runs(written, tmp_path):
     system = written / "benchmarks" / "maskrcnn" / "implementations" / "box"
     for script in system.glob("*.sh"):
         assert os.access(script, os.X_OK)
         subprocess.run(["bash", "-n", str(script)], check=True, timeout=20)
-    stand_in = tmp_path / "maskperf" / "run_and_time.sh"
-    stand_in.parent.mkdir()
-    stand_in.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
-    stand_in.chmod(0o755)
-    copy = tmp_path / "box" / "run_and_time.sh"
-    copy.parent.mkdir()
-    copy.write_text((system / "run_and_time.sh").read_text())
-    environment = {**os.environ, "DATA_ROOT": "/my data", "BACKBONE": "/b.pkl"}
-    said = subprocess.run(
-        ["bash", str(copy), "seed=3"], env=environment, capture_output=True, text=True, check=True, timeout=20
-    ).stdout.splitlines()
+    said = _words_of(system / "run_and_time.sh", "run_and_time.sh", tmp_path, "seed=3")
     assert said[:3] == ["coco_batch_96", "data.root=/my data", "model.backbone_weights=/b.pkl"] and said[-1] == "seed=3"
     config = with_overrides(RECIPES[said[0]](), said[1:])
     assert config.optimizer.batch_size == 96 and config.optimizer.decay_steps == (12000, 16000)

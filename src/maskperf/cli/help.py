@@ -9,9 +9,10 @@ EXAMPLES = (
         "the benchmark on one device, until both targets are met",
     ),
     (
-        "torchrun --nproc-per-node 8 -m maskperf run coco data.root=/data/coco optimizer.batch_size=16",
-        "the same on the eight GPUs of one machine",
+        "maskperf run coco_batch_96 processes=8 runs=5 data.root=/data/coco model.backbone_weights=/data/R-50.pkl",
+        "five runs of it on the eight GPUs of this machine",
     ),
+    ("maskperf doctor --data /data/coco", "whether this machine is ready for a run"),
     (
         "maskperf evaluate --weights runs/demo-1/model.safetensors --data data/demo",
         "the box AP and mask AP of weights that are already there",
@@ -22,7 +23,7 @@ EXIT_CODES = (
     (errors.EXIT_BUG, "a bug of maskperf, COCO engines that disagree, or not enough memory"),
     (errors.EXIT_USAGE, "a command, key or value that cannot be used"),
     (errors.EXIT_DATA, "faults in annotations, images or weights"),
-    (errors.EXIT_RULE, "a rule of the benchmark is broken"),
+    (errors.EXIT_RULE, "a rule of the benchmark is broken, or a checker refuses"),
     (errors.EXIT_NOT_FINITE, "a loss, gradient or weight is not a finite number, or training collapsed"),
     (errors.EXIT_TARGET_MISSED, "the run ended without meeting both targets"),
     (errors.EXIT_STORAGE, "a folder or file cannot be written, or the disk is full"),

@@ -59,9 +59,9 @@ def data_script(words: Sequence[str]) -> str:
     if words[0] == "demo":
         return f"{head}# The demo draws its pictures itself when it is run.\nset -euo pipefail\n"
     return (
-        f"{head}# Fetches and checks COCO 2017 and the backbone; DATA_ROOT says where COCO 2017 goes.\n"
-        f"set -euo pipefail\n\n{HERE}root=${{DATA_ROOT:-$here/../{IMPLEMENTATION}/data/coco}}\n"
-        f'exec "$here/../{IMPLEMENTATION}/.venv/bin/maskperf" prepare --data "$root"\n'
+        f"{head}# Fetches and checks COCO 2017 (into DATA_ROOT) and Detectron's R-50.pkl (BACKBONE).\n"
+        f"set -euo pipefail\n\n{HERE}{PLACES}"
+        f'exec "$here/../{IMPLEMENTATION}/.venv/bin/maskperf" prepare coco --root "$root" --weights "$backbone"\n'
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = ("install.sh", "run_and_time.sh", "run_tests.sh", ".ci/run")
+SCRIPTS = ("install.sh", "run_and_time.sh", "run_tests.sh", "download_dataset.sh", ".ci/run")
 
 # Every stub is this one text: as `python` it makes an environment or notes what pip was asked for, as `maskperf` it
 # notes its words and ends with $STUB_CODE.

@@ -48,11 +48,11 @@ def in_new_process(*words, code="import sys; from maskperf.cli.main import main;
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
-def test_help_has_four_examples_all_commands_and_all_exit_codes(words, capsys):
+def test_help_has_five_examples_all_commands_and_all_exit_codes(words, capsys):
     assert main(words) == 0
     text = capsys.readouterr().out
     examples = [line for line in text.splitlines() if line.startswith(("  maskperf ", "  torchrun "))]
-    assert len(examples) == 4
+    assert len(examples) == 5
     assert all(name in text for name in COMMANDS)
     codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
     listed = text[text.index("Exit codes:") :].splitlines()[1:]
@@ -106,12 +106,18 @@ def test_a_command_gets_the_words_after_its_name_and_its_code_is_returned(with_c
 
 
 @pytest.mark.parametrize(
-    "kind",
-    [errors.ConfigError, errors.RuleError, errors.NonFiniteError, errors.StorageError],
+    "error",
+    [
+        errors.ConfigError("what is wrong. Mend: this"),
+        errors.RuleError("what is wrong. Mend: this"),
+        errors.NonFiniteError("what is wrong. Mend: this", step=3),
+        errors.StorageError("what is wrong. Mend: this"),
+    ],
+    ids=lambda error: type(error).__name__,
 )
-def test_an_error_of_the_user_is_shown_without_a_trace_and_has_its_own_code(kind, with_command, capsys, tmp_path):
-    with_command(raiser(kind("what is wrong. Mend: this")))
-    assert main(["run"]) == kind.exit_code
+def test_an_error_of_the_user_is_shown_without_a_trace_and_has_its_own_code(error, with_command, capsys, tmp_path):
+    with_command(raiser(error))
+    assert main(["run"]) == error.exit_code
     assert capsys.readouterr().err == "error: what is wrong. Mend: this\n"
     assert list(tmp_path.iterdir()) == []
 

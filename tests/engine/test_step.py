@@ -45,7 +45,11 @@ def test_after_a_fault_the_weights_and_momentum_stay_as_before_that_step(monkeyp
     _train(model, optimizer, 1)
     weights = _weights(model)
     momentum = copy.deepcopy(
-        {name: optimizer.state[value]["momentum_buffer"] for name, value in model.named_parameters() if value.requires_grad}
+        {
+            name: optimizer.state[value]["momentum_buffer"]
+            for name, value in model.named_parameters()
+            if value.requires_grad
+        }
     )
     honest = step_module.training_losses
     victim = next(value for value in model.parameters() if value.requires_grad)

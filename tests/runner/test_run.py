@@ -15,9 +15,9 @@ from maskperf import errors
 from maskperf.cli.main import main
 from maskperf.data.demo_dataset import write_demo_dataset
 from maskperf.errors import EXIT_DATA, EXIT_DONE, EXIT_NOT_FINITE, EXIT_STORAGE, EXIT_TARGET_MISSED, EXIT_USAGE
-from maskperf.runner import judge
 from maskperf.model.weights import read_metadata
 from maskperf.overrides import from_json_text
+from maskperf.runner import judge
 from maskperf.structures import LOSS_NAMES
 
 PACKAGE = Path(errors.__file__).parent

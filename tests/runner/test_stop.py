@@ -11,9 +11,9 @@ from small_runs import small_run, small_run_words
 from maskperf.cli.main import main
 from maskperf.errors import EXIT_DONE, EXIT_NOT_FINITE, EXIT_TARGET_MISSED
 from maskperf.guard.black_box import load_black_box
+from maskperf.overrides import from_json_text
 from maskperf.runner import run as run_module
 from maskperf.runner import stop as stop_module
-from maskperf.overrides import from_json_text
 
 TESTS = Path(__file__).parents[1]
 HUGE_RATE = ("optimizer.learning_rate=1e30", "optimizer.warmup_steps=0")
@@ -65,7 +65,9 @@ def test_replay_is_calm_where_the_step_is_finite(stopped, tmp_path, capsys):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     config = from_json_text((tmp_path / "config.json").read_text())
     fresh = run_module.build_model(config.model, 3)[0]
-    save_file({name: value.contiguous() for name, value in fresh.state_dict().items()}, tmp_path / "weights.safetensors")
+    save_file(
+        {name: value.contiguous() for name, value in fresh.state_dict().items()}, tmp_path / "weights.safetensors"
+    )
     text = (tmp_path / "config.json").read_text().replace("1e+30", "0.001").replace("1e30", "0.001")
     (tmp_path / "config.json").write_text(text)
     momentum = {name: value * 0 for name, value in load_black_box(tmp_path).momentum.items()}

@@ -9,7 +9,7 @@ EXAMPLES = (
         "the benchmark on one device, until both targets are met",
     ),
     (
-        "maskperf run coco_batch_96 processes=8 runs=5 data.root=/data/coco model.backbone_weights=/data/R-50.pkl",
+        "maskperf run coco_batch_96 processes=8 runs=5 data.root=/data/coco",
         "five runs of it on the eight GPUs of this machine",
     ),
     ("maskperf doctor --data /data/coco", "whether this machine is ready for a run"),

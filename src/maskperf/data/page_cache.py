@@ -6,6 +6,7 @@ from pathlib import Path
 
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
+
 def forget_files(paths: Iterable[Path]) -> bool:
     """Returns whether the system was asked to drop these files, and all files in these folders, from its cache.
 

@@ -150,7 +150,9 @@ class StepRecorder:
         self.account.add("data wait", waited)
         losses = dict(zip(LOSS_NAMES, terms, strict=True))
         speed = result.images * self._world / max(pending.step_seconds, 1e-9)
-        self._windows.add(pending.step, pending.epoch, losses, result.learning_rate, result.images, pending.step_seconds)
+        self._windows.add(
+            pending.step, pending.epoch, losses, result.learning_rate, result.images, pending.step_seconds
+        )
         self._metrics.step(
             step=pending.step,
             epoch=pending.epoch,

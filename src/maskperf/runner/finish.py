@@ -8,8 +8,6 @@ import msgspec
 from maskperf.engine.distributed import share_from_first
 from maskperf.evaluation.scores import Scores
 from maskperf.evaluation.table import score_entries
-from maskperf.runner.judge import Judgement
-from maskperf.runner.session import OpenedData, Session
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.model.weights import save_reference_state
 from maskperf.records.best_worst import write_picture_entries
@@ -19,6 +17,8 @@ from maskperf.records.pictures import grid_from_results
 from maskperf.records.step_recorder import StepRecorder
 from maskperf.records.summary import final_table
 from maskperf.report.write import write_report
+from maskperf.runner.judge import Judgement
+from maskperf.runner.session import OpenedData, Session
 
 PICTURES = 8
 

@@ -7,8 +7,8 @@ from maskperf.data.loader import evaluation_batches
 from maskperf.engine.distributed import average_buffers, share_from_first
 from maskperf.evaluation.predict import predict
 from maskperf.evaluation.scores import Scores, agree, score
-from maskperf.runner.session import OpenedData, Session
 from maskperf.model.mask_rcnn import MaskRcnn
+from maskperf.runner.session import OpenedData, Session
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,9 @@ def replay(box: BlackBox, device: str) -> Replay:
     alone = []
     for number, batch in enumerate(batches):
         model, optimizer = _restore(box, topology.device)
-        result = train_step(model, optimizer, [batch], update=box.facts.update, config=optimizer_config, topology=topology)
+        result = train_step(
+            model, optimizer, [batch], update=box.facts.update, config=optimizer_config, topology=topology
+        )
         gradients = ((name, value.grad) for name, value in model.named_parameters() if value.grad is not None)
         alone.append(
             MicroBatchReplay(

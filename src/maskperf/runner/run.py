@@ -10,6 +10,8 @@ from maskperf.engine.build import build_model, warm_up
 from maskperf.engine.distributed import broadcast_model, init_topology
 from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.step import train_step
+from maskperf.model.mask_rcnn import MaskRcnn
+from maskperf.records.summary import EpochRecord
 from maskperf.runner.batches import micro_batches
 from maskperf.runner.finish import RunResult, finish
 from maskperf.runner.judge import Judgement, judge
@@ -23,8 +25,6 @@ from maskperf.runner.session import (
     save_model,
 )
 from maskperf.runner.stop import Training, keep_black_box, watch_evaluations
-from maskperf.model.mask_rcnn import MaskRcnn
-from maskperf.records.summary import EpochRecord
 
 
 def run_benchmark(config: RunConfig) -> RunResult:
@@ -52,7 +52,9 @@ def run_benchmark(config: RunConfig) -> RunResult:
                 session.log.epoch_start(epoch)
                 recorder.start_epoch()
                 waited = time.monotonic()
-                for batches in micro_batches(session, data, update, min(num_steps, config.optimizer.max_steps - update)):
+                for batches in micro_batches(
+                    session, data, update, min(num_steps, config.optimizer.max_steps - update)
+                ):
                     wait_seconds = time.monotonic() - waited
                     update += 1
                     result = train_step(

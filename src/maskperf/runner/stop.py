@@ -11,12 +11,12 @@ from maskperf.errors import LostRunError
 from maskperf.guard.black_box import Facts, polygon_limits, save_black_box
 from maskperf.guard.collapse import evaluation_collapse
 from maskperf.guard.plateau import find_plateau
+from maskperf.model.mask_rcnn import MaskRcnn
+from maskperf.records.step_recorder import GuardEvent, StepRecorder
 from maskperf.report.write import write_report
 from maskperf.runner.batches import micro_batches
 from maskperf.runner.finish import save_results
 from maskperf.runner.session import OpenedData, Session
-from maskperf.model.mask_rcnn import MaskRcnn
-from maskperf.records.step_recorder import GuardEvent, StepRecorder
 from maskperf.structures import Batch, to_device
 
 BLACK_BOX = "black_box"

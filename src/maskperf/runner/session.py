@@ -125,12 +125,12 @@ def _demand_files(config: RunConfig) -> None:
             locate(config.data)
         except DataError as error:
             faults += error.faults
-    for field, mend in WEIGHT_FILES.items():
-        value = getattr(config.model, field)
+    for name, mend in WEIGHT_FILES.items():
+        value = getattr(config.model, name)
         if value and not Path(value).is_file():
             problem = "The file does not exist."
-            where, field = "the file of weights", f"model.{field}"
-            faults.append(Fault(file=value, where=where, field=field, value=value, problem=problem, mend=mend))
+            where, key = "the file of weights", f"model.{name}"
+            faults.append(Fault(file=value, where=where, field=key, value=value, problem=problem, mend=mend))
     if faults:
         raise DataError(faults)
 

@@ -19,10 +19,10 @@ from maskperf.mlperf.scoring import RUNS
 
 LARGEST_FILE_BYTES = 50 * 2**20
 BENCHMARK = "maskrcnn"
-CODE_FOLDERS = ("src/maskperf", "docs")
+CODE_FOLDERS = ("src/maskperf", "docs", "launch")
 CODE_FILES = (
     *("README.md", "CONTRIBUTING.md", "LICENSE", "constraints.txt", "pyproject.toml"),
-    *("install.sh", "run_and_time.sh", "run_tests.sh"),
+    *("install.sh", "run_and_time.sh", "run_tests.sh", "download_dataset.sh", "install_cuda_docker.sh", "Dockerfile"),
 )
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 

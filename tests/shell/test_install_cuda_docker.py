@@ -1,0 +1,365 @@
+"""install_cuda_docker.sh on made-up machines: its PATH holds stubs, its files lie below a folder, nothing is installed.
+
+The stub of sudo notes what it is to do, and pretends that it was done.
+"""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "install_cuda_docker.sh"
+SYSTEMS = {
+    ("ubuntu", "22.04"): "jammy",
+    ("ubuntu", "24.04"): "noble",
+    ("ubuntu", "26.04"): "resolute",
+    ("debian", "12"): "bookworm",
+    ("debian", "13"): "trixie",
+}
+TRUE_PROGRAMS = ("bash", "cat", "chmod", "env", "grep", "mkdir", "sed", "tail", "touch", "tr")
+STUBS = {
+    "sudo": r"""
+appear() {
+    cat "$STATE/stubs/$1" >"$BIN/$1"
+    chmod +x "$BIN/$1"
+}
+[[ $1 == -v ]] && exit 0
+printf -v line '%q ' sudo "$@"
+printf '%s\n' "${line% }" >>"$STATE/notes"
+[[ -n ${FAILS:-} && "$*" == *"$FAILS"* ]] && exit 100
+[[ "$*" == *" install "* ]] && for word in "$@"; do touch "$STATE/installed/${word##*/}"; done
+case "$*" in
+    *" install "*docker-ce*) appear docker; appear dockerd ;;
+    *" install "*nvidia-container-toolkit) appear nvidia-ctk ;;
+    *"runtime configure"*) printf '{"runtimes": {"nvidia": {}}}' >"$INSTALL_CUDA_DOCKER_ROOT/etc/docker/daemon.json" ;;
+    usermod*) touch "$STATE/in_docker_group" ;;
+esac
+exit 0
+""",
+    "id": r"""
+case "$*" in
+    -u) printf '%s\n' "${USER_NUMBER:-1000}" ;;
+    "-nG anna") [[ -e $STATE/in_docker_group ]] && echo "anna docker" || echo "anna mydocker" ;;
+    anna) echo "uid=1000(anna)" ;;
+    *) exit 1 ;;
+esac
+""",
+    "uname": 'printf "%s\\n" "${KERNEL:-6.8.0-45-generic}"',
+    "dpkg": 'printf "%s\\n" "${ARCHITECTURE:-amd64}"',
+    "dpkg-query": '[[ -e "$STATE/installed/${!#}" ]] && printf installed || exit 1',
+    "systemd-detect-virt": "[[ -n ${IN_CONTAINER:-} ]]",
+    "mokutil": 'printf "SecureBoot %s\\n" "${SECURE_BOOT:-disabled}"',
+}
+LATER_STUBS = {
+    "docker": 'echo "Docker version 29.1.0, build 1"',
+    "dockerd": "exit 0",
+    "nvidia-ctk": 'echo "NVIDIA Container Toolkit CLI version 1.18.0"',
+    "nvidia-smi": 'printf "620.10.01\\n620.10.01\\n"',
+}
+
+
+class Machine:
+    """Folders for the stubs, for what they remember, and for the files of the machine."""
+
+    def __init__(self, base):
+        self.root, self.bin, self.state = base / "root", base / "bin", base / "state"
+        for folder in ("etc/docker", "etc/apt/sources.list.d", "run", "usr/bin", "sys/bus/pci/devices/0000:01:00.0"):
+            (self.root / folder).mkdir(parents=True)
+        (self.state / "installed").mkdir(parents=True)
+        (self.state / "stubs").mkdir()
+        self.bin.mkdir()
+        for name in TRUE_PROGRAMS:
+            (self.bin / name).symlink_to(shutil.which(name))
+        for name, text in STUBS.items():
+            self.add(name, text)
+        for name, text in LATER_STUBS.items():
+            (self.state / "stubs" / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (self.root / "sys/bus/pci/devices/0000:01:00.0/vendor").write_text("0x10de\n")
+        self.set_system("ubuntu", "24.04")
+
+    def add(self, name, text):
+        (self.bin / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (self.bin / name).chmod(0o755)
+
+    def set_system(self, name, version):
+        codename = SYSTEMS.get((name, version), "unknown")
+        text = (
+            f'PRETTY_NAME="A system"\nID={name}\nVERSION_ID="{version}"\nVERSION_CODENAME={codename}\nID_LIKE=debian\n'
+        )
+        (self.root / "etc/os-release").write_text(text)
+
+    def install(self, *packages):
+        for package in packages:
+            (self.state / "installed" / package).touch()
+
+    def run(self, *words, script=SCRIPT, **environment):
+        variables = {
+            "PATH": str(self.bin),
+            "BIN": str(self.bin),
+            "STATE": str(self.state),
+            "INSTALL_CUDA_DOCKER_ROOT": str(self.root),
+            **environment,
+        }
+        command = [shutil.which("bash"), str(script), *words]
+        return subprocess.run(
+            command, env=variables, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    def noted(self):
+        notes = self.state / "notes"
+        return notes.read_text().splitlines() if notes.exists() else []
+
+
+@pytest.fixture
+def machine(tmp_path):
+    return Machine(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "version"), SYSTEMS)
+def test_a_dry_run_shows_the_commands_for_the_system_and_runs_none(name, version, machine):
+    machine.set_system(name, version)
+    finished = machine.run("--dry-run")
+    assert finished.returncode == 0, finished.stderr
+    assert machine.noted() == []
+    repository = f"https://developer.download.nvidia.com/compute/cuda/repos/{name}{version.replace('.', '')}/x86_64/"
+    assert repository in finished.stdout
+    assert f"https://download.docker.com/linux/{name}/gpg" in finished.stdout
+    assert f"Suites: {SYSTEMS[name, version]}\\n" in finished.stdout
+    assert "Signed-By: /etc/apt/keyrings/docker.asc" in finished.stdout
+    assert "linux-headers-6.8.0-45-generic nvidia-open" in finished.stdout
+    assert "docker-ce docker-ce-cli containerd.io docker-buildx-plugin docker-compose-plugin" in finished.stdout
+    assert finished.stdout.splitlines()[-2:] == [
+        "sudo nvidia-ctk runtime configure --runtime=docker",
+        "sudo systemctl restart docker",
+    ]
+    assert "nothing was changed" in finished.stderr
+
+
+def test_every_line_of_a_dry_run_is_one_whole_command(machine):
+    lines = machine.run("--dry-run", "--user", "anna").stdout.splitlines()
+    assert len(lines) > 15
+    for line in lines:
+        assert line.startswith("sudo ")
+        assert subprocess.run(["bash", "-n", "-c", line], timeout=60, check=False).returncode == 0, line
+
+
+def test_what_is_run_is_what_the_dry_run_shows(machine):
+    shown = machine.run("--dry-run", "--yes", "--user", "anna").stdout.splitlines()
+    finished = machine.run("--yes", "--user", "anna")
+    assert finished.returncode == 0, finished.stderr
+    assert machine.noted() == shown
+    assert finished.stdout == ""
+    assert "start the machine again" in finished.stderr
+
+
+def test_a_second_start_changes_nothing(machine):
+    assert machine.run("--yes", "--user", "anna").returncode == 0
+    done = machine.noted()
+    machine.add("nvidia-smi", LATER_STUBS["nvidia-smi"])  # the machine was started again
+    finished = machine.run("--yes", "--user", "anna")
+    assert finished.returncode == 0, finished.stderr
+    assert machine.noted() == done
+    for text in (
+        "driver: there already, version 620.10.01\n",
+        "Docker: there already, Docker version 29.1.0",
+        "container toolkit: there already, NVIDIA Container Toolkit CLI version 1.18.0",
+        "Docker knows the runtime nvidia already",
+        "user anna: may use Docker already",
+    ):
+        assert text in finished.stderr
+    assert "start the machine again" not in finished.stderr
+
+
+def test_a_driver_that_waits_for_a_restart_is_not_installed_again(machine):
+    machine.install("nvidia-open")
+    finished = machine.run("--yes", "--no-docker", "--no-toolkit")
+    assert finished.returncode == 0
+    assert machine.noted() == []
+    assert "installed, but does not answer" in finished.stderr
+    assert "start the machine again" in finished.stderr
+
+
+def test_the_command_that_writes_a_file_writes_all_of_it(machine, tmp_path):
+    shown = machine.run("--dry-run").stdout.splitlines()
+    (line,) = [line for line in shown if "docker.sources" in line]
+    command = line.removeprefix("sudo ").replace("/etc/apt/sources.list.d", str(tmp_path))
+    subprocess.run(["bash", "-c", command], check=True, timeout=60)
+    assert (tmp_path / "docker.sources").read_text() == (
+        "Types: deb\nURIs: https://download.docker.com/linux/ubuntu\nSuites: noble\nComponents: stable\n"
+        "Architectures: amd64\nSigned-By: /etc/apt/keyrings/docker.asc\n"
+    )
+    assert not (tmp_path / "docker.sources.new").exists()
+
+
+def test_files_of_repositories_that_are_there_are_left_alone(machine):
+    for name in ("docker.list", "nvidia-container-toolkit.list"):
+        (machine.root / "etc/apt/sources.list.d" / name).touch()
+    machine.install("cuda-keyring")
+    lines = machine.run("--dry-run").stdout
+    assert "curl" not in lines
+    assert "docker-ce" in lines
+    assert "nvidia-container-toolkit" in lines
+
+
+@pytest.mark.parametrize(
+    ("word", "text"), [("--no-driver", "cuda"), ("--no-docker", "docker.com"), ("--no-toolkit", "nvidia-c")]
+)
+def test_a_part_can_be_left_out(word, text, machine):
+    assert text in machine.run("--dry-run").stdout
+    assert text not in machine.run("--dry-run", word).stdout
+
+
+def test_an_arm_server_gets_its_own_driver_folder(machine):
+    lines = machine.run("--dry-run", ARCHITECTURE="arm64").stdout
+    assert "cuda/repos/ubuntu2404/sbsa/cuda-keyring_1.1-1_all.deb" in lines
+    assert "Architectures: arm64" in lines
+
+
+def test_debian_on_arm_is_supported_without_the_driver_only(machine):
+    machine.set_system("debian", "13")
+    refused = machine.run("--dry-run", ARCHITECTURE="arm64")
+    assert (refused.returncode, refused.stdout) == (3, "")
+    assert "add --no-driver" in refused.stderr
+    assert machine.run("--dry-run", "--no-driver", ARCHITECTURE="arm64").returncode == 0
+
+
+def test_the_architecture_in_the_toolkits_list_is_left_to_apt(machine):
+    lines = machine.run("--dry-run", "--no-driver", "--no-docker").stdout
+    assert r"libnvidia-container/stable/deb/\$\(ARCH\)\ /" in lines
+    assert r"signed-by=/usr/share/keyrings/nvidia-container-toolkit-keyring.gpg" in lines
+
+
+@pytest.mark.parametrize(
+    ("name", "version"), [("ubuntu", "20.04"), ("ubuntu", "25.10"), ("debian", "11"), ("fedora", "42"), ("", "")]
+)
+def test_an_unknown_system_is_refused(name, version, machine):
+    machine.set_system(name, version)
+    finished = machine.run("--yes")
+    assert (finished.returncode, finished.stdout, machine.noted()) == (3, "", [])
+    assert f"this system is '{name} {version}'" in finished.stderr
+    assert "Ubuntu 22.04, 24.04, 26.04 and Debian 12, 13" in finished.stderr
+
+
+def test_a_system_without_a_name_or_another_processor_is_refused(machine):
+    finished = machine.run("--yes", ARCHITECTURE="riscv64")
+    assert finished.returncode == 3
+    assert "'riscv64'" in finished.stderr
+    (machine.root / "etc/os-release").unlink()
+    assert machine.run("--yes").returncode == 3
+    assert machine.noted() == []
+
+
+def test_words_in_os_release_are_not_run(machine):
+    trap = machine.state / "trap"
+    (machine.root / "etc/os-release").write_text(f'ID="$(touch {trap})"\nVERSION_ID=24.04\ntouch {trap}\n')
+    assert machine.run("--dry-run").returncode == 3
+    assert not trap.exists()
+
+
+def test_wsl_is_refused(machine):
+    finished = machine.run("--yes", KERNEL="5.15.90.1-microsoft-standard-WSL2")
+    assert (finished.returncode, machine.noted()) == (3, [])
+    assert "this is WSL" in finished.stderr
+
+
+@pytest.mark.parametrize("sign", [".dockerenv", "run/.containerenv", None])
+def test_the_inside_of_a_container_is_refused(sign, machine):
+    if sign is not None:
+        (machine.root / sign).touch()
+    finished = machine.run("--yes", IN_CONTAINER="" if sign else "yes")
+    assert (finished.returncode, machine.noted()) == (3, [])
+    assert "on the host" in finished.stderr
+
+
+def test_without_a_terminal_it_must_be_told_not_to_ask(machine):
+    finished = machine.run()
+    assert (finished.returncode, machine.noted()) == (4, [])
+    assert "add --yes" in finished.stderr
+
+
+def test_root_needs_no_sudo_and_others_do(machine):
+    assert "sudo" not in machine.run("--dry-run", USER_NUMBER="0").stdout
+    (machine.bin / "sudo").unlink()
+    assert machine.run("--dry-run").returncode == 0
+    finished = machine.run("--yes")
+    assert finished.returncode == 4
+    assert "start this as root" in finished.stderr
+
+
+@pytest.mark.parametrize("failing", ["curl", "dpkg --install", "nvidia-open", "docker-ce", "restart docker"])
+def test_the_first_command_that_fails_ends_it_with_its_name(failing, machine):
+    finished = machine.run("--yes", FAILS=failing)
+    assert finished.returncode == 1
+    assert failing in machine.noted()[-1]
+    assert f"this command failed: {machine.noted()[-1]}" in finished.stderr
+    assert "install_cuda_docker.sh: done" not in finished.stderr
+
+
+def test_packages_that_cannot_stand_beside_docker_are_named_not_removed(machine):
+    machine.install("containerd", "runc")
+    finished = machine.run("--yes", "--no-driver")
+    assert (finished.returncode, machine.noted()) == (1, [])
+    assert "cannot stand beside: containerd runc" in finished.stderr
+    assert "sudo apt-get remove containerd runc" in finished.stderr
+
+
+def test_the_client_of_docker_alone_or_podman_in_its_place_is_not_enough(machine):
+    machine.add("docker", LATER_STUBS["docker"])
+    assert "docker-ce" in machine.run("--dry-run").stdout
+    (machine.root / "usr/bin/dockerd").write_text("")
+    (machine.root / "usr/bin/dockerd").chmod(0o755)
+    assert "docker-ce" not in machine.run("--dry-run").stdout
+    machine.add("docker", "echo podman version 5.4.0")
+    assert "docker-ce" in machine.run("--dry-run").stdout
+
+
+def test_secure_boot_has_a_word_where_a_driver_is_installed(machine):
+    assert "Enroll MOK" in machine.run("--dry-run", SECURE_BOOT="enabled").stderr
+    assert "Secure Boot" not in machine.run("--dry-run").stderr
+    assert "Secure Boot" not in machine.run("--dry-run", "--no-driver", SECURE_BOOT="enabled").stderr
+    (machine.bin / "mokutil").unlink()
+    assert "Secure Boot: unknown" in machine.run("--dry-run").stderr
+
+
+def test_a_machine_without_a_gpu_is_told_so(machine):
+    assert "no NVIDIA device" not in machine.run("--dry-run").stderr
+    (machine.root / "sys/bus/pci/devices/0000:01:00.0/vendor").write_text("0x8086\n")
+    assert "no NVIDIA device" in machine.run("--dry-run").stderr
+
+
+def test_only_a_named_user_is_added_to_the_group_of_docker(machine):
+    assert "usermod" not in machine.run("--dry-run").stdout
+    assert "sudo usermod --append --groups docker anna" in machine.run("--dry-run", "--user", "anna").stdout
+    finished = machine.run("--yes", "--user", "nobody_here")
+    assert (finished.returncode, machine.noted()) == (2, [])
+    assert "there is no user 'nobody_here'" in finished.stderr
+
+
+@pytest.mark.parametrize("words", [["--dryrun"], ["driver"], ["--user"], ["--user", "--yes"]])
+def test_a_word_that_cannot_be_used_is_refused(words, machine):
+    finished = machine.run(*words)
+    assert (finished.returncode, machine.noted()) == (2, [])
+    assert "Mend: " in finished.stderr
+
+
+def test_the_help_shows_every_option(machine):
+    finished = machine.run("--help")
+    assert finished.returncode == 0
+    for word in ("--dry-run", "--yes", "--no-driver", "--no-docker", "--no-toolkit", "--user", "exit codes"):
+        assert word in finished.stdout
+
+
+def test_a_script_that_was_cut_short_on_its_way_runs_nothing(machine, tmp_path):
+    lines = SCRIPT.read_text().splitlines(keepends=True)
+    assert lines[-1] == 'main "$@"\n'
+    cut = tmp_path / "cut.sh"
+    for count in [*range(1, len(lines), 23), len(lines) - 1]:
+        cut.write_text("".join(lines[:count]))
+        finished = machine.run("--yes", script=cut)
+        assert (finished.stdout, machine.noted()) == ("", []), count
+
+
+def test_the_script_can_be_started():
+    assert os.access(SCRIPT, os.X_OK)

@@ -1,0 +1,388 @@
+"""The launch files with stubs in the place of Slurm and maskperf, and their pages held against the program."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from maskperf.cli.main import COMMANDS
+from maskperf.cli.run import read_counts
+from maskperf.overrides import validate, with_overrides
+from maskperf.recipes import RECIPES
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs/launch").glob("*.md"))}
+LAUNCH_FILES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "launch").iterdir())}
+TEXTS = {**PAGES, **LAUNCH_FILES, "docker": (ROOT / "docs/docker.md").read_text(encoding="utf-8")}
+# A key of the configuration with its value, anywhere in a text.
+PAIR = re.compile(r"(?<![\w./$-])((?:data|model|optimizer|evaluation|system|mlperf)\.\w+=[^\s`\"');|]+)")
+NOTE_WORDS = '#!/usr/bin/env bash\nprintf "%s\\n" "$(basename "$0")" "$@" "" >>"$NOTES"\n'
+API_OF_TRAIN_JOB = {
+    "runtimeRef",
+    "trainer",
+    "initializer",
+    "suspend",
+    "managedBy",
+    "runtimePatches",
+    "activeDeadlineSeconds",
+}
+API_OF_TRAINER = {"image", "command", "args", "env", "numNodes", "resourcesPerNode", "numProcPerNode"}
+
+
+class Cluster:
+    """A copy of the launch files beside stubs of all programs that they call."""
+
+    def __init__(self, base):
+        self.folder, self.bin, self.notes = base / "my tree", base / "bin", base / "notes.txt"
+        shutil.copytree(ROOT / "launch", self.folder / "launch")
+        self.bin.mkdir()
+        for name in ("bash", "basename", "cat", "dirname", "env", "grep", "seq"):
+            (self.bin / name).symlink_to(shutil.which(name))
+        self.add(
+            self.bin / "srun", NOTE_WORDS + '[[ "$*" == *drop_caches* ]] && exit "${SUDO_CODE:-0}"\nexit "${CODE:-0}"\n'
+        )
+        self.add(self.bin / "scontrol", 'for n in $(seq 5 9); do printf "node%s\\n" "$n"; done\n')
+        self.add(self.bin / "nvidia-smi", 'for n in $(seq 1 "${GPUS:-4}"); do printf "GPU %s: some\\n" "$n"; done\n')
+        self.add(self.bin / "maskperf", NOTE_WORDS + 'exit "${CODE:-0}"\n')
+        self.add(self.folder / ".venv/bin/torchrun", NOTE_WORDS)
+
+    def add(self, path, text):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text if text.startswith("#!") else f"#!/usr/bin/env bash\n{text}")
+        path.chmod(0o755)
+
+    def run(self, name, *words, **environment):
+        variables = {"PATH": str(self.bin), "NOTES": str(self.notes), **environment}
+        command = [shutil.which("bash"), str(self.folder / "launch" / name), *words]
+        return subprocess.run(
+            command, cwd=self.folder, env=variables, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    def sbatch(self, *words, **environment):
+        """Returns what the job does as task 3 of an array; None takes a variable away."""
+        variables = {
+            "SLURM_JOB_ID": "70123",
+            "SLURM_ARRAY_JOB_ID": "70120",
+            "SLURM_ARRAY_TASK_ID": "3",
+            "SLURM_JOB_NODELIST": "node[5-9]",
+            "SLURM_JOB_NUM_NODES": "5",
+            "SLURM_GPUS_ON_NODE": "8",
+            "SLURM_CPUS_PER_TASK": "64",
+            "SLURM_SUBMIT_DIR": str(self.folder),
+            **environment,
+        }
+        return self.run("slurm.sbatch", *words, **{key: value for key, value in variables.items() if value is not None})
+
+    def calls(self):
+        """Returns the words of every call of a stub, in order."""
+        return [call.split("\n") for call in self.notes.read_text().split("\n\n") if call]
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    return Cluster(tmp_path)
+
+
+def test_one_machine_makes_five_runs_with_a_process_for_each_gpu(cluster):
+    assert cluster.run("one_machine.sh").returncode == 0
+    assert cluster.calls() == [["maskperf", "run", "coco_batch_96", "runs=5", "processes=4"]]
+
+
+def test_one_machine_hands_on_what_it_is_told_and_the_exit_code(cluster):
+    finished = cluster.run(
+        "one_machine.sh",
+        "run_dir=a b",
+        RECIPE="coco",
+        RUNS="1",
+        PROCESSES="2",
+        DATA="/my coco",
+        WEIGHTS="/w.pkl",
+        CODE="6",
+    )
+    assert finished.returncode == 6
+    pairs = ["runs=1", "processes=2", "data.root=/my coco", "model.backbone_weights=/w.pkl", "run_dir=a b"]
+    assert cluster.calls() == [["maskperf", "run", "coco", *pairs]]
+
+
+def test_one_machine_counts_the_gpus_that_are_left_to_it(cluster):
+    assert cluster.run("one_machine.sh", CUDA_VISIBLE_DEVICES="2,5,7").returncode == 0
+    assert "processes=3" in cluster.calls()[0]
+
+
+def test_one_machine_takes_the_maskperf_of_its_own_tree_first(cluster):
+    cluster.add(cluster.folder / ".venv/bin/maskperf", '#!/usr/bin/env bash\necho "of the tree: $*"\n')
+    assert cluster.run("one_machine.sh").stdout == "of the tree: run coco_batch_96 runs=5 processes=4\n"
+
+
+def test_one_machine_without_a_gpu_or_maskperf_says_what_to_do(cluster):
+    finished = cluster.run("one_machine.sh", GPUS="0")
+    assert finished.returncode == 2
+    assert "no GPU was found" in finished.stderr
+    assert "PROCESSES=2" in finished.stderr
+    (cluster.bin / "nvidia-smi").unlink()
+    assert cluster.run("one_machine.sh").returncode == 2
+    (cluster.bin / "maskperf").unlink()
+    finished = cluster.run("one_machine.sh")
+    assert finished.returncode == 2
+    assert "Mend: ./install.sh" in finished.stderr
+
+
+def test_a_slurm_job_clears_caches_then_starts_torchrun_once_a_machine(cluster):
+    finished = cluster.sbatch("mlperf.division=closed")
+    assert finished.returncode == 0, finished.stderr
+    clear, train = cluster.calls()
+    assert clear[:5] == ["srun", "--ntasks-per-node=1", "sudo", "-n", "sh"]
+    assert train == [
+        *("srun", "--ntasks-per-node=1", "--kill-on-bad-exit=1", str(cluster.folder / ".venv/bin/torchrun")),
+        *("--nnodes=5", "--nproc-per-node=8"),
+        *("--rdzv-id=70123", "--rdzv-backend=c10d", "--rdzv-endpoint=node5:20123"),
+        *("-m", "maskperf", "run", "coco_batch_96"),
+        *(f"run_dir={cluster.folder}/runs/coco_batch_96-70120/run_3", "mlperf.division=closed"),
+    ]
+    assert "the caches of all machines are cleared" in finished.stdout
+
+
+def test_a_slurm_job_takes_its_settings_from_the_environment(cluster, tmp_path):
+    finished = cluster.sbatch(
+        *("optimizer.max_epochs=1", "seed=3"),
+        SLURM_ARRAY_TASK_ID=None,
+        SLURM_GPUS_ON_NODE=None,
+        SLURM_SUBMIT_DIR=str(tmp_path),
+        RUN="4",
+        GPUS_PER_NODE="2",
+        MASKPERF_FOLDER=str(cluster.folder),
+        SERIES="/s/five",
+        RECIPE="demo",
+        DATA="/d",
+        WEIGHTS="/w",
+    )
+    assert finished.returncode == 0, finished.stderr
+    train = cluster.calls()[1]
+    assert "--nproc-per-node=2" in train
+    pairs = ["run_dir=/s/five/run_4", "data.root=/d", "model.backbone_weights=/w", "optimizer.max_epochs=1", "seed=3"]
+    assert train[train.index("run") :] == ["run", "demo", *pairs]
+
+
+def test_a_slurm_job_without_rights_to_clear_caches_says_so_and_goes_on(cluster):
+    finished = cluster.sbatch(SUDO_CODE="1")
+    assert finished.returncode == 0
+    assert "no right to clear the caches" in finished.stdout
+    assert len(cluster.calls()) == 2
+
+
+def test_a_slurm_job_ends_with_the_exit_code_of_the_run(cluster):
+    assert cluster.sbatch(CODE="6").returncode == 6
+
+
+def test_a_slurm_job_can_run_in_a_container(cluster):
+    (cluster.folder / ".venv/bin/torchrun").unlink()
+    assert cluster.sbatch(CONTAINER_IMAGE="x/maskperf:0.1.0", CONTAINER_MOUNTS="/a:/a").returncode == 0
+    clear, train = cluster.calls()
+    assert not any("container" in word for word in clear)
+    assert train[3:7] == [
+        *("--container-image=x/maskperf:0.1.0", "--container-mounts=/a:/a"),
+        *(f"--container-workdir={cluster.folder}", "/opt/maskperf/bin/torchrun"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"SLURM_JOB_ID": None}, "sbatch launch/slurm.sbatch"),
+        ({"SLURM_GPUS_ON_NODE": None}, "GPUS_PER_NODE=8"),
+        ({"MASKPERF_FOLDER": "/nowhere"}, "/nowhere"),
+    ],
+)
+def test_a_slurm_job_that_cannot_run_says_what_to_do(changes, text, cluster):
+    finished = cluster.sbatch(**changes)
+    assert finished.returncode != 0
+    assert text in finished.stderr
+    assert not cluster.notes.exists()
+
+
+def test_a_slurm_job_without_an_install_says_what_to_do(cluster):
+    (cluster.folder / ".venv/bin/torchrun").unlink()
+    finished = cluster.sbatch()
+    assert finished.returncode == 2
+    assert "./install.sh" in finished.stderr
+    assert not cluster.notes.exists()
+
+
+def test_the_lines_for_slurm_come_before_all_commands_and_ask_for_five_runs():
+    lines = LAUNCH_FILES["slurm.sbatch"].splitlines()
+    options = [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")]
+    first_command = next(index for index, line in enumerate(lines) if line and not line.startswith("#"))
+    assert all(index < first_command for index, line in enumerate(lines) if line.startswith("#SBATCH"))
+    assert {"--array=0-4%1", "--ntasks-per-node=1", "--exclusive", "--no-requeue", "--nodes=2"} <= set(options)
+    assert any(re.fullmatch(r"--time=\d+:\d\d:\d\d", option) for option in options)
+
+
+DOCUMENTS = list(yaml.safe_load_all(LAUNCH_FILES["kubernetes.yaml"]))
+KINDS = {document["kind"]: document for document in DOCUMENTS}
+INDEXED = list(yaml.safe_load_all(re.findall(r"```yaml\n(.*?)```", PAGES["kubernetes"], re.DOTALL)[0]))
+
+
+def test_the_kubernetes_file_has_volumes_a_runtime_and_a_job_by_name():
+    names = [(document["apiVersion"], document["kind"], document["metadata"]["name"]) for document in DOCUMENTS]
+    assert names == [
+        ("v1", "PersistentVolumeClaim", "maskperf-data"),
+        ("v1", "PersistentVolumeClaim", "maskperf-runs"),
+        ("trainer.kubeflow.org/v1alpha1", "TrainingRuntime", "maskperf"),
+        ("trainer.kubeflow.org/v1alpha1", "TrainJob", "maskperf-run-0"),
+    ]
+    component = "app.kubernetes.io/component"
+    assert [document["metadata"]["labels"][component] for document in DOCUMENTS] == ["setup", "setup", "setup", "run"]
+    assert f"--selector {component}=setup" in PAGES["kubernetes"]
+
+
+def test_the_train_job_has_fields_of_its_api_and_names_the_runtime():
+    spec = KINDS["TrainJob"]["spec"]
+    assert set(spec) <= API_OF_TRAIN_JOB
+    assert set(spec["trainer"]) <= API_OF_TRAINER
+    assert spec["runtimeRef"] == {"apiGroup": "trainer.kubeflow.org", "kind": "TrainingRuntime", "name": "maskperf"}
+    limits = spec["trainer"]["resourcesPerNode"]["limits"]
+    assert spec["trainer"]["numProcPerNode"] == limits["nvidia.com/gpu"] == 8
+
+
+def test_the_train_job_calls_torchrun_with_a_run_that_can_be_divided_by_its_gpus():
+    trainer = KINDS["TrainJob"]["spec"]["trainer"]
+    assert trainer["command"] == ["torchrun"]
+    module, name, command, recipe, *pairs = trainer["args"]
+    assert (module, name, command) == ("-m", "maskperf", "run")
+    config = with_overrides(RECIPES[recipe](), pairs)
+    validate(config)
+    assert config.optimizer.batch_size % (trainer["numNodes"] * trainer["numProcPerNode"]) == 0
+    assert config.run_dir.startswith("/runs/")
+
+
+def test_the_runtime_is_that_of_torch_without_restarts():
+    spec = KINDS["TrainingRuntime"]["spec"]
+    assert spec["mlPolicy"] == {"numNodes": 1, "torch": {}}
+    (node,) = spec["template"]["spec"]["replicatedJobs"]
+    assert node["name"] == "node"
+    assert node["template"]["metadata"]["labels"] == {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
+    assert node["template"]["spec"]["backoffLimit"] == 0
+    assert node["template"]["spec"]["template"]["spec"]["restartPolicy"] == "Never"
+    assert spec["template"]["spec"]["failurePolicy"] == {"maxRestarts": 0}
+
+
+def pod_of(kind):
+    if kind == "Job":
+        return next(document for document in INDEXED if document["kind"] == "Job")["spec"]["template"]["spec"]
+    return KINDS[kind]["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+
+
+@pytest.mark.parametrize("kind", ["TrainingRuntime", "Job"])
+def test_pods_have_their_volumes_shared_memory_and_no_root(kind):
+    pod = pod_of(kind)
+    (container,) = pod["containers"]
+    assert container["name"] == "node"
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert set(mounts) == {"/data", "/runs", "/dev/shm"}
+    assert volumes[mounts["/dev/shm"]]["emptyDir"] == {"medium": "Memory", "sizeLimit": "16Gi"}
+    claims = {volumes[mounts[path]]["persistentVolumeClaim"]["claimName"] for path in ("/data", "/runs")}
+    assert claims == {
+        document["metadata"]["name"] for document in DOCUMENTS if document["kind"] == "PersistentVolumeClaim"
+    }
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["runAsUser"] == 1000
+
+
+def test_the_indexed_job_meets_at_its_first_pod():
+    service, job = INDEXED
+    spec, name = job["spec"], job["metadata"]["name"]
+    (container,) = pod_of("Job")["containers"]
+    assert spec["completionMode"] == "Indexed"
+    assert spec["completions"] == spec["parallelism"] == 2
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": name}
+    assert pod_of("Job")["subdomain"] == service["metadata"]["name"]
+    assert f"--nnodes={spec['completions']}" in container["args"]
+    assert f"--nproc-per-node={container['resources']['limits']['nvidia.com/gpu']}" in container["args"]
+    assert f"--master-addr={name}-0.{service['metadata']['name']}" in container["args"]
+
+
+def test_the_pod_that_prepares_the_data_is_whole():
+    overrides = re.search(r"--overrides='\n(.*?)'\n", PAGES["kubernetes"], re.DOTALL)
+    spec = json.loads(overrides[1])["spec"]
+    assert spec["containers"][0]["args"][:2] == ["prepare", "coco"]
+    assert spec["containers"][0]["image"] == KINDS["TrainJob"]["spec"]["trainer"]["image"]
+
+
+def test_five_runs_on_kubernetes_differ_in_name_and_folder_only():
+    words = re.search(r'sed "([^"]+)"', PAGES["kubernetes"])[1].replace("$number", "3")
+    command = ["sed", words, str(ROOT / "launch/kubernetes.yaml")]
+    changed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    *setup, job = yaml.safe_load_all(changed)
+    assert setup == DOCUMENTS[:-1]
+    assert job["metadata"]["name"] == "maskperf-run-3"
+    assert job["spec"]["trainer"]["args"][-1] == "run_dir=/runs/coco_batch_96/run_3"
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_key_with_a_value_can_be_used(name):
+    pairs = [pair for pair in PAIR.findall(TEXTS[name]) if "$" not in pair]
+    assert pairs or name in ("docker", "slurm.sbatch")
+    validate(with_overrides(RECIPES["coco_batch_96"](), pairs))
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_command_of_maskperf_can_be_used(name):
+    whole = re.sub(r"\\\n\s*", "", TEXTS[name])
+    for line in re.findall(r"(?m)^(?:`|\$ )?maskperf ([^\n`]+)", whole):
+        command, *words = shlex.split(line, comments=True)
+        assert command in COMMANDS, line
+        if command == "run":
+            read = read_counts(words)
+            validate(with_overrides(RECIPES[read.recipe](), read.pairs))
+    for command in re.findall(r"`maskperf (\w+)", whole):
+        assert command in COMMANDS
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_file_and_recipe_that_is_named_is_there(name):
+    for path in re.findall(r"(?<![\w/.-])(?:\./)?((?:launch|docs)/[\w/]+\.\w+|\w+\.sh)\b", TEXTS[name]):
+        assert (ROOT / path).is_file() or (ROOT / "launch" / path).is_file(), path
+    for recipe in re.findall(r"\bcoco_batch_\d+\b|RECIPE=(\w+)", TEXTS[name]):
+        assert not recipe or recipe in RECIPES
+    for recipe in re.findall(r"\bcoco_batch_\d+\b", TEXTS[name]):
+        assert recipe in RECIPES
+
+
+@pytest.mark.parametrize("name", ["one_machine", "slurm", "kubernetes"])
+def test_every_page_has_the_same_parts(name):
+    headings = re.findall(r"(?m)^## (.*)$", PAGES[name])
+    assert headings[0] == "What to edit"
+    assert headings[1] in ("The command", "The commands")
+    assert {"Where the results are", "A submission", "When something fails"} <= set(headings)
+    assert TEXTS[name].isascii()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_blocks_of_the_pages_are_shell_that_bash_can_read(page):
+    blocks = re.findall(r"```\n(.*?)```", PAGES[page], re.DOTALL)
+    assert len(blocks) >= 3
+    for block in blocks:
+        finished = subprocess.run(["bash", "-n", "-c", block], capture_output=True, text=True, timeout=60, check=False)
+        assert finished.returncode == 0, block + finished.stderr
+
+
+def test_the_variables_of_the_pages_are_read_by_their_files():
+    for page, file in (("one_machine", "one_machine.sh"), ("slurm", "slurm.sbatch")):
+        named = set(re.findall(r"\b([A-Z][A-Z_]{2,})=", PAGES[page])) | set(
+            re.findall(r"`([A-Z][A-Z_]{2,})`", PAGES[page])
+        )
+        own = {word for word in named if not word.startswith(("NCCL_", "PWD", "SBATCH"))}
+        assert own
+        assert {word for word in own if f"${{{word}:-" not in LAUNCH_FILES[file]} == set()
+
+
+def test_the_scripts_of_the_launch_folder_can_be_started():
+    assert os.access(ROOT / "launch/one_machine.sh", os.X_OK)

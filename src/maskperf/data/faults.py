@@ -47,8 +47,8 @@ def find_faults(document: Document, shapes: Shapes, *, file: str, training: bool
     faults += _id_faults(document.images, "image", file) + _id_faults(document.categories, "category", file)
     faults += _id_faults(document.annotations, "annotation", file)
     for row in document.images:
-        faults += _image_faults(row, file)
-    faults += _category_name_faults(document.categories, file)
+        faults += image_faults(row, file)
+    faults += category_name_faults(document.categories, file)
     images = {row.id: row for row in document.images if _is_id(row.id)}
     categories = {row.id for row in document.categories if _is_id(row.id)}
     with_rings = set(shapes.ring_owners.tolist())
@@ -112,7 +112,7 @@ def _id_faults(rows: Iterable[ImageRow | AnnotationRow | CategoryRow], kind: str
     return faults
 
 
-def _image_faults(row: ImageRow, file: str) -> list[Fault]:
+def image_faults(row: ImageRow, file: str) -> list[Fault]:
     make = partial(Fault, file=file, where=f"image id {shown(row.id)}", mend=MEND_IMAGE)
     faults = []
     for field, side in (("height", row.height), ("width", row.width)):
@@ -129,7 +129,7 @@ def _image_faults(row: ImageRow, file: str) -> list[Fault]:
     return faults
 
 
-def _category_name_faults(rows: list[CategoryRow], file: str) -> list[Fault]:
+def category_name_faults(rows: list[CategoryRow], file: str) -> list[Fault]:
     faults, seen = [], set()
     for row in rows:
         make = partial(Fault, file=file, where=f"category id {shown(row.id)}", field="name", value=shown(row.name))
@@ -209,7 +209,7 @@ def _rle_faults(outline: dict, image: ImageRow, make: partial) -> list[Fault]:
         problem = f"The size is not the image's [height, width] = [{image.height}, {image.width}]."
         return [make(field="segmentation.size", value=shown(size_hw), problem=problem)]
     make = partial(make, field="segmentation.counts", value=shown(counts))
-    runs = _runs_of_text(counts) if isinstance(counts, str) else counts
+    runs = runs_of_text(counts) if isinstance(counts, str) else counts
     if not isinstance(runs, list) or not all(type(run) is int and run >= 0 for run in runs):
         return [make(problem="These are no run lengths.")]
     if sum(runs) != image.height * image.width:
@@ -218,7 +218,7 @@ def _rle_faults(outline: dict, image: ImageRow, make: partial) -> list[Fault]:
     return []
 
 
-def _runs_of_text(text: str) -> list[int] | None:
+def runs_of_text(text: str) -> list[int] | None:
     """Returns the run lengths of COCO's compressed text: 5 bits a character, from the third on as differences."""
     runs, value, shift = [], 0, 0
     for character in text:

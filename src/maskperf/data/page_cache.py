@@ -1,7 +1,7 @@
 """The operating system's memory of files, which the benchmark wants empty when a run starts."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
@@ -16,10 +16,11 @@ def forget_files(paths: Iterable[Path]) -> bool:
         return False
     os.sync()  # only pages that are on the disk can be dropped
     for path in paths:
-        files = path.rglob("*") if path.is_dir() else [path]
-        for file in files:
-            if file.is_file():
+        if path.is_dir():
+            for file in _files_under(path):
                 _forget(file)
+        elif path.is_file():
+            _forget(path)
     return True
 
 
@@ -33,7 +34,17 @@ def forget_all_files(switch: Path = DROP_CACHES) -> bool:
     return True
 
 
-def _forget(file: Path) -> None:
+def _files_under(folder: str | Path) -> Iterator[str]:
+    # the folder's own list tells files from folders; asking for each of 118,287 pictures takes seconds
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _files_under(entry.path)
+            elif entry.is_file():
+                yield entry.path
+
+
+def _forget(file: str | Path) -> None:
     descriptor = os.open(file, os.O_RDONLY)
     try:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -1,13 +1,27 @@
 """COCO's polygon rasteriser as tensor code: equal to pycocotools pixel for pixel, without sorting or loops."""
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from maskperf.ops.kernels.selection import is_available, load
 from maskperf.structures import Polygons
 
 _UPSAMPLING = 5  # the contour is walked on a grid of fifths of a pixel (common/maskApi.c, rleFrPoly)
-_MAX_ELEMENTS = 1 << 22  # edges x columns worked on at a time: bounds the memory
+_MAX_ELEMENTS = 1 << 21  # edges x columns, and cells of rings, worked on at a time: bounds the memory
+
+
+@dataclass(frozen=True)
+class _Edges:
+    """The sides of all rings of some masks, on the grid of fifths of each mask's canvas, as whole numbers."""
+
+    start: Float[Tensor, "edges 2"]
+    end: Float[Tensor, "edges 2"]
+    rings: Int[Tensor, " edges"]
+    ring_owners: Int[Tensor, " rings"]  # the mask of each ring
+    valid: Bool[Tensor, " edges"] | None  # None: all are real
 
 
 def _round_half_up_to_zero(x: Tensor) -> Tensor:
@@ -15,7 +29,7 @@ def _round_half_up_to_zero(x: Tensor) -> Tensor:
 
 
 def _edge_crossings(start: Tensor, end: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns (crosses, y) of every edge (..., 2) with every column: whether the contour passes from grid x 5c+2 to
+    """Returns (crosses, y) of edges (..., 2) with columns (...): whether the contour passes from grid x 5c+2 to
     5c+3, and the smaller grid y of the two points there. Coordinates are whole numbers in float64.
 
     An edge is walked along its longer axis (ties: x) from the end with the smaller coordinate, the other coordinate
@@ -26,8 +40,7 @@ def _edge_crossings(start: Tensor, end: Tensor, columns: Tensor) -> tuple[Tensor
     flat = delta[..., 0].abs() >= delta[..., 1].abs()
     swap = torch.where(flat, delta[..., 0] < 0, delta[..., 1] < 0)[..., None]
     start, end = torch.where(swap, end, start), torch.where(swap, start, end)
-    x0, y0, x1, y1 = (part[..., None] for part in (*start.unbind(-1), *end.unbind(-1)))
-    flat = flat[..., None]
+    x0, y0, x1, y1 = (*start.unbind(-1), *end.unbind(-1))
     dx, dy = x1 - x0, y1 - y0
     before = columns * _UPSAMPLING + (_UPSAMPLING // 2)  # grid x on the left side of the crossing
     # flat: x steps by one, so the crossing is between steps `before - x0` and the next
@@ -53,8 +66,31 @@ def _edge_crossings(start: Tensor, end: Tensor, columns: Tensor) -> tuple[Tensor
     return crosses, torch.where(flat, flat_y, y0 + first - 1)
 
 
-def _gather_edges(polygons: Polygons, objects: Int[Tensor, " masks"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns start and end points (masks, edges, 2), ring number inside the object, and which edges are real."""
+def _ranges(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns start, start + 1, ... of every range, one range after the other, and the number of its range."""
+    owners = torch.repeat_interleave(lengths)
+    before = lengths.cumsum(0) - lengths
+    return torch.arange(len(owners), device=starts.device) + (starts - before)[owners], owners
+
+
+def _list_edges(polygons: Polygons, objects: Int[Tensor, " masks"], boxes: Tensor, size: int) -> _Edges:
+    """Returns the edges that there are. Their number is only known once it was counted, so not for a device that must
+    not be waited for."""
+    first_ring = polygons.ring_offsets[objects]
+    source, ring_owners = _ranges(first_ring, polygons.ring_offsets[objects + 1] - first_ring)
+    first_point = polygons.point_offsets[source]
+    num_points = polygons.point_offsets[source + 1] - first_point
+    index, rings = _ranges(first_point, num_points)
+    start = _crop(polygons.points[index], boxes, ring_owners[rings], size)
+    following = torch.arange(1, len(index) + 1, device=index.device)
+    last = num_points.cumsum(0) - 1
+    filled = num_points > 0
+    following[last[filled]] = (last + 1 - num_points)[filled]
+    return _Edges(start, start[following], rings, ring_owners, None)
+
+
+def _pad_edges(polygons: Polygons, objects: Int[Tensor, " masks"], boxes: Tensor, size: int) -> _Edges:
+    """Returns room for as many edges and rings as any object has, for every mask: shapes that the host knows."""
     device = polygons.points.device
     point = torch.arange(polygons.points.shape[0], device=device)
     ring = torch.searchsorted(polygons.point_offsets, point, right=True) - 1
@@ -66,48 +102,115 @@ def _gather_edges(polygons: Polygons, objects: Int[Tensor, " masks"]) -> tuple[T
     edge = torch.arange(polygons.max_points, device=device)
     valid = edge < num_points[:, None]
     index = torch.where(valid, first_point[:, None] + edge, 0)
-    ring_number = torch.where(valid, ring[index] - first_ring[:, None], 0)
-    return polygons.points[index], polygons.points[following[index]], ring_number, valid
+    masks = torch.arange(len(objects), device=device)
+    rings = torch.where(valid, ring[index] - first_ring[:, None], 0) + masks[:, None] * polygons.max_rings
+    owners = masks.repeat_interleave(polygons.max_points)
+    points, ends = polygons.points[index.flatten()], polygons.points[following[index.flatten()]]
+    return _Edges(
+        start=_crop(points, boxes, owners, size),
+        end=_crop(ends, boxes, owners, size),
+        rings=rings.flatten(),
+        ring_owners=masks.repeat_interleave(polygons.max_rings),
+        valid=valid.flatten(),
+    )
 
 
-def _crop(points: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Moves and scales points (masks, edges, 2) so that each box becomes a canvas of `size`, in float32 as the
-    reference does, then onto the grid of fifths in float64."""
+def _crop(points: Tensor, boxes: Tensor, owners: Tensor, size: int) -> Tensor:
+    """Moves and scales points (edges, 2) so that the box of each one's mask becomes a canvas of `size`, in float32 as
+    the reference does, then onto the grid of fifths in float64."""
     sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)
     ratios = (size / sides.double()).float()
-    local = (points - boxes[:, None, :2]) * ratios[:, None, :]
+    local = (points - boxes[owners, :2]) * ratios[owners]
     return _round_half_up_to_zero(local.double() * _UPSAMPLING)
 
 
 def rasterize_crops(
-    polygons: Polygons, objects: Int[Tensor, " masks"], boxes: Float[Tensor, "masks 4"], size: int
+    polygons: Polygons,
+    objects: Int[Tensor, " masks"],
+    boxes: Float[Tensor, "masks 4"],
+    size: int,
+    *,
+    kernels: bool = True,
 ) -> Bool[Tensor, "masks size size"]:
     """Returns the union of the polygons of each object inside its box, on a canvas of size x size.
 
     The box (x2 - x1, no "+1", at least 1) is stretched to the canvas; points outside are not clipped.
+    `kernels` allows the Triton kernel where the device has them; it takes a size of 64 at most.
     Source: COCO's `rleFrPoly`; spec of the benchmark: `structures/segmentation_mask.py`.
+    """
+    if kernels and is_available(boxes.device):
+        return load("rasterize").rasterize_crops(polygons, objects, boxes, size)
+    return rasterize_by_crossings(polygons, objects, boxes, size)
+
+
+def rasterize_by_crossings(
+    polygons: Polygons, objects: Int[Tensor, " masks"], boxes: Float[Tensor, "masks 4"], size: int
+) -> Bool[Tensor, "masks size size"]:
+    """Returns what `rasterize_crops` returns, on any device: the kernel's plain twin.
+
+    The memory does not grow with the number of masks; that for one mask grows with its object's points.
     """
     if polygons.points.shape[0] == 0:
         return torch.zeros(len(objects), size, size, dtype=torch.bool, device=boxes.device)
-    per_chunk = max(1, _MAX_ELEMENTS // max(1, polygons.max_points * size))
+    lengths = _chunk_lengths(_costs(polygons, objects, size))
     chunks = [
         _rasterize_chunk(polygons, part, box, size)
-        for part, box in zip(objects.split(per_chunk), boxes.split(per_chunk), strict=True)
+        for part, box in zip(objects.split(lengths), boxes.split(lengths), strict=True)
     ]
     return torch.cat(chunks) if chunks else torch.zeros(0, size, size, dtype=torch.bool, device=boxes.device)
 
 
+def _costs(polygons: Polygons, objects: Tensor, size: int) -> list[int]:
+    """Returns how many elements the work on each mask may need."""
+    if objects.device.type != "cpu":
+        return [size * polygons.max_points + size * (size + 1) * polygons.max_rings] * len(objects)
+    first, last = polygons.ring_offsets[objects], polygons.ring_offsets[objects + 1]
+    num_points = polygons.point_offsets[last] - polygons.point_offsets[first]
+    return (size * num_points + size * (size + 1) * (last - first)).tolist()
+
+
+def _chunk_lengths(costs: list[int]) -> list[int]:
+    """Returns how many masks to work on at a time, so that each part stays below the limit or is a single mask."""
+    lengths, so_far = [], 0
+    for cost in costs:
+        if not lengths or so_far + cost > _MAX_ELEMENTS:
+            lengths.append(0)
+            so_far = 0
+        lengths[-1] += 1
+        so_far += cost
+    return lengths
+
+
 def _rasterize_chunk(polygons: Polygons, objects: Tensor, boxes: Tensor, size: int) -> Tensor:
-    start, end, ring_number, valid = _gather_edges(polygons, objects)
-    columns = torch.arange(size, device=boxes.device, dtype=torch.float64)
-    crosses, grid_y = _edge_crossings(_crop(start, boxes, size), _crop(end, boxes, size), columns)
-    crosses &= valid[..., None]
+    on_cpu = boxes.device.type == "cpu"
+    edges = (_list_edges if on_cpu else _pad_edges)(polygons, objects, boxes, size)
+    ring_columns, grid_y, crosses = (_near_crossings if on_cpu else _all_crossings)(edges, size)
     y = ((grid_y + 0.5) / _UPSAMPLING - 0.5).clamp(min=0, max=size).ceil().to(torch.int64)
     # Each crossing toggles the fill from row y on, in its column and ring; bytes wrap at 256, which keeps the parity.
-    row = torch.where(crosses, y, size)
-    place = (ring_number[..., None] * size + torch.arange(size, device=boxes.device)) * (size + 1) + row
-    toggles = torch.zeros(len(objects), polygons.max_rings * size * (size + 1), dtype=torch.uint8, device=boxes.device)
-    toggles.scatter_add_(1, place.flatten(1), torch.ones_like(place.flatten(1), dtype=torch.uint8))
-    toggles = toggles.view(len(objects), polygons.max_rings, size, size + 1)[..., :size]
-    filled = toggles.cumsum(dim=3, dtype=torch.uint8) % 2 == 1
-    return filled.any(dim=1).transpose(1, 2)  # columns were first
+    place = ring_columns * (size + 1) + torch.where(crosses, y, size)
+    num_rings = len(edges.ring_owners)
+    toggles = torch.zeros(num_rings * size * (size + 1), dtype=torch.uint8, device=boxes.device)
+    toggles.scatter_add_(0, place, torch.ones_like(place, dtype=torch.uint8))
+    toggles = toggles.view(num_rings, size, size + 1)[..., :size]
+    filled = toggles.cumsum(dim=2, dtype=torch.uint8) % 2
+    masks = torch.zeros(len(objects), size, size, dtype=torch.int32, device=boxes.device)
+    masks.index_add_(0, edges.ring_owners, filled.to(torch.int32))
+    return (masks > 0).transpose(1, 2)  # columns were first
+
+
+def _near_crossings(edges: _Edges, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns ring * size + column, grid y and whether there is a crossing, of every edge with the columns it meets."""
+    left, right = torch.minimum(edges.start[:, 0], edges.end[:, 0]), torch.maximum(edges.start[:, 0], edges.end[:, 0])
+    first = ((left - _UPSAMPLING // 2) / _UPSAMPLING).ceil().clamp(0, size).to(torch.int64)
+    last = ((right - _UPSAMPLING // 2 - 1) / _UPSAMPLING).floor().clamp(-1, size - 1).to(torch.int64)
+    columns, pairs = _ranges(first, (last + 1 - first).clamp(min=0))
+    crosses, grid_y = _edge_crossings(edges.start[pairs], edges.end[pairs], columns.double())
+    return edges.rings[pairs] * size + columns, grid_y, crosses
+
+
+def _all_crossings(edges: _Edges, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the same of every edge with every column: as many as the host expects."""
+    columns = torch.arange(size, device=edges.start.device)
+    crosses, grid_y = _edge_crossings(edges.start[:, None], edges.end[:, None], columns.double())
+    crosses = crosses & edges.valid[:, None]
+    return (edges.rings[:, None] * size + columns).flatten(), grid_y.flatten(), crosses.flatten()

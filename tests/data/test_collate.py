@@ -10,7 +10,8 @@ def sample(image_id: int, size_hw: tuple[int, int], rings_of_objects: list[list[
     point_counts = [count for rings in rings_of_objects for count in rings]
     points = np.arange(2 * sum(point_counts), dtype=np.float32).reshape(-1, 2) + 100 * image_id
     return Sample(
-        pixels=np.full((3, *size_hw), image_id, np.float32),
+        bgr=np.full((*size_hw, 3), image_id, np.uint8),
+        means_bgr=(0.0, 0.0, 0.0),
         boxes=np.arange(4 * num_objects, dtype=np.float32).reshape(-1, 4) + image_id,
         labels=np.arange(1, num_objects + 1),
         ring_offsets=np.cumsum([0, *(len(rings) for rings in rings_of_objects)]),
@@ -31,6 +32,14 @@ def test_images_sit_top_left_in_a_canvas_of_zeros():
     assert images.pixels[0].sum() == 3 * 5 * 9
     assert images.pixels[1, :, :8, :4].eq(2).all()
     assert images.pixels[1].sum() == 2 * 3 * 8 * 4
+
+
+def test_pixels_lie_channels_last_and_equal_those_of_the_samples():
+    samples = [sample(1, (5, 9), [[3]]), sample(2, (8, 4), [[3]])]
+    pixels = make_batch(samples, 4).images.pixels
+    assert pixels.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_array_equal(pixels[0, :, :5, :9].numpy(), samples[0].pixels)
+    np.testing.assert_array_equal(pixels[1, :, :8, :4].numpy(), samples[1].pixels)
 
 
 def test_a_canvas_that_fits_is_not_enlarged():
@@ -55,6 +64,18 @@ def test_every_object_finds_its_polygons():
     assert polygons.max_points == 12
     assert polygons.max_rings == 3
     np.testing.assert_array_equal(polygons.points.numpy(), np.concatenate([one.points for one in samples]))
+
+
+def test_memory_follows_the_objects():
+    many = sample(1, (4, 4), [[10]] * 500)
+    split = sample(2, (4, 4), [[3], [4] * 190])
+    targets = make_batch([many, split], 4).targets
+    assert targets.valid.sum(dim=1).tolist() == [500, 2]
+    assert targets.polygons.points.shape == (500 * 10 + 3 + 190 * 4, 2)
+    assert (targets.polygons.max_points, targets.polygons.max_rings) == (760, 190)
+    tensors = (*vars(targets).values(), *vars(targets.polygons).values())
+    num_bytes = sum(one.numel() * one.element_size() for one in tensors if isinstance(one, torch.Tensor))
+    assert num_bytes < 100_000  # padded to the largest object, its points alone would take 3 MB
 
 
 def test_without_objects_one_empty_slot_remains():

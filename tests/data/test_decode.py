@@ -77,6 +77,18 @@ def test_png_of_any_mode_becomes_rgb(tmp_path, mode):
     np.testing.assert_array_equal(decode(tmp_path, encoded(image, "PNG")), np.array(image.convert("RGB")))
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_channels_may_come_in_the_other_order(tmp_path, kind, mode):
+    if (kind, mode) == ("PNG", "CMYK"):
+        mode = "P"  # PNG knows no CMYK
+    rgb = decode(tmp_path, encoded(Image.fromarray(picture()).convert(mode), kind))
+    path = tmp_path / "image.jpg"
+    bgr = decode_image(path, image_id=42, expected_size_hw=SIZE_HW, channels="BGR")
+    np.testing.assert_array_equal(bgr, rgb[:, :, ::-1])
+    assert bgr.flags.c_contiguous
+
+
 def test_the_result_is_writable_bytes(tmp_path):
     for kind in ("JPEG", "PNG"):
         rgb = decode(tmp_path, encoded(Image.fromarray(picture()), kind))

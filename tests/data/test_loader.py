@@ -114,6 +114,38 @@ def test_batch_shapes_are_padded_to_the_divisor(index):
         assert batch.targets.labels.eq(1).all()
 
 
+def test_a_batch_holds_the_pixels_of_its_samples(index):
+    for batch in training_loader(index).batches(0, 5):
+        assert batch.images.pixels.is_contiguous(memory_format=torch.channels_last)
+        for place, image_id in enumerate(batch.image_ids.tolist()):
+            sample = load_sample(index, image_id - 100, data=DATA, seed=5, epoch=2, training=True)
+            if sample.sample_seed != batch.sample_seeds[place]:
+                sample = load_sample(index, image_id - 100, data=DATA, seed=5, epoch=1, training=True)
+            height, width = batch.images.sizes_hw[place].tolist()
+            found = batch.images.pixels[place, :, :height, :width].numpy()
+            np.testing.assert_array_equal(found, sample.pixels)
+
+
+def test_an_image_of_many_objects_and_an_object_of_many_rings_are_whole(tmp_path):
+    document = {"images": [], "annotations": [], "categories": [{"id": 3, "name": "dog"}]}
+    for image_id in (1, 2):
+        document["images"].append({"id": image_id, "file_name": f"{image_id}.jpg", "height": 30, "width": 40})
+    for number in range(500):
+        shape = [triangle(number % 20, number % 13)]
+        document["annotations"].append(annotation(number + 1, 1, category_id=3, segmentation=shape))
+    rings = [triangle(number % 25, number % 17) for number in range(190)]
+    document["annotations"].append(annotation(900, 2, category_id=3, segmentation=rings))
+    write_images(tmp_path, document)
+    many = read_coco(write_json(tmp_path, document), tmp_path, training=True)
+    (batch,) = training_loader(many, replace(DATA, shuffle=False, flip_probability=0.0)).batches(0, 1)
+    assert batch.targets.valid.sum(dim=1).tolist() == [500, 1]
+    polygons = batch.targets.polygons
+    assert (polygons.max_points, polygons.max_rings) == (570, 190)
+    assert len(polygons.points) == 3 * (500 + 190)
+    expected = load_sample(many, 1, data=replace(DATA, flip_probability=0.0), seed=5, epoch=1, training=True)
+    np.testing.assert_array_equal(polygons.points[1500:].numpy(), expected.points)
+
+
 def test_threads_end_when_the_iterator_is_closed(index):
     batches = training_loader(index).batches(0, 1000)
     next(batches)
@@ -131,9 +163,9 @@ def test_no_more_batches_are_made_ahead_than_asked(index, monkeypatch):
     made = []
     make_batch = loader.make_batch
 
-    def counting(samples, size_divisor):
+    def counting(samples, size_divisor, **options):
         made.append(len(samples))
-        return make_batch(samples, size_divisor)
+        return make_batch(samples, size_divisor, **options)
 
     monkeypatch.setattr(loader, "make_batch", counting)
     batches = training_loader(index).batches(0, 1000)
@@ -153,7 +185,7 @@ def test_all_bad_images_are_named_at_the_first_failure(index, tmp_path):
 
 
 def test_another_error_of_a_thread_reaches_the_consumer(index, monkeypatch):
-    def failing(samples, size_divisor):
+    def failing(samples, size_divisor, **options):
         raise ZeroDivisionError("planted")
 
     monkeypatch.setattr(loader, "make_batch", failing)

@@ -6,6 +6,8 @@ from maskperf.data.transforms import (
     flip_boxes,
     flip_points,
     normalize,
+    normalize_into,
+    resize_and_mirror,
     resize_boxes,
     resize_image,
     resize_points,
@@ -77,3 +79,22 @@ def test_normalize_gives_bgr_minus_the_means():
     rgb = np.array([[[10, 20, 30], [1, 2, 3]]], np.uint8)
     expected = [[[29.5, 2.5]], [[19, 1]], [[8, -1]]]
     np.testing.assert_array_equal(normalize(rgb, (0.5, 1.0, 2.0)), expected)
+
+
+@pytest.mark.parametrize("size_hw", [(31, 40), (13, 17), (5, 6)])
+def test_a_picture_is_mirrored_after_its_resize(size_hw):
+    picture = np.random.default_rng(0).integers(0, 256, (13, 17, 3), dtype=np.uint8)
+    resized = resize_image(picture, size_hw)
+    np.testing.assert_array_equal(resize_and_mirror(picture, size_hw, is_mirrored=False), resized)
+    np.testing.assert_array_equal(resize_and_mirror(picture, size_hw, is_mirrored=True), resized[:, ::-1])
+
+
+@pytest.mark.parametrize("size_hw", [(5, 7), (8, 12), (1, 12), (8, 1)])
+def test_a_canvas_holds_the_normalized_picture_and_zeros(size_hw):
+    bgr = np.random.default_rng(1).integers(0, 256, (*size_hw, 3), dtype=np.uint8)
+    means_bgr = (102.9801, 115.9465, 122.7717)
+    canvas = np.full((8, 12, 3), np.nan, np.float32)
+    normalize_into(canvas, bgr, means_bgr)
+    expected = np.zeros((8, 12, 3), np.float32)
+    expected[: size_hw[0], : size_hw[1]] = normalize(bgr[:, :, ::-1], means_bgr).transpose(1, 2, 0)
+    np.testing.assert_array_equal(canvas, expected)

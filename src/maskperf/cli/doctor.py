@@ -139,19 +139,21 @@ def ask_torch(command: list[str]) -> TorchProbe:
 
 def _picture_speed(situation: Situation) -> PictureSpeed:
     """Returns how fast one thread makes pictures ready, with the functions that a run uses."""
+    import numpy as np
     import simplejpeg
 
-    from maskperf.data.transforms import normalize, resize_image, target_size_hw
+    from maskperf.data.transforms import normalize_into, resize_and_mirror, target_size_hw
     from maskperf.machine.speed import make_jpeg, measure_rate
 
     data, jpeg = situation.config.data, make_jpeg()
     size_hw = target_size_hw(PICTURE_SIZE_HW, data.short_side, data.long_side)
+    canvas = np.empty((*size_hw, 3), np.float32)
 
     def decode():
-        return simplejpeg.decode_jpeg(jpeg, colorspace="RGB", fastdct=False, fastupsample=False)
+        return simplejpeg.decode_jpeg(jpeg, colorspace="BGR", fastdct=False, fastupsample=False)
 
     def prepare():
-        return normalize(resize_image(decode(), size_hw), data.pixel_means_bgr)
+        normalize_into(canvas, resize_and_mirror(decode(), size_hw, is_mirrored=True), data.pixel_means_bgr)
 
     return PictureSpeed(
         decode_per_second=measure_rate(decode, RATE_SECONDS),

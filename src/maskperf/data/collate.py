@@ -4,17 +4,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
+from maskperf.data.transforms import normalize, normalize_into
 from maskperf.structures import Batch, EvaluationBatch, Images, Polygons, Targets
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One image, resized, perhaps flipped, normalized, with its targets at the same scale."""
+    """One image, resized, perhaps flipped, with its targets at the same scale; still in bytes, a quarter of floats."""
 
-    pixels: Float32[np.ndarray, "3 height width"]
+    bgr: UInt8[np.ndarray, "height width 3"]
+    means_bgr: tuple[float, float, float]
     boxes: Float32[np.ndarray, "objects 4"]
     labels: Int64[np.ndarray, " objects"]
     ring_offsets: Int64[np.ndarray, " objects_plus_1"]  # object o has rings ring_offsets[o]:ring_offsets[o + 1]
@@ -24,34 +26,43 @@ class Sample:
     sample_seed: int  # key of all random draws for this image in this epoch
     original_size_hw: tuple[int, int]
 
+    @property
+    def pixels(self) -> Float32[np.ndarray, "3 height width"]:
+        """The picture as the network takes it: normalized."""
+        return normalize(self.bgr[:, :, ::-1], self.means_bgr)
 
-def make_batch(samples: list[Sample], size_divisor: int) -> Batch:
-    """Returns the training batch: pictures top-left in a canvas of zeros, objects padded to the largest count."""
+
+def make_batch(samples: list[Sample], size_divisor: int, *, pin_memory: bool = False) -> Batch:
+    """Returns the training batch: pictures top-left in a canvas of zeros, objects padded to the largest count.
+
+    Pinned memory lets the pictures go to a CUDA device while it computes.
+    """
     return Batch(
-        images=_make_images(samples, size_divisor),
+        images=_make_images(samples, size_divisor, pin_memory),
         targets=_make_targets(samples),
         image_ids=_int_tensor([sample.image_id for sample in samples]),
         sample_seeds=_int_tensor([sample.sample_seed for sample in samples]),
     )
 
 
-def make_evaluation_batch(samples: list[Sample], size_divisor: int) -> EvaluationBatch:
+def make_evaluation_batch(samples: list[Sample], size_divisor: int, *, pin_memory: bool = False) -> EvaluationBatch:
     """Returns the batch to predict on; its targets stay behind."""
     return EvaluationBatch(
-        images=_make_images(samples, size_divisor),
+        images=_make_images(samples, size_divisor, pin_memory),
         image_ids=_int_tensor([sample.image_id for sample in samples]),
         original_sizes_hw=_int_tensor([sample.original_size_hw for sample in samples]),
     )
 
 
-def _make_images(samples: list[Sample], size_divisor: int) -> Images:
-    sizes_hw = np.array([sample.pixels.shape[1:] for sample in samples], np.int64)
+def _make_images(samples: list[Sample], size_divisor: int, pin_memory: bool) -> Images:
+    """Returns the pictures in channels-last memory, where each pixel was written once."""
+    sizes_hw = np.array([sample.bgr.shape[:2] for sample in samples], np.int64)
     height, width = (-(-sizes_hw.max(axis=0) // size_divisor) * size_divisor).tolist()
+    pixels = torch.empty((len(samples), height, width, 3), pin_memory=pin_memory)
     # numpy, not torch: loader threads must not each start torch's own threads for a copy
-    canvas = np.zeros((len(samples), 3, height, width), np.float32)
-    for place, sample in enumerate(samples):
-        canvas[place, :, : sizes_hw[place, 0], : sizes_hw[place, 1]] = sample.pixels
-    return Images(torch.from_numpy(canvas), torch.from_numpy(sizes_hw))
+    for canvas, sample in zip(pixels.numpy(), samples, strict=True):
+        normalize_into(canvas, sample.bgr, sample.means_bgr)
+    return Images(pixels.permute(0, 3, 1, 2), torch.from_numpy(sizes_hw))
 
 
 def _make_targets(samples: list[Sample]) -> Targets:

@@ -21,9 +21,11 @@ MEND_FILE = "Fetch or export the image again, or remove it from the JSON."
 
 
 def decode_image(
-    path: Path, *, image_id: int, expected_size_hw: tuple[int, int]
+    path: Path, *, image_id: int, expected_size_hw: tuple[int, int], channels: str = "RGB"
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Returns the picture in RGB; gray is repeated, transparency dropped, EXIF rotation ignored as in the benchmark.
+    """Returns the picture; gray is repeated, transparency dropped, EXIF rotation ignored as in the benchmark.
+
+    `channels` is their order: "RGB" or "BGR".
 
     Errors: DataError with one fault for a file that is missing, no image, cut short, of 16 bits, or of another size
     than `expected_size_hw`.
@@ -36,8 +38,11 @@ def decode_image(
         raise DataError([make(field="file", value=str(error.strerror), problem=problem)]) from error
     if not data:
         raise DataError([make(field="file", value="0 bytes", problem="The image is empty.")])
-    rgb = _decode_jpeg(data, make, expected_size_hw) if data.startswith(b"\xff\xd8") else None
-    return _decode_with_pillow(data, make, expected_size_hw) if rgb is None else rgb
+    picture = _decode_jpeg(data, make, expected_size_hw, channels) if data.startswith(b"\xff\xd8") else None
+    if picture is not None:
+        return picture
+    rgb = _decode_with_pillow(data, make, expected_size_hw)
+    return rgb if channels == "RGB" else np.ascontiguousarray(rgb[:, :, ::-1])
 
 
 def check_images(index: CocoIndex, limit_seconds: int | float) -> list[Fault]:
@@ -68,7 +73,7 @@ def check_images(index: CocoIndex, limit_seconds: int | float) -> list[Fault]:
     return faults
 
 
-def _decode_jpeg(data: bytes, make: partial, expected_size_hw: tuple[int, int]) -> np.ndarray | None:
+def _decode_jpeg(data: bytes, make: partial, expected_size_hw: tuple[int, int], channels: str) -> np.ndarray | None:
     """Returns the same pixels as Pillow, sooner; None for what simplejpeg refuses, so that Pillow decides."""
     try:
         height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
@@ -78,7 +83,7 @@ def _decode_jpeg(data: bytes, make: partial, expected_size_hw: tuple[int, int]) 
         return None
     _demand_size((height, width), make, expected_size_hw)
     try:
-        return simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=False, fastupsample=False)
+        return simplejpeg.decode_jpeg(data, colorspace=channels, fastdct=False, fastupsample=False)
     except ValueError:
         return None
 

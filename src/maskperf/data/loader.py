@@ -17,9 +17,8 @@ from maskperf.data.sampler import evaluation_order, stream_batches
 from maskperf.data.transforms import (
     flip_boxes,
     flip_points,
-    normalize,
+    resize_and_mirror,
     resize_boxes,
-    resize_image,
     resize_points,
     target_size_hw,
 )
@@ -38,18 +37,20 @@ def load_sample(index: CocoIndex, position: int, *, data: DataConfig, seed: int,
     image_id = int(index.image_ids[position])
     original_size_hw = (int(index.sizes_hw[position, 0]), int(index.sizes_hw[position, 1]))
     size_hw = target_size_hw(original_size_hw, data.short_side, data.long_side)
-    rgb = decode_image(index.image_path(position), image_id=image_id, expected_size_hw=original_size_hw)
-    rgb = resize_image(rgb, size_hw)
+    path, is_mirrored = index.image_path(position), False
+    if training:
+        is_mirrored = is_flipped(seed, epoch, image_id, data.flip_probability)
+    bgr = decode_image(path, image_id=image_id, expected_size_hw=original_size_hw, channels="BGR")
     objects = slice(index.object_offsets[position], index.object_offsets[position + 1])
     ring_offsets = index.ring_offsets[objects.start : objects.stop + 1]
     point_offsets = index.point_offsets[ring_offsets[0] : ring_offsets[-1] + 1]
     boxes = resize_boxes(index.boxes[objects], original_size_hw, size_hw)
     points = resize_points(index.points[point_offsets[0] : point_offsets[-1]], original_size_hw, size_hw)
-    if training and is_flipped(seed, epoch, image_id, data.flip_probability):
-        rgb = rgb[:, ::-1]
+    if is_mirrored:
         boxes, points = flip_boxes(boxes, size_hw[1]), flip_points(points, size_hw[1])
     return Sample(
-        pixels=normalize(rgb, data.pixel_means_bgr),
+        bgr=resize_and_mirror(bgr, size_hw, is_mirrored=is_mirrored),
+        means_bgr=data.pixel_means_bgr,
         boxes=boxes,
         labels=index.labels[objects],
         ring_offsets=ring_offsets - ring_offsets[0],
@@ -68,15 +69,26 @@ def is_flipped(seed: int, epoch: int, image_id: int, probability: float) -> bool
 
 
 class TrainingLoader:
-    """The training batches of one rank."""
+    """The training batches of one rank, in pinned memory where they go to a CUDA device."""
 
-    def __init__(self, index: CocoIndex, data: DataConfig, *, seed: int, rank: int, world: int, images_per_rank: int):
+    def __init__(
+        self,
+        index: CocoIndex,
+        data: DataConfig,
+        *,
+        seed: int,
+        rank: int,
+        world: int,
+        images_per_rank: int,
+        pin_memory: bool = False,
+    ):
         self.index = index
         self.data = data
         self.seed = seed
         self.rank = rank
         self.world = world
         self.images_per_rank = images_per_rank
+        self.pin_memory = pin_memory
 
     def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:
         """Returns the batches of steps first_step, first_step + 1, ... (counted from 0), each made ahead by threads.
@@ -99,11 +111,12 @@ class TrainingLoader:
 
     def _make(self, epoch: int, positions: np.ndarray) -> Batch:
         load = partial(load_sample, self.index, data=self.data, seed=self.seed, epoch=epoch, training=True)
-        return make_batch([load(int(position)) for position in positions], self.data.size_divisor)
+        samples = [load(int(position)) for position in positions]
+        return make_batch(samples, self.data.size_divisor, pin_memory=self.pin_memory)
 
 
 def evaluation_batches(
-    index: CocoIndex, data: DataConfig, *, batch_size: int, rank: int, world: int
+    index: CocoIndex, data: DataConfig, *, batch_size: int, rank: int, world: int, pin_memory: bool = False
 ) -> Iterator[EvaluationBatch]:
     """Returns this rank's batches, made ahead by threads; over all ranks every image comes exactly once.
 
@@ -112,7 +125,8 @@ def evaluation_batches(
 
     def make(positions: np.ndarray) -> EvaluationBatch:
         load = partial(load_sample, index, data=data, seed=0, epoch=0, training=False)
-        return make_evaluation_batch([load(int(position)) for position in positions], data.size_divisor)
+        samples = [load(int(position)) for position in positions]
+        return make_evaluation_batch(samples, data.size_divisor, pin_memory=pin_memory)
 
     order = evaluation_order(index.sizes_hw, batch_size=batch_size, rank=rank, world=world)
     return _run_ahead((partial(make, positions) for positions in order), index, data)

@@ -27,9 +27,22 @@ def target_size_hw(size_hw: tuple[int, int], short_side: int, long_side: int) ->
 
 def resize_image(rgb: Picture, size_hw: tuple[int, int]) -> UInt8[np.ndarray, "new_height new_width 3"]:
     """Returns the picture at the new height and width: Pillow's bilinear filter on bytes."""
-    if rgb.shape[:2] == size_hw:
-        return rgb
-    return np.asarray(Image.fromarray(rgb).resize((size_hw[1], size_hw[0]), Image.Resampling.BILINEAR))
+    return resize_and_mirror(rgb, size_hw, is_mirrored=False)
+
+
+def resize_and_mirror(
+    picture: Picture, size_hw: tuple[int, int], *, is_mirrored: bool
+) -> UInt8[np.ndarray, "new_height new_width 3"]:
+    """Returns the picture, in any order of channels, at the new height and width, and after that perhaps mirrored."""
+    is_resized = picture.shape[:2] != size_hw
+    if not is_resized and not is_mirrored:
+        return picture
+    image = Image.fromarray(picture)
+    if is_resized:
+        image = image.resize((size_hw[1], size_hw[0]), Image.Resampling.BILINEAR)
+    if is_mirrored:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(image)
 
 
 def resize_boxes(
@@ -67,6 +80,21 @@ def normalize(rgb: Picture, means_bgr: tuple[float, float, float]) -> Float32[np
     for channel, mean in enumerate(means_bgr):
         np.subtract(rgb[:, :, 2 - channel], np.float32(mean), out=pixels[channel])
     return pixels
+
+
+def normalize_into(
+    canvas: Float32[np.ndarray, "canvas_height canvas_width 3"], bgr: Picture, means_bgr: tuple[float, float, float]
+) -> None:
+    """Fills the canvas: the picture minus the mean of each channel at its top left, and zeros.
+
+    The same numbers as `normalize`, in one pass over long rows.
+    """
+    (height, width), row_length = bgr.shape[:2], canvas.shape[1] * 3
+    rows, filled = canvas.reshape(-1, row_length), width * 3
+    np.copyto(rows[:height, :filled], bgr.reshape(height, filled))
+    rows[:height, :filled] -= np.tile(np.array(means_bgr, np.float32), width)
+    rows[:height, filled:] = 0
+    rows[height:] = 0
 
 
 def _ratios_xy(old_size_hw: tuple[int, int], new_size_hw: tuple[int, int]) -> np.ndarray:

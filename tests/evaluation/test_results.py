@@ -1,15 +1,26 @@
-import copy
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from hotcoco import mask as coco_masks  # pycocotools' own decode warns under numpy 2
+from pycocotools import mask as official_masks
 
-from maskperf.evaluation.results import boxes_to_xywh, drop_duplicates, encode_masks, rescale_boxes, to_coco_results
+from maskperf.evaluation.results import (
+    BoxResults,
+    MaskResults,
+    ResultTable,
+    boxes_to_xywh,
+    joined,
+    rescale_boxes,
+    run_length_codes,
+    to_coco_results,
+    without_repeats,
+)
 from maskperf.evaluation.scores import GroundTruth, score
-from maskperf.ops.paste import paste_canvases, paste_masks_reference
+from maskperf.ops.paste import edges_of_masks, paste_canvases, paste_masks, paste_masks_reference
 from maskperf.structures import Detections, EvaluationBatch, Images
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "data_path"
@@ -63,8 +74,9 @@ def test_masks_are_those_of_the_paste_rule_at_original_size():
 
 def test_results_can_be_written_as_json():
     batch = batch_of([[48, 64], [64, 96]], [[96, 32], [64, 96]], [700001, 5])
-    results = to_coco_results(two_image_detections(), batch, CATEGORY_IDS)
-    assert json.loads(json.dumps(results)) == [results[0], results[1]]
+    results = [list(kind) for kind in to_coco_results(two_image_detections(), batch, CATEGORY_IDS)]
+    assert json.loads(json.dumps(results)) == results
+    assert msgspec.json.decode(msgspec.json.encode(results)) == results
 
 
 def test_an_image_without_detections_has_no_results():
@@ -77,7 +89,7 @@ def test_an_image_without_detections_has_no_results():
         detections.mask_probs,
     )
     batch = batch_of([[48, 64], [64, 96]], [[96, 32], [64, 96]], [700001, 5])
-    assert to_coco_results(nothing, batch, CATEGORY_IDS) == ([], [])
+    assert [list(kind) for kind in to_coco_results(nothing, batch, CATEGORY_IDS)] == [[], []]
 
 
 def test_detections_without_masks_are_refused():
@@ -87,14 +99,61 @@ def test_detections_without_masks_are_refused():
         to_coco_results(unmasked, batch_of([[48, 64], [64, 96]], [[96, 32], [64, 96]], [1, 2]), CATEGORY_IDS)
 
 
-def test_encoded_masks_decode_to_themselves_in_any_memory_order():
-    masks = torch.rand((4, 13, 7), generator=torch.Generator().manual_seed(0)) > 0.5
-    masks[3] = False
-    for ordered in (masks, masks.transpose(1, 2).contiguous().transpose(1, 2)):
-        codes = encode_masks(ordered)
-        assert all(code["size"] == [13, 7] and isinstance(code["counts"], str) for code in codes)
-        for code, mask in zip(codes, masks, strict=True):
-            assert np.array_equal(coco_masks.decode(code).astype(bool), mask.numpy())
+def encoded_by_pycocotools(masks: torch.Tensor) -> list[dict]:
+    codes = official_masks.encode(np.asfortranarray(masks.permute(1, 2, 0).numpy().view(np.uint8)))
+    return [{"size": list(code["size"]), "counts": code["counts"].decode("ascii")} for code in codes]
+
+
+def random_masks(count: int, size_hw: tuple[int, int], seed: int) -> torch.Tensor:
+    """Returns masks with few and with many runs, short and long ones, one of them empty and one full."""
+    generator = torch.Generator().manual_seed(seed)
+    masks = (
+        torch.rand((count, size_hw[1], size_hw[0]), generator=generator) < torch.linspace(0, 1, count)[:, None, None]
+    )
+    masks[::3] = masks[::3].flatten(1).sort(dim=1).values.view(-1, size_hw[1], size_hw[0])
+    masks[1::3] = masks[1::3].flatten(1).repeat_interleave(97, dim=1)[:, : masks[0].numel()].view_as(masks[1::3])
+    masks[0], masks[-1] = False, True
+    return masks.transpose(1, 2)
+
+
+@pytest.mark.parametrize("size_hw", [(13, 7), (1, 1), (1, 300), (90, 1), (211, 320), (1500, 700)])
+def test_run_length_codes_are_those_of_pycocotools(size_hw):
+    for seed in range(2 if size_hw[0] < 1000 else 1):
+        masks = random_masks(13, size_hw, seed)
+        codes = run_length_codes(*edges_of_masks(masks), len(masks), size_hw)
+        assert codes == encoded_by_pycocotools(masks)
+        assert all(
+            np.array_equal(coco_masks.decode(code).astype(bool), mask.numpy())
+            for code, mask in zip(codes, masks, strict=True)
+        )
+
+
+def test_no_masks_have_no_codes():
+    nothing = np.zeros(0, dtype=np.int64)
+    assert run_length_codes(nothing, nothing, 0, (5, 6)) == []
+
+
+def test_results_of_many_detections_are_those_of_drawn_and_encoded_masks():
+    generator = torch.Generator().manual_seed(4)
+    count, sizes_hw = 120, [(120, 200), (90, 64)]
+    corners = torch.rand((2, count, 2), generator=generator) * 60
+    boxes = torch.cat([corners, corners + torch.rand((2, count, 2), generator=generator) * 40], dim=2)
+    noise = torch.randn((2, count, 7, 7), generator=generator) * 5
+    detections = Detections(
+        boxes=boxes,
+        scores=torch.rand((2, count), generator=generator).sort(dim=1, descending=True).values,
+        labels=torch.randint(1, 4, (2, count), generator=generator),
+        valid=torch.arange(count).expand(2, -1) < torch.tensor([[count], [70]]),
+        mask_probs=torch.nn.functional.interpolate(noise, size=(28, 28), mode="bicubic").sigmoid(),
+    )
+    _, results = to_coco_results(detections, batch_of([[64, 96], [60, 90]], sizes_hw, [8, 3]), CATEGORY_IDS)
+    wanted = []
+    for image, kept in enumerate((count, 70)):
+        from_hw = ((64, 96), (60, 90))[image]
+        image_boxes = rescale_boxes(detections.boxes[image, :kept], from_hw, sizes_hw[image])
+        wanted += encoded_by_pycocotools(paste_masks(detections.mask_probs[image, :kept], image_boxes, sizes_hw[image]))
+    assert [entry["segmentation"] for entry in results] == wanted
+    assert results.table.mask_areas.tolist() == official_masks.area(wanted).tolist()
 
 
 def test_the_reference_s_boxes_are_float32_and_its_masks_stay_on_our_canvases():
@@ -109,22 +168,60 @@ def test_the_reference_s_boxes_are_float32_and_its_masks_stay_on_our_canvases():
             assert left <= x and top <= y and x + width - 1 <= right and y + height - 1 <= bottom
 
 
-def test_only_exactly_identical_entries_are_dropped():
-    entry = {"image_id": 1, "category_id": 2, "bbox": [1.0, 2.0, 3.0, 4.0], "score": 0.5}
-    mask = {"image_id": 1, "category_id": 2, "segmentation": {"size": [4, 4], "counts": "04"}, "score": 0.5}
+def table_of(*rows: tuple) -> ResultTable:
+    """Returns a table of rows (image id, category id, score, box, counts of the mask, its area)."""
+    image_ids, category_ids, scores, boxes, counts, areas = zip(*rows, strict=True) if rows else [()] * 6
+    return ResultTable(
+        image_ids=np.array(image_ids, dtype=np.int64),
+        category_ids=np.array(category_ids, dtype=np.int64),
+        scores=np.array(scores, dtype=np.float64),
+        boxes_xywh=np.array(boxes, dtype=np.float64).reshape(-1, 4),
+        masks=[{"size": [4, 4], "counts": text} for text in counts],
+        mask_areas=np.array(areas, dtype=np.int64),
+    )
+
+
+BOX = (1.0, 2.0, 3.0, 4.0)
+ROW = (1, 2, 0.5, BOX, "04", 2)
+
+
+def test_a_table_is_read_as_entries():
+    other = (6, 1, 0.25, (0.0, 0.5, 1.0, 1.0), "d0", 0)
+    boxes, masks = BoxResults(table_of(ROW, other)), MaskResults(table_of(ROW, other))
+    first = {"image_id": 1, "category_id": 2, "score": 0.5}
+    second = {"image_id": 6, "category_id": 1, "score": 0.25}
+    assert list(boxes) == [{**first, "bbox": list(BOX)}, {**second, "bbox": [0.0, 0.5, 1.0, 1.0]}]
+    code, other_code = {"size": [4, 4], "counts": "04"}, {"size": [4, 4], "counts": "d0"}
+    assert list(masks) == [{**first, "segmentation": code}, {**second, "segmentation": other_code}]
+    for results in (boxes, masks):
+        assert len(results) == 2
+        assert [results[0], results[1], results[-1]] == [*results, list(results)[1]]
+        with pytest.raises(IndexError):
+            results[2]
+
+
+def test_only_exactly_equal_rows_are_dropped():
     different = [
-        entry,
-        {**entry, "image_id": 2},
-        {**entry, "category_id": 3},
-        {**entry, "bbox": [1.0, 2.0, 3.0, 4.0000001]},
-        {**entry, "score": 0.50001},
-        mask,
-        {**mask, "segmentation": {"size": [4, 4], "counts": "03"}},
+        ROW,
+        (1, 3, 0.5, BOX, "04", 2),
+        (1, 2, 0.50001, BOX, "04", 2),
+        (1, 2, 0.5, (1.0, 2.0, 3.0, 4.0000001), "04", 2),
+        (1, 2, 0.5, BOX, "03", 1),
+        (2, 2, 0.5, BOX, "04", 2),
     ]
-    assert drop_duplicates(different) == different
-    repeated = [entry, mask, copy.deepcopy(entry), {**entry, "score": 0.4}, copy.deepcopy(mask)]
-    assert drop_duplicates(repeated) == [entry, mask, {**entry, "score": 0.4}]
-    assert drop_duplicates([]) == []
+    assert list(MaskResults(without_repeats(table_of(*different)))) == list(MaskResults(table_of(*different)))
+    repeated = table_of(*different, ROW, different[3], ROW)
+    assert list(BoxResults(without_repeats(repeated))) == list(BoxResults(table_of(*different)))
+    assert list(MaskResults(without_repeats(repeated))) == list(MaskResults(table_of(*different)))
+    assert len(without_repeats(table_of())) == 0
+
+
+def test_rows_come_by_image_and_keep_their_order_in_it():
+    rows = [(image_id, 1, score, BOX, "04", 2) for image_id, score in ((9, 0.5), (2, 0.1), (9, 0.75), (2, 0.9), (5, 1))]
+    found = without_repeats(joined([table_of(*rows[:2]), table_of(), table_of(*rows[2:])]))
+    assert found.image_ids.tolist() == [2, 2, 5, 9, 9]
+    assert found.scores.tolist() == [0.1, 0.9, 1.0, 0.5, 0.75]
+    assert len(joined([])) == 0
 
 
 def write_small_objects(path: Path, boxes_xywh: list[list[float]]) -> list[dict]:

@@ -9,6 +9,7 @@ import pytest
 from pycocotools import mask as coco_masks
 
 from maskperf.errors import ConfigError, DataError
+from maskperf.evaluation.results import BoxResults, MaskResults, ResultTable
 from maskperf.evaluation.scores import STAT_NAMES, GroundTruth, agree, score
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "data_path"
@@ -297,3 +298,80 @@ def test_every_number_that_differs_is_listed(write_truth):
     assert len(lines) == len(STAT_NAMES)
     assert lines[1].startswith("mask AP at IoU 0.50: ") and "(fast)" in lines[1] and "(official)" in lines[1]
     assert agree(scores, scores) == []
+
+
+def as_columns(boxes: list[dict], masks: list[dict]) -> tuple[BoxResults, MaskResults]:
+    table = ResultTable(
+        image_ids=np.array([entry["image_id"] for entry in boxes], dtype=np.int64),
+        category_ids=np.array([entry["category_id"] for entry in boxes], dtype=np.int64),
+        scores=np.array([entry["score"] for entry in boxes], dtype=np.float64),
+        boxes_xywh=np.array([entry["bbox"] for entry in boxes], dtype=np.float64).reshape(-1, 4),
+        masks=[entry["segmentation"] for entry in masks],
+        mask_areas=np.array([coco_masks.area(entry["segmentation"]) for entry in masks], dtype=np.int64),
+    )
+    return BoxResults(table), MaskResults(table)
+
+
+@pytest.mark.parametrize("engine", ["official", "fast"])
+@pytest.mark.parametrize("seed", range(4))
+def test_columns_score_like_entries(write_truth, seed, engine):
+    data_set = made_up_data_set(seed)
+    truth, results = write_truth(data_set), made_up_results(data_set, seed)
+    entries = score(truth, *results, engine=engine)
+    columns = score(truth, *as_columns(*results), engine=engine)
+    assert min(entries.box_stats + entries.mask_stats) > 0
+    assert replace(columns, seconds=0.0) == replace(entries, seconds=0.0)
+    assert agree(columns, score(truth, *results, engine="official")) == []
+
+
+def test_columns_of_golden_results_give_the_golden_numbers():
+    results = json.loads((GOLDEN / "results.json").read_text())
+    columns = as_columns(results["bbox"], results["segm"])
+    with np.load(GOLDEN / "expected.npz") as expected:
+        scores = score(GroundTruth(GOLDEN / "instances.json"), *columns, engine="fast")
+        assert scores.box_stats == tuple(expected["stats/bbox"].tolist())
+        assert scores.mask_stats == tuple(expected["stats/segm"].tolist())
+
+
+@pytest.mark.parametrize("engine", ["official", "fast"])
+def test_empty_columns_give_zero(write_truth, engine):
+    scores = score(write_truth(one_object()), *as_columns([], []), engine=engine)
+    assert scores.box_ap == scores.mask_ap == 0.0
+
+
+@pytest.mark.parametrize("kind", ["image_id", "category_id"])
+def test_ids_beyond_the_exact_floating_point_numbers_are_kept(write_truth, kind):
+    number = 2**53 + 1  # 2**53 as a floating-point number
+    data_set, (boxes, masks) = one_object(), one_hit()
+    if kind == "image_id":
+        data_set["images"] = [{**data_set["images"][0], "id": number}, {**data_set["images"][0], "id": number - 1}]
+    else:
+        data_set["categories"] = [{"id": number, "name": "cup"}, {"id": number - 1, "name": "fork"}]
+    data_set["annotations"][0][kind] = boxes[0][kind] = masks[0][kind] = number
+    scores = score(write_truth(data_set), *as_columns(boxes, masks), engine="fast")
+    assert scores.box_ap == pytest.approx(1, abs=1e-9) and scores.mask_ap == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("image_id", 7), ("category_id", 4), ("score", math.nan), ("bbox", [0.0, math.inf, 1.0, 1.0])]
+)
+def test_a_bad_row_is_named_as_an_entry_is(write_truth, field, value):
+    boxes, masks = ([entry] * 3 for (entry,) in one_hit())
+    boxes[1] = {**boxes[1], field: value}
+    if field != "bbox":
+        masks[1] = {**masks[1], field: value}
+    truth = write_truth(one_object())
+    with pytest.raises(DataError) as of_entries:
+        score(truth, boxes, masks, engine="fast")
+    with pytest.raises(DataError) as of_columns:
+        score(truth, *as_columns(boxes, masks), engine="fast")
+    assert of_columns.value.faults[0].field == field
+    assert of_columns.value.faults[0].where.startswith("result 1 ")
+    assert [fault.line() for fault in of_columns.value.faults] == [fault.line() for fault in of_entries.value.faults]
+
+
+def test_a_row_with_a_mask_of_another_size_is_refused(write_truth):
+    boxes, masks = one_hit()
+    masks[0]["segmentation"]["size"] = [50, 40]
+    with pytest.raises(DataError, match="mask results: result 0 .*not the image's"):
+        score(write_truth(one_object()), *as_columns(boxes, masks), engine="fast")

@@ -4,7 +4,7 @@ import argparse
 import hashlib
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ EXAMPLES = """examples, to copy and paste:
   # the same on the eight GPUs of one machine, four images at a time on each
   torchrun --nproc-per-node 8 -m maskperf evaluate --weights model_final.pth --data /data/coco evaluation.batch_size=4
 
-Any value of the sections data, model, evaluation and system can be given as section.key=value."""
+Any value of the sections data, model, evaluation, speed and system can be given as section.key=value."""
 # One way to say one thing: these keys are refused, and what does it is named.
 OPTION_OF_KEY = {
     "recipe": "--recipe",
@@ -137,11 +137,17 @@ def _evaluate(choices: argparse.Namespace) -> int:
     topology = init_topology(config.system.device)
     torch.set_num_threads(thread_count(config.system.threads))
     truth = GroundTruth(val_json) if topology.is_first else None
-    model, loaded = build_model(replace(config.model, num_classes=num_classes, initial_weights=str(weights)), seed=0)
+    loading = replace(config.model, num_classes=num_classes, initial_weights=str(weights))
+    model, loaded = build_model(loading, seed=0, speed=config.speed)
     if topology.is_first:
         print("\n".join([*notices, *(f"{val_json}: {notice}" for notice in val.notices), *loaded]), flush=True)
     batches = evaluation_batches(
-        val, config.data, batch_size=config.evaluation.batch_size, rank=topology.rank, world=topology.world
+        val,
+        config.data,
+        batch_size=config.evaluation.batch_size,
+        rank=topology.rank,
+        world=topology.world,
+        pin_memory=topology.device.type == "cuda",
     )
     if topology.is_first:
         batches = _with_progress(batches, len(val.image_ids), topology.world)
@@ -167,7 +173,7 @@ def _evaluate(choices: argparse.Namespace) -> int:
 
 
 def _report(
-    choices: argparse.Namespace, truth: Any, results: tuple[list[dict], list[dict]], *, engine: str, about: dict
+    choices: argparse.Namespace, truth: Any, results: tuple[Sequence[dict], Sequence[dict]], *, engine: str, about: dict
 ) -> int:
     """Returns the exit code, after the numbers were shown and every file was written."""
     import msgspec
@@ -183,7 +189,7 @@ def _report(
     print(f"{about['images']} images, {about['images_per_second']:.2f} images/s; engine: {engine}")
     entries = {**about, "engine": engine, "engine_differences": differences, **score_entries(scores)}
     texts = [pretty_json(entries).encode()]
-    texts += [msgspec.json.encode(result) for result in results] if choices.save_detections else []
+    texts += [msgspec.json.encode(list(result)) for result in results] if choices.save_detections else []
     for path, text in zip(_files_to_write(choices), texts, strict=True):
         replace_file(path, lambda temporary, text=text: temporary.write_bytes(text))
         print(f"written: {path}")

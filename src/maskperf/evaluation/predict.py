@@ -1,40 +1,70 @@
 """Detections of a whole validation split as COCO results, over all processes."""
 
+from collections import deque
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
 
 from maskperf.engine.distributed import Topology, gather_to_first
 from maskperf.evaluation.detect import detect
-from maskperf.evaluation.results import drop_duplicates, to_coco_results
+from maskperf.evaluation.results import (
+    BoxResults,
+    MaskResults,
+    ResultTable,
+    joined,
+    to_coco_results,
+    without_repeats,
+)
 from maskperf.model.mask_rcnn import MaskRcnn
-from maskperf.structures import EvaluationBatch, to_device
+from maskperf.structures import Detections, EvaluationBatch, to_device
+
+CODING_THREADS = 2
+MOST_WAITING = 8  # batches; a slower coder holds the model up rather than filling the memory
 
 
 def predict(
     model: MaskRcnn, batches: Iterable[EvaluationBatch], category_ids: np.ndarray, topology: Topology
-) -> tuple[list[dict], list[dict]]:
-    """Returns box and mask results of all processes' images, by image id, in the first process; empty lists in others.
+) -> tuple[BoxResults, MaskResults]:
+    """Returns box and mask results of all processes' images, by image id, in the first process; none in others.
 
+    Threads turn the detections of one batch into results while the model is at the next ones.
     The model is switched to evaluation and back.
     """
     was_training = model.training
     model.eval()
-    boxes, masks = [], []
+    coders = ThreadPoolExecutor(CODING_THREADS, thread_name_prefix="maskperf-coder")
+    waiting: deque[Future] = deque()
+    tables = []
     try:
         for batch in batches:
             detections = detect(model, to_device(batch.images, topology.device))
-            found = to_coco_results(to_device(detections, torch.device("cpu")), batch, category_ids)
-            boxes.extend(found[0])
-            masks.extend(found[1])
+            waiting.append(coders.submit(_code, *_to_host(detections, topology.device), batch, category_ids))
+            if len(waiting) > MOST_WAITING:
+                tables.append(waiting.popleft().result())
+        tables.extend(future.result() for future in waiting)
     finally:
+        coders.shutdown(wait=True, cancel_futures=True)
         model.train(was_training)
-    box_parts = gather_to_first(boxes, topology)
-    mask_parts = gather_to_first(masks, topology)
-    return _merged(box_parts), _merged(mask_parts)
+    table = without_repeats(joined(gather_to_first(joined(tables), topology)))
+    return BoxResults(table), MaskResults(table)
 
 
-def _merged(parts: list[list[dict]]) -> list[dict]:
-    results = drop_duplicates([entry for part in parts for entry in part])
-    return sorted(results, key=lambda entry: entry["image_id"])  # stable: the order within an image stays
+def _to_host(detections: Detections, device: torch.device) -> tuple[Detections, torch.cuda.Event | None]:
+    """Returns the detections in the computer's memory, and what to wait for before they are read."""
+    on_host = to_device(detections, torch.device("cpu"))
+    if device.type != "cuda":
+        return on_host, None
+    copied = torch.cuda.Event()
+    copied.record()
+    return on_host, copied
+
+
+def _code(
+    detections: Detections, copied: torch.cuda.Event | None, batch: EvaluationBatch, category_ids: np.ndarray
+) -> ResultTable:
+    if copied is not None:
+        copied.synchronize()
+    boxes, _ = to_coco_results(detections, batch, category_ids)
+    return boxes.table

@@ -1,43 +1,136 @@
-"""From the detections of one batch to entries of COCO's result format."""
+"""From detections to COCO results: kept as columns, and turned into entries only where somebody reads entries."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from pycocotools import mask as coco_masks
 from torch import Tensor
 
-from maskperf.ops.paste import paste_masks
+from maskperf.ops.paste import paste_edges
 from maskperf.structures import Detections, EvaluationBatch
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ResultTable:
+    """Detections at the scale of their own images, one row each."""
+
+    image_ids: Int[np.ndarray, " rows"]
+    category_ids: Int[np.ndarray, " rows"]
+    scores: Float[np.ndarray, " rows"]
+    boxes_xywh: Float[np.ndarray, "rows 4"]
+    masks: list[dict]  # COCO's compressed run-length codes
+    mask_areas: Int[np.ndarray, " rows"]
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def rows(self, places: Int[np.ndarray, " places"]) -> "ResultTable":
+        """Returns a table of some rows, in the order of `places`."""
+        return ResultTable(
+            image_ids=self.image_ids[places],
+            category_ids=self.category_ids[places],
+            scores=self.scores[places],
+            boxes_xywh=self.boxes_xywh[places],
+            masks=[self.masks[place] for place in places.tolist()],
+            mask_areas=self.mask_areas[places],
+        )
+
+
+class BoxResults(Sequence):
+    """The boxes of a table as entries of COCO's result format, each made when it is asked for."""
+
+    def __init__(self, table: ResultTable):
+        self.table = table
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, place: int) -> dict:
+        return next(iter(BoxResults(self.table.rows(np.array([range(len(self))[place]])))))
+
+    def __iter__(self) -> Iterator[dict]:
+        table = self.table
+        columns = (table.image_ids, table.category_ids, table.boxes_xywh, table.scores)
+        for image_id, category_id, bbox, score in zip(*(column.tolist() for column in columns), strict=True):
+            yield {"image_id": image_id, "category_id": category_id, "bbox": bbox, "score": score}
+
+
+class MaskResults(Sequence):
+    """The masks of a table as entries of COCO's result format, each made when it is asked for."""
+
+    def __init__(self, table: ResultTable):
+        self.table = table
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, place: int) -> dict:
+        return next(iter(MaskResults(self.table.rows(np.array([range(len(self))[place]])))))
+
+    def __iter__(self) -> Iterator[dict]:
+        table = self.table
+        owners = zip(table.image_ids.tolist(), table.category_ids.tolist(), strict=True)
+        for (image_id, category_id), mask, score in zip(owners, table.masks, table.scores.tolist(), strict=True):
+            yield {"image_id": image_id, "category_id": category_id, "segmentation": mask, "score": score}
+
+
+def result_columns(
+    results: Sequence[dict], geometry: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | list[dict]]:
+    """Returns image ids, category ids, scores, and what entries have in the field `geometry`: bbox or segmentation.
+
+    Errors: KeyError, TypeError or ValueError where an entry lacks one of them, or has no number in its place.
+    """
+    if isinstance(results, BoxResults | MaskResults):
+        table = results.table
+        shapes = table.boxes_xywh if geometry == "bbox" else table.masks
+        return table.image_ids, table.category_ids, table.scores, shapes
+    shapes = [entry[geometry] for entry in results]
+    return (
+        np.array([entry["image_id"] for entry in results]),
+        np.array([entry["category_id"] for entry in results]),
+        np.array([entry["score"] for entry in results], dtype=np.float64),
+        np.array(shapes, dtype=np.float64).reshape(-1, 4) if geometry == "bbox" else shapes,
+    )
 
 
 def to_coco_results(
     detections: Detections, batch: EvaluationBatch, category_ids: Int[np.ndarray, " categories"]
-) -> tuple[list[dict], list[dict]]:
-    """Returns the box results and the mask results of a batch, in the same order, ready for `json.dump`.
+) -> tuple[BoxResults, MaskResults]:
+    """Returns the box results and the mask results of a batch: one table, image by image, in the detections' order.
 
     Image and category ids are the data set's own: label k stands for `category_ids[k - 1]`.
     Coordinates are those of the original image. Boxes are x, y, width, height with the "+1" of the pixel convention;
     masks are compressed run-length codes of the whole image.
     Source: the reference's COCO evaluation, `prepare_for_coco_detection` and `prepare_for_coco_segmentation`.
-    Cost: waits for the device; one bool per pixel and detection of one image at a time.
+    Cost: waits for the device.
     """
     assert detections.mask_probs is not None, "the mask head has not run on these detections"
-    box_results, mask_results = [], []
     valid, labels = detections.valid.cpu(), detections.labels.cpu()
     boxes, scores = detections.boxes.cpu().float(), detections.scores.cpu().float()
     mask_probs = detections.mask_probs.cpu().float()
     sizes_hw, original_sizes_hw = batch.images.sizes_hw.tolist(), batch.original_sizes_hw.tolist()
+    tables = []
     for index, image_id in enumerate(batch.image_ids.tolist()):
-        kept = valid[index]
-        image_boxes = rescale_boxes(boxes[index][kept], tuple(sizes_hw[index]), tuple(original_sizes_hw[index]))
-        codes = encode_masks(paste_masks(mask_probs[index][kept], image_boxes, tuple(original_sizes_hw[index])))
-        categories = category_ids[labels[index][kept].numpy() - 1].tolist()
-        rows = zip(categories, boxes_to_xywh(image_boxes).tolist(), codes, scores[index][kept].tolist(), strict=True)
-        for category_id, bbox, code, score in rows:
-            owner = {"image_id": image_id, "category_id": category_id}
-            box_results.append({**owner, "bbox": bbox, "score": score})
-            mask_results.append({**owner, "segmentation": code, "score": score})
-    return box_results, mask_results
+        kept, size_hw = valid[index], tuple(original_sizes_hw[index])
+        image_boxes = rescale_boxes(boxes[index][kept], tuple(sizes_hw[index]), size_hw)
+        count = len(image_boxes)
+        edges, owners = paste_edges(mask_probs[index][kept], image_boxes, size_hw)
+        areas = np.bincount(owners[::2], weights=edges[1::2] - edges[::2], minlength=count)
+        tables.append(
+            ResultTable(
+                image_ids=np.full(count, image_id),
+                category_ids=category_ids[labels[index][kept].numpy() - 1],
+                scores=scores[index][kept].numpy().astype(np.float64),
+                boxes_xywh=boxes_to_xywh(image_boxes).numpy().astype(np.float64),
+                masks=run_length_codes(edges, owners, count, size_hw),
+                mask_areas=areas.astype(np.int64),
+            )
+        )
+    table = joined(tables)
+    return BoxResults(table), MaskResults(table)
 
 
 def rescale_boxes(
@@ -53,23 +146,91 @@ def boxes_to_xywh(boxes: Float[Tensor, "detections 4"]) -> Float[Tensor, "detect
     return torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2] + 1], dim=1)
 
 
-def encode_masks(masks: Bool[Tensor, "detections height width"]) -> list[dict]:
-    """Returns each mask as COCO's compressed run-length code, its counts as text."""
-    stacked = np.asfortranarray(masks.permute(1, 2, 0).numpy().view(np.uint8))  # height width detections
-    codes = coco_masks.encode(stacked)
-    return [{"size": list(code["size"]), "counts": code["counts"].decode("ascii")} for code in codes]
+def run_length_codes(
+    edges: Int[np.ndarray, " edges"], owners: Int[np.ndarray, " edges"], count: int, size_hw: tuple[int, int]
+) -> list[dict]:
+    """Returns the masks with these edges (see `paste_edges`) as COCO's compressed run-length codes, counts as text.
+
+    Source: `rleEncode` and `rleToString` of COCO's `maskApi.c`: lengths of runs down the columns, the first of zeros,
+    none of length zero at the end; from the fourth on, what a length has more than the one two before it.
+    """
+    pixels = size_hw[0] * size_hw[1]
+    inside = edges < pixels  # a mask that reaches the last pixel has no run after it
+    edges, owners = edges[inside], owners[inside]
+    runs = np.bincount(owners, minlength=count) + 1
+    ends = np.cumsum(runs)
+    begins = ends - runs
+    stops = np.full(len(edges) + count, pixels)
+    stops[np.arange(len(edges)) + owners] = edges
+    lengths = np.diff(stops, prepend=0)
+    lengths[begins] = stops[begins]
+    is_late = np.ones(len(stops), dtype=bool)
+    for place in range(3):
+        is_late[np.minimum(begins + place, ends - 1)] = False
+    late = np.flatnonzero(is_late)
+    numbers = lengths.copy()
+    numbers[late] -= lengths[late - 2]
+    text, letters = _letters(numbers)
+    text_ends = np.cumsum(letters)[ends - 1].tolist()
+    size = list(size_hw)
+    return [{"size": size, "counts": text[begin:end]} for begin, end in zip([0, *text_ends], text_ends, strict=False)]
 
 
-def drop_duplicates(results: list[dict]) -> list[dict]:
-    """Returns the entries in their order, without those exactly equal to an earlier one.
+def _letters(numbers: Int[np.ndarray, " numbers"]) -> tuple[str, Int[np.ndarray, " numbers"]]:
+    """Returns the numbers in COCO's letters, one after the other, and how many letters each takes.
+
+    A letter is 48 plus five bits of the number, the lowest first, plus 32 if more follow. The number's sign is the
+    highest bit of its last letter.
+    """
+    magnitudes = np.where(numbers < 0, ~numbers, numbers)
+    letters = np.ones(len(numbers), dtype=np.int64)
+    limit, largest = 16, magnitudes.max(initial=0)
+    while limit <= largest:
+        letters += magnitudes >= limit
+        limit *= 32
+    begins = np.cumsum(letters) - letters
+    codes = np.empty(letters.sum(), dtype=np.uint8)
+    remaining = np.arange(len(numbers))
+    for place in range(letters.max(initial=0)):
+        remaining = remaining[letters[remaining] > place]
+        bits = (numbers[remaining] >> (5 * place)) & 31
+        codes[begins[remaining] + place] = 48 + bits + 32 * (letters[remaining] > place + 1)
+    return codes.tobytes().decode("ascii"), letters
+
+
+def joined(tables: Sequence[ResultTable]) -> ResultTable:
+    """Returns the rows of all tables, one table after the other."""
+    return ResultTable(
+        image_ids=np.concatenate([np.zeros(0, dtype=np.int64), *(table.image_ids for table in tables)]),
+        category_ids=np.concatenate([np.zeros(0, dtype=np.int64), *(table.category_ids for table in tables)]),
+        scores=np.concatenate([np.zeros(0), *(table.scores for table in tables)]),
+        boxes_xywh=np.concatenate([np.zeros((0, 4)), *(table.boxes_xywh for table in tables)]),
+        masks=[mask for table in tables for mask in table.masks],
+        mask_areas=np.concatenate([np.zeros(0, dtype=np.int64), *(table.mask_areas for table in tables)]),
+    )
+
+
+def without_repeats(table: ResultTable) -> ResultTable:
+    """Returns the rows by image id, those of an image in their order, without rows exactly equal to an earlier one.
 
     Source: the benchmark's evaluation drops them since 2021, because padded samplers can see an image twice.
     """
-    kept = []
-    similar: dict[tuple, list[dict]] = {}  # few entries share all three keys, so full comparisons are rare
-    for entry in results:
-        earlier = similar.setdefault((entry["image_id"], entry["category_id"], entry["score"]), [])
-        if entry not in earlier:
-            earlier.append(entry)
-            kept.append(entry)
-    return kept
+    order = np.argsort(table.image_ids, kind="stable")
+    return table.rows(order[~_repeated(table)[order]])
+
+
+def _repeated(table: ResultTable) -> Bool[np.ndarray, " rows"]:
+    """Returns which rows are equal to an earlier one. Few rows share image and score, so few are compared in full."""
+    order = np.lexsort((table.scores, table.image_ids))
+    images, scores = table.image_ids[order], table.scores[order]
+    alike = (images[1:] == images[:-1]) & (scores[1:] == scores[:-1])
+    candidates = np.unique(np.concatenate([order[1:][alike], order[:-1][alike]]))
+    repeated = np.zeros(len(table), dtype=bool)
+    seen = set()
+    for place in candidates.tolist():
+        mask = table.masks[place]
+        row = (table.image_ids[place], table.category_ids[place], table.scores[place])
+        row += (*table.boxes_xywh[place].tolist(), mask["counts"])
+        repeated[place] = row in seen
+        seen.add(row)
+    return repeated

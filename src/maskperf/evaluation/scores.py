@@ -2,22 +2,23 @@
 
 import contextlib
 import io
-import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import hotcoco
+import msgspec
 import numpy as np
 from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from maskperf.errors import ConfigError, DataError, Fault
+from maskperf.evaluation.results import BoxResults, MaskResults, ResultTable, result_columns
 
 ENGINES = ("fast", "official")
 STAT_NAMES = (
@@ -35,6 +36,7 @@ STAT_NAMES = (
     "AR of large objects",
 )
 ALL_AREAS, MOST_DETECTIONS = 0, 2  # places in COCO's precision array: areas of any size, 100 detections
+LARGEST_EXACT_ID = 2**53  # in an array of floating-point numbers
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class GroundTruth:
 
     def __init__(self, path: str | Path):
         self.path = str(path)
-        self._dataset = json.loads(Path(path).read_text(encoding="utf-8"))
+        self._dataset = msgspec.json.decode(Path(path).read_bytes())
         self.image_sizes_hw = {image["id"]: [image["height"], image["width"]] for image in self._dataset["images"]}
         self.category_names = _names_by_id(self._dataset["categories"])
         self._dataset["annotations"] = _mended(self._dataset["annotations"], self.image_sizes_hw)
@@ -82,10 +84,13 @@ class GroundTruth:
         return hotcoco.COCO(self._dataset)
 
 
-def score(ground_truth: GroundTruth, box_results: list[dict], mask_results: list[dict], *, engine: str) -> Scores:
+def score(
+    ground_truth: GroundTruth, box_results: Sequence[dict], mask_results: Sequence[dict], *, engine: str
+) -> Scores:
     """Returns COCO's numbers for boxes and for masks; `engine` is "fast" (hotcoco) or "official" (pycocotools).
 
-    No results at all give an AP of 0. The arguments are left as they are.
+    No results at all give an AP of 0. The arguments are left as they are. Results of `predict` reach the fast engine as
+    columns; lists of entries, which may come from a file, one by one.
     Errors: DataError where a result names an unknown image or category, or holds something that is not a number.
     Trap: standard output is silenced for the whole process meanwhile, because both engines print.
     """
@@ -95,11 +100,9 @@ def score(ground_truth: GroundTruth, box_results: list[dict], mask_results: list
     if faults:
         raise DataError(faults)
     start = time.perf_counter()
-    # With a box present, COCO would take the area of a mask from its box.
-    boxless = [{key: value for key, value in entry.items() if key != "bbox"} for entry in mask_results]
     with contextlib.redirect_stdout(io.StringIO()):
         box_stats, box_ap_per_category = _evaluate(ground_truth, box_results, "bbox", engine)
-        mask_stats, mask_ap_per_category = _evaluate(ground_truth, boxless, "segm", engine)
+        mask_stats, mask_ap_per_category = _evaluate(ground_truth, mask_results, "segm", engine)
     return Scores(
         box_ap=box_stats[0],
         mask_ap=mask_stats[0],
@@ -126,15 +129,15 @@ def agree(first: Scores, second: Scores) -> list[str]:
 
 
 def _evaluate(
-    ground_truth: GroundTruth, results: list[dict], iou_type: str, engine: str
+    ground_truth: GroundTruth, results: Sequence[dict], iou_type: str, engine: str
 ) -> tuple[tuple[float, ...], dict[str, float | None]]:
     """Returns the 12 numbers and the AP of each category."""
     if engine == "official":
         truth = ground_truth.official
-        evaluation = COCOeval(truth, _official_results(truth, results), iou_type)
+        evaluation = COCOeval(truth, _official_results(truth, results, iou_type), iou_type)
     else:
         truth = ground_truth.fast
-        evaluation = hotcoco.COCOeval(truth, truth.load_res(results), iou_type)
+        evaluation = hotcoco.COCOeval(truth, _fast_results(truth, results, iou_type), iou_type)
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
@@ -150,9 +153,33 @@ def _mean_precision(precision: np.ndarray) -> float | None:
     return float(counted.mean()) if counted.size else None
 
 
-def _official_results(truth: COCO, results: list[dict]) -> COCO:
-    if results:
-        return truth.loadRes([dict(entry) for entry in results])  # copies, because pycocotools writes into them
+def _fast_results(truth: hotcoco.COCO, results: Sequence[dict], iou_type: str) -> hotcoco.COCO:
+    if not isinstance(results, BoxResults | MaskResults) or not _fits_an_array(results.table):
+        return truth.load_res(_boxless(results) if iou_type == "segm" else list(results))
+    table = results.table
+    array = np.column_stack([table.image_ids, table.boxes_xywh, table.scores, table.category_ids])
+    if iou_type == "bbox":
+        return truth.load_res(array)
+    loaded = truth.load_res(array, segmentation=table.masks)
+    loaded.update_anns(ids=np.arange(1, len(table) + 1), area=table.mask_areas)  # from an array, it is the box's
+    return loaded
+
+
+def _fits_an_array(table: ResultTable) -> bool:
+    return bool(max(table.image_ids.max(initial=0), table.category_ids.max(initial=0)) <= LARGEST_EXACT_ID)
+
+
+def _boxless(results: Sequence[dict]) -> list[dict]:
+    """Returns the entries without boxes: with one, COCO would take the area of a mask from it."""
+    if not any("bbox" in entry for entry in results):
+        return list(results)
+    return [{key: value for key, value in entry.items() if key != "bbox"} for entry in results]
+
+
+def _official_results(truth: COCO, results: Sequence[dict], iou_type: str) -> COCO:
+    if len(results):
+        entries = _boxless(results) if iou_type == "segm" else results
+        return truth.loadRes([dict(entry) for entry in entries])  # copies, because pycocotools writes into them
     # pycocotools looks at the first result to know their kind, and fails without one.
     return _official_coco({**truth.dataset, "annotations": []})
 
@@ -207,9 +234,10 @@ def _no_objects(path: str, count: int) -> Fault:
     )
 
 
-def _faults(ground_truth: GroundTruth, results: list[dict], geometry: str) -> list[Fault]:
+def _faults(ground_truth: GroundTruth, results: Sequence[dict], geometry: str) -> list[Fault]:
     """Returns what is wrong in `results`, whose boxes or masks are in the field `geometry`."""
     kind = "box results" if geometry == "bbox" else "mask results"
+    suspects = _suspects(ground_truth, results, geometry)
     return [
         Fault(
             file=kind,
@@ -219,9 +247,25 @@ def _faults(ground_truth: GroundTruth, results: list[dict], geometry: str) -> li
             problem=problem,
             mend=mend,
         )
-        for position, entry in enumerate(results)
+        for position, entry in enumerate(results if suspects.any() else ())
+        if suspects[position]
         for field, problem, mend in _entry_faults(ground_truth, entry, geometry)
     ]
+
+
+def _suspects(ground_truth: GroundTruth, results: Sequence[dict], geometry: str) -> np.ndarray:
+    """Returns for each result whether `_entry_faults` may have something to say about it, without asking it for all."""
+    try:
+        image_ids, category_ids, scores, shapes = result_columns(results, geometry)
+    except (KeyError, TypeError, ValueError):  # something is missing, or is no number
+        return np.ones(len(results), dtype=bool)
+    known = np.isin(image_ids, list(ground_truth.image_sizes_hw))
+    known &= np.isin(category_ids, list(ground_truth.category_names))
+    if geometry == "bbox":
+        return ~(known & np.isfinite(scores) & np.isfinite(shapes).all(axis=1))
+    sizes = map(ground_truth.image_sizes_hw.get, image_ids.tolist())
+    fitting = [list(mask["size"]) == size for mask, size in zip(shapes, sizes, strict=True)]
+    return ~(known & np.isfinite(scores) & np.array(fitting, dtype=bool))
 
 
 def _entry_faults(ground_truth: GroundTruth, entry: dict, geometry: str) -> Iterator[tuple[str, str, str]]:

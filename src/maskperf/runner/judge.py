@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from maskperf.data.loader import evaluation_batches
 from maskperf.engine.distributed import average_buffers, share_from_first
 from maskperf.evaluation.predict import predict
+from maskperf.evaluation.results import BoxResults, MaskResults
 from maskperf.evaluation.scores import Scores, agree, score
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.runner.session import OpenedData, Session
@@ -20,8 +21,14 @@ class Judgement:
     reached: bool
     differences: tuple[str, ...]  # between the fast engine and the official one
     scores: Scores | None  # first process only
-    results: tuple[list[dict], list[dict]]
+    found: tuple[BoxResults, MaskResults]  # empty in the other processes
     seconds: float
+
+    @property
+    def results(self) -> tuple[list[dict], list[dict]]:
+        """The box results and the mask results as entries of COCO's result format."""
+        boxes, masks = self.found
+        return list(boxes), list(masks)
 
 
 def judge(session: Session, data: OpenedData, model: MaskRcnn, epoch: int) -> Judgement:
@@ -31,7 +38,12 @@ def judge(session: Session, data: OpenedData, model: MaskRcnn, epoch: int) -> Ju
     start = time.monotonic()
     average_buffers(model, topology)
     batches = evaluation_batches(
-        data.val, session.config.data, batch_size=config.batch_size, rank=topology.rank, world=topology.world
+        data.val,
+        session.config.data,
+        batch_size=config.batch_size,
+        rank=topology.rank,
+        world=topology.world,
+        pin_memory=topology.device.type == "cuda",
     )
     boxes, masks = predict(model, batches, data.val.category_ids, topology)
     scores, differences, reached = None, (), False
@@ -49,6 +61,6 @@ def judge(session: Session, data: OpenedData, model: MaskRcnn, epoch: int) -> Ju
         reached=reached and not differences,
         differences=differences,
         scores=scores,
-        results=(boxes, masks),
+        found=(boxes, masks),
         seconds=time.monotonic() - start,
     )

@@ -152,7 +152,7 @@ def test_all_bad_overrides_are_named_at_once():
 def test_flatten_has_every_field_once_in_the_order_of_the_configuration():
     keys = list(flatten(DEFAULT))
     expected = ["recipe", "run_dir", "seed"]
-    for name in ("data", "model", "optimizer", "evaluation", "system", "mlperf"):
+    for name in ("data", "model", "optimizer", "evaluation", "speed", "system", "mlperf"):
         expected += [f"{name}.{entry.name}" for entry in fields(getattr(DEFAULT, name))]
     assert keys == expected
     assert flatten(DEFAULT)["model.anchor_sizes"] == (32, 64, 128, 256, 512)

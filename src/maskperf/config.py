@@ -96,6 +96,24 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SpeedConfig:
+    """Less work for the same numbers, up to float32 rounding; all switches off is the plain path."""
+
+    fast_convolutions: bool = True  # on a CPU: Winograd for 3x3, matrix products for 1x1
+    folded_batch_norm: bool = True  # frozen batch norm inside the weights; frozen stages keep nothing for a backward
+    flat_roi_align: bool = True  # on a CPU: RoIAlign of all levels as sums over one table of cells
+    sparse_rpn_backward: bool = True  # only the sampled anchors have a gradient
+    class_selected_outputs: bool = True  # mask logits of the one class that is used
+    packed_positives: bool = True  # on a CPU: RoI heads on the places in use alone
+    compiled_glue: bool = True  # on a CPU with a C++ compiler: element-wise work compiled by PyTorch
+    aspect_buckets: bool = True  # batches of pictures that fill nearly the same canvas
+    precision: str = "auto"  # "bfloat16" (weights stay float32) or "float32"; auto: bfloat16 on a GPU
+    captured_steps: bool = True  # on a GPU: the step replayed as a CUDA graph
+    triton_kernels: bool = True  # on a GPU with Triton: own kernels for the operators
+    device_preprocessing: bool = True  # on a GPU: pictures travel as bytes and are resized there
+
+
+@dataclass(frozen=True, kw_only=True)
 class SystemConfig:
     """The machine a run uses."""
 
@@ -126,5 +144,6 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
     system: SystemConfig = field(default_factory=SystemConfig)
     mlperf: MlperfConfig = field(default_factory=MlperfConfig)

@@ -7,10 +7,13 @@ from golden_reference import flat_polygons
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import maskperf.engine.forward
-from maskperf.config import ModelConfig, OptimizerConfig
+import maskperf.model.mask_rcnn
+from maskperf.config import ModelConfig, OptimizerConfig, SpeedConfig
 from maskperf.engine.build import build_model
 from maskperf.engine.forward import feature_anchors, mask_slots, training_losses
 from maskperf.engine.optimizer import build_optimizer, learning_rates_at, set_learning_rates
+from maskperf.ops import rasterize
+from maskperf.ops.roi_align import flat_roi_align
 from maskperf.recipes import demo
 from maskperf.structures import LOSS_NAMES, Batch, Images, Targets
 
@@ -212,6 +215,14 @@ def test_the_check_for_waiting_finds_every_kind_of_wait(wait):
         wait(x)
 
 
+def take_the_ways_of_a_gpu(monkeypatch):
+    """On a CPU, where it costs nothing, RoIAlign and the mask targets read sizes back: both take their other way."""
+    monkeypatch.setattr(maskperf.model.mask_rcnn, "pyramid_roi_align", flat_roi_align)
+    monkeypatch.setattr(rasterize, "_costs", lambda polygons, objects, size: [1] * len(objects))
+    monkeypatch.setattr(rasterize, "_list_edges", rasterize._pad_edges)
+    monkeypatch.setattr(rasterize, "_near_crossings", rasterize._all_crossings)
+
+
 @pytest.mark.parametrize("quota", ["pooled", "per_image"])
 @pytest.mark.parametrize("with_truth", [True, False])
 def test_a_step_never_waits_for_the_device(monkeypatch, quota, with_truth):
@@ -219,6 +230,8 @@ def test_a_step_never_waits_for_the_device(monkeypatch, quota, with_truth):
         raise AssertionError("a tensor's value is read on the host")
 
     model = model_of(replace(SMALL, proposal_quota=quota))
+    model.speed = replace(model.speed, packed_positives=False)
+    take_the_ways_of_a_gpu(monkeypatch)
     optimizer = build_optimizer(model, OptimizerConfig())
     before = model.rpn["head"].conv.weight.detach().clone()
     batch = batch_of([0, 1], with_truth=with_truth)
@@ -229,6 +242,41 @@ def test_a_step_never_waits_for_the_device(monkeypatch, quota, with_truth):
             for update in (1, 2):
                 take_step(model, optimizer, batch, update)
     assert not torch.equal(model.rpn["head"].conv.weight, before)
+
+
+def losses_and_gradients(model, batch, speed):
+    model.speed = speed
+    model.zero_grad()
+    losses = training_losses(model, batch)
+    losses.total().backward()
+    return losses.stacked().detach(), {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+WORK_SWITCHES = ("sparse_rpn_backward", "class_selected_outputs", "packed_positives")
+NO_SWITCHES = SpeedConfig(**dict.fromkeys(WORK_SWITCHES, False))
+
+
+@pytest.mark.parametrize("switches", [*((name,) for name in WORK_SWITCHES), WORK_SWITCHES])
+@pytest.mark.parametrize("with_truth", [True, False])
+@pytest.mark.parametrize("config", [SMALL, CHANCE_FREE, replace(SMALL, mask_slots_per_image=1)])
+def test_less_work_gives_the_same_losses_and_gradients(switches, with_truth, config):
+    model, batch = model_of(config), batch_of([0, 1], with_truth=with_truth)
+    wanted_losses, wanted = losses_and_gradients(model, batch, NO_SWITCHES)
+    losses, found = losses_and_gradients(model, batch, replace(NO_SWITCHES, **dict.fromkeys(switches, True)))
+    torch.testing.assert_close(losses, wanted_losses, rtol=1e-6, atol=0)
+    for name, gradient in wanted.items():
+        assert (found[name] is None) == (gradient is None), name
+        if gradient is not None:
+            error = (found[name] - gradient).abs().max().item()
+            assert error <= 1e-5 * gradient.abs().max().item(), name
+
+
+def test_rpn_layers_save_no_maps_for_a_sparse_backward():
+    model, batch = model_of(), batch_of([0, 1])
+    hidden = {}
+    model.rpn["head"].conv.register_forward_hook(lambda module, inputs, output: hidden.setdefault("map", output))
+    training_losses(model, batch)
+    assert not hidden["map"].requires_grad
 
 
 def test_losses_stay_in_float32_under_autocast():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from maskperf.config import ModelConfig
-from maskperf.losses.box import box_losses, positive_rois, sample_rois
+from maskperf.losses.box import box_losses, first_rois, positive_rois, sample_rois
 from maskperf.structures import Polygons, Proposals, SampledRois, Targets
 
 CONFIG = ModelConfig()
@@ -204,3 +204,14 @@ def test_positive_rois_come_in_their_places_and_the_rest_is_counted():
     chosen, dropped = positive_rois(rois, 1)
     assert chosen.labels.tolist() == [[1], [3]]
     assert dropped.item() == 1
+
+
+def test_first_places_are_kept_in_every_image():
+    rois = rois_of(
+        [[HIT, FAR, FAR]] * 2, [[1, 2, 0], [3, 0, 0]], [[0, 1, 0], [1, 0, 0]], [[True] * 3, [True, False, False]]
+    )
+    first = first_rois(rois, 2)
+    assert first.boxes.tolist() == [[HIT, FAR]] * 2
+    assert first.labels.tolist() == [[1, 2], [3, 0]]
+    assert first.matched_slots.tolist() == [[0, 1], [1, 0]]
+    assert first.valid.tolist() == [[True, True], [True, False]]

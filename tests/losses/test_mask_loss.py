@@ -67,6 +67,12 @@ def test_gradient_reaches_the_map_of_the_true_class_only():
     assert torch.equal(touched[0], touched[1])
 
 
+def test_maps_of_the_true_class_alone_give_the_same_loss():
+    logits, rois, wanted = random_case(images=2)
+    own = torch.stack([torch.stack([logits[i, r, rois.labels[i, r]] for r in range(3)]) for i in range(2)])
+    assert torch.equal(mask_loss(own, rois, wanted), mask_loss(logits, rois, wanted))
+
+
 def test_batch_without_positives_has_loss_zero_and_a_gradient_of_zeros():
     logits, _, wanted = random_case(images=2)
     logits.requires_grad_()

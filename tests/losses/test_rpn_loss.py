@@ -160,6 +160,23 @@ def test_box_loss_uses_the_sampled_positives_only():
     assert box.item() == pytest.approx(128 * (1 - 1 / 18) / 228)
 
 
+def test_outputs_computed_at_the_sampled_anchors_replace_those_of_the_maps():
+    anchors, truth, output = random_case(images=2)
+    asked = []
+
+    def outputs_at(index):
+        asked.append(index)
+        rows = index[..., None].expand(-1, -1, 4)
+        return RpnOutput(logits=output.logits.gather(1, index), deltas=output.deltas.gather(1, rows))
+
+    nothing = RpnOutput(logits=torch.full((2, 60), torch.nan), deltas=torch.full((2, 60, 4), torch.nan))
+    config = replace(ALL, rpn_samples_per_image=6, rpn_positive_fraction=0.5)
+    batch = batch_of([truth, truth[:1]])
+    found = rpn_losses(nothing, anchors, batch, config=config, outputs_at=outputs_at)
+    assert torch.equal(torch.stack(found), torch.stack(rpn_losses(output, anchors, batch, config=config)))
+    assert [tuple(index.shape) for index in asked] == [(2, 6)]
+
+
 def test_draws_follow_the_seed_of_the_image_and_nothing_else():
     def sampled(seeds):
         rpn = output_of([[0.0] * 500] * len(seeds))

@@ -85,3 +85,19 @@ def test_new_convolution_is_uniform_up_to_the_root_of_three_over_fan_in():
     assert conv.weight.abs().max() > 0.9999 * limit
     assert conv.weight.std().item() == pytest.approx(limit / 3**0.5, rel=0.005)
     assert conv.bias.abs().max() == 0
+
+
+def test_fast_convolutions_give_the_numbers_and_gradients_of_the_plain_ones():
+    torch.manual_seed(0)
+    pyramid = FeaturePyramid((4, 6, 8, 10), 128).double()
+    stages = [torch.randn(1, 4 + 2 * k, 8 * 2 ** (3 - k), 8 * 2 ** (3 - k), dtype=torch.float64) for k in range(4)]
+    stages = [stage.requires_grad_() for stage in stages]
+    results = []
+    for fast in (True, False):
+        for conv in pyramid.children():
+            conv.fast = fast
+        outputs = pyramid(stages)
+        wanted = [*stages, *pyramid.parameters()]
+        results.append([*outputs, *torch.autograd.grad(sum(level.square().mean() for level in outputs), wanted)])
+    for result, expected in zip(*results, strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-9)

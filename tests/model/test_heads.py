@@ -1,8 +1,10 @@
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from maskperf.model.heads import BoxFeatures, BoxPredictor, MaskFeatures, MaskPredictor, RoiHead, RpnHead
+from maskperf.model.heads import BoxFeatures, BoxPredictor, MaskFeatures, MaskPredictor, RoiHead, RpnHead, own_class
 
 
 def fill_(layer, weight=0.0, bias=0.0):
@@ -101,6 +103,37 @@ def test_mask_predictor_turns_each_pixel_into_a_square_of_four():
     assert logits[0, 0, 6:8, 10:12].tolist() == [[10, 20], [0, 40]]  # the relu between the two took -3
     assert logits[0, 1, 6:8, 10:12].tolist() == [[-1, -2], [0, -4]]
     assert logits[0, 0].sum() == 70
+
+
+@pytest.mark.parametrize("rois", [0, 1, 5])
+def test_map_of_one_class_is_the_map_among_those_of_all_classes(rois):
+    torch.manual_seed(0)
+    predictor = MaskPredictor(6, 4)
+    nn.init.normal_(predictor.conv5_mask.bias)
+    nn.init.normal_(predictor.mask_fcn_logits.bias)
+    hidden = torch.randn(rois, 6, 14, 14, requires_grad=True)
+    labels = torch.tensor([1, 3, 3, 0, 1])[:rois]
+    inputs = (hidden, *predictor.parameters())
+    dense = own_class(predictor(hidden)[None], labels[None])[0]
+    alone = predictor.of_class(hidden, labels)
+    weights = torch.randn(rois, 28, 28)
+    torch.testing.assert_close(alone, dense, rtol=1e-5, atol=1e-6)  # float32 sums in another order
+    wanted = torch.autograd.grad((dense * weights).sum(), inputs)
+    found = torch.autograd.grad((alone * weights).sum(), inputs)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert found[3][2].abs().max() == 0  # weights of a class that no RoI has: a gradient, of zeros
+
+
+@pytest.mark.parametrize("rest", [(), (4,), (3, 2)])
+def test_own_class_takes_the_values_of_each_rois_label(rest):
+    values = torch.arange(2 * 3 * 5 * math.prod(rest)).float().view(2, 3, 5, *rest)
+    labels = torch.tensor([[4, 0, 1], [2, 2, 3]])
+    chosen = own_class(values, labels)
+    assert chosen.shape == (2, 3, *rest)
+    for image in range(2):
+        for roi in range(3):
+            assert torch.equal(chosen[image, roi], values[image, roi, labels[image, roi]])
 
 
 def test_every_head_gives_float32_under_autocast():

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from maskperf.config import ModelConfig
+from maskperf.config import ModelConfig, SpeedConfig
 from maskperf.model.layer_list import LayerRow, format_layers, list_layers
 from maskperf.model.mask_rcnn import MaskRcnn
 
@@ -86,7 +86,7 @@ def test_every_parameter_and_buffer_of_a_real_model_belongs_to_a_row(batch_norm)
 
 
 def test_shapes_are_those_of_a_real_forward_pass():
-    model = MaskRcnn(SMALL).eval()
+    model = MaskRcnn(SMALL, SpeedConfig(folded_batch_norm=False)).eval()  # folded, a layer is never called
     rows = {row.name: row for row in list_layers(model, (64, 96), images=2, box_rois=3, mask_rois=1)}
     seen = {}
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from maskperf.config import ModelConfig
+from maskperf.model.heads import own_class
 from maskperf.model.mask_rcnn import STRIDES, MaskRcnn
 from maskperf.ops.roi_align import assign_levels, roi_align_reference
 from maskperf.recipes import demo
@@ -179,6 +180,61 @@ def test_mask_head_pools_14_by_14_and_gives_28_by_28_for_every_class(small_model
     expected = small_model.roi_heads["mask"](reference_pool(features, BOXES, size=14).flatten(0, 1))
     assert logits.shape == (2, 2, 4, 28, 28)
     torch.testing.assert_close(logits.flatten(0, 1), expected, rtol=1e-6, atol=1e-7)
+
+
+def gradients_of(outputs, model, features):
+    """Returns the gradients of a weighted sum of the outputs in the features and the model's parameters."""
+    generator = torch.Generator().manual_seed(3)
+    total = sum((output * torch.randn(output.shape, generator=generator)).sum() for output in outputs)
+    inputs = [*features, *(parameter for parameter in model.parameters() if parameter.requires_grad)]
+    return torch.autograd.grad(total, inputs, allow_unused=True)
+
+
+def assert_equal_gradients(found, wanted):
+    for one, other in zip(found, wanted, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6 * other.abs().max().item())  # float32 outputs
+
+
+def test_rpn_outputs_at_chosen_anchors_and_their_gradients_are_those_of_the_whole_maps(small_model):
+    features = [feature.requires_grad_() for feature in pyramid(small_model)]
+    whole = small_model.rpn_output(features)
+    count = whole.logits.shape[1]
+    # corners and edges of the maps, every level, an anchor twice, two anchors of a cell
+    index = torch.tensor([[0, 1, 1, 3 * 47, count - 1, count - 20, 4610, 5800], [*range(4, 12)]])
+    index[1, :2] = torch.tensor([3 * 32 * 48 - 1, 3 * 32 * 48])
+    chosen = small_model.rpn_output_at(features, index)
+    logits, deltas = whole.logits.gather(1, index), whole.deltas.gather(1, index[..., None].expand(-1, -1, 4))
+    torch.testing.assert_close(chosen.logits, logits, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(chosen.deltas, deltas, rtol=1e-6, atol=1e-7)
+    wanted = gradients_of([logits, deltas], small_model, features)
+    assert all(gradient.abs().max() > 0 for gradient in wanted[:5])
+    assert_equal_gradients(gradients_of([chosen.logits, chosen.deltas], small_model, features), wanted)
+
+
+@pytest.mark.parametrize("valid", [[[1, 1], [1, 1]], [[1, 0], [0, 1]], [[0, 0], [1, 1]], None])
+@pytest.mark.parametrize("select", [True, False])
+def test_mask_logits_of_valid_places_and_own_classes_are_those_of_all(small_model, valid, select):
+    features = [feature.requires_grad_() for feature in pyramid(small_model)]
+    real = torch.ones(2, 2, dtype=torch.bool) if valid is None else torch.tensor(valid, dtype=torch.bool)
+    labels = torch.tensor([[3, 1], [2, 2]])
+    everything = small_model.mask_logits(features, BOXES)
+    wanted = own_class(everything, labels) if select else everything
+    wanted = wanted * real.view(2, 2, *[1] * (wanted.ndim - 2))
+    found = small_model.mask_logits(
+        features, BOXES, labels=labels if select else None, valid=None if valid is None else real
+    )
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
+    assert_equal_gradients(gradients_of([found], small_model, features), gradients_of([wanted], small_model, features))
+
+
+def test_mask_logits_without_a_valid_place_still_reach_every_parameter(small_model):
+    features = pyramid(small_model)
+    none = torch.zeros(2, 2, dtype=torch.bool)
+    found = small_model.mask_logits(features, BOXES, labels=torch.zeros(2, 2, dtype=torch.int64), valid=none)
+    gradients = torch.autograd.grad((found * 0).sum(), list(small_model.roi_heads["mask"].parameters()))
+    assert all(gradient.abs().max() == 0 for gradient in gradients)
 
 
 def test_roi_heads_do_not_read_the_coarsest_level(small_model):

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from maskperf.model.resnet import Bottleneck, FrozenBatchNorm, ResNet, Stem
+from maskperf.ops.convolution import Convolution
 
 
 def small_trunk(**changes):
@@ -161,3 +162,84 @@ def test_trainable_batch_norm_normalizes_by_the_batch_in_training_only():
     fresh = small_trunk(batch_norm="trainable", frozen_stages=0).eval()
     x = torch.randn(4, 8, 16, 16)
     torch.testing.assert_close(fresh.stem.bn1(x), x / (1 + 1e-5) ** 0.5)
+
+
+def twins(**changes):
+    """Returns the same trunk folded and plain in float64, with batch norms that are not the identity."""
+    pair = []
+    for folded_batch_norm in (True, False):
+        trunk = small_trunk(folded_batch_norm=folded_batch_norm, **changes).double()
+        generator = torch.Generator().manual_seed(5)
+        for norm in trunk.modules():
+            if isinstance(norm, FrozenBatchNorm):
+                for buffer in norm.buffers():
+                    buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
+        pair.append(trunk)
+    return pair
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("frozen_stages", [0, 2])
+def test_folded_batch_norm_gives_the_numbers_and_gradients_of_the_plain_one(frozen_stages, fast):
+    results = []
+    for trunk in twins(frozen_stages=frozen_stages, stage_channels=(16, 24, 512, 40)):  # 128 in the third stage's 3x3
+        for conv in trunk.modules():
+            if isinstance(conv, Convolution):
+                conv.fast = fast
+        stages = trunk(pictures(256, 288).double())  # 90 tiles of 4x4 at stride 16, and the 1x1 at stride 4 are large
+        sum(stage.square().mean() for stage in stages).backward()
+        grads = {name: parameter.grad for name, parameter in trunk.named_parameters()}
+        results.append((stages, grads))
+    (stages, grads), (expected_stages, expected_grads) = results
+    for stage, expected in zip(stages, expected_stages, strict=True):
+        torch.testing.assert_close(stage, expected, rtol=1e-9, atol=1e-9)
+    for name, expected in expected_grads.items():
+        assert (grads[name] is None) is (expected is None) is name.startswith(("stem.", "layer1.")[:frozen_stages])
+        if expected is not None:
+            torch.testing.assert_close(grads[name], expected, rtol=1e-9, atol=1e-9, msg=name)
+
+
+def test_folded_batch_norm_follows_a_state_dict_that_is_loaded_later():
+    folded, plain = twins()
+    x = pictures().double()
+    before = folded(x)
+    changed = {name: value * 1.25 for name, value in plain.state_dict().items()}
+    folded.load_state_dict(changed)
+    plain.load_state_dict(changed)
+    for stage, expected, old in zip(folded(x), plain(x), before, strict=True):
+        torch.testing.assert_close(stage, expected)
+        assert not torch.allclose(stage, old)
+
+
+def test_folding_leaves_the_state_dict_as_it_is():
+    folded, plain = twins()
+    folded(pictures().double())
+    assert list(folded.state_dict()) == list(plain.state_dict())
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in folded.state_dict().items())
+
+
+def test_frozen_stages_keep_nothing_for_a_backward_pass():
+    trunk = small_trunk(frozen_stages=2)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda packed: packed):
+        stage = trunk.layer1(trunk.stem(pictures()))
+        assert not stage.requires_grad and kept == []
+        assert trunk.layer2(stage).requires_grad and kept
+
+
+def test_trainable_batch_norm_is_never_folded():
+    trunk = small_trunk(batch_norm="trainable", frozen_stages=0, folded_batch_norm=True)
+    called = []
+    trunk.layer3[0].bn2.register_forward_hook(lambda *_: called.append(True))
+    trunk(pictures())
+    assert called == [True]
+
+
+def test_on_the_meta_device_every_layer_is_called():
+    trunk = small_trunk(folded_batch_norm=True).to("meta")
+    called = []
+    layers = [module for module in trunk.modules() if isinstance(module, nn.Conv2d | FrozenBatchNorm)]
+    for layer in layers:
+        layer.register_forward_hook(lambda module, *_: called.append(module))
+    trunk(pictures().to("meta"))
+    assert len(called) == len(layers) == 40 and set(called) == set(layers)

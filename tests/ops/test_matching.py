@@ -4,8 +4,9 @@ import torch
 from golden_reference import flat_polygons
 
 from maskperf.losses.rpn import assign_anchors
+from maskperf.ops import matching
 from maskperf.ops.boxes import pairwise_iou
-from maskperf.ops.matching import Matches, match_to_truth
+from maskperf.ops.matching import Matches, match_anchors, match_to_truth
 from maskperf.structures import Targets
 
 RPN = {"positive_iou": 0.7, "negative_iou": 0.3, "keep_best_of_truth": True}
@@ -194,3 +195,22 @@ def test_each_image_has_its_own_truth_and_visibility():
     assert kinds_of(matches, 0) == ["positive", "negative"]
     assert kinds_of(matches, 1) == ["positive", "ignored"]  # the first truth ties at 0 with every anchor
     assert kinds_of(matches, 2) == ["negative", "negative"]  # and padded slots match nothing, not even pixel (0, 0)
+
+
+@pytest.mark.parametrize("overlaps_at_a_time", [1, 3 * 60 * 2, 1 << 21])
+@pytest.mark.parametrize("seed", range(4))
+def test_matching_a_few_truths_at_a_time_equals_matching_all_at_once(monkeypatch, seed, overlaps_at_a_time):
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.randint(0, 40, (60, 2), generator=generator)
+    anchors = torch.cat([corners, corners + torch.randint(5, 30, (60, 2), generator=generator)], dim=1).float()
+    truth = anchors[torch.randint(0, 60, (3, 7), generator=generator)]  # some anchors fit, some truths are equal
+    truth = truth + torch.randint(-3, 4, (3, 7, 1), generator=generator)
+    truth[0, 0] += 500  # overlaps nothing
+    valid = torch.arange(7) < torch.tensor([[7], [3], [0]])
+    wanted = match_to_truth(pairwise_iou(anchors[None], truth), valid, **RPN)
+    monkeypatch.setattr(matching, "_MAX_OVERLAPS", overlaps_at_a_time)
+    found = match_anchors(anchors, truth, valid, positive_iou=0.7, negative_iou=0.3)
+    assert torch.equal(found.slots, wanted.slots)
+    assert torch.equal(found.positive, wanted.positive)
+    assert torch.equal(found.negative, wanted.negative)
+    assert wanted.slots.unique().numel() > 3

@@ -141,6 +141,16 @@ def assert_greedy(boxes: torch.Tensor, valid: torch.Tensor, iou_threshold: float
     assert not bool((alive & ~valid).any())
 
 
+@pytest.mark.parametrize("block", [1, 7, 64, 300])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_size_of_the_blocks_does_not_matter(monkeypatch, seed, block):
+    boxes, _ = crowded_boxes(200, seed)
+    valid = torch.rand(200, generator=torch.Generator().manual_seed(seed)) < 0.9
+    monkeypatch.setattr(nms, "_BLOCK", block)
+    assert_greedy(boxes, valid, 0.5)
+    assert 10 < nms_sorted(boxes[None], valid[None], 0.5).sum() < 150
+
+
 @pytest.mark.parametrize("iou_threshold", [0.5, 0.7])
 def test_many_boxes_follow_the_greedy_rule(iou_threshold):
     boxes, _ = crowded_boxes(600, 9)

@@ -1,25 +1,9 @@
 import pytest
 import torch
+from random_pyramids import STRIDES, random_pyramid, random_rois
 
-from maskperf.ops.roi_align import assign_levels, pyramid_roi_align, roi_align_reference
-
-STRIDES = (4, 8, 16, 32)
-
-
-def random_pyramid(images: int, channels: int, canvas_hw: tuple[int, int], seed: int = 0) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    sizes = [(-(-canvas_hw[0] // stride), -(-canvas_hw[1] // stride)) for stride in STRIDES]
-    return [torch.randn((images, channels, *size), generator=generator, dtype=torch.float64) for size in sizes]
-
-
-def random_rois(images: int, rois: int, canvas_hw: tuple[int, int], seed: int) -> torch.Tensor:
-    """Returns boxes from a point to wider than the canvas, on all four levels; many leave the canvas."""
-    generator = torch.Generator().manual_seed(seed)
-    extent = torch.tensor([canvas_hw[1], canvas_hw[0]], dtype=torch.float64)
-    scale = 1000 ** torch.rand((images, rois, 1), generator=generator, dtype=torch.float64) - 1
-    sides = scale * 2 ** torch.randn((images, rois, 2), generator=generator, dtype=torch.float64)
-    centres = (torch.rand((images, rois, 2), generator=generator, dtype=torch.float64) * 1.6 - 0.3) * extent
-    return torch.cat([centres - sides / 2, centres + sides / 2], dim=2)
+from maskperf.ops.roi_align import flat_roi_align, pyramid_roi_align, roi_align_reference
+from maskperf.ops.roi_align_samples import assign_levels
 
 
 def pooled_one_by_one(features: list[torch.Tensor], boxes: torch.Tensor, size: int) -> torch.Tensor:
@@ -33,35 +17,10 @@ def pooled_one_by_one(features: list[torch.Tensor], boxes: torch.Tensor, size: i
     )
 
 
-def pool(features: list[torch.Tensor], rows: list, size: int) -> torch.Tensor:
+def pool(features: list[torch.Tensor], rows: list, size: int, align=pyramid_roi_align) -> torch.Tensor:
     """Returns the pooled maps of boxes of one image, in the precision of the features."""
     boxes = torch.tensor([rows], dtype=features[0].dtype)
-    return pyramid_roi_align(features, boxes, size=size, strides=STRIDES[: len(features)])
-
-
-def square(side_px: float) -> list[float]:
-    return [0.0, 0.0, side_px - 1.0, side_px - 1.0]
-
-
-@pytest.mark.parametrize(
-    ("side_px", "level"),
-    [(1, 2), (16, 2), (111, 2), (112, 3), (223, 3), (224, 4), (447, 4), (448, 5), (895, 5), (1344, 5)],
-)
-def test_level_of_a_square_counts_both_corner_pixels(side_px, level):
-    assert assign_levels(torch.tensor([square(side_px)]), 4).tolist() == [level - 2]
-
-
-@pytest.mark.parametrize(("ratio", "level"), [(0.5 - 8e-7, 3), (2 - 0.8e-6, 5), (2 - 1.2e-6, 4), (1 - 1.2e-6, 3)])
-def test_the_epsilon_is_added_inside_the_logarithm(ratio, level):
-    # Added to the result, it would give 2, 5, 5 and 3.
-    box = torch.tensor([square(224 * ratio)], dtype=torch.float64)
-    assert assign_levels(box, 4).tolist() == [level - 2]
-
-
-def test_level_depends_on_the_area_alone():
-    wide, tall, degenerate = [5.0, 5.0, 452.0, 60.0], [5.0, 5.0, 60.0, 452.0], [5.0, 5.0, 3.0, 9.0]
-    # 448 x 56 = 158.4 squared: P3. A box of negative area counts as empty: P2.
-    assert assign_levels(torch.tensor([[wide, tall], [degenerate, square(448)]]), 4).tolist() == [[1, 1], [0, 3]]
+    return align(features, boxes, size=size, strides=STRIDES[: len(features)])
 
 
 @pytest.mark.parametrize(("size", "seed"), [(7, 1), (14, 2)])
@@ -77,11 +36,12 @@ def test_equals_the_twin_on_random_boxes_of_all_levels(size, seed):
     torch.testing.assert_close(single.double(), expected, rtol=0, atol=2e-4)
 
 
-def test_equals_the_twin_on_levels_of_odd_sizes():
+@pytest.mark.parametrize("align", [pyramid_roi_align, flat_roi_align])
+def test_equals_the_twin_on_levels_of_odd_sizes(align):
     canvas = (75, 201)  # levels 19 x 51, 10 x 26, 5 x 13 and 3 x 7
     features = random_pyramid(2, 2, canvas, seed=3)
     boxes = random_rois(2, 40, canvas, seed=4)
-    pooled = pyramid_roi_align(features, boxes, size=7, strides=STRIDES)
+    pooled = align(features, boxes, size=7, strides=STRIDES)
     torch.testing.assert_close(pooled, pooled_one_by_one(features, boxes, 7), rtol=0, atol=1e-11)
 
 
@@ -102,11 +62,12 @@ def test_equals_the_twin_on_levels_of_odd_sizes():
         [-500.0, -400.0, 700.0, 600.0],
     ],
 )
-def test_equals_the_twin_on_boxes_at_the_border_and_outside(box):
+@pytest.mark.parametrize("align", [pyramid_roi_align, flat_roi_align])
+def test_equals_the_twin_on_boxes_at_the_border_and_outside(align, box):
     features = random_pyramid(1, 2, (96, 128), seed=5)
     boxes = torch.tensor([[box]], dtype=torch.float64)
     expected = pooled_one_by_one(features, boxes, 7)
-    torch.testing.assert_close(pool(features, [box], 7), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(pool(features, [box], 7, align), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("side_px", "level"), [(50, 0), (150, 1), (300, 2), (500, 3)])
@@ -181,7 +142,8 @@ def test_no_boxes_give_no_maps():
     assert pyramid_roi_align(features, torch.zeros((2, 0, 4)), size=7, strides=STRIDES).shape == (0, 4, 7, 7)
 
 
-def test_gradient_with_respect_to_the_features_is_right():
+@pytest.mark.parametrize("align", [pyramid_roi_align, flat_roi_align])
+def test_gradient_with_respect_to_the_features_is_right(align):
     sizes = [(4, 5), (3, 3), (2, 2), (1, 2)]
     generator = torch.Generator().manual_seed(8)
     features = [torch.randn((2, 2, *size), generator=generator, dtype=torch.float64) for size in sizes]
@@ -189,9 +151,7 @@ def test_gradient_with_respect_to_the_features_is_right():
     rows = [[2.0, 3.0, 11.0, 13.0], [-4.0, 1.0, 18.0, 17.0], [1.0, 1.0, 150.0, 120.0], [-90.0, -80.0, 140.0, 170.0]]
     boxes = torch.tensor([rows, [[-200.0, -190.0, 260.0, 280.0], *rows[:3]]], dtype=torch.float64)
     assert set(assign_levels(boxes, 4).flatten().tolist()) == {0, 1, 2, 3}
-    assert torch.autograd.gradcheck(
-        lambda *levels: pyramid_roi_align(list(levels), boxes, size=2, strides=STRIDES), features
-    )
+    assert torch.autograd.gradcheck(lambda *levels: align(list(levels), boxes, size=2, strides=STRIDES), features)
 
 
 def test_boxes_get_no_gradient():

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskperf.ops.sampling import choose_random, compact, random_keys, sample_balanced
+from maskperf.ops.sampling import choose_random, compact, draw_balanced, random_keys, sample_balanced
 from maskperf.seeds import derive_seed
 
 MASK_64 = (1 << 64) - 1
@@ -163,6 +163,32 @@ def test_a_sample_is_within_its_kind_and_exactly_as_large_as_the_rule_says(kinds
         alone = sample_balanced(positive[[image]], negative[[image]], seeds[[image]], **rule)
         assert torch.equal(alone[0][0], chosen_positive[image])
         assert torch.equal(alone[1][0], chosen_negative[image])
+
+
+@UNCHANGING
+@given(
+    kinds=st.lists(st.lists(st.sampled_from("pni"), min_size=9, max_size=9), min_size=1, max_size=4),
+    seed=st.integers(0, (1 << 62) - 5),
+    num_samples=st.integers(1, 14),
+    positive_fraction=st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+)
+def test_drawn_indices_are_the_boxes_of_the_sample(kinds, seed, num_samples, positive_fraction):
+    positive = bools([[kind == "p" for kind in row] for row in kinds])
+    negative = bools([[kind == "n" for kind in row] for row in kinds])
+    seeds = torch.arange(len(kinds)) + seed
+    rule = {"num_samples": num_samples, "positive_fraction": positive_fraction}
+    wanted_positive, wanted_negative = sample_balanced(positive, negative, seeds, **rule)
+    sample = draw_balanced(positive, negative, seeds, **rule)
+    assert sample.index.shape == (len(kinds), min(num_samples, 9))
+    assert not bool((sample.positive & ~sample.valid).any())
+    for image in range(len(kinds)):
+        positives = sample.index[image][sample.positive[image]].tolist()
+        negatives = sample.index[image][sample.valid[image] & ~sample.positive[image]].tolist()
+        assert sorted(positives) == wanted_positive[image].nonzero().flatten().tolist()
+        assert sorted(negatives) == wanted_negative[image].nonzero().flatten().tolist()
+        # positives, negatives, empty places
+        order = (2 * sample.valid[image].int() + sample.positive[image].int()).tolist()
+        assert order == sorted(order, reverse=True)
 
 
 def test_an_image_draws_the_same_wherever_it_stands_in_the_batch():

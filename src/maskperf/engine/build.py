@@ -4,7 +4,7 @@ import copy
 
 import torch
 
-from maskperf.config import DataConfig, ModelConfig
+from maskperf.config import DataConfig, ModelConfig, SpeedConfig
 from maskperf.engine.forward import training_losses
 from maskperf.model.backbone_file import load_backbone_weights
 from maskperf.model.mask_rcnn import MaskRcnn
@@ -13,11 +13,11 @@ from maskperf.seeds import derive_seed
 from maskperf.structures import Batch, Images, Polygons, Targets, to_device
 
 
-def build_model(config: ModelConfig, seed: int) -> tuple[MaskRcnn, list[str]]:
+def build_model(config: ModelConfig, seed: int, speed: SpeedConfig | None = None) -> tuple[MaskRcnn, list[str]]:
     """Returns a model on the CPU and notices about the weights it loaded. Random weights depend on `seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "initial weights") % 2**63)
-        model = MaskRcnn(config)
+        model = MaskRcnn(config, speed)
     notices = []
     if config.backbone_weights:
         notices += load_backbone_weights(model, config.backbone_weights)

@@ -1,9 +1,13 @@
 """The one place where model and losses meet: a batch goes in, five losses come out."""
 
-from torch import nn
+from functools import partial
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
 
 from maskperf.config import ModelConfig
-from maskperf.losses.box import box_losses, positive_rois, sample_rois
+from maskperf.losses.box import box_losses, first_rois, positive_rois, sample_rois
 from maskperf.losses.mask import mask_loss, mask_targets
 from maskperf.losses.rpn import rpn_losses
 from maskperf.model.heads import MASK_SIZE
@@ -28,26 +32,51 @@ def mask_slots(config: ModelConfig) -> int:
 
 def training_losses(model: nn.Module, batch: Batch) -> Losses:
     """Returns the losses of one device's batch. Proposals come from the same forward pass, without gradient."""
-    config = model.config
+    config, speed = model.config, model.speed
     targets = batch.targets
     features = model.features(batch.images.pixels)
     anchors, level_counts = feature_anchors(model, features)
-    rpn = model.rpn_output(features)
-    objectness_loss, rpn_box_loss = rpn_losses(rpn, anchors, batch, config=config)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not speed.sparse_rpn_backward):
+        rpn = model.rpn_output(features)
+    outputs_at = partial(model.rpn_output_at, features) if speed.sparse_rpn_backward else None
+    objectness_loss, rpn_box_loss = rpn_losses(rpn, anchors, batch, config=config, outputs_at=outputs_at)
 
     sizes_hw = batch.images.sizes_hw
     proposals = select_proposals(rpn, anchors, level_counts, sizes_hw, config=config, training=True)
     rois = sample_rois(append_truth(proposals, targets), targets, batch.sample_seeds, config=config)
+    packs = packs_places(model, features)
+    if packs:
+        rois = first_rois(rois, _most(rois.valid))
     logits, deltas = model.box_outputs(features, rois.boxes)
     classification_loss, box_loss = box_losses(logits, deltas, rois, targets)
 
-    positive, dropped = positive_rois(rois, min(mask_slots(config), rois.boxes.shape[1]))
+    places = min(mask_slots(config), rois.boxes.shape[1])
+    positive, dropped = positive_rois(rois, min(places, _most(rois.labels > 0)) if packs else places)
     wanted = mask_targets(positive, targets, MASK_SIZE)
+    maps = model.mask_logits(
+        features,
+        positive.boxes,
+        labels=positive.labels if speed.class_selected_outputs else None,
+        valid=positive.valid if packs else None,
+    )
     return Losses(
         objectness=objectness_loss,
         rpn_box=rpn_box_loss,
         classification=classification_loss,
         box=box_loss,
-        mask=mask_loss(model.mask_logits(features, positive.boxes), positive, wanted),
+        mask=mask_loss(maps, positive, wanted),
         dropped_masks=dropped,
     )
+
+
+def packs_places(model: nn.Module, features: list) -> bool:
+    """Returns whether the RoI heads leave out empty places: on a CPU, where reading their number costs nothing.
+
+    On a GPU that would stop the step until the device has caught up, so there all places are worked on.
+    """
+    return model.speed.packed_positives and features[0].device.type == "cpu"
+
+
+def _most(places: Bool[Tensor, "images places"]) -> int:
+    """Returns the largest number of true places in an image, 1 at least."""
+    return max(1, int(places.sum(dim=1).max()))

@@ -1,11 +1,14 @@
 """From pictures to detections: proposals, classes, boxes, suppression per class, masks of the final boxes."""
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from maskperf.config import ModelConfig
-from maskperf.engine.forward import feature_anchors
+from maskperf.engine.forward import feature_anchors, packs_places
+from maskperf.model.heads import own_class
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.model.proposals import select_proposals
 from maskperf.ops.boxes import BOX_HEAD_WEIGHTS, clip_boxes, decode_boxes
@@ -27,10 +30,12 @@ def detect(model: MaskRcnn, images: Images) -> Detections:
     proposals = select_proposals(rpn, anchors, level_counts, images.sizes_hw, config=config, training=False)
     logits, deltas = model.box_outputs(features, proposals.boxes)
     found = select_detections(logits, deltas, proposals, images.sizes_hw, config)
-    chosen = model.mask_logits(features, found.boxes)
-    of_label = found.labels[..., None, None, None].expand(-1, -1, 1, *chosen.shape[-2:])
-    masks = chosen.gather(2, of_label).squeeze(2).sigmoid()
-    return Detections(boxes=found.boxes, scores=found.scores, labels=found.labels, valid=found.valid, mask_probs=masks)
+    valid = found.valid if packs_places(model, features) else None
+    if model.speed.class_selected_outputs:
+        maps = model.mask_logits(features, found.boxes, labels=found.labels, valid=valid)
+    else:
+        maps = own_class(model.mask_logits(features, found.boxes, valid=valid), found.labels)
+    return replace(found, mask_probs=maps.sigmoid())
 
 
 def select_detections(

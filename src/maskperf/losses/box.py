@@ -6,6 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from maskperf.config import ModelConfig
+from maskperf.model.heads import own_class
 from maskperf.ops.boxes import BOX_HEAD_WEIGHTS, encode_boxes, pairwise_iou
 from maskperf.ops.matching import match_to_truth
 from maskperf.ops.sampling import compact, sample_balanced
@@ -60,8 +61,7 @@ def box_losses(
     entropy = F.cross_entropy(logits.flatten(0, 1), rois.labels.flatten(), reduction="none")
     classification_loss = (entropy * rois.valid.flatten()).sum() / num_rois
     positive = rois.labels > 0
-    of_label = rois.labels[..., None, None].expand(-1, -1, 1, 4)
-    predicted = deltas.gather(2, of_label).squeeze(2)
+    predicted = own_class(deltas, rois.labels)
     truth = targets.boxes.gather(1, rois.matched_slots[..., None].expand(-1, -1, 4))
     truth = torch.where(positive[..., None], truth, rois.boxes)  # keeps the logarithm finite where unused
     wanted = encode_boxes(truth, rois.boxes, BOX_HEAD_WEIGHTS)
@@ -84,3 +84,13 @@ def positive_rois(rois: SampledRois, mask_slots: int) -> tuple[SampledRois, Int[
         valid=kept,
     )
     return chosen, positive.sum() - kept.sum()
+
+
+def first_rois(rois: SampledRois, count: int) -> SampledRois:
+    """Returns the first `count` places of every image."""
+    return SampledRois(
+        boxes=rois.boxes[:, :count],
+        labels=rois.labels[:, :count],
+        matched_slots=rois.matched_slots[:, :count],
+        valid=rois.valid[:, :count],
+    )

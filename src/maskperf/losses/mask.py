@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from maskperf.model.heads import own_class
 from maskperf.ops.rasterize import rasterize_crops
 from maskperf.structures import SampledRois, Targets
 
@@ -20,18 +21,18 @@ def mask_targets(rois: SampledRois, targets: Targets, size: int) -> Bool[Tensor,
 
 
 def mask_loss(
-    logits: Float[Tensor, "images masks classes size size"],
+    logits: Float[Tensor, "images masks *classes size size"],
     rois: SampledRois,
     wanted: Bool[Tensor, "images masks size size"],
 ) -> Float[Tensor, ""]:
     """Returns the mean over positive RoIs and pixels, on the map of the true class only; 0 without positive RoIs.
 
+    `logits` are those of all classes or of the true one.
     The zero stays connected to the logits, so every parameter gets a gradient in every process.
     Source: `modeling/roi_heads/mask_head/loss.py`.
     """
     size = logits.shape[-1]
-    of_label = rois.labels[..., None, None, None].expand(-1, -1, 1, size, size)
-    chosen = logits.gather(2, of_label).squeeze(2)
+    chosen = logits if logits.ndim == 4 else own_class(logits, rois.labels)
     entropy = F.binary_cross_entropy_with_logits(chosen, wanted.to(chosen.dtype), reduction="none")
     num_pixels = (rois.valid.sum() * size * size).clamp(min=1)
     return (entropy * rois.valid[..., None, None]).sum() / num_pixels

@@ -18,11 +18,9 @@ TABLE = "MLPerf training rules, Hyperparameters"  # the table with one line for 
 DEFAULT = "MLPerf training rules, Hyperparameters: by default the same as the reference"
 CHECKER = "MLPerf's checker, training_3.1.0/closed_maskrcnn.yaml"
 LEARNING_RATE_UNIT = 0.02
-# As the checker: a quotient counts as an integer if it is no further than this from one.
-INTEGER_TOLERANCE = 1e-5
+INTEGER_TOLERANCE = 1e-5  # as the checker: how far from an integer a quotient may be
 SMALL_BATCH = 16  # below it, the unit of the learning rate may be divided
-# (60000, 80000) * 16 / 10: images after which the rate falls, for each tenth of the schedule's length.
-DECAY_IMAGES_PER_TENTH = (96_000, 128_000)
+DECAY_IMAGES_PER_TENTH = (96_000, 128_000)  # (60000, 80000) * 16 / 10: for each tenth of the schedule's length
 CANDIDATES_PER_IMAGE = 1000
 # The reference convergence points at these batches were made with 6000 (mlperf_logging, rcps_maskrcnn.json).
 PUBLISHED_CANDIDATES = 6000
@@ -191,17 +189,20 @@ REFERENCE_FIELDS = (
 )
 FREE_FIELDS = {  # why they are free, and which
     "a name or a place; what it may contain is checked by other rules": "recipe run_dir data.root",
-    "without effect while data.generate=false, which is a rule": "data.generate_train_images "
-    "data.generate_val_images data.generate_seed",
+    "without effect without data.generate": "data.generate_train_images data.generate_val_images data.generate_seed",
     "free by the table of hyperparameters": "optimizer.batch_size",
     "how the steps are divided, not what is computed": "optimizer.accumulation_steps evaluation.batch_size",
-    "ends a run that misses its targets, changes nothing in one that meets them": "optimizer.max_steps "
-    "optimizer.max_epochs",
+    "only ends a run that misses its targets": "optimizer.max_steps optimizer.max_epochs",
     "changes no number: a run stops where it is too small": "model.mask_slots_per_image",
     "the official COCO code decides in both cases: alone, or by confirming": "evaluation.engine",
     "speed, not results": "data.loader_threads data.prefetch_batches system.device system.threads "
     "system.log_every_steps",
     "what happens to a run that is lost": "system.on_collapse",
+    "equivalent mathematics, as the rules allow": "speed.fast_convolutions speed.folded_batch_norm "
+    "speed.flat_roi_align speed.sparse_rpn_backward speed.class_selected_outputs speed.packed_positives "
+    "speed.compiled_glue speed.captured_steps speed.triton_kernels speed.device_preprocessing",
+    "padding and packing of batches, as the rules allow": "speed.aspect_buckets",
+    "numerical format, as the rules allow": "speed.precision",
     "words of the submission": "mlperf.organization mlperf.platform mlperf.division mlperf.status",
 }
 RULES: tuple[Rule, ...] = (

@@ -3,9 +3,11 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskperf.ops.convolution import Convolution
 
-def pyramid_conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
-    conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
+
+def pyramid_conv(inputs: int, outputs: int, kernel: int) -> Convolution:
+    conv = Convolution(inputs, outputs, kernel, padding=kernel // 2)
     nn.init.kaiming_uniform_(conv.weight, a=1)
     nn.init.zeros_(conv.bias)
     return conv
@@ -25,8 +27,9 @@ class FeaturePyramid(nn.Module):
         top_down = self.fpn_inner4(stages[3])
         outputs = [self.fpn_layer4(top_down)]
         for number in (3, 2, 1):
-            lateral = getattr(self, f"fpn_inner{number}")(stages[number - 1])
-            top_down = lateral + F.interpolate(top_down, scale_factor=2, mode="nearest")
+            lateral = getattr(self, f"fpn_inner{number}")
+            doubled = F.interpolate(top_down, scale_factor=2, mode="nearest")
+            top_down = lateral(stages[number - 1], add=doubled)
             outputs.insert(0, getattr(self, f"fpn_layer{number}")(top_down))
         outputs.append(F.max_pool2d(outputs[-1], kernel_size=1, stride=2))
         return outputs

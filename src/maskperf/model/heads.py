@@ -1,8 +1,10 @@
 """The heads: RPN, box and mask. Their parameters carry the names of the reference's state dict."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from maskperf.ops.convolution import Convolution
 
 BOX_POOL_SIZE = 7
 MASK_POOL_SIZE = 14
@@ -32,16 +34,27 @@ class RpnHead(nn.Module):
 
     def __init__(self, channels: int, anchors_per_cell: int):
         super().__init__()
-        self.conv = _normal(nn.Conv2d(channels, channels, 3, padding=1), std=0.01)
-        self.cls_logits = _normal(nn.Conv2d(channels, anchors_per_cell, 1), std=0.01)
-        self.bbox_pred = _normal(nn.Conv2d(channels, 4 * anchors_per_cell, 1), std=0.01)
+        self.conv = _normal(Convolution(channels, channels, 3, padding=1), std=0.01)
+        self.cls_logits = _normal(Convolution(channels, anchors_per_cell, 1), std=0.01)
+        self.bbox_pred = _normal(Convolution(channels, 4 * anchors_per_cell, 1), std=0.01)
 
     def forward(self, feature: Float[Tensor, "n channels h w"]) -> tuple[Tensor, Tensor]:
         """Returns logits (n, h * w * anchors) and deltas (n, h * w * anchors, 4): row, column, anchor fastest."""
-        hidden = torch.relu_(self.conv(feature))
+        hidden = self.conv(feature, relu=True)
         logits = self.cls_logits(hidden).permute(0, 2, 3, 1).flatten(1)
         deltas = self.bbox_pred(hidden).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4))
         return logits.float(), deltas.float()
+
+    def of_patches(
+        self, patches: Float[Tensor, "places nine channels"], numbers: Int[Tensor, " places"]
+    ) -> tuple[Float[Tensor, " places"], Float[Tensor, "places 4"]]:
+        """Returns logit and deltas of one anchor for each place: number `numbers` of the cell in the patch's middle."""
+        kernel = self.conv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # row, column and input channel; output channel
+        hidden = torch.relu_(torch.addmm(self.conv.bias, patches.flatten(1), kernel))
+        logits = torch.addmm(self.cls_logits.bias, hidden, self.cls_logits.weight.flatten(1).t())
+        deltas = torch.addmm(self.bbox_pred.bias, hidden, self.bbox_pred.weight.flatten(1).t()).unflatten(1, (-1, 4))
+        own = numbers[:, None]
+        return logits.gather(1, own)[:, 0].float(), deltas.gather(1, own[..., None].expand(-1, 1, 4))[:, 0].float()
 
 
 class BoxFeatures(nn.Module):
@@ -76,12 +89,12 @@ class MaskFeatures(nn.Module):
         super().__init__()
         self.num_convs = num_convs
         for number in range(1, num_convs + 1):
-            conv = nn.Conv2d(inputs if number == 1 else channels, channels, 3, padding=1)
+            conv = Convolution(inputs if number == 1 else channels, channels, 3, padding=1)
             self.add_module(f"mask_fcn{number}", _kaiming_fan_out(conv))
 
     def forward(self, pooled: Float[Tensor, "rois inputs 14 14"]) -> Float[Tensor, "rois channels 14 14"]:
         for number in range(1, self.num_convs + 1):
-            pooled = torch.relu_(getattr(self, f"mask_fcn{number}")(pooled))
+            pooled = getattr(self, f"mask_fcn{number}")(pooled, relu=True)
         return pooled
 
 
@@ -91,10 +104,28 @@ class MaskPredictor(nn.Module):
     def __init__(self, channels: int, num_classes: int):
         super().__init__()
         self.conv5_mask = _kaiming_fan_out(nn.ConvTranspose2d(channels, channels, 2, stride=2))
-        self.mask_fcn_logits = _kaiming_fan_out(nn.Conv2d(channels, num_classes, 1))
+        self.mask_fcn_logits = _kaiming_fan_out(Convolution(channels, num_classes, 1))
 
     def forward(self, hidden: Float[Tensor, "rois channels 14 14"]) -> Float[Tensor, "rois classes 28 28"]:
         return self.mask_fcn_logits(torch.relu_(self.conv5_mask(hidden))).float()
+
+    def of_class(
+        self, hidden: Float[Tensor, "rois channels 14 14"], labels: Int[Tensor, " rois"]
+    ) -> Float[Tensor, "rois 28 28"]:
+        """Returns the map of each RoI's own class alone.
+
+        The transposed convolution turns every pixel into a square of four, and no two squares meet: one matrix product
+        gives them all. A logit is then one dot product with the class's weights. Only the logits, one number a pixel,
+        are put into the order of the map.
+        """
+        matrix = self.conv5_mask.weight.permute(0, 2, 3, 1).flatten(1)  # input; row, column in the square and output
+        pixels = hidden.permute(0, 2, 3, 1)
+        squares = torch.relu_(torch.addmm(self.conv5_mask.bias.repeat(4), pixels.flatten(0, 2), matrix))
+        weight = self.mask_fcn_logits.weight.flatten(1).index_select(0, labels)
+        bias = self.mask_fcn_logits.bias.index_select(0, labels)
+        rows = squares.view(len(hidden), 4 * pixels.shape[1] * pixels.shape[2], matrix.shape[1] // 4)
+        logits = torch.baddbmm(bias[:, None, None], rows, weight[..., None])
+        return logits.view(*pixels.shape[:3], 2, 2).transpose(2, 3).flatten(3).flatten(1, 2).float()
 
 
 class RoiHead(nn.Module):
@@ -107,3 +138,9 @@ class RoiHead(nn.Module):
 
     def forward(self, pooled: Tensor):
         return self.predictor(self.feature_extractor(pooled))
+
+
+def own_class(values: Float[Tensor, "images rois classes *rest"], labels: Int[Tensor, "images rois"]) -> Tensor:
+    """Returns each RoI's values of its own class (images, rois, *rest)."""
+    index = labels.view(*labels.shape, 1, *[1] * (values.ndim - 3)).expand(-1, -1, 1, *values.shape[3:])
+    return values.gather(2, index).squeeze(2)

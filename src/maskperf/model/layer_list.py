@@ -131,7 +131,7 @@ def _row(name: str, module: nn.Module, calls: list[tuple[tuple[int, ...], int]])
     parameters = list(module.parameters(recurse=False))
     return LayerRow(
         name=name,
-        kind=type(module).__name__,
+        kind="Conv2d" if isinstance(module, nn.Conv2d) else type(module).__name__,
         output_shape=calls[0][0],
         calls=len(calls),
         parameters=sum(parameter.numel() for parameter in parameters),

@@ -1,10 +1,10 @@
 """Mask R-CNN as a set of small steps; the engine calls them in order, losses are computed elsewhere."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from maskperf.config import ModelConfig
+from maskperf.config import ModelConfig, SpeedConfig
 from maskperf.model.fpn import FeaturePyramid
 from maskperf.model.heads import (
     BOX_POOL_SIZE,
@@ -16,8 +16,11 @@ from maskperf.model.heads import (
     RoiHead,
     RpnHead,
 )
+from maskperf.model.patches import cell_patches
 from maskperf.model.resnet import ResNet
+from maskperf.ops.convolution import Convolution
 from maskperf.ops.roi_align import pyramid_roi_align
+from maskperf.ops.sampling import compact
 from maskperf.structures import RpnOutput
 
 STRIDES = (4, 8, 16, 32, 64)
@@ -27,12 +30,13 @@ POOLED_LEVELS = 4  # P2 to P5; P6 feeds the RPN only
 class MaskRcnn(nn.Module):
     """ResNet-FPN trunk, RPN head, box head, mask head (He et al. 2017). `state_dict` uses the reference's names."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, speed: SpeedConfig | None = None):
         super().__init__()
         if config.num_classes < 2:
             raise ValueError(f"num_classes={config.num_classes}: a model needs the background and one class at least")
         channels = config.fpn_channels
         self.config = config
+        self.speed = speed or SpeedConfig()
         self.backbone = nn.ModuleDict(
             {
                 "body": ResNet(
@@ -41,6 +45,7 @@ class MaskRcnn(nn.Module):
                     stage_channels=config.stage_channels,
                     batch_norm=config.batch_norm,
                     frozen_stages=config.frozen_stages,
+                    folded_batch_norm=self.speed.folded_batch_norm,
                 ),
                 "fpn": FeaturePyramid(config.stage_channels, channels),
             }
@@ -56,6 +61,9 @@ class MaskRcnn(nn.Module):
         )
         self.roi_heads = nn.ModuleDict({"box": box, "mask": mask})
         self.to(memory_format=torch.channels_last)
+        for module in self.modules():
+            if isinstance(module, Convolution):
+                module.fast = self.speed.fast_convolutions
 
     def features(self, pixels: Float[Tensor, "images 3 height width"]) -> list[Tensor]:
         """Returns P2 to P6, channels-last."""
@@ -70,6 +78,16 @@ class MaskRcnn(nn.Module):
             deltas=torch.cat([deltas for _, deltas in levels], dim=1),
         )
 
+    def rpn_output_at(self, features: list[Tensor], index: Int[Tensor, "images places"]) -> RpnOutput:
+        """Returns logits and deltas of these anchors alone, from the 3x3 cells around each.
+
+        Equal to picking them from `rpn_output`, up to the order of sums; backward works on these anchors alone too.
+        """
+        anchors_per_cell = len(self.config.anchor_ratios)
+        patches = cell_patches(features, index // anchors_per_cell)
+        logits, deltas = self.rpn["head"].of_patches(patches.flatten(0, 1), (index % anchors_per_cell).flatten())
+        return RpnOutput(logits=logits.view(index.shape), deltas=deltas.view(*index.shape, 4))
+
     def box_outputs(self, features: list[Tensor], boxes: Float[Tensor, "images rois 4"]) -> tuple[Tensor, Tensor]:
         """Returns class logits (images, rois, classes) and deltas (images, rois, classes, 4)."""
         pooled = self._pool(features, boxes, BOX_POOL_SIZE)
@@ -78,11 +96,30 @@ class MaskRcnn(nn.Module):
         return logits.unflatten(0, shape), deltas.unflatten(0, shape)
 
     def mask_logits(
-        self, features: list[Tensor], boxes: Float[Tensor, "images masks 4"]
-    ) -> Float[Tensor, "images masks classes 28 28"]:
-        """Returns the mask logits of every class."""
+        self,
+        features: list[Tensor],
+        boxes: Float[Tensor, "images masks 4"],
+        labels: Int[Tensor, "images masks"] | None = None,
+        valid: Bool[Tensor, "images masks"] | None = None,
+    ) -> Float[Tensor, "images masks *classes 28 28"]:
+        """Returns the mask logits of every class, or with `labels` of each RoI's own class alone.
+
+        With `valid`, the head works on the valid places alone, which waits for the device; the others are zeros. One
+        place is always worked on, so that every parameter has a gradient.
+        """
         pooled = self._pool(features, boxes, MASK_POOL_SIZE)
-        return self.roi_heads["mask"](pooled).unflatten(0, boxes.shape[:2])
+        own_labels = None if labels is None else labels.flatten()
+        if valid is None or bool(valid.all()):
+            return self._mask_head(pooled, own_labels).unflatten(0, boxes.shape[:2])
+        places = compact(valid.view(1, -1), max(1, int(valid.sum())))[0]
+        kept_labels = None if labels is None else own_labels.index_select(0, places)
+        logits = self._mask_head(pooled.index_select(0, places), kept_labels)
+        zeros = logits.new_zeros(valid.numel(), *logits.shape[1:])
+        return zeros.index_copy(0, places, logits).unflatten(0, boxes.shape[:2])
+
+    def _mask_head(self, pooled: Tensor, labels: Tensor | None) -> Tensor:
+        head = self.roi_heads["mask"]
+        return head(pooled) if labels is None else head.predictor.of_class(head.feature_extractor(pooled), labels)
 
     def _pool(self, features: list[Tensor], boxes: Tensor, size: int) -> Float[Tensor, "rois channels size size"]:
         return pyramid_roi_align(features[:POOLED_LEVELS], boxes, size=size, strides=STRIDES[:POOLED_LEVELS])

@@ -1,8 +1,14 @@
-"""The ResNet trunk: bottlenecks with the stride in the first 1x1 convolution, batch norm frozen or trainable."""
+"""The ResNet trunk: bottlenecks with the stride in the first 1x1 convolution, batch norm frozen or trainable.
+
+Frozen batch norm is a fixed factor and shift for each channel. Folded, the factor goes into the convolution's weight
+and the shift becomes its bias: the same numbers up to rounding, without passes of their own over the maps.
+"""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from maskperf.ops.convolution import Convolution
 
 
 class FrozenBatchNorm(nn.Module):
@@ -18,9 +24,13 @@ class FrozenBatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
-    def forward(self, x: Float[Tensor, "n channels h w"]) -> Float[Tensor, "n channels h w"]:
+    def scale_and_shift(self) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]]:
+        """Returns the map's factors and what it adds. A few vectors: computed anew, so that no copy can be outdated."""
         scale = self.weight * self.running_var.rsqrt()
-        shift = self.bias - self.running_mean * scale
+        return scale, self.bias - self.running_mean * scale
+
+    def forward(self, x: Float[Tensor, "n channels h w"]) -> Float[Tensor, "n channels h w"]:
+        scale, shift = self.scale_and_shift()
         return x * scale[:, None, None] + shift[:, None, None]
 
 
@@ -28,9 +38,20 @@ def make_batch_norm(kind: str, channels: int) -> nn.Module:
     return FrozenBatchNorm(channels) if kind == "frozen" else nn.BatchNorm2d(channels)
 
 
-def trunk_conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+def folded(conv: nn.Conv2d, norm: FrozenBatchNorm) -> tuple[Tensor, Tensor]:
+    """Returns the weight and bias that stand for the convolution and the batch norm after it."""
+    scale, shift = norm.scale_and_shift()
+    return conv.weight * scale[:, None, None, None], shift
+
+
+def can_fold(wanted: bool, norm: nn.Module, x: Tensor) -> bool:
+    """True for frozen batch norm on a real device: on the meta device every layer is called, to be listed."""
+    return wanted and isinstance(norm, FrozenBatchNorm) and not x.is_meta
+
+
+def trunk_conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> Convolution:
     """A convolution without bias that keeps the size for odd kernels, up to its stride."""
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+    conv = Convolution(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_uniform_(conv.weight, a=1)  # overwritten by the pretrained weights where there are any
     return conv
 
@@ -38,21 +59,25 @@ def trunk_conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Co
 class Stem(nn.Module):
     """7x7 convolution and 3x3 max-pool: stride 4 in all."""
 
-    def __init__(self, channels: int, batch_norm: str):
+    def __init__(self, channels: int, batch_norm: str, *, folded_batch_norm: bool = True):
         super().__init__()
+        self.folded_batch_norm = folded_batch_norm
         self.conv1 = trunk_conv(3, channels, kernel=7, stride=2)
         self.bn1 = make_batch_norm(batch_norm, channels)
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
 
     def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n channels h_4 w_4"]:
+        if can_fold(self.folded_batch_norm, self.bn1, pixels):
+            return self.pool(self.conv1.convolve(pixels, *folded(self.conv1, self.bn1), relu=True))
         return self.pool(torch.relu_(self.bn1(self.conv1(pixels))))
 
 
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 with a shortcut; a stride sits in the first 1x1 and in the shortcut (MSRA variant)."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, batch_norm: str):
+    def __init__(self, inputs: int, outputs: int, stride: int, batch_norm: str, *, folded_batch_norm: bool = True):
         super().__init__()
+        self.folded_batch_norm = folded_batch_norm
         inner = outputs // 4
         self.conv1 = trunk_conv(inputs, inner, kernel=1, stride=stride)
         self.bn1 = make_batch_norm(batch_norm, inner)
@@ -67,10 +92,21 @@ class Bottleneck(nn.Module):
             )
 
     def forward(self, x: Float[Tensor, "n inputs h w"]) -> Float[Tensor, "n outputs h_out w_out"]:
+        if can_fold(self.folded_batch_norm, self.bn1, x):
+            return self._forward_folded(x)
         shortcut = x if self.downsample is None else self.downsample(x)
         y = torch.relu_(self.bn1(self.conv1(x)))
         y = torch.relu_(self.bn2(self.conv2(y)))
         return torch.relu_(self.bn3(self.conv3(y)) + shortcut)
+
+    def _forward_folded(self, x: Float[Tensor, "n inputs h w"]) -> Float[Tensor, "n outputs h_out w_out"]:
+        shortcut = x
+        if self.downsample is not None:
+            conv, norm = self.downsample
+            shortcut = conv.convolve(x, *folded(conv, norm))
+        y = self.conv1.convolve(x, *folded(self.conv1, self.bn1), relu=True)
+        y = self.conv2.convolve(y, *folded(self.conv2, self.bn2), relu=True)
+        return self.conv3.convolve(y, *folded(self.conv3, self.bn3), add=shortcut, relu=True)
 
 
 class ResNet(nn.Module):
@@ -84,15 +120,16 @@ class ResNet(nn.Module):
         stage_channels: tuple[int, ...],
         batch_norm: str,
         frozen_stages: int,
+        folded_batch_norm: bool = True,
     ):
         super().__init__()
-        self.stem = Stem(stem_channels, batch_norm)
+        self.stem = Stem(stem_channels, batch_norm, folded_batch_norm=folded_batch_norm)
         inputs = stem_channels
         for number, (blocks, outputs) in enumerate(zip(stage_blocks, stage_channels, strict=True), start=1):
             layers = []
             for block in range(blocks):
                 stride = 2 if block == 0 and number > 1 else 1
-                layers.append(Bottleneck(inputs, outputs, stride, batch_norm))
+                layers.append(Bottleneck(inputs, outputs, stride, batch_norm, folded_batch_norm=folded_batch_norm))
                 inputs = outputs
             self.add_module(f"layer{number}", nn.Sequential(*layers))
         frozen = [self.stem, self.layer1, self.layer2, self.layer3, self.layer4][:frozen_stages]

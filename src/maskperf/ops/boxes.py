@@ -24,15 +24,18 @@ def pairwise_iou(
     Source: `structures/boxlist_ops.py` of the reference; the order of operations is kept, so ties stay ties.
     Cost: five matrices of the size of the result at most.
     """
-    intersection = _overlap(first, second, axis=0).mul_(_overlap(first, second, axis=1))
+    # Coordinate by coordinate, each in one piece: several times as fast on a CPU as with steps of four.
+    first_columns = first.movedim(-1, 0).contiguous()[..., :, None]
+    second_columns = second.movedim(-1, 0).contiguous()[..., None, :]
+    intersection = _overlap(first_columns, second_columns, axis=0).mul_(_overlap(first_columns, second_columns, axis=1))
     union = box_area(first)[..., :, None] + box_area(second)[..., None, :]
     return intersection.div_(union.sub_(intersection))
 
 
 def _overlap(first: Tensor, second: Tensor, axis: int) -> Tensor:
-    """Returns the length two boxes share on an axis (0: x, 1: y), 0 where they are apart."""
-    low = torch.maximum(first[..., :, None, axis], second[..., None, :, axis])
-    high = torch.minimum(first[..., :, None, axis + 2], second[..., None, :, axis + 2])
+    """Returns the length two boxes share on an axis (0: x, 1: y), 0 where they are apart. Coordinates come first."""
+    low = torch.maximum(first[axis], second[axis])
+    high = torch.minimum(first[axis + 2], second[axis + 2])
     return high.sub_(low).add_(1).clamp_(min=0)
 
 

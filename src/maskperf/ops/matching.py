@@ -2,8 +2,13 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from maskperf.ops.boxes import pairwise_iou
+
+_MAX_OVERLAPS = 1 << 21  # worked on at a time: small enough to stay in a processor's cache
 
 
 @dataclass(frozen=True)
@@ -38,3 +43,36 @@ def match_to_truth(
         positive = positive | is_best
         negative = negative & ~is_best
     return Matches(slots=slots, positive=positive, negative=negative)
+
+
+def match_anchors(
+    anchors: Float[Tensor, "anchors 4"],
+    truth: Float[Tensor, "images slots 4"],
+    valid: Bool[Tensor, "images slots"],
+    *,
+    positive_iou: float,
+    negative_iou: float,
+) -> Matches:
+    """Returns the matches of anchors that all images share, with the best of each ground truth kept.
+
+    Equal to `match_to_truth` of all overlaps, which for many anchors and objects are too many to keep: here a few
+    ground truths at a time are compared with all anchors.
+    """
+    images, num_slots = valid.shape
+    best_iou = truth.new_full((images, len(anchors)), -1.0)
+    slots = torch.zeros((images, len(anchors)), dtype=torch.int64, device=truth.device)
+    is_best = torch.zeros_like(slots, dtype=torch.bool)
+    per_chunk = max(1, _MAX_OVERLAPS // max(1, slots.numel()))
+    for start in range(0, num_slots, per_chunk):
+        real = valid[:, start : start + per_chunk, None]
+        iou = pairwise_iou(truth[:, start : start + per_chunk], anchors[None]).masked_fill_(~real, -1.0)
+        best_of_truth = (iou == iou.amax(dim=2, keepdim=True)) & real
+        for place, (overlap, best) in enumerate(zip(iou.unbind(1), best_of_truth.unbind(1), strict=True)):
+            slots.masked_fill_(overlap > best_iou, start + place)  # of equal overlaps the first slot stays
+            torch.maximum(best_iou, overlap, out=best_iou)
+            is_best |= best
+    return Matches(
+        slots=slots,
+        positive=(best_iou >= positive_iou) | is_best,
+        negative=(best_iou < negative_iou) & ~is_best,
+    )

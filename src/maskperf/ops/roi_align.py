@@ -1,43 +1,15 @@
 """RoIAlign over the feature pyramid, unaligned, two samples per bin and axis, without a compiled extension."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from maskperf.ops.boxes import box_area
-
-SAMPLES = 2  # per bin and axis
-
-
-def assign_levels(boxes: Float[Tensor, "*batch 4"], num_levels: int) -> Int[Tensor, "*batch"]:
-    """Returns the level (0 is P2) of each box: floor(4 + log2(sqrt(area) / 224 + 1e-6)), clamped.
-
-    Source: Lin et al. 2017, equation 1; the epsilon inside the logarithm is `modeling/poolers.py`.
-    """
-    side = torch.sqrt(box_area(boxes).clamp(min=0))
-    level = torch.floor(4 + torch.log2(side / 224 + 1e-6))
-    return level.clamp(min=2, max=1 + num_levels).to(torch.int64) - 2
-
-
-def _axis_samples(
-    start: Float[Tensor, " rois"], extent: Float[Tensor, " rois"], length: Int[Tensor, " rois"], size: int
-) -> tuple[Tensor, Tensor]:
-    """Returns, for one axis, the two neighbours (rois, size * 2, 2) of each sample and their weights.
-
-    A sample below -1 or above the length weighs nothing; at or below 0 it sits on the first cell, at the last cell
-    or beyond on the last.
-    """
-    offsets = (torch.arange(size * SAMPLES, device=start.device, dtype=start.dtype) + 0.5) / SAMPLES
-    position = start[:, None] + offsets * (extent / size)[:, None]
-    last = (length - 1)[:, None].to(start.dtype)
-    inside = (position >= -1) & (position <= length[:, None])
-    position = torch.minimum(position.clamp(min=0), last)
-    low = position.floor()
-    high_weight = position - low
-    neighbours = torch.stack([low, torch.minimum(low + 1, last)], dim=-1).to(torch.int64)
-    weights = torch.stack([1 - high_weight, high_weight], dim=-1) * inside[..., None]
-    return neighbours, weights
+from maskperf.ops.kernels.selection import is_available, load
+from maskperf.ops.roi_align_grouped import grouped_roi_align
+from maskperf.ops.roi_align_samples import SAMPLES, assign_levels, axis_samples
 
 
 def _bag_rows(
@@ -46,35 +18,64 @@ def _bag_rows(
     """Returns, for every output bin, the 16 rows of the flat pyramid that make it up and their weights."""
     images, rois = boxes.shape[:2]
     device = boxes.device
-    heights, widths = torch.tensor(level_sizes_hw).unbind(1)
-    cells = heights * widths * images
-    starts = cells.cumsum(0) - cells
-    table = torch.stack([heights, widths, starts, torch.tensor(strides)]).to(device, non_blocking=True)
+    heights, widths = zip(*level_sizes_hw, strict=True)
+    cells = [height * width * images for height, width in level_sizes_hw]
+    starts = [sum(cells[:number]) for number in range(len(cells))]
     levels = assign_levels(boxes, len(strides)).flatten()
-    height, width, start, stride = table[:, levels]
+    height, width, start, stride = (_of_level(levels, values) for values in (heights, widths, starts, strides))
     flat = boxes.reshape(-1, 4) / stride[:, None].to(boxes.dtype)  # strides are powers of two: exact
     extent = (flat[:, 2:] - flat[:, :2]).clamp(min=1.0)
-    x_index, x_weight = _axis_samples(flat[:, 0], extent[:, 0], width, size)
-    y_index, y_weight = _axis_samples(flat[:, 1], extent[:, 1], height, size)
+    x_index, x_weight = axis_samples(flat[:, 0], extent[:, 0], width, size)
+    y_index, y_weight = axis_samples(flat[:, 1], extent[:, 1], height, size)
     image = torch.arange(images, device=device).repeat_interleave(rois, output_size=images * rois)
     base = start + image * height * width
-    rows = base[:, None, None] + y_index * width[:, None, None]  # roi, y sample, y neighbour
-    # axes: roi, bin row, bin column, y sample, y neighbour, x sample, x neighbour
-    y_axes = (-1, size, 1, SAMPLES, 2, 1, 1)
-    x_axes = (-1, 1, size, 1, 1, SAMPLES, 2)
+    rows = base[:, None, None] + y_index * width[:, None, None]  # roi, bin row, y sample and neighbour
+    # axes: roi, bin row, bin column, y sample and neighbour, x sample and neighbour
+    y_axes = (-1, size, 1, 2 * SAMPLES, 1)
+    x_axes = (-1, 1, size, 1, 2 * SAMPLES)
     index = rows.view(y_axes) + x_index.view(x_axes)
     weight = y_weight.view(y_axes) * x_weight.view(x_axes) / SAMPLES**2
     return index.reshape(-1, 16), weight.reshape(-1, 16)
 
 
+def _of_level(levels: Int[Tensor, " rois"], values: Sequence[int]) -> Int[Tensor, " rois"]:
+    """Returns each RoI's value. The values go along with the calls: a table would have to be copied to the device."""
+    chosen = torch.full_like(levels, values[0])
+    for level, value in enumerate(values[1:], start=1):
+        chosen = chosen.masked_fill(levels == level, value)
+    return chosen
+
+
 def pyramid_roi_align(
-    features: list[Tensor], boxes: Float[Tensor, "images rois 4"], *, size: int, strides: tuple[int, ...]
+    features: list[Tensor],
+    boxes: Float[Tensor, "images rois 4"],
+    *,
+    size: int,
+    strides: tuple[int, ...],
+    kernels: bool = True,
+    grouped: bool = True,
 ) -> Float[Tensor, "images_rois channels size size"]:
-    """Returns each box's pooled map, from the level of the pyramid that fits its size.
+    """Returns each box's pooled map, channels-last, from the level of the pyramid that fits its size.
 
     start = x1 / stride, extent = max((x2 - x1) / stride, 1): no half-pixel shift and no "+1" (csrc/ROIAlign of the
-    reference). All levels lie one after the other as rows of a channels-last table, and a bin is a weighted bag of
-    16 rows, so forward and backward are one `embedding_bag`. Differentiable in the features, not in the boxes.
+    reference). Differentiable in the features, not in the boxes.
+    `kernels` allows the Triton kernels where the device has them, `grouped` the form for processors on a CPU.
+    """
+    device = features[0].device
+    if kernels and is_available(device):
+        return load("roi_align").pyramid_roi_align(features, boxes, size=size, strides=strides)
+    if grouped and device.type == "cpu":
+        return grouped_roi_align(features, boxes, size=size, strides=strides)
+    return flat_roi_align(features, boxes, size=size, strides=strides)
+
+
+def flat_roi_align(
+    features: list[Tensor], boxes: Float[Tensor, "images rois 4"], *, size: int, strides: tuple[int, ...]
+) -> Float[Tensor, "images_rois channels size size"]:
+    """Returns what `pyramid_roi_align` returns, on any device and without waiting for it.
+
+    All levels lie one after the other as rows of a channels-last table, and a bin is a weighted bag of 16 rows, so
+    forward and backward are one `embedding_bag`.
     """
     channels = features[0].shape[1]
     level_sizes = [(feature.shape[2], feature.shape[3]) for feature in features]

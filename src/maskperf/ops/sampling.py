@@ -1,5 +1,7 @@
 """Random choice without generator state: keys from a counter, so a draw depends on nothing but its seed."""
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -29,10 +31,15 @@ def choose_random(
 
     The boxes of the largest keys are taken, so with uniform keys every subset is equally likely.
     """
+    index, taken = _draw(eligible, keys, limit, count)
+    return torch.zeros_like(eligible).scatter(1, index, taken)
+
+
+def _draw(eligible: Tensor, keys: Tensor, limit: int, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns `limit` places per image: the indices of the eligible boxes of largest keys, and which are chosen."""
     limit = min(limit, eligible.shape[1])
     best, index = torch.where(eligible, keys, -1).topk(limit, dim=1)
-    taken = (best >= 0) & (torch.arange(limit, device=keys.device) < count[:, None])
-    return torch.zeros_like(eligible).scatter(1, index, taken)
+    return index, (best >= 0) & (torch.arange(limit, device=keys.device) < count[:, None])
 
 
 def sample_balanced(
@@ -53,6 +60,37 @@ def sample_balanced(
     room = num_samples - chosen_positive.sum(dim=1)
     chosen_negative = choose_random(negative, keys, num_samples, room)
     return chosen_positive, chosen_negative
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The boxes drawn from each image, in a fixed number of places: positives, then negatives, then empty places."""
+
+    index: Int[Tensor, "images places"]
+    positive: Bool[Tensor, "images places"]
+    valid: Bool[Tensor, "images places"]
+
+
+def draw_balanced(
+    positive: Bool[Tensor, "images boxes"],
+    negative: Bool[Tensor, "images boxes"],
+    seeds: Int[Tensor, " images"],
+    *,
+    num_samples: int,
+    positive_fraction: float,
+) -> Sample:
+    """Returns the boxes that `sample_balanced` chooses, as indices."""
+    keys = random_keys(seeds, positive.shape[1])
+    max_positive = int(num_samples * positive_fraction)
+    positives, is_positive = _draw(positive, keys, max_positive, seeds.new_full(seeds.shape, max_positive))
+    negatives, is_negative = _draw(negative, keys, num_samples, num_samples - is_positive.sum(dim=1))
+    valid = torch.cat([is_positive, is_negative], dim=1)
+    order = compact(valid, min(num_samples, positive.shape[1]))
+    return Sample(
+        index=torch.cat([positives, negatives], dim=1).gather(1, order),
+        positive=torch.cat([is_positive, torch.zeros_like(is_negative)], dim=1).gather(1, order),
+        valid=valid.gather(1, order),
+    )
 
 
 def compact(keep: Bool[Tensor, "images boxes"], slots: int) -> Int[Tensor, "images slots"]:

@@ -19,6 +19,7 @@ def micro_batches(session: Session, data: OpenedData, updates_done: int, num_ste
         rank=topology.rank,
         world=topology.world,
         images_per_rank=session.images_per_rank,
+        pin_memory=topology.device.type == "cuda",
     )
     batches = iter(loader.batches(updates_done * per_step, num_steps * per_step))
     while of_one_step := list(islice(batches, per_step)):

@@ -79,7 +79,7 @@ def replay(box: BlackBox, device: str) -> Replay:
 
 
 def _restore(box: BlackBox, device: torch.device) -> tuple[MaskRcnn, torch.optim.Optimizer]:
-    model = MaskRcnn(box.config.model)
+    model = MaskRcnn(box.config.model, box.config.speed)
     model.load_state_dict(box.weights)
     model.to(device)
     optimizer = build_optimizer(model, box.config.optimizer)

@@ -76,13 +76,14 @@ def _initialize(session: Session) -> tuple[MaskRcnn, torch.optim.Optimizer]:
     clear_caches(session)
     session.log.init_start()
     session.log.hyperparameters(config, config.seed)
-    model, notices = build_model(config.model, config.seed)
+    model, notices = build_model(config.model, config.seed, config.speed)
     for notice in notices:
         session.say(notice)
     model.to(topology.device)
     broadcast_model(model, topology)
     optimizer = build_optimizer(model, config.optimizer)
-    warm_up(model, config.data, session.images_per_rank, topology.device)
+    if topology.device.type == "cuda":  # a CPU has no kernels to choose, and its first step costs what any step costs
+        warm_up(model, config.data, session.images_per_rank, topology.device)
     return model, optimizer
 
 

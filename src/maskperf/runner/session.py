@@ -1,7 +1,7 @@
 """What surrounds a run: the process group, the seed, the run folder, the log and the screen."""
 
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -213,8 +213,7 @@ def open_data(session: Session) -> OpenedData:
     """
     config = session.config
     paths = locate(config.data)
-    train = read_coco(paths.train_json, paths.train_images, training=True)
-    val = read_coco(paths.val_json, paths.val_images, training=False)
+    train, val = _read_both(paths, session.topology)
     for index in (train, val):
         for notice in index.notices:
             session.say(f"{index.json_path}: {notice}")
@@ -229,6 +228,20 @@ def open_data(session: Session) -> OpenedData:
             )
     truth = GroundTruth(paths.val_json) if session.topology.is_first else None
     return OpenedData(paths=paths, train=train, val=val, truth=truth)
+
+
+def _read_both(paths: DataPaths, topology: Topology) -> tuple[CocoIndex, CocoIndex]:
+    """Returns both splits. The first of several processes reads before the others, who then find its tables."""
+    if topology.is_first and topology.world > 1:
+        with suppress(DataError):  # every process, this one too, finds the same fault below
+            _read_splits(paths)
+    share_from_first(None, topology)
+    return _read_splits(paths)
+
+
+def _read_splits(paths: DataPaths) -> tuple[CocoIndex, CocoIndex]:
+    train = read_coco(paths.train_json, paths.train_images, training=True)
+    return train, read_coco(paths.val_json, paths.val_images, training=False)
 
 
 def _category_faults(train: CocoIndex, val: CocoIndex, num_classes: int) -> list[Fault]:

@@ -1,0 +1,120 @@
+import pytest
+import torch
+from random_pyramids import STRIDES, random_pyramid, random_rois
+
+from maskperf.ops.roi_align import flat_roi_align, pyramid_roi_align
+from maskperf.ops.roi_align_grouped import grouped_roi_align, pyramid_bags
+from maskperf.ops.roi_align_samples import assign_levels
+
+CANVAS = (256, 320)
+
+
+def with_gradients(align, features: list[torch.Tensor], boxes: torch.Tensor, size: int) -> list[torch.Tensor]:
+    """Returns the pooled maps, then the gradient of every level for a fixed gradient of the maps."""
+    features = [feature.detach().clone().requires_grad_() for feature in features]
+    pooled = align(features, boxes, size=size, strides=STRIDES)
+    generator = torch.Generator().manual_seed(20)
+    pooled.backward(torch.randn(pooled.shape, generator=generator, dtype=pooled.dtype))
+    return [pooled.detach(), *[feature.grad for feature in features]]
+
+
+def ordinary_rois(rois: int) -> torch.Tensor:
+    """Returns boxes of 16 to 600 pixels inside the canvas, of two images."""
+    generator = torch.Generator().manual_seed(21)
+    sides = 16 * (600 / 16) ** torch.rand((2, rois, 2), generator=generator, dtype=torch.float64)
+    extent = torch.tensor([CANVAS[1], CANVAS[0]], dtype=torch.float64)
+    start = torch.rand((2, rois, 2), generator=generator, dtype=torch.float64) * (extent - 64)
+    return torch.cat([start, torch.minimum(start + sides, extent - 1)], dim=2)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("size", [7, 14])
+def test_maps_and_gradients_equal_those_of_the_flat_pyramid(size, layout):
+    features = [f.contiguous(memory_format=layout) for f in random_pyramid(2, 5, CANVAS, seed=22)]
+    boxes = torch.cat([ordinary_rois(60), random_rois(2, 60, CANVAS, seed=23)], dim=1)
+    assert set(assign_levels(boxes, 4).flatten().tolist()) == {0, 1, 2, 3}
+    expected = with_gradients(flat_roi_align, features, boxes, size)
+    for got, wanted in zip(with_gradients(grouped_roi_align, features, boxes, size), expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-11)
+    # In float32 the flat form is the oracle of the same boxes in the same precision: sums of some hundred terms.
+    single, boxes = [feature.float() for feature in features], boxes.float()
+    expected = with_gradients(flat_roi_align, single, boxes, size)
+    for got, wanted in zip(with_gradients(grouped_roi_align, single, boxes, size), expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_bags_are_short_exactly_where_the_samples_of_a_bin_share_cells():
+    near = [10.0, 10.0, 64.0, 64.0]  # 13.5 cells for 14 samples
+    far = [10.0, 10.0, 74.0, 74.0]  # 16 cells
+    tall = [10.0, 10.0, 20.0, 74.0]
+    bags = pyramid_bags(torch.tensor([[far, near, tall]]), [(64, 80), (32, 40), (16, 20), (8, 10)], 7, STRIDES)
+    assert [(level.level, level.rois.tolist()) for level in bags] == [(0, [1, 0, 2])]
+    assert bags[0].bag_lengths.tolist() == [9] * 49 + [16] * 98
+    assert len(bags[0].cells) == len(bags[0].weights) == 49 * (9 + 16 + 16)
+
+
+def test_the_weights_of_a_bin_inside_the_map_sum_to_one():
+    boxes = ordinary_rois(100)
+    sizes = [(64, 80), (32, 40), (16, 20), (8, 10)]
+    bags = pyramid_bags(boxes, sizes, 7, STRIDES)
+    assert sorted(number for level in bags for number in level.rois.tolist()) == list(range(200))
+    for level in bags:
+        bin_numbers = torch.arange(len(level.bag_lengths)).repeat_interleave(level.bag_lengths)
+        sums = torch.zeros(len(level.bag_lengths), dtype=torch.float64).index_add_(0, bin_numbers, level.weights)
+        torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=1e-12)
+
+
+def test_a_level_without_boxes_gets_a_gradient_of_zeros():
+    features = random_pyramid(1, 2, CANVAS)
+    boxes = torch.tensor([[[5.0, 5.0, 40.0, 40.0], [100.0, 80.0, 290.0, 250.0]]], dtype=torch.float64)
+    assert assign_levels(boxes, 4).tolist() == [[0, 1]]
+    _, *gradients = with_gradients(grouped_roi_align, features, boxes, 7)
+    assert [bool(gradient.any()) for gradient in gradients] == [True, True, False, False]
+    assert [gradient.shape for gradient in gradients] == [feature.shape for feature in features]
+
+
+def test_no_boxes_at_all_give_gradients_of_zeros():
+    features = [feature.requires_grad_() for feature in random_pyramid(2, 2, (64, 64))]
+    grouped_roi_align(features, torch.zeros((2, 0, 4)), size=7, strides=STRIDES).sum().backward()
+    assert [bool(feature.grad.any()) for feature in features] == [False] * 4
+
+
+def test_maps_and_gradients_are_channels_last():
+    features = [f.contiguous(memory_format=torch.channels_last) for f in random_pyramid(2, 8, CANVAS)]
+    for tensor in with_gradients(pyramid_roi_align, features, ordinary_rois(20), 7):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_numbers_depend_neither_on_the_run_nor_on_the_threads():
+    features = [feature.float() for feature in random_pyramid(2, 16, CANVAS)]
+    boxes = torch.cat([ordinary_rois(150), random_rois(2, 50, CANVAS, seed=24)], dim=1).float()
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 2):
+            torch.set_num_threads(count)
+            results.append(with_gradients(grouped_roi_align, features, boxes, 7))
+    finally:
+        torch.set_num_threads(threads)
+    for tensors in zip(*results, strict=True):
+        assert all(torch.equal(tensor, tensors[0]) for tensor in tensors)
+
+
+def test_maps_keep_the_order_of_the_boxes():
+    features = random_pyramid(2, 3, CANVAS, seed=25)
+    boxes = ordinary_rois(30)
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(26))
+    pooled = grouped_roi_align(features, boxes, size=7, strides=STRIDES).unflatten(0, (2, 30))
+    shuffled = grouped_roi_align(features, boxes[:, order], size=7, strides=STRIDES).unflatten(0, (2, 30))
+    assert torch.equal(shuffled, pooled[:, order])
+
+
+def test_a_broken_image_does_not_reach_the_maps_of_its_neighbour():
+    features = random_pyramid(2, 2, (64, 64))
+    for feature in features:
+        feature[1] = float("nan")
+    # Boxes on the last line of the first image, next to the first line of the second in the table.
+    boxes = torch.tensor([[[5.0, 40.0, 30.0, 63.0], [0.0, 0.0, 63.0, 63.0]]] * 2, dtype=torch.float64)
+    pooled = grouped_roi_align(features, boxes, size=7, strides=STRIDES)
+    assert bool(pooled[:2].isfinite().all())
+    assert not bool(pooled[2:].isfinite().any())

@@ -1,0 +1,148 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from maskperf.ops import winograd
+
+# Both sides of every edge: maps smaller than a tile, cut tiles, whole tiles, many chunks of rows, many of images.
+SIZES = [
+    (1, 1, 1, 1, 1),
+    (1, 2, 3, 1, 9),
+    (2, 3, 5, 7, 9),
+    (2, 4, 4, 8, 12),
+    (3, 1, 2, 5, 130),
+    (1, 2, 1, 6, 1100),
+    (1, 3, 2, 71, 66),
+    (40, 2, 3, 14, 14),
+    (0, 3, 4, 5, 5),
+]
+
+
+def problem(images, inputs, outputs, height, width, dtype=torch.float64):
+    """Returns pixels, a weight and a gradient of the output, the maps with channels last."""
+    generator = torch.Generator().manual_seed(images + 10 * inputs + 100 * height + width)
+    x = torch.randn(images, height, width, inputs, generator=generator, dtype=torch.float64)
+    weight = torch.randn(outputs, inputs, 3, 3, generator=generator, dtype=torch.float64) / (9 * inputs) ** 0.5
+    grad = torch.randn(images, height, width, outputs, generator=generator, dtype=torch.float64)
+    return x.to(dtype), weight.to(dtype), grad.to(dtype)
+
+
+def plain(x, weight, grad):
+    """Returns output and gradients by torch, maps with channels last."""
+    x, weight = x.permute(0, 3, 1, 2).requires_grad_(), weight.clone().requires_grad_()
+    y = F.conv2d(x, weight, padding=1)
+    grad_x, grad_weight = torch.autograd.grad(y, (x, weight), grad.permute(0, 3, 1, 2))
+    return y.detach().permute(0, 2, 3, 1), grad_x.permute(0, 2, 3, 1), grad_weight
+
+
+def by_winograd(x, weight, grad):
+    """Returns the same by Winograd's way, into memory that holds NaN before."""
+    y, grad_x, grad_weight = (torch.full_like(like, torch.nan) for like in (grad, x, weight))
+    winograd.convolve(x, weight, y)
+    winograd.convolve_backward(grad, x, weight, grad_x, grad_weight)
+    return y, grad_x, grad_weight
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_output_and_gradients_are_those_of_the_plain_convolution(size):
+    arguments = problem(*size)
+    for result, expected in zip(by_winograd(*arguments), plain(*arguments), strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-11, atol=1e-11)  # float64: about 1e-14 for each addend
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_errors_are_within_their_measured_bounds(dtype):
+    """Largest error over largest number: measured 1.4 to 2.3 x 1e-6 in float32 (12 to 20 units)."""
+    arguments = problem(2, 256, 256, 25, 42)
+    results = by_winograd(*(tensor.to(dtype) for tensor in arguments))
+    unit = torch.finfo(dtype).eps
+    for result, expected in zip(results, plain(*arguments), strict=True):
+        error = (result.double() - expected).abs().max() / expected.abs().max()
+        assert error < 25 * unit
+        assert dtype == torch.float64 or error > unit / 10  # the comparison sees rounding at all
+
+
+def test_constant_map_and_filter_count_the_neighbours():
+    y = torch.empty(1, 6, 7, 1)
+    winograd.convolve(torch.ones(1, 6, 7, 1), torch.ones(1, 1, 3, 3), y)
+    rows = torch.tensor([2.0, 3, 3, 3, 3, 2])
+    columns = torch.tensor([2.0, 3, 3, 3, 3, 3, 2])
+    torch.testing.assert_close(y[0, :, :, 0], rows[:, None] * columns, rtol=1e-5, atol=0)
+
+
+def test_bias_and_rectifier_are_applied_to_every_output():
+    x, weight, _ = problem(2, 3, 5, 9, 10)
+    bias = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    y = torch.empty(2, 9, 10, 5, dtype=torch.float64)
+    winograd.convolve(x, weight, y, bias=bias, relu=True)
+    expected = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1).relu().permute(0, 2, 3, 1)
+    assert 0.2 < (expected == 0).double().mean() < 0.8
+    torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("wanted", ["x", "weight"])
+def test_one_gradient_is_computed_without_the_other(wanted):
+    x, weight, grad = problem(2, 3, 5, 9, 10)
+    _, expected_x, expected_weight = plain(x, weight, grad)
+    if wanted == "x":
+        result, expected = torch.empty_like(x), expected_x
+        winograd.convolve_backward(grad, x, weight, result, None)
+    else:
+        result, expected = torch.empty_like(weight), expected_weight
+        winograd.convolve_backward(grad, x, weight, None, result)
+    torch.testing.assert_close(result, expected)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_weights_may_lie_in_memory_either_way(memory_format):
+    x, weight, grad = problem(1, 6, 4, 8, 9)
+    expected = plain(x, weight, grad)
+    results = by_winograd(x, weight.contiguous(memory_format=memory_format), grad)
+    assert results[2].is_contiguous(memory_format=memory_format)
+    for result, wanted in zip(results, expected, strict=True):
+        torch.testing.assert_close(result, wanted)
+
+
+def test_kept_memory_carries_nothing_from_one_call_to_the_next():
+    small, large = problem(2, 3, 5, 7, 9), problem(1, 16, 8, 40, 50)
+    first = by_winograd(*small)
+    spoiled = [torch.full_like(tensor, torch.nan) for tensor in large]
+    by_winograd(*spoiled)
+    assert all(torch.equal(one, other) for one, other in zip(first, by_winograd(*small), strict=True))
+
+
+@pytest.mark.parametrize("tiles_per_chunk", [1, 7, 64, 10**6])
+@pytest.mark.parametrize(("images", "height", "width"), [(1, 1, 1), (3, 14, 14), (2, 50, 84), (5, 3, 90), (0, 8, 8)])
+def test_chunks_hold_every_tile_once_and_keep_their_size(images, height, width, tiles_per_chunk):
+    rows, columns = -(-height // 4), -(-width // 4)
+    seen = torch.zeros(images, rows, dtype=torch.int64)
+    for chunk in winograd.cut_into_chunks(images, height, width, tiles_per_chunk):
+        assert chunk.columns == columns
+        assert chunk.tiles <= max(tiles_per_chunk, columns)  # a row of tiles is never cut
+        assert chunk.images == 1 or chunk.rows == rows
+        part = seen[chunk.first_image : chunk.first_image + chunk.images]
+        part = part[:, chunk.first_row : chunk.first_row + chunk.rows]
+        assert part.shape == (chunk.images, chunk.rows)
+        part += 1
+    assert (seen == 1).all()
+
+
+def test_no_images_give_a_weight_gradient_of_zero():
+    by_winograd(*problem(1, 3, 4, 9, 9))
+    _, _, grad_weight = by_winograd(*problem(0, 3, 4, 9, 9))
+    assert torch.equal(grad_weight, torch.zeros(4, 3, 3, 3, dtype=torch.float64))
+
+
+def test_memory_for_what_lies_between_is_bounded_however_large_the_map():
+    scratch = winograd.Scratch()
+    taken = {}
+    original = winograd.SCRATCH
+    winograd.SCRATCH = scratch
+    try:
+        for height in (32, 320):
+            by_winograd(*problem(1, 4, 4, height, 320, torch.float32))
+            taken[height] = {name: buffer.numel() for (name, _), buffer in scratch.buffers.items()}
+    finally:
+        winograd.SCRATCH = original
+    assert taken[32] == taken[320]
+    assert set(taken[320]) == {"block", "spread", "across", "patches", "tiles", "products", "filters", "sums"}

@@ -1,6 +1,6 @@
 """Everything a run may choose: frozen dataclasses, one field per choice, defaults as in the benchmark."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +111,12 @@ class SpeedConfig:
     captured_steps: bool = True  # on a GPU: the step replayed as a CUDA graph
     triton_kernels: bool = True  # on a GPU with Triton: own kernels for the operators
     device_preprocessing: bool = True  # on a GPU: pictures travel as bytes and are resized there
+
+
+def plain_path() -> SpeedConfig:
+    """Returns every switch off: the slow way, which each technique is compared with."""
+    switches = [entry.name for entry in fields(SpeedConfig) if entry.type is bool]
+    return SpeedConfig(**dict.fromkeys(switches, False), precision="float32")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from golden_reference import GOLDEN_FOLDER, golden_batch, golden_model
 
-from maskperf.config import OptimizerConfig
+from maskperf.config import OptimizerConfig, SpeedConfig, plain_path
 from maskperf.engine.distributed import Topology
 from maskperf.engine.forward import feature_anchors, training_losses
 from maskperf.engine.optimizer import build_optimizer, learning_rates_at
@@ -34,9 +34,9 @@ def numbers():
         return dict(file)
 
 
-@pytest.fixture(scope="module")
-def model():
-    return golden_model()
+@pytest.fixture(scope="module", params=[SpeedConfig(), plain_path()], ids=["every_technique", "plain_path"])
+def model(request):
+    return golden_model(request.param)
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,11 @@ A boolean `valid` tells which padded places are real; the others hold zeros.
 Boxes are (x1, y1, x2, y2) in pixels of the resized image, corners inclusive (docs/conventions.md).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 
@@ -19,6 +20,40 @@ class Images:
 
     pixels: Float[Tensor, "images 3 height width"]
     sizes_hw: Int[Tensor, "images 2"]  # true size of each picture inside the canvas
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawPicture:
+    """Where one decoded picture and the tables of its resize lie, and what is to become of it; known on the host.
+
+    A table says for each new row (column) which is the first old one it takes from, then the weight of that one, of
+    the next and so on: 1 + taps lines of one number for each new row (column). See maskperf.ops.resize.
+    """
+
+    first_byte: int
+    height: int
+    width: int
+    new_height: int
+    new_width: int
+    is_mirrored: bool
+    row_table: int  # in numbers of 4 bytes from the beginning
+    row_taps: int
+    column_table: int
+    column_taps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawPictures:
+    """Pictures as they were decoded, to be resized on the device; `Images` once `prepare_images` was called."""
+
+    content: UInt8[Tensor, " bytes"]  # tables of int32, and pictures: rows of B, G, R
+    places: tuple[RawPicture, ...]
+    sizes_hw: Int[Tensor, "images 2"]  # true size of each picture inside the canvas, after the resize
+    canvas_hw: tuple[int, int]
+    means_bgr: Float[Tensor, "3"]
+    # To be called once, when `content` was read or its copying has begun: its memory may then be used again, as soon
+    # as the function handed over (None: at once) says that the copy is done.
+    release: Callable[[Callable[[], bool] | None], None]
 
 
 @dataclass(frozen=True)
@@ -46,7 +81,7 @@ class Targets:
 class Batch:
     """What one device trains on in one forward pass."""
 
-    images: Images
+    images: Images | RawPictures
     targets: Targets
     image_ids: Int[Tensor, " images"]  # the data set's own ids
     sample_seeds: Int[Tensor, " images"]  # keys of all random draws for these images in this epoch
@@ -56,7 +91,7 @@ class Batch:
 class EvaluationBatch:
     """What one device predicts in one forward pass."""
 
-    images: Images
+    images: Images | RawPictures
     image_ids: Int[Tensor, " images"]
     original_sizes_hw: Int[Tensor, "images 2"]  # as in the file, before the resize
 

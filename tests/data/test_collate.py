@@ -11,6 +11,8 @@ def sample(image_id: int, size_hw: tuple[int, int], rings_of_objects: list[list[
     points = np.arange(2 * sum(point_counts), dtype=np.float32).reshape(-1, 2) + 100 * image_id
     return Sample(
         bgr=np.full((*size_hw, 3), image_id, np.uint8),
+        size_hw=size_hw,
+        is_mirrored=False,
         means_bgr=(0.0, 0.0, 0.0),
         boxes=np.arange(4 * num_objects, dtype=np.float32).reshape(-1, 4) + image_id,
         labels=np.arange(1, num_objects + 1),

@@ -58,6 +58,16 @@ def test_resized_pixels_equal_pillow():
     np.testing.assert_array_equal(resize_image(rgb, (13, 17)), rgb)
 
 
+def test_columns_are_resized_before_rows_whatever_the_version_of_pillow():
+    rgb = np.random.default_rng(0).integers(0, 256, (90, 30, 3), dtype=np.uint8)
+    image = Image.fromarray(rgb).resize((23, 90), Image.Resampling.BILINEAR)
+    columns_first = np.asarray(image.resize((23, 21), Image.Resampling.BILINEAR))
+    image = Image.fromarray(rgb).resize((30, 21), Image.Resampling.BILINEAR)
+    rows_first = np.asarray(image.resize((23, 21), Image.Resampling.BILINEAR))
+    assert (columns_first != rows_first).any()
+    np.testing.assert_array_equal(resize_image(rgb, (21, 23)), columns_first)
+
+
 def test_boxes_and_points_scale_by_the_ratio_of_each_axis():
     boxes = np.array([[1, 2, 3, 4]], np.float32)
     np.testing.assert_array_equal(resize_boxes(boxes, (10, 20), (30, 40)), [[2, 6, 6, 12]])

@@ -7,15 +7,19 @@ import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
-from maskperf.data.transforms import normalize, normalize_into
-from maskperf.structures import Batch, EvaluationBatch, Images, Polygons, Targets
+from maskperf.data.canvas import Canvases, canvas_of
+from maskperf.data.raw_pictures import BufferRing, pack_pictures
+from maskperf.data.transforms import normalize, normalize_into, resize_and_mirror
+from maskperf.structures import Batch, EvaluationBatch, Images, Polygons, RawPictures, Targets
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One image, resized, perhaps flipped, with its targets at the same scale; still in bytes, a quarter of floats."""
+    """One image as decoded, and its targets as they are after its resize and perhaps its mirroring."""
 
     bgr: UInt8[np.ndarray, "height width 3"]
+    size_hw: tuple[int, int]  # after the resize
+    is_mirrored: bool
     means_bgr: tuple[float, float, float]
     boxes: Float32[np.ndarray, "objects 4"]
     labels: Int64[np.ndarray, " objects"]
@@ -27,42 +31,65 @@ class Sample:
     original_size_hw: tuple[int, int]
 
     @property
-    def pixels(self) -> Float32[np.ndarray, "3 height width"]:
-        """The picture as the network takes it: normalized."""
-        return normalize(self.bgr[:, :, ::-1], self.means_bgr)
+    def pixels(self) -> Float32[np.ndarray, "3 new_height new_width"]:
+        """The picture as the network takes it: resized, mirrored, normalized."""
+        bgr = resize_and_mirror(self.bgr, self.size_hw, is_mirrored=self.is_mirrored)
+        return normalize(bgr[:, :, ::-1], self.means_bgr)
 
 
-def make_batch(samples: list[Sample], size_divisor: int, *, pin_memory: bool = False) -> Batch:
-    """Returns the training batch: pictures top-left in a canvas of zeros, objects padded to the largest count.
+@dataclass(frozen=True, kw_only=True)
+class Packing:
+    """How the pictures of a batch are put together. The defaults are the reference's way."""
 
-    Pinned memory lets the pictures go to a CUDA device while it computes.
-    """
+    canvases: Canvases = ()  # sizes a batch may have, the smallest first; none: what its largest picture needs
+    pin_memory: bool = False  # lets the pictures go to a CUDA device while it computes
+    ring: BufferRing | None = None  # hands the pictures over as decoded, in a buffer of this ring
+
+
+AS_THE_REFERENCE = Packing()
+
+
+def make_batch(samples: list[Sample], size_divisor: int, packing: Packing = AS_THE_REFERENCE) -> Batch:
+    """Returns the training batch: pictures top-left in a canvas of zeros, objects padded to the largest count."""
     return Batch(
-        images=_make_images(samples, size_divisor, pin_memory),
+        images=_make_images(samples, size_divisor, packing),
         targets=_make_targets(samples),
         image_ids=_int_tensor([sample.image_id for sample in samples]),
         sample_seeds=_int_tensor([sample.sample_seed for sample in samples]),
     )
 
 
-def make_evaluation_batch(samples: list[Sample], size_divisor: int, *, pin_memory: bool = False) -> EvaluationBatch:
+def make_evaluation_batch(
+    samples: list[Sample], size_divisor: int, packing: Packing = AS_THE_REFERENCE
+) -> EvaluationBatch:
     """Returns the batch to predict on; its targets stay behind."""
     return EvaluationBatch(
-        images=_make_images(samples, size_divisor, pin_memory),
+        images=_make_images(samples, size_divisor, packing),
         image_ids=_int_tensor([sample.image_id for sample in samples]),
         original_sizes_hw=_int_tensor([sample.original_size_hw for sample in samples]),
     )
 
 
-def _make_images(samples: list[Sample], size_divisor: int, pin_memory: bool) -> Images:
-    """Returns the pictures in channels-last memory, where each pixel was written once."""
-    sizes_hw = np.array([sample.bgr.shape[:2] for sample in samples], np.int64)
-    height, width = (-(-sizes_hw.max(axis=0) // size_divisor) * size_divisor).tolist()
-    pixels = torch.empty((len(samples), height, width, 3), pin_memory=pin_memory)
+def _make_images(samples: list[Sample], size_divisor: int, packing: Packing) -> Images | RawPictures:
+    """Returns the pictures in channels-last memory, where each pixel was written once, or as they were decoded."""
+    sizes_hw = [sample.size_hw for sample in samples]
+    largest_hw = (max(height for height, _ in sizes_hw), max(width for _, width in sizes_hw))
+    canvas_hw = canvas_of(largest_hw, packing.canvases, size_divisor)
+    if packing.ring is not None:
+        return pack_pictures(
+            [sample.bgr for sample in samples],
+            sizes_hw,
+            [sample.is_mirrored for sample in samples],
+            canvas_hw=canvas_hw,
+            means_bgr=samples[0].means_bgr,
+            ring=packing.ring,
+        )
+    pixels = torch.empty((len(samples), *canvas_hw, 3), pin_memory=packing.pin_memory)
     # numpy, not torch: loader threads must not each start torch's own threads for a copy
     for canvas, sample in zip(pixels.numpy(), samples, strict=True):
-        normalize_into(canvas, sample.bgr, sample.means_bgr)
-    return Images(pixels.permute(0, 3, 1, 2), torch.from_numpy(sizes_hw))
+        bgr = resize_and_mirror(sample.bgr, sample.size_hw, is_mirrored=sample.is_mirrored)
+        normalize_into(canvas, bgr, sample.means_bgr)
+    return Images(pixels.permute(0, 3, 1, 2), _int_tensor(sizes_hw))
 
 
 def _make_targets(samples: list[Sample]) -> Targets:

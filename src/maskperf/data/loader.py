@@ -3,25 +3,22 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
+import torch
 
-from maskperf.config import DataConfig
+from maskperf.config import DataConfig, SpeedConfig
+from maskperf.data.canvas import canvas_buckets, canvas_groups
 from maskperf.data.coco import CocoIndex
-from maskperf.data.collate import Sample, make_batch, make_evaluation_batch
+from maskperf.data.collate import Packing, Sample, make_batch, make_evaluation_batch
 from maskperf.data.decode import check_images, decode_image
-from maskperf.data.sampler import evaluation_order, stream_batches
-from maskperf.data.transforms import (
-    flip_boxes,
-    flip_points,
-    resize_and_mirror,
-    resize_boxes,
-    resize_points,
-    target_size_hw,
-)
+from maskperf.data.raw_pictures import BufferRing
+from maskperf.data.sampler import aspect_groups, evaluation_order, stream_batches
+from maskperf.data.transforms import flip_boxes, flip_points, resize_boxes, resize_points, target_size_hw
 from maskperf.errors import DataError
 from maskperf.seeds import derive_seed
 from maskperf.structures import Batch, EvaluationBatch
@@ -30,7 +27,7 @@ CHECK_LIMIT_SECONDS = 60.0
 
 
 def load_sample(index: CocoIndex, position: int, *, data: DataConfig, seed: int, epoch: int, training: bool) -> Sample:
-    """Returns one image ready for the network; what is random about it depends on seed, epoch and image id alone.
+    """Returns one image and its targets; what is random about it depends on seed, epoch and image id alone.
 
     Errors: DataError when the image cannot be used.
     """
@@ -49,7 +46,9 @@ def load_sample(index: CocoIndex, position: int, *, data: DataConfig, seed: int,
     if is_mirrored:
         boxes, points = flip_boxes(boxes, size_hw[1]), flip_points(points, size_hw[1])
     return Sample(
-        bgr=resize_and_mirror(bgr, size_hw, is_mirrored=is_mirrored),
+        bgr=bgr,
+        size_hw=size_hw,
+        is_mirrored=is_mirrored,
         means_bgr=data.pixel_means_bgr,
         boxes=boxes,
         labels=index.labels[objects],
@@ -68,6 +67,28 @@ def is_flipped(seed: int, epoch: int, image_id: int, probability: float) -> bool
     return uniform < probability
 
 
+@dataclass(frozen=True, kw_only=True)
+class Feeding:
+    """How images come together and are handed over. The defaults are the reference's way."""
+
+    aspect_buckets: bool = False  # batches of images of one canvas, not only of wide or of upright ones
+    static_canvas: bool = False  # every batch has the size of a canvas, so that there are few sizes
+    raw_pictures: bool = False  # pictures as decoded, for `prepare_images`
+
+
+def feeding_for(speed: SpeedConfig, device: torch.device) -> Feeding:
+    """Returns what the switches mean for this device: few sizes and raw pictures are for a GPU alone."""
+    is_cuda = device.type == "cuda"
+    return Feeding(
+        aspect_buckets=speed.aspect_buckets,
+        static_canvas=speed.aspect_buckets and is_cuda,
+        raw_pictures=speed.device_preprocessing and is_cuda,
+    )
+
+
+AS_THE_REFERENCE = Feeding()
+
+
 class TrainingLoader:
     """The training batches of one rank, in pinned memory where they go to a CUDA device."""
 
@@ -81,6 +102,7 @@ class TrainingLoader:
         world: int,
         images_per_rank: int,
         pin_memory: bool = False,
+        feeding: Feeding = AS_THE_REFERENCE,
     ):
         self.index = index
         self.data = data
@@ -89,47 +111,75 @@ class TrainingLoader:
         self.world = world
         self.images_per_rank = images_per_rank
         self.pin_memory = pin_memory
+        self.feeding = feeding
 
     def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:
         """Returns the batches of steps first_step, first_step + 1, ... (counted from 0), each made ahead by threads.
 
+        Raw pictures become images by `prepare_images`; a batch that has none passes through it as well.
         Close the iterator (or use it up) to end its threads.
         Errors: DataError when an image cannot be used; it then lists the faults of all images of the folder.
         """
         stream = stream_batches(
-            self.index.sizes_hw,
+            self.groups(),
             seed=self.seed,
             rank=self.rank,
             world=self.world,
             images_per_rank=self.images_per_rank,
             shuffle=self.data.shuffle,
-            group_by_aspect=self.data.group_by_aspect,
             first_step=first_step,
         )
-        jobs = (partial(self._make, epoch, positions) for epoch, positions in islice(stream, num_steps))
+        packing = _packing(self.feeding, self.data, self.pin_memory)
+        jobs = (partial(self._make, epoch, positions, packing) for epoch, positions in islice(stream, num_steps))
         return _run_ahead(jobs, self.index, self.data)
 
-    def _make(self, epoch: int, positions: np.ndarray) -> Batch:
+    def groups(self) -> np.ndarray:
+        """Returns a number for each image; images of different numbers are never in one batch."""
+        if not self.data.group_by_aspect:
+            return np.zeros(len(self.index.sizes_hw), np.int64)
+        if self.feeding.aspect_buckets:
+            return canvas_groups(self.index.sizes_hw, self.data)
+        return aspect_groups(self.index.sizes_hw)
+
+    def _make(self, epoch: int, positions: np.ndarray, packing: Packing) -> Batch:
         load = partial(load_sample, self.index, data=self.data, seed=self.seed, epoch=epoch, training=True)
         samples = [load(int(position)) for position in positions]
-        return make_batch(samples, self.data.size_divisor, pin_memory=self.pin_memory)
+        return make_batch(samples, self.data.size_divisor, packing)
 
 
 def evaluation_batches(
-    index: CocoIndex, data: DataConfig, *, batch_size: int, rank: int, world: int, pin_memory: bool = False
+    index: CocoIndex,
+    data: DataConfig,
+    *,
+    batch_size: int,
+    rank: int,
+    world: int,
+    pin_memory: bool = False,
+    feeding: Feeding = AS_THE_REFERENCE,
 ) -> Iterator[EvaluationBatch]:
     """Returns this rank's batches, made ahead by threads; over all ranks every image comes exactly once.
 
+    Each is as large as its largest picture needs, whatever `feeding` says of canvases: scores shall not depend on it.
     Errors: DataError when an image cannot be used; it then lists the faults of all images of the folder.
     """
+    packing = _packing(replace(feeding, static_canvas=False), data, pin_memory)
 
     def make(positions: np.ndarray) -> EvaluationBatch:
         load = partial(load_sample, index, data=data, seed=0, epoch=0, training=False)
         samples = [load(int(position)) for position in positions]
-        return make_evaluation_batch(samples, data.size_divisor, pin_memory=pin_memory)
+        return make_evaluation_batch(samples, data.size_divisor, packing)
 
     order = evaluation_order(index.sizes_hw, batch_size=batch_size, rank=rank, world=world)
     return _run_ahead((partial(make, positions) for positions in order), index, data)
+
+
+def _packing(feeding: Feeding, data: DataConfig, pin_memory: bool) -> Packing:
+    kept = max(data.loader_threads, 1) + data.prefetch_batches
+    return Packing(
+        canvases=canvas_buckets(data) if feeding.static_canvas else (),
+        pin_memory=pin_memory,
+        ring=BufferRing(kept=kept, pin_memory=pin_memory) if feeding.raw_pictures else None,
+    )
 
 
 def _run_ahead(jobs: Iterator[Callable[[], Any]], index: CocoIndex, data: DataConfig) -> Iterator[Any]:

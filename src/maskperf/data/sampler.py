@@ -14,8 +14,13 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
     return num_images // batch_size + 1
 
 
+def aspect_groups(sizes_hw: Int[np.ndarray, "images 2"]) -> Int[np.ndarray, " images"]:
+    """Returns 0 for wide images (height < width) and 1 for the others, the reference's two groups."""
+    return (sizes_hw[:, 0] >= sizes_hw[:, 1]).astype(np.int64)
+
+
 def rank_batches(
-    sizes_hw: Int[np.ndarray, "images 2"],
+    groups: Int[np.ndarray, " images"],
     *,
     seed: int,
     pass_number: int,
@@ -23,40 +28,36 @@ def rank_batches(
     world: int,
     images_per_rank: int,
     shuffle: bool,
-    group_by_aspect: bool,
 ) -> list[np.ndarray]:
     """Returns the batches of one rank in one pass over the images, as arrays of positions.
 
     All ranks share one permutation; its first entries are repeated up to a multiple of `world`, and each rank takes
-    one block. Wide images (height < width) are not mixed with the others; a group's short last batch is kept.
+    one block. Images of different groups are not mixed; a group's short last batch is kept.
     Batches come in the order of their first images.
     Source: the reference's distributed and grouped batch samplers.
     """
-    num_images = len(sizes_hw)
+    num_images = len(groups)
     order = np.arange(num_images)
     if shuffle:
         order = np.random.default_rng(derive_seed(seed, "order", pass_number)).permutation(num_images)
     block_length = -(-num_images // world)
     block = np.resize(order, block_length * world)[rank * block_length : (rank + 1) * block_length]
-    is_upright = sizes_hw[block, 0] >= sizes_hw[block, 1]
-    groups = [~is_upright, is_upright] if group_by_aspect else [np.ones(len(block), bool)]
     batches = []  # each as places in the block
-    for group in groups:
-        places = np.flatnonzero(group)
+    for group in np.unique(groups[block]):
+        places = np.flatnonzero(groups[block] == group)
         batches += [places[start : start + images_per_rank] for start in range(0, len(places), images_per_rank)]
     batches.sort(key=lambda places: places[0])
     return [block[places] for places in batches]
 
 
 def stream_batches(
-    sizes_hw: Int[np.ndarray, "images 2"],
+    groups: Int[np.ndarray, " images"],
     *,
     seed: int,
     rank: int,
     world: int,
     images_per_rank: int,
     shuffle: bool,
-    group_by_aspect: bool,
     first_step: int,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Returns an endless iterator of (pass number, positions), one per step, from pass to pass without a pause.
@@ -66,14 +67,13 @@ def stream_batches(
     to_skip = first_step
     for pass_number in count(1):
         batches = rank_batches(
-            sizes_hw,
+            groups,
             seed=seed,
             pass_number=pass_number,
             rank=rank,
             world=world,
             images_per_rank=images_per_rank,
             shuffle=shuffle,
-            group_by_aspect=group_by_aspect,
         )
         for positions in batches[to_skip:]:
             yield pass_number, positions

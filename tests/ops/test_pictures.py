@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maskperf.data.raw_pictures import BufferRing, pack_pictures
+from maskperf.data.transforms import normalize_into, resize_and_mirror
+from maskperf.ops.kernels import selection
+from maskperf.ops.pictures import to_images, to_images_reference
+from maskperf.structures import RawPictures, to_device
+
+MEANS_BGR = (102.9801, 115.9465, 122.7717)
+sides = st.integers(1, 40)
+pictures = st.tuples(sides, sides, sides, sides, st.booleans())
+
+
+def packed(cases: list[tuple], canvas_hw: tuple[int, int], seed: int = 0) -> tuple[RawPictures, np.ndarray]:
+    """Returns noisy pictures of (height, width, new height, new width, mirrored), and what the CPU makes of them."""
+    random = np.random.default_rng(seed)
+    bytes_of = [random.integers(0, 256, (case[0], case[1], 3), np.uint8) for case in cases]
+    raw = pack_pictures(
+        bytes_of,
+        [case[2:4] for case in cases],
+        [case[4] for case in cases],
+        canvas_hw=canvas_hw,
+        means_bgr=MEANS_BGR,
+        ring=BufferRing(kept=1, pin_memory=False),
+    )
+    expected = np.full((len(cases), *canvas_hw, 3), np.nan, np.float32)
+    for canvas, picture, case in zip(expected, bytes_of, cases, strict=True):
+        normalize_into(canvas, resize_and_mirror(picture, case[2:4], is_mirrored=case[4]), MEANS_BGR)
+    return raw, expected.transpose(0, 3, 1, 2)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(st.lists(pictures, min_size=1, max_size=4), st.integers(0, 99))
+def test_the_same_bits_as_the_cpu_path(cases, seed):
+    canvas_hw = (max(case[2] for case in cases) + seed % 3, max(case[3] for case in cases) + seed % 5)
+    raw, expected = packed(cases, canvas_hw, seed)
+    images = to_images(raw)
+    assert images.pixels.dtype == torch.float32
+    assert images.pixels.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_array_equal(images.pixels.numpy(), expected)
+    assert images.sizes_hw.tolist() == [list(case[2:4]) for case in cases]
+
+
+def test_the_same_bits_at_the_benchmarks_sizes():
+    raw, expected = packed([(480, 640, 800, 1066, True), (427, 640, 800, 1199, False)], (800, 1216))
+    np.testing.assert_array_equal(to_images(raw).pixels.numpy(), expected)
+
+
+def test_bfloat16_is_rounded_from_float32():
+    raw, expected = packed([(8, 9, 13, 14, True)], (16, 16))
+    found = to_images(raw, dtype=torch.bfloat16).pixels
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, torch.from_numpy(expected).to(torch.bfloat16))
+
+
+def test_kernels_are_used_only_where_they_can_be(monkeypatch):
+    raw, _ = packed([(8, 9, 13, 14, True)], (16, 16))
+    asked = []
+    monkeypatch.setattr(selection, "is_available", lambda device: asked.append(device) or False)
+    to_images(raw)
+    to_images(raw, kernels=False)
+    assert asked == [torch.device("cpu")]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_on_a_gpu_operations_and_kernel_give_the_bits_of_the_cpu():
+    cases = [(480, 640, 800, 1066, True), (640, 427, 1199, 800, False), (900, 1200, 800, 1066, True)]
+    raw, expected = packed(cases, (1216, 1088))
+    moved = to_device(raw, torch.device("cuda"))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        plain = to_images_reference(moved, torch.float32)
+        found = to_images(moved)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    np.testing.assert_array_equal(plain.pixels.cpu().numpy(), expected)
+    np.testing.assert_array_equal(found.pixels.cpu().numpy(), expected)

@@ -88,7 +88,7 @@ write_constraints() {
     fi
     [[ $MASKPERF_TORCH =~ ^[0-9A-Za-z.+]+$ ]] || fail "MASKPERF_TORCH=$MASKPERF_TORCH is not a version such as 2.14.1"
     say "torch $MASKPERF_TORCH in place of the version in constraints.txt"
-    sed "s/^torch==.*/torch==$MASKPERF_TORCH/" "$here/constraints.txt" >"$venv/constraints.txt"
+    sed "s/^torch==.*/torch==$MASKPERF_TORCH/;/^triton==/d" "$here/constraints.txt" >"$venv/constraints.txt"
 }
 
 main() {

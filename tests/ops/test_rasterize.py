@@ -280,7 +280,12 @@ def test_the_size_of_a_chunk_does_not_matter(monkeypatch, limit):
     )
     drawn = []
     whole_chunk = rasterize._rasterize_chunk
-    monkeypatch.setattr(rasterize, "_rasterize_chunk", lambda *part: drawn.append(len(part[1])) or whole_chunk(*part))
+
+    def draw(*part, **ways):
+        drawn.append(len(part[1]))
+        return whole_chunk(*part, **ways)
+
+    monkeypatch.setattr(rasterize, "_rasterize_chunk", draw)
     arguments = (polygons, torch.arange(41), torch.from_numpy(boxes), SIZE)
     at_once = rasterize_crops(*arguments)
     assert drawn == [41]

@@ -131,38 +131,48 @@ def rasterize_crops(
     size: int,
     *,
     kernels: bool = True,
+    sparse: bool = True,
 ) -> Bool[Tensor, "masks size size"]:
     """Returns the union of the polygons of each object inside its box, on a canvas of size x size.
 
     The box (x2 - x1, no "+1", at least 1) is stretched to the canvas; points outside are not clipped.
-    `kernels` allows the Triton kernel where the device has them; it takes a size of 64 at most.
+    `kernels` allows the Triton kernel where the device has them; it takes a size of 64 at most. `sparse` is about the
+    plain form, see there.
     Source: COCO's `rleFrPoly`; spec of the benchmark: `structures/segmentation_mask.py`.
     """
     if kernels and is_available(boxes.device):
         return load("rasterize").rasterize_crops(polygons, objects, boxes, size)
-    return rasterize_by_crossings(polygons, objects, boxes, size)
+    return rasterize_by_crossings(polygons, objects, boxes, size, sparse=sparse)
 
 
 def rasterize_by_crossings(
-    polygons: Polygons, objects: Int[Tensor, " masks"], boxes: Float[Tensor, "masks 4"], size: int
+    polygons: Polygons,
+    objects: Int[Tensor, " masks"],
+    boxes: Float[Tensor, "masks 4"],
+    size: int,
+    *,
+    sparse: bool = True,
 ) -> Bool[Tensor, "masks size size"]:
     """Returns what `rasterize_crops` returns, on any device: the kernel's plain twin.
 
+    `sparse` works on the edges that there are and the columns they cross, on a CPU: their number has to be read first.
+    Otherwise each object has room for as many edges as any, and each edge meets every column.
     The memory does not grow with the number of masks; that for one mask grows with its object's points.
     """
     if polygons.points.shape[0] == 0:
         return torch.zeros(len(objects), size, size, dtype=torch.bool, device=boxes.device)
-    lengths = _chunk_lengths(_costs(polygons, objects, size))
+    sparse = sparse and boxes.device.type == "cpu"
+    lengths = _chunk_lengths(_costs(polygons, objects, size, sparse=sparse))
     chunks = [
-        _rasterize_chunk(polygons, part, box, size)
+        _rasterize_chunk(polygons, part, box, size, sparse=sparse)
         for part, box in zip(objects.split(lengths), boxes.split(lengths), strict=True)
     ]
     return torch.cat(chunks) if chunks else torch.zeros(0, size, size, dtype=torch.bool, device=boxes.device)
 
 
-def _costs(polygons: Polygons, objects: Tensor, size: int) -> list[int]:
+def _costs(polygons: Polygons, objects: Tensor, size: int, *, sparse: bool) -> list[int]:
     """Returns how many elements the work on each mask may need."""
-    if objects.device.type != "cpu":
+    if not sparse:
         return [size * polygons.max_points + size * (size + 1) * polygons.max_rings] * len(objects)
     first, last = polygons.ring_offsets[objects], polygons.ring_offsets[objects + 1]
     num_points = polygons.point_offsets[last] - polygons.point_offsets[first]
@@ -181,10 +191,9 @@ def _chunk_lengths(costs: list[int]) -> list[int]:
     return lengths
 
 
-def _rasterize_chunk(polygons: Polygons, objects: Tensor, boxes: Tensor, size: int) -> Tensor:
-    on_cpu = boxes.device.type == "cpu"
-    edges = (_list_edges if on_cpu else _pad_edges)(polygons, objects, boxes, size)
-    ring_columns, grid_y, crosses = (_near_crossings if on_cpu else _all_crossings)(edges, size)
+def _rasterize_chunk(polygons: Polygons, objects: Tensor, boxes: Tensor, size: int, *, sparse: bool) -> Tensor:
+    edges = (_list_edges if sparse else _pad_edges)(polygons, objects, boxes, size)
+    ring_columns, grid_y, crosses = (_near_crossings if sparse else _all_crossings)(edges, size)
     y = ((grid_y + 0.5) / _UPSAMPLING - 0.5).clamp(min=0, max=size).ceil().to(torch.int64)
     # Each crossing toggles the fill from row y on, in its column and ring; bytes wrap at 256, which keeps the parity.
     place = ring_columns * (size + 1) + torch.where(crosses, y, size)

@@ -1,0 +1,104 @@
+"""Non-maximum suppression as two Triton kernels: overlaps as bits, then the survivors block by block.
+
+Twin: ops/nms.py; the overlaps are computed in its order of operations, so ties stay ties. Not yet run on a GPU.
+"""
+
+from typing import no_type_check
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Bool, Float32
+from torch import Tensor
+
+BITS_OF_WORD = 64
+BITS = tl.constexpr(BITS_OF_WORD)  # of a word, and boxes of a block
+
+
+def nms_sorted(
+    boxes: Float32[Tensor, "groups boxes 4"], valid: Bool[Tensor, "groups boxes"], iou_threshold: float
+) -> Bool[Tensor, "groups boxes"]:
+    """Returns which boxes survive, for groups whose boxes are already sorted by falling score.
+
+    Invalid boxes neither survive nor suppress. Memory: one bit for every pair of boxes of a group.
+    """
+    groups, count = valid.shape
+    alive = torch.zeros_like(valid, memory_format=torch.contiguous_format)
+    if valid.numel() == 0:
+        return alive
+    num_words = triton.cdiv(count, BITS_OF_WORD)
+    words = torch.empty(groups, count, num_words, dtype=torch.int64, device=boxes.device)
+    grid = (groups, num_words, num_words)
+    _overlap_bits[grid](words, boxes.contiguous(), count, iou_threshold, num_warps=8, enable_fp_fusion=False)
+    _resolve[(groups,)](alive, words, valid.contiguous(), count, triton.next_power_of_2(num_words))
+    return alive
+
+
+@triton.jit
+@no_type_check
+def _corners(box, is_real):
+    """Returns x1, y1, x2, y2 and the area of the boxes at the given pointers."""
+    x1 = tl.load(box, mask=is_real, other=0.0)
+    y1 = tl.load(box + 1, mask=is_real, other=0.0)
+    x2 = tl.load(box + 2, mask=is_real, other=0.0)
+    y2 = tl.load(box + 3, mask=is_real, other=0.0)
+    return x1, y1, x2, y2, (x2 - x1 + 1.0) * (y2 - y1 + 1.0)
+
+
+@triton.jit(do_not_specialize=["count", "iou_threshold"])
+@no_type_check
+def _overlap_bits(words, boxes, count, iou_threshold):
+    """One program: 64 boxes against 64 earlier ones of a group. Bit j of word w: box 64 w + j overlaps too much."""
+    block, word = tl.program_id(1), tl.program_id(2)
+    if word > block:
+        return  # only earlier boxes suppress
+    first_box = tl.program_id(0).to(tl.int64) * count
+    bit = tl.arange(0, BITS)
+    later, earlier = block * BITS + bit, word * BITS + bit
+    x1, y1, x2, y2, area = _corners(boxes + (first_box + later) * 4, later < count)
+    left, top, right, bottom, other_area = _corners(boxes + (first_box + earlier) * 4, earlier < count)
+    width = tl.minimum(right[None, :], x2[:, None]) - tl.maximum(left[None, :], x1[:, None]) + 1.0
+    height = tl.minimum(bottom[None, :], y2[:, None]) - tl.maximum(top[None, :], y1[:, None]) + 1.0
+    intersection = tl.maximum(width, 0.0) * tl.maximum(height, 0.0)
+    union = other_area[None, :] + area[:, None] - intersection
+    is_above = tl.div_rn(intersection, union) > iou_threshold
+    is_above = is_above & (earlier[None, :] < later[:, None])
+    one = tl.full([BITS], 1, tl.int64)
+    found = tl.sum(tl.where(is_above, (one << bit)[None, :], 0), axis=1)
+    num_words = tl.cdiv(count, BITS)
+    tl.store(words + (first_box + later) * num_words + word, found, mask=later < count)
+
+
+@triton.jit(do_not_specialize=["count"])
+@no_type_check
+def _resolve(alive, words, valid, count, WORDS: tl.constexpr):
+    """One program: all blocks of one group, in order.
+
+    A box of a block is first held against the survivors of the blocks before. Inside the block, "survives if no
+    survivor before it overlaps it" is applied to all boxes at once until nothing changes: there is one such set of
+    survivors, the greedy one, and each round gets at least one more box right.
+    """
+    first_box = tl.program_id(0).to(tl.int64) * count
+    num_words = tl.cdiv(count, BITS)
+    word = tl.arange(0, WORDS)
+    bit = tl.arange(0, BITS)
+    flag = tl.full([BITS], 1, tl.int64) << bit
+    kept = tl.zeros([WORDS], tl.int64)
+    for block in range(num_words):
+        box = block * BITS + bit
+        is_real = box < count
+        row = words + (first_box + box) * num_words
+        is_before = is_real[:, None] & (word < block)[None, :]
+        overlaps = tl.load(row[:, None] + word[None, :], mask=is_before, other=0)
+        suppressed = tl.max(((overlaps & kept[None, :]) != 0).to(tl.int32), axis=1)
+        inside = tl.load(row + block, mask=is_real, other=0)
+        candidate = (tl.load(valid + first_box + box, mask=is_real, other=0) != 0) & (suppressed == 0)
+        survives = candidate
+        num_changed = 1
+        while num_changed > 0:
+            survivors = tl.sum(tl.where(survives, flag, 0), axis=0)
+            now = candidate & ((inside & survivors) == 0)
+            num_changed = tl.sum((now != survives).to(tl.int32), axis=0)
+            survives = now
+        kept = tl.where(word == block, tl.sum(tl.where(survives, flag, 0), axis=0), kept)
+        tl.store(alive + first_box + box, survives, mask=is_real)

@@ -1,0 +1,60 @@
+"""Whether the kernels can be used on a device. Triton itself is imported with a kernel, at its first use.
+
+The public functions of ops/roi_align.py, ops/nms.py and ops/rasterize.py ask here, and so does the optimizer.
+"""
+
+import functools
+import importlib
+import importlib.util
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from maskperf.config import SpeedConfig
+
+LEAST_CAPABILITY = (8, 0)  # the first with bfloat16
+OPERATORS = "RoIAlign, NMS, mask targets and SGD"
+
+
+def is_available(device: torch.device) -> bool:
+    """Returns whether the kernels run on this device; `missing_part` says why not. Never waits for the device."""
+    return missing_part(device) == ""
+
+
+@functools.cache
+def missing_part(device: torch.device) -> str:
+    """Returns what the kernels lack on this device, as a sentence; empty where nothing is missing."""
+    if device.type != "cuda" or torch.version.cuda is None:
+        return f"The kernels are for NVIDIA GPUs; the device is {device.type}."
+    if importlib.util.find_spec("triton") is None:
+        return "The Python package triton is not installed. Mend: pip install triton"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < LEAST_CAPABILITY:
+        return f"The GPU has compute capability {capability}; the kernels need {LEAST_CAPABILITY} or more."
+    chosen = os.environ.get("CC")
+    if not any(shutil.which(compiler) for compiler in ([chosen] if chosen else ["gcc", "clang"])):
+        return "Triton needs a C compiler for the start of a kernel. Mend: install gcc, or set CC."
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    if not header.exists():
+        return f"Triton needs {header} for the start of a kernel. Mend: install python3-dev, Python's headers."
+    return ""
+
+
+def describe(speed: SpeedConfig, device: torch.device) -> str:
+    """Returns a line that says which code runs RoIAlign, NMS, mask targets and the update, and if not ours, why."""
+    if device.type == "cpu":
+        return "kernels: those of PyTorch (our own are for NVIDIA GPUs)"
+    if not speed.triton_kernels:
+        return "kernels: those of PyTorch (speed.triton_kernels=false)"
+    if missing := missing_part(device):
+        return f"kernels: those of PyTorch, although speed.triton_kernels=true. {missing}"
+    return f"kernels: our own, in Triton, for {OPERATORS}"
+
+
+def load(name: str) -> ModuleType:
+    """Returns the module `name` of this package. Not imported before: Triton may be missing, and takes its time."""
+    return importlib.import_module(f"maskperf.ops.kernels.{name}")

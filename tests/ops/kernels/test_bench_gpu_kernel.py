@@ -1,0 +1,39 @@
+import pytest
+import torch
+from kernel_device import DEVICE
+
+from maskperf.bench.gpu_kernels import FAMILIES, KernelRow, measure_case
+from maskperf.bench.gpu_plan import GpuPlan, KernelSizes
+
+SIZES = KernelSizes(
+    images=1, size_hw=(40, 64), channels=3, box_rois=1, mask_rois=1, candidates=10, objects=2, parameters=800
+)
+
+
+@pytest.fixture(scope="module")
+def rows() -> dict[tuple[str, str], KernelRow]:
+    """Returns the rows of all kernels; RoIs of 14 x 14 go the same way as those of 7 x 7, but are slow here."""
+    device = torch.device(DEVICE)
+    plan = GpuPlan(device=DEVICE, kernels=SIZES, repeats=1, warm_up_calls=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("maskperf.bench.gpu_kernels.CALLS", 1)
+        makers = [make_case for make_cases in FAMILIES.values() for make_case in make_cases(device, SIZES)]
+        cases = [case for case in (make_case() for make_case in makers) if "14 x 14" not in case.shape]
+        measured = [measure_case(case, device, plan) for case in cases]
+    return {(row.name, row.shape): row for row in measured}
+
+
+def test_every_kernel_is_measured_against_its_twin(rows):
+    names = {name for name, _ in rows}
+    assert names == {"RoIAlign forward", "RoIAlign backward", "NMS", "mask targets", "pictures to input", "SGD"}
+    assert sum("bfloat16" in shape for _, shape in rows) == 3
+
+
+def test_times_are_told_and_results_are_equal(rows):
+    for (name, shape), row in rows.items():
+        assert row.kernel_milliseconds.minimum > 0 and row.plain_milliseconds.minimum > 0
+        expected = row.plain_milliseconds.median / row.kernel_milliseconds.median
+        assert row.plain_over_kernel.median == pytest.approx(expected)
+        assert row.largest_value > 0
+        bits = 5 if "torch.bfloat16" in shape else 20  # the plain backward pass sums in bfloat16
+        assert row.largest_difference <= row.largest_value * 2.0**-bits, name

@@ -1,0 +1,119 @@
+"""The kernels can be compiled for a GPU where there is none; what they then compute is not tested here."""
+
+import re
+import subprocess
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from golden_reference import flat_polygons
+
+triton = pytest.importorskip("triton", reason="the Python package triton is not installed")
+from triton.backends.compiler import GPUTarget  # noqa: E402 -- after the check that there is a Triton
+from triton.runtime.jit import JITFunction  # noqa: E402
+
+from maskperf.data.raw_pictures import BufferRing, pack_pictures  # noqa: E402
+from maskperf.ops.kernels.nms import nms_sorted  # noqa: E402
+from maskperf.ops.kernels.pictures import resize_pictures  # noqa: E402
+from maskperf.ops.kernels.rasterize import rasterize_crops  # noqa: E402
+from maskperf.ops.kernels.roi_align import pyramid_roi_align  # noqa: E402
+from maskperf.ops.kernels.sgd import TritonSgd  # noqa: E402
+
+H200 = GPUTarget("cuda", 90, 32)
+STRIDES = (4, 8, 16, 32)
+
+
+@pytest.fixture
+def compiled(monkeypatch, tmp_path) -> dict:
+    """Returns the kernels compiled so far, by name: in this test they are compiled when called, and not run."""
+    found = {}
+    machine = SimpleNamespace(
+        get_current_target=lambda: H200,
+        get_current_device=lambda: "no device",  # the key under which a kernel remembers what was compiled for it
+        get_current_stream=lambda device: 0,
+    )
+    run = JITFunction.run
+
+    def compile_only(self, *arguments, grid, warmup, **options):
+        found[self.__name__] = run(self, *arguments, grid=grid, warmup=True, **options)
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(JITFunction, "run", compile_only)
+    monkeypatch.setattr(triton.runtime.driver, "_active", machine)
+    return found
+
+
+def stack_bytes(kernel, tmp_path) -> int:
+    """Returns how many bytes a thread keeps outside its registers."""
+    program = tmp_path / "kernel.cubin"
+    program.write_bytes(kernel.asm["cubin"])
+    tool = triton.knobs.nvidia.cuobjdump.path
+    words = [tool, "--dump-resource-usage", str(program)]
+    told = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
+    return int(told.split("STACK:")[1].split()[0])
+
+
+def assert_compiled(compiled: dict, names: set[str], tmp_path) -> None:
+    assert set(compiled) == names
+    for name, kernel in compiled.items():
+        text = kernel.asm["ptx"]
+        assert ".target sm_90" in text, name
+        assert re.findall(r"\b(?:atom|red)\.", text) == [], name  # sums would come in any order
+        assert stack_bytes(kernel, tmp_path) == 0, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pooling_both_ways(dtype, compiled, tmp_path):
+    shapes = [(1, 256, 256 // stride, 320 // stride) for stride in STRIDES]
+    features = [torch.zeros(shape, dtype=dtype).requires_grad_() for shape in shapes]
+    pooled = pyramid_roi_align(features, torch.zeros(1, 6, 4), size=7, strides=STRIDES)
+    torch.autograd.grad(pooled, features, torch.zeros_like(pooled))
+    assert_compiled(compiled, {"_pool_row", "_list_rois", "_gather_tile"}, tmp_path)
+    assert "ld.global.v4.b32" in compiled["_pool_row"].asm["ptx"]  # 16 bytes at a time
+    assert "st.global.v4.b32" in compiled["_gather_tile"].asm["ptx"]
+    assert ("mma" in compiled["_gather_tile"].asm["ptx"]) == (dtype == torch.bfloat16)
+
+
+def test_other_maps_need_no_new_kernel(compiled):
+    for height, width in ((64, 80), (25, 37), (1, 1)):
+        levels = [torch.zeros(1, 8, height, width), torch.zeros(1, 8, height, width)]
+        pyramid_roi_align(levels, torch.zeros(1, 3 + height, 4), size=2, strides=(4, 8))
+        compiled.setdefault("first", compiled["_pool_row"])
+        assert compiled["_pool_row"] is compiled["first"]
+
+
+def test_suppression_and_masks_without_fused_rounding(compiled, tmp_path):
+    nms_sorted(torch.zeros(1, 2000, 4), torch.ones(1, 2000, dtype=torch.bool), 0.7)
+    triangle = np.array([[0, 0], [9, 0], [5, 9]], np.float32)
+    rasterize_crops(flat_polygons([triangle], [0, 1]), torch.tensor([0]), torch.ones(1, 4), 28)
+    assert_compiled(compiled, {"_overlap_bits", "_resolve", "_draw"}, tmp_path)
+    for name in ("_overlap_bits", "_draw"):
+        assert not compiled[name].metadata.enable_fp_fusion
+        assert "fma.rn" not in compiled[name].asm["ptx"]
+    assert "div.rn.f32" in compiled["_overlap_bits"].asm["ptx"]  # Triton's plain division is not rounded right
+    assert "div.rn.f64" in compiled["_draw"].asm["ptx"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pictures(dtype, compiled, tmp_path):
+    raw = pack_pictures(
+        [np.zeros((20, 40, 3), np.uint8)],
+        [(30, 60)],
+        [True],
+        canvas_hw=(32, 64),
+        means_bgr=(1.0, 2.0, 3.0),
+        ring=BufferRing(kept=1, pin_memory=False),
+    )
+    resize_pictures(raw, dtype)
+    assert_compiled(compiled, {"_resize_row"}, tmp_path)
+    assert "st.global.v4.b32" in compiled["_resize_row"].asm["ptx"]
+
+
+@pytest.mark.parametrize("is_aligned", [True, False])
+def test_updates(is_aligned, compiled, tmp_path):
+    parameter = torch.nn.Parameter(torch.zeros(4097)[:4096] if is_aligned else torch.zeros(4097)[1:])
+    parameter.grad = torch.zeros(4096)
+    TritonSgd([{"params": [parameter], "weight_decay": 0.1}], lr=0.1, momentum=0.9).step()
+    assert_compiled(compiled, {"_update"}, tmp_path)
+    assert ("st.global.v4.b32" in compiled["_update"].asm["ptx"]) == is_aligned

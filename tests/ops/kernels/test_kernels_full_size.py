@@ -1,0 +1,45 @@
+"""The kernels at the size of the benchmark, on a GPU; the smaller tests say where a fault is."""
+
+import pytest
+import torch
+
+from maskperf.bench.gpu_kernels import FAMILIES, gpu_kernel_rows
+from maskperf.bench.gpu_plan import GpuPlan
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")]
+
+
+@pytest.mark.parametrize(("family", "count"), [("roi_align", 8), ("nms", 1), ("rasterize", 1), ("sgd", 1)])
+def test_every_kernel_gives_what_its_twin_gives(family, count):
+    pytest.importorskip("triton", reason="the Python package triton is not installed")
+    rows = list(gpu_kernel_rows(family, torch.device("cuda"), GpuPlan(repeats=1, warm_up_calls=1)))
+    assert len(rows) == count
+    for row in rows:
+        if row.name in ("NMS", "mask targets"):
+            assert row.largest_difference == 0, row
+        else:
+            bits = 5 if "torch.bfloat16" in row.shape else 16  # the plain backward pass sums in bfloat16
+            assert row.largest_difference <= row.largest_value * 2.0**-bits, row
+
+
+def test_all_families_are_here_or_with_the_preprocessing():
+    assert set(FAMILIES) == {"roi_align", "nms", "rasterize", "sgd", "pictures"}
+
+
+def test_dispatch_and_kernels_never_wait_for_the_device():
+    """One warm call compiles; the second may not synchronise."""
+    pytest.importorskip("triton", reason="the Python package triton is not installed")
+    device = torch.device("cuda")
+    sizes = GpuPlan().kernels
+    cases = [
+        make_case() for name in ("roi_align", "nms", "rasterize", "sgd") for make_case in FAMILIES[name](device, sizes)
+    ]
+    for case in cases:
+        case.kernel()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for case in cases:
+            case.kernel()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,137 @@
+import importlib.util
+import sys
+
+import numpy as np
+import pytest
+import torch
+from golden_reference import flat_polygons
+
+from maskperf.bench.gpu_kernels import gpu_kernel_rows
+from maskperf.bench.gpu_plan import GpuPlan
+from maskperf.config import SpeedConfig
+from maskperf.errors import ConfigError
+from maskperf.ops import nms, rasterize, roi_align
+from maskperf.ops.kernels import selection
+
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """Makes this look like a machine with a fitting GPU, with everything installed; what is remembered is forgotten."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(selection.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(selection.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    (tmp_path / "Python.h").touch()
+    monkeypatch.delenv("CC", raising=False)
+    selection.missing_part.cache_clear()
+    yield monkeypatch
+    selection.missing_part.cache_clear()
+
+
+def test_nothing_is_missing_on_a_fitting_gpu(machine):
+    assert selection.missing_part(CUDA) == ""
+    assert selection.is_available(CUDA)
+
+
+def test_a_cpu_has_no_kernels():
+    assert not selection.is_available(torch.device("cpu"))
+    assert "NVIDIA" in selection.missing_part(torch.device("cpu"))
+
+
+def test_a_gpu_of_another_maker_has_no_kernels(machine):
+    machine.setattr(torch.version, "cuda", None)
+    assert "NVIDIA" in selection.missing_part(CUDA)
+
+
+def test_triton_must_be_installed(machine):
+    machine.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "pip install triton" in selection.missing_part(CUDA)
+
+
+@pytest.mark.parametrize(("capability", "is_enough"), [((7, 5), False), ((8, 0), True), ((10, 0), True)])
+def test_the_gpu_must_know_bfloat16(machine, capability, is_enough):
+    machine.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert selection.is_available(CUDA) == is_enough
+    assert is_enough or "capability (7, 5)" in selection.missing_part(CUDA)
+
+
+def test_a_c_compiler_is_needed(machine):
+    machine.setattr(selection.shutil, "which", lambda name: None)
+    assert "CC" in selection.missing_part(CUDA)
+    machine.setattr(selection.shutil, "which", lambda name: "/opt/cc" if name == "my-cc" else None)
+    selection.missing_part.cache_clear()
+    machine.setenv("CC", "my-cc")
+    assert selection.is_available(CUDA)
+
+
+def test_a_compiler_that_was_chosen_must_be_there(machine):
+    machine.setattr(selection.shutil, "which", lambda name: None if name == "my-cc" else f"/usr/bin/{name}")
+    machine.setenv("CC", "my-cc")
+    assert "set CC" in selection.missing_part(CUDA)
+
+
+def test_the_headers_of_python_are_needed(machine, tmp_path):
+    (tmp_path / "Python.h").unlink()
+    assert "Python.h" in selection.missing_part(CUDA)
+
+
+def test_the_choice_is_told_with_its_reason(machine):
+    on, off = SpeedConfig(triton_kernels=True), SpeedConfig(triton_kernels=False)
+    assert selection.describe(on, CUDA) == "kernels: our own, in Triton, for RoIAlign, NMS, mask targets and SGD"
+    assert "triton_kernels=false" in selection.describe(off, CUDA)
+    assert "NVIDIA" in selection.describe(on, torch.device("cpu"))
+    machine.setattr(importlib.util, "find_spec", lambda name: None)
+    selection.missing_part.cache_clear()
+    assert "pip install triton" in selection.describe(on, CUDA)
+
+
+BOXES = torch.tensor([[[0.0, 0.0, 9.0, 9.0], [0.0, 0.0, 9.0, 9.0]]])
+
+
+def pooled(kernels: bool) -> object:
+    return roi_align.pyramid_roi_align([torch.zeros(1, 2, 8, 8)], BOXES, size=2, strides=(4,), kernels=kernels)
+
+
+def suppressed(kernels: bool) -> object:
+    return nms.nms_sorted(BOXES, torch.ones(1, 2, dtype=torch.bool), 0.5, kernels=kernels)
+
+
+def drawn(kernels: bool) -> object:
+    triangle = np.array([[0, 0], [9, 0], [5, 9]], np.float32)
+    polygons = flat_polygons([triangle], [0, 1])
+    return rasterize.rasterize_crops(polygons, torch.tensor([0]), BOXES[0, :1], 4, kernels=kernels)
+
+
+@pytest.mark.parametrize(("work", "module"), [(pooled, roi_align), (suppressed, nms), (drawn, rasterize)])
+def test_an_operator_takes_its_kernel_where_it_may_and_can(work, module, monkeypatch):
+    plain = work(kernels=True)
+    assert isinstance(plain, torch.Tensor)  # here is no GPU
+    taken = []
+
+    class Kernels:
+        def __getattr__(self, name):
+            return lambda *arguments, **options: taken.append((name, len(options))) or plain
+
+    monkeypatch.setattr(module, "is_available", lambda device: True)
+    monkeypatch.setattr(module, "load", lambda name: taken.append(name) or Kernels())
+    assert torch.equal(work(kernels=False), plain)
+    assert taken == []
+    assert work(kernels=True) is plain
+    assert taken[0] == module.__name__.rpartition(".")[2]
+    assert taken[1][0] in ("pyramid_roi_align", "nms_sorted", "rasterize_crops")
+
+
+def test_the_measurement_refuses_a_device_without_kernels():
+    with pytest.raises(ConfigError, match="device cpu: no kernels to measure"):
+        list(gpu_kernel_rows("nms", torch.device("cpu"), GpuPlan()))
+
+
+def test_a_missing_triton_stops_the_kernels_alone(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "maskperf.ops.kernels.sgd", raising=False)
+    with pytest.raises(ModuleNotFoundError, match="triton"):
+        selection.load("sgd")
+    assert not selection.is_available(torch.device("cpu"))

@@ -1,0 +1,115 @@
+import pytest
+import torch
+from kernel_device import DEVICE
+
+from maskperf.ops.kernels.nms import BITS_OF_WORD, nms_sorted
+from maskperf.ops.nms import nms_reference
+from maskperf.ops.nms import nms_sorted as twin
+
+A = (0.0, 0.0, 9.0, 9.0)
+NEAR_A = (1.0, 0.0, 10.0, 9.0)  # overlaps A by 90 / 110
+FAR = (50.0, 50.0, 59.0, 59.0)
+
+
+def crowded_boxes(groups: int, count: int, seed: int, whole: bool = True) -> torch.Tensor:
+    """Returns boxes around a few centres, by default in whole pixels, so that many overlaps are equal."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randint(0, 60, (groups, 5, 2), generator=generator)
+    choice = torch.randint(0, 5, (groups, count, 1), generator=generator).expand(-1, -1, 2)
+    corners = centres.gather(1, choice) + torch.randint(-6, 7, (groups, count, 2), generator=generator)
+    sides = torch.randint(8, 20, (groups, count, 2), generator=generator)
+    boxes = torch.cat([corners, corners + sides], dim=2).float()
+    return boxes if whole else boxes + torch.rand(boxes.shape, generator=generator)
+
+
+def survivors(boxes: torch.Tensor, valid: torch.Tensor, iou_threshold: float = 0.5) -> torch.Tensor:
+    """Returns what the kernel finds, after a comparison with the twin."""
+    found = nms_sorted(boxes.to(DEVICE), valid.to(DEVICE), iou_threshold).cpu()
+    assert found.dtype == torch.bool
+    assert torch.equal(found, twin(boxes, valid, iou_threshold))
+    return found
+
+
+def survivors_of_rows(rows: list, valid: list[bool] | None = None, iou_threshold: float = 0.5) -> list[bool]:
+    real = torch.tensor([valid if valid else [True] * len(rows)])
+    return survivors(torch.tensor([rows]), real, iou_threshold)[0].tolist()
+
+
+@pytest.mark.parametrize("count", [1, BITS_OF_WORD - 1, BITS_OF_WORD, BITS_OF_WORD + 1, 3 * BITS_OF_WORD + 7])
+@pytest.mark.parametrize("iou_threshold", [0.3, 0.7])
+def test_equals_the_twin_on_any_number_of_boxes(count, iou_threshold):
+    boxes = crowded_boxes(2, count, seed=count)
+    valid = torch.rand((2, count), generator=torch.Generator().manual_seed(1)) < 0.9
+    found = survivors(boxes, valid, iou_threshold)
+    assert count == 1 or 0 < found.sum() < valid.sum()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_equals_the_twin_of_the_twin_with_equal_scores(whole):
+    boxes = crowded_boxes(1, 100, seed=7, whole=whole)[0]
+    scores = torch.randint(0, 4, (100,), generator=torch.Generator().manual_seed(2)) / 4
+    order = torch.argsort(scores, descending=True, stable=True)
+    found = survivors(boxes[order][None], torch.ones((1, 100), dtype=torch.bool))
+    assert order[found[0]].tolist() == nms_reference(boxes, scores, 0.5)
+
+
+@pytest.mark.parametrize("tenths", range(1, 10))
+def test_a_box_whose_overlap_equals_the_threshold_is_kept(tenths):
+    # Ten pixels and `tenths` of them: the overlap is tenths / 10, whether float32 rounds that up or down.
+    rows = [(0.0, 0.0, 9.0, 0.0), (0.0, 0.0, tenths - 1.0, 0.0)]
+    assert survivors_of_rows(rows, iou_threshold=tenths / 10) == [True, True]
+    assert survivors_of_rows(rows, iou_threshold=tenths / 10 - 0.001) == [True, False]
+
+
+def test_a_long_chain_is_resolved_from_its_start():
+    # Each box overlaps its neighbours by 7 / 13 and the next but one by 4 / 16: a block needs all its rounds.
+    rows = [(3.0 * step, 0.0, 3.0 * step + 9, 0.0) for step in range(2 * BITS_OF_WORD + 5)]
+    assert survivors_of_rows(rows) == [step % 2 == 0 for step in range(len(rows))]
+    assert survivors_of_rows(rows, iou_threshold=0.2) == [step % 3 == 0 for step in range(len(rows))]
+
+
+def test_a_box_is_suppressed_by_one_far_before_it():
+    apart = [(20.0 * number, 0.0, 20.0 * number + 9, 9.0) for number in range(2 * BITS_OF_WORD + 1)]
+    found = survivors_of_rows([*apart, NEAR_A])
+    assert found == [True] * len(apart) + [False]
+
+
+def test_of_equal_boxes_the_first_valid_one_is_kept():
+    assert survivors_of_rows([A] * 70) == [True] + [False] * 69
+    assert survivors_of_rows([A] * 70, valid=[False] * 66 + [True] * 4) == [False] * 66 + [True] + [False] * 3
+
+
+def test_invalid_boxes_neither_survive_nor_suppress():
+    assert survivors_of_rows([A, NEAR_A, FAR]) == [True, False, True]
+    assert survivors_of_rows([A, NEAR_A, FAR], valid=[False, True, True]) == [False, True, True]
+    assert survivors_of_rows([A] * 80, valid=[False] * 80) == [False] * 80
+
+
+def test_groups_do_not_touch_each_other():
+    boxes = torch.cat([crowded_boxes(2, 70, seed=3), torch.zeros(1, 70, 4)])
+    valid = torch.rand((3, 70), generator=torch.Generator().manual_seed(0)) < 0.8
+    together = survivors(boxes, valid)
+    for group in range(3):
+        assert torch.equal(together[group], survivors(boxes[[group]], valid[[group]])[0])
+    assert together[2].sum() == 1
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in divide:RuntimeWarning")
+def test_one_pixel_boxes_and_boxes_without_area_are_handled():
+    pixel, neighbour, flat = (3.0, 3.0, 3.0, 3.0), (4.0, 3.0, 4.0, 3.0), (8.0, 8.0, 7.0, 7.0)
+    assert survivors_of_rows([pixel, neighbour, pixel]) == [True, True, False]
+    assert survivors_of_rows([flat, flat, A]) == [True, True, True]  # 0 / 0 is not above the threshold
+
+
+def test_empty_groups():
+    for shape in ((3, 0), (0, 7)):
+        assert survivors(torch.zeros((*shape, 4)), torch.zeros(shape, dtype=torch.bool)).shape == shape
+
+
+def test_inputs_of_other_strides_are_left_alone():
+    boxes = crowded_boxes(2, 20, seed=1).transpose(0, 1).contiguous().transpose(0, 1)
+    valid = torch.ones((20, 2), dtype=torch.bool).T
+    before = boxes.clone()
+    assert not bool(survivors(boxes, valid, 0.3).all())
+    assert torch.equal(boxes, before)
+    assert bool(valid.all())

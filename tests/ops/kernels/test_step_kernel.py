@@ -1,0 +1,63 @@
+"""A whole training step with the kernels and without: they are taken where they should be, and change nothing."""
+
+import numpy as np
+import pytest
+import torch
+from kernel_device import DEVICE
+
+from maskperf.bench.gpu_plan import GpuPlan
+from maskperf.bench.gpu_steps import made_up_batch
+from maskperf.config import ModelConfig, SpeedConfig
+from maskperf.engine.build import build_model
+from maskperf.engine.forward import training_losses
+from maskperf.ops import nms, rasterize, roi_align
+from maskperf.ops.kernels import selection
+
+MODEL = ModelConfig(
+    num_classes=4,
+    stage_blocks=(1, 1, 1, 1),
+    stem_channels=4,
+    stage_channels=(4, 4, 4, 4),
+    fpn_channels=4,
+    box_head_channels=8,
+    mask_head_channels=4,
+    mask_head_convs=1,
+    roi_samples_per_image=8,
+    candidates_per_level_train=70,
+    proposals_train=40,
+)
+PLAN = GpuPlan(device=DEVICE, model=MODEL, objects=2)
+
+
+def losses_and_gradients(with_kernels: bool, monkeypatch) -> tuple[torch.Tensor, dict[str, torch.Tensor], set[str]]:
+    taken = set()
+    device = torch.device(DEVICE)
+    for module in (nms, rasterize, roi_align):
+
+        def load(name: str, load=module.load):
+            taken.add(name)
+            return load(name)
+
+        monkeypatch.setattr(module, "load", load)
+    monkeypatch.setattr(selection, "missing_part", lambda device: "" if with_kernels else "not wanted")
+    speed = SpeedConfig(fast_convolutions=False, compiled_glue=False, precision="float32", packed_positives=False)
+    model, _ = build_model(MODEL, 3, speed)
+    losses = training_losses(model.to(device), made_up_batch(PLAN, (64, 96), 1, device))
+    losses.total().backward()
+    gradients = {name: place.grad for name, place in model.named_parameters() if place.grad is not None}
+    return losses.stacked().detach(), gradients, taken
+
+
+def test_losses_and_gradients_are_those_without_kernels(monkeypatch):
+    found, gradients, taken = losses_and_gradients(True, monkeypatch)
+    expected, expected_gradients, not_taken = losses_and_gradients(False, monkeypatch)
+    assert (taken, not_taken) == ({"nms", "rasterize", "roi_align"}, set())
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in gradients.items():
+        largest = float(expected_gradients[name].abs().max())
+        # Sums in another order, on their way through the whole network.
+        np.testing.assert_allclose(
+            gradient.cpu(), expected_gradients[name].cpu(), rtol=1e-3, atol=1e-5 * largest + 1e-9
+        )
+    assert float(expected[4]) == pytest.approx(0.69, abs=0.1)  # there were positive RoIs

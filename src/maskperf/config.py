@@ -101,10 +101,11 @@ class SpeedConfig:
 
     fast_convolutions: bool = True  # on a CPU: Winograd for 3x3, matrix products for 1x1
     folded_batch_norm: bool = True  # frozen batch norm inside the weights; frozen stages keep nothing for a backward
-    flat_roi_align: bool = True  # on a CPU: RoIAlign of all levels as sums over one table of cells
+    grouped_roi_align: bool = True  # on a CPU: RoIAlign of neighbouring RoIs together, backward without a scatter
     sparse_rpn_backward: bool = True  # only the sampled anchors have a gradient
     class_selected_outputs: bool = True  # mask logits of the one class that is used
     packed_positives: bool = True  # on a CPU: RoI heads on the places in use alone
+    sparse_mask_targets: bool = True  # on a CPU: polygons meet only the columns they cross
     compiled_glue: bool = True  # on a CPU with a C++ compiler: element-wise work compiled by PyTorch
     aspect_buckets: bool = True  # batches of pictures that fill nearly the same canvas
     precision: str = "auto"  # "bfloat16" (weights stay float32) or "float32"; auto: bfloat16 on a GPU

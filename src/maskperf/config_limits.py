@@ -9,6 +9,7 @@ CHOICES = {
     "model.proposal_quota": ("pooled", "per_image"),
     "optimizer.warmup_method": ("linear", "mlperf_linear", "constant"),
     "evaluation.engine": ("fast", "official"),
+    "speed.precision": ("auto", "float32", "bfloat16"),
     "system.device": ("auto", "cpu", "cuda"),
     "system.on_collapse": ("stop", "warn"),
     "mlperf.division": ("open", "closed"),

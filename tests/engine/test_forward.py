@@ -5,17 +5,15 @@ import pytest
 import torch
 from golden_reference import flat_polygons
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import maskperf.engine.forward
-import maskperf.model.mask_rcnn
 from maskperf.config import ModelConfig, OptimizerConfig, SpeedConfig
 from maskperf.engine.build import build_model
 from maskperf.engine.forward import feature_anchors, mask_slots, training_losses
 from maskperf.engine.optimizer import build_optimizer, learning_rates_at, set_learning_rates
-from maskperf.ops import rasterize
-from maskperf.ops.roi_align import flat_roi_align
 from maskperf.recipes import demo
-from maskperf.structures import LOSS_NAMES, Batch, Images, Targets
+from maskperf.structures import LOSS_NAMES, Batch, Images, Targets, to_device
 
 SMALL = replace(demo().model, num_classes=4, batch_norm="frozen", frozen_stages=2)
 CHANCE_FREE = replace(
@@ -215,12 +213,8 @@ def test_the_check_for_waiting_finds_every_kind_of_wait(wait):
         wait(x)
 
 
-def take_the_ways_of_a_gpu(monkeypatch):
-    """On a CPU, where it costs nothing, RoIAlign and the mask targets read sizes back: both take their other way."""
-    monkeypatch.setattr(maskperf.model.mask_rcnn, "pyramid_roi_align", flat_roi_align)
-    monkeypatch.setattr(rasterize, "_costs", lambda polygons, objects, size: [1] * len(objects))
-    monkeypatch.setattr(rasterize, "_list_edges", rasterize._pad_edges)
-    monkeypatch.setattr(rasterize, "_near_crossings", rasterize._all_crossings)
+# On a CPU, where it costs nothing, these read sizes back.
+WAYS_OF_A_GPU = SpeedConfig(packed_positives=False, grouped_roi_align=False, sparse_mask_targets=False)
 
 
 @pytest.mark.parametrize("quota", ["pooled", "per_image"])
@@ -230,8 +224,7 @@ def test_a_step_never_waits_for_the_device(monkeypatch, quota, with_truth):
         raise AssertionError("a tensor's value is read on the host")
 
     model = model_of(replace(SMALL, proposal_quota=quota))
-    model.speed = replace(model.speed, packed_positives=False)
-    take_the_ways_of_a_gpu(monkeypatch)
+    model.speed = WAYS_OF_A_GPU
     optimizer = build_optimizer(model, OptimizerConfig())
     before = model.rpn["head"].conv.weight.detach().clone()
     batch = batch_of([0, 1], with_truth=with_truth)
@@ -242,6 +235,36 @@ def test_a_step_never_waits_for_the_device(monkeypatch, quota, with_truth):
             for update in (1, 2):
                 take_step(model, optimizer, batch, update)
     assert not torch.equal(model.rpn["head"].conv.weight, before)
+
+
+class NothingOnTheHost(TorchDispatchMode):
+    """Raises at every operator that takes or gives a tensor of the host, except the scalars of arithmetic."""
+
+    def __torch_dispatch__(self, operator, types, arguments=(), keywords=None):
+        result = operator(*arguments, **(keywords or {}))
+        copies = operator.overloadpacket in (aten._to_copy, aten.copy_)
+        for value in tree_leaves((arguments, keywords, result)):
+            on_host = isinstance(value, torch.Tensor) and value.device.type == "cpu" and (copies or value.ndim > 0)
+            assert not on_host, f"{operator} needs the host"
+        return result
+
+
+@pytest.mark.parametrize("switches", [{}, {"sparse_rpn_backward": False, "class_selected_outputs": False}])
+def test_on_a_device_that_is_no_cpu_nothing_of_a_step_touches_the_host(switches):
+    """The meta device has shapes and no numbers, so every read of a number fails there, and a GPU's ways are taken.
+
+    What is made once for a canvas is made in the first step, as before a capture.
+    """
+    device = torch.device("meta")
+    model = model_of(CHANCE_FREE).to(device)
+    model.speed = replace(model.speed, **switches)
+    batch = to_device(batch_of([0, 1]), device)
+    training_losses(model, batch).total().backward()
+    with NothingOnTheHost():
+        training_losses(model, batch).total().backward()
+    for makes_one in (lambda: torch.ones(2), lambda: torch.tensor(1.0).to(device)):
+        with pytest.raises(AssertionError, match="needs the host"), NothingOnTheHost():
+            makes_one()
 
 
 def losses_and_gradients(model, batch, speed):

@@ -21,13 +21,13 @@ def is_now() -> bool:
     return int(os.environ.get("RANK", "0")) == victim_rank and now["update"] == victim_update
 
 
-def step(model, optimizer, batches, *, update, config, topology):
+def step(model, optimizer, batches, *, update, **around):
     now["update"] = update
     if fault == "weight" and is_now():
         with torch.no_grad():
             victim = next(value for value in model.parameters() if value.requires_grad)
             victim[(0,) * victim.dim()] = float("inf")
-    return honest_step(model, optimizer, batches, update=update, config=config, topology=topology)
+    return honest_step(model, optimizer, batches, update=update, **around)
 
 
 def losses(model, batch):

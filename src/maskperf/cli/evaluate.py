@@ -116,9 +116,10 @@ def _evaluate(choices: argparse.Namespace) -> int:
     import torch
 
     from maskperf.data.coco import locate_validation, read_coco
-    from maskperf.data.loader import evaluation_batches
+    from maskperf.data.loader import evaluation_batches, feeding_for
     from maskperf.engine.build import build_model
     from maskperf.engine.distributed import close_topology, init_topology
+    from maskperf.engine.precision import set_precision
     from maskperf.evaluation.predict import predict
     from maskperf.evaluation.scores import GroundTruth
     from maskperf.records.environment import thread_count
@@ -148,28 +149,38 @@ def _evaluate(choices: argparse.Namespace) -> int:
         rank=topology.rank,
         world=topology.world,
         pin_memory=topology.device.type == "cuda",
+        feeding=feeding_for(config.speed, topology.device),
     )
     if topology.is_first:
         batches = _with_progress(batches, len(val.image_ids), topology.world)
     start = time.monotonic()
-    results = predict(model.to(topology.device), batches, val.category_ids, topology)
+    model.to(topology.device)
+    set_precision(model, topology.device, print if topology.is_first else lambda text: None)
+    results = predict(model, batches, val.category_ids, topology)
     seconds = time.monotonic() - start
     code = EXIT_DONE
     if truth is not None:
         about = {
-            "weights": str(weights),
-            "weights_sha256": _file_sha256(weights),
-            "recipe": config.recipe,
-            "overrides": choices.pairs,
-            "val_json": str(val_json),
-            "val_json_sha256": _file_sha256(val_json),
-            "val_images": str(val_images),
+            **_sources(weights, config, choices.pairs, val_json=val_json, val_images=val_images),
             "images": len(val.image_ids),
             "images_per_second": len(val.image_ids) / seconds,
         }
         code = _report(choices, truth, results, engine=choices.engine or config.evaluation.engine, about=about)
     close_topology()
     return code
+
+
+def _sources(weights: Path, config: RunConfig, pairs: list[str], *, val_json: Path, val_images: Path) -> dict:
+    """Returns what was judged, and on what."""
+    return {
+        "weights": str(weights),
+        "weights_sha256": _file_sha256(weights),
+        "recipe": config.recipe,
+        "overrides": pairs,
+        "val_json": str(val_json),
+        "val_json_sha256": _file_sha256(val_json),
+        "val_images": str(val_images),
+    }
 
 
 def _report(

@@ -34,6 +34,7 @@ def init_topology(device_choice: str) -> Topology:
     device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True  # the best algorithm for each of the few shapes there are
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if use_cuda else "gloo", timeout=TIMEOUT)
     return Topology(rank=rank, world=world, local_rank=local_rank, device=device)

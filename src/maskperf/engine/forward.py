@@ -42,7 +42,8 @@ def training_losses(model: nn.Module, batch: Batch) -> Losses:
     objectness_loss, rpn_box_loss = rpn_losses(rpn, anchors, batch, config=config, outputs_at=outputs_at)
 
     sizes_hw = batch.images.sizes_hw
-    proposals = select_proposals(rpn, anchors, level_counts, sizes_hw, config=config, training=True)
+    kernels = speed.triton_kernels
+    proposals = select_proposals(rpn, anchors, level_counts, sizes_hw, config=config, training=True, kernels=kernels)
     rois = sample_rois(append_truth(proposals, targets), targets, batch.sample_seeds, config=config)
     packs = packs_places(model, features)
     if packs:
@@ -52,7 +53,7 @@ def training_losses(model: nn.Module, batch: Batch) -> Losses:
 
     places = min(mask_slots(config), rois.boxes.shape[1])
     positive, dropped = positive_rois(rois, min(places, _most(rois.labels > 0)) if packs else places)
-    wanted = mask_targets(positive, targets, MASK_SIZE)
+    wanted = mask_targets(positive, targets, MASK_SIZE, kernels=kernels, sparse=speed.sparse_mask_targets)
     maps = model.mask_logits(
         features,
         positive.boxes,

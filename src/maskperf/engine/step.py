@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from maskperf.config import OptimizerConfig
+from maskperf.engine.captured import CapturedSteps
 from maskperf.engine.distributed import Topology, average_gradients, sum_tensor
 from maskperf.engine.finite import FAULTY_PARTS, any_not_finite
 from maskperf.engine.forward import training_losses
@@ -35,8 +36,11 @@ def train_step(
     update: int,
     config: OptimizerConfig,
     topology: Topology,
+    captured: CapturedSteps | None = None,
 ) -> StepResult:
     """Trains on the micro-batches of one step and returns its losses. `update` counts from 1.
+
+    With `captured`, forward and backward are replayed for the batches it takes; their phase is then "replay".
 
     Each micro-batch has its own loss means, as if it were a device; gradients are averaged over micro-batches and
     processes. Nothing here waits for the device. From the first step on whose loss or gradient is not finite the
@@ -44,16 +48,22 @@ def train_step(
     """
     rates = learning_rates_at(update, config)
     set_learning_rates(optimizer, rates)
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=captured is None)  # recordings know the gradients by their places in memory
     terms, dropped = [], []
     stopwatch = Stopwatch(topology.device)
     for batch in micro_batches:
+        if captured is not None and (replayed := captured.run(batch, parts=len(micro_batches))) is not None:
+            stopwatch.mark("replay")
+            terms.append(replayed.terms)
+            dropped.append(replayed.dropped_masks)
+            continue
         losses = training_losses(model, batch)
         stopwatch.mark("forward")
         (losses.total() / len(micro_batches)).backward()
         stopwatch.mark("backward")
         terms.append(losses.stacked().detach())
         dropped.append(losses.dropped_masks)
+        del losses  # with its graph: the next batch's may be recorded, which must not meet nodes from outside
     mean_terms = torch.stack(terms).mean(dim=0)
     not_finite = _faults_before_the_update(model, mean_terms, topology)
     average_gradients(model, topology)

@@ -27,9 +27,12 @@ def detect(model: MaskRcnn, images: Images) -> Detections:
     features = model.features(images.pixels)
     anchors, level_counts = feature_anchors(model, features)
     rpn = model.rpn_output(features)
-    proposals = select_proposals(rpn, anchors, level_counts, images.sizes_hw, config=config, training=False)
+    kernels = model.speed.triton_kernels
+    proposals = select_proposals(
+        rpn, anchors, level_counts, images.sizes_hw, config=config, training=False, kernels=kernels
+    )
     logits, deltas = model.box_outputs(features, proposals.boxes)
-    found = select_detections(logits, deltas, proposals, images.sizes_hw, config)
+    found = select_detections(logits, deltas, proposals, images.sizes_hw, config, kernels=kernels)
     valid = found.valid if packs_places(model, features) else None
     if model.speed.class_selected_outputs:
         maps = model.mask_logits(features, found.boxes, labels=found.labels, valid=valid)
@@ -44,6 +47,8 @@ def select_detections(
     proposals: Proposals,
     sizes_hw: Tensor,
     config: ModelConfig,
+    *,
+    kernels: bool = True,
 ) -> Detections:
     """Returns the detections that pass the score threshold, suppression within their class, and the best
     `detections_per_image` of each picture; those tied with the last one stay."""
@@ -55,7 +60,8 @@ def select_detections(
     most = int(passing.sum(dim=2).max())  # reads from the device: detection is not part of the training step
     ranked, index = ranked.topk(most, dim=2)
     boxes = boxes.gather(2, index[..., None].expand(-1, -1, -1, 4))
-    alive = nms_sorted(boxes.flatten(0, 1), (ranked > 0).flatten(0, 1), config.detection_nms_iou).view_as(ranked)
+    passing = (ranked > 0).flatten(0, 1)
+    alive = nms_sorted(boxes.flatten(0, 1), passing, config.detection_nms_iou, kernels=kernels).view_as(ranked)
     labels = torch.arange(1, ranked.shape[1] + 1, device=ranked.device)[None, :, None].expand_as(ranked)
     ranked = torch.where(alive, ranked, -1.0).flatten(1)
     kept = _best_with_ties(ranked, config.detections_per_image)

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 
+from maskperf.data.raw_pictures import images_on_device
 from maskperf.engine.distributed import Topology, gather_to_first
 from maskperf.evaluation.detect import detect
 from maskperf.evaluation.results import (
@@ -39,7 +40,8 @@ def predict(
     tables = []
     try:
         for batch in batches:
-            detections = detect(model, to_device(batch.images, topology.device))
+            images = images_on_device(batch.images, topology.device, kernels=model.speed.triton_kernels)
+            detections = detect(model, images)
             waiting.append(coders.submit(_code, *_to_host(detections, topology.device), batch, category_ids))
             if len(waiting) > MOST_WAITING:
                 tables.append(waiting.popleft().result())

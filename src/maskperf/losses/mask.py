@@ -11,12 +11,18 @@ from maskperf.structures import SampledRois, Targets
 
 
 @torch.no_grad()
-def mask_targets(rois: SampledRois, targets: Targets, size: int) -> Bool[Tensor, "images masks size size"]:
-    """Returns the ground-truth mask of each positive RoI inside its box, on a canvas of size x size."""
+def mask_targets(
+    rois: SampledRois, targets: Targets, size: int, *, kernels: bool = True, sparse: bool = True
+) -> Bool[Tensor, "images masks size size"]:
+    """Returns the ground-truth mask of each positive RoI inside its box, on a canvas of size x size.
+
+    `kernels` and `sparse` choose among equal ways, see `rasterize_crops`.
+    """
     images, slots = targets.valid.shape
     first_object = torch.arange(images, device=rois.boxes.device)[:, None] * slots
     objects = rois.matched_slots + first_object
-    masks = rasterize_crops(targets.polygons, objects.flatten(), rois.boxes.flatten(0, 1), size)
+    boxes = rois.boxes.flatten(0, 1)
+    masks = rasterize_crops(targets.polygons, objects.flatten(), boxes, size, kernels=kernels, sparse=sparse)
     return masks.unflatten(0, rois.valid.shape)
 
 

@@ -1,5 +1,7 @@
 """The heads: RPN, box and mask. Their parameters carry the names of the reference's state dict."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -9,6 +11,13 @@ from maskperf.ops.convolution import Convolution
 BOX_POOL_SIZE = 7
 MASK_POOL_SIZE = 14
 MASK_SIZE = 2 * MASK_POOL_SIZE
+
+
+def without_casts(device: torch.device) -> AbstractContextManager:
+    """Returns the context of a head's last maps, in the format of their weights whatever the layers before had."""
+    if device.type == "meta":  # where layers are only listed, and there are no casts
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def _normal(layer: nn.Module, std: float) -> nn.Module:
@@ -41,8 +50,10 @@ class RpnHead(nn.Module):
     def forward(self, feature: Float[Tensor, "n channels h w"]) -> tuple[Tensor, Tensor]:
         """Returns logits (n, h * w * anchors) and deltas (n, h * w * anchors, 4): row, column, anchor fastest."""
         hidden = self.conv(feature, relu=True)
-        logits = self.cls_logits(hidden).permute(0, 2, 3, 1).flatten(1)
-        deltas = self.bbox_pred(hidden).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4))
+        with without_casts(hidden.device):
+            hidden = hidden.to(self.cls_logits.weight.dtype)
+            logits = self.cls_logits(hidden).permute(0, 2, 3, 1).flatten(1)
+            deltas = self.bbox_pred(hidden).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4))
         return logits.float(), deltas.float()
 
     def of_patches(
@@ -51,8 +62,11 @@ class RpnHead(nn.Module):
         """Returns logit and deltas of one anchor for each place: number `numbers` of the cell in the patch's middle."""
         kernel = self.conv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # row, column and input channel; output channel
         hidden = torch.relu_(torch.addmm(self.conv.bias, patches.flatten(1), kernel))
-        logits = torch.addmm(self.cls_logits.bias, hidden, self.cls_logits.weight.flatten(1).t())
-        deltas = torch.addmm(self.bbox_pred.bias, hidden, self.bbox_pred.weight.flatten(1).t()).unflatten(1, (-1, 4))
+        with without_casts(hidden.device):
+            hidden = hidden.to(self.cls_logits.weight.dtype)
+            logits = torch.addmm(self.cls_logits.bias, hidden, self.cls_logits.weight.flatten(1).t())
+            deltas = torch.addmm(self.bbox_pred.bias, hidden, self.bbox_pred.weight.flatten(1).t())
+        deltas = deltas.unflatten(1, (-1, 4))
         own = numbers[:, None]
         return logits.gather(1, own)[:, 0].float(), deltas.gather(1, own[..., None].expand(-1, 1, 4))[:, 0].float()
 
@@ -79,7 +93,9 @@ class BoxPredictor(nn.Module):
 
     def forward(self, hidden: Float[Tensor, "rois channels"]) -> tuple[Tensor, Tensor]:
         """Returns logits (rois, classes) and deltas (rois, classes, 4)."""
-        return self.cls_score(hidden).float(), self.bbox_pred(hidden).unflatten(1, (-1, 4)).float()
+        with without_casts(hidden.device):
+            hidden = hidden.to(self.cls_score.weight.dtype)
+            return self.cls_score(hidden).float(), self.bbox_pred(hidden).unflatten(1, (-1, 4)).float()
 
 
 class MaskFeatures(nn.Module):
@@ -107,7 +123,9 @@ class MaskPredictor(nn.Module):
         self.mask_fcn_logits = _kaiming_fan_out(Convolution(channels, num_classes, 1))
 
     def forward(self, hidden: Float[Tensor, "rois channels 14 14"]) -> Float[Tensor, "rois classes 28 28"]:
-        return self.mask_fcn_logits(torch.relu_(self.conv5_mask(hidden))).float()
+        doubled = torch.relu_(self.conv5_mask(hidden))
+        with without_casts(hidden.device):
+            return self.mask_fcn_logits(doubled.to(self.mask_fcn_logits.weight.dtype)).float()
 
     def of_class(
         self, hidden: Float[Tensor, "rois channels 14 14"], labels: Int[Tensor, " rois"]
@@ -124,7 +142,8 @@ class MaskPredictor(nn.Module):
         weight = self.mask_fcn_logits.weight.flatten(1).index_select(0, labels)
         bias = self.mask_fcn_logits.bias.index_select(0, labels)
         rows = squares.view(len(hidden), 4 * pixels.shape[1] * pixels.shape[2], matrix.shape[1] // 4)
-        logits = torch.baddbmm(bias[:, None, None], rows, weight[..., None])
+        with without_casts(hidden.device):
+            logits = torch.baddbmm(bias[:, None, None], rows.to(weight.dtype), weight[..., None])
         return logits.view(*pixels.shape[:3], 2, 2).transpose(2, 3).flatten(3).flatten(1, 2).float()
 
 

@@ -1,5 +1,7 @@
 """Mask R-CNN as a set of small steps; the engine calls them in order, losses are computed elsewhere."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from maskperf.model.heads import (
 from maskperf.model.patches import cell_patches
 from maskperf.model.resnet import ResNet
 from maskperf.ops.convolution import Convolution
+from maskperf.ops.kernels.selection import is_available
 from maskperf.ops.roi_align import pyramid_roi_align
 from maskperf.ops.sampling import compact
 from maskperf.structures import RpnOutput
@@ -37,6 +40,7 @@ class MaskRcnn(nn.Module):
         channels = config.fpn_channels
         self.config = config
         self.speed = speed or SpeedConfig()
+        self.compute_dtype = torch.float32  # of features and hidden layers; engine/precision.py chooses it
         self.backbone = nn.ModuleDict(
             {
                 "body": ResNet(
@@ -68,11 +72,13 @@ class MaskRcnn(nn.Module):
     def features(self, pixels: Float[Tensor, "images 3 height width"]) -> list[Tensor]:
         """Returns P2 to P6, channels-last."""
         pixels = pixels.contiguous(memory_format=torch.channels_last)
-        return self.backbone["fpn"](self.backbone["body"](pixels))
+        with self._hidden_layers(pixels.device):
+            return self.backbone["fpn"](self.backbone["body"](pixels))
 
     def rpn_output(self, features: list[Tensor]) -> RpnOutput:
         """Returns logits and deltas of all anchors, P2 first."""
-        levels = [self.rpn["head"](feature) for feature in features]
+        with self._hidden_layers(features[0].device):
+            levels = [self.rpn["head"](feature) for feature in features]
         return RpnOutput(
             logits=torch.cat([logits for logits, _ in levels], dim=1),
             deltas=torch.cat([deltas for _, deltas in levels], dim=1),
@@ -85,13 +91,15 @@ class MaskRcnn(nn.Module):
         """
         anchors_per_cell = len(self.config.anchor_ratios)
         patches = cell_patches(features, index // anchors_per_cell)
-        logits, deltas = self.rpn["head"].of_patches(patches.flatten(0, 1), (index % anchors_per_cell).flatten())
+        with self._hidden_layers(patches.device):
+            logits, deltas = self.rpn["head"].of_patches(patches.flatten(0, 1), (index % anchors_per_cell).flatten())
         return RpnOutput(logits=logits.view(index.shape), deltas=deltas.view(*index.shape, 4))
 
     def box_outputs(self, features: list[Tensor], boxes: Float[Tensor, "images rois 4"]) -> tuple[Tensor, Tensor]:
         """Returns class logits (images, rois, classes) and deltas (images, rois, classes, 4)."""
         pooled = self._pool(features, boxes, BOX_POOL_SIZE)
-        logits, deltas = self.roi_heads["box"](pooled)
+        with self._hidden_layers(pooled.device):
+            logits, deltas = self.roi_heads["box"](pooled)
         shape = boxes.shape[:2]
         return logits.unflatten(0, shape), deltas.unflatten(0, shape)
 
@@ -119,7 +127,30 @@ class MaskRcnn(nn.Module):
 
     def _mask_head(self, pooled: Tensor, labels: Tensor | None) -> Tensor:
         head = self.roi_heads["mask"]
-        return head(pooled) if labels is None else head.predictor.of_class(head.feature_extractor(pooled), labels)
+        with self._hidden_layers(pooled.device):
+            return head(pooled) if labels is None else head.predictor.of_class(head.feature_extractor(pooled), labels)
 
     def _pool(self, features: list[Tensor], boxes: Tensor, size: int) -> Float[Tensor, "rois channels size size"]:
-        return pyramid_roi_align(features[:POOLED_LEVELS], boxes, size=size, strides=STRIDES[:POOLED_LEVELS])
+        """Returns the pooled maps; weights of cells and sums in float32, whatever the format of the features."""
+        maps = features[:POOLED_LEVELS]
+        kernels = self.speed.triton_kernels and is_available(boxes.device)
+        if not kernels and maps[0].dtype == torch.bfloat16:
+            maps = [feature.float() for feature in maps]  # the plain forms give weights the format of the maps
+        return pyramid_roi_align(
+            maps,
+            boxes,
+            size=size,
+            strides=STRIDES[:POOLED_LEVELS],
+            kernels=kernels,
+            grouped=self.speed.grouped_roi_align,
+        )
+
+    def _hidden_layers(self, device: torch.device) -> AbstractContextManager:
+        """Returns the context that casts to `compute_dtype` what hidden layers multiply. The weights stay as they are.
+
+        A context for each part, not one for all: casts of weights are kept until it ends, and one that was made
+        without gradient must not be met where there is one.
+        """
+        if self.compute_dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(device.type, dtype=self.compute_dtype)

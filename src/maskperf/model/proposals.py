@@ -20,18 +20,20 @@ def select_proposals(
     *,
     config: ModelConfig,
     training: bool,
+    kernels: bool = True,
 ) -> Proposals:
     """Returns the proposals of each image: in training in the order of levels, in testing by falling score.
 
     In training the quota is taken over all images of the batch together ("pooled") or image by image.
+    `kernels` allows the Triton kernel of NMS where the device has it.
     Source: `modeling/rpn/inference.py` of the reference; ranking is by float32 sigmoid scores.
     """
     limit = config.candidates_per_level_train if training else config.candidates_per_level_test
     boxes, scores, valid = _candidates(rpn, anchors, level_counts, sizes_hw, limit)
     images, levels, per_level = valid.shape
-    alive = nms_sorted(boxes.flatten(0, 1), valid.flatten(0, 1), config.rpn_nms_iou).view(images, -1)
+    alive = nms_sorted(boxes.flatten(0, 1), valid.flatten(0, 1), config.rpn_nms_iou, kernels=kernels)
     boxes, scores = boxes.flatten(1, 2), scores.flatten(1, 2)
-    ranked = torch.where(alive, scores, -1.0)
+    ranked = torch.where(alive.view(images, -1), scores, -1.0)
     if not training:
         best, index = ranked.topk(min(config.proposals_test, ranked.shape[1]), dim=1)
         return _take(boxes, scores, best >= 0, index)

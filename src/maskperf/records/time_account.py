@@ -10,6 +10,7 @@ PHASES = (
     "data wait",
     "forward",
     "backward",
+    "replay",  # forward and backward as one CUDA graph
     "exchange",  # of gradients between processes
     "optimizer",
     "evaluation",

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from itertools import islice
 
-from maskperf.data.loader import TrainingLoader
+from maskperf.data.loader import TrainingLoader, feeding_for
+from maskperf.data.raw_pictures import prepare_images
 from maskperf.runner.session import OpenedData, Session
-from maskperf.structures import Batch, to_device
+from maskperf.structures import Batch
 
 
 def micro_batches(session: Session, data: OpenedData, updates_done: int, num_steps: int) -> Iterator[list[Batch]]:
@@ -20,7 +21,8 @@ def micro_batches(session: Session, data: OpenedData, updates_done: int, num_ste
         world=topology.world,
         images_per_rank=session.images_per_rank,
         pin_memory=topology.device.type == "cuda",
+        feeding=feeding_for(config.speed, topology.device),
     )
     batches = iter(loader.batches(updates_done * per_step, num_steps * per_step))
     while of_one_step := list(islice(batches, per_step)):
-        yield [to_device(batch, topology.device) for batch in of_one_step]
+        yield [prepare_images(batch, topology.device, kernels=config.speed.triton_kernels) for batch in of_one_step]

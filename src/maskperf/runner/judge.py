@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 
-from maskperf.data.loader import evaluation_batches
+from maskperf.data.loader import evaluation_batches, feeding_for
 from maskperf.engine.distributed import average_buffers, share_from_first
 from maskperf.evaluation.predict import predict
 from maskperf.evaluation.results import BoxResults, MaskResults
@@ -44,6 +44,7 @@ def judge(session: Session, data: OpenedData, model: MaskRcnn, epoch: int) -> Ju
         rank=topology.rank,
         world=topology.world,
         pin_memory=topology.device.type == "cuda",
+        feeding=feeding_for(session.config.speed, topology.device),
     )
     boxes, masks = predict(model, batches, data.val.category_ids, topology)
     scores, differences, reached = None, (), False

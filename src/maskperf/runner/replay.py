@@ -8,6 +8,7 @@ from torch import Tensor
 
 from maskperf.engine.distributed import init_topology
 from maskperf.engine.optimizer import build_optimizer
+from maskperf.engine.precision import resolve_precision
 from maskperf.engine.step import StepResult, train_step
 from maskperf.guard.black_box import BlackBox
 from maskperf.model.mask_rcnn import MaskRcnn
@@ -82,7 +83,8 @@ def _restore(box: BlackBox, device: torch.device) -> tuple[MaskRcnn, torch.optim
     model = MaskRcnn(box.config.model, box.config.speed)
     model.load_state_dict(box.weights)
     model.to(device)
-    optimizer = build_optimizer(model, box.config.optimizer)
+    model.compute_dtype = resolve_precision(model.speed, device)
+    optimizer = build_optimizer(model, box.config.optimizer, kernels=model.speed.triton_kernels)
     for name, parameter in model.named_parameters():
         if name in box.momentum:
             optimizer.state[parameter]["momentum_buffer"].copy_(box.momentum[name])

@@ -7,10 +7,13 @@ import torch
 from maskperf.config import RunConfig
 from maskperf.data.sampler import steps_per_epoch
 from maskperf.engine.build import build_model, warm_up
+from maskperf.engine.captured import capture_steps
 from maskperf.engine.distributed import broadcast_model, init_topology
 from maskperf.engine.optimizer import build_optimizer
+from maskperf.engine.precision import set_precision
 from maskperf.engine.step import train_step
 from maskperf.model.mask_rcnn import MaskRcnn
+from maskperf.ops.kernels.selection import describe
 from maskperf.records.summary import EpochRecord
 from maskperf.runner.batches import micro_batches
 from maskperf.runner.finish import RunResult, finish
@@ -42,6 +45,9 @@ def run_benchmark(config: RunConfig) -> RunResult:
         with session.account.measure("opening the data"):
             data = open_data(session)
         session.log.samples(len(data.train.image_ids), len(data.val.image_ids))
+        captured = capture_steps(
+            model, data.train, images=session.images_per_rank, device=topology.device, say=session.say
+        )
         num_steps = steps_per_epoch(len(data.train.image_ids), config.optimizer.batch_size)
         recorder = open_recorder(session, num_steps)
         training = Training(data, model, optimizer, recorder, num_steps)
@@ -58,7 +64,13 @@ def run_benchmark(config: RunConfig) -> RunResult:
                     wait_seconds = time.monotonic() - waited
                     update += 1
                     result = train_step(
-                        model, optimizer, batches, update=update, config=config.optimizer, topology=topology
+                        model,
+                        optimizer,
+                        batches,
+                        update=update,
+                        config=config.optimizer,
+                        topology=topology,
+                        captured=captured,
                     )
                     recorder.add(result, epoch=epoch, step=update, data_wait_seconds=wait_seconds)
                     session.log.tracked_stats(recorder.take_windows())
@@ -81,7 +93,9 @@ def _initialize(session: Session) -> tuple[MaskRcnn, torch.optim.Optimizer]:
         session.say(notice)
     model.to(topology.device)
     broadcast_model(model, topology)
-    optimizer = build_optimizer(model, config.optimizer)
+    set_precision(model, topology.device, session.say)
+    session.say(describe(config.speed, topology.device))
+    optimizer = build_optimizer(model, config.optimizer, kernels=config.speed.triton_kernels)
     if topology.device.type == "cuda":  # a CPU has no kernels to choose, and its first step costs what any step costs
         warm_up(model, config.data, session.images_per_rank, topology.device)
     return model, optimizer

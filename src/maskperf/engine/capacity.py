@@ -1,0 +1,106 @@
+"""Room for the ground truth of any batch: with it, the shapes of a step depend on the canvas and nothing else."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch.nn.functional as F
+from jaxtyping import Int
+from torch import Tensor
+
+from maskperf.data.coco import CocoIndex
+from maskperf.structures import Batch, Polygons, Targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchCapacity:
+    """How much ground truth a batch of `images` pictures has room for."""
+
+    images: int
+    slots: int  # objects of one image
+    rings: int  # of all images together
+    points: int
+    object_rings: int  # of one object
+    object_points: int
+
+
+def batch_capacity(index: CocoIndex, images: int, *, share: float = 1.0) -> BatchCapacity:
+    """Returns room for at least this share of all batches of so many images; with 1, for any batch of the data set.
+
+    Every limit but 1 leaves out, by each of the five measures, at most (1 - share) / images of the images.
+    """
+    image_of_object = np.repeat(np.arange(len(index.image_ids)), np.diff(index.object_offsets))
+    points_of_object = np.diff(index.point_offsets[index.ring_offsets])
+    rings_of_object = np.diff(index.ring_offsets)
+
+    def most(values: Int[np.ndarray, " images"]) -> int:
+        kept = np.quantile(values, 1 - (1 - share) / images, method="higher") if len(values) else 0
+        return max(1, int(kept))
+
+    def totals(values: Int[np.ndarray, " objects"]) -> Int[np.ndarray, " images"]:
+        return np.bincount(image_of_object, weights=values, minlength=len(index.image_ids)).astype(np.int64)
+
+    def largest(values: Int[np.ndarray, " objects"]) -> Int[np.ndarray, " images"]:
+        result = np.zeros(len(index.image_ids), np.int64)
+        np.maximum.at(result, image_of_object, values)
+        return result
+
+    return BatchCapacity(
+        images=images,
+        slots=most(np.diff(index.object_offsets)),
+        rings=images * most(totals(rings_of_object)),
+        points=images * most(totals(points_of_object)),
+        object_rings=most(largest(rings_of_object)),
+        object_points=most(largest(points_of_object)),
+    )
+
+
+def fits(batch: Batch, capacity: BatchCapacity) -> bool:
+    """Returns whether the batch has no more of anything than there is room for. Reads shapes alone."""
+    polygons = batch.targets.polygons
+    return (
+        len(batch.image_ids) <= capacity.images
+        and batch.targets.valid.shape[1] <= capacity.slots
+        and len(polygons.point_offsets) - 1 <= capacity.rings
+        and len(polygons.points) <= capacity.points
+        and polygons.max_rings <= capacity.object_rings
+        and polygons.max_points <= capacity.object_points
+    )
+
+
+def pad_batch(batch: Batch, capacity: BatchCapacity) -> Batch:
+    """Returns the batch with empty places up to the capacity, on the same device: same losses, same gradients.
+
+    The number of images stays. A batch that does not fit is a ValueError: nothing is ever cut off.
+    """
+    if not fits(batch, capacity):
+        raise ValueError(f"the batch does not fit {capacity}")
+    targets = batch.targets
+    images, slots = targets.valid.shape
+    empty = capacity.slots - slots
+    return replace(
+        batch,
+        targets=Targets(
+            boxes=F.pad(targets.boxes, (0, 0, 0, empty)),
+            labels=F.pad(targets.labels, (0, empty)),
+            valid=F.pad(targets.valid, (0, empty)),
+            polygons=_pad_polygons(targets.polygons, images, slots, capacity),
+        ),
+    )
+
+
+def _pad_polygons(polygons: Polygons, images: int, slots: int, capacity: BatchCapacity) -> Polygons:
+    """Returns the same rings; new objects have none, new rings no points, and new points belong to no ring."""
+    rings_of_object = polygons.ring_offsets.diff().view(images, slots)
+    counts = F.pad(rings_of_object, (0, capacity.slots - slots)).flatten()
+    new_rings = capacity.rings + 1 - len(polygons.point_offsets)
+    return Polygons(
+        points=F.pad(polygons.points, (0, 0, 0, capacity.points - len(polygons.points))),
+        point_offsets=_repeat_last(polygons.point_offsets, new_rings),
+        ring_offsets=F.pad(counts.cumsum(0), (1, 0)),
+        max_points=capacity.object_points,
+        max_rings=capacity.object_rings,
+    )
+
+
+def _repeat_last(offsets: Int[Tensor, " before"], times: int) -> Int[Tensor, " after"]:
+    return F.pad(offsets.diff(), (1, times)).cumsum(0) + offsets[:1]

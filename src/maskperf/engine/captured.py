@@ -1,0 +1,228 @@
+"""Forward and backward replayed as CUDA graphs: the launches of a step are recorded once for each shape of batch.
+
+What needs other processes or the optimizer stays outside and follows as in a plain step. Tested on a processor with a
+stand-in for the graphs. Not yet run on a GPU.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from maskperf.data.coco import CocoIndex
+from maskperf.engine.capacity import BatchCapacity, batch_capacity, fits, pad_batch
+from maskperf.engine.forward import training_losses
+from maskperf.model.mask_rcnn import MaskRcnn
+from maskperf.structures import Batch
+
+PLAIN_STEPS_FIRST = 2  # of a shape, before it is recorded: a rare one is not worth it
+MOST_GRAPHS = 32
+USUAL_SHARE = 0.95  # of batches, for which there is a smaller capacity than the largest
+WARM_UPS = 2
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """What forward and backward of one micro-batch leave besides gradients."""
+
+    terms: Float[Tensor, " terms"]  # the losses in the order of LOSS_NAMES
+    dropped_masks: Int[Tensor, ""]
+
+
+@runtime_checkable
+class Recorder(Protocol):
+    """Runs work before it is recorded, and records it. `CudaRecorder`, or a stand-in in tests."""
+
+    def warm_up(self, work: Callable[[], BatchResult]) -> None: ...
+
+    def record(self, work: Callable[[], BatchResult]) -> tuple[BatchResult, Callable[[], None]]:
+        """Returns the tensors that each replay fills anew, and the replay."""
+        ...
+
+
+class CudaRecorder:
+    """Records CUDA graphs on a stream of their own. All share one pool of memory: they never run at the same time."""
+
+    def __init__(self, device: torch.device):
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def warm_up(self, work: Callable[[], BatchResult]) -> None:
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            work()
+        torch.cuda.current_stream().wait_stream(self._stream)
+
+    def record(self, work: Callable[[], BatchResult]) -> tuple[BatchResult, Callable[[], None]]:
+        graph = torch.cuda.CUDAGraph()
+        before = torch.cuda.current_stream()
+        try:
+            # Other threads load data meanwhile, and their calls are none of this graph's business.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                result = work()
+        finally:
+            torch.cuda.set_stream(before)  # a capture that fails to end leaves its own stream behind
+        return result, graph.replay
+
+
+@dataclass(frozen=True)
+class _Recording:
+    inputs: Batch
+    result: BatchResult
+    replay: Callable[[], None]
+
+
+def capture_steps(
+    model: MaskRcnn, index: CocoIndex, *, images: int, device: torch.device, say: Callable[[str], None]
+) -> "CapturedSteps | None":
+    """Returns the captured steps for batches of this data set, `images` at a time; None on a CPU or switched off."""
+    if device.type != "cuda":
+        return None
+    if not model.speed.captured_steps:
+        say("captured steps: off (speed.captured_steps=false), every step is launched anew")
+        return None
+    capacities = [batch_capacity(index, images, share=share) for share in (USUAL_SHARE, 1.0)]
+    say(f"captured steps: on, room for {capacities[0].slots} objects an image, or for {capacities[1].slots}")
+    return CapturedSteps(model, capacities, recorder=CudaRecorder(device), say=say)
+
+
+class CapturedSteps:
+    """Forward and backward by replay, where that can be; the rest is the caller's, by the plain way.
+
+    A batch is padded to the smallest capacity that holds it; one that fits none, and the first ones of each shape,
+    are left to the plain way. If recording fails, all are from then on.
+    """
+
+    def __init__(
+        self,
+        model: MaskRcnn,
+        capacities: Sequence[BatchCapacity],
+        *,
+        recorder: Recorder,
+        say: Callable[[str], None],
+    ):
+        self.replayed, self.plain = 0, 0  # micro-batches so far
+        self._model = model
+        self._capacities = tuple(capacities)
+        self._recorder = recorder
+        self._say = say
+        self._said: set[str] = set()
+        self._seen: Counter[tuple] = Counter()
+        self._recordings: dict[tuple, _Recording] = {}
+        self._gave_up = False
+        self._gradients: dict[torch.nn.Parameter, Tensor] = {}
+
+    def run(self, batch: Batch, *, parts: int) -> BatchResult | None:
+        """Adds the batch's gradients, divided by `parts`, to those of the parameters and returns its losses.
+
+        Returns None, with nothing done, where the plain way has to do it.
+        """
+        recording, padded = self._recording_of(batch, parts)
+        if recording is None:
+            self.plain += 1
+            return None
+        self._hold_gradients()
+        for kept, new in zip(tensors_of(recording.inputs), tensors_of(padded), strict=True):
+            if kept.shape != new.shape or kept.dtype != new.dtype:
+                raise AssertionError(f"a recorded input of {kept.shape} {kept.dtype} meets {new.shape} {new.dtype}")
+            kept.copy_(new)
+        recording.replay()
+        self.replayed += 1
+        return BatchResult(recording.result.terms.clone(), recording.result.dropped_masks.clone())
+
+    def _recording_of(self, batch: Batch, parts: int) -> tuple[_Recording | None, Batch]:
+        """Returns the recording for this shape of batch, made now if it is time, and the batch padded to it."""
+        capacity = next((room for room in self._capacities if fits(batch, room)), None)
+        if self._gave_up or capacity is None:
+            if not self._gave_up:
+                self._say_once("captured steps: a batch has more ground truth than there is room for, launched anew")
+            return None, batch
+        pixels = batch.images.pixels
+        key = (pixels.shape, pixels.dtype, pixels.stride(), capacity, parts)
+        if key not in self._recordings:
+            self._seen[key] += 1
+            if self._seen[key] <= PLAIN_STEPS_FIRST:
+                return None, batch
+            if len(self._recordings) >= MOST_GRAPHS:
+                self._say_once(f"captured steps: {MOST_GRAPHS} graphs are made; other shapes are launched anew")
+                return None, batch
+            self._record(key, pad_batch(batch, capacity), parts)
+            if self._gave_up:
+                return None, batch
+        return self._recordings[key], pad_batch(batch, capacity)
+
+    def _record(self, key: tuple, padded: Batch, parts: int) -> None:
+        """Keeps a recording for this key, or gives up. Gradients and running statistics are left as they were."""
+        self._hold_gradients()
+        inputs = _cloned(padded)
+
+        def work() -> BatchResult:
+            losses = training_losses(self._model, inputs)
+            (losses.total() / parts).backward()
+            return BatchResult(losses.stacked().detach(), losses.dropped_masks)
+
+        changing = [*self._gradients.values(), *self._model.buffers()]
+        before = [tensor.clone() for tensor in changing]
+        try:
+            for _ in range(WARM_UPS):
+                self._recorder.warm_up(work)
+            result, replay = self._recorder.record(work)
+        except RuntimeError as error:
+            self._gave_up = True
+            self._recordings.clear()
+            cause = _first_cause(error)
+            self._say(f"captured steps: off from now on, every step is launched anew; recording failed: {cause}")
+        else:
+            self._recordings[key] = _Recording(inputs, result, replay)
+        with torch.no_grad():
+            for tensor, value in zip(changing, before, strict=True):
+                tensor.copy_(value)
+
+    def _hold_gradients(self) -> None:
+        """Puts every gradient where the recordings expect it. What it held is kept; a missing one is zero."""
+        for parameter in self._model.parameters():
+            if not parameter.requires_grad:
+                continue
+            if parameter not in self._gradients:
+                self._gradients[parameter] = torch.zeros_like(parameter)
+            place = self._gradients[parameter]
+            if parameter.grad is not place:
+                if parameter.grad is None:
+                    place.zero_()
+                else:
+                    place.copy_(parameter.grad)
+                parameter.grad = place
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._say(text)
+
+
+def _first_cause(error: BaseException) -> str:
+    """Returns, in one line, what went wrong first: the end of a failed capture raises an error of its own."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def tensors_of(value) -> Iterator[Tensor]:
+    """Returns the tensors inside nested dataclasses, in the order of their fields."""
+    if isinstance(value, Tensor):
+        yield value
+    elif is_dataclass(value):
+        for entry in fields(value):
+            yield from tensors_of(getattr(value, entry.name))
+
+
+def _cloned(value):
+    """Returns `value` with memory of its own for every tensor inside it."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if is_dataclass(value):
+        return type(value)(**{entry.name: _cloned(getattr(value, entry.name)) for entry in fields(value)})
+    return value

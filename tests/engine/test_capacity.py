@@ -1,0 +1,132 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_batches import small_model
+from varied_batches import varied_batch
+
+from maskperf.data.coco import CocoIndex
+from maskperf.engine.capacity import BatchCapacity, batch_capacity, fits, pad_batch
+from maskperf.engine.forward import training_losses
+
+ROOMY = BatchCapacity(images=2, slots=9, rings=60, points=500, object_rings=5, object_points=40)
+
+
+def index_of(rings_of_images: list[list[list[int]]]) -> CocoIndex:
+    """Returns a data set of images, each a list of objects, each a list of numbers of points of its rings."""
+    objects = [entry for image in rings_of_images for entry in image]
+    rings = [count for entry in objects for count in entry]
+
+    def offsets(counts):
+        return np.cumsum([0, *counts]).astype(np.int64)
+
+    return CocoIndex(
+        json_path=Path("made_up.json"),
+        image_folder=Path("made_up"),
+        image_ids=np.arange(len(rings_of_images)),
+        file_names=tuple(f"{number}.jpg" for number in range(len(rings_of_images))),
+        sizes_hw=np.full((len(rings_of_images), 2), 64, np.int32),
+        object_offsets=offsets([len(image) for image in rings_of_images]),
+        boxes=np.zeros((len(objects), 4), np.float32),
+        labels=np.ones(len(objects), np.int64),
+        ring_offsets=offsets([len(entry) for entry in objects]),
+        point_offsets=offsets(rings),
+        points=np.zeros((sum(rings), 2), np.float32),
+        category_ids=np.array([1]),
+        category_names=("thing",),
+        notices=(),
+    )
+
+
+def gradients_of(model, batch):
+    model.zero_grad()
+    losses = training_losses(model, batch)
+    losses.total().backward()
+    return losses, {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def test_capacity_holds_the_most_of_everything_in_the_data_set():
+    index = index_of([[[4], [3, 3, 3]], [[50]], [], [[4], [4], [4]]])
+    assert batch_capacity(index, 2) == BatchCapacity(
+        images=2, slots=3, rings=2 * 4, points=2 * 50, object_rings=3, object_points=50
+    )
+
+
+def test_capacity_for_a_share_leaves_out_the_rare_images_alone():
+    index = index_of([[[4]]] * 990 + [[[4], [900, 4]]] * 10)
+    usual = batch_capacity(index, 2, share=0.95)
+    assert usual == BatchCapacity(images=2, slots=1, rings=2, points=8, object_rings=1, object_points=4)
+    most = batch_capacity(index, 2)
+    assert (most.slots, most.object_points) == (2, 904)
+    rare = 10 / 1000
+    assert (1 - rare) ** 2 >= 0.95  # so this many batches of two have no rare image
+
+
+def test_capacity_of_a_data_set_without_objects_has_a_place_of_each_kind():
+    for index in (index_of([[], []]), index_of([])):
+        assert batch_capacity(index, 3) == BatchCapacity(
+            images=3, slots=1, rings=3, points=3, object_rings=1, object_points=1
+        )
+
+
+@pytest.mark.parametrize("objects", [(3, 1), (0, 2), (0, 0), (9,)])
+@pytest.mark.parametrize("canvas_hw", [(64, 96)])
+def test_a_padded_batch_has_the_same_losses_and_gradients(objects, canvas_hw):
+    model, batch = small_model(seed=0), varied_batch(1, objects, canvas_hw)
+    padded = pad_batch(batch, ROOMY)
+    assert padded.targets.boxes.shape == (len(objects), 9, 4)
+    losses, gradients = gradients_of(model, batch)
+    found_losses, found = gradients_of(model, padded)
+    torch.testing.assert_close(found_losses.stacked(), losses.stacked(), rtol=1e-6, atol=0)
+    assert torch.equal(found_losses.dropped_masks, losses.dropped_masks)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-6 * gradient.abs().max().item())
+
+
+def test_the_gradients_that_padding_must_not_change_are_not_all_zero():
+    losses, gradients = gradients_of(small_model(seed=0), varied_batch(1, (3, 1)))
+    assert (losses.stacked() > 0).all()
+    assert sum(gradient.abs().max() > 0 for gradient in gradients.values()) > 40
+
+
+def test_padding_keeps_every_ring_with_its_object():
+    batch = varied_batch(2, (1, 3))
+    before, after = batch.targets.polygons, pad_batch(batch, ROOMY).targets.polygons
+    slots = batch.targets.valid.shape[1]
+    for image in range(2):
+        for slot in range(ROOMY.slots):
+            rings = after.ring_offsets[image * ROOMY.slots + slot : image * ROOMY.slots + slot + 2].tolist()
+            if slot < slots:
+                old = before.ring_offsets[image * slots + slot : image * slots + slot + 2].tolist()
+                assert rings == old
+            else:
+                assert rings[0] == rings[1]
+    count = len(before.point_offsets)
+    assert torch.equal(after.point_offsets[:count], before.point_offsets)
+    assert (after.point_offsets[count:] == before.point_offsets[-1]).all()
+    assert len(after.point_offsets) == ROOMY.rings + 1 and len(after.points) == ROOMY.points
+    assert torch.equal(after.points[: len(before.points)], before.points)
+    assert (after.max_points, after.max_rings) == (ROOMY.object_points, ROOMY.object_rings)
+
+
+def test_a_batch_of_exactly_the_capacity_is_unchanged():
+    batch = varied_batch(3, (2, 2))
+    polygons = batch.targets.polygons
+    exact = BatchCapacity(
+        images=2,
+        slots=2,
+        rings=len(polygons.point_offsets) - 1,
+        points=len(polygons.points),
+        object_rings=polygons.max_rings,
+        object_points=polygons.max_points,
+    )
+    padded = pad_batch(batch, exact)
+    assert torch.equal(padded.targets.polygons.ring_offsets, polygons.ring_offsets)
+    assert torch.equal(padded.targets.boxes, batch.targets.boxes)
+    for name in ("images", "slots", "rings", "points", "object_rings", "object_points"):
+        tighter = replace(exact, **{name: getattr(exact, name) - 1})
+        assert not fits(batch, tighter), name
+        with pytest.raises(ValueError, match="does not fit"):
+            pad_batch(batch, tighter)

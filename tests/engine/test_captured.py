@@ -1,0 +1,237 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from small_batches import SMALL, small_model
+from test_capacity import index_of
+from varied_batches import varied_batch
+
+from maskperf.config import OptimizerConfig, SpeedConfig
+from maskperf.engine.build import build_model
+from maskperf.engine.capacity import BatchCapacity
+from maskperf.engine.captured import PLAIN_STEPS_FIRST, BatchResult, CapturedSteps, CudaRecorder, capture_steps
+from maskperf.engine.distributed import Topology
+from maskperf.engine.forward import training_losses
+from maskperf.engine.optimizer import build_optimizer
+from maskperf.engine.step import train_step
+from maskperf.structures import to_device
+
+SMALLER = BatchCapacity(images=2, slots=3, rings=20, points=200, object_rings=3, object_points=30)
+LARGER = BatchCapacity(images=2, slots=6, rings=40, points=400, object_rings=3, object_points=30)
+CONFIG = OptimizerConfig(batch_size=2, learning_rate=1e-4, warmup_steps=0)
+CPU = torch.device("cpu")
+
+
+class Repeater:
+    """Stands in for CUDA graphs: recording does nothing, and a replay does the recorded work on the same tensors."""
+
+    def __init__(self, fails_with=None):
+        self.warm_ups, self.recorded = 0, 0
+        self.fails_with = fails_with
+
+    def warm_up(self, work):
+        self.warm_ups += 1
+        work()
+
+    def record(self, work):
+        if self.fails_with is not None:
+            raise self.fails_with
+        self.recorded += 1
+        kept = BatchResult(torch.full((5,), float("nan")), torch.tensor(-1))
+
+        def replay():
+            result = work()
+            kept.terms.copy_(result.terms)
+            kept.dropped_masks.copy_(result.dropped_masks)
+
+        return kept, replay
+
+
+def captured_of(model, capacities=(SMALLER, LARGER), recorder=None):
+    said = []
+    recorder = recorder or Repeater()
+    return CapturedSteps(model, capacities, recorder=recorder, say=said.append), recorder, said
+
+
+def step(model, optimizer, batches, update, captured=None, device=CPU):
+    topology = Topology(rank=0, world=1, local_rank=0, device=device)
+    return train_step(model, optimizer, batches, update=update, config=CONFIG, topology=topology, captured=captured)
+
+
+def run_of(batches_of_steps, model, captured=None):
+    """Returns the losses of every step; the model is trained on."""
+    optimizer = build_optimizer(model, CONFIG)
+    results = [step(model, optimizer, batches, n, captured) for n, batches in enumerate(batches_of_steps, start=1)]
+    losses = torch.stack([result.losses for result in results])
+    assert losses.isfinite().all()
+    return losses, results
+
+
+def assert_same_weights(found, wanted):
+    for (name, one), other in zip(found.state_dict().items(), wanted.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+VARIED = [
+    [varied_batch(seed, objects, canvas)]
+    for seed, (objects, canvas) in enumerate(
+        [
+            *[((2, 1), (64, 96))] * (PLAIN_STEPS_FIRST + 1),
+            ((0, 3), (64, 96)),
+            ((5, 1), (64, 96)),  # the larger capacity
+            ((1,), (64, 96)),  # a short batch
+            ((1, 1), (96, 64)),  # another canvas
+            *[((6, 4), (64, 96))] * PLAIN_STEPS_FIRST,
+            ((7, 1), (64, 96)),  # fits none
+            ((3, 3), (64, 96)),
+        ]
+    )
+]
+
+
+def test_steps_that_are_replayed_train_as_plain_ones_do():
+    plain, model = small_model(seed=0), small_model(seed=0)
+    captured, recorder, said = captured_of(model)
+    wanted, _ = run_of(VARIED, plain)
+    found, results = run_of(VARIED, model, captured)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    assert_same_weights(model, plain)
+    assert recorder.recorded == 2 and (captured.replayed, captured.plain) == (4, 7)
+    assert "replay" in results[3].stopwatch.seconds() and "forward" in results[0].stopwatch.seconds()
+    assert len(said) == 1 and "more ground truth than there is room for" in said[0]
+
+
+def test_recording_leaves_gradients_and_running_statistics_as_they_were():
+    config = replace(SMALL, batch_norm="trainable")
+    plain, model = build_model(config, 0)[0], build_model(config, 0)[0]
+    captured, recorder, _ = captured_of(model)
+    steps = [[varied_batch(seed, (2, 1)), varied_batch(seed + 50, (1, 2))] for seed in range(4)]  # two micro-batches
+    wanted, _ = run_of(steps, plain)
+    found, _ = run_of(steps, model, captured)
+    assert captured.replayed == 8 - PLAIN_STEPS_FIRST and recorder.warm_ups > 0
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert_same_weights(model, plain)  # with num_batches_tracked and the running statistics
+
+
+def test_replay_works_on_the_tensors_it_was_recorded_with():
+    model = small_model(seed=0)
+    captured, _, _ = captured_of(model)
+    for seed in range(PLAIN_STEPS_FIRST):
+        assert captured.run(varied_batch(seed, (2, 1)), parts=1) is None
+    first = captured.run(varied_batch(7, (2, 1)), parts=1)
+    places = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
+    gradients = [place.clone() for place in places]
+    model.zero_grad(set_to_none=True)  # as somebody else may do
+    again = captured.run(varied_batch(7, (2, 1)), parts=1)
+    for parameter, place, gradient in zip(model.parameters(), places, gradients, strict=True):
+        assert parameter.grad is place
+        assert torch.equal(place, gradient)
+    assert torch.equal(first.terms, again.terms) and again.terms is not first.terms
+    other = captured.run(varied_batch(8, (1, 1)), parts=1)
+    assert not torch.equal(other.terms, first.terms)
+    assert torch.equal(again.terms, first.terms)  # a later replay does not write into a result
+
+
+def test_gradients_are_divided_by_the_number_of_micro_batches():
+    model = small_model(seed=0)
+    captured, _, _ = captured_of(model)
+    sizes = {}
+    for parts in (1, 4):
+        for _ in range(PLAIN_STEPS_FIRST + 1):
+            model.zero_grad()
+            result = captured.run(varied_batch(0, (2, 1)), parts=parts)
+        assert result is not None
+        sizes[parts] = model.rpn["head"].conv.weight.grad.norm()
+    torch.testing.assert_close(sizes[1], 4 * sizes[4])
+
+
+def test_after_a_failed_recording_every_step_is_plain_and_the_cause_is_said_once():
+    error = RuntimeError("the capture was made invalid")
+    error.__context__ = RuntimeError("operation not permitted\nwhen stream is capturing")
+    plain, model = small_model(seed=0), small_model(seed=0)
+    captured, recorder, said = captured_of(model, recorder=Repeater(fails_with=error))
+    steps = [[varied_batch(seed, (2, 1))] for seed in range(PLAIN_STEPS_FIRST + 3)]
+    wanted, _ = run_of(steps, plain)
+    found, _ = run_of(steps, model, captured)
+    assert torch.equal(found, wanted)
+    assert (captured.replayed, captured.plain) == (0, len(steps))
+    assert len(said) == 1 and "operation not permitted when stream is capturing" in said[0]
+
+
+def test_an_error_that_is_no_failure_of_recording_is_not_hidden():
+    model = small_model(seed=0)
+    captured, _, said = captured_of(model, recorder=Repeater(fails_with=KeyError("a bug")))
+    with pytest.raises(KeyError, match="a bug"):
+        run_of([[varied_batch(seed, (2, 1))] for seed in range(PLAIN_STEPS_FIRST + 1)], model, captured)
+    assert said == []
+
+
+def test_recorded_shapes_are_limited_and_it_is_said(monkeypatch):
+    monkeypatch.setattr("maskperf.engine.captured.MOST_GRAPHS", 1)
+    model = small_model(seed=0)
+    captured, recorder, said = captured_of(model)
+    for canvas in ((64, 96), (96, 64)):
+        for seed in range(PLAIN_STEPS_FIRST + 2):
+            captured.run(varied_batch(seed, (1, 1), canvas), parts=1)
+    assert recorder.recorded == 1 and captured.replayed == 2
+    assert said == ["captured steps: 1 graphs are made; other shapes are launched anew"]
+
+
+def test_on_a_cpu_or_switched_off_nothing_is_captured():
+    said = []
+    model = small_model(seed=0)
+    index = index_of([[[4]]])
+    assert capture_steps(model, index, images=1, device=CPU, say=said.append) is None
+    assert said == []
+    model.speed = SpeedConfig(captured_steps=False)
+    assert capture_steps(model, index, images=1, device=torch.device("cuda"), say=said.append) is None
+    assert len(said) == 1 and "speed.captured_steps=false" in said[0]
+
+
+def losses_and_gradients(model, batch):
+    """Returns both, and no part of the graph: a capture must not meet nodes from outside."""
+    model.zero_grad(set_to_none=False)
+    losses = training_losses(model, batch)
+    losses.total().backward()
+    return losses.stacked().detach(), [parameter.grad.clone() for parameter in model.parameters()]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_gpu_graphs_give_the_losses_and_gradients_of_plain_steps(dtype):
+    device = torch.device("cuda", torch.cuda.current_device())
+    model = small_model(seed=0).to(device)
+    model.compute_dtype = dtype
+    said = []
+    captured = CapturedSteps(model, (SMALLER, LARGER), recorder=CudaRecorder(device), say=said.append)
+    for batch in [to_device(micro_batches[0], device) for micro_batches in VARIED]:
+        terms, gradients = losses_and_gradients(model, batch)
+        model.zero_grad(set_to_none=False)
+        result = captured.run(batch, parts=1)
+        if result is not None:
+            torch.testing.assert_close(result.terms, terms, rtol=1e-3, atol=1e-5)  # sums in another order
+            for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                largest = gradient.abs().max().item()
+                torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=1e-2 * largest + 1e-6)
+    assert (captured.replayed, captured.plain) == (4, 7), said
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_on_a_gpu_a_step_never_waits_plain_or_replayed():
+    device = torch.device("cuda", torch.cuda.current_device())
+    model = small_model(seed=0).to(device)
+    captured = CapturedSteps(model, (SMALLER,), recorder=CudaRecorder(device), say=print)
+    optimizer = build_optimizer(model, CONFIG)
+    batch = to_device(varied_batch(0, (2, 1)), device)
+    for update in range(1, PLAIN_STEPS_FIRST + 2):
+        step(model, optimizer, [batch], update, captured, device)
+    assert captured.replayed == 1
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for with_graphs in (captured, None):
+            result = step(model, optimizer, [batch], PLAIN_STEPS_FIRST + 2, with_graphs, device)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert captured.replayed == 2 and result.losses.isfinite().all()

@@ -106,7 +106,7 @@ class SpeedConfig:
     class_selected_outputs: bool = True  # mask logits of the one class that is used
     packed_positives: bool = True  # on a CPU: RoI heads on the places in use alone
     sparse_mask_targets: bool = True  # on a CPU: polygons meet only the columns they cross
-    compiled_glue: bool = True  # on a CPU with a C++ compiler: element-wise work compiled by PyTorch
+    keep_freed_memory: bool = True  # on a CPU with glibc: freed memory stays with the process for the next step
     aspect_buckets: bool = True  # batches of pictures that fill nearly the same canvas
     precision: str = "auto"  # "bfloat16" (weights stay float32) or "float32"; auto: bfloat16 on a GPU
     captured_steps: bool = True  # on a GPU: the step replayed as a CUDA graph

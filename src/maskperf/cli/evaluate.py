@@ -117,7 +117,7 @@ def _evaluate(choices: argparse.Namespace) -> int:
 
     from maskperf.data.coco import locate_validation, read_coco
     from maskperf.data.loader import evaluation_batches, feeding_for
-    from maskperf.engine.build import build_model
+    from maskperf.engine.build import build_model, keep_memory
     from maskperf.engine.distributed import close_topology, init_topology
     from maskperf.engine.precision import set_precision
     from maskperf.evaluation.predict import predict
@@ -154,6 +154,7 @@ def _evaluate(choices: argparse.Namespace) -> int:
     if topology.is_first:
         batches = _with_progress(batches, len(val.image_ids), topology.world)
     start = time.monotonic()
+    keep_memory(config.speed, topology.device)
     model.to(topology.device)
     set_precision(model, topology.device, print if topology.is_first else lambda text: None)
     results = predict(model, batches, val.category_ids, topology)

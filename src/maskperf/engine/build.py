@@ -6,6 +6,7 @@ import torch
 
 from maskperf.config import DataConfig, ModelConfig, SpeedConfig
 from maskperf.engine.forward import training_losses
+from maskperf.machine.memory_allocator import keep_freed_memory
 from maskperf.model.backbone_file import load_backbone_weights
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.model.weights import load_model_weights
@@ -24,6 +25,17 @@ def build_model(config: ModelConfig, seed: int, speed: SpeedConfig | None = None
     if config.initial_weights:
         notices += load_model_weights(model, config.initial_weights)
     return model, notices
+
+
+def keep_memory(speed: SpeedConfig, device: torch.device) -> str:
+    """Returns one line about what becomes of freed memory, after it was decided. Cannot be undone in this process."""
+    if device.type != "cpu":
+        return "memory: kept by PyTorch's allocator for the GPU"
+    if not speed.keep_freed_memory:
+        return "memory: freed memory goes back to the system (speed.keep_freed_memory=false)"
+    if keep_freed_memory():
+        return "memory: freed memory stays with the process"
+    return "memory: freed memory goes back to the system, although speed.keep_freed_memory=true: there is no glibc here"
 
 
 def padded_size_hw(data: DataConfig) -> tuple[int, int]:

@@ -196,9 +196,9 @@ FREE_FIELDS = {  # why they are free, and which
     "changes no number: a run stops where it is too small": "model.mask_slots_per_image",
     "the official COCO code decides in both cases: alone, or by confirming": "evaluation.engine",
     "speed, not results": "data.loader_threads data.prefetch_batches system.device system.threads "
-    "system.log_every_steps",
+    "system.log_every_steps speed.keep_freed_memory",
     "what happens to a run that is lost": "system.on_collapse",
-    "equivalent mathematics, as the rules allow": "speed.fast_convolutions speed.folded_batch_norm speed.compiled_glue "
+    "equivalent mathematics, as the rules allow": "speed.fast_convolutions speed.folded_batch_norm "
     "speed.grouped_roi_align speed.sparse_rpn_backward speed.class_selected_outputs speed.packed_positives "
     "speed.sparse_mask_targets speed.captured_steps speed.triton_kernels speed.device_preprocessing",
     "padding and packing of batches, as the rules allow": "speed.aspect_buckets",

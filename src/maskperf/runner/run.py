@@ -6,7 +6,7 @@ import torch
 
 from maskperf.config import RunConfig
 from maskperf.data.sampler import steps_per_epoch
-from maskperf.engine.build import build_model, warm_up
+from maskperf.engine.build import build_model, keep_memory, warm_up
 from maskperf.engine.captured import capture_steps
 from maskperf.engine.distributed import broadcast_model, init_topology
 from maskperf.engine.optimizer import build_optimizer
@@ -94,7 +94,8 @@ def _initialize(session: Session) -> tuple[MaskRcnn, torch.optim.Optimizer]:
     model.to(topology.device)
     broadcast_model(model, topology)
     set_precision(model, topology.device, session.say)
-    session.say(describe(config.speed, topology.device))
+    for line in (describe(config.speed, topology.device), keep_memory(config.speed, topology.device)):
+        session.say(line)
     optimizer = build_optimizer(model, config.optimizer, kernels=config.speed.triton_kernels)
     if topology.device.type == "cuda":  # a CPU has no kernels to choose, and its first step costs what any step costs
         warm_up(model, config.data, session.images_per_rank, topology.device)

@@ -40,7 +40,7 @@ def losses_and_gradients(with_kernels: bool, monkeypatch) -> tuple[torch.Tensor,
 
         monkeypatch.setattr(module, "load", load)
     monkeypatch.setattr(selection, "missing_part", lambda device: "" if with_kernels else "not wanted")
-    speed = SpeedConfig(fast_convolutions=False, compiled_glue=False, precision="float32", packed_positives=False)
+    speed = SpeedConfig(fast_convolutions=False, precision="float32", packed_positives=False)
     model, _ = build_model(MODEL, 3, speed)
     losses = training_losses(model.to(device), made_up_batch(PLAN, (64, 96), 1, device))
     losses.total().backward()

@@ -40,6 +40,7 @@ COMMANDS = {
     "report": Command("maskperf.cli.report", "report", "write a page about one run or several"),
     "check": Command("maskperf.cli.check", "check", "let MLPerf's own checkers judge logs, and explain their findings"),
     "package": Command("maskperf.cli.package", "package", "build the folder of a submission from five runs"),
+    "bench": Command("maskperf.cli.bench", "bench", "measure how fast the parts are, against others where asked"),
     "replay": Command("maskperf.cli.replay", "replay", "run the step again at which a run went wrong"),
 }
 

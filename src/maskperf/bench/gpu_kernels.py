@@ -1,0 +1,257 @@
+"""The kernels of ops/kernels against their plain twins on a GPU: times in turn, and how far the results differ.
+
+Not yet run on a GPU.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from maskperf.bench.gpu_clock import measure_in_turn, milliseconds_of
+from maskperf.bench.gpu_plan import GpuPlan, KernelSizes
+from maskperf.bench.made_up import STRIDES, made_up_boxes, made_up_ring
+from maskperf.bench.measure import Spread, ratio_spread, spread_of
+from maskperf.data.raw_pictures import BufferRing, pack_pictures
+from maskperf.errors import ConfigError
+from maskperf.ops.kernels.selection import load, missing_part
+from maskperf.ops.nms import blockwise_nms
+from maskperf.ops.pictures import to_images_reference
+from maskperf.ops.rasterize import rasterize_by_crossings
+from maskperf.ops.roi_align import flat_roi_align
+from maskperf.structures import Polygons, to_device
+
+POOLED_STRIDES = STRIDES[:4]
+MASK_SIZE = 28
+MEANS_BGR = (102.9801, 115.9465, 122.7717)
+IOU_THRESHOLD = 0.7
+NUM_TENSORS = 80  # that the parameters of the update are spread over, as in the network
+CALLS = 5  # of one measurement
+SEED = 1
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelCase:
+    """One piece of work, done by a kernel and by its twin; both return what they made."""
+
+    name: str
+    shape: str
+    kernel: Callable[[], list[Tensor]]
+    plain: Callable[[], list[Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelRow:
+    """What was measured of one case; milliseconds of one call on the device."""
+
+    name: str
+    shape: str
+    kernel_milliseconds: Spread
+    plain_milliseconds: Spread
+    plain_over_kernel: Spread  # of pairs measured in turn
+    largest_difference: float  # of the results
+    largest_value: float
+
+
+def gpu_kernel_rows(family: str, device: torch.device, plan: GpuPlan) -> Iterator[KernelRow]:
+    """Returns one row for each piece of work of a family of `FAMILIES`, as it is measured.
+
+    Errors: ConfigError where the kernels cannot be used on the device.
+    """
+    missing = missing_part(device)
+    if missing:
+        raise ConfigError(f"device {device}: no kernels to measure. {missing}")
+    for make_case in FAMILIES[family](device, plan.kernels):
+        yield measure_case(make_case(), device, plan)
+
+
+def measure_case(case: KernelCase, device: torch.device, plan: GpuPlan) -> KernelRow:
+    """Returns the row of one case: both sides in turn, after calls that are not counted."""
+    for _ in range(plan.warm_up_calls):
+        found, expected = case.kernel(), case.plain()
+    pairs = [(a.double(), b.double()) for a, b in zip(found, expected, strict=True)]
+    largest = max(float((a - b).abs().max()) for a, b in pairs), max(float(b.abs().max()) for _, b in pairs)
+    times = measure_in_turn(
+        {
+            "kernel": partial(milliseconds_of, case.kernel, device, CALLS),
+            "plain": partial(milliseconds_of, case.plain, device, CALLS),
+        },
+        plan.repeats,
+    )
+    return KernelRow(
+        name=case.name,
+        shape=case.shape,
+        kernel_milliseconds=spread_of(times["kernel"]),
+        plain_milliseconds=spread_of(times["plain"]),
+        plain_over_kernel=ratio_spread(times["kernel"], times["plain"]),
+        largest_difference=largest[0],
+        largest_value=largest[1],
+    )
+
+
+def _roi_align_cases(device: torch.device, sizes: KernelSizes) -> Iterator[Callable[[], KernelCase]]:
+    for pool in ((7, sizes.box_rois), (14, sizes.mask_rois)):
+        for dtype in DTYPES:
+            for direction in ("forward", "backward"):
+                yield partial(_roi_align, device, sizes, pool, dtype=dtype, direction=direction)
+
+
+def _nms_cases(device: torch.device, sizes: KernelSizes) -> Iterator[Callable[[], KernelCase]]:
+    yield partial(_nms, device, sizes)
+
+
+def _mask_cases(device: torch.device, sizes: KernelSizes) -> Iterator[Callable[[], KernelCase]]:
+    yield partial(_masks, device, sizes)
+
+
+def _picture_cases(device: torch.device, sizes: KernelSizes) -> Iterator[Callable[[], KernelCase]]:
+    for dtype in DTYPES:
+        yield partial(_pictures, device, sizes, dtype)
+
+
+def _sgd_cases(device: torch.device, sizes: KernelSizes) -> Iterator[Callable[[], KernelCase]]:
+    yield partial(_sgd, device, sizes)
+
+
+FAMILIES = {
+    "roi_align": _roi_align_cases,
+    "nms": _nms_cases,
+    "rasterize": _mask_cases,
+    "pictures": _picture_cases,
+    "sgd": _sgd_cases,
+}
+
+
+def _roi_align(
+    device: torch.device, sizes: KernelSizes, pool: tuple[int, int], *, dtype: torch.dtype, direction: str
+) -> KernelCase:
+    random = np.random.default_rng(SEED)
+    size, rois = pool
+    boxes = made_up_boxes(random, sizes.images * rois, sizes.size_hw).reshape(sizes.images, rois, 4)
+    boxes = torch.from_numpy(boxes).to(device)
+    features = []
+    for stride in POOLED_STRIDES:
+        shape = (sizes.images, sizes.channels, -(-sizes.size_hw[0] // stride), -(-sizes.size_hw[1] // stride))
+        level = torch.from_numpy(random.standard_normal(shape, np.float32))
+        features.append(level.to(device, dtype, memory_format=torch.channels_last).requires_grad_())
+
+    def forward(function: Callable) -> list[Tensor]:
+        with torch.no_grad():
+            return [function(features, boxes, size=size, strides=POOLED_STRIDES)]
+
+    def backward(pooled: Tensor, gradient: Tensor) -> list[Tensor]:
+        return list(torch.autograd.grad(pooled, features, gradient, retain_graph=True))
+
+    sides = [load("roi_align").pyramid_roi_align, flat_roi_align]
+    work = [partial(forward, side) for side in sides]
+    if direction == "backward":
+        pooled = [side(features, boxes, size=size, strides=POOLED_STRIDES) for side in sides]
+        gradient = torch.from_numpy(random.standard_normal(pooled[0].shape, np.float32)).to(device, dtype)
+        work = [partial(backward, result, gradient) for result in pooled]
+    return KernelCase(
+        name=f"RoIAlign {direction}",
+        shape=f"{sizes.images} x {rois} RoIs, {size} x {size}, {sizes.channels} channels, {dtype}",
+        kernel=work[0],
+        plain=work[1],
+    )
+
+
+def _nms(device: torch.device, sizes: KernelSizes) -> KernelCase:
+    random = np.random.default_rng(SEED)
+    groups = sizes.images * len(STRIDES)
+    boxes = made_up_boxes(random, groups * sizes.candidates, sizes.size_hw).reshape(groups, sizes.candidates, 4)
+    boxes = torch.from_numpy(boxes).to(device)
+    valid = torch.from_numpy(random.uniform(size=(groups, sizes.candidates)) < 0.95).to(device)
+    kernel = load("nms").nms_sorted
+    return KernelCase(
+        name="NMS",
+        shape=f"{groups} x {sizes.candidates} boxes",
+        kernel=lambda: [kernel(boxes, valid, IOU_THRESHOLD)],
+        plain=lambda: [blockwise_nms(boxes, valid, IOU_THRESHOLD)],
+    )
+
+
+def _masks(device: torch.device, sizes: KernelSizes) -> KernelCase:
+    random = np.random.default_rng(SEED)
+    object_boxes = made_up_boxes(random, sizes.images * sizes.objects, sizes.size_hw)
+    polygons = to_device(made_up_polygons(random, object_boxes), device)
+    chosen = random.integers(0, len(object_boxes), sizes.images * sizes.mask_rois)
+    objects, boxes = torch.from_numpy(chosen).to(device), torch.from_numpy(object_boxes[chosen]).to(device)
+    kernel = load("rasterize").rasterize_crops
+    return KernelCase(
+        name="mask targets",
+        shape=f"{len(chosen)} RoIs, {MASK_SIZE} x {MASK_SIZE}",
+        kernel=lambda: [kernel(polygons, objects, boxes, MASK_SIZE)],
+        plain=lambda: [rasterize_by_crossings(polygons, objects, boxes, MASK_SIZE)],
+    )
+
+
+def made_up_polygons(random: np.random.Generator, object_boxes: np.ndarray) -> Polygons:
+    """Returns one ring for each box, just filling it."""
+    rings = [made_up_ring(random, box) for box in object_boxes]
+    offsets = np.cumsum([0, *map(len, rings)])
+    return Polygons(
+        points=torch.from_numpy(np.concatenate(rings)),
+        point_offsets=torch.from_numpy(offsets),
+        ring_offsets=torch.arange(len(rings) + 1),
+        max_points=int(np.diff(offsets).max()),
+        max_rings=1,
+    )
+
+
+def _pictures(device: torch.device, sizes: KernelSizes, dtype: torch.dtype) -> KernelCase:
+    """Pictures of three quarters of the size, as COCO's are, with their resize."""
+    random = np.random.default_rng(SEED)
+    height, width = sizes.size_hw
+    old_hw = (height * 3 // 4, width * 3 // 4)
+    raw = pack_pictures(
+        [random.integers(0, 256, (*old_hw, 3), np.uint8) for _ in range(sizes.images)],
+        [(height, width)] * sizes.images,
+        [image % 2 == 0 for image in range(sizes.images)],
+        canvas_hw=(height, width),
+        means_bgr=MEANS_BGR,
+        ring=BufferRing(kept=1, pin_memory=False),
+    )
+    raw = to_device(raw, device)
+    return KernelCase(
+        name="pictures to input",
+        shape=f"{sizes.images} x {old_hw[0]} x {old_hw[1]} to {height} x {width}, {dtype}",
+        kernel=lambda: [load("pictures").resize_pictures(raw, dtype)],
+        plain=lambda: [to_images_reference(raw, dtype).pixels],
+    )
+
+
+def _sgd(device: torch.device, sizes: KernelSizes) -> KernelCase:
+    """Both sides are called equally often, and their values are compared at the end."""
+    random = np.random.default_rng(SEED)
+    count = max(1, sizes.parameters // NUM_TENSORS)
+    values, gradients = torch.from_numpy(random.standard_normal((2, NUM_TENSORS, count), np.float32)).to(device)
+
+    def update(make_optimizer: Callable) -> Callable[[], list[Tensor]]:
+        parameters = [nn.Parameter(part.clone()) for part in values]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.clone()
+        half = NUM_TENSORS // 2
+        groups = [
+            {"params": parameters[:half], "weight_decay": 1e-4},
+            {"params": parameters[half:], "weight_decay": 0.0},
+        ]
+        optimizer = make_optimizer(groups, lr=1e-3, momentum=0.9)
+        optimizer.found_inf = torch.zeros((), device=device)
+
+        def work() -> list[Tensor]:
+            optimizer.step()
+            return [parameter.detach() for parameter in parameters]
+
+        return work
+
+    return KernelCase(
+        name="SGD",
+        shape=f"{NUM_TENSORS} x {count} parameters, float32",
+        kernel=update(load("sgd").TritonSgd),
+        plain=update(partial(torch.optim.SGD, fused=True)),
+    )

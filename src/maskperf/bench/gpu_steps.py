@@ -1,0 +1,219 @@
+"""Training steps on one card: by canvas, batch size, precision and way of launching; and the waterfall of switches.
+
+Not yet run on a GPU.
+"""
+
+import gc
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+
+from maskperf.bench.gpu_clock import measure_in_turn, wall_milliseconds_of
+from maskperf.bench.gpu_kernels import made_up_polygons
+from maskperf.bench.gpu_plan import GpuPlan
+from maskperf.bench.made_up import made_up_boxes
+from maskperf.bench.measure import Spread, ratio_spread, spread_of
+from maskperf.bench.switches import ALL_OFF, loss_difference, techniques_of
+from maskperf.config import OptimizerConfig, SpeedConfig, plain_path
+from maskperf.engine.build import build_model
+from maskperf.engine.capacity import BatchCapacity
+from maskperf.engine.captured import CapturedSteps, CudaRecorder
+from maskperf.engine.distributed import Topology
+from maskperf.engine.optimizer import build_optimizer
+from maskperf.engine.precision import set_precision
+from maskperf.engine.step import train_step
+from maskperf.structures import LOSS_NAMES, Batch, Images, Targets, to_device
+
+SEED = 1
+GIB = 2**30
+# So small that the weights hardly move: all repeats work on the same proposals.
+OPTIMIZER = OptimizerConfig(learning_rate=1e-6, warmup_steps=0)
+MODES = (  # precision, captured
+    ("bfloat16", True),
+    ("bfloat16", False),
+    ("float32", True),
+    ("float32", False),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRow:
+    """What was measured of one kind of step."""
+
+    name: str
+    canvas_hw: tuple[int, int]
+    images: int
+    precision: str
+    captured: bool  # that it was replayed, not that it should be
+    milliseconds: Spread  # of a whole step, from its start on the host to its end on the device
+    images_per_second: float
+    first_over_this: Spread | None  # how many times as fast as the first row, measured in turn
+    loss_difference: float | None  # largest relative difference of the terms of the first step from the first row's
+    peak_gib: float | None
+    messages: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullRow:
+    """A kind of step that does not fit in the card's memory."""
+
+    name: str
+    canvas_hw: tuple[int, int]
+    images: int
+    error: str
+
+
+class Stepper:
+    """One model with its optimizer and batch; `step` is the training step of a run."""
+
+    def __init__(self, speed: SpeedConfig, batch: Batch, plan: GpuPlan, device: torch.device):
+        self.messages: list[str] = []
+        self.speed, self.batch = speed, batch
+        model, _ = build_model(plan.model, SEED, speed)
+        self._model = model.to(device)
+        set_precision(self._model, device, self.messages.append)
+        self._optimizer = build_optimizer(self._model, OPTIMIZER, kernels=self._model.speed.triton_kernels)
+        self._topology = Topology(rank=0, world=1, local_rank=0, device=device)
+        self._captured = self._capture(device) if speed.captured_steps else None
+        self._update = 0
+
+    def _capture(self, device: torch.device) -> CapturedSteps | None:
+        if device.type != "cuda":
+            return None
+        polygons, (images, slots) = self.batch.targets.polygons, self.batch.targets.valid.shape
+        room = BatchCapacity(
+            images=images,
+            slots=slots,
+            rings=len(polygons.point_offsets) - 1,
+            points=len(polygons.points),
+            object_rings=polygons.max_rings,
+            object_points=polygons.max_points,
+        )
+        return CapturedSteps(self._model, [room], recorder=CudaRecorder(device), say=self.messages.append)
+
+    @property
+    def is_captured(self) -> bool:
+        return self._captured is not None and self._captured.replayed > 0
+
+    def step(self) -> torch.Tensor:
+        """Returns the five losses of one more step, on the device."""
+        self._update += 1
+        result = train_step(
+            self._model,
+            self._optimizer,
+            [self.batch],
+            update=self._update,
+            config=OPTIMIZER,
+            topology=self._topology,
+            captured=self._captured,
+        )
+        return result.losses
+
+
+def step_rows(device: torch.device, plan: GpuPlan) -> Iterator[StepRow | FullRow]:
+    """Returns every batch size in every mode on the first canvas, then the other canvases as a run would have them."""
+    first, *others = plan.canvases_hw
+    kinds = [
+        (first, images, mode)
+        for images, mode in itertools.product((plan.usual_batch, *_without(plan.batch_sizes, plan.usual_batch)), MODES)
+    ]
+    kinds += [(canvas, plan.usual_batch, MODES[0]) for canvas in others]
+    for canvas, images, (precision, captured) in kinds:
+        name = f"{precision}, {'captured' if captured else 'eager'}"
+        speed = SpeedConfig(precision=precision, captured_steps=captured)
+        try:
+            rows = list(_measured({name: speed}, made_up_batch(plan, canvas, images, device), plan, device))
+        except torch.OutOfMemoryError as error:
+            rows = [FullRow(name=name, canvas_hw=canvas, images=images, error=str(error).splitlines()[0])]
+        yield from rows
+
+
+def switch_rows(device: torch.device, plan: GpuPlan) -> Iterator[StepRow]:
+    """Returns the waterfall: all switches off, then one more on in each row; all rows measured in turn."""
+    speeds = {ALL_OFF: plain_path()}
+    for technique in techniques_of("cuda"):
+        last = next(reversed(speeds.values()))
+        speeds[f"+ {technique.field}"] = replace(last, **{technique.field: technique.value})
+    batch = made_up_batch(plan, plan.canvases_hw[0], plan.usual_batch, device)
+    yield from _measured(speeds, batch, plan, device)
+
+
+def _without(values: tuple[int, ...], value: int) -> tuple[int, ...]:
+    return tuple(entry for entry in values if entry != value)
+
+
+def _measured(speeds: dict[str, SpeedConfig], batch: Batch, plan: GpuPlan, device: torch.device) -> Iterator[StepRow]:
+    """Returns one row for each; all models stay on the card, so that they can be measured in turn."""
+    steppers, losses, peaks = {}, {}, {}
+    for name, speed in speeds.items():
+        steppers[name] = Stepper(speed, batch, plan, device)
+        peaks[name], losses[name] = _warm_up(steppers[name], plan, device)
+    times = measure_in_turn(
+        {
+            name: partial(wall_milliseconds_of, stepper.step, device, plan.steps_at_a_time)
+            for name, stepper in steppers.items()
+        },
+        plan.repeats,
+    )
+    first = next(iter(speeds))
+    for name, stepper in steppers.items():
+        yield StepRow(
+            name=name,
+            canvas_hw=tuple(batch.images.pixels.shape[2:]),
+            images=len(batch.image_ids),
+            precision=stepper.speed.precision,
+            captured=stepper.is_captured,
+            milliseconds=spread_of(times[name]),
+            images_per_second=len(batch.image_ids) * 1000 / spread_of(times[name]).median,
+            first_over_this=None if name == first else ratio_spread(times[name], times[first]),
+            loss_difference=None if name == first else loss_difference(losses[name], losses[first]),
+            peak_gib=peaks[name],
+            messages=stepper.messages,
+        )
+
+
+def _warm_up(stepper: Stepper, plan: GpuPlan, device: torch.device) -> tuple[float | None, dict[str, float]]:
+    """Returns the most memory that this model took by itself, and the losses of its first step."""
+    _free(device)
+    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    losses = stepper.step().tolist()
+    for _ in range(plan.warm_up_calls):
+        stepper.step()
+    peak = (torch.cuda.max_memory_allocated(device) - before) / GIB if device.type == "cuda" else None
+    return peak, dict(zip(LOSS_NAMES, losses, strict=True))
+
+
+def _free(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def made_up_batch(plan: GpuPlan, canvas_hw: tuple[int, int], images: int, device: torch.device) -> Batch:
+    """Returns random pictures that fill the canvas, each with `plan.objects` objects of one polygon."""
+    random = np.random.default_rng(SEED)
+    boxes = made_up_boxes(random, images * plan.objects, canvas_hw)
+    shape = (images, plan.objects)
+    generator = torch.Generator(device).manual_seed(SEED)
+    pixels = torch.randn(images, 3, *canvas_hw, generator=generator, device=device)
+    targets = Targets(
+        boxes=torch.from_numpy(boxes).view(*shape, 4),
+        labels=torch.from_numpy(random.integers(1, plan.model.num_classes, shape)),
+        valid=torch.ones(shape, dtype=torch.bool),
+        polygons=made_up_polygons(random, boxes),
+    )
+    batch = Batch(
+        images=Images(
+            pixels=pixels.contiguous(memory_format=torch.channels_last),
+            sizes_hw=torch.tensor([canvas_hw] * images),
+        ),
+        targets=targets,
+        image_ids=torch.arange(images),
+        sample_seeds=torch.arange(images) + SEED,
+    )
+    return to_device(batch, device)

@@ -1,0 +1,98 @@
+"""The waterfall: one training step with every switch of the configuration off, then one more on in each row."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from maskperf.bench.child import our_side
+from maskperf.bench.plan import CASES, Plan, inputs_of_case
+from maskperf.bench.session import CaseResult, Say, compare
+from maskperf.config import RunConfig, SpeedConfig, plain_path
+
+ALL_OFF, ALL_ON = "all off", "all on"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Technique:
+    """A switch that changes a training step on some kind of device, and what it does there."""
+
+    field: str  # of SpeedConfig
+    summary: str
+    devices: tuple[str, ...]
+    value: bool | str = True
+
+
+# In the order in which they are switched on. Not here: aspect_buckets and device_preprocessing, which decide what
+# batches there are and not what a step does with one.
+TECHNIQUES = (
+    Technique(
+        field="precision",
+        summary="bfloat16 products, float32 weights",
+        devices=("cuda",),
+        value="bfloat16",
+    ),
+    Technique(
+        field="folded_batch_norm",
+        summary="frozen batch norm inside the weights, frozen stages keep nothing",
+        devices=("cpu", "cuda"),
+    ),
+    Technique(field="fast_convolutions", summary="Winograd for 3x3, matrix products for 1x1", devices=("cpu",)),
+    Technique(field="grouped_roi_align", summary="RoIAlign of neighbouring RoIs together", devices=("cpu",)),
+    Technique(
+        field="sparse_rpn_backward",
+        summary="backward of the RPN at the sampled anchors alone",
+        devices=("cpu", "cuda"),
+    ),
+    Technique(
+        field="class_selected_outputs",
+        summary="mask logits of each RoI's own class alone",
+        devices=("cpu", "cuda"),
+    ),
+    Technique(field="packed_positives", summary="RoI heads on the places in use alone", devices=("cpu",)),
+    Technique(field="sparse_mask_targets", summary="polygons meet only the columns they cross", devices=("cpu",)),
+    Technique(field="keep_freed_memory", summary="freed memory stays with the process", devices=("cpu",)),
+    Technique(field="triton_kernels", summary="own kernels for the operators", devices=("cuda",)),
+    Technique(field="captured_steps", summary="the step replayed as a CUDA graph", devices=("cuda",)),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the waterfall."""
+
+    name: str
+    summary: str
+    config: RunConfig
+
+
+def measure_switches(plan: Plan, folder: Path, say: Say) -> CaseResult:
+    """Returns one side for each row, the first with all switches off; all of them measured in turn."""
+    case = next(case for case in CASES if case.task == "step")
+    inputs = case.make_inputs(plan, folder)
+    rows = waterfall(plan.config, plan.device)
+    work = [
+        (our_side(row.name), case.task, inputs | inputs_of_case(plan, case, row.config) | {"summary": row.summary})
+        for row in rows
+    ]
+    return CaseResult(benchmark="switches", case=case.name, sides=compare(work, plan, optional=set(), say=say))
+
+
+def waterfall(config: RunConfig, device: str) -> list[Row]:
+    """Returns the rows for a kind of device: all off, one switch more in each, and the defaults."""
+    speed = plain_path()
+    rows = [Row(name=ALL_OFF, summary="the plain path", config=replace(config, speed=speed))]
+    for technique in techniques_of(device):
+        speed = replace(speed, **{technique.field: technique.value})
+        rows.append(
+            Row(name=f"+ {technique.field}", summary=technique.summary, config=replace(config, speed=speed)),
+        )
+    return [*rows, Row(name=ALL_ON, summary="as a run has it", config=replace(config, speed=SpeedConfig()))]
+
+
+def techniques_of(device: str) -> list[Technique]:
+    """Returns the switches that change a training step on a kind of device."""
+    return [technique for technique in TECHNIQUES if device in technique.devices]
+
+
+def loss_difference(losses: dict[str, float], plain: dict[str, float]) -> float:
+    """Returns the largest relative difference of the terms of two losses."""
+    return max(abs(losses[name] - plain[name]) / max(abs(plain[name]), 1e-12) for name in plain)

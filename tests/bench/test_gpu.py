@@ -1,0 +1,222 @@
+import io
+import json
+import time
+
+import pytest
+import torch
+from rich.console import Console
+
+from maskperf.bench import gpu, gpu_convolutions, gpu_kernels, gpu_section, gpu_steps
+from maskperf.bench.gpu_plan import SECTION_SECONDS, GpuPlan, KernelSizes, plan_from_json, plan_to_json
+from maskperf.bench.gpu_view import show
+from maskperf.config import ModelConfig, SpeedConfig
+from maskperf.errors import EXIT_USAGE, ConfigError
+
+CPU = torch.device("cpu")
+MODEL = ModelConfig(
+    num_classes=5,
+    stage_blocks=(1, 1, 1, 1),
+    stem_channels=8,
+    stage_channels=(16, 16, 16, 16),
+    fpn_channels=8,
+    box_head_channels=16,
+    mask_head_channels=8,
+    mask_head_convs=1,
+    roi_samples_per_image=16,
+)
+TINY = GpuPlan(
+    device="cpu",
+    model=MODEL,
+    kernels=KernelSizes(images=1, size_hw=(40, 64), channels=2, candidates=8, parameters=80),
+    canvases_hw=((64, 96), (96, 64)),
+    batch_sizes=(1,),
+    usual_batch=1,
+    objects=2,
+    repeats=1,
+    steps_at_a_time=1,
+    warm_up_calls=0,
+    threads=1,
+    seconds=120.0,
+)
+
+
+def shown(found: dict) -> str:
+    console = Console(width=250, record=True, file=io.StringIO(), markup=False, highlight=False)
+    show(console, found)
+    return console.export_text()
+
+
+def test_a_machine_without_cuda_is_refused_with_a_mend(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(ConfigError, match=r"no CUDA GPU here\. Mend: ") as caught:
+        gpu.measure(GpuPlan(), tmp_path, print)
+    assert caught.value.exit_code == EXIT_USAGE
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_plan_goes_to_the_process_and_back():
+    assert plan_from_json(plan_to_json(TINY)) == TINY
+    assert plan_from_json(plan_to_json(GpuPlan())) == GpuPlan()
+
+
+def test_every_section_has_its_share_of_the_time():
+    assert list(gpu_section.SECTIONS) == list(SECTION_SECONDS)
+    assert {name.removeprefix("kernel ") for name in SECTION_SECONDS if "kernel" in name} == set(gpu_kernels.FAMILIES)
+
+
+def test_sections_are_measured_and_a_failure_is_told_and_kept(tmp_path):
+    said = []
+    found = gpu.measure(TINY, tmp_path, said.append, sections=("device", "kernel nms"))
+    assert json.loads(json.dumps(found)) == found
+    assert set(found) == {"commit", "modified", "environment", "machine", "plan", "sections"}
+    device, nms = found["sections"]["device"], found["sections"]["kernel nms"]
+    assert device["error"] == ""
+    assert device["rows"][0]["packages"]["torch"] == torch.__version__
+    assert device["rows"][0]["bfloat16_teraflop_per_second"] > 0
+    assert nms["rows"] == []
+    assert nms["error"].startswith("device cpu: no kernels to measure")  # they are for NVIDIA GPUs
+    assert any("kernel nms: 0 rows, then" in line and "no kernels to measure" in line for line in said)
+    assert "kernel nms: NOT COMPLETE, 0 rows" in shown(found)
+
+
+def test_a_fault_of_the_program_is_kept_with_its_trace(tmp_path):
+    result = gpu.run_section("no such section", TINY, tmp_path, 60.0)
+    assert "Traceback" in result["error"] and "KeyError" in result["error"]
+    text = shown({"sections": {"steps": result}})
+    assert "KeyError: 'no such section'" in text and "Traceback" not in text
+
+
+def test_a_section_that_takes_too_long_is_stopped_and_keeps_its_rows(tmp_path, monkeypatch):
+    rows = tmp_path / "steps.jsonl"
+    rows.write_bytes(b'{"name": "one"}\n{"name": "tw')
+    monkeypatch.setattr(gpu.sys, "executable", "/bin/sleep")
+    popen = gpu.subprocess.Popen
+    monkeypatch.setattr(gpu.subprocess, "Popen", lambda command, **options: popen(["/bin/sleep", "60"], **options))
+    start = time.monotonic()
+    result = gpu.run_section("steps", TINY, tmp_path, 0.3)
+    assert time.monotonic() - start < 10
+    assert result["rows"] == [{"name": "one"}]
+    assert "stopped after 0 s" in result["error"]
+
+
+def test_no_section_is_begun_when_the_time_is_over(tmp_path):
+    plan = GpuPlan(device="cpu", seconds=0.0)
+    found = gpu.measure(plan, tmp_path, lambda text: None, sections=("steps", "peer"))
+    assert [section["error"] for section in found["sections"].values()] == ["left out: 0 s were over"] * 2
+
+
+def test_the_waterfall_begins_with_all_off_and_ends_with_all_on():
+    rows = list(gpu_steps.switch_rows(CPU, TINY))
+    assert rows[0].name == "all off" and rows[0].first_over_this is None
+    assert [row.name for row in rows[1:3]] == ["+ precision", "+ folded_batch_norm"]
+    assert rows[-1].name == "+ captured_steps"
+    assert not any(row.captured for row in rows)  # a CPU has no graphs
+    for row in rows[1:]:
+        expected = rows[0].milliseconds.median / row.milliseconds.median
+        assert row.first_over_this.median == pytest.approx(expected)
+        assert row.images_per_second == pytest.approx(1000 / row.milliseconds.median)
+        assert 0 < row.loss_difference < 2
+
+
+def test_steps_are_measured_by_mode_and_canvas_and_a_full_card_is_a_row(monkeypatch):
+    measured = gpu_steps._measured
+
+    def full_in_float32(speeds, *arguments):
+        if "float32, eager" in speeds:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried\nand so on")
+        return measured(speeds, *arguments)
+
+    monkeypatch.setattr(gpu_steps, "_measured", full_in_float32)
+    rows = list(gpu_steps.step_rows(CPU, TINY))
+    assert [(row.name, row.canvas_hw) for row in rows] == [
+        ("bfloat16, captured", (64, 96)),
+        ("bfloat16, eager", (64, 96)),
+        ("float32, captured", (64, 96)),
+        ("float32, eager", (64, 96)),
+        ("bfloat16, captured", (96, 64)),
+    ]
+    assert rows[3].error == "CUDA out of memory. Tried"
+
+
+def test_the_step_that_is_measured_is_that_of_a_run_with_these_switches():
+    batch = gpu_steps.made_up_batch(TINY, (64, 96), 2, CPU)
+    assert batch.targets.polygons.ring_offsets.tolist() == [0, 1, 2, 3, 4]
+    precise, plain = (
+        gpu_steps.Stepper(SpeedConfig(precision=precision), batch, TINY, CPU).step()
+        for precision in ("bfloat16", "float32")
+    )
+    assert precise.shape == (5,) and bool((plain > 0).all())
+    assert not torch.equal(precise, plain)
+
+
+def test_every_convolution_of_a_step_is_found_and_measured():
+    layers = gpu_convolutions.layers_of_a_step(CPU, TINY)
+    stem = gpu_convolutions.Layer(
+        input_shape=(1, 3, 64, 96), weight_shape=(8, 3, 7, 7), stride=(2, 2), padding=(3, 3), transposed=False
+    )
+    assert layers[stem] == 1
+    # The stem, three in each of four blocks and their shortcuts, eight in the pyramid, the RPN's on five levels.
+    assert sum(layers.values()) >= 1 + 12 + 4 + 8 + 5
+
+
+@pytest.mark.parametrize(
+    ("layer", "flop"),
+    [
+        (((1, 3, 64, 96), (8, 3, 7, 7), (2, 2), (3, 3), False), 2 * 32 * 48 * 8 * 3 * 49),
+        (((2, 6, 5, 7), (6, 4, 2, 2), (2, 2), (0, 0), True), 2 * 2 * 10 * 14 * 4 * 6),
+    ],
+)
+@pytest.mark.parametrize("direction", gpu_convolutions.PASSES)
+def test_a_convolution_is_measured_in_each_direction(layer, flop, direction):
+    names = ("input_shape", "weight_shape", "stride", "padding", "transposed")
+    row = gpu_convolutions.measure_layer(
+        gpu_convolutions.Layer(**dict(zip(names, layer, strict=True))), direction, 1, CPU
+    )
+    assert row.milliseconds.minimum > 0
+    assert row.teraflop_per_second * 1e9 * row.milliseconds.median == pytest.approx(flop)
+
+
+def test_all_tables_can_be_shown():
+    spread = {"median": 2.0, "first_quartile": 1.0, "third_quartile": 3.0}
+    step = {
+        "name": "bfloat16, captured",
+        "canvas_hw": [800, 1344],
+        "images": 8,
+        "captured": True,
+        "peak_gib": 9.87,
+        "milliseconds": spread,
+        "images_per_second": 4000.0,
+        "first_over_this": None,
+        "loss_difference": 1e-3,
+        "messages": ["captured steps: off from now on"],
+    }
+    kernel = {
+        "name": "NMS",
+        "shape": "10 x 2000 boxes",
+        "largest_difference": 0.0,
+        "largest_value": 1.0,
+        "kernel_milliseconds": spread,
+        "plain_milliseconds": spread,
+        "plain_over_kernel": spread,
+    }
+    layer = {"input_shape": [8, 3, 800, 1344], "weight_shape": [64, 3, 7, 7], "stride": [2, 2], "transposed": False}
+    convolution = {"direction": "forward", "layer": layer, "times_in_a_step": 1, "milliseconds": spread}
+    sides = [
+        {"name": "maskperf", "seconds": spread, "times_as_long": None},
+        {"name": "torchvision", "seconds": spread, "times_as_long": spread},
+    ]
+    sections = {
+        "kernel nms": [kernel],
+        "switches": [step],
+        "steps": [step, {"name": "float32, eager", "images": 16, "error": "CUDA out of memory"}],
+        "convolutions": [convolution | {"teraflop_per_second": 512.3}],
+        "peer": [{"benchmark": "step", "case": "training step", "sides": sides}],
+    }
+    found = {"sections": {name: {"rows": rows, "error": "", "seconds": 1.0} for name, rows in sections.items()}}
+    found["sections"]["device"] = {"rows": [{"left_out": "for a reason"}], "error": "", "seconds": 1.0}
+    text = shown(found)
+    for part in ("10 x 2000 boxes", "4000.0", "9.87", "512.3", "torchvision 2000.000 ms", "for a reason"):
+        assert part in text
+    assert "captured steps: off from now on" in text
+    assert "steps, float32, eager, 16 images: CUDA out of memory" in text

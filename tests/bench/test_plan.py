@@ -1,0 +1,67 @@
+from dataclasses import fields, replace
+
+import pytest
+
+from maskperf.bench.child import PEERS
+from maskperf.bench.names import QUICK, SUMMARIES
+from maskperf.bench.plan import CASES, IMAGES_OF_BATCH, Plan, peer_numbers
+from maskperf.bench.plan import refuse_other_network as refuse
+from maskperf.bench.switches import ALL_OFF, ALL_ON, loss_difference, techniques_of, waterfall
+from maskperf.config import ModelConfig, SpeedConfig, plain_path
+from maskperf.errors import ConfigError
+from maskperf.recipes import coco, demo
+
+
+def test_every_case_has_a_summary_and_its_scripts_exist():
+    assert {case.benchmark for case in CASES} | {"startup", "demo", "gpu"} == set(SUMMARIES)
+    assert set(QUICK) <= set(SUMMARIES)
+    assert [peer.script for case in CASES for peer in case.peers if not (PEERS / peer.script).is_file()] == []
+
+
+def test_each_benchmark_has_its_own_number_of_images_unless_told(tmp_path):
+    plan = Plan(config=coco(), cache=tmp_path)
+    assert plan.images_of("step") == IMAGES_OF_BATCH
+    assert plan.images_of("scored") == 5000
+    assert replace(plan, images=3).images_of("scored") == 3
+
+
+def test_a_pooled_quota_of_proposals_is_shared_out_to_the_images_of_the_peer():
+    assert peer_numbers(ModelConfig(), images=2)["rpn_post_nms_top_n_train"] == 1000
+    assert peer_numbers(ModelConfig(proposal_quota="per_image"), images=2)["rpn_post_nms_top_n_train"] == 2000
+    assert peer_numbers(ModelConfig(), images=2)["box_batch_size_per_image"] == 512
+
+
+def test_the_peer_is_only_compared_with_the_same_network():
+    refuse(ModelConfig())
+    refuse(ModelConfig(roi_samples_per_image=64, num_classes=9))
+    with pytest.raises(ConfigError, match="model.stage_blocks, .*Mend: leave out --peer"):
+        refuse(demo().model)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_waterfall_switches_on_one_after_another(device):
+    rows = waterfall(coco(), device)
+    assert rows[0].name == ALL_OFF
+    assert rows[0].config.speed == plain_path()
+    assert rows[-1].name == ALL_ON
+    assert rows[-1].config.speed == SpeedConfig()
+    names = [technique.field for technique in techniques_of(device)]
+    assert [row.name for row in rows[1:-1]] == [f"+ {name}" for name in names]
+    for before, after, name in zip(rows, rows[1:-1], names, strict=False):
+        assert changed(before.config.speed, after.config.speed) == [name]
+    assert all(row.summary for row in rows)
+
+
+def changed(first, second):
+    return [entry.name for entry in fields(SpeedConfig) if getattr(first, entry.name) != getattr(second, entry.name)]
+
+
+def test_every_switch_is_in_the_waterfall_of_some_device_or_decides_what_the_batches_are():
+    named = {technique.field for device in ("cpu", "cuda") for technique in techniques_of(device)}
+    assert {entry.name for entry in fields(SpeedConfig)} - named == {"aspect_buckets", "device_preprocessing"}
+
+
+def test_the_loss_difference_is_that_of_the_worst_term():
+    plain = {"mask": 2.0, "box": 0.5}
+    assert loss_difference(plain, plain) == 0.0
+    assert loss_difference({"mask": 2.0, "box": 0.505}, plain) == pytest.approx(0.01)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from maskperf.engine.finite import any_not_finite
+from maskperf.engine.finite import any_not_finite, largest_magnitude, smallest_and_largest
 
 CPU = torch.device("cpu")
 
@@ -22,6 +22,13 @@ def test_large_finite_numbers_are_no_fault():
 def test_numbers_of_half_precision_are_judged_as_they_are():
     assert any_not_finite([torch.tensor([65504.0], dtype=torch.float16)], CPU) == 0
     assert any_not_finite([torch.tensor([70000.0]).to(torch.float16)], CPU) == 1
+
+
+@pytest.mark.parametrize("way", [smallest_and_largest, largest_magnitude])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf"), 3e38])
+def test_both_ways_tell_the_same(way, bad):
+    tensors = [torch.randn(3, 4), torch.tensor([1.0, bad, -1.0]), torch.tensor(2.0)]
+    assert bool(torch.isfinite(way(tensors)).all()) == (bad == 3e38)
 
 
 def test_no_numbers_are_no_fault():

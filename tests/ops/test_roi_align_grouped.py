@@ -47,20 +47,23 @@ def test_bags_are_short_exactly_where_the_samples_of_a_bin_share_cells():
     near = [10.0, 10.0, 64.0, 64.0]  # 13.5 cells for 14 samples
     far = [10.0, 10.0, 74.0, 74.0]  # 16 cells
     tall = [10.0, 10.0, 20.0, 74.0]
-    bags = pyramid_bags(torch.tensor([[far, near, tall]]), [(64, 80), (32, 40), (16, 20), (8, 10)], 7, STRIDES)
-    assert [(level.level, level.rois.tolist()) for level in bags] == [(0, [1, 0, 2])]
-    assert bags[0].bag_lengths.tolist() == [9] * 49 + [16] * 98
-    assert len(bags[0].cells) == len(bags[0].weights) == 49 * (9 + 16 + 16)
+    large = [10.0, 10.0, 220.0, 230.0]  # 26 cells of the second level
+    boxes = torch.tensor([[far, large, near, tall]])
+    narrow, wide = pyramid_bags(boxes, [(64, 80), (32, 40), (16, 20), (8, 10)], 7, STRIDES)
+    assert (narrow.rois.tolist(), wide.rois.tolist()) == ([2], [0, 3, 1])
+    assert (narrow.level_counts, wide.level_counts) == ([1, 0, 0, 0], [2, 1, 0, 0])
+    assert narrow.cells.shape == narrow.weights.shape == (1, 49, 9)
+    assert wide.cells.shape == wide.weights.shape == (3, 49, 16)
 
 
 def test_the_weights_of_a_bin_inside_the_map_sum_to_one():
     boxes = ordinary_rois(100)
     sizes = [(64, 80), (32, 40), (16, 20), (8, 10)]
-    bags = pyramid_bags(boxes, sizes, 7, STRIDES)
-    assert sorted(number for level in bags for number in level.rois.tolist()) == list(range(200))
-    for level in bags:
-        bin_numbers = torch.arange(len(level.bag_lengths)).repeat_interleave(level.bag_lengths)
-        sums = torch.zeros(len(level.bag_lengths), dtype=torch.float64).index_add_(0, bin_numbers, level.weights)
+    all_bags = pyramid_bags(boxes, sizes, 7, STRIDES)
+    assert sorted(number for bags in all_bags for number in bags.rois.tolist()) == list(range(200))
+    for bags in all_bags:
+        assert sum(bags.level_counts) == len(bags.rois) == len(bags.cells) == len(bags.weights)
+        sums = bags.weights.sum(dim=2)
         torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=1e-12)
 
 

@@ -111,22 +111,6 @@ def test_kept_memory_carries_nothing_from_one_call_to_the_next():
     assert all(torch.equal(one, other) for one, other in zip(first, by_winograd(*small), strict=True))
 
 
-@pytest.mark.parametrize("tiles_per_chunk", [1, 7, 64, 10**6])
-@pytest.mark.parametrize(("images", "height", "width"), [(1, 1, 1), (3, 14, 14), (2, 50, 84), (5, 3, 90), (0, 8, 8)])
-def test_chunks_hold_every_tile_once_and_keep_their_size(images, height, width, tiles_per_chunk):
-    rows, columns = -(-height // 4), -(-width // 4)
-    seen = torch.zeros(images, rows, dtype=torch.int64)
-    for chunk in winograd.cut_into_chunks(images, height, width, tiles_per_chunk):
-        assert chunk.columns == columns
-        assert chunk.tiles <= max(tiles_per_chunk, columns)  # a row of tiles is never cut
-        assert chunk.images == 1 or chunk.rows == rows
-        part = seen[chunk.first_image : chunk.first_image + chunk.images]
-        part = part[:, chunk.first_row : chunk.first_row + chunk.rows]
-        assert part.shape == (chunk.images, chunk.rows)
-        part += 1
-    assert (seen == 1).all()
-
-
 def test_no_images_give_a_weight_gradient_of_zero():
     by_winograd(*problem(1, 3, 4, 9, 9))
     _, _, grad_weight = by_winograd(*problem(0, 3, 4, 9, 9))
@@ -146,3 +130,70 @@ def test_memory_for_what_lies_between_is_bounded_however_large_the_map():
         winograd.SCRATCH = original
     assert taken[32] == taken[320]
     assert set(taken[320]) == {"block", "spread", "across", "patches", "tiles", "products", "filters", "sums"}
+
+
+def sparse_problem(images, channels, height, width, places):
+    """Returns a problem whose gradient is zero but at the given places (image, row, column, channel)."""
+    x, weight, grad = problem(images, channels, channels, height, width)
+    kept = torch.zeros_like(grad)
+    for place in places:
+        kept[place] = grad[place]
+    return x, weight, kept
+
+
+# Wide maps that are cut into single rows, and narrow ones; corners, tile edges, the last cut tile, a far channel.
+SPARSE_PROBLEMS = {
+    "corners": (2, 20, 17, 70, [(0, 0, 0), (1, 16, 69), (0, 16, 0)]),
+    "edges_of_tiles": (1, 3, 30, 81, [(0, 3, 4), (0, 4, 7), (0, 11, 80, 1), (0, 12, 40)]),
+    "channel_that_a_glance_does_not_see": (1, 20, 9, 80, [(0, 5, row, 19) for row in range(0, 80, 2)]),
+    "narrow": (3, 2, 14, 14, [(1, 7, 3), (2, 2, 13)]),
+    "one_image_alone": (2, 4, 20, 90, [(1,)]),
+    "nothing": (2, 3, 12, 70, []),
+}
+
+
+@pytest.mark.parametrize("name", SPARSE_PROBLEMS)
+def test_gradients_are_the_plain_ones_where_most_of_the_output_has_none(name):
+    arguments = sparse_problem(*SPARSE_PROBLEMS[name])
+    for result, expected in zip(by_winograd(*arguments), plain(*arguments), strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-11, atol=1e-11)
+
+
+def test_tiles_without_a_gradient_are_not_even_multiplied():
+    x, weight, grad = sparse_problem(1, 4, 24, 96, [(0, slice(6, 10), slice(40, 50))])
+    assert winograd.is_sparse(grad)
+    expected = plain(x, weight, grad)[2]
+    x[:, 16:] = x[:, :, 60:] = torch.nan  # rows and columns of dead tiles: any product with them would be seen
+    grad_weight = torch.empty_like(weight)
+    winograd.convolve_backward(grad, x, weight, None, grad_weight)
+    torch.testing.assert_close(grad_weight, expected)
+
+
+def test_a_gradient_that_is_not_a_number_is_never_left_out():
+    x, weight, grad = sparse_problem(1, 2, 16, 80, [])
+    grad[0, 9, 33, 1] = torch.nan
+    _, grad_x, grad_weight = by_winograd(x, weight, grad)
+    assert grad_x[0, 8:11, 32:35].isnan().all()
+    assert grad_weight[1].isnan().all()
+
+
+def test_live_columns_are_those_whose_patches_hold_something():
+    block = torch.zeros(6, 1, 4 * 5 + 2, 20)
+    assert winograd.live_columns(block).tolist() == []
+    block[2, 0, 8, 19] = 1e-45  # column 8 of the padded block is in the patches 4 to 9 and 8 to 13
+    assert winograd.live_columns(block).tolist() == [1, 2]
+    block[5, 0, 3, 0] = -1
+    assert winograd.live_columns(block).tolist() == [0, 1, 2]
+    block[0, 0, :, 7] = 1
+    assert winograd.live_columns(block) is None
+
+
+def test_wide_maps_with_many_tiles_of_zeros_are_sparse():
+    grad = torch.zeros(2, 40, 70, 3)
+    assert winograd.is_sparse(grad)
+    assert not winograd.is_sparse(grad[:, :, :60])  # narrow
+    assert not winograd.is_sparse(grad[:0])
+    grad[:, ::4, ::4, 1] = 1
+    assert not winograd.is_sparse(grad)
+    grad[0, :12] = 0
+    assert winograd.is_sparse(grad)

@@ -1,5 +1,7 @@
 """The whole model against numbers computed by the reference implementation (tests/golden/README.md)."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -130,7 +132,29 @@ def test_losses_equal_the_reference(name, losses, numbers):
     assert getattr(losses, name).item() == pytest.approx(wanted, rel=1e-4)
 
 
-def test_gradients_of_all_84_parameters_equal_the_reference(losses, model, numbers):
+@pytest.fixture(scope="module")
+def exact_gradients(batch):
+    """Returns a function that gives the plain path's gradients in float64, computed when first asked for."""
+    kept = {}
+
+    def gradient_of(name: str) -> np.ndarray:
+        if not kept:
+            model = golden_model(plain_path()).double()
+            pixels = batch.images.pixels.double()
+            training_losses(model, replace(batch, images=replace(batch.images, pixels=pixels))).total().backward()
+            kept.update((name, parameter.grad) for name, parameter in model.named_parameters())
+        return kept[name].flatten()[:4].numpy()
+
+    return gradient_of
+
+
+def test_gradients_of_all_84_parameters_equal_the_reference(losses, model, numbers, exact_gradients):
+    """Some sums before a rectifier are so near zero that rounding decides their sign, the reference's rounding too.
+
+    With exact sums one gradient of the mask head is 1.41e-3 of its scale away from the reference's. Where a technique's
+    gradient is further than 1e-3 from the reference's, it has to be the exact one, within a hundredth of that.
+    """
+    is_plain = model.speed == plain_path()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert sorted(gradients) == sorted(numbers["grad/names"].tolist()) and len(gradients) == 84
     for name, norm, first in zip(numbers["grad/names"], numbers["grad/norms"], numbers["grad/first4"], strict=True):
@@ -138,7 +162,11 @@ def test_gradients_of_all_84_parameters_equal_the_reference(losses, model, numbe
         assert gradient.norm().item() == pytest.approx(norm, rel=1e-3, abs=1e-12), name
         scale = max(float(np.abs(first).max()), float(norm) / gradient.numel() ** 0.5)
         count = min(4, gradient.numel())
-        np.testing.assert_allclose(gradient.flatten()[:count], first[:count], atol=1e-3 * scale, err_msg=str(name))
+        found, wanted, tolerance = gradient.flatten()[:count].numpy(), first[:count], 1e-3 * scale
+        if not is_plain and np.abs(found - wanted).max() > tolerance:
+            wanted, tolerance = exact_gradients(str(name)), 1e-5 * scale
+            np.testing.assert_allclose(wanted, first[:count], atol=2e-3 * scale, err_msg=str(name))
+        np.testing.assert_allclose(found, wanted, atol=tolerance, err_msg=str(name))
 
 
 @pytest.mark.parametrize("image", [0, 1])

@@ -8,20 +8,32 @@ chunks, so that what lies between the three maps stays in the processor's cache 
 Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015; the points are chosen here.
 """
 
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
-TILE = 4
+from maskperf.ops.scratch_memory import Scratch
+from maskperf.ops.winograd_chunks import (
+    TILE,
+    Chunk,
+    choose_chunk_size,
+    count_tiles,
+    cut_into_chunks,
+    in_batches,
+    matching_parts,
+    with_places,
+)
+
 PATCH = 6
 FREQUENCIES = PATCH * PATCH
 LOW_POINT, HIGH_POINT = 2 / 3, 3 / 2
-TILES_PER_CHUNK = 256  # 9 MiB of transformed input at 256 channels; measured: 128 to 512 are much the same
+SPARSE_SHARE = 0.9  # of the tiles; below it the rows of tiles of a gradient are worked off one by one
+SPARSE_COLUMNS = 16  # fewer tiles are too few for passes of their own
+CHANNELS_OF_A_GLANCE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,55 +73,6 @@ def transforms(dtype: torch.dtype) -> Transforms:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Chunk:
-    """Some rows of tiles of some images; either all rows or one image. Tiles are ordered by row, image, column."""
-
-    first_image: int
-    images: int
-    first_row: int
-    rows: int
-    columns: int
-
-    @property
-    def tiles(self) -> int:
-        return self.rows * self.images * self.columns
-
-
-def cut_into_chunks(images: int, height: int, width: int, tiles_per_chunk: int = TILES_PER_CHUNK) -> Iterator[Chunk]:
-    """Yields chunks of about `tiles_per_chunk` tiles that cover the maps."""
-    rows, columns = -(-height // TILE), -(-width // TILE)
-    if rows * columns <= tiles_per_chunk:
-        step = tiles_per_chunk // (rows * columns)
-        for first in range(0, images, step):
-            count = min(step, images - first)
-            yield Chunk(first_image=first, images=count, first_row=0, rows=rows, columns=columns)
-        return
-    step = max(1, tiles_per_chunk // columns)
-    for image in range(images):
-        for first in range(0, rows, step):
-            yield Chunk(first_image=image, images=1, first_row=first, rows=min(step, rows - first), columns=columns)
-
-
-class Scratch(threading.local):
-    """Memory that is kept between calls, one set for each thread: fresh pages cost more than the work done in them."""
-
-    def __init__(self):
-        self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
-
-    def take(self, name: str, dtype: torch.dtype, *shape: int) -> Tensor:
-        """Returns an uninitialized tensor; it is valid until the same name is taken again."""
-        count = 1
-        for side in shape:
-            count *= side
-        held = self.buffers.get((name, dtype))
-        if held is None or held.numel() < count:
-            with torch.inference_mode(False):
-                held = torch.empty(count, dtype=dtype)
-            self.buffers[name, dtype] = held
-        return held[:count].view(shape)
-
-
 SCRATCH = Scratch()
 
 
@@ -123,8 +86,8 @@ def transform_weight(name: str, weight: Float[Tensor, "outputs inputs 3 3"]) -> 
     return result
 
 
-def transform_patches(x: Float[Tensor, "images h w channels"], chunk: Chunk) -> Float[Tensor, "36 tiles channels"]:
-    """Returns the 36 numbers of each tile's 6x6 patch, zeros outside the map."""
+def padded_block(x: Float[Tensor, "images h w channels"], chunk: Chunk) -> Float[Tensor, "rows some columns channels"]:
+    """Returns the pixels that a chunk's patches cover, zeros outside the map; rows come first."""
     height, width, channels = x.shape[1:]
     padded_rows, padded_width = TILE * chunk.rows + 2, TILE * chunk.columns + 2
     block = SCRATCH.take("block", x.dtype, padded_rows, chunk.images, padded_width, channels)
@@ -136,22 +99,50 @@ def transform_patches(x: Float[Tensor, "images h w channels"], chunk: Chunk) -> 
     block[:, :, 0].zero_()
     block[:, :, 1 + width :].zero_()
     block[first - above : last - above, :, 1 : 1 + width].copy_(images[:, first:last].transpose(0, 1))
+    return block
 
-    row = chunk.images * chunk.columns * channels
-    shape = (PATCH, padded_rows, chunk.images, chunk.columns, channels)
-    line = padded_width * channels
-    overlapping = block.as_strided(shape, (channels, chunk.images * line, line, TILE * channels, 1))
-    spread = SCRATCH.take("spread", x.dtype, *shape).copy_(overlapping)
-    across = SCRATCH.take("across", x.dtype, PATCH, padded_rows, row)
-    torch.mm(transforms(x.dtype).patch, spread.view(PATCH, -1), out=across.view(PATCH, -1))
-    result = SCRATCH.take("patches", x.dtype, PATCH, PATCH, chunk.rows, row)
-    last_start = padded_rows - PATCH
-    _combine_rows([across[:, start : last_start + start + 1 : TILE] for start in range(PATCH)], list(result))
-    return result.view(FREQUENCIES, chunk.tiles, channels)
+
+def is_sparse(grad: Float[Tensor, "images h w channels"]) -> bool:
+    """True where many tiles of a wide map seem to hold zeros alone. It decides on sizes of chunks, not on numbers."""
+    if grad.shape[0] == 0 or grad.shape[2] < SPARSE_COLUMNS * TILE:
+        return False
+    live_pixels = grad[..., :CHANNELS_OF_A_GLANCE].abs().amax(3) != 0
+    live_tiles = F.max_pool2d(live_pixels[None].to(grad.dtype), TILE, ceil_mode=True)
+    return bool(live_tiles.mean() < SPARSE_SHARE)
+
+
+def live_columns(block: Float[Tensor, "rows some columns channels"]) -> Int[Tensor, " live"] | None:
+    """Returns the columns of tiles whose patches are not all zero; None where all are live. NaN is not zero."""
+    for channels in (block[..., :CHANNELS_OF_A_GLANCE], block):  # of a dense map, a glance at a few channels is enough
+        live = (channels.abs().amax((0, 1, 3)) != 0).unfold(0, PATCH, TILE).any(1)
+        if live.all():
+            return None
+    return live.nonzero()[:, 0]
+
+
+def transform_patches(
+    block: Float[Tensor, "padded_rows images padded_width channels"],
+    out: Float[Tensor, "36 tiles channels"],
+    columns: Int[Tensor, " live"] | None = None,
+) -> None:
+    """Writes the 36 numbers of each tile's 6x6 patch, of the given columns of tiles or of all."""
+    padded_rows, images, padded_width, channels = block.shape
+    step, count = TILE, padded_width // TILE
+    if columns is not None:
+        block = block.index_select(2, (TILE * columns[:, None] + torch.arange(PATCH)).flatten())
+        step, count = PATCH, len(columns)
+    shape = (PATCH, padded_rows, images, count, channels)
+    strides = (channels, *block.stride()[:2], step * channels, 1)
+    spread = SCRATCH.take("spread", block.dtype, *shape).copy_(block.as_strided(shape, strides))
+    across = SCRATCH.take("across", block.dtype, *shape)
+    torch.mm(transforms(block.dtype).patch, spread.flatten(1), out=across.flatten(1))
+    last = padded_rows - PATCH
+    results = out.view(PATCH, PATCH, last // TILE + 1, images, count, channels)
+    _combine_rows([across[:, start : last + start + 1 : TILE] for start in range(PATCH)], list(results))
 
 
 def _combine_rows(rows: list[Tensor], results: list[Tensor]) -> None:
-    """Applies the patch's map to six tensors. Passes over short overlapping rows: faster than small matrix products."""
+    """Applies the patch's map to six tensors. Passes over overlapping views: faster than small matrix products."""
     even, odd = results[0], results[5]
     for place, point, other in ((1, HIGH_POINT, LOW_POINT), (3, LOW_POINT, HIGH_POINT)):
         torch.sub(rows[4], rows[2], alpha=other**2, out=even)
@@ -163,20 +154,26 @@ def _combine_rows(rows: list[Tensor], results: list[Tensor]) -> None:
     torch.sub(rows[5], rows[3], alpha=square, out=results[5]).add_(rows[1])
 
 
-def transform_tiles(x: Float[Tensor, "images h w channels"], chunk: Chunk) -> Float[Tensor, "36 tiles channels"]:
-    """Returns 36 numbers of each tile's 4x4 pixels by the transposed output map, zeros outside the map."""
+def transform_tiles(
+    x: Float[Tensor, "images h w channels"],
+    chunk: Chunk,
+    out: Float[Tensor, "36 tiles channels"],
+    columns: Int[Tensor, " live"] | None = None,
+) -> None:
+    """Writes 36 numbers of each tile's 4x4 pixels by the transposed output map, zeros outside the map."""
     channels = x.shape[3]
     spread = SCRATCH.take("spread", x.dtype, TILE, TILE, chunk.rows, chunk.images, chunk.columns, channels)
     if chunk.first_row + chunk.rows > x.shape[1] // TILE or x.shape[2] % TILE:
         spread.zero_()
-    for tiles, pixels in _matching_parts(spread, x, chunk):
+    for tiles, pixels in matching_parts(spread, x, chunk):
         tiles.copy_(pixels)
+    if columns is not None:
+        spread = spread.index_select(4, columns)
     expand = transforms(x.dtype).output.T
-    across = SCRATCH.take("across", x.dtype, TILE, PATCH, chunk.tiles * channels)
-    torch.matmul(expand, spread.view(TILE, TILE, -1), out=across)
-    result = SCRATCH.take("tiles", x.dtype, PATCH, PATCH * chunk.tiles * channels)
-    torch.mm(expand, across.view(TILE, -1), out=result)
-    return result.view(FREQUENCIES, chunk.tiles, channels)
+    across = SCRATCH.take("across", x.dtype, TILE, PATCH, out.shape[1] * channels)
+    torch.matmul(expand, spread.view(TILE, TILE, across.shape[2]), out=across)
+    results = out.view(PATCH, PATCH, out.shape[1] * channels).transpose(0, 1)
+    torch.bmm(expand.expand(PATCH, PATCH, TILE), across.transpose(0, 1), out=results)
 
 
 def write_outputs(
@@ -184,50 +181,39 @@ def write_outputs(
     out: Float[Tensor, "images h w channels"],
     chunk: Chunk,
     *,
-    bias: Tensor | None,
-    relu: bool,
+    columns: Int[Tensor, " live"] | None = None,
+    bias: Tensor | None = None,
+    relu: bool = False,
 ) -> None:
-    """Writes the outputs of a chunk's tiles, those outside the map left out."""
+    """Writes the outputs of a chunk's tiles, those outside the map left out, and zeros for columns that are not live.
+
+    A bias is for chunks whose columns are all live.
+    """
     channels = out.shape[3]
     shrink = transforms(out.dtype).output
-    across = SCRATCH.take("across", out.dtype, TILE, PATCH * chunk.tiles * channels)
-    torch.mm(shrink, products.view(PATCH, -1), out=across)
-    tiles = SCRATCH.take("spread", out.dtype, TILE, TILE, chunk.rows, chunk.images, chunk.columns, channels)
-    torch.matmul(shrink, across.view(TILE, PATCH, -1), out=tiles.view(TILE, TILE, -1))
+    across = SCRATCH.take("across", out.dtype, TILE, PATCH, products.shape[1] * channels)
+    frequencies = products.view(PATCH, PATCH, across.shape[2]).transpose(0, 1)
+    torch.bmm(shrink.expand(PATCH, TILE, PATCH), frequencies, out=across.transpose(0, 1))
+    count = chunk.columns if columns is None else len(columns)
+    tiles = SCRATCH.take("spread", out.dtype, TILE, TILE, chunk.rows, chunk.images, count, channels)
+    torch.matmul(shrink, across, out=tiles.view(TILE, TILE, across.shape[2]))
+    if columns is not None:
+        tiles = _among_zeros(tiles, columns, chunk.columns)
     if bias is not None:
         tiles.add_(bias)
-    for part, pixels in _matching_parts(tiles, out, chunk):
+    for part, pixels in matching_parts(tiles, out, chunk):
         if relu:
             torch.clamp_min(part, 0, out=pixels)
         else:
             pixels.copy_(part)
 
 
-def _matching_parts(
-    tiles: Float[Tensor, "4 4 rows images columns channels"],
-    pixels: Float[Tensor, "all_images h w channels"],
-    chunk: Chunk,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields views of the tiles and of the same pixels, in the tiles' order of axes: whole tiles, then cut ones."""
-    height, width = pixels.shape[1:3]
-    pixels = pixels[chunk.first_image : chunk.first_image + chunk.images]
-    for tile_rows, used_rows in _whole_and_cut(chunk.first_row, chunk.rows, height):
-        top = TILE * (chunk.first_row + tile_rows.start)
-        count = tile_rows.stop - tile_rows.start
-        band = pixels[:, top : top + count * used_rows].unflatten(1, (count, used_rows))
-        for tile_columns, used_columns in _whole_and_cut(0, chunk.columns, width):
-            left, across = TILE * tile_columns.start, tile_columns.stop - tile_columns.start
-            part = band[:, :, :, left : left + across * used_columns].unflatten(3, (across, used_columns))
-            yield tiles[:used_rows, :used_columns, tile_rows, :, tile_columns], part.permute(2, 4, 1, 0, 3, 5)
-
-
-def _whole_and_cut(first: int, count: int, size: int) -> Iterator[tuple[slice, int]]:
-    """Yields the tiles, counted from `first`, that lie in the map whole, and the last one if its edge is cut."""
-    whole = min(count, size // TILE - first)
-    if whole > 0:
-        yield slice(0, whole), TILE
-    if whole < count:
-        yield slice(whole, count), size % TILE
+def _among_zeros(
+    tiles: Float[Tensor, "4 4 rows images live channels"], columns: Int[Tensor, " live"], count: int
+) -> Float[Tensor, "4 4 rows images columns channels"]:
+    """Returns `count` columns: the given ones at their places, zeros elsewhere."""
+    spread = tiles.new_zeros((*tiles.shape[:4], count, tiles.shape[5]))
+    return spread.index_copy_(4, columns, tiles)
 
 
 def convolve(
@@ -239,11 +225,25 @@ def convolve(
     relu: bool = False,
 ) -> None:
     """Writes the convolution, stride 1 and padding 1, with its bias and rectifier into `out`."""
+    outputs, inputs = weight.shape[:2]
     filters = transform_weight("filters", weight).transpose(1, 2)
-    for chunk in cut_into_chunks(*x.shape[:3]):
-        patches = transform_patches(x, chunk)
-        products = SCRATCH.take("products", x.dtype, FREQUENCIES, chunk.tiles, weight.shape[0])
-        write_outputs(torch.bmm(patches, filters, out=products), out, chunk, bias=bias, relu=relu)
+    for batch in in_batches(cut_into_chunks(*x.shape[:3], choose_chunk_size(inputs))):
+        patches = SCRATCH.take("patches", x.dtype, FREQUENCIES, count_tiles(batch), inputs)
+        for chunk, places in with_places(batch):
+            transform_patches(padded_block(x, chunk), patches[:, places])
+        products = SCRATCH.take("products", x.dtype, FREQUENCIES, count_tiles(batch), outputs)
+        torch.bmm(patches, filters, out=products)
+        for chunk, places in with_places(batch):
+            write_outputs(products[:, places], out, chunk, bias=bias, relu=relu)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LivePart:
+    """The tiles of a chunk whose patch of the gradient is not all zero, and their places in a batch."""
+
+    chunk: Chunk
+    columns: Tensor | None  # None: all
+    places: slice
 
 
 def convolve_backward(
@@ -256,23 +256,45 @@ def convolve_backward(
     """Writes the gradients that are given a place. Both use the same transformed patches of `grad`.
 
     The input's gradient is the convolution of `grad` with the filters turned by half a turn. The weight's gradient,
-    turned as well, is the correlation of patches of `grad` with tiles of `x`.
+    turned as well, is the correlation of patches of `grad` with tiles of `x`. Where all of a chunk's column of tiles
+    has patches of zeros in `grad` it is left out of both, as if `x` were finite there: a loss that looks at a few
+    places of a large map leaves many such.
     """
     outputs, inputs = weight.shape[:2]
+    tiles_per_chunk = 1 if is_sparse(grad) else choose_chunk_size(outputs)
     if grad_x is not None:
         filters = transform_weight("filters", weight.flip(2, 3))
     if grad_weight is not None:
-        sums = SCRATCH.take("sums", x.dtype, FREQUENCIES, outputs, inputs)
-        if grad.shape[0] == 0:
-            sums.zero_()
-    for index, chunk in enumerate(cut_into_chunks(*grad.shape[:3])):
-        patches = transform_patches(grad, chunk)
+        sums = SCRATCH.take("sums", x.dtype, FREQUENCIES, outputs, inputs).zero_()
+    for batch in in_batches(cut_into_chunks(*grad.shape[:3], tiles_per_chunk)):
+        patches, parts = _live_patches(grad, batch)
         if grad_weight is not None:
-            kept = 1 if index > 0 else 0  # the first chunk overwrites what a former call left
-            torch.baddbmm(sums, patches.transpose(1, 2), transform_tiles(x, chunk), beta=kept, out=sums)
+            tiles = SCRATCH.take("tiles", x.dtype, FREQUENCIES, patches.shape[1], inputs)
+            for part in parts:
+                transform_tiles(x, part.chunk, tiles[:, part.places], part.columns)
+            torch.baddbmm(sums, patches.transpose(1, 2), tiles, out=sums)
         if grad_x is not None:
-            products = SCRATCH.take("products", x.dtype, FREQUENCIES, chunk.tiles, inputs)
-            write_outputs(torch.bmm(patches, filters, out=products), grad_x, chunk, bias=None, relu=False)
+            products = SCRATCH.take("products", x.dtype, FREQUENCIES, patches.shape[1], inputs)
+            torch.bmm(patches, filters, out=products)
+            for part in parts:
+                write_outputs(products[:, part.places], grad_x, part.chunk, columns=part.columns)
     if grad_weight is not None:
         turned = torch.mm(transforms(x.dtype).filter.T, sums.view(FREQUENCIES, -1)).view(3, 3, outputs, inputs)
         grad_weight.copy_(turned.flip(0, 1).permute(2, 3, 0, 1))
+
+
+def _live_patches(
+    grad: Float[Tensor, "images h w outputs"], batch: list[Chunk]
+) -> tuple[Float[Tensor, "36 live outputs"], list[LivePart]]:
+    """Returns the transformed patches of a batch's live tiles, and where they belong."""
+    patches = SCRATCH.take("patches", grad.dtype, FREQUENCIES, count_tiles(batch), grad.shape[3])
+    parts, first = [], 0
+    for chunk in batch:
+        block = padded_block(grad, chunk)
+        columns = live_columns(block)
+        count = chunk.tiles if columns is None else chunk.rows * chunk.images * len(columns)
+        places = slice(first, first + count)
+        transform_patches(block, patches[:, places], columns)
+        parts.append(LivePart(chunk=chunk, columns=columns, places=places))
+        first += count
+    return patches[:, :first], parts

@@ -1,0 +1,51 @@
+from itertools import pairwise
+
+import pytest
+import torch
+
+from maskperf.ops.winograd_chunks import (
+    TILES_PER_BATCH,
+    choose_chunk_size,
+    count_tiles,
+    cut_into_chunks,
+    in_batches,
+    with_places,
+)
+
+
+@pytest.mark.parametrize("tiles_per_chunk", [1, 7, 64, 10**6])
+@pytest.mark.parametrize(("images", "height", "width"), [(1, 1, 1), (3, 14, 14), (2, 50, 84), (5, 3, 90), (0, 8, 8)])
+def test_chunks_hold_every_tile_once_and_keep_their_size(images, height, width, tiles_per_chunk):
+    rows, columns = -(-height // 4), -(-width // 4)
+    seen = torch.zeros(images, rows, dtype=torch.int64)
+    for chunk in cut_into_chunks(images, height, width, tiles_per_chunk):
+        assert chunk.columns == columns
+        assert chunk.tiles <= max(tiles_per_chunk, columns)  # a row of tiles is never cut
+        assert chunk.images == 1 or chunk.rows == rows
+        part = seen[chunk.first_image : chunk.first_image + chunk.images]
+        part = part[:, chunk.first_row : chunk.first_row + chunk.rows]
+        assert part.shape == (chunk.images, chunk.rows)
+        part += 1
+    assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("tiles_per_batch", [1, 50, TILES_PER_BATCH])
+@pytest.mark.parametrize(("images", "height", "width"), [(1, 1, 1), (33, 14, 14), (2, 200, 336), (0, 8, 8)])
+def test_batches_hold_the_chunks_in_their_order_and_keep_their_size(images, height, width, tiles_per_batch):
+    chunks = list(cut_into_chunks(images, height, width, 168))
+    batches = list(in_batches(chunks, tiles_per_batch))
+    assert [chunk for batch in batches for chunk in batch] == chunks
+    assert all(len(batch) == 1 or count_tiles(batch) <= tiles_per_batch for batch in batches)
+    assert all(count_tiles([*batch, after[0]]) > tiles_per_batch for batch, after in pairwise(batches))
+
+
+def test_places_of_the_tiles_of_a_batch_follow_each_other():
+    batch = next(in_batches(cut_into_chunks(2, 50, 84, 168)))
+    places = [place for _, place in with_places(batch)]
+    assert [chunk for chunk, _ in with_places(batch)] == batch
+    assert [place.start for place in places] == [0, *(place.stop for place in places[:-1])]
+    assert places[-1].stop == count_tiles(batch) == 2 * 13 * 21
+
+
+def test_chunks_of_more_channels_have_fewer_tiles():
+    assert [choose_chunk_size(channels) for channels in (0, 1, 128, 256, 512, 10**6)] == [256, 256, 256, 168, 84, 1]

@@ -9,7 +9,6 @@ from maskperf.data.transforms import (
     normalize_into,
     resize_and_mirror,
     resize_boxes,
-    resize_image,
     resize_points,
     target_size_hw,
 )
@@ -54,8 +53,8 @@ def test_target_size_never_reaches_zero():
 def test_resized_pixels_equal_pillow():
     rgb = np.random.default_rng(0).integers(0, 256, (13, 17, 3), dtype=np.uint8)
     expected = np.array(Image.fromarray(rgb).resize((40, 31), Image.Resampling.BILINEAR))
-    np.testing.assert_array_equal(resize_image(rgb, (31, 40)), expected)
-    np.testing.assert_array_equal(resize_image(rgb, (13, 17)), rgb)
+    np.testing.assert_array_equal(resize_and_mirror(rgb, (31, 40), is_mirrored=False), expected)
+    np.testing.assert_array_equal(resize_and_mirror(rgb, (13, 17), is_mirrored=False), rgb)
 
 
 def test_columns_are_resized_before_rows_whatever_the_version_of_pillow():
@@ -65,7 +64,7 @@ def test_columns_are_resized_before_rows_whatever_the_version_of_pillow():
     image = Image.fromarray(rgb).resize((30, 21), Image.Resampling.BILINEAR)
     rows_first = np.asarray(image.resize((23, 21), Image.Resampling.BILINEAR))
     assert (columns_first != rows_first).any()
-    np.testing.assert_array_equal(resize_image(rgb, (21, 23)), columns_first)
+    np.testing.assert_array_equal(resize_and_mirror(rgb, (21, 23), is_mirrored=False), columns_first)
 
 
 def test_boxes_and_points_scale_by_the_ratio_of_each_axis():
@@ -94,7 +93,7 @@ def test_normalize_gives_bgr_minus_the_means():
 @pytest.mark.parametrize("size_hw", [(31, 40), (13, 17), (5, 6)])
 def test_a_picture_is_mirrored_after_its_resize(size_hw):
     picture = np.random.default_rng(0).integers(0, 256, (13, 17, 3), dtype=np.uint8)
-    resized = resize_image(picture, size_hw)
+    resized = resize_and_mirror(picture, size_hw, is_mirrored=False)
     np.testing.assert_array_equal(resize_and_mirror(picture, size_hw, is_mirrored=False), resized)
     np.testing.assert_array_equal(resize_and_mirror(picture, size_hw, is_mirrored=True), resized[:, ::-1])
 

@@ -20,7 +20,7 @@ from maskperf.bench.measure import Spread, ratio_spread, spread_of
 from maskperf.bench.switches import ALL_OFF, loss_difference, techniques_of
 from maskperf.config import OptimizerConfig, SpeedConfig, plain_path
 from maskperf.engine.build import build_model
-from maskperf.engine.capacity import BatchCapacity
+from maskperf.engine.capacity import capacity_of
 from maskperf.engine.captured import CapturedSteps, CudaRecorder
 from maskperf.engine.distributed import Topology
 from maskperf.engine.optimizer import build_optimizer
@@ -84,16 +84,8 @@ class Stepper:
     def _capture(self, device: torch.device) -> CapturedSteps | None:
         if device.type != "cuda":
             return None
-        polygons, (images, slots) = self.batch.targets.polygons, self.batch.targets.valid.shape
-        room = BatchCapacity(
-            images=images,
-            slots=slots,
-            rings=len(polygons.point_offsets) - 1,
-            points=len(polygons.points),
-            object_rings=polygons.max_rings,
-            object_points=polygons.max_points,
-        )
-        return CapturedSteps(self._model, [room], recorder=CudaRecorder(device), say=self.messages.append)
+        room, recorder = capacity_of(self.batch), CudaRecorder(device)
+        return CapturedSteps(self._model, [room], recorder=recorder, say=self.messages.append)
 
     @property
     def is_captured(self) -> bool:

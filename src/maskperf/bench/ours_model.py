@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from maskperf.bench.peers.sharpen import sharpen
 from maskperf.config import RunConfig
 from maskperf.engine.build import build_model, keep_memory
-from maskperf.engine.capacity import BatchCapacity
+from maskperf.engine.capacity import capacity_of
 from maskperf.engine.captured import CapturedSteps, CudaRecorder
 from maskperf.engine.distributed import Topology, init_topology
 from maskperf.engine.forward import feature_anchors
@@ -129,16 +129,7 @@ def _captured(model: MaskRcnn, batch: Batch, device: torch.device, say: Callable
     """Returns what replays steps on exactly this batch; None on a CPU or switched off."""
     if device.type != "cuda" or not model.speed.captured_steps:
         return None
-    polygons, (images, slots) = batch.targets.polygons, batch.targets.valid.shape
-    room = BatchCapacity(
-        images=images,
-        slots=slots,
-        rings=len(polygons.point_offsets) - 1,
-        points=len(polygons.points),
-        object_rings=polygons.max_rings,
-        object_points=polygons.max_points,
-    )
-    return CapturedSteps(model, [room], recorder=CudaRecorder(device), say=say)
+    return CapturedSteps(model, [capacity_of(batch)], recorder=CudaRecorder(device), say=say)
 
 
 @torch.no_grad()

@@ -25,11 +25,6 @@ def target_size_hw(size_hw: tuple[int, int], short_side: int, long_side: int) ->
     return short_side, int(short_side * width / height)
 
 
-def resize_image(rgb: Picture, size_hw: tuple[int, int]) -> UInt8[np.ndarray, "new_height new_width 3"]:
-    """Returns the picture at the new height and width: Pillow's bilinear filter on bytes."""
-    return resize_and_mirror(rgb, size_hw, is_mirrored=False)
-
-
 def resize_and_mirror(
     picture: Picture, size_hw: tuple[int, int], *, is_mirrored: bool
 ) -> UInt8[np.ndarray, "new_height new_width 3"]:

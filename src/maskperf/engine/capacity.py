@@ -1,6 +1,6 @@
 """Room for the ground truth of any batch: with it, the shapes of a step depend on the canvas and nothing else."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch.nn.functional as F
@@ -54,17 +54,23 @@ def batch_capacity(index: CocoIndex, images: int, *, share: float = 1.0) -> Batc
     )
 
 
+def capacity_of(batch: Batch) -> BatchCapacity:
+    """Returns room for exactly this batch. Reads shapes alone."""
+    polygons = batch.targets.polygons
+    return BatchCapacity(
+        images=len(batch.image_ids),
+        slots=batch.targets.valid.shape[1],
+        rings=len(polygons.point_offsets) - 1,
+        points=len(polygons.points),
+        object_rings=polygons.max_rings,
+        object_points=polygons.max_points,
+    )
+
+
 def fits(batch: Batch, capacity: BatchCapacity) -> bool:
     """Returns whether the batch has no more of anything than there is room for. Reads shapes alone."""
-    polygons = batch.targets.polygons
-    return (
-        len(batch.image_ids) <= capacity.images
-        and batch.targets.valid.shape[1] <= capacity.slots
-        and len(polygons.point_offsets) - 1 <= capacity.rings
-        and len(polygons.points) <= capacity.points
-        and polygons.max_rings <= capacity.object_rings
-        and polygons.max_points <= capacity.object_points
-    )
+    needed, room = asdict(capacity_of(batch)), asdict(capacity)
+    return all(needed[name] <= room[name] for name in room)
 
 
 def pad_batch(batch: Batch, capacity: BatchCapacity) -> Batch:

@@ -30,7 +30,7 @@ WITHOUT_TORCH_ALONE = (
     *("mlperf/scoring.py", "mlperf/plan.py", "mlperf/package.py", "mlperf/checkers.py", "report/gather.py"),
     "report/write.py",
 )
-MAX_FILE_LINES = 300
+MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 8
 BANNED_NAMES = ("utils", "helpers", "misc", "common")

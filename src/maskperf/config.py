@@ -17,6 +17,11 @@ class DataConfig:
     generate_val_images: int = 0
     generate_seed: int = 0
     check_counts: bool = False  # demand the image and polygon counts of COCO 2017
+    skip_bad: bool = False  # go on without the images and annotations that have errors
+    negatives: bool = False  # train on images without objects too
+    crowd_as_objects: bool = False  # read iscrowd=1 as 0: exports of brush masks set it on every object
+    categories_by_name: bool = False  # match the validation file's categories to the training file's by name
+    max_image_pixels: int = 178_956_970  # larger images are refused before they are decoded; Pillow's own limit
     short_side: int = 800
     long_side: int = 1333
     size_divisor: int = 32  # padded sides are multiples of this
@@ -92,6 +97,8 @@ class EvaluationConfig:
     box_target: float = 0.377
     mask_target: float = 0.339
     engine: str = "fast"  # hotcoco decides and pycocotools confirms; "official": pycocotools alone
+    every_epochs: int = 1  # the last epoch is always evaluated
+    max_detections: int = 100  # detections of an image that the metric counts
     batch_size: int = 1  # images per forward pass and device
 
 

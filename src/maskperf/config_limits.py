@@ -25,7 +25,8 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "model.candidates_per_level_train model.candidates_per_level_test model.proposals_train model.proposals_test "
         "model.roi_samples_per_image model.box_head_channels model.mask_head_channels model.mask_head_convs "
         "model.detections_per_image optimizer.batch_size optimizer.accumulation_steps optimizer.decay_steps "
-        "optimizer.max_steps evaluation.batch_size system.log_every_steps",
+        "optimizer.max_steps evaluation.batch_size evaluation.every_epochs evaluation.max_detections "
+        "data.max_image_pixels system.log_every_steps",
     ),
     (
         "0 or more",

@@ -92,10 +92,10 @@ def test_every_field_of_the_configuration_is_in_a_rule_or_free_and_not_both():
     )
 
 
-def test_the_fields_bound_to_the_reference_are_those_of_the_network_and_the_batches():
+def test_the_fields_bound_to_the_reference_are_those_of_network_batches_and_evaluation():
     fields = {rule.field for rule in RULES if rule.name == "as the reference"}
-    assert {field.partition(".")[0] for field in fields} == {"data", "model"}
-    assert "model.anchor_sizes" in fields and "model.proposals_test" in fields and len(fields) == 23
+    assert {field.partition(".")[0] for field in fields} == {"data", "model", "evaluation"}
+    assert "model.anchor_sizes" in fields and "model.proposals_test" in fields and len(fields) == 29
 
 
 @pytest.mark.parametrize(("name", "world", "accumulation"), SUITABLE)

@@ -180,7 +180,8 @@ def _equals(name: str, field: str, value: Any, source: str) -> Rule:
 
 # What no line of the hyperparameter table names: "everything else as the reference", whose setting the recipe coco is.
 REFERENCE_FIELDS = (
-    "data.size_divisor data.group_by_aspect "
+    "data.size_divisor data.group_by_aspect data.skip_bad data.negatives data.crowd_as_objects "
+    "data.categories_by_name evaluation.every_epochs evaluation.max_detections "
     "model.stage_blocks model.stem_channels model.stage_channels model.fpn_channels model.anchor_sizes "
     "model.anchor_ratios model.rpn_positive_iou model.rpn_negative_iou model.rpn_samples_per_image "
     "model.rpn_positive_fraction model.rpn_nms_iou model.candidates_per_level_train model.candidates_per_level_test "
@@ -193,7 +194,7 @@ FREE_FIELDS = {  # why they are free, and which
     "free by the table of hyperparameters": "optimizer.batch_size",
     "how the steps are divided, not what is computed": "optimizer.accumulation_steps evaluation.batch_size",
     "only ends a run that misses its targets": "optimizer.max_steps optimizer.max_epochs",
-    "changes no number: a run stops where it is too small": "model.mask_slots_per_image",
+    "changes no number: a run stops where it is too small": "model.mask_slots_per_image data.max_image_pixels",
     "the official COCO code decides in both cases: alone, or by confirming": "evaluation.engine",
     "speed, not results": "data.loader_threads data.prefetch_batches system.device system.threads "
     "system.log_every_steps speed.keep_freed_memory",

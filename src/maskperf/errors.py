@@ -1,5 +1,8 @@
 """The errors a user can meet, each with its exit code, and the shape of their messages."""
 
+import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 EXIT_DONE = 0
@@ -47,9 +50,17 @@ class DataError(UserError):
 
     exit_code = EXIT_DATA
 
-    def __init__(self, faults: list[Fault]):
+    def __init__(self, faults: Sequence[Fault], notices: Sequence[str] = ()):
         self.faults = list(faults)
-        super().__init__(describe_faults(self.faults))
+        self.notices = list(notices)  # what else was found, which alone would not have stopped anything
+        super().__init__("\n".join([describe_faults(self.faults), *(f"note: {notice}" for notice in self.notices)]))
+
+    def all_lines(self) -> str:
+        """Returns a line for every fault, and every notice, for a file; empty where the message shows all of it."""
+        if len(self.faults) <= 1:
+            return ""
+        lines = [fault.line() for fault in self.faults] + [f"note: {notice}" for notice in self.notices]
+        return "\n".join(lines) + "\n"
 
 
 class RuleError(UserError):
@@ -81,12 +92,28 @@ class StorageError(UserError):
     exit_code = EXIT_STORAGE
 
 
+def joined_errors(errors: Sequence[DataError]) -> DataError:
+    """Returns one error with the faults and notices of all."""
+    return DataError(
+        [fault for error in errors for fault in error.faults], [notice for error in errors for notice in error.notices]
+    )
+
+
 def describe_faults(faults: list[Fault]) -> str:
-    """Returns one line per fault, the first `MAX_FAULTS_SHOWN` of them, and the total."""
-    lines = [fault.line() for fault in faults[:MAX_FAULTS_SHOWN]]
-    hidden = len(faults) - len(lines)
-    if hidden > 0:
-        lines.append(f"... and {hidden} more")
+    """Returns the faults by kind: the first of each kind in full, and where up to `MAX_FAULTS_SHOWN` others are."""
+    kinds: dict[tuple[str, str, str], list[Fault]] = {}
+    for fault in faults:
+        # "bbox[3]" and "bbox[2]", two different sums, or two images of a folder, are one kind
+        place = fault.file if fault.file.endswith(".json") else os.path.dirname(fault.file)
+        kind = (place, fault.field.partition("[")[0], re.sub(r"[0-9]+", "", fault.problem))
+        kinds.setdefault(kind, []).append(fault)
+    lines = []
+    for alike in kinds.values():
+        lines.append(alike[0].line())
+        others = [fault.where for fault in alike[1 : MAX_FAULTS_SHOWN + 1]]
+        if others:
+            end = ", ..." if len(alike) > len(others) + 1 else ""
+            lines.append(f"  and {len(alike) - 1} more of this kind: {', '.join(others)}{end}")
     if len(faults) > 1:
         lines.append(f"{len(faults)} faults in all")
     return "\n".join(lines)

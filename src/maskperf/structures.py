@@ -68,6 +68,24 @@ class Polygons:
 
 
 @dataclass(frozen=True)
+class RunLengths:
+    """Every mask of a batch that is run-length encoded, flat. Object o = image * slots + slot; others have no runs.
+
+    Pixels are numbered down the columns of the original image (column * height + row), as in COCO's encoding; runs
+    of background and object alternate, background first.
+    """
+
+    ends: Int[Tensor, " runs"]  # rising: object * RUN_LENGTH_STRIDE + number of the first pixel after the run
+    run_offsets: Int[Tensor, " objects_plus_1"]  # object o has ends[run_offsets[o]:run_offsets[o + 1]]
+    original_sizes_hw: Int[Tensor, "images 2"]
+    sizes_hw: Int[Tensor, "images 2"]  # after the resize
+    is_mirrored: Bool[Tensor, " images"]
+
+
+RUN_LENGTH_STRIDE = 1 << 40  # above the number of pixels of any image
+
+
+@dataclass(frozen=True)
 class Targets:
     """Ground truth; labels 1 and up, 0 where padded."""
 
@@ -75,6 +93,7 @@ class Targets:
     labels: Int[Tensor, "images slots"]
     valid: Bool[Tensor, "images slots"]
     polygons: Polygons
+    run_lengths: RunLengths | None = None  # None: every mask of the data set is made of polygons
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ import pytest
 from coco_folder import HEIGHT, WIDTH, annotation, good_document, triangle, write_json
 
 from maskperf.data import columns
+from maskperf.data.cleaning import clean_document
 from maskperf.data.columns import columns_of_document, stream_columns
-from maskperf.data.document import gather_shapes, read_document
+from maskperf.data.document import Reading, read_document
 from maskperf.data.stream import ListStream, NotPlain
 
 
@@ -43,9 +44,11 @@ def random_document(seed: int) -> dict:
 def test_both_ways_to_the_columns_agree(tmp_path, monkeypatch, seed, training, block_bytes):
     monkeypatch.setattr(columns, "ListStream", lambda file: ListStream(file, block_bytes))
     path = write_json(tmp_path, random_document(seed))
-    quick, _ = stream_columns(path, training=training)
-    document, _ = read_document(path)
-    plain = columns_of_document(document, gather_shapes(document))
+    quick, _ = stream_columns(path, Reading(training=training))
+    document, _, _ = read_document(path)
+    cleaned = clean_document(document, Reading(training=training), file=str(path))
+    assert (cleaned.faults, cleaned.notices) == ([], [])
+    plain = columns_of_document(cleaned.document)
     for field in dataclasses.fields(plain):
         first, second = getattr(quick, field.name), getattr(plain, field.name)
         if isinstance(second, list):
@@ -57,14 +60,14 @@ def test_both_ways_to_the_columns_agree(tmp_path, monkeypatch, seed, training, b
 
 @pytest.mark.parametrize("training", [True, False])
 def test_a_good_file_needs_no_close_look(tmp_path, training):
-    found, _ = stream_columns(write_json(tmp_path, good_document()), training=training)
+    found, _ = stream_columns(write_json(tmp_path, good_document()), Reading(training=training))
     assert found.annotation_ids.tolist() == [101, 102, 103, 104]
     assert found.num_rings.tolist() == [2, 1, 1, 0]
 
 
 def refused(folder, document, *, training: bool = True) -> bool:
     try:
-        stream_columns(write_json(folder, document), training=training)
+        stream_columns(write_json(folder, document), Reading(training=training))
     except NotPlain:
         return True
     return False

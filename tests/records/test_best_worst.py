@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_masks
 
+from maskperf.data.document import read_document
 from maskperf.errors import DataError
 from maskperf.records.best_worst import (
     LARGEST_JPEG_BYTES,
@@ -56,7 +57,7 @@ def entries_of(folder, annotations, detections, *, images=1, count=4, broken=Non
     val_json = folder / "val.json"
     val_json.write_text(json.dumps({"images": rows, "annotations": annotations, "categories": CATEGORIES}))
     boxes, masks = [box for box, _ in detections], [mask for _, mask in detections]
-    write_picture_entries(val_json, folder, boxes, masks, count=count, folder=folder)
+    write_picture_entries(read_document(val_json)[0], folder, boxes, masks, count=count, folder=folder)
     return json.loads((folder / "pictures.json").read_text())
 
 
@@ -163,7 +164,7 @@ def test_a_noisy_picture_stays_small(tmp_path):
     (tmp_path / "val.json").write_text(
         json.dumps({"images": rows, "annotations": [annotation], "categories": CATEGORIES})
     )
-    write_picture_entries(tmp_path / "val.json", tmp_path, [], [], folder=tmp_path)
+    write_picture_entries(read_document(tmp_path / "val.json")[0], tmp_path, [], [], folder=tmp_path)
     jpeg = base64.b64decode(json.loads((tmp_path / "pictures.json").read_text())[0]["jpeg_base64"])
     assert 20_000 < len(jpeg) <= 1.5 * LARGEST_JPEG_BYTES  # pure noise, at the lowest quality
 
@@ -178,4 +179,4 @@ def test_results_that_do_not_belong_together_are_refused(tmp_path):
         entries_of(tmp_path, [truth(1, 1, 5)], [(found(1, 5)[0], found(2, 5)[1])])
     (tmp_path / "val.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
     with pytest.raises(ValueError, match="1 box results, but 0 mask results"):
-        write_picture_entries(tmp_path / "val.json", tmp_path, [found(1, 5)[0]], [], folder=tmp_path)
+        write_picture_entries(read_document(tmp_path / "val.json")[0], tmp_path, [found(1, 5)[0]], [], folder=tmp_path)

@@ -131,7 +131,7 @@ def items_drawn(demo: Path, monkeypatch, **options) -> list[GridItem]:
     monkeypatch.setattr(pictures, "prediction_grid", lambda items, names, path: drawn.extend(items))
     val_json = demo / "annotations" / "instances_val2017.json"
     results = perfect_results(val_json)
-    grid_from_results(val_json, demo / "val2017", *results, path=demo / "page.png", **options)
+    grid_from_results(read_document(val_json)[0], demo / "val2017", *results, path=demo / "page.png", **options)
     return drawn
 
 
@@ -154,7 +154,7 @@ def test_detections_below_the_least_score_are_left_out(demo, monkeypatch):
 
 
 def test_a_crowd_is_among_the_pictures_and_empty_ones_are_not(demo):
-    document, _ = read_document(demo / "annotations" / "instances_val2017.json")
+    document, _, _ = read_document(demo / "annotations" / "instances_val2017.json")
     crowded = {row.image_id for row in document.annotations if row.iscrowd}
     filled = {row.image_id for row in document.annotations}
     for count in (1, 2, 5, 17):
@@ -165,14 +165,14 @@ def test_a_crowd_is_among_the_pictures_and_empty_ones_are_not(demo):
 
 
 def test_the_choice_is_spread_over_the_split(demo):
-    document, _ = read_document(demo / "annotations" / "instances_val2017.json")
+    document, _, _ = read_document(demo / "annotations" / "instances_val2017.json")
     document.annotations = [row for row in document.annotations if not row.iscrowd]
     ids = [row.id for row in choose_images(document, 4)]
     assert ids[0] < 10 and ids[-1] > 26 and all(4 <= gap <= 14 for gap in np.diff(ids))
 
 
 def test_a_split_without_any_object_still_gives_a_page(demo):
-    document, _ = read_document(demo / "annotations" / "instances_val2017.json")
+    document, _, _ = read_document(demo / "annotations" / "instances_val2017.json")
     document.annotations = []
     assert len(choose_images(document, 3)) == 3
 
@@ -180,7 +180,7 @@ def test_a_split_without_any_object_still_gives_a_page(demo):
 def test_the_whole_way_writes_a_page(demo, tmp_path):
     val_json = demo / "annotations" / "instances_val2017.json"
     path = tmp_path / "page.png"
-    grid_from_results(val_json, demo / "val2017", *perfect_results(val_json), num_images=3, path=path)
+    grid_from_results(read_document(val_json)[0], demo / "val2017", *perfect_results(val_json), num_images=3, path=path)
     assert page_of(path).shape[0] > 400
 
 
@@ -188,12 +188,13 @@ def test_results_that_do_not_belong_together_are_refused(demo, tmp_path):
     val_json = demo / "annotations" / "instances_val2017.json"
     box_results, mask_results = perfect_results(val_json)
     with pytest.raises(ValueError, match="same detections"):
+        document, _, _ = read_document(val_json)
         grid_from_results(
-            val_json, demo / "val2017", box_results, mask_results[:-1], num_images=2, path=tmp_path / "page.png"
+            document, demo / "val2017", box_results, mask_results[:-1], num_images=2, path=tmp_path / "page.png"
         )
 
 
 def test_a_missing_picture_is_named(demo, tmp_path):
     val_json = demo / "annotations" / "instances_val2017.json"
     with pytest.raises(DataError, match=r"0000000000\d\d\.jpg"):
-        grid_from_results(val_json, tmp_path, [], [], num_images=2, path=tmp_path / "page.png")
+        grid_from_results(read_document(val_json)[0], tmp_path, [], [], num_images=2, path=tmp_path / "page.png")

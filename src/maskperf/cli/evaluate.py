@@ -129,7 +129,7 @@ def _evaluate(choices: argparse.Namespace) -> int:
     config, notices = resolve_for_weights(weights, metadata, recipe=choices.recipe, pairs=choices.pairs)
     config = _with_data(config, choices)
     val_json, val_images = locate_validation(config.data, DATA_MEND)
-    val = read_coco(val_json, val_images, training=False)
+    val = read_coco(val_json, val_images, training=False, data=config.data)
     found = dict(zip(val.category_ids.tolist(), val.category_names, strict=True))
     num_classes = config.model.num_classes or len(found) + 1
     faults = category_faults(str(val_json), found, num_classes=num_classes, metadata=metadata)
@@ -137,7 +137,7 @@ def _evaluate(choices: argparse.Namespace) -> int:
         raise DataError(faults)
     topology = init_topology(config.system.device)
     torch.set_num_threads(thread_count(config.system.threads))
-    truth = GroundTruth(val_json) if topology.is_first else None
+    truth = GroundTruth(val_json, val) if topology.is_first else None
     loading = replace(config.model, num_classes=num_classes, initial_weights=str(weights))
     model, loaded = build_model(loading, seed=0, speed=config.speed)
     if topology.is_first:

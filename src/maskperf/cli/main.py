@@ -10,6 +10,7 @@ import importlib.metadata
 import os
 import shlex
 import sys
+import tempfile
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
         return code
     except SystemExit as stop:
         return _code_of_exit(stop)
+    except errors.DataError as error:
+        return _say(str(error) + _list_of_faults(error), error.exit_code)
     except errors.UserError as error:
         return _say(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -99,6 +102,24 @@ def _code_of_exit(stop: SystemExit) -> int:
     if isinstance(stop.code, int):
         return stop.code
     return _say(str(stop.code), errors.EXIT_BUG)
+
+
+def _list_of_faults(error: errors.DataError) -> str:
+    """Returns where all faults are listed in full, after they were written there; nothing where the message has all."""
+    text = error.all_lines()
+    if not text:
+        return ""
+    run_folder = current_run_folder()
+    for folder in (run_folder, Path.cwd(), Path(tempfile.gettempdir())):
+        if folder is None or not folder.is_dir():
+            continue
+        path = folder / f"maskperf-errors-{os.getpid()}.txt"
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError:
+            continue
+        return f"\neach of them in full: {path}"
+    return ""
 
 
 def _handle_unforeseen(error: Exception, words: list[str]) -> int:

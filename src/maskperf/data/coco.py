@@ -1,20 +1,24 @@
 """A COCO data set as flat arrays: where its files are, what is kept of them, and the targets before any resize."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 
 from maskperf.config import DataConfig
+from maskperf.data.cleaning import clean_document
 from maskperf.data.columns import Columns, columns_of_document, stream_columns
-from maskperf.data.document import gather_shapes, read_document
-from maskperf.data.faults import find_faults
+from maskperf.data.document import AnnotationRow, Document, Reading, read_document, reading_of
 from maskperf.data.selection import select
 from maskperf.data.stream import NotPlain
 from maskperf.data.table import FileState, Table, file_state, keep_table, load_table, sha256_of_file
 from maskperf.errors import DataError, Fault
 
+BY_THE_RULES = DataConfig()  # COCO's own
 SMALLEST_KEPT_BYTES = 8 << 20  # smaller files are read anew in a moment
 
 
@@ -46,6 +50,15 @@ class CocoIndex:
     category_ids: np.ndarray  # int64 [C], ascending: the id of label k + 1 is at k
     category_names: tuple[str, ...]
     notices: tuple[str, ...]  # what was left out, one line per kind
+    run_offsets: np.ndarray | None = None  # int64 [T + 1]; None: no mask of the file is run-length encoded
+    run_ends: np.ndarray | None = None  # int64 [N], first pixel after each run, column by column
+    image_keys: tuple[str, ...] = ()  # each image's id as JSON, where it is not the number in image_ids
+    reading: Reading = Reading(training=True)
+    is_plain: bool = True  # the file is in COCO's form: nothing was changed or left out
+
+    def image_key(self, position: int) -> Any:
+        """Returns the id of the image at this position as the file has it."""
+        return json.loads(self.image_keys[position]) if self.image_keys else int(self.image_ids[position])
 
     def image_path(self, position: int) -> Path:
         """Returns the file of the image at this position."""
@@ -94,51 +107,105 @@ def _demand_paths(names: Sequence[str], paths: Sequence[Path], mends: Sequence[s
         raise DataError(faults)
 
 
-def read_coco(json_path: Path, image_folder: Path, *, training: bool) -> CocoIndex:
+def read_coco(
+    json_path: Path,
+    image_folder: Path,
+    *,
+    training: bool,
+    data: DataConfig = BY_THE_RULES,
+    is_test_set: bool = False,
+) -> CocoIndex:
     """Returns the index of one part of a data set. What is read of a large file is kept in a table for the next time.
 
-    Training leaves out images without an annotation (crowd or not) wider and higher than one pixel. Crowd regions,
-    and boxes that have no extent once clipped, are never objects. Boxes are clipped, polygons are not.
-    Errors: DataError with every fault of the file; also for a training image whose objects all vanish.
-    Source: the reference's COCO data set class; it stops on images without objects as well.
+    `data` says how freely the file is read. Training leaves out images without an object, unless it keeps them.
+    Crowd regions, and boxes that have no extent once clipped, are never objects. Boxes are clipped, masks are not.
+    Errors: DataError with every fault of the file, and its notices; also where nothing is left to train on.
+    Source: the reference's COCO data set class; it stops on images without objects.
     """
-    kind = "training" if training else "evaluation"
-    table = load_table(json_path, kind) or _read_anew(json_path, kind, training)
-    return CocoIndex(json_path=json_path, image_folder=image_folder, **table.arrays, **table.texts)
+    reading = replace(reading_of(data, training=training), is_test_set=is_test_set)
+    table = load_table(json_path, reading.name) or _read_anew(json_path, reading)
+    texts = dict(table.texts)
+    is_plain = bool(texts.pop("plain"))
+    return CocoIndex(
+        json_path=json_path, image_folder=image_folder, reading=reading, is_plain=is_plain, **table.arrays, **texts
+    )
 
 
-def _read_anew(json_path: Path, kind: str, training: bool) -> Table:
+def read_annotations(index: CocoIndex) -> Document:
+    """Returns the whole annotations of the images of an index, in COCO's form.
+
+    Errors: DataError where the file is no longer what the index was made of.
+    """
+    document, faults, _ = read_document(index.json_path, is_test_set=index.reading.is_test_set)
+    if not index.is_plain:
+        cleaned = clean_document(document, index.reading, file=str(index.json_path))
+        faults += cleaned.faults
+    if faults:
+        raise DataError(faults)
+    names = dict(zip(index.image_ids.tolist(), index.file_names, strict=True))
+    document.images = [row for row in document.images if row.id in names]
+    for row in document.images:
+        row.file_name = names[row.id]
+    document.annotations = [row for row in document.annotations if row.image_id in names]
+    return document
+
+
+def dataset_of(index: CocoIndex) -> dict:
+    """Returns the annotations of the images of an index as the COCO engines take them: the objects of the JSON."""
+    document = read_annotations(index)
+    return {
+        "images": [
+            {"id": row.id, "file_name": row.file_name, "height": row.height, "width": row.width}
+            for row in document.images
+        ],
+        "annotations": [_entry_of(row) for row in document.annotations],
+        "categories": [{"id": row.id, "name": row.name} for row in document.categories],
+    }
+
+
+def _entry_of(row: AnnotationRow) -> dict:
+    fields = ("id", "image_id", "category_id", "bbox", "iscrowd", "area")
+    entry = {name: getattr(row, name) for name in fields if getattr(row, name) is not msgspec.UNSET}
+    return {**entry, "segmentation": msgspec.json.decode(row.segmentation)}
+
+
+def _read_anew(json_path: Path, reading: Reading) -> Table:
     """Returns what the JSON holds, from the kept table if it could be kept, so that processes share its memory."""
     source = file_state(json_path) if json_path.is_file() else None
+    notices: list[str] = []
+    keys: list[Any] = []
+    is_plain = True
     try:
-        columns, sha256 = stream_columns(json_path, training=training)
+        columns, sha256 = stream_columns(json_path, reading)
     except NotPlain:
-        columns = _read_whole(json_path, training)
+        columns, notices, keys = _read_whole(json_path, reading)
         sha256 = _digest_if_unchanged(json_path, source)
-    table = select(columns, training=training, file=str(json_path))
+        is_plain = False
+    table = select(columns, reading, file=str(json_path), notices=notices, image_keys=keys)
+    table.texts["plain"] = ("yes",) if is_plain else ()
     del columns  # a large file's are larger than the table
     if source is None or not sha256 or source.size < SMALLEST_KEPT_BYTES:
         return table
-    reason = keep_table(json_path, kind, table, source=source, sha256=sha256)
+    reason = keep_table(json_path, reading.name, table, source=source, sha256=sha256)
     if reason:
         notice = f"what was read could not be kept, so that the next start reads the file again ({reason})"
         return replace(table, texts={**table.texts, "notices": (*table.texts["notices"], notice)})
-    return load_table(json_path, kind) or table
+    return load_table(json_path, reading.name) or table
 
 
-def _read_whole(json_path: Path, training: bool) -> Columns:
-    """Returns the columns of a file that only a close look can judge.
+def _read_whole(json_path: Path, reading: Reading) -> tuple[Columns, list[str], list[Any]]:
+    """Returns the columns of a file that only a close look can judge, notices, and the ids of its images.
 
     Errors: DataError with every fault of the file.
     """
-    document, reading_faults = read_document(json_path)
-    shapes = gather_shapes(document)
-    faults = find_faults(document, shapes, file=str(json_path), training=training)
-    named = {(fault.where, fault.field) for fault in faults}
-    faults += [fault for fault in reading_faults if (fault.where, fault.field) not in named]
+    document, reading_faults, notices = read_document(json_path, is_test_set=reading.is_test_set)
+    cleaned = clean_document(document, reading, file=str(json_path))
+    named = {(fault.where, fault.field) for fault in cleaned.faults}
+    faults = cleaned.faults + [fault for fault in reading_faults if (fault.where, fault.field) not in named]
+    notices += cleaned.notices
     if faults:
-        raise DataError(faults)
-    return columns_of_document(document, shapes)
+        raise DataError(faults, notices=[f"{json_path}: {notice}" for notice in notices])
+    return columns_of_document(cleaned.document), notices, cleaned.image_keys
 
 
 def _digest_if_unchanged(json_path: Path, source: FileState | None) -> str:

@@ -10,7 +10,16 @@ from torch import Tensor
 from maskperf.data.canvas import Canvases, canvas_of
 from maskperf.data.raw_pictures import BufferRing, pack_pictures
 from maskperf.data.transforms import normalize, normalize_into, resize_and_mirror
-from maskperf.structures import Batch, EvaluationBatch, Images, Polygons, RawPictures, Targets
+from maskperf.structures import (
+    RUN_LENGTH_STRIDE,
+    Batch,
+    EvaluationBatch,
+    Images,
+    Polygons,
+    RawPictures,
+    RunLengths,
+    Targets,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +38,8 @@ class Sample:
     image_id: int
     sample_seed: int  # key of all random draws for this image in this epoch
     original_size_hw: tuple[int, int]
+    run_offsets: Int64[np.ndarray, " objects_plus_1"] | None = None  # None: the data set's masks are all polygons
+    run_ends: Int64[np.ndarray, " runs"] | None = None  # in pixels of the original image
 
     @property
     def pixels(self) -> Float32[np.ndarray, "3 new_height new_width"]:
@@ -102,8 +113,13 @@ def _make_targets(samples: list[Sample]) -> Targets:
         boxes[place, :num_objects] = sample.boxes
         labels[place, :num_objects] = sample.labels
         valid[place, :num_objects] = True
-    polygons = _make_polygons(samples, num_slots)
-    return Targets(torch.from_numpy(boxes), torch.from_numpy(labels), torch.from_numpy(valid), polygons)
+    return Targets(
+        boxes=torch.from_numpy(boxes),
+        labels=torch.from_numpy(labels),
+        valid=torch.from_numpy(valid),
+        polygons=_make_polygons(samples, num_slots),
+        run_lengths=None if samples[0].run_ends is None else _make_run_lengths(samples, num_slots),
+    )
 
 
 def _make_polygons(samples: list[Sample], num_slots: int) -> Polygons:
@@ -120,6 +136,21 @@ def _make_polygons(samples: list[Sample], num_slots: int) -> Polygons:
         ring_offsets=torch.from_numpy(_offsets(rings_of_slot.reshape(-1))),
         max_points=max_points,
         max_rings=int(rings_of_slot.max()),
+    )
+
+
+def _make_run_lengths(samples: list[Sample], num_slots: int) -> RunLengths:
+    runs_of_slot = np.zeros((len(samples), num_slots), np.int64)  # padded slots have no runs
+    for place, sample in enumerate(samples):
+        runs_of_slot[place, : len(sample.labels)] = np.diff(sample.run_offsets)
+    objects = np.repeat(np.arange(runs_of_slot.size), runs_of_slot.reshape(-1))
+    ends = np.concatenate([sample.run_ends for sample in samples])
+    return RunLengths(
+        ends=torch.from_numpy(ends + objects * RUN_LENGTH_STRIDE),
+        run_offsets=torch.from_numpy(_offsets(runs_of_slot.reshape(-1))),
+        original_sizes_hw=_int_tensor([sample.original_size_hw for sample in samples]),
+        sizes_hw=_int_tensor([sample.size_hw for sample in samples]),
+        is_mirrored=torch.from_numpy(np.array([sample.is_mirrored for sample in samples])),
     )
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from maskperf.data.document import CategoryRow, Document, ImageRow, Shapes
+from maskperf.data.cleaning import placeholder_categories
+from maskperf.data.document import CategoryRow, Document, ImageRow, Reading, outline_of
 from maskperf.data.faults import (
     FAR_OUTSIDE_PX,
     FAR_OUTSIDE_SIDES,
@@ -20,6 +21,8 @@ from maskperf.data.faults import (
 )
 from maskperf.data.stream import ListStream, NotPlain
 
+EMPTY = np.zeros(0, np.int64)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Columns:
@@ -30,7 +33,7 @@ class Columns:
     sizes_hw: np.ndarray  # int32 [images, 2]
     category_ids: np.ndarray  # int64
     category_names: list[str]
-    annotation_ids: np.ndarray  # int64
+    annotation_ids: np.ndarray  # int64, or the file's own as objects where they are others
     annotated_images: np.ndarray  # int64, ids
     annotated_categories: np.ndarray  # int64, ids
     is_crowd: np.ndarray  # bool
@@ -38,34 +41,51 @@ class Columns:
     num_rings: np.ndarray  # int64, polygons of each annotation
     ring_lengths: np.ndarray  # int64, in numbers, so twice the points
     coordinates: np.ndarray  # float32, x and y in turn
+    num_runs: np.ndarray  # int64, of each annotation; 0 unless its mask is run-length encoded
+    run_ends: np.ndarray  # int64, first pixel after each run, column by column
 
 
-def columns_of_document(document: Document, shapes: Shapes) -> Columns:
-    """Returns the columns of a document in which `find_faults` found nothing."""
+def columns_of_document(document: Document) -> Columns:
+    """Returns the columns of a cleaned document without faults."""
     images, annotations, categories = document.images, document.annotations, document.categories
+    outlines = [outline_of(row) for row in annotations]
+    rings = [outline if isinstance(outline, list) else [] for outline in outlines]
+    ends = [_run_ends(outline) if isinstance(outline, dict) else EMPTY for outline in outlines]
+    flat = [ring for of_object in rings for ring in of_object]
+    has_keys = any(row.key is not None for row in annotations)
     return Columns(
         image_ids=np.array([row.id for row in images], np.int64),
         file_names=[row.file_name for row in images],
         sizes_hw=np.array([(row.height, row.width) for row in images], np.int32).reshape(-1, 2),
         category_ids=np.array([row.id for row in categories], np.int64),
         category_names=[row.name for row in categories],
-        annotation_ids=np.array([row.id for row in annotations], np.int64),
+        annotation_ids=np.array(
+            [row.id if row.key is None else row.key for row in annotations], object if has_keys else np.int64
+        ),
         annotated_images=np.array([row.image_id for row in annotations], np.int64),
         annotated_categories=np.array([row.category_id for row in annotations], np.int64),
         is_crowd=np.array([row.iscrowd == 1 for row in annotations], bool),
         boxes_xywh=np.array([row.bbox for row in annotations], np.float64).reshape(-1, 4),
-        num_rings=np.bincount(shapes.ring_owners, minlength=len(annotations)),
-        ring_lengths=shapes.ring_lengths,
-        coordinates=shapes.coordinates,
+        num_rings=np.array([len(of_object) for of_object in rings], np.int64),
+        ring_lengths=np.array([len(ring) for ring in flat], np.int64),
+        coordinates=np.array(list(chain.from_iterable(flat)), np.float64).astype(np.float32),
+        num_runs=np.array([len(of_object) for of_object in ends], np.int64),
+        run_ends=np.concatenate([EMPTY, *ends]),
     )
 
 
-def stream_columns(path: Path, *, training: bool) -> tuple[Columns, str]:
-    """Returns the columns of a file without faults, read block by block, and the file's SHA-256.
+def _run_ends(code: dict) -> np.ndarray:
+    """Returns the first pixel after each run of a run-length code that is right."""
+    runs = runs_of_text(code["counts"]) if isinstance(code["counts"], str) else code["counts"]
+    return np.cumsum(runs, dtype=np.int64)
 
-    Errors: NotPlain for a file that has a fault, or that `read_document` and `find_faults` must judge.
+
+def stream_columns(path: Path, reading: Reading) -> tuple[Columns, str]:
+    """Returns the columns of a file in COCO's form, read block by block, and the file's SHA-256.
+
+    Errors: NotPlain for a file that `read_document` and `clean_document` must look at.
     """
-    reader = _Reader(training)
+    reader = _Reader(reading)
     takers = {"images": reader.take_images, "annotations": reader.take_annotations}
     try:
         with open(path, "rb") as file:
@@ -90,6 +110,7 @@ class _Image(msgspec.Struct, gc=False):
 class _Category(msgspec.Struct, gc=False):
     id: int
     name: str
+    supercategory: Any = None
 
 
 class _Annotation(msgspec.Struct, gc=False):
@@ -105,8 +126,8 @@ class _Annotation(msgspec.Struct, gc=False):
 class _Reader:
     """Gathers columns from parts of the lists. Values that `find_faults` could refuse raise NotPlain."""
 
-    def __init__(self, training: bool):
-        self._training = training
+    def __init__(self, reading: Reading):
+        self._reading = reading
         self._images: list[_Image] = []
         self._categories: list[_Category] = []
         self._whole_numbers: list[np.ndarray] = []  # [part, 4]: id, image_id, category_id, iscrowd
@@ -115,7 +136,8 @@ class _Reader:
         self._ring_lengths: list[np.ndarray] = []
         self._coordinates = bytearray()  # float32; grows in place, where joining arrays would need twice the memory
         self._extents: list[np.ndarray] = []  # largest magnitude of each ring
-        self._run_lengths: list[tuple[int, _RunLengths]] = []  # image id, outline
+        self._run_lengths: list[tuple[int, int, _RunLengths]] = []  # place of the annotation, image id, outline
+        self._num_annotations = 0
         self._image_decoder = msgspec.json.Decoder(list[_Image])
         self._category_decoder = msgspec.json.Decoder(list[_Category])
         self._annotation_decoder = msgspec.json.Decoder(list[_Annotation])
@@ -132,15 +154,16 @@ class _Reader:
         self._whole_numbers.append(_int64(numbers).reshape(-1, 4))
         boxes = chain.from_iterable(row.bbox for row in rows)
         self._boxes.append(np.fromiter(boxes, np.float64, 4 * len(rows)).reshape(-1, 4))
-        if not self._training and any(not row.area >= 0 for row in rows):
+        if not self._reading.training and any(not row.area >= 0 for row in rows):
             raise NotPlain
         outlines = [row.segmentation for row in rows]
         self._num_rings.append(
             np.array([len(outline) if type(outline) is list else 0 for outline in outlines], np.int64)
         )
         self._take_rings(list(chain.from_iterable(outline for outline in outlines if type(outline) is list)))
-        for row in rows:
-            self._take_outline(row)
+        for place, row in enumerate(rows, start=self._num_annotations):
+            self._take_outline(place, row)
+        self._num_annotations += len(rows)
 
     def _take_rings(self, rings: list[list[float]]) -> None:
         lengths = np.fromiter(map(len, rings), np.int64, len(rings))
@@ -153,18 +176,17 @@ class _Reader:
         with np.errstate(over="ignore"):  # what is too large is found by its extent
             self._coordinates += numbers.astype(np.float32).data
 
-    def _take_outline(self, row: _Annotation) -> None:
+    def _take_outline(self, place: int, row: _Annotation) -> None:
         """Remembers a run-length outline for later, when the sizes of all images are known."""
         outline = row.segmentation
         if type(outline) is _RunLengths:
-            if self._training and row.iscrowd != 1:
-                raise NotPlain
-            self._run_lengths.append((row.image_id, outline))
-        elif not outline and not (self._training and row.iscrowd == 1):
+            self._run_lengths.append((place, row.image_id, outline))
+        elif not outline and not (self._reading.training and row.iscrowd == 1):
             raise NotPlain
 
     def columns(self) -> Columns:
         numbers = _joined(self._whole_numbers, (0, 4), np.int64)
+        num_runs, run_ends = self._runs(len(numbers))
         columns = Columns(
             image_ids=_int64([row.id for row in self._images]),
             file_names=[row.file_name for row in self._images],
@@ -179,22 +201,45 @@ class _Reader:
             num_rings=_joined(self._num_rings, 0, np.int64),
             ring_lengths=_joined(self._ring_lengths, 0, np.int64),
             coordinates=np.frombuffer(self._coordinates, np.float32),
+            num_runs=num_runs,
+            run_ends=run_ends,
         )
+        if self._reading.crowd_as_objects and columns.is_crowd.any():
+            raise NotPlain
         if not ((numbers[:, 3] == 0) | columns.is_crowd).all():
             raise NotPlain
         self._check(columns)
         return columns
 
+    def _runs(self, num_annotations: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns how many runs each annotation has, and where they end."""
+        sizes_hw = {row.id: [row.height, row.width] for row in self._images}
+        num_runs, ends = np.zeros(num_annotations, np.int64), [EMPTY]
+        for place, image_id, outline in self._run_lengths:
+            counts = outline.counts
+            runs = runs_of_text(counts) if isinstance(counts, str) else counts
+            if runs is None or outline.size != sizes_hw.get(image_id) or min(runs, default=0) < 0:
+                raise NotPlain
+            if sum(runs) != outline.size[0] * outline.size[1] or not any(runs[1::2]):  # or a mask without a pixel
+                raise NotPlain
+            ends.append(np.cumsum(runs, dtype=np.int64))
+            num_runs[place] = len(runs)
+        return num_runs, np.concatenate(ends)
+
     def _check(self, columns: Columns) -> None:
         """Raises NotPlain where `find_faults` would name a fault that no part of a list shows by itself."""
         is_empty = not len(columns.image_ids) or not len(columns.category_ids)
-        if is_empty or (self._training and not len(columns.annotation_ids)):
+        if is_empty or (self._reading.training and not len(columns.annotation_ids)):
             raise NotPlain
         for ids in (columns.image_ids, columns.category_ids, columns.annotation_ids):
             ordered = np.sort(ids)
             if (ordered[1:] == ordered[:-1]).any():
                 raise NotPlain
         if any(_image_is_odd(row) for row in self._images) or category_name_faults(_rows(self._categories), ""):
+            raise NotPlain
+        names = [(row.name, row.supercategory) for row in self._categories]
+        used = set(np.unique(columns.annotated_categories).tolist())
+        if placeholder_categories(columns.category_ids.tolist(), names, used):
             raise NotPlain
         order = np.argsort(columns.image_ids)
         positions = order[_places(columns.image_ids[order], columns.annotated_images)]
@@ -205,9 +250,6 @@ class _Reader:
         if not ((np.abs(boxes) <= limits_px[:, None]).all() and (boxes[:, 2:] >= 0).all()):
             raise NotPlain
         if not (_joined(self._extents, 0, np.float64) <= np.repeat(limits_px, columns.num_rings)).all():
-            raise NotPlain
-        sizes_hw = dict(zip(columns.image_ids.tolist(), columns.sizes_hw.tolist(), strict=True))
-        if not all(_fills(outline, sizes_hw[image_id]) for image_id, outline in self._run_lengths):
             raise NotPlain
 
 
@@ -246,11 +288,3 @@ def _places(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     if not (known[places] == wanted).all():
         raise NotPlain
     return places
-
-
-def _fills(outline: _RunLengths, size_hw: list[int]) -> bool:
-    """Returns whether the runs of a run-length outline fill its image."""
-    runs = runs_of_text(outline.counts) if isinstance(outline.counts, str) else outline.counts
-    if outline.size != size_hw or runs is None:
-        return False
-    return min(runs, default=0) >= 0 and sum(runs) == size_hw[0] * size_hw[1]

@@ -1,23 +1,58 @@
 """An instances JSON as it was found: reading the file, saying where it is broken, and its polygons as flat arrays."""
 
+import gzip
 import json
-from array import array
-from dataclasses import dataclass
+import re
+import zlib
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
+from maskperf.config import DataConfig
 from maskperf.errors import DataError, Fault
 
+NOT_IN_JSON = "key of maskperf, not of the file"  # the name of a member that no file has
 LISTS = {"images": "image", "annotations": "annotation", "categories": "category"}  # and one entry of each
 NAMED_LATER = ("bbox", "segmentation")  # find_faults names the single values that are not finite
 MEND_FILE = "Fetch or export the file again."
 MEND_KIND = "Use an instances file: an object with the lists `images`, `annotations` and `categories`."
 MEND_NUMBER = "Replace it by a finite number; JSON has no NaN and no Infinity."
 NO_OUTLINE = msgspec.Raw(b"null")
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+GZIP_MARK, ZIP_MARK = b"\x1f\x8b", b"PK\x03\x04"
+# A string, which is kept as it is, or a comma before the end of a list or object.
+STRING_OR_TRAILING_COMMA = re.compile(r'"(?:[^"\\]|\\.)*"|,(?=\s*[\]}])', re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What a file of annotations is read for, and how freely."""
+
+    training: bool
+    negatives: bool = False  # training keeps images without objects
+    crowd_as_objects: bool = False  # iscrowd=1 is read as 0
+    skip_bad: bool = False  # images and annotations with errors are left out
+    is_test_set: bool = False  # evaluation without ground truth: the lists of annotations and categories may be missing
+
+    @property
+    def name(self) -> str:
+        """A short text, different for each reading."""
+        switches = [entry.name for entry in fields(self) if entry.name != "training" and getattr(self, entry.name)]
+        return ".".join(["training" if self.training else "evaluation", *switches])
+
+
+def reading_of(data: DataConfig, *, training: bool) -> Reading:
+    """Returns how the configuration wants one split to be read."""
+    return Reading(
+        training=training,
+        negatives=training and data.negatives,
+        crowd_as_objects=data.crowd_as_objects,
+        skip_bad=data.skip_bad,
+    )
 
 
 class ImageRow(msgspec.Struct):
@@ -27,6 +62,9 @@ class ImageRow(msgspec.Struct):
     file_name: Any = None
     height: Any = None
     width: Any = None
+    coco_url: Any = None
+    flickr_url: Any = None
+    key: Any = msgspec.field(default=None, name=NOT_IN_JSON)  # the id as the file has it, where `id` replaces it
 
 
 class AnnotationRow(msgspec.Struct):
@@ -39,6 +77,7 @@ class AnnotationRow(msgspec.Struct):
     iscrowd: Any = 0
     area: Any = msgspec.UNSET  # evaluation works out a missing one
     segmentation: msgspec.Raw = NO_OUTLINE  # text: as Python numbers, COCO's polygons would take over 1 GB
+    key: Any = msgspec.field(default=None, name=NOT_IN_JSON)  # as above
 
 
 class CategoryRow(msgspec.Struct):
@@ -46,6 +85,8 @@ class CategoryRow(msgspec.Struct):
 
     id: Any = None
     name: Any = None
+    supercategory: Any = None
+    key: Any = msgspec.field(default=None, name=NOT_IN_JSON)  # as above
 
 
 class Document(msgspec.Struct):
@@ -56,42 +97,35 @@ class Document(msgspec.Struct):
     categories: list[CategoryRow]
 
 
-@dataclass(frozen=True, eq=False)
-class Shapes:
-    """Every polygon of a document, flat, in the order of the annotations; run-length outlines are not among them."""
-
-    coordinates: np.ndarray  # float32, x and y in turn
-    ring_lengths: np.ndarray  # int64, in numbers, so twice the points
-    ring_owners: np.ndarray  # int64, index into `annotations`
-
-
 DOCUMENT_DECODER = msgspec.json.Decoder(Document)
-POLYGON_DECODER = msgspec.json.Decoder(list[list[float]])
 
 
-def read_document(path: Path) -> tuple[Document, list[Fault]]:
-    """Returns the document, and why it is not strict JSON if only a lenient reader could read it.
+def read_document(path: Path, *, is_test_set: bool = False) -> tuple[Document, list[Fault], list[str]]:
+    """Returns the document, why it is not strict JSON if only a lenient reader could read it, and notices.
 
+    A test set may lack the lists of annotations and categories.
     Errors: DataError when there is nothing to look into: no file, not UTF-8, cut short, not an instances file.
     """
-    data = _read_bytes(path)
+    data, notices = _read_bytes(path)
     try:
-        return DOCUMENT_DECODER.decode(data), []
+        return DOCUMENT_DECODER.decode(data), [], notices
     except (msgspec.DecodeError, RecursionError) as error:
+        refusal = str(error)
+    try:
         plain = _parse_leniently(path, data)
-        return _document_of_plain(plain, str(path)), _strictness_faults(plain, str(path), str(error))
+    except DataError:
+        data, count = _without_trailing_commas(data)
+        if not count:
+            raise
+        plain = _parse_leniently(path, data)
+        notices.append(f"{count} trailing commas before the end of a list or object: ignored, JSON does not allow them")
+    document = _document_of_plain(plain, str(path), is_test_set=is_test_set)
+    return document, _strictness_faults(plain, str(path), data, refusal), notices
 
 
-def gather_shapes(document: Document) -> Shapes:
-    """Returns the polygons of all annotations; an outline that is no list of lists of numbers adds none."""
-    coordinates, lengths, owners = array("f"), array("q"), array("q")
-    for owner, row in enumerate(document.annotations):
-        for ring in _rings(row):
-            coordinates.extend(ring)
-            lengths.append(len(ring))
-            owners.append(owner)
-    flat = np.frombuffer(coordinates, np.float32) if coordinates else np.zeros(0, np.float32)
-    return Shapes(flat, np.array(lengths, np.int64), np.array(owners, np.int64))
+def shown_id(row: ImageRow | AnnotationRow | CategoryRow) -> str:
+    """Returns the id of an entry as the file has it."""
+    return shown(row.id if row.key is None else row.key)
 
 
 def outline_of(row: AnnotationRow) -> Any:
@@ -118,31 +152,50 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _rings(row: AnnotationRow) -> list[list[float]]:
-    try:
-        return POLYGON_DECODER.decode(row.segmentation)
-    except msgspec.DecodeError:  # run-length, malformed or not finite: _outline_faults and _polygon_faults tell
-        rings = outline_of(row)
-    if not isinstance(rings, list) or not all(isinstance(ring, list) and all(map(is_number, ring)) for ring in rings):
-        return []
-    return [[as_float(value) for value in ring] for ring in rings]
-
-
-def _read_bytes(path: Path) -> bytes:
+def _read_bytes(path: Path) -> tuple[bytes, list[str]]:
+    """Returns the file as UTF-8 without a byte order mark, and a notice for each thing that was undone."""
     make = partial(Fault, file=str(path), where="annotations", field="file", mend=MEND_FILE)
+    notices = []
     try:
         data = path.read_bytes()
-    except OSError as error:
+        if data.startswith(GZIP_MARK):
+            data = gzip.decompress(data)
+            notices.append("the file is compressed with gzip: read as what is in it")
+    except OSError as error:  # gzip's own errors are among them
         problem = "The file does not exist." if isinstance(error, FileNotFoundError) else "The file cannot be read."
-        raise DataError([make(value=shown(error.strerror), problem=problem)]) from error
+        raise DataError([make(value=shown(error.strerror or str(error)), problem=problem)]) from error
+    except (EOFError, zlib.error) as error:
+        raise DataError([make(value=shown(str(error)), problem="The gzip file is cut short or damaged.")]) from error
+    if data.startswith(UTF16_MARKS):
+        try:
+            data = data.decode("utf-16").encode()
+            notices.append("the file is UTF-16: read as such; JSON files should be UTF-8")
+        except UnicodeError as error:
+            raise DataError([make(value=shown(str(error)), problem="The UTF-16 text is damaged.")]) from error
+    if data.startswith(BYTE_ORDER_MARK):
+        data = data[len(BYTE_ORDER_MARK) :]
+        notices.append("the file starts with a byte order mark, which JSON does not allow: ignored")
     if not data.strip():
         raise DataError([make(value=f"{len(data)} bytes", problem="The file is empty.")])
-    if data.startswith(b"\xef\xbb\xbf"):
-        problem = "The file starts with a byte order mark, which JSON does not allow."
-        raise DataError([make(value="bytes EF BB BF", problem=problem, mend="Save it as UTF-8 without the mark.")])
+    if data.startswith(ZIP_MARK):
+        mend = "Unpack it, and name the JSON file that is in it."
+        raise DataError([make(value="bytes 50 4B 03 04", problem="The file is a zip archive.", mend=mend)])
     if not data.isascii():
         _demand_utf8(data, make)
-    return data
+    return data, notices
+
+
+def _without_trailing_commas(data: bytes) -> tuple[bytes, int]:
+    """Returns the text without commas that stand before a closing bracket, and how many there were."""
+    count = 0
+
+    def keep_string(match: re.Match) -> str:
+        nonlocal count
+        count += match[0] == ","
+        return "" if match[0] == "," else match[0]
+
+    text = STRING_OR_TRAILING_COMMA.sub(keep_string, data.decode("utf-8"))
+    return text.encode(), count
 
 
 def _demand_utf8(data: bytes, make: partial) -> None:
@@ -152,7 +205,7 @@ def _demand_utf8(data: bytes, make: partial) -> None:
         line = data.count(b"\n", 0, error.start) + 1
         value = f"byte {data[error.start]:#04x}"
         problem = f"The file is not UTF-8 at byte {error.start} (line {line})."
-        mend = "Save it as UTF-8; if it is packed (.gz, .zip), unpack it first."
+        mend = "Save it as UTF-8; if it is packed, unpack it first."
         raise DataError([make(value=value, problem=problem, mend=mend)]) from error
 
 
@@ -176,7 +229,7 @@ def _parse_leniently(path: Path, data: bytes) -> Any:
         raise DataError([make(value=shown(str(error)), problem=problem)]) from error
 
 
-def _document_of_plain(plain: Any, file: str) -> Document:
+def _document_of_plain(plain: Any, file: str, *, is_test_set: bool) -> Document:
     make = partial(Fault, file=file, where="top level", mend=MEND_KIND)
     if not isinstance(plain, dict):
         hint = " It looks like a file of results." if isinstance(plain, list) else ""
@@ -185,9 +238,14 @@ def _document_of_plain(plain: Any, file: str) -> Document:
     faults = []
     for name in LISTS:
         rows = plain.get(name)
+        if rows is None and is_test_set and name != "images":
+            plain[name] = []
+            continue
         if not isinstance(rows, list):
-            problem = f"This is not an instances file: the list `{name}` is missing."
-            faults.append(make(field=name, value=shown(rows), problem=problem))
+            problem, mend = f"This is not an instances file: the list `{name}` is missing.", MEND_KIND
+            if name == "annotations" and isinstance(plain.get("images"), list):
+                mend = "For a test set without annotations: maskperf evaluate --save-detections FOLDER. " + MEND_KIND
+            faults.append(make(field=name, value=shown(rows), problem=problem, mend=mend))
             continue
         for index, row in enumerate(rows):
             if not isinstance(row, dict):
@@ -211,8 +269,10 @@ def _raw(value: Any) -> msgspec.Raw:
     return msgspec.Raw(json.dumps(value).encode())
 
 
-def _strictness_faults(plain: dict[str, Any], file: str, refusal: str) -> list[Fault]:
+def _strictness_faults(plain: dict[str, Any], file: str, data: bytes, refusal: str) -> list[Fault]:
     """Returns one fault for each field that holds NaN or Infinity, or else the strict reader's own words."""
+    if _is_valid_json(data):  # refused for what is in it, not for how it is written
+        return []
     faults, others = [], False
     for name, rows in plain.items():
         if name not in LISTS:
@@ -242,5 +302,13 @@ def _is_strict(value: Any) -> bool:
     try:
         json.dumps(value, allow_nan=False)
     except ValueError:
+        return False
+    return True
+
+
+def _is_valid_json(data: bytes) -> bool:
+    try:
+        msgspec.json.decode(data)
+    except (msgspec.DecodeError, RecursionError):
         return False
     return True

@@ -41,6 +41,11 @@ def load_sample(index: CocoIndex, position: int, *, data: DataConfig, seed: int,
     objects = slice(index.object_offsets[position], index.object_offsets[position + 1])
     ring_offsets = index.ring_offsets[objects.start : objects.stop + 1]
     point_offsets = index.point_offsets[ring_offsets[0] : ring_offsets[-1] + 1]
+    run_offsets = run_ends = None
+    if index.run_ends is not None:
+        run_offsets = index.run_offsets[objects.start : objects.stop + 1]
+        run_ends = index.run_ends[run_offsets[0] : run_offsets[-1]]
+        run_offsets = run_offsets - run_offsets[0]
     boxes = resize_boxes(index.boxes[objects], original_size_hw, size_hw)
     points = resize_points(index.points[point_offsets[0] : point_offsets[-1]], original_size_hw, size_hw)
     if is_mirrored:
@@ -55,6 +60,8 @@ def load_sample(index: CocoIndex, position: int, *, data: DataConfig, seed: int,
         ring_offsets=ring_offsets - ring_offsets[0],
         point_offsets=point_offsets - point_offsets[0],
         points=points,
+        run_offsets=run_offsets,
+        run_ends=run_ends,
         image_id=image_id,
         sample_seed=derive_seed(seed, "sample", epoch, image_id),
         original_size_hw=original_size_hw,

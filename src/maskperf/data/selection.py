@@ -1,30 +1,47 @@
 """Which images and objects of an instances JSON are used, as flat arrays; and what is said of the others."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
+from maskperf.data.box_notices import box_notices
+from maskperf.data.cleaning import IDS_SHOWN, counted
 from maskperf.data.columns import Columns
+from maskperf.data.document import Reading
 from maskperf.data.table import Table
 from maskperf.errors import DataError, Fault
 
-IDS_SHOWN = 5
+BRUSH = "Exports of masks drawn with a brush often set iscrowd=1 on every object by mistake."
 RINGS_AT_ONCE = 1 << 16  # bounds the memory for the places of their points
 
 
-def select(columns: Columns, *, training: bool, file: str) -> Table:
+def select(
+    columns: Columns,
+    reading: Reading,
+    *,
+    file: str,
+    notices: Sequence[str] = (),
+    image_keys: Sequence[Any] = (),
+) -> Table:
     """Returns the arrays and texts of an index, as `CocoIndex` names them.
 
-    Errors: DataError when training would have an image without an object, or none at all.
+    `notices` are those of the reading; `image_keys` are the ids of the images in the file's order, where they are not
+    the numbers in the columns.
+    Errors: DataError when nothing is left to train on.
     """
     found = _locate(columns)
-    is_kept_image = found.images_with_annotation if training else np.ones(len(found.image_ids), bool)
-    is_object = found.is_object & is_kept_image[found.image_positions]
-    if training:
-        _demand_objects(found, is_object, is_kept_image, file)
+    is_kept_image = np.ones(len(found.image_ids), bool)
+    if reading.training and not reading.negatives:
+        is_kept_image = np.bincount(found.image_positions[found.is_object], minlength=len(found.image_ids)) > 0
+    rows = np.flatnonzero(found.is_object)
+    box_lines = box_notices(columns, found.sizes_hw[found.image_positions])
+    if reading.training and not len(rows):
+        raise DataError([_nothing_to_train_on(columns, file)], notices=[f"{file}: {n}" for n in (*notices, *box_lines)])
     kept = np.flatnonzero(is_kept_image)
-    rows = np.flatnonzero(is_object)
     rows = rows[np.argsort(found.image_positions[rows], kind="stable")]  # file order within an image
     num_objects = np.bincount(found.image_positions[rows], minlength=len(found.image_ids))[kept]
     ring_offsets, point_offsets, points = _select_shapes(columns, rows)
@@ -40,10 +57,21 @@ def select(columns: Columns, *, training: bool, file: str) -> Table:
         "points": points,
         "category_ids": columns.category_ids[categories],
     }
+    if columns.num_runs[rows].any():
+        first_run = np.cumsum(columns.num_runs) - columns.num_runs
+        arrays["run_offsets"] = _offsets(columns.num_runs[rows])
+        arrays["run_ends"] = columns.run_ends[_range_indices(first_run[rows], columns.num_runs[rows])]
+    keys = [image_keys[row] for row in found.image_rows.tolist()] if image_keys else found.image_ids.tolist()
+    own_notices = [
+        *_crowd_notices(columns, reading),
+        *box_lines,
+        *_selection_notices(columns, found, keys, is_kept_image, reading),
+    ]
     texts = {
         "file_names": tuple(columns.file_names[row] for row in found.image_rows[kept].tolist()),
         "category_names": tuple(columns.category_names[row] for row in categories.tolist()),
-        "notices": _notices(columns, found, training=training),
+        "notices": (*notices, *own_notices),
+        "image_keys": tuple(json.dumps(keys[position]) for position in kept.tolist()) if image_keys else (),
     }
     return Table(arrays, texts)
 
@@ -55,7 +83,6 @@ class _Located:
     image_ids: np.ndarray
     image_rows: np.ndarray  # position in the file
     sizes_hw: np.ndarray
-    images_with_annotation: np.ndarray  # bool: with one wider and higher than a pixel
     image_positions: np.ndarray  # of each annotation
     labels: np.ndarray
     boxes: np.ndarray  # float32, clipped corners
@@ -68,13 +95,11 @@ def _locate(columns: Columns) -> _Located:
     sizes_hw = columns.sizes_hw[image_rows]
     positions = np.searchsorted(image_ids, columns.annotated_images)
     labels = np.searchsorted(np.sort(columns.category_ids), columns.annotated_categories) + 1
-    is_large = (columns.boxes_xywh[:, 2] > 1) & (columns.boxes_xywh[:, 3] > 1)
     boxes = clip_boxes(corners_of_xywh(columns.boxes_xywh.astype(np.float32)), sizes_hw[positions])
     return _Located(
         image_ids=image_ids,
         image_rows=image_rows,
         sizes_hw=sizes_hw,
-        images_with_annotation=np.bincount(positions[is_large], minlength=len(image_ids)) > 0,
         image_positions=positions,
         labels=labels.astype(np.int64),
         boxes=boxes,
@@ -124,28 +149,25 @@ def _select_shapes(columns: Columns, rows: np.ndarray) -> tuple[np.ndarray, np.n
     return _offsets(columns.num_rings[rows]), point_offsets, points.view(np.float32).reshape(-1, 2)
 
 
-def _demand_objects(found: _Located, is_object: np.ndarray, is_kept_image: np.ndarray, file: str) -> None:
-    """Raises DataError when no image is left, or for every kept image that has no object."""
-    make = partial(Fault, file=file, field="annotations")
-    if not is_kept_image.any():
-        problem = "No image has an annotation wider and higher than one pixel."
-        mend = "Use a file with objects to train on."
-        raise DataError([make(where="top level", value="0 images", problem=problem, mend=mend)])
-    num_objects = np.bincount(found.image_positions[is_object], minlength=len(found.image_ids))
-    num_annotations = np.bincount(found.image_positions, minlength=len(found.image_ids))
-    problem = "All annotations are crowd regions, at most a pixel wide or high, or outside; training needs an object."
-    mend = "Annotate an object of this image, or remove the image from `images` and its annotations."
-    faults = []
-    for position in np.flatnonzero(is_kept_image & (num_objects == 0)).tolist():
-        where, value = f"image id {found.image_ids[position]}", f"{num_annotations[position]} annotations, 0 objects"
-        faults.append(make(where=where, value=value, problem=problem, mend=mend))
-    if faults:
-        raise DataError(faults)
+def _nothing_to_train_on(columns: Columns, file: str) -> Fault:
+    """Returns why no object is left."""
+    num_crowds, total = int(columns.is_crowd.sum()), len(columns.is_crowd)
+    make = partial(Fault, file=file, where="top level")
+    if num_crowds == total:
+        problem = f"All {total} annotations have iscrowd=1: regions of many objects, which are not trained on. {BRUSH}"
+        return make(
+            field="iscrowd", value="1", problem=problem, mend="Set data.crowd_as_objects=true, or export again."
+        )
+    problem = "No image has an object wider and higher than one pixel."
+    value = f"{total} annotations, {num_crowds} of them crowd regions"
+    return make(field="annotations", value=value, problem=problem, mend="Use a file with objects to train on.")
 
 
-def _notices(columns: Columns, found: _Located, *, training: bool) -> tuple[str, ...]:
-    """Returns one line for each kind of oddity that is no fault: how many, what becomes of them, the first ids."""
-    fate = "left out of training" if training else "left to pycocotools as they are"
+def _selection_notices(
+    columns: Columns, found: _Located, image_keys: Sequence[Any], is_kept_image: np.ndarray, reading: Reading
+) -> list[str]:
+    """Returns one line for each kind of oddity that is no error: how many, what becomes of them, the first ids."""
+    fate = "left out of training" if reading.training else "left to pycocotools as they are"
     is_dropped = ~columns.is_crowd & ~_has_extent(found.boxes)
     is_empty = (columns.boxes_xywh[:, 2:] == 0).any(axis=1)
     was_whole = _has_extent(corners_of_xywh(columns.boxes_xywh.astype(np.float32)))
@@ -154,13 +176,29 @@ def _notices(columns: Columns, found: _Located, *, training: bool) -> tuple[str,
         ("annotations with a box outside of the image", is_dropped & ~is_empty & was_whole),
         ("annotations with a box at most one pixel wide or high", is_dropped & ~is_empty & ~was_whole),
     )
-    lines = [_notice(what, fate, columns.annotation_ids[chosen]) for what, chosen in kinds if chosen.any()]
-    if training and not found.images_with_annotation.all():
-        left_out = found.image_ids[~found.images_with_annotation]
-        lines.append(_notice("images without an annotation wider and higher than one pixel", fate, left_out))
-    return tuple(lines)
+    lines = [counted(f"{what}: {fate}", columns.annotation_ids[chosen]) for what, chosen in kinds if chosen.any()]
+    left_out = np.flatnonzero(~is_kept_image)
+    has_annotation = np.bincount(found.image_positions, minlength=len(is_kept_image)) > 0
+    for what, chosen in (
+        ("images without an annotation: left out of training (data.negatives=true keeps them)", ~has_annotation),
+        ("images without an object, only crowd regions or the boxes above: left out of training", has_annotation),
+    ):
+        if chosen[left_out].any():
+            lines.append(counted(what, [image_keys[position] for position in left_out[chosen[left_out]].tolist()]))
+    if reading.training:
+        unused = ~np.isin(columns.category_ids, columns.annotated_categories)
+        if unused.any():
+            names = [name for name, is_unused in zip(columns.category_names, unused, strict=True) if is_unused]
+            shown = ", ".join(names[:IDS_SHOWN]) + (", ..." if len(names) > IDS_SHOWN else "")
+            lines.append(f"{len(names)} of {len(unused)} categories have no annotation: {shown}")
+    return lines
 
 
-def _notice(what: str, fate: str, ids: np.ndarray) -> str:
-    first = ", ".join(str(number) for number in ids[:IDS_SHOWN])
-    return f"{len(ids)} {what}: {fate} (first ids: {first})"
+def _crowd_notices(columns: Columns, reading: Reading) -> list[str]:
+    num_crowds, total = int(columns.is_crowd.sum()), len(columns.is_crowd)
+    if not num_crowds or not reading.training:
+        return []
+    line = f"{num_crowds} of {total} annotations are crowd regions and are not trained on"
+    if 2 * num_crowds > total:
+        line += f". {BRUSH} If so, set data.crowd_as_objects=true"
+    return [line]

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-MAGIC = b"maskperf table 1"  # the number changes with the form of the file, and with the rules of reading a JSON
+MAGIC = b"maskperf table 2"  # the number changes with the form of the file, and with the rules of reading a JSON
 PREFIX_BYTES = len(MAGIC) + 12  # and length (8 bytes) and CRC-32 (4 bytes) of the head
 ALIGNMENT = 64
 REST_NS = 5_000_000_000  # coarser than the clock of any file system

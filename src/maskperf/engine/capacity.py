@@ -3,12 +3,13 @@
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
 from maskperf.data.coco import CocoIndex
-from maskperf.structures import Batch, Polygons, Targets
+from maskperf.structures import RUN_LENGTH_STRIDE, Batch, Polygons, RunLengths, Targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,7 @@ class BatchCapacity:
     points: int
     object_rings: int  # of one object
     object_points: int
+    runs: int = 0  # of all images together, where masks are run-length encoded
 
 
 def batch_capacity(index: CocoIndex, images: int, *, share: float = 1.0) -> BatchCapacity:
@@ -51,12 +53,13 @@ def batch_capacity(index: CocoIndex, images: int, *, share: float = 1.0) -> Batc
         points=images * most(totals(points_of_object)),
         object_rings=most(largest(rings_of_object)),
         object_points=most(largest(points_of_object)),
+        runs=0 if index.run_offsets is None else images * most(totals(np.diff(index.run_offsets))),
     )
 
 
 def capacity_of(batch: Batch) -> BatchCapacity:
     """Returns room for exactly this batch. Reads shapes alone."""
-    polygons = batch.targets.polygons
+    polygons, run_lengths = batch.targets.polygons, batch.targets.run_lengths
     return BatchCapacity(
         images=len(batch.image_ids),
         slots=batch.targets.valid.shape[1],
@@ -64,6 +67,7 @@ def capacity_of(batch: Batch) -> BatchCapacity:
         points=len(polygons.points),
         object_rings=polygons.max_rings,
         object_points=polygons.max_points,
+        runs=0 if run_lengths is None else len(run_lengths.ends),
     )
 
 
@@ -90,7 +94,23 @@ def pad_batch(batch: Batch, capacity: BatchCapacity) -> Batch:
             labels=F.pad(targets.labels, (0, empty)),
             valid=F.pad(targets.valid, (0, empty)),
             polygons=_pad_polygons(targets.polygons, images, slots, capacity),
+            run_lengths=_pad_run_lengths(targets.run_lengths, images, slots, capacity),
         ),
+    )
+
+
+def _pad_run_lengths(masks: RunLengths | None, images: int, slots: int, capacity: BatchCapacity) -> RunLengths | None:
+    """Returns the same masks under the objects' new numbers; new objects have no runs, new runs belong to no object."""
+    if masks is None:
+        return None
+    empty = capacity.slots - slots
+    images_of_runs = masks.ends // RUN_LENGTH_STRIDE // slots
+    ends = masks.ends + images_of_runs * (empty * RUN_LENGTH_STRIDE)
+    counts = F.pad(masks.run_offsets.diff().view(images, slots), (0, empty)).flatten()
+    return replace(
+        masks,
+        ends=F.pad(ends, (0, capacity.runs - len(ends)), value=torch.iinfo(ends.dtype).max),
+        run_offsets=F.pad(counts.cumsum(0), (1, 0)),
     )
 
 

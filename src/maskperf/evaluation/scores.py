@@ -17,6 +17,7 @@ from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from maskperf.data.coco import CocoIndex, dataset_of
 from maskperf.errors import ConfigError, DataError, Fault
 from maskperf.evaluation.results import BoxResults, MaskResults, ResultTable, result_columns
 
@@ -62,9 +63,11 @@ class GroundTruth:
     Errors: DataError where no annotation counts, since there is no average precision then.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, index: CocoIndex | None = None):
+        """Reads the file as it is; as `index` reads it, if that changed or left out something."""
         self.path = str(path)
-        self._dataset = msgspec.json.decode(Path(path).read_bytes())
+        as_it_is = index is None or index.is_plain
+        self._dataset = msgspec.json.decode(Path(path).read_bytes()) if as_it_is else dataset_of(index)
         self.image_sizes_hw = {image["id"]: [image["height"], image["width"]] for image in self._dataset["images"]}
         self.category_names = _names_by_id(self._dataset["categories"])
         self._dataset["annotations"] = _mended(self._dataset["annotations"], self.image_sizes_hw)
@@ -229,8 +232,8 @@ def _no_objects(path: str, count: int) -> Fault:
         where="the whole file",
         field="annotations",
         value=f"{count} entries",
-        problem="There is no object to find (crowds do not count), so there is no average precision.",
-        mend="Use a validation file with at least one annotation that is not a crowd.",
+        problem="There is no object to find (crowd regions do not count), so there is no average precision.",
+        mend="Use a file with objects, or set data.crowd_as_objects=true where iscrowd=1 is a mistake of an export.",
     )
 
 

@@ -14,7 +14,7 @@ from maskperf.config import RunConfig
 from maskperf.errors import ConfigError, DataError, Fault
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.overrides import from_json_text, to_json_text
-from maskperf.structures import Batch, Images, Polygons, Targets
+from maskperf.structures import Batch, Images, Polygons, RunLengths, Targets
 
 FACTS_FILE = "facts.json"
 CONFIG_FILE = "config.json"
@@ -116,5 +116,7 @@ def _batch_of(tensors: dict[str, Tensor], number: int, limits: tuple[int, int]) 
         return kind(**{name: tensors[f"{number}.{prefix}{name}"] for name in names}, **more)
 
     polygons = part(Polygons, "targets.polygons.", max_points=limits[0], max_rings=limits[1])
-    targets = part(Targets, "targets.", polygons=polygons)
+    has_runs = any(name.startswith(f"{number}.targets.run_lengths.") for name in tensors)
+    run_lengths = part(RunLengths, "targets.run_lengths.") if has_runs else None
+    targets = part(Targets, "targets.", polygons=polygons, run_lengths=run_lengths)
     return part(Batch, "", images=part(Images, "images."), targets=targets)

@@ -1,4 +1,4 @@
-"""Mask-head loss: binary cross-entropy against rasterised polygons."""
+"""Mask-head loss: binary cross-entropy against rasterised polygons and run-length encoded masks."""
 
 import torch
 import torch.nn.functional as F
@@ -7,6 +7,7 @@ from torch import Tensor
 
 from maskperf.model.heads import own_class
 from maskperf.ops.rasterize import rasterize_crops
+from maskperf.ops.run_lengths import crop_run_lengths
 from maskperf.structures import SampledRois, Targets
 
 
@@ -23,6 +24,8 @@ def mask_targets(
     objects = rois.matched_slots + first_object
     boxes = rois.boxes.flatten(0, 1)
     masks = rasterize_crops(targets.polygons, objects.flatten(), boxes, size, kernels=kernels, sparse=sparse)
+    if targets.run_lengths is not None:  # an object has polygons or runs, so one of the two masks is empty
+        masks = masks | crop_run_lengths(targets.run_lengths, objects.flatten(), boxes, size)
     return masks.unflatten(0, rois.valid.shape)
 
 

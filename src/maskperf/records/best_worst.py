@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_masks
 
 from maskperf.data.decode import decode_image
-from maskperf.data.document import AnnotationRow, Document, ImageRow, outline_of, read_document
+from maskperf.data.document import AnnotationRow, Document, ImageRow, outline_of
 from maskperf.records.json_text import pretty_json
 from maskperf.records.picture_panels import (
     Colour,
@@ -66,7 +66,7 @@ class _Split:
 
 
 def write_picture_entries(
-    val_json: Path,
+    document: Document,
     image_folder: Path,
     box_results: Sequence[dict],
     mask_results: Sequence[dict],
@@ -76,6 +76,7 @@ def write_picture_entries(
 ) -> None:
     """Returns nothing; writes pictures.json with the `count` best and the `count` worst images, each drawn twice.
 
+    `document` is in COCO's form, as `read_annotations` returns it.
     Results are entries of COCO's result format; entry k of both lists describes the same detection.
     An image's score is the sum of the mask overlaps of its found objects, divided by the number of its objects plus
     that of the wrong detections. Only detections with a score of 0.5 or more count. Detections and objects of one
@@ -85,7 +86,7 @@ def write_picture_entries(
     Errors: ValueError for results that do not belong together; DataError for a picture that cannot be read;
     StorageError where the file cannot be written.
     """
-    split = _read_split(val_json, box_results, mask_results)
+    split = _split_of(document, box_results, mask_results)
     judgements = judge_images(split.document, split.annotations, split.detections)
     rows = {row.id: row for row in split.document.images}
     names = {row.id: str(row.name) for row in split.document.categories}
@@ -144,8 +145,7 @@ def choose_best_and_worst(judgements: Sequence[ImageJudgement], count: int) -> l
     return [("best", entry) for entry in chosen] + [("worst", entry) for entry in left]
 
 
-def _read_split(val_json: Path, box_results: Sequence[dict], mask_results: Sequence[dict]) -> _Split:
-    document, _ = read_document(val_json)
+def _split_of(document: Document, box_results: Sequence[dict], mask_results: Sequence[dict]) -> _Split:
     if len(box_results) != len(mask_results):
         raise ValueError(f"{len(box_results)} box results, but {len(mask_results)} mask results")
     annotations: dict[int, list[AnnotationRow]] = {}

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_masks
 
 from maskperf.data.decode import decode_image
-from maskperf.data.document import AnnotationRow, Document, ImageRow, outline_of, read_document
+from maskperf.data.document import AnnotationRow, Document, ImageRow, outline_of
 from maskperf.errors import StorageError
 from maskperf.records.picture_panels import (
     Colour,
@@ -56,7 +56,7 @@ class GridItem:
 
 
 def grid_from_results(
-    val_json: Path,
+    document: Document,
     image_folder: Path,
     box_results: Sequence[dict],
     mask_results: Sequence[dict],
@@ -67,10 +67,10 @@ def grid_from_results(
 ) -> None:
     """Writes the page for `num_images` pictures spread over the split, one with a crowd among them if there is one.
 
+    `document` is in COCO's form, as `read_annotations` returns it.
     Results are entries of COCO's result format; entry k of both lists describes the same detection.
     Errors: ValueError for results that do not belong together; DataError for a picture that cannot be read.
     """
-    document, _ = read_document(val_json)
     if [entry["image_id"] for entry in box_results] != [entry["image_id"] for entry in mask_results]:
         raise ValueError("box_results and mask_results do not describe the same detections in the same order")
     names = {row.id: str(row.name) for row in document.categories}

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 
 import msgspec
 
+from maskperf.data.coco import read_annotations
 from maskperf.engine.distributed import share_from_first
 from maskperf.evaluation.scores import Scores
 from maskperf.evaluation.table import score_entries
@@ -105,7 +106,6 @@ def _write_files(session: Session, data: OpenedData, model: MaskRcnn, judgement:
     session.write("detections_segm.json", msgspec.json.encode(masks).decode())
     if config.model.batch_norm == "frozen":
         save_reference_state(model, folder / "model.pth")
-    grid_from_results(
-        data.paths.val_json, data.paths.val_images, boxes, masks, num_images=PICTURES, path=folder / "predictions.png"
-    )
-    write_picture_entries(data.paths.val_json, data.paths.val_images, boxes, masks, folder=folder)
+    document, images = read_annotations(data.val), data.paths.val_images
+    grid_from_results(document, images, boxes, masks, num_images=PICTURES, path=folder / "predictions.png")
+    write_picture_entries(document, images, boxes, masks, folder=folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from maskperf.config import RunConfig
+from maskperf.config import DataConfig, RunConfig
 from maskperf.data.coco import CocoIndex, DataPaths, locate, read_coco
 from maskperf.data.demo_dataset import ensure_demo_dataset
 from maskperf.data.page_cache import forget_all_files, forget_files
@@ -15,7 +15,7 @@ from maskperf.data.verify import check_benchmark_counts, missing_images
 from maskperf.engine.build import padded_size_hw
 from maskperf.engine.distributed import Topology, close_topology, share_from_first
 from maskperf.engine.forward import mask_slots
-from maskperf.errors import ConfigError, DataError, Fault
+from maskperf.errors import ConfigError, DataError, Fault, joined_errors
 from maskperf.evaluation.scores import GroundTruth
 from maskperf.mlperf.log import MlperfLog
 from maskperf.model.layer_list import format_layers, list_layers
@@ -139,8 +139,7 @@ def _with_class_count(config: RunConfig) -> RunConfig:
     """Returns the configuration with model.num_classes taken from the training categories where it is 0."""
     if config.model.num_classes:
         return config
-    paths = locate(config.data)
-    train = read_coco(paths.train_json, paths.train_images, training=True)
+    train, _ = _read_splits(locate(config.data), config.data)
     return replace(config, model=replace(config.model, num_classes=len(train.category_ids) + 1))
 
 
@@ -213,7 +212,7 @@ def open_data(session: Session) -> OpenedData:
     """
     config = session.config
     paths = locate(config.data)
-    train, val = _read_both(paths, session.topology)
+    train, val = _read_both(paths, config.data, session.topology)
     for index in (train, val):
         for notice in index.notices:
             session.say(f"{index.json_path}: {notice}")
@@ -226,22 +225,34 @@ def open_data(session: Session) -> OpenedData:
             raise ConfigError(
                 "\n".join([*mismatches, "Mend: get the files of COCO 2017, or set data.check_counts=false"])
             )
-    truth = GroundTruth(paths.val_json) if session.topology.is_first else None
+    truth = GroundTruth(paths.val_json, val) if session.topology.is_first else None
     return OpenedData(paths=paths, train=train, val=val, truth=truth)
 
 
-def _read_both(paths: DataPaths, topology: Topology) -> tuple[CocoIndex, CocoIndex]:
+def _read_both(paths: DataPaths, data: DataConfig, topology: Topology) -> tuple[CocoIndex, CocoIndex]:
     """Returns both splits. The first of several processes reads before the others, who then find its tables."""
     if topology.is_first and topology.world > 1:
-        with suppress(DataError):  # every process, this one too, finds the same fault below
-            _read_splits(paths)
+        with suppress(DataError):  # every process, this one too, finds the same errors below
+            _read_splits(paths, data)
     share_from_first(None, topology)
-    return _read_splits(paths)
+    return _read_splits(paths, data)
 
 
-def _read_splits(paths: DataPaths) -> tuple[CocoIndex, CocoIndex]:
-    train = read_coco(paths.train_json, paths.train_images, training=True)
-    return train, read_coco(paths.val_json, paths.val_images, training=False)
+def _read_splits(paths: DataPaths, data: DataConfig) -> tuple[CocoIndex, CocoIndex]:
+    """Errors: DataError with the errors of both files."""
+    indices, errors = [], []
+    for json_path, images, training in (
+        (paths.train_json, paths.train_images, True),
+        (paths.val_json, paths.val_images, False),
+    ):
+        try:
+            indices.append(read_coco(json_path, images, training=training, data=data))
+        except DataError as error:
+            errors.append(error)
+    if errors:
+        raise joined_errors(errors)
+    train, val = indices
+    return train, val
 
 
 def _category_faults(train: CocoIndex, val: CocoIndex, num_classes: int) -> list[Fault]:

@@ -7,8 +7,8 @@ from maskperf.data.coco import locate, read_coco
 from maskperf.errors import DataError
 
 
-def read(folder, document, *, training: bool = True):
-    return read_coco(write_json(folder, document), folder / "images", training=training)
+def read(folder, document, *, training: bool = True, **options):
+    return read_coco(write_json(folder, document), folder / "images", training=training, **options)
 
 
 def test_the_index_holds_what_the_file_says(tmp_path):
@@ -27,7 +27,8 @@ def test_the_index_holds_what_the_file_says(tmp_path):
     np.testing.assert_array_equal(index.points.reshape(-1), np.concatenate(expected))
     np.testing.assert_array_equal(index.category_ids, [7, 9])
     assert index.category_names == ("dog", "cup")
-    assert index.notices == ()
+    assert index.notices == ("1 of 4 annotations are crowd regions and are not trained on",)
+    assert index.is_plain and index.run_ends is None and index.image_keys == ()
 
 
 def test_the_arrays_have_the_promised_types(tmp_path):
@@ -63,6 +64,7 @@ def test_boxes_are_clipped_and_polygons_are_not(tmp_path):
     document["annotations"].append(annotation(918, 20, bbox=[-3.5, 35.25, 80, 20], segmentation=[outside]))
     index = read(tmp_path, document)
     np.testing.assert_array_equal(index.boxes[-1], [0, 35.25, WIDTH - 1, HEIGHT - 1])
+    assert any("boxes do not fit their outlines" in notice for notice in index.notices)
     np.testing.assert_array_equal(index.points[-3:].reshape(-1), outside)
 
 
@@ -84,13 +86,13 @@ def test_a_box_without_extent_is_dropped_with_a_notice(tmp_path, box, what):
     index = read(tmp_path, document)
     np.testing.assert_array_equal(index.labels, [1, 2, 1])
     np.testing.assert_array_equal(index.ring_offsets, [0, 1, 3, 4])
-    assert index.notices == (f"1 annotations with a box {what}: left out of training (first ids: 918)",)
+    assert f"1 annotations with a box {what}: left out of training (first ids: 918)" in index.notices
 
 
 def test_a_notice_counts_all_and_names_the_first(tmp_path):
     document = good_document()
     document["annotations"] += [annotation(900 + k, 20, bbox=[5, 5, 10, 0]) for k in range(7)]
-    (notice,) = read(tmp_path, document).notices
+    (notice,) = (line for line in read(tmp_path, document).notices if "zero width or height: left" in line)
     assert notice.startswith("7 annotations")
     assert notice.endswith("(first ids: 900, 901, 902, 903, 904)")
 
@@ -104,40 +106,45 @@ def test_training_leaves_out_images_without_a_large_annotation(tmp_path):
     document["annotations"].append(annotation(918, 5, bbox=[5, 5, 1, 30]))
     index = read(tmp_path, document)
     np.testing.assert_array_equal(index.image_ids, [10, 20])
-    assert index.notices[-1].startswith("2 images without an annotation wider and higher than one pixel")
-    assert index.notices[-1].endswith("(first ids: 5, 30)")
+    assert index.notices[-2:] == (
+        "1 images without an annotation: left out of training (data.negatives=true keeps them) (first ids: 30)",
+        "1 images without an object, only crowd regions or the boxes above: left out of training (first ids: 5)",
+    )
+    negatives = read(tmp_path, document, data=DataConfig(negatives=True))
+    np.testing.assert_array_equal(negatives.image_ids, [5, 10, 20, 30])
+    np.testing.assert_array_equal(negatives.object_offsets, [0, 0, 1, 3, 3])
     evaluation = read(tmp_path, document, training=False)
     np.testing.assert_array_equal(evaluation.image_ids, [5, 10, 20, 30])
     np.testing.assert_array_equal(evaluation.object_offsets, [0, 0, 1, 3, 3])
 
 
 @pytest.mark.parametrize("changes", [{"iscrowd": 1}, {"bbox": [WIDTH + 5, 5, 10, 10]}])
-def test_a_training_image_whose_objects_all_vanish_is_fatal(tmp_path, changes):
+def test_a_training_image_whose_objects_all_vanish_is_left_out(tmp_path, changes):
     document = good_document()
     document["images"].append({"id": 42, "file_name": "c.jpg", "height": HEIGHT, "width": WIDTH})
     document["annotations"].append(annotation(918, 42, **changes))
-    with pytest.raises(DataError) as caught:
-        read(tmp_path, document)
-    (fault,) = caught.value.faults
-    assert fault.file == str(tmp_path / "instances.json")
-    assert (fault.where, fault.field, fault.value) == ("image id 42", "annotations", "1 annotations, 0 objects")
-    assert "remove the image" in fault.mend
+    index = read(tmp_path, document)
+    np.testing.assert_array_equal(index.image_ids, [10, 20])
+    assert index.notices[-1].startswith("1 images without an object, only crowd regions or the boxes above")
     assert len(read(tmp_path, document, training=False).image_ids) == 3
 
 
 def test_training_without_any_image_left_is_fatal(tmp_path):
     document = good_document()
     document["annotations"] = [annotation(1, 10, bbox=[0, 0, 1, 1])]
-    with pytest.raises(DataError, match="No image has an annotation wider and higher than one pixel"):
+    with pytest.raises(DataError, match="No image has an object wider and higher than one pixel"):
         read(tmp_path, document)
 
 
-def test_run_length_objects_of_evaluation_have_no_rings(tmp_path):
+@pytest.mark.parametrize("training", [True, False])
+def test_run_length_objects_have_runs_and_no_rings(tmp_path, training):
     document = good_document()
-    rle = {"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH]}
-    document["annotations"][0]["segmentation"] = rle
-    index = read(tmp_path, document, training=False)
+    document["annotations"][0]["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": [100, 20, HEIGHT * WIDTH - 120]}
+    index = read(tmp_path, document, training=training)
     np.testing.assert_array_equal(index.ring_offsets, [0, 1, 1, 2])
+    np.testing.assert_array_equal(index.run_offsets, [0, 0, 3, 3])
+    np.testing.assert_array_equal(index.run_ends, [100, 120, HEIGHT * WIDTH])
+    assert index.is_plain
 
 
 def test_locate_finds_the_coco_layout(tmp_path):

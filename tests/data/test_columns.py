@@ -90,7 +90,8 @@ def refused(folder, document, *, training: bool = True) -> bool:
         {"segmentation": [[1, 2, 3, 4]]},
         {"segmentation": [triangle(1, 1), [1, 2, 3, 4, 5, 6, 7]]},
         {"segmentation": [[1, 2, 3, 4, 5, 1e300]]},
-        {"segmentation": {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}},
+        {"segmentation": {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}},  # a mask without a pixel
+        {"segmentation": [{"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH]}]},
         {"iscrowd": 1, "segmentation": {"size": [HEIGHT, WIDTH], "counts": [1, 2]}},
         {"iscrowd": 1, "segmentation": {"size": [WIDTH, HEIGHT], "counts": [HEIGHT * WIDTH]}},
         {"iscrowd": 1, "segmentation": {"size": [HEIGHT, WIDTH], "counts": "oo"}},
@@ -116,7 +117,7 @@ def test_an_empty_list_is_left_to_the_close_look(tmp_path, name):
     assert refused(tmp_path, document)
 
 
-@pytest.mark.parametrize("name", ["/a.jpg", "..", "", " ", "b/../../c.jpg", "C:x.jpg"])
+@pytest.mark.parametrize("name", ["", " ", "a\0.jpg"])
 def test_an_odd_file_name_is_left_to_the_close_look(tmp_path, name):
     document = good_document()
     document["images"].append({"id": 42, "file_name": name, "height": HEIGHT, "width": WIDTH})

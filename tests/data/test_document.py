@@ -1,3 +1,4 @@
+import gzip
 import json
 
 import pytest
@@ -79,9 +80,51 @@ def test_utf8_names_are_read(tmp_path):
     assert read_coco(path, tmp_path, training=True).category_names == ("dog", "K\u00e4se")
 
 
-def test_a_byte_order_mark_is_refused(tmp_path):
-    fault = only_fault(faults_of_bytes(tmp_path, b"\xef\xbb\xbf" + good_bytes()))
-    assert "byte order mark" in fault.problem
+def index_of_bytes(folder, data: bytes):
+    path = folder / "instances.json"
+    path.write_bytes(data)
+    return read_coco(path, folder, training=True)
+
+
+TRAILING = good_bytes().replace(b"}]", b"}, ]")
+
+
+@pytest.mark.parametrize(
+    ("data", "word"),
+    [
+        (b"\xef\xbb\xbf" + good_bytes(), "byte order mark"),
+        (gzip.compress(good_bytes()), "gzip"),
+        (gzip.compress(b"\xef\xbb\xbf" + good_bytes()), "byte order mark"),
+        (good_bytes().decode().encode("utf-16"), "UTF-16"),
+        (b"\xfe\xff" + good_bytes().decode().encode("utf-16-be"), "UTF-16"),
+        (TRAILING, "trailing comma"),
+        (good_bytes(indent=1).replace(b"\n  }", b",\n  }"), "trailing comma"),
+        (b"\xef\xbb\xbf" + TRAILING, "trailing comma"),
+    ],
+)
+def test_what_a_plain_text_was_wrapped_in_is_undone_with_a_notice(tmp_path, data, word):
+    index = index_of_bytes(tmp_path, data)
+    assert len(index.labels) == 3
+    assert any(word in notice for notice in index.notices)
+
+
+def test_a_comma_inside_text_is_no_trailing_comma(tmp_path):
+    name = 'one, ] two \\", }'
+    data = TRAILING.replace(b'"cup"', json.dumps(name).encode())
+    assert index_of_bytes(tmp_path, data).category_names == ("dog", name)
+
+
+@pytest.mark.parametrize(
+    ("data", "word"),
+    [
+        (b"PK\x03\x04" + good_bytes(), "zip"),
+        (gzip.compress(good_bytes())[:-20], "cut short"),
+        (gzip.compress(good_bytes())[:40] + b"0000000000", "damaged"),
+        (b"\xff\xfe" + good_bytes()[:-1] + b"\x00\xd8", "UTF-16"),
+    ],
+)
+def test_what_cannot_be_unwrapped_is_named(tmp_path, data, word):
+    assert word in only_fault(faults_of_bytes(tmp_path, data)).problem
 
 
 @pytest.mark.parametrize("name", ["images", "annotations", "categories"])

@@ -43,16 +43,14 @@ def box_notices(columns: Columns, sizes_hw: Int[np.ndarray, "annotations 2"]) ->
     causes[(written[:, 2:] == 0).any(axis=1)] = -1
     lines = []
     for cause in np.unique(causes).tolist():
-        ids = columns.annotation_ids[suspects[causes == cause]]
+        ids = columns.annotation_ids[suspects[causes == cause]].tolist()
         if cause == -1:
             text = "have zero width or height, but the outline has an area"
         elif cause == len(READINGS):
             text = "lie elsewhere than the outline"
         else:
             text = f"look like {READINGS[cause][0]}"
-        lines.append(
-            counted(f"boxes do not fit their outlines: they {text}; boxes and outlines are used as written", ids)
-        )
+        lines.append(counted(f"boxes do not fit their outlines: they {text}; nothing was changed", ids))
     return lines
 
 

@@ -75,6 +75,7 @@ def counted(text: str, ids: Sequence[Any]) -> str:
 def clean_document(document: Document, reading: Reading, *, file: str) -> Cleaned:
     """Returns the document with every value in COCO's form; the rows are changed in place."""
     notes = Notes()
+    faults: list[RowFault] = [(None, fault) for fault in empty_list_faults(document, reading, file)]
     number_of_image = _number_rows(document.images, notes, "image")
     number_of_category = _number_categories(document.categories, notes)
     _number_rows(document.annotations, notes, "annotation")
@@ -82,15 +83,15 @@ def clean_document(document: Document, reading: Reading, *, file: str) -> Cleane
         _clean_image(image, notes)
     for row in document.annotations:
         _clean_annotation(row, number_of_category, reading, notes)
-    faults = _match_images(document, number_of_image, notes)
+    faults += _match_images(document, number_of_image, notes)
     images = {row.id: row for row in document.images if is_id(row.id)}
     faults += _clean_outlines(document, images, reading, notes, file)
     _drop_placeholder_categories(document, notes)
     faults += find_faults(document, reading, file=file)
     if reading.skip_bad:
         faults = _skip_bad(document, faults, notes)
-        empty = [(None, fault) for fault in empty_list_faults(document, reading, file)]
-        faults += [found for found in empty if found not in faults]
+    if not faults:  # what is empty now was not before
+        faults = [(None, fault) for fault in empty_list_faults(document, reading, file)]
     keys = [row.id if row.key is None else row.key for row in document.images]
     return Cleaned(
         document=document,
@@ -188,7 +189,7 @@ def _clean_annotation(row: AnnotationRow, number_of_category: dict[Any, int], re
             row.bbox = numbers
 
 
-def _as_float(value: Any) -> float | None:
+def _as_float(value: Any) -> int | float | None:
     """Returns the number that a number or a text stands for."""
     if is_number(value):
         return value
@@ -242,9 +243,10 @@ def _match_images(document: Document, number_of_image: dict[Any, int], notes: No
 
 def _drop_placeholder_categories(document: Document, notes: Notes) -> None:
     used = {row.category_id for row in document.annotations if is_id(row.category_id)}
-    names = [(row.name, row.supercategory) for row in document.categories]
-    placeholders = placeholder_categories([row.id for row in document.categories], names, used)
-    for row in document.categories:
+    rows = [row for row in document.categories if is_id(row.id)]
+    names = [(row.name, row.supercategory) for row in rows]
+    placeholders = placeholder_categories([row.id for row in rows], names, used)
+    for row in rows:
         if row.id in placeholders:
             notes.add("categories without an annotation look like placeholders ({}): left out", row, example=row.name)
     document.categories = [row for row in document.categories if not is_id(row.id) or row.id not in placeholders]
@@ -261,7 +263,7 @@ def placeholder_categories(ids: Sequence[int], names: Sequence[tuple[Any, Any]],
             counts[name] = counts.get(name, 0) + 1
     found = set()
     for identity, (name, _) in zip(ids, names, strict=True):
-        if type(name) is not str or not is_id(identity) or identity in used:
+        if type(name) is not str or identity in used:
             continue
         if name in supercategories or name.lower() in BACKGROUND_NAMES:
             found.add(identity)

@@ -35,11 +35,11 @@ MEND_RUNS = "Write the outline anew for the image's size, or remove the annotati
 
 
 def find_faults(document: Document, reading: Reading, *, file: str) -> list[RowFault]:
-    """Returns every fault of a cleaned document but those of its outlines, each with its entry.
+    """Returns every fault of the entries of a cleaned document but those of outlines, each with its entry.
 
     Evaluation needs an `area` that is missing or right.
     """
-    faults: list[RowFault] = [(None, fault) for fault in empty_list_faults(document, reading, file)]
+    faults: list[RowFault] = []
     for rows, kind in (
         (document.images, "image"),
         (document.categories, "category"),
@@ -82,10 +82,10 @@ def far_outside_px(image: ImageRow | None) -> int:
 def empty_list_faults(document: Document, reading: Reading, file: str) -> list[Fault]:
     """Returns a fault for each list that must not be empty, but is."""
     needed = ["images"] if reading.is_test_set else ["images", "categories"]
-    needed += ["annotations"] if reading.training and not reading.negatives else []
-    mend = "Use an instances file that describes at least one image."
+    needed += ["annotations"] if reading.training else []
+    mend = "Use an instances file that describes at least one image with an object."
     return [
-        Fault(file=file, where="top level", field=name, value="[]", problem="The list is empty.", mend=mend)
+        Fault(file=file, where="top level", field=name, value="[]", problem="Nothing is in the list.", mend=mend)
         for name in needed
         if not getattr(document, name)
     ]

@@ -176,7 +176,9 @@ def _selection_notices(
         ("annotations with a box outside of the image", is_dropped & ~is_empty & was_whole),
         ("annotations with a box at most one pixel wide or high", is_dropped & ~is_empty & ~was_whole),
     )
-    lines = [counted(f"{what}: {fate}", columns.annotation_ids[chosen]) for what, chosen in kinds if chosen.any()]
+    lines = [
+        counted(f"{what}: {fate}", columns.annotation_ids[chosen].tolist()) for what, chosen in kinds if chosen.any()
+    ]
     left_out = np.flatnonzero(~is_kept_image)
     has_annotation = np.bincount(found.image_positions, minlength=len(is_kept_image)) > 0
     for what, chosen in (

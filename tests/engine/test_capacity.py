@@ -4,11 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from run_length_batches import as_run_lengths
 from small_batches import small_model
 from varied_batches import varied_batch
 
 from maskperf.data.coco import CocoIndex
-from maskperf.engine.capacity import BatchCapacity, batch_capacity, fits, pad_batch
+from maskperf.engine.capacity import BatchCapacity, batch_capacity, capacity_of, fits, pad_batch
 from maskperf.engine.forward import training_losses
 
 ROOMY = BatchCapacity(images=2, slots=9, rings=60, points=500, object_rings=5, object_points=40)
@@ -54,6 +55,13 @@ def test_capacity_holds_the_most_of_everything_in_the_data_set():
     )
 
 
+def test_capacity_holds_the_runs_of_the_images_with_the_most():
+    index = index_of([[[3], [4]], [[5]]])
+    runs = replace(index, run_offsets=np.array([0, 10, 14, 20]), run_ends=np.zeros(20, np.int64))
+    assert batch_capacity(runs, 2).runs == 2 * 14
+    assert batch_capacity(index, 2).runs == 0
+
+
 def test_capacity_for_a_share_leaves_out_the_rare_images_alone():
     index = index_of([[[4]]] * 990 + [[[4], [900, 4]]] * 10)
     usual = batch_capacity(index, 2, share=0.95)
@@ -83,6 +91,23 @@ def test_a_padded_batch_has_the_same_losses_and_gradients(objects, canvas_hw):
     assert torch.equal(found_losses.dropped_masks, losses.dropped_masks)
     for name, gradient in gradients.items():
         torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-6 * gradient.abs().max().item())
+
+
+@pytest.mark.parametrize("objects", [(3, 1), (0, 2)])
+def test_a_padded_batch_of_run_length_masks_has_the_same_losses_and_gradients(objects):
+    model, batch = small_model(seed=0), as_run_lengths(varied_batch(1, objects))
+    roomy = replace(ROOMY, runs=5000)
+    padded = pad_batch(batch, roomy)
+    assert len(padded.targets.run_lengths.ends) == 5000
+    assert capacity_of(padded) == replace(roomy, images=len(objects))
+    losses, gradients = gradients_of(model, batch)
+    found_losses, found = gradients_of(model, padded)
+    torch.testing.assert_close(found_losses.stacked(), losses.stacked(), rtol=1e-6, atol=0)
+    assert losses.mask > 0
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-6 * gradient.abs().max().item())
+    with pytest.raises(ValueError, match="does not fit"):
+        pad_batch(batch, replace(roomy, runs=len(batch.targets.run_lengths.ends) - 1))
 
 
 def test_the_gradients_that_padding_must_not_change_are_not_all_zero():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from golden_reference import flat_polygons
+from run_length_batches import as_run_lengths
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -219,7 +220,8 @@ WAYS_OF_A_GPU = SpeedConfig(packed_positives=False, grouped_roi_align=False, spa
 
 @pytest.mark.parametrize("quota", ["pooled", "per_image"])
 @pytest.mark.parametrize("with_truth", [True, False])
-def test_a_step_never_waits_for_the_device(monkeypatch, quota, with_truth):
+@pytest.mark.parametrize("change", [lambda batch: batch, as_run_lengths], ids=["polygons", "run lengths"])
+def test_a_step_never_waits_for_the_device(monkeypatch, quota, with_truth, change):
     def refuse(*arguments, **keywords):
         raise AssertionError("a tensor's value is read on the host")
 
@@ -227,7 +229,7 @@ def test_a_step_never_waits_for_the_device(monkeypatch, quota, with_truth):
     model.speed = WAYS_OF_A_GPU
     optimizer = build_optimizer(model, OptimizerConfig())
     before = model.rpn["head"].conv.weight.detach().clone()
-    batch = batch_of([0, 1], with_truth=with_truth)
+    batch = change(batch_of([0, 1], with_truth=with_truth))
     with monkeypatch.context() as patch:
         for name in PYTHON_READS:
             patch.setattr(torch.Tensor, name, refuse)
@@ -250,7 +252,8 @@ class NothingOnTheHost(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("switches", [{}, {"sparse_rpn_backward": False, "class_selected_outputs": False}])
-def test_on_a_device_that_is_no_cpu_nothing_of_a_step_touches_the_host(switches):
+@pytest.mark.parametrize("change", [lambda batch: batch, as_run_lengths], ids=["polygons", "run lengths"])
+def test_on_a_device_that_is_no_cpu_nothing_of_a_step_touches_the_host(switches, change):
     """The meta device has shapes and no numbers, so every read of a number fails there, and a GPU's ways are taken.
 
     What is made once for a canvas is made in the first step, as before a capture.
@@ -258,7 +261,7 @@ def test_on_a_device_that_is_no_cpu_nothing_of_a_step_touches_the_host(switches)
     device = torch.device("meta")
     model = model_of(CHANCE_FREE).to(device)
     model.speed = replace(model.speed, **switches)
-    batch = to_device(batch_of([0, 1]), device)
+    batch = to_device(change(batch_of([0, 1])), device)
     training_losses(model, batch).total().backward()
     with NothingOnTheHost():
         training_losses(model, batch).total().backward()
@@ -292,6 +295,17 @@ def test_less_work_gives_the_same_losses_and_gradients(switches, with_truth, con
         if gradient is not None:
             error = (found[name] - gradient).abs().max().item()
             assert error <= 1e-5 * gradient.abs().max().item(), name
+
+
+def test_run_length_masks_train_as_their_polygons_do():
+    model, batch = model_of(), batch_of([0, 1])
+    wanted = training_losses(model, batch)
+    found = training_losses(model, as_run_lengths(batch))
+    for name in ("objectness", "rpn_box", "classification", "box"):
+        assert torch.equal(getattr(found, name), getattr(wanted, name)), name
+    # The sides of these rectangles lie on pixel borders, so only cells that a border cuts can differ.
+    torch.testing.assert_close(found.mask, wanted.mask, rtol=0.02, atol=0)
+    assert wanted.mask > 0.1
 
 
 def test_rpn_layers_save_no_maps_for_a_sparse_backward():

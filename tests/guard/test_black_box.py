@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 import torch
+from run_length_batches import as_run_lengths
 from small_batches import small_batch, small_model
 
 from maskperf.config import OptimizerConfig
@@ -20,7 +21,7 @@ def saved(tmp_path):
     model = small_model(seed=0)
     config = OptimizerConfig(batch_size=1, learning_rate=0.01, warmup_steps=0)
     optimizer = build_optimizer(model, config)
-    batches = [small_batch(0), small_batch(1)]
+    batches = [small_batch(0), as_run_lengths(small_batch(1))]
     train_step(model, optimizer, batches, update=1, config=config, topology=ALONE)
     facts = Facts(
         event="non-finite",

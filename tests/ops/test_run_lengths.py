@@ -23,7 +23,11 @@ def random_mask(random: np.random.Generator, height: int, width: int) -> np.ndar
     elif kind in (3, 4):
         rows, columns = np.mgrid[:height, :width]
         for _ in range(int(random.integers(1, 4))):
-            y, x, radius = random.uniform(0, height), random.uniform(0, width), random.uniform(1, max(height, width) / 2)
+            y, x, radius = (
+                random.uniform(0, height),
+                random.uniform(0, width),
+                random.uniform(1, max(height, width) / 2),
+            )
             pixels[(rows - y) ** 2 + (columns - x) ** 2 < radius**2] = 1
     return np.asfortranarray(pixels)
 

@@ -154,10 +154,9 @@ def _nothing_to_train_on(columns: Columns, file: str) -> Fault:
     num_crowds, total = int(columns.is_crowd.sum()), len(columns.is_crowd)
     make = partial(Fault, file=file, where="top level")
     if num_crowds == total:
-        problem = f"All {total} annotations have iscrowd=1: regions of many objects, which are not trained on. {BRUSH}"
-        return make(
-            field="iscrowd", value="1", problem=problem, mend="Set data.crowd_as_objects=true, or export again."
-        )
+        problem = f"All {total} annotations are crowd regions (iscrowd=1), which are not trained on. {BRUSH}"
+        mend = "Set data.crowd_as_objects=true to read them as objects, or export again."
+        return make(field="iscrowd", value="1", problem=problem, mend=mend)
     problem = "No image has an object wider and higher than one pixel."
     value = f"{total} annotations, {num_crowds} of them crowd regions"
     return make(field="annotations", value=value, problem=problem, mend="Use a file with objects to train on.")

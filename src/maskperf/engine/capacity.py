@@ -109,7 +109,7 @@ def _pad_run_lengths(masks: RunLengths | None, images: int, slots: int, capacity
     counts = F.pad(masks.run_offsets.diff().view(images, slots), (0, empty)).flatten()
     return replace(
         masks,
-        ends=F.pad(ends, (0, capacity.runs - len(ends)), value=torch.iinfo(ends.dtype).max),
+        ends=torch.cat([ends, ends.new_full((capacity.runs - len(ends),), torch.iinfo(ends.dtype).max)]),
         run_offsets=F.pad(counts.cumsum(0), (1, 0)),
     )
 

@@ -9,7 +9,6 @@ from maskperf.mlperf.verdicts import Finding, Verdict
 
 HEADINGS = ("log", "compliance", "own checks", "status", "minutes", "epochs", "box AP", "mask AP", "seed")
 SHOWN_CHARACTERS = 160
-NOT_FOR_READERS = "current context"  # from here on the checker prints its own variables
 
 
 def log_table(logs: Sequence[CheckedLog]) -> list[str]:
@@ -17,21 +16,31 @@ def log_table(logs: Sequence[CheckedLog]) -> list[str]:
     rows = [HEADINGS]
     for entry in logs:
         log = entry.log
-        last = log.evaluations[-1] if log.evaluations else None
         rows.append(
             (
                 str(log.path),
                 entry.compliance.word,
                 entry.traps.word,
-                log.status,
-                _number(log.run_seconds and log.run_seconds / 60, 3),
-                _number(entry.last_epoch, 0),
-                _number(last and last.box_ap, 4),
-                _number(last and last.mask_ap, 4),
+                *_outcome(entry),
                 ", ".join(map(str, log.seeds)) or "-",
             )
         )
     return columns(rows)
+
+
+def _outcome(entry: CheckedLog) -> tuple[str, ...]:
+    """Returns status, minutes, epochs and both APs of a log; a file of several runs has none of its own."""
+    if entry.holds_several_runs:
+        return ("several runs", "-", "-", "-", "-")
+    log = entry.log
+    last = log.evaluations[-1] if log.evaluations else None
+    return (
+        log.status,
+        _number(log.run_seconds and log.run_seconds / 60, 3),
+        _number(entry.last_epoch, 0),
+        _number(last and last.box_ap, 4),
+        _number(last and last.mask_ap, 4),
+    )
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -54,20 +63,26 @@ def meaning_lines(logs: Sequence[CheckedLog]) -> list[str]:
 def log_details(entry: CheckedLog) -> list[str]:
     """Returns the lines of every finding about one log; nothing where there is none."""
     lines = [line for verdict in (entry.compliance, entry.traps) for line in verdict_lines(verdict)]
+    lines += [f"  {sentence}" for sentence in entry.alone]
     return [f"{entry.log.path}:", *lines] if lines else []
 
 
 def verdict_lines(verdict: Verdict) -> list[str]:
     """Returns the lines of every finding of a verdict; nothing where there is none."""
     lines = [line for finding in verdict.findings for line in finding_lines(finding)]
+    if verdict.num_not_shown:
+        only = (
+            "1 finding is not shown that only follows"
+            if verdict.num_not_shown == 1
+            else (f"{verdict.num_not_shown} findings are not shown that only follow")
+        )
+        lines.append(f"    {only} from several runs in one file")
     return [f"  {verdict.checker}: {verdict.word}", *lines] if lines else []
 
 
 def finding_lines(finding: Finding) -> list[str]:
     """Returns a finding in the checker's words, then in ours; one that is not known is shown whole."""
-    text = finding.text
-    if finding.explanation:
-        text = text.partition(NOT_FOR_READERS)[0].rstrip()
+    text = finding.gist if finding.explanation else finding.text
     shown = [_shorten(line) if finding.explanation else _plain(line) for line in text.splitlines()]
     lines = [
         f"    {'-' if finding.refuses else 'note:'} {shown[0] if shown else ''}",

@@ -1,14 +1,24 @@
 """Logs with the verdicts on them, and what five of them are worth together."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from maskperf.mlperf.attempts import Attempts, find_attempts
 from maskperf.mlperf.checkers import check_compliance
+from maskperf.mlperf.log_lines import TOKEN
 from maskperf.mlperf.read import BenchmarkLog, read_log
 from maskperf.mlperf.scoring import RUNS, ReferenceCheck, reference_check, score_minutes
-from maskperf.mlperf.traps import check_traps, is_submission
-from maskperf.mlperf.verdicts import Verdict
+from maskperf.mlperf.traps import check_traps, is_submission, several_runs
+from maskperf.mlperf.verdicts import Finding, Verdict
+
+# Where the lines of two runs are mixed, these only follow from it: nobody can judge one of them alone.
+FROM_MIXING = re.compile(
+    r"Required EXACTLY_ONE occurrence|CHECK for '(init_start|init_stop|run_start|run_stop)' failed"
+    r"|(run_start|run_stop) is logged \d+ times|the time of \w+ is .* before|eval_accuracy stands behind run_stop"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,11 +28,14 @@ class CheckedLog:
     log: BenchmarkLog
     compliance: Verdict
     traps: Verdict
+    holds_several_runs: bool = False  # then nothing that is counted over the whole file means anything
+    alone: tuple[str, ...] = ()  # a sentence on each whole run of such a file, judged by itself
 
     @property
     def minutes(self) -> float | None:
-        """The time of the run, None for one that does not count: refused, or ended without success."""
+        """The time of the run, None for one that does not count: refused, ended without success, or not one run."""
         counts = self.compliance.accepted and self.log.status == "success" and self.log.run_seconds is not None
+        counts = counts and not self.holds_several_runs
         return self.log.run_seconds / 60 if counts else None
 
     @property
@@ -52,7 +65,55 @@ def check_log(path: Path) -> CheckedLog:
     Errors: DataError for a file that is no log.
     """
     log = read_log(path)
-    return CheckedLog(log=log, compliance=check_compliance(path), traps=check_traps(log))
+    attempts = find_attempts(log.records)
+    checked = CheckedLog(
+        log=log,
+        compliance=check_compliance(path),
+        traps=check_traps(log),
+        holds_several_runs=attempts.are_several,
+    )
+    if attempts.mixed is not None:
+        return _shown(checked, lambda finding: not FROM_MIXING.search(finding.text))
+    return _judge_alone(checked, attempts) if len(attempts.runs) > 1 else checked
+
+
+def _shown(checked: CheckedLog, is_shown: Callable[[Finding], bool]) -> CheckedLog:
+    """Returns a log with only some of its findings; the others are counted, and no verdict changes."""
+    verdicts = []
+    for verdict in (checked.compliance, checked.traps):
+        shown = tuple(finding for finding in verdict.findings if is_shown(finding))
+        verdicts.append(replace(verdict, findings=shown, num_not_shown=len(verdict.findings) - len(shown)))
+    return replace(checked, compliance=verdicts[0], traps=verdicts[1])
+
+
+def _judge_alone(checked: CheckedLog, attempts: Attempts) -> CheckedLog:
+    """Returns a log of several runs without the findings that none of its whole runs has when it is judged alone."""
+    sentences, texts = [], {finding.text for finding in several_runs(checked.log, attempts)}
+    with tempfile.TemporaryDirectory(prefix="maskperf-check-") as scratch:
+        for run, (first, last) in zip(attempts.runs, attempts.line_ranges, strict=True):
+            if not run.is_whole:
+                continue
+            path = Path(scratch) / "run.txt"
+            path.write_bytes(_only_lines(checked.log.path.read_bytes(), first, last))
+            compliance, traps = check_compliance(path), check_traps(read_log(path))
+            texts.update(finding.gist for verdict in (compliance, traps) for finding in verdict.findings)
+            sentences.append(
+                f"lines {first} to {last or 'the end'} alone: {compliance.checker} {compliance.word}, "
+                f"{traps.checker} {traps.word}"
+            )
+    return replace(_shown(checked, lambda finding: finding.gist in texts), alone=tuple(sentences))
+
+
+def _only_lines(content: bytes, first: int, last: int | None) -> bytes:
+    """Returns a file with all but some of its lines emptied, so that the rest keep their numbers.
+
+    A record that was torn when its program died, and now stands in front of the first one on its line, goes as well.
+    """
+    lines = content.split(b"\n")
+    kept = lines[first - 1 : last]
+    token = TOKEN.encode()
+    kept[0] = token + kept[0].rpartition(token)[2]
+    return b"\n" * (first - 1) + b"\n".join(kept)
 
 
 def is_closed_set(logs: Sequence[CheckedLog]) -> bool:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+NOT_FOR_READERS = "current context"  # from here on the compliance checker prints its own variables
+
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
@@ -12,6 +14,19 @@ class Finding:
     explanation: str = ""
     mend: str = ""
 
+    @property
+    def gist(self) -> str:
+        """The checker's own words without its variables."""
+        return self.text.partition(NOT_FOR_READERS)[0].rstrip()
+
+
+def note(text: str, explanation: str, mend: str) -> Finding:
+    return Finding(text=text, refuses=False, explanation=explanation, mend=mend)
+
+
+def refusal(text: str, explanation: str, mend: str) -> Finding:
+    return Finding(text=text, refuses=True, explanation=explanation, mend=mend)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
@@ -20,6 +35,7 @@ class Verdict:
     checker: str
     accepted: bool | None
     findings: tuple[Finding, ...] = ()
+    num_not_shown: int = 0  # further findings, left out because they only follow from one of these
 
     @property
     def word(self) -> str:

@@ -43,12 +43,21 @@ class Attempt:
         return any(record.key == key for record in self.records)
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """Two lines that one run cannot have both, and why not."""
+
+    first_line: int
+    second_line: int
+    sign: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attempts:
     """What a file holds. Lines are those of the file, from 1."""
 
     runs: tuple[Attempt, ...]  # one after the other
-    mixed: tuple[int, int] | None = None  # two lines of different runs, where two programs wrote at the same time
+    mixed: Mixture | None = None  # where two programs wrote at the same time, and runs holds all records as one
     resumed: tuple[int, ...] = ()  # where a run was taken up again and counts its epochs on
 
     @property
@@ -62,11 +71,16 @@ class Attempts:
         edges = [1, *(run.first_line for run in self.runs[1:])]
         return tuple(zip(edges, [*(edge - 1 for edge in edges[1:]), None], strict=True))
 
+    @property
+    def shared_lines(self) -> tuple[int, ...]:
+        """The lines that hold the last record of a run and the first of the next one."""
+        return tuple(other.first_line for run, other in pairwise(self.runs) if run.records[-1].line == other.first_line)
+
 
 def find_attempts(records: Sequence[Record]) -> Attempts:
     """Returns the runs that a file holds."""
     parts: list[list[Record]] = []
-    resumed, mixed = [], None
+    resumed, mixed = [], _late_init_stop(records)
     for part in _parts(records):
         before = parts[-1] if parts else []
         mixed = mixed or _left_over(before, part)
@@ -77,7 +91,7 @@ def find_attempts(records: Sequence[Record]) -> Attempts:
             parts.append(part)
     if mixed is None:
         found = (_side_by_side(part, is_resumed=bool(resumed)) for part in parts)
-        mixed = next((lines for lines in found if lines is not None), None)
+        mixed = next((mixture for mixture in found if mixture is not None), None)
     if mixed is not None:
         return Attempts(runs=(Attempt(records=tuple(records)),), mixed=mixed)
     return Attempts(runs=tuple(Attempt(records=tuple(part)) for part in parts), resumed=tuple(resumed))
@@ -172,11 +186,27 @@ def _cut_where_epochs_restart(part: list[Record]) -> list[list[Record]]:
     return [part[first:last] for first, last in pairwise([0, *places, len(part)])]
 
 
-def _jump(starts: Sequence[tuple[float, Record]]) -> tuple[int, int] | None:
+def _jump(starts: Sequence[tuple[float, Record]]) -> Mixture | None:
     """Returns two lines whose epochs are those of two runs: in one run epochs follow each other, or begin anew."""
-    steps = [(number - before, (first.line, record.line)) for (before, first), (number, record) in pairwise(starts)]
-    if any(step < 0 for step, _ in steps) and any(step > 1 for step, _ in steps):
-        return next(lines for step, lines in steps if step < 0 or step > 1)
+    steps = [(number - before, first, record) for (before, first), (number, record) in pairwise(starts)]
+    if any(step < 0 for step, _, _ in steps) and any(step > 1 for step, _, _ in steps):
+        first, record = next(entry[1:] for entry in steps if entry[0] < 0 or entry[0] > 1)
+        return Mixture(first.line, record.line, "from there on, the numbers of the epochs go to and fro")
+    return None
+
+
+def _late_init_stop(records: Sequence[Record]) -> Mixture | None:
+    """Returns the lines of two init_stop without an init_start between them, the second one behind run_start."""
+    first, has_run_start = None, False
+    for record in records:
+        if record.key == "init_start":
+            first = None
+        elif record.key == "run_start":
+            has_run_start = first is not None
+        elif record.key == "init_stop" and first is None:
+            first, has_run_start = record, False
+        elif record.key == "init_stop" and has_run_start and not _is_at_once([first], record):
+            return Mixture(first.line, record.line, "both log init_stop, with no init_start between them")
     return None
 
 
@@ -190,7 +220,7 @@ def _goes_on(before: Sequence[Record], part: Sequence[Record]) -> bool:
     return not has_ended and not keys.isdisjoint(BODY) and keys.isdisjoint(("submission_benchmark", "init_start"))
 
 
-def _left_over(before: Sequence[Record], part: Sequence[Record]) -> tuple[int, int] | None:
+def _left_over(before: Sequence[Record], part: Sequence[Record]) -> Mixture | None:
     """Returns the first line of a part, and that of a record in it that the run before it must have written."""
     old = {number for number, _ in _epoch_starts(before)}
     epochs = [number for number, _ in _epoch_starts(part)]
@@ -204,11 +234,12 @@ def _left_over(before: Sequence[Record], part: Sequence[Record]) -> tuple[int, i
         number = epoch_of(record)
         is_of_before = record.key in OF_AN_EPOCH and number in old and number not in new
         if is_of_before or (record.key == "run_stop" and not new and not has_ended):
-            return part[0].line, record.line
+            first = part[0].line
+            return Mixture(first, record.line, f"a run begins at line {first}, and the one before it goes on")
     return None
 
 
-def _side_by_side(part: Sequence[Record], *, is_resumed: bool) -> tuple[int, int] | None:
+def _side_by_side(part: Sequence[Record], *, is_resumed: bool) -> Mixture | None:
     """Returns two lines that only two runs in one can have: epochs that jump, or two results of one epoch."""
     jump = _jump(_epoch_starts(part))
     if jump is not None or is_resumed:
@@ -220,5 +251,5 @@ def _side_by_side(part: Sequence[Record], *, is_resumed: bool) -> tuple[int, int
         if record.key == "eval_accuracy" and starts.count(number) > 1:
             first = results.setdefault(number, record)
             if first.value != record.value:
-                return first.line, record.line
+                return Mixture(first.line, record.line, f"they are two results of epoch {number:g}")
     return None

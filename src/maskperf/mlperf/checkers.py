@@ -66,9 +66,10 @@ def check_compliance(log: Path) -> Verdict:
 
 
 def lines_with_a_record(log: Path) -> list[int]:
-    """Returns the lines of a file that the compliance checker reads, from 1."""
+    """Returns the lines of a file, from 1, that the compliance checker reads; it also ends lines at a \\r."""
     token = TOKEN.encode()
-    return [number for number, line in enumerate(log.read_bytes().split(b"\n"), start=1) if token in line]
+    lines = enumerate(log.read_bytes().split(b"\n"), start=1)
+    return [number for number, line in lines for piece in line.split(b"\r") if token in piece]
 
 
 def judge_compliance(output: str, lines: Sequence[int] = ()) -> Verdict:

@@ -190,7 +190,11 @@ def _rates(log: BenchmarkLog) -> Iterator[Finding]:
         if not TOO_LOW * wanted <= middle <= TOO_HIGH * wanted:
             yield note(
                 f"line {record.line}: tracked_stats has {name} {middle:g}, the middle of its {len(found)} values",
-                f"By the times of its epochs this run had {wanted:.3g} {unit}. The official tools do not look at "
+                f"By the times of its epochs this run had {_shown(wanted)} {unit}. The official tools do not look at "
                 f"{name}; people and reports do.",
                 f"Log {name} in {unit}, of all devices together.",
             )
+
+
+def _shown(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"

@@ -88,20 +88,25 @@ def _shown(checked: CheckedLog, is_shown: Callable[[Finding], bool]) -> CheckedL
 
 def _judge_alone(checked: CheckedLog, attempts: Attempts) -> CheckedLog:
     """Returns a log of several runs without the findings that none of its whole runs has when it is judged alone."""
-    sentences, texts = [], {finding.text for finding in several_runs(checked.log, attempts)}
+    sentences, kept = [], {_without_count(finding) for finding in several_runs(checked.log, attempts)}
     with tempfile.TemporaryDirectory(prefix="maskperf-check-") as scratch:
         for run, (first, last) in zip(attempts.runs, attempts.line_ranges, strict=True):
-            if not run.is_whole:
+            if not run.is_whole or attempts.shared_lines:
                 continue
             path = Path(scratch) / "run.txt"
             path.write_bytes(_only_lines(checked.log.path.read_bytes(), first, last))
             compliance, traps = check_compliance(path), check_traps(read_log(path))
-            texts.update(finding.gist for verdict in (compliance, traps) for finding in verdict.findings)
+            kept.update(_without_count(finding) for finding in (*compliance.findings, *traps.findings))
             sentences.append(
                 f"lines {first} to {last or 'the end'} alone: {compliance.checker} {compliance.word}, "
                 f"{traps.checker} {traps.word}"
             )
-    return replace(_shown(checked, lambda finding: finding.gist in texts), alone=tuple(sentences))
+    return replace(_shown(checked, lambda finding: _without_count(finding) in kept), alone=tuple(sentences))
+
+
+def _without_count(finding: Finding) -> tuple[str, str]:
+    """Returns what stays the same about a finding in a part of a file: the compliance checker counts its own lines."""
+    return re.sub(r"in line \d+:", "", finding.gist), finding.explanation
 
 
 def _only_lines(content: bytes, first: int, last: int | None) -> bytes:

@@ -13,7 +13,7 @@ from maskperf.data.verify import NUM_TRAIN_IMAGES, NUM_VAL_IMAGES
 from maskperf.machine.check_storage import TRAIN_IMAGES
 from maskperf.mlperf.attempts import Attempt, Attempts, find_attempts
 from maskperf.mlperf.clock import check_clock
-from maskperf.mlperf.log_lines import Record
+from maskperf.mlperf.log_lines import TOKEN, Record
 from maskperf.mlperf.read import BOX_TARGET, MASK_TARGET, BenchmarkLog, whole_number
 from maskperf.mlperf.verdicts import Finding, Verdict, note, refusal
 
@@ -88,10 +88,11 @@ def meanings(log: BenchmarkLog) -> list[str]:
 def several_runs(log: BenchmarkLog, attempts: Attempts) -> Iterator[Finding]:
     """Returns what is to say about a file that holds more than one run, or one with an interruption."""
     if attempts.mixed is not None:
+        lines = f"lines {attempts.mixed.first_line} and {attempts.mixed.second_line}"
         yield refusal(
-            f"lines {attempts.mixed[0]} and {attempts.mixed[1]}: the lines of two runs are mixed in this file",
-            "Two programs wrote into it at the same time. No line says whose it is, so the file cannot be cut into "
-            "two, and nothing counted over it means anything.",
+            f"{lines}: the lines of two runs are mixed in this file: {attempts.mixed.sign}",
+            "Two programs, or two processes of one, wrote into it at the same time. No line says whose it is, so the "
+            "file cannot be cut into two, and what is counted over all of it means nothing.",
             "Run again, with a file of its own for each run and one process that writes it.",
         )
     elif len(attempts.runs) > 1:
@@ -120,9 +121,14 @@ def _one_after_the_other(log: BenchmarkLog, attempts: Attempts) -> Finding:
         told.append(f"lines {first} to {last or 'the end'}: {how_far}")
         if run.is_whole and copied is None:
             file = shlex.quote(str(log.path))
-            commands.append(f"sed -n '{first},{last or '$'}p' {file} > run_{len(commands) + 1}.txt")
+            is_torn = any(problem.startswith(f"line {first}: ") for problem in log.problems)
+            torn = f" | sed '1s/.*{TOKEN}/{TOKEN}/'" if is_torn else ""  # the last words of the run before
+            commands.append(f"sed -n '{first},{last or '$'}p' {file}{torn} > run_{len(commands) + 1}.txt")
     mend = "None of them is whole: run again, with a file for each run."
-    if commands:
+    if attempts.shared_lines:
+        shared = ", ".join(map(str, attempts.shared_lines))
+        mend = f"Line {shared} has records of both: put a line break in front of each {TOKEN.strip()}, and check again."
+    elif commands:
         mend = f"Cut at line{'s' if len(starts) > 1 else ''} {lines}, and change nothing else: {'; '.join(commands)}"
     return Finding(
         text=text,

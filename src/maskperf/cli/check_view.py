@@ -9,6 +9,7 @@ from maskperf.mlperf.verdicts import Finding, Verdict
 
 HEADINGS = ("log", "compliance", "own checks", "status", "minutes", "epochs", "box AP", "mask AP", "seed")
 SHOWN_CHARACTERS = 160
+NOT_FOR_READERS = "current context"  # from here on the checker prints its own variables
 
 
 def log_table(logs: Sequence[CheckedLog]) -> list[str]:
@@ -63,7 +64,11 @@ def meaning_lines(logs: Sequence[CheckedLog]) -> list[str]:
 def log_details(entry: CheckedLog) -> list[str]:
     """Returns the lines of every finding about one log; nothing where there is none."""
     lines = [line for verdict in (entry.compliance, entry.traps) for line in verdict_lines(verdict)]
-    lines += [f"  {sentence}" for sentence in entry.alone]
+    for run in entry.alone:
+        verdicts = (run.compliance, run.traps)
+        words = ", ".join(f"{verdict.checker} {verdict.word}" for verdict in verdicts)
+        lines.append(f"  {run.lines} alone: {words}")
+        lines += [line for verdict in verdicts for finding in verdict.findings for line in finding_lines(finding)]
     return [f"{entry.log.path}:", *lines] if lines else []
 
 
@@ -71,18 +76,16 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     """Returns the lines of every finding of a verdict; nothing where there is none."""
     lines = [line for finding in verdict.findings for line in finding_lines(finding)]
     if verdict.num_not_shown:
-        only = (
-            "1 finding is not shown that only follows"
-            if verdict.num_not_shown == 1
-            else (f"{verdict.num_not_shown} findings are not shown that only follow")
-        )
-        lines.append(f"    {only} from several runs in one file")
+        count = f"{verdict.num_not_shown} finding{'s' if verdict.num_not_shown > 1 else ''}"
+        lines.append(f"    {count} about the whole file not shown: it holds more than one run")
     return [f"  {verdict.checker}: {verdict.word}", *lines] if lines else []
 
 
 def finding_lines(finding: Finding) -> list[str]:
     """Returns a finding in the checker's words, then in ours; one that is not known is shown whole."""
-    text = finding.gist if finding.explanation else finding.text
+    text = finding.text
+    if finding.explanation:
+        text = text.partition(NOT_FOR_READERS)[0].rstrip()
     shown = [_shorten(line) if finding.explanation else _plain(line) for line in text.splitlines()]
     lines = [
         f"    {'-' if finding.refuses else 'note:'} {shown[0] if shown else ''}",

@@ -125,7 +125,9 @@ def _begins_again(part: Sequence[Record], record: Record) -> bool:
         return record.key == "init_start" and record.key in seen and "init_stop" in seen
     if seen.intersection(BODY) <= STARTS.keys() and record.key in seen:
         return not _is_at_once(part, record)
-    return record.key in seen or (record.key == "init_start" and "run_start" not in seen)
+    # A first run may have lost its head; a run_stop alone that stands in front is a line at a wrong place.
+    has_lost_head = "run_start" not in seen and not seen.intersection(BODY) <= {"run_stop"}
+    return record.key in seen or (record.key == "init_start" and has_lost_head)
 
 
 def _is_at_once(part: Sequence[Record], record: Record) -> bool:
@@ -137,14 +139,14 @@ def _is_at_once(part: Sequence[Record], record: Record) -> bool:
 def _head_in_front(part: Sequence[Record]) -> int:
     """Returns how many of the last records already are of the head that was noticed only now.
 
-    They are of kinds that also came first in the head before: some programs log init_start before the submission.
+    Behind a first run without a head they are all that is of a head. Otherwise they are of kinds that also came first
+    in the head before: some programs log init_start before the submission.
     """
-    if any(record.key in BODY for record in part):
-        return 0
     keys = [record.key for record in part]
     first = set(keys[: keys.index("submission_benchmark")] if "submission_benchmark" in keys else [])
+    first = set(HEAD) if not set(keys).isdisjoint(BODY) else first.intersection(HEAD)
     count = 0
-    while count < len(part) and keys[-1 - count] in first.intersection(HEAD):
+    while count < len(part) and keys[-1 - count] in first:
         count += 1
     return count if count < len(part) else 0
 

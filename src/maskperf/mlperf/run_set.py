@@ -22,6 +22,15 @@ FROM_MIXING = re.compile(
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunAlone:
+    """The verdicts on one of several runs of a file, as if the others were not there."""
+
+    lines: str
+    compliance: Verdict
+    traps: Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckedLog:
     """A log, the verdict of the compliance checker and that of maskperf's own checks."""
 
@@ -29,7 +38,7 @@ class CheckedLog:
     compliance: Verdict
     traps: Verdict
     holds_several_runs: bool = False  # then nothing that is counted over the whole file means anything
-    alone: tuple[str, ...] = ()  # a sentence on each whole run of such a file, judged by itself
+    alone: tuple[RunAlone, ...] = ()  # each whole run of such a file
 
     @property
     def minutes(self) -> float | None:
@@ -73,40 +82,35 @@ def check_log(path: Path) -> CheckedLog:
         holds_several_runs=attempts.are_several,
     )
     if attempts.mixed is not None:
-        return _shown(checked, lambda finding: not FROM_MIXING.search(finding.text))
-    return _judge_alone(checked, attempts) if len(attempts.runs) > 1 else checked
+        return _without(checked, lambda finding: FROM_MIXING.search(finding.text) is not None)
+    if len(attempts.runs) == 1:
+        return checked
+    own = tuple(several_runs(log, attempts))
+    return replace(_without(checked, lambda finding: finding not in own), alone=_judge_alone(path, attempts))
 
 
-def _shown(checked: CheckedLog, is_shown: Callable[[Finding], bool]) -> CheckedLog:
-    """Returns a log with only some of its findings; the others are counted, and no verdict changes."""
+def _without(checked: CheckedLog, is_left_out: Callable[[Finding], bool]) -> CheckedLog:
+    """Returns a log without some of its findings; they are counted, and no verdict changes."""
     verdicts = []
     for verdict in (checked.compliance, checked.traps):
-        shown = tuple(finding for finding in verdict.findings if is_shown(finding))
+        shown = tuple(finding for finding in verdict.findings if not is_left_out(finding))
         verdicts.append(replace(verdict, findings=shown, num_not_shown=len(verdict.findings) - len(shown)))
     return replace(checked, compliance=verdicts[0], traps=verdicts[1])
 
 
-def _judge_alone(checked: CheckedLog, attempts: Attempts) -> CheckedLog:
-    """Returns a log of several runs without the findings that none of its whole runs has when it is judged alone."""
-    sentences, kept = [], {_without_count(finding) for finding in several_runs(checked.log, attempts)}
-    with tempfile.TemporaryDirectory(prefix="maskperf-check-") as scratch:
-        for run, (first, last) in zip(attempts.runs, attempts.line_ranges, strict=True):
-            if not run.is_whole or attempts.shared_lines:
-                continue
-            path = Path(scratch) / "run.txt"
-            path.write_bytes(_only_lines(checked.log.path.read_bytes(), first, last))
-            compliance, traps = check_compliance(path), check_traps(read_log(path))
-            kept.update(_without_count(finding) for finding in (*compliance.findings, *traps.findings))
-            sentences.append(
-                f"lines {first} to {last or 'the end'} alone: {compliance.checker} {compliance.word}, "
-                f"{traps.checker} {traps.word}"
-            )
-    return replace(_shown(checked, lambda finding: _without_count(finding) in kept), alone=tuple(sentences))
-
-
-def _without_count(finding: Finding) -> tuple[str, str]:
-    """Returns what stays the same about a finding in a part of a file: the compliance checker counts its own lines."""
-    return re.sub(r"in line \d+:", "", finding.gist), finding.explanation
+def _judge_alone(path: Path, attempts: Attempts) -> tuple[RunAlone, ...]:
+    """Returns the verdicts on each whole run of a file; none where two of its runs share a line."""
+    found = []
+    for run, (first, last) in zip(attempts.runs, attempts.line_ranges, strict=True):
+        if run.is_whole and not attempts.shared_lines:
+            with tempfile.TemporaryDirectory(prefix="maskperf-check-") as scratch:
+                part = Path(scratch) / "run.txt"
+                part.write_bytes(_only_lines(path.read_bytes(), first, last))
+                lines = f"lines {first} to {last or 'the end'}"
+                found.append(
+                    RunAlone(lines=lines, compliance=check_compliance(part), traps=check_traps(read_log(part)))
+                )
+    return tuple(found)
 
 
 def _only_lines(content: bytes, first: int, last: int | None) -> bytes:

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-NOT_FOR_READERS = "current context"  # from here on the compliance checker prints its own variables
-
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
@@ -13,11 +11,6 @@ class Finding:
     refuses: bool  # False: a warning or a note
     explanation: str = ""
     mend: str = ""
-
-    @property
-    def gist(self) -> str:
-        """The checker's own words without its variables."""
-        return self.text.partition(NOT_FOR_READERS)[0].rstrip()
 
 
 def note(text: str, explanation: str, mend: str) -> Finding:
@@ -35,7 +28,7 @@ class Verdict:
     checker: str
     accepted: bool | None
     findings: tuple[Finding, ...] = ()
-    num_not_shown: int = 0  # further findings, left out because they only follow from one of these
+    num_not_shown: int = 0  # further findings, left out because they follow from several runs in one file
 
     @property
     def word(self) -> str:

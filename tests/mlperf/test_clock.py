@@ -135,7 +135,7 @@ def test_a_run_that_stops_before_it_starts_is_named_so(check):
         (_timed(lambda ms: (ms - START_MS) / 1000), "0.0736"),  # seconds since the start of the program
         (_timed(lambda ms: START_MS), "took 0 s"),
         (log_records(minutes=1.0), "took 3.8"),
-        (log_records(minutes=0.2, train_samples=40000), "took 0.7"),
+        (log_records(minutes=0.3, train_samples=40000), "took 1.1"),
         (log_records(epochs=1, minutes=0.1), "took 5.3"),
         (_blocks(log_records(minutes=5.0), 7), "block 1 took 19."),
     ],

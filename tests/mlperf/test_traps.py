@@ -126,6 +126,14 @@ def test_decay_steps_outside_the_rule_are_a_note(tmp_path, batch_size, steps, fi
     assert verdict.accepted and (verdict.findings == ()) is fine
 
 
+@pytest.mark.parametrize(
+    "odd", [float("inf"), float("nan"), 10**400, "96", True], ids=["inf", "nan", "huge", "text", "bool"]
+)
+def test_odd_numbers_where_steps_and_batch_size_belong_are_no_bug(tmp_path, odd):
+    check_traps(_log(tmp_path, log_records(global_batch_size=odd)))
+    check_traps(_log(tmp_path, log_records(opt_learning_rate_decay_steps=[odd, 16000])))
+
+
 def test_other_image_sizes_are_a_note_in_the_closed_division_only(tmp_path):
     (finding,) = check_traps(_log(tmp_path, log_records(min_image_size=640))).findings
     assert "640" in finding.text and "800" in finding.text and not finding.refuses

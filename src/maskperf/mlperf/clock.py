@@ -119,8 +119,7 @@ def _repeated(records: Sequence[Record]) -> Iterator[Finding]:
 
 def _too_fast(log: BenchmarkLog) -> Iterator[Finding]:
     """Returns a note where a device for each image of a batch, each as fast as the fastest published, is too slow."""
-    batch_size = log.settings.get("global_batch_size")
-    batch_size = batch_size if type(batch_size) is int and batch_size > 0 else _largest_published_batch()
+    batch_size = _batch_size(log) or max(system.batch_size for system in published_systems())
     epochs = _epochs(log.records)
     # A run may end within its last epoch, so that one counts only where there is no other.
     for epoch in [epoch for epoch in epochs[: max(1, len(epochs) - 1)] if epoch.seconds >= 0]:
@@ -142,8 +141,9 @@ def _fastest_device() -> float:
     return max(training_rate_of(system) for system in published_systems())
 
 
-def _largest_published_batch() -> int:
-    return max(system.batch_size for system in published_systems())
+def _batch_size(log: BenchmarkLog) -> int | None:
+    logged = log.settings.get("global_batch_size")
+    return logged if type(logged) is int and 0 < logged < NUM_TRAIN_IMAGES else None
 
 
 def _fewest_images(log: BenchmarkLog) -> int:
@@ -176,10 +176,10 @@ def _rates(log: BenchmarkLog) -> Iterator[Finding]:
     seconds = [epoch.seconds / epoch.count for epoch in _epochs(log.records) if epoch.seconds > 0]
     if not seconds:
         return
-    batch_size = log.settings.get("global_batch_size")
+    batch_size = _batch_size(log)
     rate = NUM_TRAIN_IMAGES / statistics.median(seconds)
     expected = {"throughput": (rate, "images per second")}
-    if type(batch_size) is int and batch_size > 0:
+    if batch_size is not None:
         expected["time"] = (batch_size / rate, "seconds per step")
     tracked = [record for record in log.records if record.key == "tracked_stats" and isinstance(record.value, dict)]
     for name, (wanted, unit) in expected.items():

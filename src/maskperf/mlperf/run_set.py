@@ -49,8 +49,8 @@ class CheckedLog:
 
     @property
     def epochs(self) -> int | float | None:
-        """The epochs to the targets, None for a run that ended without success."""
-        return self.last_epoch if self.log.status == "success" else None
+        """The epochs to the targets, None for a run that ended without success, and for several in one file."""
+        return self.last_epoch if self.log.status == "success" and not self.holds_several_runs else None
 
     @property
     def last_epoch(self) -> int | float | None:

@@ -140,6 +140,22 @@ def _tracked(epoch, begin, length, batch_size, every):
     return entries
 
 
+def up_to(records, key, count=1):
+    """Returns the records of a program that died behind its `count`-th record of a key."""
+    places = [place for place, entry in enumerate(records) if entry["key"] == key]
+    return records[: places[count - 1] + 1]
+
+
+def later(records, minutes):
+    """Returns the same records, written `minutes` later."""
+    return [{**entry, "time_ms": entry["time_ms"] + round(minutes * 60_000)} for entry in records]
+
+
+def by_time(*logs):
+    """Returns the records of programs that wrote into one file at the same time."""
+    return sorted((entry for records in logs for entry in records), key=lambda entry: entry["time_ms"])
+
+
 def log_text(records):
     """Returns the text of a log: one line for each record."""
     return "".join(f":::MLLOG {json.dumps(entry)}\n" for entry in records)

@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 import pytest
-from made_up_logs import log_records, log_text, write_log, write_logs, write_package, write_series
+from made_up_logs import later, log_records, log_text, up_to, write_log, write_logs, write_package, write_series
 from official_checkers import run_in_process
 
 from maskperf.cli.check import check
@@ -51,6 +51,26 @@ def test_a_trap_that_the_official_checker_misses_is_refused(tmp_path, capsys):
     code, shown = _check(capsys, path)
     row = next(line for line in shown.splitlines() if "a.txt  " in line)
     assert code == EXIT_RULE and row.split()[1:3] == ["accepted", "refused"] and "clock went backwards" in shown
+
+
+def test_a_file_of_two_runs_is_shown_as_that_and_little_else(tmp_path, capsys):
+    path = tmp_path / "a.txt"
+    path.write_text(log_text([*up_to(log_records(), "epoch_start", 2), *later(log_records(), 40)]))
+    code, shown = _check(capsys, path)
+    row = next(line for line in shown.splitlines() if "a.txt  " in line)
+    assert code == EXIT_RULE and row.split()[1:] == ["refused", "refused", "several", "runs", *"----", "4000000007"]
+    assert "line 30: a second run begins" in shown and "findings about the whole file not shown" in shown
+    assert "lines 30 to the end alone: compliance checker accepted, maskperf's own checks accepted" in shown
+    assert "with one value" not in shown and len(shown.splitlines()) <= 16
+
+
+def test_a_file_with_a_head_in_front_keeps_its_numbers_and_its_exit_code(tmp_path, capsys):
+    path = tmp_path / "a.txt"
+    path.write_text(log_text([*up_to(log_records(), "seed"), *later(log_records(), 4)]))
+    code, shown = _check(capsys, path)
+    row = next(line for line in shown.splitlines() if "a.txt  " in line)
+    assert code == EXIT_DONE and row.split()[1:5] == ["accepted", "accepted", "success", "19.300"]
+    assert "note: line 9: a second run begins" in shown
 
 
 def test_a_run_folder_stands_for_its_log(tmp_path, capsys):

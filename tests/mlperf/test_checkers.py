@@ -172,6 +172,16 @@ def test_a_small_batch_may_divide_the_learning_rate_but_only_behind_the_batch_si
     _refused(_judge(tmp_path, records), "opt_base_learning_rate", "global_batch_size")
 
 
+def test_the_line_of_the_file_is_named_for_the_checkers_own_count(tmp_path):
+    path = write_log(tmp_path / "a.txt", opt_base_learning_rate=0.13)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("starting up\n\n" + "".join(line + "step\r done\n" for line in lines))
+    (finding,) = checkers.check_compliance(path).findings
+    (place,) = [n for n, line in enumerate(path.read_bytes().split(b"\n"), 1) if b"opt_base_learning_rate" in line]
+    assert finding.explanation.startswith(f"Line {place} of the file: ")
+    assert f"in line {place}:" not in finding.text  # the checker counts otherwise
+
+
 def test_a_torn_line_is_refused(tmp_path):
     path = write_log(tmp_path / "a.txt")
     path.write_text(path.read_text()[:-30])
@@ -196,7 +206,8 @@ def test_a_process_of_its_own_says_the_same_as_in_process(tmp_path, slow_way, ch
     path = write_log(tmp_path / "a.txt", **changes)
     whole = checkers.check_compliance(path)
     alone = checkers.judge_compliance(
-        run_in_process("compliance_checker", ["--usage", "training", "--ruleset", "3.1.0", str(path)])
+        run_in_process("compliance_checker", ["--usage", "training", "--ruleset", "3.1.0", str(path)]),
+        checkers.lines_with_a_record(path),
     )
     assert whole == alone
 

@@ -1,9 +1,11 @@
 import pytest
-from made_up_logs import LEFT_OUT, write_logs
+from made_up_logs import LEFT_OUT, by_time, later, log_records, log_text, up_to, write_logs
 from official_checkers import run_in_process
 
 from maskperf.mlperf import checkers
 from maskperf.mlperf.run_set import check_log, is_closed_set, judge_set
+
+BEHIND_A_HEAD = [*up_to(log_records(), "seed"), *later(log_records(), 4)]
 
 
 @pytest.fixture
@@ -49,3 +51,71 @@ def test_a_refused_run_counts_as_the_slowest_and_two_leave_no_score(checked):
 )
 def test_what_is_not_one_closed_set_is_not_compared(checked, runs):
     assert judge_set(checked(runs)).reference is None
+
+
+@pytest.fixture
+def check_records(tmp_path, monkeypatch):
+    """Returns a function that checks a file of these records, or of this text."""
+    monkeypatch.setattr(checkers, "_run", run_in_process)
+
+    def write_and_check(records):
+        path = tmp_path / "log.txt"
+        path.write_text(records if isinstance(records, str) else log_text(records), encoding="utf-8")
+        return check_log(path), checkers.check_compliance(path)
+
+    return write_and_check
+
+
+def test_of_two_runs_in_a_file_the_whole_one_is_judged_alone(check_records):
+    log, official = check_records([*up_to(log_records(), "epoch_start", 2), *later(log_records(), 40)])
+    assert log.holds_several_runs and log.minutes is None
+    assert log.compliance.accepted is official.accepted is False
+    assert log.compliance.findings == () and log.compliance.num_not_shown == len(official.findings) > 20
+    assert [finding.text.split(":")[0] for finding in log.traps.findings] == [
+        "line 30"
+    ] and log.traps.num_not_shown == 1
+    (run,) = log.alone
+    assert run.lines == "lines 30 to the end" and run.compliance.accepted and run.traps.accepted
+    assert run.compliance.findings == run.traps.findings == ()
+
+
+def test_what_is_wrong_with_a_run_of_a_file_is_said_with_its_line_of_the_file(check_records):
+    second = later(log_records(opt_base_learning_rate=0.13, train_samples=118287), 40)
+    log, _ = check_records([*up_to(log_records(), "epoch_start", 2), *second])
+    (run,) = log.alone
+    place = 30 + next(n for n, entry in enumerate(second) if entry["key"] == "opt_base_learning_rate")
+    assert [finding.explanation.split(": ")[0] for finding in run.compliance.findings] == [f"Line {place} of the file"]
+    assert run.traps.findings[0].text.startswith("line 51: train_samples is 118287")
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        (log_text(log_records()) + log_text(later(log_records(), 40)), ["lines 1 to 94", "lines 95 to the end"]),
+        (log_text(up_to(log_records(), "epoch_start", 2))[:-40] + log_text(log_records()), ["lines 29 to the end"]),
+        ("\n\n".join(log_text(BEHIND_A_HEAD).split("\n")), ["lines 17 to the end"]),
+        (log_text(BEHIND_A_HEAD).replace("\n", "\r\n"), ["lines 9 to the end"]),
+        (log_text([*log_records(), *up_to(log_records(), "seed")]), ["lines 1 to 94"]),
+        (log_text(log_records())[:-1] + log_text(log_records()), []),  # two runs on line 94
+        (log_text([*up_to(log_records(), "epoch_stop"), *up_to(log_records(), "epoch_stop", 2)]), []),
+    ],
+)
+def test_each_whole_run_of_a_file_is_accepted_alone(check_records, text, lines):
+    log, official = check_records(text)
+    assert [run.lines for run in log.alone] == lines
+    assert all(run.compliance.accepted and run.traps.accepted for run in log.alone)
+    assert log.compliance.accepted is official.accepted
+
+
+def test_of_mixed_runs_only_what_does_not_follow_from_it_is_shown(check_records):
+    records = by_time(log_records(opt_base_learning_rate=0.13), later(log_records(opt_base_learning_rate=0.13), 6))
+    log, official = check_records(records)
+    assert log.alone == () and log.holds_several_runs and log.compliance.accepted is official.accepted is False
+    assert {finding.text.split("'")[1] for finding in log.compliance.findings} == {"opt_base_learning_rate"}
+    assert log.compliance.num_not_shown == len(official.findings) - len(log.compliance.findings)
+    assert len(log.traps.findings) == 1 and "mixed" in log.traps.findings[0].text
+
+
+def test_a_log_of_one_run_hides_nothing(check_records):
+    log, official = check_records(log_records(opt_base_learning_rate=0.13))
+    assert log.compliance == official and log.traps.num_not_shown == 0 and log.alone == ()

@@ -1,5 +1,5 @@
 import pytest
-from made_up_logs import log_records, log_text, record, write_log, write_package
+from made_up_logs import LEFT_OUT, by_time, later, log_records, log_text, record, up_to, write_log, write_package
 from official_checkers import run_in_process
 
 from maskperf.mlperf import checkers
@@ -126,10 +126,107 @@ def test_decay_steps_outside_the_rule_are_a_note(tmp_path, batch_size, steps, fi
     assert verdict.accepted and (verdict.findings == ()) is fine
 
 
+@pytest.mark.parametrize(
+    "odd", [float("inf"), float("nan"), 10**400, "96", True], ids=["inf", "nan", "huge", "text", "bool"]
+)
+def test_odd_numbers_where_steps_and_batch_size_belong_are_no_bug(tmp_path, odd):
+    check_traps(_log(tmp_path, log_records(global_batch_size=odd)))
+    check_traps(_log(tmp_path, log_records(opt_learning_rate_decay_steps=[odd, 16000])))
+
+
 def test_other_image_sizes_are_a_note_in_the_closed_division_only(tmp_path):
     (finding,) = check_traps(_log(tmp_path, log_records(min_image_size=640))).findings
     assert "640" in finding.text and "800" in finding.text and not finding.refuses
     assert check_traps(_log(tmp_path, log_records(min_image_size=640, division="open"))).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("train_samples", 118287, "1,021 images without annotations"),
+        ("train_samples", "118287", "1,021 images without annotations"),
+        ("train_samples", 117267, "any number"),
+        ("train_samples", 117265, "any number"),
+        ("train_samples", 40000, "limit of steps"),
+        ("train_samples", 1000, "any number"),
+        ("train_samples", 0, "any number"),
+        ("train_samples", None, "any number"),
+        ("train_samples", [117266], "any number"),
+        ("eval_samples", 1, "Published logs"),
+        ("eval_samples", 4952, "any number"),
+        ("eval_samples", "five thousand", "any number"),
+    ],
+)
+@pytest.mark.parametrize("division", ["closed", "open"])
+def test_other_numbers_of_images_are_a_note_with_their_line(tmp_path, key, value, words, division):
+    log = _log(tmp_path, log_records(division=division, **{key: value}))
+    (finding,) = check_traps(log).findings
+    assert not finding.refuses and words in finding.explanation
+    line = next(entry.line for entry in log.records if entry.key == key)
+    assert finding.text.startswith(f"line {line}: {key} is ")
+    assert {"train_samples": "117,266", "eval_samples": "5,000"}[key] in finding.text
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"train_samples": "117266"},
+        {"train_samples": 117266.0},
+        {"train_samples": 1000, "eval_samples": 200, "recipe": "demo", "targets": (0.3, 0.3)},
+        {"train_samples": 600, "eval_samples": 70, "recipe": "coco", "targets": (0.1, 0.1)},
+        {"train_samples": 600, "submission_benchmark": "ssd"},
+        {"train_samples": LEFT_OUT, "eval_samples": LEFT_OUT},
+    ],
+)
+def test_numbers_of_images_of_coco_or_of_other_data_are_not_named(tmp_path, choices):
+    assert check_traps(_log(tmp_path, log_records(**choices))).findings == ()
+
+
+def test_a_second_run_is_named_with_its_line_what_it_did_and_where_to_cut(tmp_path):
+    log = _log(tmp_path, [*up_to(log_records(), "epoch_start", 2), *later(log_records(), 40)])
+    finding = check_traps(log).findings[0]
+    assert finding.refuses and finding.text == "line 30: a second run begins; this file holds 2 runs"
+    assert "lines 1 to 29: stopped in epoch 2, no run_stop; lines 30 to the end: success in epoch 14" in (
+        finding.explanation.lower()
+    )
+    assert f"sed -n '30,$p' {log.path} > run_1.txt" in finding.mend and "run_2" not in finding.mend
+
+
+@pytest.mark.parametrize(
+    ("records", "refuses", "words"),
+    [
+        ([*log_records(), *later(log_records(seed=7), 40)], True, "run_2.txt"),
+        ([*log_records(), *log_records()], True, "a copy of those from line 1 on"),
+        ([*up_to(log_records(), "seed"), *later(log_records(), 4)], False, "Only one of them began to train"),
+        ([*up_to(log_records(), "init_stop"), *log_records()], False, "stopped before the training began"),
+        ([*log_records(), *up_to(later(log_records(), 40), "run_start")], True, "stopped in the first epoch"),
+        ([*up_to(log_records(), "run_start"), *up_to(log_records(), "epoch_start")], True, "None of them is whole"),
+        ([*up_to(log_records(), "eval_stop", 2), *log_records(status="aborted")], True, "aborted in epoch 14"),
+        (
+            [*log_records(), *later(log_records(), 40), *up_to(later(log_records(), 80), "eval_start")],
+            True,
+            "lines 95, 189: further runs begin; this file holds 3 runs",
+        ),
+    ],
+)
+def test_what_each_run_of_a_file_did_is_said(tmp_path, records, refuses, words):
+    finding = check_traps(_log(tmp_path, records)).findings[0]
+    assert finding.refuses is refuses and words in f"{finding.text} {finding.explanation} {finding.mend}"
+
+
+def test_mixed_lines_are_never_cut(tmp_path):
+    log = _log(tmp_path, by_time(log_records(), later(log_records(minutes=19.7), 6)))
+    finding = check_traps(log).findings[0]
+    assert finding.refuses and "mixed" in finding.text and "cannot be cut" in finding.explanation
+    assert "sed" not in finding.mend
+
+
+def test_a_run_taken_up_again_is_a_note(tmp_path):
+    first = up_to(log_records(), "epoch_start", 4)
+    (finding,) = check_traps(
+        _log(tmp_path, [*first, record("init_start", None, 7.0), *log_records()[len(first) :]])
+    ).findings
+    assert not finding.refuses and finding.text == f"line {len(first) + 1}: the run was taken up again here"
 
 
 def test_what_is_no_submission_is_called_so(tmp_path):

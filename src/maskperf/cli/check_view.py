@@ -17,21 +17,31 @@ def log_table(logs: Sequence[CheckedLog]) -> list[str]:
     rows = [HEADINGS]
     for entry in logs:
         log = entry.log
-        last = log.evaluations[-1] if log.evaluations else None
         rows.append(
             (
                 str(log.path),
                 entry.compliance.word,
                 entry.traps.word,
-                log.status,
-                _number(log.run_seconds and log.run_seconds / 60, 3),
-                _number(entry.last_epoch, 0),
-                _number(last and last.box_ap, 4),
-                _number(last and last.mask_ap, 4),
+                *_outcome(entry),
                 ", ".join(map(str, log.seeds)) or "-",
             )
         )
     return columns(rows)
+
+
+def _outcome(entry: CheckedLog) -> tuple[str, ...]:
+    """Returns status, minutes, epochs and both APs of a log; a file of several runs has none of its own."""
+    if entry.holds_several_runs:
+        return ("several runs", "-", "-", "-", "-")
+    log = entry.log
+    last = log.evaluations[-1] if log.evaluations else None
+    return (
+        log.status,
+        _number(log.run_seconds and log.run_seconds / 60, 3),
+        _number(entry.last_epoch, 0),
+        _number(last and last.box_ap, 4),
+        _number(last and last.mask_ap, 4),
+    )
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -54,12 +64,20 @@ def meaning_lines(logs: Sequence[CheckedLog]) -> list[str]:
 def log_details(entry: CheckedLog) -> list[str]:
     """Returns the lines of every finding about one log; nothing where there is none."""
     lines = [line for verdict in (entry.compliance, entry.traps) for line in verdict_lines(verdict)]
+    for run in entry.alone:
+        verdicts = (run.compliance, run.traps)
+        words = ", ".join(f"{verdict.checker} {verdict.word}" for verdict in verdicts)
+        lines.append(f"  {run.lines} alone: {words}")
+        lines += [line for verdict in verdicts for finding in verdict.findings for line in finding_lines(finding)]
     return [f"{entry.log.path}:", *lines] if lines else []
 
 
 def verdict_lines(verdict: Verdict) -> list[str]:
     """Returns the lines of every finding of a verdict; nothing where there is none."""
     lines = [line for finding in verdict.findings for line in finding_lines(finding)]
+    if verdict.num_not_shown:
+        count = f"{verdict.num_not_shown} finding{'s' if verdict.num_not_shown > 1 else ''}"
+        lines.append(f"    {count} about the whole file not shown: it holds more than one run")
     return [f"  {verdict.checker}: {verdict.word}", *lines] if lines else []
 
 

@@ -11,11 +11,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from maskperf.errors import DataError, Fault
 from maskperf.mlperf.explain import explained
+from maskperf.mlperf.log_lines import TOKEN
 from maskperf.mlperf.system_description import FIELDS
 from maskperf.mlperf.verdicts import Finding, Verdict
 
@@ -33,6 +34,7 @@ LIKE_COMPLIANCE = re.compile(
     r"\s*(Required (EXACTLY|AT_LEAST)|CHECK for|Failed|failed test|Found parsing|:::MLLOG|\^\^|No log lines"
     r"|Could not find config|Log lines had)"
 )
+LINE = re.compile(r"^CHECK for '\w+' failed in line (\d+):")
 ALLOWED_REPETITION = re.compile(r"Required EXACTLY_ONE occurrence of '\w+' but found [1-9]\d*$")
 
 
@@ -60,20 +62,38 @@ class _Entry:
 def check_compliance(log: Path) -> Verdict:
     """Returns the verdict of the compliance checker on one log."""
     output = _run("compliance_checker", ["--usage", USAGE, "--ruleset", RULESET, str(log.absolute())])
-    return judge_compliance(output)
+    return judge_compliance(output, lines_with_a_record(log))
 
 
-def judge_compliance(output: str) -> Verdict:
-    """Returns the verdict that the words of the compliance checker mean."""
+def lines_with_a_record(log: Path) -> list[int]:
+    """Returns the lines of a file, from 1, that the compliance checker reads; it also ends lines at a \\r."""
+    token = TOKEN.encode()
+    lines = enumerate(log.read_bytes().split(b"\n"), start=1)
+    return [number for number, line in lines for piece in line.split(b"\r") if token in piece]
+
+
+def judge_compliance(output: str, lines: Sequence[int] = ()) -> Verdict:
+    """Returns the verdict that the words of the compliance checker mean.
+
+    lines: those of the file that it read. It numbers only these, from 0, and nobody finds one by such a number.
+    """
     entries = _entries(output)
     accepted = _has(entries, "INFO", "SUCCESS") and not _has(entries, "ERROR", "FAILED")
     findings = []
     for text in _compliance_texts(entries):
-        findings.append(explained(text, refuses=not accepted and not ALLOWED_REPETITION.match(text)))
+        finding = explained(text, refuses=not accepted and not ALLOWED_REPETITION.match(text))
+        findings.append(_with_line(finding, lines))
     findings += _stops(output)
     if not accepted and not any(finding.refuses for finding in findings):
         findings.append(explained("the checker said neither SUCCESS nor why not:\n" + output.strip(), refuses=True))
     return Verdict(checker=COMPLIANCE, accepted=accepted, findings=tuple(findings))
+
+
+def _with_line(finding: Finding, lines: Sequence[int]) -> Finding:
+    place = LINE.search(finding.text)
+    if place is None or not finding.explanation or int(place[1]) >= len(lines):
+        return finding
+    return replace(finding, explanation=f"Line {lines[int(place[1])]} of the file: {finding.explanation}")
 
 
 def check_package(folder: Path) -> PackageVerdict:

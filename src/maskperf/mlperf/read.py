@@ -83,7 +83,7 @@ def read_log(path: Path | str) -> BenchmarkLog:
     problems += [
         f"line {record.line}: the seed is not a whole number: {record.value!r}"
         for record in records
-        if record.key == "seed" and _whole(record.value) is None
+        if record.key == "seed" and whole_number(record.value) is None
     ]
     start_ms = _time(records, "run_start", last=False)
     stop_ms = _time(records, "run_stop", last=True)
@@ -155,7 +155,7 @@ def _finite(value: object) -> float | None:
     return float(value) if abs(value) < 1e300 and math.isfinite(value) else None
 
 
-def _whole(value: object) -> int | None:
+def whole_number(value: object) -> int | None:
     """Returns the whole number that a value is, also where it stands in quotes."""
     if isinstance(value, bool):
         return None
@@ -169,7 +169,7 @@ def _whole(value: object) -> int | None:
 
 def _seeds(records: Iterable[Record]) -> list[int]:
     """Returns each seed once, in the order of the log."""
-    found = [_whole(record.value) for record in records if record.key == "seed"]
+    found = [whole_number(record.value) for record in records if record.key == "seed"]
     return list(dict.fromkeys(seed for seed in found if seed is not None))
 
 
@@ -242,7 +242,7 @@ def _tracked(records: Iterable[Record], start_ms: float | None) -> tuple[Tracked
     found = []
     for record in records:
         if record.key == "tracked_stats" and isinstance(record.value, dict):
-            step = _whole(record.metadata.get("step", record.metadata.get("step_num")))
+            step = whole_number(record.metadata.get("step", record.metadata.get("step_num")))
             values = {name: _finite(value) for name, value in record.value.items() if not isinstance(value, str | list)}
             found.append(TrackedStats(step=step, minutes=_minutes(record, start_ms), values=values))
     return tuple(found)

@@ -5,20 +5,37 @@ Each of these was tried on the checkers of mlperf-logging with ruleset 3.1.0: th
 
 import json
 import math
+import shlex
 import struct
 from collections.abc import Iterable, Iterator
 
-from maskperf.mlperf.log_lines import Record
-from maskperf.mlperf.read import BOX_TARGET, MASK_TARGET, BenchmarkLog
-from maskperf.mlperf.verdicts import Finding, Verdict
+from maskperf.data.verify import NUM_TRAIN_IMAGES, NUM_VAL_IMAGES
+from maskperf.machine.check_storage import TRAIN_IMAGES
+from maskperf.mlperf.attempts import Attempt, Attempts, find_attempts
+from maskperf.mlperf.clock import check_clock
+from maskperf.mlperf.log_lines import TOKEN, Record
+from maskperf.mlperf.read import BOX_TARGET, MASK_TARGET, BenchmarkLog, whole_number
+from maskperf.mlperf.verdicts import Finding, Verdict, note, refusal
 
 CHECKER = "maskperf's own checks"
 DEMO = "demo"
-CLOCK_TOLERANCE_MS = 1000  # several writers of one log may be out of order by milliseconds
 # The RCP checker looks for these words anywhere in a line, and then takes the line for one of that key.
 WORDS_WITH_A_KEY = ("global_batch_size", "submission_benchmark", "eval_accuracy", "eval_error")
 LARGEST_FLOAT_COUNTABLE = 2**24  # above it, 32-bit floats no longer hold every whole number
 ONE_WRITER = "Let one process write the log, whole lines at a time, and run again."
+STEPS_SEEN = "Published logs of round v3.1 have this number here: their limit of steps, which says nothing of images."
+SAMPLES = {  # key: its value in the reference, and what those images are
+    "train_samples": (NUM_TRAIN_IMAGES, "trains on the images of train2017 that have annotations"),
+    "eval_samples": (NUM_VAL_IMAGES, "evaluates all images of val2017"),
+}
+SAMPLES_UNKNOWN = "The official checker takes any number; a run on other images is no submission."
+SAMPLES_SEEN = {  # what a number that others logged is
+    ("train_samples", TRAIN_IMAGES): f"{TRAIN_IMAGES:,} is all of train2017, with the "
+    f"{TRAIN_IMAGES - NUM_TRAIN_IMAGES:,} images without annotations that the reference leaves out.",
+    ("train_samples", 40_000): STEPS_SEEN,
+    ("train_samples", 20_000): STEPS_SEEN,
+    ("eval_samples", 1): "Published logs of round v3.1 have 1 here, which says nothing of images.",
+}
 SIZES = {"min_image_size": 800, "max_image_size": 1333}
 DECAY_IMAGES = (96_000, 128_000)  # (60000, 80000) * 16 / 10: the decay steps times the batch are multiples of these
 
@@ -26,13 +43,15 @@ DECAY_IMAGES = (96_000, 128_000)  # (60000, 80000) * 16 / 10: the decay steps ti
 def check_traps(log: BenchmarkLog) -> Verdict:
     """Returns the verdict of maskperf's own checks; notes do not refuse."""
     findings = [
+        *several_runs(log, find_attempts(log.records)),
         *_form(log),
-        *_clock(log.records),
+        *check_clock(log, trains_coco=is_submission(log)),
         *_order(log.records),
         *_words(log.records),
         *_not_finite(log.records),
         *_targets(log),
         *_seeds(log),
+        *_samples(log),
         *_reviewed_rules(log),
     ]
     refused = any(finding.refuses for finding in findings)
@@ -67,49 +86,86 @@ def meanings(log: BenchmarkLog) -> list[str]:
     return texts
 
 
-def _note(text: str, explanation: str, mend: str) -> Finding:
-    return Finding(text=text, refuses=False, explanation=explanation, mend=mend)
+def several_runs(log: BenchmarkLog, attempts: Attempts) -> Iterator[Finding]:
+    """Returns what is to say about a file that holds more than one run, or one with an interruption."""
+    if attempts.mixed is not None:
+        lines = f"lines {attempts.mixed.first_line} and {attempts.mixed.second_line}"
+        yield refusal(
+            f"{lines}: the lines of two runs are mixed in this file: {attempts.mixed.sign}",
+            "Two programs, or two processes of one, wrote into it at the same time. No line says whose it is, so the "
+            "file cannot be cut into two, and what is counted over all of it means nothing.",
+            "Run again, with a file of its own for each run and one process that writes it.",
+        )
+    elif len(attempts.runs) > 1:
+        yield _one_after_the_other(log, attempts)
+    elif attempts.resumed and sum(record.key == "run_start" for record in log.records) == 1:
+        yield note(
+            f"line {attempts.resumed[0]}: the run was taken up again here",
+            "A run of the benchmark goes from its start to its stop in one piece; a review may ask about this one.",
+            "Run again without an interruption.",
+        )
 
 
-def _refusal(text: str, explanation: str, mend: str) -> Finding:
-    return Finding(text=text, refuses=True, explanation=explanation, mend=mend)
+def _one_after_the_other(log: BenchmarkLog, attempts: Attempts) -> Finding:
+    starts = [run.first_line for run in attempts.runs[1:]]
+    lines = ", ".join(map(str, starts))
+    text = f"line {lines}: a second run begins; this file holds 2 runs"
+    if len(starts) > 1:
+        text = f"lines {lines}: further runs begin; this file holds {len(attempts.runs)} runs"
+    effect = "The official tools take all of it for one run."
+    if not attempts.are_several:
+        effect = "Only one of them began to train, so its time and its epochs are counted rightly."
+    told, commands = [], []
+    for place, (run, (first, last)) in enumerate(zip(attempts.runs, attempts.line_ranges, strict=True)):
+        copied = next((other for other in attempts.runs[:place] if _says_the_same(run, other)), None)
+        how_far = _how_far(run) if copied is None else f"a copy of those from line {copied.first_line} on"
+        told.append(f"lines {first} to {last or 'the end'}: {how_far}")
+        if run.is_whole and copied is None:
+            file = shlex.quote(str(log.path))
+            is_torn = any(problem.startswith(f"line {first}: ") for problem in log.problems)
+            torn = f" | sed '1s/.*{TOKEN}/{TOKEN}/'" if is_torn else ""  # the last words of the run before
+            commands.append(f"sed -n '{first},{last or '$'}p' {file}{torn} > run_{len(commands) + 1}.txt")
+    mend = "None of them is whole: run again, with a file for each run."
+    if attempts.shared_lines:
+        shared = ", ".join(map(str, attempts.shared_lines))
+        mend = f"Line {shared} has records of both: put a line break in front of each {TOKEN.strip()}, and check again."
+    elif commands:
+        mend = f"Cut at line{'s' if len(starts) > 1 else ''} {lines}, and change nothing else: {'; '.join(commands)}"
+    return Finding(
+        text=text,
+        refuses=attempts.are_several,
+        explanation=f"{effect} {'; '.join(told).capitalize()}.",
+        mend=mend,
+    )
+
+
+def _says_the_same(run: Attempt, other: Attempt) -> bool:
+    return [(entry.time_ms, entry.key, entry.value) for entry in run.records] == [
+        (entry.time_ms, entry.key, entry.value) for entry in other.records
+    ]
+
+
+def _how_far(run: Attempt) -> str:
+    head = "" if run.has("init_start") else "no head, "
+    if not run.has_begun:
+        return f"{head}stopped before the training began"
+    where = f"epoch {run.epochs[-1]:g}" if run.epochs else "the first epoch"
+    stops = [record.metadata.get("status") for record in run.records if record.key == "run_stop"]
+    if not stops:
+        return f"{head}stopped in {where}, no run_stop"
+    return f"{head}{'success' if stops[-1] == 'success' else 'aborted'} in {where}"
 
 
 def _form(log: BenchmarkLog) -> Iterator[Finding]:
     for problem in log.problems:
-        yield _refusal(problem, "The official tools lose or refuse what is on this line.", ONE_WRITER)
-
-
-def _clock(records: Iterable[Record]) -> Iterator[Finding]:
-    previous = None
-    for record in records:
-        if record.time_ms is None:
-            continue
-        if previous is not None and record.time_ms < previous.time_ms - CLOCK_TOLERANCE_MS:
-            seconds = (previous.time_ms - record.time_ms) / 1000
-            yield _refusal(
-                f"line {record.line}: the time of {record.key} is {seconds:g} s before that of line {previous.line}",
-                "The clock went backwards, so no duration of this log can be trusted. The official tools miss it.",
-                "Take times from a clock that only goes forward, and run again.",
-            )
-        previous = record
-    for key, which in (("run_start", "later"), ("run_stop", "first")):
-        found = [record for record in records if record.key == key and record.time_ms is not None]
-        if found and found[-1].time_ms - found[0].time_ms > CLOCK_TOLERANCE_MS:
-            lines = ", ".join(str(record.line) for record in found)
-            yield _refusal(
-                f"lines {lines}: {key} is logged {len(found)} times, at different times",
-                f"The official tools only warn, and then measure the time with the {which} one: the score is wrong. "
-                "The clock of a run may not be set back, also not when it is taken up again.",
-                "Log it once and count the whole time, and run again.",
-            )
+        yield refusal(problem, "The official tools lose or refuse what is on this line.", ONE_WRITER)
 
 
 def _order(records: tuple[Record, ...]) -> Iterator[Finding]:
     stops = [record.line for record in records if record.key == "run_stop"]
     late = [record.line for record in records if record.key == "eval_accuracy" and stops and record.line > stops[0]]
     if late:
-        yield _refusal(
+        yield refusal(
             f"line {late[-1]}: eval_accuracy stands behind run_stop of line {stops[0]}",
             "The RCP checker counts the epochs up to run_stop only, and so one too few.",
             "Log run_stop after the last evaluation, and run again.",
@@ -121,7 +177,7 @@ def _words(records: Iterable[Record]) -> Iterator[Finding]:
         text = json.dumps([record.key, record.value, record.metadata])
         for word in WORDS_WITH_A_KEY:
             if word in text and record.key != word:
-                yield _refusal(
+                yield refusal(
                     f"line {record.line}: the record {record.key} contains the word {word}",
                     f"The RCP checker looks for this word anywhere in a line and takes the record for {word}: it "
                     "reads a wrong value or stops.",
@@ -159,14 +215,14 @@ def _targets(log: BenchmarkLog) -> Iterator[Finding]:
         for evaluation in log.evaluations
     )
     if log.status == "success" and not reached:
-        yield _refusal(
+        yield refusal(
             "run_stop says success",
             f"No evaluation has box AP {box_target:g} and mask AP {mask_target:g} at once, the targets of this run.",
             "Log success only when both are met at one evaluation, and run again.",
         )
     epochs = [evaluation.epoch for evaluation in log.evaluations if evaluation.epoch is not None]
     if epochs and min(epochs) < 1:
-        yield _refusal(
+        yield refusal(
             f"the first evaluation is of epoch {min(epochs)}",
             "Epochs are counted from 1; the RCP checker now counts too few.",
             "Count epochs from 1, and run again.",
@@ -176,7 +232,7 @@ def _targets(log: BenchmarkLog) -> Iterator[Finding]:
 def _seeds(log: BenchmarkLog) -> Iterator[Finding]:
     for seed in log.seeds:
         if abs(seed) > LARGEST_FLOAT_COUNTABLE and _is_float32(seed):
-            yield _note(
+            yield note(
                 f"seed {seed}",
                 "A 32-bit float can hold this seed exactly, as only 1 in 256 or fewer can by chance: it was perhaps "
                 "rounded on its way, as the reference does it, and other runs can get the same seed.",
@@ -191,6 +247,22 @@ def _is_float32(number: int) -> bool:
         return False
 
 
+def _samples(log: BenchmarkLog) -> Iterator[Finding]:
+    """Returns notes about numbers of images that are not COCO's, unless the log says that it is of other data."""
+    if not is_submission(log):
+        return
+    for key, (wanted, images) in SAMPLES.items():
+        found = next((record for record in log.records if record.key == key), None)
+        if found is not None and whole_number(found.value) != wanted:
+            seen = SAMPLES_SEEN.get((key, whole_number(found.value)), SAMPLES_UNKNOWN)
+            yield note(
+                f"line {found.line}: {key} is {json.dumps(found.value)}; the reference {images}: {wanted:,}",
+                seen,
+                f"Where the run had other images, run again with those {wanted:,}; where only the number is another "
+                f"one, log {wanted} from now on.",
+            )
+
+
 def _reviewed_rules(log: BenchmarkLog) -> Iterator[Finding]:
     """Returns notes about values of a closed run that no checker looks at, but a person reviewing it may."""
     if log.division != "closed":
@@ -199,10 +271,10 @@ def _reviewed_rules(log: BenchmarkLog) -> Iterator[Finding]:
     for key, wanted in SIZES.items():
         if key in log.settings and log.settings[key] != wanted:
             mend = f"Train with {wanted}, as the reference does."
-            yield _note(f"{key} is {log.settings[key]!r}, not {wanted}", explanation, mend)
+            yield note(f"{key} is {log.settings[key]!r}, not {wanted}", explanation, mend)
     steps, batch_size = log.settings.get("opt_learning_rate_decay_steps"), log.settings.get("global_batch_size")
     if _are_numbers(steps) and _are_numbers([batch_size, 0]) and not _is_decay_rule(steps, batch_size):
-        yield _note(
+        yield note(
             f"opt_learning_rate_decay_steps is {steps} at batch size {batch_size}",
             explanation,
             "Take (60000, 80000) * (1 + K/10) * 16 / batch size with a whole K, for example that of the reference.",
@@ -210,7 +282,9 @@ def _reviewed_rules(log: BenchmarkLog) -> Iterator[Finding]:
 
 
 def _are_numbers(values: object) -> bool:
-    return isinstance(values, list) and len(values) == 2 and all(type(value) in (int, float) for value in values)
+    if not isinstance(values, list) or len(values) != 2:
+        return False
+    return all(type(value) in (int, float) and abs(value) < 1e15 for value in values)
 
 
 def _is_decay_rule(steps: list, batch_size: int | float) -> bool:

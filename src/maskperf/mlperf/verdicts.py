@@ -13,6 +13,14 @@ class Finding:
     mend: str = ""
 
 
+def note(text: str, explanation: str, mend: str) -> Finding:
+    return Finding(text=text, refuses=False, explanation=explanation, mend=mend)
+
+
+def refusal(text: str, explanation: str, mend: str) -> Finding:
+    return Finding(text=text, refuses=True, explanation=explanation, mend=mend)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """One checker's verdict. `accepted` is None where the checker did not come to this point."""
@@ -20,6 +28,7 @@ class Verdict:
     checker: str
     accepted: bool | None
     findings: tuple[Finding, ...] = ()
+    num_not_shown: int = 0  # further findings, left out because they follow from several runs in one file
 
     @property
     def word(self) -> str:

@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 
+from maskperf.data.verify import NUM_TRAIN_IMAGES
 from maskperf.guard.collapse import evaluation_collapse, judge_windows
 from maskperf.guard.plateau import Plateau, find_plateau
 from maskperf.mlperf.read import BenchmarkLog
 from maskperf.report.contents import EvaluationPoint, GuardEntry
 from maskperf.report.losses import loss_windows
 from maskperf.report.run_files import RunFiles
-
-TRAIN_IMAGES = 117266  # of COCO 2017; published logs write something else as train_samples
 
 
 def guard_entries(files: RunFiles, evaluations: Sequence[EvaluationPoint], *, reached: bool) -> tuple[GuardEntry, ...]:
@@ -53,7 +52,8 @@ def steps_per_epoch(log: BenchmarkLog) -> int | None:
     batch_size, train_samples = log.settings.get("global_batch_size"), log.settings.get("train_samples")
     if not isinstance(batch_size, int) or batch_size < 1:
         return None
-    images = train_samples if log.recipe is not None and isinstance(train_samples, int) else TRAIN_IMAGES
+    # Published logs write something else as train_samples.
+    images = train_samples if log.recipe is not None and isinstance(train_samples, int) else NUM_TRAIN_IMAGES
     return images // batch_size + 1
 
 

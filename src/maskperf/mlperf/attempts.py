@@ -1,0 +1,257 @@
+"""Which runs a log holds: one as it should be, several one after the other, one taken up again, or two mixed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from maskperf.mlperf.log_lines import Record
+
+CLOCK_TOLERANCE_MS = 1000  # several writers of one log may be out of order by milliseconds
+HEAD = (  # what a run logs before its first epoch and not again
+    *("submission_benchmark", "submission_org", "submission_division", "submission_status", "submission_platform"),
+    *("cache_clear", "init_start", "init_stop", "run_start"),
+)
+STARTS = {"epoch_start": "epoch_num", "block_start": "first_epoch_num"}  # and what tells which epoch it is
+BODY = (*STARTS, "epoch_stop", "block_stop", "eval_start", "eval_stop", "eval_accuracy", "run_stop")
+OF_AN_EPOCH = ("epoch_stop", "eval_start", "eval_stop", "eval_accuracy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One run of a file, from the first of its records to the last."""
+
+    records: tuple[Record, ...]
+
+    @property
+    def first_line(self) -> int:
+        return self.records[0].line
+
+    @property
+    def epochs(self) -> tuple[float, ...]:
+        """The numbers of the epochs that it starts, in the order of the file; of blocks where it logs only those."""
+        return tuple(number for number, _ in _epoch_starts(self.records))
+
+    @property
+    def has_begun(self) -> bool:
+        return bool(self.epochs) or self.has("run_start")
+
+    @property
+    def is_whole(self) -> bool:
+        return all(self.has(key) for key in ("init_start", "run_start", "run_stop"))
+
+    def has(self, key: str) -> bool:
+        return any(record.key == key for record in self.records)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Two lines that one run cannot have both, and why not."""
+
+    first_line: int
+    second_line: int
+    sign: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempts:
+    """What a file holds. Lines are those of the file, from 1."""
+
+    runs: tuple[Attempt, ...]  # one after the other
+    mixed: Mixture | None = None  # where two programs wrote at the same time, and runs holds all records as one
+    resumed: tuple[int, ...] = ()  # where a run was taken up again and counts its epochs on
+
+    @property
+    def are_several(self) -> bool:
+        """Whether more than one run began, so that what is counted over the whole file means nothing."""
+        return self.mixed is not None or sum(run.has_begun for run in self.runs) > 1
+
+    @property
+    def line_ranges(self) -> tuple[tuple[int, int | None], ...]:
+        """The first and the last line of each run, None for the end of the file."""
+        edges = [1, *(run.first_line for run in self.runs[1:])]
+        return tuple(zip(edges, [*(edge - 1 for edge in edges[1:]), None], strict=True))
+
+    @property
+    def shared_lines(self) -> tuple[int, ...]:
+        """The lines that hold the last record of a run and the first of the next one."""
+        return tuple(other.first_line for run, other in pairwise(self.runs) if run.records[-1].line == other.first_line)
+
+
+def find_attempts(records: Sequence[Record]) -> Attempts:
+    """Returns the runs that a file holds."""
+    parts: list[list[Record]] = []
+    resumed, mixed = [], _late_init_stop(records)
+    for part in _parts(records):
+        before = parts[-1] if parts else []
+        mixed = mixed or _left_over(before, part)
+        if before and _goes_on(before, part):
+            resumed.append(part[0].line)
+            before += part
+        else:
+            parts.append(part)
+    if mixed is None:
+        found = (_side_by_side(part, is_resumed=bool(resumed)) for part in parts)
+        mixed = next((mixture for mixture in found if mixture is not None), None)
+    if mixed is not None:
+        return Attempts(runs=(Attempt(records=tuple(records)),), mixed=mixed)
+    return Attempts(runs=tuple(Attempt(records=tuple(part)) for part in parts), resumed=tuple(resumed))
+
+
+def _parts(records: Sequence[Record]) -> list[list[Record]]:
+    """Returns the records cut wherever a head begins again, or the epochs do without one."""
+    parts: list[list[Record]] = [[]]
+    for record in records:
+        if _begins_again(parts[-1], record):
+            early = _head_in_front(parts[-1])
+            parts[-1], new = parts[-1][: len(parts[-1]) - early], parts[-1][len(parts[-1]) - early :]
+            parts.append(new)
+        parts[-1].append(record)
+    parts = _without_repeated_heads(parts)
+    return [piece for part in parts for piece in _cut_where_epochs_restart(part)]
+
+
+def _begins_again(part: Sequence[Record], record: Record) -> bool:
+    """Returns whether a record cannot belong to the run of the records before it.
+
+    Several processes may log the same head within moments, so before the first epoch only the first key of a head,
+    seen again behind init_start, and init_start, seen again behind init_stop, are signs of another run.
+    """
+    if record.key not in HEAD:
+        return False
+    seen = {other.key for other in part}
+    if seen.isdisjoint(BODY):
+        if record.key == "submission_benchmark":
+            return record.key in seen and "init_start" in seen and not _is_at_once(part, record)
+        return record.key == "init_start" and record.key in seen and "init_stop" in seen
+    if seen.intersection(BODY) <= STARTS.keys() and record.key in seen:
+        return not _is_at_once(part, record)
+    # A first run may have lost its head; a run_stop alone that stands in front is a line at a wrong place.
+    has_lost_head = "run_start" not in seen and not seen.intersection(BODY) <= {"run_stop"}
+    return record.key in seen or (record.key == "init_start" and has_lost_head)
+
+
+def _is_at_once(part: Sequence[Record], record: Record) -> bool:
+    before = next(other for other in reversed(part) if other.key == record.key)
+    times = (before.time_ms, record.time_ms)
+    return None not in times and abs(times[1] - times[0]) <= CLOCK_TOLERANCE_MS
+
+
+def _head_in_front(part: Sequence[Record]) -> int:
+    """Returns how many of the last records already are of the head that was noticed only now.
+
+    Behind a first run without a head they are all that is of a head. Otherwise they are of kinds that also came first
+    in the head before: some programs log init_start before the submission.
+    """
+    keys = [record.key for record in part]
+    first = set(keys[: keys.index("submission_benchmark")] if "submission_benchmark" in keys else [])
+    first = set(HEAD) if not set(keys).isdisjoint(BODY) else first.intersection(HEAD)
+    count = 0
+    while count < len(part) and keys[-1 - count] in first:
+        count += 1
+    return count if count < len(part) else 0
+
+
+def _without_repeated_heads(parts: Sequence[list[Record]]) -> list[list[Record]]:
+    """Returns the parts, where a head without a run went on in the next one: two processes that logged one run."""
+    joined: list[list[Record]] = []
+    for part in parts:
+        before = joined[-1] if joined else []
+        stops = sum(record.key == "init_stop" for record in part)
+        if before and stops > 1 and not any(record.key in ("init_stop", *BODY) for record in before):
+            joined[-1] = before + part
+        else:
+            joined.append(part)
+    return joined
+
+
+def _epoch_starts(records: Sequence[Record]) -> list[tuple[float, Record]]:
+    """Returns each start of an epoch with its number; of each block where no epoch is logged."""
+    key = "epoch_start" if any(record.key == "epoch_start" for record in records) else "block_start"
+    found = [(epoch_of(record, STARTS[key]), record) for record in records if record.key == key]
+    return [(number, record) for number, record in found if number is not None]
+
+
+def epoch_of(record: Record, field: str = "epoch_num") -> float | None:
+    """Returns the number of the epoch that a record is about, None where it does not say."""
+    number = record.metadata.get(field)
+    return float(number) if type(number) in (int, float) and abs(number) < 1e9 else None
+
+
+def _cut_where_epochs_restart(part: list[Record]) -> list[list[Record]]:
+    """Returns a part cut where its epochs begin anew; whole where they go up and down, as those of two runs do."""
+    starts = _epoch_starts(part)
+    if _jump(starts) is not None:
+        return [part]
+    again = [record for (before, _), (number, record) in pairwise(starts) if number < before]
+    places = [place for place, record in enumerate(part) if any(record is other for other in again)]
+    places = [place - (part[place - 1].key == "block_start") for place in places]  # the block of this epoch
+    return [part[first:last] for first, last in pairwise([0, *places, len(part)])]
+
+
+def _jump(starts: Sequence[tuple[float, Record]]) -> Mixture | None:
+    """Returns two lines whose epochs are those of two runs: in one run epochs follow each other, or begin anew."""
+    steps = [(number - before, first, record) for (before, first), (number, record) in pairwise(starts)]
+    if any(step < 0 for step, _, _ in steps) and any(step > 1 for step, _, _ in steps):
+        first, record = next(entry[1:] for entry in steps if entry[0] < 0 or entry[0] > 1)
+        return Mixture(first.line, record.line, "from there on, the numbers of the epochs go to and fro")
+    return None
+
+
+def _late_init_stop(records: Sequence[Record]) -> Mixture | None:
+    """Returns the lines of two init_stop without an init_start between them, the second one behind run_start."""
+    first, has_run_start = None, False
+    for record in records:
+        if record.key == "init_start":
+            first = None
+        elif record.key == "run_start":
+            has_run_start = first is not None
+        elif record.key == "init_stop" and first is None:
+            first, has_run_start = record, False
+        elif record.key == "init_stop" and has_run_start and not _is_at_once([first], record):
+            return Mixture(first.line, record.line, "both log init_stop, with no init_start between them")
+    return None
+
+
+def _goes_on(before: Sequence[Record], part: Sequence[Record]) -> bool:
+    """Returns whether a part is the same run, taken up again: its epochs go on, or it has none but ends the run."""
+    starts = _epoch_starts(part)
+    if starts:
+        return bool(_epoch_starts(before)) and starts[0][0] > 1
+    keys = {record.key for record in part}
+    has_ended = any(record.key == "run_stop" for record in before)
+    return not has_ended and not keys.isdisjoint(BODY) and keys.isdisjoint(("submission_benchmark", "init_start"))
+
+
+def _left_over(before: Sequence[Record], part: Sequence[Record]) -> Mixture | None:
+    """Returns the first line of a part, and that of a record in it that the run before it must have written."""
+    old = {number for number, _ in _epoch_starts(before)}
+    epochs = [number for number, _ in _epoch_starts(part)]
+    if not old or not epochs or min(epochs) > 1:
+        return None
+    new: set[float | None] = set()
+    has_ended = any(record.key == "run_stop" for record in before)
+    for record in part:
+        if record.key in STARTS:
+            new.add(epoch_of(record, STARTS[record.key]))
+        number = epoch_of(record)
+        is_of_before = record.key in OF_AN_EPOCH and number in old and number not in new
+        if is_of_before or (record.key == "run_stop" and not new and not has_ended):
+            first = part[0].line
+            return Mixture(first, record.line, f"a run begins at line {first}, and the one before it goes on")
+    return None
+
+
+def _side_by_side(part: Sequence[Record], *, is_resumed: bool) -> Mixture | None:
+    """Returns two lines that only two runs in one can have: epochs that jump, or two results of one epoch."""
+    jump = _jump(_epoch_starts(part))
+    if jump is not None or is_resumed:
+        return jump
+    starts = [number for number, _ in _epoch_starts(part)]
+    results: dict[float, Record] = {}
+    for record in part:
+        number = epoch_of(record)
+        if record.key == "eval_accuracy" and starts.count(number) > 1:
+            first = results.setdefault(number, record)
+            if first.value != record.value:
+                return Mixture(first.line, record.line, f"they are two results of epoch {number:g}")
+    return None

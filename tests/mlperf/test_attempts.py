@@ -1,0 +1,143 @@
+import pytest
+from made_up_logs import by_time, later, log_records, log_text, record, up_to
+
+from maskperf.mlperf.attempts import HEAD, find_attempts
+from maskperf.mlperf.log_lines import parse_records
+
+WHOLE = log_records()  # 94 lines
+AGAIN = later(log_records(seed=7), 40)
+
+
+def _find(records):
+    return find_attempts(parse_records(log_text(records))[0])
+
+
+def _first_lines(records):
+    attempts = _find(records)
+    assert attempts.mixed is None and attempts.resumed == ()
+    return [run.first_line for run in attempts.runs]
+
+
+def _init_first(records):
+    """Returns a log that tells about the submission only after cache_clear and init_start."""
+    first = [entry for entry in records if entry["key"] in ("cache_clear", "init_start")]
+    return [*first, *(entry for entry in records if entry not in first)]
+
+
+def _blocks(records):
+    """Returns a log with blocks of epochs instead of epochs."""
+    names = {"epoch_start": "block_start", "epoch_stop": "block_stop"}
+    kept = [entry for entry in records if entry["key"] not in ("eval_start", "eval_stop")]
+    return [
+        {**entry, "key": names[entry["key"]], "metadata": {"first_epoch_num": entry["metadata"]["epoch_num"]}}
+        if entry["key"] in names
+        else entry
+        for entry in kept
+    ]
+
+
+@pytest.mark.parametrize(
+    ("records", "lines"),
+    [
+        ([*up_to(WHOLE, "seed"), *AGAIN], [1, 9]),
+        ([*up_to(WHOLE, "init_stop"), *AGAIN], [1, 21]),
+        ([*up_to(WHOLE, "train_samples"), *AGAIN], [1, 23]),
+        ([*up_to(WHOLE, "epoch_start"), *AGAIN], [1, 25]),
+        ([*up_to(WHOLE, "epoch_stop", 2), *AGAIN], [1, 31]),
+        ([*WHOLE, *AGAIN], [1, 95]),
+        ([*WHOLE, *WHOLE], [1, 95]),
+        ([*WHOLE, *up_to(AGAIN, "epoch_start", 3)], [1, 95]),
+        ([*WHOLE, *up_to(AGAIN, "init_start")], [1, 95]),
+        ([*up_to(WHOLE, "epoch_start", 3), *up_to(AGAIN, "eval_accuracy", 2), *later(WHOLE, 90)], [1, 35, 67]),
+        ([*up_to(WHOLE, "seed"), *up_to(AGAIN, "seed"), *later(WHOLE, 90)], [1, 9, 17]),
+        ([*up_to(_init_first(WHOLE), "seed"), *_init_first(AGAIN)], [1, 9]),
+        ([*up_to(_init_first(WHOLE), "epoch_start", 2), *_init_first(AGAIN)], [1, 30]),
+        ([*up_to(_blocks(WHOLE), "block_start", 2), *_blocks(AGAIN)], [1, 28]),
+        ([*_blocks(WHOLE), *_blocks(AGAIN)], [1, 67]),
+        ([*WHOLE[23:50], *AGAIN], [1, 28]),  # the first run has lost its head
+    ],
+)
+def test_each_run_of_a_file_begins_where_its_head_does(records, lines):
+    assert _first_lines(records) == lines
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        WHOLE,
+        _init_first(WHOLE),
+        _blocks(WHOLE),
+        log_records(status="aborted", tracked_every=500),
+        up_to(WHOLE, "init_start"),
+        [*WHOLE[:5], WHOLE[6], WHOLE[6], *WHOLE[5:]],  # init_start of three processes, as in published logs
+        [entry for entry in WHOLE for _ in range(8)],
+        by_time(WHOLE, later(WHOLE, 0.01)),  # two processes of one run, half a second apart
+        [*WHOLE[5:], *WHOLE[:5]],  # what says whose run it was stands at the end
+        [entry for entry in WHOLE if entry["key"] not in HEAD],
+        [WHOLE[-1], *WHOLE[:-1]],
+    ],
+)
+def test_one_run_is_one_run(records):
+    attempts = _find(records)
+    assert len(attempts.runs) == 1 and attempts.mixed is None and attempts.resumed == () and not attempts.are_several
+
+
+def test_an_evaluation_beside_the_next_epoch_is_no_second_run():
+    records = list(WHOLE)
+    for place in [place for place, entry in enumerate(records) if entry["key"] == "eval_accuracy"][:-1]:
+        records[place], records[place + 2] = records[place + 2], records[place]  # behind the next epoch_start
+    assert _first_lines(records) == [1]
+
+
+def test_epochs_that_begin_anew_without_a_head_are_a_second_run():
+    without_head = [entry for entry in AGAIN if entry["key"] not in HEAD]
+    first = up_to(WHOLE, "epoch_start", 3)
+    attempts = _find([*first, *without_head])
+    (line,) = [run.first_line for run in attempts.runs[1:]]
+    assert line == len(first) + 1 + next(n for n, entry in enumerate(without_head) if entry["key"] == "epoch_start")
+    assert attempts.are_several and not any(run.is_whole for run in attempts.runs)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.3, 2.5, 6.0, 13.0, 20.5])
+def test_two_runs_at_the_same_time_are_mixed(offset):
+    other = later(log_records(seed=9, minutes=19.7, init_minutes=2.1), offset)
+    for entry in other:
+        if entry["key"] == "eval_accuracy":
+            entry["value"] = {name: ap - 0.0001 for name, ap in entry["value"].items()}
+    attempts = _find(by_time(WHOLE, other))
+    assert attempts.mixed is not None and attempts.are_several and len(attempts.runs) == 1
+    lines = by_time(WHOLE, other)
+    pair = [lines[attempts.mixed.first_line - 1], lines[attempts.mixed.second_line - 1]]
+    assert [entry in WHOLE for entry in pair] in ([True, False], [False, True])  # one line of each
+
+
+def test_two_processes_of_one_run_that_are_seconds_apart_are_mixed():
+    assert _find(by_time(WHOLE, later(WHOLE, 0.05))).mixed is not None
+
+
+@pytest.mark.parametrize("marker", ["run_start", "init_start"])
+def test_a_run_that_was_taken_up_again_is_one_run(marker):
+    first = up_to(WHOLE, "epoch_start", 4)
+    again = record(marker, None, 9)
+    attempts = _find([*first, again, first[-1], *WHOLE[len(first) :]])
+    assert len(attempts.runs) == 1 and attempts.resumed == (len(first) + 1,) and not attempts.are_several
+
+
+def test_a_head_whose_program_died_before_training_leaves_one_run_that_counts():
+    attempts = _find([*up_to(WHOLE, "seed"), *AGAIN])
+    assert not attempts.are_several and [run.is_whole for run in attempts.runs] == [False, True]
+    assert attempts.line_ranges == ((1, 8), (9, None)) and attempts.shared_lines == ()
+
+
+def test_a_line_that_two_runs_share_is_known():
+    records, _ = parse_records(log_text(WHOLE)[:-1] + log_text(AGAIN))
+    assert find_attempts(records).shared_lines == (94,)
+
+
+@pytest.mark.parametrize("number", ["1", None, [1], True, 10**400])
+def test_epochs_with_odd_numbers_are_no_bug(number):
+    records = log_records()
+    for entry in records:
+        if "epoch_num" in entry["metadata"]:
+            entry["metadata"]["epoch_num"] = number
+    assert [run.first_line for run in _find([*records, *AGAIN]).runs] == [1, 95]

@@ -104,16 +104,26 @@ def describe_faults(faults: list[Fault]) -> str:
     kinds: dict[tuple[str, str, str], list[Fault]] = {}
     for fault in faults:
         # "bbox[3]" and "bbox[2]", two different sums, or two images of a folder, are one kind
-        place = fault.file if fault.file.endswith(".json") else os.path.dirname(fault.file)
-        kind = (place, fault.field.partition("[")[0], re.sub(r"[0-9]+", "", fault.problem))
+        kind = (
+            fault.file if _is_json(fault) else os.path.dirname(fault.file),
+            fault.field.partition("[")[0],
+            re.sub(r"[0-9]+", "", fault.problem),
+        )
         kinds.setdefault(kind, []).append(fault)
     lines = []
     for alike in kinds.values():
         lines.append(alike[0].line())
-        others = [fault.where for fault in alike[1 : MAX_FAULTS_SHOWN + 1]]
+        others = [
+            fault.where if _is_json(fault) else os.path.basename(fault.file)
+            for fault in alike[1 : MAX_FAULTS_SHOWN + 1]
+        ]
         if others:
             end = ", ..." if len(alike) > len(others) + 1 else ""
             lines.append(f"  and {len(alike) - 1} more of this kind: {', '.join(others)}{end}")
     if len(faults) > 1:
         lines.append(f"{len(faults)} faults in all")
     return "\n".join(lines)
+
+
+def _is_json(fault: Fault) -> bool:
+    return fault.file.endswith(".json")

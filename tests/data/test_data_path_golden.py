@@ -34,11 +34,13 @@ def test_labels_stand_for_the_same_categories(index, expected):
 
 
 def test_what_is_left_out_is_reported(index):
-    assert len(index.notices) == 2
-    assert index.notices[0].startswith("2 annotations with a box at most one pixel wide or high: left out of training")
-    assert "first ids: 164, 202" in index.notices[0]
-    assert index.notices[1].startswith("2 images without an annotation wider and higher than one pixel")
-    assert "first ids: 2227, 5153" in index.notices[1]
+    crowds, small, no_annotation, no_object, categories = index.notices
+    assert crowds == "1 of 27 annotations are crowd regions and are not trained on"
+    assert small.startswith("2 annotations with a box at most one pixel wide or high: left out of training")
+    assert "first ids: 164, 202" in small
+    assert no_annotation.startswith("1 images without an annotation") and "first ids: 5153" in no_annotation
+    assert no_object.startswith("1 images without an object") and "first ids: 2227" in no_object
+    assert categories.startswith("62 of 80 categories have no annotation")
 
 
 @pytest.mark.parametrize("flip", [0, 1])

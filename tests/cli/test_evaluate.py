@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pycocotools import mask as coco_masks
 
 import maskperf.evaluation.predict
 import maskperf.evaluation.scores
+import maskperf.evaluation.table
 from maskperf import errors
 from maskperf.cli import evaluate as evaluate_module
 from maskperf.cli.main import main
@@ -103,6 +105,36 @@ def test_table_and_file_hold_the_numbers_of_the_score_function(folder, known_res
         pair = expected.box_ap_per_category[entry.name], expected.mask_ap_per_category[entry.name]
         cells = [entry.name, *("-" if number is None else f"{number:.4f}" for number in pair)]
         assert cells in [line.split() for line in shown]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "koi8-r", "cp437", "shift_jis"])
+def test_names_in_other_scripts_are_shown_on_any_terminal(folder, known_results, monkeypatch, encoding, tmp_path):
+    document = json.loads(val_json(folder).read_text())
+    names = {entry.id: f"\u0938{entry.name}\u7bb1" for entry in CATEGORIES}
+    for entry in document["categories"]:
+        entry["name"] = names[entry["id"]]
+    (tmp_path / "val.json").write_text(json.dumps(document))
+    metadata = {"recipe": "demo", "category_ids": list(names), "category_names": list(names.values())}
+    config = with_overrides(demo(), SIZES)
+    model, _ = build_model(config.model, seed=1)
+    save_model_weights(model, tmp_path / "named.safetensors", {**metadata, "config": to_json_text(config)})
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding=encoding)  # its errors are strict
+    monkeypatch.setattr(sys, "stdout", terminal)
+    given = ["--val-json", "val.json", "--val-images", str(folder / "demo" / "val2017"), "--per-class", ONE_THREAD]
+    assert main(["evaluate", "--weights", "named.safetensors", *given]) == 0
+    shown = terminal.buffer.getvalue().decode(encoding)
+    assert all(f"\\u0938{entry.name}" in shown for entry in CATEGORIES)
+    assert set(results_file()["box_ap_per_category"]) == set(names.values())
+
+
+def test_the_numbers_are_in_their_file_before_the_terminal_can_fail(folder, known_results, monkeypatch):
+    def broken(*arguments, **named):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(maskperf.evaluation.table, "show_scores", broken)
+    assert main(words(folder, "--save-detections", "found")) == errors.EXIT_BUG
+    assert results_file()["images"] == NUM_IMAGES
+    assert sorted(path.name for path in Path("found").iterdir()) == ["detections_bbox.json", "detections_segm.json"]
 
 
 def test_the_file_says_what_was_judged_and_how(folder, known_results):

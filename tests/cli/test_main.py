@@ -220,3 +220,69 @@ def test_a_reader_that_goes_away_ends_the_command_without_a_trace():
         )
     assert finished.returncode == errors.EXIT_BUG
     assert finished.stderr == "error: the reader of the output went away before the end\n"
+
+
+ENCODINGS = (
+    *({"PYTHONIOENCODING": name} for name in ("ascii", "ascii:strict", "latin-1", "cp1252", "koi8-r", "shift_jis")),
+    {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+)
+PRINTING = """
+import sys
+from maskperf.cli import main as place
+from maskperf.errors import DataError, Fault
+def speak(words):
+    from rich.console import Console
+    from rich.table import Table
+    print("Gr\\u00f6\\u00dfe \\u7bb1\\u5b50 \\u043a\\u043e\\u043d\\u0443\\u0441 \\u0627\\u0644\\u0642 \\U0001f697 \\u0938")
+    table = Table("\\u7bb1\\u5b50")
+    table.add_row("\\u043a\\u043e\\u043d\\u0443\\u0441")
+    Console(file=sys.stdout).print(table)
+    fault = dict(file="\\u7bb1.json", where="category id 1", field="name", value="\\u7bb1", problem="No.", mend="Fix.")
+    if words:
+        raise KeyError("\\u7bb1")
+    raise DataError([Fault(**fault)])
+place.COMMANDS["run"] = place.Command("__main__", "speak", "a stub")
+sys.exit(place.main())
+"""
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=lambda entry: next(iter(entry.values())))
+def test_no_encoding_of_the_terminal_ends_a_command(encoding, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(SOURCES), **encoding}
+    for words, code in (([], errors.EXIT_DATA), (["a bug"], errors.EXIT_BUG)):
+        command = [sys.executable, "-c", PRINTING, "run", *words]
+        finished = subprocess.run(command, capture_output=True, env=environment, timeout=60, check=False, cwd=tmp_path)
+        shown = finished.stdout.decode("latin-1"), finished.stderr.decode("latin-1")
+        assert finished.returncode == code, shown
+        assert "\\u0938" in shown[0]  # no letter of this alphabet is in any of the encodings
+        assert ("error: " in shown[1], "Traceback" in shown[1]) == (True, False)
+    (report,) = tmp_path.iterdir()
+    assert "KeyError: '\u7bb1'" in report.read_text(encoding="utf-8")
+
+
+def test_letters_that_the_terminal_has_are_left_as_they_are():
+    environment = {**os.environ, "PYTHONPATH": str(SOURCES), "PYTHONIOENCODING": "latin-1"}
+    finished = subprocess.run(
+        [sys.executable, "-c", PRINTING, "run"], capture_output=True, env=environment, timeout=60, check=False
+    )
+    assert finished.stdout.startswith("Gr\u00f6\u00dfe \\u7bb1\\u5b50 \\u043a".encode("latin-1"))
+
+
+def test_words_that_are_no_text_are_refused_before_anything_is_made(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(SOURCES), "PYTHONUTF8": "1"}
+    command = [sys.executable, "-m", "maskperf", "run", "demo", b"run_dir=caf\xe9"]
+    finished = subprocess.run(command, capture_output=True, env=environment, timeout=60, check=False, cwd=tmp_path)
+    assert finished.returncode == errors.EXIT_USAGE
+    assert b"run_dir=caf\\udce9" in finished.stderr
+    assert b"PYTHONUTF8=1" in finished.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_name_that_the_locale_cannot_express_names_the_way_out(with_command, capsys, monkeypatch, tmp_path):
+    with_command(raiser(UnicodeEncodeError("latin-1", "\u7bb1.jpg", 0, 1, "ordinal not in range(256)")))
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "iso8859-1")
+    assert main(["run"]) == errors.EXIT_USAGE
+    shown = capsys.readouterr().err
+    assert "\u7bb1.jpg" in shown
+    assert "Fix: set PYTHONUTF8=1" in shown
+    assert list(tmp_path.iterdir()) == []

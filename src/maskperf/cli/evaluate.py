@@ -187,7 +187,7 @@ def _sources(weights: Path, config: RunConfig, pairs: list[str], *, val_json: Pa
 def _report(
     choices: argparse.Namespace, truth: Any, results: tuple[Sequence[dict], Sequence[dict]], *, engine: str, about: dict
 ) -> int:
-    """Returns the exit code, after the numbers were shown and every file was written."""
+    """Returns the exit code, after every file was written and the numbers were shown."""
     import msgspec
 
     from maskperf.evaluation.scores import agree, score
@@ -197,14 +197,15 @@ def _report(
 
     scores = score(truth, *results, engine="fast" if engine == "fast" else "official")
     differences = agree(score(truth, *results, engine="fast"), scores) if engine == "both" else []
-    show_scores(scores, sys.stdout, per_category=choices.per_class)
-    print(f"{about['images']} images, {about['images_per_second']:.2f} images/s; engine: {engine}")
     entries = {**about, "engine": engine, "engine_differences": differences, **score_entries(scores)}
     texts = [pretty_json(entries).encode()]
     texts += [msgspec.json.encode(list(result)) for result in results] if choices.save_detections else []
-    for path, text in zip(_files_to_write(choices), texts, strict=True):
+    paths = _files_to_write(choices)
+    for path, text in zip(paths, texts, strict=True):  # before the table: no terminal can take the numbers away
         replace_file(path, lambda temporary, text=text: temporary.write_bytes(text))
-        print(f"written: {path}")
+    show_scores(scores, sys.stdout, per_category=choices.per_class)
+    print(f"{about['images']} images, {about['images_per_second']:.2f} images/s; engine: {engine}")
+    print("\n".join(f"written: {path}" for path in paths))
     if differences:
         print("\n".join(["error: the two engines do not agree", *differences]), file=sys.stderr)
         return EXIT_BUG

@@ -7,6 +7,7 @@ import difflib
 import errno
 import importlib
 import importlib.metadata
+import io
 import os
 import shlex
 import sys
@@ -20,6 +21,7 @@ from maskperf.cli.help import help_text
 from maskperf.records.run_folder import current_run_folder
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+LOCALE_FIX = "Fix: set PYTHONUTF8=1, or a UTF-8 locale such as LC_ALL=C.UTF-8"
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,9 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code (see maskperf.errors) of one command; `arguments` are by default those of the process."""
     words = sys.argv[1:] if arguments is None else arguments
+    _write_any_letter()
     try:
+        _demand_text(words)
         code = _dispatch(words)
         sys.stdout.flush()  # a closed pipe shows here, not when Python ends
         return code
@@ -67,6 +71,24 @@ def main(arguments: list[str] | None = None) -> int:
         return _say("the reader of the output went away before the end", errors.EXIT_BUG)
     except Exception as error:
         return _handle_unforeseen(error, words)
+
+
+def _write_any_letter() -> None:
+    """Returns nothing; letters that the terminal's encoding lacks are written as \\u8f66 from now on, not refused.
+
+    Escapes and not question marks, so that two names stay two names and a file can still be found.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _demand_text(words: list[str]) -> None:
+    """Returns nothing. Errors: ConfigError for bytes that are no text: no JSON file could hold such a name."""
+    broken = [word for word in words if any("\ud800" <= letter <= "\udfff" for letter in word)]
+    if broken:
+        text = f"{broken[0]!r}: holds bytes that are no text in the encoding {sys.getfilesystemencoding()}"
+        raise errors.ConfigError(f"{text}. {LOCALE_FIX}, or rename the file")
 
 
 def _dispatch(words: list[str]) -> int:
@@ -130,6 +152,9 @@ def _handle_unforeseen(error: Exception, words: list[str]) -> int:
     if _is_out_of_memory(error):
         mend = "a smaller optimizer.batch_size or evaluation.batch_size, or more optimizer.accumulation_steps"
         return _say(f"not enough memory ({_first_line(error)}). Mend: {mend}", errors.EXIT_BUG)
+    if isinstance(error, UnicodeEncodeError) and sys.getfilesystemencoding() != "utf-8":
+        text = f"the name {error.object!r} cannot be used in this locale, whose encoding is {error.encoding}"
+        return _say(f"{text}. {LOCALE_FIX}", errors.EXIT_USAGE)
     return _report_bug(error, words)
 
 
@@ -146,7 +171,7 @@ def _report_bug(error: Exception, words: list[str]) -> int:
     path = (folder if folder is not None and folder.is_dir() else Path.cwd()) / name
     heading = f"maskperf {_version()}, Python {sys.version.split()[0]}\ncommand: maskperf {shlex.join(words)}\n\n"
     try:
-        path.write_text(heading + trace, encoding="utf-8")
+        path.write_text(heading + trace, encoding="utf-8", errors="backslashreplace")
     except OSError as reason:
         print(heading + trace, file=sys.stderr)
         return _say(f"a bug in maskperf: {_first_line(error)}; its trace is above ({path}: {reason})", errors.EXIT_BUG)

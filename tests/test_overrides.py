@@ -1,3 +1,4 @@
+import json
 from dataclasses import fields
 
 import pytest
@@ -14,6 +15,7 @@ from maskperf.overrides import (
     flatten,
     format_value,
     from_json_text,
+    notices_of_age,
     to_json_text,
     with_overrides,
 )
@@ -188,7 +190,7 @@ def test_values_are_printed_as_they_are_written_in_an_override():
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ('"seed": -1,', "", "seed is missing"),
+        ('"recipe": "demo",', "", "recipe is missing"),
         ('"seed": -1,', '"seed": -1, "sead": 1,', "'sead'"),
         ('"seed": -1,', '"seed": -1, "seed": 2,', "seed stands there twice"),
         ('"seed": -1,', '"seed": true,', "seed=true"),
@@ -219,10 +221,51 @@ def test_json_text_with_tuples_of_another_length_or_no_object_is_refused():
         from_json_text(short)
 
 
-def test_a_section_that_is_no_object_is_refused_and_its_values_are_missed():
+def test_a_section_that_is_no_object_is_refused():
     text = to_json_text(DEFAULT)
     start, end = text.index('"system": {'), text.index('"mlperf"')
     with pytest.raises(ConfigError) as caught:
         from_json_text(text[:start] + '"system": 3, ' + text[end:])
     assert "system is a section" in str(caught.value)
-    assert "system.threads is missing" in str(caught.value)
+
+
+EARLIER = {  # text of a configuration that an earlier version did not write -> keys it lacks
+    '  "seed": -1,\n': ["seed"],
+    '    "skip_bad": false,\n': ["data.skip_bad"],
+    '    "pixel_means_bgr": [\n      102.9801,\n      115.9465,\n      122.7717\n    ],\n': ["data.pixel_means_bgr"],
+    '    "max_detections": 100,\n': ["evaluation.max_detections"],
+    '    "every_epochs": 1,\n    "max_detections": 100,\n': ["evaluation.every_epochs", "evaluation.max_detections"],
+    '    "momentum": 0.9,\n': ["optimizer.momentum"],
+    '    "threads": 0,\n': ["system.threads"],
+}
+
+
+@pytest.mark.parametrize("cut", EARLIER)
+def test_keys_that_came_after_a_configuration_was_written_have_their_defaults(cut):
+    config = RunConfig(recipe="x", model=ModelConfig(num_classes=4))
+    text = to_json_text(config)
+    assert notices_of_age(text) == []
+    assert cut in text
+    older = text.replace(cut, "", 1)
+    assert from_json_text(older) == config
+    (notice,) = notices_of_age(older)
+    assert f"without {', '.join(EARLIER[cut])};" in notice
+
+
+def test_a_whole_section_that_came_later_has_its_defaults_and_the_notice_stays_short():
+    nested = json.loads(to_json_text(RunConfig(recipe="x", seed=5)))
+    for section in ("speed", "mlperf"):
+        del nested[section]
+    assert from_json_text(json.dumps(nested)) == RunConfig(recipe="x", seed=5)
+    (notice,) = notices_of_age(json.dumps(nested))
+    count = len(fields(DEFAULT.speed)) + len(fields(DEFAULT.mlperf))
+    assert f" and {count - 10} more;" in notice
+    assert notice.count("speed.") == 10
+
+
+def test_an_earlier_configuration_with_a_key_that_is_gone_is_still_refused():
+    nested = json.loads(to_json_text(DEFAULT))
+    del nested["seed"]
+    nested["data"]["threads_of_old"] = 2
+    with pytest.raises(ConfigError, match=r"data\.threads_of_old"):
+        from_json_text(json.dumps(nested))

@@ -21,6 +21,7 @@ TYPE_OF_KEY: dict[str, Any] = {
     **{entry.name: entry.type for entry in fields(RunConfig) if entry.name not in SECTIONS},
     **{f"{name}.{entry.name}": entry.type for name, section in SECTIONS.items() for entry in fields(section)},
 }
+MOST_KEYS_NAMED = 10
 
 
 def with_overrides(config: RunConfig, pairs: list[str]) -> RunConfig:
@@ -79,24 +80,14 @@ def to_json_text(config: RunConfig) -> str:
 
 
 def from_json_text(text: str) -> RunConfig:
-    """Returns the configuration that `to_json_text` wrote.
+    """Returns the configuration that `to_json_text` wrote, of this version or an earlier one.
 
-    Errors: ConfigError for text that is not JSON, and for keys that are missing, unknown, doubled or of another type.
+    A key that came later has the default, which is what the earlier version did; see `notices_of_age`.
+    Errors: ConfigError for text that is not JSON, and for keys that are unknown, doubled or of another type.
     """
-    try:
-        nested = json.loads(text, object_pairs_hook=_without_doubles, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"configuration: not valid JSON, {error}") from error
-    if not isinstance(nested, dict):
-        raise ConfigError("configuration: the JSON text must be an object with one entry per value or section")
-    found: dict[str, Any] = {}
-    for name, value in nested.items():
-        if name in SECTIONS and isinstance(value, dict):
-            found.update({f"{name}.{inner}": item for inner, item in value.items()})
-        else:
-            found[name] = value
-    problems = [f"configuration: {key} is missing" for key in TYPE_OF_KEY if key not in found]
-    problems += [f"configuration: {unknown_key_message(key)}" for key in found if key not in TYPE_OF_KEY]
+    found = _flat_json(text)
+    problems = [f"configuration: {unknown_key_message(key)}" for key in found if key not in TYPE_OF_KEY]
+    problems += ["configuration: recipe is missing"] if "recipe" not in found else []
     values = {}
     for key, wanted in TYPE_OF_KEY.items():
         if key in found:
@@ -107,6 +98,32 @@ def from_json_text(text: str) -> RunConfig:
     if problems:
         raise ConfigError("\n".join(problems))
     return _from_flat(values)
+
+
+def notices_of_age(text: str) -> list[str]:
+    """Returns a sentence about the keys that came after a configuration was written; nothing where there are none."""
+    found = _flat_json(text)
+    missing = [key for key in TYPE_OF_KEY if key not in found]
+    names = ", ".join(missing[:MOST_KEYS_NAMED])
+    more = f" and {len(missing) - MOST_KEYS_NAMED} more" if len(missing) > MOST_KEYS_NAMED else ""
+    return [f"written by an earlier version, without {names}{more}; these have their defaults"] if missing else []
+
+
+def _flat_json(text: str) -> dict[str, Any]:
+    """Returns every value of a configuration in JSON under its key, nothing checked but the form."""
+    try:
+        nested = json.loads(text, object_pairs_hook=_without_doubles, parse_constant=_refuse_constant)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ConfigError(f"configuration: not valid JSON, {error}") from error
+    if not isinstance(nested, dict):
+        raise ConfigError("configuration: the JSON text must be an object with one entry per value or section")
+    found: dict[str, Any] = {}
+    for name, value in nested.items():
+        if name in SECTIONS and isinstance(value, dict):
+            found.update({f"{name}.{inner}": item for inner, item in value.items()})
+        else:
+            found[name] = value
+    return found
 
 
 def validate(config: RunConfig) -> None:

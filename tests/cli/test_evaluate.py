@@ -333,11 +333,32 @@ def test_weights_are_demanded(capsys):
 
 def test_a_stored_configuration_that_cannot_be_read_names_the_file_and_the_way_out(folder, tmp_path, capsys):
     model, _ = build_model(with_overrides(demo(), SIZES).model, seed=1)
-    metadata = {"recipe": "demo", "category_ids": [1], "category_names": ["a"], "config": '{"recipe": "demo"}'}
+    metadata = {
+        "recipe": "demo",
+        "category_ids": [1],
+        "category_names": ["a"],
+        "config": '{"recipe": "demo", "sead": 1}',
+    }
     save_model_weights(model, tmp_path / "old.safetensors", metadata)
     assert main(["evaluate", "--weights", "old.safetensors", "--data", str(folder / "demo")]) == errors.EXIT_USAGE
     shown = capsys.readouterr().err
     assert "old.safetensors" in shown and "--recipe" in shown
+
+
+@pytest.mark.parametrize("lacks", ["data.skip_bad", "evaluation.max_detections", "model.detections_per_image", "seed"])
+def test_weights_of_before_a_key_was_added_are_judged_with_its_default_and_a_notice(lacks, folder, tmp_path, capsys):
+    config = with_overrides(demo(), [pair for pair in SIZES if "detections_per_image" not in pair])
+    model, _ = build_model(config.model, seed=1)
+    stored = json.loads(to_json_text(config))
+    section, _, name = lacks.rpartition(".")
+    del (stored[section] if section else stored)[name]
+    names = {entry.id: entry.name for entry in CATEGORIES}
+    metadata = {"recipe": "demo", "category_ids": list(names), "category_names": list(names.values())}
+    save_model_weights(model, tmp_path / "old.safetensors", {**metadata, "config": json.dumps(stored)})
+    given = ["--weights", "old.safetensors", "--data", str(folder / "demo"), ONE_THREAD]
+    assert main(["evaluate", *given]) == 0
+    assert f"configuration: written by an earlier version, without {lacks}; " in capsys.readouterr().out
+    assert main(["evaluate", *given, "--overwrite", "evaluation.batch_size=1"]) == 0
 
 
 @pytest.mark.parametrize("arguments", [["--help"], [], ["--weights", "a", "-h"], ["--weigths", "a"]])

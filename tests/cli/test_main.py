@@ -233,7 +233,7 @@ from maskperf.errors import DataError, Fault
 def speak(words):
     from rich.console import Console
     from rich.table import Table
-    print("Gr\\u00f6\\u00dfe \\u7bb1\\u5b50 \\u043a\\u043e\\u043d\\u0443\\u0441 \\u0627\\u0644\\u0642 \\U0001f697 \\u0938")
+    print("Gr\\u00f6\\u00dfe \\u7bb1\\u5b50 \\u043a\\u043e\\u043d\\u0443\\u0441 \\u0627 \\U0001f697 \\u0938")
     table = Table("\\u7bb1\\u5b50")
     table.add_row("\\u043a\\u043e\\u043d\\u0443\\u0441")
     Console(file=sys.stdout).print(table)

@@ -189,14 +189,27 @@ def test_a_run_without_its_log_is_reported_from_its_results(tmp_path):
     assert page.verdict.state == "reached" and "mlperf.log is missing." in page.notes
 
 
-def test_an_older_config_is_shown_but_not_judged(tmp_path):
+@pytest.mark.parametrize("lacks", [("data", "skip_bad"), ("evaluation", "max_detections"), ("optimizer", "momentum")])
+def test_a_config_of_before_a_key_was_added_is_judged_with_its_default_and_a_note(lacks, tmp_path):
+    folder = write_run_folder(tmp_path / "run")
+    whole = page_of(folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config[lacks[0]][lacks[1]]
+    (folder / "config.json").write_text(json.dumps(config))
+    page = page_of(folder)
+    assert page.rules == whole.rules != ()
+    (note,) = [note for note in page.notes if note not in whole.notes]
+    assert note.startswith("config.json: written by an earlier version, without " + ".".join(lacks))
+
+
+def test_a_config_with_a_key_that_is_gone_is_shown_but_not_judged(tmp_path):
     folder = write_run_folder(tmp_path / "run")
     config = json.loads((folder / "config.json").read_text())
-    del config["optimizer"]["momentum"]
+    config["optimizer"]["momentum_of_old"] = 0.9
     (folder / "config.json").write_text(json.dumps(config))
     page = page_of(folder)
     assert page.rules == () and ("batch size", "96") in page.settings
-    assert any("not of this version" in note and "optimizer.momentum is missing" in note for note in page.notes)
+    assert any("not of this version" in note and "momentum_of_old" in note for note in page.notes)
 
 
 def test_an_older_run_without_the_new_fields_is_reported(tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 from maskperf.cli.run import resolve
 from maskperf.config import RunConfig, SystemConfig
 from maskperf.errors import ConfigError, Fault
-from maskperf.overrides import from_json_text, validate, with_overrides
+from maskperf.overrides import from_json_text, notices_of_age, validate, with_overrides
 
 
 def read_weights_metadata(path: Path) -> dict[str, Any]:
@@ -42,6 +42,7 @@ def resolve_for_weights(
             )
             raise ConfigError(text) from error
         notices = [f"configuration: the one stored in {path} (recipe {config.recipe})"]
+        notices += [f"configuration: {notice}" for notice in notices_of_age(metadata["config"])]
     else:
         config = resolve(recipe or "coco", [])
         notices = [f"configuration: the recipe {config.recipe}"]

@@ -11,7 +11,7 @@ from maskperf.errors import ConfigError, DataError, Fault
 from maskperf.mlperf.log_lines import TOKEN
 from maskperf.mlperf.read import BenchmarkLog, read_log
 from maskperf.mlperf.rules import as_given
-from maskperf.overrides import from_json_text
+from maskperf.overrides import from_json_text, notices_of_age
 from maskperf.report.contents import PictureEntry
 from maskperf.report.run_records import MetricLine, Results
 
@@ -170,7 +170,10 @@ def _read_config(path: Path, notes: list[str]) -> tuple[dict[str, Any], RunConfi
             {f"{name}.{inner}": item for inner, item in value.items()} if isinstance(value, dict) else {name: value}
         )
     try:
-        return values, from_json_text(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        config = from_json_text(text)
+        notes += [f"{path.name}: {notice}." for notice in notices_of_age(text)]
+        return values, config
     except ConfigError as error:
         first = str(error).splitlines()[0]
         notes.append(f"{path.name} is not of this version of maskperf, so no rule was checked ({first}).")

@@ -1,11 +1,13 @@
 import json
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskperf.config import ModelConfig, OptimizerConfig, RunConfig
+from maskperf.config_limits import CHOICES, PATHS
 from maskperf.errors import ConfigError
 from maskperf.overrides import (
     SECTIONS,
@@ -16,8 +18,10 @@ from maskperf.overrides import (
     format_value,
     from_json_text,
     notices_of_age,
+    path_of_word,
     to_json_text,
     with_overrides,
+    word_of_path,
 )
 
 DEFAULT = RunConfig(recipe="demo")
@@ -269,3 +273,35 @@ def test_an_earlier_configuration_with_a_key_that_is_gone_is_still_refused():
     nested["data"]["threads_of_old"] = 2
     with pytest.raises(ConfigError, match=r"data\.threads_of_old"):
         from_json_text(json.dumps(nested))
+
+
+NAMES = {"recipe", "mlperf.organization", "mlperf.platform"}
+
+
+def test_every_text_of_the_configuration_is_a_choice_a_name_or_a_path():
+    texts = {key for key, kind in TYPE_OF_KEY.items() if kind is str}
+    assert texts == {*CHOICES, *NAMES, *PATHS}
+
+
+@pytest.mark.parametrize("key", PATHS)
+def test_a_tilde_in_a_path_of_the_configuration_is_the_home_folder(key, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    for text, expected in (("~/x y", "/home/somebody/x y"), (" ~ ", "/home/somebody"), ("./~/x", "./~/x"), ("", "")):
+        assert flatten(with_overrides(DEFAULT, [f"{key}={text}"]))[key] == expected
+
+
+def test_a_tilde_in_a_name_stays():
+    assert with_overrides(DEFAULT, ["mlperf.organization=~us"]).mlperf.organization == "~us"
+
+
+def test_unknown_users_are_errors_beside_all_others():
+    with pytest.raises(ConfigError) as caught:
+        with_overrides(DEFAULT, ["data.root=~nobody-here/x", "run_dir=~nobody-here", "seed=x"])
+    lines = str(caught.value).splitlines()
+    assert [line.partition("=")[0] for line in lines] == ["data.root", "run_dir", "seed"]
+    assert "data.root=~nobody-here/x: there is no user 'nobody-here'" in lines[0]
+
+
+@pytest.mark.parametrize("path", ["~", "~/x", "~x", "./~/x", "a", "/a/~", "a/~"])
+def test_a_path_as_a_word_means_the_same_path(path):
+    assert Path(path_of_word(word_of_path(Path(path)))) == Path(path)

@@ -15,6 +15,11 @@ CHOICES = {
     "mlperf.division": ("open", "closed"),
     "mlperf.status": ("onprem", "cloud", "preview", "research"),
 }
+# Where a file or folder is; a tilde at the start of such a value is the user's home.
+PATHS = (
+    *("run_dir", "data.root", "data.train_json", "data.train_images", "data.val_json", "data.val_images"),
+    *("model.backbone_weights", "model.initial_weights"),
+)
 # What is allowed in words, the same as a test of one number (of a tuple: each of its numbers), and for which keys.
 RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (

@@ -6,14 +6,16 @@ Everywhere here a value is known by its key: `seed` at the top, `optimizer.batch
 import difflib
 import json
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from maskperf.config import RunConfig
-from maskperf.config_limits import CHOICES, RANGES
+from maskperf.config_limits import CHOICES, PATHS, RANGES
 from maskperf.errors import ConfigError
 
 SECTIONS: dict[str, Any] = {entry.name: entry.type for entry in fields(RunConfig) if is_dataclass(entry.type)}
@@ -68,6 +70,25 @@ def format_value(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(format_value(item) for item in value)
     return str(value)
+
+
+def path_of_word(word: str) -> str:
+    """Returns the path that a user means: `~` and `~name` at its start are home folders, as a shell has it.
+
+    A shell leaves them alone behind an equals sign. What really begins with a tilde is reached as `./~`.
+    Errors: ConfigError for a user who is unknown.
+    """
+    path = os.path.expanduser(word)
+    if not path.startswith("~"):
+        return path
+    owner = word.partition("/")[0][1:]
+    problem = f"there is no user {owner!r} on this machine" if owner else "this user has no home folder (HOME)"
+    raise ConfigError(f"{word}: {problem}. Fix: give the whole path, or ./{word} for a file of this name")
+
+
+def word_of_path(path: Path) -> str:
+    """Returns the word that `path_of_word` makes this path of."""
+    return f"./{path}" if str(path).startswith("~") else str(path)
 
 
 def to_json_text(config: RunConfig) -> str:
@@ -199,6 +220,11 @@ def _parse_pair(pair: str) -> tuple[str, Any]:
         raise ConfigError(f"recipe={text}: the recipe cannot be overridden; name it instead: maskperf run {text}")
     if key not in TYPE_OF_KEY:
         raise ConfigError(unknown_key_message(key))
+    if key in PATHS:
+        try:
+            return key, path_of_word(text.strip())
+        except ConfigError as error:
+            raise ConfigError(f"{key}={error}") from error
     return key, _parse_value(key, text.strip(), TYPE_OF_KEY[key])
 
 

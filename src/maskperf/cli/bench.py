@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from maskperf.bench.names import DEMO, GPU, QUICK, STARTUP, SUMMARIES
-from maskperf.cli.words import WordParser, asks_for_help, read_words, require_new_file
+from maskperf.cli.words import WordParser, asks_for_help, path_word, read_words, require_new_file
 from maskperf.errors import EXIT_DONE, ConfigError, StorageError
 
 USAGE = (
@@ -73,7 +73,12 @@ def _make_parser() -> WordParser:
     add = parser.add_argument
     add("names", metavar="NAMES", nargs="*", default=[], help="what to measure; see below")
     add("--peer", action="store_true", help="measure the same by another implementation, in turn")
-    add("--peer-python", metavar="PYTHON", help=f"the Python that has the peer's packages (or {PEER_VARIABLE})")
+    add(
+        "--peer-python",
+        metavar="PYTHON",
+        type=path_word,
+        help=f"the Python that has the peer's packages (or {PEER_VARIABLE})",
+    )
     add("--switches", action="store_true", help="a training step with one switch of `speed` after another")
     add("--repeats", metavar="N", type=_count, help="measurements of each side (default: 5; gpu: 10)")
     add("--threads", metavar="N", type=_count, help="threads of each process (default: one per physical core)")
@@ -83,8 +88,8 @@ def _make_parser() -> WordParser:
     add("--positives", metavar="N", type=_count, default=64, help="objects an image: positive RoIs at least")
     add("--recipe", metavar="NAME", help="the recipe of startup (default: demo)")
     add("--set", metavar="key=value", dest="pairs", action="append", default=[], help="change the configuration")
-    add("--cache", metavar="FOLDER", help="where large made-up files stay")
-    add("--json", metavar="FILE", help="write every measurement there")
+    add("--cache", metavar="FOLDER", type=path_word, help="where large made-up files stay")
+    add("--json", metavar="FILE", type=path_word, help="write every measurement there")
     add("--overwrite", action="store_true", help="write over a file that exists")
     return parser
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from maskperf.cli.check_groups import LogGroup, find_groups
-from maskperf.cli.words import WordParser, asks_for_help, read_words
+from maskperf.cli.words import WordParser, asks_for_help, path_word, read_words
 from maskperf.errors import EXIT_DONE, EXIT_RULE, ConfigError, DataError, Fault
 
 USAGE = "maskperf check LOG... | RUN_FOLDER... | SERIES_FOLDER | PACKAGE_FOLDER"
@@ -129,5 +129,7 @@ def _make_parser() -> WordParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("paths", metavar="PATH", nargs="*", help="logs, run folders, a series or a package")
+    parser.add_argument(
+        "paths", metavar="PATH", type=path_word, nargs="*", help="logs, run folders, a series or a package"
+    )
     return parser

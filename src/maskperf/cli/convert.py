@@ -8,7 +8,7 @@ from typing import Any
 
 from maskperf.cli.run import resolve
 from maskperf.cli.weights_config import category_faults, read_weights_metadata, resolve_for_weights
-from maskperf.cli.words import WordParser, asks_for_help, read_words, require_new_file
+from maskperf.cli.words import WordParser, asks_for_help, path_word, read_words, require_new_file
 from maskperf.config import ModelConfig, RunConfig
 from maskperf.errors import EXIT_DONE, ConfigError, DataError
 from maskperf.overrides import to_json_text, validate, with_overrides
@@ -100,7 +100,7 @@ def _read_backbone(path: Path, config: ModelConfig) -> tuple[dict, dict[str, str
 def _convert_model(arguments: list[str]) -> None:
     parser = _make_parser("model")
     parser.add_argument("--recipe", metavar="NAME")
-    parser.add_argument("--categories", metavar="FILE")
+    parser.add_argument("--categories", metavar="FILE", type=path_word)
     choices = read_words(parser, arguments)
     source, target = Path(choices.source), Path(choices.target)
     suffixes = [path.suffix for path in (source, target)]
@@ -151,8 +151,8 @@ def _save_with_categories(model: Any, target: Path, config: RunConfig, categorie
 
 def _make_parser(kind: str) -> WordParser:
     parser = WordParser(f"maskperf convert {kind}", add_help=False, allow_abbrev=False)
-    parser.add_argument("source", metavar="IN")
-    parser.add_argument("target", metavar="OUT")
+    parser.add_argument("source", metavar="IN", type=path_word)
+    parser.add_argument("target", metavar="OUT", type=path_word)
     parser.add_argument("pairs", metavar="model.key=value", nargs="*", default=[])
     return parser
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from maskperf.cli.words import WordParser, asks_for_help, read_words
+from maskperf.cli.words import WordParser, asks_for_help, path_word, read_words
 from maskperf.errors import EXIT_DONE, EXIT_USAGE, ConfigError
 from maskperf.machine.checks import examine
 from maskperf.machine.finding import NOTE, OK, PROBLEM, Finding
@@ -66,8 +66,10 @@ def _make_parser() -> WordParser:
         "maskperf doctor", usage=USAGE, epilog=EXAMPLES, formatter_class=formatter, add_help=False, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--data", metavar="FOLDER", help="folder of COCO 2017 (default: that of the recipes, data/coco)")
-    add("--run-dir", metavar="FOLDER", help="where runs will leave their files (default: runs)")
+    add(
+        "--data", metavar="FOLDER", type=path_word, help="folder of COCO 2017 (default: that of the recipes, data/coco)"
+    )
+    add("--run-dir", metavar="FOLDER", type=path_word, help="where runs will leave their files (default: runs)")
     add("--quick", action="store_true", help="measure nothing and do not load torch: under three seconds")
     add("--json", action="store_true", help="print findings and facts as JSON")
     return parser

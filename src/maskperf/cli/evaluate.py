@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from maskperf.cli.weights_config import category_faults, read_weights_metadata, resolve_for_weights
-from maskperf.cli.words import WordParser, asks_for_help, read_words, require_new_file
+from maskperf.cli.words import WordParser, asks_for_help, path_word, read_words, require_new_file
 from maskperf.config import RunConfig
 from maskperf.errors import EXIT_BUG, EXIT_DONE, ConfigError, DataError, StorageError
 
@@ -65,15 +65,27 @@ def _make_parser() -> WordParser:
         "maskperf evaluate", usage=USAGE, epilog=EXAMPLES, formatter_class=formatter, add_help=False, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--weights", metavar="FILE", required=True, help="model.safetensors of a run, or a .pth of the reference")
-    add("--data", metavar="FOLDER", help="folder with annotations/instances_val2017.json and val2017/")
-    add("--val-json", metavar="FILE", help="own data: the annotations")
-    add("--val-images", metavar="FOLDER", help="own data: the pictures")
+    add(
+        "--weights",
+        metavar="FILE",
+        type=path_word,
+        required=True,
+        help="model.safetensors of a run, or a .pth of the reference",
+    )
+    add("--data", metavar="FOLDER", type=path_word, help="folder with annotations/instances_val2017.json and val2017/")
+    add("--val-json", metavar="FILE", type=path_word, help="own data: the annotations")
+    add("--val-images", metavar="FOLDER", type=path_word, help="own data: the pictures")
     add("--recipe", metavar="NAME", help="default: the configuration stored in the weights, or else coco")
     add("--engine", choices=("fast", "official", "both"), help="both: they must find the same numbers")
     add("--per-class", action="store_true", help="show the AP of each category")
-    add("--output", metavar="FILE", default="evaluation.json", help="where the numbers go (default: evaluation.json)")
-    add("--save-detections", metavar="FOLDER", help=f"write {' and '.join(DETECTION_FILES)} there")
+    add(
+        "--output",
+        metavar="FILE",
+        type=path_word,
+        default="evaluation.json",
+        help="where the numbers go (default: evaluation.json)",
+    )
+    add("--save-detections", metavar="FOLDER", type=path_word, help=f"write {' and '.join(DETECTION_FILES)} there")
     add("--overwrite", action="store_true", help="write over files that exist")
     add("pairs", metavar="key=value", nargs="*", default=[], help="change a value of the configuration")
     return parser

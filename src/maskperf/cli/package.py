@@ -8,7 +8,7 @@ from typing import Any
 
 from maskperf import errors
 from maskperf.cli.check_groups import find_groups
-from maskperf.cli.words import WordParser, asks_for_help, read_words
+from maskperf.cli.words import WordParser, asks_for_help, path_word, read_words
 from maskperf.errors import EXIT_DONE, EXIT_RULE, ConfigError, DataError, Fault
 
 USAGE = "maskperf package --submitter NAME --system NAME [options] SERIES_FOLDER | LOG LOG LOG LOG LOG"
@@ -198,8 +198,14 @@ def _make_parser() -> WordParser:
     add("--submitter", metavar="NAME", default="", help="who submits")
     add("--system", metavar="NAME", default="", help="name of the system, of letters, digits and . _ - +")
     add("--division", choices=("closed", "open"), help="demand this division of the logs (default: that of the logs)")
-    add("--output", metavar="FOLDER", default="", help="where the package goes (default: submission/SUBMITTER)")
-    add("--system-json", metavar="FILE", default="", help="take what this system description says")
+    add(
+        "--output",
+        metavar="FOLDER",
+        type=path_word,
+        default="",
+        help="where the package goes (default: submission/SUBMITTER)",
+    )
+    add("--system-json", metavar="FILE", type=path_word, default="", help="take what this system description says")
     add("--fill", metavar="FIELD=VALUE", action="append", default=[], help="a field of the description; any number")
-    add("paths", metavar="PATH", nargs="*", help="a series folder, or five logs or run folders")
+    add("paths", metavar="PATH", type=path_word, nargs="*", help="a series folder, or five logs or run folders")
     return parser

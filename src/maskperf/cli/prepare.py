@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from maskperf.cli.words import WordParser, asks_for_help, read_words
+from maskperf.cli.words import WordParser, asks_for_help, path_word, read_words
 from maskperf.errors import EXIT_DONE, ConfigError
+from maskperf.overrides import word_of_path
 from maskperf.recipes import coco
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def prepare(arguments: list[str]) -> int:
         print(parser.format_help(), end="")
         return EXIT_DONE
     choices = read_words(parser, arguments)
-    folder = Path(choices.archives).expanduser() if choices.archives is not None else None
+    folder = Path(choices.archives) if choices.archives is not None else None
     if folder is not None and not folder.is_dir():
         raise ConfigError(
             f"--archives {choices.archives}: there is no such folder. Mend: give the folder of the files."
@@ -58,8 +59,8 @@ def prepare(arguments: list[str]) -> int:
     from maskperf.data.release import COCO_2017
 
     order = Order(
-        root=Path(choices.root).expanduser(),
-        weights=Path(choices.weights).expanduser(),
+        root=Path(choices.root),
+        weights=Path(choices.weights),
         archives_folder=folder,
         keeps_archives=choices.keep_archives,
         wants_images=not choices.no_images,
@@ -79,9 +80,15 @@ def _make_parser() -> WordParser:
     )
     add = parser.add_argument
     add("dataset", metavar="coco", choices=("coco",), help="COCO 2017, the data set of the benchmark")
-    add("--root", metavar="FOLDER", default=ROOT, help=f"where the data set goes (default: {ROOT})")
-    add("--weights", metavar="FILE", default=WEIGHTS, help=f"where the pretrained trunk goes (default: {WEIGHTS})")
-    add("--archives", metavar="FOLDER", help="take the files that are there; the others are downloaded")
+    add("--root", metavar="FOLDER", type=path_word, default=ROOT, help=f"where the data set goes (default: {ROOT})")
+    add(
+        "--weights",
+        metavar="FILE",
+        type=path_word,
+        default=WEIGHTS,
+        help=f"where the pretrained trunk goes (default: {WEIGHTS})",
+    )
+    add("--archives", metavar="FOLDER", type=path_word, help="take the files that are there; the others are downloaded")
     mirror_help = "download from this folder, or NAME=URL for one file; may be given again"
     add("--mirror", metavar="URL", action="append", default=[], help=mirror_help)
     add("--keep-archives", action="store_true", help="do not remove downloaded archives once they are unpacked")
@@ -138,8 +145,8 @@ def _next_step(order: Any) -> str:
     if not order.wants_images:
         return f"{order.root}: the annotations are there. Next: the same command without --no-images."
     words = ["maskperf", "run", "coco"]
-    words += [f"data.root={order.root}"] if str(order.root) != ROOT else []
-    words += [f"model.backbone_weights={order.weights}"] if str(order.weights) != WEIGHTS else []
+    words += [f"data.root={word_of_path(order.root)}"] if str(order.root) != ROOT else []
+    words += [f"model.backbone_weights={word_of_path(order.weights)}"] if str(order.weights) != WEIGHTS else []
     return f"{order.root}: COCO 2017 is complete. Next: {shlex.join(words)}"
 
 

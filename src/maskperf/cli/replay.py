@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from maskperf.cli.words import WordParser, asks_for_help, read_words
+from maskperf.cli.words import WordParser, asks_for_help, path_word, read_words
 from maskperf.errors import EXIT_DONE, EXIT_NOT_FINITE
 
 USAGE = "maskperf replay BLACK_BOX [--device cpu|cuda|auto]"
@@ -23,7 +23,7 @@ def replay(arguments: list[str]) -> int:
     parser = WordParser(
         "maskperf replay", usage=USAGE, epilog=EXAMPLES, formatter_class=formatter, add_help=False, allow_abbrev=False
     )
-    parser.add_argument("folder", metavar="BLACK_BOX", help="the folder black_box of a run folder")
+    parser.add_argument("folder", metavar="BLACK_BOX", type=path_word, help="the folder black_box of a run folder")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     if not arguments or asks_for_help(arguments):
         print(parser.format_help(), end="")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from maskperf.cli.words import WordParser, asks_for_help, read_words, require_new_file
+from maskperf.cli.words import WordParser, asks_for_help, path_word, read_words, require_new_file
 from maskperf.errors import EXIT_DONE, ConfigError
 from maskperf.report.contents import Verdict
 
@@ -45,9 +45,14 @@ def _make_parser() -> WordParser:
         "maskperf report", usage=USAGE, epilog=EXAMPLES, formatter_class=formatter, add_help=False, allow_abbrev=False
     )
     add = parser.add_argument
-    add("runs", metavar="RUN", nargs="+", help="what the page is about")
-    add("--compare", metavar="RUN", nargs="+", default=[], help="drawn beside it, dashed")
-    add("--output", metavar="FILE.html", help="the page (default: report.html in the first RUN, or beside a log)")
+    add("runs", metavar="RUN", type=path_word, nargs="+", help="what the page is about")
+    add("--compare", metavar="RUN", type=path_word, nargs="+", default=[], help="drawn beside it, dashed")
+    add(
+        "--output",
+        metavar="FILE.html",
+        type=path_word,
+        help="the page (default: report.html in the first RUN, or beside a log)",
+    )
     add("--overwrite", action="store_true", help="write over files that exist")
     return parser
 

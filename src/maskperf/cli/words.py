@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from maskperf.errors import ConfigError, StorageError
+from maskperf.overrides import path_of_word
 
 
 class WordParser(argparse.ArgumentParser):
@@ -17,6 +18,14 @@ class WordParser(argparse.ArgumentParser):
 
 def asks_for_help(arguments: list[str]) -> bool:
     return "--help" in arguments or "-h" in arguments
+
+
+def path_word(word: str) -> str:
+    """Returns the path that a word means; to be the `type` of every option that is one."""
+    try:
+        return path_of_word(word)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def read_words(parser: WordParser, arguments: list[str]) -> argparse.Namespace:

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from maskperf.errors import EXIT_DATA, EXIT_DONE, EXIT_RULE, EXIT_TARGET_MISSED, EXIT_USAGE
 from maskperf.mlperf.scoring import RUNS, score_minutes
+from maskperf.overrides import word_of_path
 from maskperf.records.json_text import pretty_json
 from maskperf.records.run_folder import create_run_folder, write_text
 from maskperf.report.write import write_report
@@ -57,7 +58,8 @@ def run_series(recipe: str, words: Sequence[str], *, runs: int, run_dir: str = "
         for number in range(runs):
             name = f"run_{number}"
             print(f"\nrun {number + 1} of {runs}: {folder / name}", flush=True)
-            code = run_child([sys.executable, "-m", "maskperf", "run", recipe, *words, f"run_dir={folder / name}"])
+            run_dir = f"run_dir={word_of_path(folder / name)}"
+            code = run_child([sys.executable, "-m", "maskperf", "run", recipe, *words, run_dir])
             found.append(read_run(folder / name, code))
             _write(folder, recipe, found, runs)
             if number == 0 and code in (EXIT_USAGE, EXIT_DATA, EXIT_RULE):

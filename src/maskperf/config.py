@@ -132,7 +132,7 @@ class SystemConfig:
     """The machine a run uses."""
 
     device: str = "auto"  # or "cpu", "cuda"
-    threads: int = 0  # 0: one per physical core
+    threads: int = 0  # 0: one per physical core, as far as a container's CPU quota allows
     log_every_steps: int = 10
     on_collapse: str = "stop"  # or "warn": go on after the loss collapsed while it is finite
 

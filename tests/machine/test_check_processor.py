@@ -42,9 +42,10 @@ def test_cpu_limit_of_a_container(limit, level):
     assert check_cpu_limit(with_machine(plain_situation(), limits=CgroupFacts(cpu_cores=limit))).level == level
 
 
-def test_the_mend_of_a_cpu_limit_is_at_least_one_thread():
-    finding = check_cpu_limit(with_machine(plain_situation(), limits=CgroupFacts(cpu_cores=0.5)))
-    assert "system.threads=1" in finding.mend
+@pytest.mark.parametrize(("limit", "threads"), [(0.5, 1), (1.0, 1), (3.9, 3), (8.0, 8), (20.0, 16)])
+def test_a_cpu_limit_says_how_many_threads_a_run_takes(limit, threads):
+    finding = check_cpu_limit(with_machine(plain_situation(), limits=CgroupFacts(cpu_cores=limit)))
+    assert finding.meaning.endswith(f"system.threads=0 takes {threads}")
     assert check_cpu_limit(plain_situation()) is None
 
 

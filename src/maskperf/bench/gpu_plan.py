@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from maskperf.config import ModelConfig
-from maskperf.machine.processor import usable_physical_cores
+from maskperf.machine.threads import threads_of_process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class GpuPlan:
     repeats: int = 10
     steps_at_a_time: int = 3  # of one measurement, as a run does not wait for the device between them either
     warm_up_calls: int = 5  # captured steps are recorded after some plain ones
-    threads: int = field(default_factory=usable_physical_cores)
+    threads: int = field(default_factory=lambda: threads_of_process(0).count)
     peer_python: str = ""  # a Python with torchvision; empty: nothing is compared
     seconds: float = 570.0  # for all sections together
 

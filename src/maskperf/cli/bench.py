@@ -81,7 +81,7 @@ def _make_parser() -> WordParser:
     )
     add("--switches", action="store_true", help="a training step with one switch of `speed` after another")
     add("--repeats", metavar="N", type=_count, help="measurements of each side (default: 5; gpu: 10)")
-    add("--threads", metavar="N", type=_count, help="threads of each process (default: one per physical core)")
+    add("--threads", metavar="N", type=_count, help="threads of each process (default: as system.threads=0)")
     add("--clock", choices=("wall", "cpu"), default="wall", help="what counts: wall (default), or processor time")
     add("--size", metavar="HxW", type=_size, default=(800, 1344), help="padded pictures (default: 800x1344)")
     add("--images", metavar="N", type=_count, default=0, help="default: each benchmark has a number of its own")
@@ -222,7 +222,7 @@ def _names(choices: argparse.Namespace) -> tuple[str, ...]:
 
 def _plan(choices: argparse.Namespace, names: tuple[str, ...]):
     from maskperf.bench.plan import Plan
-    from maskperf.machine.processor import usable_physical_cores
+    from maskperf.machine.threads import threads_of_process
 
     recipes = {STARTUP: choices.recipe or DEMO, DEMO: DEMO}
     only = names[0] if len(names) == 1 and not choices.switches else ""
@@ -234,7 +234,7 @@ def _plan(choices: argparse.Namespace, names: tuple[str, ...]):
         images=choices.images,
         objects=choices.positives,
         repeats=choices.repeats or REPEATS,
-        threads=choices.threads or usable_physical_cores(),
+        threads=threads_of_process(choices.threads or 0).count,
         clock=choices.clock,
         config=config,
         peer_python=_peer_python(choices),

@@ -134,7 +134,7 @@ def _evaluate(choices: argparse.Namespace) -> int:
     from maskperf.engine.precision import set_precision
     from maskperf.evaluation.predict import predict
     from maskperf.evaluation.scores import GroundTruth
-    from maskperf.records.environment import thread_count
+    from maskperf.machine.threads import threads_of_process
 
     weights = Path(choices.weights)
     metadata = read_weights_metadata(weights)
@@ -148,12 +148,14 @@ def _evaluate(choices: argparse.Namespace) -> int:
     if faults:
         raise DataError(faults)
     topology = init_topology(config.system.device)
-    torch.set_num_threads(thread_count(config.system.threads))
+    threads = threads_of_process(config.system.threads)
+    torch.set_num_threads(threads.count)
     truth = GroundTruth(val_json, val) if topology.is_first else None
     loading = replace(config.model, num_classes=num_classes, initial_weights=str(weights))
     model, loaded = build_model(loading, seed=0, speed=config.speed)
     if topology.is_first:
-        print("\n".join([*notices, *(f"{val_json}: {notice}" for notice in val.notices), *loaded]), flush=True)
+        notices += [threads.line(), *(f"{val_json}: {notice}" for notice in val.notices)]
+        print("\n".join([*notices, *loaded]), flush=True)
     batches = evaluation_batches(
         val,
         config.data,

@@ -2,6 +2,7 @@
 
 from maskperf.machine.finding import Finding, note, ok
 from maskperf.machine.situation import PUBLISHED_IMAGES_PER_SECOND_AND_GPU, Situation
+from maskperf.machine.threads import choose_threads
 
 BUSY_SHARE = 0.25
 PINNING_VARIABLES = ("GOMP_CPU_AFFINITY", "KMP_AFFINITY", "OMP_PROC_BIND")
@@ -41,15 +42,16 @@ def check_cores(situation: Situation) -> Finding:
 
 def check_cpu_limit(situation: Situation) -> Finding | None:
     """Returns a note where a container or job may use less than the cores it sees; None without a limit."""
-    limit, cores = situation.machine.limits.cpu_cores, situation.machine.cpu.usable_logical_cores
+    limit, cpu = situation.machine.limits.cpu_cores, situation.machine.cpu
+    cores = cpu.usable_logical_cores
     if limit is None:
         return None
     value = f"{limit:g} cores' time"
     if limit >= cores:
         return ok("CPU limit (cgroup)", value, f"no less than the {cores} logical cores that can be used")
-    threads = max(1, int(limit))
-    meaning = f"{cores} logical cores are seen, but threads beyond the limit are stopped for a part of every 0.1 s"
-    mend = f"Set system.threads={threads}, or give the container more (docker run --cpus)."
+    choice = choose_threads(0, cores=cpu.usable_physical_cores, cpu_limit=limit, processes=1)
+    meaning = f"more threads would be stopped for a part of every 0.1 s; system.threads=0 takes {choice.count}"
+    mend = f"Give the container more of the {cores} logical cores that it sees (docker run --cpus)."
     return note("CPU limit (cgroup)", value, meaning, mend)
 
 

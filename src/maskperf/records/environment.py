@@ -38,11 +38,6 @@ def describe_environment() -> dict[str, str | int | float | list | dict | None]:
     }
 
 
-def thread_count(wanted: int) -> int:
-    """Returns `wanted`, or where that is 0 this process's share of the physical cores (torchrun starts several)."""
-    return wanted or max(1, usable_physical_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
 def _gpus() -> list[dict[str, str | float]]:
     if not torch.cuda.is_available():
         return []

@@ -17,12 +17,13 @@ from maskperf.engine.distributed import Topology, close_topology, share_from_fir
 from maskperf.engine.forward import mask_slots
 from maskperf.errors import ConfigError, DataError, Fault, joined_errors
 from maskperf.evaluation.scores import GroundTruth
+from maskperf.machine.threads import threads_of_process
 from maskperf.mlperf.log import MlperfLog
 from maskperf.model.layer_list import format_layers, list_layers
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.model.weights import save_model_weights
 from maskperf.overrides import describe, to_json_text
-from maskperf.records.environment import describe_environment, thread_count
+from maskperf.records.environment import describe_environment
 from maskperf.records.json_text import pretty_json
 from maskperf.records.metrics import MetricsWriter
 from maskperf.records.progress import Progress
@@ -94,8 +95,8 @@ def open_session(config: RunConfig, topology: Topology) -> Session:
             f"Mend: make it a multiple of {parts}."
         )
     _demand_files(config)
-    threads = thread_count(config.system.threads)
-    torch.set_num_threads(threads)
+    threads = threads_of_process(config.system.threads)
+    torch.set_num_threads(threads.count)
     seed = share_from_first(entropy_seed() if config.seed < 0 else config.seed, topology)
     config = _with_class_count(replace(config, seed=seed))
     folder = create_run_folder(config.run_dir, config.recipe) if topology.is_first else None
@@ -107,7 +108,8 @@ def open_session(config: RunConfig, topology: Topology) -> Session:
     layers = describe_layers(config)
     session.say(layers)
     session.say(describe(config))
-    session.say(f"run folder: {folder}; seed {seed}; {topology.world} process(es), {threads} thread(s) each")
+    session.say(threads.line())
+    session.say(f"run folder: {folder}; seed {seed}; {topology.world} process(es)")
     session.write("layers.txt", layers + "\n")
     session.write("config.json", to_json_text(config))
     session.write("environment.json", pretty_json({**describe_environment(), "processes": topology.world}))

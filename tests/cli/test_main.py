@@ -146,6 +146,13 @@ def test_a_full_disk_is_a_storage_error_that_names_the_file(number, with_command
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_missing_permission_is_a_storage_error_that_names_the_file(with_command, capsys, tmp_path):
+    with_command(raiser(PermissionError(errno.EACCES, "Permission denied", "/root/.cache/x")))
+    assert main(["run"]) == errors.EXIT_STORAGE
+    assert capsys.readouterr().err.startswith("error: /root/.cache/x: this user has no permission there. Fix: ")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_running_out_of_memory_is_no_bug_report_but_names_what_to_make_smaller(with_command, capsys, tmp_path):
     class OutOfMemoryError(RuntimeError):
         """Named as torch's own."""

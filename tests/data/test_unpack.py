@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from permissions import UMASKS, umask
 
 from maskperf.data import unpack as unpack_module
 from maskperf.data.unpack import Contents, list_members, unpack
@@ -62,24 +63,22 @@ def root(tmp_path):
     return folder
 
 
+@pytest.mark.parametrize("mask", UMASKS)
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_all_files_are_there_with_their_digests_and_plain_modes(tmp_path, root, method):
+def test_all_files_are_there_with_their_digests_and_the_modes_of_the_umask(tmp_path, root, method, mask):
     pairs = [(info(f"val2017/{name}", mode=0o4777 | stat.S_IFREG), content) for name, content in FILES.items()]
     archive = write_zip(tmp_path / "x.zip", pairs, method)
     told = []
     contents = replace(CONTENTS, max_files=200, max_bytes=10_000_000)
-    old = os.umask(0o077)
-    try:
+    with umask(mask):
         done = unpack(archive, root, contents, advance=lambda *words: told.append(words))
-    finally:
-        os.umask(old)
     assert {path.name: path.read_bytes() for path in (root / "val2017").iterdir()} == FILES
     assert done.sha256_of_name == {name: hashlib.sha256(content).hexdigest() for name, content in FILES.items()}
     total = sum(map(len, FILES.values()))
     assert done.num_bytes == total
     assert told[-1] == (total, total)
-    assert {stat.S_IMODE(path.stat().st_mode) for path in (root / "val2017").iterdir()} == {0o644}
-    assert stat.S_IMODE((root / "val2017").stat().st_mode) == 0o755
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (root / "val2017").iterdir()} == {0o666 & ~mask}
+    assert stat.S_IMODE((root / "val2017").stat().st_mode) == 0o777 & ~mask
     assert [path.name for path in root.iterdir()] == ["val2017"]
 
 

@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 import torch
+from permissions import UMASKS, modes, umask
 from run_length_batches import as_run_lengths
 from small_batches import small_batch, small_model
 
@@ -61,6 +62,16 @@ def test_all_comes_back_bit_for_bit(saved):
             assert name not in box.momentum
     for one, other in zip(box.micro_batches, batches, strict=True):
         _equal(one, other)
+
+
+@pytest.mark.parametrize("mask", UMASKS)
+def test_its_files_have_the_permissions_of_the_umask(saved, tmp_path, mask):
+    _, model, optimizer, batches, facts = saved
+    with umask(mask):
+        save_black_box(tmp_path / "other", model, optimizer, batches, facts=facts, config=demo())
+    found = modes(tmp_path / "other")
+    assert len(found) == 5
+    assert set(found.values()) == {f"{0o666 & ~mask:o}"}
 
 
 def test_a_folder_that_is_no_black_box_is_named(tmp_path):

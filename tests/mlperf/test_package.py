@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from made_up_logs import SYSTEM_FIELDS, write_log, write_logs
 from mlperf_logging.repo_checker import repo_checker
+from permissions import UMASKS, modes, umask
 
 import maskperf
 from maskperf.cli.main import main
@@ -67,6 +68,17 @@ def test_the_code_is_there_whole_and_without_caches(written):
     assert modules <= {path.relative_to(code) for path in code.rglob("*.py")}
     assert (code / "constraints.txt").is_file() and os.access(code / "run_and_time.sh", os.X_OK)
     assert not [path for path in code.rglob("*") if "__pycache__" in path.parts or path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("mask", UMASKS)
+def test_a_package_has_the_permissions_of_the_umask_and_programs_stay_programs(tmp_path, mask):
+    with umask(mask):
+        write_package(tmp_path / "me", _contents(tmp_path))
+    found = modes(tmp_path / "me")
+    programs = {name for name, mode in found.items() if int(mode, 8) & 0o111}
+    assert {"setup.sh", "init_datasets.sh", "run_and_time.sh", "install.sh"} <= programs
+    assert {found[name] for name in programs} == {f"{0o777 & ~mask:o}"}
+    assert {found[name] for name in found.keys() - programs} == {f"{0o666 & ~mask:o}"}
 
 
 def _words_of(script, started, folder, *more):

@@ -2,10 +2,12 @@ import pickle
 import struct
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from permissions import UMASKS, common_user, modes, open_folder, umask
 
 from maskperf.config import ModelConfig
 from maskperf.errors import DataError
@@ -362,3 +364,76 @@ def test_only_the_trunk_of_the_model_changes(tmp_path, batch_norm):
     assert np.array_equal(after[f"{BODY}stem.conv1.weight"], blobs["conv1_w"])
     assert np.array_equal(after[f"{BODY}layer4.0.bn3.bias"], blobs["res5_0_branch2c_bn_b"])
     assert all(torch.equal(after[name], before[name]) for name in before if not name.startswith(BODY))
+
+
+@pytest.mark.parametrize("mask", UMASKS)
+def test_the_conversion_has_the_permissions_of_the_umask(tmp_path, mask):
+    state = state_of(ONE_BLOCK)
+    path = write_pickle(tmp_path / "R-50.pkl", random_blobs(ONE_BLOCK, state))
+    with umask(mask):
+        load_backbone(path, state)
+    assert modes(tmp_path)["R-50.safetensors"] == f"{0o666 & ~mask:o}"
+
+
+def test_the_conversion_of_a_user_who_keeps_files_for_himself_stops_nobody_else():
+    state = state_of(ONE_BLOCK)
+    with open_folder() as folder:
+        path = write_pickle(folder / "R-50.pkl", random_blobs(ONE_BLOCK, state))
+        path.chmod(0o644)
+        theirs = folder / "R-50.safetensors"
+        first = load_backbone(path, state)
+        before = theirs.read_bytes()
+        theirs.chmod(0)
+        with common_user():
+            second = load_backbone(path, state, cache_dir=folder / "cache")
+            third = load_backbone(path, state, cache_dir=folder / "cache")
+        theirs.chmod(0o600)
+        assert theirs.read_bytes() == before
+    assert second.notices[1] == f"{theirs}: passed over: cannot be read: Permission denied."
+    assert second.notices[2].startswith(f"{folder / 'cache'}/R-50-") and "kept here" in second.notices[2]
+    assert third.notices[1] == second.notices[1] and "stored as float32" in third.notices[2]
+    for loaded in (second, third):
+        assert all(torch.equal(loaded.tensors[name], tensor) for name, tensor in first.tensors.items())
+
+
+def test_a_cache_that_this_user_may_not_search_is_done_without():
+    state = state_of(ONE_BLOCK)
+    with open_folder() as folder:
+        path = write_pickle(folder / "R-50.pkl", random_blobs(ONE_BLOCK, state))
+        path.chmod(0o644)
+        (folder / "cache").mkdir()
+        (folder / "cache").chmod(0)
+        folder.chmod(0o555)
+        with common_user():
+            loaded = load_backbone(path, state, cache_dir=folder / "cache" / "maskperf")
+        folder.chmod(0o777)
+        assert sorted(entry.name for entry in folder.iterdir()) == ["R-50.pkl", "cache"]
+    assert "kept nowhere" in loaded.notices[-1] and len(loaded.notices) == 4
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "flipped"])
+def test_a_damaged_conversion_is_passed_over_and_left_as_it_is(tmp_path, damage):
+    state = state_of(ONE_BLOCK)
+    path = write_pickle(tmp_path / "R-50.pkl", random_blobs(ONE_BLOCK, state))
+    exact = load_backbone(path, state).tensors
+    place = tmp_path / "R-50.safetensors"
+    whole = place.read_bytes()
+    flipped = whole[:-1] + bytes([whole[-1] ^ 1])
+    place.write_bytes({"cut": whole[:-5], "empty": b"", "text": b"hello", "flipped": flipped}[damage])
+    damaged = place.read_bytes()
+    assert damaged != whole
+    again = load_backbone(path, state, cache_dir=tmp_path / "cache")
+    assert again.notices[1].startswith(f"{place}: passed over: ")
+    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in exact.items())
+    assert place.read_bytes() == damaged
+    assert "stored as float32" in load_backbone(path, state, cache_dir=tmp_path / "cache").notices[2]
+
+
+def test_a_user_without_a_home_has_the_place_beside_the_pickle(tmp_path, monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    state = state_of(ONE_BLOCK)
+    path = write_pickle(tmp_path / "R-50.pkl", random_blobs(ONE_BLOCK, state))
+    assert "kept here" in load_backbone(path, state).notices[-1]

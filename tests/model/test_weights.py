@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from permissions import UMASKS, common_user, modes, open_folder, umask
 
 from maskperf.config import ModelConfig
 from maskperf.errors import DataError, StorageError
@@ -223,3 +224,27 @@ def test_a_failed_save_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):
 def test_an_impossible_folder_is_a_storage_error(tmp_path):
     with pytest.raises(StorageError, match="cannot be written"):
         save_reference_state(random_model(0), tmp_path / "none" / "a.pth")
+
+
+@pytest.mark.parametrize("mask", UMASKS)
+def test_files_have_the_permissions_of_the_umask_also_over_older_ones(tmp_path, mask):
+    (tmp_path / "a.safetensors").touch(mode=0o600)
+    with umask(mask):
+        save_model_weights(random_model(0), tmp_path / "a.safetensors", METADATA)
+        save_reference_state(random_model(0), tmp_path / "a.pth")
+        write_tensor_file({"a": torch.ones(2)}, tmp_path / "b.safetensors", {})
+    mode = f"{0o666 & ~mask:o}"
+    assert modes(tmp_path) == {"a.safetensors": mode, "a.pth": mode, "b.safetensors": mode}
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pth"])
+def test_a_file_that_this_user_may_not_read_is_no_damaged_file(name):
+    model = random_model(0)
+    with open_folder() as folder:
+        write_tensor_file(model.state_dict(), folder / "a.safetensors", {})
+        save_reference_state(model, folder / "a.pth")
+        (folder / name).chmod(0)
+        with common_user():
+            (fault,) = faults_of(load_model_weights, model, folder / name)
+    assert fault.problem == "cannot be read: Permission denied."
+    assert "permission" in fault.mend

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch.nn.functional as F
 from mlperf_logging.compliance_checker import mlp_compliance
+from permissions import modes, umask
 from PIL import Image
 from small_runs import small_run
 
@@ -21,6 +22,7 @@ from maskperf.runner import judge
 from maskperf.structures import LOSS_NAMES
 
 PACKAGE = Path(errors.__file__).parent
+UNUSUAL_UMASK = 0o026  # so that no file has these permissions by chance
 EASY = ("evaluation.box_target=0", "evaluation.mask_target=0")
 
 
@@ -28,7 +30,8 @@ EASY = ("evaluation.box_target=0", "evaluation.mask_target=0")
 def finished(tmp_path_factory):
     """Returns the folder of a run that met its (easy) targets after one epoch of three steps."""
     folder = tmp_path_factory.mktemp("finished")
-    assert small_run(folder, *EASY) == EXIT_DONE
+    with umask(UNUSUAL_UMASK):
+        assert small_run(folder, *EASY) == EXIT_DONE
     return folder / "run"
 
 
@@ -57,6 +60,12 @@ def test_a_run_leaves_all_its_files(finished):
     }
     with Image.open(finished / "predictions.png") as picture:
         assert picture.width > 300 and np.asarray(picture).std() > 10
+
+
+def test_every_file_of_a_run_and_its_data_has_the_permissions_of_the_umask(finished):
+    found = modes(finished.parent)
+    assert len(found) > 40
+    assert {name: mode for name, mode in found.items() if mode != f"{0o666 & ~UNUSUAL_UMASK:o}"} == {}
 
 
 def test_metrics_have_every_step_with_five_losses(finished):

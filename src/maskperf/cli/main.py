@@ -149,6 +149,9 @@ def _handle_unforeseen(error: Exception, words: list[str]) -> int:
         place = f"{error.filename}: " if error.filename else ""
         text = f"{place}no space left on the disk ({error.strerror}). Mend: free some, or choose another run_dir"
         return _say(text, errors.EXIT_STORAGE)
+    if isinstance(error, PermissionError) and error.filename:
+        text = f"{error.filename}: this user has no permission there. Fix: ask its owner, or choose another place"
+        return _say(text, errors.EXIT_STORAGE)
     if _is_out_of_memory(error):
         mend = "a smaller optimizer.batch_size or evaluation.batch_size, or more optimizer.accumulation_steps"
         return _say(f"not enough memory ({_first_line(error)}). Mend: {mend}", errors.EXIT_BUG)

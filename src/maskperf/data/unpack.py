@@ -15,7 +15,6 @@ from pathlib import Path
 
 from maskperf.errors import DataError, Fault
 
-FILE_MODE, FOLDER_MODE = 0o644, 0o755
 CHUNK_BYTES = 1 << 20
 MAX_RATIO = 100  # unpacked to packed, of one member; text of annotations has about 4
 FREE_RATIO_BYTES = 1 << 20  # smaller members may have any ratio
@@ -77,8 +76,8 @@ def list_members(archive: Path, contents: Contents) -> list[zipfile.ZipInfo]:
 def unpack(archive: Path, root: Path, contents: Contents, *, advance: Callable[[int, int], None]) -> Unpacked:
     """Returns what was written to the new folder `root`/`contents.folder`, which is there as a whole or not at all.
 
-    Files have mode 0644, folders 0755. `advance` is told bytes done and bytes in all. What an interrupted call left
-    is removed first.
+    Permissions are those that the umask leaves, whatever the archive says. `advance` is told bytes done and bytes in
+    all. What an interrupted call left is removed first.
     Errors: DataError as `list_members`, and for a member that is damaged or not as large as the archive says.
     """
     members = list_members(archive, contents)
@@ -92,7 +91,6 @@ def unpack(archive: Path, root: Path, contents: Contents, *, advance: Callable[[
                 sha256_of_name[name] = _write_member(opened, member, unfinished / name)
                 done += member.file_size
                 advance(done, total)
-        os.chmod(unfinished, FOLDER_MODE)
         os.sync()  # the folder must never get its name before its files are on the disk
         os.rename(unfinished, root / contents.folder)
     finally:
@@ -219,9 +217,8 @@ def _write_member(opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) 
 def _write_file(chunks: Iterator[bytes], path: Path, num_bytes: int) -> str:
     """Returns the SHA-256 of a new file. Errors: BadZipFile as soon as it is not as large as was said."""
     digest, written = hashlib.sha256(), 0
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, FILE_MODE)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
     with open(descriptor, "wb") as out:
-        os.fchmod(descriptor, FILE_MODE)  # whatever the umask and the archive say
         for chunk in chunks:
             written += len(chunk)
             if written > num_bytes:

@@ -7,12 +7,13 @@ from pathlib import Path
 import msgspec
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from maskperf.config import RunConfig
 from maskperf.errors import ConfigError, DataError, Fault
 from maskperf.model.mask_rcnn import MaskRcnn
+from maskperf.model.weights import write_tensor_file
 from maskperf.overrides import from_json_text, to_json_text
 from maskperf.structures import Batch, Images, Polygons, RunLengths, Targets
 
@@ -52,7 +53,10 @@ class BlackBox:
 def save_black_box(
     folder: Path, model: MaskRcnn, optimizer: torch.optim.Optimizer, batches: Sequence[Batch], *, facts: Facts, config
 ) -> None:
-    """Writes the black box; `batches` are the micro-batches of all processes, on the CPU."""
+    """Writes the black box; `batches` are the micro-batches of all processes, on the CPU.
+
+    Errors: StorageError or OSError where it cannot be written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     state = optimizer.state
     momentum = {
@@ -64,7 +68,7 @@ def save_black_box(
         f"{number}.{name}": value for number, batch in enumerate(batches) for name, value in _tensors_of(batch).items()
     }
     for name, content in ((WEIGHTS_FILE, model.state_dict()), (MOMENTUM_FILE, momentum), (BATCHES_FILE, tensors)):
-        save_file({key: value.detach().cpu().contiguous() for key, value in content.items()}, folder / name)
+        write_tensor_file(content, folder / name, {})
     (folder / CONFIG_FILE).write_text(to_json_text(config), encoding="utf-8")
     (folder / FACTS_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(facts)))  # last: the box is complete
 

@@ -6,6 +6,7 @@ Source: MLPerf submission rules, section on the folder layout.
 import json
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -151,11 +152,12 @@ def _write_system_folder(folder: Path, contents: PackageContents) -> None:
     folder.mkdir()
     for name, text in {**scripts, **others}.items():
         (folder / name).write_text(text, encoding="utf-8")
-        (folder / name).chmod(0o755 if name in scripts else 0o644)
+        if name in scripts:
+            _make_executable(folder / name)
 
 
 def _copy_code(source: Path, target: Path) -> list[str]:
-    """Returns what was left out; everything a submission may hold is copied with its permissions."""
+    """Returns what was left out; everything a submission may hold is copied, programs as programs."""
     left_out = []
     for path in _code_of(source):
         relative = path.relative_to(source)
@@ -163,8 +165,16 @@ def _copy_code(source: Path, target: Path) -> list[str]:
             left_out.append(relative.as_posix())
             continue
         (target / relative).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, target / relative)
+        shutil.copyfile(path, target / relative)
+        if path.stat().st_mode & stat.S_IXUSR:
+            _make_executable(target / relative)
     return left_out
+
+
+def _make_executable(path: Path) -> None:
+    """Returns nothing; whoever may read the file, which the umask decides, may run it too."""
+    mode = stat.S_IMODE(path.stat().st_mode)
+    path.chmod(mode | (mode & 0o444) >> 2)
 
 
 def _code_of(source: Path) -> Iterator[Path]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import pickle
 import pickletools
 import re
@@ -169,7 +170,8 @@ def load_backbone(
     """Returns the trunk of a .pkl of Detectron or of a .safetensors that `store_backbone` wrote.
 
     A .pkl is converted once: the result is kept beside it, or in `cache_dir` (default: ~/.cache/maskperf) where that
-    cannot be done, and used from then on as long as the .pkl has the same SHA-256.
+    cannot be done, and used from then on as long as the .pkl has the same SHA-256. One that cannot be used, such as
+    that of a user who keeps files for himself, is passed over with a notice and left as it is.
 
     Errors: DataError when anything about the file does not fit `model_state`.
     """
@@ -181,15 +183,18 @@ def load_backbone(
     sha256 = hashlib.sha256(data).hexdigest()
     relation = "is that" if md5 == KNOWN_MD5 else f"is not that ({KNOWN_MD5})"
     notices = [f"{path}: MD5 {md5} {relation} of the file the benchmark names"]
-    cache_dir = Path(cache_dir) if cache_dir is not None else Path.home() / ".cache" / "maskperf"
-    places = (path.with_suffix(".safetensors"), cache_dir / f"{path.stem}-{sha256[:16]}.safetensors")
-    for place in places:
-        if _conversion_header(place).get(DIGEST_FIELD) == sha256:
-            stored = _load_stored(place, model_state)
-            return BackboneWeights(tensors=stored.tensors, notices=notices + stored.notices)
+    usable = []
+    for place in _places(path, sha256, cache_dir):
+        try:
+            if _conversion_header(place).get(DIGEST_FIELD) == sha256:
+                stored = _load_stored(place, model_state)
+                return BackboneWeights(tensors=stored.tensors, notices=notices + stored.notices)
+            usable.append(place)
+        except DataError as error:
+            notices.append(f"{place}: passed over: {error.faults[0].problem}")
     tensors = convert_names(read_detectron_pickle(path), model_state, file=str(path))
     metadata = {"source": path.name, "source_md5": md5, DIGEST_FIELD: sha256}
-    return BackboneWeights(tensors=tensors, notices=notices + _keep(tensors, places, metadata))
+    return BackboneWeights(tensors=tensors, notices=notices + _keep(tensors, usable, metadata))
 
 
 def load_backbone_weights(model: nn.Module, path: str | Path, *, cache_dir: str | Path | None = None) -> list[str]:
@@ -254,20 +259,33 @@ def _load_stored(path: Path, model_state: Mapping[str, Tensor]) -> BackboneWeigh
     return BackboneWeights(tensors=stored.weights, notices=[notice])
 
 
+def _places(path: Path, sha256: str, cache_dir: str | Path | None) -> list[Path]:
+    """Returns where the converted trunk of a .pkl may lie: beside it, and in the user's cache."""
+    beside = path.with_suffix(".safetensors")
+    try:
+        cache = Path(cache_dir) if cache_dir is not None else Path.home() / ".cache" / "maskperf"
+    except RuntimeError:  # a user without a home
+        return [beside]
+    return [beside, cache / f"{path.stem}-{sha256[:16]}.safetensors"]
+
+
 def _conversion_header(place: Path) -> dict[str, str]:
-    """Returns the metadata of a converted file in full precision; empty where there is none."""
-    if not place.is_file():
+    """Returns the metadata of a converted file in full precision; empty where there is none.
+
+    Errors: DataError for a file that cannot be read.
+    """
+    if not os.path.isfile(place):  # not of Path, which is an error where the folder may not be searched
         return {}
     header = read_header(place)
     is_conversion = header.get("format") == BACKBONE_FORMAT and header.get("storage") == "float32"
     return header if is_conversion else {}
 
 
-def _keep(tensors: Mapping[str, Tensor], places: tuple[Path, ...], metadata: Mapping[str, str]) -> list[str]:
+def _keep(tensors: Mapping[str, Tensor], places: list[Path], metadata: Mapping[str, str]) -> list[str]:
     """Returns notices, after the converted trunk was written to the first place where that is possible."""
     notices = []
     for place in places:
-        if place.is_file() and _conversion_header(place).get("source") != metadata["source"]:
+        if os.path.isfile(place) and _conversion_header(place).get("source") != metadata["source"]:
             notices.append(f"{place}: not overwritten, it was not converted from {metadata['source']}")
             continue
         try:

@@ -5,8 +5,10 @@ import json
 import os
 import pickle
 import secrets
+import stat
 import struct
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,19 +159,26 @@ def write_tensor_file(tensors: Mapping[str, Tensor], path: str | Path, metadata:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Returns nothing; lets `write` fill a file beside `path` and gives it the name `path` when it is complete."""
+    """Returns nothing; lets `write` fill a file beside `path` and gives it the name `path` when it is complete.
+
+    Its permissions are those that the umask leaves, whatever `write` does: safetensors makes files for one user alone.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
+        temporary.touch(exist_ok=False)
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())  # the name must never point to data that a power cut can lose
+        temporary.chmod(mode)
         os.replace(temporary, path)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise StorageError(
             f"{path}: cannot be written: {error}. Mend: choose a folder with space that you own."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -247,9 +256,15 @@ def _anchor_faults(model: MaskRcnn, anchors: Mapping[str, Tensor], file: str) ->
 
 
 def _require_file(path: Path) -> None:
-    if not path.is_file():
+    try:
+        with open(path, "rb"):
+            return
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         mend = "Give the path of an existing weight file."
-        raise file_error(path, "path", str(path), "there is no such file.", mend)
+        raise file_error(path, "path", str(path), "there is no such file.", mend) from error
+    except OSError as error:
+        mend = "Ask the owner of the file for the permission to read it, or copy it."
+        raise file_error(path, "path", str(path), f"cannot be read: {error.strerror}.", mend) from error
 
 
 def file_error(path: Path, field: str, value: str, problem: str, mend: str = DAMAGED_MEND) -> DataError:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from maskperf.engine.distributed import gather_to_first, share_from_first
-from maskperf.errors import LostRunError
+from maskperf.errors import LostRunError, StorageError
 from maskperf.guard.black_box import Facts, polygon_limits, save_black_box
 from maskperf.guard.collapse import evaluation_collapse
 from maskperf.guard.plateau import find_plateau
@@ -81,8 +81,8 @@ def _save(session: Session, training: Training, error: LostRunError) -> tuple[st
     folder = session.folder / BLACK_BOX
     try:
         save_black_box(folder, training.model, training.optimizer, batches, facts=facts, config=session.config)
-    except OSError as problem:
-        return f"{text} The black box could not be written to {folder} ({problem.strerror or problem}).", flat_ids
+    except (OSError, StorageError) as problem:
+        return f"{text} The black box could not be written to {folder} ({problem}).", flat_ids
     mend = "lower optimizer.learning_rate or lengthen optimizer.warmup_steps; to see the step again:"
     return f"{text} Mend: {mend} maskperf replay {folder}", flat_ids
 

@@ -50,6 +50,7 @@ def test_several_processes_give_the_exit_code_of_the_run_and_no_traceback(tmp_pa
     assert finished.returncode == EXIT_TARGET_MISSED, finished.stderr
     assert finished.stderr == ""
     assert "2 process(es)" in finished.stdout and "target missed" in finished.stdout
+    assert finished.stdout.count("\n1 thread: system.threads=1\n") == 1
     assert json.loads((tmp_path / "run" / "results.json").read_text())["status"] == "aborted"
 
 

@@ -1,12 +1,14 @@
 import numpy as np
 import pytest
 
+from maskperf.records import fonts
 from maskperf.records.picture_panels import (
     LARGEST_PANEL_PX,
     LONGEST_NAME,
     Overlay,
     category_colours,
     draw_panel,
+    drawable_names,
     printable_line,
     printable_name,
 )
@@ -100,3 +102,50 @@ def test_names_become_one_short_line(name, shown):
 
 def test_a_caption_keeps_its_length():
     assert printable_line("x" * 50 + "\ny") == "x" * 50 + " y"
+
+
+@pytest.fixture
+def no_fonts(monkeypatch):
+    monkeypatch.setattr(fonts, "_fonts", lambda: iter([fonts.OWN]))
+    for function in (fonts._font_of_all, fonts._font_of_letter):
+        function.cache_clear()
+    yield
+    for function in (fonts._font_of_all, fonts._font_of_letter):
+        function.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("traffic light", "traffic light"),
+        ("Gr\u00f6\u00dfe", "7: Gr??e"),
+        ("\u7bb1\u5b50", "category 7"),
+        ("\u043a\u043e\u043d\u0443\u0441", "category 7"),
+        ("\u0642\u0637\u0629", "category 7"),
+        ("\U0001f697 car", "7: ? car"),
+        ("\u7bb1 2", "7: ? 2"),
+        ("x\u200dy", "x\u200dy"),
+        ("", ""),
+    ],
+)
+def test_a_name_that_no_font_has_is_told_by_its_id(no_fonts, name, expected):
+    assert drawable_names({7: name}) == {7: expected}
+
+
+def test_names_that_no_font_has_stay_different(no_fonts):
+    names = drawable_names(dict(enumerate(["\u7bb1", "\u5b50", "a \u7bb1", "a \u5b50", "\u00f6", "\u00e4"])))
+    assert len(set(names.values())) == 6
+
+
+def test_without_fonts_a_label_of_another_script_is_drawn_as_its_readable_text_and_no_box(no_fonts):
+    (name,) = drawable_names({7: "\u7bb1\u5b50"}).values()
+    panels = [
+        draw_panel(grey(60, 60), [Overlay([5, 30, 40, 20], block_mask(60, 60, 30, 5, 20), label, RED)], "")
+        for label in (printable_name(name), "category 7")
+    ]
+    assert panels[0].tobytes() == panels[1].tobytes()
+
+
+@pytest.mark.parametrize("sign", ["\u200d", "\u200b", "\u200f", "\ufe0f", "\u00ad", "\u2066"])
+def test_signs_without_a_shape_are_left_out(sign):
+    assert printable_line(f"a{sign}b") == "ab"

@@ -137,7 +137,7 @@ def _list_of_faults(error: errors.DataError) -> str:
             continue
         path = folder / f"maskperf-errors-{os.getpid()}.txt"
         try:
-            path.write_text(text, encoding="utf-8")
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
         except OSError:
             continue
         return f"\neach of them in full: {path}"

@@ -19,6 +19,7 @@ from maskperf.records.picture_panels import (
     Overlay,
     category_colours,
     draw_panel,
+    drawable_names,
     font_of,
     printable_line,
     printable_name,
@@ -89,7 +90,7 @@ def write_picture_entries(
     split = _split_of(document, box_results, mask_results)
     judgements = judge_images(split.document, split.annotations, split.detections)
     rows = {row.id: row for row in split.document.images}
-    names = {row.id: str(row.name) for row in split.document.categories}
+    names = drawable_names({row.id: str(row.name) for row in split.document.categories})
     colours = category_colours(list(names.values()))
     entries = []
     for kind, judgement in choose_best_and_worst(judgements, count):

@@ -1,18 +1,23 @@
 """Draws boxes, masks and labels over one picture."""
 
 import colorsys
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from maskperf.records.fonts import draw_text, drawable, missing_letters, text_width
+
 LARGEST_PANEL_PX = (460, 400)  # width, height; four panels and their margins stay under 2000 px
 LARGEST_ZOOM = 3.0
 MASK_OPACITY = 0.4
 RIM_OPACITY = 0.55
 LONGEST_NAME = 18  # characters
+LABEL_PX = 14
+VARIATION_SELECTORS = frozenset(map(chr, range(0xFE00, 0xFE10)))  # emoji or plain: fonts decide
 # Far apart for most eyes; more categories than this get hues a golden section apart.
 FIRST_COLOURS = ((230, 57, 70), (251, 120, 20), (29, 122, 230), (255, 190, 11), (0, 180, 190), (157, 78, 221),
                  (239, 71, 155), (42, 168, 96), (140, 100, 60), (130, 190, 30))  # fmt: skip
@@ -50,8 +55,20 @@ def printable_name(name: str) -> str:
 
 
 def printable_line(text: str) -> str:
-    """Returns the text on one line, with a question mark for what cannot be drawn."""
-    return " ".join("".join(letter if letter.isprintable() or letter.isspace() else "?" for letter in text).split())
+    """Returns the text on one line, with a question mark for what is no letter; signs without a shape are left out."""
+    shown = (letter for letter in text if unicodedata.category(letter) != "Cf" and letter not in VARIATION_SELECTORS)
+    return " ".join("".join(letter if letter.isprintable() or letter.isspace() else "?" for letter in shown).split())
+
+
+def drawable_names(names: Mapping[int, str]) -> dict[int, str]:
+    """Returns the names of categories by their ids; one with letters that no font has is told by its id as well."""
+    found = {}
+    for identity, name in names.items():
+        line = drawable(printable_line(name))
+        is_readable = any(letter.isalnum() for letter in line)
+        told = f"{identity}: {line}" if is_readable else f"category {identity}"
+        found[identity] = told if missing_letters([printable_line(name)]) else name
+    return found
 
 
 def draw_panel(pixels: UInt8[np.ndarray, "height width 3"], overlays: list[Overlay], note: str) -> Image.Image:
@@ -98,7 +115,7 @@ def _tint(canvas: np.ndarray, overlay: Overlay, size: tuple[int, int]) -> None:
 
 def _draw_label(draw: ImageDraw.ImageDraw, overlay: Overlay, box: Rectangle, taken: list[Rectangle]) -> Rectangle:
     """Draws the label near its box, where it covers no other label if it can; returns where it lies."""
-    width, height = _tag_size(draw, overlay.label)
+    width, height = _tag_size(overlay.label)
     limit_x, limit_y = draw.im.size[0] - width, draw.im.size[1] - height
     left, top, right, bottom = box
     corners = [(left, top - height), (left, bottom + 1), (left, top), (right - width, bottom - height),
@@ -119,21 +136,20 @@ def _overlap(first: Rectangle, second: Rectangle) -> bool:
     return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]
 
 
-def _tag_size(draw: ImageDraw.ImageDraw, text: str) -> tuple[int, int]:
-    return round(draw.textlength(text, font=font_of(14))) + 8, 18
+def _tag_size(text: str) -> tuple[int, int]:
+    return round(text_width(text, LABEL_PX)) + 8, 18
 
 
 def _draw_tag(draw: ImageDraw.ImageDraw, corner: tuple[Number, Number], text: str, colour: Colour) -> None:
-    width, height = _tag_size(draw, text)
+    width, height = _tag_size(text)
     left, top = corner
     draw.rounded_rectangle((left, top, left + width, top + height), radius=3, fill=colour)
     red, green, blue = colour
     is_light = 0.3 * red + 0.59 * green + 0.11 * blue > 150
-    draw.text(
-        (left + 4, top + height / 2), text, fill=(20, 20, 20) if is_light else "white", font=font_of(14), anchor="lm"
-    )
+    fill = (20, 20, 20) if is_light else "white"
+    draw_text(draw, (left + 4, top + height / 2), text, size_px=LABEL_PX, fill=fill)
 
 
 def font_of(size_px: int) -> ImageFont.FreeTypeFont:
-    """Returns Pillow's own font, so that the page looks the same on every machine."""
+    """Returns Pillow's own font, for headings: they are the same on every machine."""
     return ImageFont.load_default(size_px)

@@ -12,12 +12,14 @@ from pycocotools import mask as coco_masks
 from maskperf.data.decode import decode_image
 from maskperf.data.document import AnnotationRow, Document, ImageRow, outline_of
 from maskperf.errors import StorageError
+from maskperf.records.fonts import draw_text, drawable, text_width
 from maskperf.records.picture_panels import (
     Colour,
     Number,
     Overlay,
     category_colours,
     draw_panel,
+    drawable_names,
     font_of,
     printable_line,
     printable_name,
@@ -29,6 +31,7 @@ SMALLEST_SLOT_PX = 200
 CAPTION_PX = 24
 HEADER_PX = 38
 LEGEND_LINE_PX = 28
+LEGEND_PX = 16
 MOST_LEGEND_NAMES = 40
 
 PAGE_COLOUR = (232, 235, 240)
@@ -73,7 +76,7 @@ def grid_from_results(
     """
     if [entry["image_id"] for entry in box_results] != [entry["image_id"] for entry in mask_results]:
         raise ValueError("box_results and mask_results do not describe the same detections in the same order")
-    names = {row.id: str(row.name) for row in document.categories}
+    names = drawable_names({row.id: str(row.name) for row in document.categories})
     chosen = choose_images(document, num_images)
     annotations: dict[int, list[AnnotationRow]] = {row.id: [] for row in chosen}
     for annotation in document.annotations:
@@ -194,7 +197,7 @@ def _draw_pair(item: GridItem, colours: dict[str, Colour]) -> _Pair:
     return _Pair(
         draw_panel(item.pixels, truth, "no objects"),
         draw_panel(item.pixels, predicted, "nothing found"),
-        printable_line(item.caption),
+        drawable(printable_line(item.caption)),
     )
 
 
@@ -213,7 +216,7 @@ def _draw_card(page: Image.Image, pair: _Pair, corner: tuple[int, int], slot_siz
         page.paste(panel, (left + (width - panel.width) // 2, top + (height - panel.height) // 2))
         left += width
     line = (corner[0] + CARD_PADDING_PX, top + height + CAPTION_PX / 2)
-    draw.text(line, pair.caption, fill=FAINT_TEXT_COLOUR, font=font_of(13), anchor="lm")
+    draw_text(draw, line, pair.caption, size_px=13, fill=FAINT_TEXT_COLOUR)
 
 
 def _draw_header(page: Image.Image, left: int, slot_width: int) -> None:
@@ -225,14 +228,13 @@ def _draw_header(page: Image.Image, left: int, slot_width: int) -> None:
 
 def _draw_legend(colours: dict[str, Colour], page_width: int) -> Image.Image:
     """Returns a strip with a square and a name for each colour, on as many lines as it needs."""
-    font = font_of(16)
     shown = list(colours.items())[:MOST_LEGEND_NAMES]
     entries: list[tuple[str, Colour | None]] = [(printable_name(name), colour) for name, colour in shown]
     if len(colours) > len(shown):
         entries.append((f"and {len(colours) - len(shown)} more", None))
     places, x, line = [], MARGIN_PX, 0
     for text, _ in entries:
-        width = round(font.getlength(text)) + 46
+        width = round(text_width(text, LEGEND_PX)) + 46
         if x > MARGIN_PX and x + width > page_width:
             x, line = MARGIN_PX, line + 1
         places.append((x, line * LEGEND_LINE_PX))
@@ -242,5 +244,5 @@ def _draw_legend(colours: dict[str, Colour], page_width: int) -> Image.Image:
     for (text, colour), (left, top) in zip(entries, places, strict=True):
         if colour is not None:
             draw.rounded_rectangle((left, top + 4, left + 16, top + 20), radius=4, fill=colour)
-        draw.text((left + 24, top + 12), text, fill=TEXT_COLOUR, font=font, anchor="lm")
+        draw_text(draw, (left + 24, top + 12), text, size_px=LEGEND_PX, fill=TEXT_COLOUR)
     return legend

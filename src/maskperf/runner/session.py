@@ -24,6 +24,7 @@ from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.model.weights import save_model_weights
 from maskperf.overrides import describe, to_json_text
 from maskperf.records.environment import describe_environment
+from maskperf.records.fonts import font_notices
 from maskperf.records.json_text import pretty_json
 from maskperf.records.metrics import MetricsWriter
 from maskperf.records.progress import Progress
@@ -218,6 +219,9 @@ def open_data(session: Session) -> OpenedData:
     for index in (train, val):
         for notice in index.notices:
             session.say(f"{index.json_path}: {notice}")
+    if session.topology.is_first:
+        for notice in font_notices(train.category_names):
+            session.say(notice)
     faults = _category_faults(train, val, config.model.num_classes) + missing_images(train) + missing_images(val)
     if faults:
         raise DataError(faults)

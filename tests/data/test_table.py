@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from coco_folder import good_document, write_json
+from permissions import UMASKS, common_user, modes, open_folder, umask
 
 from maskperf.data import coco, table
 from maskperf.data.coco import read_coco
@@ -173,6 +174,28 @@ def test_a_folder_that_cannot_be_written_is_replaced_by_the_cache(json_path, tmp
     assert cached.is_file()
     forbid_reading(monkeypatch)
     assert_equal(read(json_path), plain)
+
+
+@pytest.mark.parametrize("mask", UMASKS)
+def test_a_table_has_the_permissions_of_the_umask(json_path, mask):
+    with umask(mask):
+        read(json_path)
+    assert modes(json_path.parent)[beside(json_path).name] == f"{0o666 & ~mask:o}"
+
+
+def test_a_table_of_a_user_who_keeps_files_for_himself_is_made_anew(monkeypatch):
+    with open_folder() as folder:
+        json_path = write_json(folder, good_document())
+        json_path.chmod(0o644)
+        plain = read(json_path)
+        beside(json_path).chmod(0)
+        folder.chmod(0o755)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+        (folder / "maskperf").mkdir()
+        (folder / "maskperf").chmod(0o777)
+        with common_user():
+            assert_equal(read(json_path), plain)
+        assert [path.suffix for path in (folder / "maskperf").iterdir()] == [".table"]
 
 
 def test_a_table_that_cannot_be_kept_is_told(json_path, tmp_path):

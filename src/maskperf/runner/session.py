@@ -1,9 +1,11 @@
 """What surrounds a run: the process group, the seed, the run folder, the log and the screen."""
 
+import os
 import sys
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shutil import copyfile
 
 import torch
 
@@ -20,7 +22,7 @@ from maskperf.evaluation.scores import GroundTruth
 from maskperf.mlperf.log import MlperfLog
 from maskperf.model.layer_list import format_layers, list_layers
 from maskperf.model.mask_rcnn import MaskRcnn
-from maskperf.model.weights import save_model_weights
+from maskperf.model.weights import replace_file, save_model_weights
 from maskperf.overrides import describe, to_json_text
 from maskperf.records.environment import describe_environment, thread_count
 from maskperf.records.json_text import pretty_json
@@ -31,7 +33,8 @@ from maskperf.records.step_recorder import StepRecorder
 from maskperf.records.time_account import TimeAccount
 from maskperf.seeds import entropy_seed
 
-WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_FILE = "model.safetensors"  # of the last epoch
+BEST_WEIGHTS_FILE = "model_best.safetensors"  # of the best evaluation
 WEIGHT_FILES = {  # field of the section model: what to do where its file is missing
     "backbone_weights": "Set it to Detectron's R-50.pkl (ImageNetPretrained/MSRA of its model zoo, MD5 "
     "b19105fdd7baafb40480251377de18f2), or to nothing (model.backbone_weights=) to start from random weights.",
@@ -49,6 +52,7 @@ class Session:
     log: MlperfLog
     resources: ExitStack  # closed at the end, whatever happened
     account: TimeAccount = field(default_factory=TimeAccount)
+    notices: list[str] = field(default_factory=list)  # about data and settings; for results and report too
 
     @property
     def images_per_rank(self) -> int:
@@ -75,6 +79,11 @@ class Session:
     def say(self, text: str) -> None:
         if self.topology.is_first:
             print(text, flush=True)
+
+    def notice(self, text: str) -> None:
+        """Says what the user should know about the data or the settings, and keeps it for results and report."""
+        self.notices.append(text)
+        self.say(text)
 
     def write(self, name: str, text: str) -> None:
         if self.folder is not None:
@@ -164,6 +173,21 @@ def save_model(session: Session, model: MaskRcnn, categories: CocoIndex) -> None
         save_model_weights(model, session.folder / WEIGHTS_FILE, metadata)
 
 
+def keep_best_model(session: Session) -> None:
+    """Keeps the weights that were saved last as those of the best evaluation."""
+    if session.folder is not None:
+        last = session.folder / WEIGHTS_FILE
+        replace_file(session.folder / BEST_WEIGHTS_FILE, lambda temporary: _link_or_copy(last, temporary))
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    # A link costs no time on the clock, and the next save gives `source` a new file.
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        copyfile(source, target)
+
+
 def generate_data(session: Session) -> None:
     """Writes the made-up data set of the demo before the clock starts, if the recipe has one."""
     data = session.config.data
@@ -215,7 +239,7 @@ def open_data(session: Session) -> OpenedData:
     train, val = _read_both(paths, config.data, session.topology)
     for index in (train, val):
         for notice in index.notices:
-            session.say(f"{index.json_path}: {notice}")
+            session.notice(f"{index.json_path}: {notice}")
     faults = _category_faults(train, val, config.model.num_classes) + missing_images(train) + missing_images(val)
     if faults:
         raise DataError(faults)

@@ -139,7 +139,9 @@ def test_a_run_without_targets_is_done_in_log_and_report(finished):
     ],
 )
 def test_with_one_target_the_other_ap_does_not_count(tmp_path, monkeypatch, targets, code):
-    monkeypatch.setattr(judge, "score", _scored(lambda kind, epoch: 0.5 if f"{kind}_target=0.3" in str(targets) else 0.0))
+    monkeypatch.setattr(
+        judge, "score", _scored(lambda kind, epoch: 0.5 if f"{kind}_target=0.3" in str(targets) else 0.0)
+    )
     assert small_run(tmp_path, *targets, "optimizer.max_epochs=2") == code
     results = msgspec.json.decode((tmp_path / "run" / "results.json").read_bytes())
     expected = ("success", 1) if code == EXIT_DONE else ("aborted", 2)

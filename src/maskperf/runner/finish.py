@@ -5,7 +5,9 @@ from dataclasses import asdict, dataclass
 
 import msgspec
 
+from maskperf.data.categories import with_written_ids
 from maskperf.data.coco import read_annotations
+from maskperf.data.document import CategoryRow
 from maskperf.engine.distributed import share_from_first
 from maskperf.evaluation.table import score_entries
 from maskperf.model.mask_rcnn import MaskRcnn
@@ -112,11 +114,15 @@ def save_results(
 
 def _write_files(session: Session, data: OpenedData, model: MaskRcnn, judgement: Judgement) -> None:
     config, folder = session.config, session.folder
-    boxes, masks = judgement.results
+    boxes, masks = (with_written_ids(results, data.categories) for results in judgement.found)
     session.write("detections_bbox.json", msgspec.json.encode(boxes).decode())
     session.write("detections_segm.json", msgspec.json.encode(masks).decode())
     if config.model.batch_norm == "frozen":
         save_reference_state(model, folder / "model.pth")
     document, images = read_annotations(data.val), data.paths.val_images
+    written_ids = data.categories.written_ids
+    document.categories = [
+        CategoryRow(id=written_ids[identity], name=name) for identity, name in data.categories.names.items()
+    ]
     grid_from_results(document, images, boxes, masks, num_images=PICTURES, path=folder / "predictions.png")
     write_picture_entries(document, images, boxes, masks, folder=folder)

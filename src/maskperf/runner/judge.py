@@ -30,12 +30,6 @@ class Judgement:
         """Whether the run ends here, even if it has epochs left."""
         return self.status == "success" or bool(self.differences)
 
-    @property
-    def results(self) -> tuple[list[dict], list[dict]]:
-        """The box results and the mask results as entries of COCO's result format."""
-        boxes, masks = self.found
-        return list(boxes), list(masks)
-
 
 def judge(session: Session, data: OpenedData, model: MaskRcnn, epoch: int, *, is_last: bool) -> Judgement:
     """Returns the verdict on the model after an epoch; `is_last`: the epochs of the run are used up.
@@ -54,17 +48,19 @@ def judge(session: Session, data: OpenedData, model: MaskRcnn, epoch: int, *, is
         pin_memory=topology.device.type == "cuda",
         feeding=feeding_for(session.config.speed, topology.device),
     )
-    boxes, masks = predict(model, batches, data.val.category_ids, topology)
+    boxes, masks = predict(model, batches, data.train.category_ids, topology)
     scores, differences, status = None, (), "aborted"
     if topology.is_first:
-        scores = score(data.truth, boxes, masks, engine=config.engine)
+        limit = config.max_detections
+        scores = score(data.truth, boxes, masks, engine=config.engine, max_detections=limit)
         targets = {"box_target": config.box_target, "mask_target": config.mask_target}
         if meets_targets(scores.box_ap, scores.mask_ap, **targets):
             status = "success"
         elif is_last and not has_targets(**targets):
             status = "done"
         if status != "aborted" and config.engine != "official":
-            differences = tuple(agree(scores, score(data.truth, boxes, masks, engine="official")))
+            official = score(data.truth, boxes, masks, engine="official", max_detections=limit)
+            differences = tuple(agree(scores, official))
             status = "aborted" if differences else status
     box_ap, mask_ap = (scores.box_ap, scores.mask_ap) if scores else (0.0, 0.0)
     box_ap, mask_ap, status, differences = share_from_first((box_ap, mask_ap, status, differences), topology)

@@ -10,6 +10,7 @@ from shutil import copyfile
 import torch
 
 from maskperf.config import DataConfig, RunConfig
+from maskperf.data.categories import CategoryMatch, categories_of, match_categories
 from maskperf.data.coco import CocoIndex, DataPaths, locate, read_coco
 from maskperf.data.demo_dataset import ensure_demo_dataset
 from maskperf.data.page_cache import forget_all_files, forget_files
@@ -18,6 +19,7 @@ from maskperf.engine.build import padded_size_hw
 from maskperf.engine.distributed import Topology, close_topology, share_from_first
 from maskperf.engine.forward import mask_slots
 from maskperf.errors import ConfigError, DataError, Fault, joined_errors
+from maskperf.evaluation.detection_limit import detection_notices
 from maskperf.evaluation.scores import GroundTruth
 from maskperf.mlperf.log import MlperfLog
 from maskperf.model.layer_list import format_layers, list_layers
@@ -226,7 +228,8 @@ class OpenedData:
     paths: DataPaths
     train: CocoIndex
     val: CocoIndex
-    truth: GroundTruth | None
+    categories: CategoryMatch
+    truth: GroundTruth | None  # in the categories of the training
 
 
 def open_data(session: Session) -> OpenedData:
@@ -240,7 +243,21 @@ def open_data(session: Session) -> OpenedData:
     for index in (train, val):
         for notice in index.notices:
             session.notice(f"{index.json_path}: {notice}")
-    faults = _category_faults(train, val, config.model.num_classes) + missing_images(train) + missing_images(val)
+    categories = match_categories(
+        categories_of(train),
+        categories_of(val),
+        source=str(train.json_path),
+        file=str(val.json_path),
+        by_name=config.data.categories_by_name,
+    )
+    limits = {
+        "max_detections": config.evaluation.max_detections,
+        "detections_per_image": config.model.detections_per_image,
+    }
+    for notice in (*categories.notices, *detection_notices(val, **limits)):
+        session.notice(notice)
+    faults = [*_class_faults(train, config.model.num_classes), *categories.faults]
+    faults += missing_images(train) + missing_images(val)
     if faults:
         raise DataError(faults)
     if config.data.check_counts:
@@ -249,8 +266,8 @@ def open_data(session: Session) -> OpenedData:
             raise ConfigError(
                 "\n".join([*mismatches, "Mend: get the files of COCO 2017, or set data.check_counts=false"])
             )
-    truth = GroundTruth(paths.val_json, val) if session.topology.is_first else None
-    return OpenedData(paths=paths, train=train, val=val, truth=truth)
+    truth = GroundTruth(paths.val_json, val, categories) if session.topology.is_first else None
+    return OpenedData(paths=paths, train=train, val=val, categories=categories, truth=truth)
 
 
 def _read_both(paths: DataPaths, data: DataConfig, topology: Topology) -> tuple[CocoIndex, CocoIndex]:
@@ -279,33 +296,20 @@ def _read_splits(paths: DataPaths, data: DataConfig) -> tuple[CocoIndex, CocoInd
     return train, val
 
 
-def _category_faults(train: CocoIndex, val: CocoIndex, num_classes: int) -> list[Fault]:
-    faults = []
+def _class_faults(train: CocoIndex, num_classes: int) -> list[Fault]:
     found = len(train.category_ids) + 1
-    if found != num_classes:
-        faults.append(
-            Fault(
-                file=str(train.json_path),
-                where="the list of categories",
-                field="categories",
-                value=f"{found - 1} entries",
-                problem=f"model.num_classes={num_classes} wants {num_classes - 1} of them (background is class 0).",
-                mend=f"Set model.num_classes={found}, or 0 to follow the file.",
-            )
+    if found == num_classes:
+        return []
+    return [
+        Fault(
+            file=str(train.json_path),
+            where="the list of categories",
+            field="categories",
+            value=f"{found - 1} entries",
+            problem=f"model.num_classes={num_classes} wants {num_classes - 1} of them (background is class 0).",
+            mend=f"Set model.num_classes={found}, or 0 to follow the file.",
         )
-    if list(train.category_ids) != list(val.category_ids):
-        different = sorted(set(train.category_ids.tolist()) ^ set(val.category_ids.tolist()))
-        faults.append(
-            Fault(
-                file=str(val.json_path),
-                where="the list of categories",
-                field="categories[].id",
-                value=", ".join(map(str, different[:10])),
-                problem=f"These ids are in only one of this file and {train.json_path}.",
-                mend="Give both files the same categories.",
-            )
-        )
-    return faults
+    ]
 
 
 def open_recorder(session: Session, steps_per_epoch: int) -> StepRecorder:

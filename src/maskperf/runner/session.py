@@ -14,7 +14,7 @@ from maskperf.data.categories import CategoryMatch, categories_of, match_categor
 from maskperf.data.coco import CocoIndex, DataPaths, locate, read_coco
 from maskperf.data.demo_dataset import ensure_demo_dataset
 from maskperf.data.page_cache import forget_all_files, forget_files
-from maskperf.data.verify import check_benchmark_counts, missing_images
+from maskperf.data.verify import check_benchmark_counts, count_notices, missing_images
 from maskperf.engine.build import padded_size_hw
 from maskperf.engine.distributed import Topology, close_topology, share_from_first
 from maskperf.engine.forward import mask_slots
@@ -26,6 +26,7 @@ from maskperf.model.layer_list import format_layers, list_layers
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.model.weights import replace_file, save_model_weights
 from maskperf.overrides import describe, to_json_text
+from maskperf.recipes import RECIPES
 from maskperf.records.environment import describe_environment, thread_count
 from maskperf.records.json_text import pretty_json
 from maskperf.records.metrics import MetricsWriter
@@ -108,7 +109,7 @@ def open_session(config: RunConfig, topology: Topology) -> Session:
     threads = thread_count(config.system.threads)
     torch.set_num_threads(threads)
     seed = share_from_first(entropy_seed() if config.seed < 0 else config.seed, topology)
-    config = _with_class_count(replace(config, seed=seed))
+    config = _with_class_count(replace(config, seed=seed), topology)
     folder = create_run_folder(config.run_dir, config.recipe) if topology.is_first else None
     log = MlperfLog(folder / "mlperf.log" if folder else None)
     resources = ExitStack()
@@ -146,11 +147,11 @@ def _demand_files(config: RunConfig) -> None:
         raise DataError(faults)
 
 
-def _with_class_count(config: RunConfig) -> RunConfig:
+def _with_class_count(config: RunConfig, topology: Topology) -> RunConfig:
     """Returns the configuration with model.num_classes taken from the training categories where it is 0."""
     if config.model.num_classes:
         return config
-    train, _ = _read_splits(locate(config.data), config.data)
+    train, _ = _read_both(locate(config.data), config.data, topology)
     return replace(config, model=replace(config.model, num_classes=len(train.category_ids) + 1))
 
 
@@ -254,7 +255,7 @@ def open_data(session: Session) -> OpenedData:
         "max_detections": config.evaluation.max_detections,
         "detections_per_image": config.model.detections_per_image,
     }
-    for notice in (*categories.notices, *detection_notices(val, **limits)):
+    for notice in (*_own_data_notices(config, train, val), *categories.notices, *detection_notices(val, **limits)):
         session.notice(notice)
     faults = [*_class_faults(train, config.model.num_classes), *categories.faults]
     faults += missing_images(train) + missing_images(val)
@@ -294,6 +295,19 @@ def _read_splits(paths: DataPaths, data: DataConfig) -> tuple[CocoIndex, CocoInd
         raise joined_errors(errors)
     train, val = indices
     return train, val
+
+
+def _own_data_notices(config: RunConfig, train: CocoIndex, val: CocoIndex) -> list[str]:
+    """Returns what is to be said where data.root holds other data than the recipe is made for."""
+    recipe = RECIPES[config.recipe]().data
+    if config.data.train_json:  # other data on purpose
+        return []
+    if recipe.generate and not config.data.generate:
+        return [
+            f"{config.data.root}: holds a data set that this program did not write; it is trained on, with its "
+            f"{len(train.category_ids)} categories, and nothing is generated"
+        ]
+    return count_notices(train, val) if recipe.check_counts and not config.data.check_counts else []
 
 
 def _class_faults(train: CocoIndex, num_classes: int) -> list[Fault]:

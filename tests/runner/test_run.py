@@ -288,6 +288,57 @@ def test_own_data_with_its_own_layout_and_ids(tmp_path):
     assert {entry["category_id"] for entry in found} <= set(metadata["category_ids"])
 
 
+def _with_own_val(folder, change):
+    """Returns the words of a run on the demo's pictures, after `change` was made to the validation file."""
+    write_demo_dataset(folder / "source", train_images=24, val_images=8, seed=3)
+    path = folder / "source" / "annotations" / "instances_val2017.json"
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+    train = folder / "source" / "annotations" / "instances_train2017.json"
+    words = [f"data.train_json={train}", f"data.train_images={folder / 'source' / 'train2017'}"]
+    words += [f"data.val_json={path}", f"data.val_images={folder / 'source' / 'val2017'}"]
+    return [*words, "model.score_threshold=0.01", *NO_TARGETS]
+
+
+def _renumbered(document, number_of):
+    """Gives the categories of `number_of` other ids, and takes the others out of the document."""
+    document["categories"] = [entry for entry in document["categories"] if entry["id"] in number_of]
+    document["annotations"] = [entry for entry in document["annotations"] if entry["category_id"] in number_of]
+    for entry in document["categories"]:
+        entry["id"] = number_of[entry["id"]]
+    for entry in document["annotations"]:
+        entry["category_id"] = number_of[entry["category_id"]]
+
+
+def test_a_validation_file_with_fewer_categories_is_judged_with_a_notice(tmp_path):
+    kept = {identity: identity for identity in (2, 4, 7, 8, 11, 13)}
+    assert small_run(tmp_path, *_with_own_val(tmp_path, lambda document: _renumbered(document, kept))) == EXIT_DONE
+    folder = tmp_path / "run"
+    results = msgspec.json.decode((folder / "results.json").read_bytes())
+    assert sum("2 of the 8 categories of " in notice for notice in results["notices"]) == 1
+    assert sum(ap is None for ap in results["box_ap_per_category"].values()) >= 2
+    found = json.loads((folder / "detections_bbox.json").read_text())
+    assert found and {entry["category_id"] for entry in found} <= {1, 2, 4, 7, 8, 11, 13, 16}
+    assert (folder / "predictions.png").exists() and (folder / "pictures.json").exists()
+
+
+def test_categories_matched_by_name_are_written_with_the_files_own_ids(tmp_path, capsys):
+    number_of = {16: 1, 13: 2, 11: 4, 2: 90, 4: 91, 8: 92}  # 1 and 7 are left out
+    words = _with_own_val(tmp_path, lambda document: _renumbered(document, number_of))
+    assert small_run(tmp_path, *words) == EXIT_DATA
+    message = capsys.readouterr().err
+    assert "data.categories_by_name=true" in message and "faults in all" not in message
+    shutil.rmtree(tmp_path / "run")
+    assert small_run(tmp_path, *words, "data.categories_by_name=true") == EXIT_DONE
+    found = json.loads((tmp_path / "run" / "detections_segm.json").read_text())
+    assert found and {entry["category_id"] for entry in found} <= {1, 2, 4, 90, 91, 92, 7, 93}  # 93 is training's 1
+    notices = msgspec.json.decode((tmp_path / "run" / "results.json").read_bytes())["notices"]
+    assert sum("get the id 93 in files" in notice for notice in notices) == 1
+    assert sum("matched by name" in notice for notice in notices) == 1
+    assert read_metadata(tmp_path / "run" / "model.safetensors")["category_ids"] == [1, 2, 4, 7, 8, 11, 13, 16]
+
+
 def test_every_missing_image_is_named_before_training(tmp_path, capsys):
     write_demo_dataset(tmp_path / "data", train_images=24, val_images=8, seed=0)
     gone = (

@@ -127,6 +127,7 @@ def made_up_run(name: str = "run_0", seed: int = 0, *, epochs: int = 14, minutes
         path=f"runs/{name}",
         recipe="coco",
         notes=("open division: the recipe is not a closed one",),
+        notices=("val.json: 2 images without an object are evaluated too",),
         verdict=verdict,
         evaluations=evaluations,
         losses=made_up_losses(draws, epochs),

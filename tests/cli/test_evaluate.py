@@ -16,11 +16,11 @@ import maskperf.evaluation.table
 from maskperf import errors
 from maskperf.cli import evaluate as evaluate_module
 from maskperf.cli.main import main
-from maskperf.cli.weights_config import category_faults
+from maskperf.cli.weights_config import class_count_faults
 from maskperf.data.demo_dataset import write_demo_dataset
 from maskperf.data.demo_shapes import CATEGORIES
 from maskperf.engine.build import build_model
-from maskperf.evaluation.scores import STAT_NAMES, GroundTruth, score
+from maskperf.evaluation.scores import GroundTruth, score, stat_names
 from maskperf.evaluation.table import score_entries
 from maskperf.model.weights import save_model_weights, save_reference_state
 from maskperf.overrides import to_json_text, with_overrides
@@ -99,7 +99,7 @@ def test_table_and_file_hold_the_numbers_of_the_score_function(folder, known_res
     found = results_file()
     assert {name: found[name] for name in score_entries(expected)} == score_entries(expected)
     shown = capsys.readouterr().out.splitlines()
-    for name, *pair in zip(STAT_NAMES, expected.box_stats, expected.mask_stats, strict=True):
+    for name, *pair in zip(stat_names(100), expected.box_stats, expected.mask_stats, strict=True):
         assert [name, *(f"{number:.4f}" for number in pair)] in [line.strip().rsplit(maxsplit=2) for line in shown]
     for entry in CATEGORIES:
         pair = expected.box_ap_per_category[entry.name], expected.mask_ap_per_category[entry.name]
@@ -220,8 +220,8 @@ def test_both_engines_must_find_the_same_numbers(folder, known_results, capsys):
 def test_engines_that_differ_fail_the_command_and_the_numbers_are_named(folder, known_results, capsys, monkeypatch):
     honest = maskperf.evaluation.scores.score
 
-    def fast_engine_is_off(truth, boxes, masks, *, engine):
-        return honest(truth, boxes[1:] if engine == "fast" else boxes, masks, engine=engine)
+    def fast_engine_is_off(truth, boxes, masks, *, engine, **options):
+        return honest(truth, boxes[1:] if engine == "fast" else boxes, masks, engine=engine, **options)
 
     monkeypatch.setattr(maskperf.evaluation.scores, "score", fast_engine_is_off)
     assert main(words(folder, "--engine", "both")) == errors.EXIT_BUG
@@ -244,20 +244,96 @@ def test_a_data_set_with_other_categories_is_refused_with_what_differs(folder, t
     code = main(words(folder, "--val-json", "other.json", "--val-images", str(folder / "demo" / "val2017")))
     assert code == errors.EXIT_DATA
     shown = capsys.readouterr().err
-    renamed = f"other.json: category id {first.id}, field name, value 'quince': The weights know this id as "
-    assert renamed + repr(first.name) in shown
-    assert "category id 9999, field name, value 'extra': The weights know no category of this id." in shown
-    assert "field categories, value 9 entries" in shown
+    assert "other.json: the list of categories, field categories[].name, value" in shown
+    assert f"2 of 9 categories are not those of the weights: id {first.id} 'quince' is {first.name!r} there" in shown
+    assert "id 9999 'extra' is not there" in shown and "faults in all" not in shown
     assert repr(second.name) not in shown
     assert not Path("evaluation.json").exists()
 
 
-def test_categories_in_another_order_than_that_of_the_labels_are_refused():
-    metadata = {"category_ids": [7, 3], "category_names": ["dog", "cup"]}
-    (fault,) = category_faults("a.json", {3: "cup", 7: "dog"}, num_classes=3, metadata=metadata)
-    assert "another order: 7, 3" in fault.problem
-    metadata = {"category_ids": [3, 7], "category_names": ["cup", "dog"]}
-    assert category_faults("a.json", {3: "cup", 7: "dog"}, num_classes=3, metadata=metadata) == []
+@pytest.mark.parametrize(("num_classes", "count"), [(3, 0), (2, 1), (4, 1), (81, 1)])
+def test_weights_that_name_no_categories_must_have_as_many_as_the_data(num_classes, count):
+    faults = class_count_faults("a.json", {3: "cup", 7: "dog"}, num_classes=num_classes)
+    assert len(faults) == count
+    assert all(f"model.num_classes={num_classes}" in fault.problem for fault in faults)
+
+
+def write_own_val(folder, path, change):
+    """Returns the words that judge the weights on the data set after `change` was made to its document."""
+    document = json.loads(val_json(folder).read_text())
+    change(document)
+    Path(path).write_text(json.dumps(document))
+    return words(folder, "--val-json", path, "--val-images", str(folder / "demo" / "val2017"))
+
+
+def numbers(results):
+    return {key: results[key] for key in ("box_ap", "mask_ap", "box_stats", "mask_stats")}
+
+
+def test_a_data_set_with_fewer_categories_gives_the_same_numbers_and_a_notice(folder, known_results, capsys):
+    used = {entry["category_id"] for entry in json.loads(val_json(folder).read_text())["annotations"]}
+    absent = CATEGORIES[-1].id
+
+    def without_one(document):
+        document["annotations"] = [entry for entry in document["annotations"] if entry["category_id"] != absent]
+
+    def unlisted(document):
+        without_one(document)
+        document["categories"] = [entry for entry in document["categories"] if entry["id"] != absent]
+
+    assert absent in used
+    assert main(write_own_val(folder, "listed.json", without_one)) == 0
+    listed = results_file()
+    capsys.readouterr()
+    assert main([*write_own_val(folder, "unlisted.json", unlisted), "--overwrite", "--engine", "both"]) == 0
+    assert numbers(results_file()) == numbers(listed)
+    notice = f"unlisted.json: 1 of the 8 categories of the weights are not in this file (id {absent} "
+    assert notice in capsys.readouterr().out
+    assert any(text.startswith(notice) for text in results_file()["notices"])
+
+
+def test_other_ids_are_matched_by_name_on_request_and_detections_carry_the_files_own(folder, known_results, capsys):
+    assert main([*words(folder), "--save-detections", "plain"]) == 0
+    plain = results_file()
+    number_of = {category.id: 100 - category.id for category in CATEGORIES}
+
+    def renumbered(document):
+        for entry in document["categories"]:
+            entry["id"] = number_of[entry["id"]]
+        for entry in document["annotations"]:
+            entry["category_id"] = number_of[entry["category_id"]]
+
+    command = [*write_own_val(folder, "own.json", renumbered), "--overwrite", "--save-detections", "own"]
+    assert main(command) == errors.EXIT_DATA
+    shown = capsys.readouterr().err
+    assert "data.categories_by_name=true" in shown and "8 of 8 categories" in shown
+    assert main([*command, "data.categories_by_name=true"]) == 0
+    assert numbers(results_file()) == numbers(plain)
+    for name in ("detections_bbox.json", "detections_segm.json"):
+        before, after = (json.loads((Path(place) / name).read_text()) for place in ("plain", "own"))
+        assert [number_of[entry["category_id"]] for entry in before] == [entry["category_id"] for entry in after]
+
+
+def test_an_own_limit_of_detections_is_in_the_table_and_the_file(folder, known_results, capsys):
+    limit = ["evaluation.max_detections=11", "model.detections_per_image=11"]
+    assert main([*words(folder), "--engine", "both", *limit]) == 0
+    assert "AR with 11 detections" in capsys.readouterr().out
+    found = results_file()
+    assert found["max_detections"] == 11 and "AR with 11 detections" in found["box_stats"]
+    assert found["engine_differences"] == []
+
+
+def test_images_with_more_objects_than_count_are_notified(folder, known_results, capsys):
+    def crowded(document):
+        first = document["annotations"][0]
+        copies = [{**first, "id": 10**6 + number, "iscrowd": 0} for number in range(120)]
+        shape = {"segmentation": [[1, 1, 9, 1, 9, 9, 1, 9]], "bbox": [1, 1, 8, 8], "area": 64}
+        document["annotations"] += [{**entry, **shape} for entry in copies]
+
+    assert main(write_own_val(folder, "crowded.json", crowded)) == 0
+    notice = "crowded.json: 1 image has more than 100 objects (at most 12"
+    assert notice in capsys.readouterr().out
+    assert any(text.startswith(notice) for text in results_file()["notices"])
 
 
 @pytest.mark.parametrize("name", ["none.safetensors", "none.pth"])

@@ -17,7 +17,7 @@ TINY = (
     *("data.generate_train_images=4", "data.generate_val_images=2", "optimizer.batch_size=4"),
     *("optimizer.max_steps=1", "system.threads=1"),
 )
-EASY = ("evaluation.box_target=0", "evaluation.mask_target=0")
+NO_TARGETS = ("evaluation.box_target=0", "evaluation.mask_target=0")
 
 
 def start(folder, *more):
@@ -30,10 +30,10 @@ def start(folder, *more):
 
 
 def test_each_run_of_a_series_draws_its_own_seed(tmp_path):
-    finished = start(tmp_path, "runs=3", *EASY)
+    finished = start(tmp_path, "runs=3", *NO_TARGETS)
     assert finished.returncode == EXIT_DONE, finished.stderr
     found = json.loads((tmp_path / "run" / "series.json").read_text())
-    assert [run["status"] for run in found["runs"]] == ["success"] * 3
+    assert [run["status"] for run in found["runs"]] == ["done"] * 3
     seeds = [run["seed"] for run in found["runs"]]
     assert len(set(seeds)) == 3 and min(seeds) >= 0
     for run in found["runs"]:
@@ -52,6 +52,15 @@ def test_several_processes_give_the_exit_code_of_the_run_and_no_traceback(tmp_pa
     assert "2 process(es)" in finished.stdout and "target missed" in finished.stdout
     assert finished.stdout.count("\n1 thread: system.threads=1\n") == 1
     assert json.loads((tmp_path / "run" / "results.json").read_text())["status"] == "aborted"
+
+
+def test_several_processes_evaluate_every_second_epoch_and_the_last(tmp_path):
+    epochs = ("optimizer.max_epochs=3", "optimizer.max_steps=9", "evaluation.every_epochs=2")
+    finished = start(tmp_path, "processes=2", *NO_TARGETS, *epochs)
+    assert (finished.returncode, finished.stderr) == (EXIT_DONE, "")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["status"] == "done" and [row["epoch"] for row in results["epochs_table"]] == [2, 3]
+    assert (tmp_path / "run" / results["best"]["weights"]).exists()
 
 
 def test_a_broken_rule_is_refused_before_anything_is_made(tmp_path, capsys):

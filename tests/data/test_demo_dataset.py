@@ -8,7 +8,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from maskperf.data import demo_dataset
-from maskperf.data.demo_dataset import ensure_demo_dataset, write_demo_dataset
+from maskperf.data.demo_dataset import ensure_demo_dataset, holds_own_data, write_demo_dataset
 from maskperf.data.demo_pictures import draw_picture
 from maskperf.errors import ConfigError, StorageError
 
@@ -121,8 +121,9 @@ def test_ensure_writes_once_and_then_does_nothing(tmp_path):
 def test_a_folder_with_other_files_is_refused_and_untouched(call, tmp_path):
     (tmp_path / "train2017").mkdir()
     (tmp_path / "train2017" / "mine.jpg").write_bytes(b"mine")
-    with pytest.raises(StorageError, match="not empty and holds no demo.json.*data.root"):
+    with pytest.raises(StorageError, match="not empty and holds no demo.json.*data.root") as caught:
         call(tmp_path, **TINY)
+    assert "or remove" not in str(caught.value) and "data.train_json" in str(caught.value)
     assert list(digests(tmp_path)) == ["train2017/mine.jpg"]
 
 
@@ -134,6 +135,8 @@ def test_a_demo_data_set_with_other_settings_is_refused_with_both_named(change, 
         ensure_demo_dataset(tmp_path, **{**TINY, **change})
     assert str(tmp_path) in str(caught.value)
     assert str({**settings, **change}) in str(caught.value)
+    keys = "data.generate_train_images=2 data.generate_val_images=1 data.generate_seed=7"
+    assert f"set {keys} to use this one" in str(caught.value)
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -154,6 +157,26 @@ def test_a_file_in_the_folders_place_is_refused(tmp_path):
     (tmp_path / "data").write_text("text")
     with pytest.raises(StorageError, match="this is a file"):
         ensure_demo_dataset(tmp_path / "data", **TINY)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["annotations/instances_train2017.json"], True),
+        (["annotations/instances_train2017.json", "train2017/a.jpg"], True),
+        (["annotations/instances_train2017.json", "demo.json"], False),
+        (["annotations/instances_train2017.json", "demo.partial"], False),
+        (["annotations/instances_val2017.json"], False),
+        (["train2017/a.jpg"], False),
+        ([], False),
+    ],
+)
+def test_own_data_is_told_from_generated_data(tmp_path, names, expected):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    assert holds_own_data(tmp_path) is expected
+    assert holds_own_data(tmp_path / "nowhere") is False
 
 
 def test_an_interrupted_generation_is_done_anew(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from maskperf.data.coco import CocoIndex
-from maskperf.data.verify import check_benchmark_counts
+from maskperf.data.verify import check_benchmark_counts, count_notices
 
 NUM_OBJECTS = 849_947  # made up, as is how they spread over polygons: only the sum is known
 NUM_RINGS = 1_816_793 - NUM_OBJECTS
@@ -72,3 +72,20 @@ def test_each_count_of_validation_is_explained(changes, words):
 def test_all_mismatches_are_listed():
     wrong = {"num_images": 1, "num_categories": 2, "points": 3}
     assert len(check_benchmark_counts(train(**wrong), val(num_images=1, num_categories=2))) == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "begins"),
+    [
+        ({}, None),
+        ({"num_images": 117_265}, "not COCO 2017: train.json has 117,265 training images"),
+        ({"num_categories": 81}, "not COCO 2017: train.json has 81 categories"),
+        ({"points": 1}, "not COCO 2017: train.json has 2 polygon coordinates"),
+        ({"objects": NUM_OBJECTS - 1}, "not COCO 2017: train.json has "),
+        ({"num_images": 5, "num_categories": 2}, "not COCO 2017: train.json has 5 training images"),
+    ],
+)
+def test_other_data_than_coco_is_one_notice(change, begins):
+    found = count_notices(train(**change), val())
+    assert [notice.startswith(begins) for notice in found] == ([] if begins is None else [True])
+    assert ("2 counts differ" in "".join(found)) is (len(change) == 2)

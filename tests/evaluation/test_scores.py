@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_masks
 
+import maskperf.evaluation.scores as scores_module
+from maskperf.data.categories import match_categories
 from maskperf.errors import ConfigError, DataError
 from maskperf.evaluation.results import BoxResults, MaskResults, ResultTable
-from maskperf.evaluation.scores import STAT_NAMES, GroundTruth, agree, score
+from maskperf.evaluation.scores import GroundTruth, agree, score, stat_names
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "data_path"
 UNSEEN, UNFOUND = 44, 90  # category without ground truth; category without detections
@@ -295,7 +297,7 @@ def test_every_number_that_differs_is_listed(write_truth):
     scores = score(write_truth(one_object()), *one_hit(), engine="fast")
     moved = tuple(np.nextafter(number, 2) for number in scores.mask_stats)
     lines = agree(scores, replace(scores, mask_stats=moved, engine="official"))
-    assert len(lines) == len(STAT_NAMES)
+    assert len(lines) == len(stat_names(100))
     assert lines[1].startswith("mask AP at IoU 0.50: ") and "(fast)" in lines[1] and "(official)" in lines[1]
     assert agree(scores, scores) == []
 
@@ -375,3 +377,103 @@ def test_a_row_with_a_mask_of_another_size_is_refused(write_truth):
     masks[0]["segmentation"]["size"] = [50, 40]
     with pytest.raises(DataError, match="mask results: result 0 .*not the image's"):
         score(write_truth(one_object()), *as_columns(boxes, masks), engine="fast")
+
+
+def many_objects(count: int) -> tuple[dict, tuple[list[dict], list[dict]]]:
+    """Returns a data set of one image with so many objects, and results that find each of them exactly."""
+    places = [[12.0 * (number % 20), 12.0 * (number // 20), 10.0, 10.0] for number in range(count)]
+    document = one_object()
+    document["images"] = [{"id": 6, "height": 240, "width": 240}]
+    plain = {"image_id": 6, "category_id": 3, "iscrowd": 0, "area": 100.0}
+    document["annotations"] = [
+        {**plain, "id": number, "bbox": place, "segmentation": [rectangle(place)]}
+        for number, place in enumerate(places, start=1)
+    ]
+    owner = {"image_id": 6, "category_id": 3}
+    boxes = [{**owner, "bbox": place, "score": 0.9} for place in places]
+    codes = [coco_masks.frPyObjects([rectangle(place)], 240, 240)[0]["counts"].decode() for place in places]
+    masks = [{**owner, "segmentation": {"size": [240, 240], "counts": code}, "score": 0.9} for code in codes]
+    return document, (boxes, masks)
+
+
+@pytest.mark.parametrize("engine", ["official", "fast"])
+@pytest.mark.parametrize(
+    ("objects", "limit", "recall", "recall_of_ten"),
+    [
+        (150, 100, 100 / 150, 10 / 150),
+        (150, 150, 1.0, 10 / 150),
+        (150, 120, 120 / 150, 10 / 150),
+        (150, 400, 1.0, 10 / 150),
+        (150, 11, 11 / 150, 10 / 150),
+        (40, 20, 0.5, 0.25),
+    ],
+)
+def test_only_the_best_detections_of_an_image_count(write_truth, engine, objects, limit, recall, recall_of_ten):
+    document, results = many_objects(objects)
+    scores = score(write_truth(document), *results, engine=engine, max_detections=limit)
+    assert scores.max_detections == limit and stat_names(limit)[8] == f"AR with {limit} detections"
+    for stats in (scores.box_stats, scores.mask_stats):
+        assert stats[8] == pytest.approx(recall) and stats[7] == pytest.approx(recall_of_ten)
+        assert stats[6] == pytest.approx(1 / objects)
+        points = np.linspace(0, 1, 101)  # precision is 1 up to the recall that is reached
+        assert stats[0] == stats[1] == stats[2] == stats[3] == pytest.approx((points <= recall + 1e-12).mean())
+        assert stats[4] == stats[5] == -1.0
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("limit", [11, 30, 101])
+def test_both_engines_agree_with_an_own_limit(write_truth, seed, limit):
+    data_set = made_up_data_set(seed)
+    truth, results = write_truth(data_set), made_up_results(data_set, seed)
+    fast, official = (score(truth, *results, engine=engine, max_detections=limit) for engine in ("fast", "official"))
+    assert agree(fast, official) == [] and fast.box_ap_per_category == official.box_ap_per_category
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("engine", ["official", "fast"])
+def test_the_own_summary_is_that_of_the_engines(write_truth, monkeypatch, seed, engine):
+    data_set = made_up_data_set(seed)
+    truth, results = write_truth(data_set), made_up_results(data_set, seed)
+    theirs = score(truth, *results, engine=engine)
+    monkeypatch.setattr(scores_module, "COCO_DETECTIONS", 0)  # no number is theirs now
+    own = score(truth, *results, engine=engine, max_detections=100)
+    assert own.box_stats == theirs.box_stats and own.mask_stats == theirs.mask_stats
+    assert len(set(own.box_stats)) > 8
+
+
+TRAINED = {1: "cat", 3: "kind 3", 7: "kind 7", 8: "kind 8", UNSEEN: f"kind {UNSEEN}", UNFOUND: f"kind {UNFOUND}"}
+
+
+@pytest.mark.parametrize("engine", ["official", "fast"])
+@pytest.mark.parametrize("seed", range(6))
+def test_categories_without_ground_truth_change_no_number(tmp_path, write_truth, engine, seed):
+    data_set = made_up_data_set(seed)
+    results = made_up_results(data_set, seed)
+    plain = score(write_truth(data_set), *results, engine=engine)
+    own = {entry["id"]: entry["name"] for entry in data_set["categories"] if entry["id"] != UNSEEN}
+    data_set["categories"] = [{"id": identity, "name": name} for identity, name in own.items()]
+    (tmp_path / "fewer.json").write_text(json.dumps(data_set))
+    match = match_categories(TRAINED, own, source="weights", file="fewer.json", by_name=False)
+    truth = GroundTruth(tmp_path / "fewer.json", categories=match)
+    more = [[*of_kind, {**of_kind[0], "category_id": 1, "score": 0.99}] for of_kind in results]
+    fewer = score(truth, *more, engine=engine)
+    assert fewer.box_stats == plain.box_stats and fewer.mask_stats == plain.mask_stats
+    assert fewer.box_ap_per_category == {"cat": None, **plain.box_ap_per_category}
+
+
+@pytest.mark.parametrize("engine", ["official", "fast"])
+def test_ground_truth_matched_by_name_gives_the_same_numbers(tmp_path, write_truth, engine):
+    data_set = made_up_data_set(2)
+    results = made_up_results(data_set, 2)
+    plain = score(write_truth(data_set), *results, engine=engine)
+    trained = {entry["id"]: entry["name"] for entry in data_set["categories"]}
+    number_of = dict(zip(trained, (7, 3, UNFOUND, 8, 1), strict=True))
+    for entry in data_set["categories"]:
+        entry["id"] = number_of[entry["id"]]
+    for entry in data_set["annotations"]:
+        entry["category_id"] = number_of[entry["category_id"]]
+    found = {entry["id"]: entry["name"] for entry in data_set["categories"]}
+    (tmp_path / "moved.json").write_text(json.dumps(data_set))
+    match = match_categories(trained, found, source="weights", file="moved.json", by_name=True)
+    moved = score(GroundTruth(tmp_path / "moved.json", categories=match), *results, engine=engine)
+    assert moved.box_stats == plain.box_stats and moved.mask_ap_per_category == plain.mask_ap_per_category

@@ -159,5 +159,23 @@ def test_evaluations_without_an_ap_are_passed_over():
     assert plateau_of([0.37, None, 0.37, 0.37, 0.37, 0.37]).epoch == 16
 
 
+@pytest.mark.parametrize(
+    ("targets", "stuck"),
+    [
+        ((0, 0), None),
+        ((0, 0.339), ["mask AP"]),
+        ((0.377, 0), ["box AP"]),
+        ((0, 0.32), None),
+        ((0.36, 0), None),
+        ((0.377, 0.339), ["box AP", "mask AP"]),
+    ],
+)
+def test_a_target_of_0_is_never_missed(targets, stuck):
+    flat = [(epoch, 0.37, 0.33) for epoch in range(11, 16)]
+    names = {"box_target": targets[0], "mask_target": targets[1]}
+    plateau = find_plateau(flat, **names, steps_per_epoch=100, last_decay_step=1000)
+    assert (plateau and [metric.name for metric in plateau.missing]) == stuck
+
+
 def test_nothing_is_found_in_no_evaluations():
     assert plateau_of([]) is None

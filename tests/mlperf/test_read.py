@@ -132,3 +132,18 @@ def test_an_aborted_run_and_one_without_a_start(tmp_path):
     without = [entry for entry in log_records() if entry["key"] != "run_start"]
     log = _read(tmp_path / "b.txt", log_text(without))
     assert log.run_seconds is None and log.evaluations[0].minutes is None and log.status == "success"
+
+
+@pytest.mark.parametrize(
+    ("targets", "status", "expected"),
+    [
+        ((0, 0), "success", "done"),
+        ((0.0, 0.0), "success", "done"),
+        ((0, 0), "aborted", "aborted"),
+        ((0.3, 0), "success", "success"),
+        ((0, 0.3), "success", "success"),
+        ((0.3, 0.3), "aborted", "aborted"),
+    ],
+)
+def test_a_success_without_targets_is_done(tmp_path, targets, status, expected):
+    assert read_log(write_log(tmp_path / "a.txt", targets=targets, status=status)).status == expected

@@ -238,3 +238,17 @@ def test_what_is_no_submission_is_called_so(tmp_path):
     other = _log(tmp_path, log_records(targets=(0.3, 0.3)))
     assert not is_submission(other) and "not a submission: the targets were 0.3" in meanings(other)[0]
     assert "benchmark ssd" in meanings(_log(tmp_path, log_records(submission_benchmark="ssd")))[0]
+
+
+def test_a_success_without_targets_is_done_and_nothing_is_refused(tmp_path):
+    log = read_log(write_log(tmp_path / "a.txt", targets=(0, 0), division="open"))
+    assert log.status == "done" and check_traps(log).findings == () and not is_submission(log)
+    assert any("the run had no targets" in text for text in meanings(log))
+
+
+@pytest.mark.parametrize(
+    ("targets", "accepted"), [((0.3, 0), True), ((0, 0.3), True), ((0.39, 0), False), ((0, 0.35), False)]
+)
+def test_a_success_with_one_target_must_meet_it(tmp_path, targets, accepted):
+    log = read_log(write_log(tmp_path / "a.txt", targets=targets, division="open"))
+    assert log.status == "success" and check_traps(log).accepted is accepted

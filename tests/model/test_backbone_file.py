@@ -270,8 +270,8 @@ def test_a_negative_variance_is_a_fault():
     state = state_of(ONE_BLOCK)
     blobs = unfolded(random_blobs(ONE_BLOCK, state))
     blobs["res_conv1_bn_running_var"][1] = -1
-    wheres = {fault.where for fault in faults_of(convert_names, blobs, state)}
-    assert wheres == {f"tensor {BODY}stem.bn1.weight", f"tensor {BODY}stem.bn1.bias"}
+    (fault,) = faults_of(convert_names, blobs, state)
+    assert fault.where == f"2 tensors ({BODY}stem.bn1.weight, {BODY}stem.bn1.bias)"
 
 
 def test_the_pickle_is_converted_once_and_again_when_it_changed(tmp_path):
@@ -343,13 +343,37 @@ def test_a_quantized_file_is_loaded_and_its_loss_reported(tmp_path):
     assert 0 < difference < 0.05
 
 
-def test_a_stored_trunk_of_another_model_is_refused_with_all_differences(tmp_path):
+def test_a_stored_trunk_of_another_model_is_refused_with_one_fault_that_names_the_key(tmp_path):
     state = state_of(ONE_BLOCK)
     exact = convert_names(random_blobs(ONE_BLOCK, state), state)
     store_backbone(exact, tmp_path / "one.safetensors", "float32")
-    faults = faults_of(load_backbone, tmp_path / "one.safetensors", state_of(ALL_BLOCKS))
-    assert len(faults) == 12 * 3 * 5  # 12 more blocks, of three convolutions with their four vectors
-    assert all(fault.value == "missing" for fault in faults)
+    (fault,) = faults_of(load_backbone, tmp_path / "one.safetensors", state_of(ALL_BLOCKS))
+    count = 12 * 3 * 5  # 12 more blocks, of three convolutions with their four vectors
+    assert fault.where.startswith(f"{count} tensors ({BODY}layer1.1.conv1.weight, ")
+    assert (fault.field, fault.value) == ("model.stage_blocks", "1,1,1,1") and "this model has 3,4,6,3" in fault.problem
+
+
+@pytest.mark.parametrize("folded", [True, False])
+@pytest.mark.parametrize(
+    ("changes", "keys"),
+    [
+        ({"stem_channels": 6}, "model.stem_channels"),
+        ({"stage_channels": (12, 16, 32, 64)}, "model.stage_channels"),
+        ({"stage_channels": (8, 16, 32, 96)}, "model.stage_channels"),
+        ({"stage_blocks": (1, 2, 1, 1)}, "model.stage_blocks"),
+        ({"stem_channels": 8, "stage_channels": (16, 32, 64, 128)}, "model.stem_channels, model.stage_channels"),
+        ({"stem_channels": 8, "stage_blocks": (2, 2, 2, 2)}, "model.stem_channels, model.stage_blocks"),
+    ],
+)
+def test_a_pickle_of_another_width_or_depth_is_one_fault_that_names_the_keys(changes, keys, folded):
+    blobs = random_blobs(ONE_BLOCK, state_of(ONE_BLOCK))
+    other = state_of(replace(ONE_BLOCK, **changes))
+    (fault,) = faults_of(convert_names, blobs if folded else unfolded(blobs), other, file="R-50.pkl")
+    assert fault.field == keys and " tensors (" in fault.where
+    for key in keys.replace("model.", "").split(", "):
+        value = getattr(ONE_BLOCK, key)
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        assert f"model.{key}={text}" in fault.mend
 
 
 @pytest.mark.parametrize("batch_norm", ["frozen", "trainable"])

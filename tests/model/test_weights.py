@@ -148,6 +148,12 @@ def test_other_anchors_are_refused_with_both_tables(tmp_path):
     assert "[-14.0, -14.0, 17.0, 17.0]" in fault.problem and "[-6.0, -6.0, 9.0, 9.0]" in fault.value
 
 
+def test_other_anchors_on_all_levels_are_one_fault(tmp_path):
+    save_reference_state(random_model(0, anchor_sizes=(16, 32, 64, 128, 256)), tmp_path / "a.pth")
+    (fault,) = faults_of(load_model_weights, random_model(1), tmp_path / "a.pth")
+    assert fault.where.startswith(f"5 tensors ({ANCHORS}0, ") and "model.anchor_sizes" in fault.mend
+
+
 class Marker:
     def __init__(self, path):
         self.path = str(path)

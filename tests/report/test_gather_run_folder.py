@@ -236,7 +236,50 @@ def test_a_success_that_met_no_target_is_not_called_reached(tmp_path):
     folder = write_run_folder(tmp_path / "run", eval_accuracy={"BBOX": 0.3, "SEGM": 0.3})
     page = page_of(folder)
     assert page.verdict.state == "missed"
-    assert "The run calls itself a success, but no evaluation met both targets." in page.notes
+    assert "The run calls itself a success, but no evaluation met its targets." in page.notes
+
+
+def without_targets(folder, **results):
+    """Returns the page of a run without targets; `results` replace fields of its results.json."""
+    write_run_folder(folder, targets=(0, 0))
+    config = json.loads((folder / "config.json").read_text())
+    config["evaluation"] |= {"box_target": 0, "mask_target": 0}
+    (folder / "config.json").write_text(json.dumps(config))
+    write_results(folder, **{"status": "done", "minutes": 19.3, "targets": (0, 0), "reason": "", **results})
+    return page_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("results", "state", "words"),
+    [
+        ({}, "done", "Trained to its end, without targets: 14 epochs after 19.3 minutes; best in epoch 14: box AP"),
+        ({"status": "success"}, "done", "Trained to its end, without targets"),  # as it was called before
+        ({"status": "aborted", "reason": "engines do not agree"}, "aborted", "engines do not agree"),
+    ],
+)
+def test_a_run_without_targets_is_done_at_its_end(tmp_path, results, state, words):
+    page = without_targets(tmp_path / "run", **results)
+    assert page.verdict.state == state and words in page.verdict.sentence
+    assert any(note.startswith("The run had no targets; the benchmark's are") for note in page.notes)
+    assert not any("calls itself a success" in note for note in page.notes)
+
+
+def test_a_log_alone_says_that_a_run_without_targets_is_done(tmp_path):
+    without_targets(tmp_path / "run")
+    assert page_of(tmp_path / "run" / "mlperf.log").verdict.state == "done"
+
+
+def test_five_runs_without_targets_have_no_score(tmp_path):
+    for number in range(5):
+        without_targets(tmp_path / f"run_{number}")
+    contents = gather([tmp_path / f"run_{number}" for number in range(5)], [])
+    assert contents.score is None and contents.sentence == "5 of 5 runs trained to their end, without targets."
+
+
+def test_notices_of_a_run_are_on_its_page(tmp_path):
+    folder = write_run_folder(tmp_path / "run")
+    write_results(folder, status="success", minutes=19.3, targets=COCO, notices=["a.json: 3 images left out"])
+    assert page_of(folder).notices == ("a.json: 3 images left out",)
 
 
 def test_engines_that_differ_are_named(tmp_path):

@@ -195,3 +195,21 @@ def test_the_file_is_written_as_it_was_made(tmp_path):
 def test_a_file_that_cannot_be_written_is_an_error_with_its_name(tmp_path):
     with pytest.raises(StorageError, match="report.html"):
         write_page(small(), tmp_path / "missing" / "report.html")
+
+
+def test_notices_are_a_section_and_absent_ones_leave_none():
+    with_two = replace(made_up_run(), notices=("a.json: 3 images left out", "b.json: 1 image has <150> objects"))
+    page = parsed(contents_of(with_two))
+    section = page.find(".//div[@id='notices']")
+    assert [shown_text(item).strip() for item in section.iter("li")] == list(with_two.notices)
+    assert parsed(contents_of(replace(with_two, notices=()))).find(".//div[@id='notices']") is None
+
+
+def test_a_run_without_targets_is_called_done_and_has_no_target():
+    run = made_up_run()
+    verdict = replace(run.verdict, state="done", box_target=0.0, mask_target=0.0)
+    page = parsed(contents_of(replace(run, verdict=verdict)))
+    (badge,) = page.findall(".//p[@class='verdict-state']/span")
+    assert (badge.get("class"), badge.text) == ("badge state-done", "Done")
+    assert shown_text(page.find(".//dl")).count("target none") == 2
+    assert page.find(".//span[@class='meter']") is None

@@ -70,3 +70,11 @@ def test_a_label_has_no_markup_for_plotly(text, expected):
 
 def test_a_long_label_keeps_its_beginning_and_its_end():
     assert plot_text("first-" + "x" * 200 + "-last") == "first-xxxxxxxx...xxxxxxxxxx-last"
+
+
+@pytest.mark.parametrize(("targets", "lines"), [((0.377, 0.0), [0.377, None]), ((0.0, 0.0), [None, None])])
+def test_a_target_of_0_gets_no_line(targets, lines):
+    run = made_up_run()
+    verdict = replace(run.verdict, box_target=targets[0], mask_target=targets[1])
+    plots = plot_data(contents_of(replace(run, verdict=verdict)))["plots"]
+    assert [plot["target"] for plot in plots if plot["key"] in ("box_ap", "mask_ap")] == lines

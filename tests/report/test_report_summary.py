@@ -1,5 +1,7 @@
 """The Markdown summary: what it says, and that no name becomes markup, read by a Markdown parser."""
 
+from dataclasses import replace
+
 import pytest
 from made_up_contents import aborted, five_runs_and_two_compared, one_run, small, with_texts, without_evaluation
 from markdown_it import MarkdownIt
@@ -104,3 +106,11 @@ def test_what_is_missing_is_said():
 
 def test_guard_lines_say_where():
     assert "- step 5913, epoch 5: loss_mask is nan; images 184613, 397133, 37777" in markdown_summary(aborted())
+
+
+def test_notices_are_listed_where_there_are_any():
+    contents = one_run()
+    text = markdown_summary(contents)
+    assert "Notices:\n\n- val.json: 2 images without an object are evaluated too" in text
+    without = replace(contents, runs=tuple(replace(run, notices=()) for run in contents.runs))
+    assert "Notices" not in markdown_summary(without)

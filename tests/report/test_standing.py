@@ -5,7 +5,15 @@ from dataclasses import replace
 import pytest
 from made_up_contents import aborted, contents_of, five_runs_and_two_compared, made_up_places, made_up_run, one_run
 
-from maskperf.report.number_text import ap_text, count_text, minutes_text, percent_text, seconds_text
+from maskperf.report.number_text import (
+    UNKNOWN,
+    ap_text,
+    count_text,
+    minutes_text,
+    percent_text,
+    seconds_text,
+    target_text,
+)
 from maskperf.report.standing import find_standing, headline_minutes, overall_state, places_nearby, standing_sentence
 
 
@@ -76,3 +84,10 @@ def test_places_nearby_are_those_on_both_sides():
 )
 def test_numbers_are_written_for_readers(text, expected):
     assert text == expected
+
+
+@pytest.mark.parametrize(
+    ("target", "text"), [(0.377, "0.377"), (0, "none"), (0.0, "none"), (1, "1"), (None, UNKNOWN), (1e-3, "0.001")]
+)
+def test_a_target_of_0_is_shown_as_none(target, text):
+    assert target_text(target) == text

@@ -1,6 +1,8 @@
 import inspect
 import json
+import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -15,23 +17,35 @@ from small_runs import small_run
 from maskperf import errors
 from maskperf.cli.main import main
 from maskperf.data.demo_dataset import write_demo_dataset
-from maskperf.errors import EXIT_DATA, EXIT_DONE, EXIT_NOT_FINITE, EXIT_STORAGE, EXIT_TARGET_MISSED, EXIT_USAGE
+from maskperf.errors import (
+    EXIT_DATA,
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_NOT_FINITE,
+    EXIT_STORAGE,
+    EXIT_TARGET_MISSED,
+    EXIT_USAGE,
+)
+from maskperf.mlperf.read import read_log
 from maskperf.model.weights import read_metadata
 from maskperf.overrides import from_json_text
-from maskperf.runner import judge
+from maskperf.runner import judge, run
+from maskperf.runner.session import save_model
 from maskperf.structures import LOSS_NAMES
 
 PACKAGE = Path(errors.__file__).parent
 UNUSUAL_UMASK = 0o026  # so that no file has these permissions by chance
-EASY = ("evaluation.box_target=0", "evaluation.mask_target=0")
+EPOCH_KEYS = ("epoch_start", "epoch_stop", "eval_start", "eval_accuracy", "eval_stop")
+NO_EPOCHS = "optimizer.max_epochs=0"
+NO_TARGETS = ("evaluation.box_target=0", "evaluation.mask_target=0")
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Returns the folder of a run that met its (easy) targets after one epoch of three steps."""
+    """Returns the folder of a run without targets that is done after one epoch of three steps."""
     folder = tmp_path_factory.mktemp("finished")
     with umask(UNUSUAL_UMASK):
-        assert small_run(folder, *EASY) == EXIT_DONE
+        assert small_run(folder, *NO_TARGETS) == EXIT_DONE
     return folder / "run"
 
 
@@ -56,6 +70,7 @@ def test_a_run_leaves_all_its_files(finished):
         "report.html",
         "report.md",
         "model.safetensors",
+        "model_best.safetensors",
         "predictions.png",
     }
     with Image.open(finished / "predictions.png") as picture:
@@ -81,7 +96,11 @@ def test_metrics_have_every_step_with_five_losses(finished):
 
 def test_results_and_config_tell_what_was_run(finished):
     results = msgspec.json.decode((finished / "results.json").read_bytes())
-    assert results["status"] == "success" and results["epochs"] == 1 and results["engine_differences"] == []
+    assert results["status"] == "done" and results["reason"] == "" and results["epochs"] == 1
+    assert results["engine_differences"] == []
+    (notice,) = results["notices"]
+    assert "left out of training" in notice and notice.split(": ", 1)[1] in (finished / "report.md").read_text()
+    assert results["best"]["epoch"] == 1 and results["best"]["weights"] == "model_best.safetensors"
     assert len(results["box_stats"]) == 12 and len(results["mask_stats"]) == 12
     config = from_json_text((finished / "config.json").read_text())
     assert config.seed == 7 and config.data.generate_train_images == 24
@@ -110,8 +129,108 @@ def test_the_official_checker_accepts_the_form_of_the_log(finished, capsys):
     assert valid, capsys.readouterr().out
 
 
+def test_a_run_without_targets_is_done_in_log_and_report(finished):
+    assert _log_events(finished)[-1]["metadata"]["status"] == "success"
+    assert read_log(finished / "mlperf.log").status == "done"
+    report = (finished / "report.md").read_text()
+    assert "**Done.** Trained to its end, without targets: 1 epoch" in report
+    assert "Targets: box AP none, mask AP none." in report and "missed" not in report
+    assert 'class="badge state-done"' in (finished / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("targets", "code"),
+    [
+        (("evaluation.box_target=0", "evaluation.mask_target=0.9"), EXIT_TARGET_MISSED),
+        (("evaluation.box_target=0.9", "evaluation.mask_target=0"), EXIT_TARGET_MISSED),
+        (("evaluation.box_target=0", "evaluation.mask_target=0.3"), EXIT_DONE),
+        (("evaluation.box_target=0.3", "evaluation.mask_target=0"), EXIT_DONE),
+    ],
+)
+def test_with_one_target_the_other_ap_does_not_count(tmp_path, monkeypatch, targets, code):
+    monkeypatch.setattr(
+        judge, "score", _scored(lambda kind, epoch: 0.5 if f"{kind}_target=0.3" in str(targets) else 0.0)
+    )
+    assert small_run(tmp_path, *targets, "optimizer.max_epochs=2") == code
+    results = msgspec.json.decode((tmp_path / "run" / "results.json").read_bytes())
+    expected = ("success", 1) if code == EXIT_DONE else ("aborted", 2)
+    assert (results["status"], results["epochs"]) == expected
+
+
+def _scored(ap_of):
+    """Returns a judge's `score` whose APs are `ap_of("box" or "mask", number of the evaluation)`."""
+    honest, calls = judge.score, []
+
+    def score(truth, boxes, masks, *, engine, **options):
+        calls.extend([engine] if engine == "fast" else [])
+        found = honest(truth, boxes, masks, engine=engine, **options)
+        box_ap, mask_ap = ap_of("box", len(calls)), ap_of("mask", len(calls))
+        stats = {"box_stats": (box_ap, *found.box_stats[1:]), "mask_stats": (mask_ap, *found.mask_stats[1:])}
+        return replace(found, box_ap=box_ap, mask_ap=mask_ap, **stats)
+
+    return score
+
+
+@pytest.mark.parametrize(
+    ("every_epochs", "max_epochs", "evaluated"),
+    [(1, 3, [1, 2, 3]), (2, 4, [2, 4]), (2, 3, [2, 3]), (3, 2, [2]), (5, 1, [1]), (4, 4, [4])],
+)
+def test_every_so_many_epochs_are_evaluated_and_always_the_last(tmp_path, every_epochs, max_epochs, evaluated):
+    epochs = (f"evaluation.every_epochs={every_epochs}", f"optimizer.max_epochs={max_epochs}")
+    assert small_run(tmp_path, *NO_TARGETS, *epochs) == EXIT_DONE
+    events = _log_events(tmp_path / "run")
+    logged = {key: [event["metadata"]["epoch_num"] for event in events if event["key"] == key] for key in EPOCH_KEYS}
+    assert logged["eval_start"] == logged["eval_accuracy"] == logged["eval_stop"] == evaluated
+    assert logged["epoch_start"] == logged["epoch_stop"] == list(range(1, max_epochs + 1))
+    results = msgspec.json.decode((tmp_path / "run" / "results.json").read_bytes())
+    assert [row["epoch"] for row in results["epochs_table"]] == evaluated and results["epochs"] == max_epochs
+
+
+def test_the_last_evaluation_is_that_of_the_last_step_too(tmp_path):
+    assert (
+        small_run(tmp_path, *NO_TARGETS, "evaluation.every_epochs=3", "optimizer.max_steps=5", NO_EPOCHS) == EXIT_DONE
+    )
+    results = msgspec.json.decode((tmp_path / "run" / "results.json").read_bytes())
+    assert [(row["epoch"], row["step"]) for row in results["epochs_table"]] == [(2, 5)]
+
+
+def test_weights_are_saved_before_an_evaluation_that_is_killed(tmp_path, monkeypatch):
+    def killed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(judge, "predict", killed)
+    assert small_run(tmp_path, *NO_TARGETS) == EXIT_INTERRUPTED
+    assert read_metadata(tmp_path / "run" / "model.safetensors")["recipe"] == "demo"
+    assert _log_events(tmp_path / "run")[-1]["metadata"]["status"] == "aborted"
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_the_best_weights_are_kept_beside_the_last(tmp_path, monkeypatch, has_links):
+    def refuse(*arguments):
+        raise OSError("no links here")
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(judge, "score", _scored(lambda kind, number: [0.1, 0.4, 0.3][number - 1]))
+    saved = []
+    monkeypatch.setattr(run, "save_model", lambda *arguments: saved.append(_saved(*arguments)))
+    assert small_run(tmp_path, *NO_TARGETS, "optimizer.max_epochs=3") == EXIT_DONE
+    folder = tmp_path / "run"
+    assert (folder / "model.safetensors").read_bytes() == saved[2]
+    assert (folder / "model_best.safetensors").read_bytes() == saved[1] and len(set(saved)) == 3
+    results = msgspec.json.decode((folder / "results.json").read_bytes())
+    assert results["best"]["epoch"] == 2 and results["best"]["box_ap"] == 0.4
+    assert not [path.name for path in folder.iterdir() if path.name.endswith(".tmp")]
+
+
+def _saved(session, model, categories):
+    """Returns the bytes of the file of weights, after it was saved."""
+    save_model(session, model, categories)
+    return (session.folder / "model.safetensors").read_bytes()
+
+
 def test_two_runs_with_one_seed_are_equal(finished, tmp_path):
-    assert small_run(tmp_path, *EASY) == EXIT_DONE
+    assert small_run(tmp_path, *NO_TARGETS) == EXIT_DONE
 
     def losses(folder):
         lines = [msgspec.json.decode(line) for line in (folder / "metrics.jsonl").read_bytes().splitlines()]
@@ -129,15 +248,15 @@ def test_a_missed_target_has_its_own_exit_code(tmp_path, capsys):
 def test_a_run_is_no_success_when_the_engines_differ(tmp_path, monkeypatch, capsys):
     honest = judge.score
 
-    def score(truth, boxes, masks, *, engine):
-        scores = honest(truth, boxes, masks, engine=engine)
+    def score(truth, boxes, masks, *, engine, **options):
+        scores = honest(truth, boxes, masks, engine=engine, **options)
         if engine == "official":
             scores = msgspec.structs.replace(scores) if isinstance(scores, msgspec.Struct) else scores
             object.__setattr__(scores, "box_stats", (0.123, *scores.box_stats[1:]))
         return scores
 
     monkeypatch.setattr(judge, "score", score)
-    assert small_run(tmp_path, *EASY) == EXIT_TARGET_MISSED
+    assert small_run(tmp_path, *NO_TARGETS) == EXIT_TARGET_MISSED
     assert "0.123" in capsys.readouterr().out
     assert _log_events(tmp_path / "run")[-1]["metadata"]["status"] == "aborted"
 
@@ -171,11 +290,62 @@ def test_own_data_with_its_own_layout_and_ids(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps(document))
     paths = [f"data.train_json={tmp_path}/a.json", f"data.train_images={tmp_path}/a"]
     paths += [f"data.val_json={tmp_path}/b.json", f"data.val_images={tmp_path}/b"]
-    assert small_run(tmp_path, *EASY, *paths) == EXIT_DONE
+    assert small_run(tmp_path, *NO_TARGETS, *paths) == EXIT_DONE
     metadata = read_metadata(tmp_path / "run" / "model.safetensors")
     assert metadata["category_ids"][0] == 10**12 + 7
     found = json.loads((tmp_path / "run" / "detections_bbox.json").read_text())
     assert {entry["category_id"] for entry in found} <= set(metadata["category_ids"])
+
+
+def _with_own_val(folder, change):
+    """Returns the words of a run on the demo's pictures, after `change` was made to the validation file."""
+    write_demo_dataset(folder / "source", train_images=24, val_images=8, seed=3)
+    path = folder / "source" / "annotations" / "instances_val2017.json"
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+    train = folder / "source" / "annotations" / "instances_train2017.json"
+    words = [f"data.train_json={train}", f"data.train_images={folder / 'source' / 'train2017'}"]
+    words += [f"data.val_json={path}", f"data.val_images={folder / 'source' / 'val2017'}"]
+    return [*words, "model.score_threshold=0.01", *NO_TARGETS]
+
+
+def _renumbered(document, number_of):
+    """Gives the categories of `number_of` other ids, and takes the others out of the document."""
+    document["categories"] = [entry for entry in document["categories"] if entry["id"] in number_of]
+    document["annotations"] = [entry for entry in document["annotations"] if entry["category_id"] in number_of]
+    for entry in document["categories"]:
+        entry["id"] = number_of[entry["id"]]
+    for entry in document["annotations"]:
+        entry["category_id"] = number_of[entry["category_id"]]
+
+
+def test_a_validation_file_with_fewer_categories_is_judged_with_a_notice(tmp_path):
+    kept = {identity: identity for identity in (2, 4, 7, 8, 11, 13)}
+    assert small_run(tmp_path, *_with_own_val(tmp_path, lambda document: _renumbered(document, kept))) == EXIT_DONE
+    folder = tmp_path / "run"
+    results = msgspec.json.decode((folder / "results.json").read_bytes())
+    assert sum("2 of the 8 categories of " in notice for notice in results["notices"]) == 1
+    assert sum(ap is None for ap in results["box_ap_per_category"].values()) >= 2
+    found = json.loads((folder / "detections_bbox.json").read_text())
+    assert found and {entry["category_id"] for entry in found} <= {1, 2, 4, 7, 8, 11, 13, 16}
+    assert (folder / "predictions.png").exists() and (folder / "pictures.json").exists()
+
+
+def test_categories_matched_by_name_are_written_with_the_files_own_ids(tmp_path, capsys):
+    number_of = {16: 1, 13: 2, 11: 4, 2: 90, 4: 91, 8: 92}  # 1 and 7 are left out
+    words = _with_own_val(tmp_path, lambda document: _renumbered(document, number_of))
+    assert small_run(tmp_path, *words) == EXIT_DATA
+    message = capsys.readouterr().err
+    assert "data.categories_by_name=true" in message and "faults in all" not in message
+    shutil.rmtree(tmp_path / "run")
+    assert small_run(tmp_path, *words, "data.categories_by_name=true") == EXIT_DONE
+    found = json.loads((tmp_path / "run" / "detections_segm.json").read_text())
+    assert found and {entry["category_id"] for entry in found} <= {1, 2, 4, 90, 91, 92, 7, 93}  # 93 is training's 1
+    notices = msgspec.json.decode((tmp_path / "run" / "results.json").read_bytes())["notices"]
+    assert sum("get the id 93 in files" in notice for notice in notices) == 1
+    assert sum("matched by name" in notice for notice in notices) == 1
+    assert read_metadata(tmp_path / "run" / "model.safetensors")["category_ids"] == [1, 2, 4, 7, 8, 11, 13, 16]
 
 
 def test_every_missing_image_is_named_before_training(tmp_path, capsys):

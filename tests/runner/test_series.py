@@ -24,14 +24,15 @@ from maskperf.runner import series
 from maskperf.runner.series import SERIES_FILE, read_run, run_child, run_series, series_sentence
 
 SOURCES = Path(errors.__file__).resolve().parents[1]
-MISSED = "missed"  # an outcome beside minutes and exit codes
+MISSED, UNTARGETED = "missed", "untargeted"  # outcomes beside minutes and exit codes
 
 
 @pytest.fixture
 def made_up(monkeypatch):
     """Returns a function that lets the runs of a series end as told, and the list of the commands they would be.
 
-    An outcome is the minutes of a successful run, MISSED, or the exit code of a run that left no results.
+    An outcome is the minutes of a successful run, MISSED, UNTARGETED (a run without targets came to its end), or the
+    exit code of a run that left no results.
     """
     commands, waiting = [], []
 
@@ -43,8 +44,8 @@ def made_up(monkeypatch):
             return outcome
         folder.mkdir()
         is_missed = outcome == MISSED
-        results = {"status": "aborted" if is_missed else "success", "epochs": 3}
-        results["seconds"] = 600.0 if is_missed else outcome * 60
+        results = {"status": {MISSED: "aborted", UNTARGETED: "done"}.get(outcome, "success"), "epochs": 3}
+        results["seconds"] = 600.0 if isinstance(outcome, str) else outcome * 60
         (folder / "results.json").write_text(json.dumps(results))
         (folder / "config.json").write_text(json.dumps({"seed": 100 + len(commands)}))
         return EXIT_TARGET_MISSED if is_missed else EXIT_DONE
@@ -117,6 +118,21 @@ def test_without_five_runs_there_is_no_score_and_all_must_succeed(tmp_path, made
     assert run_series("coco", [], runs=len(outcomes), run_dir=str(tmp_path / "s")) == code
     found = read_series(tmp_path / "s")
     assert found["score_minutes"] is None and "a score needs 5 runs" in found["sentence"]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "code", "sentence"),
+    [
+        ([UNTARGETED] * 5, EXIT_DONE, "5 of 5 runs trained to their end; without targets there is no score."),
+        ([UNTARGETED] * 2, EXIT_DONE, "2 of 2 runs trained to their end; without targets there is no score."),
+        ([UNTARGETED, EXIT_BUG], EXIT_TARGET_MISSED, "1 of 2 runs trained to their end"),
+    ],
+)
+def test_runs_without_targets_are_done_and_have_no_score(tmp_path, made_up, outcomes, code, sentence):
+    made_up(*outcomes)
+    assert run_series("coco", [], runs=len(outcomes), run_dir=str(tmp_path / "s")) == code
+    found = read_series(tmp_path / "s")
+    assert found["sentence"].startswith(sentence) and found["score_minutes"] is None
 
 
 @pytest.mark.parametrize("code", [EXIT_USAGE, EXIT_DATA, EXIT_RULE])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from maskperf.cli.run import resolve
-from maskperf.cli.weights_config import category_faults, read_weights_metadata, resolve_for_weights
+from maskperf.cli.weights_config import class_count_faults, read_weights_metadata, resolve_for_weights
 from maskperf.cli.words import WordParser, asks_for_help, path_word, read_words, require_new_file
 from maskperf.config import ModelConfig, RunConfig
 from maskperf.errors import EXIT_DONE, ConfigError, DataError
@@ -128,6 +128,7 @@ def _convert_model(arguments: list[str]) -> None:
 
 def _save_with_categories(model: Any, target: Path, config: RunConfig, categories: str | None) -> list[str]:
     """Returns notices, after the model was written with the names of its labels, if there is a file that has them."""
+    from maskperf.data.categories import categories_of
     from maskperf.data.coco import read_coco
     from maskperf.model.weights import save_model_weights, write_tensor_file
 
@@ -135,8 +136,8 @@ def _save_with_categories(model: Any, target: Path, config: RunConfig, categorie
         write_tensor_file(model.state_dict(), target, {})
         return [f"{target}: does not tell what its labels mean; --categories FILE would add that"]
     index = read_coco(Path(categories), Path(), training=False)
-    found = dict(zip(index.category_ids.tolist(), index.category_names, strict=True))
-    faults = category_faults(categories, found, num_classes=config.model.num_classes, metadata={})
+    found = categories_of(index)
+    faults = class_count_faults(categories, found, num_classes=config.model.num_classes)
     if faults:
         raise DataError(faults)
     metadata = {

@@ -4,15 +4,24 @@ import argparse
 import hashlib
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from maskperf.cli.weights_config import category_faults, read_weights_metadata, resolve_for_weights
+from maskperf.cli.weights_config import (
+    class_count_faults,
+    read_weights_metadata,
+    resolve_for_weights,
+    trained_categories,
+)
 from maskperf.cli.words import WordParser, asks_for_help, path_word, read_words, require_new_file
 from maskperf.config import RunConfig
 from maskperf.errors import EXIT_BUG, EXIT_DONE, ConfigError, DataError, StorageError
+
+if TYPE_CHECKING:
+    from maskperf.data.categories import CategoryMatch
+    from maskperf.data.coco import CocoIndex
 
 USAGE = "maskperf evaluate --weights FILE [--data FOLDER | --val-json FILE --val-images FOLDER] [key=value ...]"
 EXAMPLES = """examples, to copy and paste:
@@ -125,6 +134,7 @@ def _with_data(config: RunConfig, choices: argparse.Namespace) -> RunConfig:
 
 def _evaluate(choices: argparse.Namespace) -> int:
     """Returns the exit code, after weights were loaded, pictures judged and numbers shown and written."""
+    import numpy as np
     import torch
 
     from maskperf.data.coco import locate_validation, read_coco
@@ -142,20 +152,17 @@ def _evaluate(choices: argparse.Namespace) -> int:
     config = _with_data(config, choices)
     val_json, val_images = locate_validation(config.data, DATA_MEND)
     val = read_coco(val_json, val_images, training=False, data=config.data)
-    found = dict(zip(val.category_ids.tolist(), val.category_names, strict=True))
-    num_classes = config.model.num_classes or len(found) + 1
-    faults = category_faults(str(val_json), found, num_classes=num_classes, metadata=metadata)
-    if faults:
-        raise DataError(faults)
+    match = _match(config, metadata, val)
     topology = init_topology(config.system.device)
     threads = threads_of_process(config.system.threads)
     torch.set_num_threads(threads.count)
-    truth = GroundTruth(val_json, val) if topology.is_first else None
+    truth = GroundTruth(val_json, val, match) if topology.is_first else None
+    num_classes = config.model.num_classes or len(match.names) + 1
     loading = replace(config.model, num_classes=num_classes, initial_weights=str(weights))
     model, loaded = build_model(loading, seed=0, speed=config.speed)
     if topology.is_first:
-        notices += [threads.line(), *(f"{val_json}: {notice}" for notice in val.notices)]
-        print("\n".join([*notices, *loaded]), flush=True)
+        data_notices = _data_notices(val, match, config)
+        print("\n".join([*notices, threads.line(), *data_notices, *loaded]), flush=True)
     batches = evaluation_batches(
         val,
         config.data,
@@ -171,7 +178,7 @@ def _evaluate(choices: argparse.Namespace) -> int:
     keep_memory(config.speed, topology.device)
     model.to(topology.device)
     set_precision(model, topology.device, print if topology.is_first else lambda text: None)
-    results = predict(model, batches, val.category_ids, topology)
+    results = predict(model, batches, np.array(list(match.names)), topology)
     seconds = time.monotonic() - start
     code = EXIT_DONE
     if truth is not None:
@@ -179,10 +186,40 @@ def _evaluate(choices: argparse.Namespace) -> int:
             **_sources(weights, config, choices.pairs, val_json=val_json, val_images=val_images),
             "images": len(val.image_ids),
             "images_per_second": len(val.image_ids) / seconds,
+            "notices": data_notices,
         }
-        code = _report(choices, truth, results, engine=choices.engine or config.evaluation.engine, about=about)
+        code = _report(choices, truth, results, config=config, match=match, about=about)
     close_topology()
     return code
+
+
+def _match(config: RunConfig, metadata: Mapping[str, Any], val: "CocoIndex") -> "CategoryMatch":
+    """Returns which categories of the data set are which of the weights; those of a file without names are the data's.
+
+    Errors: DataError where they cannot be.
+    """
+    from maskperf.data.categories import categories_of, match_categories
+
+    found, trained, file = categories_of(val), trained_categories(metadata), str(val.json_path)
+    is_unnamed = not trained and config.model.num_classes
+    faults = class_count_faults(file, found, num_classes=config.model.num_classes) if is_unnamed else []
+    by_name = config.data.categories_by_name
+    match = match_categories(trained or found, found, source="the weights", file=file, by_name=by_name)
+    faults += match.faults
+    if faults:
+        raise DataError(faults)
+    return match
+
+
+def _data_notices(val: "CocoIndex", match: "CategoryMatch", config: RunConfig) -> list[str]:
+    from maskperf.evaluation.detection_limit import detection_notices
+
+    limits = {
+        "max_detections": config.evaluation.max_detections,
+        "detections_per_image": config.model.detections_per_image,
+    }
+    read = [f"{val.json_path}: {notice}" for notice in val.notices]
+    return [*read, *match.notices, *detection_notices(val, **limits)]
 
 
 def _sources(weights: Path, config: RunConfig, pairs: list[str], *, val_json: Path, val_images: Path) -> dict:
@@ -199,21 +236,32 @@ def _sources(weights: Path, config: RunConfig, pairs: list[str], *, val_json: Pa
 
 
 def _report(
-    choices: argparse.Namespace, truth: Any, results: tuple[Sequence[dict], Sequence[dict]], *, engine: str, about: dict
+    choices: argparse.Namespace,
+    truth: Any,
+    results: tuple[Sequence[dict], Sequence[dict]],
+    *,
+    config: RunConfig,
+    match: "CategoryMatch",
+    about: dict,
 ) -> int:
     """Returns the exit code, after every file was written and the numbers were shown."""
     import msgspec
 
+    from maskperf.data.categories import with_written_ids
     from maskperf.evaluation.scores import agree, score
     from maskperf.evaluation.table import score_entries, show_scores
     from maskperf.model.weights import replace_file
     from maskperf.records.json_text import pretty_json
 
-    scores = score(truth, *results, engine="fast" if engine == "fast" else "official")
-    differences = agree(score(truth, *results, engine="fast"), scores) if engine == "both" else []
+    engine, limit = choices.engine or config.evaluation.engine, config.evaluation.max_detections
+    scores = score(truth, *results, engine="fast" if engine == "fast" else "official", max_detections=limit)
+    differences = []
+    if engine == "both":
+        differences = agree(score(truth, *results, engine="fast", max_detections=limit), scores)
     entries = {**about, "engine": engine, "engine_differences": differences, **score_entries(scores)}
     texts = [pretty_json(entries).encode()]
-    texts += [msgspec.json.encode(list(result)) for result in results] if choices.save_detections else []
+    if choices.save_detections:
+        texts += [msgspec.json.encode(with_written_ids(result, match)) for result in results]
     paths = _files_to_write(choices)
     for path, text in zip(paths, texts, strict=True):  # before the table: no terminal can take the numbers away
         replace_file(path, lambda temporary, text=text: temporary.write_bytes(text))

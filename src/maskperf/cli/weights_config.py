@@ -56,30 +56,16 @@ def resolve_for_weights(
     return config, notices
 
 
-def category_faults(
-    file: str, found: Mapping[int, str], *, num_classes: int, metadata: Mapping[str, Any]
-) -> list[Fault]:
-    """Returns what differs between the categories in `file` (id to name, ids ascending) and those of the weights.
+def trained_categories(metadata: Mapping[str, Any]) -> dict[int, str]:
+    """Returns the names of the categories that weights were trained for, by id; empty where they do not say."""
+    return dict(zip(metadata.get("category_ids", []), metadata.get("category_names", []), strict=True))
 
-    Weights without metadata know no ids and names; then the number of categories must be that of the model.
-    """
-    trained = dict(zip(metadata.get("category_ids", []), metadata.get("category_names", []), strict=True))
+
+def class_count_faults(file: str, found: Mapping[int, str], *, num_classes: int) -> list[Fault]:
+    """Returns what is wrong where the categories in `file` cannot be those of weights that do not name their own."""
+    if len(found) == num_classes - 1:
+        return []
+    problem = f"The model has {num_classes - 1} (model.num_classes={num_classes}, with background)."
     mend = "Take the data set that the weights were trained for, or weights that were trained for this one."
-    faults = []
-    if len(found) != num_classes - 1:
-        problem = f"The model has {num_classes - 1} (model.num_classes={num_classes}, with background)."
-        where, value = "the list of categories", f"{len(found)} entries"
-        faults.append(Fault(file=file, where=where, field="categories", value=value, problem=problem, mend=mend))
-    if not trained:
-        return faults
-    for identity in sorted(trained.keys() | found.keys()):
-        if trained.get(identity) != found.get(identity):
-            value = repr(found[identity]) if identity in found else "missing"
-            known = f"this id as {trained[identity]!r}" if identity in trained else "no category of this id"
-            problem, where = f"The weights know {known}.", f"category id {identity}"
-            faults.append(Fault(file=file, where=where, field="name", value=value, problem=problem, mend=mend))
-    if not faults and list(trained) != list(found):
-        problem = f"The weights list the same ids in another order: {', '.join(map(str, trained))}."
-        where, value = "the list of categories", ", ".join(map(str, found))
-        faults.append(Fault(file=file, where=where, field="categories[].id", value=value, problem=problem, mend=mend))
-    return faults
+    where, value = "the list of categories", f"{len(found)} entries"
+    return [Fault(file=file, where=where, field="categories", value=value, problem=problem, mend=mend)]

@@ -119,6 +119,12 @@ def _annotation(thing: Thing, image_id: int, annotation_id: int) -> dict:
     }
 
 
+def holds_own_data(root: Path) -> bool:
+    """Returns whether `root` has a training file that this program did not write."""
+    is_generated = (root / SETTINGS_NAME).exists() or (root / MARKER_NAME).exists()
+    return not is_generated and (root / "annotations" / f"instances_{SPLITS[0]}.json").is_file()
+
+
 def _settings_found(root: Path) -> dict | None:
     """Returns what demo.json in `root` says; None when there is none or it cannot be read."""
     try:
@@ -130,14 +136,27 @@ def _settings_found(root: Path) -> dict | None:
 
 def _refuse_foreign_folder(root: Path, settings: DemoSettings) -> None:
     """Raises StorageError unless `root` is absent, empty, or left behind by an interrupted call."""
-    mend = "Name another folder in data.root, or remove this one."
+    mend = "Set data.root to a folder that is empty or does not exist"
     if not root.exists():
         return
     if not root.is_dir():
-        raise StorageError(f"{root}: this is a file, but the demo data set needs a folder. {mend}")
+        raise StorageError(f"{root}: this is a file, but the demo data set needs a folder. {mend}.")
     if (root / SETTINGS_NAME).exists():
         found = _settings_found(root)
         said = f"a {SETTINGS_NAME} that cannot be read" if found is None else f"the settings {found}"
-        raise StorageError(f"{root}: holds a demo data set with {said}; asked for were {asdict(settings)}. {mend}")
+        mend += _keys_of(found)
+        raise StorageError(f"{root}: holds a demo data set with {said}; asked for were {asdict(settings)}. {mend}.")
     if any(root.iterdir()) and not (root / MARKER_NAME).exists():
-        raise StorageError(f"{root}: the folder is not empty and holds no {SETTINGS_NAME}; nothing was changed. {mend}")
+        raise StorageError(
+            f"{root}: the folder is not empty and holds no {SETTINGS_NAME}; nothing was changed. {mend}. To train on "
+            "what is in it, set data.train_json, data.train_images, data.val_json and data.val_images, or lay it out "
+            f"as COCO is, with annotations/instances_{SPLITS[0]}.json."
+        )
+
+
+def _keys_of(found: dict | None) -> str:
+    """Returns which keys ask for a data set that is there; nothing for one of another version."""
+    if found is None or found.get("format_version") != FORMAT_VERSION:
+        return ""
+    names = ("train_images", "val_images", "seed")
+    return ", or set " + " ".join(f"data.generate_{name}={found.get(name)}" for name in names) + " to use this one"

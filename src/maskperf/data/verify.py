@@ -38,6 +38,18 @@ def check_benchmark_counts(train: CocoIndex, val: CocoIndex) -> list[str]:
     ]
 
 
+def count_notices(train: CocoIndex, val: CocoIndex) -> list[str]:
+    """Returns one notice where the data is not COCO 2017, for a run that does not demand it."""
+    mismatches = check_benchmark_counts(train, val)
+    if not mismatches:
+        return []
+    more = f" {len(mismatches)} counts differ." if len(mismatches) > 1 else ""
+    return [
+        f"not COCO 2017: {mismatches[0]}{more} That is right for other data, and the classes follow the file; where it "
+        "is to be COCO 2017, get its files again (data.check_counts=true refuses others)"
+    ]
+
+
 def missing_images(index: CocoIndex) -> list[Fault]:
     """Returns one fault for each image whose file is not in the image folder. Lists the folder once, opens nothing."""
     present = {entry.name for entry in os.scandir(index.image_folder)}

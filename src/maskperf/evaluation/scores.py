@@ -17,26 +17,16 @@ from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from maskperf.data.categories import CategoryMatch, in_training_categories
 from maskperf.data.coco import CocoIndex, dataset_of
 from maskperf.errors import ConfigError, DataError, Fault
 from maskperf.evaluation.results import BoxResults, MaskResults, ResultTable, result_columns
 
 ENGINES = ("fast", "official")
-STAT_NAMES = (
-    "AP",
-    "AP at IoU 0.50",
-    "AP at IoU 0.75",
-    "AP of small objects",
-    "AP of medium objects",
-    "AP of large objects",
-    "AR with 1 detection",
-    "AR with 10 detections",
-    "AR with 100 detections",
-    "AR of small objects",
-    "AR of medium objects",
-    "AR of large objects",
-)
-ALL_AREAS, MOST_DETECTIONS = 0, 2  # places in COCO's precision array: areas of any size, 100 detections
+COCO_DETECTIONS = 100  # of an image, the best of which COCO counts
+FEW_DETECTIONS = (1, 10)  # of an image, for two of the twelve numbers
+# Places in COCO's arrays: IoU thresholds of 0.50 and 0.75, areas of any size, the most detections of an image.
+IOU_50, IOU_75, ALL_AREAS, MOST_DETECTIONS = 0, 5, 0, 2
 LARGEST_EXACT_ID = 2**53  # in an array of floating-point numbers
 
 
@@ -46,12 +36,31 @@ class Scores:
 
     box_ap: float
     mask_ap: float
-    box_stats: tuple[float, ...]  # order of STAT_NAMES
+    box_stats: tuple[float, ...]  # order of stat_names
     mask_stats: tuple[float, ...]
     box_ap_per_category: dict[str, float | None]  # None: no ground truth of this category
     mask_ap_per_category: dict[str, float | None]
     engine: str
+    max_detections: int  # of an image, the best of which count
     seconds: float
+
+
+def stat_names(max_detections: int) -> tuple[str, ...]:
+    """Returns what COCO's twelve numbers are, where the best `max_detections` of an image count."""
+    return (
+        "AP",
+        "AP at IoU 0.50",
+        "AP at IoU 0.75",
+        "AP of small objects",
+        "AP of medium objects",
+        "AP of large objects",
+        "AR with 1 detection",
+        "AR with 10 detections",
+        f"AR with {max_detections} detections",
+        "AR of small objects",
+        "AR of medium objects",
+        "AR of large objects",
+    )
 
 
 class GroundTruth:
@@ -63,11 +72,16 @@ class GroundTruth:
     Errors: DataError where no annotation counts, since there is no average precision then.
     """
 
-    def __init__(self, path: str | Path, index: CocoIndex | None = None):
-        """Reads the file as it is; as `index` reads it, if that changed or left out something."""
+    def __init__(self, path: str | Path, index: CocoIndex | None = None, categories: CategoryMatch | None = None):
+        """Reads the file as it is; as `index` reads it, if that changed or left out something.
+
+        With `categories` those of the training take the place of the file's own, in annotations and in results.
+        """
         self.path = str(path)
         as_it_is = index is None or index.is_plain
         self._dataset = msgspec.json.decode(Path(path).read_bytes()) if as_it_is else dataset_of(index)
+        if categories is not None:
+            self._dataset = in_training_categories(self._dataset, categories)
         self.image_sizes_hw = {image["id"]: [image["height"], image["width"]] for image in self._dataset["images"]}
         self.category_names = _names_by_id(self._dataset["categories"])
         self._dataset["annotations"] = _mended(self._dataset["annotations"], self.image_sizes_hw)
@@ -88,9 +102,16 @@ class GroundTruth:
 
 
 def score(
-    ground_truth: GroundTruth, box_results: Sequence[dict], mask_results: Sequence[dict], *, engine: str
+    ground_truth: GroundTruth,
+    box_results: Sequence[dict],
+    mask_results: Sequence[dict],
+    *,
+    engine: str,
+    max_detections: int = COCO_DETECTIONS,
 ) -> Scores:
     """Returns COCO's numbers for boxes and for masks; `engine` is "fast" (hotcoco) or "official" (pycocotools).
+
+    The best `max_detections` of an image count, 11 or more.
 
     No results at all give an AP of 0. The arguments are left as they are. Results of `predict` reach the fast engine as
     columns; lists of entries, which may come from a file, one by one.
@@ -104,8 +125,8 @@ def score(
         raise DataError(faults)
     start = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
-        box_stats, box_ap_per_category = _evaluate(ground_truth, box_results, "bbox", engine)
-        mask_stats, mask_ap_per_category = _evaluate(ground_truth, mask_results, "segm", engine)
+        box_stats, box_ap_per_category = _evaluate(ground_truth, box_results, "bbox", engine, max_detections)
+        mask_stats, mask_ap_per_category = _evaluate(ground_truth, mask_results, "segm", engine, max_detections)
     return Scores(
         box_ap=box_stats[0],
         mask_ap=mask_stats[0],
@@ -114,15 +135,16 @@ def score(
         box_ap_per_category=box_ap_per_category,
         mask_ap_per_category=mask_ap_per_category,
         engine=engine,
+        max_detections=max_detections,
         seconds=time.perf_counter() - start,
     )
 
 
 def agree(first: Scores, second: Scores) -> list[str]:
     """Returns one line for each of the 24 numbers that is not exactly equal in both; empty when the two agree."""
-    differences = []
+    differences, names = [], stat_names(first.max_detections)
     for kind in ("box", "mask"):
-        pairs = zip(STAT_NAMES, getattr(first, f"{kind}_stats"), getattr(second, f"{kind}_stats"), strict=True)
+        pairs = zip(names, getattr(first, f"{kind}_stats"), getattr(second, f"{kind}_stats"), strict=True)
         differences += [
             f"{kind} {name}: {one!r} ({first.engine}) and {other!r} ({second.engine})"
             for name, one, other in pairs
@@ -132,7 +154,7 @@ def agree(first: Scores, second: Scores) -> list[str]:
 
 
 def _evaluate(
-    ground_truth: GroundTruth, results: Sequence[dict], iou_type: str, engine: str
+    ground_truth: GroundTruth, results: Sequence[dict], iou_type: str, engine: str, max_detections: int
 ) -> tuple[tuple[float, ...], dict[str, float | None]]:
     """Returns the 12 numbers and the AP of each category."""
     if engine == "official":
@@ -141,18 +163,40 @@ def _evaluate(
     else:
         truth = ground_truth.fast
         evaluation = hotcoco.COCOeval(truth, _fast_results(truth, results, iou_type), iou_type)
+    evaluation.params.maxDets = [*FEW_DETECTIONS, max_detections]
     evaluation.evaluate()
     evaluation.accumulate()
-    evaluation.summarize()
-    precision = np.asarray(evaluation.eval["precision"])[:, :, :, ALL_AREAS, MOST_DETECTIONS]
+    precision, recall = np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
+    of_category = precision[:, :, :, ALL_AREAS, MOST_DETECTIONS]
     per_category = {
-        name: _mean_precision(precision[:, :, index]) for index, name in enumerate(ground_truth.category_names.values())
+        name: _mean(of_category[:, :, index]) for index, name in enumerate(ground_truth.category_names.values())
     }
+    if max_detections != COCO_DETECTIONS:
+        return summary(precision, recall), per_category
+    evaluation.summarize()
     return tuple(float(number) for number in evaluation.stats), per_category
 
 
-def _mean_precision(precision: np.ndarray) -> float | None:
-    counted = precision[precision > -1]  # -1 marks what has no ground truth
+def summary(precision: np.ndarray, recall: np.ndarray) -> tuple[float, ...]:
+    """Returns COCO's twelve numbers from its arrays of precision (IoU thresholds, recalls, categories, areas,
+    detections) and recall (the same without the recalls), -1 where there is nothing to average.
+
+    Source: `summarize` of pycocotools, whose first number is wrong unless the best 100 detections of an image count.
+    """
+    ap, ar = precision[..., MOST_DETECTIONS], recall[..., MOST_DETECTIONS]
+    sizes = range(1, 4)  # small, medium and large
+    parts = [
+        ap[..., ALL_AREAS],
+        *(ap[place][..., ALL_AREAS] for place in (IOU_50, IOU_75)),
+        *(ap[..., size] for size in sizes),
+        *(recall[:, :, ALL_AREAS, place] for place in range(MOST_DETECTIONS + 1)),
+        *(ar[..., size] for size in sizes),
+    ]
+    return tuple(-1.0 if (mean := _mean(part)) is None else mean for part in parts)
+
+
+def _mean(numbers: np.ndarray) -> float | None:
+    counted = numbers[numbers > -1]  # -1 marks what has no ground truth
     return float(counted.mean()) if counted.size else None
 
 

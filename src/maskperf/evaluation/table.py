@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from maskperf.evaluation.scores import STAT_NAMES, Scores
+from maskperf.evaluation.scores import Scores, stat_names
 
 PLAIN_WIDTH_COLUMNS = 120
 NOTHING_TO_AVERAGE = -1.0
@@ -24,7 +24,9 @@ def show_scores(scores: Scores, stream: TextIOBase, *, per_category: bool) -> No
     style = box.SIMPLE_HEAD if console.is_terminal else None
     rows = [
         (name, _number(box_number), _number(mask_number))
-        for name, box_number, mask_number in zip(STAT_NAMES, scores.box_stats, scores.mask_stats, strict=True)
+        for name, box_number, mask_number in zip(
+            stat_names(scores.max_detections), scores.box_stats, scores.mask_stats, strict=True
+        )
     ]
     console.print(_table("number", rows, style))
     if NOTHING_TO_AVERAGE in scores.box_stats + scores.mask_stats:
@@ -40,11 +42,13 @@ def show_scores(scores: Scores, stream: TextIOBase, *, per_category: bool) -> No
 
 def score_entries(scores: Scores) -> dict[str, object]:
     """Returns the numbers under the names they have in a results file, unrounded."""
+    names = stat_names(scores.max_detections)
     return {
+        "max_detections": scores.max_detections,
         "box_ap": scores.box_ap,
         "mask_ap": scores.mask_ap,
-        "box_stats": dict(zip(STAT_NAMES, scores.box_stats, strict=True)),
-        "mask_stats": dict(zip(STAT_NAMES, scores.mask_stats, strict=True)),
+        "box_stats": dict(zip(names, scores.box_stats, strict=True)),
+        "mask_stats": dict(zip(names, scores.mask_stats, strict=True)),
         "box_ap_per_category": scores.box_ap_per_category,
         "mask_ap_per_category": scores.mask_ap_per_category,
     }

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from maskperf.guard.collapse import evaluation_collapse
+from maskperf.guard.targets import has_targets, meets_targets
 
 SLOPE_EVALUATIONS = 5
 PATIENCE_EVALUATIONS = 5  # a target that the slope reaches within as many is no plateau
@@ -17,7 +18,7 @@ class MissingMetric:
     """One target that is not reached. APs are fractions, as the targets."""
 
     name: str  # "box AP" or "mask AP"
-    target: float
+    target: float | int
     average_precision: float  # of the newest evaluation
     slope_per_evaluation: float  # least squares over the last five
     evaluations_needed: int | None  # at that slope, from the fitted line; None: never
@@ -58,8 +59,8 @@ class Plateau:
 def find_plateau(
     evaluations: Sequence[tuple[int, float | None, float | None]],
     *,
-    box_target: float,
-    mask_target: float,
+    box_target: float | int,
+    mask_target: float | int,
     steps_per_epoch: int | float,
     last_decay_step: int,
 ) -> Plateau | None:
@@ -67,12 +68,15 @@ def find_plateau(
 
     It takes five evaluations after the last drop of the learning rate, a target that the newest of them misses, and a
     slope over those five that is flat (less than a hundredth of the target) and would not reach it within five more. A
-    run that reached both targets at once is done, and a lost model (`evaluation_collapse`, or nothing but zeros) is no
-    plateau. Evaluations with an unknown AP (None) are passed over. `last_decay_step` is 0 where the rate never falls.
+    run that reached its targets at once is done, one without targets misses none, and a lost model
+    (`evaluation_collapse`, or nothing but zeros) is no plateau. Evaluations with an unknown AP (None) are passed over.
+    `last_decay_step` is 0 where the rate never falls.
     Measured on MLPerf Training v3.1: tests/guard/test_plateau.py.
     """
     known = [(epoch, box, mask) for epoch, box, mask in evaluations if box is not None and mask is not None]
-    if any(box >= box_target and mask >= mask_target for _, box, mask in known) or evaluation_collapse(known):
+    if not has_targets(box_target, mask_target) or evaluation_collapse(known):
+        return None
+    if any(meets_targets(box, mask, box_target=box_target, mask_target=mask_target) for _, box, mask in known):
         return None
     newest = [entry for entry in known if entry[0] * steps_per_epoch > last_decay_step][-SLOPE_EVALUATIONS:]
     if len(newest) < SLOPE_EVALUATIONS or not any(box or mask for _, box, mask in newest):
@@ -88,7 +92,7 @@ def find_plateau(
     return Plateau(epoch=newest[-1][0], exhausted_epoch=exhausted, missing=stuck)
 
 
-def _missing_metric(name: str, target: float, values: Sequence[float]) -> MissingMetric | None:
+def _missing_metric(name: str, target: float | int, values: Sequence[float]) -> MissingMetric | None:
     """Returns how far the newest value is from its target and how fast the values rise, or None where it is reached."""
     if values[-1] >= target:
         return None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maskperf.errors import DataError, Fault
+from maskperf.guard.targets import has_targets
 from maskperf.mlperf.log_lines import TOKEN, Record, parse_records
 
 BOX_TARGET = 0.377
@@ -62,7 +63,7 @@ class BenchmarkLog:
     seeds: tuple[int, ...]
     init_seconds: float | None  # from the first init_start to the last init_stop
     run_seconds: float | None  # from the first run_start to the last run_stop
-    status: str  # "success", "aborted" or "unfinished"
+    status: str  # "success", "done" (a success without targets), "aborted" or "unfinished"
     evaluations: tuple[LoggedEvaluation, ...]
     epochs: tuple[LoggedEpoch, ...]
     tracked: tuple[TrackedStats, ...]
@@ -87,6 +88,7 @@ def read_log(path: Path | str) -> BenchmarkLog:
     ]
     start_ms = _time(records, "run_start", last=False)
     stop_ms = _time(records, "run_stop", last=True)
+    targets = _targets(records)
     return BenchmarkLog(
         path=path,
         records=tuple(records),
@@ -95,12 +97,12 @@ def read_log(path: Path | str) -> BenchmarkLog:
         division=_text(records, "submission_division"),
         platform=_text(records, "submission_platform"),
         recipe=_text(records, "maskperf_recipe") or None,
-        targets=_targets(records),
+        targets=targets,
         settings={record.key: record.value for record in records if _is_setting(record.key)},
         seeds=tuple(_seeds(records)),
         init_seconds=_seconds(_time(records, "init_start", last=False), _time(records, "init_stop", last=True)),
         run_seconds=_seconds(start_ms, stop_ms),
-        status=_status(records),
+        status=_status(records, targets),
         evaluations=_evaluations(records, start_ms),
         epochs=_epochs(records, start_ms),
         tracked=_tracked(records, start_ms),
@@ -189,11 +191,13 @@ def _both_aps(record: Record) -> tuple[float | None, float | None]:
     return by_name.get("BBOX"), by_name.get("SEGM")
 
 
-def _status(records: Iterable[Record]) -> str:
+def _status(records: Iterable[Record], targets: tuple[float, float]) -> str:
     stops = [record.metadata.get("status") for record in records if record.key == "run_stop"]
     if not stops:
         return "unfinished"
-    return "success" if stops[-1] == "success" else "aborted"
+    if stops[-1] != "success":
+        return "aborted"
+    return "success" if has_targets(*targets) else "done"
 
 
 def _evaluations(records: Iterable[Record], start_ms: float | None) -> tuple[LoggedEvaluation, ...]:

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterable, Iterator
 
 from maskperf.data.verify import NUM_TRAIN_IMAGES, NUM_VAL_IMAGES
+from maskperf.guard.targets import has_targets, meets_targets
 from maskperf.machine.check_storage import TRAIN_IMAGES
 from maskperf.mlperf.attempts import Attempt, Attempts, find_attempts
 from maskperf.mlperf.clock import check_clock
@@ -73,9 +74,10 @@ def meanings(log: BenchmarkLog) -> list[str]:
             "a demo is not a submission: it has made-up pictures and its own targets. Only the form of its log counts."
         )
     elif log.targets != (BOX_TARGET, MASK_TARGET):
+        own = f"the targets were {log.targets[0]:g} and {log.targets[1]:g}"
         texts.append(
-            f"not a submission: the targets were {log.targets[0]:g} and {log.targets[1]:g}, and the benchmark asks for "
-            f"{BOX_TARGET} box AP and {MASK_TARGET} mask AP."
+            f"not a submission: {own if has_targets(*log.targets) else 'the run had no targets'}, and the benchmark "
+            f"asks for {BOX_TARGET} box AP and {MASK_TARGET} mask AP."
         )
     if log.division == "open":
         texts.append(
@@ -210,8 +212,7 @@ def _targets(log: BenchmarkLog) -> Iterator[Finding]:
     reached = any(
         evaluation.box_ap is not None
         and evaluation.mask_ap is not None
-        and evaluation.box_ap >= box_target
-        and evaluation.mask_ap >= mask_target
+        and meets_targets(evaluation.box_ap, evaluation.mask_ap, box_target=box_target, mask_target=mask_target)
         for evaluation in log.evaluations
     )
     if log.status == "success" and not reached:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from maskperf.errors import DataError, StorageError
 from maskperf.model.quantize import BACKBONE_FORMAT, load_stored_backbone, store_backbone
-from maskperf.model.weights import COUNTER_SUFFIX, file_error, read_header, tensor_faults
+from maskperf.model.weight_faults import model_faults, tensor_faults
+from maskperf.model.weights import COUNTER_SUFFIX, file_error, read_header
 
 KNOWN_MD5 = "b19105fdd7baafb40480251377de18f2"  # R-50.pkl of Detectron's model store, named by the benchmark
 BODY_PREFIX = "backbone.body."
@@ -145,7 +146,7 @@ def convert_names(
     detectron2's file of the same name (`_bn_gamma` and so on) are folded into such a pair first. Convolution biases
     and the classifier are left out: the model has none. Channels stay BGR.
 
-    Errors: DataError with all missing, unexpected, wrongly shaped and non-finite arrays, under the file's names.
+    Errors: DataError for missing, unexpected, wrongly shaped and non-finite arrays, under the file's names.
     Source: the benchmark's mapping of R-50.pkl.
     """
     wanted = body_state(model_state)
@@ -154,7 +155,13 @@ def convert_names(
     wanted_arrays = {source: wanted[name] for name, names in sources.items() for source in names}
     ignored = {f"{name.removesuffix('_w')}_b" for name in wanted_arrays if name.endswith("_w")} | CLASSIFIER_ARRAYS
     arrays = {name: torch.from_numpy(np.array(blobs[name], dtype=np.float64)) for name in blobs if name not in ignored}
-    faults = tensor_faults(arrays, wanted_arrays, file=file, mend=WRONG_FILE_MEND)
+    faults = model_faults(
+        arrays,
+        wanted_arrays,
+        file=file,
+        mend=WRONG_FILE_MEND,
+        name_in_file=lambda name: _first_source(name, is_unfolded),
+    )
     if faults:
         raise DataError(faults)
     tensors = {name: _build(name, [arrays[one] for one in sources[name]], wanted[name].shape) for name in wanted}
@@ -226,6 +233,11 @@ def _sources(name: str, is_unfolded: bool) -> tuple[str, ...]:
     return (f"{base}_bn_{'s' if part == 'weight' else 'b'}",)
 
 
+def _first_source(name: str, is_unfolded: bool) -> str:
+    """Returns the name of the file's array for a convolution of the trunk; empty for tensors outside of it."""
+    return _sources(name.removeprefix(BODY_PREFIX), is_unfolded)[0] if name.startswith(BODY_PREFIX) else ""
+
+
 def _place_in_file(module: str) -> tuple[str, str]:
     """Returns ("conv" or "bn", name without suffix) of a module of the trunk."""
     if module == "stem.conv1":
@@ -252,7 +264,7 @@ def _build(name: str, arrays: list[Tensor], shape: torch.Size) -> Tensor:
 
 def _load_stored(path: Path, model_state: Mapping[str, Tensor]) -> BackboneWeights:
     stored = load_stored_backbone(path)
-    faults = tensor_faults(stored.weights, body_state(model_state), file=str(path), mend=WRONG_FILE_MEND)
+    faults = model_faults(stored.weights, body_state(model_state), file=str(path), mend=WRONG_FILE_MEND)
     if faults:
         raise DataError(faults)
     notice = f"{path}: trunk stored as {stored.storage}; {stored.metadata.get('precision_loss', 'loss unknown')}"

@@ -10,7 +10,8 @@ from jaxtyping import Float, Int8
 from torch import Tensor
 
 from maskperf.errors import DataError, Fault
-from maskperf.model.weights import DAMAGED_MEND, file_error, read_tensor_file, tensor_faults, write_tensor_file
+from maskperf.model.weight_faults import tensor_faults
+from maskperf.model.weights import DAMAGED_MEND, file_error, read_tensor_file, write_tensor_file
 
 BACKBONE_FORMAT = "maskperf-backbone"
 STORAGE_TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
@@ -168,7 +169,7 @@ def _restore_all(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _scale_faults(stored: Mapping[str, Tensor], file: str) -> list[Fault]:
-    """Returns one fault per int8 tensor without a float scale for each of its channels."""
+    """Returns what is wrong with int8 tensors that lack a float scale for each of their channels."""
     quantized = {name: tensor for name, tensor in stored.items() if tensor.dtype == torch.int8}
     wanted = {name + SCALE_SUFFIX: tensor.new_empty(tensor.shape[:1]) for name, tensor in quantized.items()}
     found = {name: tensor for name, tensor in stored.items() if name.endswith(SCALE_SUFFIX)}

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from maskperf.errors import DataError, Fault, StorageError
 from maskperf.model.mask_rcnn import STRIDES, MaskRcnn
+from maskperf.model.weight_faults import model_faults, named_tensors, tensor_faults
 from maskperf.ops.anchors import cell_anchors
 
 MODEL_FORMAT = "maskperf-model"
@@ -58,7 +59,7 @@ def load_model_weights(model: MaskRcnn, path: str | Path) -> list[str]:
     Takes a .safetensors file, the reference's .pth ({"model": ...}) or a bare state dict; names may begin with
     "module.". The model is changed only if nothing at all is wrong.
 
-    Errors: DataError with every missing, unexpected, wrongly shaped or non-finite tensor.
+    Errors: DataError for missing, unexpected, wrongly shaped or non-finite tensors, one fault for each cause.
     """
     path = Path(path)
     state = _read_state(path)
@@ -68,8 +69,8 @@ def load_model_weights(model: MaskRcnn, path: str | Path) -> list[str]:
     dropped = [name for name in state if name.endswith(COUNTER_SUFFIX) and name not in wanted]
     found = {name: tensor for name, tensor in state.items() if name not in dropped}
     required = {name: tensor for name, tensor in wanted.items() if name not in counters or name in found}
-    mend = "Choose the model settings (classes, blocks, channels) that the file was made with, or another file."
-    faults = tensor_faults(found, required, file=str(path), mend=mend) + _anchor_faults(model, anchors, str(path))
+    mend = "Choose the settings of the section model that the file was made with, or another file."
+    faults = model_faults(found, required, file=str(path), mend=mend) + _anchor_faults(model, anchors, str(path))
     if faults:
         raise DataError(faults)
     model.load_state_dict(found, strict=False)
@@ -191,27 +192,6 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def tensor_faults(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, file: str, mend: str) -> list[Fault]:
-    """Returns one fault for each name that is missing, unexpected, wrongly shaped, or holds NaN or infinity."""
-    faults = []
-    for name in [*wanted, *(name for name in found if name not in wanted)]:
-        shape = tuple(found[name].shape) if name in found else None
-        wanted_shape = tuple(wanted[name].shape) if name in wanted else None
-        if shape is None:
-            field, value, problem = "name", "missing", f"the model needs this tensor with shape {wanted_shape}."
-        elif wanted_shape is None:
-            field, value, problem = "name", f"shape {shape}", "the model has no such tensor."
-        elif shape != wanted_shape:
-            field, value, problem = "shape", str(shape), f"the model needs shape {wanted_shape}."
-        elif not torch.isfinite(found[name]).all():
-            bad = int((~torch.isfinite(found[name])).sum())
-            field, value, problem = "values", f"{bad} of {found[name].numel()}", "not finite (NaN or infinity)."
-        else:
-            continue
-        faults.append(Fault(file=file, where=f"tensor {name}", field=field, value=value, problem=problem, mend=mend))
-    return faults
-
-
 def _read_state(path: Path) -> dict[str, Tensor]:
     state = read_tensor_file(path).tensors if path.suffix == ".safetensors" else _read_torch_state(path)
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
@@ -245,13 +225,16 @@ def _anchor_faults(model: MaskRcnn, anchors: Mapping[str, Tensor], file: str) ->
     table = _model_cell_anchors(model)
     wanted = {name: table[name] for name in anchors if name in table}
     faults = tensor_faults(anchors, wanted, file=file, mend=mend)
-    for name, tensor in wanted.items():
-        if anchors[name].shape == tensor.shape and not torch.equal(anchors[name].float(), tensor):
-            value = str(anchors[name].tolist())
-            problem = f"the model's anchors of this level are {tensor.tolist()}."
-            faults.append(
-                Fault(file=file, where=f"tensor {name}", field="values", value=value, problem=problem, mend=mend)
-            )
+    others = {
+        name: tensor
+        for name, tensor in wanted.items()
+        if anchors[name].shape == tensor.shape and not torch.equal(anchors[name].float(), tensor)
+    }
+    if others:
+        name, tensor = next(iter(others.items()))
+        problem = f"the model's anchors of {name} are {tensor.tolist()}."
+        where, value = named_tensors(list(others)), str(anchors[name].tolist())
+        faults.append(Fault(file=file, where=where, field="values", value=value, problem=problem, mend=mend))
     return faults
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from maskperf.guard.targets import has_targets, meets_targets
 from maskperf.records.progress import duration_text
 
 COLUMNS = ("epoch", "steps", "loss", "box AP", "mask AP", "targets", "images/s", "minutes")
@@ -33,17 +34,17 @@ class EpochRecord:
 def final_table(
     records: Sequence[EpochRecord],
     *,
-    box_target: float,
-    mask_target: float,
-    reached: bool,
+    box_target: float | int,
+    mask_target: float | int,
+    status: str,
     total_seconds: float,
     run_folder: Path,
     stream: TextIOBase,
 ) -> None:
-    """Returns nothing; writes one row an epoch, the verdict, and where to look.
+    """Returns nothing; writes one row an evaluation, the verdict, and where to look.
 
-    `reached` is the decision of the run; `total_seconds` goes from run_start to run_stop. Colours and lines are left
-    out where the stream is not a terminal.
+    `status` is the decision of the run ("success", "done" or "aborted"); `total_seconds` goes from run_start to
+    run_stop. Colours and lines are left out where the stream is not a terminal.
     """
     console = Console(file=stream, markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
@@ -52,11 +53,11 @@ def final_table(
     for column in table.columns:
         column.justify = "right"
     for record in records:
-        met_both = met_targets(record, box_target, mask_target) == "both"
-        table.add_row(*_cells(record, box_target, mask_target), style="green" if met_both else None)
+        met = meets_targets(record.box_ap, record.mask_ap, box_target=box_target, mask_target=mask_target)
+        table.add_row(*_cells(record, box_target, mask_target), style="green" if met else None)
     console.print(table)
     lines = verdict_lines(
-        records, box_target=box_target, mask_target=mask_target, reached=reached, total_seconds=total_seconds
+        records, box_target=box_target, mask_target=mask_target, status=status, total_seconds=total_seconds
     )
     for line in lines:
         console.print(Text(line, style="bold"), soft_wrap=True)
@@ -65,32 +66,56 @@ def final_table(
     stream.flush()
 
 
-def met_targets(record: EpochRecord, box_target: float, mask_target: float) -> str:
-    """Returns "both", "box", "mask" or "-"; a target is met by an AP that is not below it, unrounded."""
-    box_met, mask_met = record.box_ap >= box_target, record.mask_ap >= mask_target
+def met_targets(record: EpochRecord, box_target: float | int, mask_target: float | int) -> str:
+    """Returns "both", "box", "mask" or "-"; a target is met by an AP that is not below it, unrounded; 0 is none."""
+    box_met = meets_targets(record.box_ap, record.mask_ap, box_target=box_target, mask_target=0)
+    mask_met = meets_targets(record.box_ap, record.mask_ap, box_target=0, mask_target=mask_target)
     return {(True, True): "both", (True, False): "box", (False, True): "mask", (False, False): "-"}[box_met, mask_met]
 
 
 def verdict_lines(
-    records: Sequence[EpochRecord], *, box_target: float, mask_target: float, reached: bool, total_seconds: float
+    records: Sequence[EpochRecord],
+    *,
+    box_target: float | int,
+    mask_target: float | int,
+    status: str,
+    total_seconds: float,
 ) -> list[str]:
-    """Returns the verdict in words: targets, time and speed."""
+    """Returns the verdict in words: targets, time, the best epoch and speed."""
+    reached = status == "success"
+    aims = [f"(target {target:.4f})" if target else "(no target)" for target in (box_target, mask_target)]
     if not records:
         lines = ["target missed: no epoch was evaluated"]
+    elif not has_targets(box_target, mask_target):
+        last = records[-1]
+        outcome = "done, without targets" if status == "done" else "not done"
+        lines = [f"{outcome}: epoch {last.epoch}, box AP {last.box_ap:.4f}, mask AP {last.mask_ap:.4f}"]
     else:
-        best = max(records, key=lambda record: min(record.box_ap - box_target, record.mask_ap - mask_target))
-        decisive = records[-1] if reached else best
+        nearest = max(records, key=lambda record: _smallest_margin(record, box_target, mask_target))
+        decisive = records[-1] if reached else nearest
         lines = [
             f"target {'reached' if reached else 'missed, nearest'} in epoch {decisive.epoch}: "
-            f"box AP {decisive.box_ap:.4f} (target {box_target:.4f}), "
-            f"mask AP {decisive.mask_ap:.4f} (target {mask_target:.4f})"
+            f"box AP {decisive.box_ap:.4f} {aims[0]}, mask AP {decisive.mask_ap:.4f} {aims[1]}"
         ]
     lines.append(f"{'time to target' if reached else 'time spent'}: {duration_text(total_seconds)}")
-    if records:
+    best = best_record(records)
+    if best is not None:
+        lines.append(f"best weights: epoch {best.epoch}, box AP {best.box_ap:.4f}, mask AP {best.mask_ap:.4f}")
         speed = sum(record.images_per_second for record in records) / len(records)
         evaluation_seconds = sum(record.evaluation_seconds for record in records) / len(records)
         lines.append(f"training speed: {speed:.1f} images/s; an evaluation took {evaluation_seconds:.1f} s")
     return lines
+
+
+def best_record(records: Sequence[EpochRecord]) -> EpochRecord | None:
+    """Returns the evaluation with the highest sum of box AP and mask AP, of equal ones the first; None without any."""
+    return max(records, key=lambda record: record.box_ap + record.mask_ap, default=None)
+
+
+def _smallest_margin(record: EpochRecord, box_target: float | int, mask_target: float | int) -> float:
+    """Returns by how much the AP that is furthest from its target is above it; a target of 0 does not count."""
+    pairs = ((record.box_ap, box_target), (record.mask_ap, mask_target))
+    return min(ap - target for ap, target in pairs if target != 0)
 
 
 def where_to_look(run_folder: Path) -> list[str]:
@@ -100,7 +125,7 @@ def where_to_look(run_folder: Path) -> list[str]:
     return [f"where to look: {run_folder}", *(f"  {name}" for name in visible)]
 
 
-def _cells(record: EpochRecord, box_target: float, mask_target: float) -> list[str]:
+def _cells(record: EpochRecord, box_target: float | int, mask_target: float | int) -> list[str]:
     return [
         str(record.epoch),
         str(record.step),

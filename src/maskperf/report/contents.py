@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class Verdict:
     """The first thing a reader sees."""
 
-    state: str  # "reached", "missed", "aborted" or "unfinished"
+    state: str  # "reached", "done" (it had no targets), "missed", "aborted" or "unfinished"
     sentence: str  # for example "Both targets met in epoch 14, after 19.2 minutes."
     minutes: float | None  # run_start to run_stop
     box_ap: float | None  # of the last evaluation
@@ -123,6 +123,7 @@ class RunPage:
     path: str
     recipe: str
     notes: tuple[str, ...]  # what a reader must know, e.g. "a demo is not a submission"
+    notices: tuple[str, ...]  # what the run said about its data and settings when it started
     verdict: Verdict
     evaluations: tuple[EvaluationPoint, ...]
     losses: tuple[LossPoint, ...]

@@ -72,6 +72,7 @@ def _gather_run(files: RunFiles) -> _Gathered:
         path=str(files.path),
         recipe=files.recipe,
         notes=(*run_notes(files, verdict, rules), *notes, *files.notes),
+        notices=() if files.results is None else tuple(files.results.notices),
         verdict=verdict,
         evaluations=evaluations,
         losses=loss_points(files),
@@ -130,6 +131,9 @@ def _sentence(pages: Sequence[RunPage], score: SeriesScore | None) -> str:
     if len(pages) == 1:
         return pages[0].verdict.sentence
     reached = sum(page.verdict.state == "reached" for page in pages)
+    done = sum(page.verdict.state == "done" for page in pages)
+    if done and not reached:
+        return f"{done} of {len(pages)} runs trained to their end, without targets."
     sentence = f"{reached} of {len(pages)} runs reached their targets"
     if score is None:
         return f"{sentence}."

@@ -45,7 +45,9 @@ def ap_text(value: float | int | None, target: float | int | None = None) -> str
 
 
 def target_text(value: float | int | None) -> str:
-    """Returns a target without needless zeros."""
+    """Returns a target without needless zeros; 0 is none."""
+    if value == 0:
+        return "none"
     return f"{value:.6g}" if value is not None and is_number(value) else UNKNOWN
 
 

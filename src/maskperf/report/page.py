@@ -98,7 +98,8 @@ def _values(contents: ReportContents) -> dict[str, Any]:
         "state_words": STATE_WORDS,
         "headline": {"minutes": minutes, "label": minutes_label},
         "standing": standing_sentence(contents.places),
-        "notes": _notes(runs),
+        "notes": _notes(runs, "notes"),
+        "notices": _notes(runs, "notices"),
         "largest": {
             "minutes": _largest(place.minutes for place in contents.places),
             "product": _largest(place.minutes_times_accelerators for place in contents.places),
@@ -117,11 +118,11 @@ def _values(contents: ReportContents) -> dict[str, Any]:
     }
 
 
-def _notes(runs: Sequence[ShownRun]) -> dict[str, list[ShownRun]]:
-    """Returns each note once, with the runs it belongs to."""
+def _notes(runs: Sequence[ShownRun], field: str) -> dict[str, list[ShownRun]]:
+    """Returns each note (or notice) once, with the runs it belongs to."""
     holders: dict[str, list[ShownRun]] = {}
     for run in runs:
-        for note in dict.fromkeys(run.page.notes):
+        for note in dict.fromkeys(getattr(run.page, field)):
             holders.setdefault(note, []).append(run)
     return holders
 

@@ -108,7 +108,8 @@ def _targets(contents: ReportContents) -> tuple[float | None, float | None]:
     verdicts = [run.verdict for run in contents.runs]
     boxes = {verdict.box_target for verdict in verdicts if is_number(verdict.box_target)}
     masks = {verdict.mask_target for verdict in verdicts if is_number(verdict.mask_target)}
-    return (boxes.pop() if len(boxes) == 1 else None, masks.pop() if len(masks) == 1 else None)
+    box_target, mask_target = (found.pop() if len(found) == 1 else None for found in (boxes, masks))
+    return box_target or None, mask_target or None  # 0 is no target, and gets no line
 
 
 def _has_numbers(run: dict[str, Any], plot: dict[str, Any]) -> bool:

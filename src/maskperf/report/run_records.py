@@ -69,3 +69,4 @@ class Results(msgspec.Struct, kw_only=True, frozen=True):
     time_account: dict[str, float] = {}
     peak_memory_gib: dict[str, float | None] = {}
     guard: GuardResults | None = None
+    notices: list[str] = []

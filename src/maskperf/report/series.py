@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from maskperf.guard.targets import has_targets
 from maskperf.mlperf.scoring import RUNS, reference_check, score_minutes
 from maskperf.report.contents import EvaluationPoint, SeriesScore, Verdict
 from maskperf.report.run_files import RUN_FILES, RunFiles, file_error, read_log_file, read_run_folder
@@ -64,7 +65,12 @@ def read_source(path: Path) -> Source:
 def score_of(
     sources: Sequence[Source], judged: Sequence[tuple[RunFiles, Verdict, Sequence[EvaluationPoint]]]
 ) -> SeriesScore | None:
-    """Returns the score of a series, or of five single runs of one recipe and batch size; otherwise None."""
+    """Returns the score of a series, or of five single runs of one recipe and batch size; otherwise None.
+
+    Runs without targets have none: there is no time to a target.
+    """
+    if not any(has_targets(*files.targets) for files, _, _ in judged):
+        return None
     one_series = len(sources) == 1 and sources[0].is_series
     alike = {(files.recipe, files.batch_size, files.targets) for files, _, _ in judged}
     if not one_series and not (len(judged) == RUNS and len(alike) == 1):

@@ -8,12 +8,13 @@ from maskperf.report.number_text import is_number
 
 STATE_WORDS = {
     "reached": "Targets reached",
+    "done": "Done",
     "missed": "Targets missed",
     "aborted": "Aborted",
     "unfinished": "Unfinished",
 }
 # The worst of several states is that of the report.
-STATES_FROM_WORST = ("aborted", "unfinished", "missed", "reached")
+STATES_FROM_WORST = ("aborted", "unfinished", "missed", "done", "reached")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -96,6 +96,7 @@ def _run(run: RunPage, *, several: bool) -> list[str]:
     if several:
         blocks.append(escape(verdict.sentence))
     blocks += [_list(run.notes)] if run.notes else []
+    blocks += ["Notices:", _list(run.notices)] if run.notices else []
     if run.evaluations:
         targets = f"Targets: box AP {target_text(verdict.box_target)}, mask AP {target_text(verdict.mask_target)}."
         shown = run.evaluations[-MOST_EVALUATIONS:]

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
+from maskperf.guard.targets import has_targets, meets_targets
 from maskperf.mlperf.read import BOX_TARGET, MASK_TARGET, BenchmarkLog
 from maskperf.report.contents import EvaluationPoint, RuleRow, Verdict
+from maskperf.report.number_text import target_text
 from maskperf.report.phases import last_minutes
 from maskperf.report.run_files import RunFiles
 
@@ -46,16 +48,16 @@ def evaluation_points(files: RunFiles, notes: list[str]) -> tuple[EvaluationPoin
 def make_verdict(files: RunFiles, evaluations: Sequence[EvaluationPoint]) -> Verdict:
     """Returns what came of the run.
 
-    "missed": trained to its end without meeting both targets; "aborted": stopped before its end, by the guard, by an
-    error or by hand; "unfinished": nothing says that it ended.
+    "done": trained to its end without targets; "missed": trained to its end without meeting its targets; "aborted":
+    stopped before its end, by the guard, by an error or by hand; "unfinished": nothing says that it ended.
     """
     box_target, mask_target = files.targets
     state = _state(files, evaluations)
     minutes = _minutes(files)
-    make = {"reached": _reached, "missed": _missed, "aborted": _aborted, "unfinished": _unfinished}[state]
+    sentences = {"reached": _reached, "done": _done, "missed": _missed, "aborted": _aborted, "unfinished": _unfinished}
     return Verdict(
         state=state,
-        sentence=make(files, evaluations, minutes),
+        sentence=sentences[state](files, evaluations, minutes),
         minutes=minutes,
         box_ap=evaluations[-1].box_ap if evaluations else None,
         mask_ap=evaluations[-1].mask_ap if evaluations else None,
@@ -73,8 +75,10 @@ def run_notes(files: RunFiles, verdict: Verdict, rules: Sequence[RuleRow]) -> li
     notes = []
     if files.recipe == "demo":
         notes.append(DEMO_NOTE)
+    elif not has_targets(*files.targets):
+        notes.append(f"The run had no targets; the benchmark's are {BOX_TARGET} and {MASK_TARGET}.")
     elif None not in files.targets and not has_coco_targets(files):
-        targets = " and ".join(f"{target:g}" for target in files.targets if target is not None)
+        targets = " and ".join(target_text(target) for target in files.targets)
         notes.append(f"The targets {targets} are not the benchmark's {BOX_TARGET} and {MASK_TARGET}.")
     if _division(files) == "open" and files.recipe != "demo":
         notes.append(OPEN_NOTE)
@@ -86,8 +90,8 @@ def run_notes(files: RunFiles, verdict: Verdict, rules: Sequence[RuleRow]) -> li
     notes += _clock_notes(files)
     if files.results is not None:
         notes += [f"The fast and the official engine differ: {text}." for text in files.results.engine_differences]
-    if _status(files) == "success" and verdict.state != "reached":
-        notes.append("The run calls itself a success, but no evaluation met both targets.")
+    if _status(files) == "success" and verdict.state == "missed":
+        notes.append("The run calls itself a success, but no evaluation met its targets.")
     return notes
 
 
@@ -105,6 +109,8 @@ def _state(files: RunFiles, evaluations: Sequence[EvaluationPoint]) -> str:
     status = _status(files)
     if status == "unfinished":
         return "unfinished"
+    if not has_targets(*files.targets):
+        return "done" if status in ("success", "done") else "aborted"
     if status == "success":
         return "reached" if any(_meets(files, point) for point in evaluations) else "missed"
     return "aborted" if stop_reason(files) or not _is_whole(files, evaluations) else "missed"
@@ -129,7 +135,7 @@ def _is_whole(files: RunFiles, evaluations: Sequence[EvaluationPoint]) -> bool:
 
 def _meets(files: RunFiles, point: EvaluationPoint) -> bool:
     box_target, mask_target = files.targets
-    return (box_target is None or point.box_ap >= box_target) and (mask_target is None or point.mask_ap >= mask_target)
+    return meets_targets(point.box_ap, point.mask_ap, box_target=box_target, mask_target=mask_target)
 
 
 def _minutes(files: RunFiles) -> float | None:
@@ -142,7 +148,16 @@ def _minutes(files: RunFiles) -> float | None:
 
 def _reached(files: RunFiles, evaluations: Sequence[EvaluationPoint], minutes: float | None) -> str:
     met = next(point for point in evaluations if _meets(files, point))
-    return f"Both targets met in epoch {met.epoch}{_after(minutes)}."
+    both = "Target" if 0 in files.targets else "Both targets"
+    return f"{both} met in epoch {met.epoch}{_after(minutes)}."
+
+
+def _done(files: RunFiles, evaluations: Sequence[EvaluationPoint], minutes: float | None) -> str:
+    if not evaluations:
+        return f"Trained to its end, without targets{_after(minutes)}; never evaluated."
+    best = max(evaluations, key=lambda point: point.box_ap + point.mask_ap)
+    found = f"best in epoch {best.epoch}: box AP {best.box_ap:.4f}, mask AP {best.mask_ap:.4f}"
+    return f"Trained to its end, without targets: {_epochs(evaluations)}{_after(minutes)}; {found}."
 
 
 def _missed(files: RunFiles, evaluations: Sequence[EvaluationPoint], minutes: float | None) -> str:
@@ -154,14 +169,18 @@ def _missed(files: RunFiles, evaluations: Sequence[EvaluationPoint], minutes: fl
         return f"The run{took} was never evaluated."
     nearest = max(evaluations, key=lambda point: min(_margins(files, point).values(), default=0.0))
     short = [f"{name} {-margin:.4f}" for name, margin in _margins(files, nearest).items() if margin < 0]
-    epochs = f"{evaluations[-1].epoch} epoch{'s' if evaluations[-1].epoch > 1 else ''}"
-    return f"Targets not met in {epochs}{took}; nearest in epoch {nearest.epoch}: {' and '.join(short)} short."
+    where = f"{_epochs(evaluations)}{took}; nearest in epoch {nearest.epoch}"
+    return f"Targets not met in {where}: {' and '.join(short)} short."
 
 
 def _margins(files: RunFiles, point: EvaluationPoint) -> dict[str, float]:
     """Returns by how much each AP is above its target, by name."""
     pairs = {"box AP": (point.box_ap, files.targets[0]), "mask AP": (point.mask_ap, files.targets[1])}
-    return {name: ap - target for name, (ap, target) in pairs.items() if target is not None}
+    return {name: ap - target for name, (ap, target) in pairs.items() if target}
+
+
+def _epochs(evaluations: Sequence[EvaluationPoint]) -> str:
+    return f"{evaluations[-1].epoch} epoch{'s' if evaluations[-1].epoch > 1 else ''}"
 
 
 def _aborted(files: RunFiles, evaluations: Sequence[EvaluationPoint], minutes: float | None) -> str:

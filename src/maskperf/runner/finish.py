@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass
 
 import msgspec
 
+from maskperf.data.categories import with_written_ids
 from maskperf.data.coco import read_annotations
+from maskperf.data.document import CategoryRow
 from maskperf.engine.distributed import share_from_first
-from maskperf.evaluation.scores import Scores
 from maskperf.evaluation.table import score_entries
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.model.weights import save_reference_state
@@ -16,10 +17,10 @@ from maskperf.records.json_text import pretty_json
 from maskperf.records.memory import peak_memory_gib
 from maskperf.records.pictures import grid_from_results
 from maskperf.records.step_recorder import StepRecorder
-from maskperf.records.summary import final_table
+from maskperf.records.summary import best_record, final_table
 from maskperf.report.write import write_report
 from maskperf.runner.judge import Judgement
-from maskperf.runner.session import OpenedData, Session
+from maskperf.runner.session import BEST_WEIGHTS_FILE, OpenedData, Session
 
 PICTURES = 8
 
@@ -28,8 +29,8 @@ PICTURES = 8
 class RunResult:
     """What a run achieved."""
 
-    status: str  # "success" or "aborted"
-    reason: str  # why it was aborted; empty for a success
+    status: str  # "success", "done" (a run without targets came to its end) or "aborted"
+    reason: str  # why it was aborted; empty otherwise
     epochs: int
     seconds: float  # run_start to run_stop
     box_ap: float | None  # None before the first evaluation
@@ -41,10 +42,7 @@ def finish(
     session: Session, data: OpenedData, model: MaskRcnn, *, recorder: StepRecorder, judgement: Judgement
 ) -> RunResult:
     """Returns what the run achieved; the first process also writes the files of the run and shows its table."""
-    reason = "" if judgement.reached else "the steps of the recipe are used up and a target is not met"
-    if judgement.differences:
-        reason = "the fast COCO engine and the official one do not agree"
-    result = save_results(session, recorder, scores=judgement.scores, reason=reason, judgement=judgement)
+    result = save_results(session, recorder, reason=_reason(judgement), judgement=judgement)
     if session.folder is not None:
         _write_files(session, data, model, judgement)
         for difference in judgement.differences:
@@ -57,7 +55,7 @@ def finish(
             recorder.records,
             box_target=session.config.evaluation.box_target,
             mask_target=session.config.evaluation.mask_target,
-            reached=judgement.reached,
+            status=judgement.status,
             total_seconds=result.seconds,
             run_folder=session.folder,
             stream=sys.stdout,
@@ -67,16 +65,29 @@ def finish(
     return result
 
 
+def _reason(judgement: Judgement) -> str:
+    """Returns why the run is aborted; empty where it is not."""
+    if judgement.differences:
+        return "the fast COCO engine and the official one do not agree"
+    if judgement.status == "aborted":
+        return "the steps of the recipe are used up and a target is not met"
+    return ""
+
+
 def save_results(
-    session: Session, recorder: StepRecorder, *, scores: Scores | None, reason: str, judgement: Judgement | None = None
+    session: Session, recorder: StepRecorder, *, reason: str, judgement: Judgement | None = None
 ) -> RunResult:
-    """Returns what the run achieved, after the first process wrote it to results.json; `reason` empty: a success."""
+    """Returns what the run achieved, after the first process wrote it to results.json.
+
+    Without a judgement the run was cut short, for `reason`.
+    """
     session.account.stop()
-    last = recorder.records[-1] if recorder.records else None
+    last, best = recorder.records[-1] if recorder.records else None, best_record(recorder.records)
+    scores = judgement.scores if judgement else None
     result = RunResult(
-        status="aborted" if reason else "success",
+        status=judgement.status if judgement else "aborted",
         reason=reason,
-        epochs=len(recorder.records),
+        epochs=last.epoch if last else 0,
         seconds=session.account.total_seconds(),
         box_ap=last.box_ap if last else None,
         mask_ap=last.mask_ap if last else None,
@@ -88,6 +99,8 @@ def save_results(
         "mask_target": session.config.evaluation.mask_target,
         **({"engine": scores.engine, **score_entries(scores)} if scores else {}),
         "epochs_table": [asdict(record) for record in recorder.records],
+        "best": {**asdict(best), "weights": BEST_WEIGHTS_FILE} if best else None,
+        "notices": session.notices,
         "time_account": session.account.phases(),
         "peak_memory_gib": peak_memory_gib(),
         "guard": {
@@ -101,11 +114,15 @@ def save_results(
 
 def _write_files(session: Session, data: OpenedData, model: MaskRcnn, judgement: Judgement) -> None:
     config, folder = session.config, session.folder
-    boxes, masks = judgement.results
+    boxes, masks = (with_written_ids(results, data.categories) for results in judgement.found)
     session.write("detections_bbox.json", msgspec.json.encode(boxes).decode())
     session.write("detections_segm.json", msgspec.json.encode(masks).decode())
     if config.model.batch_norm == "frozen":
         save_reference_state(model, folder / "model.pth")
     document, images = read_annotations(data.val), data.paths.val_images
+    written_ids = data.categories.written_ids
+    document.categories = [
+        CategoryRow(id=written_ids[identity], name=name) for identity, name in data.categories.names.items()
+    ]
     grid_from_results(document, images, boxes, masks, num_images=PICTURES, path=folder / "predictions.png")
     write_picture_entries(document, images, boxes, masks, folder=folder)

@@ -1,13 +1,14 @@
-"""The verdict after an epoch: predict the validation split, score it, compare with the targets."""
+"""The verdict at an evaluation: predict the validation split, score it, compare with the targets."""
 
 import time
 from dataclasses import dataclass
 
 from maskperf.data.loader import evaluation_batches, feeding_for
-from maskperf.engine.distributed import average_buffers, share_from_first
+from maskperf.engine.distributed import share_from_first
 from maskperf.evaluation.predict import predict
 from maskperf.evaluation.results import BoxResults, MaskResults
 from maskperf.evaluation.scores import Scores, agree, score
+from maskperf.guard.targets import has_targets, meets_targets
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.runner.session import OpenedData, Session
 
@@ -18,25 +19,26 @@ class Judgement:
 
     box_ap: float
     mask_ap: float
-    reached: bool
+    status: str  # as the run would end now: "success", "done" (it has no targets) or "aborted"
     differences: tuple[str, ...]  # between the fast engine and the official one
     scores: Scores | None  # first process only
     found: tuple[BoxResults, MaskResults]  # empty in the other processes
     seconds: float
 
     @property
-    def results(self) -> tuple[list[dict], list[dict]]:
-        """The box results and the mask results as entries of COCO's result format."""
-        boxes, masks = self.found
-        return list(boxes), list(masks)
+    def is_final(self) -> bool:
+        """Whether the run ends here, even if it has epochs left."""
+        return self.status == "success" or bool(self.differences)
 
 
-def judge(session: Session, data: OpenedData, model: MaskRcnn, epoch: int) -> Judgement:
-    """Returns the verdict on the model after an epoch. The official engine confirms a verdict of the fast one."""
+def judge(session: Session, data: OpenedData, model: MaskRcnn, epoch: int, *, is_last: bool) -> Judgement:
+    """Returns the verdict on the model after an epoch; `is_last`: the epochs of the run are used up.
+
+    The official engine confirms the numbers of the fast one wherever a run ends well.
+    """
     config, topology = session.config.evaluation, session.topology
     session.log.evaluation_start(epoch)
     start = time.monotonic()
-    average_buffers(model, topology)
     batches = evaluation_batches(
         data.val,
         session.config.data,
@@ -46,20 +48,27 @@ def judge(session: Session, data: OpenedData, model: MaskRcnn, epoch: int) -> Ju
         pin_memory=topology.device.type == "cuda",
         feeding=feeding_for(session.config.speed, topology.device),
     )
-    boxes, masks = predict(model, batches, data.val.category_ids, topology)
-    scores, differences, reached = None, (), False
+    boxes, masks = predict(model, batches, data.train.category_ids, topology)
+    scores, differences, status = None, (), "aborted"
     if topology.is_first:
-        scores = score(data.truth, boxes, masks, engine=config.engine)
-        reached = scores.box_ap >= config.box_target and scores.mask_ap >= config.mask_target
-        if reached and config.engine != "official":
-            differences = tuple(agree(scores, score(data.truth, boxes, masks, engine="official")))
+        limit = config.max_detections
+        scores = score(data.truth, boxes, masks, engine=config.engine, max_detections=limit)
+        targets = {"box_target": config.box_target, "mask_target": config.mask_target}
+        if meets_targets(scores.box_ap, scores.mask_ap, **targets):
+            status = "success"
+        elif is_last and not has_targets(**targets):
+            status = "done"
+        if status != "aborted" and config.engine != "official":
+            official = score(data.truth, boxes, masks, engine="official", max_detections=limit)
+            differences = tuple(agree(scores, official))
+            status = "aborted" if differences else status
     box_ap, mask_ap = (scores.box_ap, scores.mask_ap) if scores else (0.0, 0.0)
-    box_ap, mask_ap, reached, differences = share_from_first((box_ap, mask_ap, reached, differences), topology)
+    box_ap, mask_ap, status, differences = share_from_first((box_ap, mask_ap, status, differences), topology)
     session.log.evaluation_stop(epoch, box_ap, mask_ap)
     return Judgement(
         box_ap=box_ap,
         mask_ap=mask_ap,
-        reached=reached and not differences,
+        status=status,
         differences=differences,
         scores=scores,
         found=(boxes, masks),

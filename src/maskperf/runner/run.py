@@ -8,13 +8,13 @@ from maskperf.config import RunConfig
 from maskperf.data.sampler import steps_per_epoch
 from maskperf.engine.build import build_model, keep_memory, warm_up
 from maskperf.engine.captured import capture_steps
-from maskperf.engine.distributed import broadcast_model, init_topology
+from maskperf.engine.distributed import average_buffers, broadcast_model, init_topology
 from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.precision import set_precision
 from maskperf.engine.step import train_step
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.ops.kernels.selection import describe
-from maskperf.records.summary import EpochRecord
+from maskperf.records.summary import EpochRecord, best_record
 from maskperf.runner.batches import micro_batches
 from maskperf.runner.finish import RunResult, finish
 from maskperf.runner.judge import Judgement, judge
@@ -22,6 +22,7 @@ from maskperf.runner.session import (
     Session,
     clear_caches,
     generate_data,
+    keep_best_model,
     open_data,
     open_recorder,
     open_session,
@@ -31,7 +32,7 @@ from maskperf.runner.stop import Training, keep_black_box, watch_evaluations
 
 
 def run_benchmark(config: RunConfig) -> RunResult:
-    """Returns what a run achieved: trains a recipe until both targets are met at one evaluation, or its steps are used.
+    """Returns what a run achieved: trains a recipe until its targets are met at one evaluation, or its steps are used.
 
     Errors: LostRunError where a number is not finite or the loss collapsed.
     Source: the sequence and cadence of MLPerf Training rules, `tools/train_mlperf.py` of the reference.
@@ -53,7 +54,7 @@ def run_benchmark(config: RunConfig) -> RunResult:
         training = Training(data, model, optimizer, recorder, num_steps)
         judgement, update, epoch = None, 0, 0
         with keep_black_box(session, training):
-            while not _is_over(config, judgement, update, epoch):
+            while judgement is None or not (judgement.is_final or _is_used_up(config, update, epoch)):
                 epoch += 1
                 session.log.epoch_start(epoch)
                 recorder.start_epoch()
@@ -75,8 +76,8 @@ def run_benchmark(config: RunConfig) -> RunResult:
                     recorder.add(result, epoch=epoch, step=update, data_wait_seconds=wait_seconds)
                     session.log.tracked_stats(recorder.take_windows())
                     waited = time.monotonic()
-                judgement = _end_epoch(session, training, epoch, update)
-        session.stop_clock(success=judgement.reached)
+                judgement = _end_epoch(session, training, epoch, update) or judgement
+        session.stop_clock(success=judgement.status != "aborted")
         recorder.close()
         return finish(session, data, model, recorder=recorder, judgement=judgement)
 
@@ -102,13 +103,22 @@ def _initialize(session: Session) -> tuple[MaskRcnn, torch.optim.Optimizer]:
     return model, optimizer
 
 
-def _end_epoch(session: Session, training: Training, epoch: int, update: int) -> Judgement:
-    """Returns the verdict on the model after an epoch, with everything about it written down."""
-    recorder = training.recorder
+def _end_epoch(session: Session, training: Training, epoch: int, update: int) -> Judgement | None:
+    """Returns the verdict on the model after an epoch, with everything about it written down.
+
+    None after an epoch that is not evaluated. The weights are saved first: an evaluation that is killed loses none.
+    """
+    recorder, config = training.recorder, session.config
     mean_loss, speed = recorder.epoch_summary()  # a broken model is noticed here at the latest, and never evaluated
     session.log.epoch_stop(epoch)
+    average_buffers(training.model, session.topology)
+    with session.account.measure("saving"):
+        save_model(session, training.model, training.data.train)
+    is_last = _is_used_up(config, update, epoch)
+    if epoch % config.evaluation.every_epochs and not is_last:
+        return None
     with session.account.measure("evaluation"):
-        judgement = judge(session, training.data, training.model, epoch)
+        judgement = judge(session, training.data, training.model, epoch, is_last=is_last)
     record = EpochRecord(
         epoch=epoch,
         step=update,
@@ -120,14 +130,14 @@ def _end_epoch(session: Session, training: Training, epoch: int, update: int) ->
         evaluation_seconds=judgement.seconds,
     )
     recorder.evaluation(record)
+    if best_record(recorder.records) is record:
+        with session.account.measure("saving"):
+            keep_best_model(session)
     watch_evaluations(session, training)
-    with session.account.measure("saving"):
-        save_model(session, training.model, training.data.train)
     return judgement
 
 
-def _is_over(config: RunConfig, judgement: Judgement | None, update: int, epoch: int) -> bool:
-    if judgement is not None and (judgement.reached or judgement.differences):
-        return True
+def _is_used_up(config: RunConfig, update: int, epoch: int) -> bool:
+    """Returns whether the recipe has no steps or epochs left."""
     limits = config.optimizer
     return update >= limits.max_steps or 0 < limits.max_epochs <= epoch

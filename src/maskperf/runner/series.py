@@ -25,6 +25,7 @@ from maskperf.report.write import write_report
 SERIES_FILE = "series.json"
 COLUMNS = ("run", "status", "exit code", "epochs", "minutes", "seed")
 PLAIN_WIDTH_COLUMNS = 120
+ENDED_WELL = ("success", "done")
 SECONDS_TO_END_ALONE = 5.0  # a child that Ctrl-C of a terminal has reached as well as us
 SECONDS_TO_END = ((signal.SIGINT, 30.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0))
 
@@ -35,14 +36,14 @@ class SeriesRun:
 
     folder: str  # inside the folder of the series
     exit_code: int
-    status: str  # "success", "aborted" (it has results, but missed its targets), or "failed"
+    status: str  # "success", "done" (it had no targets), "aborted" (with results; targets missed), or "failed"
     minutes: float | None  # run_start to run_stop
     epochs: int | None
     seed: int | None
 
 
 def run_series(recipe: str, words: Sequence[str], *, runs: int, run_dir: str = "") -> int:
-    """Returns the exit code of the series: 0 where there is a score, or, without five runs, where all succeeded.
+    """Returns the exit code of the series: 0 where there is a score, or where all runs ended well.
 
     Each run is `maskperf run <recipe> <words> run_dir=...` in a fresh Python, into a folder of its own. One that fails
     is kept and counted, and the next goes on; but a mistake that stops the first run would stop them all, so its
@@ -66,7 +67,7 @@ def run_series(recipe: str, words: Sequence[str], *, runs: int, run_dir: str = "
                 print(f"the series ends here: the other runs would meet the same ({folder / SERIES_FILE})", flush=True)
                 return code
     _show(found, folder, runs)
-    is_done = _score(found) is not None or (runs != RUNS and all(run.status == "success" for run in found))
+    is_done = _score(found) is not None or all(run.status in ENDED_WELL for run in found)
     return EXIT_DONE if is_done else EXIT_TARGET_MISSED
 
 
@@ -88,8 +89,8 @@ def read_run(folder: Path, exit_code: int) -> SeriesRun:
     """Returns what is known of a run from its exit code and its folder."""
     results, config = _read(folder / "results.json"), _read(folder / "config.json")
     status = results.get("status", "failed")
-    if status == "success" and exit_code != EXIT_DONE:
-        status = "failed"  # it met its targets and fell over afterwards
+    if status in ENDED_WELL and exit_code != EXIT_DONE:
+        status = "failed"  # it came to its end and fell over afterwards
     return SeriesRun(
         folder=folder.name,
         exit_code=exit_code,
@@ -102,6 +103,9 @@ def read_run(folder: Path, exit_code: int) -> SeriesRun:
 
 def series_sentence(found: Sequence[SeriesRun], runs: int) -> str:
     """Returns the outcome in words."""
+    done = sum(run.status == "done" for run in found)
+    if done:
+        return f"{done} of {runs} runs trained to their end; without targets there is no score."
     succeeded = sum(run.status == "success" for run in found)
     if len(found) < runs:
         return f"{len(found)} of {runs} runs are done, {succeeded} of them met their targets."
@@ -137,7 +141,7 @@ def _show(found: Sequence[SeriesRun], folder: Path, runs: int) -> None:
     for run in found:
         minutes = "-" if run.minutes is None else f"{run.minutes:.3f}"
         cells = (run.folder, run.status, _text(run.exit_code), _text(run.epochs), minutes, _text(run.seed))
-        table.add_row(*cells, style=None if run.status == "success" else "red")
+        table.add_row(*cells, style=None if run.status in ENDED_WELL else "red")
     console.print()
     console.print(table)
     console.print(series_sentence(found, runs), soft_wrap=True)

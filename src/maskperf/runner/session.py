@@ -1,28 +1,33 @@
 """What surrounds a run: the process group, the seed, the run folder, the log and the screen."""
 
+import os
 import sys
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shutil import copyfile
 
 import torch
 
 from maskperf.config import DataConfig, RunConfig
+from maskperf.data.categories import CategoryMatch, categories_of, match_categories
 from maskperf.data.coco import CocoIndex, DataPaths, locate, read_coco
 from maskperf.data.demo_dataset import ensure_demo_dataset
 from maskperf.data.page_cache import forget_all_files, forget_files
-from maskperf.data.verify import check_benchmark_counts, missing_images
+from maskperf.data.verify import check_benchmark_counts, count_notices, missing_images
 from maskperf.engine.build import padded_size_hw
 from maskperf.engine.distributed import Topology, close_topology, share_from_first
 from maskperf.engine.forward import mask_slots
 from maskperf.errors import ConfigError, DataError, Fault, joined_errors
+from maskperf.evaluation.detection_limit import detection_notices
 from maskperf.evaluation.scores import GroundTruth
 from maskperf.machine.threads import threads_of_process
 from maskperf.mlperf.log import MlperfLog
 from maskperf.model.layer_list import format_layers, list_layers
 from maskperf.model.mask_rcnn import MaskRcnn
-from maskperf.model.weights import save_model_weights
+from maskperf.model.weights import replace_file, save_model_weights
 from maskperf.overrides import describe, to_json_text
+from maskperf.recipes import RECIPES
 from maskperf.records.environment import describe_environment
 from maskperf.records.fonts import font_notices
 from maskperf.records.json_text import pretty_json
@@ -33,7 +38,8 @@ from maskperf.records.step_recorder import StepRecorder
 from maskperf.records.time_account import TimeAccount
 from maskperf.seeds import entropy_seed
 
-WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_FILE = "model.safetensors"  # of the last epoch
+BEST_WEIGHTS_FILE = "model_best.safetensors"  # of the best evaluation
 WEIGHT_FILES = {  # field of the section model: what to do where its file is missing
     "backbone_weights": "Set it to Detectron's R-50.pkl (ImageNetPretrained/MSRA of its model zoo, MD5 "
     "b19105fdd7baafb40480251377de18f2), or to nothing (model.backbone_weights=) to start from random weights.",
@@ -51,6 +57,7 @@ class Session:
     log: MlperfLog
     resources: ExitStack  # closed at the end, whatever happened
     account: TimeAccount = field(default_factory=TimeAccount)
+    notices: list[str] = field(default_factory=list)  # about data and settings; for results and report too
 
     @property
     def images_per_rank(self) -> int:
@@ -78,6 +85,11 @@ class Session:
         if self.topology.is_first:
             print(text, flush=True)
 
+    def notice(self, text: str) -> None:
+        """Says what the user should know about the data or the settings, and keeps it for results and report."""
+        self.notices.append(text)
+        self.say(text)
+
     def write(self, name: str, text: str) -> None:
         if self.folder is not None:
             write_text(self.folder / name, text)
@@ -99,7 +111,7 @@ def open_session(config: RunConfig, topology: Topology) -> Session:
     threads = threads_of_process(config.system.threads)
     torch.set_num_threads(threads.count)
     seed = share_from_first(entropy_seed() if config.seed < 0 else config.seed, topology)
-    config = _with_class_count(replace(config, seed=seed))
+    config = _with_class_count(replace(config, seed=seed), topology)
     folder = create_run_folder(config.run_dir, config.recipe) if topology.is_first else None
     log = MlperfLog(folder / "mlperf.log" if folder else None)
     resources = ExitStack()
@@ -138,11 +150,11 @@ def _demand_files(config: RunConfig) -> None:
         raise DataError(faults)
 
 
-def _with_class_count(config: RunConfig) -> RunConfig:
+def _with_class_count(config: RunConfig, topology: Topology) -> RunConfig:
     """Returns the configuration with model.num_classes taken from the training categories where it is 0."""
     if config.model.num_classes:
         return config
-    train, _ = _read_splits(locate(config.data), config.data)
+    train, _ = _read_both(locate(config.data), config.data, topology)
     return replace(config, model=replace(config.model, num_classes=len(train.category_ids) + 1))
 
 
@@ -165,6 +177,21 @@ def save_model(session: Session, model: MaskRcnn, categories: CocoIndex) -> None
             "config": to_json_text(session.config),
         }
         save_model_weights(model, session.folder / WEIGHTS_FILE, metadata)
+
+
+def keep_best_model(session: Session) -> None:
+    """Keeps the weights that were saved last as those of the best evaluation."""
+    if session.folder is not None:
+        last = session.folder / WEIGHTS_FILE
+        replace_file(session.folder / BEST_WEIGHTS_FILE, lambda temporary: _link_or_copy(last, temporary))
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    # A link costs no time on the clock, and the next save gives `source` a new file.
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        copyfile(source, target)
 
 
 def generate_data(session: Session) -> None:
@@ -205,7 +232,8 @@ class OpenedData:
     paths: DataPaths
     train: CocoIndex
     val: CocoIndex
-    truth: GroundTruth | None
+    categories: CategoryMatch
+    truth: GroundTruth | None  # in the categories of the training
 
 
 def open_data(session: Session) -> OpenedData:
@@ -218,11 +246,27 @@ def open_data(session: Session) -> OpenedData:
     train, val = _read_both(paths, config.data, session.topology)
     for index in (train, val):
         for notice in index.notices:
-            session.say(f"{index.json_path}: {notice}")
-    if session.topology.is_first:
-        for notice in font_notices(train.category_names):
-            session.say(notice)
-    faults = _category_faults(train, val, config.model.num_classes) + missing_images(train) + missing_images(val)
+            session.notice(f"{index.json_path}: {notice}")
+    categories = match_categories(
+        categories_of(train),
+        categories_of(val),
+        source=str(train.json_path),
+        file=str(val.json_path),
+        by_name=config.data.categories_by_name,
+    )
+    limits = {
+        "max_detections": config.evaluation.max_detections,
+        "detections_per_image": config.model.detections_per_image,
+    }
+    for notice in (
+        *_own_data_notices(config, train, val),
+        *categories.notices,
+        *detection_notices(val, **limits),
+        *(font_notices(train.category_names) if session.topology.is_first else ()),
+    ):
+        session.notice(notice)
+    faults = [*_class_faults(train, config.model.num_classes), *categories.faults]
+    faults += missing_images(train) + missing_images(val)
     if faults:
         raise DataError(faults)
     if config.data.check_counts:
@@ -231,8 +275,8 @@ def open_data(session: Session) -> OpenedData:
             raise ConfigError(
                 "\n".join([*mismatches, "Mend: get the files of COCO 2017, or set data.check_counts=false"])
             )
-    truth = GroundTruth(paths.val_json, val) if session.topology.is_first else None
-    return OpenedData(paths=paths, train=train, val=val, truth=truth)
+    truth = GroundTruth(paths.val_json, val, categories) if session.topology.is_first else None
+    return OpenedData(paths=paths, train=train, val=val, categories=categories, truth=truth)
 
 
 def _read_both(paths: DataPaths, data: DataConfig, topology: Topology) -> tuple[CocoIndex, CocoIndex]:
@@ -261,33 +305,33 @@ def _read_splits(paths: DataPaths, data: DataConfig) -> tuple[CocoIndex, CocoInd
     return train, val
 
 
-def _category_faults(train: CocoIndex, val: CocoIndex, num_classes: int) -> list[Fault]:
-    faults = []
+def _own_data_notices(config: RunConfig, train: CocoIndex, val: CocoIndex) -> list[str]:
+    """Returns what is to be said where data.root holds other data than the recipe is made for."""
+    recipe = RECIPES[config.recipe]().data
+    if config.data.train_json:  # other data on purpose
+        return []
+    if recipe.generate and not config.data.generate:
+        return [
+            f"{config.data.root}: holds a data set that this program did not write; it is trained on, with its "
+            f"{len(train.category_ids)} categories, and nothing is generated"
+        ]
+    return count_notices(train, val) if recipe.check_counts and not config.data.check_counts else []
+
+
+def _class_faults(train: CocoIndex, num_classes: int) -> list[Fault]:
     found = len(train.category_ids) + 1
-    if found != num_classes:
-        faults.append(
-            Fault(
-                file=str(train.json_path),
-                where="the list of categories",
-                field="categories",
-                value=f"{found - 1} entries",
-                problem=f"model.num_classes={num_classes} wants {num_classes - 1} of them (background is class 0).",
-                mend=f"Set model.num_classes={found}, or 0 to follow the file.",
-            )
+    if found == num_classes:
+        return []
+    return [
+        Fault(
+            file=str(train.json_path),
+            where="the list of categories",
+            field="categories",
+            value=f"{found - 1} entries",
+            problem=f"model.num_classes={num_classes} wants {num_classes - 1} of them (background is class 0).",
+            mend=f"Set model.num_classes={found}, or 0 to follow the file.",
         )
-    if list(train.category_ids) != list(val.category_ids):
-        different = sorted(set(train.category_ids.tolist()) ^ set(val.category_ids.tolist()))
-        faults.append(
-            Fault(
-                file=str(val.json_path),
-                where="the list of categories",
-                field="categories[].id",
-                value=", ".join(map(str, different[:10])),
-                problem=f"These ids are in only one of this file and {train.json_path}.",
-                mend="Give both files the same categories.",
-            )
-        )
-    return faults
+    ]
 
 
 def open_recorder(session: Session, steps_per_epoch: int) -> StepRecorder:

@@ -47,7 +47,7 @@ def keep_black_box(session: Session, training: Training) -> Iterator[None]:
         metadata = {"step": error.step, "event": error.event, "image_ids": image_ids[:SHOWN_IMAGE_IDS]}
         session.log.reason_of_stop(text, metadata)
         session.log.abort()
-        save_results(session, training.recorder, scores=None, reason=text)
+        save_results(session, training.recorder, reason=text)
         if session.folder is not None:
             page, _ = write_report(session.folder)
             session.say(f"report: {page}")

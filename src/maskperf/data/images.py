@@ -1,0 +1,61 @@
+"""The one look at the images of an index before anything is done with them."""
+
+from collections.abc import Callable
+
+from maskperf.config import DataConfig
+from maskperf.data.coco import CocoIndex
+from maskperf.data.decode import check_images
+from maskperf.data.file_names import resolve_file_names
+from maskperf.data.headers import check_headers
+from maskperf.data.subset import first_ids, without_images
+from maskperf.errors import DataError, Fault
+
+
+def prepare_images(
+    index: CocoIndex,
+    data: DataConfig,
+    *,
+    decode: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[CocoIndex, tuple[str, ...], list[Fault]]:
+    """Returns the index with file names that lead to files, what was noticed, and the faults of its images.
+
+    The head and the end of every file are read; with `decode` every image is decoded, which tells `progress` how many
+    are done, and of how many. With `data.skip_bad` the images that have faults are left out, and there are no faults.
+    Errors: DataError where none is left then.
+    """
+    index, name_notices, missing = resolve_file_names(index)
+    absent = {position for position, _ in missing}
+    faults, header_notices = check_headers(index, max_pixels=data.max_image_pixels, skip=absent)
+    if decode:
+        present = [position for position in range(len(index.image_ids)) if position not in absent]
+        faults, _ = check_images(index, present, max_pixels=data.max_image_pixels, progress=progress)
+    found = sorted([*missing, *faults], key=lambda pair: pair[0])
+    notices = (*name_notices, *header_notices)
+    if not found or not data.skip_bad:
+        return index, notices, [fault for _, fault in found]
+    if len(found) == len(index.image_ids):
+        raise DataError([_nothing_left(index), *(fault for _, fault in found)])
+    return without_images(index, [position for position, _ in found]), (*notices, *_left_out(index, found)), []
+
+
+def _nothing_left(index: CocoIndex) -> Fault:
+    return Fault(
+        file=str(index.json_path),
+        where="all images",
+        field="images",
+        value=f"{len(index.image_ids)} images",
+        problem="Without the images that have errors (data.skip_bad=true), none is left.",
+        mend="Correct the errors below, or set the folder of the images.",
+    )
+
+
+def _left_out(index: CocoIndex, found: list[tuple[int, Fault]]) -> list[str]:
+    """Returns one notice for each kind of problem, which is the first sentence of its description."""
+    kinds: dict[str, list[int]] = {}
+    for position, fault in found:
+        kinds.setdefault(fault.problem.partition(". ")[0].rstrip("."), []).append(position)
+    return [
+        f"{len(positions)} images left out (data.skip_bad=true): {kind} ({first_ids(index, positions)})"
+        for kind, positions in kinds.items()
+    ]

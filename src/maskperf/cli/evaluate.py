@@ -115,7 +115,8 @@ def _evaluate(choices: argparse.Namespace) -> int:
     """Returns the exit code, after weights were loaded, pictures judged and numbers shown and written."""
     import torch
 
-    from maskperf.data.coco import locate_validation, read_coco
+    from maskperf.data.coco import locate_validation
+    from maskperf.data.images import open_split
     from maskperf.data.loader import evaluation_batches, feeding_for
     from maskperf.engine.build import build_model, keep_memory
     from maskperf.engine.distributed import close_topology, init_topology
@@ -129,7 +130,9 @@ def _evaluate(choices: argparse.Namespace) -> int:
     config, notices = resolve_for_weights(weights, metadata, recipe=choices.recipe, pairs=choices.pairs)
     config = _with_data(config, choices)
     val_json, val_images = locate_validation(config.data, DATA_MEND)
-    val = read_coco(val_json, val_images, training=False, data=config.data)
+    val, error = open_split(val_json, val_images, config.data, training=False)
+    if error is not None:
+        raise error
     found = dict(zip(val.category_ids.tolist(), val.category_names, strict=True))
     num_classes = config.model.num_classes or len(found) + 1
     faults = category_faults(str(val_json), found, num_classes=num_classes, metadata=metadata)

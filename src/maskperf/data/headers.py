@@ -53,33 +53,50 @@ class _Known:
     modified_ns: int
     size_hw: tuple[int, int]
     orientation: int
+    is_decoded: bool  # all of it, not only looked at
 
 
 def check_headers(
-    index: CocoIndex, *, max_pixels: int, skip: Collection[int] = ()
+    index: CocoIndex,
+    *,
+    max_pixels: int,
+    skip: Collection[int] = (),
+    decode: bool = False,
+    afresh: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[tuple[int, Fault]], tuple[str, ...]]:
     """Returns the faults of all images but those at the positions `skip`, with their positions; and notices.
 
     What the head and the end of a file cannot settle is settled by decoding it, so that the rules and the words are
     those of `decode_image`, and a file with something behind its end is no fault. Good files of a large set are
-    remembered beside the JSON by size and time of change: a second look only asks the file system.
+    remembered beside the JSON by size and time of change: a second look only asks the file system. With `decode` all
+    images are decoded, and `progress` is told how many of how many; `afresh`: as if nothing were remembered.
     """
     skipped = set(skip)
     positions = [position for position in range(len(index.image_ids)) if position not in skipped]
     is_kept_set = len(index.image_ids) >= SMALLEST_KEPT_SET
-    known, notices = _load_known(index) if is_kept_set else ({}, [])
+    known, notices = _load_known(index) if is_kept_set and not afresh else ({}, [])
     settled_ns = time.time_ns() - REST_NS
     found = _look_at_all(index, positions, known, max_pixels)
-    unsure = [position for position in positions if not found[position][0].is_sure]
-    faults, _ = check_images(index, unsure, max_pixels=max_pixels)
+    unsure = [
+        position for position, (is_sure, state) in found.items() if not is_sure or (decode and not state.is_decoded)
+    ]
+    faults, _ = check_images(index, unsure, max_pixels=max_pixels, progress=progress)
     bad = {position for position, _ in faults}
-    good = [position for position in positions if position not in bad]
-    turned = [position for position in good if found[position][0].orientation != 1]
+    good = {position: state for position, (_, state) in found.items() if position not in bad and state is not None}
+    turned = [position for position, state in good.items() if state.orientation != 1]
     if turned:
         what = f"{len(turned)} images have an EXIF orientation other than 1: ignored, as in the benchmark"
         notices.append(f"{what} ({first_ids(index, turned)})")
     if is_kept_set:
-        notices += _keep(index, {position: found[position] for position in good}, known, settled_ns)
+        decoded = set(unsure)
+        entries = {
+            index.file_names[position]: replace(state, is_decoded=True) if position in decoded else state
+            for position, state in good.items()
+            if state.modified_ns < settled_ns  # one changed a moment ago may be changed once more without a new time
+        }
+        if any(known.get(name) != entry for name, entry in entries.items()):
+            notices += _keep(index, entries)
     return faults, tuple(notices)
 
 
@@ -111,26 +128,25 @@ def look_at(path: str, *, expected_size_hw: tuple[int, int], max_pixels: int) ->
 
 def _look_at_all(
     index: CocoIndex, positions: Sequence[int], known: dict[str, _Known], max_pixels: int
-) -> dict[int, tuple[Look, _Known | None]]:
-    """Returns for each position what was seen, and what to remember of the file if it is good."""
+) -> dict[int, tuple[bool, _Known | None]]:
+    """Returns for each position whether the file is surely good, and what to remember of it then; None for no file."""
     folder, sizes = str(index.image_folder), index.sizes_hw.tolist()
 
-    def see(position: int) -> tuple[Look, _Known | None]:
+    def see(position: int) -> tuple[bool, _Known | None]:
         name, (height, width) = index.file_names[position], sizes[position]
         path = f"{folder}/{name}"
         try:
             state = os.stat(path)
         except (OSError, ValueError):
-            return Look(is_sure=False), None
+            return False, None
         if not stat.S_ISREG(state.st_mode):
-            return Look(is_sure=False), None
-        before = known.get(name)
-        orientation = before.orientation if before is not None else 1
-        now = _Known(state.st_size, state.st_mtime_ns, (height, width), orientation)
-        if before == now and height * width <= max_pixels:
-            return Look(is_sure=True, orientation=orientation), now
+            return False, None
+        before, now = known.get(name), (state.st_size, state.st_mtime_ns, (height, width))
+        is_same = before is not None and (before.file_bytes, before.modified_ns, before.size_hw) == now
+        if is_same and height * width <= max_pixels:
+            return True, before
         look = look_at(path, expected_size_hw=(height, width), max_pixels=max_pixels)
-        return look, replace(now, orientation=look.orientation)
+        return look.is_sure, _Known(*now, look.orientation, is_decoded=False)
 
     chunks = [positions[start : start + CHUNK_IMAGES] for start in range(0, len(positions), CHUNK_IMAGES)]
     with ThreadPoolExecutor(CHECK_THREADS) as pool:
@@ -238,8 +254,10 @@ def _load_known(index: CocoIndex) -> tuple[dict[str, _Known], list[str]]:
     if table is not None:
         try:
             sizes_hw = [tuple(size_hw) for size_hw in table.arrays["sizes_hw"].tolist()]
-            columns = [table.arrays[name].tolist() for name in ("file_bytes", "modified_ns")]
-            rows = zip(*columns, sizes_hw, table.arrays["orientations"].tolist(), strict=True)
+            file_bytes, modified_ns, orientations, decoded = (
+                table.arrays[name].tolist() for name in ("file_bytes", "modified_ns", "orientations", "decoded")
+            )
+            rows = zip(file_bytes, modified_ns, sizes_hw, orientations, decoded, strict=True)
             return dict(zip(table.texts["file_names"], (_Known(*row) for row in rows), strict=True)), []
         except (KeyError, TypeError, ValueError):
             pass
@@ -249,27 +267,16 @@ def _load_known(index: CocoIndex) -> tuple[dict[str, _Known], list[str]]:
     return {}, [f"{places[0]}: damaged, or of another version; the headers of all images are read anew"]
 
 
-def _keep(
-    index: CocoIndex, good: dict[int, tuple[Look, _Known | None]], known: dict[str, _Known], settled_ns: int
-) -> list[str]:
-    """Returns notices, after the good files were remembered if there are new ones among them.
-
-    A file that was changed a moment ago may be changed once more without a new time, and is left out.
-    """
-    entries = {
-        index.file_names[position]: state
-        for position, (_, state) in good.items()
-        if state is not None and state.modified_ns < settled_ns
-    }
-    if all(known.get(name) == state for name, state in entries.items()):
-        return []
+def _keep(index: CocoIndex, entries: dict[str, _Known]) -> list[str]:
+    """Returns notices, after what is known of good files was written beside the JSON."""
+    states = list(entries.values())
     arrays = {
-        "file_bytes": np.array([state.file_bytes for state in entries.values()], np.int64),
-        "modified_ns": np.array([state.modified_ns for state in entries.values()], np.int64),
-        "sizes_hw": np.array([state.size_hw for state in entries.values()], np.int32).reshape(-1, 2),
-        "orientations": np.array([state.orientation for state in entries.values()], np.uint8),
+        "file_bytes": np.array([state.file_bytes for state in states], np.int64),
+        "modified_ns": np.array([state.modified_ns for state in states], np.int64),
+        "sizes_hw": np.array([state.size_hw for state in states], np.int32).reshape(-1, 2),
+        "orientations": np.array([state.orientation for state in states], np.uint8),
+        "decoded": np.array([state.is_decoded for state in states], np.bool_),
     }
-    reason = keep_table(
-        index.json_path, KIND, Table(arrays, {"file_names": tuple(entries)}), source=NO_SOURCE, sha256=""
-    )
+    table = Table(arrays, {"file_names": tuple(entries)})
+    reason = keep_table(index.json_path, KIND, table, source=NO_SOURCE, sha256="")
     return [f"which images are good could not be kept; the next start reads them again ({reason})"] if reason else []

@@ -1,10 +1,11 @@
 """The one look at the images of an index before anything is done with them."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 from maskperf.config import DataConfig
-from maskperf.data.coco import CocoIndex
-from maskperf.data.decode import check_images
+from maskperf.data.coco import CocoIndex, read_coco
 from maskperf.data.file_names import resolve_file_names
 from maskperf.data.headers import check_headers
 from maskperf.data.subset import first_ids, without_images
@@ -20,16 +21,21 @@ def prepare_images(
 ) -> tuple[CocoIndex, tuple[str, ...], list[Fault]]:
     """Returns the index with file names that lead to files, what was noticed, and the faults of its images.
 
-    The head and the end of every file are read; with `decode` every image is decoded, which tells `progress` how many
-    are done, and of how many. With `data.skip_bad` the images that have faults are left out, and there are no faults.
+    The head and the end of every file are read; with `decode` every image is decoded, whatever is remembered of it, and
+    `progress` is told how many are done, and of how many. With `data.skip_bad` images that have faults are left out,
+    and no faults are returned; as some show only when an image is decoded, each is decoded once.
     Errors: DataError where none is left then.
     """
     index, name_notices, missing = resolve_file_names(index)
     absent = {position for position, _ in missing}
-    faults, header_notices = check_headers(index, max_pixels=data.max_image_pixels, skip=absent)
-    if decode:
-        present = [position for position in range(len(index.image_ids)) if position not in absent]
-        faults, _ = check_images(index, present, max_pixels=data.max_image_pixels, progress=progress)
+    faults, header_notices = check_headers(
+        index,
+        max_pixels=data.max_image_pixels,
+        skip=absent,
+        decode=decode or data.skip_bad,
+        afresh=decode,
+        progress=progress,
+    )
     found = sorted([*missing, *faults], key=lambda pair: pair[0])
     notices = (*name_notices, *header_notices)
     if not found or not data.skip_bad:
@@ -37,6 +43,30 @@ def prepare_images(
     if len(found) == len(index.image_ids):
         raise DataError([_nothing_left(index), *(fault for _, fault in found)])
     return without_images(index, [position for position, _ in found]), (*notices, *_left_out(index, found)), []
+
+
+def open_split(
+    json_path: Path,
+    image_folder: Path,
+    data: DataConfig,
+    *,
+    training: bool,
+    decode: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[CocoIndex | None, DataError | None]:
+    """Returns one part of a data set, its annotations read and its images looked at, and the error that stops a run.
+
+    The index is None where the annotations cannot be read.
+    """
+    try:
+        index = read_coco(json_path, image_folder, training=training, data=data)
+        index, notices, faults = prepare_images(index, data, decode=decode, progress=progress)
+    except DataError as error:
+        return None, error
+    index = replace(index, notices=(*index.notices, *notices))
+    if faults:
+        return index, DataError(faults, notices=[f"{json_path}: {notice}" for notice in index.notices])
+    return index, None
 
 
 def _nothing_left(index: CocoIndex) -> Fault:

@@ -1,7 +1,7 @@
 """What surrounds a run: the process group, the seed, the run folder, the log and the screen."""
 
 import sys
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,8 +10,9 @@ import torch
 from maskperf.config import DataConfig, RunConfig
 from maskperf.data.coco import CocoIndex, DataPaths, locate, read_coco
 from maskperf.data.demo_dataset import ensure_demo_dataset
+from maskperf.data.images import open_split
 from maskperf.data.page_cache import forget_all_files, forget_files
-from maskperf.data.verify import check_benchmark_counts, missing_images
+from maskperf.data.verify import check_benchmark_counts
 from maskperf.engine.build import padded_size_hw
 from maskperf.engine.distributed import Topology, close_topology, share_from_first
 from maskperf.engine.forward import mask_slots
@@ -139,7 +140,11 @@ def _with_class_count(config: RunConfig) -> RunConfig:
     """Returns the configuration with model.num_classes taken from the training categories where it is 0."""
     if config.model.num_classes:
         return config
-    train, _ = _read_splits(locate(config.data), config.data)
+    paths = locate(config.data)
+    try:
+        train = read_coco(paths.train_json, paths.train_images, training=True, data=config.data)
+    except DataError as error:  # told with all else that is wrong with the data
+        raise joined_errors(_open_splits(paths, config.data)[2]) from error
     return replace(config, model=replace(config.model, num_classes=len(train.category_ids) + 1))
 
 
@@ -212,13 +217,15 @@ def open_data(session: Session) -> OpenedData:
     """
     config = session.config
     paths = locate(config.data)
-    train, val = _read_both(paths, config.data, session.topology)
+    train, val, errors = _open_both(paths, config.data, session.topology)
+    if train is not None and val is not None:
+        faults = _category_faults(train, val, config.model.num_classes)
+        errors += [DataError(faults)] if faults else []
+    if errors:
+        raise joined_errors(errors)
     for index in (train, val):
         for notice in index.notices:
             session.say(f"{index.json_path}: {notice}")
-    faults = _category_faults(train, val, config.model.num_classes) + missing_images(train) + missing_images(val)
-    if faults:
-        raise DataError(faults)
     if config.data.check_counts:
         mismatches = check_benchmark_counts(train, val)
         if mismatches:
@@ -229,30 +236,23 @@ def open_data(session: Session) -> OpenedData:
     return OpenedData(paths=paths, train=train, val=val, truth=truth)
 
 
-def _read_both(paths: DataPaths, data: DataConfig, topology: Topology) -> tuple[CocoIndex, CocoIndex]:
-    """Returns both splits. The first of several processes reads before the others, who then find its tables."""
+def _open_both(
+    paths: DataPaths, data: DataConfig, topology: Topology
+) -> tuple[CocoIndex | None, CocoIndex | None, list[DataError]]:
+    """Returns both splits and their errors. The first of several processes opens them before the others.
+
+    These then find what it remembered of large files, and of the images of large sets.
+    """
     if topology.is_first and topology.world > 1:
-        with suppress(DataError):  # every process, this one too, finds the same errors below
-            _read_splits(paths, data)
+        _open_splits(paths, data)
     share_from_first(None, topology)
-    return _read_splits(paths, data)
+    return _open_splits(paths, data)
 
 
-def _read_splits(paths: DataPaths, data: DataConfig) -> tuple[CocoIndex, CocoIndex]:
-    """Errors: DataError with the errors of both files."""
-    indices, errors = [], []
-    for json_path, images, training in (
-        (paths.train_json, paths.train_images, True),
-        (paths.val_json, paths.val_images, False),
-    ):
-        try:
-            indices.append(read_coco(json_path, images, training=training, data=data))
-        except DataError as error:
-            errors.append(error)
-    if errors:
-        raise joined_errors(errors)
-    train, val = indices
-    return train, val
+def _open_splits(paths: DataPaths, data: DataConfig) -> tuple[CocoIndex | None, CocoIndex | None, list[DataError]]:
+    train, train_error = open_split(paths.train_json, paths.train_images, data, training=True)
+    val, val_error = open_split(paths.val_json, paths.val_images, data, training=False)
+    return train, val, [error for error in (train_error, val_error) if error is not None]
 
 
 def _category_faults(train: CocoIndex, val: CocoIndex, num_classes: int) -> list[Fault]:

@@ -99,16 +99,21 @@ def joined_errors(errors: Sequence[DataError]) -> DataError:
     )
 
 
-def describe_faults(faults: list[Fault]) -> str:
-    """Returns the faults by kind: the first of each kind in full, and where up to `MAX_FAULTS_SHOWN` others are."""
+def faults_by_kind(faults: Sequence[Fault]) -> list[list[Fault]]:
+    """Returns the faults with those of one kind together, in the order of the first of each kind."""
     kinds: dict[tuple[str, str, str], list[Fault]] = {}
     for fault in faults:
         # "bbox[3]" and "bbox[2]", two different sums, or two images of a folder, are one kind
         place = fault.file if fault.file.endswith(".json") else os.path.dirname(fault.file)
         kind = (place, fault.field.partition("[")[0], re.sub(r"[0-9]+", "", fault.problem))
         kinds.setdefault(kind, []).append(fault)
+    return list(kinds.values())
+
+
+def describe_faults(faults: list[Fault]) -> str:
+    """Returns the faults by kind: the first of each kind in full, and where up to `MAX_FAULTS_SHOWN` others are."""
     lines = []
-    for alike in kinds.values():
+    for alike in faults_by_kind(faults):
         lines.append(alike[0].line())
         others = [fault.where for fault in alike[1 : MAX_FAULTS_SHOWN + 1]]
         if others:

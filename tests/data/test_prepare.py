@@ -19,9 +19,9 @@ from maskperf.config import DataConfig
 from maskperf.data import prepare as prepare_module
 from maskperf.data.coco import locate, read_coco
 from maskperf.data.download import Listener, Patience
+from maskperf.data.file_names import resolve_file_names
 from maskperf.data.prepare import Order, prepare
 from maskperf.data.release import COCO_2017
-from maskperf.data.verify import missing_images
 from maskperf.errors import EXIT_DATA, EXIT_STORAGE, DataError, StorageError
 
 SOURCES = Path(prepare_module.__file__).resolve().parents[2]
@@ -83,7 +83,7 @@ def is_complete(order):
     paths = locate(DataConfig(root=str(order.root)))
     train = read_coco(paths.train_json, paths.train_images, training=True)
     val = read_coco(paths.val_json, paths.val_images, training=False)
-    assert missing_images(train) + missing_images(val) == []
+    assert resolve_file_names(train)[1:] == resolve_file_names(val)[1:] == ((), [])
     return len(train.image_ids) == len(val.image_ids) == 2 and order.weights.read_bytes() == FILES["R-50.pkl"]
 
 

@@ -70,7 +70,7 @@ def locate(data: DataConfig) -> DataPaths:
 
     Errors: DataError with one fault for each path that is missing or of the wrong kind.
     """
-    paths = [path for split in ("train", "val") for path in _split_paths(data, split)]
+    paths = [path for split in ("train", "val") for path in split_paths(data, split)]
     names = ("train_json", "train_images", "val_json", "val_images")
     mends = [f"Put the data set under data.root (now {data.root}), or set data.{name} to its path." for name in names]
     _demand_paths(names, paths, mends)
@@ -84,12 +84,13 @@ def locate_validation(data: DataConfig, mend: str) -> tuple[Path, Path]:
 
     Errors: DataError with a fault for each of the two that is missing or of the wrong kind.
     """
-    paths = _split_paths(data, "val")
+    paths = split_paths(data, "val")
     _demand_paths(("val_json", "val_images"), paths, [mend, mend])
     return paths
 
 
-def _split_paths(data: DataConfig, split: str) -> tuple[Path, Path]:
+def split_paths(data: DataConfig, split: str) -> tuple[Path, Path]:
+    """Returns where annotations and images of "train" or "val" should be."""
     root = Path(data.root)
     json_path = getattr(data, f"{split}_json") or root / "annotations" / f"instances_{split}2017.json"
     return Path(json_path), Path(getattr(data, f"{split}_images") or root / f"{split}2017")

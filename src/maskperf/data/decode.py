@@ -66,7 +66,7 @@ def check_images(
     positions: Sequence[int],
     *,
     max_pixels: int,
-    limit_seconds: float = math.inf,
+    limit_seconds: int | float = math.inf,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[tuple[int, Fault]], int]:
     """Returns the faults of these images, each decoded, with their positions; and how many the time did not reach.

@@ -16,7 +16,6 @@ from maskperf.errors import Fault
 
 MOST_FILES = 1_000_000  # looked at below the image folder when a name is not found
 MOST_READINGS = 20  # tried in full, the best first
-MOST_CANDIDATES = 16  # files of one name in several folders
 MEND_NAME = "Put the file there, correct its name in the JSON, or go on without such images: data.skip_bad=true."
 DRIVE = re.compile(r"^[A-Za-z]:")
 
@@ -36,9 +35,12 @@ def resolve_file_names(index: CocoIndex) -> tuple[CocoIndex, tuple[str, ...], li
     absent = set(missing)
     claimed = {os.path.normpath(name) for at, name in enumerate(index.file_names) if at not in absent}
     names = sorted({index.file_names[position] for position in missing})
-    found, reading = _best_reading(names, files, claimed)
+    ends = (_by_end(files, str), _by_end(files, _folded))
+    found, reading = _best_reading(names, ends, claimed)
     faults = [
-        (position, _fault(index, position, files)) for position in missing if index.file_names[position] not in found
+        (position, _fault(index, position, files, ends[True]))
+        for position in missing
+        if index.file_names[position] not in found
     ]
     if not found:
         return index, (), faults
@@ -76,7 +78,7 @@ def list_files(folder: Path) -> list[str]:
                     (waiting if entry.is_dir() else files).append(prefix + entry.name + "/" * entry.is_dir())
         except OSError:  # a folder that this user may not read: its files cannot be used either
             continue
-    return files[:MOST_FILES]
+    return sorted(files[:MOST_FILES])
 
 
 def _with_slashes(name: str) -> str:
@@ -140,9 +142,13 @@ class Reading:
         return ", ".join(parts) or "below the image folder"
 
 
-def _best_reading(names: list[str], files: list[str], claimed: set[str]) -> tuple[dict[str, str], Reading | None]:
-    """Returns the file of each name that the best reading finds, and this reading; none where no reading fits."""
-    ends = (_by_end(files, str), _by_end(files, _folded))
+def _best_reading(
+    names: list[str], ends: tuple[dict[str, list[str]], ...], claimed: set[str]
+) -> tuple[dict[str, str], Reading | None]:
+    """Returns the file of each name that the best reading finds, and this reading; none where no reading fits.
+
+    `ends` are the files by the ends of their paths, as they are and folded.
+    """
     spellings = _different_spellings(names)
     counts = Counter(key for name in names for key in _fits(name, spellings, ends))
     ranked = sorted((-count, Reading(*key).simplicity(), key) for key, count in counts.items())
@@ -183,32 +189,34 @@ def _fits(name: str, spellings: list[int], ends: tuple[dict[str, list[str]], ...
     found = {}
     for spelling in spellings:
         spelled = DRIVE.sub("", SPELLINGS[spelling][1](name))
-        parts = [part for part in spelled.split("/") if part not in ("", ".")]
-        for ignores_case, fold in ((False, str), (True, _folded)):
-            dropped, files = _longest_end([fold(part) for part in parts], ends[ignores_case])
-            places = ["/".join(file.split("/")[: dropped - len(parts)]) for file in files]
-            fitting = [(f"{place}/" if place else "", file) for place, file in zip(places, files, strict=True)]
-            if len(fitting) == 1:
-                fitting.append((None, files[0]))
-            elif len(set(places)) < len(places):  # names that differ in letter case alone
+        if "://" in spelled:  # what stands before the path of a URL is no folder
+            continue
+        for ignores_case in (False, True):
+            dropped, kept, files = _longest_end(spelled, ends[ignores_case], _folded if ignores_case else str)
+            if len(files) != 1:  # none, or nobody knows which: the same names may be in images/ and in masks/
                 continue
-            for prefix, file in fitting:
-                found[spelling, dropped, prefix, ignores_case] = found[spelling, None, prefix, ignores_case] = file
+            folders = "/".join(files[0].split("/")[:-kept])
+            for prefix in (f"{folders}/" if folders else "", None):
+                found[spelling, dropped, prefix, ignores_case] = files[0]
+                found[spelling, None, prefix, ignores_case] = files[0]
     return found
 
 
-def _longest_end(parts: list[str], ends: dict[str, list[str]]) -> tuple[int, list[str]]:
-    """Returns how many leading parts have to go until there are files with the rest as their end, and the files."""
+def _longest_end(spelled: str, ends: dict[str, list[str]], fold: Callable[[str], str]) -> tuple[int, int, list[str]]:
+    """Returns how many leading folders have to go until files end like the rest; the length of the rest; the files."""
+    parts = [fold(part) for part in spelled.split("/") if part not in ("", ".")]
     for dropped in range(len(parts)):
         files = ends.get("/".join(parts[dropped:]))
         if files:
-            return dropped, files[:MOST_CANDIDATES]
-    return len(parts), []
+            return dropped, len(parts) - dropped, files
+    return len(parts), 0, []
 
 
-def _fault(index: CocoIndex, position: int, files: list[str]) -> Fault:
+def _fault(index: CocoIndex, position: int, files: list[str], ends: dict[str, list[str]]) -> Fault:
     """Returns the fault of a name without a file; it says what was tried."""
     name = index.file_names[position]
+    spelled = {spell(name) for _, spell in SPELLINGS}
+    doubtful = sorted({tuple(alike) for text in spelled if len(alike := _longest_end(text, ends, _folded)[2]) > 1})
     tried = list(dict.fromkeys(words for words, spell in SPELLINGS[1:] if spell(name) != name))
     if len([part for part in _with_slashes(name).split("/") if part]) > 1:
         tried.append("without leading folders")
@@ -219,7 +227,8 @@ def _fault(index: CocoIndex, position: int, files: list[str]) -> Fault:
         file=str(index.json_path),
         where=f"image id {shown_id(index, position)}",
         field="file_name",
-        value=shown(name),
-        problem=f"There is no such file in {index.image_folder}. Looked for as well: {', '.join(tried)}.",
+        value=shown(name) + "".join(f" ({alike[0]} or {alike[1]}?)" for alike in doubtful[:1]),
+        problem=f"There is no such file in {index.image_folder}. Looked for as well: {', '.join(tried)}."
+        + " Several files fit, so none is used." * bool(doubtful),
         mend=MEND_NAME,
     )

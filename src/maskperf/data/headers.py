@@ -34,7 +34,7 @@ PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 PNG_END = b"IEND\xaeB`\x82"
 ORIENTATION_TAG = 0x0112
 TIFF_OFFSETS_AND_COUNTS = ((273, 279), (324, 325))  # of strips; of tiles
-RAW_BITS = {"1": 1, "1;I": 1, "L": 8, "RGB": 24}
+RAW_BITS = {"1;I": 1, "L": 8, "RGB": 24}  # of a pixel of a PPM, PGM or PBM
 
 
 @dataclass(frozen=True)
@@ -240,12 +240,10 @@ def _raw_end(image: Image.Image) -> int | float:
     """Returns the place behind the pixels of an image that is not compressed (BMP, PPM); infinity for others."""
     if len(image.tile) != 1 or image.tile[0][0] != "raw":
         return float("inf")
-    _, _, offset, (layout, row_bytes, *_) = image.tile[0]
-    if not row_bytes:
-        if layout not in RAW_BITS:
-            return float("inf")
-        row_bytes = -(-image.width * RAW_BITS[layout] // 8)
-    return offset + row_bytes * image.height
+    offset, layout = image.tile[0][2:]
+    if isinstance(layout, tuple):  # BMP: also the bytes of a row, and the direction of the rows
+        return offset + layout[1] * image.height
+    return offset + -(-image.width * RAW_BITS[layout] // 8) * image.height if layout in RAW_BITS else float("inf")
 
 
 def _load_known(index: CocoIndex) -> tuple[dict[str, _Known], list[str]]:

@@ -1,6 +1,7 @@
 import json
 import os
 import unicodedata
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from coco_folder import HEIGHT, WIDTH, annotation, write_json
 from maskperf.data import file_names
 from maskperf.data.coco import read_coco
 from maskperf.data.file_names import list_files, resolve_file_names
+from maskperf.errors import DataError
 
 NFC, NFD = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
 
@@ -247,6 +249,13 @@ def test_a_subfolder_that_cannot_be_read_is_passed_over(tmp_path):
     resolved, _, _ = resolve_file_names(index)
     (tmp_path / "pictures" / "t").chmod(0o700)
     assert resolved.file_names == ("s/a.jpg",)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path):
+    index = index_of(tmp_path, ["a.jpg"], ["a.jpg"])
+    with pytest.raises(DataError, match="The folder cannot be listed") as caught:
+        resolve_file_names(replace(index, image_folder=index.image_path(0)))
+    assert caught.value.faults[0].value == "Not a directory"
 
 
 def test_an_image_of_a_url_alone_is_found(tmp_path):

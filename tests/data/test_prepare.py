@@ -372,7 +372,7 @@ def test_pictures_that_the_annotations_do_not_name_are_no_replacement(server, or
     files = {**FILES, "val2017.zip": zipped({"val2017/x.jpg": b"x", "val2017/y.jpg": b"y"})}
     server.files["/val2017.zip"] = files["val2017.zip"]
     faults = fail(server, order, release=small_release(files, server.url)).faults
-    assert [Path(fault.file).name for fault in faults] == ["000000000004.jpg", "000000000009.jpg"]
+    assert [fault.value for fault in faults] == ["'000000000004.jpg'", "'000000000009.jpg'"]
 
 
 def test_a_hostile_archive_with_the_right_digest_leaves_nothing(server, order):

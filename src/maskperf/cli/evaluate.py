@@ -12,7 +12,7 @@ from typing import Any
 from maskperf.cli.weights_config import category_faults, read_weights_metadata, resolve_for_weights
 from maskperf.cli.words import WordParser, asks_for_help, read_words, require_new_file
 from maskperf.config import RunConfig
-from maskperf.errors import EXIT_BUG, EXIT_DONE, ConfigError, DataError, StorageError
+from maskperf.errors import EXIT_BUG, EXIT_DONE, ConfigError, DataError, StorageError, joined_errors
 
 USAGE = "maskperf evaluate --weights FILE [--data FOLDER | --val-json FILE --val-images FOLDER] [key=value ...]"
 EXAMPLES = """examples, to copy and paste:
@@ -116,7 +116,6 @@ def _evaluate(choices: argparse.Namespace) -> int:
     import torch
 
     from maskperf.data.coco import locate_validation
-    from maskperf.data.images import open_split
     from maskperf.data.loader import evaluation_batches, feeding_for
     from maskperf.engine.build import build_model, keep_memory
     from maskperf.engine.distributed import close_topology, init_topology
@@ -130,14 +129,7 @@ def _evaluate(choices: argparse.Namespace) -> int:
     config, notices = resolve_for_weights(weights, metadata, recipe=choices.recipe, pairs=choices.pairs)
     config = _with_data(config, choices)
     val_json, val_images = locate_validation(config.data, DATA_MEND)
-    val, error = open_split(val_json, val_images, config.data, training=False)
-    if error is not None:
-        raise error
-    found = dict(zip(val.category_ids.tolist(), val.category_names, strict=True))
-    num_classes = config.model.num_classes or len(found) + 1
-    faults = category_faults(str(val_json), found, num_classes=num_classes, metadata=metadata)
-    if faults:
-        raise DataError(faults)
+    val, num_classes = _open_validation(val_json, val_images, config, metadata)
     topology = init_topology(config.system.device)
     torch.set_num_threads(thread_count(config.system.threads))
     truth = GroundTruth(val_json, val) if topology.is_first else None
@@ -172,6 +164,26 @@ def _evaluate(choices: argparse.Namespace) -> int:
         code = _report(choices, truth, results, engine=choices.engine or config.evaluation.engine, about=about)
     close_topology()
     return code
+
+
+def _open_validation(val_json: Path, val_images: Path, config: RunConfig, metadata: dict) -> tuple[Any, int]:
+    """Returns the index of the validation split, and the number of classes.
+
+    Errors: DataError with everything that is wrong with its files, or that does not fit the weights.
+    """
+    from maskperf.data.images import open_split
+
+    val, error = open_split(val_json, val_images, config.data, training=False)
+    errors = [error] if error is not None else []
+    num_classes = config.model.num_classes
+    if val is not None:
+        found = dict(zip(val.category_ids.tolist(), val.category_names, strict=True))
+        num_classes = num_classes or len(found) + 1
+        faults = category_faults(str(val_json), found, num_classes=num_classes, metadata=metadata)
+        errors += [DataError(faults)] if faults else []
+    if errors:
+        raise joined_errors(errors)
+    return val, num_classes
 
 
 def _sources(weights: Path, config: RunConfig, pairs: list[str], *, val_json: Path, val_images: Path) -> dict:

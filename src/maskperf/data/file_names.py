@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote, urlsplit
 from maskperf.data.coco import CocoIndex
 from maskperf.data.document import shown
 from maskperf.data.subset import shown_id
-from maskperf.errors import Fault
+from maskperf.errors import DataError, Fault
 
 MOST_FILES = 1_000_000  # looked at below the image folder when a name is not found
 MOST_READINGS = 20  # tried in full, the best first
@@ -25,9 +25,12 @@ def resolve_file_names(index: CocoIndex) -> tuple[CocoIndex, tuple[str, ...], li
 
     Names that are not found as written are read in other ways, all of them in the one way that finds the most files.
     It must not give one file to two images. No file outside of the image folder is ever looked at.
-    Errors: OSError for an image folder that cannot be listed.
+    Errors: DataError for an image folder that cannot be listed.
     """
-    present = {entry.name for entry in os.scandir(index.image_folder)}
+    try:
+        present = set(os.listdir(index.image_folder))
+    except OSError as error:
+        raise DataError([_folder_fault(index.image_folder, error)]) from error
     missing = [position for position, name in enumerate(index.file_names) if not _is_there(index, name, present)]
     if not missing:
         return index, (), []
@@ -210,6 +213,17 @@ def _longest_end(spelled: str, ends: dict[str, list[str]], fold: Callable[[str],
         if files:
             return dropped, len(parts) - dropped, files
     return len(parts), 0, []
+
+
+def _folder_fault(folder: Path, error: OSError) -> Fault:
+    return Fault(
+        file=str(folder),
+        where="the folder of images",
+        field="folder",
+        value=str(error.strerror),
+        problem="The folder cannot be listed.",
+        mend="Allow this user to read it, or name another folder.",
+    )
 
 
 def _fault(index: CocoIndex, position: int, files: list[str], ends: dict[str, list[str]]) -> Fault:

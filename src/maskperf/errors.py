@@ -99,8 +99,8 @@ def joined_errors(errors: Sequence[DataError]) -> DataError:
     )
 
 
-def describe_faults(faults: list[Fault]) -> str:
-    """Returns the faults by kind: the first of each kind in full, and where up to `MAX_FAULTS_SHOWN` others are."""
+def faults_by_kind(faults: Sequence[Fault]) -> list[list[Fault]]:
+    """Returns the faults with those of one kind together, in the order of the first of each kind."""
     kinds: dict[tuple[str, str, str], list[Fault]] = {}
     for fault in faults:
         # "bbox[3]" and "bbox[2]", two different sums, or two images of a folder, are one kind
@@ -110,8 +110,13 @@ def describe_faults(faults: list[Fault]) -> str:
             re.sub(r"[0-9]+", "", fault.problem),
         )
         kinds.setdefault(kind, []).append(fault)
+    return list(kinds.values())
+
+
+def describe_faults(faults: list[Fault]) -> str:
+    """Returns the faults by kind: the first of each kind in full, and where up to `MAX_FAULTS_SHOWN` others are."""
     lines = []
-    for alike in kinds.values():
+    for alike in faults_by_kind(faults):
         lines.append(alike[0].line())
         others = [
             fault.where if _is_json(fault) else os.path.basename(fault.file)

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -176,6 +177,29 @@ def test_progress_is_told_while_the_pictures_are_judged(folder, capsys, monkeypa
     told = [line for line in capsys.readouterr().out.splitlines() if f" of {NUM_IMAGES} images, " in line]
     assert len(told) == 3  # batches of two
     assert told[-1].startswith(f"{NUM_IMAGES} of {NUM_IMAGES} images, ")
+
+
+def test_bad_images_stop_before_judging_or_are_left_out_with_their_ground_truth(folder, capsys):
+    shutil.copytree(folder / "demo", "demo")
+    broken, gone = sorted(Path("demo/val2017").iterdir())[:2]
+    broken.write_bytes(broken.read_bytes()[:-300])
+    gone.unlink()
+    assert main(words(folder, "--data", "demo")) == errors.EXIT_DATA
+    shown = capsys.readouterr()
+    assert "2 faults in all" in shown.err and "images/s" not in shown.out
+    assert main(words(folder, "--data", "demo", "data.skip_bad=true", "--save-detections", ".")) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("1 images left out (data.skip_bad=true)") == 2
+    assert results_file()["images"] == NUM_IMAGES - 2
+    truth = json.loads(val_json(folder).read_text())
+    rest = {row["id"] for row in truth["images"] if row["file_name"] not in (broken.name, gone.name)}
+    for name in ("images", "annotations"):
+        truth[name] = [row for row in truth[name] if row.get("image_id", row["id"]) in rest]
+    Path("rest.json").write_text(json.dumps(truth))
+    boxes, masks = (json.loads(Path(f"detections_{kind}.json").read_text()) for kind in ("bbox", "segm"))
+    assert {entry["image_id"] for entry in boxes} <= rest
+    expected = score_entries(score(GroundTruth("rest.json"), boxes, masks, engine="fast"))
+    assert {name: results_file()[name] for name in expected} == expected
 
 
 def test_own_data_needs_two_paths_only_and_other_values_can_be_overridden(folder):

@@ -1,5 +1,4 @@
 import io
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +10,8 @@ from maskperf.data.decode import check_images, decode_image
 from maskperf.errors import DataError
 
 SIZE_HW = (30, 44)
+LIMIT = 30 * 44  # pixels
+LIMIT_OF_FOLDER = 40 * 60
 
 
 def picture() -> np.ndarray:
@@ -27,7 +28,7 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
 def decode(folder, data: bytes, size_hw=SIZE_HW) -> np.ndarray:
     path = folder / "image.jpg"
     path.write_bytes(data)
-    return decode_image(path, image_id=42, expected_size_hw=size_hw)
+    return decode_image(path, image_id=42, expected_size_hw=size_hw, max_pixels=LIMIT)
 
 
 def fault_of(folder, data: bytes, size_hw=SIZE_HW):
@@ -84,7 +85,7 @@ def test_channels_may_come_in_the_other_order(tmp_path, kind, mode):
         mode = "P"  # PNG knows no CMYK
     rgb = decode(tmp_path, encoded(Image.fromarray(picture()).convert(mode), kind))
     path = tmp_path / "image.jpg"
-    bgr = decode_image(path, image_id=42, expected_size_hw=SIZE_HW, channels="BGR")
+    bgr = decode_image(path, image_id=42, expected_size_hw=SIZE_HW, max_pixels=LIMIT, channels="BGR")
     np.testing.assert_array_equal(bgr, rgb[:, :, ::-1])
     assert bgr.flags.c_contiguous
 
@@ -98,7 +99,7 @@ def test_the_result_is_writable_bytes(tmp_path):
 
 def test_a_missing_image_is_named(tmp_path):
     with pytest.raises(DataError) as caught:
-        decode_image(tmp_path / "none.jpg", image_id=42, expected_size_hw=SIZE_HW)
+        decode_image(tmp_path / "none.jpg", image_id=42, expected_size_hw=SIZE_HW, max_pixels=LIMIT)
     (fault,) = caught.value.faults
     assert (fault.file, fault.where) == (str(tmp_path / "none.jpg"), "image id 42")
     assert fault.problem == "The image does not exist."
@@ -106,7 +107,7 @@ def test_a_missing_image_is_named(tmp_path):
 
 def test_a_folder_in_place_of_an_image_is_named(tmp_path):
     with pytest.raises(DataError, match="The image cannot be read"):
-        decode_image(tmp_path, image_id=42, expected_size_hw=SIZE_HW)
+        decode_image(tmp_path, image_id=42, expected_size_hw=SIZE_HW, max_pixels=LIMIT)
 
 
 def test_an_empty_image_is_named(tmp_path):
@@ -146,44 +147,93 @@ def test_wider_numbers_are_refused(tmp_path, dtype):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_another_size_than_in_the_json_is_refused(tmp_path, kind):
     fault = fault_of(tmp_path, encoded(Image.fromarray(picture()), kind), (30, 45))
-    assert (fault.field, fault.value) == ("height, width", "30 x 44")
-    assert "30 x 45" in fault.problem
-    assert "EXIF" not in fault.problem
+    assert (fault.field, fault.value) == ("height, width", "30 x 44 in the file, 30 x 45 in the JSON")
+    assert fault.problem == "The image's height x width is not the JSON's."
 
 
-def test_swapped_sides_hint_at_exif_rotation(tmp_path):
-    fault = fault_of(tmp_path, encoded(Image.fromarray(picture()), "JPEG"), (44, 30))
-    assert "EXIF rotation" in fault.problem
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP"])
+def test_swapped_sides_are_named_and_exif_is_not_without_a_mark(tmp_path, kind):
+    fault = fault_of(tmp_path, encoded(Image.fromarray(picture()), kind), (44, 30))
+    assert (fault.field, fault.value) == ("height, width", "30 x 44 in the file, 44 x 30 in the JSON")
+    assert fault.problem == "Width and height are swapped in the JSON."
+    assert fault.mend == "Exchange the two in the image's entry of `images`."
+
+
+def with_orientation(orientation: int, kind: str = "JPEG") -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(Image.fromarray(picture()), kind, exif=exif)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", [1, 3, 5, 6, 7, 8])
+def test_swapped_sides_are_put_down_to_exif_where_the_file_says_so(tmp_path, kind, orientation):
+    fault = fault_of(tmp_path, with_orientation(orientation, kind), (44, 30))
+    if orientation >= 5:
+        assert fault.value.endswith(f", EXIF orientation {orientation}")
+        assert fault.problem.startswith("The sides are swapped: the file's EXIF rotation is ignored")
+        assert "without the EXIF mark" in fault.mend
+    else:
+        assert fault.problem == "Width and height are swapped in the JSON."
 
 
 def test_exif_rotation_is_ignored(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    plain = encoded(Image.fromarray(picture()), "JPEG")
-    marked = encoded(Image.fromarray(picture()), "JPEG", exif=exif)
+    plain, marked = encoded(Image.fromarray(picture()), "JPEG"), with_orientation(6)
     assert marked != plain
     np.testing.assert_array_equal(decode(tmp_path, marked), decode(tmp_path, plain))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP"])
+def test_the_limit_of_pixels_holds_for_every_format_before_decoding(tmp_path, kind, monkeypatch):
+    data = encoded(Image.fromarray(np.vstack([picture(), picture()[:1]])), kind)
+    monkeypatch.setattr("maskperf.data.decode.simplejpeg.decode_jpeg", None)  # no pixel is decoded
+    monkeypatch.setattr(Image.Image, "load", None)
+    fault = fault_of(tmp_path, data, (31, 44))
+    assert fault.value == "31 x 44, 1,364 pixels"
+    assert fault.problem == "The image is very large: the limit is 1,320 pixels."
+    assert fault.mend.startswith("Set data.max_image_pixels=1364 or more")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_another_size_is_said_before_a_size_above_the_limit(tmp_path, kind):
+    fault = fault_of(tmp_path, encoded(Image.fromarray(np.vstack([picture(), picture()])), kind), (30, 44))
+    assert "is not the JSON's" in fault.problem
+
+
+def test_an_image_above_the_limit_of_pillows_warning_is_decoded(tmp_path):
+    size_hw = (9_500, 9_500)  # Pillow warns above 89,478,485 pixels, and warnings are errors here
+    path = tmp_path / "large.png"
+    Image.new("L", size_hw[::-1], 7).save(path)
+    rgb = decode_image(path, image_id=1, expected_size_hw=size_hw, max_pixels=95_000_000)
+    assert rgb.shape == (*size_hw, 3)
+    assert rgb[-1, -1].tolist() == [7, 7, 7]
 
 
 def broken_folder(folder):
     document = good_document()
     write_images(folder, document)
     index = read_coco(write_json(folder, document), folder, training=True)
-    assert check_images(index, 60) == []
+    assert check_images(index, [0, 1], max_pixels=LIMIT_OF_FOLDER) == ([], 0)
     (folder / "a.jpg").write_bytes(b"")
     (folder / "b.jpg").unlink()
     return index
 
 
 def test_check_images_finds_all_faults_in_order(tmp_path):
-    faults = check_images(broken_folder(tmp_path), 60)
-    assert [fault.where for fault in faults] == ["image id 10", "image id 20"]
-    assert [fault.problem for fault in faults] == ["The image is empty.", "The image does not exist."]
+    index, told = broken_folder(tmp_path), []
+    faults, num_skipped = check_images(
+        index, [0, 1], max_pixels=LIMIT_OF_FOLDER, progress=lambda done, total: told.append((done, total))
+    )
+    assert [(position, fault.where) for position, fault in faults] == [(0, "image id 10"), (1, "image id 20")]
+    assert [fault.problem for _, fault in faults] == ["The image is empty.", "The image does not exist."]
+    assert num_skipped == 0
+    assert told == [(1, 2), (2, 2)]
 
 
-def test_check_images_says_when_time_ran_out(tmp_path):
-    index = broken_folder(tmp_path)
-    (fault,) = check_images(replace(index), 0)
-    assert fault.file == str(tmp_path)
-    assert fault.value == "2 of 2"
-    assert "stopped after 0 s" in fault.problem
+def test_check_images_looks_only_at_the_positions_it_is_given(tmp_path):
+    faults, _ = check_images(broken_folder(tmp_path), [1], max_pixels=LIMIT_OF_FOLDER)
+    assert [position for position, _ in faults] == [1]
+
+
+def test_check_images_tells_how_many_the_time_did_not_reach(tmp_path):
+    assert check_images(broken_folder(tmp_path), [0, 1], max_pixels=LIMIT_OF_FOLDER, limit_seconds=0) == ([], 2)

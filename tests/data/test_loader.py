@@ -240,6 +240,23 @@ def test_all_bad_images_are_named_at_the_first_failure(index, tmp_path):
     assert loader_threads() == []
 
 
+def test_the_images_that_the_time_did_not_reach_are_counted(index, tmp_path, monkeypatch):
+    (tmp_path / "101.jpg").write_bytes(b"")
+    monkeypatch.setattr(loader, "CHECK_LIMIT_SECONDS", 0.0)
+    with pytest.raises(DataError) as caught:
+        list(training_loader(index).batches(0, 100))
+    first, last = caught.value.faults
+    assert first.where == "image id 101"
+    assert (last.file, last.where, last.value) == (str(tmp_path), "all images", "7 of 7")
+    assert last.problem == "The check of all images stopped after 0 s; so many were not looked at."
+
+
+def test_the_limit_of_pixels_holds_when_images_are_loaded(index):
+    with pytest.raises(DataError) as caught:
+        load_sample(index, 4, data=replace(DATA, max_image_pixels=1249), seed=5, epoch=1, training=True)
+    assert caught.value.faults[0].value == "25 x 50, 1,250 pixels"
+
+
 def test_another_error_of_a_thread_reaches_the_consumer(index, monkeypatch):
     def failing(samples, size_divisor, packing):
         raise ZeroDivisionError("planted")

@@ -43,6 +43,13 @@ def test_missing_data_is_a_problem_where_the_folder_was_named():
     assert (finding.level, finding.value) == ("note", "/x: not found")
 
 
+def test_a_named_folder_of_another_data_set_is_no_problem():
+    finding = check_data(with_data(was_asked_for=True, train_images=100, val_images=0))
+    assert finding.level == "note"
+    assert "100 and 0 JPEG files" in finding.value
+    assert "another data set: COCO 2017 has 118,287 and 5,000" in finding.meaning
+
+
 def test_weights():
     assert check_weights(plain_situation()).level == "ok"
     finding = check_weights(with_data(weights=None))

@@ -348,17 +348,52 @@ def test_categories_matched_by_name_are_written_with_the_files_own_ids(tmp_path,
     assert read_metadata(tmp_path / "run" / "model.safetensors")["category_ids"] == [1, 2, 4, 7, 8, 11, 13, 16]
 
 
-def test_every_missing_image_is_named_before_training(tmp_path, capsys):
-    write_demo_dataset(tmp_path / "data", train_images=24, val_images=8, seed=0)
-    gone = (
-        sorted((tmp_path / "data" / "train2017").iterdir())[:2] + sorted((tmp_path / "data" / "val2017").iterdir())[:1]
-    )
-    for path in gone:
+def _break_images(tmp_path):
+    """Returns the folder of a data set with images missing and cut short in both splits, and with one wrong box."""
+    root = tmp_path / "data"
+    write_demo_dataset(root, train_images=24, val_images=8, seed=0)
+    train, val = (sorted((root / split).iterdir()) for split in ("train2017", "val2017"))
+    for path in (*train[:2], val[0]):
         path.unlink()
+    for path in (train[5], val[3]):
+        path.write_bytes(path.read_bytes()[:-300])
+    return root
+
+
+def test_every_bad_image_of_both_splits_is_named_before_training(tmp_path, capsys):
+    root = _break_images(tmp_path)
     assert small_run(tmp_path) == EXIT_DATA
     message = capsys.readouterr().err
-    assert all(path.name in message for path in gone) and "3 faults in all" in message
-    assert "Mend:" in message and "Traceback" not in message
+    assert "5 faults in all" in message and "and 1 more of this kind" in message
+    assert all(f"{root}/annotations/instances_{split}2017.json: image id" in message for split in ("train", "val"))
+    assert all(f"{root}/{split}2017/" in message for split in ("train", "val"))
+    assert "data.skip_bad=true" in message and "Traceback" not in message
+    assert not any(event["key"] == "epoch_start" for event in _log_events(tmp_path / "run"))
+
+
+def test_a_fault_of_the_annotations_is_named_beside_those_of_images(tmp_path, capsys):
+    root = _break_images(tmp_path)
+    json_path = root / "annotations" / "instances_train2017.json"
+    document = json.loads(json_path.read_text())
+    document["annotations"][0]["bbox"] = [1, 2]
+    json_path.write_text(json.dumps(document))
+    for word in ("model.num_classes=9", "model.num_classes=0"):
+        assert small_run(tmp_path, word, f"run_dir={tmp_path / word}") == EXIT_DATA
+        message = capsys.readouterr().err
+        assert "field bbox" in message
+        assert "3 faults in all" in message  # with the two images of the validation split
+
+
+def test_a_run_goes_on_without_bad_images_where_this_was_asked_for(tmp_path, capsys):
+    _break_images(tmp_path)
+    assert small_run(tmp_path, *NO_TARGETS, "data.skip_bad=true") == EXIT_DONE
+    output = capsys.readouterr().out
+    assert output.count("images left out (data.skip_bad=true)") == 4
+    assert "1 images left out (data.skip_bad=true): The image is cut short or broken (first ids: " in output
+    events = {event["key"]: event["value"] for event in _log_events(tmp_path / "run")}
+    assert events["eval_samples"] == 6
+    found = json.loads((tmp_path / "run" / "detections_bbox.json").read_text())
+    assert len({entry["image_id"] for entry in found}) <= 6
 
 
 def test_a_class_count_that_does_not_fit_the_data_is_refused(tmp_path, capsys):

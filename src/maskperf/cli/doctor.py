@@ -12,21 +12,26 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from maskperf.cli.doctor_data import examine_data
 from maskperf.cli.words import WordParser, asks_for_help, path_word, read_words
+from maskperf.config import DataConfig, RunConfig
 from maskperf.errors import EXIT_DONE, EXIT_USAGE, ConfigError
 from maskperf.machine.checks import examine
 from maskperf.machine.finding import NOTE, OK, PROBLEM, Finding
 from maskperf.machine.gather import gather, is_writable_folder
 from maskperf.machine.situation import PictureSpeed, Situation, TorchProbe
 from maskperf.machine.sources import run_program
+from maskperf.overrides import validate, with_overrides
 from maskperf.recipes import coco
 
-USAGE = "maskperf doctor [--data FOLDER] [--run-dir FOLDER] [--quick] [--json]"
+USAGE = "maskperf doctor [--data FOLDER] [--run-dir FOLDER] [--quick] [--json] [data.key=value ...]"
 EXAMPLES = """examples, to copy and paste:
   # look at this machine, and measure its disk, processors and GPUs for some seconds
   maskperf doctor
-  # with the folder of COCO 2017 and the place of the runs
+  # with the folder of COCO 2017, all of its images decoded, and the place of the runs
   maskperf doctor --data /data/coco --run-dir /scratch/runs
+  # own data: annotations and images of one split or of both
+  maskperf doctor data.train_json=/my/train.json data.train_images=/my/train
   # without measuring, for a program to read
   maskperf doctor --quick --json
 
@@ -47,14 +52,17 @@ def doctor(arguments: list[str]) -> int:
     choices = read_words(parser, arguments)
     if choices.data is not None and not choices.data:
         raise ConfigError("--data needs the name of a folder. Mend: --data /data/coco")
-    situation = gather(coco(), data=choices.data, run_dir=choices.run_dir)
+    config = _config_of(choices)
+    situation = gather(config, data=choices.data, run_dir=choices.run_dir)
     if not choices.quick:
         if sys.stderr.isatty():
             print("measuring for about ten seconds; --quick leaves this out", file=sys.stderr, flush=True)
         situation = _measure(situation)
-    findings = examine(situation)
+    data_findings, faults = examine_data(config.data, _splits_of(choices, config.data), decode=not choices.quick)
+    findings = examine(situation) + data_findings
     if choices.json:
-        print(json.dumps(_entries(situation, findings), indent=2, allow_nan=False))
+        entries = {**_entries(situation, findings), "data_errors": [asdict(fault) for fault in faults]}
+        print(json.dumps(entries, indent=2, allow_nan=False))
     else:
         show_findings(findings, sys.stdout)
     return EXIT_USAGE if any(finding.level == PROBLEM for finding in findings) else EXIT_DONE
@@ -66,13 +74,40 @@ def _make_parser() -> WordParser:
         "maskperf doctor", usage=USAGE, epilog=EXAMPLES, formatter_class=formatter, add_help=False, allow_abbrev=False
     )
     add = parser.add_argument
-    add(
-        "--data", metavar="FOLDER", type=path_word, help="folder of COCO 2017 (default: that of the recipes, data/coco)"
-    )
+    data_help = "data in the layout of COCO 2017: its annotations and images are checked too"
+    add("--data", metavar="FOLDER", type=path_word, help=data_help)
     add("--run-dir", metavar="FOLDER", type=path_word, help="where runs will leave their files (default: runs)")
-    add("--quick", action="store_true", help="measure nothing and do not load torch: under three seconds")
+    add("--quick", action="store_true", help="measure nothing, do not load torch, read only heads and ends of images")
     add("--json", action="store_true", help="print findings and facts as JSON")
+    add("pairs", metavar="data.key=value", nargs="*", default=[], help="own data, and how it is read")
     return parser
+
+
+def _config_of(choices: argparse.Namespace) -> RunConfig:
+    """Returns the configuration of the benchmark with the data that the words name.
+
+    Errors: ConfigError for a key outside of the section data, and for a value that cannot be used.
+    """
+    for pair in choices.pairs:
+        key = pair.partition("=")[0].strip()
+        if not key.startswith("data."):
+            raise ConfigError(f"{pair}: has no effect here. Mend: give keys of the section data only.")
+        if key == "data.root":
+            raise ConfigError(f"{pair}: cannot be set here. Mend: give --data instead.")
+    config = with_overrides(coco(), choices.pairs)
+    validate(config)
+    return replace(config, data=replace(config.data, root=choices.data)) if choices.data else config
+
+
+def _splits_of(choices: argparse.Namespace, data: DataConfig) -> list[str]:
+    """Returns the splits whose data are looked at: those in the folder of --data, and those named one by one."""
+    keys = {pair.partition("=")[0].strip() for pair in choices.pairs}
+    return [
+        split
+        for split in ("train", "val")
+        if keys & {f"data.{split}_json", f"data.{split}_images"}
+        or (choices.data and (Path(data.root) / "annotations" / f"instances_{split}2017.json").is_file())
+    ]
 
 
 def show_findings(findings: list[Finding], stream: TextIOBase) -> None:

@@ -17,7 +17,7 @@ from maskperf.cli.weights_config import (
 )
 from maskperf.cli.words import WordParser, asks_for_help, path_word, read_words, require_new_file
 from maskperf.config import RunConfig
-from maskperf.errors import EXIT_BUG, EXIT_DONE, ConfigError, DataError, StorageError
+from maskperf.errors import EXIT_BUG, EXIT_DONE, ConfigError, DataError, StorageError, joined_errors
 
 if TYPE_CHECKING:
     from maskperf.data.categories import CategoryMatch
@@ -134,10 +134,12 @@ def _with_data(config: RunConfig, choices: argparse.Namespace) -> RunConfig:
 
 def _evaluate(choices: argparse.Namespace) -> int:
     """Returns the exit code, after weights were loaded, pictures judged and numbers shown and written."""
+    import msgspec
     import numpy as np
     import torch
 
-    from maskperf.data.coco import locate_validation, read_coco
+    from maskperf.data.categories import with_written_ids
+    from maskperf.data.coco import locate_validation
     from maskperf.data.loader import evaluation_batches, feeding_for
     from maskperf.engine.build import build_model, keep_memory
     from maskperf.engine.distributed import close_topology, init_topology
@@ -151,12 +153,13 @@ def _evaluate(choices: argparse.Namespace) -> int:
     config, notices = resolve_for_weights(weights, metadata, recipe=choices.recipe, pairs=choices.pairs)
     config = _with_data(config, choices)
     val_json, val_images = locate_validation(config.data, DATA_MEND)
-    val = read_coco(val_json, val_images, training=False, data=config.data)
-    match = _match(config, metadata, val)
+    is_test_set = bool(choices.save_detections)  # then ground truth is welcome, not demanded
+    val, match = _open_validation(val_json, val_images, config, metadata, is_test_set=is_test_set)
     topology = init_topology(config.system.device)
     threads = threads_of_process(config.system.threads)
     torch.set_num_threads(threads.count)
-    truth = GroundTruth(val_json, val, match) if topology.is_first else None
+    has_truth = bool(len(val.labels)) or not is_test_set
+    truth = GroundTruth(val_json, val, match) if topology.is_first and has_truth else None
     num_classes = config.model.num_classes or len(match.names) + 1
     loading = replace(config.model, num_classes=num_classes, initial_weights=str(weights))
     model, loaded = build_model(loading, seed=0, speed=config.speed)
@@ -181,34 +184,47 @@ def _evaluate(choices: argparse.Namespace) -> int:
     results = predict(model, batches, np.array(list(match.names)), topology)
     seconds = time.monotonic() - start
     code = EXIT_DONE
-    if truth is not None:
+    if topology.is_first:
         about = {
             **_sources(weights, config, choices.pairs, val_json=val_json, val_images=val_images),
             "images": len(val.image_ids),
             "images_per_second": len(val.image_ids) / seconds,
             "notices": data_notices,
         }
-        code = _report(choices, truth, results, config=config, match=match, about=about)
+        written = [val.with_image_keys(with_written_ids(result, match)) for result in results]
+        texts = [msgspec.json.encode(result) for result in written] if choices.save_detections else []
+        code = _report(choices, truth, results, config=config, about=about, detections=texts)
     close_topology()
     return code
 
 
-def _match(config: RunConfig, metadata: Mapping[str, Any], val: "CocoIndex") -> "CategoryMatch":
-    """Returns which categories of the data set are which of the weights; those of a file without names are the data's.
+def _open_validation(
+    val_json: Path, val_images: Path, config: RunConfig, metadata: Mapping[str, Any], *, is_test_set: bool
+) -> "tuple[CocoIndex, CategoryMatch]":
+    """Returns the index of the validation split, and which of its categories are which of the weights.
 
-    Errors: DataError where they cannot be.
+    A test set may lack the lists of annotations and categories. Weights without names have the categories of the data.
+    Errors: DataError with everything that is wrong with the files, or that does not fit the weights.
     """
     from maskperf.data.categories import categories_of, match_categories
+    from maskperf.data.images import open_split
 
-    found, trained, file = categories_of(val), trained_categories(metadata), str(val.json_path)
+    val, error = open_split(val_json, val_images, config.data, training=False, is_test_set=is_test_set)
+    if val is None:
+        raise error
+    errors = [error] if error is not None else []
+    found, trained, file = categories_of(val), trained_categories(metadata), str(val_json)
+    if is_test_set and not found:
+        found = trained
     is_unnamed = not trained and config.model.num_classes
     faults = class_count_faults(file, found, num_classes=config.model.num_classes) if is_unnamed else []
     by_name = config.data.categories_by_name
     match = match_categories(trained or found, found, source="the weights", file=file, by_name=by_name)
     faults += match.faults
-    if faults:
-        raise DataError(faults)
-    return match
+    errors += [DataError(faults)] if faults else []
+    if errors:
+        raise joined_errors(errors)
+    return val, match
 
 
 def _data_notices(val: "CocoIndex", match: "CategoryMatch", config: RunConfig) -> list[str]:
@@ -241,32 +257,31 @@ def _report(
     results: tuple[Sequence[dict], Sequence[dict]],
     *,
     config: RunConfig,
-    match: "CategoryMatch",
     about: dict,
+    detections: list[bytes],
 ) -> int:
-    """Returns the exit code, after every file was written and the numbers were shown."""
-    import msgspec
-
-    from maskperf.data.categories import with_written_ids
+    """Returns the exit code, after every file was written and the numbers were shown; without truth there are none."""
     from maskperf.evaluation.scores import agree, score
     from maskperf.evaluation.table import score_entries, show_scores
     from maskperf.model.weights import replace_file
     from maskperf.records.json_text import pretty_json
 
     engine, limit = choices.engine or config.evaluation.engine, config.evaluation.max_detections
-    scores = score(truth, *results, engine="fast" if engine == "fast" else "official", max_detections=limit)
-    differences = []
-    if engine == "both":
-        differences = agree(score(truth, *results, engine="fast", max_detections=limit), scores)
-    entries = {**about, "engine": engine, "engine_differences": differences, **score_entries(scores)}
-    texts = [pretty_json(entries).encode()]
-    if choices.save_detections:
-        texts += [msgspec.json.encode(with_written_ids(result, match)) for result in results]
+    scores, differences, entries = None, [], about
+    if truth is not None:
+        scores = score(truth, *results, engine="fast" if engine == "fast" else "official", max_detections=limit)
+        if engine == "both":
+            differences = agree(score(truth, *results, engine="fast", max_detections=limit), scores)
+        entries = {**about, "engine": engine, "engine_differences": differences, **score_entries(scores)}
     paths = _files_to_write(choices)
-    for path, text in zip(paths, texts, strict=True):  # before the table: no terminal can take the numbers away
+    for path, text in zip(
+        paths, [pretty_json(entries).encode(), *detections], strict=True
+    ):  # before the table: no terminal can take the numbers away
         replace_file(path, lambda temporary, text=text: temporary.write_bytes(text))
-    show_scores(scores, sys.stdout, per_category=choices.per_class)
-    print(f"{about['images']} images, {about['images_per_second']:.2f} images/s; engine: {engine}")
+    if scores is not None:
+        show_scores(scores, sys.stdout, per_category=choices.per_class)
+    judged = f"engine: {engine}" if scores is not None else "no ground truth, so no AP"
+    print(f"{about['images']} images, {about['images_per_second']:.2f} images/s; {judged}")
     print("\n".join(f"written: {path}" for path in paths))
     if differences:
         print("\n".join(["error: the two engines do not agree", *differences]), file=sys.stderr)

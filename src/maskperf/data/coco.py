@@ -1,7 +1,7 @@
 """A COCO data set as flat arrays: where its files are, what is kept of them, and the targets before any resize."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,13 @@ class CocoIndex:
         """Returns the id of the image at this position as the file has it."""
         return json.loads(self.image_keys[position]) if self.image_keys else int(self.image_ids[position])
 
+    def with_image_keys(self, results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Returns entries of COCO's result format with the ids of the images as the file has them."""
+        if not self.image_keys:
+            return list(results)
+        keys = {number: self.image_key(position) for position, number in enumerate(self.image_ids.tolist())}
+        return [{**entry, "image_id": keys[entry["image_id"]]} for entry in results]
+
     def image_path(self, position: int) -> Path:
         """Returns the file of the image at this position."""
         return self.image_folder / self.file_names[position]
@@ -70,7 +77,7 @@ def locate(data: DataConfig) -> DataPaths:
 
     Errors: DataError with one fault for each path that is missing or of the wrong kind.
     """
-    paths = [path for split in ("train", "val") for path in _split_paths(data, split)]
+    paths = [path for split in ("train", "val") for path in split_paths(data, split)]
     names = ("train_json", "train_images", "val_json", "val_images")
     mends = [f"Put the data set under data.root (now {data.root}), or set data.{name} to its path." for name in names]
     _demand_paths(names, paths, mends)
@@ -84,12 +91,13 @@ def locate_validation(data: DataConfig, mend: str) -> tuple[Path, Path]:
 
     Errors: DataError with a fault for each of the two that is missing or of the wrong kind.
     """
-    paths = _split_paths(data, "val")
+    paths = split_paths(data, "val")
     _demand_paths(("val_json", "val_images"), paths, [mend, mend])
     return paths
 
 
-def _split_paths(data: DataConfig, split: str) -> tuple[Path, Path]:
+def split_paths(data: DataConfig, split: str) -> tuple[Path, Path]:
+    """Returns where annotations and images of "train" or "val" should be."""
     root = Path(data.root)
     json_path = getattr(data, f"{split}_json") or root / "annotations" / f"instances_{split}2017.json"
     return Path(json_path), Path(getattr(data, f"{split}_images") or root / f"{split}2017")

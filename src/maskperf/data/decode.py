@@ -1,7 +1,9 @@
 """Image files as RGB arrays, and a message that names the file when one cannot be used."""
 
 import io
+import math
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -9,26 +11,35 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import ExifTags, Image
 
 from maskperf.data.coco import CocoIndex
+from maskperf.data.subset import shown_id
 from maskperf.errors import DataError, Fault
 
 # Trap: without this list Pillow also tries formats that start other programs (EPS) or take scripts.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 CHECK_THREADS = 8
-MEND_FILE = "Fetch or export the image again, or remove it from the JSON."
+MOST_PIXELS_AT_ONCE = 200_000_000  # of the images that are decoded beside each other when all are checked
+TURNED_ORIENTATIONS = (5, 6, 7, 8)  # by 90 degrees, so that a viewer shows height and width exchanged
+DECODING_BYTES_PER_PIXEL = 13  # measured: 3 for a JPEG, 10 for a PNG, 13 for a TIFF
+MEND_FILE = "Fetch or export it again, remove it from the JSON, or go on without such images: data.skip_bad=true."
+
+# Pillow warns at half of a limit of its own and stops at the limit. Here `max_pixels` alone decides, before any pixel.
+Image.MAX_IMAGE_PIXELS = None
+
+Demand = Callable[[tuple[int, int]], None]
 
 
 def decode_image(
-    path: Path, *, image_id: int, expected_size_hw: tuple[int, int], channels: str = "RGB"
+    path: Path, *, image_id: int | str, expected_size_hw: tuple[int, int], max_pixels: int, channels: str = "RGB"
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Returns the picture; gray is repeated, transparency dropped, EXIF rotation ignored as in the benchmark.
 
     `channels` is their order: "RGB" or "BGR".
 
-    Errors: DataError with one fault for a file that is missing, no image, cut short, of 16 bits, or of another size
-    than `expected_size_hw`.
+    Errors: DataError with one fault for a file that is missing, no image, cut short, of 16 bits, of another size
+    than `expected_size_hw`, or of more than `max_pixels`.
     """
     make = partial(Fault, file=str(path), where=f"image id {image_id}", mend=MEND_FILE)
     try:
@@ -38,42 +49,63 @@ def decode_image(
         raise DataError([make(field="file", value=str(error.strerror), problem=problem)]) from error
     if not data:
         raise DataError([make(field="file", value="0 bytes", problem="The image is empty.")])
-    picture = _decode_jpeg(data, make, expected_size_hw, channels) if data.startswith(b"\xff\xd8") else None
+
+    def demand(size_hw: tuple[int, int]) -> None:
+        _demand_size(size_hw, expected_size_hw, data, make)
+        _demand_few_pixels(size_hw, max_pixels, make)
+
+    picture = _decode_jpeg(data, demand, channels) if data.startswith(b"\xff\xd8") else None
     if picture is not None:
         return picture
-    rgb = _decode_with_pillow(data, make, expected_size_hw)
+    rgb = _decode_with_pillow(data, demand, make)
     return rgb if channels == "RGB" else np.ascontiguousarray(rgb[:, :, ::-1])
 
 
-def check_images(index: CocoIndex, limit_seconds: int | float) -> list[Fault]:
-    """Returns the faults of all images; if time ran out, the first of them says how many were not looked at."""
+def check_images(
+    index: CocoIndex,
+    positions: Sequence[int],
+    *,
+    max_pixels: int,
+    limit_seconds: int | float = math.inf,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[tuple[int, Fault]], int]:
+    """Returns the faults of these images, each decoded, with their positions; and how many the time did not reach.
+
+    `progress` is told how many are done, and of how many.
+    """
     deadline = time.monotonic() + limit_seconds
 
-    def faults_of(position: int) -> list[Fault] | None:
+    def fault_of(position: int) -> Fault | None | bool:
         if time.monotonic() >= deadline:
-            return None
+            return False
         size_hw = (int(index.sizes_hw[position, 0]), int(index.sizes_hw[position, 1]))
-        image_id = int(index.image_ids[position])
+        image_id = shown_id(index, position)
+        path = index.image_path(position)
         try:
-            decode_image(index.image_path(position), image_id=image_id, expected_size_hw=size_hw)
+            decode_image(path, image_id=image_id, expected_size_hw=size_hw, max_pixels=max_pixels)
         except DataError as error:
-            return error.faults
-        return []
+            return error.faults[0]
+        return None
 
-    with ThreadPoolExecutor(CHECK_THREADS) as pool:
-        results = list(pool.map(faults_of, range(len(index.image_ids))))
-    faults = [fault for result in results for fault in result or ()]
-    if None in results:
-        value = f"{results.count(None)} of {len(results)}"
-        problem = f"The check of all images stopped after {limit_seconds:g} s; so many were not looked at."
-        mend = "Mend the faults listed, then run again: the others may have faults too."
-        folder = str(index.image_folder)
-        skipped = Fault(file=folder, where="all images", field="file", value=value, problem=problem, mend=mend)
-        faults.insert(0, skipped)
-    return faults
+    faults, num_skipped = [], 0
+    with ThreadPoolExecutor(_num_threads(index, positions)) as pool:
+        for done, (position, found) in enumerate(zip(positions, pool.map(fault_of, positions), strict=True), start=1):
+            if found is False:
+                num_skipped += 1
+            elif found is not None:
+                faults.append((position, found))
+            if progress is not None:
+                progress(done, len(positions))
+    return faults, num_skipped
 
 
-def _decode_jpeg(data: bytes, make: partial, expected_size_hw: tuple[int, int], channels: str) -> np.ndarray | None:
+def _num_threads(index: CocoIndex, positions: Sequence[int]) -> int:
+    """Returns fewer threads for very large images, so that their pixels have room beside each other."""
+    largest = index.sizes_hw[list(positions)].astype(np.int64).prod(axis=1).max(initial=1)
+    return int(np.clip(MOST_PIXELS_AT_ONCE // largest, 1, CHECK_THREADS))
+
+
+def _decode_jpeg(data: bytes, demand: Demand, channels: str) -> np.ndarray | None:
     """Returns the same pixels as Pillow, sooner; None for what simplejpeg refuses, so that Pillow decides."""
     try:
         height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
@@ -81,47 +113,77 @@ def _decode_jpeg(data: bytes, make: partial, expected_size_hw: tuple[int, int], 
         return None
     if color_space in ("CMYK", "YCCK"):
         return None
-    _demand_size((height, width), make, expected_size_hw)
+    demand((height, width))
     try:
         return simplejpeg.decode_jpeg(data, colorspace=channels, fastdct=False, fastupsample=False)
     except ValueError:
         return None
 
 
-def _decode_with_pillow(data: bytes, make: partial, expected_size_hw: tuple[int, int]) -> np.ndarray:
+def _decode_with_pillow(data: bytes, demand: Demand, make: partial) -> np.ndarray:
     start = data[:12].hex(" ")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Exception as error:  # Pillow's plug-ins raise errors of many kinds on broken bytes
         problem = f"The file is not an image of a known format ({', '.join(FORMATS)}), or its head is broken."
         raise DataError([make(field="file", value=f"starts with {start}", problem=problem)]) from error
-    _demand_size((image.height, image.width), make, expected_size_hw)
-    if _is_deeper_than_8_bits(image):
+    demand((image.height, image.width))
+    if is_deeper_than_8_bits(image):
         problem = "The image has more than 8 bits per channel; its bright parts would all become white."
         mend = "Save it with 8 bits per channel."
         raise DataError([make(field="mode", value=f"{image.format} {image.mode}", problem=problem, mend=mend)])
     try:
-        return np.array(image.convert("RGB"))
+        image.load()
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except Exception as error:  # as above
         problem = "The image is cut short or broken."
         raise DataError([make(field="pixels", value=f"{len(data)} bytes, {error}", problem=problem)]) from error
 
 
-def _is_deeper_than_8_bits(image: Image.Image) -> bool:
+def is_deeper_than_8_bits(image: Image.Image) -> bool:
+    """Returns whether an opened image has samples that do not fit a byte."""
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         return True
     layout = image.tile[0][3] if image.tile else ""  # how the samples lie in the file, for example "RGB;16B"
     return image.format in ("PNG", "TIFF") and any(mark in str(layout) for mark in (";16B", ";16L", ";16N"))
 
 
-def _demand_size(size_hw: tuple[int, int], make: partial, expected_size_hw: tuple[int, int]) -> None:
+def _demand_size(size_hw: tuple[int, int], expected_size_hw: tuple[int, int], data: bytes, make: partial) -> None:
     """Raises DataError when the picture is not of the size the JSON gives; done before its pixels are decoded."""
     if size_hw == expected_size_hw:
         return
-    value = f"{size_hw[0]} x {size_hw[1]}"
-    problem = f"The image's height x width is not the JSON's {expected_size_hw[0]} x {expected_size_hw[1]}."
+    value = f"{size_hw[0]} x {size_hw[1]} in the file, {expected_size_hw[0]} x {expected_size_hw[1]} in the JSON"
+    problem = "The image's height x width is not the JSON's."
     mend = "Write the size of the file into the JSON, with the annotations to match."
     if size_hw == expected_size_hw[::-1]:
-        problem += " The sides are swapped: EXIF rotation, which is ignored here as in the benchmark, may be the cause."
-        mend = "Save the image already rotated and without the EXIF mark."
+        orientation = _exif_orientation(data)
+        if orientation in TURNED_ORIENTATIONS:
+            value += f", EXIF orientation {orientation}"
+            problem = "The sides are swapped: the file's EXIF rotation is ignored here, as in the benchmark."
+            mend = "Save the image already rotated and without the EXIF mark, or annotate it as it is stored."
+        else:
+            problem = "Width and height are swapped in the JSON."
+            mend = "Exchange the two in the image's entry of `images`."
     raise DataError([make(field="height, width", value=value, problem=problem, mend=mend)])
+
+
+def _exif_orientation(data: bytes) -> int:
+    """Returns the EXIF orientation that is ignored; 1 where there is none, and for a TIFF, which Pillow turns."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        return 1 if image.format == "TIFF" else int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # as above; the size was read by another decoder, or the mark itself is broken
+        return 1
+
+
+def _demand_few_pixels(size_hw: tuple[int, int], max_pixels: int, make: partial) -> None:
+    """Raises DataError when the picture is larger than allowed; done before its pixels are decoded."""
+    pixels = size_hw[0] * size_hw[1]
+    if pixels > max_pixels:
+        value = f"{size_hw[0]} x {size_hw[1]}, {pixels:,} pixels"
+        problem = f"The image is very large: the limit is {max_pixels:,} pixels."
+        mend = (
+            f"Set data.max_image_pixels={pixels} or more (each such image takes up to "
+            f"{pixels * DECODING_BYTES_PER_PIXEL / 1e9:.1f} GB of memory while it is decoded), or cut it into tiles."
+        )
+        raise DataError([make(field="height, width", value=value, problem=problem, mend=mend)])

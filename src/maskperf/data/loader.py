@@ -18,8 +18,9 @@ from maskperf.data.collate import Packing, Sample, make_batch, make_evaluation_b
 from maskperf.data.decode import check_images, decode_image
 from maskperf.data.raw_pictures import BufferRing
 from maskperf.data.sampler import aspect_groups, evaluation_order, stream_batches
+from maskperf.data.subset import shown_id
 from maskperf.data.transforms import flip_boxes, flip_points, resize_boxes, resize_points, target_size_hw
-from maskperf.errors import DataError
+from maskperf.errors import DataError, Fault
 from maskperf.seeds import derive_seed
 from maskperf.structures import Batch, EvaluationBatch
 
@@ -34,10 +35,16 @@ def load_sample(index: CocoIndex, position: int, *, data: DataConfig, seed: int,
     image_id = int(index.image_ids[position])
     original_size_hw = (int(index.sizes_hw[position, 0]), int(index.sizes_hw[position, 1]))
     size_hw = target_size_hw(original_size_hw, data.short_side, data.long_side)
-    path, is_mirrored = index.image_path(position), False
+    is_mirrored = False
     if training:
         is_mirrored = is_flipped(seed, epoch, image_id, data.flip_probability)
-    bgr = decode_image(path, image_id=image_id, expected_size_hw=original_size_hw, channels="BGR")
+    bgr = decode_image(
+        index.image_path(position),
+        image_id=shown_id(index, position),
+        expected_size_hw=original_size_hw,
+        max_pixels=data.max_image_pixels,
+        channels="BGR",
+    )
     objects = slice(index.object_offsets[position], index.object_offsets[position + 1])
     ring_offsets = index.ring_offsets[objects.start : objects.stop + 1]
     point_offsets = index.point_offsets[ring_offsets[0] : ring_offsets[-1] + 1]
@@ -204,12 +211,22 @@ def _run_ahead(jobs: Iterator[Callable[[], Any]], index: CocoIndex, data: DataCo
                 pending.append(pool.submit(job))
             yield result
     except DataError as error:
-        raise DataError(_all_image_faults(error.faults, index)) from error
+        raise DataError(_all_image_faults(error.faults, index, data)) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _all_image_faults(first_faults: list, index: CocoIndex) -> list:
-    """Returns the faults that stopped the loader, then those of the folder's other images."""
-    others = check_images(index, CHECK_LIMIT_SECONDS)
-    return [*first_faults, *(fault for fault in others if fault not in first_faults)]
+def _all_image_faults(first_faults: list[Fault], index: CocoIndex, data: DataConfig) -> list[Fault]:
+    """Returns the faults that stopped the loader, then those of the other images as far as there is time to look."""
+    positions = range(len(index.image_ids))
+    others, num_skipped = check_images(
+        index, positions, max_pixels=data.max_image_pixels, limit_seconds=CHECK_LIMIT_SECONDS
+    )
+    faults = [*first_faults, *(fault for _, fault in others if fault not in first_faults)]
+    if num_skipped:
+        value = f"{num_skipped} of {len(positions)}"
+        problem = f"The check of all images stopped after {CHECK_LIMIT_SECONDS:g} s; so many were not looked at."
+        mend = "Correct the errors listed, then run maskperf doctor, which looks at all images."
+        folder = str(index.image_folder)
+        faults.append(Fault(file=folder, where="all images", field="file", value=value, problem=problem, mend=mend))
+    return faults

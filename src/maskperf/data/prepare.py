@@ -12,6 +12,7 @@ from pathlib import Path
 from maskperf.data.checksums import Digests, digests_of_file, read_sums, replace_text, sums_text
 from maskperf.data.coco import read_coco
 from maskperf.data.download import Listener, Patience, RemoteFile, fetch
+from maskperf.data.file_names import resolve_file_names
 from maskperf.data.partial_file import PARTIAL_SUFFIX
 from maskperf.data.prepared_folder import (
     FolderRecord,
@@ -25,7 +26,6 @@ from maskperf.data.prepared_folder import (
 )
 from maskperf.data.release import Archive, Release
 from maskperf.data.unpack import remove_unfinished, unpack
-from maskperf.data.verify import missing_images
 from maskperf.errors import DataError, Fault, StorageError
 
 ARCHIVES_FOLDER = "archives"
@@ -248,7 +248,7 @@ def _check_counts(work: _Work) -> None:
         for sentence in work.release.check_counts(train, val)
     ]
     if work.order.wants_images:
-        faults += missing_images(train) + missing_images(val)
+        faults += [fault for index in (train, val) for _, fault in resolve_file_names(index)[2]]
     if faults:
         raise DataError(faults)
     write_stamp(root, replace(stamp, counted=seen))

@@ -44,6 +44,9 @@ class FileState(msgspec.Struct, frozen=True):
     is_settled: bool
 
 
+NO_SOURCE = FileState(size=0, modified_ns=0, changed_ns=0, inode=0, is_settled=False)  # of what proves itself
+
+
 class _Entry(msgspec.Struct, frozen=True):
     name: str
     dtype: str  # empty: texts, as JSON
@@ -87,16 +90,17 @@ def table_places(json_path: Path, kind: str) -> list[Path]:
     return [*places, cache / "maskperf" / f"{json_path.name}.{key}.{kind}.table"]
 
 
-def load_table(json_path: Path, kind: str) -> Table | None:
+def load_table(json_path: Path, kind: str, *, of_any_json: bool = False) -> Table | None:
     """Returns the kept table of the JSON as it is now, with arrays that cannot be written; None where there is none.
 
-    A table that is cut, damaged, of another version or of another state of the JSON counts as none.
+    A table that is cut, damaged, of another version or of another state of the JSON counts as none. `of_any_json`: the
+    state of the JSON does not matter, as each entry is compared with what it is about.
     """
     for place in table_places(json_path, kind):
         try:
             with open(place, "rb") as file:
                 head, body_start = _read_head(file)
-                if _is_of(head, json_path) and _is_whole(file, head, body_start):
+                if (of_any_json or _is_of(head, json_path)) and _is_whole(file, head, body_start):
                     return _mapped(file, head, body_start)
         except (OSError, ValueError):  # not there, or not a table; msgspec's errors are ValueErrors
             continue

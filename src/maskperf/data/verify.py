@@ -1,9 +1,6 @@
 """Whether the data is COCO 2017 as the benchmark knows it, by counts that any loss or change of data would move."""
 
-import os
-
 from maskperf.data.coco import CocoIndex
-from maskperf.errors import Fault
 
 NUM_TRAIN_IMAGES = 117_266  # of 118,287 in train2017, after the filter
 NUM_VAL_IMAGES = 5_000
@@ -48,23 +45,3 @@ def count_notices(train: CocoIndex, val: CocoIndex) -> list[str]:
         f"not COCO 2017: {mismatches[0]}{more} That is right for other data, and the classes follow the file; where it "
         "is to be COCO 2017, get its files again (data.check_counts=true refuses others)"
     ]
-
-
-def missing_images(index: CocoIndex) -> list[Fault]:
-    """Returns one fault for each image whose file is not in the image folder. Lists the folder once, opens nothing."""
-    present = {entry.name for entry in os.scandir(index.image_folder)}
-    faults = []
-    for position, name in enumerate(index.file_names):
-        if name in present or (os.sep in name and index.image_path(position).is_file()):
-            continue
-        faults.append(
-            Fault(
-                file=str(index.image_path(position)),
-                where=f"image id {index.image_ids[position]} of {index.json_path}",
-                field="file_name",
-                value=repr(name),
-                problem="There is no such file.",
-                mend="Put the file there, or take the image out of the JSON.",
-            )
-        )
-    return faults

@@ -28,6 +28,9 @@ def check_data(situation: Situation) -> Finding:
     if not missing:
         value = f"{data.root}: {TRAIN_IMAGES:,} and {VAL_IMAGES:,} pictures"
         return ok("COCO 2017", value, "complete by its number of files; maskperf run coco checks more")
+    if data.was_asked_for and data.train_json and data.val_json and None not in (data.train_images, data.val_images):
+        value = f"{data.root}: {data.train_images:,} and {data.val_images:,} JPEG files"
+        return note("COCO 2017", value, f"another data set: COCO 2017 has {TRAIN_IMAGES:,} and {VAL_IMAGES:,}")
     mend = (
         "maskperf prepare coco, or name the folder: maskperf doctor --data FOLDER, maskperf run coco data.root=FOLDER"
     )

@@ -218,7 +218,8 @@ def _draw(
 ) -> bytes:
     """Returns a JPEG: the truth on the left, what was found on the right."""
     size_hw = (row.height, row.width)
-    pixels = decode_image(image_folder / row.file_name, image_id=row.id, expected_size_hw=size_hw)
+    path, max_pixels = image_folder / row.file_name, row.height * row.width
+    pixels = decode_image(path, image_id=row.id, expected_size_hw=size_hw, max_pixels=max_pixels)
     wanted = [
         Overlay(
             annotation.bbox,

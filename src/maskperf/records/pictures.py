@@ -126,8 +126,9 @@ def _grid_item(
     names: dict[int, str],
 ) -> GridItem:
     size_hw = (row.height, row.width)
+    path, pixels = image_folder / row.file_name, row.height * row.width
     return GridItem(
-        pixels=decode_image(image_folder / row.file_name, image_id=row.id, expected_size_hw=size_hw),
+        pixels=decode_image(path, image_id=row.id, expected_size_hw=size_hw, max_pixels=pixels),
         truth_boxes=[annotation.bbox for annotation in annotations],
         truth_masks=[decode_outline(outline_of(annotation), size_hw) for annotation in annotations],
         truth_names=[names[annotation.category_id] for annotation in annotations],

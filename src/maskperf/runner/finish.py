@@ -115,8 +115,8 @@ def save_results(
 def _write_files(session: Session, data: OpenedData, model: MaskRcnn, judgement: Judgement) -> None:
     config, folder = session.config, session.folder
     boxes, masks = (with_written_ids(results, data.categories) for results in judgement.found)
-    session.write("detections_bbox.json", msgspec.json.encode(boxes).decode())
-    session.write("detections_segm.json", msgspec.json.encode(masks).decode())
+    for name, results in (("detections_bbox.json", boxes), ("detections_segm.json", masks)):
+        session.write(name, msgspec.json.encode(data.val.with_image_keys(results)).decode())
     if config.model.batch_norm == "frozen":
         save_reference_state(model, folder / "model.pth")
     document, images = read_annotations(data.val), data.paths.val_images

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shutil import copyfile
@@ -13,8 +13,9 @@ from maskperf.config import DataConfig, RunConfig
 from maskperf.data.categories import CategoryMatch, categories_of, match_categories
 from maskperf.data.coco import CocoIndex, DataPaths, locate, read_coco
 from maskperf.data.demo_dataset import ensure_demo_dataset
+from maskperf.data.images import open_split
 from maskperf.data.page_cache import forget_all_files, forget_files
-from maskperf.data.verify import check_benchmark_counts, count_notices, missing_images
+from maskperf.data.verify import check_benchmark_counts, count_notices
 from maskperf.engine.build import padded_size_hw
 from maskperf.engine.distributed import Topology, close_topology, share_from_first
 from maskperf.engine.forward import mask_slots
@@ -154,7 +155,11 @@ def _with_class_count(config: RunConfig, topology: Topology) -> RunConfig:
     """Returns the configuration with model.num_classes taken from the training categories where it is 0."""
     if config.model.num_classes:
         return config
-    train, _ = _read_both(locate(config.data), config.data, topology)
+    paths = locate(config.data)
+    try:
+        train = read_coco(paths.train_json, paths.train_images, training=True, data=config.data)
+    except DataError as error:  # told with all else that is wrong with the data
+        raise joined_errors(_open_both(paths, config.data, topology)[2]) from error
     return replace(config, model=replace(config.model, num_classes=len(train.category_ids) + 1))
 
 
@@ -243,17 +248,22 @@ def open_data(session: Session) -> OpenedData:
     """
     config = session.config
     paths = locate(config.data)
-    train, val = _read_both(paths, config.data, session.topology)
+    train, val, errors = _open_both(paths, config.data, session.topology)
+    if train is not None and val is not None:
+        categories = match_categories(
+            categories_of(train),
+            categories_of(val),
+            source=str(train.json_path),
+            file=str(val.json_path),
+            by_name=config.data.categories_by_name,
+        )
+        faults = [*_class_faults(train, config.model.num_classes), *categories.faults]
+        errors += [DataError(faults)] if faults else []
+    if errors:
+        raise joined_errors(errors)
     for index in (train, val):
         for notice in index.notices:
             session.notice(f"{index.json_path}: {notice}")
-    categories = match_categories(
-        categories_of(train),
-        categories_of(val),
-        source=str(train.json_path),
-        file=str(val.json_path),
-        by_name=config.data.categories_by_name,
-    )
     limits = {
         "max_detections": config.evaluation.max_detections,
         "detections_per_image": config.model.detections_per_image,
@@ -265,10 +275,6 @@ def open_data(session: Session) -> OpenedData:
         *(font_notices(train.category_names) if session.topology.is_first else ()),
     ):
         session.notice(notice)
-    faults = [*_class_faults(train, config.model.num_classes), *categories.faults]
-    faults += missing_images(train) + missing_images(val)
-    if faults:
-        raise DataError(faults)
     if config.data.check_counts:
         mismatches = check_benchmark_counts(train, val)
         if mismatches:
@@ -279,30 +285,23 @@ def open_data(session: Session) -> OpenedData:
     return OpenedData(paths=paths, train=train, val=val, categories=categories, truth=truth)
 
 
-def _read_both(paths: DataPaths, data: DataConfig, topology: Topology) -> tuple[CocoIndex, CocoIndex]:
-    """Returns both splits. The first of several processes reads before the others, who then find its tables."""
+def _open_both(
+    paths: DataPaths, data: DataConfig, topology: Topology
+) -> tuple[CocoIndex | None, CocoIndex | None, list[DataError]]:
+    """Returns both splits and their errors. The first of several processes opens them before the others.
+
+    These then find what it remembered of large files, and of the images of large sets.
+    """
     if topology.is_first and topology.world > 1:
-        with suppress(DataError):  # every process, this one too, finds the same errors below
-            _read_splits(paths, data)
+        _open_splits(paths, data)
     share_from_first(None, topology)
-    return _read_splits(paths, data)
+    return _open_splits(paths, data)
 
 
-def _read_splits(paths: DataPaths, data: DataConfig) -> tuple[CocoIndex, CocoIndex]:
-    """Errors: DataError with the errors of both files."""
-    indices, errors = [], []
-    for json_path, images, training in (
-        (paths.train_json, paths.train_images, True),
-        (paths.val_json, paths.val_images, False),
-    ):
-        try:
-            indices.append(read_coco(json_path, images, training=training, data=data))
-        except DataError as error:
-            errors.append(error)
-    if errors:
-        raise joined_errors(errors)
-    train, val = indices
-    return train, val
+def _open_splits(paths: DataPaths, data: DataConfig) -> tuple[CocoIndex | None, CocoIndex | None, list[DataError]]:
+    train, train_error = open_split(paths.train_json, paths.train_images, data, training=True)
+    val, val_error = open_split(paths.val_json, paths.val_images, data, training=False)
+    return train, val, [error for error in (train_error, val_error) if error is not None]
 
 
 def _own_data_notices(config: RunConfig, train: CocoIndex, val: CocoIndex) -> list[str]:

@@ -2,6 +2,7 @@ import errno
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -122,12 +123,32 @@ def test_an_error_of_the_user_is_shown_without_a_trace_and_has_its_own_code(erro
     assert list(tmp_path.iterdir()) == []
 
 
-def test_faults_in_data_are_shown_line_by_line(with_command, capsys):
-    fault = errors.Fault(file="a.json", where="image id 4", field="width", value="-1", problem="Negative.", mend="Fix.")
-    with_command(raiser(errors.DataError([fault, fault])))
+def test_faults_in_data_are_shown_by_kind_and_listed_in_a_file(with_command, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make = partial(errors.Fault, file="a.json", field="width", problem="Negative.", mend="Fix.")
+    faults = [make(where=f"image id {number}", value=f"-{number}") for number in range(40)]
+    faults.append(make(where="image id 7", value="-1", field="height"))
+    with_command(raiser(errors.DataError(faults, notices=["a.json: something was left out"])))
     assert main(["run"]) == errors.EXIT_DATA
-    shown = capsys.readouterr().err
-    assert shown.count("a.json: image id 4, field width, value -1: Negative. Mend: Fix.") == 2
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[0] == "error: a.json: image id 0, field width, value -0: Negative. Mend: Fix."
+    assert shown[1].startswith("  and 39 more of this kind: image id 1, image id 2,")
+    assert shown[1].endswith("image id 20, ...")
+    assert shown[2] == "a.json: image id 7, field height, value -1: Negative. Mend: Fix."
+    assert shown[3:5] == ["41 faults in all", "note: a.json: something was left out"]
+    (listed,) = tmp_path.glob("maskperf-errors-*.txt")
+    assert shown[5] == f"each of them in full: {listed}"
+    text = listed.read_text()
+    assert all(fault.line() in text for fault in faults) and "something was left out" in text
+
+
+def test_a_single_fault_needs_no_file(with_command, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fault = errors.Fault(file="a.json", where="image id 4", field="width", value="-1", problem="Negative.", mend="Fix.")
+    with_command(raiser(errors.DataError([fault])))
+    assert main(["run"]) == errors.EXIT_DATA
+    assert capsys.readouterr().err == f"error: {fault.line()}\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_interruption_is_one_line_and_code_130(with_command, capsys):

@@ -134,11 +134,9 @@ def _with_data(config: RunConfig, choices: argparse.Namespace) -> RunConfig:
 
 def _evaluate(choices: argparse.Namespace) -> int:
     """Returns the exit code, after weights were loaded, pictures judged and numbers shown and written."""
-    import msgspec
     import numpy as np
     import torch
 
-    from maskperf.data.categories import with_written_ids
     from maskperf.data.coco import locate_validation
     from maskperf.data.loader import evaluation_batches, feeding_for
     from maskperf.engine.build import build_model, keep_memory
@@ -153,13 +151,13 @@ def _evaluate(choices: argparse.Namespace) -> int:
     config, notices = resolve_for_weights(weights, metadata, recipe=choices.recipe, pairs=choices.pairs)
     config = _with_data(config, choices)
     val_json, val_images = locate_validation(config.data, DATA_MEND)
-    is_test_set = bool(choices.save_detections)  # then ground truth is welcome, not demanded
-    val, match = _open_validation(val_json, val_images, config, metadata, is_test_set=is_test_set)
+    # With --save-detections ground truth is welcome, not demanded.
+    val, match = _open_validation(val_json, val_images, config, metadata, is_test_set=bool(choices.save_detections))
     topology = init_topology(config.system.device)
     threads = threads_of_process(config.system.threads)
     torch.set_num_threads(threads.count)
-    has_truth = bool(len(val.labels)) or not is_test_set
-    truth = GroundTruth(val_json, val, match) if topology.is_first and has_truth else None
+    has_truth = topology.is_first and (len(val.labels) > 0 or not choices.save_detections)
+    truth = GroundTruth(val_json, val, match) if has_truth else None
     num_classes = config.model.num_classes or len(match.names) + 1
     loading = replace(config.model, num_classes=num_classes, initial_weights=str(weights))
     model, loaded = build_model(loading, seed=0, speed=config.speed)
@@ -182,17 +180,15 @@ def _evaluate(choices: argparse.Namespace) -> int:
     model.to(topology.device)
     set_precision(model, topology.device, print if topology.is_first else lambda text: None)
     results = predict(model, batches, np.array(list(match.names)), topology)
-    seconds = time.monotonic() - start
-    code = EXIT_DONE
+    seconds, code = time.monotonic() - start, EXIT_DONE
     if topology.is_first:
+        texts = _detection_texts(results, match, val) if choices.save_detections else []
         about = {
             **_sources(weights, config, choices.pairs, val_json=val_json, val_images=val_images),
             "images": len(val.image_ids),
             "images_per_second": len(val.image_ids) / seconds,
             "notices": data_notices,
         }
-        written = [val.with_image_keys(with_written_ids(result, match)) for result in results]
-        texts = [msgspec.json.encode(result) for result in written] if choices.save_detections else []
         code = _report(choices, truth, results, config=config, about=about, detections=texts)
     close_topology()
     return code
@@ -225,6 +221,15 @@ def _open_validation(
     if errors:
         raise joined_errors(errors)
     return val, match
+
+
+def _detection_texts(results: Iterable[Sequence[dict]], match: "CategoryMatch", val: "CocoIndex") -> list[bytes]:
+    """Returns the results of boxes and of masks as JSON, with the ids of the data set."""
+    import msgspec
+
+    from maskperf.data.categories import with_written_ids
+
+    return [msgspec.json.encode(val.with_image_keys(with_written_ids(result, match))) for result in results]
 
 
 def _data_notices(val: "CocoIndex", match: "CategoryMatch", config: RunConfig) -> list[str]:
@@ -260,7 +265,7 @@ def _report(
     about: dict,
     detections: list[bytes],
 ) -> int:
-    """Returns the exit code, after every file was written and the numbers were shown; without truth there are none."""
+    """Returns the exit code, after every file was written and the numbers were shown; there are none without truth."""
     from maskperf.evaluation.scores import agree, score
     from maskperf.evaluation.table import score_entries, show_scores
     from maskperf.model.weights import replace_file

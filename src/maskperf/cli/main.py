@@ -18,7 +18,7 @@ from pathlib import Path
 
 from maskperf import errors
 from maskperf.cli.help import help_text
-from maskperf.records.run_folder import current_run_folder
+from maskperf.records.run_folder import current_run_folder, forget_run_folder
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 LOCALE_FIX = "Fix: set PYTHONUTF8=1, or a UTF-8 locale such as LC_ALL=C.UTF-8"
@@ -52,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code (see maskperf.errors) of one command; `arguments` are by default those of the process."""
     words = sys.argv[1:] if arguments is None else arguments
     _write_any_letter()
+    forget_run_folder()
     try:
         _demand_text(words)
         code = _dispatch(words)

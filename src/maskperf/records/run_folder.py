@@ -26,6 +26,11 @@ def current_run_folder() -> Path | None:
     return _current_folders[-1] if _current_folders else None
 
 
+def forget_run_folder() -> None:
+    """Forgets the folder of an earlier command of this process."""
+    _current_folders.clear()
+
+
 def write_text(path: Path, text: str) -> None:
     """Returns nothing; puts `text` in the file as a whole or not at all, in UTF-8.
 

@@ -111,6 +111,9 @@ def test_polygons_become_targets(folder):
     work, facts = mask_targets(inputs(folder, mask_rois=str(path)))
     assert 0.3 < facts["filled_share"] < 0.9
     assert work() is None
+    work, same = mask_targets(inputs(folder, "28x28 of run lengths", mask_rois=str(path)))
+    assert abs(same["filled_share"] - facts["filled_share"]) < 0.03  # the same masks, by pixels of the image
+    assert work() is None
 
 
 @pytest.mark.parametrize("case", ["one thread", "decoded alone"])

@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from run_length_batches import as_run_lengths
 from small_batches import small_model
 from varied_batches import varied_batch
 
+from maskperf.bench.run_lengths import as_run_lengths
 from maskperf.data.coco import CocoIndex
 from maskperf.engine.capacity import BatchCapacity, batch_capacity, capacity_of, fits, pad_batch
 from maskperf.engine.forward import training_losses

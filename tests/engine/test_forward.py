@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from golden_reference import flat_polygons
-from run_length_batches import as_run_lengths
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import maskperf.engine.forward
+from maskperf.bench.run_lengths import as_run_lengths
 from maskperf.config import ModelConfig, OptimizerConfig, SpeedConfig
 from maskperf.engine.build import build_model
 from maskperf.engine.forward import feature_anchors, mask_slots, training_losses

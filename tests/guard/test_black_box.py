@@ -3,9 +3,9 @@ import dataclasses
 import pytest
 import torch
 from permissions import UMASKS, modes, umask
-from run_length_batches import as_run_lengths
 from small_batches import small_batch, small_model
 
+from maskperf.bench.run_lengths import as_run_lengths
 from maskperf.config import OptimizerConfig
 from maskperf.engine.distributed import Topology
 from maskperf.engine.optimizer import build_optimizer

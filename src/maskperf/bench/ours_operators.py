@@ -8,6 +8,7 @@ from torch import Tensor
 
 from maskperf.bench.made_up import POOLED_LEVELS, POOLS, STRIDES
 from maskperf.bench.ours_model import read_batch
+from maskperf.bench.run_lengths import as_run_lengths
 from maskperf.config import SpeedConfig
 from maskperf.engine.build import keep_memory
 from maskperf.engine.distributed import init_topology
@@ -55,9 +56,12 @@ def nms(inputs: dict) -> tuple[Callable[[], None], dict]:
 
 
 def mask_targets(inputs: dict) -> tuple[Callable[[], None], dict]:
-    """Returns one rasterization of the polygons of all RoIs, 28 x 28 each."""
+    """Returns the targets of all RoIs, 28 x 28 each, of polygons or of the same masks as run lengths."""
     device = _start(inputs)
-    targets = to_device(read_batch(inputs["batch"]).targets, device)
+    batch = read_batch(inputs["batch"])
+    if "run lengths" in inputs["case"]:
+        batch = as_run_lengths(batch)
+    targets = to_device(batch.targets, device)
     with np.load(inputs["mask_rois"]) as arrays:
         rois = SampledRois(
             boxes=torch.from_numpy(arrays["rois"]),

@@ -194,6 +194,7 @@ CASES = (
     _case("nms", "levels", _candidates, TORCHVISION),
     _case("nms", "classes", _candidates, TORCHVISION),
     _case("mask_targets", "28x28", _mask_rois, TORCHVISION),
+    _case("mask_targets", "28x28 of run lengths", _mask_rois),
     _case("loader", "one thread", _pictures, TORCHVISION_DATA),
     _case("loader", "decoded alone", _pictures),
     _case("index", "first read", _train_json, PYCOCOTOOLS),

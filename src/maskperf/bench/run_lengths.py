@@ -1,4 +1,4 @@
-"""Batches whose masks are run-length encoded, made of batches of polygons by pycocotools."""
+"""Batches whose masks are run-length encoded, made of batches of polygons by pycocotools; tests use them as well."""
 
 from dataclasses import replace
 

@@ -2,10 +2,13 @@
 
 import os
 import sys
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from shutil import copyfile
+from typing import Any
 
 import torch
 
@@ -156,10 +159,11 @@ def _with_class_count(config: RunConfig, topology: Topology) -> RunConfig:
     if config.model.num_classes:
         return config
     paths = locate(config.data)
+    read = partial(read_coco, paths.train_json, paths.train_images, training=True, data=config.data)
     try:
-        train = read_coco(paths.train_json, paths.train_images, training=True, data=config.data)
+        train = _first_before_others(topology, read)
     except DataError as error:  # told with all else that is wrong with the data
-        raise joined_errors(_open_both(paths, config.data, topology)[2]) from error
+        raise joined_errors(_open_splits(paths, config.data)[2]) from error
     return replace(config, model=replace(config.model, num_classes=len(train.category_ids) + 1))
 
 
@@ -248,7 +252,7 @@ def open_data(session: Session) -> OpenedData:
     """
     config = session.config
     paths = locate(config.data)
-    train, val, errors = _open_both(paths, config.data, session.topology)
+    train, val, errors = _first_before_others(session.topology, partial(_open_splits, paths, config.data))
     if train is not None and val is not None:
         categories = match_categories(
             categories_of(train),
@@ -285,17 +289,16 @@ def open_data(session: Session) -> OpenedData:
     return OpenedData(paths=paths, train=train, val=val, categories=categories, truth=truth)
 
 
-def _open_both(
-    paths: DataPaths, data: DataConfig, topology: Topology
-) -> tuple[CocoIndex | None, CocoIndex | None, list[DataError]]:
-    """Returns both splits and their errors. The first of several processes opens them before the others.
+def _first_before_others(topology: Topology, read: Callable[[], Any]) -> Any:
+    """Returns what `read` returns. The first of several processes reads before the others.
 
     These then find what it remembered of large files, and of the images of large sets.
     """
     if topology.is_first and topology.world > 1:
-        _open_splits(paths, data)
+        with suppress(DataError):  # every process, this one too, finds the same errors below
+            read()
     share_from_first(None, topology)
-    return _open_splits(paths, data)
+    return read()
 
 
 def _open_splits(paths: DataPaths, data: DataConfig) -> tuple[CocoIndex | None, CocoIndex | None, list[DataError]]:

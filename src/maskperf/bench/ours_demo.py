@@ -5,6 +5,7 @@ from contextlib import ExitStack
 
 import torch
 
+from maskperf.data.categories import categories_of, match_categories
 from maskperf.data.coco import locate, read_coco
 from maskperf.engine.build import build_model, keep_memory
 from maskperf.engine.captured import capture_steps
@@ -30,7 +31,9 @@ def demo_chunk(inputs: dict) -> tuple[Callable[[], dict], dict]:
     topology = init_topology(config.system.device)
     paths = locate(config.data)
     train = read_coco(paths.train_json, paths.train_images, training=True)
-    data = OpenedData(paths=paths, train=train, val=train, truth=None)
+    names = categories_of(train)
+    categories = match_categories(names, names, source="training", file="training", by_name=False)
+    data = OpenedData(paths=paths, train=train, val=train, categories=categories, truth=None)
     session = Session(config=config, topology=topology, folder=None, log=MlperfLog(None), resources=ExitStack())
     keep_memory(config.speed, topology.device)
     model, _ = build_model(config.model, config.seed, config.speed)

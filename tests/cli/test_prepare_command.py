@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from default_signals import default_signals
 from hostile_server import Answer, HostileServer, free_port_url
 from rich.console import Console
 from small_release import TRUNK, small_files, small_release, trunk_arrays
@@ -215,7 +216,9 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(server, capsys):
     server.plans["/train2017.zip"] = [Answer(sends_bytes=300, stalls=True)]
     command, environment = in_new_process(INTERRUPTED, server.url)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, env=environment, **pipes) as process:
+    with default_signals():
+        started = subprocess.Popen(command, text=True, env=environment, **pipes)
+    with started as process:
         assert any(line.startswith("train2017.zip: downloading") for line in process.stdout)
         partial = Path("data/coco/archives/train2017.zip.partial.json")
         while not partial.exists():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from default_signals import default_signals
 from hostile_server import Answer, HostileServer, free_port_url
 
 from maskperf.data import download as download_module
@@ -376,7 +377,9 @@ def test_a_killed_download_is_continued(target, number):
         words = [server.url + PATH, str(target), MD5, str(SIZE)]
         environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
         command = [sys.executable, "-c", KILLED, *words]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as process:
+        with default_signals():
+            started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
+        with started as process:
             for line in process.stdout:
                 if int(line.split()[1]) >= 150_000:
                     break

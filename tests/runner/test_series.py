@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from default_signals import default_signals
 
 from maskperf import errors
 from maskperf.errors import (
@@ -235,7 +236,8 @@ def test_a_series_that_is_stopped_ends_its_run_and_starts_no_other(tmp_path, sto
     seconds = 20.0 if stop == "ctrl-c in a terminal" else 0.1
     text = PARENT.format(seconds=seconds, child=str(child), run_dir=str(tmp_path / "s"))
     environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
-    parent = subprocess.Popen([sys.executable, "-c", text], env=environment, start_new_session=True)
+    with default_signals():
+        parent = subprocess.Popen([sys.executable, "-c", text], env=environment, start_new_session=True)
     try:
         for _ in range(600):
             if (tmp_path / "started").exists():

@@ -36,7 +36,11 @@ def numbers():
         return dict(file)
 
 
-@pytest.fixture(scope="module", params=[SpeedConfig(), plain_path()], ids=["every_technique", "plain_path"])
+@pytest.fixture(
+    scope="module",
+    params=[SpeedConfig(), pytest.param(plain_path(), marks=pytest.mark.slow)],
+    ids=["every_technique", "plain_path"],
+)
 def model(request):
     return golden_model(request.param)
 
@@ -190,6 +194,7 @@ def detections(model, batch):
     return detect(model, batch.images)
 
 
+@pytest.mark.slow
 def test_eight_training_steps_equal_the_reference(batch, numbers):
     # Here every anchor is sampled, so that leaving out the others is a detour of minutes; the gradients above took it.
     model = golden_model(SpeedConfig(sparse_rpn_backward=False))

@@ -56,7 +56,7 @@ class Tree:
             env=variables,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=False,
         )
 

@@ -44,7 +44,7 @@ def raiser(error):
 def in_new_process(*words, code="import sys; from maskperf.cli.main import main; sys.exit(main())"):
     environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
     return subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, env=environment, timeout=60, check=False
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, env=environment, timeout=300, check=False
     )
 
 
@@ -77,7 +77,7 @@ def test_the_process_reads_its_own_arguments_and_help_loads_nothing_heavy():
 def test_the_package_can_be_run_as_a_module():
     environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
     command = [sys.executable, "-m", "maskperf", "--version"]
-    finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert finished.returncode == 0
     assert finished.stdout.startswith("maskperf ")
 

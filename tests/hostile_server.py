@@ -1,7 +1,8 @@
 """A web server on this machine that cuts, lies, stalls and changes its mind, one planned answer after the other."""
 
+import socket
 import threading
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -115,9 +116,9 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-def free_port_url():
-    """Returns an address at which nobody listens."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    url = f"http://127.0.0.1:{server.server_port}"
-    server.server_close()
-    return url
+@contextmanager
+def refused_url():
+    """Returns an address at which nobody listens, nor can begin to while the `with` block runs."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"

@@ -195,7 +195,7 @@ def heavy_modules_behind(name):
     assert (PACKAGE / name).exists(), f"{name}: missing"
     module = "maskperf." + name.removesuffix(".py").replace("/", ".")
     code = f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r}); import {module}; print(*sys.modules)"
-    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
     return {"torch", "numpy"} & set(finished.stdout.split())
 
 

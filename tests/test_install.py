@@ -56,7 +56,7 @@ class Tree:
             env=variables,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=False,
         )
 
@@ -194,7 +194,13 @@ def test_nothing_is_run_where_the_install_fails(tree):
 
 def test_the_tests_run_after_lint_with_their_arguments(tree):
     assert tree.run("run_tests.sh", "-k", "a b").returncode == 0
-    assert tree.noted()[-2:] == ["-m ruff check .", "-m pytest -k a b"]
+    assert tree.noted()[-2:] == ["-m ruff check .", "-m pytest -n 2 --dist loadfile -m not slow -k a b"]
+
+
+def test_all_checks_run_the_slow_tests_too(tree):
+    assert tree.run(".ci/run").returncode == 0
+    words = [line.rpartition(" -m ")[2] for line in tree.noted() if line.startswith("-m pytest")]
+    assert words == ["not slow", "slow"]
 
 
 @pytest.mark.parametrize(("code", "expected"), [("0", 0), ("6", 0), ("1", 1), ("5", 5)])

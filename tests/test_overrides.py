@@ -164,14 +164,14 @@ def test_flatten_has_every_field_once_in_the_order_of_the_configuration():
     assert flatten(DEFAULT)["model.anchor_sizes"] == (32, 64, 128, 256, 512)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(VALUES)
 def test_json_text_gives_an_equal_configuration_back(values):
     config = config_of(values)
     assert from_json_text(to_json_text(config)) == config
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(VALUES)
 def test_the_printed_lines_are_overrides_that_give_an_equal_configuration_back(values):
     config = config_of(values)

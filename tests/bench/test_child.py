@@ -97,7 +97,7 @@ def test_work_that_was_done_in_preparation_is_not_done_again_to_warm_up(side):
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells and resets the peak")
 def test_the_peak_is_that_of_the_work_and_not_of_parent_or_preparation(side):
-    own = bytearray(400_000_000)
+    own = bytearray(200_000_000)
     own[::4096] = b"x" * len(own[::4096])
     with Child(side, threads=1) as child:
         child.prepare("large", {})
@@ -106,7 +106,7 @@ def test_the_peak_is_that_of_the_work_and_not_of_parent_or_preparation(side):
     assert 0.09 < memory["peak_gib"] - memory["before_gib"] < 0.14
     assert memory["peak_gib"] < 0.18
     assert memory["device_peak_gib"] is None
-    assert len(own) == 400_000_000
+    assert len(own) == 200_000_000
 
 
 def test_work_that_has_to_warm_up_longer_does(side):

@@ -95,7 +95,7 @@ def test_a_section_that_takes_too_long_is_stopped_and_keeps_its_rows(tmp_path, m
     monkeypatch.setattr(gpu.subprocess, "Popen", lambda command, **options: popen(["/bin/sleep", "60"], **options))
     start = time.monotonic()
     result = gpu.run_section("steps", TINY, tmp_path, 0.3)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 50  # it would sleep for 60
     assert result["rows"] == [{"name": "one"}]
     assert "stopped after 0 s" in result["error"]
 

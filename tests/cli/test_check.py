@@ -209,7 +209,7 @@ def test_words_that_cannot_be_used_are_refused(tmp_path):
 def test_the_help_is_shown_without_torch_or_numpy():
     code = "import sys; from maskperf.cli.check import check; from maskperf.cli.package import package;"
     code += " check([]); package(['--help']); sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
-    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert finished.returncode == 0, finished.stderr
     assert "usage: maskperf check" in finished.stdout and "usage: maskperf package" in finished.stdout
 

@@ -473,7 +473,7 @@ def test_help_and_misspelt_words_load_no_torch(arguments, tmp_path):
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(SOURCES)},
-        timeout=60,
+        timeout=300,
         check=False,
     )
     if "--weigths" in arguments:
@@ -492,7 +492,7 @@ def test_two_processes_find_what_one_finds(folder, tmp_path):
         capture_output=True,
         text=True,
         env=environment,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert finished.returncode == 0, finished.stderr

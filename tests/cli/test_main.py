@@ -44,7 +44,7 @@ def raiser(error):
 def in_new_process(*words, code="import sys; from maskperf.cli.main import main; sys.exit(main())"):
     environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
     return subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, env=environment, timeout=60, check=False
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, env=environment, timeout=300, check=False
     )
 
 
@@ -77,7 +77,7 @@ def test_the_process_reads_its_own_arguments_and_help_loads_nothing_heavy():
 def test_the_package_can_be_run_as_a_module():
     environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
     command = [sys.executable, "-m", "maskperf", "--version"]
-    finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert finished.returncode == 0
     assert finished.stdout.startswith("maskperf ")
 
@@ -279,7 +279,7 @@ def test_no_encoding_of_the_terminal_ends_a_command(encoding, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(SOURCES), **encoding}
     for words, code in (([], errors.EXIT_DATA), (["a bug"], errors.EXIT_BUG)):
         command = [sys.executable, "-c", PRINTING, "run", *words]
-        finished = subprocess.run(command, capture_output=True, env=environment, timeout=60, check=False, cwd=tmp_path)
+        finished = subprocess.run(command, capture_output=True, env=environment, timeout=300, check=False, cwd=tmp_path)
         shown = finished.stdout.decode("latin-1"), finished.stderr.decode("latin-1")
         assert finished.returncode == code, shown
         assert "\\u0938" in shown[0]  # no letter of this alphabet is in any of the encodings
@@ -291,7 +291,7 @@ def test_no_encoding_of_the_terminal_ends_a_command(encoding, tmp_path):
 def test_letters_that_the_terminal_has_are_left_as_they_are():
     environment = {**os.environ, "PYTHONPATH": str(SOURCES), "PYTHONIOENCODING": "latin-1"}
     finished = subprocess.run(
-        [sys.executable, "-c", PRINTING, "run"], capture_output=True, env=environment, timeout=60, check=False
+        [sys.executable, "-c", PRINTING, "run"], capture_output=True, env=environment, timeout=300, check=False
     )
     assert finished.stdout.startswith("Gr\u00f6\u00dfe \\u7bb1\\u5b50 \\u043a".encode("latin-1"))
 
@@ -299,7 +299,7 @@ def test_letters_that_the_terminal_has_are_left_as_they_are():
 def test_words_that_are_no_text_are_refused_before_anything_is_made(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(SOURCES), "PYTHONUTF8": "1"}
     command = [sys.executable, "-m", "maskperf", "run", "demo", b"run_dir=caf\xe9"]
-    finished = subprocess.run(command, capture_output=True, env=environment, timeout=60, check=False, cwd=tmp_path)
+    finished = subprocess.run(command, capture_output=True, env=environment, timeout=300, check=False, cwd=tmp_path)
     assert finished.returncode == errors.EXIT_USAGE
     assert b"run_dir=caf\\udce9" in finished.stderr
     assert b"PYTHONUTF8=1" in finished.stderr

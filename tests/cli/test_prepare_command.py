@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from hostile_server import Answer, HostileServer, free_port_url
+from default_signals import default_signals
+from hostile_server import Answer, HostileServer, refused_url
 from rich.console import Console
 from small_release import TRUNK, small_files, small_release, trunk_arrays
 
@@ -126,9 +127,9 @@ def test_words_that_cannot_be_used_end_with_2_before_anything_is_done(words, par
 
 
 def test_no_network_ends_with_3_and_tells_what_to_fetch_by_hand(monkeypatch, capsys):
-    url = free_port_url()
-    monkeypatch.setattr(release_module, "COCO_2017", small_release(FILES, url))
-    assert main(["prepare", "coco"]) == errors.EXIT_DATA
+    with refused_url() as url:
+        monkeypatch.setattr(release_module, "COCO_2017", small_release(FILES, url))
+        assert main(["prepare", "coco"]) == errors.EXIT_DATA
     text = capsys.readouterr().err
     assert f"fetch {url}/R-50.pkl by other means" in text
     assert "put it at data/R-50.pkl" in text
@@ -187,7 +188,7 @@ def test_help_has_examples_and_loads_nothing_heavy():
         "sys.exit(bool({'torch', 'numpy', 'rich', 'PIL'} & set(sys.modules)))"
     )
     command, environment = in_new_process(code)
-    finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert finished.returncode == 0
     assert finished.stdout.count("\n  maskperf prepare coco") == 6
     assert all(name in finished.stdout for name in ("--mirror", "--archives", "--verify", "--no-images"))
@@ -196,7 +197,7 @@ def test_help_has_examples_and_loads_nothing_heavy():
 def test_the_download_itself_needs_no_torch():
     code = "import sys, maskperf.data.prepare; sys.exit('torch' in sys.modules)"
     command, environment = in_new_process(code)
-    assert subprocess.run(command, env=environment, timeout=60, check=False).returncode == 0
+    assert subprocess.run(command, env=environment, timeout=300, check=False).returncode == 0
 
 
 INTERRUPTED = """
@@ -215,13 +216,15 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(server, capsys):
     server.plans["/train2017.zip"] = [Answer(sends_bytes=300, stalls=True)]
     command, environment = in_new_process(INTERRUPTED, server.url)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, env=environment, **pipes) as process:
+    with default_signals():
+        started = subprocess.Popen(command, text=True, env=environment, **pipes)
+    with started as process:
         assert any(line.startswith("train2017.zip: downloading") for line in process.stdout)
         partial = Path("data/coco/archives/train2017.zip.partial.json")
         while not partial.exists():
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == errors.EXIT_INTERRUPTED
+        assert process.wait(timeout=300) == errors.EXIT_INTERRUPTED
         assert "interrupted" in process.stderr.read()
     assert main(["prepare", "coco"]) == errors.EXIT_DONE
     assert server.requests[-1].path == "/train2017.zip"
@@ -294,18 +297,18 @@ def stub_tree(tmp_path, install_code=0):
 def test_the_script_hands_its_words_on_and_returns_the_exit_code(tmp_path):
     script = stub_tree(tmp_path)
     words = ["--root", "my data; $(touch x)'\""]
-    finished = subprocess.run([script, *words], capture_output=True, text=True, timeout=60, check=False)
+    finished = subprocess.run([script, *words], capture_output=True, text=True, timeout=300, check=False)
     assert finished.stdout == "<prepare><coco><--root><my data; $(touch x)'\">"
     assert finished.returncode == 7
 
 
 def test_the_script_stops_when_the_install_fails(tmp_path):
-    finished = subprocess.run([stub_tree(tmp_path, 5)], capture_output=True, text=True, timeout=60, check=False)
+    finished = subprocess.run([stub_tree(tmp_path, 5)], capture_output=True, text=True, timeout=300, check=False)
     assert (finished.stdout, finished.returncode) == ("", 5)
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
 def test_the_script_passes_shellcheck():
     command = ["shellcheck", ROOT / "download_dataset.sh"]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert finished.returncode == 0, finished.stdout

@@ -30,19 +30,19 @@ def start(folder, *more):
 
 
 def test_each_run_of_a_series_draws_its_own_seed(tmp_path):
-    finished = start(tmp_path, "runs=3", *NO_TARGETS)
+    finished = start(tmp_path, "runs=2", *NO_TARGETS)
     assert finished.returncode == EXIT_DONE, finished.stderr
     found = json.loads((tmp_path / "run" / "series.json").read_text())
-    assert [run["status"] for run in found["runs"]] == ["done"] * 3
+    assert [run["status"] for run in found["runs"]] == ["done"] * 2
     seeds = [run["seed"] for run in found["runs"]]
-    assert len(set(seeds)) == 3 and min(seeds) >= 0
+    assert len(set(seeds)) == 2 and min(seeds) >= 0
     for run in found["runs"]:
         folder = tmp_path / "run" / run["folder"]
         assert json.loads((folder / "config.json").read_text())["seed"] == run["seed"]
         assert run["minutes"] == json.loads((folder / "results.json").read_text())["seconds"] / 60
         assert f'"key": "seed", "value": {run["seed"]},' in (folder / "mlperf.log").read_text()
     assert found["score_minutes"] is None
-    assert "run 3 of 3" in finished.stdout and "epoch 1" in finished.stdout and found["sentence"] in finished.stdout
+    assert "run 2 of 2" in finished.stdout and "epoch 1" in finished.stdout and found["sentence"] in finished.stdout
 
 
 def test_several_processes_give_the_exit_code_of_the_run_and_no_traceback(tmp_path):
@@ -78,7 +78,7 @@ def test_a_refusal_loads_no_torch(tmp_path):
     )
     environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
     command = [sys.executable, "-c", code]
-    finished = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, timeout=60, check=False)
+    finished = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, timeout=300, check=False)
     assert finished.returncode == EXIT_RULE
     assert list(tmp_path.iterdir()) == []
 

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from maskperf.config import DataConfig
@@ -57,7 +57,6 @@ def test_an_image_larger_than_all_canvases_has_its_own():
     assert len(set(groups)) == 4  # 5024 x 32, 800 x 1088, 4992 x 32, 32 x 5024
 
 
-@settings(deadline=None, derandomize=True, database=None)
 @given(configs, size_lists)
 def test_every_image_has_one_canvas_and_no_smaller_one_would_do(data, sizes_hw):
     canvases = canvas_buckets(data)
@@ -77,7 +76,6 @@ def test_every_image_has_one_canvas_and_no_smaller_one_would_do(data, sizes_hw):
     assert len(pairs) == len(set(groups)) == len(set(found))
 
 
-@settings(deadline=None, derandomize=True, database=None)
 @given(configs, size_lists)
 def test_a_batch_of_one_group_has_the_canvas_of_its_images(data, sizes_hw):
     canvases, resized = canvas_buckets(data), resized_sizes_hw(np.array(sizes_hw), data)

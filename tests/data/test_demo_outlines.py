@@ -47,7 +47,7 @@ def test_an_empty_mask_has_no_rings():
     assert trace_outline(np.zeros((3, 4), dtype=bool)) == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))))
 def test_rings_enclose_exactly_the_pixels_of_the_mask(mask):
     rings = trace_outline(mask)
@@ -61,7 +61,7 @@ def test_rings_enclose_exactly_the_pixels_of_the_mask(mask):
         np.testing.assert_array_equal(solid, mask)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))))
 def test_run_lengths_decode_to_the_same_mask(mask):
     counts = run_lengths(mask)

@@ -114,7 +114,7 @@ def test_the_lists_of_digests_are_those_that_sha256sum_reads(server, order):
     assert sums == {name: hashlib.sha256(content).hexdigest() for name, content in FILES.items()}
     for folder in FOLDERS:
         command = ["sha256sum", "--check", "--strict", f"checksums/{folder}.sha256"]
-        finished = subprocess.run(command, cwd=order.root, capture_output=True, text=True, timeout=60, check=False)
+        finished = subprocess.run(command, cwd=order.root, capture_output=True, text=True, timeout=300, check=False)
         assert finished.returncode == 0, finished.stderr
         assert finished.stdout.count(": OK") == (3 if folder == "annotations" else 2)
 
@@ -472,7 +472,7 @@ def test_a_killed_unpacking_is_begun_anew(server, order):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert any("train" in line for line in process.stdout)
         process.send_signal(signal.SIGKILL)
-        process.wait(timeout=30)
+        process.wait(timeout=300)
     assert (order.root / ".unpacking-train2017").is_dir()
     run = Run(server, order)
     assert run.paths == []

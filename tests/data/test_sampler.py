@@ -2,7 +2,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from maskperf.data.sampler import aspect_groups, evaluation_order, rank_batches, steps_per_epoch, stream_batches
@@ -102,7 +102,6 @@ sizes = st.tuples(st.integers(1, 900), st.integers(1, 900))
 worlds = st.integers(1, 5).flatmap(lambda world: st.tuples(st.integers(0, world - 1), st.just(world)))
 
 
-@settings(deadline=None, derandomize=True, database=None)
 @given(st.lists(sizes, min_size=1, max_size=40), worlds, st.integers(1, 6), st.integers(0, 99))
 def test_two_groups_give_the_order_of_the_reference(sizes_hw, rank_of_world, images_per_rank, seed):
     rank, world = rank_of_world
@@ -111,7 +110,6 @@ def test_two_groups_give_the_order_of_the_reference(sizes_hw, rank_of_world, ima
     assert as_lists(found) == reference_batches(sizes_hw, **options)
 
 
-@settings(deadline=None, derandomize=True, database=None)
 @given(st.lists(st.integers(-3, 9), min_size=1, max_size=60), worlds, st.integers(1, 6), st.integers(0, 99))
 def test_any_groups_keep_the_promises(groups, rank_of_world, images_per_rank, seed):
     rank, world = rank_of_world

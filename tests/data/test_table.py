@@ -242,7 +242,7 @@ def test_several_processes_at_once_make_one_whole_table(json_path):
     environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
     command = [sys.executable, "-c", code, str(json_path)]
     processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    digests = [line for process in processes for line in process.communicate(timeout=60)[0].split()]
+    digests = [line for process in processes for line in process.communicate(timeout=300)[0].split()]
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert digests == [hashlib.sha256(read(json_path).points.tobytes()).hexdigest()] * 60
     assert [path.name for path in json_path.parent.glob(".*")] == [beside(json_path).name]

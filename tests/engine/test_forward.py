@@ -347,6 +347,16 @@ def test_the_same_seed_twice_is_bitwise_equal(batch_norm):
     assert all(torch.equal(runs[0][1][name], value) for name, value in runs[1][1].items())
 
 
+def test_draws_of_an_image_follow_its_sample_seed(monkeypatch):
+    model, batch = model_of(), batch_of([0, 1])
+    plain = recorded_rois(monkeypatch, model, batch)
+    named = recorded_rois(monkeypatch, model, replace(batch, image_ids=batch.image_ids + 7))
+    assert torch.equal(named.boxes, plain.boxes)
+    other = recorded_rois(monkeypatch, model, replace(batch, sample_seeds=batch.sample_seeds + torch.tensor([0, 1])))
+    assert torch.equal(other.boxes[0], plain.boxes[0])
+    assert not torch.equal(other.boxes[1], plain.boxes[1])
+
+
 def test_draws_of_an_image_do_not_depend_on_its_batch_mates(monkeypatch):
     model = model_of()
     drawn = {

@@ -75,6 +75,17 @@ def test_after_a_fault_the_weights_and_momentum_stay_as_before_that_step(monkeyp
             assert torch.equal(optimizer.state[value]["momentum_buffer"], momentum[name]), name
 
 
+def test_gradients_and_losses_are_means_over_the_micro_batches():
+    once, twice = small_model(seed=0), small_model(seed=0)
+    single = _train(once, build_optimizer(once, CONFIG), 1, [small_batch(0)])
+    double = _train(twice, build_optimizer(twice, CONFIG), 1, [small_batch(0)] * 2)
+    assert torch.equal(double.losses, single.losses)
+    assert (single.images, double.images) == (1, 2)
+    for (name, value), other in zip(once.named_parameters(), twice.parameters(), strict=True):
+        if value.requires_grad:  # halving rounds nothing
+            assert torch.equal(other.grad, value.grad), name
+
+
 def test_a_weight_that_is_not_finite_is_found():
     model = small_model(seed=0)
     optimizer = build_optimizer(model, CONFIG)

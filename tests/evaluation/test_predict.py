@@ -85,7 +85,7 @@ def slow_coder(coded: list, waiting: threading.Event | None = None):
         if waiting is None:
             time.sleep(0.02 if len(coded) % 2 else 0.0)
         else:
-            assert waiting.wait(20)
+            assert waiting.wait(300)
         coded.append(batch.image_ids.tolist())
         return to_coco_results(detections, batch, category_ids)
 

@@ -336,7 +336,7 @@ def test_steps_out_of_order_are_refused(step):
 
 
 @given(seed=st.integers(0, 1000), power=st.integers(-20, 20), factor=st.floats(1.0, 3.0))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_scale_of_the_loss_does_not_matter(seed, power, factor):
     losses = falling_losses(1500, seed=seed)
     losses[1000:] = [factor * loss for loss in losses[1000:]]

@@ -6,6 +6,7 @@ import torch
 
 from maskperf.config import ModelConfig
 from maskperf.losses.box import box_losses, first_rois, positive_rois, sample_rois
+from maskperf.ops.sampling import random_keys
 from maskperf.structures import Polygons, Proposals, SampledRois, Targets
 
 CONFIG = ModelConfig()
@@ -192,6 +193,17 @@ def test_draws_follow_the_seed_of_the_image_and_nothing_else():
     assert torch.equal(others.boxes[1], alone.boxes[0])
     assert not torch.equal(others.boxes[0], alone.boxes[0])
     assert not torch.equal(others.boxes[2], alone.boxes[0])
+
+
+def test_rois_and_anchors_of_an_image_draw_different_numbers():
+    candidates = candidates_of([[FAR] * 900])
+    config = replace(CONFIG, roi_samples_per_image=1)
+    differ = 0
+    for seed in range(20):
+        rois = [[float(place), 0, 9, 9] for place in range(900)]
+        drawn = sample(replace(candidates, boxes=torch.tensor([rois])), targets_of([[]], [[]]), (seed,), config)
+        differ += drawn.boxes[0, 0, 0].item() != random_keys(torch.tensor([seed]), 900).argmax().item()
+    assert differ >= 19  # anchors take the largest of these keys
 
 
 def test_positive_rois_come_in_their_places_and_the_rest_is_counted():

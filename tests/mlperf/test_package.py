@@ -92,7 +92,7 @@ def _words_of(script, started, folder, *more):
     copy.write_text(script.read_text())
     environment = {**os.environ, "DATA_ROOT": "/my data", "BACKBONE": "/b.pkl"}
     command = ["bash", str(copy), *more]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=20)
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
     return finished.stdout.splitlines()
 
 
@@ -109,7 +109,7 @@ def test_the_scripts_start_the_implementation_with_the_words_of_the_runs(written
     system = written / "benchmarks" / "maskrcnn" / "implementations" / "box"
     for script in system.glob("*.sh"):
         assert os.access(script, os.X_OK)
-        subprocess.run(["bash", "-n", str(script)], check=True, timeout=20)
+        subprocess.run(["bash", "-n", str(script)], check=True, timeout=300)
     said = _words_of(system / "run_and_time.sh", "run_and_time.sh", tmp_path, "seed=3")
     assert said[:3] == ["coco_batch_96", "data.root=/my data", "model.backbone_weights=/b.pkl"] and said[-1] == "seed=3"
     config = with_overrides(RECIPES[said[0]](), said[1:])

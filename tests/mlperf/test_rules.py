@@ -162,7 +162,7 @@ def test_what_the_rules_leave_free_is_allowed(pair):
 
 
 @given(rate=st.one_of(st.floats(1e-6, 3), st.integers(1, 99).map(lambda k: 0.02 * k)), batch=st.integers(1, 40))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_the_learning_rate_rule_is_the_checkers(rate, batch):
     is_integer = mlp_compliance.is_integer
     # The checker also takes a rate that rounds to 0 * 0.02, or a divisor that rounds to 0; there is no such K.
@@ -173,7 +173,7 @@ def test_the_learning_rate_rule_is_the_checkers(rate, batch):
 
 
 @given(batch=st.integers(1, 3000), stretch=st.integers(-12, 40), shift=st.tuples(*[st.integers(-1, 1)] * 2))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_decay_steps_are_those_of_the_formula_cut_to_whole_steps(batch, stretch, shift):
     def cut(stretch):
         return tuple(int(base * (1 + Fraction(stretch, 10)) * 16 / batch) for base in (60000, 80000))

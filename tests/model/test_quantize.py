@@ -54,7 +54,7 @@ def test_int8_equals_the_slow_twin():
     assert torch.equal(values, slow_values) and torch.equal(scales, slow_scales)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.floats(width=32, min_value=-(2.0**100), max_value=2.0**100), min_size=1))
 def test_the_int8_error_is_at_most_half_a_scale(numbers):
     weight = torch.tensor(numbers).reshape(1, -1, 1, 1)

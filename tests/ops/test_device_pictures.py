@@ -33,7 +33,7 @@ def packed(cases: list[tuple], canvas_hw: tuple[int, int], seed: int = 0) -> tup
     return raw, expected.transpose(0, 3, 1, 2)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60)
 @given(st.lists(pictures, min_size=1, max_size=4), st.integers(0, 99))
 def test_the_same_bits_as_the_cpu_path(cases, seed):
     canvas_hw = (max(case[2] for case in cases) + seed % 3, max(case[3] for case in cases) + seed % 5)

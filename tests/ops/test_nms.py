@@ -7,7 +7,6 @@ from maskperf.ops import nms
 from maskperf.ops.boxes import pairwise_iou
 from maskperf.ops.nms import nms_reference, nms_sorted
 
-UNCHANGING = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 A = (0.0, 0.0, 9.0, 9.0)
 NEAR_A = (1.0, 0.0, 10.0, 9.0)  # overlaps A by 90 / 110
 FAR = (50.0, 50.0, 59.0, 59.0)
@@ -157,7 +156,7 @@ def test_many_boxes_follow_the_greedy_rule(iou_threshold):
     assert_greedy(boxes, torch.ones(600, dtype=torch.bool), iou_threshold)
 
 
-@UNCHANGING
+@settings(max_examples=60)
 @given(
     rows=st.lists(
         st.tuples(st.integers(0, 12), st.integers(0, 12), st.integers(0, 9), st.integers(0, 9), st.booleans()),

@@ -27,7 +27,7 @@ def picture_of(height: int, width: int, seed: int) -> np.ndarray:
     return noise if seed % 3 else (noise > 127).astype(np.uint8) * 255
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300)
 @given(sides, sides, sides, sides, st.integers(0, 2**32))
 def test_bytes_equal_pillow_for_all_sizes(height, width, new_height, new_width, seed):
     picture = picture_of(height, width, seed)
@@ -65,7 +65,6 @@ def test_growing_alike_gives_what_pillow_gives_in_one_go():
     np.testing.assert_array_equal(resized(picture, (80, 107)), expected)
 
 
-@settings(deadline=None, derandomize=True, database=None)
 @given(st.integers(1, 300), st.integers(1, 300))
 def test_a_table_takes_from_inside_and_its_weights_sum_up_to_one(length, new_length):
     table = resize_table(length, new_length)

@@ -55,7 +55,9 @@ def _wanted(number: int, expected) -> dict[str, float]:
 LOGIT_ROUNDING = 2e-6  # the convolutions of one thread and of two differ by more
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize(
+    "number", [pytest.param(0, marks=pytest.mark.slow), 1, 2, pytest.param(3, marks=pytest.mark.slow)]
+)
 def test_losses_from_files_equal_the_reference(number, model, expected):
     """Among the thousands of scores some are equal up to rounding, so which candidate is cut off or suppressed differs
     from one number of threads to another, and with it the losses of the box head by some 1e-4. Those two must then be

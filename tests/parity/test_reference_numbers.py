@@ -190,6 +190,7 @@ def detections(model, batch):
     return detect(model, batch.images)
 
 
+@pytest.mark.slow
 def test_eight_training_steps_equal_the_reference(batch, numbers):
     # Here every anchor is sampled, so that leaving out the others is a detour of minutes; the gradients above took it.
     model = golden_model(SpeedConfig(sparse_rpn_backward=False))

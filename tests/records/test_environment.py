@@ -1,6 +1,8 @@
 import json
 import platform
+import shlex
 import subprocess
+import sys
 
 import torch
 
@@ -8,7 +10,8 @@ from maskperf.records import environment
 from maskperf.records.environment import describe_environment
 
 
-def test_the_description_is_json_and_names_this_process():
+def test_the_description_is_json_and_names_this_process(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["maskperf", "run", "a b"])
     found = json.loads(json.dumps(describe_environment()))
     assert found["python"] == platform.python_version()
     # The metadata of some builds leave out what torch says behind the plus sign.
@@ -16,7 +19,7 @@ def test_the_description_is_json_and_names_this_process():
     assert set(found["packages"]) == {"maskperf", "torch", "numpy", "pycocotools", "hotcoco", "mlperf-logging"}
     assert found["torch_threads"] == torch.get_num_threads()
     assert found["memory_gib"] > 0.1
-    assert "pytest" in found["command_line"]
+    assert found["command_line"] == f"{shlex.quote(sys.executable)} maskperf run 'a b'"
     assert len(found["gpus"]) == (torch.cuda.device_count() if torch.cuda.is_available() else 0)
 
 

@@ -174,7 +174,7 @@ def test_a_log_without_a_run_has_no_phases(tmp_path):
 INTERVAL = st.tuples(st.floats(0, 10), st.floats(0, 4))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(epochs=st.lists(INTERVAL, max_size=5), evaluations=st.lists(INTERVAL, max_size=5))
 def test_phases_sum_to_the_wall_clock_whatever_overlaps(epochs, evaluations, tmp_path_factory):
     rows = [("epoch", number, begin, begin + length) for number, (begin, length) in enumerate(epochs)]

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from default_signals import default_signals
 
 from maskperf import errors
 from maskperf.errors import (
@@ -205,8 +206,8 @@ def test_a_child_gives_its_exit_code_and_that_of_a_shell_where_it_was_killed():
 CHILD = """#!{python}
 import pathlib, time
 folder = pathlib.Path({folder!r})
-(folder / "started").touch()
 try:
+    (folder / "started").touch()
     time.sleep(60)
 except KeyboardInterrupt:
     time.sleep(0.3)  # a second interrupt would break this off
@@ -235,18 +236,17 @@ def test_a_series_that_is_stopped_ends_its_run_and_starts_no_other(tmp_path, sto
     seconds = 20.0 if stop == "ctrl-c in a terminal" else 0.1
     text = PARENT.format(seconds=seconds, child=str(child), run_dir=str(tmp_path / "s"))
     environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
-    parent = subprocess.Popen([sys.executable, "-c", text], env=environment, start_new_session=True)
+    with default_signals():
+        parent = subprocess.Popen([sys.executable, "-c", text], env=environment, start_new_session=True)
     try:
-        for _ in range(600):
-            if (tmp_path / "started").exists():
-                break
+        while not (tmp_path / "started").exists():
+            assert parent.poll() is None
             time.sleep(0.05)
-        time.sleep(0.2)  # until the child is inside its `try`
         if stop == "ctrl-c in a terminal":
             os.killpg(parent.pid, signal.SIGINT)
         else:
             parent.send_signal(signal.SIGINT if "interrupt" in stop else signal.SIGTERM)
-        assert parent.wait(30) == code
+        assert parent.wait(300) == code
     finally:
         parent.kill()
     assert (tmp_path / "tidy").exists()

@@ -76,7 +76,14 @@ def test_replay_is_calm_where_the_step_is_finite(stopped, tmp_path, capsys):
     assert "every number is finite" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("fault", "rank"), [("loss", 0), ("gradient", 1), ("weight", 1)])
+@pytest.mark.parametrize(
+    ("fault", "rank"),
+    [
+        pytest.param("loss", 0, marks=pytest.mark.slow),
+        ("gradient", 1),
+        pytest.param("weight", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_fault_in_one_of_two_processes_stops_both_and_names_it(tmp_path, fault, rank):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])}
     environment["OMP_NUM_THREADS"] = "1"

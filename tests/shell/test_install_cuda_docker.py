@@ -104,7 +104,7 @@ class Machine:
         }
         command = [shutil.which("bash"), str(script), *words]
         return subprocess.run(
-            command, env=variables, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
+            command, env=variables, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False
         )
 
     def noted(self):
@@ -142,7 +142,7 @@ def test_every_line_of_a_dry_run_is_one_whole_command(machine):
     assert len(lines) > 15
     for line in lines:
         assert line.startswith("sudo ")
-        assert subprocess.run(["bash", "-n", "-c", line], timeout=60, check=False).returncode == 0, line
+        assert subprocess.run(["bash", "-n", "-c", line], timeout=300, check=False).returncode == 0, line
 
 
 def test_what_is_run_is_what_the_dry_run_shows(machine):
@@ -185,7 +185,7 @@ def test_the_command_that_writes_a_file_writes_all_of_it(machine, tmp_path):
     shown = machine.run("--dry-run").stdout.splitlines()
     (line,) = [line for line in shown if "docker.sources" in line]
     command = line.removeprefix("sudo ").replace("/etc/apt/sources.list.d", str(tmp_path))
-    subprocess.run(["bash", "-c", command], check=True, timeout=60)
+    subprocess.run(["bash", "-c", command], check=True, timeout=300)
     assert (tmp_path / "docker.sources").read_text() == (
         "Types: deb\nURIs: https://download.docker.com/linux/ubuntu\nSuites: noble\nComponents: stable\n"
         "Architectures: amd64\nSigned-By: /etc/apt/keyrings/docker.asc\n"

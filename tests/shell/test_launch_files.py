@@ -61,7 +61,7 @@ class Cluster:
         variables = {"PATH": str(self.bin), "NOTES": str(self.notes), **environment}
         command = [shutil.which("bash"), str(self.folder / "launch" / name), *words]
         return subprocess.run(
-            command, cwd=self.folder, env=variables, capture_output=True, text=True, timeout=60, check=False
+            command, cwd=self.folder, env=variables, capture_output=True, text=True, timeout=300, check=False
         )
 
     def sbatch(self, *words, **environment):
@@ -319,7 +319,7 @@ def test_the_pod_that_prepares_the_data_is_whole():
 def test_five_runs_on_kubernetes_differ_in_name_and_folder_only():
     words = re.search(r'sed "([^"]+)"', PAGES["kubernetes"])[1].replace("$number", "3")
     command = ["sed", words, str(ROOT / "launch/kubernetes.yaml")]
-    changed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    changed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
     *setup, job = yaml.safe_load_all(changed)
     assert setup == DOCUMENTS[:-1]
     assert job["metadata"]["name"] == "maskperf-run-3"
@@ -370,7 +370,7 @@ def test_the_blocks_of_the_pages_are_shell_that_bash_can_read(page):
     blocks = re.findall(r"```\n(.*?)```", PAGES[page], re.DOTALL)
     assert len(blocks) >= 3
     for block in blocks:
-        finished = subprocess.run(["bash", "-n", "-c", block], capture_output=True, text=True, timeout=60, check=False)
+        finished = subprocess.run(["bash", "-n", "-c", block], capture_output=True, text=True, timeout=300, check=False)
         assert finished.returncode == 0, block + finished.stderr
 
 

@@ -33,14 +33,14 @@ def test_the_scripts_are_found():
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_bash_can_read_it(name):
-    finished = subprocess.run(["bash", "-n", ROOT / name], capture_output=True, text=True, timeout=60, check=False)
+    finished = subprocess.run(["bash", "-n", ROOT / name], capture_output=True, text=True, timeout=300, check=False)
     assert (finished.returncode, finished.stderr) == (0, "")
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
 def test_shellcheck_finds_nothing():
     command = ["shellcheck", "--shell=bash", *SCRIPTS]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert finished.returncode == 0, finished.stdout
 
 

@@ -50,7 +50,7 @@ def stack_bytes(kernel, tmp_path) -> int:
     program.write_bytes(kernel.asm["cubin"])
     tool = triton.knobs.nvidia.cuobjdump.path
     words = [tool, "--dump-resource-usage", str(program)]
-    told = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
+    told = subprocess.run(words, capture_output=True, text=True, timeout=300, check=True).stdout
     return int(told.split("STACK:")[1].split()[0])
 
 

@@ -26,6 +26,7 @@ def cases(tmp_path_factory) -> list[ElementTree.Element]:
     return list(ElementTree.parse(report).iter("testcase"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_all_is_well_in_the_interpreter(name, cases):
     own = [case for case in cases if case.get("classname", "").endswith(name)]

@@ -17,6 +17,7 @@ from small_release import small_files, small_release, zipped
 
 from maskperf.config import DataConfig
 from maskperf.data import prepare as prepare_module
+from maskperf.data import unpack
 from maskperf.data.coco import locate, read_coco
 from maskperf.data.download import Listener, Patience
 from maskperf.data.file_names import resolve_file_names
@@ -434,10 +435,11 @@ def test_a_root_that_cannot_be_made_is_a_storage_error(server, order, tmp_path):
 
 
 def test_a_full_disk_is_a_storage_error_and_nothing_half_unpacked_stays(server, order, monkeypatch):
-    def full(descriptor, mode):
+    def full(chunks, path, num_bytes):
+        path.write_bytes(b"as much as there was room for")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "fchmod", full)
+    monkeypatch.setattr(unpack, "_write_file", full)
     assert "No space left on device" in str(fail(server, order, StorageError))
     monkeypatch.undo()
     assert not any(path.name.startswith(".unpacking") for path in order.root.iterdir())

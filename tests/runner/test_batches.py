@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from maskperf.data.categories import categories_of, match_categories
 from maskperf.data.coco import DataPaths, read_coco
 from maskperf.engine.distributed import Topology
 from maskperf.mlperf.log import MlperfLog
@@ -20,7 +21,9 @@ PATHS = DataPaths(train_json=JSON, train_images=PICTURES, val_json=JSON, val_ima
 @pytest.fixture(scope="module")
 def data():
     train = read_coco(JSON, PICTURES, training=True)
-    return OpenedData(paths=PATHS, train=train, val=train, truth=None)
+    names = categories_of(train)
+    categories = match_categories(names, names, source="train.json", file="val.json", by_name=False)
+    return OpenedData(paths=PATHS, train=train, val=train, categories=categories, truth=None)
 
 
 def session_of(*, seed=5, rank=0, world=1, accumulation_steps=1, batch_size=2) -> Session:

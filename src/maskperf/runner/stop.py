@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from maskperf.engine.distributed import gather_to_first, share_from_first
@@ -62,7 +63,8 @@ def _save(session: Session, training: Training, error: LostRunError) -> tuple[st
     batches: list[Batch] = [batch for of_process in gathered for batch in of_process]
     image_ids = [batch.image_ids.tolist() for batch in batches]
     flat_ids = [image_id for ids in image_ids for image_id in ids]
-    shown = ", ".join(map(str, flat_ids[:SHOWN_IMAGE_IDS]))
+    positions = np.searchsorted(training.data.train.image_ids, flat_ids[:SHOWN_IMAGE_IDS])
+    shown = ", ".join(str(training.data.train.image_key(int(position))) for position in positions)
     more = f" and {len(flat_ids) - SHOWN_IMAGE_IDS} more" if len(flat_ids) > SHOWN_IMAGE_IDS else ""
     text = f"{error} Image ids: {shown}{more}."
     if session.folder is None:

@@ -36,6 +36,8 @@ def _split(name: str, split: str, file: str = "") -> RealSplit:
 
 NUCLEI_TRAIN, NUCLEI_VAL = _split("nuclei_small", "train2017"), _split("nuclei_small", "val2017")
 COCO_TRAIN, COCO_VAL = _split("coco_real_small", "train2017"), _split("coco_real_small", "val2017")
+NUCLEI_TRAIN_RUN_LENGTHS = _split("nuclei_small", "train2017", "rle_train.json")
+NUCLEI_VAL_RUN_LENGTHS = _split("nuclei_small", "val2017", "rle_val.json")
 SPLITS = {"nuclei train": NUCLEI_TRAIN, "nuclei val": NUCLEI_VAL, "COCO train": COCO_TRAIN, "COCO val": COCO_VAL}
 BACKBONE = DATA / "thin_r50" / "thin_r50_fp16.safetensors"
 

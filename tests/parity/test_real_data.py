@@ -26,7 +26,9 @@ SEED = 20170901
 def test_every_image_decodes_as_pillow_decodes_it(split):
     for image in split.document["images"]:
         path = split.image_folder / image["file_name"]
-        found = decode_image(path, image_id=image["id"], expected_size_hw=(image["height"], image["width"]))
+        size_hw = (image["height"], image["width"])
+        limit = DataConfig().max_image_pixels
+        found = decode_image(path, image_id=image["id"], expected_size_hw=size_hw, max_pixels=limit)
         np.testing.assert_array_equal(found, np.array(Image.open(path).convert("RGB")), err_msg=str(path))
 
 

@@ -100,6 +100,17 @@ def banned_calls(tree):
     return problems
 
 
+def test_a_gpu_is_claimed_and_waits_are_refused_in_one_place_each():
+    """`set_device` takes no device without an index, and the sync mode must never outlive a test."""
+    places = {}
+    for path in [*FILES, *(ROOT / "tests").rglob("*.py")]:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Attribute) and node.attr in ("set_device", "set_sync_debug_mode"):
+                places.setdefault(node.attr, set()).add(name_of(path))
+    assert places["set_sync_debug_mode"] == {"tests/refused_waits.py"}
+    assert {name for name in places["set_device"] if name.startswith("src")} == {"src/maskperf/engine/distributed.py"}
+
+
 def test_every_import_is_absolute_and_goes_to_the_left():
     problems = []
     for path in FILES:

@@ -176,9 +176,12 @@ class Detections:
 
 
 def to_device(value, device: torch.device, non_blocking: bool = True):
-    """Returns `value` with every tensor inside it (nested dataclasses included) moved to `device`."""
+    """Returns `value` with every tensor inside it (nested dataclasses included) moved to `device`.
+
+    A copy to the host is always waited for: before its end the memory holds anything.
+    """
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=non_blocking)
+        return value.to(device, non_blocking=non_blocking and device.type != "cpu")
     if is_dataclass(value):
         moved = {entry.name: to_device(getattr(value, entry.name), device, non_blocking) for entry in fields(value)}
         return type(value)(**moved)

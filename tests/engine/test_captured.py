@@ -1,7 +1,10 @@
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
+from refused_waits import refused_waits
 from small_batches import SMALL, small_model
 from test_capacity import index_of
 from varied_batches import varied_batch
@@ -11,9 +14,10 @@ from maskperf.engine.build import build_model
 from maskperf.engine.capacity import BatchCapacity
 from maskperf.engine.captured import PLAIN_STEPS_FIRST, BatchResult, CapturedSteps, CudaRecorder, capture_steps
 from maskperf.engine.distributed import Topology
-from maskperf.engine.forward import training_losses
+from maskperf.engine.forward import canvas_anchors, training_losses
 from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.step import train_step
+from maskperf.ops.anchors import pyramid_anchors
 from maskperf.structures import to_device
 
 SMALLER = BatchCapacity(images=2, slots=3, rings=20, points=200, object_rings=3, object_points=30)
@@ -132,6 +136,20 @@ def test_replay_works_on_the_tensors_it_was_recorded_with():
     assert torch.equal(again.terms, first.terms)  # a later replay does not write into a result
 
 
+def test_a_recording_owns_the_anchors_that_its_graph_reads():
+    model = small_model(seed=0)
+    captured, _, _ = captured_of(model)
+    pyramid_anchors.cache_clear()
+    for _ in range(PLAIN_STEPS_FIRST + 1):
+        captured.run(varied_batch(0, (2, 1)), parts=1)
+    used = weakref.ref(canvas_anchors(model, (64, 96), CPU))
+    (recording,) = captured._recordings.values()
+    assert used() is recording.anchors
+    pyramid_anchors.cache_clear()  # as other canvases would do in time
+    gc.collect()
+    assert used() is not None
+
+
 def test_gradients_are_divided_by_the_number_of_micro_batches():
     model = small_model(seed=0)
     captured, _, _ = captured_of(model)
@@ -228,10 +246,7 @@ def test_on_a_gpu_a_step_never_waits_plain_or_replayed():
     for update in range(1, PLAIN_STEPS_FIRST + 2):
         step(model, optimizer, [batch], update, captured, device)
     assert captured.replayed == 1
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with refused_waits():
         for with_graphs in (captured, None):
             result = step(model, optimizer, [batch], PLAIN_STEPS_FIRST + 2, with_graphs, device)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert captured.replayed == 2 and result.losses.isfinite().all()

@@ -9,10 +9,12 @@ from small_batches import small_batch, small_model
 from small_runs import small_run_words
 
 from maskperf.config import OptimizerConfig
+from maskperf.engine import distributed
 from maskperf.engine.distributed import Topology
 from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.step import train_step
 from maskperf.errors import EXIT_DONE
+from maskperf.model.resnet import FrozenBatchNorm
 
 TESTS = Path(__file__).parents[1]
 ALONE = Topology(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
@@ -31,6 +33,51 @@ def two_processes(tmp_path_factory):
     done = _torchrun(str(TESTS / "engine" / "two_process_step.py"), str(folder))
     assert done.returncode == 0, done.stderr
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("device", [torch.device("cuda"), torch.device("cuda", 1)])
+def test_a_gpu_is_claimed_by_its_index_and_computes_float32_as_float32(monkeypatch, device):
+    claimed = []
+    monkeypatch.setattr(torch.cuda, "set_device", claimed.append)
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.conv.fp32_precision, products.fp32_precision, cudnn.benchmark
+    try:
+        cudnn.conv.fp32_precision = products.fp32_precision = "tf32"
+        assert distributed.claim_gpu(device) == torch.device("cuda", device.index or 0)
+        assert claimed == [torch.device("cuda", device.index or 0)] and claimed[0].index is not None
+        assert cudnn.conv.fp32_precision == products.fp32_precision == "ieee"
+        assert cudnn.benchmark
+    finally:
+        cudnn.conv.fp32_precision, products.fp32_precision, cudnn.benchmark = before
+
+
+def test_running_statistics_are_averaged_in_one_exchange_and_frozen_ones_are_left_alone(monkeypatch):
+    """Eight processes that hold the same numbers: their mean is rounded, so what is averaged moves in its last bit."""
+    exchanges = []
+
+    def all_reduce(value):
+        exchanges.append(value.numel())
+        total = value.clone()
+        for _ in range(7):
+            total += value
+        value.copy_(total * (1 + 2**-20))  # others differ a little
+
+    monkeypatch.setattr(distributed.dist, "all_reduce", all_reduce)
+    generator = torch.Generator().manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.BatchNorm2d(5), FrozenBatchNorm(7), torch.nn.BatchNorm2d(3))
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    topology = Topology(rank=3, world=8, local_rank=3, device=torch.device("cpu"))
+    distributed.average_buffers(model, topology)
+    assert exchanges == [2 * (5 + 3)]
+    for name, buffer in model.named_buffers():
+        if name.startswith("1.") or "num_batches" in name:
+            assert torch.equal(buffer, before[name]), name
+        else:
+            torch.testing.assert_close(buffer, before[name], rtol=2e-6, atol=0)
+            assert not torch.equal(buffer, before[name]), name
 
 
 @pytest.fixture(scope="module")

@@ -186,6 +186,14 @@ def test_mask_slots_hold_every_positive_the_sampler_may_choose():
     assert mask_slots(ModelConfig(roi_samples_per_image=2)) == 1
 
 
+@pytest.mark.parametrize("canvas_hw", [(64, 96), (96, 64), (128, 224)])
+def test_the_anchors_of_a_padded_size_are_those_of_its_forward_pass(canvas_hw):
+    model = model_of()
+    features = model.features(torch.zeros(1, 3, *canvas_hw))
+    anchors, _ = maskperf.engine.forward.feature_anchors(model, features)
+    assert maskperf.engine.forward.canvas_anchors(model, canvas_hw, torch.device("cpu")) is anchors
+
+
 def test_anchors_of_the_feature_maps_are_counted_by_level():
     model = model_of()
     features = [torch.zeros(1, 1, 8 // 2**k or 1, 16 // 2**k) for k in range(5)]

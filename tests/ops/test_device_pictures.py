@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refused_waits import refused_waits
 
 from maskperf.data.raw_pictures import BufferRing, pack_pictures
 from maskperf.data.transforms import normalize_into, resize_and_mirror
@@ -72,11 +73,8 @@ def test_on_a_gpu_operations_and_kernel_give_the_bits_of_the_cpu():
     cases = [(480, 640, 800, 1066, True), (640, 427, 1199, 800, False), (900, 1200, 800, 1066, True)]
     raw, expected = packed(cases, (1216, 1088))
     moved = to_device(raw, torch.device("cuda"))
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with refused_waits():
         plain = to_images_reference(moved, torch.float32)
         found = to_images(moved)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     np.testing.assert_array_equal(plain.pixels.cpu().numpy(), expected)
     np.testing.assert_array_equal(found.pixels.cpu().numpy(), expected)

@@ -35,7 +35,7 @@ class GpuPlan:
     )
     batch_sizes: tuple[int, ...] = (2, 8, 16)  # measured on the first canvas
     usual_batch: int = 8  # for everything else
-    objects: int = 16  # of an image
+    objects: int = 45  # of an image, as crowded batches of COCO have
     repeats: int = 10
     steps_at_a_time: int = 3  # of one measurement, as a run does not wait for the device between them either
     warm_up_calls: int = 5  # captured steps are recorded after some plain ones

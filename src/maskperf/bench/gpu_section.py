@@ -19,6 +19,7 @@ from maskperf.bench.gpu_peer import peer_rows
 from maskperf.bench.gpu_plan import GpuPlan, plan_from_json
 from maskperf.bench.gpu_steps import step_rows, switch_rows
 from maskperf.config import SpeedConfig
+from maskperf.engine.distributed import claim_gpu
 from maskperf.errors import EXIT_DONE, UserError
 from maskperf.machine.software import installed_version
 from maskperf.ops.kernels.selection import describe
@@ -95,8 +96,7 @@ def main() -> int:
     plan = plan_from_json(sys.stdin.read())
     device = torch.device(plan.device)
     if device.type == "cuda":
-        torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = True  # the shapes come again and again
+        device = claim_gpu(device)
     torch.set_num_threads(plan.threads)
     try:
         with Path(file).open("wb", buffering=0) as stream:

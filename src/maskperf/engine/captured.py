@@ -15,7 +15,7 @@ from torch import Tensor
 
 from maskperf.data.coco import CocoIndex
 from maskperf.engine.capacity import BatchCapacity, batch_capacity, fits, pad_batch
-from maskperf.engine.forward import training_losses
+from maskperf.engine.forward import canvas_anchors, training_losses
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.structures import Batch
 
@@ -74,6 +74,7 @@ class _Recording:
     inputs: Batch
     result: BatchResult
     replay: Callable[[], None]
+    anchors: Tensor  # their address is in the graph, and the cache that made them may forget them
 
 
 def capture_steps(
@@ -177,7 +178,9 @@ class CapturedSteps:
             cause = _first_cause(error)
             self._say(f"captured steps: off from now on, every step is launched anew; recording failed: {cause}")
         else:
-            self._recordings[key] = _Recording(inputs, result, replay)
+            pixels = inputs.images.pixels
+            anchors = canvas_anchors(self._model, tuple(pixels.shape[2:]), pixels.device)
+            self._recordings[key] = _Recording(inputs, result, replay, anchors)
         with torch.no_grad():
             for tensor, value in zip(changing, before, strict=True):
                 tensor.copy_(value)

@@ -25,6 +25,12 @@ def feature_anchors(model: MaskRcnn, features: list) -> tuple:
     return anchors, tuple(height * width * len(config.anchor_ratios) for height, width in sizes)
 
 
+def canvas_anchors(model: MaskRcnn, canvas_hw: tuple[int, int], device: torch.device) -> Tensor:
+    """Returns the anchors of a padded size, which a forward pass of that size takes as well."""
+    sizes = tuple((-(-canvas_hw[0] // stride), -(-canvas_hw[1] // stride)) for stride in STRIDES)
+    return pyramid_anchors(sizes, STRIDES, model.config.anchor_sizes, model.config.anchor_ratios, device)
+
+
 def mask_slots(config: ModelConfig) -> int:
     """Returns how many positive RoIs of an image the mask head has room for."""
     return config.mask_slots_per_image or max(1, int(config.roi_samples_per_image * config.roi_positive_fraction))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from refused_waits import refused_waits
 
 from maskperf.bench.gpu_kernels import FAMILIES, gpu_kernel_rows
 from maskperf.bench.gpu_plan import GpuPlan
@@ -37,9 +38,6 @@ def test_dispatch_and_kernels_never_wait_for_the_device():
     for case in cases:
         case.kernel()
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with refused_waits():
         for case in cases:
             case.kernel()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

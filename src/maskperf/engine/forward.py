@@ -38,6 +38,11 @@ def mask_slots(config: ModelConfig) -> int:
 
 def training_losses(model: nn.Module, batch: Batch) -> Losses:
     """Returns the losses of one device's batch. Proposals come from the same forward pass, without gradient."""
+    with model.computing():
+        return _training_losses(model, batch)
+
+
+def _training_losses(model: nn.Module, batch: Batch) -> Losses:
     config, speed = model.config, model.speed
     targets = batch.targets
     features = model.features(batch.images.pixels)

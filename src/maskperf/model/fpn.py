@@ -1,5 +1,6 @@
 """The feature pyramid: P2 to P5 from C2 to C5, P6 from P5."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,9 +28,16 @@ class FeaturePyramid(nn.Module):
         top_down = self.fpn_inner4(stages[3])
         outputs = [self.fpn_layer4(top_down)]
         for number in (3, 2, 1):
-            lateral = getattr(self, f"fpn_inner{number}")
-            doubled = F.interpolate(top_down, scale_factor=2, mode="nearest")
-            top_down = lateral(stages[number - 1], add=doubled)
+            top_down = _merge(getattr(self, f"fpn_inner{number}"), stages[number - 1], top_down)
             outputs.insert(0, getattr(self, f"fpn_layer{number}")(top_down))
         outputs.append(F.max_pool2d(outputs[-1], kernel_size=1, stride=2))
         return outputs
+
+
+def _merge(lateral: Convolution, stage: Tensor, top_down: Tensor) -> Tensor:
+    """Returns the lateral convolution plus the coarser map at twice its size."""
+    bias = lateral.bias
+    if stage.dtype == torch.bfloat16:  # the bias is added to the coarser map, which is a quarter of the size
+        top_down, bias = top_down + bias[:, None, None], None
+    doubled = F.interpolate(top_down, scale_factor=2, mode="nearest")
+    return lateral.convolve(stage, lateral.weight, bias, add=doubled)

@@ -1,23 +1,21 @@
 """The heads: RPN, box and mask. Their parameters carry the names of the reference's state dict."""
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from maskperf.ops.convolution import Convolution
+from maskperf.ops.products import float32_linear, linear_relu, own_class_logits
 
 BOX_POOL_SIZE = 7
 MASK_POOL_SIZE = 14
 MASK_SIZE = 2 * MASK_POOL_SIZE
 
 
-def without_casts(device: torch.device) -> AbstractContextManager:
-    """Returns the context of a head's last maps, in the format of their weights whatever the layers before had."""
-    if device.type == "meta":  # where layers are only listed, and there are no casts
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
+# The layers of the last maps, by their names in each head: their results are float32 whatever the layers before are
+# in, and so are their biases.
+FLOAT32_BIASES = ("cls_logits", "bbox_pred", "cls_score", "mask_fcn_logits")
 
 
 def _normal(layer: nn.Module, std: float) -> nn.Module:
@@ -50,25 +48,33 @@ class RpnHead(nn.Module):
     def forward(self, feature: Float[Tensor, "n channels h w"]) -> tuple[Tensor, Tensor]:
         """Returns logits (n, h * w * anchors) and deltas (n, h * w * anchors, 4): row, column, anchor fastest."""
         hidden = self.conv(feature, relu=True)
-        with without_casts(hidden.device):
-            hidden = hidden.to(self.cls_logits.weight.dtype)
-            logits = self.cls_logits(hidden).permute(0, 2, 3, 1).flatten(1)
-            deltas = self.bbox_pred(hidden).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4))
-        return logits.float(), deltas.float()
+        if hidden.dtype == torch.bfloat16:
+            logits, deltas = self._outputs(hidden.permute(0, 2, 3, 1).flatten(0, 2))
+            return logits.reshape(len(hidden), -1), deltas.reshape(len(hidden), -1, 4)
+        logits = self.cls_logits(hidden).permute(0, 2, 3, 1).flatten(1)
+        deltas = self.bbox_pred(hidden).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4))
+        return logits, deltas
 
     def of_patches(
         self, patches: Float[Tensor, "places nine channels"], numbers: Int[Tensor, " places"]
     ) -> tuple[Float[Tensor, " places"], Float[Tensor, "places 4"]]:
         """Returns logit and deltas of one anchor for each place: number `numbers` of the cell in the patch's middle."""
         kernel = self.conv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # row, column and input channel; output channel
-        hidden = torch.relu_(torch.addmm(self.conv.bias, patches.flatten(1), kernel))
-        with without_casts(hidden.device):
-            hidden = hidden.to(self.cls_logits.weight.dtype)
+        if patches.dtype == torch.bfloat16:
+            logits, deltas = self._outputs(linear_relu(patches.flatten(1), kernel.t(), self.conv.bias))
+        else:
+            hidden = torch.relu_(torch.addmm(self.conv.bias, patches.flatten(1), kernel))
             logits = torch.addmm(self.cls_logits.bias, hidden, self.cls_logits.weight.flatten(1).t())
             deltas = torch.addmm(self.bbox_pred.bias, hidden, self.bbox_pred.weight.flatten(1).t())
         deltas = deltas.unflatten(1, (-1, 4))
         own = numbers[:, None]
-        return logits.gather(1, own)[:, 0].float(), deltas.gather(1, own[..., None].expand(-1, 1, 4))[:, 0].float()
+        return logits.gather(1, own)[:, 0], deltas.gather(1, own[..., None].expand(-1, 1, 4))[:, 0]
+
+    def _outputs(self, rows: Float[Tensor, "cells channels"]) -> tuple[Tensor, Tensor]:
+        """Returns logits (cells, anchors) and deltas (cells, anchors * 4) of hidden cells, by one product."""
+        weight = torch.cat([self.cls_logits.weight, self.bbox_pred.weight]).flatten(1)
+        bias = torch.cat([self.cls_logits.bias, self.bbox_pred.bias])
+        return float32_linear(rows, weight, bias).split([len(self.cls_logits.bias), len(self.bbox_pred.bias)], dim=1)
 
 
 class BoxFeatures(nn.Module):
@@ -80,6 +86,11 @@ class BoxFeatures(nn.Module):
         self.fc7 = _kaiming_uniform(nn.Linear(channels, channels))
 
     def forward(self, pooled: Float[Tensor, "rois inputs 7 7"]) -> Float[Tensor, "rois channels"]:
+        if pooled.dtype == torch.bfloat16:
+            # The weight's columns are put into the order of a channels-last map: it is smaller than all the maps.
+            columns = self.fc6.weight.unflatten(1, pooled.shape[1:]).permute(0, 2, 3, 1).flatten(1)
+            hidden = linear_relu(pooled.permute(0, 2, 3, 1).flatten(1), columns, self.fc6.bias)
+            return linear_relu(hidden, self.fc7.weight, self.fc7.bias)
         return torch.relu_(self.fc7(torch.relu_(self.fc6(pooled.flatten(1)))))
 
 
@@ -93,9 +104,9 @@ class BoxPredictor(nn.Module):
 
     def forward(self, hidden: Float[Tensor, "rois channels"]) -> tuple[Tensor, Tensor]:
         """Returns logits (rois, classes) and deltas (rois, classes, 4)."""
-        with without_casts(hidden.device):
-            hidden = hidden.to(self.cls_score.weight.dtype)
-            return self.cls_score(hidden).float(), self.bbox_pred(hidden).unflatten(1, (-1, 4)).float()
+        product = float32_linear if hidden.dtype == torch.bfloat16 else F.linear
+        logits, deltas = (product(hidden, layer.weight, layer.bias) for layer in (self.cls_score, self.bbox_pred))
+        return logits, deltas.unflatten(1, (-1, 4))
 
 
 class MaskFeatures(nn.Module):
@@ -124,11 +135,14 @@ class MaskPredictor(nn.Module):
 
     def forward(self, hidden: Float[Tensor, "rois channels 14 14"]) -> Float[Tensor, "rois classes 28 28"]:
         doubled = torch.relu_(self.conv5_mask(hidden))
-        with without_casts(hidden.device):
-            return self.mask_fcn_logits(doubled.to(self.mask_fcn_logits.weight.dtype)).float()
+        if doubled.dtype == torch.bfloat16:
+            rows, layer = doubled.permute(0, 2, 3, 1), self.mask_fcn_logits
+            logits = float32_linear(rows.flatten(0, 2), layer.weight.flatten(1), layer.bias)
+            return logits.view(*rows.shape[:3], -1).permute(0, 3, 1, 2)
+        return self.mask_fcn_logits(doubled)
 
     def of_class(
-        self, hidden: Float[Tensor, "rois channels 14 14"], labels: Int[Tensor, " rois"]
+        self, hidden: Float[Tensor, "rois channels 14 14"], labels: Int[Tensor, " rois"], *, kernels: bool = True
     ) -> Float[Tensor, "rois 28 28"]:
         """Returns the map of each RoI's own class alone.
 
@@ -138,13 +152,17 @@ class MaskPredictor(nn.Module):
         """
         matrix = self.conv5_mask.weight.permute(0, 2, 3, 1).flatten(1)  # input; row, column in the square and output
         pixels = hidden.permute(0, 2, 3, 1)
-        squares = torch.relu_(torch.addmm(self.conv5_mask.bias.repeat(4), pixels.flatten(0, 2), matrix))
-        weight = self.mask_fcn_logits.weight.flatten(1).index_select(0, labels)
-        bias = self.mask_fcn_logits.bias.index_select(0, labels)
-        rows = squares.view(len(hidden), 4 * pixels.shape[1] * pixels.shape[2], matrix.shape[1] // 4)
-        with without_casts(hidden.device):
-            logits = torch.baddbmm(bias[:, None, None], rows.to(weight.dtype), weight[..., None])
-        return logits.view(*pixels.shape[:3], 2, 2).transpose(2, 3).flatten(3).flatten(1, 2).float()
+        rows, biases = pixels.flatten(0, 2), self.conv5_mask.bias.repeat(4)
+        shape = (len(hidden), 4 * pixels.shape[1] * pixels.shape[2], matrix.shape[1] // 4)
+        weight, bias = self.mask_fcn_logits.weight.flatten(1), self.mask_fcn_logits.bias
+        if hidden.dtype == torch.bfloat16:
+            squares = linear_relu(rows, matrix.t(), biases, has_rectified_gradient=True).view(shape)
+            logits = own_class_logits(squares, weight, bias, labels, kernels=kernels)
+        else:
+            squares = torch.relu_(torch.addmm(biases, rows, matrix)).view(shape)
+            offsets = bias.index_select(0, labels)[:, None, None]
+            logits = torch.baddbmm(offsets, squares, weight.index_select(0, labels)[..., None])
+        return logits.view(*pixels.shape[:3], 2, 2).transpose(2, 3).flatten(3).flatten(1, 2)
 
 
 class RoiHead(nn.Module):

@@ -1,12 +1,14 @@
 """Mask R-CNN as a set of small steps; the engine calls them in order, losses are computed elsewhere."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from maskperf.config import ModelConfig, SpeedConfig
+from maskperf.model.compute_weights import ComputeWeights
 from maskperf.model.fpn import FeaturePyramid
 from maskperf.model.heads import (
     BOX_POOL_SIZE,
@@ -41,6 +43,8 @@ class MaskRcnn(nn.Module):
         self.config = config
         self.speed = speed or SpeedConfig()
         self.compute_dtype = torch.float32  # of features and hidden layers; engine/precision.py chooses it
+        self._compute_weights: ComputeWeights | None = None  # made when they are first needed, on the model's device
+        self._is_computing = False
         self.backbone = nn.ModuleDict(
             {
                 "body": ResNet(
@@ -72,12 +76,12 @@ class MaskRcnn(nn.Module):
     def features(self, pixels: Float[Tensor, "images 3 height width"]) -> list[Tensor]:
         """Returns P2 to P6, channels-last."""
         pixels = pixels.contiguous(memory_format=torch.channels_last)
-        with self._hidden_layers(pixels.device):
-            return self.backbone["fpn"](self.backbone["body"](pixels))
+        with self.computing():
+            return self.backbone["fpn"](self.backbone["body"](self._in_compute_format(pixels)))
 
     def rpn_output(self, features: list[Tensor]) -> RpnOutput:
         """Returns logits and deltas of all anchors, P2 first."""
-        with self._hidden_layers(features[0].device):
+        with self.computing():
             levels = [self.rpn["head"](feature) for feature in features]
         return RpnOutput(
             logits=torch.cat([logits for logits, _ in levels], dim=1),
@@ -91,14 +95,14 @@ class MaskRcnn(nn.Module):
         """
         anchors_per_cell = len(self.config.anchor_ratios)
         patches = cell_patches(features, index // anchors_per_cell)
-        with self._hidden_layers(patches.device):
+        with self.computing():
             logits, deltas = self.rpn["head"].of_patches(patches.flatten(0, 1), (index % anchors_per_cell).flatten())
         return RpnOutput(logits=logits.view(index.shape), deltas=deltas.view(*index.shape, 4))
 
     def box_outputs(self, features: list[Tensor], boxes: Float[Tensor, "images rois 4"]) -> tuple[Tensor, Tensor]:
         """Returns class logits (images, rois, classes) and deltas (images, rois, classes, 4)."""
-        pooled = self._pool(features, boxes, BOX_POOL_SIZE)
-        with self._hidden_layers(pooled.device):
+        pooled = self._in_compute_format(self._pool(features, boxes, BOX_POOL_SIZE))
+        with self.computing():
             logits, deltas = self.roi_heads["box"](pooled)
         shape = boxes.shape[:2]
         return logits.unflatten(0, shape), deltas.unflatten(0, shape)
@@ -115,7 +119,7 @@ class MaskRcnn(nn.Module):
         With `valid`, the head works on the valid places alone, which waits for the device; the others are zeros. One
         place is always worked on, so that every parameter has a gradient.
         """
-        pooled = self._pool(features, boxes, MASK_POOL_SIZE)
+        pooled = self._in_compute_format(self._pool(features, boxes, MASK_POOL_SIZE))
         own_labels = None if labels is None else labels.flatten()
         if valid is None or bool(valid.all()):
             return self._mask_head(pooled, own_labels).unflatten(0, boxes.shape[:2])
@@ -127,8 +131,11 @@ class MaskRcnn(nn.Module):
 
     def _mask_head(self, pooled: Tensor, labels: Tensor | None) -> Tensor:
         head = self.roi_heads["mask"]
-        with self._hidden_layers(pooled.device):
-            return head(pooled) if labels is None else head.predictor.of_class(head.feature_extractor(pooled), labels)
+        with self.computing():
+            if labels is None:
+                return head(pooled)
+            kernels = self.speed.triton_kernels
+            return head.predictor.of_class(head.feature_extractor(pooled), labels, kernels=kernels)
 
     def _pool(self, features: list[Tensor], boxes: Tensor, size: int) -> Float[Tensor, "rois channels size size"]:
         """Returns the pooled maps; weights of cells and sums in float32, whatever the format of the features."""
@@ -145,12 +152,25 @@ class MaskRcnn(nn.Module):
             grouped=self.speed.grouped_roi_align,
         )
 
-    def _hidden_layers(self, device: torch.device) -> AbstractContextManager:
-        """Returns the context that casts to `compute_dtype` what hidden layers multiply. The weights stay as they are.
+    def _in_compute_format(self, maps: Tensor) -> Tensor:
+        return maps if self.compute_dtype == torch.float32 else maps.to(self.compute_dtype)
 
-        A context for each part, not one for all: casts of weights are kept until it ends, and one that was made
-        without gradient must not be met where there is one.
-        """
-        if self.compute_dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(device.type, dtype=self.compute_dtype)
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Inside the `with` block layers have their weights in `compute_dtype`, cast once; blocks may be nested."""
+        if self.compute_dtype == torch.float32 or self._is_computing:
+            yield
+            return
+        if self._compute_weights is None:
+            self._compute_weights = ComputeWeights(
+                self,
+                self.compute_dtype,
+                fold_batch_norm=self.speed.folded_batch_norm,
+                kernels=self.speed.triton_kernels,
+            )
+        self._is_computing = True
+        try:
+            with self._compute_weights.in_place():
+                yield
+        finally:
+            self._is_computing = False

@@ -4,11 +4,14 @@ Frozen batch norm is a fixed factor and shift for each channel. Folded, the fact
 and the shift becomes its bias: the same numbers up to rounding, without passes of their own over the maps.
 """
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from maskperf.ops.convolution import Convolution
+from maskperf.ops.fused_convolution import Filters, residual_block
 
 
 class FrozenBatchNorm(nn.Module):
@@ -23,6 +26,7 @@ class FrozenBatchNorm(nn.Module):
         self.register_buffer("bias", torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
+        self.folded_shift: Tensor | None = None  # set while the convolution's weight already has the factors
 
     def scale_and_shift(self) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]]:
         """Returns the map's factors and what it adds. A few vectors: computed anew, so that no copy can be outdated."""
@@ -31,7 +35,7 @@ class FrozenBatchNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "n channels h w"]) -> Float[Tensor, "n channels h w"]:
         scale, shift = self.scale_and_shift()
-        return x * scale[:, None, None] + shift[:, None, None]
+        return (x * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
 
 
 def make_batch_norm(kind: str, channels: int) -> nn.Module:
@@ -40,6 +44,8 @@ def make_batch_norm(kind: str, channels: int) -> nn.Module:
 
 def folded(conv: nn.Conv2d, norm: FrozenBatchNorm) -> tuple[Tensor, Tensor]:
     """Returns the weight and bias that stand for the convolution and the batch norm after it."""
+    if norm.folded_shift is not None:
+        return conv.weight, norm.folded_shift
     scale, shift = norm.scale_and_shift()
     return conv.weight * scale[:, None, None, None], shift
 
@@ -68,7 +74,11 @@ class Stem(nn.Module):
 
     def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n channels h_4 w_4"]:
         if can_fold(self.folded_batch_norm, self.bn1, pixels):
-            return self.pool(self.conv1.convolve(pixels, *folded(self.conv1, self.bn1), relu=True))
+            weight, shift = folded(self.conv1, self.bn1)
+            if pixels.dtype == torch.bfloat16:  # a largest number stays the largest: the shift can wait for fewer pixels
+                pooled = self.pool(self.conv1.convolve(pixels, weight, None))
+                return torch.relu_(pooled.add_(shift[:, None, None]))
+            return self.pool(self.conv1.convolve(pixels, weight, shift, relu=True))
         return self.pool(torch.relu_(self.bn1(self.conv1(pixels))))
 
 
@@ -85,6 +95,7 @@ class Bottleneck(nn.Module):
         self.bn2 = make_batch_norm(batch_norm, inner)
         self.conv3 = trunk_conv(inner, outputs, kernel=1)
         self.bn3 = make_batch_norm(batch_norm, outputs)
+        self.follows_block = self.precedes_block = False  # of the same stage: nobody else takes what is between them
         self.downsample = None
         if inputs != outputs or stride != 1:
             self.downsample = nn.Sequential(
@@ -100,6 +111,16 @@ class Bottleneck(nn.Module):
         return torch.relu_(self.bn3(self.conv3(y)) + shortcut)
 
     def _forward_folded(self, x: Float[Tensor, "n inputs h w"]) -> Float[Tensor, "n outputs h_out w_out"]:
+        if x.dtype == torch.bfloat16 and self.conv1.fast:
+            pairs = ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3))
+            return residual_block(
+                x,
+                tuple(Filters(*folded(*pair)) for pair in pairs),
+                None if self.downsample is None else Filters(*folded(*self.downsample)),
+                stride=self.conv1.stride[0],
+                rectifies_input_gradient=self.follows_block,
+                has_rectified_gradient=self.precedes_block,
+            )
         shortcut = x
         if self.downsample is not None:
             conv, norm = self.downsample
@@ -130,11 +151,20 @@ class ResNet(nn.Module):
             for block in range(blocks):
                 stride = 2 if block == 0 and number > 1 else 1
                 layers.append(Bottleneck(inputs, outputs, stride, batch_norm, folded_batch_norm=folded_batch_norm))
+                layers[-1].follows_block, layers[-1].precedes_block = block > 0, block < blocks - 1
                 inputs = outputs
             self.add_module(f"layer{number}", nn.Sequential(*layers))
         frozen = [self.stem, self.layer1, self.layer2, self.layer3, self.layer4][:frozen_stages]
         for part in frozen:
             part.requires_grad_(False)
+
+    def convolutions_with_norms(self) -> Iterator[tuple[nn.Conv2d, nn.Module]]:
+        """Returns each convolution with the batch norm after it."""
+        yield self.stem.conv1, self.stem.bn1
+        for block in (module for module in self.modules() if isinstance(module, Bottleneck)):
+            yield from ((block.conv1, block.bn1), (block.conv2, block.bn2), (block.conv3, block.bn3))
+            if block.downsample is not None:
+                yield tuple(block.downsample)
 
     def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> list[Tensor]:
         c2 = self.layer1(self.stem(pixels))

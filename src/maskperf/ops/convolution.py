@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from maskperf.ops import winograd
+from maskperf.ops.fused_convolution import RectifiedConvolution
 
 CPU_DTYPES = (torch.float32, torch.float64)
 # Measured against oneDNN on one core with AVX-512, see docs/performance.md. Winograd's way needs channels, for its
@@ -32,12 +33,14 @@ class Convolution(nn.Conv2d):
         """Returns the same with another weight and bias."""
         if self.fast and _keeps_size(self) and runs_on_cpu(x, weight):
             return fast_convolution(x, weight, bias, stride=self.stride[0], add=add, relu=relu)
+        if self.fast and x.dtype == torch.bfloat16 and relu and add is None and self.stride == (1, 1):
+            return RectifiedConvolution.apply(x, weight, bias)
         return _finish(self._conv_forward(x, weight, bias), add, relu)
 
 
 def runs_on_cpu(x: Tensor, weight: Tensor) -> bool:
-    """True where the fast paths apply: on a CPU, in its own number formats, without automatic casts."""
-    on_cpu = x.device.type == "cpu" and weight.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    """True where the fast paths apply: on a CPU, in its own number formats."""
+    on_cpu = x.device.type == "cpu" and weight.device.type == "cpu"
     return on_cpu and x.dim() == 4 and x.dtype == weight.dtype and x.dtype in CPU_DTYPES
 
 

@@ -1,0 +1,81 @@
+"""The weights in the number format that layers compute in, with frozen batch norm folded into them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from maskperf.model.heads import FLOAT32_BIASES
+from maskperf.model.resnet import FrozenBatchNorm, ResNet
+from maskperf.ops.casts import weight_casts
+
+PRODUCTS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+
+
+class ComputeWeights:
+    """Casts the weights of all convolutions and fully connected layers, and puts the casts in their places.
+
+    The model's own parameters stay float32; gradients flow through the casts to them. Parameters are cast in groups,
+    each a node of the backward graph that is done as soon as all its gradients are there.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype, *, fold_batch_norm: bool, kernels: bool):
+        body = next(module for module in model.modules() if isinstance(module, ResNet))
+        pairs = [pair for pair in body.convolutions_with_norms() if isinstance(pair[1], FrozenBatchNorm)]
+        self._norms = [norm for _, norm in pairs] if fold_batch_norm else []
+        self._scales = [torch.empty_like(norm.weight) for norm in self._norms]
+        self._shifts = [torch.empty_like(norm.bias, dtype=dtype) for norm in self._norms]
+        self._versions: list[int] = []
+        factors = {conv: scale for (conv, _), scale in zip(pairs, self._scales, strict=False)}
+        self._groups = []
+        for places in _places_by_group(model).values():
+            parameters = [getattr(module, name) for module, name in places]
+            scales = [factors.get(module) if name == "weight" else None for module, name in places]
+            self._groups.append((places, weight_casts(parameters, scales, dtype, kernels=kernels)))
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Inside the `with` block each layer has the casts in place of its parameters."""
+        self._fold()
+        kept = []
+        try:
+            for norm, shift in zip(self._norms, self._shifts, strict=True):
+                norm.folded_shift = shift
+            for places, cast in self._groups:
+                for (module, name), tensor in zip(places, cast(), strict=True):
+                    kept.append((module, name, module._parameters[name]))
+                    module._parameters[name] = tensor
+            yield
+        finally:
+            for module, name, parameter in kept:
+                module._parameters[name] = parameter
+            for norm in self._norms:
+                norm.folded_shift = None
+
+    @torch.no_grad()
+    def _fold(self) -> None:
+        """Computes factors and shifts where a batch norm has changed; they stay in their memory for recorded graphs."""
+        versions = [buffer._version for norm in self._norms for buffer in norm.buffers()]
+        if versions == self._versions:
+            return
+        self._versions = versions
+        for norm, scale, shift in zip(self._norms, self._scales, self._shifts, strict=True):
+            for kept, new in zip((scale, shift), norm.scale_and_shift(), strict=True):
+                kept.copy_(new)
+
+
+def _places_by_group(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
+    """Returns the places of what is to be cast: a group for the frozen ones, for each stage, the FPN and each head."""
+    groups: dict[str, list[tuple[nn.Module, str]]] = {}
+    for path, module in model.named_modules():
+        if not isinstance(module, PRODUCTS):
+            continue
+        layer = path.rpartition(".")[2]
+        for name, parameter in module.named_parameters(recurse=False):
+            if name == "bias" and layer in FLOAT32_BIASES:
+                continue
+            depth = 3 if path.startswith("backbone.body.") else 2
+            group = ".".join(path.split(".")[:depth]) if parameter.requires_grad else "frozen"
+            groups.setdefault(group, []).append((module, name))
+    return groups

@@ -1,0 +1,117 @@
+"""Matrix products of layers that compute in bfloat16: with the rectifier inside, or with a float32 result.
+
+Inputs and weights are bfloat16; every product is summed in float32. Gradients of results are rounded to bfloat16, as
+those of any other layer are. No backward here needs atomics, so all give the same bits every time.
+"""
+
+import torch
+from jaxtyping import BFloat16, Float32, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from maskperf.ops.kernels.selection import is_available, load
+
+
+def linear_relu(
+    rows: BFloat16[Tensor, "n inputs"],
+    weight: BFloat16[Tensor, "outputs inputs"],
+    bias: BFloat16[Tensor, " outputs"],
+    *,
+    has_rectified_gradient: bool = False,
+) -> BFloat16[Tensor, "n outputs"]:
+    """Returns relu(rows @ weight.t() + bias), without a pass of its own for bias and rectifier where a GPU can.
+
+    `has_rectified_gradient`: the gradient that comes back is 0 already wherever the result is.
+    """
+    return _LinearRelu.apply(rows, weight, bias, has_rectified_gradient)
+
+
+class _LinearRelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor, weight: Tensor, bias: Tensor, has_rectified_gradient: bool) -> Tensor:
+        result = torch._addmm_activation(bias, rows, weight.t())
+        ctx.save_for_backward(rows, weight, None if has_rectified_gradient else result)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight, result = ctx.saved_tensors
+        if result is not None:
+            gradient = torch.ops.aten.threshold_backward(gradient, result, 0)
+        needs_rows, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        return (
+            gradient @ weight if needs_rows else None,
+            gradient.t() @ rows if needs_weight else None,
+            gradient.sum(0) if needs_bias else None,
+            None,
+        )
+
+
+def float32_linear(
+    rows: BFloat16[Tensor, "n inputs"], weight: BFloat16[Tensor, "outputs inputs"], bias: Float32[Tensor, " outputs"]
+) -> Float32[Tensor, "n outputs"]:
+    """Returns rows @ weight.t() + bias in float32."""
+    return _Float32Product.apply(rows, weight).add_(bias)
+
+
+def _product(first: Tensor, second: Tensor) -> Float32[Tensor, "n m"]:
+    if first.is_cuda:
+        return torch.mm(first, second, out_dtype=torch.float32)
+    return first.float() @ second.float()  # the same numbers: products of bfloat16 are exact in float32
+
+
+class _Float32Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, weight)
+        return _product(rows, weight.t())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight = ctx.saved_tensors
+        gradient = gradient.to(rows.dtype)
+        needs_rows, needs_weight = ctx.needs_input_grad
+        return gradient @ weight if needs_rows else None, gradient.t() @ rows if needs_weight else None
+
+
+def own_class_logits(
+    rectified: BFloat16[Tensor, "rois pixels channels"],
+    weight: BFloat16[Tensor, "classes channels"],
+    bias: Float32[Tensor, " classes"],
+    labels: Int[Tensor, " rois"],
+    *,
+    kernels: bool = True,
+) -> Float32[Tensor, "rois pixels"]:
+    """Returns each pixel's logit of its RoI's class alone. `rectified` is the output of a rectifier.
+
+    The gradient that flows back is 0 wherever `rectified` is: the rectifier's own rule, so that it need not be
+    applied again. `kernels` allows the Triton kernels where the device has them.
+    """
+    return _OwnClassLogits.apply(rectified, weight, bias, labels, kernels and is_available(rectified.device))
+
+
+class _OwnClassLogits(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rectified: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, kernels: bool) -> Tensor:
+        chosen = weight.index_select(0, labels)
+        ctx.save_for_backward(rectified, chosen, labels)
+        ctx.kernels, ctx.num_classes = kernels, len(weight)
+        offsets = bias.index_select(0, labels)
+        if kernels:
+            return load("own_class").logits(rectified, chosen, offsets)
+        return (rectified.float() @ chosen.float()[..., None])[..., 0] + offsets[:, None]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rectified, chosen, labels = ctx.saved_tensors
+        if ctx.kernels:
+            of_rows, of_weights = load("own_class").gradients(rectified, chosen, gradient)
+        else:
+            of_weights = (gradient[:, None, :] @ rectified.float())[:, 0]
+            of_rows = (gradient[..., None] * chosen.float()[:, None, :]).to(rectified.dtype)
+            of_rows = of_rows.masked_fill(rectified == 0, 0.0)
+        is_class = (torch.arange(ctx.num_classes, device=labels.device)[:, None] == labels).float()
+        return of_rows, (is_class @ of_weights).to(chosen.dtype), is_class @ gradient.sum(1), None, None

@@ -27,7 +27,7 @@ MODEL = ModelConfig(
 TINY = GpuPlan(
     device="cpu",
     model=MODEL,
-    kernels=KernelSizes(images=1, size_hw=(40, 64), channels=2, candidates=8, parameters=80),
+    kernels=KernelSizes(images=1, size_hw=(40, 64), channels=2, candidates=8),
     canvases_hw=((64, 96), (96, 64)),
     batch_sizes=(1,),
     usual_batch=1,

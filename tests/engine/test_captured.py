@@ -12,9 +12,10 @@ from varied_batches import varied_batch
 from maskperf.config import OptimizerConfig, SpeedConfig
 from maskperf.engine.build import build_model
 from maskperf.engine.capacity import BatchCapacity
-from maskperf.engine.captured import PLAIN_STEPS_FIRST, BatchResult, CapturedSteps, CudaRecorder, capture_steps
+from maskperf.engine.captured import PLAIN_STEPS_FIRST, CapturedSteps, CudaRecorder, capture_steps
 from maskperf.engine.distributed import Topology
 from maskperf.engine.forward import canvas_anchors, training_losses
+from maskperf.engine.gradients import BatchResult, Gradients
 from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.step import train_step
 from maskperf.ops.anchors import pyramid_anchors
@@ -24,6 +25,7 @@ SMALLER = BatchCapacity(images=2, slots=3, rings=20, points=200, object_rings=3,
 LARGER = BatchCapacity(images=2, slots=6, rings=40, points=400, object_rings=3, object_points=30)
 CONFIG = OptimizerConfig(batch_size=2, learning_rate=1e-4, warmup_steps=0)
 CPU = torch.device("cpu")
+ALONE = Topology(rank=0, world=1, local_rank=0, device=CPU)
 
 
 class Repeater:
@@ -54,11 +56,22 @@ class Repeater:
 def captured_of(model, capacities=(SMALLER, LARGER), recorder=None):
     said = []
     recorder = recorder or Repeater()
-    return CapturedSteps(model, capacities, recorder=recorder, say=said.append), recorder, said
+    gradients = Gradients(model, ALONE)
+    return CapturedSteps(model, capacities, gradients=gradients, recorder=recorder, say=said.append), recorder, said
+
+
+def alone_on(device):
+    return Topology(rank=0, world=1, local_rank=0, device=device)
+
+
+def run_once(captured, batch, parts=1):
+    """Returns the result of a micro-batch that begins with gradients of zero, the only one whose result is read."""
+    captured.gradients.zero()
+    return captured.run(batch, part=parts, parts=parts)
 
 
 def step(model, optimizer, batches, update, captured=None, device=CPU):
-    topology = Topology(rank=0, world=1, local_rank=0, device=device)
+    topology = alone_on(device)
     return train_step(model, optimizer, batches, update=update, config=CONFIG, topology=topology, captured=captured)
 
 
@@ -112,7 +125,7 @@ def test_recording_leaves_gradients_and_running_statistics_as_they_were():
     steps = [[varied_batch(seed, (2, 1)), varied_batch(seed + 50, (1, 2))] for seed in range(4)]  # two micro-batches
     wanted, _ = run_of(steps, plain)
     found, _ = run_of(steps, model, captured)
-    assert captured.replayed == 8 - PLAIN_STEPS_FIRST and recorder.warm_ups > 0
+    assert captured.replayed == 8 - 2 * PLAIN_STEPS_FIRST and recorder.warm_ups > 0  # first and last part apart
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     assert_same_weights(model, plain)  # with num_batches_tracked and the running statistics
 
@@ -121,17 +134,19 @@ def test_replay_works_on_the_tensors_it_was_recorded_with():
     model = small_model(seed=0)
     captured, _, _ = captured_of(model)
     for seed in range(PLAIN_STEPS_FIRST):
-        assert captured.run(varied_batch(seed, (2, 1)), parts=1) is None
-    first = captured.run(varied_batch(7, (2, 1)), parts=1)
+        run_once(captured, varied_batch(seed, (2, 1)))
+    assert captured.replayed == 0
+    first = run_once(captured, varied_batch(7, (2, 1)))
+    assert captured.replayed == 1
     places = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
     gradients = [place.clone() for place in places]
     model.zero_grad(set_to_none=True)  # as somebody else may do
-    again = captured.run(varied_batch(7, (2, 1)), parts=1)
+    again = captured.run(varied_batch(7, (2, 1)), part=1, parts=1)
     for parameter, place, gradient in zip(model.parameters(), places, gradients, strict=True):
         assert parameter.grad is place
         assert torch.equal(place, gradient)
     assert torch.equal(first.terms, again.terms) and again.terms is not first.terms
-    other = captured.run(varied_batch(8, (1, 1)), parts=1)
+    other = run_once(captured, varied_batch(8, (1, 1)))
     assert not torch.equal(other.terms, first.terms)
     assert torch.equal(again.terms, first.terms)  # a later replay does not write into a result
 
@@ -141,7 +156,7 @@ def test_a_recording_owns_the_anchors_that_its_graph_reads():
     captured, _, _ = captured_of(model)
     pyramid_anchors.cache_clear()
     for _ in range(PLAIN_STEPS_FIRST + 1):
-        captured.run(varied_batch(0, (2, 1)), parts=1)
+        run_once(captured, varied_batch(0, (2, 1)))
     used = weakref.ref(canvas_anchors(model, (64, 96), CPU))
     (recording,) = captured._recordings.values()
     assert used() is recording.anchors
@@ -156,10 +171,9 @@ def test_gradients_are_divided_by_the_number_of_micro_batches():
     sizes = {}
     for parts in (1, 4):
         for _ in range(PLAIN_STEPS_FIRST + 1):
-            model.zero_grad()
-            result = captured.run(varied_batch(0, (2, 1)), parts=parts)
-        assert result is not None
+            run_once(captured, varied_batch(0, (2, 1)), parts)
         sizes[parts] = model.rpn["head"].conv.weight.grad.norm()
+    assert captured.replayed == 2
     torch.testing.assert_close(sizes[1], 4 * sizes[4])
 
 
@@ -190,7 +204,7 @@ def test_recorded_shapes_are_limited_and_it_is_said(monkeypatch):
     captured, recorder, said = captured_of(model)
     for canvas in ((64, 96), (96, 64)):
         for seed in range(PLAIN_STEPS_FIRST + 2):
-            captured.run(varied_batch(seed, (1, 1), canvas), parts=1)
+            run_once(captured, varied_batch(seed, (1, 1), canvas))
     assert recorder.recorded == 1 and captured.replayed == 2
     assert said == ["captured steps: 1 graphs are made; other shapes are launched anew"]
 
@@ -199,16 +213,16 @@ def test_on_a_cpu_or_switched_off_nothing_is_captured():
     said = []
     model = small_model(seed=0)
     index = index_of([[[4]]])
-    assert capture_steps(model, index, images=1, device=CPU, say=said.append) is None
+    assert capture_steps(model, index, images=1, topology=ALONE, say=said.append) is None
     assert said == []
     model.speed = SpeedConfig(captured_steps=False)
-    assert capture_steps(model, index, images=1, device=torch.device("cuda"), say=said.append) is None
+    assert capture_steps(model, index, images=1, topology=alone_on(torch.device("cuda")), say=said.append) is None
     assert len(said) == 1 and "speed.captured_steps=false" in said[0]
 
 
 def losses_and_gradients(model, batch):
     """Returns both, and no part of the graph: a capture must not meet nodes from outside."""
-    model.zero_grad(set_to_none=False)
+    model.zero_grad(set_to_none=True)
     losses = training_losses(model, batch)
     losses.total().backward()
     return losses.stacked().detach(), [parameter.grad.clone() for parameter in model.parameters()]
@@ -222,12 +236,13 @@ def test_on_a_gpu_graphs_give_the_losses_and_gradients_of_plain_steps(dtype):
     model = small_model(seed=0).to(device)
     model.compute_dtype = dtype
     said = []
-    captured = CapturedSteps(model, (SMALLER, LARGER), recorder=CudaRecorder(device), say=said.append)
+    gradients, recorder = Gradients(model, alone_on(device)), CudaRecorder(device)
+    captured = CapturedSteps(model, (SMALLER, LARGER), gradients=gradients, recorder=recorder, say=said.append)
     for batch in [to_device(micro_batches[0], device) for micro_batches in VARIED]:
         terms, gradients = losses_and_gradients(model, batch)
-        model.zero_grad(set_to_none=False)
-        result = captured.run(batch, parts=1)
-        if result is not None:
+        replayed = captured.replayed
+        result = run_once(captured, batch)
+        if captured.replayed > replayed:
             torch.testing.assert_close(result.terms, terms, rtol=1e-3, atol=1e-5)  # sums in another order
             for parameter, gradient in zip(model.parameters(), gradients, strict=True):
                 largest = gradient.abs().max().item()
@@ -240,7 +255,8 @@ def test_on_a_gpu_graphs_give_the_losses_and_gradients_of_plain_steps(dtype):
 def test_on_a_gpu_a_step_never_waits_plain_or_replayed():
     device = torch.device("cuda", torch.cuda.current_device())
     model = small_model(seed=0).to(device)
-    captured = CapturedSteps(model, (SMALLER,), recorder=CudaRecorder(device), say=print)
+    gradients, recorder = Gradients(model, alone_on(device)), CudaRecorder(device)
+    captured = CapturedSteps(model, (SMALLER,), gradients=gradients, recorder=recorder, say=print)
     optimizer = build_optimizer(model, CONFIG)
     batch = to_device(varied_batch(0, (2, 1)), device)
     for update in range(1, PLAIN_STEPS_FIRST + 2):

@@ -27,10 +27,10 @@ def _torchrun(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
 
 
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
+@pytest.fixture(scope="module", params=["plain", "buffer"])
+def two_processes(tmp_path_factory, request):
     folder = tmp_path_factory.mktemp("ranks")
-    done = _torchrun(str(TESTS / "engine" / "two_process_step.py"), str(folder))
+    done = _torchrun(str(TESTS / "engine" / "two_process_step.py"), str(folder), request.param)
     assert done.returncode == 0, done.stderr
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 

@@ -324,24 +324,6 @@ def test_rpn_layers_save_no_maps_for_a_sparse_backward():
     assert not hidden["map"].requires_grad
 
 
-def test_losses_stay_in_float32_under_autocast():
-    model, batch = model_of(), batch_of([0, 1])
-    plain = training_losses(model, batch).stacked()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        features = model.features(batch.images.pixels)
-        rpn = model.rpn_output(features)
-        logits, deltas = model.box_outputs(features, batch.targets.boxes)
-        masks = model.mask_logits(features, batch.targets.boxes)
-        losses = training_losses(model, batch)
-    assert features[0].dtype == torch.bfloat16  # so autocast did act
-    assert {tensor.dtype for tensor in (rpn.logits, rpn.deltas, logits, deltas, masks)} == {torch.float32}
-    assert losses.stacked().dtype == torch.float32
-    assert losses.stacked().isfinite().all()
-    assert not torch.equal(losses.stacked(), plain)
-    losses.total().backward()
-    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.requires_grad)
-
-
 @pytest.mark.parametrize("batch_norm", ["frozen", "trainable"])
 def test_the_same_seed_twice_is_bitwise_equal(batch_norm):
     config = replace(SMALL, batch_norm=batch_norm, frozen_stages=2 if batch_norm == "frozen" else 0)

@@ -4,7 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from maskperf.model.heads import BoxFeatures, BoxPredictor, MaskFeatures, MaskPredictor, RoiHead, RpnHead, own_class
+from maskperf.model.heads import (
+    FLOAT32_BIASES,
+    BoxFeatures,
+    BoxPredictor,
+    MaskFeatures,
+    MaskPredictor,
+    RoiHead,
+    RpnHead,
+    own_class,
+)
 
 
 def fill_(layer, weight=0.0, bias=0.0):
@@ -136,12 +145,19 @@ def test_own_class_takes_the_values_of_each_rois_label(rest):
             assert torch.equal(chosen[image, roi], values[image, roi, labels[image, roi]])
 
 
-def test_every_head_gives_float32_under_autocast():
+def test_every_head_gives_float32_with_weights_in_bfloat16():
     torch.manual_seed(0)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        rpn = RpnHead(4, 3)(torch.randn(1, 4, 2, 2))
-        box = RoiHead(BoxFeatures(4, 8), BoxPredictor(8, 3))(torch.randn(2, 4, 7, 7))
-        mask = RoiHead(MaskFeatures(4, 4, 1), MaskPredictor(4, 3))(torch.randn(2, 4, 14, 14))
-        hidden = BoxFeatures(4, 8)(torch.randn(2, 4, 7, 7))
-    assert hidden.dtype == torch.bfloat16  # so autocast did act
+    heads = (
+        RpnHead(4, 3),
+        RoiHead(BoxFeatures(4, 8), BoxPredictor(8, 3)),
+        RoiHead(MaskFeatures(4, 4, 1), MaskPredictor(4, 3)),
+    )
+    for head in heads:
+        for name, parameter in head.named_parameters():
+            if not (name.endswith("bias") and name.split(".")[-2] in FLOAT32_BIASES):
+                parameter.data = parameter.data.bfloat16()
+    rpn, box, mask = (
+        head(torch.randn(2, 4, side, side).to(torch.bfloat16, memory_format=torch.channels_last))
+        for head, side in zip(heads, (2, 7, 14), strict=True)
+    )
     assert {tensor.dtype for tensor in (*rpn, *box, mask)} == {torch.float32}

@@ -186,12 +186,6 @@ def test_other_kinds_of_convolutions_are_left_to_torch(changes):
     assert torch.equal(layer(x), plain(x))
 
 
-def test_automatic_casts_are_left_to_torch():
-    layer, x = large_layer(kernel=3, dtype=torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert layer(x).dtype == torch.bfloat16
-
-
 def test_meta_device_gives_a_shape():
     layer = Convolution(128, 160, 3, padding=1, device="meta")
     assert layer(torch.empty(2, 128, 33, 32, device="meta")).shape == (2, 160, 33, 32)

@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from maskperf.bench.gpu_clock import measure_in_turn, milliseconds_of
 from maskperf.bench.gpu_plan import GpuPlan, KernelSizes
@@ -113,16 +113,11 @@ def _picture_cases(device: torch.device, sizes: KernelSizes) -> Iterator[Callabl
         yield partial(_pictures, device, sizes, dtype)
 
 
-def _sgd_cases(device: torch.device, sizes: KernelSizes) -> Iterator[Callable[[], KernelCase]]:
-    yield partial(_sgd, device, sizes)
-
-
 FAMILIES = {
     "roi_align": _roi_align_cases,
     "nms": _nms_cases,
     "rasterize": _mask_cases,
     "pictures": _picture_cases,
-    "sgd": _sgd_cases,
 }
 
 
@@ -222,36 +217,4 @@ def _pictures(device: torch.device, sizes: KernelSizes, dtype: torch.dtype) -> K
         shape=f"{sizes.images} x {old_hw[0]} x {old_hw[1]} to {height} x {width}, {dtype}",
         kernel=lambda: [load("pictures").resize_pictures(raw, dtype)],
         plain=lambda: [to_images_reference(raw, dtype).pixels],
-    )
-
-
-def _sgd(device: torch.device, sizes: KernelSizes) -> KernelCase:
-    """Both sides are called equally often, and their values are compared at the end."""
-    random = np.random.default_rng(SEED)
-    count = max(1, sizes.parameters // NUM_TENSORS)
-    values, gradients = torch.from_numpy(random.standard_normal((2, NUM_TENSORS, count), np.float32)).to(device)
-
-    def update(make_optimizer: Callable) -> Callable[[], list[Tensor]]:
-        parameters = [nn.Parameter(part.clone()) for part in values]
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient.clone()
-        half = NUM_TENSORS // 2
-        groups = [
-            {"params": parameters[:half], "weight_decay": 1e-4},
-            {"params": parameters[half:], "weight_decay": 0.0},
-        ]
-        optimizer = make_optimizer(groups, lr=1e-3, momentum=0.9)
-        optimizer.found_inf = torch.zeros((), device=device)
-
-        def work() -> list[Tensor]:
-            optimizer.step()
-            return [parameter.detach() for parameter in parameters]
-
-        return work
-
-    return KernelCase(
-        name="SGD",
-        shape=f"{NUM_TENSORS} x {count} parameters, float32",
-        kernel=update(load("sgd").TritonSgd),
-        plain=update(partial(torch.optim.SGD, fused=True)),
     )

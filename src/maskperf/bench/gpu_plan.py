@@ -19,7 +19,6 @@ class KernelSizes:
     mask_rois: int = 128  # of an image, pooled to 14 x 14
     candidates: int = 2000  # of a group, before NMS; five groups an image
     objects: int = 20  # of an image
-    parameters: int = 44_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +50,6 @@ SECTION_SECONDS = {
     "kernel nms": 30.0,
     "kernel rasterize": 30.0,
     "kernel pictures": 30.0,
-    "kernel sgd": 30.0,
     "switches": 110.0,
     "peer": 130.0,
     "steps": 150.0,

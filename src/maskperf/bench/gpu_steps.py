@@ -23,6 +23,7 @@ from maskperf.engine.build import build_model
 from maskperf.engine.capacity import capacity_of
 from maskperf.engine.captured import CapturedSteps, CudaRecorder
 from maskperf.engine.distributed import Topology
+from maskperf.engine.gradients import Gradients
 from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.precision import set_precision
 from maskperf.engine.step import train_step
@@ -76,7 +77,7 @@ class Stepper:
         model, _ = build_model(plan.model, SEED, speed)
         self._model = model.to(device)
         set_precision(self._model, device, self.messages.append)
-        self._optimizer = build_optimizer(self._model, OPTIMIZER, kernels=self._model.speed.triton_kernels)
+        self._optimizer = build_optimizer(self._model, OPTIMIZER)
         self._topology = Topology(rank=0, world=1, local_rank=0, device=device)
         self._captured = self._capture(device) if speed.captured_steps else None
         self._update = 0
@@ -85,7 +86,8 @@ class Stepper:
         if device.type != "cuda":
             return None
         room, recorder = capacity_of(self.batch), CudaRecorder(device)
-        return CapturedSteps(self._model, [room], recorder=recorder, say=self.messages.append)
+        gradients = Gradients(self._model, self._topology)
+        return CapturedSteps(self._model, [room], gradients=gradients, recorder=recorder, say=self.messages.append)
 
     @property
     def is_captured(self) -> bool:

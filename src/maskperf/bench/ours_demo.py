@@ -40,8 +40,8 @@ def demo_chunk(inputs: dict) -> tuple[Callable[[], dict], dict]:
     model.to(topology.device)
     messages: list[str] = []
     set_precision(model, topology.device, messages.append)
-    optimizer = build_optimizer(model, config.optimizer, kernels=config.speed.triton_kernels)
-    captured = capture_steps(model, train, images=session.images_per_rank, device=topology.device, say=messages.append)
+    optimizer = build_optimizer(model, config.optimizer)
+    captured = capture_steps(model, train, images=session.images_per_rank, topology=topology, say=messages.append)
     update = 0
 
     def work() -> dict:

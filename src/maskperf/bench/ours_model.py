@@ -35,7 +35,7 @@ def step(inputs: dict) -> tuple[Callable[[], dict], dict]:
     batch = to_device(read_batch(inputs["batch"]), topology.device)
     messages: list[str] = []
     set_precision(model, topology.device, messages.append)
-    optimizer = build_optimizer(model, config.optimizer, kernels=config.speed.triton_kernels)
+    optimizer = build_optimizer(model, config.optimizer)
     captured = _captured(model, batch, topology.device, messages.append)
     update = 0
 

@@ -10,12 +10,14 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from maskperf.data.coco import CocoIndex
 from maskperf.engine.capacity import BatchCapacity, batch_capacity, fits, pad_batch
+from maskperf.engine.distributed import Topology
 from maskperf.engine.forward import canvas_anchors, training_losses
+from maskperf.engine.gradients import BatchResult, Gradients, backward
+from maskperf.engine.stopwatch import Stopwatch
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.structures import Batch
 
@@ -23,14 +25,6 @@ PLAIN_STEPS_FIRST = 2  # of a shape, before it is recorded: a rare one is not wo
 MOST_GRAPHS = 32
 USUAL_SHARE = 0.95  # of batches, for which there is a smaller capacity than the largest
 WARM_UPS = 2
-
-
-@dataclass(frozen=True)
-class BatchResult:
-    """What forward and backward of one micro-batch leave besides gradients."""
-
-    terms: Float[Tensor, " terms"]  # the losses in the order of LOSS_NAMES
-    dropped_masks: Int[Tensor, ""]
 
 
 @runtime_checkable
@@ -78,17 +72,18 @@ class _Recording:
 
 
 def capture_steps(
-    model: MaskRcnn, index: CocoIndex, *, images: int, device: torch.device, say: Callable[[str], None]
+    model: MaskRcnn, index: CocoIndex, *, images: int, topology: Topology, say: Callable[[str], None]
 ) -> "CapturedSteps | None":
     """Returns the captured steps for batches of this data set, `images` at a time; None on a CPU or switched off."""
-    if device.type != "cuda":
+    if topology.device.type != "cuda":
         return None
     if not model.speed.captured_steps:
         say("captured steps: off (speed.captured_steps=false), every step is launched anew")
         return None
     capacities = [batch_capacity(index, images, share=share) for share in (USUAL_SHARE, 1.0)]
     say(f"captured steps: on, room for {capacities[0].slots} objects an image, or for {capacities[1].slots}")
-    return CapturedSteps(model, capacities, recorder=CudaRecorder(device), say=say)
+    gradients, recorder = Gradients(model, topology), CudaRecorder(topology.device)
+    return CapturedSteps(model, capacities, gradients=gradients, recorder=recorder, say=say)
 
 
 class CapturedSteps:
@@ -103,9 +98,11 @@ class CapturedSteps:
         model: MaskRcnn,
         capacities: Sequence[BatchCapacity],
         *,
+        gradients: Gradients,
         recorder: Recorder,
         say: Callable[[str], None],
     ):
+        self.gradients = gradients
         self.replayed, self.plain = 0, 0  # micro-batches so far
         self._model = model
         self._capacities = tuple(capacities)
@@ -115,27 +112,31 @@ class CapturedSteps:
         self._seen: Counter[tuple] = Counter()
         self._recordings: dict[tuple, _Recording] = {}
         self._gave_up = False
-        self._gradients: dict[torch.nn.Parameter, Tensor] = {}
 
-    def run(self, batch: Batch, *, parts: int) -> BatchResult | None:
-        """Adds the batch's gradients, divided by `parts`, to those of the parameters and returns its losses.
+    def run(self, batch: Batch, *, part: int, parts: int, stopwatch: Stopwatch | None = None) -> BatchResult:
+        """Adds the batch's gradients, divided by `parts`, to those in the buffer and returns its losses.
 
-        Returns None, with nothing done, where the plain way has to do it.
+        The last part's backward averages them over the processes, whether it is replayed or launched anew.
         """
-        recording, padded = self._recording_of(batch, parts)
+        is_last = part == parts
+        recording, padded = self._recording_of(batch, parts, is_last)
+        self.gradients.hold()
         if recording is None:
             self.plain += 1
-            return None
-        self._hold_gradients()
+            exchange = self.gradients.exchanged() if is_last else None
+            losses = training_losses(self._model, batch)
+            return backward(losses, parts=parts, exchange=exchange, stopwatch=stopwatch)
         for kept, new in zip(tensors_of(recording.inputs), tensors_of(padded), strict=True):
             if kept.shape != new.shape or kept.dtype != new.dtype:
                 raise AssertionError(f"a recorded input of {kept.shape} {kept.dtype} meets {new.shape} {new.dtype}")
             kept.copy_(new)
         recording.replay()
         self.replayed += 1
+        if stopwatch is not None:
+            stopwatch.mark("replay")
         return BatchResult(recording.result.terms.clone(), recording.result.dropped_masks.clone())
 
-    def _recording_of(self, batch: Batch, parts: int) -> tuple[_Recording | None, Batch]:
+    def _recording_of(self, batch: Batch, parts: int, is_last: bool) -> tuple[_Recording | None, Batch]:
         """Returns the recording for this shape of batch, made now if it is time, and the batch padded to it."""
         capacity = next((room for room in self._capacities if fits(batch, room)), None)
         if self._gave_up or capacity is None:
@@ -143,7 +144,7 @@ class CapturedSteps:
                 self._say_once("captured steps: a batch has more ground truth than there is room for, launched anew")
             return None, batch
         pixels = batch.images.pixels
-        key = (pixels.shape, pixels.dtype, pixels.stride(), capacity, parts)
+        key = (pixels.shape, pixels.dtype, pixels.stride(), capacity, parts, is_last)
         if key not in self._recordings:
             self._seen[key] += 1
             if self._seen[key] <= PLAIN_STEPS_FIRST:
@@ -151,26 +152,28 @@ class CapturedSteps:
             if len(self._recordings) >= MOST_GRAPHS:
                 self._say_once(f"captured steps: {MOST_GRAPHS} graphs are made; other shapes are launched anew")
                 return None, batch
-            self._record(key, pad_batch(batch, capacity), parts)
+            self._record(key, pad_batch(batch, capacity), parts, is_last)
             if self._gave_up:
                 return None, batch
         return self._recordings[key], pad_batch(batch, capacity)
 
-    def _record(self, key: tuple, padded: Batch, parts: int) -> None:
+    def _record(self, key: tuple, padded: Batch, parts: int, is_last: bool) -> None:
         """Keeps a recording for this key, or gives up. Gradients and running statistics are left as they were."""
-        self._hold_gradients()
+        self.gradients.hold()
         inputs = _cloned(padded)
 
         def work() -> BatchResult:
-            losses = training_losses(self._model, inputs)
-            (losses.total() / parts).backward()
-            return BatchResult(losses.stacked().detach(), losses.dropped_masks)
+            exchange = self.gradients.exchanged() if is_last else None
+            return backward(training_losses(self._model, inputs), parts=parts, exchange=exchange)
 
-        changing = [*self._gradients.values(), *self._model.buffers()]
+        def work_alone() -> BatchResult:  # other processes may be at something else
+            return backward(training_losses(self._model, inputs), parts=parts)
+
+        changing = [self.gradients.flat, *self._model.buffers()]
         before = [tensor.clone() for tensor in changing]
         try:
             for _ in range(WARM_UPS):
-                self._recorder.warm_up(work)
+                self._recorder.warm_up(work_alone)
             result, replay = self._recorder.record(work)
         except RuntimeError as error:
             self._gave_up = True
@@ -184,21 +187,6 @@ class CapturedSteps:
         with torch.no_grad():
             for tensor, value in zip(changing, before, strict=True):
                 tensor.copy_(value)
-
-    def _hold_gradients(self) -> None:
-        """Puts every gradient where the recordings expect it. What it held is kept; a missing one is zero."""
-        for parameter in self._model.parameters():
-            if not parameter.requires_grad:
-                continue
-            if parameter not in self._gradients:
-                self._gradients[parameter] = torch.zeros_like(parameter)
-            place = self._gradients[parameter]
-            if parameter.grad is not place:
-                if parameter.grad is None:
-                    place.zero_()
-                else:
-                    place.copy_(parameter.grad)
-                parameter.grad = place
 
     def _say_once(self, text: str) -> None:
         if text not in self._said:

@@ -38,47 +38,45 @@ def mask_slots(config: ModelConfig) -> int:
 
 def training_losses(model: nn.Module, batch: Batch) -> Losses:
     """Returns the losses of one device's batch. Proposals come from the same forward pass, without gradient."""
-    with model.computing():
-        return _training_losses(model, batch)
-
-
-def _training_losses(model: nn.Module, batch: Batch) -> Losses:
     config, speed = model.config, model.speed
     targets = batch.targets
-    features = model.features(batch.images.pixels)
-    anchors, level_counts = feature_anchors(model, features)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not speed.sparse_rpn_backward):
-        rpn = model.rpn_output(features)
-    outputs_at = partial(model.rpn_output_at, features) if speed.sparse_rpn_backward else None
-    objectness_loss, rpn_box_loss = rpn_losses(rpn, anchors, batch, config=config, outputs_at=outputs_at)
+    with model.computing():
+        features = model.features(batch.images.pixels)
+        anchors, level_counts = feature_anchors(model, features)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not speed.sparse_rpn_backward):
+            rpn = model.rpn_output(features)
+        outputs_at = partial(model.rpn_output_at, features) if speed.sparse_rpn_backward else None
+        objectness_loss, rpn_box_loss = rpn_losses(rpn, anchors, batch, config=config, outputs_at=outputs_at)
 
-    sizes_hw = batch.images.sizes_hw
-    kernels = speed.triton_kernels
-    proposals = select_proposals(rpn, anchors, level_counts, sizes_hw, config=config, training=True, kernels=kernels)
-    rois = sample_rois(append_truth(proposals, targets), targets, batch.sample_seeds, config=config)
-    packs = packs_places(model, features)
-    if packs:
-        rois = first_rois(rois, _most(rois.valid))
-    logits, deltas = model.box_outputs(features, rois.boxes)
-    classification_loss, box_loss = box_losses(logits, deltas, rois, targets)
+        sizes_hw = batch.images.sizes_hw
+        kernels = speed.triton_kernels
+        proposals = select_proposals(
+            rpn, anchors, level_counts, sizes_hw, config=config, training=True, kernels=kernels
+        )
+        rois = sample_rois(append_truth(proposals, targets), targets, batch.sample_seeds, config=config)
+        packs = packs_places(model, features)
+        if packs:
+            rois = first_rois(rois, _most(rois.valid))
+        logits, deltas = model.box_outputs(features, rois.boxes)
+        classification_loss, box_loss = box_losses(logits, deltas, rois, targets)
 
-    places = min(mask_slots(config), rois.boxes.shape[1])
-    positive, dropped = positive_rois(rois, min(places, _most(rois.labels > 0)) if packs else places)
-    wanted = mask_targets(positive, targets, MASK_SIZE, kernels=kernels, sparse=speed.sparse_mask_targets)
-    maps = model.mask_logits(
-        features,
-        positive.boxes,
-        labels=positive.labels if speed.class_selected_outputs else None,
-        valid=positive.valid if packs else None,
-    )
-    return Losses(
-        objectness=objectness_loss,
-        rpn_box=rpn_box_loss,
-        classification=classification_loss,
-        box=box_loss,
-        mask=mask_loss(maps, positive, wanted),
-        dropped_masks=dropped,
-    )
+        places = min(mask_slots(config), rois.boxes.shape[1])
+        positive, dropped = positive_rois(rois, min(places, _most(rois.labels > 0)) if packs else places)
+        wanted = mask_targets(positive, targets, MASK_SIZE, kernels=kernels, sparse=speed.sparse_mask_targets)
+        maps = model.mask_logits(
+            features,
+            positive.boxes,
+            labels=positive.labels if speed.class_selected_outputs else None,
+            valid=positive.valid if packs else None,
+        )
+        return Losses(
+            objectness=objectness_loss,
+            rpn_box=rpn_box_loss,
+            classification=classification_loss,
+            box=box_loss,
+            mask=mask_loss(maps, positive, wanted),
+            dropped_masks=dropped,
+        )
 
 
 def packs_places(model: nn.Module, features: list) -> bool:

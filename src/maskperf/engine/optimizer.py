@@ -4,13 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from maskperf.config import OptimizerConfig
-from maskperf.ops.kernels.selection import is_available, load
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig, *, kernels: bool = True) -> torch.optim.SGD:
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.SGD:
     """Returns SGD over two groups: weights, and biases (name contains "bias") with their own rate and decay.
 
-    `kernels` allows the Triton kernel where the model's device has it; its update is the same.
     Source: `solver/build.py` of the reference. Momentum without dampening or Nesterov; frozen parameters left out.
     """
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -20,8 +18,6 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, *, kernels: bool 
         {"params": weights, "weight_decay": config.weight_decay},
         {"params": biases, "weight_decay": config.bias_weight_decay},
     ]
-    if kernels and is_available(next(model.parameters()).device):
-        return load("sgd").TritonSgd(groups, lr=config.learning_rate, momentum=config.momentum)
     optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
     for parameter in weights + biases:  # there from the start, so that a first update that is skipped leaves zeros
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

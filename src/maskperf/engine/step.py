@@ -10,6 +10,7 @@ from maskperf.engine.captured import CapturedSteps
 from maskperf.engine.distributed import Topology, average_gradients, sum_tensor
 from maskperf.engine.finite import FAULTY_PARTS, any_not_finite
 from maskperf.engine.forward import training_losses
+from maskperf.engine.gradients import backward
 from maskperf.engine.optimizer import learning_rates_at, set_learning_rates, skip_updates_from_now_on
 from maskperf.engine.stopwatch import Stopwatch
 from maskperf.model.mask_rcnn import MaskRcnn
@@ -48,25 +49,23 @@ def train_step(
     """
     rates = learning_rates_at(update, config)
     set_learning_rates(optimizer, rates)
-    optimizer.zero_grad(set_to_none=captured is None)  # recordings know the gradients by their places in memory
-    terms, dropped = [], []
-    stopwatch = Stopwatch(topology.device)
-    for batch in micro_batches:
-        if captured is not None and (replayed := captured.run(batch, parts=len(micro_batches))) is not None:
-            stopwatch.mark("replay")
-            terms.append(replayed.terms)
-            dropped.append(replayed.dropped_masks)
-            continue
-        losses = training_losses(model, batch)
-        stopwatch.mark("forward")
-        (losses.total() / len(micro_batches)).backward()
-        stopwatch.mark("backward")
-        terms.append(losses.stacked().detach())
-        dropped.append(losses.dropped_masks)
-        del losses  # with its graph: the next batch's may be recorded, which must not meet nodes from outside
-    mean_terms = torch.stack(terms).mean(dim=0)
-    not_finite = _faults_before_the_update(model, mean_terms, topology)
-    average_gradients(model, topology)
+    stopwatch, parts, results = Stopwatch(topology.device), len(micro_batches), []
+    if captured is None:
+        optimizer.zero_grad(set_to_none=True)
+    else:
+        captured.gradients.zero()
+    for part, batch in enumerate(micro_batches, start=1):
+        if captured is None:
+            results.append(backward(training_losses(model, batch), parts=parts, stopwatch=stopwatch))
+        else:
+            results.append(captured.run(batch, part=part, parts=parts, stopwatch=stopwatch))
+    mean_terms = torch.stack([result.terms for result in results]).mean(dim=0)
+    if captured is None:
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        not_finite = _faults_before_the_update(mean_terms, gradients, topology)
+        average_gradients(model, topology)
+    else:  # the last backward has averaged
+        not_finite = _faults_before_the_update(mean_terms, [captured.gradients.largest_magnitude()], topology)
     stopwatch.mark("exchange")
     skip_updates_from_now_on(optimizer, not_finite.sum())
     optimizer.step()
@@ -75,7 +74,7 @@ def train_step(
     stopwatch.mark("optimizer")
     return StepResult(
         losses=mean_terms,
-        dropped_masks=torch.stack(dropped).sum(),
+        dropped_masks=torch.stack([result.dropped_masks for result in results]).sum(),
         not_finite=torch.cat([not_finite, weight_faults[:, None]], dim=1),
         learning_rate=rates[0],
         images=sum(len(batch.image_ids) for batch in micro_batches),
@@ -83,9 +82,8 @@ def train_step(
     )
 
 
-def _faults_before_the_update(model: MaskRcnn, terms: Tensor, topology: Topology) -> Tensor:
-    """Returns [process, loss and gradient], found before the exchange spreads a fault to all processes."""
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+def _faults_before_the_update(terms: Tensor, gradients: list[Tensor], topology: Topology) -> Tensor:
+    """Returns [process, loss and gradient], of this process's own numbers before an exchange spread their faults."""
     faults = torch.zeros(topology.world, len(FAULTY_PARTS) - 1, device=topology.device)
     faults[topology.rank, 0] = any_not_finite([terms], topology.device)
     faults[topology.rank, 1] = any_not_finite(gradients, topology.device)

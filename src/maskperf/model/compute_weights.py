@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from maskperf.model.heads import FLOAT32_BIASES
 from maskperf.model.resnet import FrozenBatchNorm, ResNet
-from maskperf.ops.casts import weight_casts
+from maskperf.ops.casts import Casts, weight_casts
 
+FROZEN = "frozen"  # the group without gradients
 PRODUCTS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 
@@ -29,10 +30,14 @@ class ComputeWeights:
         self._versions: list[int] = []
         factors = {conv: scale for (conv, _), scale in zip(pairs, self._scales, strict=False)}
         self._groups = []
-        for places in _places_by_group(model).values():
+        self.trainable: list[Casts] = []
+        for group, places in _places_by_group(model).items():
             parameters = [getattr(module, name) for module, name in places]
             scales = [factors.get(module) if name == "weight" else None for module, name in places]
-            self._groups.append((places, weight_casts(parameters, scales, dtype, kernels=kernels)))
+            casts = weight_casts(parameters, scales, dtype, kernels=kernels)
+            self._groups.append((places, casts))
+            if group != FROZEN:
+                self.trainable.append(casts)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -76,6 +81,6 @@ def _places_by_group(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]
             if name == "bias" and layer in FLOAT32_BIASES:
                 continue
             depth = 3 if path.startswith("backbone.body.") else 2
-            group = ".".join(path.split(".")[:depth]) if parameter.requires_grad else "frozen"
+            group = ".".join(path.split(".")[:depth]) if parameter.requires_grad else FROZEN
             groups.setdefault(group, []).append((module, name))
     return groups

@@ -36,8 +36,11 @@ class FeaturePyramid(nn.Module):
 
 def _merge(lateral: Convolution, stage: Tensor, top_down: Tensor) -> Tensor:
     """Returns the lateral convolution plus the coarser map at twice its size."""
-    bias = lateral.bias
     if stage.dtype == torch.bfloat16:  # the bias is added to the coarser map, which is a quarter of the size
-        top_down, bias = top_down + bias[:, None, None], None
-    doubled = F.interpolate(top_down, scale_factor=2, mode="nearest")
-    return lateral.convolve(stage, lateral.weight, bias, add=doubled)
+        doubled = _doubled(top_down + lateral.bias[:, None, None])
+        return lateral.convolve(stage, lateral.weight, None, add=doubled)
+    return lateral(stage, add=_doubled(top_down))
+
+
+def _doubled(maps: Tensor) -> Tensor:
+    return F.interpolate(maps, scale_factor=2, mode="nearest")

@@ -1,7 +1,6 @@
 """The heads: RPN, box and mask. Their parameters carry the names of the reference's state dict."""
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -104,8 +103,11 @@ class BoxPredictor(nn.Module):
 
     def forward(self, hidden: Float[Tensor, "rois channels"]) -> tuple[Tensor, Tensor]:
         """Returns logits (rois, classes) and deltas (rois, classes, 4)."""
-        product = float32_linear if hidden.dtype == torch.bfloat16 else F.linear
-        logits, deltas = (product(hidden, layer.weight, layer.bias) for layer in (self.cls_score, self.bbox_pred))
+        layers = (self.cls_score, self.bbox_pred)
+        if hidden.dtype == torch.bfloat16:
+            logits, deltas = (float32_linear(hidden, layer.weight, layer.bias) for layer in layers)
+        else:
+            logits, deltas = (layer(hidden) for layer in layers)
         return logits, deltas.unflatten(1, (-1, 4))
 
 

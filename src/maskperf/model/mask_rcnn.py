@@ -22,6 +22,7 @@ from maskperf.model.heads import (
 )
 from maskperf.model.patches import cell_patches
 from maskperf.model.resnet import ResNet
+from maskperf.ops.casts import Casts
 from maskperf.ops.convolution import Convolution
 from maskperf.ops.kernels.selection import is_available
 from maskperf.ops.roi_align import pyramid_roi_align
@@ -161,6 +162,18 @@ class MaskRcnn(nn.Module):
         if self.compute_dtype == torch.float32 or self._is_computing:
             yield
             return
+        self._is_computing = True
+        try:
+            with self._weights().in_place():
+                yield
+        finally:
+            self._is_computing = False
+
+    def weight_casts(self) -> list[Casts]:
+        """Returns the casts of trainable weights, those together whose gradients are ready together."""
+        return [] if self.compute_dtype == torch.float32 else self._weights().trainable
+
+    def _weights(self) -> ComputeWeights:
         if self._compute_weights is None:
             self._compute_weights = ComputeWeights(
                 self,
@@ -168,9 +181,4 @@ class MaskRcnn(nn.Module):
                 fold_batch_norm=self.speed.folded_batch_norm,
                 kernels=self.speed.triton_kernels,
             )
-        self._is_computing = True
-        try:
-            with self._compute_weights.in_place():
-                yield
-        finally:
-            self._is_computing = False
+        return self._compute_weights

@@ -75,7 +75,9 @@ class Stem(nn.Module):
     def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n channels h_4 w_4"]:
         if can_fold(self.folded_batch_norm, self.bn1, pixels):
             weight, shift = folded(self.conv1, self.bn1)
-            if pixels.dtype == torch.bfloat16:  # a largest number stays the largest: the shift can wait for fewer pixels
+            if (
+                pixels.dtype == torch.bfloat16
+            ):  # a largest number stays the largest: the shift can wait for fewer pixels
                 pooled = self.pool(self.conv1.convolve(pixels, weight, None))
                 return torch.relu_(pooled.add_(shift[:, None, None]))
             return self.pool(self.conv1.convolve(pixels, weight, shift, relu=True))

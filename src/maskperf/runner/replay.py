@@ -84,7 +84,7 @@ def _restore(box: BlackBox, device: torch.device) -> tuple[MaskRcnn, torch.optim
     model.load_state_dict(box.weights)
     model.to(device)
     model.compute_dtype = resolve_precision(model.speed, device)
-    optimizer = build_optimizer(model, box.config.optimizer, kernels=model.speed.triton_kernels)
+    optimizer = build_optimizer(model, box.config.optimizer)
     for name, parameter in model.named_parameters():
         if name in box.momentum:
             optimizer.state[parameter]["momentum_buffer"].copy_(box.momentum[name])

@@ -46,9 +46,7 @@ def run_benchmark(config: RunConfig) -> RunResult:
         with session.account.measure("opening the data"):
             data = open_data(session)
         session.log.samples(len(data.train.image_ids), len(data.val.image_ids))
-        captured = capture_steps(
-            model, data.train, images=session.images_per_rank, device=topology.device, say=session.say
-        )
+        captured = capture_steps(model, data.train, images=session.images_per_rank, topology=topology, say=session.say)
         num_steps = steps_per_epoch(len(data.train.image_ids), config.optimizer.batch_size)
         recorder = open_recorder(session, num_steps)
         training = Training(data, model, optimizer, recorder, num_steps)
@@ -97,7 +95,7 @@ def _initialize(session: Session) -> tuple[MaskRcnn, torch.optim.Optimizer]:
     set_precision(model, topology.device, session.say)
     for line in (describe(config.speed, topology.device), keep_memory(config.speed, topology.device)):
         session.say(line)
-    optimizer = build_optimizer(model, config.optimizer, kernels=config.speed.triton_kernels)
+    optimizer = build_optimizer(model, config.optimizer)
     if topology.device.type == "cuda":  # a CPU has no kernels to choose, and its first step costs what any step costs
         warm_up(model, config.data, session.images_per_rank, topology.device)
     return model, optimizer

@@ -14,11 +14,13 @@ from triton.backends.compiler import GPUTarget  # noqa: E402 -- after the check 
 from triton.runtime.jit import JITFunction  # noqa: E402
 
 from maskperf.data.raw_pictures import BufferRing, pack_pictures  # noqa: E402
+from maskperf.ops.kernels import own_class  # noqa: E402
+from maskperf.ops.kernels.casts import WeightCasts  # noqa: E402
 from maskperf.ops.kernels.nms import nms_sorted  # noqa: E402
 from maskperf.ops.kernels.pictures import resize_pictures  # noqa: E402
 from maskperf.ops.kernels.rasterize import rasterize_crops  # noqa: E402
+from maskperf.ops.kernels.residual import add_rectified  # noqa: E402
 from maskperf.ops.kernels.roi_align import pyramid_roi_align  # noqa: E402
-from maskperf.ops.kernels.sgd import TritonSgd  # noqa: E402
 
 H200 = GPUTarget("cuda", 90, 32)
 STRIDES = (4, 8, 16, 32)
@@ -110,10 +112,23 @@ def test_pictures(dtype, compiled, tmp_path):
     assert "st.global.v4.b32" in compiled["_resize_row"].asm["ptx"]
 
 
-@pytest.mark.parametrize("is_aligned", [True, False])
-def test_updates(is_aligned, compiled, tmp_path):
-    parameter = torch.nn.Parameter(torch.zeros(4097)[:4096] if is_aligned else torch.zeros(4097)[1:])
-    parameter.grad = torch.zeros(4096)
-    TritonSgd([{"params": [parameter], "weight_decay": 0.1}], lr=0.1, momentum=0.9).step()
-    assert_compiled(compiled, {"_update"}, tmp_path)
-    assert ("st.global.v4.b32" in compiled["_update"].asm["ptx"]) == is_aligned
+def test_weight_casts_and_their_gradients(compiled, tmp_path):
+    parameter = torch.nn.Parameter(torch.zeros(64, 32, 3, 3))
+    (cast,) = WeightCasts([parameter], [torch.ones(64)], torch.bfloat16)()
+    torch.autograd.backward(cast, torch.zeros_like(cast))
+    assert_compiled(compiled, {"_cast", "_add_gradients"}, tmp_path)
+
+
+def test_mask_logits_of_own_classes(compiled, tmp_path):
+    maps, weights = torch.zeros(3, 784, 256, dtype=torch.bfloat16), torch.zeros(3, 256, dtype=torch.bfloat16)
+    own_class.logits(maps, weights, torch.zeros(3))
+    own_class.gradients(maps, weights, torch.zeros(3, 784))
+    assert_compiled(compiled, {"_logits", "_gradients"}, tmp_path)
+    assert "st.global.v4.b32" in compiled["_gradients"].asm["ptx"]
+
+
+def test_sums_of_gradients(compiled, tmp_path):
+    maps = torch.zeros(1, 256, 64, 64, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    add_rectified(maps, maps, maps)
+    assert_compiled(compiled, {"_add_rectified"}, tmp_path)
+    assert "st.global.v4.b32" in compiled["_add_rectified"].asm["ptx"]

@@ -80,7 +80,10 @@ def test_the_headers_of_python_are_needed(machine, tmp_path):
 
 def test_the_choice_is_told_with_its_reason(machine):
     on, off = SpeedConfig(triton_kernels=True), SpeedConfig(triton_kernels=False)
-    assert selection.describe(on, CUDA) == "kernels: our own, in Triton, for RoIAlign, NMS, mask targets and SGD"
+    assert (
+        selection.describe(on, CUDA)
+        == "kernels: our own, in Triton, for RoIAlign, NMS, mask targets, weight casts and mask logits"
+    )
     assert "triton_kernels=false" in selection.describe(off, CUDA)
     assert "NVIDIA" in selection.describe(on, torch.device("cpu"))
     machine.setattr(importlib.util, "find_spec", lambda name: None)
@@ -131,7 +134,7 @@ def test_the_measurement_refuses_a_device_without_kernels():
 
 def test_a_missing_triton_stops_the_kernels_alone(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "maskperf.ops.kernels.sgd", raising=False)
+    monkeypatch.delitem(sys.modules, "maskperf.ops.kernels.nms", raising=False)
     with pytest.raises(ModuleNotFoundError, match="triton"):
-        selection.load("sgd")
+        selection.load("nms")
     assert not selection.is_available(torch.device("cpu"))

@@ -3,6 +3,7 @@
 Twin: ops/casts.py. Not yet run on a GPU.
 """
 
+from collections.abc import Callable
 from typing import no_type_check
 
 import torch
@@ -27,7 +28,9 @@ class WeightCasts:
     """
 
     def __init__(self, parameters: list[Tensor], factors: list[Tensor | None], dtype: torch.dtype):
-        self._parameters, self._factors = parameters, factors
+        self.parameters = parameters
+        self.after_gradients: Callable[[], None] | None = None
+        self._factors = factors
         counts = [parameter.numel() for parameter in parameters]
         blocks = [-(-count // NUMBERS_AT_A_TIME) for count in counts]
         device = parameters[0].device
@@ -42,23 +45,25 @@ class WeightCasts:
         self._rows: list[list[int]] = []  # what the table holds
 
     def __call__(self) -> list[Tensor]:
-        return list(_Casts.apply(self, *self._parameters))
+        return list(_Casts.apply(self, *self.parameters))
 
     def fill(self) -> tuple[Tensor, ...]:
         self._write_table()
         _cast[(len(self._blocks),)](self._casts, self._blocks, self._table)
         return tuple(
             self._casts.as_strided(parameter.shape, parameter.stride(), start)
-            for parameter, start in zip(self._parameters, self._cast_starts, strict=True)
+            for parameter, start in zip(self.parameters, self._cast_starts, strict=True)
         )
 
     def add_gradients(self, gradients: tuple[Tensor | None, ...]) -> None:
-        for parameter in self._parameters:
+        for parameter in self.parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         self._write_table()
-        rows = [self._in_memory_order(*pair) for pair in zip(gradients, self._parameters, strict=True)]
+        rows = [self._in_memory_order(*pair) for pair in zip(gradients, self.parameters, strict=True)]
         _add_gradients[(len(self._blocks),)](torch.cat(rows), self._blocks, self._table)
+        if self.after_gradients is not None:
+            self.after_gradients()
 
     def _in_memory_order(self, gradient: Tensor | None, parameter: Tensor) -> Tensor:
         """Returns the gradient's numbers in one row, in the order in which the parameter's lie in memory."""
@@ -70,7 +75,7 @@ class WeightCasts:
 
     def _write_table(self) -> None:
         rows = []
-        for place, (parameter, factors) in enumerate(zip(self._parameters, self._factors, strict=True)):
+        for place, (parameter, factors) in enumerate(zip(self.parameters, self._factors, strict=True)):
             gradient = parameter.grad
             if gradient is not None and gradient.stride() != parameter.stride():
                 raise ValueError(f"a gradient with strides {gradient.stride()}; its parameter has {parameter.stride()}")

@@ -15,9 +15,13 @@ from maskperf.bench.gpu_clock import measure_in_turn, milliseconds_of
 from maskperf.bench.gpu_plan import GpuPlan, KernelSizes
 from maskperf.bench.made_up import STRIDES, made_up_boxes, made_up_ring
 from maskperf.bench.measure import Spread, ratio_spread, spread_of
+from maskperf.config import ModelConfig
 from maskperf.data.raw_pictures import BufferRing, pack_pictures
 from maskperf.errors import ConfigError
+from maskperf.ops.anchors import pyramid_anchors
+from maskperf.ops.boxes import pairwise_iou
 from maskperf.ops.kernels.selection import load, missing_part
+from maskperf.ops.matching import Matches, match_by_slots, match_to_truth
 from maskperf.ops.nms import blockwise_nms
 from maskperf.ops.pictures import to_images_reference
 from maskperf.ops.rasterize import rasterize_by_crossings
@@ -108,6 +112,11 @@ def _mask_cases(device: torch.device, sizes: KernelSizes) -> Iterator[Callable[[
     yield partial(_masks, device, sizes)
 
 
+def _matching_cases(device: torch.device, sizes: KernelSizes) -> Iterator[Callable[[], KernelCase]]:
+    yield partial(_match_anchors, device, sizes)
+    yield partial(_match_rois, device, sizes)
+
+
 def _picture_cases(device: torch.device, sizes: KernelSizes) -> Iterator[Callable[[], KernelCase]]:
     for dtype in DTYPES:
         yield partial(_pictures, device, sizes, dtype)
@@ -121,6 +130,7 @@ FAMILIES = {
     "roi_align": _roi_align_cases,
     "nms": _nms_cases,
     "rasterize": _mask_cases,
+    "matching": _matching_cases,
     "pictures": _picture_cases,
     "sgd": _sgd_cases,
 }
@@ -172,6 +182,48 @@ def _nms(device: torch.device, sizes: KernelSizes) -> KernelCase:
         shape=f"{groups} x {sizes.candidates} boxes",
         kernel=lambda: [kernel(boxes, valid, IOU_THRESHOLD)],
         plain=lambda: [blockwise_nms(boxes, valid, IOU_THRESHOLD)],
+    )
+
+
+def _truth(random: np.random.Generator, device: torch.device, sizes: KernelSizes) -> tuple[Tensor, Tensor]:
+    """Returns ground truth and which of it is real: all but the last object of an image."""
+    boxes = made_up_boxes(random, sizes.images * sizes.objects, sizes.size_hw).reshape(sizes.images, sizes.objects, 4)
+    valid = torch.arange(sizes.objects) < max(1, sizes.objects - 1)
+    return torch.from_numpy(boxes).to(device), valid.expand(sizes.images, -1).to(device)
+
+
+def _parts(matches: Matches) -> list[Tensor]:
+    return [matches.slots, matches.positive, matches.negative]
+
+
+def _match_anchors(device: torch.device, sizes: KernelSizes) -> KernelCase:
+    truth, valid = _truth(np.random.default_rng(SEED), device, sizes)
+    model = ModelConfig()
+    levels = tuple((-(-sizes.size_hw[0] // stride), -(-sizes.size_hw[1] // stride)) for stride in STRIDES)
+    anchors = pyramid_anchors(levels, STRIDES, model.anchor_sizes, model.anchor_ratios, device)
+    rule = {"positive_iou": model.rpn_positive_iou, "negative_iou": model.rpn_negative_iou}
+    kernel = partial(load("matching").match_boxes, keep_best_of_truth=True, **rule)
+    return KernelCase(
+        name="matching of anchors",
+        shape=f"{sizes.images} x {len(anchors)} anchors, {sizes.objects} objects",
+        kernel=lambda: _parts(kernel(anchors[None], truth, valid)),
+        plain=lambda: _parts(match_by_slots(anchors, truth, valid, **rule)),
+    )
+
+
+def _match_rois(device: torch.device, sizes: KernelSizes) -> KernelCase:
+    random = np.random.default_rng(SEED)
+    truth, valid = _truth(random, device, sizes)
+    boxes = made_up_boxes(random, sizes.images * sizes.candidates, sizes.size_hw)
+    boxes = torch.from_numpy(boxes.reshape(sizes.images, sizes.candidates, 4)).to(device)
+    threshold = ModelConfig().roi_positive_iou
+    rule = {"positive_iou": threshold, "negative_iou": threshold, "keep_best_of_truth": False}
+    kernel = load("matching").match_boxes
+    return KernelCase(
+        name="matching of RoIs",
+        shape=f"{sizes.images} x {sizes.candidates} boxes, {sizes.objects} objects",
+        kernel=lambda: _parts(kernel(boxes, truth, valid, **rule)),
+        plain=lambda: _parts(match_to_truth(pairwise_iou(boxes, truth), valid, **rule)),
     )
 
 

@@ -50,6 +50,7 @@ SECTION_SECONDS = {
     "kernel roi_align": 40.0,
     "kernel nms": 30.0,
     "kernel rasterize": 30.0,
+    "kernel matching": 30.0,
     "kernel pictures": 30.0,
     "kernel sgd": 30.0,
     "switches": 110.0,

@@ -25,7 +25,10 @@ def rows() -> dict[tuple[str, str], KernelRow]:
 
 def test_every_kernel_is_measured_against_its_twin(rows):
     names = {name for name, _ in rows}
-    assert names == {"RoIAlign forward", "RoIAlign backward", "NMS", "mask targets", "pictures to input", "SGD"}
+    assert names == {
+        *("RoIAlign forward", "RoIAlign backward", "NMS", "mask targets", "pictures to input", "SGD"),
+        *("matching of anchors", "matching of RoIs"),
+    }
     assert sum("bfloat16" in shape for _, shape in rows) == 3
 
 

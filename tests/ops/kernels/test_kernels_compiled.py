@@ -14,6 +14,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402 -- after the check 
 from triton.runtime.jit import JITFunction  # noqa: E402
 
 from maskperf.data.raw_pictures import BufferRing, pack_pictures  # noqa: E402
+from maskperf.ops.kernels.matching import match_boxes  # noqa: E402
 from maskperf.ops.kernels.nms import nms_sorted  # noqa: E402
 from maskperf.ops.kernels.pictures import resize_pictures  # noqa: E402
 from maskperf.ops.kernels.rasterize import rasterize_crops  # noqa: E402
@@ -59,7 +60,9 @@ def assert_compiled(compiled: dict, names: set[str], tmp_path) -> None:
     for name, kernel in compiled.items():
         text = kernel.asm["ptx"]
         assert ".target sm_90" in text, name
-        assert re.findall(r"\b(?:atom|red)\.", text) == [], name  # sums would come in any order
+        atomics = re.findall(r"\b(?:atom|red)\.\S*", text)
+        # Sums would come in any order; a maximum of whole numbers is the same in every order.
+        assert [word for word in atomics if ".max.s32" not in word] == [], name
         assert stack_bytes(kernel, tmp_path) == 0, name
 
 
@@ -93,6 +96,23 @@ def test_suppression_and_masks_without_fused_rounding(compiled, tmp_path):
         assert "fma.rn" not in compiled[name].asm["ptx"]
     assert "div.rn.f32" in compiled["_overlap_bits"].asm["ptx"]  # Triton's plain division is not rounded right
     assert "div.rn.f64" in compiled["_draw"].asm["ptx"]
+
+
+def test_matching_without_fused_rounding_and_for_any_number_of_objects(compiled, tmp_path):
+    rule = {"positive_iou": 0.7, "negative_iou": 0.3}
+    for images, slots in ((1, 1), (2, 3), (2, 16), (16, 45)):
+        truth, valid = torch.zeros(images, slots, 4), torch.ones(images, slots, dtype=torch.bool)
+        match_boxes(torch.zeros(1, 1000 + slots, 4), truth, valid, keep_best_of_truth=True, **rule)
+        compiled.setdefault("first", compiled["_match"])
+        assert compiled["_match"] is compiled["first"]
+    compiled["of RoIs"] = compiled.pop("first")
+    match_boxes(torch.zeros(16, 48, 4), truth, valid, keep_best_of_truth=False, **rule)
+    compiled["of RoIs"], compiled["_match"] = compiled["_match"], compiled["of RoIs"]
+    assert_compiled(compiled, {"_find_best", "_match", "of RoIs"}, tmp_path)
+    for kernel in compiled.values():
+        assert "fma.rn" not in kernel.asm["ptx"]
+        assert "div.rn.f32" in kernel.asm["ptx"]
+    assert re.search(r"\b(?:atom|red)\.\S*\.max\.s32", compiled["_find_best"].asm["ptx"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

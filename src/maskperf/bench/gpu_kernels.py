@@ -18,6 +18,7 @@ from maskperf.bench.measure import Spread, ratio_spread, spread_of
 from maskperf.config import ModelConfig
 from maskperf.data.raw_pictures import BufferRing, pack_pictures
 from maskperf.errors import ConfigError
+from maskperf.model.patches import patches_by_level
 from maskperf.ops.anchors import pyramid_anchors
 from maskperf.ops.boxes import pairwise_iou
 from maskperf.ops.kernels.selection import load, missing_part
@@ -117,6 +118,12 @@ def _matching_cases(device: torch.device, sizes: KernelSizes) -> Iterator[Callab
     yield partial(_match_rois, device, sizes)
 
 
+def _patch_cases(device: torch.device, sizes: KernelSizes) -> Iterator[Callable[[], KernelCase]]:
+    for dtype in DTYPES:
+        for direction in ("forward", "backward"):
+            yield partial(_patches, device, sizes, dtype=dtype, direction=direction)
+
+
 def _picture_cases(device: torch.device, sizes: KernelSizes) -> Iterator[Callable[[], KernelCase]]:
     for dtype in DTYPES:
         yield partial(_pictures, device, sizes, dtype)
@@ -131,6 +138,7 @@ FAMILIES = {
     "nms": _nms_cases,
     "rasterize": _mask_cases,
     "matching": _matching_cases,
+    "patches": _patch_cases,
     "pictures": _picture_cases,
     "sgd": _sgd_cases,
 }
@@ -143,30 +151,60 @@ def _roi_align(
     size, rois = pool
     boxes = made_up_boxes(random, sizes.images * rois, sizes.size_hw).reshape(sizes.images, rois, 4)
     boxes = torch.from_numpy(boxes).to(device)
-    features = []
-    for stride in POOLED_STRIDES:
-        shape = (sizes.images, sizes.channels, -(-sizes.size_hw[0] // stride), -(-sizes.size_hw[1] // stride))
-        level = torch.from_numpy(random.standard_normal(shape, np.float32))
-        features.append(level.to(device, dtype, memory_format=torch.channels_last).requires_grad_())
-
-    def forward(function: Callable) -> list[Tensor]:
-        with torch.no_grad():
-            return [function(features, boxes, size=size, strides=POOLED_STRIDES)]
-
-    def backward(pooled: Tensor, gradient: Tensor) -> list[Tensor]:
-        return list(torch.autograd.grad(pooled, features, gradient, retain_graph=True))
-
-    sides = [load("roi_align").pyramid_roi_align, flat_roi_align]
-    work = [partial(forward, side) for side in sides]
-    if direction == "backward":
-        pooled = [side(features, boxes, size=size, strides=POOLED_STRIDES) for side in sides]
-        gradient = torch.from_numpy(random.standard_normal(pooled[0].shape, np.float32)).to(device, dtype)
-        work = [partial(backward, result, gradient) for result in pooled]
+    features = _pyramid(random, device, sizes, POOLED_STRIDES, dtype)
+    sides = [
+        partial(side, features, boxes, size=size, strides=POOLED_STRIDES)
+        for side in (load("roi_align").pyramid_roi_align, flat_roi_align)
+    ]
     return KernelCase(
         name=f"RoIAlign {direction}",
         shape=f"{sizes.images} x {rois} RoIs, {size} x {size}, {sizes.channels} channels, {dtype}",
-        kernel=work[0],
-        plain=work[1],
+        **_work(random, sides, features, direction),
+    )
+
+
+def _pyramid(
+    random: np.random.Generator, device: torch.device, sizes: KernelSizes, strides: tuple[int, ...], dtype: torch.dtype
+) -> list[Tensor]:
+    features = []
+    for stride in strides:
+        shape = (sizes.images, sizes.channels, -(-sizes.size_hw[0] // stride), -(-sizes.size_hw[1] // stride))
+        level = torch.from_numpy(random.standard_normal(shape, np.float32))
+        features.append(level.to(device, dtype, memory_format=torch.channels_last).requires_grad_())
+    return features
+
+
+def _work(
+    random: np.random.Generator, sides: list[Callable[[], Tensor]], features: list[Tensor], direction: str
+) -> dict[str, Callable[[], list[Tensor]]]:
+    """Returns the work of kernel and twin in one direction, for functions of these features."""
+
+    def forward(function: Callable[[], Tensor]) -> list[Tensor]:
+        with torch.no_grad():
+            return [function()]
+
+    def backward(result: Tensor, gradient: Tensor) -> list[Tensor]:
+        return list(torch.autograd.grad(result, features, gradient, retain_graph=True))
+
+    work = [partial(forward, side) for side in sides]
+    if direction == "backward":
+        results = [side() for side in sides]
+        shape, kind = results[0].shape, {"device": features[0].device, "dtype": features[0].dtype}
+        gradient = torch.from_numpy(random.standard_normal(shape, np.float32)).to(**kind)
+        work = [partial(backward, result, gradient) for result in results]
+    return {"kernel": work[0], "plain": work[1]}
+
+
+def _patches(device: torch.device, sizes: KernelSizes, *, dtype: torch.dtype, direction: str) -> KernelCase:
+    random = np.random.default_rng(SEED)
+    features = _pyramid(random, device, sizes, STRIDES, dtype)
+    num_cells = sum(level.shape[2] * level.shape[3] for level in features)
+    cells = torch.from_numpy(random.integers(0, num_cells, (sizes.images, sizes.sampled_anchors))).to(device)
+    sides = [partial(side, features, cells) for side in (load("patches").cell_patches, patches_by_level)]
+    return KernelCase(
+        name=f"patches {direction}",
+        shape=f"{sizes.images} x {sizes.sampled_anchors} places, {sizes.channels} channels, {dtype}",
+        **_work(random, sides, features, direction),
     )
 
 

@@ -6,7 +6,15 @@ from maskperf.bench.gpu_kernels import FAMILIES, KernelRow, measure_case
 from maskperf.bench.gpu_plan import GpuPlan, KernelSizes
 
 SIZES = KernelSizes(
-    images=1, size_hw=(40, 64), channels=3, box_rois=1, mask_rois=1, candidates=10, objects=2, parameters=800
+    images=1,
+    size_hw=(40, 64),
+    channels=3,
+    box_rois=1,
+    mask_rois=1,
+    candidates=10,
+    objects=2,
+    sampled_anchors=5,
+    parameters=800,
 )
 
 
@@ -27,9 +35,9 @@ def test_every_kernel_is_measured_against_its_twin(rows):
     names = {name for name, _ in rows}
     assert names == {
         *("RoIAlign forward", "RoIAlign backward", "NMS", "mask targets", "pictures to input", "SGD"),
-        *("matching of anchors", "matching of RoIs"),
+        *("matching of anchors", "matching of RoIs", "patches forward", "patches backward"),
     }
-    assert sum("bfloat16" in shape for _, shape in rows) == 3
+    assert sum("bfloat16" in shape for _, shape in rows) == 5
 
 
 def test_times_are_told_and_results_are_equal(rows):

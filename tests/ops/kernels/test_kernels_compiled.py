@@ -16,6 +16,7 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 from maskperf.data.raw_pictures import BufferRing, pack_pictures  # noqa: E402
 from maskperf.ops.kernels.matching import match_boxes  # noqa: E402
 from maskperf.ops.kernels.nms import nms_sorted  # noqa: E402
+from maskperf.ops.kernels.patches import cell_patches  # noqa: E402
 from maskperf.ops.kernels.pictures import resize_pictures  # noqa: E402
 from maskperf.ops.kernels.rasterize import rasterize_crops  # noqa: E402
 from maskperf.ops.kernels.roi_align import pyramid_roi_align  # noqa: E402
@@ -78,12 +79,25 @@ def test_pooling_both_ways(dtype, compiled, tmp_path):
     assert ("mma" in compiled["_gather_tile"].asm["ptx"]) == (dtype == torch.bfloat16)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_patches_both_ways(dtype, compiled, tmp_path):
+    shapes = [(1, 256, 256 // stride, 320 // stride) for stride in STRIDES]
+    features = [torch.zeros(shape, dtype=dtype).requires_grad_() for shape in shapes]
+    patches = cell_patches(features, torch.zeros(1, 6, dtype=torch.int64))
+    torch.autograd.grad(patches, features, torch.zeros_like(patches))
+    assert_compiled(compiled, {"_take", "_add_up_tile"}, tmp_path)
+    for kernel in compiled.values():
+        assert "ld.global.v4.b32" in kernel.asm["ptx"]  # 16 bytes at a time
+        assert "st.global.v4.b32" in kernel.asm["ptx"]
+
+
 def test_other_maps_need_no_new_kernel(compiled):
     for height, width in ((64, 80), (25, 37), (1, 1)):
         levels = [torch.zeros(1, 8, height, width), torch.zeros(1, 8, height, width)]
         pyramid_roi_align(levels, torch.zeros(1, 3 + height, 4), size=2, strides=(4, 8))
-        compiled.setdefault("first", compiled["_pool_row"])
-        assert compiled["_pool_row"] is compiled["first"]
+        cell_patches(levels, torch.zeros(1, 3 + height, dtype=torch.int64))
+        for name in ("_pool_row", "_take"):
+            assert compiled.setdefault(f"first {name}", compiled[name]) is compiled[name]
 
 
 def test_suppression_and_masks_without_fused_rounding(compiled, tmp_path):

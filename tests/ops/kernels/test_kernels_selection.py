@@ -10,6 +10,7 @@ from maskperf.bench.gpu_kernels import gpu_kernel_rows
 from maskperf.bench.gpu_plan import GpuPlan
 from maskperf.config import SpeedConfig
 from maskperf.errors import ConfigError
+from maskperf.model import patches
 from maskperf.ops import matching, nms, rasterize, roi_align
 from maskperf.ops.kernels import selection
 
@@ -81,7 +82,7 @@ def test_the_headers_of_python_are_needed(machine, tmp_path):
 def test_the_choice_is_told_with_its_reason(machine):
     on, off = SpeedConfig(triton_kernels=True), SpeedConfig(triton_kernels=False)
     told = selection.describe(on, CUDA)
-    assert told == "kernels: our own, in Triton, for RoIAlign, NMS, matching, mask targets and SGD"
+    assert told == f"kernels: our own, in Triton, for {selection.OPERATORS}"
     assert "triton_kernels=false" in selection.describe(off, CUDA)
     assert "NVIDIA" in selection.describe(on, torch.device("cpu"))
     machine.setattr(importlib.util, "find_spec", lambda name: None)
@@ -115,6 +116,10 @@ def matched_rois(kernels: bool) -> object:
     return matching.match_boxes(BOXES, BOXES, VALID, positive_iou=0.5, negative_iou=0.5, kernels=kernels)
 
 
+def taken_patches(kernels: bool) -> object:
+    return patches.cell_patches([torch.zeros(1, 2, 8, 8)], torch.zeros(1, 3, dtype=torch.int64), kernels=kernels)
+
+
 def parts(result: torch.Tensor | matching.Matches) -> list[torch.Tensor]:
     return [result] if isinstance(result, torch.Tensor) else list(vars(result).values())
 
@@ -125,6 +130,7 @@ WORK = [
     (drawn, rasterize, "rasterize_crops"),
     (matched_anchors, matching, "match_boxes"),
     (matched_rois, matching, "match_boxes"),
+    (taken_patches, patches, "cell_patches"),
 ]
 
 

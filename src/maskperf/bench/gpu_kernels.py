@@ -15,9 +15,14 @@ from maskperf.bench.gpu_clock import measure_in_turn, milliseconds_of
 from maskperf.bench.gpu_plan import GpuPlan, KernelSizes
 from maskperf.bench.made_up import STRIDES, made_up_boxes, made_up_ring
 from maskperf.bench.measure import Spread, ratio_spread, spread_of
+from maskperf.config import ModelConfig
 from maskperf.data.raw_pictures import BufferRing, pack_pictures
 from maskperf.errors import ConfigError
+from maskperf.model.patches import patches_by_level
+from maskperf.ops.anchors import pyramid_anchors
+from maskperf.ops.boxes import pairwise_iou
 from maskperf.ops.kernels.selection import load, missing_part
+from maskperf.ops.matching import Matches, match_by_slots, match_to_truth
 from maskperf.ops.nms import blockwise_nms
 from maskperf.ops.pictures import to_images_reference
 from maskperf.ops.rasterize import rasterize_by_crossings
@@ -108,6 +113,17 @@ def _mask_cases(device: torch.device, sizes: KernelSizes) -> Iterator[Callable[[
     yield partial(_masks, device, sizes)
 
 
+def _matching_cases(device: torch.device, sizes: KernelSizes) -> Iterator[Callable[[], KernelCase]]:
+    yield partial(_match_anchors, device, sizes)
+    yield partial(_match_rois, device, sizes)
+
+
+def _patch_cases(device: torch.device, sizes: KernelSizes) -> Iterator[Callable[[], KernelCase]]:
+    for dtype in DTYPES:
+        for direction in ("forward", "backward"):
+            yield partial(_patches, device, sizes, dtype=dtype, direction=direction)
+
+
 def _picture_cases(device: torch.device, sizes: KernelSizes) -> Iterator[Callable[[], KernelCase]]:
     for dtype in DTYPES:
         yield partial(_pictures, device, sizes, dtype)
@@ -117,6 +133,8 @@ FAMILIES = {
     "roi_align": _roi_align_cases,
     "nms": _nms_cases,
     "rasterize": _mask_cases,
+    "matching": _matching_cases,
+    "patches": _patch_cases,
     "pictures": _picture_cases,
 }
 
@@ -128,30 +146,60 @@ def _roi_align(
     size, rois = pool
     boxes = made_up_boxes(random, sizes.images * rois, sizes.size_hw).reshape(sizes.images, rois, 4)
     boxes = torch.from_numpy(boxes).to(device)
-    features = []
-    for stride in POOLED_STRIDES:
-        shape = (sizes.images, sizes.channels, -(-sizes.size_hw[0] // stride), -(-sizes.size_hw[1] // stride))
-        level = torch.from_numpy(random.standard_normal(shape, np.float32))
-        features.append(level.to(device, dtype, memory_format=torch.channels_last).requires_grad_())
-
-    def forward(function: Callable) -> list[Tensor]:
-        with torch.no_grad():
-            return [function(features, boxes, size=size, strides=POOLED_STRIDES)]
-
-    def backward(pooled: Tensor, gradient: Tensor) -> list[Tensor]:
-        return list(torch.autograd.grad(pooled, features, gradient, retain_graph=True))
-
-    sides = [load("roi_align").pyramid_roi_align, flat_roi_align]
-    work = [partial(forward, side) for side in sides]
-    if direction == "backward":
-        pooled = [side(features, boxes, size=size, strides=POOLED_STRIDES) for side in sides]
-        gradient = torch.from_numpy(random.standard_normal(pooled[0].shape, np.float32)).to(device, dtype)
-        work = [partial(backward, result, gradient) for result in pooled]
+    features = _pyramid(random, device, sizes, POOLED_STRIDES, dtype)
+    sides = [
+        partial(side, features, boxes, size=size, strides=POOLED_STRIDES)
+        for side in (load("roi_align").pyramid_roi_align, flat_roi_align)
+    ]
     return KernelCase(
         name=f"RoIAlign {direction}",
         shape=f"{sizes.images} x {rois} RoIs, {size} x {size}, {sizes.channels} channels, {dtype}",
-        kernel=work[0],
-        plain=work[1],
+        **_work(random, sides, features, direction),
+    )
+
+
+def _pyramid(
+    random: np.random.Generator, device: torch.device, sizes: KernelSizes, strides: tuple[int, ...], dtype: torch.dtype
+) -> list[Tensor]:
+    features = []
+    for stride in strides:
+        shape = (sizes.images, sizes.channels, -(-sizes.size_hw[0] // stride), -(-sizes.size_hw[1] // stride))
+        level = torch.from_numpy(random.standard_normal(shape, np.float32))
+        features.append(level.to(device, dtype, memory_format=torch.channels_last).requires_grad_())
+    return features
+
+
+def _work(
+    random: np.random.Generator, sides: list[Callable[[], Tensor]], features: list[Tensor], direction: str
+) -> dict[str, Callable[[], list[Tensor]]]:
+    """Returns the work of kernel and twin in one direction, for functions of these features."""
+
+    def forward(function: Callable[[], Tensor]) -> list[Tensor]:
+        with torch.no_grad():
+            return [function()]
+
+    def backward(result: Tensor, gradient: Tensor) -> list[Tensor]:
+        return list(torch.autograd.grad(result, features, gradient, retain_graph=True))
+
+    work = [partial(forward, side) for side in sides]
+    if direction == "backward":
+        results = [side() for side in sides]
+        shape, kind = results[0].shape, {"device": features[0].device, "dtype": features[0].dtype}
+        gradient = torch.from_numpy(random.standard_normal(shape, np.float32)).to(**kind)
+        work = [partial(backward, result, gradient) for result in results]
+    return {"kernel": work[0], "plain": work[1]}
+
+
+def _patches(device: torch.device, sizes: KernelSizes, *, dtype: torch.dtype, direction: str) -> KernelCase:
+    random = np.random.default_rng(SEED)
+    features = _pyramid(random, device, sizes, STRIDES, dtype)
+    num_cells = sum(level.shape[2] * level.shape[3] for level in features)
+    cells = torch.from_numpy(random.integers(0, num_cells, (sizes.images, sizes.sampled_anchors))).to(device)
+    sides = [partial(side, features, cells) for side in (load("patches").cell_patches, patches_by_level)]
+    return KernelCase(
+        name=f"patches {direction}",
+        shape=f"{sizes.images} x {sizes.sampled_anchors} places, {sizes.channels} channels, {dtype}",
+        **_work(random, sides, features, direction),
     )
 
 
@@ -167,6 +215,48 @@ def _nms(device: torch.device, sizes: KernelSizes) -> KernelCase:
         shape=f"{groups} x {sizes.candidates} boxes",
         kernel=lambda: [kernel(boxes, valid, IOU_THRESHOLD)],
         plain=lambda: [blockwise_nms(boxes, valid, IOU_THRESHOLD)],
+    )
+
+
+def _truth(random: np.random.Generator, device: torch.device, sizes: KernelSizes) -> tuple[Tensor, Tensor]:
+    """Returns ground truth and which of it is real: all but the last object of an image."""
+    boxes = made_up_boxes(random, sizes.images * sizes.objects, sizes.size_hw).reshape(sizes.images, sizes.objects, 4)
+    valid = torch.arange(sizes.objects) < max(1, sizes.objects - 1)
+    return torch.from_numpy(boxes).to(device), valid.expand(sizes.images, -1).to(device)
+
+
+def _parts(matches: Matches) -> list[Tensor]:
+    return [matches.slots, matches.positive, matches.negative]
+
+
+def _match_anchors(device: torch.device, sizes: KernelSizes) -> KernelCase:
+    truth, valid = _truth(np.random.default_rng(SEED), device, sizes)
+    model = ModelConfig()
+    levels = tuple((-(-sizes.size_hw[0] // stride), -(-sizes.size_hw[1] // stride)) for stride in STRIDES)
+    anchors = pyramid_anchors(levels, STRIDES, model.anchor_sizes, model.anchor_ratios, device)
+    rule = {"positive_iou": model.rpn_positive_iou, "negative_iou": model.rpn_negative_iou}
+    kernel = partial(load("matching").match_boxes, keep_best_of_truth=True, **rule)
+    return KernelCase(
+        name="matching of anchors",
+        shape=f"{sizes.images} x {len(anchors)} anchors, {sizes.objects} objects",
+        kernel=lambda: _parts(kernel(anchors[None], truth, valid)),
+        plain=lambda: _parts(match_by_slots(anchors, truth, valid, **rule)),
+    )
+
+
+def _match_rois(device: torch.device, sizes: KernelSizes) -> KernelCase:
+    random = np.random.default_rng(SEED)
+    truth, valid = _truth(random, device, sizes)
+    boxes = made_up_boxes(random, sizes.images * sizes.candidates, sizes.size_hw)
+    boxes = torch.from_numpy(boxes.reshape(sizes.images, sizes.candidates, 4)).to(device)
+    threshold = ModelConfig().roi_positive_iou
+    rule = {"positive_iou": threshold, "negative_iou": threshold, "keep_best_of_truth": False}
+    kernel = load("matching").match_boxes
+    return KernelCase(
+        name="matching of RoIs",
+        shape=f"{sizes.images} x {sizes.candidates} boxes, {sizes.objects} objects",
+        kernel=lambda: _parts(kernel(boxes, truth, valid, **rule)),
+        plain=lambda: _parts(match_to_truth(pairwise_iou(boxes, truth), valid, **rule)),
     )
 
 

@@ -19,6 +19,7 @@ class KernelSizes:
     mask_rois: int = 128  # of an image, pooled to 14 x 14
     candidates: int = 2000  # of a group, before NMS; five groups an image
     objects: int = 20  # of an image
+    sampled_anchors: int = 256  # of an image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,8 @@ SECTION_SECONDS = {
     "kernel roi_align": 40.0,
     "kernel nms": 30.0,
     "kernel rasterize": 30.0,
+    "kernel matching": 30.0,
+    "kernel patches": 30.0,
     "kernel pictures": 30.0,
     "switches": 110.0,
     "peer": 130.0,

@@ -39,6 +39,7 @@ def mask_slots(config: ModelConfig) -> int:
 def training_losses(model: nn.Module, batch: Batch) -> Losses:
     """Returns the losses of one device's batch. Proposals come from the same forward pass, without gradient."""
     config, speed = model.config, model.speed
+    kernels = speed.triton_kernels
     targets = batch.targets
     with model.computing():
         features = model.features(batch.images.pixels)
@@ -46,14 +47,16 @@ def training_losses(model: nn.Module, batch: Batch) -> Losses:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not speed.sparse_rpn_backward):
             rpn = model.rpn_output(features)
         outputs_at = partial(model.rpn_output_at, features) if speed.sparse_rpn_backward else None
-        objectness_loss, rpn_box_loss = rpn_losses(rpn, anchors, batch, config=config, outputs_at=outputs_at)
+        objectness_loss, rpn_box_loss = rpn_losses(
+            rpn, anchors, batch, config=config, outputs_at=outputs_at, kernels=kernels
+        )
 
         sizes_hw = batch.images.sizes_hw
-        kernels = speed.triton_kernels
         proposals = select_proposals(
             rpn, anchors, level_counts, sizes_hw, config=config, training=True, kernels=kernels
         )
-        rois = sample_rois(append_truth(proposals, targets), targets, batch.sample_seeds, config=config)
+        candidates = append_truth(proposals, targets)
+        rois = sample_rois(candidates, targets, batch.sample_seeds, config=config, kernels=kernels)
         packs = packs_places(model, features)
         if packs:
             rois = first_rois(rois, _most(rois.valid))

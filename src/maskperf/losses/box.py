@@ -7,8 +7,8 @@ from torch import Tensor
 
 from maskperf.config import ModelConfig
 from maskperf.model.heads import own_class
-from maskperf.ops.boxes import BOX_HEAD_WEIGHTS, encode_boxes, pairwise_iou
-from maskperf.ops.matching import match_to_truth
+from maskperf.ops.boxes import BOX_HEAD_WEIGHTS, encode_boxes
+from maskperf.ops.matching import match_boxes
 from maskperf.ops.sampling import compact, sample_balanced
 from maskperf.structures import Proposals, SampledRois, Targets
 
@@ -18,17 +18,27 @@ _ROI_SALT = 0x5DEECE66D  # so that RoIs and anchors of an image draw different n
 
 @torch.no_grad()
 def sample_rois(
-    candidates: Proposals, targets: Targets, seeds: Int[Tensor, " images"], *, config: ModelConfig
+    candidates: Proposals,
+    targets: Targets,
+    seeds: Int[Tensor, " images"],
+    *,
+    config: ModelConfig,
+    kernels: bool = True,
 ) -> SampledRois:
     """Returns the sampled RoIs of each image, positives first, then background, then empty places.
 
     A candidate takes the label of its best ground truth from `roi_positive_iou` on, else it is background. With the
-    benchmark's 512 RoIs at most 128 are positive. Source: `modeling/roi_heads/box_head/loss.py`.
+    benchmark's 512 RoIs at most 128 are positive. `kernels` allows Triton kernels where the device has them.
+    Source: `modeling/roi_heads/box_head/loss.py`.
     """
-    iou = pairwise_iou(candidates.boxes, targets.boxes)
     threshold = config.roi_positive_iou
-    matches = match_to_truth(
-        iou, targets.valid, positive_iou=threshold, negative_iou=threshold, keep_best_of_truth=False
+    matches = match_boxes(
+        candidates.boxes,
+        targets.boxes,
+        targets.valid,
+        positive_iou=threshold,
+        negative_iou=threshold,
+        kernels=kernels,
     )
     positive, negative = sample_balanced(
         matches.positive & candidates.valid,

@@ -24,13 +24,15 @@ def assign_anchors(
     *,
     positive_iou: float,
     negative_iou: float,
+    kernels: bool = True,
 ) -> Matches:
     """Returns the matches of all anchors; those that leave the picture are ignored, whatever they match.
 
     The best overlap of a ground truth is looked for among all anchors, visible or not, so an object may end without
     a positive anchor. Source: `modeling/rpn/loss.py`, `modeling/matcher.py`.
     """
-    matches = match_anchors(anchors, targets.boxes, targets.valid, positive_iou=positive_iou, negative_iou=negative_iou)
+    rule = {"positive_iou": positive_iou, "negative_iou": negative_iou, "kernels": kernels}
+    matches = match_anchors(anchors, targets.boxes, targets.valid, **rule)
     return Matches(slots=matches.slots, positive=matches.positive & visible, negative=matches.negative & visible)
 
 
@@ -41,12 +43,14 @@ def rpn_losses(
     *,
     config: ModelConfig,
     outputs_at: Callable[[Tensor], RpnOutput] | None = None,
+    kernels: bool = True,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Returns the objectness loss (mean over the sampled anchors of the device's batch) and the box loss
     (smooth L1 with beta 1/9, summed over positives, divided by the number of all sampled anchors).
 
     The sampled anchors' outputs are taken from `rpn`, or computed by `outputs_at` from their indices
-    (images, places): then the gradient flows there and not to `rpn`.
+    (images, places): then the gradient flows there and not to `rpn`. `kernels` allows Triton kernels where the device
+    has them.
     """
     visible = anchor_visibility(anchors, batch.images.sizes_hw)
     matches = assign_anchors(
@@ -55,6 +59,7 @@ def rpn_losses(
         batch.targets,
         positive_iou=config.rpn_positive_iou,
         negative_iou=config.rpn_negative_iou,
+        kernels=kernels,
     )
     sample = draw_balanced(
         matches.positive,

@@ -95,7 +95,7 @@ class MaskRcnn(nn.Module):
         Equal to picking them from `rpn_output`, up to the order of sums; backward works on these anchors alone too.
         """
         anchors_per_cell = len(self.config.anchor_ratios)
-        patches = cell_patches(features, index // anchors_per_cell)
+        patches = cell_patches(features, index // anchors_per_cell, kernels=self.speed.triton_kernels)
         with self.computing():
             logits, deltas = self.rpn["head"].of_patches(patches.flatten(0, 1), (index % anchors_per_cell).flatten())
         return RpnOutput(logits=logits.view(index.shape), deltas=deltas.view(*index.shape, 4))

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from maskperf.ops.boxes import pairwise_iou
+from maskperf.ops.kernels.selection import is_available, load
 
 _MAX_OVERLAPS = 1 << 21  # worked on at a time: small enough to stay in a processor's cache
 
@@ -15,9 +16,47 @@ _MAX_OVERLAPS = 1 << 21  # worked on at a time: small enough to stay in a proces
 class Matches:
     """For every box its best ground truth and whether the two are a match."""
 
-    slots: Int[Tensor, "images boxes"]  # ground truth of highest overlap; 0 when there is none
+    slots: Int[Tensor, "images boxes"]  # ground truth of highest overlap; 0 when there is none, any if one is NaN
     positive: Bool[Tensor, "images boxes"]
     negative: Bool[Tensor, "images boxes"]  # neither: ignored
+
+
+def match_boxes(
+    boxes: Float[Tensor, "images boxes 4"],
+    truth: Float[Tensor, "images slots 4"],
+    valid: Bool[Tensor, "images slots"],
+    *,
+    positive_iou: float,
+    negative_iou: float,
+    kernels: bool = True,
+) -> Matches:
+    """Returns the matches of each image's own boxes, by thresholds alone.
+
+    `kernels` allows the Triton kernels where the device has them.
+    """
+    rule = {"positive_iou": positive_iou, "negative_iou": negative_iou, "keep_best_of_truth": False}
+    if kernels and is_available(boxes.device):
+        return load("matching").match_boxes(boxes, truth, valid, **rule)
+    return match_to_truth(pairwise_iou(boxes, truth), valid, **rule)
+
+
+def match_anchors(
+    anchors: Float[Tensor, "anchors 4"],
+    truth: Float[Tensor, "images slots 4"],
+    valid: Bool[Tensor, "images slots"],
+    *,
+    positive_iou: float,
+    negative_iou: float,
+    kernels: bool = True,
+) -> Matches:
+    """Returns the matches of anchors that all images share, with the best of each ground truth kept.
+
+    `kernels` allows the Triton kernels where the device has them.
+    """
+    rule = {"positive_iou": positive_iou, "negative_iou": negative_iou}
+    if kernels and is_available(truth.device):
+        return load("matching").match_boxes(anchors[None], truth, valid, keep_best_of_truth=True, **rule)
+    return match_by_slots(anchors, truth, valid, **rule)
 
 
 def match_to_truth(
@@ -45,7 +84,7 @@ def match_to_truth(
     return Matches(slots=slots, positive=positive, negative=negative)
 
 
-def match_anchors(
+def match_by_slots(
     anchors: Float[Tensor, "anchors 4"],
     truth: Float[Tensor, "images slots 4"],
     valid: Bool[Tensor, "images slots"],
@@ -53,7 +92,7 @@ def match_anchors(
     positive_iou: float,
     negative_iou: float,
 ) -> Matches:
-    """Returns the matches of anchors that all images share, with the best of each ground truth kept.
+    """Returns what `match_anchors` returns, on any device.
 
     Equal to `match_to_truth` of all overlaps, which for many anchors and objects are too many to keep: here a few
     ground truths at a time are compared with all anchors.

@@ -5,7 +5,16 @@ from kernel_device import DEVICE
 from maskperf.bench.gpu_kernels import FAMILIES, KernelRow, measure_case
 from maskperf.bench.gpu_plan import GpuPlan, KernelSizes
 
-SIZES = KernelSizes(images=1, size_hw=(40, 64), channels=3, box_rois=1, mask_rois=1, candidates=10, objects=2)
+SIZES = KernelSizes(
+    images=1,
+    size_hw=(40, 64),
+    channels=3,
+    box_rois=1,
+    mask_rois=1,
+    candidates=10,
+    objects=2,
+    sampled_anchors=5,
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +32,11 @@ def rows() -> dict[tuple[str, str], KernelRow]:
 
 def test_every_kernel_is_measured_against_its_twin(rows):
     names = {name for name, _ in rows}
-    assert names == {"RoIAlign forward", "RoIAlign backward", "NMS", "mask targets", "pictures to input"}
-    assert sum("bfloat16" in shape for _, shape in rows) == 3
+    assert names == {
+        *("RoIAlign forward", "RoIAlign backward", "NMS", "mask targets", "pictures to input"),
+        *("matching of anchors", "matching of RoIs", "patches forward", "patches backward"),
+    }
+    assert sum("bfloat16" in shape for _, shape in rows) == 5
 
 
 def test_times_are_told_and_results_are_equal(rows):

@@ -16,7 +16,9 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 from maskperf.data.raw_pictures import BufferRing, pack_pictures  # noqa: E402
 from maskperf.ops.kernels import own_class  # noqa: E402
 from maskperf.ops.kernels.casts import WeightCasts  # noqa: E402
+from maskperf.ops.kernels.matching import match_boxes  # noqa: E402
 from maskperf.ops.kernels.nms import nms_sorted  # noqa: E402
+from maskperf.ops.kernels.patches import cell_patches  # noqa: E402
 from maskperf.ops.kernels.pictures import resize_pictures  # noqa: E402
 from maskperf.ops.kernels.rasterize import rasterize_crops  # noqa: E402
 from maskperf.ops.kernels.residual import add_rectified  # noqa: E402
@@ -61,7 +63,9 @@ def assert_compiled(compiled: dict, names: set[str], tmp_path) -> None:
     for name, kernel in compiled.items():
         text = kernel.asm["ptx"]
         assert ".target sm_90" in text, name
-        assert re.findall(r"\b(?:atom|red)\.", text) == [], name  # sums would come in any order
+        atomics = re.findall(r"\b(?:atom|red)\.\S*", text)
+        # Sums would come in any order; a maximum of whole numbers is the same in every order.
+        assert [word for word in atomics if ".max.s32" not in word] == [], name
         assert stack_bytes(kernel, tmp_path) == 0, name
 
 
@@ -77,12 +81,25 @@ def test_pooling_both_ways(dtype, compiled, tmp_path):
     assert ("mma" in compiled["_gather_tile"].asm["ptx"]) == (dtype == torch.bfloat16)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_patches_both_ways(dtype, compiled, tmp_path):
+    shapes = [(1, 256, 256 // stride, 320 // stride) for stride in STRIDES]
+    features = [torch.zeros(shape, dtype=dtype).requires_grad_() for shape in shapes]
+    patches = cell_patches(features, torch.zeros(1, 6, dtype=torch.int64))
+    torch.autograd.grad(patches, features, torch.zeros_like(patches))
+    assert_compiled(compiled, {"_take", "_add_up_tile"}, tmp_path)
+    for kernel in compiled.values():
+        assert "ld.global.v4.b32" in kernel.asm["ptx"]  # 16 bytes at a time
+        assert "st.global.v4.b32" in kernel.asm["ptx"]
+
+
 def test_other_maps_need_no_new_kernel(compiled):
     for height, width in ((64, 80), (25, 37), (1, 1)):
         levels = [torch.zeros(1, 8, height, width), torch.zeros(1, 8, height, width)]
         pyramid_roi_align(levels, torch.zeros(1, 3 + height, 4), size=2, strides=(4, 8))
-        compiled.setdefault("first", compiled["_pool_row"])
-        assert compiled["_pool_row"] is compiled["first"]
+        cell_patches(levels, torch.zeros(1, 3 + height, dtype=torch.int64))
+        for name in ("_pool_row", "_take"):
+            assert compiled.setdefault(f"first {name}", compiled[name]) is compiled[name]
 
 
 def test_suppression_and_masks_without_fused_rounding(compiled, tmp_path):
@@ -95,6 +112,23 @@ def test_suppression_and_masks_without_fused_rounding(compiled, tmp_path):
         assert "fma.rn" not in compiled[name].asm["ptx"]
     assert "div.rn.f32" in compiled["_overlap_bits"].asm["ptx"]  # Triton's plain division is not rounded right
     assert "div.rn.f64" in compiled["_draw"].asm["ptx"]
+
+
+def test_matching_without_fused_rounding_and_for_any_number_of_objects(compiled, tmp_path):
+    rule = {"positive_iou": 0.7, "negative_iou": 0.3}
+    for images, slots in ((1, 1), (2, 3), (2, 16), (16, 45)):
+        truth, valid = torch.zeros(images, slots, 4), torch.ones(images, slots, dtype=torch.bool)
+        match_boxes(torch.zeros(1, 1000 + slots, 4), truth, valid, keep_best_of_truth=True, **rule)
+        compiled.setdefault("first", compiled["_match"])
+        assert compiled["_match"] is compiled["first"]
+    compiled["of RoIs"] = compiled.pop("first")
+    match_boxes(torch.zeros(16, 48, 4), truth, valid, keep_best_of_truth=False, **rule)
+    compiled["of RoIs"], compiled["_match"] = compiled["_match"], compiled["of RoIs"]
+    assert_compiled(compiled, {"_find_best", "_match", "of RoIs"}, tmp_path)
+    for kernel in compiled.values():
+        assert "fma.rn" not in kernel.asm["ptx"]
+        assert "div.rn.f32" in kernel.asm["ptx"]
+    assert re.search(r"\b(?:atom|red)\.\S*\.max\.s32", compiled["_find_best"].asm["ptx"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

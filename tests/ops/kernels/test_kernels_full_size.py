@@ -10,13 +10,17 @@ from maskperf.bench.gpu_plan import GpuPlan
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")]
 
 
-@pytest.mark.parametrize(("family", "count"), [("roi_align", 8), ("nms", 1), ("rasterize", 1)])
+COUNTS = {"roi_align": 8, "nms": 1, "rasterize": 1, "matching": 2, "patches": 4}
+EXACT = ("NMS", "mask targets", "matching of anchors", "matching of RoIs")
+
+
+@pytest.mark.parametrize(("family", "count"), COUNTS.items())
 def test_every_kernel_gives_what_its_twin_gives(family, count):
     pytest.importorskip("triton", reason="the Python package triton is not installed")
     rows = list(gpu_kernel_rows(family, torch.device("cuda"), GpuPlan(repeats=1, warm_up_calls=1)))
     assert len(rows) == count
     for row in rows:
-        if row.name in ("NMS", "mask targets"):
+        if row.name in EXACT:
             assert row.largest_difference == 0, row
         else:
             bits = 5 if "torch.bfloat16" in row.shape else 16  # the plain backward pass sums in bfloat16
@@ -24,7 +28,7 @@ def test_every_kernel_gives_what_its_twin_gives(family, count):
 
 
 def test_all_families_are_here_or_with_the_preprocessing():
-    assert set(FAMILIES) == {"roi_align", "nms", "rasterize", "pictures"}
+    assert set(FAMILIES) == {*COUNTS, "pictures"}
 
 
 def test_dispatch_and_kernels_never_wait_for_the_device():
@@ -32,7 +36,7 @@ def test_dispatch_and_kernels_never_wait_for_the_device():
     pytest.importorskip("triton", reason="the Python package triton is not installed")
     device = torch.device("cuda")
     sizes = GpuPlan().kernels
-    cases = [make_case() for name in ("roi_align", "nms", "rasterize") for make_case in FAMILIES[name](device, sizes)]
+    cases = [make_case() for name in COUNTS for make_case in FAMILIES[name](device, sizes)]
     for case in cases:
         case.kernel()
     torch.cuda.synchronize()

@@ -10,7 +10,8 @@ from maskperf.bench.gpu_kernels import gpu_kernel_rows
 from maskperf.bench.gpu_plan import GpuPlan
 from maskperf.config import SpeedConfig
 from maskperf.errors import ConfigError
-from maskperf.ops import nms, rasterize, roi_align
+from maskperf.model import patches
+from maskperf.ops import matching, nms, rasterize, roi_align
 from maskperf.ops.kernels import selection
 
 CUDA = torch.device("cuda", 0)
@@ -80,10 +81,8 @@ def test_the_headers_of_python_are_needed(machine, tmp_path):
 
 def test_the_choice_is_told_with_its_reason(machine):
     on, off = SpeedConfig(triton_kernels=True), SpeedConfig(triton_kernels=False)
-    assert (
-        selection.describe(on, CUDA)
-        == "kernels: our own, in Triton, for RoIAlign, NMS, mask targets, weight casts and mask logits"
-    )
+    told = selection.describe(on, CUDA)
+    assert told == f"kernels: our own, in Triton, for {selection.OPERATORS}"
     assert "triton_kernels=false" in selection.describe(off, CUDA)
     assert "NVIDIA" in selection.describe(on, torch.device("cpu"))
     machine.setattr(importlib.util, "find_spec", lambda name: None)
@@ -92,6 +91,7 @@ def test_the_choice_is_told_with_its_reason(machine):
 
 
 BOXES = torch.tensor([[[0.0, 0.0, 9.0, 9.0], [0.0, 0.0, 9.0, 9.0]]])
+VALID = torch.ones(1, 2, dtype=torch.bool)
 
 
 def pooled(kernels: bool) -> object:
@@ -99,7 +99,7 @@ def pooled(kernels: bool) -> object:
 
 
 def suppressed(kernels: bool) -> object:
-    return nms.nms_sorted(BOXES, torch.ones(1, 2, dtype=torch.bool), 0.5, kernels=kernels)
+    return nms.nms_sorted(BOXES, VALID, 0.5, kernels=kernels)
 
 
 def drawn(kernels: bool) -> object:
@@ -108,10 +108,36 @@ def drawn(kernels: bool) -> object:
     return rasterize.rasterize_crops(polygons, torch.tensor([0]), BOXES[0, :1], 4, kernels=kernels)
 
 
-@pytest.mark.parametrize(("work", "module"), [(pooled, roi_align), (suppressed, nms), (drawn, rasterize)])
-def test_an_operator_takes_its_kernel_where_it_may_and_can(work, module, monkeypatch):
+def matched_anchors(kernels: bool) -> object:
+    return matching.match_anchors(BOXES[0], BOXES, VALID, positive_iou=0.7, negative_iou=0.3, kernels=kernels)
+
+
+def matched_rois(kernels: bool) -> object:
+    return matching.match_boxes(BOXES, BOXES, VALID, positive_iou=0.5, negative_iou=0.5, kernels=kernels)
+
+
+def taken_patches(kernels: bool) -> object:
+    return patches.cell_patches([torch.zeros(1, 2, 8, 8)], torch.zeros(1, 3, dtype=torch.int64), kernels=kernels)
+
+
+def parts(result: torch.Tensor | matching.Matches) -> list[torch.Tensor]:
+    return [result] if isinstance(result, torch.Tensor) else list(vars(result).values())
+
+
+WORK = [
+    (pooled, roi_align, "pyramid_roi_align"),
+    (suppressed, nms, "nms_sorted"),
+    (drawn, rasterize, "rasterize_crops"),
+    (matched_anchors, matching, "match_boxes"),
+    (matched_rois, matching, "match_boxes"),
+    (taken_patches, patches, "cell_patches"),
+]
+
+
+@pytest.mark.parametrize(("work", "module", "name"), WORK)
+def test_an_operator_takes_its_kernel_where_it_may_and_can(work, module, name, monkeypatch):
     plain = work(kernels=True)
-    assert isinstance(plain, torch.Tensor)  # here is no GPU
+    assert isinstance(plain, torch.Tensor | matching.Matches)  # here is no GPU
     taken = []
 
     class Kernels:
@@ -120,11 +146,11 @@ def test_an_operator_takes_its_kernel_where_it_may_and_can(work, module, monkeyp
 
     monkeypatch.setattr(module, "is_available", lambda device: True)
     monkeypatch.setattr(module, "load", lambda name: taken.append(name) or Kernels())
-    assert torch.equal(work(kernels=False), plain)
+    assert all(torch.equal(one, other) for one, other in zip(parts(work(kernels=False)), parts(plain), strict=True))
     assert taken == []
     assert work(kernels=True) is plain
     assert taken[0] == module.__name__.rpartition(".")[2]
-    assert taken[1][0] in ("pyramid_roi_align", "nms_sorted", "rasterize_crops")
+    assert taken[1][0] == name
 
 
 def test_the_measurement_refuses_a_device_without_kernels():

@@ -1,6 +1,6 @@
 """Non-maximum suppression as two Triton kernels: overlaps as bits, then the survivors block by block.
 
-Twin: ops/nms.py; the overlaps are computed in its order of operations, so ties stay ties. Not yet run on a GPU.
+Twin: ops/nms.py. Not yet run on a GPU.
 """
 
 from typing import no_type_check
@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from jaxtyping import Bool, Float32
 from torch import Tensor
+
+from maskperf.ops.kernels.box_overlap import corners, overlap
 
 BITS_OF_WORD = 64
 BITS = tl.constexpr(BITS_OF_WORD)  # of a word, and boxes of a block
@@ -34,17 +36,6 @@ def nms_sorted(
     return alive
 
 
-@triton.jit
-@no_type_check
-def _corners(box, is_real):
-    """Returns x1, y1, x2, y2 and the area of the boxes at the given pointers."""
-    x1 = tl.load(box, mask=is_real, other=0.0)
-    y1 = tl.load(box + 1, mask=is_real, other=0.0)
-    x2 = tl.load(box + 2, mask=is_real, other=0.0)
-    y2 = tl.load(box + 3, mask=is_real, other=0.0)
-    return x1, y1, x2, y2, (x2 - x1 + 1.0) * (y2 - y1 + 1.0)
-
-
 @triton.jit(do_not_specialize=["count", "iou_threshold"])
 @no_type_check
 def _overlap_bits(words, boxes, count, iou_threshold):
@@ -55,13 +46,9 @@ def _overlap_bits(words, boxes, count, iou_threshold):
     first_box = tl.program_id(0).to(tl.int64) * count
     bit = tl.arange(0, BITS)
     later, earlier = block * BITS + bit, word * BITS + bit
-    x1, y1, x2, y2, area = _corners(boxes + (first_box + later) * 4, later < count)
-    left, top, right, bottom, other_area = _corners(boxes + (first_box + earlier) * 4, earlier < count)
-    width = tl.minimum(right[None, :], x2[:, None]) - tl.maximum(left[None, :], x1[:, None]) + 1.0
-    height = tl.minimum(bottom[None, :], y2[:, None]) - tl.maximum(top[None, :], y1[:, None]) + 1.0
-    intersection = tl.maximum(width, 0.0) * tl.maximum(height, 0.0)
-    union = other_area[None, :] + area[:, None] - intersection
-    is_above = tl.div_rn(intersection, union) > iou_threshold
+    box = corners(boxes + (first_box + later[:, None]) * 4, later[:, None] < count)
+    earlier_box = corners(boxes + (first_box + earlier[None, :]) * 4, earlier[None, :] < count)
+    is_above = overlap(earlier_box, box) > iou_threshold
     is_above = is_above & (earlier[None, :] < later[:, None])
     one = tl.full([BITS], 1, tl.int64)
     found = tl.sum(tl.where(is_above, (one << bit)[None, :], 0), axis=1)

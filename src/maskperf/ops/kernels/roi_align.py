@@ -13,8 +13,9 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from maskperf.ops.kernels.pyramid import channels_last, level_of, pyramid_argument
 from maskperf.ops.kernels.roi_align_gradient import pyramid_gradient
-from maskperf.ops.kernels.roi_align_places import cells_of_bin, channels_last, level_of, pyramid_argument, scaled_sides
+from maskperf.ops.kernels.roi_align_places import cells_of_bin, scaled_sides
 from maskperf.ops.roi_align_samples import assign_levels
 
 MAX_CHANNELS = 256  # of one program

@@ -12,17 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from maskperf.ops.kernels.roi_align_places import (
-    cells_of_bin,
-    level_of,
-    neighbours,
-    pyramid_argument,
-    sample_position,
-    scaled_sides,
-)
+from maskperf.ops.kernels.pyramid import TILE, count_tiles, empty_maps, level_of, pyramid_argument, tile_place
+from maskperf.ops.kernels.roi_align_places import cells_of_bin, neighbours, sample_position, scaled_sides
 
-TILE_SIDE = 8  # cells
-TILE = tl.constexpr(TILE_SIDE)
 ROIS_AT_A_TIME = tl.constexpr(128)
 MAX_CHANNELS = 128  # of one program
 
@@ -31,10 +23,9 @@ def pyramid_gradient(
     gradient: Tensor, boxes: Tensor, levels: Tensor, *, shapes: list[torch.Size], strides: tuple[int, ...]
 ) -> list[Tensor]:
     """Returns the gradient of each level, channels-last, from that of all pooled maps."""
-    kind = {"dtype": gradient.dtype, "device": gradient.device, "memory_format": torch.channels_last}
-    maps = [torch.empty(shape, **kind) for shape in shapes]
+    maps = empty_maps(shapes, gradient)
     (images, rois), (channels, size) = boxes.shape[:2], gradient.shape[1:3]
-    num_tiles = sum(images * -(-shape[2] // TILE_SIDE) * -(-shape[3] // TILE_SIDE) for shape in shapes)
+    num_tiles = count_tiles(shapes)
     if num_tiles == 0:
         return maps
     bins = gradient.permute(0, 2, 3, 1).contiguous()
@@ -44,25 +35,6 @@ def pyramid_gradient(
     grid = (num_tiles, triton.cdiv(channels, MAX_CHANNELS))
     _gather_tile[grid](lists, pyramid, bins, boxes, images, rois, size, channels, enable_fp_fusion=False)
     return maps
-
-
-@triton.jit
-@no_type_check
-def _tile_place(pyramid, tile, images):
-    """Returns level, image and the first row and column of a tile; tiles run over level, image, row, column."""
-    level, image, top, left = 0, 0, 0, 0
-    first_tile = 0
-    for number in tl.static_range(len(pyramid)):
-        across = tl.cdiv(tl.cast(pyramid[number][2], tl.int32), TILE)
-        down = tl.cdiv(tl.cast(pyramid[number][1], tl.int32), TILE)
-        place = tile - first_tile
-        is_here = (place >= 0) & (place < images * down * across)
-        level = tl.where(is_here, number, level)
-        image = tl.where(is_here, place // (down * across), image)
-        top = tl.where(is_here, place // across % down * TILE, top)
-        left = tl.where(is_here, place % across * TILE, left)
-        first_tile += images * down * across
-    return level, image, top, left
 
 
 @triton.jit
@@ -80,7 +52,7 @@ def _meets(start, step, length, first_cell, SIZE: tl.constexpr):
 def _list_rois(lists, pyramid, boxes, levels, images, rois_per_image, SIZE: tl.constexpr):
     """One program: the list of one tile. Its first entry is how many there are."""
     tile = tl.program_id(0)
-    level, image, top, left = _tile_place(pyramid, tile, images)
+    level, image, top, left = tile_place(pyramid, tile, images)
     _, height, width, scale = level_of(pyramid, level)
     entries = lists + tile.to(tl.int64) * (rois_per_image + 1)
     count = 0
@@ -142,7 +114,7 @@ def _gather_tile(lists, pyramid, bins, boxes, images, rois_per_image, SIZE: tl.c
     BLOCK: tl.constexpr = 128 if CHANNELS >= 128 else max(16, triton.next_power_of_2(CHANNELS))
     BINS: tl.constexpr = max(16, triton.next_power_of_2(SIZE))  # of a row; a matrix product needs 16
     tile = tl.program_id(0)
-    level, image, top, left = _tile_place(pyramid, tile, images)
+    level, image, top, left = tile_place(pyramid, tile, images)
     rows, height, width, scale = level_of(pyramid, level)
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     cell = tl.arange(0, TILE * TILE)

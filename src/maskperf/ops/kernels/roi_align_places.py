@@ -1,45 +1,14 @@
 """Where RoIAlign samples, for the kernels of both directions: the same numbers as ops/roi_align_samples.py.
 
-A pyramid is a tuple of levels, and a level is a tuple (pointer to rows of channels, height, width, 1 / stride). The
-sizes are floats because Triton would compile a new kernel for every pattern of integers; float32 holds them exactly.
 Not yet run on a GPU.
 """
 
 from typing import no_type_check
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 MIN_POSITION = tl.constexpr(-1.0)  # a sample further out weighs nothing
-
-
-def pyramid_argument(maps: list[Tensor], strides: tuple[int, ...]) -> tuple[tuple, ...]:
-    """Returns the levels as the kernels take them; the maps must be channels-last, the strides powers of two."""
-    return tuple(
-        (level, float(level.shape[2]), float(level.shape[3]), 1.0 / stride)
-        for level, stride in zip(maps, strides, strict=True)
-    )
-
-
-def channels_last(level: Tensor) -> Tensor:
-    return level.contiguous(memory_format=torch.channels_last)
-
-
-@triton.jit
-@no_type_check
-def level_of(pyramid, number):
-    """Returns rows, height, width and scale of a level; the first for a number that no level has."""
-    rows, scale = pyramid[0][0], pyramid[0][3]
-    height, width = tl.cast(pyramid[0][1], tl.float32), tl.cast(pyramid[0][2], tl.float32)
-    for other in tl.static_range(1, len(pyramid)):
-        is_other = number == other
-        rows = tl.where(is_other, pyramid[other][0], rows)
-        height = tl.where(is_other, pyramid[other][1], height)
-        width = tl.where(is_other, pyramid[other][2], width)
-        scale = tl.where(is_other, pyramid[other][3], scale)
-    return rows, height, width, scale
 
 
 @triton.jit

@@ -1,6 +1,6 @@
 """Whether the kernels can be used on a device. Triton itself is imported with a kernel, at its first use.
 
-The public functions of ops/roi_align.py, ops/nms.py and ops/rasterize.py ask here.
+The public functions of the operators that have kernels ask here.
 """
 
 import functools
@@ -17,7 +17,7 @@ import torch
 from maskperf.config import SpeedConfig
 
 LEAST_CAPABILITY = (8, 0)  # the first with bfloat16
-OPERATORS = "RoIAlign, NMS, mask targets, weight casts and mask logits"
+OPERATORS = "RoIAlign, NMS, matching, patches of the RPN, mask targets, weight casts and mask logits"
 
 
 def is_available(device: torch.device) -> bool:
@@ -45,7 +45,7 @@ def missing_part(device: torch.device) -> str:
 
 
 def describe(speed: SpeedConfig, device: torch.device) -> str:
-    """Returns a line that says which code runs the operators, and if not ours, why."""
+    """Returns a line that says which code runs the operators that have kernels, and if not ours, why."""
     if device.type == "cpu":
         return "kernels: those of PyTorch (our own are for NVIDIA GPUs)"
     if not speed.triton_kernels:

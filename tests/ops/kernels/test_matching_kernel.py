@@ -1,0 +1,142 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_device import DEVICE
+
+from maskperf.ops.boxes import pairwise_iou
+from maskperf.ops.kernels.matching import BOXES_AT_A_TIME, match_boxes
+from maskperf.ops.matching import Matches, match_by_slots, match_to_truth
+
+RPN = {"positive_iou": 0.7, "negative_iou": 0.3}
+ROIS = {"positive_iou": 0.5, "negative_iou": 0.5}
+NAN = float("nan")
+OF_NO_NUMBERS = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+
+
+def on_device(boxes: torch.Tensor, truth: torch.Tensor, valid: torch.Tensor, **rule) -> Matches:
+    found = match_boxes(boxes.to(DEVICE), truth.to(DEVICE), valid.to(DEVICE), **rule)
+    return Matches(slots=found.slots.cpu(), positive=found.positive.cpu(), negative=found.negative.cpu())
+
+
+def assert_same(found: Matches, expected: Matches) -> None:
+    for name in ("positive", "negative", "slots"):
+        one, other = getattr(found, name), getattr(expected, name)
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other), name
+
+
+def match_both_ways(boxes: torch.Tensor, truth: torch.Tensor, valid: torch.Tensor) -> tuple[Matches, Matches]:
+    """Returns what the kernels find for the first image's boxes as anchors, and for all boxes as RoIs, after a
+    comparison with the twins."""
+    anchors = on_device(boxes[:1], truth, valid, keep_best_of_truth=True, **RPN)
+    assert_same(anchors, match_by_slots(boxes[0], truth, valid, **RPN))
+    rois = on_device(boxes, truth, valid, keep_best_of_truth=False, **ROIS)
+    expected = match_to_truth(pairwise_iou(boxes, truth), valid, keep_best_of_truth=False, **ROIS)
+    no_number = (pairwise_iou(boxes, truth).isnan() & valid[:, None]).any(dim=2)
+    assert not bool((rois.positive | rois.negative)[no_number].any())
+    expected.slots[no_number] = rois.slots[no_number]  # means nothing there
+    assert_same(rois, expected)
+    return anchors, rois
+
+
+SIDES = st.integers(-1, 12)  # of 0 pixels and fewer too, as no box of a data set is
+CORNERS = st.integers(0, 16)
+
+
+@st.composite
+def boxes_with_ties(draw, number: int) -> list[tuple[float, ...]]:
+    kinds = st.tuples(CORNERS, CORNERS, SIDES, SIDES)
+    rows = [(x, y, x + width, y + height) for x, y, width, height in draw(st.lists(kinds, min_size=1, max_size=3))]
+    drawn = draw(st.lists(st.sampled_from(rows) | kinds, min_size=number, max_size=number))
+    share = draw(st.sampled_from([1.0, 0.25, 1 / 3]))
+    return [tuple(value * share for value in row) for row in drawn]
+
+
+@st.composite
+def pictures(draw) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Returns boxes, ground truth and which of it is real, of two images; some boxes may be no numbers."""
+    num_boxes, num_slots = draw(st.integers(1, 9)), draw(st.integers(1, 4))
+    boxes = torch.tensor([draw(boxes_with_ties(num_boxes)) for _ in range(2)], dtype=torch.float32)
+    truth = torch.tensor([draw(boxes_with_ties(num_slots)) for _ in range(2)], dtype=torch.float32)
+    valid = torch.tensor([draw(st.lists(st.booleans(), min_size=num_slots, max_size=num_slots)) for _ in range(2)])
+    for side in (boxes, truth):
+        if draw(st.integers(0, 9)) == 0:
+            side[draw(st.integers(0, 1)), draw(st.integers(0, side.shape[1] - 1)), draw(st.integers(0, 3))] = NAN
+    return boxes, truth, valid
+
+
+@OF_NO_NUMBERS
+@settings(max_examples=60, deadline=None)
+@given(pictures())
+def test_equals_the_twins_on_boxes_with_many_ties(picture):
+    match_both_ways(*picture)
+
+
+@pytest.mark.parametrize("num_boxes", [1, BOXES_AT_A_TIME - 1, BOXES_AT_A_TIME, 2 * BOXES_AT_A_TIME + 3])
+@pytest.mark.parametrize("whole", [True, False])
+def test_equals_the_twins_on_any_number_of_boxes(num_boxes, whole):
+    generator = torch.Generator().manual_seed(num_boxes)
+
+    def draw(count: int) -> torch.Tensor:
+        corners = torch.randint(0, 40, (3, count, 2), generator=generator)
+        boxes = torch.cat([corners, corners + torch.randint(5, 30, (3, count, 2), generator=generator)], dim=2).float()
+        return boxes if whole else boxes + torch.rand(boxes.shape, generator=generator)
+
+    anchors, rois = match_both_ways(draw(num_boxes), draw(6), torch.arange(6) < torch.tensor([[6], [3], [0]]))
+    assert anchors.positive[:2].any(dim=1).all()
+    assert bool(anchors.negative[2].all())
+    assert num_boxes == 1 or (rois.positive.sum() > 0 and 0 < anchors.positive.sum() < anchors.positive.numel())
+
+
+@pytest.mark.parametrize("tenths", range(1, 11))
+def test_an_overlap_equal_to_a_threshold_belongs_to_the_side_above(tenths):
+    # Ten pixels and `tenths` of them: the overlap is tenths / 10, whether float32 rounds that up or down.
+    box, truth = torch.tensor([[[0.0, 0.0, 9.0, 0.0]]]), torch.tensor([[[0.0, 0.0, tenths - 1.0, 0.0]]])
+    _, rois = match_both_ways(box, truth, torch.tensor([[True]]))
+    assert rois.positive.tolist() == [[tenths >= 5]]
+
+
+def test_all_boxes_that_share_the_best_overlap_of_a_truth_are_positive_over_several_programs():
+    boxes = torch.tensor([[20.0, 20.0, 29.0, 29.0]]).repeat(1, BOXES_AT_A_TIME + 2, 1)
+    boxes[0, 1:-1] += 3
+    anchors, _ = match_both_ways(boxes, torch.tensor([[[20.0, 20.0, 29.0, 24.0]]]), torch.tensor([[True]]))
+    assert anchors.positive[0].nonzero().flatten().tolist() == [0, BOXES_AT_A_TIME + 1]
+
+
+def test_a_truth_that_overlaps_nothing_makes_every_box_positive():
+    boxes = torch.tensor([[[0.0, 0.0, 9.0, 9.0], [5.0, 5.0, 20.0, 20.0]]])
+    anchors, rois = match_both_ways(boxes, torch.tensor([[[90.0, 90.0, 99.0, 99.0]]]), torch.tensor([[True]]))
+    assert anchors.positive.tolist() == [[True, True]]
+    assert rois.negative.tolist() == [[True, True]]
+
+
+@OF_NO_NUMBERS
+def test_boxes_and_truth_that_are_no_numbers_match_nothing():
+    box = (0.0, 0.0, 9.0, 9.0)
+    boxes = torch.tensor([[box, (NAN, 0.0, 9.0, 9.0), (0.0, 0.0, 9.0, 1.0)]])
+    anchors, rois = match_both_ways(boxes, torch.tensor([[(0.0, 0.0, 9.0, 5.0)]]), torch.tensor([[True]]))
+    assert anchors.positive.tolist() == [[False, False, False]]  # 0.6 would be the best overlap, but there is a NaN
+    assert rois.positive.tolist() == [[True, False, False]]
+    truth = torch.tensor([[(NAN, NAN, NAN, NAN), box]])
+    anchors, _ = match_both_ways(boxes[:, [0]], truth, torch.tensor([[True, True]]))
+    assert (anchors.positive.tolist(), anchors.negative.tolist()) == ([[True]], [[False]])
+
+
+def test_other_strides_are_read_right_and_left_alone():
+    generator = torch.Generator().manual_seed(0)
+    boxes = (torch.rand((4, 20, 3), generator=generator) * 30).permute(2, 1, 0)
+    truth = (torch.rand((4, 5, 3), generator=generator) * 30).permute(2, 1, 0)
+    before = boxes.clone()
+    match_both_ways(boxes, truth, torch.ones(5, 3, dtype=torch.bool).T)
+    assert torch.equal(boxes, before)
+
+
+def test_no_boxes_and_no_places_for_truth():
+    for num_boxes, num_slots in ((0, 2), (3, 0)):
+        shapes = torch.zeros(2, num_boxes, 4), torch.zeros(2, num_slots, 4)
+        found = on_device(*shapes, torch.ones(2, num_slots).bool(), keep_best_of_truth=True, **RPN)
+        assert found.slots.shape == (2, num_boxes)
+        assert bool(found.negative.all())
+        assert np.array_equal(found.slots, np.zeros((2, num_boxes)))

@@ -2,7 +2,8 @@ import pytest
 import torch
 from small_batches import small_batch
 
-from maskperf.structures import to_device
+from maskperf.engine.captured import tensors_of
+from maskperf.structures import pinned, to_device
 
 
 @pytest.mark.parametrize(("device", "waits"), [("cpu", True), ("meta", False)])
@@ -16,3 +17,21 @@ def test_only_a_copy_towards_a_device_is_not_waited_for(monkeypatch, device, wai
     monkeypatch.setattr(torch.Tensor, "to", to)
     to_device(small_batch(0), torch.device(device))
     assert asked and set(asked) == {not waits}
+
+
+def test_pinned_reaches_every_tensor_and_leaves_pinned_ones_alone(monkeypatch):
+    asked = []
+
+    def pin_memory(tensor):
+        asked.append(tensor)
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda tensor: tensor.dtype == torch.bool)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    batch = small_batch(0)
+    found = pinned(batch)
+    assert found.targets.valid is batch.targets.valid
+    assert found.targets.polygons.points is not batch.targets.polygons.points
+    assert torch.equal(found.targets.polygons.points, batch.targets.polygons.points)
+    assert found.targets.polygons.max_points == batch.targets.polygons.max_points
+    assert len(asked) == len([tensor for tensor in tensors_of(batch) if tensor.dtype != torch.bool])

@@ -22,7 +22,7 @@ from maskperf.data.subset import shown_id
 from maskperf.data.transforms import flip_boxes, flip_points, resize_boxes, resize_points, target_size_hw
 from maskperf.errors import DataError, Fault
 from maskperf.seeds import derive_seed
-from maskperf.structures import Batch, EvaluationBatch
+from maskperf.structures import Batch, EvaluationBatch, pinned
 
 CHECK_LIMIT_SECONDS = 60.0
 
@@ -158,7 +158,8 @@ class TrainingLoader:
     def _make(self, epoch: int, positions: np.ndarray, packing: Packing) -> Batch:
         load = partial(load_sample, self.index, data=self.data, seed=self.seed, epoch=epoch, training=True)
         samples = [load(int(position)) for position in positions]
-        return make_batch(samples, self.data.size_divisor, packing)
+        batch = make_batch(samples, self.data.size_divisor, packing)
+        return pinned(batch) if self.pin_memory else batch
 
 
 def evaluation_batches(
@@ -181,7 +182,8 @@ def evaluation_batches(
     def make(positions: np.ndarray) -> EvaluationBatch:
         load = partial(load_sample, index, data=data, seed=0, epoch=0, training=False)
         samples = [load(int(position)) for position in positions]
-        return make_evaluation_batch(samples, data.size_divisor, packing)
+        batch = make_evaluation_batch(samples, data.size_divisor, packing)
+        return pinned(batch) if pin_memory else batch
 
     order = evaluation_order(index.sizes_hw, batch_size=batch_size, rank=rank, world=world)
     return _run_ahead((partial(make, positions) for positions in order), index, data)

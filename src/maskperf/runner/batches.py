@@ -1,10 +1,12 @@
 """The batches that one process trains on, a pure function of the seed and the number of the update."""
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 
 from maskperf.data.loader import TrainingLoader, feeding_for
 from maskperf.data.raw_pictures import prepare_images
+from maskperf.engine.precision import resolve_precision
 from maskperf.runner.session import OpenedData, Session
 from maskperf.structures import Batch
 
@@ -23,6 +25,12 @@ def micro_batches(session: Session, data: OpenedData, updates_done: int, num_ste
         pin_memory=topology.device.type == "cuda",
         feeding=feeding_for(config.speed, topology.device),
     )
+    prepare = partial(
+        prepare_images,
+        device=topology.device,
+        dtype=resolve_precision(config.speed, topology.device),
+        kernels=config.speed.triton_kernels,
+    )
     batches = iter(loader.batches(updates_done * per_step, num_steps * per_step))
     while of_one_step := list(islice(batches, per_step)):
-        yield [prepare_images(batch, topology.device, kernels=config.speed.triton_kernels) for batch in of_one_step]
+        yield [prepare(batch) for batch in of_one_step]

@@ -6,6 +6,7 @@ import torch
 from golden_reference import flat_polygons
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from varied_batches import varied_batch
 
 import maskperf.engine.forward
 from maskperf.bench.run_lengths import as_run_lengths
@@ -178,6 +179,36 @@ def test_room_for_more_masks_changes_nothing_and_too_little_room_is_counted(monk
     assert found[40].dropped_masks.item() == default.dropped_masks.item() == 0
     torch.testing.assert_close(found[40].mask, default.mask, rtol=1e-6, atol=0)
     assert found[1].dropped_masks.item() == beyond_one
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("labels", [True, False])
+def test_masks_packed_over_the_images_give_the_losses_of_places_in_each_image(dtype, labels):
+    model = build_model(SMALL, 0, SpeedConfig(class_selected_outputs=labels, grouped_roi_align=False))[0]
+    model.compute_dtype = dtype
+    batch = varied_batch(0, (3, 0, 2))
+    results = []
+    for places in (None, 40):
+        model.zero_grad()
+        losses = training_losses(model, batch, places)
+        assert losses.dropped_masks.item() == 0
+        losses.total().backward()
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
+        results.append((losses.stacked().detach(), gradients))
+    torch.testing.assert_close(results[1][0], results[0][0])
+    for packed, apart in zip(results[1][1], results[0][1], strict=True):
+        limit = apart.abs().max().item() * (1e-5 if dtype == torch.float32 else 2e-2)
+        torch.testing.assert_close(packed, apart, rtol=0, atol=limit + 1e-9)
+
+
+def test_packed_masks_without_a_place_are_counted():
+    model, batch = build_model(SMALL, 0)[0], varied_batch(0, (3, 0, 2))
+    wanted = training_losses(model, batch)
+    assert training_losses(model, batch, 3).dropped_masks.item() > 0
+    needed = 3 + training_losses(model, batch, 3).dropped_masks.item()
+    assert training_losses(model, batch, needed).dropped_masks.item() == 0
+    torch.testing.assert_close(training_losses(model, batch, needed).mask, wanted.mask)
+    assert training_losses(model, batch, needed - 1).dropped_masks.item() == 1
 
 
 def test_mask_slots_hold_every_positive_the_sampler_may_choose():

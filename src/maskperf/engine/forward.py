@@ -7,11 +7,11 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from maskperf.config import ModelConfig
-from maskperf.losses.box import box_losses, first_rois, positive_rois, sample_rois
+from maskperf.losses.box import box_losses, first_rois, packed_positive_rois, positive_rois, sample_rois
 from maskperf.losses.mask import mask_loss, mask_targets
 from maskperf.losses.rpn import rpn_losses
 from maskperf.model.heads import MASK_SIZE
-from maskperf.model.mask_rcnn import STRIDES, MaskRcnn
+from maskperf.model.mask_rcnn import STRIDES, MaskRcnn, most_positive_rois
 from maskperf.model.proposals import append_truth, select_proposals
 from maskperf.ops.anchors import pyramid_anchors
 from maskperf.structures import Batch, Losses
@@ -33,11 +33,15 @@ def canvas_anchors(model: MaskRcnn, canvas_hw: tuple[int, int], device: torch.de
 
 def mask_slots(config: ModelConfig) -> int:
     """Returns how many positive RoIs of an image the mask head has room for."""
-    return config.mask_slots_per_image or max(1, int(config.roi_samples_per_image * config.roi_positive_fraction))
+    return config.mask_slots_per_image or most_positive_rois(config)
 
 
-def training_losses(model: nn.Module, batch: Batch) -> Losses:
-    """Returns the losses of one device's batch. Proposals come from the same forward pass, without gradient."""
+def training_losses(model: nn.Module, batch: Batch, mask_places: int | None = None) -> Losses:
+    """Returns the losses of one device's batch. Proposals come from the same forward pass, without gradient.
+
+    With `mask_places` the mask head works on so many places for the positive RoIs of all images together, and the
+    mask loss is right where `dropped_masks` is 0. Without, it has room for all that may be.
+    """
     config, speed = model.config, model.speed
     kernels = speed.triton_kernels
     targets = batch.targets
@@ -63,14 +67,19 @@ def training_losses(model: nn.Module, batch: Batch) -> Losses:
         logits, deltas = model.box_outputs(features, rois.boxes)
         classification_loss, box_loss = box_losses(logits, deltas, rois, targets)
 
-        places = min(mask_slots(config), rois.boxes.shape[1])
-        positive, dropped = positive_rois(rois, min(places, _most(rois.labels > 0)) if packs else places)
+        image_offsets = None
+        if mask_places is not None:
+            positive, image_offsets, dropped = packed_positive_rois(rois, targets.valid.shape[1], mask_places)
+        else:
+            places = min(mask_slots(config), rois.boxes.shape[1])
+            positive, dropped = positive_rois(rois, min(places, _most(rois.labels > 0)) if packs else places)
         wanted = mask_targets(positive, targets, MASK_SIZE, kernels=kernels, sparse=speed.sparse_mask_targets)
         maps = model.mask_logits(
             features,
             positive.boxes,
             labels=positive.labels if speed.class_selected_outputs else None,
-            valid=positive.valid if packs else None,
+            valid=positive.valid if packs and mask_places is None else None,
+            image_offsets=image_offsets,
         )
         return Losses(
             objectness=objectness_loss,

@@ -96,6 +96,29 @@ def positive_rois(rois: SampledRois, mask_slots: int) -> tuple[SampledRois, Int[
     return chosen, positive.sum() - kept.sum()
 
 
+def packed_positive_rois(
+    rois: SampledRois, slots: int, places: int
+) -> tuple[SampledRois, Int[Tensor, " images_plus_1"], Int[Tensor, ""]]:
+    """Returns the positive RoIs of all images as those of one, in `places` places, as if it had all objects.
+
+    Besides, image i has the RoIs offsets[i]:offsets[i + 1], and how many found no place. `slots` are those of an image.
+    """
+    positive = rois.labels > 0
+    images, per_image = positive.shape
+    index = compact(positive.view(1, -1), places)
+    kept = positive.view(1, -1).gather(1, index)
+    first_slots = torch.arange(images, device=positive.device)[:, None] * slots
+    chosen = SampledRois(
+        boxes=rois.boxes.view(1, -1, 4).gather(1, index[..., None].expand(-1, -1, 4)),
+        labels=rois.labels.view(1, -1).gather(1, index),
+        matched_slots=(rois.matched_slots + first_slots).view(1, -1).gather(1, index),
+        valid=kept,
+    )
+    counts = positive.sum(dim=1)
+    offsets = F.pad(counts.cumsum(0), (1, 0)).clamp(max=places)
+    return chosen, offsets, counts.sum() - kept.sum()
+
+
 def first_rois(rois: SampledRois, count: int) -> SampledRois:
     """Returns the first `count` places of every image."""
     return SampledRois(

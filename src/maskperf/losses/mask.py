@@ -19,8 +19,8 @@ def mask_targets(
 
     `kernels` and `sparse` choose among equal ways, see `rasterize_crops`.
     """
-    images, slots = targets.valid.shape
-    first_object = torch.arange(images, device=rois.boxes.device)[:, None] * slots
+    slots = targets.valid.shape[1]
+    first_object = torch.arange(len(rois.boxes), device=rois.boxes.device)[:, None] * slots
     objects = rois.matched_slots + first_object
     boxes = rois.boxes.flatten(0, 1)
     masks = rasterize_crops(targets.polygons, objects.flatten(), boxes, size, kernels=kernels, sparse=sparse)

@@ -33,6 +33,11 @@ STRIDES = (4, 8, 16, 32, 64)
 POOLED_LEVELS = 4  # P2 to P5; P6 feeds the RPN only
 
 
+def most_positive_rois(config: ModelConfig) -> int:
+    """Returns how many positive RoIs of an image the sampler may choose."""
+    return max(1, int(config.roi_samples_per_image * config.roi_positive_fraction))
+
+
 class MaskRcnn(nn.Module):
     """ResNet-FPN trunk, RPN head, box head, mask head (He et al. 2017). `state_dict` uses the reference's names."""
 
@@ -114,13 +119,15 @@ class MaskRcnn(nn.Module):
         boxes: Float[Tensor, "images masks 4"],
         labels: Int[Tensor, "images masks"] | None = None,
         valid: Bool[Tensor, "images masks"] | None = None,
+        image_offsets: Int[Tensor, " images_plus_1"] | None = None,
     ) -> Float[Tensor, "images masks *classes 28 28"]:
         """Returns the mask logits of every class, or with `labels` of each RoI's own class alone.
 
         With `valid`, the head works on the valid places alone, which waits for the device; the others are zeros. One
         place is always worked on, so that every parameter has a gradient.
+        With `image_offsets` the boxes are those of all images in one row, see `pyramid_roi_align`.
         """
-        pooled = self._in_compute_format(self._pool(features, boxes, MASK_POOL_SIZE))
+        pooled = self._in_compute_format(self._pool(features, boxes, MASK_POOL_SIZE, image_offsets))
         own_labels = None if labels is None else labels.flatten()
         if valid is None or bool(valid.all()):
             return self._mask_head(pooled, own_labels).unflatten(0, boxes.shape[:2])
@@ -138,7 +145,9 @@ class MaskRcnn(nn.Module):
             kernels = self.speed.triton_kernels
             return head.predictor.of_class(head.feature_extractor(pooled), labels, kernels=kernels)
 
-    def _pool(self, features: list[Tensor], boxes: Tensor, size: int) -> Float[Tensor, "rois channels size size"]:
+    def _pool(
+        self, features: list[Tensor], boxes: Tensor, size: int, image_offsets: Tensor | None = None
+    ) -> Float[Tensor, "rois channels size size"]:
         """Returns the pooled maps; weights of cells and sums in float32, whatever the format of the features."""
         maps = features[:POOLED_LEVELS]
         kernels = self.speed.triton_kernels and is_available(boxes.device)
@@ -151,6 +160,8 @@ class MaskRcnn(nn.Module):
             strides=STRIDES[:POOLED_LEVELS],
             kernels=kernels,
             grouped=self.speed.grouped_roi_align,
+            image_offsets=image_offsets,
+            most_of_image=most_positive_rois(self.config),
         )
 
     def _in_compute_format(self, maps: Tensor) -> Tensor:

@@ -9,25 +9,27 @@ from torch import Tensor
 
 from maskperf.ops.kernels.selection import is_available, load
 from maskperf.ops.roi_align_grouped import grouped_roi_align
-from maskperf.ops.roi_align_samples import SAMPLES, assign_levels, axis_samples
+from maskperf.ops.roi_align_samples import SAMPLES, assign_levels, axis_samples, image_of_row
 
 
 def _bag_rows(
-    boxes: Float[Tensor, "images rois 4"], level_sizes_hw: list[tuple[int, int]], size: int, strides: tuple[int, ...]
+    boxes: Float[Tensor, "rois 4"],
+    image: Int[Tensor, " rois"],
+    images: int,
+    level_sizes_hw: list[tuple[int, int]],
+    size: int,
+    strides: tuple[int, ...],
 ) -> tuple[Int[Tensor, "bins 16"], Float[Tensor, "bins 16"]]:
     """Returns, for every output bin, the 16 rows of the flat pyramid that make it up and their weights."""
-    images, rois = boxes.shape[:2]
-    device = boxes.device
     heights, widths = zip(*level_sizes_hw, strict=True)
     cells = [height * width * images for height, width in level_sizes_hw]
     starts = [sum(cells[:number]) for number in range(len(cells))]
-    levels = assign_levels(boxes, len(strides)).flatten()
+    levels = assign_levels(boxes, len(strides))
     height, width, start, stride = (_of_level(levels, values) for values in (heights, widths, starts, strides))
-    flat = boxes.reshape(-1, 4) / stride[:, None].to(boxes.dtype)  # strides are powers of two: exact
+    flat = boxes / stride[:, None].to(boxes.dtype)  # strides are powers of two: exact
     extent = (flat[:, 2:] - flat[:, :2]).clamp(min=1.0)
     x_index, x_weight = axis_samples(flat[:, 0], extent[:, 0], width, size)
     y_index, y_weight = axis_samples(flat[:, 1], extent[:, 1], height, size)
-    image = torch.arange(images, device=device).repeat_interleave(rois, output_size=images * rois)
     base = start + image * height * width
     rows = base[:, None, None] + y_index * width[:, None, None]  # roi, bin row, y sample and neighbour
     # axes: roi, bin row, bin column, y sample and neighbour, x sample and neighbour
@@ -54,23 +56,33 @@ def pyramid_roi_align(
     strides: tuple[int, ...],
     kernels: bool = True,
     grouped: bool = True,
+    image_offsets: Int[Tensor, " images_plus_1"] | None = None,
+    most_of_image: int = 0,
 ) -> Float[Tensor, "images_rois channels size size"]:
     """Returns each box's pooled map, channels-last, from the level of the pyramid that fits its size.
 
     start = x1 / stride, extent = max((x2 - x1) / stride, 1): no half-pixel shift and no "+1" (csrc/ROIAlign of the
     reference). Differentiable in the features, not in the boxes.
     `kernels` allows the Triton kernels where the device has them, `grouped` the form for processors on a CPU.
+    `image_offsets`: boxes of all images are in one row, in the order of images; image i has the boxes
+    image_offsets[i]:image_offsets[i + 1], `most_of_image` at most. Boxes after the last image's give no gradient.
     """
     device = features[0].device
+    packing = {"image_offsets": image_offsets, "most_of_image": most_of_image}
     if kernels and is_available(device):
-        return load("roi_align").pyramid_roi_align(features, boxes, size=size, strides=strides)
-    if grouped and device.type == "cpu":
+        return load("roi_align").pyramid_roi_align(features, boxes, size=size, strides=strides, **packing)
+    if grouped and device.type == "cpu" and image_offsets is None:
         return grouped_roi_align(features, boxes, size=size, strides=strides)
-    return flat_roi_align(features, boxes, size=size, strides=strides)
+    return flat_roi_align(features, boxes, size=size, strides=strides, image_offsets=image_offsets)
 
 
 def flat_roi_align(
-    features: list[Tensor], boxes: Float[Tensor, "images rois 4"], *, size: int, strides: tuple[int, ...]
+    features: list[Tensor],
+    boxes: Float[Tensor, "images rois 4"],
+    *,
+    size: int,
+    strides: tuple[int, ...],
+    image_offsets: Int[Tensor, " images_plus_1"] | None = None,
 ) -> Float[Tensor, "images_rois channels size size"]:
     """Returns what `pyramid_roi_align` returns, on any device and without waiting for it.
 
@@ -79,7 +91,13 @@ def flat_roi_align(
     """
     channels = features[0].shape[1]
     level_sizes = [(feature.shape[2], feature.shape[3]) for feature in features]
-    index, weight = _bag_rows(boxes.detach(), level_sizes, size, strides)
+    images, rows = features[0].shape[0], boxes.detach().flatten(0, 1)
+    if image_offsets is None:
+        image_offsets = torch.arange(images + 1, device=boxes.device) * boxes.shape[1]
+    image = image_of_row(image_offsets, len(rows))
+    index, weight = _bag_rows(rows, image, images, level_sizes, size, strides)
+    is_real = torch.arange(len(rows), device=rows.device) < image_offsets[-1]
+    weight = weight * is_real.repeat_interleave(size**2, output_size=len(rows) * size**2)[:, None]
     table = torch.cat([feature.permute(0, 2, 3, 1).reshape(-1, channels) for feature in features])
     bins = F.embedding_bag(index, table, mode="sum", per_sample_weights=weight.to(table.dtype))
     return bins.view(-1, size, size, channels).permute(0, 3, 1, 2)

@@ -37,3 +37,13 @@ def axis_samples(
     cells = torch.stack([low, torch.minimum(low + 1, last)], dim=-1).to(torch.int64)
     weights = torch.stack([1 - high_weight, high_weight], dim=-1) * inside[..., None]
     return cells.view(-1, size, 2 * SAMPLES), weights.view(-1, size, 2 * SAMPLES)
+
+
+def image_of_row(image_offsets: Int[Tensor, " images_plus_1"], rows: int) -> Int[Tensor, " rows"]:
+    """Returns the image of each row, where image i has the rows image_offsets[i]:image_offsets[i + 1].
+
+    Rows after the last image's are given to that one.
+    """
+    images = len(image_offsets) - 1
+    row = torch.arange(rows, device=image_offsets.device)
+    return torch.searchsorted(image_offsets, row, right=True).sub_(1).clamp_(max=images - 1)

@@ -134,12 +134,37 @@ def test_more_boxes_than_are_listed_at_a_time():
     (expected,) = torch.autograd.grad(flat_roi_align([level], boxes, size=1, strides=(4,)), level, wanted)
     (found,) = pyramid_gradient(
         wanted.to(DEVICE),
-        boxes.to(DEVICE),
-        assign_levels(boxes, 1).to(DEVICE),
+        boxes[0].to(DEVICE),
+        torch.tensor([0, len(rows)], device=DEVICE),
+        assign_levels(boxes[0], 1).to(DEVICE),
         shapes=[level.shape],
         strides=(4,),
+        most_of_image=len(rows),
     )
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=2e-5)  # a cell sums up 130 numbers
+
+
+@pytest.mark.parametrize("counts", [(3, 0, 2), (0, 0, 5), (1, 6, 0)])
+def test_boxes_packed_over_the_images_are_pooled_as_in_their_own_images(counts):
+    """Two empty places come last; they must add nothing."""
+    features, offsets = random_pyramid(3, 2, (64, 96), seed=1), torch.tensor([0, *counts]).cumsum(0)
+    packed = torch.cat([random_rois(1, sum(counts), (64, 96), seed=2), torch.zeros(1, 2, 4)], dim=1)
+    wanted = torch.randn((sum(counts) + 2, 2, 3, 3), generator=torch.Generator().manual_seed(3))
+    results = []
+    for function, device in ((pyramid_roi_align, DEVICE), (flat_roi_align, "cpu")):
+        levels = [level.to(device).requires_grad_() for level in features]
+        more = {"most_of_image": max(counts)} if function is pyramid_roi_align else {}
+        pooled = function(levels, packed.to(device), size=3, strides=STRIDES, image_offsets=offsets.to(device), **more)
+        gradients = torch.autograd.grad(pooled, levels, wanted.to(device))
+        results.append([pooled.detach().cpu()[: sum(counts)], *(gradient.cpu() for gradient in gradients)])
+    assert_equal_in_float32(*results)
+    alone = torch.cat(
+        [
+            flat_roi_align([level[[image]] for level in features], packed[:, start:end], size=3, strides=STRIDES)
+            for image, (start, end) in enumerate(zip(offsets.tolist(), offsets.tolist()[1:], strict=False))
+        ]
+    )
+    torch.testing.assert_close(results[1][0], alone)
 
 
 def test_a_map_of_one_cell_and_tiles_that_are_cut_off():

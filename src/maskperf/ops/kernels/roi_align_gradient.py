@@ -20,20 +20,30 @@ MAX_CHANNELS = 128  # of one program
 
 
 def pyramid_gradient(
-    gradient: Tensor, boxes: Tensor, levels: Tensor, *, shapes: list[torch.Size], strides: tuple[int, ...]
+    gradient: Tensor,
+    boxes: Tensor,
+    image_offsets: Tensor,
+    levels: Tensor,
+    *,
+    shapes: list[torch.Size],
+    strides: tuple[int, ...],
+    most_of_image: int,
 ) -> list[Tensor]:
     """Returns the gradient of each level, channels-last, from that of all pooled maps."""
     maps = empty_maps(shapes, gradient)
-    (images, rois), (channels, size) = boxes.shape[:2], gradient.shape[1:3]
+    images, (channels, size) = shapes[0][0], gradient.shape[1:3]
     num_tiles = count_tiles(shapes)
     if num_tiles == 0:
         return maps
     bins = gradient.permute(0, 2, 3, 1).contiguous()
-    lists = torch.empty(num_tiles, rois + 1, dtype=torch.int32, device=boxes.device)
+    lists = torch.empty(num_tiles, most_of_image + 1, dtype=torch.int32, device=boxes.device)
+    firsts = image_offsets.contiguous()
     pyramid = pyramid_argument(maps, strides)
-    _list_rois[(num_tiles,)](lists, pyramid, boxes, levels, images, rois, size, enable_fp_fusion=False)
+    _list_rois[(num_tiles,)](lists, pyramid, boxes, levels, firsts, images, most_of_image, size, enable_fp_fusion=False)
     grid = (num_tiles, triton.cdiv(channels, MAX_CHANNELS))
-    _gather_tile[grid](lists, pyramid, bins, boxes, images, rois, size, channels, enable_fp_fusion=False)
+    _gather_tile[grid](
+        lists, pyramid, bins, boxes, firsts, images, most_of_image, size, channels, enable_fp_fusion=False
+    )
     return maps
 
 
@@ -47,19 +57,20 @@ def _meets(start, step, length, first_cell, SIZE: tl.constexpr):
     return is_on_map & (last >= first_cell) & (first < first_cell + TILE)
 
 
-@triton.jit(do_not_specialize=["images", "rois_per_image"])
+@triton.jit(do_not_specialize=["images", "most_of_image"])
 @no_type_check
-def _list_rois(lists, pyramid, boxes, levels, images, rois_per_image, SIZE: tl.constexpr):
+def _list_rois(lists, pyramid, boxes, levels, firsts, images, most_of_image, SIZE: tl.constexpr):
     """One program: the list of one tile. Its first entry is how many there are."""
     tile = tl.program_id(0)
     level, image, top, left = tile_place(pyramid, tile, images)
     _, height, width, scale = level_of(pyramid, level)
-    entries = lists + tile.to(tl.int64) * (rois_per_image + 1)
+    entries = lists + tile.to(tl.int64) * (most_of_image + 1)
+    first, rois = tl.load(firsts + image), tl.load(firsts + image + 1) - tl.load(firsts + image)
     count = 0
-    for start in range(0, rois_per_image, ROIS_AT_A_TIME):
+    for start in range(0, rois, ROIS_AT_A_TIME):
         roi = start + tl.arange(0, ROIS_AT_A_TIME)
-        is_real = roi < rois_per_image
-        place = image * rois_per_image + roi
+        is_real = roi < rois
+        place = first + roi
         meets = is_real & (tl.load(levels + place, mask=is_real, other=-1) == level)
         x1, y1, x_step, y_step = scaled_sides(boxes + place * 4, scale, SIZE, is_real)
         meets = meets & _meets(x1, x_step, width, left, SIZE) & _meets(y1, y_step, height, top, SIZE)
@@ -107,9 +118,11 @@ def _add_product(weights, values, total, IS_EXACT: tl.constexpr):
     return tl.dot(low, values, total, input_precision="tf32")
 
 
-@triton.jit(do_not_specialize=["images", "rois_per_image"])
+@triton.jit(do_not_specialize=["images", "most_of_image"])
 @no_type_check
-def _gather_tile(lists, pyramid, bins, boxes, images, rois_per_image, SIZE: tl.constexpr, CHANNELS: tl.constexpr):
+def _gather_tile(
+    lists, pyramid, bins, boxes, firsts, images, most_of_image, SIZE: tl.constexpr, CHANNELS: tl.constexpr
+):
     """One program: one tile of one level of one image, and up to 128 channels."""
     BLOCK: tl.constexpr = 128 if CHANNELS >= 128 else max(16, triton.next_power_of_2(CHANNELS))
     BINS: tl.constexpr = max(16, triton.next_power_of_2(SIZE))  # of a row; a matrix product needs 16
@@ -121,10 +134,11 @@ def _gather_tile(lists, pyramid, bins, boxes, images, rois_per_image, SIZE: tl.c
     cell_y, cell_x = top + cell // TILE, left + cell % TILE
     column = tl.arange(0, BINS)
     is_bin = (column < SIZE)[:, None] & (channel < CHANNELS)[None, :]
-    entries = lists + tile.to(tl.int64) * (rois_per_image + 1)
+    entries = lists + tile.to(tl.int64) * (most_of_image + 1)
+    first_roi = tl.load(firsts + image)
     total = tl.zeros([TILE * TILE, BLOCK], tl.float32)
     for entry in range(1, tl.load(entries) + 1):
-        roi = (image * rois_per_image + tl.load(entries + entry)).to(tl.int64)
+        roi = (first_roi + tl.load(entries + entry)).to(tl.int64)
         x1, y1, x_step, y_step = scaled_sides(boxes + roi * 4, scale, SIZE)
         x_weights = _weight_on_cell(cell_x[:, None], x1, x_step, column[None, :], width)
         x_weights = tl.where((column < SIZE)[None, :], x_weights, 0.0)

@@ -11,7 +11,15 @@ from maskperf.config import DataConfig, SpeedConfig
 from maskperf.data import loader
 from maskperf.data.canvas import canvas_buckets, canvas_groups
 from maskperf.data.coco import read_coco
-from maskperf.data.loader import Feeding, TrainingLoader, evaluation_batches, feeding_for, is_flipped, load_sample
+from maskperf.data.loader import (
+    Feeding,
+    TrainingLoader,
+    evaluation_batches,
+    feeding_for,
+    is_flipped,
+    load_sample,
+    static_canvases,
+)
 from maskperf.errors import DataError
 from maskperf.seeds import derive_seed
 
@@ -214,6 +222,11 @@ def test_images_are_not_grouped_where_the_data_say_so(index):
     data = replace(DATA, group_by_aspect=False)
     for feeding in (Feeding(), Feeding(aspect_buckets=True)):
         assert len(set(training_loader(index, data, feeding=feeding).groups().tolist())) == 1
+    static = Feeding(static_canvas=True)
+    assert static_canvases(data, static) == static_canvases(DATA, Feeding()) == ()
+    assert static_canvases(DATA, static) == canvas_buckets(DATA)
+    batches = [list(training_loader(index, data, feeding=feeding).batches(0, 4)) for feeding in (Feeding(), static)]
+    assert [batch.image_ids.tolist() for batch in batches[0]] == [batch.image_ids.tolist() for batch in batches[1]]
 
 
 def test_an_image_of_many_objects_and_an_object_of_many_rings_are_whole(tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from maskperf.config import DataConfig, SpeedConfig
-from maskperf.data.canvas import SizeHw, canvas_groups, group_numbers, image_canvases
+from maskperf.data.canvas import Canvases, SizeHw, canvas_buckets, canvas_groups, group_numbers, image_canvases
 from maskperf.data.coco import CocoIndex
 from maskperf.data.collate import Packing, Sample, make_batch, make_evaluation_batch
 from maskperf.data.decode import check_images, decode_image
@@ -100,6 +100,11 @@ def feeding_for(speed: SpeedConfig, device: torch.device) -> Feeding:
     )
 
 
+def static_canvases(data: DataConfig, feeding: Feeding) -> Canvases:
+    """Returns the canvases that training batches have; none where each batch is as large as its pictures need."""
+    return canvas_buckets(data) if feeding.static_canvas and data.group_by_aspect else ()
+
+
 AS_THE_REFERENCE = Feeding()
 
 
@@ -142,7 +147,7 @@ class TrainingLoader:
             "shuffle": self.data.shuffle,
             "first_step": first_step,
         }
-        if self.feeding.static_canvas and self.data.group_by_aspect:
+        if static_canvases(self.data, self.feeding):
             canvases = image_canvases(self.index.sizes_hw, self.data, least=self.world * self.images_per_rank)
             stream = canvas_stream(group_numbers(canvases), **order)
             batches = ((passes, positions, tuple(canvases[positions[0]].tolist())) for passes, positions in stream)

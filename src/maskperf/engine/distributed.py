@@ -40,14 +40,13 @@ def init_topology(device_choice: str) -> Topology:
 
 
 def claim_gpu(device: torch.device) -> torch.device:
-    """Makes this GPU the process's own, with cuDNN's search on and TF32 off; returns it with its index.
+    """Makes this GPU the process's own, with TF32 off; returns it with its index.
 
     float32 is float32: rounding the inputs of products to TF32's 10 bits is a precision of its own, which nobody asked
     for here.
     """
     device = torch.device("cuda", device.index or 0)
     torch.cuda.set_device(device)  # Trap: takes no device without an index
-    torch.backends.cudnn.benchmark = True  # the best algorithm for each of the few shapes there are
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # Trap: cuDNN's convolutions are TF32 by default
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     return device

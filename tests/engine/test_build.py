@@ -6,6 +6,7 @@ import torch
 from test_captured import ALONE, Repeater
 
 from maskperf.config import DataConfig
+from maskperf.data.canvas import canvas_buckets
 from maskperf.data.coco import read_coco
 from maskperf.data.loader import Feeding, TrainingLoader, static_canvases
 from maskperf.data.raw_pictures import prepare_images
@@ -162,3 +163,22 @@ def test_a_cpu_has_nothing_to_prepare():
         is None
     )
     assert said == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_on_a_gpu_every_canvas_is_recorded_before_the_first_step(micro_batches):
+    device = torch.device("cuda", torch.cuda.current_device())
+    topology, said = replace(ALONE, device=device), []
+    model = build_model(SMALL, seed=6)[0].to(device)
+    captured = prepare_steps(model, DATA, images=2, micro_batches=micro_batches, topology=topology, say=said.append)
+    assert not torch.backends.cudnn.benchmark
+    canvases = canvas_buckets(DATA)
+    assert said == [f"captured steps: {len(canvases) * micro_batches} recorded, each with room for 96 objects an image"]
+    for canvas_hw in canvases:
+        batch = prepare_images(made_up_batch(DATA, canvas_hw, 2, raw_pictures=True), device)
+        captured.gradients.zero()
+        for part in range(1, micro_batches + 1):
+            captured.run(batch, part=part, parts=micro_batches)
+    assert (captured.replayed, captured.plain) == (len(canvases) * micro_batches, 0)

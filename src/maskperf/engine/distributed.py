@@ -100,6 +100,11 @@ def average_buffers(model: nn.Module, topology: Topology) -> None:
         buffer.copy_(part)
 
 
+def wait_for_all(topology: Topology) -> None:
+    """Returns when every process has come here, and this one's device has done all that it was given."""
+    sum_tensor(torch.zeros(1, device=topology.device), topology).item()
+
+
 def share_from_first(value, topology: Topology):
     """Returns the first process's `value` (any picklable object) in every process."""
     if topology.world == 1:

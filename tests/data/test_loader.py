@@ -11,7 +11,15 @@ from maskperf.config import DataConfig, SpeedConfig
 from maskperf.data import loader
 from maskperf.data.canvas import canvas_buckets, canvas_groups
 from maskperf.data.coco import read_coco
-from maskperf.data.loader import Feeding, TrainingLoader, evaluation_batches, feeding_for, is_flipped, load_sample
+from maskperf.data.loader import (
+    Feeding,
+    TrainingLoader,
+    evaluation_batches,
+    feeding_for,
+    is_flipped,
+    load_sample,
+    static_canvases,
+)
 from maskperf.errors import DataError
 from maskperf.seeds import derive_seed
 
@@ -132,17 +140,51 @@ def test_buckets_bring_images_of_one_canvas_together(index):
     groups = dict(zip(index.image_ids.tolist(), canvas_groups(index.sizes_hw, DATA).tolist(), strict=True))
     in_a_pass = sum(-(-count // 2) for count in Counter(groups.values()).values())
     assert len(set(groups.values())) == 3
-    for static_canvas in (False, True):
-        feeding = Feeding(aspect_buckets=True, static_canvas=static_canvas)
-        seen = []
-        for batch in training_loader(index, feeding=feeding).batches(0, in_a_pass):
-            assert len({groups[image_id] for image_id in batch.image_ids.tolist()}) == 1
-            canvas = tuple(batch.images.pixels.shape[2:])
-            largest = batch.images.sizes_hw.max(dim=0).values
-            least = tuple((-(-largest // DATA.size_divisor) * DATA.size_divisor).tolist())
-            assert canvas in canvas_buckets(DATA) if static_canvas else canvas == least
-            seen += batch.image_ids.tolist()
-        assert sorted(seen) == index.image_ids.tolist()
+    seen = []
+    for batch in training_loader(index, feeding=Feeding(aspect_buckets=True)).batches(0, in_a_pass):
+        assert len({groups[image_id] for image_id in batch.image_ids.tolist()}) == 1
+        largest = batch.images.sizes_hw.max(dim=0).values
+        least = (-(-largest // DATA.size_divisor) * DATA.size_divisor).tolist()
+        assert list(batch.images.pixels.shape[2:]) == least
+        seen += batch.image_ids.tolist()
+    assert sorted(seen) == index.image_ids.tolist()
+
+
+@pytest.mark.parametrize(("world", "images_per_rank"), [(1, 2), (2, 1), (2, 2)])
+def test_batches_of_static_canvases_are_full_and_alike_in_all_processes(index, world, images_per_rank):
+    options = {"world": world, "images_per_rank": images_per_rank, "feeding": Feeding(static_canvas=True)}
+    num_steps = 7 * 4 // (world * images_per_rank)  # of four passes
+    ranks = [training_loader(index, rank=rank, **options).batches(0, num_steps) for rank in range(world)]
+    drawn = Counter()
+    for parts in zip(*ranks, strict=True):
+        (canvas,) = {tuple(part.images.pixels.shape[2:]) for part in parts}
+        assert canvas in canvas_buckets(DATA)
+        assert [len(part.image_ids) for part in parts] == [images_per_rank] * world
+        drawn.update(seed for part in parts for seed in part.sample_seeds.tolist())
+    passes = range(
+        1, 5 + world * images_per_rank
+    )  # a group of few images may begin a pass before the others end theirs
+    seed_of = {derive_seed(5, "sample", number, image_id) for number in passes for image_id in index.image_ids.tolist()}
+    assert set(drawn) <= seed_of
+    assert set(drawn.values()) == {1}
+
+
+def test_images_of_one_batch_have_the_draws_of_their_own_passes(index):
+    feeding = Feeding(static_canvas=True)
+    batches = list(training_loader(index, feeding=feeding, images_per_rank=3).batches(0, 14))
+    passes_of = {
+        derive_seed(5, "sample", number, image_id): (number, image_id)
+        for number in range(1, 30)
+        for image_id in index.image_ids.tolist()
+    }
+    drawn = [[passes_of[seed] for seed in batch.sample_seeds.tolist()] for batch in batches]
+    assert [[image_id for _, image_id in entries] for entries in drawn] == [b.image_ids.tolist() for b in batches]
+    assert any(len({number for number, _ in entries}) > 1 for entries in drawn)
+    for batch, entries in zip(batches, drawn, strict=True):
+        for place, (number, image_id) in enumerate(entries):
+            sample = load_sample(index, image_id - 100, data=DATA, seed=5, epoch=number, training=True)
+            height, width = sample.size_hw
+            np.testing.assert_array_equal(batch.images.pixels[place, :, :height, :width].numpy(), sample.pixels)
 
 
 def test_buckets_change_the_order_and_padding_but_no_image(index):
@@ -180,6 +222,11 @@ def test_images_are_not_grouped_where_the_data_say_so(index):
     data = replace(DATA, group_by_aspect=False)
     for feeding in (Feeding(), Feeding(aspect_buckets=True)):
         assert len(set(training_loader(index, data, feeding=feeding).groups().tolist())) == 1
+    static = Feeding(static_canvas=True)
+    assert static_canvases(data, static) == static_canvases(DATA, Feeding()) == ()
+    assert static_canvases(DATA, static) == canvas_buckets(DATA)
+    batches = [list(training_loader(index, data, feeding=feeding).batches(0, 4)) for feeding in (Feeding(), static)]
+    assert [batch.image_ids.tolist() for batch in batches[0]] == [batch.image_ids.tolist() for batch in batches[1]]
 
 
 def test_an_image_of_many_objects_and_an_object_of_many_rings_are_whole(tmp_path):

@@ -1,11 +1,20 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from test_captured import ALONE, Repeater
 
 from maskperf.config import DataConfig
-from maskperf.engine.build import build_model, made_up_batch, warm_up
+from maskperf.data.canvas import canvas_buckets
+from maskperf.data.coco import read_coco
+from maskperf.data.loader import Feeding, TrainingLoader, static_canvases
+from maskperf.data.raw_pictures import prepare_images
+from maskperf.engine.build import best_convolutions, build_model, made_up_batch, prepare_steps, warm_up
+from maskperf.engine.capacity import fixed_capacity
+from maskperf.engine.captured import CapturedSteps
 from maskperf.engine.forward import training_losses
+from maskperf.engine.gradients import Gradients
 from maskperf.model.weights import save_model_weights
 from maskperf.recipes import demo
 
@@ -13,6 +22,7 @@ SMALL = replace(demo().model, num_classes=4, batch_norm="frozen", frozen_stages=
 TRAINABLE = replace(SMALL, batch_norm="trainable", frozen_stages=0)
 DATA = DataConfig(short_side=60, long_side=90)
 CPU = torch.device("cpu")
+FOLDER = Path(__file__).parents[1] / "golden" / "data_path"
 
 
 def model_with_statistics(config):
@@ -73,7 +83,7 @@ def test_warm_up_leaves_model_and_random_state_as_they_were(config):
     model = model_with_statistics(config)
     before, rng_state = snapshot(model), torch.random.get_rng_state()
     requires_grad = [parameter.requires_grad for parameter in model.parameters()]
-    warm_up(model, DATA, 2, CPU)
+    warm_up(model, [made_up_batch(DATA, (64, 96), 2), made_up_batch(DATA, (96, 64), 1)])
     after = snapshot(model)
     assert same(after, before) == set(before)
     assert torch.equal(torch.random.get_rng_state(), rng_state)
@@ -85,25 +95,90 @@ def test_warm_up_leaves_model_and_random_state_as_they_were(config):
 def test_warm_up_would_show_in_trainable_batch_norms_without_its_restore():
     model = model_with_statistics(TRAINABLE)
     before = snapshot(model)
-    training_losses(model, made_up_batch(DATA, 2)).total().backward()
+    training_losses(model, made_up_batch(DATA, (64, 96), 2)).total().backward()
     changed = set(before) - same(before, snapshot(model))
     assert any(name.endswith("running_mean") for name in changed)
     assert any(name.endswith("num_batches_tracked") for name in changed)
 
 
-def test_made_up_batch_has_the_padded_size_and_one_object_an_image():
-    batch = made_up_batch(DataConfig(), 3)
-    assert batch.images.pixels.shape == (3, 3, 800, 1344)
-    assert batch.images.sizes_hw.tolist() == [[800, 1333]] * 3
+@pytest.mark.parametrize("raw_pictures", [False, True])
+def test_made_up_batch_fills_its_canvas_and_has_one_object_an_image(raw_pictures):
+    batch = prepare_images(made_up_batch(DataConfig(), (800, 1216), 3, raw_pictures=raw_pictures), CPU)
+    assert batch.images.pixels.shape == (3, 3, 800, 1216)
+    assert batch.images.pixels.is_contiguous(memory_format=torch.channels_last)
+    assert batch.images.sizes_hw.tolist() == [[800, 1216]] * 3
     assert batch.targets.valid.tolist() == [[True]] * 3
     assert batch.targets.boxes[2].tolist() == [[0, 0, 400, 400]]
     assert batch.targets.polygons.ring_offsets.tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("raw_pictures", [False, True])
+def test_a_step_recorded_on_made_up_batches_takes_those_of_the_loader(raw_pictures):
+    """Shapes, types, strides and capacity must be those of the batches to come, or they would be recorded anew."""
+    index = read_coco(FOLDER / "instances.json", FOLDER / "images", training=True)
+    data = replace(DATA, short_side=32, long_side=64, loader_threads=1)
+    feeding = Feeding(static_canvas=True, raw_pictures=raw_pictures)
+    model, _ = build_model(replace(SMALL, num_classes=81), seed=6)
+    gradients, recorder = Gradients(model, ALONE), Repeater()
+    captured = CapturedSteps(model, [fixed_capacity(2)], gradients=gradients, recorder=recorder, say=print)
+    canvases = static_canvases(data, feeding)
+    made_up = [made_up_batch(data, canvas_hw, 2, raw_pictures=raw_pictures) for canvas_hw in canvases]
+    captured.record([prepare_images(batch, CPU) for batch in made_up], parts=1)
+    loader = TrainingLoader(index, data, seed=1, rank=0, world=1, images_per_rank=2, feeding=feeding)
+    batches = [prepare_images(batch, CPU) for batch in loader.batches(0, 6)]
+    assert {tuple(batch.images.pixels.shape[2:]) for batch in batches} <= set(canvases)
+    for batch in batches:
+        captured.run(batch, part=1, parts=1)
+    assert (captured.replayed, captured.plain) == (6, 0)
+
+
 def test_made_up_batch_brings_a_positive_roi_to_the_box_and_mask_heads():
     model, _ = build_model(SMALL, seed=6)
-    losses = training_losses(model, made_up_batch(DATA, 2))
+    losses = training_losses(model, made_up_batch(DATA, (64, 96), 2))
     assert losses.stacked().isfinite().all()
     assert losses.box.item() > 0
     assert losses.mask.item() > 0
     assert losses.dropped_masks.item() == 0
+
+
+def test_the_search_for_the_best_convolutions_ends_with_its_block():
+    model = model_with_statistics(SMALL)
+    seen = []
+
+    def batches():
+        seen.append(torch.backends.cudnn.benchmark)
+        yield made_up_batch(DATA, (64, 96), 1)
+
+    warm_up(model, batches())
+    assert seen == [True] and not torch.backends.cudnn.benchmark
+    with pytest.raises(KeyError), best_convolutions():
+        raise KeyError("a bug")
+    assert not torch.backends.cudnn.benchmark
+
+
+def test_a_cpu_has_nothing_to_prepare():
+    said = []
+    assert (
+        prepare_steps(build_model(SMALL, seed=6)[0], DATA, images=2, micro_batches=1, topology=ALONE, say=said.append)
+        is None
+    )
+    assert said == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_on_a_gpu_every_canvas_is_recorded_before_the_first_step(micro_batches):
+    device = torch.device("cuda", torch.cuda.current_device())
+    topology, said = replace(ALONE, device=device), []
+    model = build_model(SMALL, seed=6)[0].to(device)
+    captured = prepare_steps(model, DATA, images=2, micro_batches=micro_batches, topology=topology, say=said.append)
+    assert not torch.backends.cudnn.benchmark
+    canvases = canvas_buckets(DATA)
+    assert said == [f"captured steps: {len(canvases) * micro_batches} recorded, each with room for 96 objects an image"]
+    for canvas_hw in canvases:
+        batch = prepare_images(made_up_batch(DATA, canvas_hw, 2, raw_pictures=True), device)
+        captured.gradients.zero()
+        for part in range(1, micro_batches + 1):
+            captured.run(batch, part=part, parts=micro_batches)
+    assert (captured.replayed, captured.plain) == (len(canvases) * micro_batches, 0)

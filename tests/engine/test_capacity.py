@@ -9,7 +9,15 @@ from varied_batches import varied_batch
 
 from maskperf.bench.run_lengths import as_run_lengths
 from maskperf.data.coco import CocoIndex
-from maskperf.engine.capacity import BatchCapacity, batch_capacity, capacity_of, fits, pad_batch
+from maskperf.engine.capacity import (
+    BatchCapacity,
+    batch_capacity,
+    capacity_of,
+    fits,
+    fixed_capacity,
+    pad_batch,
+    usual_outlines,
+)
 from maskperf.engine.forward import training_losses
 
 ROOMY = BatchCapacity(images=2, slots=9, rings=60, points=500, object_rings=5, object_points=40)
@@ -62,14 +70,21 @@ def test_capacity_holds_the_runs_of_the_images_with_the_most():
     assert batch_capacity(index, 2).runs == 0
 
 
-def test_capacity_for_a_share_leaves_out_the_rare_images_alone():
-    index = index_of([[[4]]] * 990 + [[[4], [900, 4]]] * 10)
-    usual = batch_capacity(index, 2, share=0.95)
-    assert usual == BatchCapacity(images=2, slots=1, rings=2, points=8, object_rings=1, object_points=4)
-    most = batch_capacity(index, 2)
-    assert (most.slots, most.object_points) == (2, 904)
-    rare = 10 / 1000
-    assert (1 - rare) ** 2 >= 0.95  # so this many batches of two have no rare image
+def test_the_fixed_capacity_holds_the_crowded_images_of_coco():
+    crowded = index_of([[[60]] * 92 + [[20] * 190], [[4]]])  # 93 objects, 190 rings of one object
+    for images in (1, 16):
+        assert fits(batch_capacity(crowded, images), fixed_capacity(images))
+    assert not fits(batch_capacity(index_of([[[4]] * 97]), 2), fixed_capacity(2))
+    usual = usual_outlines(fixed_capacity(2))
+    assert fits(usual, fixed_capacity(2)) and fits(batch_capacity(index_of([[[30] * 16]]), 2), usual)
+    assert not fits(batch_capacity(crowded, 2), usual)
+
+
+def test_a_batch_of_run_lengths_never_fits_where_there_is_no_room_for_runs():
+    batch = as_run_lengths(varied_batch(1, (0, 0)))  # none at all
+    assert len(batch.targets.run_lengths.ends) == 0
+    assert capacity_of(batch).runs == 1
+    assert not fits(capacity_of(batch), fixed_capacity(2))
 
 
 def test_capacity_of_a_data_set_without_objects_has_a_place_of_each_kind():
@@ -152,6 +167,6 @@ def test_a_batch_of_exactly_the_capacity_is_unchanged():
     assert torch.equal(padded.targets.boxes, batch.targets.boxes)
     for name in ("images", "slots", "rings", "points", "object_rings", "object_points"):
         tighter = replace(exact, **{name: getattr(exact, name) - 1})
-        assert not fits(batch, tighter), name
+        assert not fits(capacity_of(batch), tighter), name
         with pytest.raises(ValueError, match="does not fit"):
             pad_batch(batch, tighter)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from refused_waits import refused_waits
 from small_batches import SMALL, small_model
-from test_capacity import index_of
 from varied_batches import varied_batch
 
 from maskperf.config import OptimizerConfig, SpeedConfig
@@ -209,14 +208,63 @@ def test_recorded_shapes_are_limited_and_it_is_said(monkeypatch):
     assert said == ["captured steps: 1 graphs are made; other shapes are launched anew"]
 
 
+def test_shapes_recorded_ahead_are_replayed_from_the_first_step():
+    plain, model = small_model(seed=0), small_model(seed=0)
+    captured, recorder, said = captured_of(model)
+    captured.record([varied_batch(99, (1, 1), canvas) for canvas in ((64, 96), (96, 64))], parts=1)
+    assert recorder.recorded == 2
+    assert said == ["captured steps: 2 recorded, each with room for 3 objects an image"]
+    steps = [
+        [varied_batch(seed, objects, canvas)]
+        for seed, (objects, canvas) in enumerate([((2, 1), (64, 96)), ((3, 0), (96, 64)), ((1, 1), (64, 96))])
+    ]
+    wanted, _ = run_of(steps, plain)
+    found, _ = run_of(steps, model, captured)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    assert_same_weights(model, plain)
+    assert (captured.replayed, captured.plain) == (3, 0)
+    run_of([[varied_batch(9, (1, 1)), varied_batch(8, (1, 1))]], model, captured)
+    assert captured.plain == 2  # another number of micro-batches is another recording
+    assert len(said) == 1
+    captured.record([varied_batch(99, (1, 1))], parts=2)
+    assert recorder.recorded == 4  # the last micro-batch exchanges the gradients, the others do not
+    run_of([[varied_batch(9, (1, 1)), varied_batch(8, (1, 1))]], model, captured)
+    assert (captured.replayed, captured.plain) == (5, 2)
+
+
+def test_a_recording_ahead_that_fails_is_said_and_every_step_is_plain():
+    model = small_model(seed=0)
+    captured, recorder, said = captured_of(model, recorder=Repeater(fails_with=RuntimeError("no memory")))
+    captured.record([varied_batch(99, (1, 1), canvas) for canvas in ((64, 96), (96, 64))], parts=1)
+    captured.make_room(LARGER)
+    run_of([[varied_batch(0, (1, 1))]], model, captured)
+    assert (captured.replayed, captured.plain) == (0, 1)
+    assert len(said) == 1 and "no memory" in said[0]
+
+
+def test_what_a_data_set_needs_beyond_the_known_room_is_recorded_when_it_comes():
+    plain, model = small_model(seed=0), small_model(seed=0)
+    captured, recorder, said = captured_of(model, capacities=(SMALLER,))
+    captured.record([varied_batch(99, (1, 1))], parts=1)
+    captured.make_room(replace(SMALLER, slots=2))
+    assert len(said) == 1  # that was no more than there is
+    captured.make_room(LARGER)
+    assert len(said) == 2 and "need more room" in said[1]
+    steps = [[varied_batch(seed, (6, 2))] for seed in range(PLAIN_STEPS_FIRST + 2)] + [[varied_batch(50, (2, 1))]]
+    wanted, _ = run_of(steps, plain)
+    found, _ = run_of(steps, model, captured)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    assert (captured.replayed, captured.plain) == (3, PLAIN_STEPS_FIRST)
+    assert recorder.recorded == 2 and len(said) == 2
+
+
 def test_on_a_cpu_or_switched_off_nothing_is_captured():
     said = []
     model = small_model(seed=0)
-    index = index_of([[[4]]])
-    assert capture_steps(model, index, images=1, topology=ALONE, say=said.append) is None
+    assert capture_steps(model, images=1, topology=ALONE, say=said.append) is None
     assert said == []
     model.speed = SpeedConfig(captured_steps=False)
-    assert capture_steps(model, index, images=1, topology=alone_on(torch.device("cuda")), say=said.append) is None
+    assert capture_steps(model, images=1, topology=alone_on(torch.device("cuda")), say=said.append) is None
     assert len(said) == 1 and "speed.captured_steps=false" in said[0]
 
 

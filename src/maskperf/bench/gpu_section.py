@@ -19,6 +19,7 @@ from maskperf.bench.gpu_peer import peer_rows
 from maskperf.bench.gpu_plan import GpuPlan, plan_from_json
 from maskperf.bench.gpu_steps import step_rows, switch_rows
 from maskperf.config import SpeedConfig
+from maskperf.engine.build import best_convolutions
 from maskperf.engine.distributed import claim_gpu
 from maskperf.errors import EXIT_DONE, UserError
 from maskperf.machine.software import installed_version
@@ -99,7 +100,7 @@ def main() -> int:
         device = claim_gpu(device)
     torch.set_num_threads(plan.threads)
     try:
-        with Path(file).open("wb", buffering=0) as stream:
+        with best_convolutions(), Path(file).open("wb", buffering=0) as stream:
             for row in section_rows(section, device, plan):
                 stream.write(msgspec.json.encode(row) + b"\n")
     except UserError as error:

@@ -7,8 +7,8 @@ import torch
 
 from maskperf.data.categories import categories_of, match_categories
 from maskperf.data.coco import locate, read_coco
-from maskperf.engine.build import build_model, keep_memory
-from maskperf.engine.captured import capture_steps
+from maskperf.engine.build import build_model, keep_memory, prepare_steps
+from maskperf.engine.capacity import batch_capacity
 from maskperf.engine.distributed import init_topology
 from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.precision import set_precision
@@ -41,7 +41,16 @@ def demo_chunk(inputs: dict) -> tuple[Callable[[], dict], dict]:
     messages: list[str] = []
     set_precision(model, topology.device, messages.append)
     optimizer = build_optimizer(model, config.optimizer)
-    captured = capture_steps(model, train, images=session.images_per_rank, topology=topology, say=messages.append)
+    captured = prepare_steps(
+        model,
+        config.data,
+        images=session.images_per_rank,
+        micro_batches=config.optimizer.accumulation_steps,
+        topology=topology,
+        say=messages.append,
+    )
+    if captured is not None:
+        captured.make_room(batch_capacity(train, session.images_per_rank))
     update = 0
 
     def work() -> dict:

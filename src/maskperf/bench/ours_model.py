@@ -118,6 +118,7 @@ def _open(inputs: dict) -> tuple[MaskRcnn, RunConfig, Topology]:
     config = from_json_text(inputs["config"])
     torch.set_num_threads(inputs["threads"])
     topology = init_topology(config.system.device)
+    torch.backends.cudnn.benchmark = topology.device.type == "cuda"  # all repeats have the shapes of the first call
     # The weights hardly move, so that all repeats do the same work on the same proposals.
     config = replace(config, optimizer=replace(config.optimizer, learning_rate=inputs["learning_rate"]))
     keep_memory(config.speed, topology.device)

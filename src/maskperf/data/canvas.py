@@ -48,17 +48,38 @@ def resized_sizes_hw(sizes_hw: Int[np.ndarray, "images 2"], data: DataConfig) ->
     return np.array(resized, np.int64).reshape(-1, 2)[which]
 
 
-def canvas_groups(sizes_hw: Int[np.ndarray, "images 2"], data: DataConfig) -> Int[np.ndarray, " images"]:
-    """Returns a number for each image, the same for all images that have the same canvas. Sizes are those of the files.
+def image_canvases(
+    sizes_hw: Int[np.ndarray, "images 2"], data: DataConfig, *, least: int = 1
+) -> Int[np.ndarray, "images 2"]:
+    """Returns the canvas of each image. Sizes are those of the files.
 
-    An image that is larger than all canvases is in a group with those of the same rounded size.
+    An image that is larger than all canvases has its own size in multiples of the divisor. Images of a canvas that
+    fewer than `least` have move to the smallest other one that holds it and is some image's, if there is such a one.
     """
     canvases = canvas_buckets(data)
     found, which = _distinct(sizes_hw)
     resized = [target_size_hw(size_hw, data.short_side, data.long_side) for size_hw in found]
-    owned = [canvas_of(size_hw, canvases, data.size_divisor) for size_hw in resized]
-    number_of = {canvas: number for number, canvas in enumerate(sorted(set(owned)))}
-    return np.array([number_of[canvas] for canvas in owned], np.int64)[which]
+    owned = np.array([canvas_of(size_hw, canvases, data.size_divisor) for size_hw in resized], np.int64)
+    owned = owned.reshape(-1, 2)
+    counts = np.bincount(which, minlength=len(owned))
+    for canvas in canvases:  # the smallest first, so that what was joined may move on
+        is_own = (owned == canvas).all(axis=1)
+        if 0 < counts[is_own].sum() < least:
+            others = (
+                other for other in canvases if other != canvas and other[0] >= canvas[0] and other[1] >= canvas[1]
+            )
+            owned[is_own] = next((other for other in others if (owned == other).all(axis=1).any()), canvas)
+    return owned[which]
+
+
+def group_numbers(canvases: Int[np.ndarray, "images 2"]) -> Int[np.ndarray, " images"]:
+    """Returns a number from 0 for each image, the same for all images that have the same canvas."""
+    return _distinct(canvases)[1]
+
+
+def canvas_groups(sizes_hw: Int[np.ndarray, "images 2"], data: DataConfig) -> Int[np.ndarray, " images"]:
+    """Returns a number for each image, the same for all that have the same canvas. Sizes are those of the files."""
+    return group_numbers(image_canvases(sizes_hw, data))
 
 
 def padding_share(

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from maskperf.config import DataConfig, SpeedConfig
-from maskperf.data.canvas import canvas_buckets, canvas_groups
+from maskperf.data.canvas import Canvases, SizeHw, canvas_buckets, canvas_groups, group_numbers, image_canvases
 from maskperf.data.coco import CocoIndex
 from maskperf.data.collate import Packing, Sample, make_batch, make_evaluation_batch
 from maskperf.data.decode import check_images, decode_image
 from maskperf.data.raw_pictures import BufferRing
-from maskperf.data.sampler import aspect_groups, evaluation_order, stream_batches
+from maskperf.data.sampler import aspect_groups, canvas_stream, evaluation_order, stream_batches
 from maskperf.data.subset import shown_id
 from maskperf.data.transforms import flip_boxes, flip_points, resize_boxes, resize_points, target_size_hw
 from maskperf.errors import DataError, Fault
@@ -86,7 +86,7 @@ class Feeding:
     """How images come together and are handed over. The defaults are the reference's way."""
 
     aspect_buckets: bool = False  # batches of images of one canvas, not only of wide or of upright ones
-    static_canvas: bool = False  # every batch has the size of a canvas, so that there are few sizes
+    static_canvas: bool = False  # every batch is full and fills a canvas, the same in all processes: few shapes
     raw_pictures: bool = False  # pictures as decoded, for `prepare_images`
 
 
@@ -98,6 +98,11 @@ def feeding_for(speed: SpeedConfig, device: torch.device) -> Feeding:
         static_canvas=speed.aspect_buckets and is_cuda,
         raw_pictures=speed.device_preprocessing and is_cuda,
     )
+
+
+def static_canvases(data: DataConfig, feeding: Feeding) -> Canvases:
+    """Returns the canvases that training batches have; none where each batch is as large as its pictures need."""
+    return canvas_buckets(data) if feeding.static_canvas and data.group_by_aspect else ()
 
 
 AS_THE_REFERENCE = Feeding()
@@ -134,17 +139,23 @@ class TrainingLoader:
         Close the iterator (or use it up) to end its threads.
         Errors: DataError when an image cannot be used; it then lists the faults of all images of the folder.
         """
-        stream = stream_batches(
-            self.groups(),
-            seed=self.seed,
-            rank=self.rank,
-            world=self.world,
-            images_per_rank=self.images_per_rank,
-            shuffle=self.data.shuffle,
-            first_step=first_step,
-        )
+        order = {
+            "seed": self.seed,
+            "rank": self.rank,
+            "world": self.world,
+            "images_per_rank": self.images_per_rank,
+            "shuffle": self.data.shuffle,
+            "first_step": first_step,
+        }
+        if static_canvases(self.data, self.feeding):
+            canvases = image_canvases(self.index.sizes_hw, self.data, least=self.world * self.images_per_rank)
+            stream = canvas_stream(group_numbers(canvases), **order)
+            batches = ((passes, positions, tuple(canvases[positions[0]].tolist())) for passes, positions in stream)
+        else:
+            stream = stream_batches(self.groups(), **order)
+            batches = ((np.full(len(positions), number), positions, None) for number, positions in stream)
         packing = _packing(self.feeding, self.data, self.pin_memory)
-        jobs = (partial(self._make, epoch, positions, packing) for epoch, positions in islice(stream, num_steps))
+        jobs = (partial(self._make, *batch, packing) for batch in islice(batches, num_steps))
         return _run_ahead(jobs, self.index, self.data)
 
     def groups(self) -> np.ndarray:
@@ -155,10 +166,13 @@ class TrainingLoader:
             return canvas_groups(self.index.sizes_hw, self.data)
         return aspect_groups(self.index.sizes_hw)
 
-    def _make(self, epoch: int, positions: np.ndarray, packing: Packing) -> Batch:
-        load = partial(load_sample, self.index, data=self.data, seed=self.seed, epoch=epoch, training=True)
-        samples = [load(int(position)) for position in positions]
-        batch = make_batch(samples, self.data.size_divisor, packing)
+    def _make(self, passes: np.ndarray, positions: np.ndarray, canvas_hw: SizeHw | None, packing: Packing) -> Batch:
+        """Returns the batch of these images, each with the draws of its pass."""
+        load = partial(load_sample, self.index, data=self.data, seed=self.seed, training=True)
+        drawn = zip(positions.tolist(), passes.tolist(), strict=True)
+        samples = [load(position, epoch=number) for position, number in drawn]
+        canvases = () if canvas_hw is None else (canvas_hw,)
+        batch = make_batch(samples, self.data.size_divisor, replace(packing, canvases=canvases))
         return pinned(batch) if self.pin_memory else batch
 
 
@@ -177,7 +191,7 @@ def evaluation_batches(
     Each is as large as its largest picture needs, whatever `feeding` says of canvases: scores shall not depend on it.
     Errors: DataError when an image cannot be used; it then lists the faults of all images of the folder.
     """
-    packing = _packing(replace(feeding, static_canvas=False), data, pin_memory)
+    packing = _packing(feeding, data, pin_memory)
 
     def make(positions: np.ndarray) -> EvaluationBatch:
         load = partial(load_sample, index, data=data, seed=0, epoch=0, training=False)
@@ -192,7 +206,6 @@ def evaluation_batches(
 def _packing(feeding: Feeding, data: DataConfig, pin_memory: bool) -> Packing:
     kept = max(data.loader_threads, 1) + data.prefetch_batches
     return Packing(
-        canvases=canvas_buckets(data) if feeding.static_canvas else (),
         pin_memory=pin_memory,
         ring=BufferRing(kept=kept, pin_memory=pin_memory) if feeding.raw_pictures else None,
     )

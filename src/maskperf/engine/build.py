@@ -1,17 +1,27 @@
-"""A model ready to train: made from a seed, weights loaded, kernels warmed up."""
+"""A model ready to train: made from a seed, weights loaded, kernels warmed up, steps recorded."""
 
 import copy
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
+import numpy as np
 import torch
 
 from maskperf.config import DataConfig, ModelConfig, SpeedConfig
+from maskperf.data.canvas import SizeHw
+from maskperf.data.collate import Packing, Sample, make_batch
+from maskperf.data.loader import feeding_for, static_canvases
+from maskperf.data.raw_pictures import BufferRing, prepare_images
+from maskperf.engine.captured import CapturedSteps, capture_steps
+from maskperf.engine.distributed import Topology
 from maskperf.engine.forward import training_losses
 from maskperf.machine.memory_allocator import keep_freed_memory
 from maskperf.model.backbone_file import load_backbone_weights
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.model.weights import load_model_weights
 from maskperf.seeds import derive_seed
-from maskperf.structures import Batch, Images, Polygons, Targets, to_device
+from maskperf.structures import Batch
 
 
 def build_model(config: ModelConfig, seed: int, speed: SpeedConfig | None = None) -> tuple[MaskRcnn, list[str]]:
@@ -44,41 +54,84 @@ def padded_size_hw(data: DataConfig) -> tuple[int, int]:
     return -(-data.short_side // divisor) * divisor, -(-data.long_side // divisor) * divisor
 
 
-def made_up_batch(data: DataConfig, images: int) -> Batch:
-    """Returns a gray batch with one square object an image, of the size most batches will have."""
-    height, width = padded_size_hw(data)
-    side = float(data.short_side // 2)
-    box = torch.tensor([0.0, 0.0, side, side])
-    square = torch.tensor([[0.0, 0.0], [side, 0.0], [side, side], [0.0, side]])
-    polygons = Polygons(
-        points=square.repeat(images, 1),
-        point_offsets=torch.arange(images + 1) * 4,
-        ring_offsets=torch.arange(images + 1),
-        max_points=4,
-        max_rings=1,
+def made_up_batch(data: DataConfig, canvas_hw: SizeHw, images: int, *, raw_pictures: bool = False) -> Batch:
+    """Returns black pictures that fill the canvas, with one square object each, as the loader would hand them over."""
+    height, width = canvas_hw
+    side = float(min(canvas_hw) // 2)
+    sample = Sample(
+        bgr=np.zeros((height // 2, width // 2, 3), np.uint8),
+        size_hw=canvas_hw,
+        is_mirrored=False,
+        means_bgr=data.pixel_means_bgr,
+        boxes=np.array([[0, 0, side, side]], np.float32),
+        labels=np.ones(1, np.int64),
+        ring_offsets=np.array([0, 1]),
+        point_offsets=np.array([0, 4]),
+        points=np.array([[0, 0], [side, 0], [side, side], [0, side]], np.float32),
+        image_id=0,
+        sample_seed=0,
+        original_size_hw=(height // 2, width // 2),
     )
-    return Batch(
-        images=Images(
-            pixels=torch.zeros(images, 3, height, width),
-            sizes_hw=torch.tensor([[data.short_side, min(data.long_side, width)]] * images),
-        ),
-        targets=Targets(
-            boxes=box.repeat(images, 1, 1),
-            labels=torch.ones(images, 1, dtype=torch.int64),
-            valid=torch.ones(images, 1, dtype=torch.bool),
-            polygons=polygons,
-        ),
-        image_ids=torch.zeros(images, dtype=torch.int64),
-        sample_seeds=torch.arange(images),
-    )
+    samples = [replace(sample, sample_seed=number) for number in range(images)]
+    ring = BufferRing(kept=1, pin_memory=False) if raw_pictures else None
+    return make_batch(samples, data.size_divisor, Packing(canvases=(canvas_hw,), ring=ring))
 
 
-def warm_up(model: MaskRcnn, data: DataConfig, images: int, device: torch.device) -> None:
-    """Runs forward and backward once on made-up data, so that no kernel is first met inside the timed run.
+def prepare_steps(
+    model: MaskRcnn,
+    data: DataConfig,
+    *,
+    images: int,
+    micro_batches: int,
+    topology: Topology,
+    say: Callable[[str], None],
+) -> CapturedSteps | None:
+    """Returns what replays forward and backward, where that can be, after a GPU did both once on each canvas.
+
+    Pictures, operators and convolutions are met on made-up batches and the steps are recorded, so that the timed run
+    begins with replays. No data set is looked at. The largest canvas comes first: the others fit into its memory.
+    A CPU has no kernels to choose, and its first step costs what any step costs: nothing is done there.
+    """
+    device = topology.device
+    if device.type != "cuda":
+        return None
+    feeding, kernels = feeding_for(model.speed, device), model.speed.triton_kernels
+    canvases = static_canvases(data, feeding) or (padded_size_hw(data),)
+
+    def batches() -> Iterator[Batch]:
+        for canvas_hw in reversed(canvases):
+            batch = made_up_batch(data, canvas_hw, images, raw_pictures=feeding.raw_pictures)
+            yield prepare_images(batch, device, kernels=kernels)
+
+    warm_up(model, batches())
+    captured = capture_steps(model, images=images, topology=topology, say=say)
+    if captured is not None:
+        captured.record(batches(), parts=micro_batches)
+    return captured
+
+
+def warm_up(model: MaskRcnn, batches: Iterable[Batch]) -> None:
+    """Runs forward and backward once on each batch, while cuDNN looks for its best way to do each convolution.
 
     The model is as it was before: no gradient and no running statistic stays.
     """
     state = copy.deepcopy(model.state_dict())
-    training_losses(model, to_device(made_up_batch(data, images), device)).total().backward()
+    with best_convolutions():
+        for batch in batches:
+            training_losses(model, batch).total().backward()
     model.zero_grad(set_to_none=True)
     model.load_state_dict(state)
+
+
+@contextmanager
+def best_convolutions() -> Iterator[None]:
+    """Has cuDNN try its ways to do each convolution that is new here, and remember the best of them in this process.
+
+    Outside, a convolution that is new is done in the way that cuDNN's rules of thumb choose: trying takes long, and is
+    not for shapes that come once.
+    """
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = False

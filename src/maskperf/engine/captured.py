@@ -1,29 +1,29 @@
 """Forward and backward replayed as CUDA graphs: the launches of a step are recorded once for each shape of batch.
 
-What needs other processes or the optimizer stays outside and follows as in a plain step. Tested on a processor with a
-stand-in for the graphs. Not yet run on a GPU.
+Shapes that are known are recorded before training begins (`CapturedSteps.record`), others when they have come some
+times. What needs other processes or the optimizer stays outside and follows as in a plain step. Tested on a processor
+with a stand-in for the graphs. Not yet run on a GPU.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from maskperf.data.coco import CocoIndex
-from maskperf.engine.capacity import BatchCapacity, batch_capacity, fits, pad_batch
+from maskperf.engine.capacity import BatchCapacity, capacity_of, fits, fixed_capacity, pad_batch, usual_outlines
 from maskperf.engine.distributed import Topology
 from maskperf.engine.forward import canvas_anchors, training_losses
 from maskperf.engine.gradients import BatchResult, Gradients, backward
 from maskperf.engine.stopwatch import Stopwatch
 from maskperf.model.mask_rcnn import MaskRcnn
+from maskperf.ops.kernels.selection import is_available
 from maskperf.structures import Batch
 
-PLAIN_STEPS_FIRST = 2  # of a shape, before it is recorded: a rare one is not worth it
+PLAIN_STEPS_FIRST = 2  # of a shape that is not known ahead, before it is recorded: a rare one is not worth it
 MOST_GRAPHS = 32
-USUAL_SHARE = 0.95  # of batches, for which there is a smaller capacity than the largest
 WARM_UPS = 2
 
 
@@ -72,16 +72,17 @@ class _Recording:
 
 
 def capture_steps(
-    model: MaskRcnn, index: CocoIndex, *, images: int, topology: Topology, say: Callable[[str], None]
+    model: MaskRcnn, *, images: int, topology: Topology, say: Callable[[str], None]
 ) -> "CapturedSteps | None":
-    """Returns the captured steps for batches of this data set, `images` at a time; None on a CPU or switched off."""
+    """Returns the captured steps for batches of so many images; None on a CPU or switched off."""
     if topology.device.type != "cuda":
         return None
     if not model.speed.captured_steps:
         say("captured steps: off (speed.captured_steps=false), every step is launched anew")
         return None
-    capacities = [batch_capacity(index, images, share=share) for share in (USUAL_SHARE, 1.0)]
-    say(f"captured steps: on, room for {capacities[0].slots} objects an image, or for {capacities[1].slots}")
+    capacities = [fixed_capacity(images)]
+    if not (model.speed.triton_kernels and is_available(topology.device)):
+        capacities.insert(0, usual_outlines(capacities[0]))
     gradients, recorder = Gradients(model, topology), CudaRecorder(topology.device)
     return CapturedSteps(model, capacities, gradients=gradients, recorder=recorder, say=say)
 
@@ -89,8 +90,8 @@ def capture_steps(
 class CapturedSteps:
     """Forward and backward by replay, where that can be; the rest is the caller's, by the plain way.
 
-    A batch is padded to the smallest capacity that holds it; one that fits none, and the first ones of each shape,
-    are left to the plain way. If recording fails, all are from then on.
+    A batch is padded to the first capacity that holds it; one that fits none, and the first ones of a shape that was
+    not recorded ahead, are left to the plain way. If recording fails, all are from then on.
     """
 
     def __init__(
@@ -112,6 +113,31 @@ class CapturedSteps:
         self._seen: Counter[tuple] = Counter()
         self._recordings: dict[tuple, _Recording] = {}
         self._gave_up = False
+
+    def record(self, batches: Iterable[Batch], *, parts: int) -> None:
+        """Records steps on batches of these shapes now; what the batches hold does not matter.
+
+        `parts` is the number of micro-batches of a step, of which the last also exchanges the gradients. Gradients and
+        running statistics are left as they were.
+        """
+        for batch in batches:
+            capacity = self._capacity_of(batch)
+            for is_last in (True,) if parts == 1 else (False, True):
+                if capacity is not None and not self._gave_up:
+                    key = _key(batch, capacity, parts, is_last)
+                    self._record(key, pad_batch(batch, capacity), parts, is_last)
+        if not self._gave_up:
+            slots = self._capacities[0].slots
+            self._say(f"captured steps: {len(self._recordings)} recorded, each with room for {slots} objects an image")
+
+    def make_room(self, needed: BatchCapacity) -> None:
+        """Takes batches that need up to so much as well; they are recorded when their shapes have come some times."""
+        if not self._gave_up and not any(fits(needed, room) for room in self._capacities):
+            self._capacities = (*self._capacities, needed)
+            self._say(
+                "captured steps: some images of this data set need more room; batches of them are recorded when their "
+                f"shape has come {PLAIN_STEPS_FIRST} times"
+            )
 
     def run(self, batch: Batch, *, part: int, parts: int, stopwatch: Stopwatch | None = None) -> BatchResult:
         """Adds the batch's gradients, divided by `parts`, to those in the buffer and returns its losses.
@@ -138,13 +164,12 @@ class CapturedSteps:
 
     def _recording_of(self, batch: Batch, parts: int, is_last: bool) -> tuple[_Recording | None, Batch]:
         """Returns the recording for this shape of batch, made now if it is time, and the batch padded to it."""
-        capacity = next((room for room in self._capacities if fits(batch, room)), None)
+        capacity = self._capacity_of(batch)
         if self._gave_up or capacity is None:
             if not self._gave_up:
                 self._say_once("captured steps: a batch has more ground truth than there is room for, launched anew")
             return None, batch
-        pixels = batch.images.pixels
-        key = (pixels.shape, pixels.dtype, pixels.stride(), capacity, parts, is_last)
+        key = _key(batch, capacity, parts, is_last)
         if key not in self._recordings:
             self._seen[key] += 1
             if self._seen[key] <= PLAIN_STEPS_FIRST:
@@ -156,6 +181,10 @@ class CapturedSteps:
             if self._gave_up:
                 return None, batch
         return self._recordings[key], pad_batch(batch, capacity)
+
+    def _capacity_of(self, batch: Batch) -> BatchCapacity | None:
+        needed = capacity_of(batch)
+        return next((room for room in self._capacities if fits(needed, room)), None)
 
     def _record(self, key: tuple, padded: Batch, parts: int, is_last: bool) -> None:
         """Keeps a recording for this key, or gives up. Gradients and running statistics are left as they were."""
@@ -192,6 +221,12 @@ class CapturedSteps:
         if text not in self._said:
             self._said.add(text)
             self._say(text)
+
+
+def _key(batch: Batch, capacity: BatchCapacity, parts: int, is_last: bool) -> tuple:
+    """Returns what a recording depends on, besides the numbers that are copied into it."""
+    pixels = batch.images.pixels
+    return pixels.shape, pixels.dtype, pixels.stride(), capacity, parts, is_last
 
 
 def _first_cause(error: BaseException) -> str:

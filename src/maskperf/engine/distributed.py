@@ -40,14 +40,13 @@ def init_topology(device_choice: str) -> Topology:
 
 
 def claim_gpu(device: torch.device) -> torch.device:
-    """Makes this GPU the process's own, with cuDNN's search on and TF32 off; returns it with its index.
+    """Makes this GPU the process's own, with TF32 off; returns it with its index.
 
     float32 is float32: rounding the inputs of products to TF32's 10 bits is a precision of its own, which nobody asked
     for here.
     """
     device = torch.device("cuda", device.index or 0)
     torch.cuda.set_device(device)  # Trap: takes no device without an index
-    torch.backends.cudnn.benchmark = True  # the best algorithm for each of the few shapes there are
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # Trap: cuDNN's convolutions are TF32 by default
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     return device
@@ -99,6 +98,11 @@ def average_buffers(model: nn.Module, topology: Topology) -> None:
     flat = average_tensor(torch.cat(buffers), topology)
     for buffer, part in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
         buffer.copy_(part)
+
+
+def wait_for_all(topology: Topology) -> None:
+    """Returns when every process has come here, and this one's device has done all that it was given."""
+    sum_tensor(torch.zeros(1, device=topology.device), topology).item()
 
 
 def share_from_first(value, topology: Topology):

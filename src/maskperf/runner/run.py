@@ -6,8 +6,9 @@ import torch
 
 from maskperf.config import RunConfig
 from maskperf.data.sampler import steps_per_epoch
-from maskperf.engine.build import build_model, keep_memory, warm_up
-from maskperf.engine.captured import capture_steps
+from maskperf.engine.build import build_model, keep_memory, prepare_steps
+from maskperf.engine.capacity import batch_capacity
+from maskperf.engine.captured import CapturedSteps
 from maskperf.engine.distributed import average_buffers, broadcast_model, init_topology
 from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.precision import set_precision
@@ -41,12 +42,13 @@ def run_benchmark(config: RunConfig) -> RunResult:
     with open_session(config, topology) as session:
         config = session.config
         generate_data(session)
-        model, optimizer = _initialize(session)
+        model, optimizer, captured = _initialize(session)
         session.start_clock()
         with session.account.measure("opening the data"):
             data = open_data(session)
         session.log.samples(len(data.train.image_ids), len(data.val.image_ids))
-        captured = capture_steps(model, data.train, images=session.images_per_rank, topology=topology, say=session.say)
+        if captured is not None:
+            captured.make_room(batch_capacity(data.train, session.images_per_rank))
         num_steps = steps_per_epoch(len(data.train.image_ids), config.optimizer.batch_size)
         recorder = open_recorder(session, num_steps)
         training = Training(data, model, optimizer, recorder, num_steps)
@@ -80,8 +82,8 @@ def run_benchmark(config: RunConfig) -> RunResult:
         return finish(session, data, model, recorder=recorder, judgement=judgement)
 
 
-def _initialize(session: Session) -> tuple[MaskRcnn, torch.optim.Optimizer]:
-    """Returns model and optimizer on the device, everything that may be done before the clock starts done."""
+def _initialize(session: Session) -> tuple[MaskRcnn, torch.optim.Optimizer, CapturedSteps | None]:
+    """Returns model, optimizer and recorded steps, everything that may be done before the clock starts done."""
     config, topology = session.config, session.topology
     session.log.submission(config)
     clear_caches(session)
@@ -96,9 +98,15 @@ def _initialize(session: Session) -> tuple[MaskRcnn, torch.optim.Optimizer]:
     for line in (describe(config.speed, topology.device), keep_memory(config.speed, topology.device)):
         session.say(line)
     optimizer = build_optimizer(model, config.optimizer)
-    if topology.device.type == "cuda":  # a CPU has no kernels to choose, and its first step costs what any step costs
-        warm_up(model, config.data, session.images_per_rank, topology.device)
-    return model, optimizer
+    captured = prepare_steps(
+        model,
+        config.data,
+        images=session.images_per_rank,
+        micro_batches=config.optimizer.accumulation_steps,
+        topology=topology,
+        say=session.say,
+    )
+    return model, optimizer, captured
 
 
 def _end_epoch(session: Session, training: Training, epoch: int, update: int) -> Judgement | None:

@@ -20,7 +20,7 @@ from maskperf.data.images import open_split
 from maskperf.data.page_cache import forget_all_files, forget_files
 from maskperf.data.verify import check_benchmark_counts, count_notices
 from maskperf.engine.build import padded_size_hw
-from maskperf.engine.distributed import Topology, close_topology, share_from_first
+from maskperf.engine.distributed import Topology, close_topology, share_from_first, wait_for_all
 from maskperf.engine.forward import mask_slots
 from maskperf.errors import ConfigError, DataError, Fault, joined_errors
 from maskperf.evaluation.detection_limit import detection_notices
@@ -77,7 +77,8 @@ class Session:
         self.resources.close()
 
     def start_clock(self) -> None:
-        """Ends the initialisation; from here on the time of the benchmark runs."""
+        """Ends the initialisation, in all processes; from here on the time of the benchmark runs."""
+        wait_for_all(self.topology)
         self.log.run_start()
         self.account.start()
 

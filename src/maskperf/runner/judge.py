@@ -1,7 +1,7 @@
 """The verdict at an evaluation: predict the validation split, score it, compare with the targets."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from maskperf.data.loader import evaluation_batches, feeding_for
 from maskperf.engine.distributed import share_from_first
@@ -20,22 +20,19 @@ class Judgement:
     box_ap: float
     mask_ap: float
     status: str  # as the run would end now: "success", "done" (it has no targets) or "aborted"
-    differences: tuple[str, ...]  # between the fast engine and the official one
     scores: Scores | None  # first process only
     found: tuple[BoxResults, MaskResults]  # empty in the other processes
     seconds: float
+    differences: tuple[str, ...] = ()  # between the fast engine and the official one, once `confirm` has looked
 
     @property
     def is_final(self) -> bool:
         """Whether the run ends here, even if it has epochs left."""
-        return self.status == "success" or bool(self.differences)
+        return self.status == "success"
 
 
 def judge(session: Session, data: OpenedData, model: MaskRcnn, epoch: int, *, is_last: bool) -> Judgement:
-    """Returns the verdict on the model after an epoch; `is_last`: the epochs of the run are used up.
-
-    The official engine confirms the numbers of the fast one wherever a run ends well.
-    """
+    """Returns the verdict on the model after an epoch; `is_last`: the epochs of the run are used up."""
     config, topology = session.config.evaluation, session.topology
     session.log.evaluation_start(epoch)
     start = time.monotonic()
@@ -49,7 +46,7 @@ def judge(session: Session, data: OpenedData, model: MaskRcnn, epoch: int, *, is
         feeding=feeding_for(session.config.speed, topology.device),
     )
     boxes, masks = predict(model, batches, data.train.category_ids, topology)
-    scores, differences, status = None, (), "aborted"
+    scores, status = None, "aborted"
     if topology.is_first:
         limit = config.max_detections
         scores = score(data.truth, boxes, masks, engine=config.engine, max_detections=limit)
@@ -58,19 +55,37 @@ def judge(session: Session, data: OpenedData, model: MaskRcnn, epoch: int, *, is
             status = "success"
         elif is_last and not has_targets(**targets):
             status = "done"
-        if status != "aborted" and config.engine != "official":
-            official = score(data.truth, boxes, masks, engine="official", max_detections=limit)
-            differences = tuple(agree(scores, official))
-            status = "aborted" if differences else status
     box_ap, mask_ap = (scores.box_ap, scores.mask_ap) if scores else (0.0, 0.0)
-    box_ap, mask_ap, status, differences = share_from_first((box_ap, mask_ap, status, differences), topology)
+    box_ap, mask_ap, status = share_from_first((box_ap, mask_ap, status), topology)
     session.log.evaluation_stop(epoch, box_ap, mask_ap)
     return Judgement(
         box_ap=box_ap,
         mask_ap=mask_ap,
         status=status,
-        differences=differences,
         scores=scores,
         found=(boxes, masks),
         seconds=time.monotonic() - start,
     )
+
+
+def confirm(session: Session, data: OpenedData, judgement: Judgement) -> Judgement:
+    """Returns the judgement that a run ends with, after the official engine has looked at the same detections.
+
+    The clock has stopped: the fast engine decides, and the official one, some fifty times as slow, confirms. A number
+    in which they differ takes the success back, in the log as well, and so does a confirmation that is cut short.
+    """
+    config, topology = session.config.evaluation, session.topology
+    differences = ()
+    if topology.is_first and judgement.status != "aborted" and config.engine != "official":
+        session.say("the clock has stopped; pycocotools now confirms the scores")
+        try:
+            official = score(data.truth, *judgement.found, engine="official", max_detections=config.max_detections)
+        except BaseException:
+            session.log.withdraw("pycocotools did not come to its end, so that nobody has confirmed the scores")
+            raise
+        differences = tuple(agree(judgement.scores, official))
+    differences = share_from_first(differences, topology)
+    if not differences:
+        return judgement
+    session.log.withdraw("the fast COCO engine and the official one do not agree")
+    return replace(judgement, status="aborted", differences=differences)

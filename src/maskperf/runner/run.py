@@ -17,7 +17,7 @@ from maskperf.ops.kernels.selection import describe
 from maskperf.records.summary import EpochRecord, best_record
 from maskperf.runner.batches import micro_batches
 from maskperf.runner.finish import RunResult, finish
-from maskperf.runner.judge import Judgement, judge
+from maskperf.runner.judge import Judgement, confirm, judge
 from maskperf.runner.session import (
     Session,
     clear_caches,
@@ -79,6 +79,7 @@ def run_benchmark(config: RunConfig) -> RunResult:
                 judgement = _end_epoch(session, training, epoch, update) or judgement
         session.stop_clock(success=judgement.status != "aborted")
         recorder.close()
+        judgement = confirm(session, data, judgement)
         return finish(session, data, model, recorder=recorder, judgement=judgement)
 
 

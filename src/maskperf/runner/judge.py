@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from maskperf.data.loader import evaluation_batches, feeding_for
 from maskperf.engine.distributed import share_from_first
-from maskperf.evaluation.predict import predict
+from maskperf.evaluation.predict import batch_size_for, predict
 from maskperf.evaluation.results import BoxResults, MaskResults
 from maskperf.evaluation.scores import Scores, agree, score
 from maskperf.guard.targets import has_targets, meets_targets
@@ -39,7 +39,7 @@ def judge(session: Session, data: OpenedData, model: MaskRcnn, epoch: int, *, is
     batches = evaluation_batches(
         data.val,
         session.config.data,
-        batch_size=config.batch_size,
+        batch_size=batch_size_for(config, topology.device),
         rank=topology.rank,
         world=topology.world,
         pin_memory=topology.device.type == "cuda",

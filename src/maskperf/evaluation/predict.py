@@ -1,7 +1,7 @@
 """Detections of a whole validation split as COCO results, over all processes."""
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
 
@@ -15,9 +15,12 @@ from maskperf.evaluation.detect import detect
 from maskperf.evaluation.results import (
     BoxResults,
     MaskResults,
+    PackedTable,
     ResultTable,
     joined,
+    packed,
     to_coco_results,
+    unpacked,
     without_repeats,
 )
 from maskperf.model.mask_rcnn import MaskRcnn
@@ -36,7 +39,20 @@ def batch_size_for(config: EvaluationConfig, device: torch.device) -> int:
 def predict(
     model: MaskRcnn, batches: Iterable[EvaluationBatch], category_ids: np.ndarray, topology: Topology
 ) -> tuple[BoxResults, MaskResults]:
-    """Returns box and mask results of all processes' images, by image id, in the first process; none in others.
+    """Returns box and mask results of all processes' images, by image id, in the first process; none in others."""
+    return collected(gather_detections(model, batches, category_ids, topology))
+
+
+def collected(tables: Sequence[PackedTable]) -> tuple[BoxResults, MaskResults]:
+    """Returns box and mask results by image id, from what `gather_detections` returned; needs no device."""
+    table = without_repeats(joined([unpacked(table) for table in tables]))
+    return BoxResults(table), MaskResults(table)
+
+
+def gather_detections(
+    model: MaskRcnn, batches: Iterable[EvaluationBatch], category_ids: np.ndarray, topology: Topology
+) -> list[PackedTable]:
+    """Returns the detections of each process in the first one; an empty list in the others.
 
     Threads turn the detections of one batch into results while the model is at the next ones.
     The model is switched to evaluation and back. cuDNN's search is off meanwhile: an evaluation meets many sizes of
@@ -60,8 +76,7 @@ def predict(
         coders.shutdown(wait=True, cancel_futures=True)
         model.train(was_training)
         torch.backends.cudnn.benchmark = was_searching
-    table = without_repeats(joined(gather_to_first(joined(tables), topology)))
-    return BoxResults(table), MaskResults(table)
+    return gather_to_first(packed(joined(tables)), topology)
 
 
 def _to_host(detections: Detections, device: torch.device) -> tuple[Detections, torch.cuda.Event | None]:

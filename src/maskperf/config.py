@@ -99,7 +99,7 @@ class EvaluationConfig:
     engine: str = "fast"  # hotcoco decides and pycocotools confirms; "official": pycocotools alone
     every_epochs: int = 1  # the last epoch is always evaluated
     max_detections: int = 100  # detections of an image that the metric counts
-    batch_size: int = 1  # images per forward pass and device
+    batch_size: int = 0  # images per forward pass and device; 0: 16 on a GPU, 1 on a CPU
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "model.candidates_per_level_train model.candidates_per_level_test model.proposals_train model.proposals_test "
         "model.roi_samples_per_image model.box_head_channels model.mask_head_channels model.mask_head_convs "
         "model.detections_per_image optimizer.batch_size optimizer.accumulation_steps optimizer.decay_steps "
-        "optimizer.max_steps evaluation.batch_size evaluation.every_epochs "
+        "optimizer.max_steps evaluation.every_epochs "
         "data.max_image_pixels system.log_every_steps",
     ),
     (
@@ -38,7 +38,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda number: number >= 0,
         "data.generate_train_images data.generate_val_images data.generate_seed model.mask_slots_per_image "
         "optimizer.bias_learning_rate_factor optimizer.weight_decay optimizer.bias_weight_decay "
-        "optimizer.warmup_steps optimizer.max_epochs system.threads",
+        "optimizer.warmup_steps optimizer.max_epochs evaluation.batch_size system.threads",
     ),
     ("11 or more", lambda number: number >= 11, "evaluation.max_detections"),
     ("above 0", lambda number: number > 0, "model.anchor_ratios optimizer.learning_rate"),

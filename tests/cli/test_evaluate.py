@@ -415,7 +415,7 @@ def test_places_that_cannot_be_written_are_refused_before_anything_is_loaded(fol
         (["optimizer.max_steps=2"], "has no effect on an evaluation"),
         (["data.generate=true"], "has no effect on an evaluation"),
         (["data.short_sde=2"], "did you mean data.short_side?"),
-        (["evaluation.batch_size=0"], "out of range"),
+        (["evaluation.batch_size=-1"], "out of range"),
         (["--recipe", "dmo"], "Did you mean demo?"),
     ],
 )

@@ -101,6 +101,49 @@ def test_detections_equal_the_slow_twin(seed, limit, threshold):
         assert empty[~found.valid].abs().sum() == 0
 
 
+def tied(case):
+    """Returns a case in which many scores are exactly equal, of boxes that do not overlap."""
+    logits, deltas, proposals = case
+    boxes = torch.tensor([apart(40)] * 2) * 0.1 * proposals.valid[..., None]
+    return (logits / 3).round() * 3, deltas * 0, replace(proposals, boxes=boxes)
+
+
+def found_of(detections, image):
+    """Returns what was found in an image as a sorted list of rows, those of equal scores in any order."""
+    valid = detections.valid[image]
+    columns = (detections.scores, detections.labels, detections.boxes)
+    return sorted(zip(*(column[image][valid].tolist() for column in columns), strict=True))
+
+
+@pytest.mark.parametrize("change", [lambda case: case, tied])
+@pytest.mark.parametrize(("limit", "threshold"), [(100, 0.05), (12, 0.05), (3, 0.3), (7, 0.0001), (100, 0.9), (1, 0.2)])
+def test_fixed_sizes_find_the_same(change, limit, threshold):
+    config = replace(CONFIG, detections_per_image=limit, score_threshold=threshold)
+    grown = 0
+    for seed in range(6):
+        case = change(random_case(seed))
+        exact, fixed = (
+            select_detections(*case, SIZES_HW, config, exact_sizes=exact_sizes) for exact_sizes in (True, False)
+        )
+        assert [found_of(fixed, image) for image in range(2)] == [found_of(exact, image) for image in range(2)]
+        most = int(exact.valid.sum(dim=1).max())
+        assert fixed.valid.shape[1] == max(limit, most)
+        grown += most > limit
+        for empty in (fixed.boxes, fixed.scores, fixed.labels):
+            assert empty[~fixed.valid].abs().sum() == 0
+    if change is tied and limit < 12:
+        assert grown  # ties went beyond the limit
+
+
+def test_fixed_sizes_read_once_from_the_device_and_exact_ones_twice(monkeypatch):
+    reads, honest = [], torch.Tensor.__int__
+    monkeypatch.setattr(torch.Tensor, "__int__", lambda tensor: (reads.append(tensor.shape), honest(tensor))[1])
+    for exact_sizes, expected in ((False, 1), (True, 2)):
+        reads.clear()
+        select_detections(*random_case(0), SIZES_HW, CONFIG, exact_sizes=exact_sizes)
+        assert len(reads) == expected
+
+
 def test_score_exactly_at_the_threshold_is_excluded():
     quarters = [[[0.0, 0, 0, 0]]]  # four classes, each exactly 0.25
     assert select_by_hand([apart(1)], quarters, score_threshold=0.25).valid.sum() == 0

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from maskperf.config import EvaluationConfig
 from maskperf.engine.build import build_model
 from maskperf.engine.distributed import Topology
 from maskperf.evaluation.detect import detect
-from maskperf.evaluation.predict import CODING_THREADS, predict
+from maskperf.evaluation.predict import CODING_THREADS, batch_size_for, predict
 from maskperf.evaluation.results import to_coco_results
 from maskperf.recipes import demo
 from maskperf.structures import EvaluationBatch, Images
@@ -56,6 +57,30 @@ def test_results_of_all_batches_come_by_image_id(model):
     assert [entry["image_id"] for entry in boxes] == sorted(entry["image_id"] for entry in masks)
     assert {entry["image_id"] for entry in boxes} == {1, 4, 17, 30, 99}
     assert {entry["category_id"] for entry in boxes} <= {3, 7, 90}
+
+
+def test_batches_are_large_on_a_gpu_alone_unless_asked_for():
+    sizes = [batch_size_for(EvaluationConfig(), torch.device(kind)) for kind in ("cpu", "cuda")]
+    assert sizes == [1, 16]
+    assert batch_size_for(EvaluationConfig(batch_size=4), torch.device("cuda")) == 4
+
+
+def test_cudnn_does_not_search_during_an_evaluation_and_does_again_after_it(model, monkeypatch):
+    searching = []
+
+    def watched_detect(model, images):
+        searching.append(torch.backends.cudnn.benchmark)
+        return detect(model, images)
+
+    monkeypatch.setattr("maskperf.evaluation.predict.detect", watched_detect)
+    for before in (True, False):
+        monkeypatch.setattr(torch.backends.cudnn, "benchmark", before)
+        predict(model, [batch_of([1])], CATEGORY_IDS, ALONE)
+        assert torch.backends.cudnn.benchmark is before
+        with pytest.raises(OSError, match="the disk is gone"):
+            predict(model, broken_batches(), CATEGORY_IDS, ALONE)
+        assert torch.backends.cudnn.benchmark is before
+    assert searching == [False] * 4
 
 
 def test_results_of_an_image_keep_their_falling_scores(model):
@@ -162,8 +187,16 @@ def test_model_is_back_in_its_mode_after_an_error(model, was_training):
     assert all(part.training is was_training for part in model.modules())
 
 
-def test_prediction_changes_no_weight_and_leaves_no_gradient(model):
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    predict(model, [batch_of([1])], CATEGORY_IDS, ALONE)
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+@pytest.mark.parametrize("batch_norm", ["frozen", "trainable"])
+def test_prediction_changes_no_weight_and_no_buffer_and_leaves_no_gradient(batch_norm):
+    model = build_model(replace(SMALL, batch_norm=batch_norm), seed=0)[0].train()
+
+    def content():
+        named = (*model.named_parameters(), *model.named_buffers())
+        return {name: value.detach().numpy().tobytes() for name, value in named}
+
+    before = content()
+    assert sum("running_var" in name for name in before) > 10
+    predict(model, [batch_of([1, 2]), batch_of([3])], CATEGORY_IDS, ALONE)
+    assert content() == before
     assert all(parameter.grad is None for parameter in model.parameters())

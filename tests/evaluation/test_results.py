@@ -1,4 +1,5 @@
 import json
+import pickle
 from pathlib import Path
 
 import msgspec
@@ -14,9 +15,11 @@ from maskperf.evaluation.results import (
     ResultTable,
     boxes_to_xywh,
     joined,
+    packed,
     rescale_boxes,
     run_length_codes,
     to_coco_results,
+    unpacked,
     without_repeats,
 )
 from maskperf.evaluation.scores import GroundTruth, score
@@ -183,6 +186,17 @@ def table_of(*rows: tuple) -> ResultTable:
 
 BOX = (1.0, 2.0, 3.0, 4.0)
 ROW = (1, 2, 0.5, BOX, "04", 2)
+
+
+def test_a_packed_table_comes_back_whole_through_a_pickle():
+    other = (6, 1, 0.25, (0.0, 0.5, 1.0, 1.0), "d0", 0)
+    for rows in ((ROW, other, (7, 1, 0.125, BOX, "", 3)), ()):
+        table = table_of(*rows)
+        for place, mask in enumerate(table.masks):
+            mask["size"] = [4, 5 + place % 2]
+        back = unpacked(pickle.loads(pickle.dumps(packed(table))))  # noqa: S301
+        assert list(BoxResults(back)) == list(BoxResults(table)) and back.masks == table.masks
+        assert back.mask_areas.tolist() == table.mask_areas.tolist() and len(back) == len(rows)
 
 
 def test_a_table_is_read_as_entries():

@@ -68,6 +68,19 @@ def test_windows_are_written_under_the_published_names(tmp_path):
     assert record["value"]["loss_mask"] == 0.5 and record["value"]["throughput"] == 33.0
 
 
+def test_a_success_that_is_taken_back_says_so_at_the_time_of_the_stop(tmp_path):
+    log = MlperfLog(tmp_path / "mlperf.log")
+    log.run_start()
+    log.run_stop(success=True)
+    time.sleep(0.05)
+    log.withdraw("the engines differ")
+    log.close()
+    first, second = _records(tmp_path / "mlperf.log")[-2:]
+    assert first["key"] == second["key"] == "run_stop" and first["time_ms"] == second["time_ms"]
+    assert [entry["metadata"]["status"] for entry in (first, second)] == ["success", "aborted"]
+    assert [entry["value"] for entry in (first, second)] == [None, "the engines differ"]
+
+
 def test_no_path_means_no_log(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     log = MlperfLog(None)

@@ -101,6 +101,35 @@ def test_success_without_the_targets_is_refused(tmp_path):
     assert check_traps(_log(tmp_path, log_records(status="aborted"))).accepted
 
 
+def _withdrawn(records):
+    """Returns a log whose success was taken back, as `MlperfLog.withdraw` does it."""
+    stop = records[-1]
+    return [*records, {**stop, "value": "engines differ", "metadata": {**stop["metadata"], "status": "aborted"}}]
+
+
+def test_a_success_that_was_taken_back_is_refused_by_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkers, "_run", run_in_process)
+    log = _log(tmp_path, _withdrawn(log_records()))
+    assert log.status == "aborted"
+    (finding,) = check_traps(log).findings
+    assert finding.refuses and "taken back: engines differ" in finding.text
+    assert checkers.check_compliance(log.path).accepted is False
+    again = [*log_records(status="aborted"), *log_records()]  # two runs: what the first one was is no withdrawal
+    assert not any("taken back" in finding.text for finding in check_traps(_log(tmp_path, again)).findings)
+    again = [*log_records(), *log_records(status="aborted")]
+    assert not any("taken back" in finding.text for finding in check_traps(_log(tmp_path, again)).findings)
+
+
+def test_two_withdrawn_runs_of_five_are_no_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkers, "_run", run_in_process)
+    folder = write_package(tmp_path / "p")
+    assert checkers.check_package(folder).accepted
+    for number in (0, 1):
+        path = folder / f"results/made_up_system/maskrcnn/result_{number}.txt"
+        path.write_text(log_text(_withdrawn(log_records(seed=100 + number))))
+    assert not checkers.check_package(folder).accepted
+
+
 def test_epochs_counted_from_nought_are_refused(tmp_path):
     records = log_records()
     for entry in records:

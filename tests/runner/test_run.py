@@ -22,6 +22,7 @@ from maskperf.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
     EXIT_NOT_FINITE,
+    EXIT_RULE,
     EXIT_STORAGE,
     EXIT_TARGET_MISSED,
     EXIT_USAGE,
@@ -200,7 +201,7 @@ def test_weights_are_saved_before_an_evaluation_that_is_killed(tmp_path, monkeyp
     def killed(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(judge, "predict", killed)
+    monkeypatch.setattr(judge, "gather_detections", killed)
     assert small_run(tmp_path, *NO_TARGETS) == EXIT_INTERRUPTED
     assert read_metadata(tmp_path / "run" / "model.safetensors")["recipe"] == "demo"
     assert _log_events(tmp_path / "run")[-1]["metadata"]["status"] == "aborted"
@@ -247,20 +248,71 @@ def test_a_missed_target_has_its_own_exit_code(tmp_path, capsys):
     assert _log_events(tmp_path / "run")[-1]["metadata"]["status"] == "aborted"
 
 
-def test_a_run_is_no_success_when_the_engines_differ(tmp_path, monkeypatch, capsys):
+def _official(monkeypatch, change):
+    """Lets `change` have the scores of the official engine."""
     honest = judge.score
 
     def score(truth, boxes, masks, *, engine, **options):
         scores = honest(truth, boxes, masks, engine=engine, **options)
-        if engine == "official":
-            scores = msgspec.structs.replace(scores) if isinstance(scores, msgspec.Struct) else scores
-            object.__setattr__(scores, "box_stats", (0.123, *scores.box_stats[1:]))
-        return scores
+        return change(scores) if engine == "official" else scores
 
     monkeypatch.setattr(judge, "score", score)
+
+
+def test_a_run_is_no_success_when_the_engines_differ(tmp_path, monkeypatch, capsys):
+    folder, at_confirmation = tmp_path / "run", []
+
+    def differing(scores):
+        at_confirmation.extend(_log_events(folder))
+        return replace(scores, box_stats=(0.123, *scores.box_stats[1:]))
+
+    _official(monkeypatch, differing)
     assert small_run(tmp_path, *NO_TARGETS) == EXIT_TARGET_MISSED
-    assert "0.123" in capsys.readouterr().out
-    assert _log_events(tmp_path / "run")[-1]["metadata"]["status"] == "aborted"
+    assert at_confirmation[-1]["key"] == "run_stop"  # the clock had stopped
+    assert at_confirmation[-1]["metadata"]["status"] == "success"
+    shown = capsys.readouterr().out
+    assert "0.123" in shown and "not done: epoch 1" in shown
+    events = _log_events(folder)
+    assert [event["key"] for event in events[-2:]] == ["run_stop", "run_stop"]
+    assert events[-1]["metadata"]["status"] == "aborted" and "do not agree" in events[-1]["value"]
+    assert events[-1]["time_ms"] == events[-2]["time_ms"]
+    results = json.loads((folder / "results.json").read_text())
+    assert results["status"] == "aborted" and "do not agree" in results["reason"]
+    assert any("0.123" in difference for difference in results["engine_differences"])
+    assert "0.123" in (folder / "report.md").read_text()
+    assert main(["check", str(folder)]) == EXIT_RULE
+    shown = capsys.readouterr().out
+    assert "the success of line" in shown and "found 2 with different values" in shown  # both ours and theirs
+
+
+def test_a_confirmation_that_is_cut_short_leaves_no_success(tmp_path, monkeypatch):
+    def interrupted(scores):
+        raise KeyboardInterrupt
+
+    _official(monkeypatch, interrupted)
+    assert small_run(tmp_path, *NO_TARGETS) == EXIT_INTERRUPTED
+    log = read_log(tmp_path / "run" / "mlperf.log")
+    assert log.status == "aborted" and "nobody has confirmed" in log.records[-1].value
+
+
+@pytest.mark.parametrize(
+    ("words", "engines"),
+    [
+        (NO_TARGETS, ["fast", "official"]),
+        ((*NO_TARGETS, "evaluation.engine=official"), ["official"]),
+        (("evaluation.box_target=0.99",), ["fast"]),
+    ],
+)
+def test_the_official_engine_is_asked_once_where_a_run_ends_well(tmp_path, monkeypatch, words, engines):
+    honest, asked = judge.score, []
+
+    def score(*arguments, engine, **options):
+        asked.append(engine)
+        return honest(*arguments, engine=engine, **options)
+
+    monkeypatch.setattr(judge, "score", score)
+    small_run(tmp_path, *words)
+    assert asked == engines
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):

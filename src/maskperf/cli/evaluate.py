@@ -142,7 +142,7 @@ def _evaluate(choices: argparse.Namespace) -> int:
     from maskperf.engine.build import build_model, keep_memory
     from maskperf.engine.distributed import close_topology, init_topology
     from maskperf.engine.precision import set_precision
-    from maskperf.evaluation.predict import predict
+    from maskperf.evaluation.predict import batch_size_for, predict
     from maskperf.evaluation.scores import GroundTruth
     from maskperf.machine.threads import threads_of_process
 
@@ -167,7 +167,7 @@ def _evaluate(choices: argparse.Namespace) -> int:
     batches = evaluation_batches(
         val,
         config.data,
-        batch_size=config.evaluation.batch_size,
+        batch_size=batch_size_for(config.evaluation, topology.device),
         rank=topology.rank,
         world=topology.world,
         pin_memory=topology.device.type == "cuda",

@@ -114,6 +114,15 @@ def share_from_first(value, topology: Topology):
     return box[0]
 
 
+def first_says(value: bool, topology: Topology) -> bool:
+    """Returns the first process's `value` in every process. Cost: waits for the device, for one number."""
+    if topology.world == 1:
+        return value
+    flag = torch.tensor(value, dtype=torch.float32, device=topology.device)
+    dist.broadcast(flag, src=0)
+    return flag.item() > 0
+
+
 def gather_to_first(value, topology: Topology) -> list:
     """Returns the values of all processes, in the order of ranks, in the first one; an empty list in the others."""
     if topology.world == 1:

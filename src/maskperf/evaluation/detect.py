@@ -20,7 +20,8 @@ from maskperf.structures import Detections, Images, Proposals
 def detect(model: MaskRcnn, images: Images) -> Detections:
     """Returns the detections of each picture, boxes at the scale of the resized picture, with mask probabilities.
 
-    The number of places is that of the picture with most detections, so the shapes depend on what was found.
+    On a CPU the number of places is that of the picture with most detections. On a GPU it is `detections_per_image`,
+    more only where that many tie, so that shapes hardly ever change; the host waits for it once.
     Source: `modeling/roi_heads/*/inference.py` of the reference.
     """
     config = model.config
@@ -32,7 +33,10 @@ def detect(model: MaskRcnn, images: Images) -> Detections:
         rpn, anchors, level_counts, images.sizes_hw, config=config, training=False, kernels=kernels
     )
     logits, deltas = model.box_outputs(features, proposals.boxes)
-    found = select_detections(logits, deltas, proposals, images.sizes_hw, config, kernels=kernels)
+    exact_sizes = images.pixels.device.type == "cpu"
+    found = select_detections(
+        logits, deltas, proposals, images.sizes_hw, config, kernels=kernels, exact_sizes=exact_sizes
+    )
     valid = found.valid if packs_places(model, features) else None
     if model.speed.class_selected_outputs:
         maps = model.mask_logits(features, found.boxes, labels=found.labels, valid=valid)
@@ -49,15 +53,22 @@ def select_detections(
     config: ModelConfig,
     *,
     kernels: bool = True,
+    exact_sizes: bool = True,
 ) -> Detections:
     """Returns the detections that pass the score threshold, suppression within their class, and the best
-    `detections_per_image` of each picture; those tied with the last one stay."""
+    `detections_per_image` of each picture; those tied with the last one stay.
+
+    With `exact_sizes` suppression sees as many places of a class as there are scores above the threshold, and the
+    result has as many as the picture with most detections: less work, but sizes that depend on what was found, and two
+    reads from the device. Without, suppression sees a place of each RoI, the result has `detections_per_image` places
+    or, with ties, more, and there is one read. The detections are the same.
+    """
     scores = logits.softmax(dim=2)[..., 1:].transpose(1, 2)  # images, foreground classes, rois
     boxes = decode_boxes(deltas, proposals.boxes[:, :, None, :].expand_as(deltas), BOX_HEAD_WEIGHTS)
     boxes = clip_boxes(boxes.flatten(1, 2), sizes_hw).view_as(deltas)[:, :, 1:].transpose(1, 2)
     passing = (scores > config.score_threshold) & proposals.valid[:, None, :]
     ranked = torch.where(passing, scores, -1.0)
-    most = int(passing.sum(dim=2).max())  # reads from the device: detection is not part of the training step
+    most = int(passing.sum(dim=2).max()) if exact_sizes else ranked.shape[2]
     ranked, index = ranked.topk(most, dim=2)
     boxes = boxes.gather(2, index[..., None].expand(-1, -1, -1, 4))
     passing = (ranked > 0).flatten(0, 1)
@@ -65,7 +76,10 @@ def select_detections(
     labels = torch.arange(1, ranked.shape[1] + 1, device=ranked.device)[None, :, None].expand_as(ranked)
     ranked = torch.where(alive, ranked, -1.0).flatten(1)
     kept = _best_with_ties(ranked, config.detections_per_image)
-    ranked, index = torch.where(kept, ranked, -1.0).topk(int(kept.sum(dim=1).max()), dim=1)
+    places = int(kept.sum(dim=1).max())  # reads from the device: detection is not part of the training step
+    if not exact_sizes:
+        places = max(places, min(config.detections_per_image, ranked.shape[1]))
+    ranked, index = torch.where(kept, ranked, -1.0).topk(places, dim=1)
     valid = ranked > 0
     return Detections(
         boxes=boxes.flatten(1, 2).gather(1, index[..., None].expand(-1, -1, 4)) * valid[..., None],

@@ -210,6 +210,46 @@ def joined(tables: Sequence[ResultTable]) -> ResultTable:
     )
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PackedTable:
+    """A table without an object for each row: quick to pickle, and to read again in another process."""
+
+    columns: tuple[np.ndarray, ...]  # image_ids, category_ids, scores, boxes_xywh, mask_areas
+    sizes_hw: Int[np.ndarray, "rows 2"]
+    letters: Int[np.ndarray, " rows"]  # of each mask's code
+    text: bytes  # the codes, one after the other
+
+
+def packed(table: ResultTable) -> PackedTable:
+    """Returns the same rows in fewer pieces."""
+    codes = [mask["counts"] for mask in table.masks]
+    return PackedTable(
+        columns=(table.image_ids, table.category_ids, table.scores, table.boxes_xywh, table.mask_areas),
+        sizes_hw=np.array([mask["size"] for mask in table.masks], dtype=np.int64).reshape(-1, 2),
+        letters=np.array([len(code) for code in codes], dtype=np.int64),
+        text="".join(codes).encode("ascii"),
+    )
+
+
+def unpacked(table: PackedTable) -> ResultTable:
+    """Returns the table that was packed."""
+    image_ids, category_ids, scores, boxes_xywh, mask_areas = table.columns
+    text, ends = table.text.decode("ascii"), np.cumsum(table.letters).tolist()
+    sizes: dict[tuple[int, int], list[int]] = {}  # one list for all masks of a size: half as many objects to make
+    masks = [
+        {"size": sizes.setdefault((height, width), [height, width]), "counts": text[begin:end]}
+        for height, width, begin, end in zip(*table.sizes_hw.T.tolist(), [0, *ends], ends, strict=False)
+    ]
+    return ResultTable(
+        image_ids=image_ids,
+        category_ids=category_ids,
+        scores=scores,
+        boxes_xywh=boxes_xywh,
+        masks=masks,
+        mask_areas=mask_areas,
+    )
+
+
 def without_repeats(table: ResultTable) -> ResultTable:
     """Returns the rows by image id, those of an image in their order, without rows exactly equal to an earlier one.
 

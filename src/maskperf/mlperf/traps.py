@@ -8,6 +8,7 @@ import math
 import shlex
 import struct
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 from maskperf.data.verify import NUM_TRAIN_IMAGES, NUM_VAL_IMAGES
 from maskperf.guard.targets import has_targets, meets_targets
@@ -48,6 +49,7 @@ def check_traps(log: BenchmarkLog) -> Verdict:
         *_form(log),
         *check_clock(log, trains_coco=is_submission(log)),
         *_order(log.records),
+        *_withdrawn(log.records),
         *_words(log.records),
         *_not_finite(log.records),
         *_targets(log),
@@ -172,6 +174,18 @@ def _order(records: tuple[Record, ...]) -> Iterator[Finding]:
             "The RCP checker counts the epochs up to run_stop only, and so one too few.",
             "Log run_stop after the last evaluation, and run again.",
         )
+
+
+def _withdrawn(records: tuple[Record, ...]) -> Iterator[Finding]:
+    for stop, other in pairwise(record for record in records if record.key in ("run_start", "run_stop")):
+        statuses = (stop.metadata.get("status"), other.metadata.get("status"))
+        if stop.key == other.key == "run_stop" and statuses[0] == "success" != statuses[1]:
+            yield refusal(
+                f"line {other.line}: the success of line {stop.line} was taken back: {other.value}",
+                "What was found after the clock had stopped counts: this run is no success, although the official "
+                "tools that count its time go by the first run_stop.",
+                "Find out why, and run again.",
+            )
 
 
 def _words(records: Iterable[Record]) -> Iterator[Finding]:

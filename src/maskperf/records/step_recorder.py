@@ -77,16 +77,19 @@ class StepRecorder:
         self._last_time = time.monotonic()
         self._epoch_losses, self._epoch_images, self._epoch_seconds = [], 0, 0.0
 
-    def add(self, result: StepResult, *, epoch: int, step: int, data_wait_seconds: float) -> None:
+    def add(self, result: StepResult, *, epoch: int, step: int, data_wait_seconds: float) -> bool:
         """Takes one step's result; time is counted from the end of the step before, its wait for data included.
 
+        Returns whether the device was waited for and read, which happens at the same steps in every process.
         Errors: LostRunError as soon as a fault or a collapse is read.
         """
         now = time.monotonic()
         self._pending.append(_Pending(result, epoch, step, data_wait_seconds, now - self._last_time))
         self._last_time = now
-        if len(self._pending) >= self._read_every:
-            self.flush()
+        if len(self._pending) < self._read_every:
+            return False
+        self.flush()
+        return True
 
     def flush(self) -> None:
         """Reads everything collected so far from the device and writes it down."""
@@ -126,6 +129,7 @@ class StepRecorder:
             evaluation_seconds=record.evaluation_seconds,
             minutes=record.seconds_since_start / 60,
         )
+        self._last_time = time.monotonic()  # what an evaluation took is no part of the next step
 
     def note(self, event: GuardEvent) -> None:
         """Keeps, writes and shows what the guard noticed."""

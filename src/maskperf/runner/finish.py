@@ -11,7 +11,7 @@ from maskperf.data.document import CategoryRow
 from maskperf.engine.distributed import share_from_first
 from maskperf.evaluation.table import score_entries
 from maskperf.model.mask_rcnn import MaskRcnn
-from maskperf.model.weights import save_reference_state
+from maskperf.model.weights import load_model_weights, save_reference_state
 from maskperf.records.best_worst import write_picture_entries
 from maskperf.records.json_text import pretty_json
 from maskperf.records.memory import peak_memory_gib
@@ -20,7 +20,7 @@ from maskperf.records.step_recorder import StepRecorder
 from maskperf.records.summary import best_record, final_table
 from maskperf.report.write import write_report
 from maskperf.runner.judge import Judgement
-from maskperf.runner.session import BEST_WEIGHTS_FILE, OpenedData, Session
+from maskperf.runner.session import BEST_WEIGHTS_FILE, WEIGHTS_FILE, OpenedData, Session
 
 PICTURES = 8
 
@@ -118,6 +118,7 @@ def _write_files(session: Session, data: OpenedData, model: MaskRcnn, judgement:
     for name, results in (("detections_bbox.json", boxes), ("detections_segm.json", masks)):
         session.write(name, msgspec.json.encode(data.val.with_image_keys(results)).decode())
     if config.model.batch_norm == "frozen":
+        load_model_weights(model, folder / WEIGHTS_FILE)  # those that were judged; training may have gone on from them
         save_reference_state(model, folder / "model.pth")
     document, images = read_annotations(data.val), data.paths.val_images
     written_ids = data.categories.written_ids

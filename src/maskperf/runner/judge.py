@@ -1,16 +1,21 @@
-"""The verdict at an evaluation: predict the validation split, score it, compare with the targets."""
+"""The verdict at an evaluation: predict the validation split, score it beside training, compare with the targets."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
+from maskperf.config import EvaluationConfig
 from maskperf.data.loader import evaluation_batches, feeding_for
-from maskperf.engine.distributed import share_from_first
-from maskperf.evaluation.predict import predict
-from maskperf.evaluation.results import BoxResults, MaskResults
-from maskperf.evaluation.scores import Scores, agree, score
+from maskperf.engine.distributed import first_says, share_from_first
+from maskperf.evaluation.predict import batch_size_for, collected, gather_detections
+from maskperf.evaluation.results import BoxResults, MaskResults, PackedTable
+from maskperf.evaluation.scores import GroundTruth, Scores, agree, score
 from maskperf.guard.targets import has_targets, meets_targets
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.runner.session import OpenedData, Session
+
+Found = tuple[BoxResults, MaskResults]
 
 
 @dataclass(frozen=True)
@@ -20,57 +25,114 @@ class Judgement:
     box_ap: float
     mask_ap: float
     status: str  # as the run would end now: "success", "done" (it has no targets) or "aborted"
-    differences: tuple[str, ...]  # between the fast engine and the official one
     scores: Scores | None  # first process only
-    found: tuple[BoxResults, MaskResults]  # empty in the other processes
-    seconds: float
+    found: Found | None  # first process only
+    seconds: float  # of predicting and of scoring
+    differences: tuple[str, ...] = ()  # between the fast engine and the official one, once `confirm` has looked
 
     @property
     def is_final(self) -> bool:
         """Whether the run ends here, even if it has epochs left."""
-        return self.status == "success" or bool(self.differences)
+        return self.status == "success"
 
 
-def judge(session: Session, data: OpenedData, model: MaskRcnn, epoch: int, *, is_last: bool) -> Judgement:
-    """Returns the verdict on the model after an epoch; `is_last`: the epochs of the run are used up.
+@dataclass(frozen=True, kw_only=True)
+class TrainedEpoch:
+    """An epoch whose weights are judged."""
 
-    The official engine confirms the numbers of the fast one wherever a run ends well.
-    """
+    epoch: int
+    step: int  # the last one of the epoch
+    mean_loss: float
+    images_per_second: float
+    is_last: bool  # the recipe has no steps or epochs left
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One evaluation: all processes have predicted, and a thread of the first one scores what all of them found."""
+
+    session: Session
+    trained: TrainedEpoch
+    predicting_seconds: float
+    scoring: "Future[tuple[Scores, Found, float]] | None"  # first process only
+
+    def is_known(self) -> bool:
+        """Returns whether the first process has the scores, the same answer in every process: one number travels."""
+        return first_says(self.scoring is not None and self.scoring.done(), self.session.topology)
+
+    def judgement(self) -> Judgement:
+        """Returns the verdict, in every process at once; waits for the scores."""
+        session, targets = self.session, self.session.config.evaluation
+        scores, found, seconds, status = None, None, 0.0, "aborted"
+        if self.scoring is not None:
+            scores, found, seconds = self.scoring.result()
+            limits = {"box_target": targets.box_target, "mask_target": targets.mask_target}
+            if meets_targets(scores.box_ap, scores.mask_ap, **limits):
+                status = "success"
+            elif self.trained.is_last and not has_targets(**limits):
+                status = "done"
+        numbers = (scores.box_ap, scores.mask_ap, status, seconds) if scores is not None else None
+        box_ap, mask_ap, status, seconds = share_from_first(numbers, session.topology)
+        session.log.evaluation_stop(self.trained.epoch, box_ap, mask_ap)
+        return Judgement(
+            box_ap=box_ap,
+            mask_ap=mask_ap,
+            status=status,
+            scores=scores,
+            found=found,
+            seconds=self.predicting_seconds + seconds,
+        )
+
+
+def start_evaluation(session: Session, data: OpenedData, model: MaskRcnn, trained: TrainedEpoch) -> Evaluation:
+    """Returns an evaluation of the model as it is now: predicted when this returns, scored by and by."""
     config, topology = session.config.evaluation, session.topology
-    session.log.evaluation_start(epoch)
+    session.log.evaluation_start(trained.epoch)
     start = time.monotonic()
     batches = evaluation_batches(
         data.val,
         session.config.data,
-        batch_size=config.batch_size,
+        batch_size=batch_size_for(config, topology.device),
         rank=topology.rank,
         world=topology.world,
         pin_memory=topology.device.type == "cuda",
         feeding=feeding_for(session.config.speed, topology.device),
     )
-    boxes, masks = predict(model, batches, data.train.category_ids, topology)
-    scores, differences, status = None, (), "aborted"
+    tables = gather_detections(model, batches, data.train.category_ids, topology)
+    scoring = None
     if topology.is_first:
-        limit = config.max_detections
-        scores = score(data.truth, boxes, masks, engine=config.engine, max_detections=limit)
-        targets = {"box_target": config.box_target, "mask_target": config.mask_target}
-        if meets_targets(scores.box_ap, scores.mask_ap, **targets):
-            status = "success"
-        elif is_last and not has_targets(**targets):
-            status = "done"
-        if status != "aborted" and config.engine != "official":
-            official = score(data.truth, boxes, masks, engine="official", max_detections=limit)
-            differences = tuple(agree(scores, official))
-            status = "aborted" if differences else status
-    box_ap, mask_ap = (scores.box_ap, scores.mask_ap) if scores else (0.0, 0.0)
-    box_ap, mask_ap, status, differences = share_from_first((box_ap, mask_ap, status, differences), topology)
-    session.log.evaluation_stop(epoch, box_ap, mask_ap)
-    return Judgement(
-        box_ap=box_ap,
-        mask_ap=mask_ap,
-        status=status,
-        differences=differences,
-        scores=scores,
-        found=(boxes, masks),
-        seconds=time.monotonic() - start,
-    )
+        pool = ThreadPoolExecutor(1, thread_name_prefix="maskperf-scorer")
+        scoring = pool.submit(_scored, tables, data.truth, config)
+        pool.shutdown(wait=False)  # its thread ends with this one task
+    seconds = time.monotonic() - start
+    return Evaluation(session=session, trained=trained, predicting_seconds=seconds, scoring=scoring)
+
+
+def _scored(tables: Sequence[PackedTable], truth: GroundTruth, config: EvaluationConfig) -> tuple[Scores, Found, float]:
+    start = time.monotonic()
+    found = collected(tables)
+    scores = score(truth, *found, engine=config.engine, max_detections=config.max_detections)
+    return scores, found, time.monotonic() - start
+
+
+def confirm(session: Session, data: OpenedData, judgement: Judgement) -> Judgement:
+    """Returns the judgement that a run ends with, after the official engine has looked at the same detections.
+
+    The clock has stopped: the fast engine decides, and the official one, some fifty times as slow, confirms. A number
+    in which they differ takes the success back, in the log as well, and so does a confirmation that is cut short.
+    """
+    config, topology = session.config.evaluation, session.topology
+    differences = ()
+    if topology.is_first and judgement.status != "aborted" and config.engine != "official":
+        session.say("the clock has stopped; pycocotools now confirms the scores")
+        try:
+            official = score(data.truth, *judgement.found, engine="official", max_detections=config.max_detections)
+        except BaseException:
+            session.log.withdraw("pycocotools did not come to its end, so that nobody has confirmed the scores")
+            raise
+        differences = tuple(agree(judgement.scores, official))
+    differences = share_from_first(differences, topology)
+    if not differences:
+        return judgement
+    session.log.withdraw("the fast COCO engine and the official one do not agree")
+    return replace(judgement, status="aborted", differences=differences)

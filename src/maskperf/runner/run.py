@@ -15,26 +15,26 @@ from maskperf.engine.precision import set_precision
 from maskperf.engine.step import train_step
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.ops.kernels.selection import describe
-from maskperf.records.summary import EpochRecord, best_record
 from maskperf.runner.batches import micro_batches
+from maskperf.runner.evaluations import Evaluations
 from maskperf.runner.finish import RunResult, finish
-from maskperf.runner.judge import Judgement, judge
+from maskperf.runner.judge import TrainedEpoch, confirm
 from maskperf.runner.session import (
     Session,
     clear_caches,
     generate_data,
-    keep_best_model,
     open_data,
     open_recorder,
     open_session,
     save_model,
 )
-from maskperf.runner.stop import Training, keep_black_box, watch_evaluations
+from maskperf.runner.stop import Training, keep_black_box
 
 
 def run_benchmark(config: RunConfig) -> RunResult:
     """Returns what a run achieved: trains a recipe until its targets are met at one evaluation, or its steps are used.
 
+    An epoch is scored while the next one trains; where its verdict ends the run, what was trained beyond is dropped.
     Errors: LostRunError where a number is not finite or the loss collapsed.
     Source: the sequence and cadence of MLPerf Training rules, `tools/train_mlperf.py` of the reference.
     """
@@ -52,16 +52,16 @@ def run_benchmark(config: RunConfig) -> RunResult:
         num_steps = steps_per_epoch(len(data.train.image_ids), config.optimizer.batch_size)
         recorder = open_recorder(session, num_steps)
         training = Training(data, model, optimizer, recorder, num_steps)
-        judgement, update, epoch = None, 0, 0
-        with keep_black_box(session, training):
-            while judgement is None or not (judgement.is_final or _is_used_up(config, update, epoch)):
+        evaluations = Evaluations(session, training)
+        update, epoch = 0, 0
+        with keep_black_box(session, training, evaluations.rescues):
+            while not (evaluations.is_final or _is_used_up(config, update, epoch)):
                 epoch += 1
                 session.log.epoch_start(epoch)
                 recorder.start_epoch()
                 waited = time.monotonic()
-                for batches in micro_batches(
-                    session, data, update, min(num_steps, config.optimizer.max_steps - update)
-                ):
+                steps = micro_batches(session, data, update, min(num_steps, config.optimizer.max_steps - update))
+                for batches in steps:
                     wait_seconds = time.monotonic() - waited
                     update += 1
                     result = train_step(
@@ -73,12 +73,20 @@ def run_benchmark(config: RunConfig) -> RunResult:
                         topology=topology,
                         captured=captured,
                     )
-                    recorder.add(result, epoch=epoch, step=update, data_wait_seconds=wait_seconds)
+                    was_read = recorder.add(result, epoch=epoch, step=update, data_wait_seconds=wait_seconds)
                     session.log.tracked_stats(recorder.take_windows())
+                    if was_read:
+                        evaluations.take_known(update)
+                    if evaluations.is_final:
+                        break
                     waited = time.monotonic()
-                judgement = _end_epoch(session, training, epoch, update) or judgement
+                steps.close()  # with the threads that make batches ahead, where a verdict came before the last step
+                if not evaluations.is_final:
+                    _end_epoch(session, training, evaluations, epoch, update)
+        judgement = evaluations.judgement
         session.stop_clock(success=judgement.status != "aborted")
         recorder.close()
+        judgement = confirm(session, data, judgement)
         return finish(session, data, model, recorder=recorder, judgement=judgement)
 
 
@@ -109,38 +117,28 @@ def _initialize(session: Session) -> tuple[MaskRcnn, torch.optim.Optimizer, Capt
     return model, optimizer, captured
 
 
-def _end_epoch(session: Session, training: Training, epoch: int, update: int) -> Judgement | None:
-    """Returns the verdict on the model after an epoch, with everything about it written down.
+def _end_epoch(session: Session, training: Training, evaluations: Evaluations, epoch: int, update: int) -> None:
+    """Takes the verdict on the epoch before, then saves the weights of this one and begins their evaluation.
 
-    None after an epoch that is not evaluated. The weights are saved first: an evaluation that is killed loses none.
+    The weights are saved first: an evaluation that is killed loses none. That of the last epoch is waited for.
     """
     recorder, config = training.recorder, session.config
     mean_loss, speed = recorder.epoch_summary()  # a broken model is noticed here at the latest, and never evaluated
     session.log.epoch_stop(epoch)
+    evaluations.take(update)
+    if evaluations.is_final:
+        return
     average_buffers(training.model, session.topology)
     with session.account.measure("saving"):
         save_model(session, training.model, training.data.train)
     is_last = _is_used_up(config, update, epoch)
     if epoch % config.evaluation.every_epochs and not is_last:
-        return None
-    with session.account.measure("evaluation"):
-        judgement = judge(session, training.data, training.model, epoch, is_last=is_last)
-    record = EpochRecord(
-        epoch=epoch,
-        step=update,
-        mean_loss=mean_loss,
-        box_ap=judgement.box_ap,
-        mask_ap=judgement.mask_ap,
-        images_per_second=speed,
-        seconds_since_start=session.account.total_seconds(),
-        evaluation_seconds=judgement.seconds,
+        return
+    evaluations.start(
+        TrainedEpoch(epoch=epoch, step=update, mean_loss=mean_loss, images_per_second=speed, is_last=is_last)
     )
-    recorder.evaluation(record)
-    if best_record(recorder.records) is record:
-        with session.account.measure("saving"):
-            keep_best_model(session)
-    watch_evaluations(session, training)
-    return judgement
+    if is_last:
+        evaluations.take(update)
 
 
 def _is_used_up(config: RunConfig, update: int, epoch: int) -> bool:

@@ -1,6 +1,6 @@
 """When a run is lost: who says so, what the log gets, and what is kept so that the step can be run again."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -36,14 +36,17 @@ class Training:
 
 
 @contextmanager
-def keep_black_box(session: Session, training: Training) -> Iterator[None]:
+def keep_black_box(session: Session, training: Training, rescues: Callable[[int], bool]) -> Iterator[None]:
     """Turns a lost run inside the `with` block into a black box, a reason in the log, and results; raises it again.
 
-    Every process comes here at the same step, because all of them saw the same numbers.
+    Unless `rescues` says that the run had succeeded before this step, by weights that were still being judged: then the
+    block just ends. Every process comes here at the same step, because all of them saw the same numbers.
     """
     try:
         yield
     except LostRunError as error:
+        if rescues(error.step):
+            return
         text, image_ids = _save(session, training, error)
         metadata = {"step": error.step, "event": error.event, "image_ids": image_ids[:SHOWN_IMAGE_IDS]}
         session.log.reason_of_stop(text, metadata)
@@ -89,17 +92,17 @@ def _save(session: Session, training: Training, error: LostRunError) -> tuple[st
     return f"{text} Mend: {mend} maskperf replay {folder}", flat_ids
 
 
-def watch_evaluations(session: Session, training: Training) -> None:
-    """Notes a plateau when it begins.
+def watch_evaluations(session: Session, training: Training, update: int) -> None:
+    """Notes a plateau when it begins. `update`: the steps trained so far, some beyond the evaluated epoch perhaps.
 
-    Errors: LostRunError where the APs fell to nothing.
+    Errors: LostRunError where the APs fell to nothing; its step is the last one trained, that of the weights at hand.
     """
     recorder, config = training.recorder, session.config
     last = recorder.records[-1]
     points = [(record.epoch, record.box_ap, record.mask_ap) for record in recorder.records]
     collapse = evaluation_collapse(points)
     if collapse is not None:
-        error = LostRunError(f"step {last.step} (epoch {last.epoch}): {collapse.text}", step=last.step)
+        error = LostRunError(f"step {last.step} (epoch {last.epoch}): {collapse.text}", step=update)
         recorder.note(GuardEvent(error.event, last.step, last.epoch, str(error)))
         if config.system.on_collapse == "stop":
             raise error

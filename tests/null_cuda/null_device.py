@@ -67,6 +67,12 @@ _library = _load()
 _KINDS = [kind.decode() for kind in takewhile(bool, map(_library.null_cuda_kind, count()))]
 
 
+def _records() -> tuple:
+    """Returns a pointer to the first record, and how many there are."""
+    first = ctypes.POINTER(_Record)()
+    return first, _library.null_cuda_records(ctypes.byref(first))
+
+
 def _call(entry: _Record) -> Call:
     numbers = {name: getattr(entry, name) for name in ("amount", "thread", "stream")}
     return Call(kind=_KINDS[entry.kind], name=entry.name.decode(), captured=bool(entry.captured), **numbers)
@@ -81,14 +87,13 @@ def recording() -> Iterator[Recording]:
         yield found
     finally:
         _library.null_cuda_stop()
-        first = ctypes.POINTER(_Record)()
-        number = _library.null_cuda_records(ctypes.byref(first))
-        found.calls = [
-            Call(
-                _KINDS[entry.kind], entry.name.decode(), entry.amount, entry.thread, entry.stream, bool(entry.captured)
-            )
-            for entry in first[:number]
-        ]
+        first, number = _records()
+        found.calls = [_call(entry) for entry in first[:number]]
+
+
+def calls_so_far() -> int:
+    """Returns how many calls the recording has that is going on."""
+    return _records()[1]
 
 
 def used_bytes(device: int = 0) -> int:

@@ -1,0 +1,63 @@
+"""Tests on a CUDA that computes nothing: see CONTRIBUTING.md. Without what it needs, all are skipped."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from build_null_cuda import build, environment_on, missing_part
+
+import maskperf
+
+HERE = Path(__file__).resolve().parent
+SOURCE_FOLDER = Path(maskperf.__file__).resolve().parents[1]
+SECONDS = 600
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent == HERE:
+            item.add_marker(pytest.mark.null_cuda)
+
+
+@dataclass(frozen=True)
+class NullCuda:
+    """Starts processes on the null CUDA."""
+
+    python: str
+    library: Path
+
+    def environment(self, *, devices: int = 1, memory_gib: float = 80) -> dict[str, str]:
+        found = environment_on(self.library, devices=devices, memory_gib=memory_gib)
+        return found | {"PYTHONPATH": os.pathsep.join([str(SOURCE_FOLDER), str(HERE)]), "OMP_NUM_THREADS": "1"}
+
+    def run(self, *words: str, **options) -> subprocess.CompletedProcess:
+        """Returns how Python ended with these arguments."""
+        command = [self.python, *words]
+        environment = self.environment(**options)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
+
+    def answer(self, script: str, *words: object, **options):
+        """Returns the JSON that a script of this folder ends with."""
+        done = self.run(str(HERE / script), *map(str, words), **options)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def null_cuda(tmp_path_factory) -> NullCuda:
+    python = os.environ.get("MASKPERF_CUDA_PYTHON", sys.executable)
+    if missing := missing_part(python):
+        pytest.skip(f"null CUDA: {missing}")
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # that all processes of the tests have in common
+    folder = Path(os.environ.get("MASKPERF_NULL_CUDA_FOLDER", folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "null-cuda.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return NullCuda(python, build(python, folder))

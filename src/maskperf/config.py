@@ -106,12 +106,13 @@ class EvaluationConfig:
 class SpeedConfig:
     """Less work for the same numbers, up to float32 rounding; all switches off is the plain path."""
 
-    fast_convolutions: bool = True  # on a CPU: Winograd for 3x3, matrix products for 1x1
+    # On a CPU: Winograd for 3x3, matrix products for 1x1. On a GPU in bfloat16: bias, sum, ReLU inside cuDNN calls.
+    fast_convolutions: bool = True
     folded_batch_norm: bool = True  # frozen batch norm inside the weights; frozen stages keep nothing for a backward
     grouped_roi_align: bool = True  # on a CPU: RoIAlign of neighbouring RoIs together, backward without a scatter
     sparse_rpn_backward: bool = True  # only the sampled anchors have a gradient
     class_selected_outputs: bool = True  # mask logits of the one class that is used
-    packed_positives: bool = True  # on a CPU: RoI heads on the places in use alone
+    packed_positives: bool = True  # RoI heads on the places in use alone; on a GPU: mask head on as many as usual
     sparse_mask_targets: bool = True  # on a CPU: polygons meet only the columns they cross
     keep_freed_memory: bool = True  # on a CPU with glibc: freed memory stays with the process for the next step
     aspect_buckets: bool = True  # batches of pictures that fill nearly the same canvas

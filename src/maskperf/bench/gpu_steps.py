@@ -21,7 +21,7 @@ from maskperf.bench.switches import ALL_OFF, loss_difference, techniques_of
 from maskperf.config import OptimizerConfig, SpeedConfig, plain_path
 from maskperf.engine.build import build_model
 from maskperf.engine.capacity import capacity_of
-from maskperf.engine.captured import CapturedSteps, CudaRecorder
+from maskperf.engine.captured import CapturedSteps, CudaRecorder, usual_mask_places
 from maskperf.engine.distributed import Topology
 from maskperf.engine.gradients import Gradients
 from maskperf.engine.optimizer import build_optimizer
@@ -81,13 +81,20 @@ class Stepper:
         self._topology = Topology(rank=0, world=1, local_rank=0, device=device)
         self._captured = self._capture(device) if speed.captured_steps else None
         self._update = 0
+        self.dropped_masks = torch.zeros(())  # of the last step
 
     def _capture(self, device: torch.device) -> CapturedSteps | None:
         if device.type != "cuda":
             return None
         room, recorder = capacity_of(self.batch), CudaRecorder(device)
-        gradients = Gradients(self._model, self._topology)
-        return CapturedSteps(self._model, [room], gradients=gradients, recorder=recorder, say=self.messages.append)
+        return CapturedSteps(
+            self._model,
+            [room],
+            gradients=Gradients(self._model, self._topology),
+            recorder=recorder,
+            say=self.messages.append,
+            mask_places=usual_mask_places(self._model, room.images),
+        )
 
     @property
     def is_captured(self) -> bool:
@@ -104,7 +111,9 @@ class Stepper:
             config=OPTIMIZER,
             topology=self._topology,
             captured=self._captured,
+            all_masks=False,
         )
+        self.dropped_masks = result.dropped_masks
         return result.losses
 
 
@@ -177,6 +186,8 @@ def _warm_up(stepper: Stepper, plan: GpuPlan, device: torch.device) -> tuple[flo
     losses = stepper.step().tolist()
     for _ in range(plan.warm_up_calls):
         stepper.step()
+    if dropped := int(stepper.dropped_masks):
+        stepper.messages.append(f"{dropped} masks found no place: a run would do this step again, with room for all")
     peak = (torch.cuda.max_memory_allocated(device) - before) / GIB if device.type == "cuda" else None
     return peak, dict(zip(LOSS_NAMES, losses, strict=True))
 

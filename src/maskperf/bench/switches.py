@@ -35,7 +35,11 @@ TECHNIQUES = (
         summary="frozen batch norm inside the weights, frozen stages keep nothing",
         devices=("cpu", "cuda"),
     ),
-    Technique(field="fast_convolutions", summary="Winograd for 3x3, matrix products for 1x1", devices=("cpu",)),
+    Technique(
+        field="fast_convolutions",
+        summary="Winograd for 3x3, matrix products for 1x1; on a GPU bias, sum and ReLU inside cuDNN's calls",
+        devices=("cpu", "cuda"),
+    ),
     Technique(field="grouped_roi_align", summary="RoIAlign of neighbouring RoIs together", devices=("cpu",)),
     Technique(
         field="sparse_rpn_backward",
@@ -47,7 +51,11 @@ TECHNIQUES = (
         summary="mask logits of each RoI's own class alone",
         devices=("cpu", "cuda"),
     ),
-    Technique(field="packed_positives", summary="RoI heads on the places in use alone", devices=("cpu",)),
+    Technique(
+        field="packed_positives",
+        summary="RoI heads on the places in use; in captured steps the mask head on as many as usual",
+        devices=("cpu", "cuda"),
+    ),
     Technique(field="sparse_mask_targets", summary="polygons meet only the columns they cross", devices=("cpu",)),
     Technique(field="keep_freed_memory", summary="freed memory stays with the process", devices=("cpu",)),
     Technique(field="triton_kernels", summary="own kernels for the operators", devices=("cuda",)),

@@ -101,7 +101,7 @@ def prepare_steps(
     def batches() -> Iterator[Batch]:
         for canvas_hw in reversed(canvases):
             batch = made_up_batch(data, canvas_hw, images, raw_pictures=feeding.raw_pictures)
-            yield prepare_images(batch, device, kernels=kernels)
+            yield prepare_images(batch, device, dtype=model.compute_dtype, kernels=kernels)
 
     warm_up(model, batches())
     captured = capture_steps(model, images=images, topology=topology, say=say)

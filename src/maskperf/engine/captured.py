@@ -8,14 +8,14 @@ with a stand-in for the graphs. Not yet run on a GPU.
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from maskperf.engine.capacity import BatchCapacity, capacity_of, fits, fixed_capacity, pad_batch, usual_outlines
 from maskperf.engine.distributed import Topology
-from maskperf.engine.forward import canvas_anchors, training_losses
+from maskperf.engine.forward import canvas_anchors, mask_slots, training_losses
 from maskperf.engine.gradients import BatchResult, Gradients, backward
 from maskperf.engine.stopwatch import Stopwatch
 from maskperf.model.mask_rcnn import MaskRcnn
@@ -25,6 +25,7 @@ from maskperf.structures import Batch
 PLAIN_STEPS_FIRST = 2  # of a shape that is not known ahead, before it is recorded: a rare one is not worth it
 MOST_GRAPHS = 32
 WARM_UPS = 2
+USUAL_MASKS = 0.75  # of the positive RoIs that a batch may have: the places of the mask head in a usual step
 
 
 @runtime_checkable
@@ -84,7 +85,21 @@ def capture_steps(
     if not (model.speed.triton_kernels and is_available(topology.device)):
         capacities.insert(0, usual_outlines(capacities[0]))
     gradients, recorder = Gradients(model, topology), CudaRecorder(topology.device)
-    return CapturedSteps(model, capacities, gradients=gradients, recorder=recorder, say=say)
+    places = usual_mask_places(model, images)
+    return CapturedSteps(model, capacities, gradients=gradients, recorder=recorder, say=say, mask_places=places)
+
+
+def usual_mask_places(model: MaskRcnn, images: int) -> int | None:
+    """Returns how many places the mask head has in a usual step; None: room for all masks in every step."""
+    return round(images * mask_slots(model.config) * USUAL_MASKS) if model.speed.packed_positives else None
+
+
+class _Kind(NamedTuple):
+    """What a recording does with its batch."""
+
+    parts: int  # micro-batches of a step
+    is_last: bool  # of them: the gradients are exchanged
+    mask_places: int | None  # see `training_losses`
 
 
 class CapturedSteps:
@@ -102,8 +117,10 @@ class CapturedSteps:
         gradients: Gradients,
         recorder: Recorder,
         say: Callable[[str], None],
+        mask_places: int | None = None,
     ):
         self.gradients = gradients
+        self.mask_places = mask_places  # of all images of a batch together; None: room for all masks
         self.replayed, self.plain = 0, 0  # micro-batches so far
         self._model = model
         self._capacities = tuple(capacities)
@@ -123,9 +140,9 @@ class CapturedSteps:
         for batch in batches:
             capacity = self._capacity_of(batch)
             for is_last in (True,) if parts == 1 else (False, True):
-                if capacity is not None and not self._gave_up:
-                    key = _key(batch, capacity, parts, is_last)
-                    self._record(key, pad_batch(batch, capacity), parts, is_last)
+                for mask_places in dict.fromkeys((None, self.mask_places)):
+                    if capacity is not None and not self._gave_up:
+                        self._record(batch, capacity, _Kind(parts, is_last, mask_places))
         if not self._gave_up:
             slots = self._capacities[0].slots
             self._say(f"captured steps: {len(self._recordings)} recorded, each with room for {slots} objects an image")
@@ -139,13 +156,15 @@ class CapturedSteps:
                 f"shape has come {PLAIN_STEPS_FIRST} times"
             )
 
-    def run(self, batch: Batch, *, part: int, parts: int, stopwatch: Stopwatch | None = None) -> BatchResult:
+    def run(
+        self, batch: Batch, *, part: int, parts: int, all_masks: bool = True, stopwatch: Stopwatch | None = None
+    ) -> BatchResult:
         """Adds the batch's gradients, divided by `parts`, to those in the buffer and returns its losses.
 
         The last part's backward averages them over the processes, whether it is replayed or launched anew.
         """
         is_last = part == parts
-        recording, padded = self._recording_of(batch, parts, is_last)
+        recording, padded = self._recording_of(batch, _Kind(parts, is_last, None if all_masks else self.mask_places))
         self.gradients.hold()
         if recording is None:
             self.plain += 1
@@ -162,14 +181,14 @@ class CapturedSteps:
             stopwatch.mark("replay")
         return BatchResult(recording.result.terms.clone(), recording.result.dropped_masks.clone())
 
-    def _recording_of(self, batch: Batch, parts: int, is_last: bool) -> tuple[_Recording | None, Batch]:
+    def _recording_of(self, batch: Batch, kind: _Kind) -> tuple[_Recording | None, Batch]:
         """Returns the recording for this shape of batch, made now if it is time, and the batch padded to it."""
         capacity = self._capacity_of(batch)
         if self._gave_up or capacity is None:
             if not self._gave_up:
                 self._say_once("captured steps: a batch has more ground truth than there is room for, launched anew")
             return None, batch
-        key = _key(batch, capacity, parts, is_last)
+        key = _key(batch, capacity, kind)
         if key not in self._recordings:
             self._seen[key] += 1
             if self._seen[key] <= PLAIN_STEPS_FIRST:
@@ -177,7 +196,7 @@ class CapturedSteps:
             if len(self._recordings) >= MOST_GRAPHS:
                 self._say_once(f"captured steps: {MOST_GRAPHS} graphs are made; other shapes are launched anew")
                 return None, batch
-            self._record(key, pad_batch(batch, capacity), parts, is_last)
+            self._record(batch, capacity, kind)
             if self._gave_up:
                 return None, batch
         return self._recordings[key], pad_batch(batch, capacity)
@@ -186,17 +205,18 @@ class CapturedSteps:
         needed = capacity_of(batch)
         return next((room for room in self._capacities if fits(needed, room)), None)
 
-    def _record(self, key: tuple, padded: Batch, parts: int, is_last: bool) -> None:
-        """Keeps a recording for this key, or gives up. Gradients and running statistics are left as they were."""
+    def _record(self, batch: Batch, capacity: BatchCapacity, kind: _Kind) -> None:
+        """Keeps a recording, or gives up. Gradients and running statistics are left as they were."""
         self.gradients.hold()
-        inputs = _cloned(padded)
+        inputs = _cloned(pad_batch(batch, capacity))
 
         def work() -> BatchResult:
-            exchange = self.gradients.exchanged() if is_last else None
-            return backward(training_losses(self._model, inputs), parts=parts, exchange=exchange)
+            exchange = self.gradients.exchanged() if kind.is_last else None
+            losses = training_losses(self._model, inputs, kind.mask_places)
+            return backward(losses, parts=kind.parts, exchange=exchange)
 
         def work_alone() -> BatchResult:  # other processes may be at something else
-            return backward(training_losses(self._model, inputs), parts=parts)
+            return backward(training_losses(self._model, inputs, kind.mask_places), parts=kind.parts)
 
         changing = [self.gradients.flat, *self._model.buffers()]
         before = [tensor.clone() for tensor in changing]
@@ -212,7 +232,7 @@ class CapturedSteps:
         else:
             pixels = inputs.images.pixels
             anchors = canvas_anchors(self._model, tuple(pixels.shape[2:]), pixels.device)
-            self._recordings[key] = _Recording(inputs, result, replay, anchors)
+            self._recordings[_key(batch, capacity, kind)] = _Recording(inputs, result, replay, anchors)
         with torch.no_grad():
             for tensor, value in zip(changing, before, strict=True):
                 tensor.copy_(value)
@@ -223,10 +243,10 @@ class CapturedSteps:
             self._say(text)
 
 
-def _key(batch: Batch, capacity: BatchCapacity, parts: int, is_last: bool) -> tuple:
+def _key(batch: Batch, capacity: BatchCapacity, kind: _Kind) -> tuple:
     """Returns what a recording depends on, besides the numbers that are copied into it."""
     pixels = batch.images.pixels
-    return pixels.shape, pixels.dtype, pixels.stride(), capacity, parts, is_last
+    return pixels.shape, pixels.dtype, pixels.stride(), capacity, kind
 
 
 def _first_cause(error: BaseException) -> str:

@@ -1,5 +1,8 @@
 """SGD with the benchmark's bias rules, and the learning rate of every update."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +32,15 @@ def skip_updates_from_now_on(optimizer: torch.optim.Optimizer, fault: Tensor) ->
     before = getattr(optimizer, "found_inf", None)  # where PyTorch's fused updates look
     fault = (fault > 0).float()
     optimizer.found_inf = fault if before is None else torch.maximum(before, fault)
+
+
+@contextmanager
+def skipped_update(optimizer: torch.optim.Optimizer, fault: Tensor) -> Iterator[None]:
+    """Makes an update inside the `with` block leave weights and momentum alone if `fault` is above 0."""
+    before = getattr(optimizer, "found_inf", None)
+    skip_updates_from_now_on(optimizer, fault)
+    yield
+    optimizer.found_inf = before
 
 
 def learning_rates_at(update: int, config: OptimizerConfig) -> tuple[float, float]:

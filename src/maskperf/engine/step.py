@@ -11,7 +11,12 @@ from maskperf.engine.distributed import Topology, average_gradients, sum_tensor
 from maskperf.engine.finite import FAULTY_PARTS, any_not_finite
 from maskperf.engine.forward import training_losses
 from maskperf.engine.gradients import backward
-from maskperf.engine.optimizer import learning_rates_at, set_learning_rates, skip_updates_from_now_on
+from maskperf.engine.optimizer import (
+    learning_rates_at,
+    set_learning_rates,
+    skip_updates_from_now_on,
+    skipped_update,
+)
 from maskperf.engine.stopwatch import Stopwatch
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.structures import LOSS_NAMES, Batch
@@ -22,7 +27,7 @@ class StepResult:
     """What a step leaves behind; tensors stay on the device until someone reads them."""
 
     losses: Tensor  # the five terms in the order of LOSS_NAMES, mean over micro-batches and processes
-    dropped_masks: Tensor
+    dropped_masks: Tensor  # in all processes; without room for all masks such a step changes no weight
     not_finite: Tensor  # [process, part of FAULTY_PARTS]: above 0 where that part was not finite
     learning_rate: float
     images: int
@@ -38,10 +43,12 @@ def train_step(
     config: OptimizerConfig,
     topology: Topology,
     captured: CapturedSteps | None = None,
+    all_masks: bool = True,
 ) -> StepResult:
     """Trains on the micro-batches of one step and returns its losses. `update` counts from 1.
 
-    With `captured`, forward and backward are replayed for the batches it takes; their phase is then "replay".
+    With `captured`, forward and backward are replayed for the batches it takes; their phase is then "replay". Without
+    `all_masks` these have fewer places for masks, and where they are too few in a process no process's weights change.
 
     Each micro-batch has its own loss means, as if it were a device; gradients are averaged over micro-batches and
     processes. Nothing here waits for the device. From the first step on whose loss or gradient is not finite the
@@ -58,23 +65,26 @@ def train_step(
         if captured is None:
             results.append(backward(training_losses(model, batch), parts=parts, stopwatch=stopwatch))
         else:
-            results.append(captured.run(batch, part=part, parts=parts, stopwatch=stopwatch))
+            results.append(captured.run(batch, part=part, parts=parts, all_masks=all_masks, stopwatch=stopwatch))
     mean_terms = torch.stack([result.terms for result in results]).mean(dim=0)
+    dropped = torch.stack([result.dropped_masks for result in results]).sum()
     if captured is None:
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        not_finite = _faults_before_the_update(mean_terms, gradients, topology)
+        not_finite, dropped = _faults_before_the_update(mean_terms, gradients, dropped, topology)
         average_gradients(model, topology)
     else:  # the last backward has averaged
-        not_finite = _faults_before_the_update(mean_terms, [captured.gradients.largest_magnitude()], topology)
+        gradients = [captured.gradients.largest_magnitude()]
+        not_finite, dropped = _faults_before_the_update(mean_terms, gradients, dropped, topology)
     stopwatch.mark("exchange")
     skip_updates_from_now_on(optimizer, not_finite.sum())
-    optimizer.step()
+    with skipped_update(optimizer, dropped):
+        optimizer.step()
     mean_terms, weight_faults = _after_the_update(model, mean_terms, topology)
     skip_updates_from_now_on(optimizer, weight_faults.sum())
     stopwatch.mark("optimizer")
     return StepResult(
         losses=mean_terms,
-        dropped_masks=torch.stack([result.dropped_masks for result in results]).sum(),
+        dropped_masks=dropped,
         not_finite=torch.cat([not_finite, weight_faults[:, None]], dim=1),
         learning_rate=rates[0],
         images=sum(len(batch.image_ids) for batch in micro_batches),
@@ -82,12 +92,18 @@ def train_step(
     )
 
 
-def _faults_before_the_update(terms: Tensor, gradients: list[Tensor], topology: Topology) -> Tensor:
-    """Returns [process, loss and gradient], of this process's own numbers before an exchange spread their faults."""
-    faults = torch.zeros(topology.world, len(FAULTY_PARTS) - 1, device=topology.device)
+def _faults_before_the_update(
+    terms: Tensor, gradients: list[Tensor], dropped: Tensor, topology: Topology
+) -> tuple[Tensor, Tensor]:
+    """Returns [process, loss and gradient], of each process's own numbers before an exchange spread their faults, and
+    how many masks all processes have dropped."""
+    numbers = torch.zeros(topology.world * (len(FAULTY_PARTS) - 1) + 1, device=topology.device)
+    faults = numbers[:-1].view(topology.world, -1)
     faults[topology.rank, 0] = any_not_finite([terms], topology.device)
     faults[topology.rank, 1] = any_not_finite(gradients, topology.device)
-    return sum_tensor(faults, topology)
+    numbers[-1] = dropped
+    sum_tensor(numbers, topology)
+    return faults, numbers[-1].to(torch.int64)
 
 
 def _after_the_update(model: MaskRcnn, terms: Tensor, topology: Topology) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,8 @@
 """One run of the benchmark: set up, start the clock, train and evaluate by epochs, stop at the targets."""
 
 import time
+from collections.abc import Iterable
+from functools import partial
 
 import torch
 
@@ -13,6 +15,7 @@ from maskperf.engine.distributed import average_buffers, broadcast_model, init_t
 from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.precision import set_precision
 from maskperf.engine.step import train_step
+from maskperf.engine.under_way import Step, StepsUnderWay
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.ops.kernels.selection import describe
 from maskperf.runner.batches import micro_batches
@@ -53,6 +56,9 @@ def run_benchmark(config: RunConfig) -> RunResult:
         recorder = open_recorder(session, num_steps)
         training = Training(data, model, optimizer, recorder, num_steps)
         evaluations = Evaluations(session, training)
+        train = partial(train_step, model, optimizer, config=config.optimizer, topology=topology, captured=captured)
+        note = partial(_note, session, training, evaluations)
+        under_way = StepsUnderWay(train, may_drop_masks=captured is not None and captured.mask_places is not None)
         update, epoch = 0, 0
         with keep_black_box(session, training, evaluations.rescues):
             while not (evaluations.is_final or _is_used_up(config, update, epoch)):
@@ -64,23 +70,14 @@ def run_benchmark(config: RunConfig) -> RunResult:
                 for batches in steps:
                     wait_seconds = time.monotonic() - waited
                     update += 1
-                    result = train_step(
-                        model,
-                        optimizer,
-                        batches,
-                        update=update,
-                        config=config.optimizer,
-                        topology=topology,
-                        captured=captured,
-                    )
-                    was_read = recorder.add(result, epoch=epoch, step=update, data_wait_seconds=wait_seconds)
-                    session.log.tracked_stats(recorder.take_windows())
-                    if was_read:
-                        evaluations.take_known(update)
+                    result = train(batches, update=update, all_masks=False)
+                    note(epoch, under_way.add(Step(update, result, wait_seconds), batches))
                     if evaluations.is_final:
                         break
                     waited = time.monotonic()
                 steps.close()  # with the threads that make batches ahead, where a verdict came before the last step
+                if not evaluations.is_final:
+                    note(epoch, under_way.rest())
                 if not evaluations.is_final:
                     _end_epoch(session, training, evaluations, epoch, update)
         judgement = evaluations.judgement
@@ -115,6 +112,17 @@ def _initialize(session: Session) -> tuple[MaskRcnn, torch.optim.Optimizer, Capt
         say=session.say,
     )
     return model, optimizer, captured
+
+
+def _note(session: Session, training: Training, evaluations: Evaluations, epoch: int, steps: Iterable[Step]) -> None:
+    """Writes down steps of an epoch, and takes the verdict on the epoch before where it is known."""
+    for step in steps:
+        was_read = training.recorder.add(
+            step.result, epoch=epoch, step=step.update, data_wait_seconds=step.wait_seconds
+        )
+        session.log.tracked_stats(training.recorder.take_windows())
+        if was_read and not evaluations.is_final:
+            evaluations.take_known(step.update)
 
 
 def _end_epoch(session: Session, training: Training, evaluations: Evaluations, epoch: int, update: int) -> None:

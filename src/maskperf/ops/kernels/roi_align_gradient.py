@@ -41,9 +41,7 @@ def pyramid_gradient(
     pyramid = pyramid_argument(maps, strides)
     _list_rois[(num_tiles,)](lists, pyramid, boxes, levels, firsts, images, most_of_image, size, enable_fp_fusion=False)
     grid = (num_tiles, triton.cdiv(channels, MAX_CHANNELS))
-    _gather_tile[grid](
-        lists, pyramid, bins, boxes, firsts, images, most_of_image, size, channels, enable_fp_fusion=False
-    )
+    _gather_tile[grid](lists, pyramid, bins, boxes, images, most_of_image, size, channels, enable_fp_fusion=False)
     return maps
 
 
@@ -75,7 +73,7 @@ def _list_rois(lists, pyramid, boxes, levels, firsts, images, most_of_image, SIZ
         x1, y1, x_step, y_step = scaled_sides(boxes + place * 4, scale, SIZE, is_real)
         meets = meets & _meets(x1, x_step, width, left, SIZE) & _meets(y1, y_step, height, top, SIZE)
         number = count + tl.cumsum(meets.to(tl.int32), axis=0)
-        tl.store(entries + number, roi, mask=meets)
+        tl.store(entries + number, place.to(tl.int32), mask=meets)
         count += tl.sum(meets.to(tl.int32), axis=0)
     tl.store(entries, count)
 
@@ -120,9 +118,7 @@ def _add_product(weights, values, total, IS_EXACT: tl.constexpr):
 
 @triton.jit(do_not_specialize=["images", "most_of_image"])
 @no_type_check
-def _gather_tile(
-    lists, pyramid, bins, boxes, firsts, images, most_of_image, SIZE: tl.constexpr, CHANNELS: tl.constexpr
-):
+def _gather_tile(lists, pyramid, bins, boxes, images, most_of_image, SIZE: tl.constexpr, CHANNELS: tl.constexpr):
     """One program: one tile of one level of one image, and up to 128 channels."""
     BLOCK: tl.constexpr = 128 if CHANNELS >= 128 else max(16, triton.next_power_of_2(CHANNELS))
     BINS: tl.constexpr = max(16, triton.next_power_of_2(SIZE))  # of a row; a matrix product needs 16
@@ -135,10 +131,9 @@ def _gather_tile(
     column = tl.arange(0, BINS)
     is_bin = (column < SIZE)[:, None] & (channel < CHANNELS)[None, :]
     entries = lists + tile.to(tl.int64) * (most_of_image + 1)
-    first_roi = tl.load(firsts + image)
     total = tl.zeros([TILE * TILE, BLOCK], tl.float32)
     for entry in range(1, tl.load(entries) + 1):
-        roi = (first_roi + tl.load(entries + entry)).to(tl.int64)
+        roi = tl.load(entries + entry).to(tl.int64)
         x1, y1, x_step, y_step = scaled_sides(boxes + roi * 4, scale, SIZE)
         x_weights = _weight_on_cell(cell_x[:, None], x1, x_step, column[None, :], width)
         x_weights = tl.where((column < SIZE)[None, :], x_weights, 0.0)

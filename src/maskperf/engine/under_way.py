@@ -1,0 +1,81 @@
+"""Steps whose mask head had too few places are done again, with room for all masks; no step waits for the device.
+
+How many RoIs of a batch are positive is known to the device alone. A step on few places therefore leaves the weights
+as they are where these were too few, and counts what found no place. The count is read while the device is at the
+next step already, and the batch is then trained on once more, with the learning rate of its own step. So every batch
+has its update, some one step later than in their order, at the same places in all processes.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from maskperf.engine.step import StepResult
+from maskperf.structures import Batch
+
+STEPS_UNDER_WAY = 1  # besides the newest, so that the device has work while a count is read
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step and the wait for its batches."""
+
+    update: int
+    result: StepResult
+    wait_seconds: float  # for its batches
+
+
+@dataclass(frozen=True)
+class _StepUnderWay:
+    step: Step
+    batches: list[Batch]
+    dropped: Tensor  # on the host, once `copied` says so
+    copied: torch.cuda.Event | None
+
+
+class StepsUnderWay:
+    """The newest steps, until it is certain that their masks had room. `train` takes batches, update and all_masks.
+
+    Where no step may drop masks each is certain at once, and nothing is read.
+    """
+
+    def __init__(self, train: Callable[..., StepResult], *, may_drop_masks: bool):
+        self._train = train
+        self._may_drop_masks = may_drop_masks
+        self._steps: deque[_StepUnderWay] = deque()
+
+    def add(self, step: Step, batches: list[Batch]) -> list[Step]:
+        """Takes the newest step and its batches; returns the steps that are certain now, in their order."""
+        if not self._may_drop_masks:
+            return [step]
+        self._steps.append(_StepUnderWay(step, batches, *_to_host(step.result.dropped_masks)))
+        return self._settle(most=STEPS_UNDER_WAY)
+
+    def rest(self) -> list[Step]:
+        """Returns all steps that are left, certain as well."""
+        return self._settle(most=0)
+
+    def _settle(self, most: int) -> list[Step]:
+        settled = []
+        while len(self._steps) > most:
+            late = self._steps.popleft()
+            if late.copied is not None:
+                late.copied.synchronize()
+            step = late.step
+            if int(late.dropped):
+                step = replace(step, result=self._train(late.batches, update=step.update, all_masks=True))
+            settled.append(step)
+        return settled
+
+
+def _to_host(count: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """Returns the count in the computer's memory, and what to wait for before it is read."""
+    if not count.is_cuda:
+        return count, None
+    on_host = torch.empty_like(count, device="cpu", pin_memory=True).copy_(count, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+    return on_host, copied

@@ -9,11 +9,14 @@ from torch.utils._pytree import tree_leaves
 from varied_batches import varied_batch
 
 import maskperf.engine.forward
+import maskperf.losses.rpn
 from maskperf.bench.run_lengths import as_run_lengths
 from maskperf.config import ModelConfig, OptimizerConfig, SpeedConfig
 from maskperf.engine.build import build_model
 from maskperf.engine.forward import feature_anchors, mask_slots, training_losses
 from maskperf.engine.optimizer import build_optimizer, learning_rates_at, set_learning_rates
+from maskperf.ops.boxes import pairwise_iou
+from maskperf.ops.matching import match_to_truth
 from maskperf.recipes import demo
 from maskperf.structures import LOSS_NAMES, Batch, Images, Targets, to_device
 
@@ -276,6 +279,45 @@ def test_a_step_never_waits_for_the_device(monkeypatch, quota, with_truth, chang
             for update in (1, 2):
                 take_step(model, optimizer, batch, update)
     assert not torch.equal(model.rpn["head"].conv.weight, before)
+
+
+def test_a_step_in_bfloat16_with_places_shared_by_all_masks_never_waits():
+    model, batch = model_of(), batch_of([0, 1])
+    model.speed, model.compute_dtype = WAYS_OF_A_GPU, torch.bfloat16
+    for _ in range(2):  # what is made once is made in the first
+        with NoWaiting():
+            losses = training_losses(model, batch, 12)
+            losses.total().backward()
+    assert losses.dropped_masks.item() == 0
+
+
+class Operators(TorchDispatchMode):
+    """Counts the operators."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operator, types, arguments=(), keywords=None):
+        self.count += 1
+        return operator(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_number_of_operators_does_not_follow_that_of_the_objects(monkeypatch, dtype):
+    """The kernel that matches anchors stands for one operator; its twin works on some ground truths at a time."""
+
+    def match_at_once(anchors, truth, valid, *, kernels, **rule):
+        return match_to_truth(pairwise_iou(anchors[None], truth), valid, **rule, keep_best_of_truth=True)
+
+    monkeypatch.setattr(maskperf.losses.rpn, "match_anchors", match_at_once)
+    model = model_of()
+    model.speed, model.compute_dtype = WAYS_OF_A_GPU, dtype
+    counts = []
+    for slots in (2, 2, 8, 90):  # the first makes what is made once
+        batch = batch_of([0, 1], slots=slots)
+        with Operators() as operators:
+            training_losses(model, batch, 12).total().backward()
+        counts.append(operators.count)
+    assert counts[1] == counts[2] == counts[3] > 100
 
 
 class NothingOnTheHost(TorchDispatchMode):

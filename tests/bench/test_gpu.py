@@ -1,5 +1,6 @@
 import io
 import json
+import math
 import time
 
 import pytest
@@ -175,6 +176,35 @@ def test_a_convolution_is_measured_in_each_direction(layer, flop, direction):
     )
     assert row.milliseconds.minimum > 0
     assert row.teraflop_per_second * 1e9 * row.milliseconds.median == pytest.approx(flop)
+
+
+@pytest.mark.parametrize(
+    ("layer", "others"),
+    [
+        (((1, 8, 6, 9), (4, 8, 1, 1), (1, 1), (0, 0), False), 4),
+        (((1, 8, 6, 9), (4, 8, 3, 3), (2, 2), (1, 1), False), 1),
+        (((2, 6, 5, 7), (6, 4, 2, 2), (2, 2), (0, 0), True), 0),
+    ],
+)
+def test_other_ways_of_a_convolution_do_the_same_work(layer, others):
+    names = ("input_shape", "weight_shape", "stride", "padding", "transposed")
+    layer = gpu_convolutions.Layer(**dict(zip(names, layer, strict=True)))
+    ways = gpu_convolutions.ways_of(layer)
+    assert ways[:3] == gpu_convolutions.PASSES and len(ways) == 3 + others
+    for way in ways[3:]:
+        torch.manual_seed(0)
+        direction = way.removesuffix(gpu_convolutions.AS_A_PRODUCT)
+        found = gpu_convolutions._work(layer, way, CPU)()
+        torch.manual_seed(0)
+        if way == gpu_convolutions.WITH_RELU:
+            wanted = gpu_convolutions._work(layer, "forward", CPU)().relu()
+            torch.testing.assert_close(found, wanted)
+        elif direction == "forward":
+            wanted = gpu_convolutions._work(layer, "forward", CPU)()
+            torch.testing.assert_close(found.view(1, 6, 9, 4).permute(0, 3, 1, 2), wanted, rtol=2**-6, atol=2**-6)
+        else:
+            wanted = layer.input_shape if direction == "input gradient" else layer.weight_shape
+            assert found.numel() == math.prod(wanted)
 
 
 def test_all_tables_can_be_shown():

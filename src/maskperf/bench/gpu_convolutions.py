@@ -1,6 +1,6 @@
 """Every convolution of a training step by itself: forward, gradient of the input, gradient of the weight.
 
-In bfloat16 and channels-last, as a step on a GPU has them. Not yet run on a GPU.
+Besides, what other ways of the same work reach: bias and ReLU inside cuDNN's call, and matrix products for 1x1. In bfloat16 and channels-last, as a step on a GPU has them. Not yet run on a GPU.
 """
 
 from collections import Counter
@@ -19,11 +19,14 @@ from maskperf.bench.measure import Spread, spread_of
 from maskperf.config import SpeedConfig
 from maskperf.engine.build import build_model
 from maskperf.engine.forward import training_losses
+from maskperf.ops.fused_convolution import Filters, rectified_convolution
 
 CALLS = 10  # of one measurement
 REPEATS = 3
 WARM_UP_CALLS = 2
 PASSES = ("forward", "input gradient", "weight gradient")
+WITH_RELU = "forward with bias and ReLU"
+AS_A_PRODUCT = ", as a matrix product"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +84,22 @@ def layers_of_a_step(device: torch.device, plan: GpuPlan) -> Counter[Layer]:
 
 
 def convolution_rows(device: torch.device, plan: GpuPlan) -> Iterator[ConvolutionRow]:
-    """Returns three rows for each layer, those with most work in a step first."""
+    """Returns a row for each way of each layer, those with most work in a step first."""
     layers = layers_of_a_step(device, plan)
     for layer in sorted(layers, key=lambda layer: -_flop(layer) * layers[layer]):
-        for direction in PASSES:
+        for direction in ways_of(layer):
             yield measure_layer(layer, direction, layers[layer], device)
+
+
+def ways_of(layer: Layer) -> tuple[str, ...]:
+    """Returns the directions of a layer and the other ways there are for them."""
+    side = layer.weight_shape[2]
+    if layer.transposed or layer.padding != (side // 2, side // 2):
+        return PASSES
+    ways = (*PASSES, WITH_RELU)
+    if side == 1 and layer.stride == (1, 1):
+        ways += tuple(direction + AS_A_PRODUCT for direction in PASSES)
+    return ways
 
 
 def measure_layer(layer: Layer, direction: str, times_in_a_step: int, device: torch.device) -> ConvolutionRow:
@@ -111,6 +125,11 @@ def _work(layer: Layer, direction: str, device: torch.device):
         return numbers.contiguous(memory_format=torch.channels_last)
 
     pixels, weight = random(layer.input_shape), random(layer.weight_shape)
+    if direction == WITH_RELU:
+        bias = torch.zeros(len(weight), device=device, dtype=torch.bfloat16)
+        return partial(rectified_convolution, pixels, Filters(weight, bias), stride=layer.stride[0])
+    if direction.endswith(AS_A_PRODUCT):
+        return _product(pixels, weight, direction.removesuffix(AS_A_PRODUCT))
     geometry = (list(layer.stride), list(layer.padding), [1, 1], layer.transposed, [0, 0], 1)
     forward = partial(torch.ops.aten.convolution, pixels, weight, None, *geometry)
     if direction == PASSES[0]:
@@ -118,6 +137,17 @@ def _work(layer: Layer, direction: str, device: torch.device):
     gradient = random(tuple(forward().shape))
     wanted = [direction == PASSES[1], direction == PASSES[2], False]
     return partial(torch.ops.aten.convolution_backward, gradient, pixels, weight, None, *geometry, wanted)
+
+
+def _product(pixels: Tensor, weight: Tensor, direction: str):
+    """Returns one direction of a 1x1 convolution as the product of all pixels' rows."""
+    rows, matrix = pixels.permute(0, 2, 3, 1).flatten(0, 2), weight.flatten(1)
+    if direction == PASSES[0]:
+        return partial(torch.mm, rows, matrix.t())
+    gradient = rows @ matrix.t()
+    if direction == PASSES[1]:
+        return partial(torch.mm, gradient, matrix)
+    return partial(torch.mm, gradient.t(), rows)
 
 
 def _flop(layer: Layer) -> int:

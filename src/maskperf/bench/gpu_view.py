@@ -5,12 +5,12 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.table import Table
 
-SHOWN_CONVOLUTIONS = 30
+SHOWN_CONVOLUTIONS = 40
 HEADLINES = {
     "device": "the card",
     "switches": "one training step, with one switch after another",
     "steps": "training steps by canvas, batch, precision and launching",
-    "convolutions": f"convolutions of a step in bfloat16, the {SHOWN_CONVOLUTIONS // 3} layers with most work",
+    "convolutions": "convolutions of a step in bfloat16, the layers with most work first",
     "peer": "beside torchvision on the same card",
 }
 

@@ -2,7 +2,15 @@ import pytest
 import torch
 from torch import nn
 
-from maskperf.ops.fused_convolution import Filters, RectifiedConvolution, missing_fusion, residual_block
+from maskperf.ops import fused_convolution
+from maskperf.ops.fused_convolution import (
+    Filters,
+    RectifiedConvolution,
+    describe,
+    missing_fusion,
+    rectified_convolution,
+    residual_block,
+)
 
 
 def filters(generator, inputs, outputs, kernel) -> Filters:
@@ -23,6 +31,29 @@ def plain_block(x, convolutions, shortcut, stride):
 
 def test_a_processor_has_no_fusion_and_says_so():
     assert missing_fusion(torch.device("cpu")) == "the device is cpu"
+
+
+def test_what_is_joined_is_said_and_why_not(monkeypatch):
+    assert "in passes of their own" in describe(torch.device("cpu")) and "the device is cpu" in describe(
+        torch.device("cpu")
+    )
+    monkeypatch.setattr(fused_convolution, "missing_fusion", lambda device: "")
+    assert describe(torch.device("cpu")) == "convolutions: with bias, sum and ReLU in one cuDNN call"
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "is_joined"), [(8, 16, True), (8, 12, False), (3, 16, False)])
+def test_only_channels_in_eights_are_joined(monkeypatch, inputs, outputs, is_joined):
+    asked = []
+
+    def joined(x, weight, bias, *settings):
+        asked.append(settings)
+        return x
+
+    monkeypatch.setattr(fused_convolution, "missing_fusion", lambda device: "")
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", joined)
+    filters_of_ones = Filters(torch.ones(outputs, inputs, 3, 3), torch.zeros(outputs))
+    rectified_convolution(torch.ones(1, inputs, 5, 5), filters_of_ones, stride=2)
+    assert asked == ([([2, 2], [1, 1], (1, 1), 1)] if is_joined else [])
 
 
 @pytest.mark.parametrize("kernel", [1, 3])

@@ -1,6 +1,7 @@
 """Every convolution of a training step by itself: forward, gradient of the input, gradient of the weight.
 
-Besides, what other ways of the same work reach: bias and ReLU inside cuDNN's call, and matrix products for 1x1. In bfloat16 and channels-last, as a step on a GPU has them. Not yet run on a GPU.
+Besides, what other ways of the same work reach: bias and ReLU inside cuDNN's call, and matrix products for 1x1. All in
+bfloat16 and channels-last, as a step on a GPU has them. Not yet run on a GPU.
 """
 
 from collections import Counter

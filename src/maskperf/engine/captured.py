@@ -137,6 +137,11 @@ class CapturedSteps:
         `parts` is the number of micro-batches of a step, of which the last also exchanges the gradients. Gradients and
         running statistics are left as they were.
         """
+        self.gradients.hold()
+        before = self.gradients.flat.clone()
+        with self.gradients.exchanged():  # once outside of a recording, where NCCL may still prepare itself
+            pass
+        self.gradients.flat.copy_(before)
         for batch in batches:
             capacity = self._capacity_of(batch)
             for is_last in (True,) if parts == 1 else (False, True):

@@ -10,6 +10,7 @@ import torch
 from maskperf.config import SpeedConfig
 from maskperf.errors import ConfigError
 from maskperf.model.mask_rcnn import MaskRcnn
+from maskperf.ops import fused_convolution
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -50,3 +51,5 @@ def set_precision(model: MaskRcnn, device: torch.device, say: Callable[[str], No
     """Makes the model compute in the format its switches ask for on this device, and says which it is."""
     model.compute_dtype = resolve_precision(model.speed, device)
     say(describe_precision(model.compute_dtype, device))
+    if device.type == "cuda" and model.compute_dtype == torch.bfloat16 and model.speed.fast_convolutions:
+        say(fused_convolution.describe(device))

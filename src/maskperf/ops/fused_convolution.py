@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from maskperf.ops.kernels.selection import is_available, load
 
 GROUPS, NO_GAPS = 1, (1, 1)
+FUSED_CHANNELS = 8  # cuDNN's joined kernels read so many bfloat16 numbers at a time
 
 
 class Filters(NamedTuple):
@@ -43,6 +44,13 @@ def missing_fusion(device: torch.device) -> str:
     return ""
 
 
+def describe(device: torch.device) -> str:
+    """Returns a line for the start of a run about what happens to bias, sum and rectifier after a convolution."""
+    if missing := missing_fusion(device):
+        return f"convolutions: bias, sum and ReLU in passes of their own; cuDNN cannot join them here: {missing}"
+    return "convolutions: with bias, sum and ReLU in one cuDNN call"
+
+
 def rectified_convolution(
     x: Float[Tensor, "n inputs h w"],
     filters: Filters,
@@ -53,7 +61,8 @@ def rectified_convolution(
     """Returns relu(convolution + bias + add) with padding k // 2. No gradient: what is differentiable calls this."""
     weight, bias = filters
     padding = weight.shape[2] // 2
-    if missing_fusion(x.device):
+    has_odd_channels = any(channels % FUSED_CHANNELS for channels in weight.shape[:2])
+    if has_odd_channels or missing_fusion(x.device):
         y = torch.conv2d(x, weight, bias, stride, padding)
         return torch.relu_(y if add is None else y.add_(add))
     settings = ([stride, stride], [padding, padding], NO_GAPS, GROUPS)

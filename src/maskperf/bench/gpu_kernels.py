@@ -27,6 +27,7 @@ from maskperf.ops.nms import blockwise_nms
 from maskperf.ops.pictures import to_images_reference
 from maskperf.ops.rasterize import rasterize_by_crossings
 from maskperf.ops.roi_align import flat_roi_align
+from maskperf.ops.sampling import Sample, draw_by_rank
 from maskperf.structures import Polygons, to_device
 
 POOLED_STRIDES = STRIDES[:4]
@@ -124,6 +125,10 @@ def _patch_cases(device: torch.device, sizes: KernelSizes) -> Iterator[Callable[
             yield partial(_patches, device, sizes, dtype=dtype, direction=direction)
 
 
+def _sampling_cases(device: torch.device, sizes: KernelSizes) -> Iterator[Callable[[], KernelCase]]:
+    yield partial(_samples, device, sizes)
+
+
 def _picture_cases(device: torch.device, sizes: KernelSizes) -> Iterator[Callable[[], KernelCase]]:
     for dtype in DTYPES:
         yield partial(_pictures, device, sizes, dtype)
@@ -135,6 +140,7 @@ FAMILIES = {
     "rasterize": _mask_cases,
     "matching": _matching_cases,
     "patches": _patch_cases,
+    "sampling": _sampling_cases,
     "pictures": _picture_cases,
 }
 
@@ -155,6 +161,27 @@ def _roi_align(
         name=f"RoIAlign {direction}",
         shape=f"{sizes.images} x {rois} RoIs, {size} x {size}, {sizes.channels} channels, {dtype}",
         **_work(random, sides, features, direction),
+    )
+
+
+def _samples(device: torch.device, sizes: KernelSizes) -> KernelCase:
+    random = np.random.default_rng(SEED)
+    model = ModelConfig()
+    num_anchors = sum(-(-sizes.size_hw[0] // stride) * -(-sizes.size_hw[1] // stride) for stride in STRIDES)
+    num_anchors *= len(model.anchor_ratios)
+    values = torch.from_numpy(random.random((sizes.images, num_anchors), np.float32)).to(device)
+    positive, negative = values < 0.001, values > 0.2
+    seeds = torch.arange(sizes.images, device=device)
+    max_positive = int(sizes.sampled_anchors * model.rpn_positive_fraction)
+    work = [
+        partial(side, positive, negative, seeds, num_samples=sizes.sampled_anchors, max_positive=max_positive)
+        for side in (load("sampling").draw_balanced, draw_by_rank)
+    ]
+    return KernelCase(
+        name="samples",
+        shape=f"{sizes.images} x {sizes.sampled_anchors} of {num_anchors} anchors",
+        kernel=lambda: _parts(work[0]()),
+        plain=lambda: _parts(work[1]()),
     )
 
 
@@ -218,15 +245,15 @@ def _nms(device: torch.device, sizes: KernelSizes) -> KernelCase:
     )
 
 
+def _parts(result: Matches | Sample) -> list[Tensor]:
+    return list(vars(result).values())
+
+
 def _truth(random: np.random.Generator, device: torch.device, sizes: KernelSizes) -> tuple[Tensor, Tensor]:
     """Returns ground truth and which of it is real: all but the last object of an image."""
     boxes = made_up_boxes(random, sizes.images * sizes.objects, sizes.size_hw).reshape(sizes.images, sizes.objects, 4)
     valid = torch.arange(sizes.objects) < max(1, sizes.objects - 1)
     return torch.from_numpy(boxes).to(device), valid.expand(sizes.images, -1).to(device)
-
-
-def _parts(matches: Matches) -> list[Tensor]:
-    return [matches.slots, matches.positive, matches.negative]
 
 
 def _match_anchors(device: torch.device, sizes: KernelSizes) -> KernelCase:

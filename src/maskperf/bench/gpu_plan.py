@@ -52,6 +52,7 @@ SECTION_SECONDS = {
     "kernel rasterize": 30.0,
     "kernel matching": 30.0,
     "kernel patches": 30.0,
+    "kernel sampling": 30.0,
     "kernel pictures": 30.0,
     "switches": 110.0,
     "peer": 130.0,

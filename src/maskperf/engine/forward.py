@@ -69,7 +69,8 @@ def training_losses(model: nn.Module, batch: Batch, mask_places: int | None = No
 
         image_offsets = None
         if mask_places is not None:
-            positive, image_offsets, dropped = packed_positive_rois(rois, targets.valid.shape[1], mask_places)
+            slots = targets.valid.shape[1]
+            positive, image_offsets, dropped = packed_positive_rois(rois, slots, mask_places, kernels=kernels)
         else:
             places = min(mask_slots(config), rois.boxes.shape[1])
             positive, dropped = positive_rois(rois, min(places, _most(rois.labels > 0)) if packs else places)

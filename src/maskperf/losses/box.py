@@ -1,5 +1,7 @@
 """Box-head losses: RoIs drawn from the proposals, their classes and their offsets."""
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -9,7 +11,7 @@ from maskperf.config import ModelConfig
 from maskperf.model.heads import own_class
 from maskperf.ops.boxes import BOX_HEAD_WEIGHTS, encode_boxes
 from maskperf.ops.matching import match_boxes
-from maskperf.ops.sampling import compact, sample_balanced
+from maskperf.ops.sampling import compact, draw_balanced
 from maskperf.structures import Proposals, SampledRois, Targets
 
 BOX_SMOOTH_L1_BETA = 1.0  # modeling/roi_heads/box_head/loss.py
@@ -40,22 +42,20 @@ def sample_rois(
         negative_iou=threshold,
         kernels=kernels,
     )
-    positive, negative = sample_balanced(
+    sample = draw_balanced(
         matches.positive & candidates.valid,
         matches.negative & candidates.valid,
         seeds ^ _ROI_SALT,
         num_samples=config.roi_samples_per_image,
         positive_fraction=config.roi_positive_fraction,
+        kernels=kernels,
     )
-    num_slots = min(config.roi_samples_per_image, positive.shape[1])
-    index = torch.argsort(torch.where(positive, 0, torch.where(negative, 1, 2)), dim=1, stable=True)[:, :num_slots]
-    is_positive = positive.gather(1, index)
-    slots = matches.slots.gather(1, index)
+    slots = matches.slots.gather(1, sample.index) * sample.valid
     return SampledRois(
-        boxes=candidates.boxes.gather(1, index[..., None].expand(-1, -1, 4)),
-        labels=targets.labels.gather(1, slots) * is_positive,
+        boxes=candidates.boxes.gather(1, sample.index[..., None].expand(-1, -1, 4)) * sample.valid[..., None],
+        labels=targets.labels.gather(1, slots) * sample.positive,
         matched_slots=slots,
-        valid=is_positive | negative.gather(1, index),
+        valid=sample.valid,
     )
 
 
@@ -84,28 +84,21 @@ def positive_rois(rois: SampledRois, mask_slots: int) -> tuple[SampledRois, Int[
 
     They come first in `rois`, so this is a slice; `valid` then means positive.
     """
-    positive = rois.labels > 0
-    index = compact(positive, mask_slots)
-    kept = positive.gather(1, index)
-    chosen = SampledRois(
-        boxes=rois.boxes.gather(1, index[..., None].expand(-1, -1, 4)),
-        labels=rois.labels.gather(1, index),
-        matched_slots=rois.matched_slots.gather(1, index),
-        valid=kept,
-    )
-    return chosen, positive.sum() - kept.sum()
+    chosen = first_rois(rois, mask_slots)
+    return replace(chosen, valid=chosen.labels > 0), (rois.labels[:, mask_slots:] > 0).sum()
 
 
 def packed_positive_rois(
-    rois: SampledRois, slots: int, places: int
+    rois: SampledRois, slots: int, places: int, *, kernels: bool = True
 ) -> tuple[SampledRois, Int[Tensor, " images_plus_1"], Int[Tensor, ""]]:
     """Returns the positive RoIs of all images as those of one, in `places` places, as if it had all objects.
 
     Besides, image i has the RoIs offsets[i]:offsets[i + 1], and how many found no place. `slots` are those of an image.
+    `kernels` allows the Triton kernel where the device has it.
     """
     positive = rois.labels > 0
     images, per_image = positive.shape
-    index = compact(positive.view(1, -1), places)
+    index = compact(positive.view(1, -1), places, kernels=kernels)
     kept = positive.view(1, -1).gather(1, index)
     first_slots = torch.arange(images, device=positive.device)[:, None] * slots
     chosen = SampledRois(

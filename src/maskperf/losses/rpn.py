@@ -67,6 +67,7 @@ def rpn_losses(
         batch.sample_seeds,
         num_samples=config.rpn_samples_per_image,
         positive_fraction=config.rpn_positive_fraction,
+        kernels=kernels,
     )
     outputs = outputs_at(sample.index) if outputs_at else _pick(rpn, sample.index)
     num_sampled = sample.valid.sum().clamp(min=1)

@@ -41,7 +41,7 @@ def select_proposals(
         keep = _top_mask(ranked.view(1, -1), config.proposals_train).view(ranked.shape)
     else:
         keep = _top_mask(ranked, config.proposals_train)
-    index = compact(keep, min(config.proposals_train, ranked.shape[1]))
+    index = compact(keep, min(config.proposals_train, ranked.shape[1]), kernels=kernels)
     return _take(boxes, scores, keep.gather(1, index), index)
 
 

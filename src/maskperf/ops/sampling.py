@@ -6,9 +6,11 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-_GOLDEN_GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64 (SplitMix64, Steele et al. 2014)
-_MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
-_MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+from maskperf.ops.kernels.selection import is_available, load
+
+GOLDEN_GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64 (SplitMix64, Steele et al. 2014)
+MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
@@ -18,10 +20,61 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
 def random_keys(seeds: Int[Tensor, " images"], count: int) -> Int[Tensor, "images count"]:
     """Returns uniform integers in [0, 2**62), `count` for each seed: the same on every device and in every batch."""
     counter = torch.arange(1, count + 1, device=seeds.device)
-    x = seeds[:, None] + counter * _GOLDEN_GAMMA
-    x = (x ^ _shift_right(x, 30)) * _MIX_1
-    x = (x ^ _shift_right(x, 27)) * _MIX_2
+    x = seeds[:, None] + counter * GOLDEN_GAMMA
+    x = (x ^ _shift_right(x, 30)) * MIX_1
+    x = (x ^ _shift_right(x, 27)) * MIX_2
     return _shift_right(x ^ _shift_right(x, 31), 2)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The boxes drawn from each image, in a fixed number of places.
+
+    First positives, then negatives, both in order of their indices; index 0 in the places that are left.
+    """
+
+    index: Int[Tensor, "images places"]
+    positive: Bool[Tensor, "images places"]
+    valid: Bool[Tensor, "images places"]
+
+
+def draw_balanced(
+    positive: Bool[Tensor, "images boxes"],
+    negative: Bool[Tensor, "images boxes"],
+    seeds: Int[Tensor, " images"],
+    *,
+    num_samples: int,
+    positive_fraction: float,
+    kernels: bool = True,
+) -> Sample:
+    """Returns the boxes drawn at random: at most `positive_fraction` positives, negatives fill the rest.
+
+    No box is both. `kernels` allows the Triton kernels where the device has them.
+    Source: `modeling/balanced_positive_negative_sampler.py`, equal in law.
+    """
+    max_positive = int(num_samples * positive_fraction)
+    draw = load("sampling").draw_balanced if kernels and is_available(seeds.device) else draw_by_rank
+    return draw(positive, negative, seeds, num_samples=num_samples, max_positive=max_positive)
+
+
+def draw_by_rank(
+    positive: Bool[Tensor, "images boxes"],
+    negative: Bool[Tensor, "images boxes"],
+    seeds: Int[Tensor, " images"],
+    *,
+    num_samples: int,
+    max_positive: int,
+) -> Sample:
+    """Returns what `draw_balanced` returns, on any device: the kernels' plain twin."""
+    count = positive.shape[1]
+    keys = random_keys(seeds, count)
+    positives, is_positive = _draw(positive, keys, max_positive, seeds.new_full(seeds.shape, max_positive))
+    negatives, is_negative = _draw(negative, keys, num_samples, num_samples - is_positive.sum(dim=1))
+    # A positive ranks by its index, a negative behind all positives, and nothing behind both.
+    ranks = [positives.masked_fill(~is_positive, 2 * count), (negatives + count).masked_fill(~is_negative, 2 * count)]
+    rank = torch.cat(ranks, dim=1).sort(dim=1).values[:, : min(num_samples, count)]
+    valid = rank < 2 * count
+    return Sample(index=torch.where(rank < count, rank, rank - count) * valid, positive=rank < count, valid=valid)
 
 
 def choose_random(
@@ -50,10 +103,7 @@ def sample_balanced(
     num_samples: int,
     positive_fraction: float,
 ) -> tuple[Bool[Tensor, "images boxes"], Bool[Tensor, "images boxes"]]:
-    """Returns the sampled positives and negatives: at most `positive_fraction` positives, negatives fill the rest.
-
-    Source: `modeling/balanced_positive_negative_sampler.py`, equal in law.
-    """
+    """Returns which boxes `draw_balanced` draws as positives and as negatives: the slow, obvious form."""
     keys = random_keys(seeds, positive.shape[1])
     max_positive = int(num_samples * positive_fraction)
     chosen_positive = choose_random(positive, keys, max_positive, seeds.new_full(seeds.shape, max_positive))
@@ -62,37 +112,11 @@ def sample_balanced(
     return chosen_positive, chosen_negative
 
 
-@dataclass(frozen=True)
-class Sample:
-    """The boxes drawn from each image, in a fixed number of places: positives, then negatives, then empty places."""
+def compact(keep: Bool[Tensor, "images boxes"], slots: int, *, kernels: bool = True) -> Int[Tensor, "images slots"]:
+    """Returns the indices of the kept boxes in their order, then those of others, cut to `slots` per image.
 
-    index: Int[Tensor, "images places"]
-    positive: Bool[Tensor, "images places"]
-    valid: Bool[Tensor, "images places"]
-
-
-def draw_balanced(
-    positive: Bool[Tensor, "images boxes"],
-    negative: Bool[Tensor, "images boxes"],
-    seeds: Int[Tensor, " images"],
-    *,
-    num_samples: int,
-    positive_fraction: float,
-) -> Sample:
-    """Returns the boxes that `sample_balanced` chooses, as indices."""
-    keys = random_keys(seeds, positive.shape[1])
-    max_positive = int(num_samples * positive_fraction)
-    positives, is_positive = _draw(positive, keys, max_positive, seeds.new_full(seeds.shape, max_positive))
-    negatives, is_negative = _draw(negative, keys, num_samples, num_samples - is_positive.sum(dim=1))
-    valid = torch.cat([is_positive, is_negative], dim=1)
-    order = compact(valid, min(num_samples, positive.shape[1]))
-    return Sample(
-        index=torch.cat([positives, negatives], dim=1).gather(1, order),
-        positive=torch.cat([is_positive, torch.zeros_like(is_negative)], dim=1).gather(1, order),
-        valid=valid.gather(1, order),
-    )
-
-
-def compact(keep: Bool[Tensor, "images boxes"], slots: int) -> Int[Tensor, "images slots"]:
-    """Returns the indices of the kept boxes in their order, then those of others, cut to `slots` per image."""
+    `kernels` allows the Triton kernel where the device has it.
+    """
+    if kernels and is_available(keep.device):
+        return load("sampling").compact(keep, slots)
     return torch.argsort(~keep, dim=1, stable=True)[:, :slots]

@@ -23,6 +23,7 @@ from maskperf.ops.kernels.pictures import resize_pictures  # noqa: E402
 from maskperf.ops.kernels.rasterize import rasterize_crops  # noqa: E402
 from maskperf.ops.kernels.residual import add_rectified  # noqa: E402
 from maskperf.ops.kernels.roi_align import pyramid_roi_align  # noqa: E402
+from maskperf.ops.kernels.sampling import compact, draw_balanced  # noqa: E402
 
 H200 = GPUTarget("cuda", 90, 32)
 STRIDES = (4, 8, 16, 32)
@@ -64,8 +65,8 @@ def assert_compiled(compiled: dict, names: set[str], tmp_path) -> None:
         text = kernel.asm["ptx"]
         assert ".target sm_90" in text, name
         atomics = re.findall(r"\b(?:atom|red)\.\S*", text)
-        # Sums would come in any order; a maximum of whole numbers is the same in every order.
-        assert [word for word in atomics if ".max.s32" not in word] == [], name
+        # Sums of floats would come in any order; a sum or maximum of whole numbers is the same in every order.
+        assert [word for word in atomics if not re.search(r"\.(?:add\.u32|max\.s32)$", word)] == [], name
         assert stack_bytes(kernel, tmp_path) == 0, name
 
 
@@ -129,6 +130,19 @@ def test_matching_without_fused_rounding_and_for_any_number_of_objects(compiled,
         assert "fma.rn" not in kernel.asm["ptx"]
         assert "div.rn.f32" in kernel.asm["ptx"]
     assert re.search(r"\b(?:atom|red)\.\S*\.max\.s32", compiled["_find_best"].asm["ptx"])
+
+
+def test_samples_from_any_number_of_boxes(compiled, tmp_path):
+    for count, images in ((1, 1), (48, 2), (9001, 3)):
+        mask, seeds = torch.zeros(images, count, dtype=torch.bool), torch.zeros(images, dtype=torch.int64)
+        draw_balanced(mask, mask, seeds, num_samples=256, max_positive=128)
+        compact(mask, max(1, count // 2))
+        if count >= 256:
+            draw_balanced(mask, mask, seeds, num_samples=256, max_positive=64 + count % 2)
+        for name in ("_count_classes", "_collect", "_compact"):
+            assert compiled.setdefault(f"first {name}", compiled[name]) is compiled[name]
+    names = {"_count_classes", "_collect", "_pick", "_compact"}
+    assert_compiled({name: compiled[name] for name in names}, names, tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

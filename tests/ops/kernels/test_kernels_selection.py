@@ -11,7 +11,7 @@ from maskperf.bench.gpu_plan import GpuPlan
 from maskperf.config import SpeedConfig
 from maskperf.errors import ConfigError
 from maskperf.model import patches
-from maskperf.ops import matching, nms, rasterize, roi_align
+from maskperf.ops import matching, nms, rasterize, roi_align, sampling
 from maskperf.ops.kernels import selection
 
 CUDA = torch.device("cuda", 0)
@@ -120,7 +120,16 @@ def taken_patches(kernels: bool) -> object:
     return patches.cell_patches([torch.zeros(1, 2, 8, 8)], torch.zeros(1, 3, dtype=torch.int64), kernels=kernels)
 
 
-def parts(result: torch.Tensor | matching.Matches) -> list[torch.Tensor]:
+def sampled(kernels: bool) -> object:
+    rule = {"num_samples": 2, "positive_fraction": 0.5}
+    return sampling.draw_balanced(VALID, ~VALID, torch.tensor([1]), kernels=kernels, **rule)
+
+
+def compacted(kernels: bool) -> object:
+    return sampling.compact(VALID, 2, kernels=kernels)
+
+
+def parts(result: torch.Tensor | matching.Matches | sampling.Sample) -> list[torch.Tensor]:
     return [result] if isinstance(result, torch.Tensor) else list(vars(result).values())
 
 
@@ -131,13 +140,15 @@ WORK = [
     (matched_anchors, matching, "match_boxes"),
     (matched_rois, matching, "match_boxes"),
     (taken_patches, patches, "cell_patches"),
+    (sampled, sampling, "draw_balanced"),
+    (compacted, sampling, "compact"),
 ]
 
 
 @pytest.mark.parametrize(("work", "module", "name"), WORK)
 def test_an_operator_takes_its_kernel_where_it_may_and_can(work, module, name, monkeypatch):
     plain = work(kernels=True)
-    assert isinstance(plain, torch.Tensor | matching.Matches)  # here is no GPU
+    assert isinstance(plain, torch.Tensor | matching.Matches | sampling.Sample)  # here is no GPU
     taken = []
 
     class Kernels:

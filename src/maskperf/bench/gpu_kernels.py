@@ -25,6 +25,7 @@ from maskperf.ops.kernels.selection import load, missing_part
 from maskperf.ops.matching import Matches, match_by_slots, match_to_truth
 from maskperf.ops.nms import blockwise_nms
 from maskperf.ops.pictures import to_images_reference
+from maskperf.ops.ranking import best_anchors_by_level
 from maskperf.ops.rasterize import rasterize_by_crossings
 from maskperf.ops.roi_align import flat_roi_align
 from maskperf.ops.sampling import Sample, draw_by_rank
@@ -106,6 +107,10 @@ def _roi_align_cases(device: torch.device, sizes: KernelSizes) -> Iterator[Calla
                 yield partial(_roi_align, device, sizes, pool, dtype=dtype, direction=direction)
 
 
+def _ranking_cases(device: torch.device, sizes: KernelSizes) -> Iterator[Callable[[], KernelCase]]:
+    yield partial(_ranking, device, sizes)
+
+
 def _nms_cases(device: torch.device, sizes: KernelSizes) -> Iterator[Callable[[], KernelCase]]:
     yield partial(_nms, device, sizes)
 
@@ -136,6 +141,7 @@ def _picture_cases(device: torch.device, sizes: KernelSizes) -> Iterator[Callabl
 
 FAMILIES = {
     "roi_align": _roi_align_cases,
+    "ranking": _ranking_cases,
     "nms": _nms_cases,
     "rasterize": _mask_cases,
     "matching": _matching_cases,
@@ -167,8 +173,7 @@ def _roi_align(
 def _samples(device: torch.device, sizes: KernelSizes) -> KernelCase:
     random = np.random.default_rng(SEED)
     model = ModelConfig()
-    num_anchors = sum(-(-sizes.size_hw[0] // stride) * -(-sizes.size_hw[1] // stride) for stride in STRIDES)
-    num_anchors *= len(model.anchor_ratios)
+    num_anchors = sum(_level_counts(sizes))
     values = torch.from_numpy(random.random((sizes.images, num_anchors), np.float32)).to(device)
     positive, negative = values < 0.001, values > 0.2
     seeds = torch.arange(sizes.images, device=device)
@@ -227,6 +232,27 @@ def _patches(device: torch.device, sizes: KernelSizes, *, dtype: torch.dtype, di
         name=f"patches {direction}",
         shape=f"{sizes.images} x {sizes.sampled_anchors} places, {sizes.channels} channels, {dtype}",
         **_work(random, sides, features, direction),
+    )
+
+
+def _level_counts(sizes: KernelSizes) -> tuple[int, ...]:
+    """Returns how many anchors each level of an image has."""
+    cells = [-(-sizes.size_hw[0] // stride) * -(-sizes.size_hw[1] // stride) for stride in STRIDES]
+    return tuple(count * len(ModelConfig().anchor_ratios) for count in cells)
+
+
+def _ranking(device: torch.device, sizes: KernelSizes) -> KernelCase:
+    """The scores of an image are all different, so that there is one right answer."""
+    counts = _level_counts(sizes)
+    random = np.random.default_rng(SEED)
+    logits = np.stack([random.permutation(sum(counts)) for _ in range(sizes.images)]) / sum(counts) * 8 - 4
+    logits = torch.from_numpy(logits.astype(np.float32)).to(device)
+    kernel = load("ranking").best_anchors
+    return KernelCase(
+        name="ranking",
+        shape=f"{sizes.images} x {sum(counts)} anchors of {len(counts)} levels, {sizes.candidates} of each",
+        kernel=lambda: list(kernel(logits, counts, sizes.candidates)),
+        plain=lambda: list(best_anchors_by_level(logits, counts, sizes.candidates)),
     )
 
 

@@ -48,6 +48,7 @@ class GpuPlan:
 SECTION_SECONDS = {
     "device": 30.0,
     "kernel roi_align": 40.0,
+    "kernel ranking": 30.0,
     "kernel nms": 30.0,
     "kernel rasterize": 30.0,
     "kernel matching": 30.0,

@@ -7,6 +7,7 @@ from torch import Tensor
 from maskperf.config import ModelConfig
 from maskperf.ops.boxes import RPN_BOX_WEIGHTS, clip_boxes, decode_boxes
 from maskperf.ops.nms import nms_sorted
+from maskperf.ops.ranking import best_anchors, best_mask
 from maskperf.ops.sampling import compact
 from maskperf.structures import Proposals, RpnOutput, Targets
 
@@ -25,11 +26,11 @@ def select_proposals(
     """Returns the proposals of each image: in training in the order of levels, in testing by falling score.
 
     In training the quota is taken over all images of the batch together ("pooled") or image by image.
-    `kernels` allows the Triton kernel of NMS where the device has it.
+    `kernels` allows the Triton kernels where the device has them.
     Source: `modeling/rpn/inference.py` of the reference; ranking is by float32 sigmoid scores.
     """
     limit = config.candidates_per_level_train if training else config.candidates_per_level_test
-    boxes, scores, valid = _candidates(rpn, anchors, level_counts, sizes_hw, limit)
+    boxes, scores, valid = _candidates(rpn, anchors, level_counts, sizes_hw, limit=limit, kernels=kernels)
     images, levels, per_level = valid.shape
     alive = nms_sorted(boxes.flatten(0, 1), valid.flatten(0, 1), config.rpn_nms_iou, kernels=kernels)
     boxes, scores = boxes.flatten(1, 2), scores.flatten(1, 2)
@@ -38,38 +39,25 @@ def select_proposals(
         best, index = ranked.topk(min(config.proposals_test, ranked.shape[1]), dim=1)
         return _take(boxes, scores, best >= 0, index)
     if config.proposal_quota == "pooled":
-        keep = _top_mask(ranked.view(1, -1), config.proposals_train).view(ranked.shape)
+        keep = best_mask(ranked.view(1, -1), config.proposals_train, kernels=kernels).view(ranked.shape)
     else:
-        keep = _top_mask(ranked, config.proposals_train)
+        keep = best_mask(ranked, config.proposals_train, kernels=kernels)
     index = compact(keep, min(config.proposals_train, ranked.shape[1]), kernels=kernels)
     return _take(boxes, scores, keep.gather(1, index), index)
 
 
 def _candidates(
-    rpn: RpnOutput, anchors: Tensor, level_counts: tuple[int, ...], sizes_hw: Tensor, limit: int
+    rpn: RpnOutput, anchors: Tensor, level_counts: tuple[int, ...], sizes_hw: Tensor, *, limit: int, kernels: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns boxes (images, levels, limit, 4), scores and valid: each level's best anchors, decoded and clipped."""
-    limit = min(limit, max(level_counts))
-    parts = []
-    start = 0
-    for count in level_counts:
-        scores, index = rpn.logits[:, start : start + count].sigmoid().topk(min(limit, count), dim=1)
-        parts.append((scores, index + start, limit - scores.shape[1]))
-        start += count
-    scores = torch.stack([torch.nn.functional.pad(part, (0, short), value=-1.0) for part, _, short in parts], dim=1)
-    index = torch.stack([torch.nn.functional.pad(part, (0, short)) for _, part, short in parts], dim=1).flatten(1)
+    scores, index = best_anchors(rpn.logits, level_counts, min(limit, max(level_counts)), kernels=kernels)
+    index = index.flatten(1)
     deltas = rpn.deltas.gather(1, index[..., None].expand(-1, -1, 4))
     boxes = clip_boxes(decode_boxes(deltas, anchors[index], RPN_BOX_WEIGHTS), sizes_hw)
     # A network that has gone astray gives boxes that are no numbers: they must not reach code that turns them into
     # places in memory. The loss says what happened.
     valid = (scores >= 0) & boxes.isfinite().all(dim=2).view_as(scores)
     return boxes.view(*scores.shape, 4).masked_fill(~valid[..., None], 0.0), scores, valid
-
-
-def _top_mask(ranked: Float[Tensor, "groups boxes"], quota: int) -> Tensor:
-    """Returns a mask of the `quota` best non-negative entries of each group."""
-    best, index = ranked.topk(min(quota, ranked.shape[1]), dim=1)
-    return torch.zeros_like(ranked, dtype=torch.bool).scatter(1, index, best >= 0)
 
 
 def _take(boxes: Tensor, scores: Tensor, valid: Tensor, index: Tensor) -> Proposals:

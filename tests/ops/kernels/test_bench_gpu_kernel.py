@@ -34,7 +34,7 @@ def test_every_kernel_is_measured_against_its_twin(rows):
     names = {name for name, _ in rows}
     assert names == {
         *("RoIAlign forward", "RoIAlign backward", "NMS", "mask targets", "pictures to input"),
-        *("matching of anchors", "matching of RoIs", "patches forward", "patches backward", "samples"),
+        *("matching of anchors", "matching of RoIs", "patches forward", "patches backward", "samples", "ranking"),
     }
     assert sum("bfloat16" in shape for _, shape in rows) == 5
 

@@ -20,6 +20,7 @@ from maskperf.ops.kernels.matching import match_boxes  # noqa: E402
 from maskperf.ops.kernels.nms import nms_sorted  # noqa: E402
 from maskperf.ops.kernels.patches import cell_patches  # noqa: E402
 from maskperf.ops.kernels.pictures import resize_pictures  # noqa: E402
+from maskperf.ops.kernels.ranking import best_anchors, best_mask  # noqa: E402
 from maskperf.ops.kernels.rasterize import rasterize_crops  # noqa: E402
 from maskperf.ops.kernels.residual import add_rectified  # noqa: E402
 from maskperf.ops.kernels.roi_align import pyramid_roi_align  # noqa: E402
@@ -142,6 +143,17 @@ def test_samples_from_any_number_of_boxes(compiled, tmp_path):
         for name in ("_count_classes", "_collect", "_compact"):
             assert compiled.setdefault(f"first {name}", compiled[name]) is compiled[name]
     names = {"_count_classes", "_collect", "_pick", "_compact"}
+    assert_compiled({name: compiled[name] for name in names}, names, tmp_path)
+
+
+def test_ranking_on_any_canvas(compiled, tmp_path):
+    for images, counts in ((1, (16, 1)), (2, (9001, 48)), (3, (5, 77))):
+        best_anchors(torch.zeros(images, sum(counts)), counts, limit=counts[1] + 3)
+        for name in ("_count_digits", "_count_best", "_write"):
+            assert compiled.setdefault(f"first {name}", compiled[name]) is compiled[name]
+    names = {"_count_digits", "_count_best", "_write"}
+    assert_compiled({name: compiled[name] for name in names}, names, tmp_path)
+    best_mask(torch.zeros(1, 9001), 600)
     assert_compiled({name: compiled[name] for name in names}, names, tmp_path)
 
 

@@ -10,8 +10,8 @@ from maskperf.bench.gpu_plan import GpuPlan
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")]
 
 
-COUNTS = {"roi_align": 8, "nms": 1, "rasterize": 1, "matching": 2, "patches": 4, "sampling": 1}
-EXACT = ("NMS", "mask targets", "matching of anchors", "matching of RoIs", "samples")
+COUNTS = {"roi_align": 8, "ranking": 1, "nms": 1, "rasterize": 1, "matching": 2, "patches": 4, "sampling": 1}
+EXACT = ("ranking", "NMS", "mask targets", "matching of anchors", "matching of RoIs", "samples")
 
 
 @pytest.mark.parametrize(("family", "count"), COUNTS.items())

@@ -11,7 +11,7 @@ from maskperf.bench.gpu_plan import GpuPlan
 from maskperf.config import SpeedConfig
 from maskperf.errors import ConfigError
 from maskperf.model import patches
-from maskperf.ops import matching, nms, rasterize, roi_align, sampling
+from maskperf.ops import matching, nms, ranking, rasterize, roi_align, sampling
 from maskperf.ops.kernels import selection
 
 CUDA = torch.device("cuda", 0)
@@ -129,8 +129,18 @@ def compacted(kernels: bool) -> object:
     return sampling.compact(VALID, 2, kernels=kernels)
 
 
-def parts(result: torch.Tensor | matching.Matches | sampling.Sample) -> list[torch.Tensor]:
-    return [result] if isinstance(result, torch.Tensor) else list(vars(result).values())
+def ranked(kernels: bool) -> object:
+    return ranking.best_anchors(BOXES[0, :, :2], (1, 1), 1, kernels=kernels)
+
+
+def best_masked(kernels: bool) -> object:
+    return ranking.best_mask(BOXES[0], 2, kernels=kernels)
+
+
+def parts(result: object) -> list[torch.Tensor]:
+    if isinstance(result, torch.Tensor):
+        return [result]
+    return list(result if isinstance(result, tuple) else vars(result).values())
 
 
 WORK = [
@@ -142,13 +152,15 @@ WORK = [
     (taken_patches, patches, "cell_patches"),
     (sampled, sampling, "draw_balanced"),
     (compacted, sampling, "compact"),
+    (ranked, ranking, "best_anchors"),
+    (best_masked, ranking, "best_mask"),
 ]
 
 
 @pytest.mark.parametrize(("work", "module", "name"), WORK)
 def test_an_operator_takes_its_kernel_where_it_may_and_can(work, module, name, monkeypatch):
     plain = work(kernels=True)
-    assert isinstance(plain, torch.Tensor | matching.Matches | sampling.Sample)  # here is no GPU
+    assert all(isinstance(part, torch.Tensor) for part in parts(plain))  # here is no GPU
     taken = []
 
     class Kernels:

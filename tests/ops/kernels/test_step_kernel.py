@@ -11,7 +11,7 @@ from maskperf.config import ModelConfig, SpeedConfig
 from maskperf.engine.build import build_model
 from maskperf.engine.forward import training_losses
 from maskperf.model import patches
-from maskperf.ops import matching, nms, rasterize, roi_align, sampling
+from maskperf.ops import matching, nms, ranking, rasterize, roi_align, sampling
 from maskperf.ops.kernels import selection
 
 MODEL = ModelConfig(
@@ -33,7 +33,7 @@ PLAN = GpuPlan(device=DEVICE, model=MODEL, objects=2)
 def losses_and_gradients(with_kernels: bool, monkeypatch) -> tuple[torch.Tensor, dict[str, torch.Tensor], set[str]]:
     taken = set()
     device = torch.device(DEVICE)
-    for module in (matching, nms, patches, rasterize, roi_align, sampling):
+    for module in (matching, nms, patches, ranking, rasterize, roi_align, sampling):
 
         def load(name: str, load=module.load):
             taken.add(name)
@@ -52,7 +52,10 @@ def losses_and_gradients(with_kernels: bool, monkeypatch) -> tuple[torch.Tensor,
 def test_losses_and_gradients_are_those_without_kernels(monkeypatch):
     found, gradients, taken = losses_and_gradients(True, monkeypatch)
     expected, expected_gradients, not_taken = losses_and_gradients(False, monkeypatch)
-    assert (taken, not_taken) == ({"matching", "nms", "patches", "rasterize", "roi_align", "sampling"}, set())
+    assert (taken, not_taken) == (
+        {"matching", "nms", "patches", "ranking", "rasterize", "roi_align", "sampling"},
+        set(),
+    )
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert gradients.keys() == expected_gradients.keys()
     for name, gradient in gradients.items():

@@ -12,12 +12,12 @@ from jaxtyping import Bool, Float32
 from torch import Tensor
 
 from maskperf.ops.kernels.box_overlap import corners, overlap
+from maskperf.ops.kernels.float_order import ordered, value_of
 from maskperf.ops.matching import Matches
 
 BOXES_AT_A_TIME = 512
 BLOCK = tl.constexpr(BOXES_AT_A_TIME)
 LEAST = tl.constexpr(-(1 << 31))
-NOT_A_NUMBER = tl.constexpr(0x7FC00000)
 
 
 def match_boxes(
@@ -59,13 +59,6 @@ def _places(inputs, num_boxes, num_slots, boxes_of_image):
     return box, own, inputs[1] + image * num_slots * 4, inputs[2] + image * num_slots
 
 
-@triton.jit
-@no_type_check
-def _in_order(bits):
-    """Returns whole numbers in the order of the floats that have these bits, and from the former the latter."""
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
 @triton.jit(do_not_specialize=["num_boxes", "num_slots", "boxes_of_image"])
 @no_type_check
 def _find_best(best, inputs, num_boxes, num_slots, boxes_of_image):
@@ -75,8 +68,7 @@ def _find_best(best, inputs, num_boxes, num_slots, boxes_of_image):
     for slot in range(num_slots):
         if tl.load(valid + slot) != 0:
             iou = overlap(own, corners(truth + slot * 4, slot < num_slots))
-            bits = tl.where(iou == iou, iou.to(tl.int32, bitcast=True), NOT_A_NUMBER)  # above all numbers
-            found = tl.max(tl.where(box < num_boxes, _in_order(bits), LEAST), axis=0)
+            found = tl.max(tl.where(box < num_boxes, ordered(iou), LEAST), axis=0)
             tl.atomic_max(best + slot, found, sem="relaxed")
 
 
@@ -96,7 +88,7 @@ def _match(outputs, best, inputs, num_boxes, num_slots, boxes_of_image, threshol
             best_slot = tl.where(iou > best_iou, slot, best_slot)  # of equal overlaps the first slot stays
             best_iou = tl.where((iou > best_iou) | (iou != iou), iou, best_iou)
             if KEEP_BEST_OF_TRUTH:
-                is_best = is_best | (iou == _in_order(tl.load(best + slot)).to(tl.float32, bitcast=True))
+                is_best = is_best | (iou == value_of(tl.load(best + slot)))
     place, is_real = image * num_boxes + box, box < num_boxes
     tl.store(outputs[0] + place, best_slot, mask=is_real)
     tl.store(outputs[1] + place, (best_iou >= thresholds[0]) | is_best, mask=is_real)

@@ -17,7 +17,7 @@ import torch
 from maskperf.config import SpeedConfig
 
 LEAST_CAPABILITY = (8, 0)  # the first with bfloat16
-OPERATORS = "RoIAlign, NMS, matching, samples, patches of the RPN, mask targets, weight casts and mask logits"
+OPERATORS = "RoIAlign, ranking, NMS, matching, samples, patches of the RPN, mask targets, weight casts and mask logits"
 
 
 def is_available(device: torch.device) -> bool:

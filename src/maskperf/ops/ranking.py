@@ -1,0 +1,50 @@
+"""The boxes of best scores."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from maskperf.ops.kernels.selection import is_available, load
+
+
+def best_anchors(
+    logits: Float[Tensor, "images anchors"], level_counts: tuple[int, ...], limit: int, *, kernels: bool = True
+) -> tuple[Float[Tensor, "images levels limit"], Int[Tensor, "images levels limit"]]:
+    """Returns the sigmoid scores of each level's best anchors, falling, and their indices; else -1 and 0.
+
+    Of equal scores any may be taken. `kernels` allows the Triton kernels where the device has them: they take the
+    first.
+    """
+    if kernels and is_available(logits.device):
+        return load("ranking").best_anchors(logits, level_counts, limit)
+    return best_anchors_by_level(logits, level_counts, limit)
+
+
+def best_anchors_by_level(
+    logits: Float[Tensor, "images anchors"], level_counts: tuple[int, ...], limit: int
+) -> tuple[Float[Tensor, "images levels limit"], Int[Tensor, "images levels limit"]]:
+    """Returns what `best_anchors` returns, on any device: the kernels' plain twin."""
+    all_scores, all_indices = [], []
+    start = 0
+    for count in level_counts:
+        scores, index = logits[:, start : start + count].sigmoid().topk(min(limit, count), dim=1)
+        short = limit - scores.shape[1]
+        all_scores.append(F.pad(scores, (0, short), value=-1.0))
+        all_indices.append(F.pad(index + start, (0, short)))
+        start += count
+    return torch.stack(all_scores, dim=1), torch.stack(all_indices, dim=1)
+
+
+def best_mask(
+    scores: Float[Tensor, "groups boxes"], quota: int, *, kernels: bool = True
+) -> Bool[Tensor, "groups boxes"]:
+    """Returns a mask of the `quota` best entries of each group, without those below 0.
+
+    Of equal scores any may be taken. `kernels` allows the Triton kernels where the device has them: they take the
+    first.
+    """
+    if kernels and is_available(scores.device):
+        return load("ranking").best_mask(scores, quota)
+    best, index = scores.topk(min(quota, scores.shape[1]), dim=1)
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(1, index, best >= 0)

@@ -75,5 +75,5 @@ class Evaluations:
             with session.account.measure("saving"):
                 keep_best_model(session)
         if self.is_final and update > trained.step:
-            count = update - trained.step
-            session.say(f"{count} steps beyond epoch {trained.epoch}, trained while it was scored, are discarded")
+            beyond = update - trained.step
+            session.say(f"discarded: the steps beyond epoch {trained.epoch}, trained while it was scored ({beyond})")

@@ -201,7 +201,7 @@ def test_weights_are_saved_before_an_evaluation_that_is_killed(tmp_path, monkeyp
     def killed(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(judge, "gather_detections", killed)
+    monkeypatch.setattr(judge, "detect_all", killed)
     assert small_run(tmp_path, *NO_TARGETS) == EXIT_INTERRUPTED
     assert read_metadata(tmp_path / "run" / "model.safetensors")["recipe"] == "demo"
     assert _log_events(tmp_path / "run")[-1]["metadata"]["status"] == "aborted"

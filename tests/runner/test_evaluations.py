@@ -54,6 +54,7 @@ def _watched(monkeypatch, *, aps=(), known_from=AT_THE_END, change=lambda update
 
     def save_model(session, *arguments):
         honest_save(session, *arguments)
+        session.writer.wait()
         happened.append(_weights(session.folder / "model.safetensors"))
 
     def is_known(evaluation):

@@ -229,6 +229,7 @@ def test_the_best_weights_are_kept_beside_the_last(tmp_path, monkeypatch, has_li
 def _saved(session, model, categories):
     """Returns the bytes of the file of weights, after it was saved."""
     save_model(session, model, categories)
+    session.writer.wait()
     return (session.folder / "model.safetensors").read_bytes()
 
 

@@ -10,7 +10,7 @@ from maskperf.config import EvaluationConfig
 from maskperf.engine.build import build_model
 from maskperf.engine.distributed import Topology
 from maskperf.evaluation.detect import detect
-from maskperf.evaluation.predict import CODING_THREADS, batch_size_for, predict
+from maskperf.evaluation.predict import CODING_THREADS, batch_size_for, collected, detect_all, gathered, predict
 from maskperf.evaluation.results import to_coco_results
 from maskperf.recipes import demo
 from maskperf.structures import EvaluationBatch, Images
@@ -65,24 +65,6 @@ def test_batches_are_large_on_a_gpu_alone_unless_asked_for():
     assert batch_size_for(EvaluationConfig(batch_size=4), torch.device("cuda")) == 4
 
 
-def test_cudnn_does_not_search_during_an_evaluation_and_does_again_after_it(model, monkeypatch):
-    searching = []
-
-    def watched_detect(model, images):
-        searching.append(torch.backends.cudnn.benchmark)
-        return detect(model, images)
-
-    monkeypatch.setattr("maskperf.evaluation.predict.detect", watched_detect)
-    for before in (True, False):
-        monkeypatch.setattr(torch.backends.cudnn, "benchmark", before)
-        predict(model, [batch_of([1])], CATEGORY_IDS, ALONE)
-        assert torch.backends.cudnn.benchmark is before
-        with pytest.raises(OSError, match="the disk is gone"):
-            predict(model, broken_batches(), CATEGORY_IDS, ALONE)
-        assert torch.backends.cudnn.benchmark is before
-    assert searching == [False] * 4
-
-
 def test_results_of_an_image_keep_their_falling_scores(model):
     boxes, masks = predict(model, [batch_of([8, 2])], CATEGORY_IDS, ALONE)
     for results in (boxes, masks):
@@ -134,6 +116,16 @@ def test_masks_are_coded_while_the_model_goes_on(model, monkeypatch):
     assert begun == sorted({entry["image_id"] for entry in boxes}) == list(range(6))
 
 
+def test_the_model_does_not_wait_for_coders_but_who_gathers_does(model, monkeypatch):
+    coded, waiting = [], threading.Event()
+    monkeypatch.setattr("maskperf.evaluation.predict.to_coco_results", slow_coder(coded, waiting))
+    tables = detect_all(model, [batch_of([3]), batch_of([1, 2])], CATEGORY_IDS, ALONE.device)
+    assert coded == [] and not any(table.done() for table in tables)
+    waiting.set()
+    boxes, _ = collected(gathered(tables, ALONE))
+    assert sorted(coded) == [[1, 2], [3]] and {entry["image_id"] for entry in boxes} == {1, 2, 3}
+
+
 def test_a_slow_coder_holds_the_model_up(model, monkeypatch):
     coded, most = [], 0
     monkeypatch.setattr("maskperf.evaluation.predict.MOST_WAITING", 2)
@@ -159,7 +151,10 @@ def test_an_error_of_a_coder_ends_the_prediction(model, monkeypatch):
     with pytest.raises(ArithmeticError, match="image \\[3\\]"):
         predict(model, [batch_of([3])], CATEGORY_IDS, ALONE)
     assert model.training
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("maskperf-coder")]
+    for thread in threading.enumerate():
+        if thread.name.startswith("maskperf-coder"):
+            thread.join(300)
+            assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("was_training", [True, False])

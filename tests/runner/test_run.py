@@ -201,7 +201,7 @@ def test_weights_are_saved_before_an_evaluation_that_is_killed(tmp_path, monkeyp
     def killed(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(judge, "gather_detections", killed)
+    monkeypatch.setattr(judge, "detect_all", killed)
     assert small_run(tmp_path, *NO_TARGETS) == EXIT_INTERRUPTED
     assert read_metadata(tmp_path / "run" / "model.safetensors")["recipe"] == "demo"
     assert _log_events(tmp_path / "run")[-1]["metadata"]["status"] == "aborted"
@@ -229,6 +229,7 @@ def test_the_best_weights_are_kept_beside_the_last(tmp_path, monkeypatch, has_li
 def _saved(session, model, categories):
     """Returns the bytes of the file of weights, after it was saved."""
     save_model(session, model, categories)
+    session.writer.wait()
     return (session.folder / "model.safetensors").read_bytes()
 
 

@@ -114,12 +114,12 @@ def share_from_first(value, topology: Topology):
     return box[0]
 
 
-def first_says(value: bool, topology: Topology) -> bool:
-    """Returns the first process's `value` in every process. Cost: waits for the device, for one number."""
+def all_say(value: bool, topology: Topology) -> bool:
+    """Returns in every process whether `value` is true in all of them. Cost: waits for the device, for one number."""
     if topology.world == 1:
         return value
     flag = torch.tensor(value, dtype=torch.float32, device=topology.device)
-    dist.broadcast(flag, src=0)
+    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
     return flag.item() > 0
 
 

@@ -1,9 +1,8 @@
 """Detections of a whole validation split as COCO results, over all processes."""
 
-from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import torch
@@ -16,7 +15,6 @@ from maskperf.evaluation.results import (
     BoxResults,
     MaskResults,
     PackedTable,
-    ResultTable,
     joined,
     packed,
     to_coco_results,
@@ -24,11 +22,11 @@ from maskperf.evaluation.results import (
     without_repeats,
 )
 from maskperf.model.mask_rcnn import MaskRcnn
-from maskperf.structures import Detections, EvaluationBatch
+from maskperf.structures import Detections, EvaluationBatch, Images
 
 GPU_BATCH_SIZE = 16  # on a GPU one image costs as many launches as many; on a CPU padding only adds work
 CODING_THREADS = 2
-MOST_WAITING = 8  # batches; a slower coder holds the model up rather than filling the memory
+MOST_WAITING = 64  # batches; a slower coder holds the model up rather than filling the memory
 
 
 def batch_size_for(config: EvaluationConfig, device: torch.device) -> int:
@@ -40,43 +38,53 @@ def predict(
     model: MaskRcnn, batches: Iterable[EvaluationBatch], category_ids: np.ndarray, topology: Topology
 ) -> tuple[BoxResults, MaskResults]:
     """Returns box and mask results of all processes' images, by image id, in the first process; none in others."""
-    return collected(gather_detections(model, batches, category_ids, topology))
+    return collected(gathered(detect_all(model, batches, category_ids, topology.device), topology))
+
+
+def detect_all(
+    model: MaskRcnn, batches: Iterable[EvaluationBatch], category_ids: np.ndarray, device: torch.device
+) -> "list[Future[PackedTable]]":
+    """Returns the results of each batch, some of them still being made: the model has done its part of all.
+
+    Threads turn the detections of one batch into results while the model is at the next ones, and beyond the end.
+    The model is switched to evaluation and back.
+    """
+    was_training = model.training
+    model.eval()
+    coders = ThreadPoolExecutor(CODING_THREADS, thread_name_prefix="maskperf-coder")
+    tables: list[Future[PackedTable]] = []
+    try:
+        for batch in batches:
+            images = images_on_device(batch.images, device, kernels=model.speed.triton_kernels)
+            on_host = _to_host(detect(model, images), device)
+            tables.append(coders.submit(_code, *on_host, _without_pixels(batch), category_ids))
+            if len(tables) > MOST_WAITING:
+                tables[-1 - MOST_WAITING].result()
+    except BaseException:
+        coders.shutdown(wait=True, cancel_futures=True)
+        raise
+    finally:
+        model.train(was_training)
+    coders.shutdown(wait=False)  # its threads end with what they have to do
+    return tables
+
+
+def gathered(tables: "Sequence[Future[PackedTable]]", topology: Topology) -> list[PackedTable]:
+    """Returns the results of all processes in the first one, when they are made; an empty list in the others."""
+    of_processes = gather_to_first([table.result() for table in tables], topology)
+    return [table for of_process in of_processes for table in of_process]
 
 
 def collected(tables: Sequence[PackedTable]) -> tuple[BoxResults, MaskResults]:
-    """Returns box and mask results by image id, from what `gather_detections` returned; needs no device."""
+    """Returns box and mask results by image id; needs neither the device nor the other processes."""
     table = without_repeats(joined([unpacked(table) for table in tables]))
     return BoxResults(table), MaskResults(table)
 
 
-def gather_detections(
-    model: MaskRcnn, batches: Iterable[EvaluationBatch], category_ids: np.ndarray, topology: Topology
-) -> list[PackedTable]:
-    """Returns the detections of each process in the first one; an empty list in the others.
-
-    Threads turn the detections of one batch into results while the model is at the next ones.
-    The model is switched to evaluation and back. cuDNN's search is off meanwhile: an evaluation meets many sizes of
-    canvas, each a few times only, and a search costs more than it finds.
-    """
-    was_training, was_searching = model.training, torch.backends.cudnn.benchmark
-    model.eval()
-    torch.backends.cudnn.benchmark = False
-    coders = ThreadPoolExecutor(CODING_THREADS, thread_name_prefix="maskperf-coder")
-    waiting: deque[Future] = deque()
-    tables = []
-    try:
-        for batch in batches:
-            images = images_on_device(batch.images, topology.device, kernels=model.speed.triton_kernels)
-            detections = detect(model, images)
-            waiting.append(coders.submit(_code, *_to_host(detections, topology.device), batch, category_ids))
-            if len(waiting) > MOST_WAITING:
-                tables.append(waiting.popleft().result())
-        tables.extend(future.result() for future in waiting)
-    finally:
-        coders.shutdown(wait=True, cancel_futures=True)
-        model.train(was_training)
-        torch.backends.cudnn.benchmark = was_searching
-    return gather_to_first(packed(joined(tables)), topology)
+def _without_pixels(batch: EvaluationBatch) -> EvaluationBatch:
+    """Returns the batch as a coder needs it: while it waits, its pictures must not fill the memory."""
+    sizes_hw = batch.images.sizes_hw
+    return replace(batch, images=Images(pixels=torch.empty(len(sizes_hw), 3, 0, 0), sizes_hw=sizes_hw))
 
 
 def _to_host(detections: Detections, device: torch.device) -> tuple[Detections, torch.cuda.Event | None]:
@@ -96,8 +104,8 @@ def _pinned(value: torch.Tensor) -> torch.Tensor:
 
 def _code(
     detections: Detections, copied: torch.cuda.Event | None, batch: EvaluationBatch, category_ids: np.ndarray
-) -> ResultTable:
+) -> PackedTable:
     if copied is not None:
         copied.synchronize()
     boxes, _ = to_coco_results(detections, batch, category_ids)
-    return boxes.table
+    return packed(boxes.table)

@@ -85,7 +85,12 @@ def load_model_weights(model: MaskRcnn, path: str | Path) -> list[str]:
 
 
 def save_model_weights(model: MaskRcnn, path: str | Path, metadata: Mapping[str, object]) -> None:
-    """Returns nothing; writes all weights as .safetensors, complete or not at all.
+    """Returns nothing; writes all weights as .safetensors; otherwise as `save_state`."""
+    save_state(model.state_dict(), path, metadata)
+
+
+def save_state(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, object]) -> None:
+    """Returns nothing; writes the state of a model as .safetensors, complete or not at all.
 
     `metadata` must have the keys `REQUIRED_METADATA` and may have more; values are stored as JSON.
 
@@ -97,7 +102,7 @@ def save_model_weights(model: MaskRcnn, path: str | Path, metadata: Mapping[str,
             f"metadata of a model file lacks {', '.join(missing)}; it needs {', '.join(REQUIRED_METADATA)}"
         )
     texts = {key: json.dumps(value) for key, value in metadata.items()}
-    write_tensor_file(model.state_dict(), path, {**texts, "format": json.dumps(MODEL_FORMAT)})
+    write_tensor_file(state, path, {**texts, "format": json.dumps(MODEL_FORMAT)})
 
 
 def read_metadata(path: str | Path) -> dict[str, object]:

@@ -1,7 +1,7 @@
 """The evaluations of a run: each is scored while the next epoch trains; all processes learn the verdict at one step."""
 
 from maskperf.records.summary import EpochRecord, best_record
-from maskperf.runner.judge import Evaluation, Judgement, TrainedEpoch, start_evaluation
+from maskperf.runner.judge import Evaluation, Judgement, TrainedEpoch
 from maskperf.runner.session import Session, keep_best_model
 from maskperf.runner.stop import Training, watch_evaluations
 
@@ -25,9 +25,11 @@ class Evaluations:
         return self.judgement is not None and self.judgement.is_final
 
     def start(self, trained: TrainedEpoch) -> None:
-        """Predicts the validation split and leaves the scoring to a thread. The verdict before must have been taken."""
+        """Predicts the validation split and leaves the rest to threads. The verdict before must have been taken."""
+        training = self._training
         with self._session.account.measure("evaluation"):
-            self._pending = start_evaluation(self._session, self._training.data, self._training.model, trained)
+            self._pending = Evaluation(self._session, training.data.truth, trained)
+            self._pending.predict(training.data, training.model)
 
     def take_known(self, update: int) -> None:
         """Takes the verdict in if the first process has it; `update`: the steps trained so far.
@@ -75,5 +77,5 @@ class Evaluations:
             with session.account.measure("saving"):
                 keep_best_model(session)
         if self.is_final and update > trained.step:
-            count = update - trained.step
-            session.say(f"{count} steps beyond epoch {trained.epoch}, trained while it was scored, are discarded")
+            beyond = update - trained.step
+            session.say(f"discarded: the steps beyond epoch {trained.epoch}, trained while it was scored ({beyond})")

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from maskperf.config import EvaluationConfig
 from maskperf.data.loader import evaluation_batches, feeding_for
-from maskperf.engine.distributed import first_says, share_from_first
-from maskperf.evaluation.predict import batch_size_for, collected, gather_detections
+from maskperf.engine.distributed import all_say, share_from_first
+from maskperf.evaluation.predict import batch_size_for, collected, detect_all, gathered
 from maskperf.evaluation.results import BoxResults, MaskResults, PackedTable
 from maskperf.evaluation.scores import GroundTruth, Scores, agree, score
 from maskperf.guard.targets import has_targets, meets_targets
@@ -47,65 +47,79 @@ class TrainedEpoch:
     is_last: bool  # the recipe has no steps or epochs left
 
 
-@dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One evaluation: all processes have predicted, and a thread of the first one scores what all of them found."""
+    """One evaluation: the model has done its part, and training goes on while threads do theirs.
 
-    session: Session
-    trained: TrainedEpoch
-    predicting_seconds: float
-    scoring: "Future[tuple[Scores, Found, float]] | None"  # first process only
+    Those of every process turn its detections into results, which are gathered when all have; then one of the first
+    process scores all of them. Every call is made by all processes at the same step.
+    """
+
+    def __init__(self, session: Session, truth: GroundTruth | None, trained: TrainedEpoch):
+        self.session = session
+        self.trained = trained
+        self._truth = truth
+        self._seconds = 0.0
+        self._coding: Sequence[Future[PackedTable]] = ()
+        self._scoring: Future[tuple[Scores, Found, float]] | None = None  # once gathered, in the first process
+        self._is_gathered = False
+
+    def predict(self, data: OpenedData, model: MaskRcnn) -> None:
+        """Finds what the model, as it is now, sees in this process's share of the validation split."""
+        config, topology = self.session.config, self.session.topology
+        self.session.log.evaluation_start(self.trained.epoch)
+        start = time.monotonic()
+        batches = evaluation_batches(
+            data.val,
+            config.data,
+            batch_size=batch_size_for(config.evaluation, topology.device),
+            rank=topology.rank,
+            world=topology.world,
+            pin_memory=topology.device.type == "cuda",
+            feeding=feeding_for(config.speed, topology.device),
+        )
+        self._coding = detect_all(model, batches, data.train.category_ids, topology.device)
+        self._seconds = time.monotonic() - start
 
     def is_known(self) -> bool:
-        """Returns whether the first process has the scores, the same answer in every process: one number travels."""
-        return first_says(self.scoring is not None and self.scoring.done(), self.session.topology)
+        """Returns whether the first process has the scores; gathers the results instead where that is what is next.
+
+        The answer is the same in every process: one number of each travels.
+        """
+        topology = self.session.topology
+        if self._is_gathered:
+            return all_say(self._scoring is None or self._scoring.done(), topology)
+        if all_say(all(table.done() for table in self._coding), topology):
+            self.gather()
+        return False
+
+    def gather(self) -> None:
+        """Brings the results of all processes to the first one, waiting for them if need be, and has them scored."""
+        if self._is_gathered:
+            return
+        self._is_gathered = True
+        tables = gathered(self._coding, self.session.topology)
+        if self.session.topology.is_first:
+            scorer = ThreadPoolExecutor(1, thread_name_prefix="maskperf-scorer")
+            self._scoring = scorer.submit(_scored, tables, self._truth, self.session.config.evaluation)
+            scorer.shutdown(wait=False)  # its thread ends with this one task
 
     def judgement(self) -> Judgement:
         """Returns the verdict, in every process at once; waits for the scores."""
+        self.gather()
         session, targets = self.session, self.session.config.evaluation
-        scores, found, seconds, status = None, None, 0.0, "aborted"
-        if self.scoring is not None:
-            scores, found, seconds = self.scoring.result()
+        scores, found, numbers = None, None, None
+        if self._scoring is not None:
+            scores, found, seconds = self._scoring.result()
             limits = {"box_target": targets.box_target, "mask_target": targets.mask_target}
+            status = "aborted"
             if meets_targets(scores.box_ap, scores.mask_ap, **limits):
                 status = "success"
             elif self.trained.is_last and not has_targets(**limits):
                 status = "done"
-        numbers = (scores.box_ap, scores.mask_ap, status, seconds) if scores is not None else None
+            numbers = scores.box_ap, scores.mask_ap, status, self._seconds + seconds
         box_ap, mask_ap, status, seconds = share_from_first(numbers, session.topology)
         session.log.evaluation_stop(self.trained.epoch, box_ap, mask_ap)
-        return Judgement(
-            box_ap=box_ap,
-            mask_ap=mask_ap,
-            status=status,
-            scores=scores,
-            found=found,
-            seconds=self.predicting_seconds + seconds,
-        )
-
-
-def start_evaluation(session: Session, data: OpenedData, model: MaskRcnn, trained: TrainedEpoch) -> Evaluation:
-    """Returns an evaluation of the model as it is now: predicted when this returns, scored by and by."""
-    config, topology = session.config.evaluation, session.topology
-    session.log.evaluation_start(trained.epoch)
-    start = time.monotonic()
-    batches = evaluation_batches(
-        data.val,
-        session.config.data,
-        batch_size=batch_size_for(config, topology.device),
-        rank=topology.rank,
-        world=topology.world,
-        pin_memory=topology.device.type == "cuda",
-        feeding=feeding_for(session.config.speed, topology.device),
-    )
-    tables = gather_detections(model, batches, data.train.category_ids, topology)
-    scoring = None
-    if topology.is_first:
-        pool = ThreadPoolExecutor(1, thread_name_prefix="maskperf-scorer")
-        scoring = pool.submit(_scored, tables, data.truth, config)
-        pool.shutdown(wait=False)  # its thread ends with this one task
-    seconds = time.monotonic() - start
-    return Evaluation(session=session, trained=trained, predicting_seconds=seconds, scoring=scoring)
+        return Judgement(box_ap=box_ap, mask_ap=mask_ap, status=status, scores=scores, found=found, seconds=seconds)
 
 
 def _scored(tables: Sequence[PackedTable], truth: GroundTruth, config: EvaluationConfig) -> tuple[Scores, Found, float]:

@@ -83,6 +83,7 @@ def run_benchmark(config: RunConfig) -> RunResult:
         judgement = evaluations.judgement
         session.stop_clock(success=judgement.status != "aborted")
         recorder.close()
+        session.writer.wait()
         judgement = confirm(session, data, judgement)
         return finish(session, data, model, recorder=recorder, judgement=judgement)
 
@@ -128,7 +129,7 @@ def _note(session: Session, training: Training, evaluations: Evaluations, epoch:
 def _end_epoch(session: Session, training: Training, evaluations: Evaluations, epoch: int, update: int) -> None:
     """Takes the verdict on the epoch before, then saves the weights of this one and begins their evaluation.
 
-    The weights are saved first: an evaluation that is killed loses none. That of the last epoch is waited for.
+    The weights are copied first, and written meanwhile. The evaluation of the last epoch is waited for.
     """
     recorder, config = training.recorder, session.config
     mean_loss, speed = recorder.epoch_summary()  # a broken model is noticed here at the latest, and never evaluated

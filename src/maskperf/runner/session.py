@@ -29,9 +29,10 @@ from maskperf.machine.threads import threads_of_process
 from maskperf.mlperf.log import MlperfLog
 from maskperf.model.layer_list import format_layers, list_layers
 from maskperf.model.mask_rcnn import MaskRcnn
-from maskperf.model.weights import replace_file, save_model_weights
+from maskperf.model.weights import replace_file, save_state
 from maskperf.overrides import describe, to_json_text
 from maskperf.recipes import RECIPES
+from maskperf.records.background_writer import BackgroundWriter
 from maskperf.records.environment import describe_environment
 from maskperf.records.fonts import font_notices
 from maskperf.records.json_text import pretty_json
@@ -61,6 +62,7 @@ class Session:
     log: MlperfLog
     resources: ExitStack  # closed at the end, whatever happened
     account: TimeAccount = field(default_factory=TimeAccount)
+    writer: BackgroundWriter = field(default_factory=BackgroundWriter)
     notices: list[str] = field(default_factory=list)  # about data and settings; for results and report too
 
     @property
@@ -123,6 +125,7 @@ def open_session(config: RunConfig, topology: Topology) -> Session:
     resources.callback(close_topology)
     resources.callback(log.close)
     session = Session(config=config, topology=topology, folder=folder, log=log, resources=resources)
+    resources.callback(session.writer.close)
     layers = describe_layers(config)
     session.say(layers)
     session.say(describe(config))
@@ -178,7 +181,11 @@ def describe_layers(config: RunConfig) -> str:
 
 
 def save_model(session: Session, model: MaskRcnn, categories: CocoIndex) -> None:
-    """Writes the weights as they are now, with the categories they were trained for, over those of the epoch before."""
+    """Writes the weights as they are now, with the categories they were trained for, over those of the epoch before.
+
+    They are copied at once, and written while training goes on.
+    Errors: StorageError of an earlier file that could not be written.
+    """
     if session.folder is not None:
         metadata = {
             "recipe": session.config.recipe,
@@ -186,14 +193,15 @@ def save_model(session: Session, model: MaskRcnn, categories: CocoIndex) -> None
             "category_names": list(categories.category_names),
             "config": to_json_text(session.config),
         }
-        save_model_weights(model, session.folder / WEIGHTS_FILE, metadata)
+        state = {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
+        session.writer.submit(partial(save_state, state, session.folder / WEIGHTS_FILE, metadata))
 
 
 def keep_best_model(session: Session) -> None:
     """Keeps the weights that were saved last as those of the best evaluation."""
     if session.folder is not None:
-        last = session.folder / WEIGHTS_FILE
-        replace_file(session.folder / BEST_WEIGHTS_FILE, lambda temporary: _link_or_copy(last, temporary))
+        last, best = session.folder / WEIGHTS_FILE, session.folder / BEST_WEIGHTS_FILE
+        session.writer.submit(partial(replace_file, best, partial(_link_or_copy, last)))
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

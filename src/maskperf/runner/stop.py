@@ -52,6 +52,7 @@ def keep_black_box(session: Session, training: Training, rescues: Callable[[int]
         session.log.reason_of_stop(text, metadata)
         session.log.abort()
         save_results(session, training.recorder, reason=text)
+        session.writer.wait()
         if session.folder is not None:
             page, _ = write_report(session.folder)
             session.say(f"report: {page}")

@@ -35,11 +35,13 @@ class NullCuda:
         found = environment_on(self.library, devices=devices, memory_gib=memory_gib)
         return found | {"PYTHONPATH": os.pathsep.join([str(SOURCE_FOLDER), str(HERE)]), "OMP_NUM_THREADS": "1"}
 
-    def run(self, *words: str, **options) -> subprocess.CompletedProcess:
-        """Returns how Python ended with these arguments."""
+    def run(self, *words: str, text: str = "", **options) -> subprocess.CompletedProcess:
+        """Returns how Python ended with these arguments, and with `text` to read."""
         command = [self.python, *words]
         environment = self.environment(**options)
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
+        return subprocess.run(
+            command, env=environment, input=text, capture_output=True, text=True, timeout=SECONDS, check=False
+        )
 
     def answer(self, script: str, *words: object, **options):
         """Returns the JSON that a script of this folder ends with."""

@@ -31,9 +31,11 @@ class NullCuda:
     python: str
     library: Path
 
-    def environment(self, *, devices: int = 1, memory_gib: float = 80) -> dict[str, str]:
-        found = environment_on(self.library, devices=devices, memory_gib=memory_gib)
-        return found | {"PYTHONPATH": os.pathsep.join([str(SOURCE_FOLDER), str(HERE)]), "OMP_NUM_THREADS": "1"}
+    def environment(self, *, variables: dict[str, str] | None = None, **options) -> dict[str, str]:
+        """Returns the variables of a process; `options` as of `environment_on`."""
+        paths = os.pathsep.join([str(SOURCE_FOLDER), str(HERE)])
+        fixed = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+        return environment_on(self.library, **options) | fixed | (variables or {})
 
     def run(self, *words: str, text: str = "", **options) -> subprocess.CompletedProcess:
         """Returns how Python ended with these arguments, and with `text` to read."""

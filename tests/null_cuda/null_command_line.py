@@ -1,9 +1,9 @@
 """maskperf's command line on the null CUDA: python null_command_line.py ARGUMENTS, as of `maskperf`.
 
 What is read back from a device that computes nothing is no result. Here is what may not be decided by such numbers:
-the guards of a run take no notice, every picture has the same few detections, and what processes tell each other as
-Python objects travels over the host, as its way to the device and back needs kernels. At the end, the last line on
-stderr is JSON: what this process did on its device.
+the guards of a run take no notice, no step lacks places for masks, every picture has the same few detections, and what
+processes tell each other as Python objects travels over the host, as its way to the device and back needs kernels. The
+last line on stderr is JSON: what this process did on its device.
 """
 
 import json
@@ -16,6 +16,7 @@ import torch.distributed as dist
 from null_device import recording, used_bytes
 
 from maskperf.cli.main import main
+from maskperf.engine import under_way
 from maskperf.evaluation import predict
 from maskperf.records import step_recorder
 from maskperf.structures import Detections
@@ -29,6 +30,7 @@ def ignore_numbers() -> None:
     step_recorder._refuse_dropped_masks = lambda *_: None
     step_recorder.StepRecorder._check_finite = lambda *_: None
     step_recorder.StepRecorder._check_collapse = lambda *_: None
+    under_way._to_host = lambda count: (torch.zeros((), dtype=torch.int64), None)
     code, to_int = predict._code, torch.Tensor.__int__
     predict._code = lambda detections, *rest: code(_same_everywhere(detections), *rest)
     torch.Tensor.__int__ = lambda tensor: min(max(to_int(tensor), 0), MOST_READ) if tensor.is_cuda else to_int(tensor)
@@ -61,9 +63,9 @@ if __name__ == "__main__":
         "rank": int(os.environ.get("RANK", "0")),
         "devices": [device for device in range(torch.cuda.device_count()) if used_bytes(device)],
         "violations": calls.named("violation"),
+        "captures": calls.named("capture").get("begin", 0),
         "graphs": len(calls.graph_nodes()),
         "collectives": calls.named("collective"),
-        "pageable": sum(count for copy, count in calls.named("copy").items() if "pageable" in copy),
     }
     print(json.dumps(done), file=sys.stderr)
     sys.exit(code)

@@ -17,6 +17,7 @@ LIBRARY = "libcuda.so.1"  # the name that Triton links to
 CALLERS = ("libtorch_cuda.so", "libc10_cuda.so", "libtorch_python.so", "libcaffe2_nvrtc.so", "libtorch_cuda_linalg.so")
 ENTRY_POINT = re.compile(r"^(__cuda|cuda|cu[A-Z]|cublas|cudnn|nccl)\w+$")
 HEADERS = ("cu13/include", "cudnn/include", "nccl/include")  # of NVIDIA's packages
+OTHER_HEADERS = ("crt/host_defines.h", "nv/target")  # those packages that PyTorch asks for lack them
 CHECK = "import json, torch; print(json.dumps([torch.__version__, torch.version.cuda, torch.__path__[0]]))"
 
 
@@ -32,8 +33,8 @@ def missing_part(python: str) -> str:
         return "no CUDA 13 build of PyTorch: name a Python that has one in MASKPERF_CUDA_PYTHON"
     if not all((_packages_of(python) / "nvidia" / folder).is_dir() for folder in HEADERS):
         return "no headers of CUDA beside PyTorch"
-    if not _toolkits():
-        return "no CUDA toolkit (for nv/target): set CUDA_HOME"
+    if not _toolkits(_packages_of(python)):
+        return f"no CUDA toolkit with {' and '.join(OTHER_HEADERS)}: set CUDA_HOME"
     return ""
 
 
@@ -53,7 +54,7 @@ def build(python: str, folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder, prefix="null-cuda-build-") as name:
         work = Path(name)
         includes = [f"-isystem{packages / 'nvidia' / header}" for header in HEADERS]
-        includes += [f"-isystem{toolkit / 'include'}" for toolkit in _toolkits()]
+        includes += [f"-isystem{toolkit / 'include'}" for toolkit in _toolkits(packages)]
         flags = ["-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra"]
         compilers = [
             subprocess.Popen(["g++", *flags, *includes, "-c", source, "-o", work / f"{source.stem}.o"])
@@ -94,11 +95,12 @@ def _packages_of(python: str) -> Path:
     return Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()).parents[1]
 
 
-def _toolkits() -> list[Path]:
-    """Returns the CUDA toolkits of this machine that have what the packages of NVIDIA lack."""
-    places = [Path(os.environ["CUDA_HOME"])] if "CUDA_HOME" in os.environ else []
+def _toolkits(packages: Path) -> list[Path]:
+    """Returns the places that have what the packages of NVIDIA usually lack."""
+    places = [packages / "nvidia" / "cu13"]
+    places += [Path(os.environ["CUDA_HOME"])] if "CUDA_HOME" in os.environ else []
     places += sorted(Path("/usr/local").glob("cuda*"))
-    return [place for place in places if (place / "include" / "nv" / "target").exists()]
+    return [place for place in places if all((place / "include" / name).exists() for name in OTHER_HEADERS)]
 
 
 def _symbols(library: Path, which: str, *, dynamic: bool = True) -> set[str]:

@@ -31,15 +31,19 @@ class NullCuda:
     python: str
     library: Path
 
-    def environment(self, *, devices: int = 1, memory_gib: float = 80) -> dict[str, str]:
-        found = environment_on(self.library, devices=devices, memory_gib=memory_gib)
-        return found | {"PYTHONPATH": os.pathsep.join([str(SOURCE_FOLDER), str(HERE)]), "OMP_NUM_THREADS": "1"}
+    def environment(self, *, variables: dict[str, str] | None = None, **options) -> dict[str, str]:
+        """Returns the variables of a process; `options` as of `environment_on`."""
+        paths = os.pathsep.join([str(SOURCE_FOLDER), str(HERE)])
+        fixed = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+        return environment_on(self.library, **options) | fixed | (variables or {})
 
-    def run(self, *words: str, **options) -> subprocess.CompletedProcess:
-        """Returns how Python ended with these arguments."""
+    def run(self, *words: str, text: str = "", **options) -> subprocess.CompletedProcess:
+        """Returns how Python ended with these arguments, and with `text` to read."""
         command = [self.python, *words]
         environment = self.environment(**options)
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
+        return subprocess.run(
+            command, env=environment, input=text, capture_output=True, text=True, timeout=SECONDS, check=False
+        )
 
     def answer(self, script: str, *words: object, **options):
         """Returns the JSON that a script of this folder ends with."""

@@ -22,25 +22,29 @@ from itertools import pairwise
 from math import prod
 from unittest import mock
 
+import torch
 from null_device import WORK, calls_so_far, recording
-from null_steps import made_stepper
+from null_steps import WARM_UP_STEPS, made_stepper
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import conv_flop_count, flop_registry
+from torch.utils.flop_counter import conv_flop_count, flop_registry, mm_flop
 from triton.runtime.jit import JITFunction
 
+from maskperf.bench import gpu_steps
 from maskperf.engine import forward
+from maskperf.engine.gradients import BatchResult
 from maskperf.model.mask_rcnn import MaskRcnn
-from maskperf.ops.kernels import sgd
+from maskperf.ops.kernels import casts, sgd
 
+SAMPLING = ("append_truth", "sample_rois", "positive_rois", "packed_positive_rois")
 PARTS = {  # of the forward pass: what is called there
     "features": [(MaskRcnn, "features")],
     "RPN of all anchors": [(MaskRcnn, "rpn_output")],
     "RPN of sampled anchors": [(MaskRcnn, "rpn_output_at")],
     "RPN losses, matching, sampling": [(forward, "rpn_losses")],
     "proposals": [(forward, "select_proposals")],
-    "RoIs, matching, sampling": [(forward, name) for name in ("append_truth", "sample_rois", "positive_rois")],
+    "RoIs, matching, sampling": [(forward, name) for name in SAMPLING],
     "box head": [(MaskRcnn, "box_outputs")],
     "box losses": [(forward, "box_losses")],
     "mask targets": [(forward, "mask_targets")],
@@ -48,7 +52,7 @@ PARTS = {  # of the forward pass: what is called there
     "mask loss": [(forward, "mask_loss")],
     "backward": [(Tensor, "backward")],
 }
-REST = "update and checks"
+REST = "inputs, update, checks"
 VIEWS = (
     "view _unsafe_view _reshape_alias permute transpose t expand slice select unsqueeze squeeze detach alias split "
     "split_with_sizes unbind as_strided diagonal unflatten movedim lift_fresh set_"
@@ -60,7 +64,11 @@ MAKING = set(FILLED.split())
 OVERWRITING = {"copy_", "fill_", "zero_", "_foreach_copy_", "_foreach_zero_"}  # and return what they have overwritten
 FUSED_CONVOLUTIONS = {"cudnn_convolution_relu", "cudnn_convolution_add_relu"}
 # For each program of a kernel that takes a table: what it reads and writes behind it, in float32.
-TABLE_BYTES = {"_update": 5 * 4 * sgd.NUMBERS_AT_A_TIME}  # reads value, gradient, momentum; writes value, momentum
+TABLE_BYTES = {
+    "_update": 5 * 4 * sgd.NUMBERS_AT_A_TIME,  # reads value, gradient, momentum; writes value, momentum
+    "_cast": 4 * casts.NUMBERS_AT_A_TIME,  # reads a value; the cast is written to a tensor that is given
+    "_add_gradients": 2 * 4 * casts.NUMBERS_AT_A_TIME,  # reads and writes a gradient
+}
 
 
 @dataclass
@@ -148,6 +156,8 @@ def _bytes_of_operator(name: str, arguments: tuple, taken: list[Tensor], made: l
 def _flop_of(name: str, function, arguments: tuple, options: dict, result) -> int:
     if name in FUSED_CONVOLUTIONS:
         return conv_flop_count(arguments[0].shape, arguments[1].shape, result.shape)
+    if name == "_addmm_activation":
+        return mm_flop(arguments[1].shape, arguments[2].shape)
     count = flop_registry.get(function._overloadpacket)
     return count(*arguments, **options, out_val=result) if count else 0
 
@@ -165,11 +175,26 @@ def _kernels_spent(ledger: Ledger, run: Callable) -> Callable:
     return spending
 
 
+class _Relauncher:
+    """A recorder whose replay does the work anew, so that its operators can be seen."""
+
+    def __init__(self, device: torch.device):
+        pass
+
+    def warm_up(self, work: Callable[[], BatchResult]) -> None:
+        work()
+
+    def record(self, work: Callable[[], BatchResult]) -> tuple[BatchResult, Callable[[], BatchResult]]:
+        return work(), work
+
+
 def step_costs(images: int, objects: int) -> dict[str, Cost]:
-    """Returns the costs of a plain step by part, in the order of the step."""
-    stepper = made_stepper(images, objects, captured=False)
-    for _ in range(2):  # the second has all gradients and plans already
+    """Returns the costs of a replayed step by part, in the order of the step: its graph's, and what is around it."""
+    with mock.patch.object(gpu_steps, "CudaRecorder", _Relauncher):
+        stepper = made_stepper(images, objects, captured=True)
+    for _ in range(WARM_UP_STEPS):
         stepper.step()
+    assert stepper.is_captured, stepper.messages
     ledger = Ledger()
     with ExitStack() as stack:
         for part, functions in PARTS.items():

@@ -24,6 +24,11 @@ constexpr int64_t PLANS_OFFERED = 1;  // for each kind of convolution; a real cu
 
 ENTRY size_t cudnnGetVersion() { return CUDNN_VERSION; }
 
+ENTRY cudnnStatus_t cudnnGetProperty(libraryPropertyType property, int *value) {
+  *value = property == MAJOR_VERSION ? CUDNN_MAJOR : property == MINOR_VERSION ? CUDNN_MINOR : CUDNN_PATCHLEVEL;
+  return CUDNN_STATUS_SUCCESS;
+}
+
 ENTRY size_t cudnnGetCudartVersion() { return CUDART_VERSION; }
 
 ENTRY const char *cudnnGetErrorString(cudnnStatus_t) { return "an error of the null CUDA"; }

@@ -1,0 +1,49 @@
+"""Every section of `maskperf bench gpu` runs to its end on the null CUDA; its times and differences mean nothing."""
+
+import json
+
+import pytest
+
+from maskperf.bench.gpu_plan import SECTION_SECONDS, GpuPlan, plan_to_json
+
+ROWS = {"device": 1, "kernel roi_align": 8, "kernel pictures": 2, "switches": 7, "steps": 17, "peer": 1}
+SLOW = ("kernel roi_align", "switches", "steps", "convolutions")
+
+
+def section_rows(null_cuda, section: str, folder, plan: GpuPlan) -> list[dict]:
+    """Returns what the process of the section wrote, as `maskperf bench gpu` starts it."""
+    rows = folder / "rows.jsonl"
+    done = null_cuda.run("-m", "maskperf.bench.gpu_section", section, str(rows), text=plan_to_json(plan))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [json.loads(line) for line in rows.read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "section", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in SECTION_SECONDS]
+)
+def test_a_section_has_all_its_rows(null_cuda, section, tmp_path):
+    # Without a peer: what torchvision allocates depends on numbers that it reads from the device.
+    plan = GpuPlan(repeats=2, steps_at_a_time=1)
+    rows = section_rows(null_cuda, section, tmp_path, plan)
+    assert len(rows) == ROWS.get(section, len(rows)) and rows
+    assert not any("error" in row for row in rows), rows
+    if section == "switches":
+        assert [row["captured"] for row in rows] == [False] * 6 + [True]
+    if section == "steps":
+        assert all(row["captured"] == row["name"].endswith("captured") for row in rows)
+
+
+def test_a_step_that_does_not_fit_is_a_row_that_says_so(null_cuda, tmp_path):
+    code = """
+        import json, torch
+        from maskperf.bench.gpu_plan import GpuPlan
+        from maskperf.bench.gpu_steps import step_rows
+        plan = GpuPlan(repeats=1, steps_at_a_time=1, batch_sizes=(16,), usual_batch=2, canvases_hw=((800, 1344),))
+        rows = list(step_rows(torch.device("cuda", 0), plan))
+        print(json.dumps([getattr(row, "error", "") for row in rows]))
+    """
+    done = null_cuda.run("-c", "\n".join(line[8:] for line in code.splitlines()), memory_gib=4)
+    assert done.returncode == 0, done.stderr
+    errors = json.loads(done.stdout.splitlines()[-1])
+    assert len(errors) == 8
+    assert all("out of memory" in error for error in errors[4:]) and not any(errors[:4])

@@ -24,24 +24,24 @@ def detect(model: MaskRcnn, images: Images) -> Detections:
     more only where that many tie, so that shapes hardly ever change; the host waits for it once.
     Source: `modeling/roi_heads/*/inference.py` of the reference.
     """
-    config = model.config
-    features = model.features(images.pixels)
-    anchors, level_counts = feature_anchors(model, features)
-    rpn = model.rpn_output(features)
-    kernels = model.speed.triton_kernels
-    proposals = select_proposals(
-        rpn, anchors, level_counts, images.sizes_hw, config=config, training=False, kernels=kernels
-    )
-    logits, deltas = model.box_outputs(features, proposals.boxes)
-    exact_sizes = images.pixels.device.type == "cpu"
-    found = select_detections(
-        logits, deltas, proposals, images.sizes_hw, config, kernels=kernels, exact_sizes=exact_sizes
-    )
-    valid = found.valid if packs_places(model, features) else None
-    if model.speed.class_selected_outputs:
-        maps = model.mask_logits(features, found.boxes, labels=found.labels, valid=valid)
-    else:
-        maps = own_class(model.mask_logits(features, found.boxes, valid=valid), found.labels)
+    config, kernels = model.config, model.speed.triton_kernels
+    with model.computing():
+        features = model.features(images.pixels)
+        anchors, level_counts = feature_anchors(model, features)
+        rpn = model.rpn_output(features)
+        proposals = select_proposals(
+            rpn, anchors, level_counts, images.sizes_hw, config=config, training=False, kernels=kernels
+        )
+        logits, deltas = model.box_outputs(features, proposals.boxes)
+        exact_sizes = images.pixels.device.type == "cpu"
+        found = select_detections(
+            logits, deltas, proposals, images.sizes_hw, config, kernels=kernels, exact_sizes=exact_sizes
+        )
+        valid = found.valid if packs_places(model, features) else None
+        if model.speed.class_selected_outputs:
+            maps = model.mask_logits(features, found.boxes, labels=found.labels, valid=valid)
+        else:
+            maps = own_class(model.mask_logits(features, found.boxes, valid=valid), found.labels)
     return replace(found, mask_probs=maps.sigmoid())
 
 

@@ -134,14 +134,15 @@ def _gather_tile(lists, pyramid, bins, boxes, images, most_of_image, SIZE: tl.co
     total = tl.zeros([TILE * TILE, BLOCK], tl.float32)
     for entry in range(1, tl.load(entries) + 1):
         roi = tl.load(entries + entry).to(tl.int64)
+        own_bins = bins + roi * (SIZE * SIZE * CHANNELS)
         x1, y1, x_step, y_step = scaled_sides(boxes + roi * 4, scale, SIZE)
         x_weights = _weight_on_cell(cell_x[:, None], x1, x_step, column[None, :], width)
         x_weights = tl.where((column < SIZE)[None, :], x_weights, 0.0)
         first_row, last_row = _bins_on_tile(y1, y_step, height, top, SIZE, BINS)
         for row in range(first_row, last_row + 1):
             y_weight = _weight_on_cell(cell_y, y1, y_step, row, height)
-            place = ((roi * SIZE + row) * SIZE + column) * CHANNELS
-            value = tl.load(bins + place[:, None] + channel[None, :], mask=is_bin, other=0.0).to(tl.float32)
+            place = (row * SIZE + column) * CHANNELS
+            value = tl.load(own_bins + (place[:, None] + channel[None, :]), mask=is_bin, other=0.0).to(tl.float32)
             total = _add_product(y_weight[:, None] * x_weights, value, total, bins.dtype.element_ty == tl.float32)
     is_cell = (cell_y < height.to(tl.int32)) & (cell_x < width.to(tl.int32))
     rows += image.to(tl.int64) * height.to(tl.int64) * width.to(tl.int64) * CHANNELS

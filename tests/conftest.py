@@ -1,6 +1,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 from maskperf.machine import memory_allocator
@@ -16,3 +17,12 @@ settings.load_profile("unchanging")
 with pytest.MonkeyPatch.context() as patch:
     patch.setattr(memory_allocator, "ctypes", SimpleNamespace(CDLL=lambda name: object()))
     memory_allocator.keep_freed_memory()
+
+
+@pytest.fixture(autouse=True)
+def _same_number_of_threads():
+    """A run inside a test sets the number of threads, and with it how sums are rounded in all later tests."""
+    before = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != before:
+        torch.set_num_threads(before)

@@ -166,7 +166,8 @@ def test_what_an_evaluation_sees_does_not_depend_on_when_its_verdict_comes(tmp_p
             {key: value for key, value in row.items() if "second" not in key}
             for row in _results(folder)["epochs_table"]
         ]
-        assert [row["epoch"] for row in table] == [1, 2, 3] and table[-1]["box_ap"] > 0
+        assert [row["epoch"] for row in table] == [1, 2, 3]
+        assert (folder / "detections_bbox.json").read_text() != "[]"  # so there is something to compare
         detections = [_sha256(folder / f"detections_{kind}.json") for kind in ("bbox", "segm")]
         found.append((happened, [[line[name] for name in LOSS_NAMES] for line in steps], table, detections))
     assert found[0] == found[1]

@@ -1,12 +1,17 @@
+import io
 import os
 from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 from test_gpu import CPU, TINY
 
+from maskperf.bench import gpu_peer
 from maskperf.bench.gpu_peer import COMPARED, peer_rows, plan_of_session
+from maskperf.bench.gpu_view import show
 from maskperf.bench.plan import CASES
+from maskperf.bench.session import CaseResult
 
 PEER = os.environ.get("MASKPERF_PEER_PYTHON", "")
 
@@ -27,6 +32,22 @@ def test_the_session_is_told_device_model_and_sizes(tmp_path):
     assert (plan.device, plan.config.system.device) == ("cuda", "cuda")
     assert (plan.size_hw, plan.objects, plan.peer_python) == ((64, 96), 2, "/peer/python")
     assert plan.config.model == TINY.model
+
+
+def test_a_case_that_fails_is_a_row_and_the_others_are_measured(monkeypatch):
+    def measure(case, plan, folder, say):
+        if case.benchmark == "step":
+            raise RuntimeError("torchvision failed:\nTraceback\nOutOfMemoryError: full")
+        say("a word")
+        return CaseResult(benchmark=case.benchmark, case=case.name, sides=[])
+
+    monkeypatch.setattr(gpu_peer, "measure_case", measure)
+    failed, measured = peer_rows(CPU, replace(TINY, peer_python="/peer/python"), COMPARED[:2])
+    assert failed["name"] == "step training step" and failed["error"].endswith("OutOfMemoryError: full")
+    assert measured == {"benchmark": "infer", "case": "detections", "sides": [], "messages": ["a word"]}
+    console = Console(file=io.StringIO(), width=200)
+    show(console, {"sections": {"peer": {"rows": [failed], "error": "", "seconds": 1.0}}})
+    assert console.file.getvalue().strip() == "peer, step training step: OutOfMemoryError: full"
 
 
 @pytest.mark.skipif(not PEER, reason="MASKPERF_PEER_PYTHON names no Python with torchvision")

@@ -14,7 +14,7 @@ from maskperf.config import EvaluationConfig, SpeedConfig
 from maskperf.engine.build import build_model
 from maskperf.engine.distributed import Topology, claim_gpu
 from maskperf.engine.precision import set_precision
-from maskperf.evaluation.predict import batch_size_for, gather_detections
+from maskperf.evaluation.predict import batch_size_for, predict
 from maskperf.structures import EvaluationBatch, Images
 
 BATCHES = 3
@@ -38,9 +38,9 @@ def counts() -> dict[str, object]:
     images = batch_size_for(EvaluationConfig(), device)
     topology, category_ids = Topology(rank=0, world=1, local_rank=0, device=device), np.arange(1, 91)
     batch = batch_of(images)
-    gather_detections(model, [batch], category_ids, topology)
+    predict(model, [batch], category_ids, topology)
     with recording() as calls:
-        gather_detections(model, [batch] * BATCHES, category_ids, topology)
+        predict(model, [batch] * BATCHES, category_ids, topology)
     main = threading.get_native_id()
     return {
         "images": images,

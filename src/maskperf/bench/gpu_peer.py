@@ -13,6 +13,7 @@ import torch
 from maskperf.bench.gpu_plan import GpuPlan
 from maskperf.bench.plan import CASES, Plan
 from maskperf.bench.session import measure_case
+from maskperf.errors import ConfigError
 from maskperf.recipes import coco
 
 # What matters most comes first, should the time run out.
@@ -29,7 +30,10 @@ COMPARED = (
 
 
 def peer_rows(device: torch.device, plan: GpuPlan, cases: tuple[tuple[str, str], ...] = COMPARED) -> Iterator[dict]:
-    """Returns one row for each case, with both sides; one row that says so where no peer was given."""
+    """Returns one row for each case, with both sides; one row that says so where no peer was given.
+
+    A case that one side fails at, for want of memory perhaps, is a row with the error, and the others are measured.
+    """
     if not plan.peer_python:
         yield {"left_out": "no peer was given (--peer --peer-python PYTHON: a Python with torchvision for this card)"}
         return
@@ -38,7 +42,12 @@ def peer_rows(device: torch.device, plan: GpuPlan, cases: tuple[tuple[str, str],
         words = plan_of_session(plan, device, Path(folder))
         for name in cases:
             messages: list[str] = []
-            yield asdict(measure_case(by_name[name], words, Path(folder), messages.append)) | {"messages": messages}
+            try:
+                row = asdict(measure_case(by_name[name], words, Path(folder), messages.append))
+            except (ConfigError, RuntimeError) as error:
+                yield {"name": " ".join(name), "error": str(error)}
+            else:
+                yield row | {"messages": messages}
 
 
 def plan_of_session(plan: GpuPlan, device: torch.device, folder: Path) -> Plan:

@@ -25,7 +25,8 @@ def show(console: Console, found: dict) -> None:
             if "left_out" in row:
                 console.print(f"{section}: left out, {row['left_out']}")
             if "error" in row:
-                console.print(f"{section}, {row['name']}, {row['images']} images: {row['error']}")
+                images = f", {row['images']} images" if "images" in row else ""
+                console.print(f"{section}, {row['name']}{images}: {row['error'].splitlines()[-1]}")
         for line in dict.fromkeys(line for row in rows for line in row.get("messages", [])):
             console.print(line)
         if result["error"]:

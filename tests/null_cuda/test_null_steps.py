@@ -6,7 +6,7 @@ The figures are counted on the null CUDA; nothing here was measured on a card.
 import pytest
 
 MOST_GRAPH_NODES = 738  # of 16 images of 800 x 1344, bfloat16, 45 objects an image
-MOST_LAUNCHES_BESIDE_THE_GRAPH = 93
+MOST_LAUNCHES_BESIDE_THE_GRAPH = 97  # with PyTorch 2.11; 93 with 2.14
 MOST_PEAK_ALLOCATED_GIB = 7.9
 FULL_STEP = (16, 45)
 

@@ -20,10 +20,8 @@ from maskperf.bench.measure import Spread, ratio_spread, spread_of
 from maskperf.bench.switches import ALL_OFF, loss_difference, techniques_of
 from maskperf.config import OptimizerConfig, SpeedConfig, plain_path
 from maskperf.engine.build import build_model
-from maskperf.engine.capacity import capacity_of
-from maskperf.engine.captured import CapturedSteps, CudaRecorder, usual_mask_places
+from maskperf.engine.captured import capture_batch
 from maskperf.engine.distributed import Topology
-from maskperf.engine.gradients import Gradients
 from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.precision import set_precision
 from maskperf.engine.step import train_step
@@ -79,22 +77,9 @@ class Stepper:
         set_precision(self._model, device, self.messages.append)
         self._optimizer = build_optimizer(self._model, OPTIMIZER)
         self._topology = Topology(rank=0, world=1, local_rank=0, device=device)
-        self._captured = self._capture(device) if speed.captured_steps else None
+        self._captured = capture_batch(self._model, batch, topology=self._topology, say=self.messages.append)
         self._update = 0
         self.dropped_masks = torch.zeros(())  # of the last step
-
-    def _capture(self, device: torch.device) -> CapturedSteps | None:
-        if device.type != "cuda":
-            return None
-        room, recorder = capacity_of(self.batch), CudaRecorder(device)
-        return CapturedSteps(
-            self._model,
-            [room],
-            gradients=Gradients(self._model, self._topology),
-            recorder=recorder,
-            say=self.messages.append,
-            mask_places=usual_mask_places(self._model, room.images),
-        )
 
     @property
     def is_captured(self) -> bool:

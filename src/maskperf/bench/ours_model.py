@@ -10,8 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from maskperf.bench.peers.sharpen import sharpen
 from maskperf.config import RunConfig
 from maskperf.engine.build import build_model, keep_memory
-from maskperf.engine.capacity import capacity_of
-from maskperf.engine.captured import CapturedSteps, CudaRecorder
+from maskperf.engine.captured import capture_batch
 from maskperf.engine.distributed import Topology, init_topology
 from maskperf.engine.forward import feature_anchors
 from maskperf.engine.optimizer import build_optimizer
@@ -36,7 +35,7 @@ def step(inputs: dict) -> tuple[Callable[[], dict], dict]:
     messages: list[str] = []
     set_precision(model, topology.device, messages.append)
     optimizer = build_optimizer(model, config.optimizer)
-    captured = _captured(model, batch, topology.device, messages.append)
+    captured = capture_batch(model, batch, topology=topology, say=messages.append)
     update = 0
 
     def work() -> dict:
@@ -50,6 +49,7 @@ def step(inputs: dict) -> tuple[Callable[[], dict], dict]:
             config=config.optimizer,
             topology=topology,
             captured=captured,
+            all_masks=False,
         )
         return {"losses": dict(zip(LOSS_NAMES, result.losses.tolist(), strict=True))}
 
@@ -124,13 +124,6 @@ def _open(inputs: dict) -> tuple[MaskRcnn, RunConfig, Topology]:
     keep_memory(config.speed, topology.device)
     model, _ = build_model(config.model, SEED, config.speed)
     return model.to(topology.device), config, topology
-
-
-def _captured(model: MaskRcnn, batch: Batch, device: torch.device, say: Callable[[str], None]) -> CapturedSteps | None:
-    """Returns what replays steps on exactly this batch; None on a CPU or switched off."""
-    if device.type != "cuda" or not model.speed.captured_steps:
-        return None
-    return CapturedSteps(model, [capacity_of(batch)], recorder=CudaRecorder(device), say=say)
 
 
 @torch.no_grad()

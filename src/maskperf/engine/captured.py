@@ -89,6 +89,18 @@ def capture_steps(
     return CapturedSteps(model, capacities, gradients=gradients, recorder=recorder, say=say, mask_places=places)
 
 
+def capture_batch(
+    model: MaskRcnn, batch: Batch, *, topology: Topology, say: Callable[[str], None]
+) -> "CapturedSteps | None":
+    """Returns the captured steps for batches of exactly this shape; None on a CPU or switched off."""
+    if topology.device.type != "cuda" or not model.speed.captured_steps:
+        return None
+    gradients, recorder = Gradients(model, topology), CudaRecorder(topology.device)
+    places = usual_mask_places(model, len(batch.image_ids))
+    room = capacity_of(batch)
+    return CapturedSteps(model, [room], gradients=gradients, recorder=recorder, say=say, mask_places=places)
+
+
 def usual_mask_places(model: MaskRcnn, images: int) -> int | None:
     """Returns how many places the mask head has in a usual step; None: room for all masks in every step."""
     return round(images * mask_slots(model.config) * USUAL_MASKS) if model.speed.packed_positives else None

@@ -123,7 +123,8 @@ class Operators(TorchDispatchMode):
         options = options or {}
         result = function(*arguments, **options)
         name = function._schema.name.split("::")[1]
-        taken, made = _on_device((arguments, options)), _on_device(result)
+        taken = _on_device((arguments, options))
+        made = _on_device(result) or _on_device(_changed(function, arguments))
         if name not in FREE and (taken or made):
             self._ledger.spend(
                 bytes=_bytes_of_operator(name, arguments, taken, made),
@@ -135,6 +136,12 @@ class Operators(TorchDispatchMode):
 
 def _on_device(values) -> list[Tensor]:
     return [value for value in tree_leaves(values) if isinstance(value, Tensor) and value.is_cuda]
+
+
+def _changed(function, arguments: tuple) -> list:
+    """Returns the arguments that an operator writes to; those that return nothing have only these."""
+    pairs = zip(function._schema.arguments, arguments, strict=False)
+    return [value for entry, value in pairs if entry.alias_info is not None and entry.alias_info.is_write]
 
 
 def bytes_of(tensor: Tensor) -> int:

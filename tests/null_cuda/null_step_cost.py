@@ -31,8 +31,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import conv_flop_count, flop_registry, mm_flop
 from triton.runtime.jit import JITFunction
 
-from maskperf.bench import gpu_steps
-from maskperf.engine import forward
+from maskperf.engine import captured, forward
 from maskperf.engine.gradients import BatchResult
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.ops.kernels import casts
@@ -196,7 +195,7 @@ class _Relauncher:
 
 def step_costs(images: int, objects: int) -> dict[str, Cost]:
     """Returns the costs of a replayed step by part, in the order of the step: its graph's, and what is around it."""
-    with mock.patch.object(gpu_steps, "CudaRecorder", _Relauncher):
+    with mock.patch.object(captured, "CudaRecorder", _Relauncher):
         stepper = made_stepper(images, objects, captured=True)
     for _ in range(WARM_UP_STEPS):
         stepper.step()

@@ -89,7 +89,7 @@ def _results(folder):
     return json.loads((folder / "results.json").read_text())
 
 
-@pytest.mark.parametrize(("known_from", "stops_after"), [(5, 5), (AT_THE_END, 6)])
+@pytest.mark.parametrize(("known_from", "stops_after"), [(5, 5), pytest.param(AT_THE_END, 6, marks=pytest.mark.slow)])
 def test_a_success_found_while_the_next_epoch_trains_is_that_of_the_epoch_before(
     tmp_path, monkeypatch, capsys, known_from, stops_after
 ):
@@ -121,7 +121,7 @@ def test_a_success_found_while_the_next_epoch_trains_is_that_of_the_epoch_before
     assert "**Targets reached.** Both targets met in epoch 1" in (folder / "report.md").read_text()
 
 
-@pytest.mark.parametrize("known_from", [5, AT_THE_END])
+@pytest.mark.parametrize("known_from", [5, pytest.param(AT_THE_END, marks=pytest.mark.slow)])
 def test_the_log_of_such_a_run_is_accepted_and_counts_the_evaluated_epoch(tmp_path, monkeypatch, capsys, known_from):
     _watched(monkeypatch, aps=[0.1, 0.5], known_from=known_from + STEPS)
     assert small_run(tmp_path, *TARGETS, "optimizer.max_epochs=4") == EXIT_DONE
@@ -153,6 +153,7 @@ def test_the_log_of_such_a_run_is_accepted_and_counts_the_evaluated_epoch(tmp_pa
     assert times == sorted(times)
 
 
+@pytest.mark.slow
 def test_what_an_evaluation_sees_does_not_depend_on_when_its_verdict_comes(tmp_path, monkeypatch):
     found = []
     for name, known_from in (("early", 0), ("late", AT_THE_END)):

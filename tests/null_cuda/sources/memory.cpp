@@ -71,6 +71,8 @@ Location null_cuda::locate(const void *address) {
 ENTRY cudaError_t cudaMalloc(void **address, size_t bytes) {
   constexpr size_t page = 2u << 20;
   LEAVE_ON_ERROR(refuse_unsafe("cudaMalloc"));
+  *address = nullptr;
+  if (bytes == 0) return cudaSuccess;
   Lock lock(mutex());
   auto &used = memory().used[current_device], &peak = memory().peak[current_device];
   const size_t rounded = (bytes + page - 1) / page * page;

@@ -119,6 +119,29 @@ def test_every_import_is_absolute_and_goes_to_the_left():
     assert problems == []
 
 
+# What the core may import of the project besides itself, and where the exceptions are.
+CORE = {
+    "ops": {"structures"},
+    "losses": {"config", "ops", "structures"},
+    "model": {"config", "errors", "ops", "structures"},
+    "engine": {"config", "errors", "losses", "model", "ops", "seeds", "structures"},
+}
+DATA_MEETS_MODEL = "src/maskperf/engine/build.py"  # steps are recorded on batches made as the loader makes them
+
+
+def test_the_core_knows_its_own_kind_alone():
+    problems = []
+    for path in FILES:
+        allowed = CORE.get(part_of(path))
+        if allowed is None or name_of(path) == DATA_MEETS_MODEL:
+            continue
+        for line, module, _ in imports_of(tree_of(path)):
+            words = module.split(".")
+            if words[0] == "maskperf" and words[1] not in allowed | {part_of(path)}:
+                problems.append(f"{name_of(path)}:{line}: {module}")
+    assert problems == []
+
+
 def test_every_part_has_a_place_in_the_order():
     parts = {part_of(path) for path in FILES} - {"__init__"}
     assert parts - set(ORDER) == set()

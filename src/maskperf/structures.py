@@ -106,6 +106,19 @@ class Batch:
     sample_seeds: Int[Tensor, " images"]  # keys of all random draws for these images in this epoch
 
 
+@dataclass(frozen=True, kw_only=True)
+class BatchCapacity:
+    """How much ground truth a batch of `images` pictures has room for."""
+
+    images: int
+    slots: int  # objects of one image
+    rings: int  # of all images together
+    points: int
+    object_rings: int  # of one object
+    object_points: int
+    runs: int = 0  # of all images together; 0: the data set's masks are all polygons
+
+
 @dataclass(frozen=True)
 class EvaluationBatch:
     """What one device predicts in one forward pass."""

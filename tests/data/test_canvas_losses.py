@@ -11,11 +11,11 @@ from maskperf.data.canvas import canvas_buckets
 from maskperf.data.coco import read_coco
 from maskperf.data.collate import Packing, make_batch
 from maskperf.data.loader import load_sample
-from maskperf.engine.forward import feature_anchors
 from maskperf.losses.box import box_losses
 from maskperf.losses.mask import mask_loss, mask_targets
 from maskperf.losses.rpn import rpn_losses
 from maskperf.model.heads import MASK_SIZE
+from maskperf.model.mask_rcnn import feature_anchors
 from maskperf.structures import Batch, SampledRois
 
 DATA = DataConfig(short_side=192, long_side=320)

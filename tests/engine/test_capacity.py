@@ -8,17 +8,11 @@ from small_batches import small_model
 from varied_batches import varied_batch
 
 from maskperf.bench.run_lengths import as_run_lengths
+from maskperf.data.capacity import batch_capacity
 from maskperf.data.coco import CocoIndex
-from maskperf.engine.capacity import (
-    BatchCapacity,
-    batch_capacity,
-    capacity_of,
-    fits,
-    fixed_capacity,
-    pad_batch,
-    usual_outlines,
-)
+from maskperf.engine.capacity import capacity_of, fits, fixed_capacity, pad_batch, usual_outlines
 from maskperf.engine.forward import training_losses
+from maskperf.structures import BatchCapacity
 
 ROOMY = BatchCapacity(images=2, slots=9, rings=60, points=500, object_rings=5, object_points=40)
 

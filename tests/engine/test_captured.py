@@ -10,15 +10,15 @@ from varied_batches import varied_batch
 
 from maskperf.config import OptimizerConfig, SpeedConfig
 from maskperf.engine.build import build_model
-from maskperf.engine.capacity import BatchCapacity
 from maskperf.engine.captured import PLAIN_STEPS_FIRST, CapturedSteps, CudaRecorder, capture_steps
 from maskperf.engine.distributed import Topology
-from maskperf.engine.forward import canvas_anchors, training_losses
+from maskperf.engine.forward import training_losses
 from maskperf.engine.gradients import BatchResult, Gradients
 from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.step import train_step
+from maskperf.model.mask_rcnn import canvas_anchors
 from maskperf.ops.anchors import pyramid_anchors
-from maskperf.structures import to_device
+from maskperf.structures import BatchCapacity, to_device
 
 SMALLER = BatchCapacity(images=2, slots=3, rings=20, points=200, object_rings=3, object_points=30)
 LARGER = BatchCapacity(images=2, slots=6, rings=40, points=400, object_rings=3, object_points=30)

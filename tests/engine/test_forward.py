@@ -13,8 +13,9 @@ import maskperf.losses.rpn
 from maskperf.bench.run_lengths import as_run_lengths
 from maskperf.config import ModelConfig, OptimizerConfig, SpeedConfig
 from maskperf.engine.build import build_model
-from maskperf.engine.forward import feature_anchors, mask_slots, training_losses
+from maskperf.engine.forward import mask_slots, training_losses
 from maskperf.engine.optimizer import build_optimizer, learning_rates_at, set_learning_rates
+from maskperf.model.mask_rcnn import canvas_anchors, feature_anchors
 from maskperf.ops.boxes import pairwise_iou
 from maskperf.ops.matching import match_to_truth
 from maskperf.recipes import demo
@@ -224,8 +225,8 @@ def test_mask_slots_hold_every_positive_the_sampler_may_choose():
 def test_the_anchors_of_a_padded_size_are_those_of_its_forward_pass(canvas_hw):
     model = model_of()
     features = model.features(torch.zeros(1, 3, *canvas_hw))
-    anchors, _ = maskperf.engine.forward.feature_anchors(model, features)
-    assert maskperf.engine.forward.canvas_anchors(model, canvas_hw, torch.device("cpu")) is anchors
+    anchors, _ = feature_anchors(model, features)
+    assert canvas_anchors(model, canvas_hw, torch.device("cpu")) is anchors
 
 
 def test_anchors_of_the_feature_maps_are_counted_by_level():

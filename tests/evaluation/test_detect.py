@@ -8,9 +8,9 @@ from by_hand import overlap_by_hand
 
 from maskperf.config import ModelConfig
 from maskperf.engine.build import build_model
-from maskperf.engine.forward import feature_anchors
 from maskperf.evaluation.detect import detect, select_detections
 from maskperf.evaluation.results import to_coco_results
+from maskperf.model.mask_rcnn import feature_anchors
 from maskperf.model.proposals import select_proposals
 from maskperf.recipes import demo
 from maskperf.structures import EvaluationBatch, Images, Proposals

@@ -12,8 +12,8 @@ from maskperf.model.heads import (
     MaskPredictor,
     RoiHead,
     RpnHead,
-    own_class,
 )
+from maskperf.ops.products import own_class
 
 
 def fill_(layer, weight=0.0, bias=0.0):

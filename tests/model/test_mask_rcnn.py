@@ -5,8 +5,8 @@ import torch
 
 from maskperf.config import ModelConfig, SpeedConfig
 from maskperf.model import mask_rcnn
-from maskperf.model.heads import own_class
 from maskperf.model.mask_rcnn import STRIDES, MaskRcnn
+from maskperf.ops.products import own_class
 from maskperf.ops.roi_align import assign_levels, roi_align_reference
 from maskperf.recipes import demo
 

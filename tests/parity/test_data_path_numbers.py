@@ -14,9 +14,10 @@ from maskperf.data.coco import read_coco
 from maskperf.data.collate import make_batch
 from maskperf.data.loader import evaluation_batches, load_sample
 from maskperf.engine.distributed import Topology
-from maskperf.engine.forward import feature_anchors, training_losses
+from maskperf.engine.forward import training_losses
 from maskperf.evaluation.predict import predict
 from maskperf.losses.box import box_losses, sample_rois
+from maskperf.model.mask_rcnn import feature_anchors
 from maskperf.model.proposals import append_truth, select_proposals
 from maskperf.structures import LOSS_NAMES, Batch, RpnOutput
 

@@ -9,13 +9,14 @@ from golden_reference import GOLDEN_FOLDER, golden_batch, golden_model
 
 from maskperf.config import OptimizerConfig, SpeedConfig, plain_path
 from maskperf.engine.distributed import Topology
-from maskperf.engine.forward import feature_anchors, training_losses
+from maskperf.engine.forward import training_losses
 from maskperf.engine.optimizer import build_optimizer, learning_rates_at
 from maskperf.engine.step import train_step
 from maskperf.evaluation.detect import detect
 from maskperf.losses.box import positive_rois, sample_rois
 from maskperf.losses.mask import mask_targets
 from maskperf.losses.rpn import assign_anchors
+from maskperf.model.mask_rcnn import feature_anchors
 from maskperf.model.proposals import append_truth, select_proposals
 from maskperf.ops.anchors import anchor_visibility
 from maskperf.structures import LOSS_NAMES

@@ -53,7 +53,7 @@ def device_rows(device: torch.device, plan: GpuPlan) -> Iterator[dict]:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "packages": {name: installed_version(name) for name in PACKAGES},
-        "kernels": describe(SpeedConfig(), device),
+        "kernels": describe(SpeedConfig().triton_kernels, device),
         "bfloat16_teraflop_per_second": _product_rate(device),
         "copy_gb_per_second": _copy_rate(device),
     }

@@ -5,10 +5,10 @@ from contextlib import ExitStack
 
 import torch
 
+from maskperf.data.capacity import batch_capacity
 from maskperf.data.categories import categories_of, match_categories
 from maskperf.data.coco import locate, read_coco
 from maskperf.engine.build import build_model, keep_memory, prepare_steps
-from maskperf.engine.capacity import batch_capacity
 from maskperf.engine.distributed import init_topology
 from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.precision import set_precision

@@ -12,13 +12,12 @@ from maskperf.config import RunConfig
 from maskperf.engine.build import build_model, keep_memory
 from maskperf.engine.captured import capture_batch
 from maskperf.engine.distributed import Topology, init_topology
-from maskperf.engine.forward import feature_anchors
 from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.precision import set_precision
 from maskperf.engine.step import train_step
 from maskperf.evaluation.detect import detect
 from maskperf.losses.box import sample_rois
-from maskperf.model.mask_rcnn import MaskRcnn
+from maskperf.model.mask_rcnn import MaskRcnn, feature_anchors
 from maskperf.model.proposals import append_truth, select_proposals
 from maskperf.overrides import from_json_text
 from maskperf.structures import LOSS_NAMES, Batch, Images, Polygons, Proposals, Targets, to_device

@@ -1,29 +1,13 @@
 """Room for the ground truth of any batch: with it, the shapes of a step depend on the canvas and nothing else."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
-from maskperf.data.coco import CocoIndex
-from maskperf.structures import RUN_LENGTH_STRIDE, Batch, Polygons, RunLengths, Targets
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchCapacity:
-    """How much ground truth a batch of `images` pictures has room for."""
-
-    images: int
-    slots: int  # objects of one image
-    rings: int  # of all images together
-    points: int
-    object_rings: int  # of one object
-    object_points: int
-    runs: int = 0  # of all images together; 0: the data set's masks are all polygons
-
+from maskperf.structures import RUN_LENGTH_STRIDE, Batch, BatchCapacity, Polygons, RunLengths, Targets
 
 # What one image has room for. The most in train2017 is 93 objects of an image and 190 rings of one object; of the
 # others no more than a mean is known (178 points and 8 rings an image), so there is much room: what is empty costs next
@@ -51,34 +35,6 @@ def usual_outlines(capacity: BatchCapacity) -> BatchCapacity:
     For where Triton's kernel does not draw the masks: there each costs as much as the largest there is room for.
     """
     return replace(capacity, object_rings=USUAL_OBJECT_RINGS, object_points=USUAL_OBJECT_POINTS)
-
-
-def batch_capacity(index: CocoIndex, images: int) -> BatchCapacity:
-    """Returns room for any batch of so many images of the data set."""
-    image_of_object = np.repeat(np.arange(len(index.image_ids)), np.diff(index.object_offsets))
-    points_of_object = np.diff(index.point_offsets[index.ring_offsets])
-    rings_of_object = np.diff(index.ring_offsets)
-
-    def most(values: Int[np.ndarray, " images"]) -> int:
-        return max(1, int(values.max(initial=0)))
-
-    def totals(values: Int[np.ndarray, " objects"]) -> Int[np.ndarray, " images"]:
-        return np.bincount(image_of_object, weights=values, minlength=len(index.image_ids)).astype(np.int64)
-
-    def largest(values: Int[np.ndarray, " objects"]) -> Int[np.ndarray, " images"]:
-        result = np.zeros(len(index.image_ids), np.int64)
-        np.maximum.at(result, image_of_object, values)
-        return result
-
-    return BatchCapacity(
-        images=images,
-        slots=most(np.diff(index.object_offsets)),
-        rings=images * most(totals(rings_of_object)),
-        points=images * most(totals(points_of_object)),
-        object_rings=most(largest(rings_of_object)),
-        object_points=most(largest(points_of_object)),
-        runs=0 if index.run_offsets is None else images * most(totals(np.diff(index.run_offsets))),
-    )
 
 
 def capacity_of(batch: Batch) -> BatchCapacity:

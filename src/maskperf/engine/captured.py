@@ -13,14 +13,14 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from maskperf.engine.capacity import BatchCapacity, capacity_of, fits, fixed_capacity, pad_batch, usual_outlines
+from maskperf.engine.capacity import capacity_of, fits, fixed_capacity, pad_batch, usual_outlines
 from maskperf.engine.distributed import Topology
-from maskperf.engine.forward import canvas_anchors, mask_slots, training_losses
+from maskperf.engine.forward import mask_slots, training_losses
 from maskperf.engine.gradients import BatchResult, Gradients, backward
 from maskperf.engine.stopwatch import Stopwatch
-from maskperf.model.mask_rcnn import MaskRcnn
+from maskperf.model.mask_rcnn import MaskRcnn, canvas_anchors
 from maskperf.ops.kernels.selection import is_available
-from maskperf.structures import Batch
+from maskperf.structures import Batch, BatchCapacity
 
 PLAIN_STEPS_FIRST = 2  # of a shape that is not known ahead, before it is recorded: a rare one is not worth it
 MOST_GRAPHS = 32

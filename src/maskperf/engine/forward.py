@@ -11,24 +11,9 @@ from maskperf.losses.box import box_losses, first_rois, packed_positive_rois, po
 from maskperf.losses.mask import mask_loss, mask_targets
 from maskperf.losses.rpn import rpn_losses
 from maskperf.model.heads import MASK_SIZE
-from maskperf.model.mask_rcnn import STRIDES, MaskRcnn, most_positive_rois
+from maskperf.model.mask_rcnn import feature_anchors, most_positive_rois, packs_places
 from maskperf.model.proposals import append_truth, select_proposals
-from maskperf.ops.anchors import pyramid_anchors
 from maskperf.structures import Batch, Losses
-
-
-def feature_anchors(model: MaskRcnn, features: list) -> tuple:
-    """Returns the anchors of all levels for these feature maps, and how many each level has."""
-    config = model.config
-    sizes = tuple((feature.shape[2], feature.shape[3]) for feature in features)
-    anchors = pyramid_anchors(sizes, STRIDES, config.anchor_sizes, config.anchor_ratios, features[0].device)
-    return anchors, tuple(height * width * len(config.anchor_ratios) for height, width in sizes)
-
-
-def canvas_anchors(model: MaskRcnn, canvas_hw: tuple[int, int], device: torch.device) -> Tensor:
-    """Returns the anchors of a padded size, which a forward pass of that size takes as well."""
-    sizes = tuple((-(-canvas_hw[0] // stride), -(-canvas_hw[1] // stride)) for stride in STRIDES)
-    return pyramid_anchors(sizes, STRIDES, model.config.anchor_sizes, model.config.anchor_ratios, device)
 
 
 def mask_slots(config: ModelConfig) -> int:
@@ -90,14 +75,6 @@ def training_losses(model: nn.Module, batch: Batch, mask_places: int | None = No
             mask=mask_loss(maps, positive, wanted),
             dropped_masks=dropped,
         )
-
-
-def packs_places(model: nn.Module, features: list) -> bool:
-    """Returns whether the RoI heads leave out empty places: on a CPU, where reading their number costs nothing.
-
-    On a GPU that would stop the step until the device has caught up, so there all places are worked on.
-    """
-    return model.speed.packed_positives and features[0].device.type == "cpu"
 
 
 def _most(places: Bool[Tensor, "images places"]) -> int:

@@ -7,12 +7,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from maskperf.config import ModelConfig
-from maskperf.engine.forward import feature_anchors, packs_places
-from maskperf.model.heads import own_class
-from maskperf.model.mask_rcnn import MaskRcnn
+from maskperf.model.mask_rcnn import MaskRcnn, feature_anchors, packs_places
 from maskperf.model.proposals import select_proposals
 from maskperf.ops.boxes import BOX_HEAD_WEIGHTS, clip_boxes, decode_boxes
 from maskperf.ops.nms import nms_sorted
+from maskperf.ops.products import own_class
 from maskperf.structures import Detections, Images, Proposals
 
 

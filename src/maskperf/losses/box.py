@@ -8,9 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from maskperf.config import ModelConfig
-from maskperf.model.heads import own_class
 from maskperf.ops.boxes import BOX_HEAD_WEIGHTS, encode_boxes
 from maskperf.ops.matching import match_boxes
+from maskperf.ops.products import own_class
 from maskperf.ops.sampling import compact, draw_balanced
 from maskperf.structures import Proposals, SampledRois, Targets
 

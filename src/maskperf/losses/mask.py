@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from maskperf.model.heads import own_class
+from maskperf.ops.products import own_class
 from maskperf.ops.rasterize import rasterize_crops
 from maskperf.ops.run_lengths import crop_run_lengths
 from maskperf.structures import SampledRois, Targets

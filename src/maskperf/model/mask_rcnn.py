@@ -22,6 +22,7 @@ from maskperf.model.heads import (
 )
 from maskperf.model.patches import cell_patches
 from maskperf.model.resnet import ResNet
+from maskperf.ops.anchors import pyramid_anchors
 from maskperf.ops.casts import Casts
 from maskperf.ops.convolution import Convolution
 from maskperf.ops.kernels.selection import is_available
@@ -193,3 +194,25 @@ class MaskRcnn(nn.Module):
                 kernels=self.speed.triton_kernels,
             )
         return self._compute_weights
+
+
+def feature_anchors(model: MaskRcnn, features: list) -> tuple:
+    """Returns the anchors of all levels for these feature maps, and how many each level has."""
+    config = model.config
+    sizes = tuple((feature.shape[2], feature.shape[3]) for feature in features)
+    anchors = pyramid_anchors(sizes, STRIDES, config.anchor_sizes, config.anchor_ratios, features[0].device)
+    return anchors, tuple(height * width * len(config.anchor_ratios) for height, width in sizes)
+
+
+def canvas_anchors(model: MaskRcnn, canvas_hw: tuple[int, int], device: torch.device) -> Tensor:
+    """Returns the anchors of a padded size, which a forward pass of that size takes as well."""
+    sizes = tuple((-(-canvas_hw[0] // stride), -(-canvas_hw[1] // stride)) for stride in STRIDES)
+    return pyramid_anchors(sizes, STRIDES, model.config.anchor_sizes, model.config.anchor_ratios, device)
+
+
+def packs_places(model: nn.Module, features: list) -> bool:
+    """Returns whether the RoI heads leave out empty places: on a CPU, where reading their number costs nothing.
+
+    On a GPU that would stop the step until the device has caught up, so there all places are worked on.
+    """
+    return model.speed.packed_positives and features[0].device.type == "cpu"

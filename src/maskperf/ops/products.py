@@ -5,7 +5,7 @@ those of any other layer are. No backward here needs atomics, so all give the sa
 """
 
 import torch
-from jaxtyping import BFloat16, Float32, Int
+from jaxtyping import BFloat16, Float, Float32, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -115,3 +115,9 @@ class _OwnClassLogits(torch.autograd.Function):
             of_rows = of_rows.masked_fill(rectified == 0, 0.0)
         is_class = (torch.arange(ctx.num_classes, device=labels.device)[:, None] == labels).float()
         return of_rows, (is_class @ of_weights).to(chosen.dtype), is_class @ gradient.sum(1), None, None
+
+
+def own_class(values: Float[Tensor, "images rois classes *rest"], labels: Int[Tensor, "images rois"]) -> Tensor:
+    """Returns each RoI's values of its own class (images, rois, *rest)."""
+    index = labels.view(*labels.shape, 1, *[1] * (values.ndim - 3)).expand(-1, -1, 1, *values.shape[3:])
+    return values.gather(2, index).squeeze(2)

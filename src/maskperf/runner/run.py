@@ -7,9 +7,9 @@ from functools import partial
 import torch
 
 from maskperf.config import RunConfig
+from maskperf.data.capacity import batch_capacity
 from maskperf.data.sampler import steps_per_epoch
 from maskperf.engine.build import build_model, keep_memory, prepare_steps
-from maskperf.engine.capacity import batch_capacity
 from maskperf.engine.captured import CapturedSteps
 from maskperf.engine.distributed import average_buffers, broadcast_model, init_topology
 from maskperf.engine.optimizer import build_optimizer
@@ -101,7 +101,7 @@ def _initialize(session: Session) -> tuple[MaskRcnn, torch.optim.Optimizer, Capt
     model.to(topology.device)
     broadcast_model(model, topology)
     set_precision(model, topology.device, session.say)
-    for line in (describe(config.speed, topology.device), keep_memory(config.speed, topology.device)):
+    for line in (describe(config.speed.triton_kernels, topology.device), keep_memory(config.speed, topology.device)):
         session.say(line)
     optimizer = build_optimizer(model, config.optimizer)
     captured = prepare_steps(

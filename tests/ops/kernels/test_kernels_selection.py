@@ -8,7 +8,6 @@ from golden_reference import flat_polygons
 
 from maskperf.bench.gpu_kernels import gpu_kernel_rows
 from maskperf.bench.gpu_plan import GpuPlan
-from maskperf.config import SpeedConfig
 from maskperf.errors import ConfigError
 from maskperf.model import patches
 from maskperf.ops import matching, nms, ranking, rasterize, roi_align, sampling
@@ -80,7 +79,7 @@ def test_the_headers_of_python_are_needed(machine, tmp_path):
 
 
 def test_the_choice_is_told_with_its_reason(machine):
-    on, off = SpeedConfig(triton_kernels=True), SpeedConfig(triton_kernels=False)
+    on, off = True, False
     told = selection.describe(on, CUDA)
     assert told == f"kernels: our own, in Triton, for {selection.OPERATORS}"
     assert "triton_kernels=false" in selection.describe(off, CUDA)

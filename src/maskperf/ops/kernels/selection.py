@@ -14,8 +14,6 @@ from types import ModuleType
 
 import torch
 
-from maskperf.config import SpeedConfig
-
 LEAST_CAPABILITY = (8, 0)  # the first with bfloat16
 OPERATORS = "RoIAlign, ranking, NMS, matching, samples, patches of the RPN, mask targets, weight casts and mask logits"
 
@@ -44,11 +42,11 @@ def missing_part(device: torch.device) -> str:
     return ""
 
 
-def describe(speed: SpeedConfig, device: torch.device) -> str:
+def describe(wanted: bool, device: torch.device) -> str:
     """Returns a line that says which code runs the operators that have kernels, and if not ours, why."""
     if device.type == "cpu":
         return "kernels: those of PyTorch (our own are for NVIDIA GPUs)"
-    if not speed.triton_kernels:
+    if not wanted:
         return "kernels: those of PyTorch (speed.triton_kernels=false)"
     if missing := missing_part(device):
         return f"kernels: those of PyTorch, although speed.triton_kernels=true. {missing}"

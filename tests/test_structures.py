@@ -3,7 +3,7 @@ import torch
 from small_batches import small_batch
 
 from maskperf.engine.captured import tensors_of
-from maskperf.structures import pinned, to_device
+from maskperf.structures import begin_copy_to_host, pinned, to_device
 
 
 @pytest.mark.parametrize(("device", "waits"), [("cpu", True), ("meta", False)])
@@ -35,3 +35,10 @@ def test_pinned_reaches_every_tensor_and_leaves_pinned_ones_alone(monkeypatch):
     assert torch.equal(found.targets.polygons.points, batch.targets.polygons.points)
     assert found.targets.polygons.max_points == batch.targets.polygons.max_points
     assert len(asked) == len([tensor for tensor in tensors_of(batch) if tensor.dtype != torch.bool])
+
+
+def test_what_is_on_the_host_already_is_handed_over_as_it_is():
+    batch = small_batch(0)
+    assert begin_copy_to_host(batch) == (batch, None)
+    count = torch.tensor(3)
+    assert begin_copy_to_host(count)[0] is count

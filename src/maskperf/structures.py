@@ -201,6 +201,33 @@ def to_device(value, device: torch.device, non_blocking: bool = True):
     return value
 
 
+def begin_copy_to_host(value) -> "tuple[object, torch.cuda.Event | None]":
+    """Returns `value` with its tensors in the computer's memory, and what to wait for before they are read.
+
+    Pinned memory: the host would wait for any other at once. What is there already is not copied (None).
+    """
+    if not _is_on_gpu(value):
+        return value, None
+    on_host = _copied_to_pinned(value)
+    copied = torch.cuda.Event()
+    copied.record()
+    return on_host, copied
+
+
+def _is_on_gpu(value) -> bool:
+    if is_dataclass(value):
+        return any(_is_on_gpu(getattr(value, entry.name)) for entry in fields(value))
+    return isinstance(value, Tensor) and value.is_cuda
+
+
+def _copied_to_pinned(value):
+    if isinstance(value, Tensor):
+        return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
+    if is_dataclass(value):
+        return type(value)(**{entry.name: _copied_to_pinned(getattr(value, entry.name)) for entry in fields(value)})
+    return value
+
+
 def pinned(value):
     """Returns `value` with every tensor inside it in pinned memory: no copy from there to a GPU is waited for."""
     if isinstance(value, Tensor):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_captured import ALONE, Repeater
 
-from maskperf.config import DataConfig
+from maskperf.config import DataConfig, OptimizerConfig, RunConfig
 from maskperf.data.canvas import canvas_buckets
 from maskperf.data.coco import read_coco
 from maskperf.data.loader import Feeding, TrainingLoader, static_canvases
@@ -158,10 +158,8 @@ def test_the_search_for_the_best_convolutions_ends_with_its_block():
 
 def test_a_cpu_has_nothing_to_prepare():
     said = []
-    assert (
-        prepare_steps(build_model(SMALL, seed=6)[0], DATA, images=2, micro_batches=1, topology=ALONE, say=said.append)
-        is None
-    )
+    model, config = build_model(SMALL, seed=6)[0], RunConfig(recipe="demo", data=DATA)
+    assert prepare_steps(model, config, images=2, topology=ALONE, say=said.append) is None
     assert said == []
 
 
@@ -172,10 +170,13 @@ def test_on_a_gpu_every_canvas_is_recorded_before_the_first_step(micro_batches):
     device = torch.device("cuda", torch.cuda.current_device())
     topology, said = replace(ALONE, device=device), []
     model = build_model(SMALL, seed=6)[0].to(device)
-    captured = prepare_steps(model, DATA, images=2, micro_batches=micro_batches, topology=topology, say=said.append)
+    optimizer = OptimizerConfig(accumulation_steps=micro_batches)
+    config = RunConfig(recipe="demo", data=DATA, optimizer=optimizer)
+    captured = prepare_steps(model, config, images=2, topology=topology, say=said.append)
     assert not torch.backends.cudnn.benchmark
     canvases = canvas_buckets(DATA)
-    assert said == [f"captured steps: {len(canvases) * micro_batches} recorded, each with room for 96 objects an image"]
+    num_recorded = 2 * len(canvases) * micro_batches  # with places for the usual number of masks, and for all
+    assert said == [f"captured steps: {num_recorded} recorded, each with room for 96 objects an image"]
     for canvas_hw in canvases:
         batch = prepare_images(made_up_batch(DATA, canvas_hw, 2, raw_pictures=True), device)
         captured.gradients.zero()

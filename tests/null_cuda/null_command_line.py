@@ -30,7 +30,7 @@ def ignore_numbers() -> None:
     step_recorder._refuse_dropped_masks = lambda *_: None
     step_recorder.StepRecorder._check_finite = lambda *_: None
     step_recorder.StepRecorder._check_collapse = lambda *_: None
-    under_way._to_host = lambda count: (torch.zeros((), dtype=torch.int64), None)
+    under_way.begin_copy_to_host = lambda count: (torch.zeros((), dtype=torch.int64), None)
     code, to_int = predict._code, torch.Tensor.__int__
     predict._code = lambda detections, *rest: code(_same_everywhere(detections), *rest)
     torch.Tensor.__int__ = lambda tensor: min(max(to_int(tensor), 0), MOST_READ) if tensor.is_cuda else to_int(tensor)

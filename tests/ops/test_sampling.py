@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskperf.ops.sampling import choose_random, compact, draw_balanced, random_keys, sample_balanced
+from maskperf.ops.sampling import choose_random, compact, draw_balanced, random_keys, sample_balanced_reference
 from maskperf.seeds import derive_seed
 
 MASK_64 = (1 << 64) - 1
@@ -86,7 +86,7 @@ def test_positives_and_negatives_are_drawn_independently():
     # One of 3 positives and three of 4 negatives: 12 pairs of subsets.
     positive = bools([[1, 1, 0, 0, 1, 0, 0]]).repeat(6000, 1)
     seeds = torch.arange(6000) * 7919
-    chosen = sample_balanced(positive, ~positive, seeds, num_samples=4, positive_fraction=0.25)
+    chosen = sample_balanced_reference(positive, ~positive, seeds, num_samples=4, positive_fraction=0.25)
     seen = Counter(tuple(row.nonzero().flatten().tolist()) for row in chosen[0] | chosen[1])
     assert len(seen) == 12
     assert {sum(index in (0, 1, 4) for index in subset) for subset in seen} == {1}
@@ -129,13 +129,13 @@ def test_numbers_of_the_rpn_sample(num_positive, num_negative, expected):
     order = torch.randperm(2600, generator=torch.Generator().manual_seed(1))
     positive = (order < num_positive)[None]
     negative = ((order >= 600) & (order < 600 + num_negative))[None]
-    chosen = sample_balanced(positive, negative, torch.tensor([9]), num_samples=256, positive_fraction=0.5)
+    chosen = sample_balanced_reference(positive, negative, torch.tensor([9]), num_samples=256, positive_fraction=0.5)
     assert (chosen[0].sum().item(), chosen[1].sum().item()) == expected
 
 
 def test_the_box_head_takes_at_most_a_quarter_positives():
     positive = random_bools(3, 2000, share=0.5, seed=2)
-    chosen = sample_balanced(positive, ~positive, torch.arange(3), num_samples=512, positive_fraction=0.25)
+    chosen = sample_balanced_reference(positive, ~positive, torch.arange(3), num_samples=512, positive_fraction=0.25)
     assert chosen[0].sum(dim=1).tolist() == [128, 128, 128]
     assert chosen[1].sum(dim=1).tolist() == [384, 384, 384]
 
@@ -155,14 +155,14 @@ def test_a_sample_is_within_its_kind_and_exactly_as_large_as_the_rule_says(kinds
     negative = bools([[kind == "n" for kind in row] for row in kinds])
     seeds = torch.arange(len(kinds)) + seed
     rule = {"num_samples": num_samples, "positive_fraction": positive_fraction}
-    chosen_positive, chosen_negative = sample_balanced(positive, negative, seeds, **rule)
+    chosen_positive, chosen_negative = sample_balanced_reference(positive, negative, seeds, **rule)
     assert not bool((chosen_positive & ~positive).any())
     assert not bool((chosen_negative & ~negative).any())
     for image, row in enumerate(kinds):
         num_positive = min(row.count("p"), int(num_samples * positive_fraction))
         assert chosen_positive[image].sum().item() == num_positive
         assert chosen_negative[image].sum().item() == min(row.count("n"), num_samples - num_positive)
-        alone = sample_balanced(positive[[image]], negative[[image]], seeds[[image]], **rule)
+        alone = sample_balanced_reference(positive[[image]], negative[[image]], seeds[[image]], **rule)
         assert torch.equal(alone[0][0], chosen_positive[image])
         assert torch.equal(alone[1][0], chosen_negative[image])
 
@@ -174,7 +174,7 @@ def test_drawn_indices_are_the_boxes_of_the_sample(kinds, seed, num_samples, pos
     negative = bools([[kind == "n" for kind in row] for row in kinds])
     seeds = torch.arange(len(kinds)) + seed
     rule = {"num_samples": num_samples, "positive_fraction": positive_fraction}
-    wanted_positive, wanted_negative = sample_balanced(positive, negative, seeds, **rule)
+    wanted_positive, wanted_negative = sample_balanced_reference(positive, negative, seeds, **rule)
     sample = draw_balanced(positive, negative, seeds, **rule)
     assert sample.index.shape == (len(kinds), min(num_samples, 9))
     assert not bool((sample.positive & ~sample.valid).any())
@@ -193,9 +193,9 @@ def test_an_image_draws_the_same_wherever_it_stands_in_the_batch():
     negative = ~positive & random_bools(6, 300, share=0.8, seed=4)
     seeds = torch.tensor([derive_seed(0, "sample", 2, image) for image in range(6)])
     rule = {"num_samples": 40, "positive_fraction": 0.5}
-    together = sample_balanced(positive, negative, seeds, **rule)
+    together = sample_balanced_reference(positive, negative, seeds, **rule)
     order = torch.tensor([4, 0, 5, 1])
-    shuffled = sample_balanced(positive[order], negative[order], seeds[order], **rule)
+    shuffled = sample_balanced_reference(positive[order], negative[order], seeds[order], **rule)
     for all_six, four in zip(together, shuffled, strict=True):
         assert torch.equal(all_six[order], four)
     assert not torch.equal(together[0][0], together[0][1])
@@ -205,16 +205,16 @@ def test_boxes_that_are_not_eligible_can_be_appended_without_effect():
     positive = random_bools(2, 100, share=0.4, seed=5)
     seeds = torch.tensor([11, 12])
     rule = {"num_samples": 20, "positive_fraction": 0.5}
-    short = sample_balanced(positive, ~positive, seeds, **rule)
+    short = sample_balanced_reference(positive, ~positive, seeds, **rule)
     more = torch.zeros((2, 33), dtype=torch.bool)
-    long = sample_balanced(torch.cat([positive, more], 1), torch.cat([~positive, more], 1), seeds, **rule)
+    long = sample_balanced_reference(torch.cat([positive, more], 1), torch.cat([~positive, more], 1), seeds, **rule)
     for without, with_more in zip(short, long, strict=True):
         assert torch.equal(torch.cat([without, more], 1), with_more)
 
 
 def test_no_boxes_give_an_empty_sample():
     none = torch.zeros((2, 0), dtype=torch.bool)
-    chosen = sample_balanced(none, none, torch.tensor([1, 2]), num_samples=256, positive_fraction=0.5)
+    chosen = sample_balanced_reference(none, none, torch.tensor([1, 2]), num_samples=256, positive_fraction=0.5)
     assert chosen[0].shape == chosen[1].shape == (2, 0)
 
 

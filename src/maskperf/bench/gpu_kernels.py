@@ -35,7 +35,6 @@ POOLED_STRIDES = STRIDES[:4]
 MASK_SIZE = 28
 MEANS_BGR = (102.9801, 115.9465, 122.7717)
 IOU_THRESHOLD = 0.7
-NUM_TENSORS = 80  # that the parameters of the update are spread over, as in the network
 CALLS = 5  # of one measurement
 SEED = 1
 DTYPES = (torch.float32, torch.bfloat16)

@@ -41,14 +41,7 @@ def demo_chunk(inputs: dict) -> tuple[Callable[[], dict], dict]:
     messages: list[str] = []
     set_precision(model, topology.device, messages.append)
     optimizer = build_optimizer(model, config.optimizer)
-    captured = prepare_steps(
-        model,
-        config.data,
-        images=session.images_per_rank,
-        micro_batches=config.optimizer.accumulation_steps,
-        topology=topology,
-        say=messages.append,
-    )
+    captured = prepare_steps(model, config, images=session.images_per_rank, topology=topology, say=messages.append)
     if captured is not None:
         captured.make_room(batch_capacity(train, session.images_per_rank))
     update = 0

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from maskperf.config import DataConfig, ModelConfig, SpeedConfig
+from maskperf.config import DataConfig, ModelConfig, RunConfig, SpeedConfig
 from maskperf.data.canvas import SizeHw
 from maskperf.data.collate import Packing, Sample, make_batch
 from maskperf.data.loader import feeding_for, static_canvases
@@ -78,13 +78,7 @@ def made_up_batch(data: DataConfig, canvas_hw: SizeHw, images: int, *, raw_pictu
 
 
 def prepare_steps(
-    model: MaskRcnn,
-    data: DataConfig,
-    *,
-    images: int,
-    micro_batches: int,
-    topology: Topology,
-    say: Callable[[str], None],
+    model: MaskRcnn, config: RunConfig, *, images: int, topology: Topology, say: Callable[[str], None]
 ) -> CapturedSteps | None:
     """Returns what replays forward and backward, where that can be, after a GPU did both once on each canvas.
 
@@ -92,7 +86,7 @@ def prepare_steps(
     begins with replays. No data set is looked at. The largest canvas comes first: the others fit into its memory.
     A CPU has no kernels to choose, and its first step costs what any step costs: nothing is done there.
     """
-    device = topology.device
+    device, data = topology.device, config.data
     if device.type != "cuda":
         return None
     feeding, kernels = feeding_for(model.speed, device), model.speed.triton_kernels
@@ -106,7 +100,8 @@ def prepare_steps(
     warm_up(model, batches())
     captured = capture_steps(model, images=images, topology=topology, say=say)
     if captured is not None:
-        captured.record(batches(), parts=micro_batches)
+        with best_convolutions():  # the mask head on its usual places is new here
+            captured.record(batches(), parts=config.optimizer.accumulation_steps)
     return captured
 
 

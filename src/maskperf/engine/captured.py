@@ -1,8 +1,8 @@
 """Forward and backward replayed as CUDA graphs: the launches of a step are recorded once for each shape of batch.
 
 Shapes that are known are recorded before training begins (`CapturedSteps.record`), others when they have come some
-times. What needs other processes or the optimizer stays outside and follows as in a plain step. Tested on a processor
-with a stand-in for the graphs. Not yet run on a GPU.
+times. The exchange of gradients is inside, the optimizer stays outside. Tested on a processor with a stand-in for the
+graphs. Not yet run on a GPU.
 """
 
 from collections import Counter
@@ -84,9 +84,7 @@ def capture_steps(
     capacities = [fixed_capacity(images)]
     if not (model.speed.triton_kernels and is_available(topology.device)):
         capacities.insert(0, usual_outlines(capacities[0]))
-    gradients, recorder = Gradients(model, topology), CudaRecorder(topology.device)
-    places = usual_mask_places(model, images)
-    return CapturedSteps(model, capacities, gradients=gradients, recorder=recorder, say=say, mask_places=places)
+    return _on_gpu(model, capacities, topology, say)
 
 
 def capture_batch(
@@ -95,15 +93,21 @@ def capture_batch(
     """Returns the captured steps for batches of exactly this shape; None on a CPU or switched off."""
     if topology.device.type != "cuda" or not model.speed.captured_steps:
         return None
-    gradients, recorder = Gradients(model, topology), CudaRecorder(topology.device)
-    places = usual_mask_places(model, len(batch.image_ids))
-    room = capacity_of(batch)
-    return CapturedSteps(model, [room], gradients=gradients, recorder=recorder, say=say, mask_places=places)
+    return _on_gpu(model, [capacity_of(batch)], topology, say)
 
 
-def usual_mask_places(model: MaskRcnn, images: int) -> int | None:
-    """Returns how many places the mask head has in a usual step; None: room for all masks in every step."""
-    return round(images * mask_slots(model.config) * USUAL_MASKS) if model.speed.packed_positives else None
+def _on_gpu(
+    model: MaskRcnn, capacities: Sequence[BatchCapacity], topology: Topology, say: Callable[[str], None]
+) -> "CapturedSteps":
+    most_masks = capacities[0].images * mask_slots(model.config)
+    return CapturedSteps(
+        model,
+        capacities,
+        gradients=Gradients(model, topology),
+        recorder=CudaRecorder(topology.device),
+        say=say,
+        mask_places=round(most_masks * USUAL_MASKS) if model.speed.packed_positives else None,
+    )
 
 
 class _Kind(NamedTuple):
@@ -115,10 +119,10 @@ class _Kind(NamedTuple):
 
 
 class CapturedSteps:
-    """Forward and backward by replay, where that can be; the rest is the caller's, by the plain way.
+    """Forward and backward by replay, where that can be, and launched anew elsewhere.
 
     A batch is padded to the first capacity that holds it; one that fits none, and the first ones of a shape that was
-    not recorded ahead, are left to the plain way. If recording fails, all are from then on.
+    not recorded ahead, are launched anew. If recording fails, all are from then on.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from maskperf.engine.step import StepResult
-from maskperf.structures import Batch
+from maskperf.structures import Batch, begin_copy_to_host
 
 STEPS_UNDER_WAY = 1  # besides the newest, so that the device has work while a count is read
 
@@ -51,7 +51,7 @@ class StepsUnderWay:
         """Takes the newest step and its batches; returns the steps that are certain now, in their order."""
         if not self._may_drop_masks:
             return [step]
-        self._steps.append(_StepUnderWay(step, batches, *_to_host(step.result.dropped_masks)))
+        self._steps.append(_StepUnderWay(step, batches, *begin_copy_to_host(step.result.dropped_masks)))
         return self._settle(most=STEPS_UNDER_WAY)
 
     def rest(self) -> list[Step]:
@@ -69,13 +69,3 @@ class StepsUnderWay:
                 step = replace(step, result=self._train(late.batches, update=step.update, all_masks=True))
             settled.append(step)
         return settled
-
-
-def _to_host(count: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """Returns the count in the computer's memory, and what to wait for before it is read."""
-    if not count.is_cuda:
-        return count, None
-    on_host = torch.empty_like(count, device="cpu", pin_memory=True).copy_(count, non_blocking=True)
-    copied = torch.cuda.Event()
-    copied.record()
-    return on_host, copied

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from maskperf.evaluation.results import (
     without_repeats,
 )
 from maskperf.model.mask_rcnn import MaskRcnn
-from maskperf.structures import Detections, EvaluationBatch, Images
+from maskperf.structures import Detections, EvaluationBatch, Images, begin_copy_to_host
 
 GPU_BATCH_SIZE = 16  # on a GPU one image costs as many launches as many; on a CPU padding only adds work
 CODING_THREADS = 2
@@ -55,8 +55,10 @@ def detect_all(
     tables: list[Future[PackedTable]] = []
     try:
         for batch in batches:
-            images = images_on_device(batch.images, device, kernels=model.speed.triton_kernels)
-            on_host = _to_host(detect(model, images), device)
+            images = images_on_device(
+                batch.images, device, dtype=model.compute_dtype, kernels=model.speed.triton_kernels
+            )
+            on_host = begin_copy_to_host(detect(model, images))
             tables.append(coders.submit(_code, *on_host, _without_pixels(batch), category_ids))
             if len(tables) > MOST_WAITING:
                 tables[-1 - MOST_WAITING].result()
@@ -85,21 +87,6 @@ def _without_pixels(batch: EvaluationBatch) -> EvaluationBatch:
     """Returns the batch as a coder needs it: while it waits, its pictures must not fill the memory."""
     sizes_hw = batch.images.sizes_hw
     return replace(batch, images=Images(pixels=torch.empty(len(sizes_hw), 3, 0, 0), sizes_hw=sizes_hw))
-
-
-def _to_host(detections: Detections, device: torch.device) -> tuple[Detections, torch.cuda.Event | None]:
-    """Returns the detections in the computer's memory, and what to wait for before they are read."""
-    if device.type != "cuda":
-        return detections, None
-    on_host = Detections(**{entry.name: _pinned(getattr(detections, entry.name)) for entry in fields(detections)})
-    copied = torch.cuda.Event()
-    copied.record()
-    return on_host, copied
-
-
-def _pinned(value: torch.Tensor) -> torch.Tensor:
-    """Returns a copy on its way to pinned memory, which alone the host needs not wait for at once."""
-    return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
 
 
 def _code(

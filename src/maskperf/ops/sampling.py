@@ -95,7 +95,7 @@ def _draw(eligible: Tensor, keys: Tensor, limit: int, count: Tensor) -> tuple[Te
     return index, (best >= 0) & (torch.arange(limit, device=keys.device) < count[:, None])
 
 
-def sample_balanced(
+def sample_balanced_reference(
     positive: Bool[Tensor, "images boxes"],
     negative: Bool[Tensor, "images boxes"],
     seeds: Int[Tensor, " images"],

@@ -104,14 +104,7 @@ def _initialize(session: Session) -> tuple[MaskRcnn, torch.optim.Optimizer, Capt
     for line in (describe(config.speed.triton_kernels, topology.device), keep_memory(config.speed, topology.device)):
         session.say(line)
     optimizer = build_optimizer(model, config.optimizer)
-    captured = prepare_steps(
-        model,
-        config.data,
-        images=session.images_per_rank,
-        micro_batches=config.optimizer.accumulation_steps,
-        topology=topology,
-        say=session.say,
-    )
+    captured = prepare_steps(model, config, images=session.images_per_rank, topology=topology, say=session.say)
     return model, optimizer, captured
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what is needed, then gets COCO 2017 and the pretrained trunk, checks them and puts them where a run
+# Installs what is needed, then gets COCO 2017 and the pretrained backbone, checks them and puts them where a run
 # expects them. What is complete is not done again; all options are those of `maskperf prepare coco`.
 #   ./download_dataset.sh
 #   ./download_dataset.sh --root /data/coco --weights /data/R-50.pkl

@@ -40,7 +40,7 @@ find_python() {
         fi
     done
     fail "Python $oldest_python or newer is needed; found: $(python3 --version 2>&1 || true)
-  Mend: install one (on Debian or Ubuntu: sudo apt-get install python3 python3-venv), or name it: PYTHON=/path/to/python ./install.sh"
+  Fix: install one (on Debian or Ubuntu: sudo apt-get install python3 python3-venv), or name it: PYTHON=/path/to/python ./install.sh"
 }
 
 # What the finished environment depends on; a stamp with the same text means that there is nothing to do.
@@ -54,7 +54,7 @@ make_venv() {
     local python
     python=$(find_python)
     "$python" -c 'import ensurepip, venv' 2>/dev/null || fail "$python has no venv module
-  Mend: on Debian or Ubuntu: sudo apt-get install python3-venv (or python3.X-venv for another Python)"
+  Fix: on Debian or Ubuntu: sudo apt-get install python3-venv (or python3.X-venv for another Python)"
     say "making .venv with $("$python" --version) ($python)"
     rm -rf -- "$venv"
     mkdir -- "$venv"
@@ -68,7 +68,7 @@ ensure_venv() {
         make_venv
     elif [[ ! -f $owner_file ]]; then
         fail "$venv is there, but was not made by install.sh
-  Mend: move it away, then start again"
+  Fix: move it away, then start again"
     elif [[ $(<"$owner_file") != "$here" ]]; then
         say "the folder was moved; .venv is made anew"
         make_venv
@@ -123,7 +123,7 @@ main() {
     "$venv/bin/python" -m pip install "${quiet[@]}" --no-input --disable-pip-version-check \
         --constraint "$venv/constraints.txt" --editable "$here$extra" 9<&- ||
         fail "pip could not install everything; see its message above
-  Mend: check the network and the free space on the disk, then start again"
+  Fix: check the network and the free space on the disk, then start again"
     printf '%s\n' "$stamp" >"$stamp_file"
     rm -f -- "$unfinished_file"
     say "done: $("$venv/bin/maskperf" --version)"

@@ -74,7 +74,7 @@ run() {
 
 execute() {
     "${as_root[@]}" "$@" || fail "$exit_failed" "this command failed: $(show_command "${as_root[@]}" "$@")
-  Mend: see its message above, then start again; what is done already is not done twice"
+  Fix: see its message above, then start again; what is done already is not done twice"
 }
 
 show_command() {
@@ -115,7 +115,7 @@ read_words() {
             --no-toolkit) wants_toolkit='' ;;
             --user)
                 [[ -n ${2:-} && $2 != -* ]] || fail "$exit_usage" "--user needs the name of a user
-  Mend: for example --user \"\$USER\""
+  Fix: for example --user \"\$USER\""
                 docker_user=$2
                 shift
                 ;;
@@ -124,7 +124,7 @@ read_words() {
                 exit 0
                 ;;
             *) fail "$exit_usage" "unknown option '$1'
-  Mend: ./install_cuda_docker.sh --help shows what there is" ;;
+  Fix: ./install_cuda_docker.sh --help shows what there is" ;;
         esac
         shift
     done
@@ -138,15 +138,15 @@ os_release() {
 check_system() {
     local supported='Ubuntu 22.04, 24.04, 26.04 and Debian 12, 13'
     [[ -r $root/etc/os-release ]] || fail "$exit_unsupported" "there is no /etc/os-release, so this system is unknown
-  Mend: use $supported, or install by hand as docs/docker.md says"
+  Fix: use $supported, or install by hand as docs/docker.md says"
     system_id=$(os_release ID) system_version=$(os_release VERSION_ID) system_codename=$(os_release VERSION_CODENAME)
     case "$system_id $system_version" in
         'ubuntu 22.04' | 'ubuntu 24.04' | 'ubuntu 26.04' | 'debian 12' | 'debian 13') ;;
         *) fail "$exit_unsupported" "this system is '$system_id $system_version'; supported are $supported
-  Mend: install by hand as docs/docker.md says" ;;
+  Fix: install by hand as docs/docker.md says" ;;
     esac
     [[ -n $system_codename ]] || fail "$exit_unsupported" "/etc/os-release has no VERSION_CODENAME
-  Mend: mend that file; an installed system has one"
+  Fix: fix that file; an installed system has one"
     architecture=$(dpkg --print-architecture)
     case $architecture in
         amd64 | arm64) ;;
@@ -154,7 +154,7 @@ check_system() {
     esac
     if [[ -n $wants_driver && $architecture == arm64 && $system_id == debian ]]; then
         fail "$exit_unsupported" "NVIDIA has no driver packages for Debian on arm64
-  Mend: use Ubuntu, or add --no-driver"
+  Fix: use Ubuntu, or add --no-driver"
     fi
 }
 
@@ -163,12 +163,12 @@ check_surroundings() {
     kernel=$(uname -r)
     if [[ ${kernel,,} == *microsoft* ]]; then
         fail "$exit_unsupported" "this is WSL: its driver comes from Windows
-  Mend: install NVIDIA's driver in Windows, and Docker Desktop with its WSL integration"
+  Fix: install NVIDIA's driver in Windows, and Docker Desktop with its WSL integration"
     fi
     if [[ -e $root/.dockerenv || -e $root/run/.containerenv ]] ||
         { has systemd-detect-virt && systemd-detect-virt --container --quiet; }; then
         fail "$exit_unsupported" "this is the inside of a container; driver and Docker belong to its host
-  Mend: start this script on the host"
+  Fix: start this script on the host"
     fi
 }
 
@@ -177,7 +177,7 @@ check_rights() {
     if [[ $(id -u) -ne 0 ]]; then
         as_root=(sudo)
         [[ -n $dry_run ]] || has sudo || fail "$exit_no_rights" "the rights of root are needed, and there is no sudo
-  Mend: start this as root"
+  Fix: start this as root"
     fi
     apt_words=(apt-get)
     [[ -n $assume_yes ]] && apt_words=(env DEBIAN_FRONTEND=noninteractive apt-get --yes)
@@ -186,7 +186,7 @@ check_rights() {
     fi
     if [[ -z $assume_yes ]]; then
         [[ -t 0 ]] || fail "$exit_no_rights" "there is nobody to ask
-  Mend: add --yes, or look first: --dry-run"
+  Fix: add --yes, or look first: --dry-run"
         printf 'Install on this machine (%s %s)? --dry-run shows the commands. [y/N] ' "$system_id" "$system_version"
         read -r answer
         [[ $answer == [yY] || $answer == [yY][eE][sS] ]] || fail "$exit_no_rights" "nothing was changed"
@@ -194,13 +194,13 @@ check_rights() {
     fi
     if [[ ${#as_root[@]} -gt 0 ]]; then
         sudo -v || fail "$exit_no_rights" "sudo gave no rights
-  Mend: start this as root, or as a user who may use sudo"
+  Fix: start this as root, or as a user who may use sudo"
     fi
 }
 
 check_user() {
     [[ -z $docker_user ]] || id "$docker_user" >/dev/null 2>&1 || fail "$exit_usage" "there is no user '$docker_user'
-  Mend: give a name that id knows"
+  Fix: give a name that id knows"
 }
 
 install_basics() {
@@ -239,7 +239,7 @@ install_driver() {
     if is_installed "$driver_package"; then
         needs_reboot=yes
         say "driver: $driver_package is installed, but does not answer; nothing is done about it
-  Mend: start the machine again; if that does not help: dkms status, sudo dmesg | grep -i nvidia"
+  Fix: start the machine again; if that does not help: dkms status, sudo dmesg | grep -i nvidia"
         return
     fi
     if ! grep -qs '^0x10de$' "$root"/sys/bus/pci/devices/*/vendor; then
@@ -268,7 +268,7 @@ install_docker() {
     local version rivals=() package
     if has docker && [[ $(command -v docker) == /snap/* ]]; then
         fail "$exit_failed" "Docker is installed as a snap, which the container toolkit cannot set up
-  Mend: sudo snap remove docker, then start again"
+  Fix: sudo snap remove docker, then start again"
     fi
     if has docker && version=$(docker --version 2>/dev/null) && [[ $version == Docker* ]] && has_docker_daemon; then
         say "Docker: there already, ${version}"
@@ -281,7 +281,7 @@ install_docker() {
     done
     if [[ ${#rivals[@]} -gt 0 ]]; then
         fail "$exit_failed" "Docker Engine cannot stand beside: ${rivals[*]}
-  Mend: if nothing else here needs them: sudo apt-get remove ${rivals[*]}; then start again"
+  Fix: if nothing else here needs them: sudo apt-get remove ${rivals[*]}; then start again"
     fi
     if [[ ! -e $root/etc/apt/sources.list.d/docker.sources && ! -e $root/etc/apt/sources.list.d/docker.list ]]; then
         run install -m 0755 -d /etc/apt/keyrings

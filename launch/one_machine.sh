@@ -35,7 +35,7 @@ find_maskperf() {
         printf '%s\n' "$here/../.venv/bin/maskperf"
     else
         command -v maskperf || fail "maskperf is not installed
-  Mend: ./install.sh"
+  Fix: ./install.sh"
     fi
 }
 
@@ -45,7 +45,7 @@ main() {
     if [[ -z $processes ]]; then
         processes=$(count_gpus)
         [[ $processes -ge 1 ]] || fail "no GPU was found (nvidia-smi --list-gpus)
-  Mend: see maskperf doctor, or give the number of processes: PROCESSES=2"
+  Fix: see maskperf doctor, or give the number of processes: PROCESSES=2"
     fi
     [[ -n $data ]] && words+=("data.root=$data")
     [[ -n $weights ]] && words+=("model.backbone_weights=$weights")

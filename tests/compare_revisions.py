@@ -1,7 +1,7 @@
 """Whether two revisions of the project train the same and write the same: python tests/compare_revisions.py OLD [NEW]
 
 OLD and NEW are revisions that git knows; without NEW the files of this checkout as they are. Each side trains 20 steps
-of `demo` with a fixed seed and one thread, and works on the same made-up run folders with `check`, `plan`, `doctor`,
+of `demo` with a fixed seed and one thread, and works on the same synthetic run folders with `check`, `plan`, `doctor`,
 `report` and `package`. Compared are every loss, the weights bit by bit, and what the commands print, write and return,
 byte by byte, but for the time at which a report was written. What depends on the moment (free memory, load) is compared
 with every number left out.
@@ -20,9 +20,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from made_up_logs import write_series
-from made_up_run_folders import write_run_folder
 from safetensors.numpy import load_file
+from synthetic_logs import write_series
+from synthetic_run_folders import write_run_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 20
@@ -53,12 +53,12 @@ COMMANDS = (
     Command("report of a run", ("report", "run", "--overwrite")),
     Command("report of two", ("report", "run", "--compare", "other", "--output", "both.html")),
     Command("report of a series", ("report", "series", "--output", "series.html")),
-    Command("package", ("package", "--submitter", "made_up", "--system", "made_up_system", "series")),
+    Command("package", ("package", "--submitter", "synthetic", "--system", "synthetic_system", "series")),
 )
 
 
 def main() -> int:
-    """Returns 1 where the two sides differ."""
+    """Return 1 where the two sides differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("old")
     parser.add_argument("new", nargs="?", default="")
@@ -77,7 +77,7 @@ def main() -> int:
 
 
 def results_of(revision: str, folder: Path, words: argparse.Namespace) -> dict[str, str]:
-    """Returns what one side does, as text by name."""
+    """Return what one side does, as text by name."""
     sources = ROOT
     if revision:
         sources = folder / "sources"
@@ -93,14 +93,14 @@ def results_of(revision: str, folder: Path, words: argparse.Namespace) -> dict[s
 
 
 def store_runs(place: Path) -> None:
-    """Writes the run folders that the commands work on, the same on both sides."""
+    """Write the run folders that the commands work on, the same on both sides."""
     write_run_folder(place / "run")
     write_run_folder(place / "other", minutes=25.0, steps=60)
     write_series(place / "series")
 
 
 def outcome(command: Command, sources: Path, place: Path) -> dict[str, str]:
-    """Returns what a command printed and returned, and every file that it wrote."""
+    """Return what a command printed and returned, and every file that it wrote."""
     before = contents(place)
     done = maskperf(command.words, sources, place)
     printed = f"exit code {done.returncode}\n{done.stdout}\n--- stderr ---\n{done.stderr}"
@@ -115,7 +115,7 @@ def outcome(command: Command, sources: Path, place: Path) -> dict[str, str]:
 
 
 def training(sources: Path, place: Path) -> dict[str, str]:
-    """Returns the losses of each step, and a checksum of each weight."""
+    """Return the losses of each step, and a checksum of each weight."""
     done = maskperf(TRAINING, sources, place)
     run = place / "trained"
     if not (run / "metrics.jsonl").is_file():
@@ -132,7 +132,7 @@ def training(sources: Path, place: Path) -> dict[str, str]:
 
 
 def maskperf(words: tuple[str, ...], sources: Path, place: Path) -> subprocess.CompletedProcess:
-    """Returns the finished command, run from the sources of one side in `place`."""
+    """Return the finished command, run from the sources of one side in `place`."""
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("MASKPERF", "PYTHONPATH"))},
         "PYTHONPATH": str(sources / "src"),
@@ -146,13 +146,13 @@ def maskperf(words: tuple[str, ...], sources: Path, place: Path) -> subprocess.C
 
 
 def contents(place: Path) -> dict[str, str]:
-    """Returns every file as text, by its path."""
+    """Return every file as text, by its path."""
     files = sorted(path for path in place.rglob("*") if path.is_file())
     return {str(path.relative_to(place)): path.read_bytes().decode("utf-8", "backslashreplace") for path in files}
 
 
 def difference(name: str, old: str | None, new: str | None) -> list[str]:
-    """Returns lines that say how two results differ; none where they are equal."""
+    """Return lines that say how two results differ; none where they are equal."""
     if old == new:
         return []
     if old is None or new is None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from maskperf.machine import memory_allocator
+from maskperf.engine import allocator as memory_allocator
 
 # The same examples in every run, on a machine of any speed, and nothing of them is kept in the folder.
 settings.register_profile(

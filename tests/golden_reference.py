@@ -25,7 +25,7 @@ _GAIN = {"cls_logits": 0.05, "bbox_pred": 0.02, "cls_score": 0.05, "mask_fcn_log
 
 
 def golden_weight(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Returns a parameter or buffer of the golden model, made by formula from its reference name."""
+    """Return a parameter or buffer of the golden model, made by formula from its reference name."""
     generator = np.random.default_rng(zlib.crc32(f"golden:{name}".encode()))
     last = name.split(".")[-1]
     if "bn" in name or "downsample.1" in name:
@@ -53,7 +53,7 @@ def golden_model(speed: SpeedConfig | None = None, **changes) -> MaskRcnn:
 
 
 def golden_batch(numbers) -> Batch:
-    """Returns the two made-up images of reference.npz as a padded batch."""
+    """Return the two synthetic images of reference.npz as a padded batch."""
     images = [torch.from_numpy(numbers[f"in/image{i}"]) for i in range(2)]
     sizes = torch.tensor([image.shape[1:] for image in images])
     height, width = ((sizes.amax(0) + 31) // 32 * 32).tolist()
@@ -80,7 +80,7 @@ def golden_batch(numbers) -> Batch:
 
 
 def flat_polygons(rings: list[np.ndarray], ring_offsets: list[int]) -> Polygons:
-    """Returns rings (points, 2) and the first ring of each object as flat tensors."""
+    """Return rings (points, 2) and the first ring of each object as flat tensors."""
     point_offsets = np.cumsum([0] + [len(ring) for ring in rings])
     points_of_object = np.diff(point_offsets[ring_offsets])
     rings_of_object = np.diff(ring_offsets)

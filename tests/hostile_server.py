@@ -58,7 +58,7 @@ class HostileServer:
         self._thread.join()
 
     def ranges(self):
-        """Returns the header Range of every request so far, None where there was none."""
+        """Return the header Range of every request so far, None where there was none."""
         return [request.headers.get("Range") for request in self.requests]
 
 
@@ -118,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def refused_url():
-    """Returns an address at which nobody listens, nor can begin to while the `with` block runs."""
+    """Return an address at which nobody listens, nor can begin to while the `with` block runs."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{taken.getsockname()[1]}"

@@ -13,7 +13,7 @@ from mlperf_logging.repo_checker import repo_checker
 
 
 def run_in_process(module, arguments):
-    """Returns everything a checker writes; stands in for maskperf.mlperf.checkers._run."""
+    """Return everything a checker writes; stands in for maskperf.mlperf.checkers._run."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter("%(levelname)s - %(message)s"))

@@ -21,7 +21,7 @@ def umask(mask: int):
 
 
 def modes(folder: Path) -> dict[str, str]:
-    """Returns the permissions of all files below a folder, as octal text, by name."""
+    """Return the permissions of all files below a folder, as octal text, by name."""
     return {path.name: f"{stat.S_IMODE(path.stat().st_mode):o}" for path in folder.rglob("*") if path.is_file()}
 
 

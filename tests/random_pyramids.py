@@ -1,4 +1,4 @@
-"""Made-up feature pyramids and RoIs."""
+"""Synthetic feature pyramids and RoIs."""
 
 import torch
 
@@ -12,7 +12,7 @@ def random_pyramid(images: int, channels: int, canvas_hw: tuple[int, int], seed:
 
 
 def random_rois(images: int, rois: int, canvas_hw: tuple[int, int], seed: int) -> torch.Tensor:
-    """Returns boxes from a point to wider than the canvas, on all four levels; many leave the canvas."""
+    """Return boxes from a point to wider than the canvas, on all four levels; many leave the canvas."""
     generator = torch.Generator().manual_seed(seed)
     extent = torch.tensor([canvas_hw[1], canvas_hw[0]], dtype=torch.float64)
     scale = 1000 ** torch.rand((images, rois, 1), generator=generator, dtype=torch.float64) - 1

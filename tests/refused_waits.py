@@ -9,7 +9,7 @@ import torch
 
 @contextmanager
 def refused_waits() -> Iterator[None]:
-    """Makes every wait for the device inside the `with` block a RuntimeError; the mode never outlives the block."""
+    """Make every wait for the device inside the `with` block a RuntimeError; the mode never outlives the block."""
     try:
         with warnings.catch_warnings():
             # Said once a process. As an error it would leave the mode on and fail every later test.

@@ -1,4 +1,4 @@
-"""A small model and small made-up batches."""
+"""A small model and small synthetic batches."""
 
 import torch
 from golden_reference import flat_polygons
@@ -31,7 +31,7 @@ def small_model(seed: int) -> MaskRcnn:
 
 
 def small_batch(seed: int) -> Batch:
-    """Returns one noisy 64 x 96 image with two objects; different for every seed."""
+    """Return one noisy 64 x 96 image with two objects; different for every seed."""
     generator = torch.Generator().manual_seed(seed)
     corner = torch.rand(2, 2, generator=generator) * 20
     boxes = torch.cat([corner, corner + 25 + 15 * torch.rand(2, 2, generator=generator)], dim=1)

@@ -1,4 +1,4 @@
-"""A made-up data set of two splits and a trunk, packed and published as COCO 2017 is."""
+"""A synthetic data set of two splits and a backbone, packed and published as COCO 2017 is."""
 
 import hashlib
 import io
@@ -9,21 +9,21 @@ import zipfile
 import numpy as np
 from PIL import Image
 
-from maskperf.data.download import RemoteFile
-from maskperf.data.release import Archive, Release
-from maskperf.data.unpack import Contents
+from maskperf.download.download import RemoteFile
+from maskperf.download.release import Archive, Release
+from maskperf.download.unpack import Contents
 
 NUM_IMAGES = 2
 HEIGHT, WIDTH = 40, 60
-TRUNK = ["model.stage_blocks=1,1,1,1", "model.stem_channels=4", "model.stage_channels=8,16,32,64"]
+BACKBONE = ["model.stage_blocks=1,1,1,1", "model.stem_channels=4", "model.stage_channels=8,16,32,64"]
 
 
 def _array(*shape):
     return np.random.default_rng(len(shape)).uniform(0.5, 1.5, shape).astype(np.float32)
 
 
-def trunk_arrays():
-    """Returns what Detectron's file would hold for the trunk of `TRUNK`."""
+def backbone_arrays():
+    """Return what Detectron's file would hold for the backbone of `BACKBONE`."""
     blobs = {"conv1_w": _array(4, 3, 7, 7), "res_conv1_bn_s": _array(4), "res_conv1_bn_b": _array(4)}
     width_in = 4
     for stage, width_out in enumerate((8, 16, 32, 64), start=2):
@@ -41,8 +41,8 @@ def trunk_arrays():
     return blobs
 
 
-def trunk_pickle():
-    return pickle.dumps({"blobs": trunk_arrays()}, protocol=2)
+def backbone_pickle():
+    return pickle.dumps({"blobs": backbone_arrays()}, protocol=2)
 
 
 def zipped(pairs):
@@ -75,7 +75,7 @@ def _picture(seed):
 
 
 def small_files():
-    """Returns the bytes of the four files by name."""
+    """Return the bytes of the four files by name."""
     document = _document()
     pictures = {row["file_name"]: _picture(row["id"]) for row in document["images"]}
     text = json.dumps(document)
@@ -84,7 +84,7 @@ def small_files():
     for split in ("val2017", "train2017"):
         pairs = {f"{split}/{name}": content for name, content in pictures.items()}
         files[f"{split}.zip"] = zipped({f"{split}/": b"", **pairs})
-    return {**files, "R-50.pkl": trunk_pickle()}
+    return {**files, "R-50.pkl": backbone_pickle()}
 
 
 def check_small_counts(train, val):
@@ -93,7 +93,7 @@ def check_small_counts(train, val):
 
 
 def small_release(files, url):
-    """Returns the release of files as `small_files` makes them, at a server."""
+    """Return the release of files as `small_files` makes them, at a server."""
 
     def remote(name):
         md5 = hashlib.md5(files[name]).hexdigest()

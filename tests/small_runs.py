@@ -6,7 +6,7 @@ from maskperf.cli.main import main
 
 
 def small_run_words(folder: Path, *more: str) -> list[str]:
-    """Returns the words of a demo run of a few steps on 24 pictures, everything inside `folder`."""
+    """Return the words of a demo run of a few steps on 24 pictures, everything inside `folder`."""
     return [
         "run",
         "demo",
@@ -25,5 +25,5 @@ def small_run_words(folder: Path, *more: str) -> list[str]:
 
 
 def small_run(folder: Path, *more: str) -> int:
-    """Returns the exit code of such a run."""
+    """Return the exit code of such a run."""
     return main(small_run_words(folder, *more))

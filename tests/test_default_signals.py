@@ -9,14 +9,14 @@ ENDED_BY_ITSELF = 7
 
 
 def end_of_a_child(number: signal.Signals) -> int:
-    """Returns the exit code of a program that sends itself a signal."""
+    """Return the exit code of a program that sends itself a signal."""
     code = f"import os, sys; os.kill(os.getpid(), {int(number)}); sys.exit({ENDED_BY_ITSELF})"
     return subprocess.run([sys.executable, "-I", "-S", "-c", code], stderr=subprocess.DEVNULL, check=False).returncode
 
 
 @pytest.fixture(params=SIGNALS, ids=lambda number: number.name)
 def ignored(request):
-    """Returns a signal that this process ignores, as a job in the background of a script does."""
+    """Return a signal that this process ignores, as a job in the background of a script does."""
     before = signal.signal(request.param, signal.SIG_IGN)
     yield request.param
     signal.signal(request.param, before)

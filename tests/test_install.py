@@ -109,7 +109,7 @@ def test_changed_versions_are_installed_into_the_same_environment(name, tree):
 def test_a_failed_install_says_so_and_the_next_one_starts_anew(tree):
     finished = tree.run("install.sh", STUB_PIP_CODE="1")
     assert finished.returncode == 1
-    assert "Mend: check the network" in finished.stderr
+    assert "Fix: check the network" in finished.stderr
     half_made = tree.folder / ".venv" / "half-made"
     half_made.write_text("")
     finished = tree.run("install.sh")

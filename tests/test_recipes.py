@@ -1,6 +1,6 @@
 import pytest
 
-from maskperf.data.sampler import steps_per_epoch
+from maskperf.data.images.sampler import steps_per_epoch
 from maskperf.engine.optimizer import learning_rates_at
 from maskperf.overrides import validate
 from maskperf.recipes import RECIPES

@@ -9,7 +9,7 @@ SOURCES = Path(maskperf.__file__).parent
 
 
 def purposes_in_sources() -> list[str]:
-    """Returns the purpose of every call of derive_seed."""
+    """Return the purpose of every call of derive_seed."""
     calls = [
         node
         for path in sorted(SOURCES.rglob("*.py"))

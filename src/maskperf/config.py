@@ -12,7 +12,7 @@ class DataConfig:
     train_images: str = ""
     val_json: str = ""
     val_images: str = ""
-    generate: bool = False  # write the made-up data set of the recipe `demo` into `root` first
+    generate: bool = False  # write the synthetic data set of the recipe `demo` into `root` first
     generate_train_images: int = 0
     generate_val_images: int = 0
     generate_seed: int = 0
@@ -123,7 +123,7 @@ class SpeedConfig:
 
 
 def plain_path() -> SpeedConfig:
-    """Returns every switch off: the slow way, which each technique is compared with."""
+    """Return every switch off: the slow way, which each technique is compared with."""
     switches = [entry.name for entry in fields(SpeedConfig) if entry.type is bool]
     return SpeedConfig(**dict.fromkeys(switches, False), precision="float32")
 
@@ -162,3 +162,17 @@ class RunConfig:
     speed: SpeedConfig = field(default_factory=SpeedConfig)
     system: SystemConfig = field(default_factory=SystemConfig)
     mlperf: MlperfConfig = field(default_factory=MlperfConfig)
+
+
+def has_targets(box_target: float | int | None, mask_target: float | int | None) -> bool:
+    """Return whether there is anything to reach: a target of 0 is none, one of None is not known."""
+    return box_target != 0 or mask_target != 0
+
+
+def meets_targets(
+    box_ap: float | int, mask_ap: float | int, *, box_target: float | int | None, mask_target: float | int | None
+) -> bool:
+    """Return whether an evaluation meets every target there is, unrounded; without targets none does."""
+    pairs = ((box_ap, box_target), (mask_ap, mask_target))
+    met = [target is None or ap >= target for ap, target in pairs if target != 0]
+    return bool(met) and all(met)

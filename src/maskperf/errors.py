@@ -15,11 +15,11 @@ EXIT_TARGET_MISSED = 6
 EXIT_STORAGE = 7
 EXIT_INTERRUPTED = 130
 
-MAX_FAULTS_SHOWN = 20
+MAX_PROBLEMS_SHOWN = 20
 
 
 class UserError(Exception):
-    """An error the user can mend: shown without a traceback, ends the command with `exit_code`."""
+    """An error the user can fix: shown without a traceback, ends the command with `exit_code`."""
 
     exit_code = EXIT_USAGE
 
@@ -31,35 +31,35 @@ class ConfigError(UserError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fault:
+class Problem:
     """One thing that is wrong in a file: where, what was found, and what to do about it."""
 
     file: str
     where: str  # for example "annotation id 918" or "image id 42"
     field: str  # for example "bbox[3]"
     value: str
-    problem: str
-    mend: str
+    message: str
+    fix: str
 
     def line(self) -> str:
-        return f"{self.file}: {self.where}, field {self.field}, value {self.value}: {self.problem} Mend: {self.mend}"
+        return f"{self.file}: {self.where}, field {self.field}, value {self.value}: {self.message} Fix: {self.fix}"
 
 
 class DataError(UserError):
-    """One or more faults in annotations, images or weights, all of them found in one pass."""
+    """One or more problems in annotations, images or weights, all of them found in one pass."""
 
     exit_code = EXIT_DATA
 
-    def __init__(self, faults: Sequence[Fault], notices: Sequence[str] = ()):
-        self.faults = list(faults)
+    def __init__(self, problems: Sequence[Problem], notices: Sequence[str] = ()):
+        self.problems = list(problems)
         self.notices = list(notices)  # what else was found, which alone would not have stopped anything
-        super().__init__("\n".join([describe_faults(self.faults), *(f"note: {notice}" for notice in self.notices)]))
+        super().__init__("\n".join([describe_problems(self.problems), *(f"note: {notice}" for notice in self.notices)]))
 
     def all_lines(self) -> str:
-        """Returns a line for every fault, and every notice, for a file; empty where the message shows all of it."""
-        if len(self.faults) <= 1:
+        """Return a line for every problem, and every notice, for a file; empty where the message shows all of it."""
+        if len(self.problems) <= 1:
             return ""
-        lines = [fault.line() for fault in self.faults] + [f"note: {notice}" for notice in self.notices]
+        lines = [problem.line() for problem in self.problems] + [f"note: {notice}" for notice in self.notices]
         return "\n".join(lines) + "\n"
 
 
@@ -93,42 +93,43 @@ class StorageError(UserError):
 
 
 def joined_errors(errors: Sequence[DataError]) -> DataError:
-    """Returns one error with the faults and notices of all."""
+    """Return one error with the problems and notices of all."""
     return DataError(
-        [fault for error in errors for fault in error.faults], [notice for error in errors for notice in error.notices]
+        [problem for error in errors for problem in error.problems],
+        [notice for error in errors for notice in error.notices],
     )
 
 
-def faults_by_kind(faults: Sequence[Fault]) -> list[list[Fault]]:
-    """Returns the faults with those of one kind together, in the order of the first of each kind."""
-    kinds: dict[tuple[str, str, str], list[Fault]] = {}
-    for fault in faults:
+def problems_by_kind(problems: Sequence[Problem]) -> list[list[Problem]]:
+    """Return the problems with those of one kind together, in the order of the first of each kind."""
+    kinds: dict[tuple[str, str, str], list[Problem]] = {}
+    for problem in problems:
         # "bbox[3]" and "bbox[2]", two different sums, or two images of a folder, are one kind
         kind = (
-            fault.file if _is_json(fault) else os.path.dirname(fault.file),
-            fault.field.partition("[")[0],
-            re.sub(r"[0-9]+", "", fault.problem),
+            problem.file if _is_json(problem) else os.path.dirname(problem.file),
+            problem.field.partition("[")[0],
+            re.sub(r"[0-9]+", "", problem.message),
         )
-        kinds.setdefault(kind, []).append(fault)
+        kinds.setdefault(kind, []).append(problem)
     return list(kinds.values())
 
 
-def describe_faults(faults: list[Fault]) -> str:
-    """Returns the faults by kind: the first of each kind in full, and where up to `MAX_FAULTS_SHOWN` others are."""
+def describe_problems(problems: list[Problem]) -> str:
+    """Return the problems by kind: the first of each kind in full, and where up to `MAX_PROBLEMS_SHOWN` others are."""
     lines = []
-    for alike in faults_by_kind(faults):
+    for alike in problems_by_kind(problems):
         lines.append(alike[0].line())
         others = [
-            fault.where if _is_json(fault) else os.path.basename(fault.file)
-            for fault in alike[1 : MAX_FAULTS_SHOWN + 1]
+            problem.where if _is_json(problem) else os.path.basename(problem.file)
+            for problem in alike[1 : MAX_PROBLEMS_SHOWN + 1]
         ]
         if others:
             end = ", ..." if len(alike) > len(others) + 1 else ""
             lines.append(f"  and {len(alike) - 1} more of this kind: {', '.join(others)}{end}")
-    if len(faults) > 1:
-        lines.append(f"{len(faults)} faults in all")
+    if len(problems) > 1:
+        lines.append(f"{len(problems)} problems in all")
     return "\n".join(lines)
 
 
-def _is_json(fault: Fault) -> bool:
-    return fault.file.endswith(".json")
+def _is_json(problem: Problem) -> bool:
+    return problem.file.endswith(".json")

@@ -27,7 +27,7 @@ MOST_KEYS_NAMED = 10
 
 
 def with_overrides(config: RunConfig, pairs: list[str]) -> RunConfig:
-    """Returns `config` with each `key=value` of `pairs` put in; of two with the same key the later one counts.
+    """Return `config` with each `key=value` of `pairs` put in; of two with the same key the later one counts.
 
     Errors: ConfigError with one line per pair that cannot be used, all of them found in one pass.
     """
@@ -44,7 +44,7 @@ def with_overrides(config: RunConfig, pairs: list[str]) -> RunConfig:
 
 
 def flatten(config: RunConfig) -> dict[str, Any]:
-    """Returns every value under its key, in the order of the configuration."""
+    """Return every value under its key, in the order of the configuration."""
     values = {}
     for key in TYPE_OF_KEY:
         section, _, name = key.rpartition(".")
@@ -53,18 +53,18 @@ def flatten(config: RunConfig) -> dict[str, Any]:
 
 
 def differences(config: RunConfig, default: RunConfig) -> dict[str, Any]:
-    """Returns the values of `config`, under their keys, that are not those of `default`."""
+    """Return the values of `config`, under their keys, that are not those of `default`."""
     default_values = flatten(default)
     return {key: value for key, value in flatten(config).items() if value != default_values[key]}
 
 
 def describe(config: RunConfig) -> str:
-    """Returns one `key=value` line per value; every line but that of the recipe can be used as an override."""
+    """Return one `key=value` line per value; every line but that of the recipe can be used as an override."""
     return "\n".join(f"{key}={format_value(value)}" for key, value in flatten(config).items())
 
 
 def format_value(value: Any) -> str:
-    """Returns a value as it is written in an override."""
+    """Return a value as it is written in an override."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, tuple):
@@ -73,7 +73,7 @@ def format_value(value: Any) -> str:
 
 
 def path_of_word(word: str) -> str:
-    """Returns the path that a user means: `~` and `~name` at its start are home folders, as a shell has it.
+    """Return the path that a user means: `~` and `~name` at its start are home folders, as a shell has it.
 
     A shell leaves them alone behind an equals sign. What really begins with a tilde is reached as `./~`.
     Errors: ConfigError for a user who is unknown.
@@ -87,12 +87,12 @@ def path_of_word(word: str) -> str:
 
 
 def word_of_path(path: Path) -> str:
-    """Returns the word that `path_of_word` makes this path of."""
+    """Return the word that `path_of_word` makes this path of."""
     return f"./{path}" if str(path).startswith("~") else str(path)
 
 
 def to_json_text(config: RunConfig) -> str:
-    """Returns the configuration as JSON; `from_json_text` gives an equal one back."""
+    """Return the configuration as JSON; `from_json_text` gives an equal one back."""
     nested: dict[str, Any] = {}
     for key, value in flatten(config).items():
         section, _, name = key.rpartition(".")
@@ -101,7 +101,7 @@ def to_json_text(config: RunConfig) -> str:
 
 
 def from_json_text(text: str) -> RunConfig:
-    """Returns the configuration that `to_json_text` wrote, of this version or an earlier one.
+    """Return the configuration that `to_json_text` wrote, of this version or an earlier one.
 
     A key that came later has the default, which is what the earlier version did; see `notices_of_age`.
     Errors: ConfigError for text that is not JSON, and for keys that are unknown, doubled or of another type.
@@ -122,7 +122,7 @@ def from_json_text(text: str) -> RunConfig:
 
 
 def notices_of_age(text: str) -> list[str]:
-    """Returns a sentence about the keys that came after a configuration was written; nothing where there are none."""
+    """Return a sentence about the keys that came after a configuration was written; nothing where there are none."""
     found = _flat_json(text)
     missing = [key for key in TYPE_OF_KEY if key not in found]
     names = ", ".join(missing[:MOST_KEYS_NAMED])
@@ -131,7 +131,7 @@ def notices_of_age(text: str) -> list[str]:
 
 
 def _flat_json(text: str) -> dict[str, Any]:
-    """Returns every value of a configuration in JSON under its key, nothing checked but the form."""
+    """Return every value of a configuration in JSON under its key, nothing checked but the form."""
     try:
         nested = json.loads(text, object_pairs_hook=_without_doubles, parse_constant=_refuse_constant)
     except (json.JSONDecodeError, RecursionError) as error:
@@ -148,7 +148,7 @@ def _flat_json(text: str) -> dict[str, Any]:
 
 
 def validate(config: RunConfig) -> None:
-    """Returns nothing.
+    """Return nothing.
 
     Errors: one ConfigError with a line for every value that cannot be used, alone or beside another.
     """
@@ -169,7 +169,7 @@ def validate(config: RunConfig) -> None:
 
 
 def _conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Yields a key and what is wrong with its value for every value that does not go with another one."""
+    """Yield a key and what is wrong with its value for every value that does not go with another one."""
     data, model, optimizer = config.data, config.model, config.optimizer
     if data.short_side > data.long_side:
         yield "data.short_side", f"must not be above data.long_side={data.long_side}"
@@ -195,7 +195,7 @@ def _conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:
 
 
 def unknown_key_message(key: str) -> str:
-    """Returns a sentence that names the unknown key and the valid keys nearest to it."""
+    """Return a sentence that names the unknown key and the valid keys nearest to it."""
     if key in SECTIONS:
         return f"{key} is a section; its keys are {', '.join(k for k in TYPE_OF_KEY if k.startswith(key + '.'))}"
     last = key.rpartition(".")[2]
@@ -269,7 +269,7 @@ def _check_json_item(key: str, value: Any, wanted: Any) -> Any:
 
 
 def _items(key: str, text: str, items: list, wanted: Any) -> Iterator[tuple[Any, Any]]:
-    """Returns each item of a list with the type it must have."""
+    """Return each item of a list with the type it must have."""
     kinds = get_args(wanted)
     if kinds[-1] is Ellipsis:
         kinds = kinds[:1] * len(items)

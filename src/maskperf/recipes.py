@@ -13,7 +13,7 @@ from maskperf.config import (
 
 
 def demo() -> RunConfig:
-    """A small Mask R-CNN from scratch on made-up pictures: minutes on two cores."""
+    """A small Mask R-CNN from scratch on synthetic pictures: minutes on two cores."""
     data = DataConfig(
         root="data/demo",
         generate=True,
@@ -74,7 +74,7 @@ def _convergence_point(
     warmup_factor: float,
     proposals: int = 6000,
 ) -> RunConfig:
-    """Returns a published reference convergence point (mlperf_logging, training_3.1.0/rcps_maskrcnn.json)."""
+    """Return a published reference convergence point (mlperf_logging, training_3.1.0/rcps_maskrcnn.json)."""
     base = coco()
     optimizer = replace(
         base.optimizer,

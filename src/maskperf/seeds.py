@@ -5,7 +5,7 @@ import secrets
 
 
 def derive_seed(run_seed: int, purpose: str, *keys: int) -> int:
-    """Returns a 62-bit seed that depends on its arguments and on nothing else.
+    """Return a 62-bit seed that depends on its arguments and on nothing else.
 
     `keys` are usually (epoch,) or (epoch, image id). The same arguments give the same seed on every machine,
     in every process, in whatever order they are asked for.
@@ -15,5 +15,5 @@ def derive_seed(run_seed: int, purpose: str, *keys: int) -> int:
 
 
 def entropy_seed() -> int:
-    """Returns a seed from the operating system's entropy, at most 2**62."""
+    """Return a seed from the operating system's entropy, at most 2**62."""
     return secrets.randbits(62)

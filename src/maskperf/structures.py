@@ -189,7 +189,7 @@ class Detections:
 
 
 def to_device(value, device: torch.device, non_blocking: bool = True):
-    """Returns `value` with every tensor inside it (nested dataclasses included) moved to `device`.
+    """Return `value` with every tensor inside it (nested dataclasses included) moved to `device`.
 
     A copy to the host is always waited for: before its end the memory holds anything.
     """
@@ -202,7 +202,7 @@ def to_device(value, device: torch.device, non_blocking: bool = True):
 
 
 def begin_copy_to_host(value) -> "tuple[object, torch.cuda.Event | None]":
-    """Returns `value` with its tensors in the computer's memory, and what to wait for before they are read.
+    """Return `value` with its tensors in the computer's memory, and what to wait for before they are read.
 
     Pinned memory: the host would wait for any other at once. What is there already is not copied (None).
     """
@@ -229,7 +229,7 @@ def _copied_to_pinned(value):
 
 
 def pinned(value):
-    """Returns `value` with every tensor inside it in pinned memory: no copy from there to a GPU is waited for."""
+    """Return `value` with every tensor inside it in pinned memory: no copy from there to a GPU is waited for."""
     if isinstance(value, Tensor):
         return value if value.is_pinned() else value.pin_memory()
     if is_dataclass(value):

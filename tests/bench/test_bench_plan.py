@@ -34,7 +34,7 @@ def test_a_pooled_quota_of_proposals_is_shared_out_to_the_images_of_the_peer():
 def test_the_peer_is_only_compared_with_the_same_network():
     refuse(ModelConfig())
     refuse(ModelConfig(roi_samples_per_image=64, num_classes=9))
-    with pytest.raises(ConfigError, match="model.stage_blocks, .*Mend: leave out --peer"):
+    with pytest.raises(ConfigError, match="model.stage_blocks, .*Fix: leave out --peer"):
         refuse(demo().model)
 
 

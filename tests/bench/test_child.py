@@ -45,9 +45,9 @@ def warms_up(inputs):
 def wrong(inputs):
     raise KeyError("no such thing")
 
-def mendable(inputs):
+def fixable(inputs):
     error = type("DataError", (Exception,), {{"__module__": "maskperf.errors"}})
-    raise error("R-50.pkl: cannot be read. Mend: give its path.")
+    raise error("R-50.pkl: cannot be read. Fix: give its path.")
 
 def dies(inputs):
     os.kill(os.getpid(), 9)
@@ -55,7 +55,7 @@ def dies(inputs):
 def counted(inputs):
     return (lambda: None), {{"held": len(held)}}
 
-names = [quick, slow, large, already, warms_up, wrong, mendable, dies, counted]
+names = [quick, slow, large, already, warms_up, wrong, fixable, dies, counted]
 serve.serve({{function.__name__: function for function in names}})
 """
 
@@ -121,13 +121,13 @@ def test_a_mistake_in_the_work_is_a_bug_with_its_trace(side):
         child.prepare("wrong", {})
 
 
-def test_what_the_user_can_mend_keeps_its_words(side):
-    with Child(side, threads=1) as child, pytest.raises(ConfigError, match="^R-50.pkl: cannot be read. Mend: give its"):
-        child.prepare("mendable", {})
+def test_what_the_user_can_fix_keeps_its_words(side):
+    with Child(side, threads=1) as child, pytest.raises(ConfigError, match="^R-50.pkl: cannot be read. Fix: give its"):
+        child.prepare("fixable", {})
 
 
 def test_a_process_that_was_killed_says_what_may_have_been_the_cause(side):
-    with Child(side, threads=1) as child, pytest.raises(ConfigError, match="ended by signal 9. Mend: if memory ran"):
+    with Child(side, threads=1) as child, pytest.raises(ConfigError, match="ended by signal 9. Fix: if memory ran"):
         child.prepare("dies", {})
 
 

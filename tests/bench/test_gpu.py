@@ -48,10 +48,10 @@ def shown(found: dict) -> str:
     return console.export_text()
 
 
-def test_a_machine_without_cuda_is_refused_with_a_mend(tmp_path):
+def test_a_machine_without_cuda_is_refused_with_a_fix(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    with pytest.raises(ConfigError, match=r"no CUDA GPU here\. Mend: ") as caught:
+    with pytest.raises(ConfigError, match=r"no CUDA GPU here\. Fix: ") as caught:
         gpu.measure(GpuPlan(), tmp_path, print)
     assert caught.value.exit_code == EXIT_USAGE
     assert list(tmp_path.iterdir()) == []
@@ -82,7 +82,7 @@ def test_sections_are_measured_and_a_failure_is_told_and_kept(tmp_path):
     assert "kernel nms: NOT COMPLETE, 0 rows" in shown(found)
 
 
-def test_a_fault_of_the_program_is_kept_with_its_trace(tmp_path):
+def test_a_problem_of_the_program_is_kept_with_its_trace(tmp_path):
     result = gpu.run_section("no such section", TINY, tmp_path, 60.0)
     assert "Traceback" in result["error"] and "KeyError" in result["error"]
     text = shown({"sections": {"steps": result}})
@@ -142,7 +142,7 @@ def test_steps_are_measured_by_mode_and_canvas_and_a_full_card_is_a_row(monkeypa
 
 
 def test_the_step_that_is_measured_is_that_of_a_run_with_these_switches():
-    batch = gpu_steps.made_up_batch(TINY, (64, 96), 2, CPU)
+    batch = gpu_steps.synthetic_batch(TINY, (64, 96), 2, CPU)
     assert batch.targets.polygons.ring_offsets.tolist() == [0, 1, 2, 3, 4]
     precise, plain = (
         gpu_steps.Stepper(SpeedConfig(precision=precision), batch, TINY, CPU).step()

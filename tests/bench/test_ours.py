@@ -6,15 +6,15 @@ import pytest
 import torch
 from small_batches import SMALL
 
-from maskperf.bench.made_up import POOLS, write_batch, write_candidates, write_mask_rois, write_pyramid
-from maskperf.bench.made_up_coco import large_json, write_pictures
-from maskperf.bench.made_up_results import result_files, write_detections
 from maskperf.bench.ours_data import detected, index, loader, scored
 from maskperf.bench.ours_demo import demo_chunk
 from maskperf.bench.ours_model import infer, read_batch, step
 from maskperf.bench.ours_operators import mask_targets, nms, roi_align
 from maskperf.bench.peers.sharpen import PASSING_PER_IMAGE, passing, sharpen
 from maskperf.bench.plan import LEARNING_RATE
+from maskperf.bench.synthetic import POOLS, write_batch, write_candidates, write_mask_rois, write_pyramid
+from maskperf.bench.synthetic_coco import large_json, write_pictures
+from maskperf.bench.synthetic_results import result_files, write_detections
 from maskperf.config import SystemConfig, plain_path
 from maskperf.overrides import to_json_text
 from maskperf.recipes import coco

@@ -39,7 +39,7 @@ def test_one_benchmark_is_measured_shown_and_written(tmp_path, capsys):
 def test_a_peer_without_its_packages_says_what_to_install():
     with pytest.raises(ConfigError) as caught:
         bench(["mask_targets", *TINY, "--peer", "--peer-python", sys.executable])
-    assert f"Mend: {sys.executable} -m pip install torchvision" in str(caught.value)
+    assert f"Fix: {sys.executable} -m pip install torchvision" in str(caught.value)
 
 
 def test_help_names_every_benchmark_and_loads_nothing_heavy(capsys):
@@ -81,8 +81,8 @@ def test_help_names_every_benchmark_and_loads_nothing_heavy(capsys):
         (["step", "--set", "model.num_classes=0"], "give a number of 2 or more"),
         (["step", "--peer", "--set", "model.stage_blocks=1,1,1,1"], "model.stage_blocks: changed"),
         (["--peers"], "did you mean --peer?"),
-        (["gpu", "nms"], "gpu cannot be measured with other names. Mend: maskperf bench gpu"),
-        (["gpu", "--size", "64x96", "--set", "system.device=cpu"], "gpu cannot be measured with --set, --size. Mend:"),
+        (["gpu", "nms"], "gpu cannot be measured with other names. Fix: maskperf bench gpu"),
+        (["gpu", "--size", "64x96", "--set", "system.device=cpu"], "gpu cannot be measured with --set, --size. Fix:"),
     ],
 )
 def test_words_that_cannot_be_used(words, said):
@@ -111,7 +111,7 @@ def test_times_are_shown_in_a_unit_that_fits_them():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_machine_without_a_gpu_is_told_so(tmp_path):
-    with pytest.raises(ConfigError, match="no CUDA GPU here. Mend: "):
+    with pytest.raises(ConfigError, match="no CUDA GPU here. Fix: "):
         bench(["gpu", "--json", str(tmp_path / "gpu.json")])
     assert list(tmp_path.iterdir()) == []
 

@@ -3,8 +3,8 @@ import subprocess
 import sys
 
 import pytest
-from made_up_logs import later, log_records, log_text, up_to, write_log, write_logs, write_package, write_series
 from official_checkers import run_in_process
+from synthetic_logs import later, log_records, log_text, up_to, write_log, write_logs, write_package, write_series
 
 from maskperf.cli.check import check
 from maskperf.errors import EXIT_DATA, EXIT_DONE, EXIT_RULE, ConfigError, DataError
@@ -19,11 +19,11 @@ def in_process(request, monkeypatch):
 
 @pytest.fixture
 def slow_way():
-    """Leaves each checker in a process of its own."""
+    """Leave each checker in a process of its own."""
 
 
 def _check(capsys, *words):
-    """Returns the exit code and everything shown."""
+    """Return the exit code and everything shown."""
     code = check([str(word) for word in words])
     return code, capsys.readouterr().out
 
@@ -40,7 +40,7 @@ def test_a_bad_log_is_refused_in_the_checkers_words_and_in_ours(tmp_path, capsys
     code, shown = _check(capsys, write_log(tmp_path / "a.txt", opt_base_learning_rate=0.13, submission_org=""))
     assert code == EXIT_RULE and "refused" in shown
     assert "CHECK for 'opt_base_learning_rate' failed" in shown and "multiple of 0.02" in shown
-    assert "mend:" in shown and "mlperf.organization=NAME" in shown
+    assert "fix:" in shown and "mlperf.organization=NAME" in shown
 
 
 def test_a_trap_that_the_official_checker_misses_is_refused(tmp_path, capsys):
@@ -174,7 +174,7 @@ def test_a_package_is_judged_as_a_whole(tmp_path, capsys):
 
 def test_a_package_with_a_trap_in_one_log_is_refused(tmp_path, capsys):
     folder = write_package(tmp_path / "p")
-    path = folder / "results/made_up_system/maskrcnn/result_0.txt"
+    path = folder / "results/synthetic_system/maskrcnn/result_0.txt"
     records = log_records()
     path.write_text(log_text(sorted(records, key=lambda entry: entry["key"] == "eval_accuracy")))
     code, shown = _check(capsys, folder)
@@ -197,7 +197,7 @@ def test_a_log_cannot_move_the_cursor(tmp_path, capsys):
 def test_what_is_no_log_is_an_error_of_the_user(tmp_path, name):
     (tmp_path / "empty").mkdir()
     (tmp_path / "picture.png").write_bytes(bytes(range(256)))
-    with pytest.raises(DataError, match=f"{name}.*Mend: "):
+    with pytest.raises(DataError, match=f"{name}.*Fix: "):
         check([str(tmp_path / name)])
 
 

@@ -26,9 +26,9 @@ from maskperf.overrides import from_json_text, to_json_text, with_overrides
 from maskperf.recipes import coco
 
 SOURCES = Path(convert_module.__file__).resolve().parents[2]
-TRUNK = ["model.stage_blocks=1,1,1,1", "model.stem_channels=4", "model.stage_channels=8,16,32,64"]
+BACKBONE = ["model.stage_blocks=1,1,1,1", "model.stem_channels=4", "model.stage_channels=8,16,32,64"]
 SIZES = [
-    *TRUNK,
+    *BACKBONE,
     *("model.num_classes=3", "model.fpn_channels=4", "model.box_head_channels=4", "model.mask_head_channels=4"),
 ]
 CONV = "backbone.body.layer2.0.conv2.weight"
@@ -44,7 +44,7 @@ def config_of(*pairs):
 
 
 def write_run_model(path, *pairs):
-    """Writes a model as a run does, and returns it."""
+    """Write a model as a run does, and returns it."""
     config = config_of(*pairs)
     model, _ = build_model(config.model, seed=5)
     for name, tensor in model.state_dict().items():
@@ -61,7 +61,7 @@ def write_run_model(path, *pairs):
 
 
 def write_backbone_pickle(path):
-    """Writes a small trunk as Detectron would, and returns its arrays."""
+    """Write a small backbone as Detectron would, and returns its arrays."""
     generator = np.random.default_rng(0)
     blobs = {"fc1000_w": np.ones((2, 3), np.float32), "fc1000_b": np.ones(2, np.float32)}
 
@@ -87,15 +87,15 @@ def write_backbone_pickle(path):
     return blobs
 
 
-def load_trunk(path):
+def stored_backbone(path):
     return load_backbone(path, MaskRcnn(config_of().model).state_dict()).tensors
 
 
 def test_a_pickle_becomes_a_file_that_a_model_can_load_and_nothing_else_is_written(tmp_path, capsys):
     blobs = write_backbone_pickle(Path("R.pkl"))
-    assert main(["convert", "backbone", "R.pkl", "R-new.safetensors", *TRUNK]) == 0
+    assert main(["convert", "backbone", "R.pkl", "R-new.safetensors", *BACKBONE]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["R-new.safetensors", "R.pkl"]
-    tensors = load_trunk("R-new.safetensors")
+    tensors = stored_backbone("R-new.safetensors")
     assert np.array_equal(tensors[CONV].numpy(), blobs["res3_0_branch2b_w"])
     assert np.array_equal(tensors["backbone.body.stem.bn1.bias"].numpy(), blobs["res_conv1_bn_b"])
     shown = capsys.readouterr().out
@@ -107,9 +107,9 @@ def test_a_pickle_becomes_a_file_that_a_model_can_load_and_nothing_else_is_writt
 @pytest.mark.parametrize(("storage", "kind"), [("float16", torch.float16), ("int8", torch.int8)])
 def test_fewer_bits_cost_what_is_printed(storage, kind, capsys):
     blobs = write_backbone_pickle(Path("R.pkl"))
-    assert main(["convert", "backbone", "--storage", storage, "R.pkl", "small.safetensors", *TRUNK]) == 0
+    assert main(["convert", "backbone", "--storage", storage, "R.pkl", "small.safetensors", *BACKBONE]) == 0
     assert read_tensor_file("small.safetensors").tensors[CONV].dtype == kind
-    exact, restored = torch.from_numpy(blobs["res3_0_branch2b_w"]), load_trunk("small.safetensors")[CONV]
+    exact, restored = torch.from_numpy(blobs["res3_0_branch2b_w"]), stored_backbone("small.safetensors")[CONV]
     assert 0 < (exact - restored).abs().max() < 0.02 * exact.abs().max()
     shown = capsys.readouterr().out
     assert "all tensors: largest error" in shown and "signal-to-noise" in shown
@@ -118,14 +118,14 @@ def test_fewer_bits_cost_what_is_printed(storage, kind, capsys):
 
 def test_a_converted_backbone_can_be_converted_again_and_keeps_its_origin_only_if_it_is_exact():
     write_backbone_pickle(Path("R.pkl"))
-    assert main(["convert", "backbone", "R.pkl", "exact.safetensors", *TRUNK]) == 0
-    assert main(["convert", "backbone", "exact.safetensors", "small.safetensors", *TRUNK, "--storage", "int8"]) == 0
-    assert main(["convert", "backbone", "small.safetensors", "again.safetensors", *TRUNK]) == 0
+    assert main(["convert", "backbone", "R.pkl", "exact.safetensors", *BACKBONE]) == 0
+    assert main(["convert", "backbone", "exact.safetensors", "small.safetensors", *BACKBONE, "--storage", "int8"]) == 0
+    assert main(["convert", "backbone", "small.safetensors", "again.safetensors", *BACKBONE]) == 0
     digest = read_header(Path("exact.safetensors"))["source_sha256"]
     assert read_header(Path("small.safetensors"))["source_sha256"] == digest
     assert "source_sha256" not in read_header(Path("again.safetensors"))
     assert read_header(Path("again.safetensors"))["source"] == "small.safetensors"
-    assert torch.equal(load_trunk("again.safetensors")[CONV], load_trunk("small.safetensors")[CONV])
+    assert torch.equal(stored_backbone("again.safetensors")[CONV], load_backbone("small.safetensors")[CONV])
 
 
 def test_a_backbone_of_other_sizes_is_refused(capsys):

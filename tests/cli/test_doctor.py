@@ -29,13 +29,13 @@ def test_a_named_folder_without_data_is_a_problem(tmp_path, capsys):
     assert doctor(["--quick", "--data", str(tmp_path)]) == EXIT_USAGE
     output = capsys.readouterr().out
     assert f"problem  COCO 2017: {tmp_path}: missing annotations/instances_train2017.json" in output
-    assert "mend: maskperf prepare coco" in output
+    assert "fix: maskperf prepare coco" in output
 
 
 def test_json_holds_findings_and_facts(tmp_path, capsys):
     doctor(["--quick", "--json", "--data", str(tmp_path)])
     found = json.loads(capsys.readouterr().out)
-    assert {"level", "name", "value", "meaning", "mend"} == set(found["findings"][0])
+    assert {"level", "name", "value", "meaning", "fix"} == set(found["findings"][0])
     assert found["machine"]["cpu"]["usable_logical_cores"] >= 1
     assert found["disk_speed"] is None
     assert any(finding["level"] == "problem" for finding in found["findings"])
@@ -89,13 +89,13 @@ def test_a_torch_that_hangs_is_ended(monkeypatch):
 
 def test_findings_off_a_terminal_are_lines_and_the_last_one_counts_them():
     stream = io.StringIO()
-    show_findings([ok("a", "1", "fine"), note("b", "2", "slow", "wait"), problem("c", "3", "bad", "mend it")], stream)
+    show_findings([ok("a", "1", "fine"), note("b", "2", "slow", "wait"), problem("c", "3", "bad", "fix it")], stream)
     assert stream.getvalue().splitlines() == [
         "ok       a: 1; fine",
         "note     b: 2; slow",
-        "         mend: wait",
+        "         fix: wait",
         "problem  c: 3; bad",
-        "         mend: mend it",
+        "         fix: fix it",
         "problem: 1, note: 1, ok: 1",
     ]
 
@@ -105,12 +105,12 @@ def test_findings_on_a_terminal_are_a_table_with_colours(monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     stream = io.StringIO()
     stream.isatty = lambda: True
-    show_findings([problem("[bold]c", "3", "bad", "mend it")], stream)
+    show_findings([problem("[bold]c", "3", "bad", "fix it")], stream)
     assert "\x1b[" in stream.getvalue()
     assert "[bold]c" in stream.getvalue()  # shown as it is, not taken for markup
 
 
-def test_a_finding_without_a_mend_is_one_line():
+def test_a_finding_without_a_fix_is_one_line():
     assert line_of(ok("name", "value", "meaning")) == "ok       name: value; meaning"
 
 

@@ -8,7 +8,7 @@ from maskperf.cli import doctor_data
 from maskperf.cli.doctor import doctor
 from maskperf.cli.doctor_data import examine_data, progress_line
 from maskperf.config import DataConfig
-from maskperf.data.demo_dataset import write_demo_dataset
+from maskperf.demo.dataset import write_demo_dataset
 from maskperf.errors import EXIT_DONE, EXIT_USAGE, ConfigError
 
 NUM_TRAIN, NUM_VAL = 6, 4
@@ -37,7 +37,7 @@ def own_data(root, *splits):
 
 
 def break_inside(path):
-    """Puts a PNG in the place of a picture, whose pixels are broken between a good head and a good end."""
+    """Put a PNG in the place of a picture, whose pixels are broken between a good head and a good end."""
     with Image.open(path) as image:
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
@@ -77,7 +77,7 @@ def test_own_data_is_named_by_pairs_one_split_or_both(root, quick, capsys):
     assert "training data: " in capsys.readouterr().out
 
 
-def test_faults_are_problems_by_kind_with_the_exit_code(root, quick, capsys):
+def test_problems_are_problems_by_kind_with_the_exit_code(root, quick, capsys):
     for path in sorted((root / "val2017").iterdir())[:3]:
         path.write_bytes(path.read_bytes()[:-400])
     assert doctor([*quick, "--data", str(root)]) == EXIT_USAGE
@@ -102,10 +102,10 @@ def test_every_image_is_decoded_unless_quick(root, capsys):
     broken = sorted((root / "val2017").iterdir())[1]
     break_inside(broken)
     data = DataConfig(root=str(root))
-    findings, faults = examine_data(data, ["train", "val"], decode=False)
-    assert faults == []
-    findings, (fault,) = examine_data(data, ["train", "val"], decode=True)
-    assert fault.file == str(broken)
+    findings, problems = examine_data(data, ["train", "val"], decode=False)
+    assert problems == []
+    findings, (problem,) = examine_data(data, ["train", "val"], decode=True)
+    assert problem.file == str(broken)
     assert "every image was decoded" in [entry.meaning for entry in findings]
     assert [entry.level for entry in findings if entry.name == "validation data"] == ["problem"]
 

@@ -17,9 +17,9 @@ import maskperf.evaluation.table
 from maskperf import errors
 from maskperf.cli import evaluate as evaluate_module
 from maskperf.cli.main import main
-from maskperf.cli.weights_config import class_count_faults
-from maskperf.data.demo_dataset import write_demo_dataset
-from maskperf.data.demo_shapes import CATEGORIES
+from maskperf.cli.weights_config import class_count_problems
+from maskperf.demo.dataset import write_demo_dataset
+from maskperf.demo.shapes import CATEGORIES
 from maskperf.engine.build import build_model
 from maskperf.evaluation.scores import GroundTruth, score, stat_names
 from maskperf.evaluation.table import score_entries
@@ -66,7 +66,7 @@ def in_own_folder(monkeypatch, tmp_path):
 
 @pytest.fixture
 def known_results(monkeypatch, folder):
-    """Puts results of known quality in the place of the model's: every second box moved, every third category wrong."""
+    """Put results of known quality in the place of the model's: every second box moved, every third category wrong."""
     truth = json.loads(val_json(folder).read_text())
     sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
     boxes, masks = [], []
@@ -186,7 +186,7 @@ def test_bad_images_stop_before_judging_or_are_left_out_with_their_ground_truth(
     gone.unlink()
     assert main(words(folder, "--data", "demo")) == errors.EXIT_DATA
     shown = capsys.readouterr()
-    assert "2 faults in all" in shown.err and "images/s" not in shown.out
+    assert "2 problems in all" in shown.err and "images/s" not in shown.out
     assert main(words(folder, "--data", "demo", "data.skip_bad=true", "--save-detections", ".")) == 0
     shown = capsys.readouterr().out
     assert shown.count("1 images left out (data.skip_bad=true)") == 2
@@ -270,20 +270,20 @@ def test_a_data_set_with_other_categories_is_refused_with_what_differs(folder, t
     shown = capsys.readouterr().err
     assert "other.json: the list of categories, field categories[].name, value" in shown
     assert f"2 of 9 categories are not those of the weights: id {first.id} 'quince' is {first.name!r} there" in shown
-    assert "id 9999 'extra' is not there" in shown and "faults in all" not in shown
+    assert "id 9999 'extra' is not there" in shown and "problems in all" not in shown
     assert repr(second.name) not in shown
     assert not Path("evaluation.json").exists()
 
 
 @pytest.mark.parametrize(("num_classes", "count"), [(3, 0), (2, 1), (4, 1), (81, 1)])
 def test_weights_that_name_no_categories_must_have_as_many_as_the_data(num_classes, count):
-    faults = class_count_faults("a.json", {3: "cup", 7: "dog"}, num_classes=num_classes)
-    assert len(faults) == count
-    assert all(f"model.num_classes={num_classes}" in fault.problem for fault in faults)
+    problems = class_count_problems("a.json", {3: "cup", 7: "dog"}, num_classes=num_classes)
+    assert len(problems) == count
+    assert all(f"model.num_classes={num_classes}" in problem.message for problem in problems)
 
 
 def write_own_val(folder, path, change):
-    """Returns the words that judge the weights on the data set after `change` was made to its document."""
+    """Return the words that judge the weights on the data set after `change` was made to its document."""
     document = json.loads(val_json(folder).read_text())
     change(document)
     Path(path).write_text(json.dumps(document))
@@ -409,9 +409,9 @@ def test_places_that_cannot_be_written_are_refused_before_anything_is_loaded(fol
         (["--engine", "quick"], "choose from"),
         (["--val-json", "a.json"], "--val-json and --val-images go together"),
         (["--data", "a", "--val-json", "b", "--val-images", "c"], "name two data sets"),
-        (["data.root=a"], "Mend: give --data instead"),
-        (["recipe=demo"], "Mend: give --recipe instead"),
-        (["evaluation.engine=fast"], "Mend: give --engine instead"),
+        (["data.root=a"], "Fix: give --data instead"),
+        (["recipe=demo"], "Fix: give --recipe instead"),
+        (["evaluation.engine=fast"], "Fix: give --engine instead"),
         (["optimizer.max_steps=2"], "has no effect on an evaluation"),
         (["data.generate=true"], "has no effect on an evaluation"),
         (["data.short_sde=2"], "did you mean data.short_side?"),

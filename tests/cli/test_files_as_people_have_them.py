@@ -43,7 +43,7 @@ def inside(tmp_path, monkeypatch):
 
 
 def run(case: str, *words: str) -> int:
-    """Trains one tiny epoch on a copy of a case's data set."""
+    """Train one tiny epoch on a copy of a case's data set."""
     here = Path("data")
     if not here.exists():
         shutil.copytree(CASES / case, here)
@@ -69,7 +69,7 @@ TRAINED = [
     ("22-boxes-as-corners", (), ["11 boxes do not fit their outlines", "corners (x1, y1, x2, y2)"]),
     ("26-pictures-missing", ("data.skip_bad=true",), ["26 images left out (data.skip_bad=true)"]),
     ("30-subset-of-the-pictures", (), ["24 annotations belong to images that are not in `images`: left out"]),
-    ("35-faults-in-both-files", ("data.skip_bad=true",), ["1 annotations left out (data.skip_bad=true), bbox"]),
+    ("35-problems-in-both-files", ("data.skip_bad=true",), ["1 annotations left out (data.skip_bad=true), bbox"]),
     ("41-names-not-ascii", (), []),
     ("42-more-than-100-objects", (MANY,), ["more than 100 objects", "evaluation.max_detections=150"]),
 ]  # fmt: skip
@@ -92,12 +92,12 @@ def test_what_has_a_plain_meaning_is_trained_on_with_notices(case, words, told, 
 
 REFUSED = [
     ("01-brush-masks-all-crowd", ["All 12 annotations are crowd regions (iscrowd=1)", "data.crowd_as_objects=true"]),
-    ("03-image-id-as-text-flat-outline", ["one flat list of numbers", 'image_id is text (such as "1")', "18 faults"]),
+    ("03-image-id-as-text-flat-outline", ["one flat list of numbers", 'image_id is text (such as "1")', "18 problems"]),
     ("06-names-swapped-in-val", ["id 2 'buoy' is 'cone' there", "data.categories_by_name=true"]),
     ("17-very-large-picture", ["very large", "178,956,970 pixels", "data.max_image_pixels=198800000"]),
-    ("21-picture-cut-short", ["yard_011.jpg", "yard_102.jpg", "cut short", "2 faults in all"]),
-    ("26-pictures-missing", ["and 25 more of this kind", "26 faults in all", "data.skip_bad=true", "in full:"]),
-    ("35-faults-in-both-files", ["train.json: annotation id 1, field bbox[2]", "yard_102.jpg", "3 faults in all"]),
+    ("21-picture-cut-short", ["yard_011.jpg", "yard_102.jpg", "cut short", "2 problems in all"]),
+    ("26-pictures-missing", ["and 25 more of this kind", "26 problems in all", "data.skip_bad=true", "in full:"]),
+    ("35-problems-in-both-files", ["train.json: annotation id 1, field bbox[2]", "yard_102.jpg", "3 problems in all"]),
 ]  # fmt: skip
 
 
@@ -109,9 +109,9 @@ def test_what_has_none_is_refused_before_the_first_step(case, told, capsys):
     assert "Traceback" not in message
     assert not Path("run/metrics.jsonl").exists() or not Path("run/metrics.jsonl").read_text()
     listed = list(Path().rglob("maskperf-errors-*.txt"))
-    if "faults" in message:
+    if "problems" in message:
         (path,) = listed
-        assert f"{len(path.read_text().splitlines()) - path.read_text().count('note: ')} faults" in message
+        assert f"{len(path.read_text().splitlines()) - path.read_text().count('note: ')} problems" in message
 
 
 def test_image_ids_that_are_names_come_out_as_they_went_in():

@@ -11,7 +11,7 @@ import pytest
 from maskperf import errors
 from maskperf.cli import main as main_module
 from maskperf.cli.main import COMMANDS, Command, main
-from maskperf.records import run_folder
+from maskperf.run import run_folder
 
 SOURCES = Path(main_module.__file__).resolve().parents[2]
 HEAVY = {"torch", "numpy", "rich", "msgspec", "PIL", "pycocotools", "hotcoco", "mlperf_logging"}
@@ -25,7 +25,7 @@ def no_run_folder_yet(monkeypatch, tmp_path):
 
 @pytest.fixture
 def with_command(monkeypatch):
-    """Returns a function that puts another one in the place of the command `run`."""
+    """Return a function that puts another one in the place of the command `run`."""
 
     def put(function):
         monkeypatch.setitem(COMMANDS, "run", Command("stub", "run", "a stub"))
@@ -109,45 +109,47 @@ def test_a_command_gets_the_words_after_its_name_and_its_code_is_returned(with_c
 @pytest.mark.parametrize(
     "error",
     [
-        errors.ConfigError("what is wrong. Mend: this"),
-        errors.RuleError("what is wrong. Mend: this"),
-        errors.NonFiniteError("what is wrong. Mend: this", step=3),
-        errors.StorageError("what is wrong. Mend: this"),
+        errors.ConfigError("what is wrong. Fix: this"),
+        errors.RuleError("what is wrong. Fix: this"),
+        errors.NonFiniteError("what is wrong. Fix: this", step=3),
+        errors.StorageError("what is wrong. Fix: this"),
     ],
     ids=lambda error: type(error).__name__,
 )
 def test_an_error_of_the_user_is_shown_without_a_trace_and_has_its_own_code(error, with_command, capsys, tmp_path):
     with_command(raiser(error))
     assert main(["run"]) == error.exit_code
-    assert capsys.readouterr().err == "error: what is wrong. Mend: this\n"
+    assert capsys.readouterr().err == "error: what is wrong. Fix: this\n"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_faults_in_data_are_shown_by_kind_and_listed_in_a_file(with_command, capsys, tmp_path, monkeypatch):
+def test_problems_in_data_are_shown_by_kind_and_listed_in_a_file(with_command, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    make = partial(errors.Fault, file="a.json", field="width", problem="Negative.", mend="Fix.")
-    faults = [make(where=f"image id {number}", value=f"-{number}") for number in range(40)]
-    faults.append(make(where="image id 7", value="-1", field="height"))
-    with_command(raiser(errors.DataError(faults, notices=["a.json: something was left out"])))
+    make = partial(errors.Problem, file="a.json", field="width", message="Negative.", fix="Fix.")
+    problems = [make(where=f"image id {number}", value=f"-{number}") for number in range(40)]
+    problems.append(make(where="image id 7", value="-1", field="height"))
+    with_command(raiser(errors.DataError(problems, notices=["a.json: something was left out"])))
     assert main(["run"]) == errors.EXIT_DATA
     shown = capsys.readouterr().err.splitlines()
-    assert shown[0] == "error: a.json: image id 0, field width, value -0: Negative. Mend: Fix."
+    assert shown[0] == "error: a.json: image id 0, field width, value -0: Negative. Fix: Fix."
     assert shown[1].startswith("  and 39 more of this kind: image id 1, image id 2,")
     assert shown[1].endswith("image id 20, ...")
-    assert shown[2] == "a.json: image id 7, field height, value -1: Negative. Mend: Fix."
-    assert shown[3:5] == ["41 faults in all", "note: a.json: something was left out"]
+    assert shown[2] == "a.json: image id 7, field height, value -1: Negative. Fix: Fix."
+    assert shown[3:5] == ["41 problems in all", "note: a.json: something was left out"]
     (listed,) = tmp_path.glob("maskperf-errors-*.txt")
     assert shown[5] == f"each of them in full: {listed}"
     text = listed.read_text()
-    assert all(fault.line() in text for fault in faults) and "something was left out" in text
+    assert all(problem.line() in text for problem in problems) and "something was left out" in text
 
 
-def test_a_single_fault_needs_no_file(with_command, capsys, tmp_path, monkeypatch):
+def test_a_single_problem_needs_no_file(with_command, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    fault = errors.Fault(file="a.json", where="image id 4", field="width", value="-1", problem="Negative.", mend="Fix.")
-    with_command(raiser(errors.DataError([fault])))
+    problem = errors.Problem(
+        file="a.json", where="image id 4", field="width", value="-1", message="Negative.", fix="Fix."
+    )
+    with_command(raiser(errors.DataError([problem])))
     assert main(["run"]) == errors.EXIT_DATA
-    assert capsys.readouterr().err == f"error: {fault.line()}\n"
+    assert capsys.readouterr().err == f"error: {problem.line()}\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -257,7 +259,7 @@ ENCODINGS = (
 PRINTING = """
 import sys
 from maskperf.cli import main as place
-from maskperf.errors import DataError, Fault
+from maskperf.errors import DataError, Problem
 def speak(words):
     from rich.console import Console
     from rich.table import Table
@@ -265,10 +267,10 @@ def speak(words):
     table = Table("\\u7bb1\\u5b50")
     table.add_row("\\u043a\\u043e\\u043d\\u0443\\u0441")
     Console(file=sys.stdout).print(table)
-    fault = dict(file="\\u7bb1.json", where="category id 1", field="name", value="\\u7bb1", problem="No.", mend="Fix.")
+    problem = dict(file="\\u7bb1.json", where="category id 1", field="name", value="\\u7bb1", message="No.", fix="Fix.")
     if words:
         raise KeyError("\\u7bb1")
-    raise DataError([Fault(**fault)])
+    raise DataError([Problem(**problem)])
 place.COMMANDS["run"] = place.Command("__main__", "speak", "a stub")
 sys.exit(place.main())
 """

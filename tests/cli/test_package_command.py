@@ -1,8 +1,8 @@
 import json
 
 import pytest
-from made_up_logs import write_logs, write_series
 from official_checkers import run_in_process
+from synthetic_logs import write_logs, write_series
 
 from maskperf.cli.package import package
 from maskperf.errors import EXIT_DONE, EXIT_RULE, ConfigError, DataError, RuleError, StorageError
@@ -26,7 +26,7 @@ def in_process(request, monkeypatch):
 
 @pytest.fixture
 def slow_way():
-    """Leaves each checker in a process of its own."""
+    """Leave each checker in a process of its own."""
 
 
 def _words(folder, *more, system="box"):

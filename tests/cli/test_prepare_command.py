@@ -11,14 +11,14 @@ import pytest
 from default_signals import default_signals
 from hostile_server import Answer, HostileServer, refused_url
 from rich.console import Console
-from small_release import TRUNK, small_files, small_release, trunk_arrays
+from small_release import BACKBONE, backbone_arrays, small_files, small_release
 
 from maskperf import errors
 from maskperf.cli import prepare as prepare_module
 from maskperf.cli.main import main
 from maskperf.cli.prepare import ProgressLine, progress_text
-from maskperf.data import download as download_module
-from maskperf.data import release as release_module
+from maskperf.download import download as download_module
+from maskperf.download import release as release_module
 from maskperf.overrides import with_overrides
 from maskperf.recipes import coco
 
@@ -32,7 +32,7 @@ def in_own_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "sync", lambda: None)
     monkeypatch.setattr(download_module.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(prepare_module, "coco", lambda: with_overrides(coco(), TRUNK))
+    monkeypatch.setattr(prepare_module, "coco", lambda: with_overrides(coco(), BACKBONE))
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
 
@@ -45,7 +45,7 @@ def server(monkeypatch):
 
 
 def publish(monkeypatch, server, **changes):
-    """Serves other files in place of the right ones, with digests that fit."""
+    """Serve other files in place of the right ones, with digests that fit."""
     files = {**FILES, **changes}
     server.files.update({f"/{name}": content for name, content in files.items()})
     monkeypatch.setattr(release_module, "COCO_2017", small_release(files, server.url))
@@ -57,7 +57,7 @@ def test_one_command_puts_all_where_the_recipe_looks(server, capsys):
     assert Path(config.model.backbone_weights).read_bytes() == FILES["R-50.pkl"]
     assert len(list(Path(config.data.root, "train2017").iterdir())) == 2
     shown = capsys.readouterr().out
-    assert "R-50.pkl: readable, with all arrays of the trunk" in shown
+    assert "R-50.pkl: readable, with all arrays of the backbone" in shown
     assert shown.splitlines()[-1] == "data/coco: COCO 2017 is complete. Next: maskperf run coco"
     assert main(["prepare", "coco"]) == errors.EXIT_DONE
     shown = capsys.readouterr().out
@@ -151,11 +151,11 @@ class Evil:
     ("content", "part"),
     [
         (pickle.dumps({"blobs": Evil()}, protocol=2), "nothing of it was run"),
-        (pickle.dumps({"conv1_w": trunk_arrays()["conv1_w"]}, protocol=2), "50 tensors"),
+        (pickle.dumps({"conv1_w": backbone_arrays()["conv1_w"]}, protocol=2), "50 tensors"),
         (b"\x80\x02 no pickle", "is not a whole pickle"),
     ],
 )
-def test_a_trunk_that_a_run_could_not_read_ends_with_3(server, monkeypatch, capsys, content, part):
+def test_a_backbone_that_a_run_could_not_read_ends_with_3(server, monkeypatch, capsys, content, part):
     publish(monkeypatch, server, **{"R-50.pkl": content})
     for _ in range(2):
         assert main(["prepare", "coco"]) == errors.EXIT_DATA
@@ -195,7 +195,7 @@ def test_help_has_examples_and_loads_nothing_heavy():
 
 
 def test_the_download_itself_needs_no_torch():
-    code = "import sys, maskperf.data.prepare; sys.exit('torch' in sys.modules)"
+    code = "import sys, maskperf.download.prepare; sys.exit('torch' in sys.modules)"
     command, environment = in_new_process(code)
     assert subprocess.run(command, env=environment, timeout=300, check=False).returncode == 0
 
@@ -204,7 +204,7 @@ INTERRUPTED = """
 import sys
 from maskperf.cli import prepare
 from maskperf.cli.main import main
-from maskperf.data import release
+from maskperf.download import release
 from small_release import small_files, small_release
 release.COCO_2017 = small_release(small_files(), sys.argv[1])
 prepare._check_backbone = lambda path: print("checked", flush=True)

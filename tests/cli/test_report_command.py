@@ -1,9 +1,9 @@
 import shutil
 
 import pytest
-from made_up_logs import write_log, write_package, write_series
-from made_up_run_folders import write_run_folder
 from small_runs import small_run
+from synthetic_logs import write_log, write_package, write_series
+from synthetic_run_folders import write_run_folder
 
 from maskperf.cli.main import main
 from maskperf.errors import EXIT_DATA, EXIT_DONE, EXIT_STORAGE, EXIT_USAGE
@@ -74,11 +74,11 @@ def test_a_log_is_reported_beside_it_and_never_written_over(tmp_path, capsys):
 
 
 def test_nothing_is_added_inside_a_package(tmp_path, monkeypatch):
-    folder = write_package(tmp_path / "package") / "results" / "made_up_system" / "maskrcnn"
+    folder = write_package(tmp_path / "package") / "results" / "synthetic_system" / "maskrcnn"
     before = sorted(folder.iterdir())
     monkeypatch.chdir(tmp_path)
     assert main(["report", str(folder)]) == EXIT_DONE
-    assert sorted(folder.iterdir()) == before and (tmp_path / "made_up_system.report.html").exists()
+    assert sorted(folder.iterdir()) == before and (tmp_path / "synthetic_system.report.html").exists()
     assert main(["report", str(folder)]) == EXIT_STORAGE
 
 
@@ -93,7 +93,7 @@ def test_the_place_of_the_page_can_be_chosen(tmp_path, capsys):
     assert main(["report", str(first), "--output", str(tmp_path / "none" / "page.html")]) == EXIT_STORAGE
 
 
-def test_faults_of_the_user_are_told_in_one_line(tmp_path, capsys):
+def test_problems_of_the_user_are_told_in_one_line(tmp_path, capsys):
     assert main(["report", str(tmp_path / "nothing")]) == EXIT_DATA
     assert "There is no such file" in capsys.readouterr().err
     assert main(["report", "a", "--compair", "b"]) == EXIT_USAGE

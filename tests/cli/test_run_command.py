@@ -6,7 +6,7 @@ from small_runs import small_run
 
 from maskperf.cli.main import main
 from maskperf.cli.run import resolve
-from maskperf.data.demo_dataset import write_demo_dataset
+from maskperf.demo.dataset import write_demo_dataset
 from maskperf.errors import EXIT_DATA, EXIT_DONE, EXIT_STORAGE
 
 SPLITS = ("train2017", "val2017")
@@ -21,7 +21,7 @@ TINY_COCO = (
 
 
 def own_data(root: Path, *, lost=None) -> Path:
-    """Returns a folder in COCO's layout that the demo's generator did not write; its category `lost` has no id."""
+    """Return a folder in COCO's layout that the demo's generator did not write; its category `lost` has no id."""
     write_demo_dataset(root, train_images=4, val_images=2, seed=3)
     (root / "demo.json").unlink()
     for split in SPLITS:

@@ -21,7 +21,7 @@ NO_TARGETS = ("evaluation.box_target=0", "evaluation.mask_target=0")
 
 
 def start(folder, *more):
-    """Returns the finished process of a tiny run or series, which draws its own seed."""
+    """Return the finished process of a tiny run or series, which draws its own seed."""
     words = small_run_words(folder, *TINY)
     words.remove("seed=7")
     command = [sys.executable, "-m", "maskperf", *words, *more]
@@ -107,7 +107,7 @@ def test_a_seed_is_refused_for_several_runs(tmp_path, capsys):
     words = ["run", "demo", "runs=2", f"run_dir={tmp_path / 'run'}"]
     assert main([*words, "seed=7"]) == EXIT_USAGE
     message = capsys.readouterr().err
-    assert "seed=7" in message and "runs=2" in message and "Mend: leave seed out" in message
+    assert "seed=7" in message and "runs=2" in message and "Fix: leave seed out" in message
     assert not (tmp_path / "run").exists()
 
 
@@ -116,7 +116,7 @@ def test_under_torchrun_there_is_one_run_on_the_processes_that_are_there(monkeyp
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["run", "demo", word]) == EXIT_USAGE
     message = capsys.readouterr().err
-    assert message.count(word) == 1 and "WORLD_SIZE is set" in message and "Mend:" in message
+    assert message.count(word) == 1 and "WORLD_SIZE is set" in message and "Fix:" in message
 
 
 @pytest.mark.parametrize("word", ["runs=0", "runs=-1", "runs=", "runs=five", "processes=1.5", "runs"])

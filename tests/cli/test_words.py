@@ -17,7 +17,7 @@ METAVARS_OF_PATHS = {"FILE", "FOLDER", "FILE.html", "PATH", "RUN", "IN", "OUT", 
 
 @pytest.fixture(autouse=True)
 def home(monkeypatch, tmp_path):
-    """Returns a home folder; the working folder is another one."""
+    """Return a home folder; the working folder is another one."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
     (tmp_path / "work").mkdir()

@@ -6,15 +6,15 @@ import torch
 from test_captured import ALONE, Repeater
 
 from maskperf.config import DataConfig, OptimizerConfig, RunConfig
-from maskperf.data.canvas import canvas_buckets
-from maskperf.data.coco import read_coco
-from maskperf.data.loader import Feeding, TrainingLoader, static_canvases
-from maskperf.data.raw_pictures import prepare_images
-from maskperf.engine.build import best_convolutions, build_model, made_up_batch, prepare_steps, warm_up
+from maskperf.data.coco.index import read_coco
+from maskperf.data.images.canvas import canvas_buckets
+from maskperf.data.images.loader import Feeding, TrainingLoader, static_canvases
+from maskperf.data.images.raw_images import prepare_images
+from maskperf.engine.build import best_convolutions, build_model, prepare_steps, synthetic_batch, warm_up
 from maskperf.engine.capacity import fixed_capacity
-from maskperf.engine.captured import CapturedSteps
 from maskperf.engine.forward import training_losses
 from maskperf.engine.gradients import Gradients
+from maskperf.engine.graphs import CapturedSteps
 from maskperf.model.weights import save_model_weights
 from maskperf.recipes import demo
 
@@ -26,7 +26,7 @@ FOLDER = Path(__file__).parents[1] / "golden" / "data_path"
 
 
 def model_with_statistics(config):
-    """Returns a model whose batch norms do not have the values of a new one."""
+    """Return a model whose batch norms do not have the values of a new one."""
     model, _ = build_model(config, seed=6)
     for name, value in model.named_buffers():
         if name.endswith(("running_mean", "running_var")):
@@ -83,7 +83,7 @@ def test_warm_up_leaves_model_and_random_state_as_they_were(config):
     model = model_with_statistics(config)
     before, rng_state = snapshot(model), torch.random.get_rng_state()
     requires_grad = [parameter.requires_grad for parameter in model.parameters()]
-    warm_up(model, [made_up_batch(DATA, (64, 96), 2), made_up_batch(DATA, (96, 64), 1)])
+    warm_up(model, [synthetic_batch(DATA, (64, 96), 2), synthetic_batch(DATA, (96, 64), 1)])
     after = snapshot(model)
     assert same(after, before) == set(before)
     assert torch.equal(torch.random.get_rng_state(), rng_state)
@@ -95,15 +95,15 @@ def test_warm_up_leaves_model_and_random_state_as_they_were(config):
 def test_warm_up_would_show_in_trainable_batch_norms_without_its_restore():
     model = model_with_statistics(TRAINABLE)
     before = snapshot(model)
-    training_losses(model, made_up_batch(DATA, (64, 96), 2)).total().backward()
+    training_losses(model, synthetic_batch(DATA, (64, 96), 2)).total().backward()
     changed = set(before) - same(before, snapshot(model))
     assert any(name.endswith("running_mean") for name in changed)
     assert any(name.endswith("num_batches_tracked") for name in changed)
 
 
 @pytest.mark.parametrize("raw_pictures", [False, True])
-def test_made_up_batch_fills_its_canvas_and_has_one_object_an_image(raw_pictures):
-    batch = prepare_images(made_up_batch(DataConfig(), (800, 1216), 3, raw_pictures=raw_pictures), CPU)
+def test_synthetic_batch_fills_its_canvas_and_has_one_object_an_image(raw_pictures):
+    batch = prepare_images(synthetic_batch(DataConfig(), (800, 1216), 3, raw_pictures=raw_pictures), CPU)
     assert batch.images.pixels.shape == (3, 3, 800, 1216)
     assert batch.images.pixels.is_contiguous(memory_format=torch.channels_last)
     assert batch.images.sizes_hw.tolist() == [[800, 1216]] * 3
@@ -113,7 +113,7 @@ def test_made_up_batch_fills_its_canvas_and_has_one_object_an_image(raw_pictures
 
 
 @pytest.mark.parametrize("raw_pictures", [False, True])
-def test_a_step_recorded_on_made_up_batches_takes_those_of_the_loader(raw_pictures):
+def test_a_step_recorded_on_synthetic_batches_takes_those_of_the_loader(raw_pictures):
     """Shapes, types, strides and capacity must be those of the batches to come, or they would be recorded anew."""
     index = read_coco(FOLDER / "instances.json", FOLDER / "images", training=True)
     data = replace(DATA, short_side=32, long_side=64, loader_threads=1)
@@ -122,8 +122,8 @@ def test_a_step_recorded_on_made_up_batches_takes_those_of_the_loader(raw_pictur
     gradients, recorder = Gradients(model, ALONE), Repeater()
     captured = CapturedSteps(model, [fixed_capacity(2)], gradients=gradients, recorder=recorder, say=print)
     canvases = static_canvases(data, feeding)
-    made_up = [made_up_batch(data, canvas_hw, 2, raw_pictures=raw_pictures) for canvas_hw in canvases]
-    captured.record([prepare_images(batch, CPU) for batch in made_up], parts=1)
+    synthetic = [synthetic_batch(data, canvas_hw, 2, raw_pictures=raw_pictures) for canvas_hw in canvases]
+    captured.record([prepare_images(batch, CPU) for batch in synthetic], parts=1)
     loader = TrainingLoader(index, data, seed=1, rank=0, world=1, images_per_rank=2, feeding=feeding)
     batches = [prepare_images(batch, CPU) for batch in loader.batches(0, 6)]
     assert {tuple(batch.images.pixels.shape[2:]) for batch in batches} <= set(canvases)
@@ -132,9 +132,9 @@ def test_a_step_recorded_on_made_up_batches_takes_those_of_the_loader(raw_pictur
     assert (captured.replayed, captured.plain) == (6, 0)
 
 
-def test_made_up_batch_brings_a_positive_roi_to_the_box_and_mask_heads():
+def test_synthetic_batch_brings_a_positive_roi_to_the_box_and_mask_heads():
     model, _ = build_model(SMALL, seed=6)
-    losses = training_losses(model, made_up_batch(DATA, (64, 96), 2))
+    losses = training_losses(model, synthetic_batch(DATA, (64, 96), 2))
     assert losses.stacked().isfinite().all()
     assert losses.box.item() > 0
     assert losses.mask.item() > 0
@@ -147,7 +147,7 @@ def test_the_search_for_the_best_convolutions_ends_with_its_block():
 
     def batches():
         seen.append(torch.backends.cudnn.benchmark)
-        yield made_up_batch(DATA, (64, 96), 1)
+        yield synthetic_batch(DATA, (64, 96), 1)
 
     warm_up(model, batches())
     assert seen == [True] and not torch.backends.cudnn.benchmark
@@ -178,7 +178,7 @@ def test_on_a_gpu_every_canvas_is_recorded_before_the_first_step(micro_batches):
     num_recorded = 2 * len(canvases) * micro_batches  # with places for the usual number of masks, and for all
     assert said == [f"captured steps: {num_recorded} recorded, each with room for 96 objects an image"]
     for canvas_hw in canvases:
-        batch = prepare_images(made_up_batch(DATA, canvas_hw, 2, raw_pictures=True), device)
+        batch = prepare_images(synthetic_batch(DATA, canvas_hw, 2, raw_pictures=True), device)
         captured.gradients.zero()
         for part in range(1, micro_batches + 1):
             captured.run(batch, part=part, parts=micro_batches)

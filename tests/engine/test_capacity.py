@@ -8,8 +8,8 @@ from small_batches import small_model
 from varied_batches import varied_batch
 
 from maskperf.bench.run_lengths import as_run_lengths
-from maskperf.data.capacity import batch_capacity
-from maskperf.data.coco import CocoIndex
+from maskperf.data.coco.index import CocoIndex
+from maskperf.data.images.capacity import batch_capacity
 from maskperf.engine.capacity import capacity_of, fits, fixed_capacity, pad_batch, usual_outlines
 from maskperf.engine.forward import training_losses
 from maskperf.structures import BatchCapacity
@@ -18,7 +18,7 @@ ROOMY = BatchCapacity(images=2, slots=9, rings=60, points=500, object_rings=5, o
 
 
 def index_of(rings_of_images: list[list[list[int]]]) -> CocoIndex:
-    """Returns a data set of images, each a list of objects, each a list of numbers of points of its rings."""
+    """Return a data set of images, each a list of objects, each a list of numbers of points of its rings."""
     objects = [entry for image in rings_of_images for entry in image]
     rings = [count for entry in objects for count in entry]
 
@@ -26,8 +26,8 @@ def index_of(rings_of_images: list[list[list[int]]]) -> CocoIndex:
         return np.cumsum([0, *counts]).astype(np.int64)
 
     return CocoIndex(
-        json_path=Path("made_up.json"),
-        image_folder=Path("made_up"),
+        json_path=Path("synthetic.json"),
+        image_folder=Path("synthetic"),
         image_ids=np.arange(len(rings_of_images)),
         file_names=tuple(f"{number}.jpg" for number in range(len(rings_of_images))),
         sizes_hw=np.full((len(rings_of_images), 2), 64, np.int32),

@@ -10,10 +10,10 @@ from varied_batches import varied_batch
 
 from maskperf.config import OptimizerConfig, SpeedConfig
 from maskperf.engine.build import build_model
-from maskperf.engine.captured import PLAIN_STEPS_FIRST, CapturedSteps, CudaRecorder, capture_steps
 from maskperf.engine.distributed import Topology
 from maskperf.engine.forward import training_losses
 from maskperf.engine.gradients import BatchResult, Gradients
+from maskperf.engine.graphs import PLAIN_STEPS_FIRST, CapturedSteps, CudaRecorder, capture_steps
 from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.step import train_step
 from maskperf.model.mask_rcnn import canvas_anchors
@@ -64,7 +64,7 @@ def alone_on(device):
 
 
 def run_once(captured, batch, parts=1):
-    """Returns the result of a micro-batch that begins with gradients of zero, the only one whose result is read."""
+    """Return the result of a micro-batch that begins with gradients of zero, the only one whose result is read."""
     captured.gradients.zero()
     return captured.run(batch, part=parts, parts=parts)
 
@@ -75,7 +75,7 @@ def step(model, optimizer, batches, update, captured=None, device=CPU):
 
 
 def run_of(batches_of_steps, model, captured=None):
-    """Returns the losses of every step; the model is trained on."""
+    """Return the losses of every step; the model is trained on."""
     optimizer = build_optimizer(model, CONFIG)
     results = [step(model, optimizer, batches, n, captured) for n, batches in enumerate(batches_of_steps, start=1)]
     losses = torch.stack([result.losses for result in results])
@@ -198,7 +198,7 @@ def test_an_error_that_is_no_failure_of_recording_is_not_hidden():
 
 
 def test_recorded_shapes_are_limited_and_it_is_said(monkeypatch):
-    monkeypatch.setattr("maskperf.engine.captured.MOST_GRAPHS", 1)
+    monkeypatch.setattr("maskperf.engine.graphs.MOST_GRAPHS", 1)
     model = small_model(seed=0)
     captured, recorder, said = captured_of(model)
     for canvas in ((64, 96), (96, 64)):
@@ -269,7 +269,7 @@ def test_on_a_cpu_or_switched_off_nothing_is_captured():
 
 
 def losses_and_gradients(model, batch):
-    """Returns both, and no part of the graph: a capture must not meet nodes from outside."""
+    """Return both, and no part of the graph: a capture must not meet nodes from outside."""
     model.zero_grad(set_to_none=True)
     losses = training_losses(model, batch)
     losses.total().backward()

@@ -8,7 +8,7 @@ DENSE_OVERLAPS_MIB = 608 * 800 // 16 * 3 * 500 * 4 >> 20  # of the anchors of P2
 
 
 def peak_mib(num_objects: int, num_rings: int) -> int:
-    """Returns the largest memory of a process that trains on one picture with so many objects."""
+    """Return the largest memory of a process that trains on one picture with so many objects."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])}
     command = [sys.executable, str(TESTS / "engine" / "crowded_step.py"), str(num_objects), str(num_rings)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)

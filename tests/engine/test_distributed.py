@@ -82,7 +82,7 @@ def test_running_statistics_are_averaged_in_one_exchange_and_frozen_ones_are_lef
 
 @pytest.fixture(scope="module")
 def one_process():
-    """Returns losses, gradients and weights after a step on the same two images as micro-batches."""
+    """Return losses, gradients and weights after a step on the same two images as micro-batches."""
     model = small_model(seed=0)
     config = OptimizerConfig(batch_size=2, accumulation_steps=2, learning_rate=0.01, warmup_steps=0)
     batches = [small_batch(0), small_batch(1)]

@@ -15,7 +15,7 @@ def test_one_bad_number_anywhere_is_found(bad, place):
     assert any_not_finite(tensors, CPU) == 1
 
 
-def test_large_finite_numbers_are_no_fault():
+def test_large_finite_numbers_are_no_problem():
     assert any_not_finite([torch.full((10,), 3.4e38), torch.full((10,), -3.4e38)], CPU) == 0
 
 
@@ -31,5 +31,5 @@ def test_both_ways_tell_the_same(way, bad):
     assert bool(torch.isfinite(way(tensors)).all()) == (bad == 3e38)
 
 
-def test_no_numbers_are_no_fault():
+def test_no_numbers_are_no_problem():
     assert any_not_finite([], CPU) == 0

@@ -62,7 +62,7 @@ def pixels_of(index):
 
 
 def batch_of(indices, *, slots=2, with_truth=True):
-    """Returns the pictures of these numbers on one canvas; their objects are the rectangles of `TRUTH`."""
+    """Return the pictures of these numbers on one canvas; their objects are the rectangles of `TRUTH`."""
     boxes = torch.zeros(len(indices), slots, 4)
     labels = torch.zeros(len(indices), slots, dtype=torch.int64)
     rings, ring_offsets = [], [0]
@@ -94,7 +94,7 @@ def take_step(model, optimizer, batch, update):
 
 
 def recorded_rois(monkeypatch, model, batch):
-    """Returns the RoIs that a forward pass draws."""
+    """Return the RoIs that a forward pass draws."""
     drawn = []
     draw = maskperf.engine.forward.sample_rois
 
@@ -293,7 +293,7 @@ def test_a_step_in_bfloat16_with_places_shared_by_all_masks_never_waits():
 
 
 class Operators(TorchDispatchMode):
-    """Counts the operators."""
+    """Count the operators."""
 
     count = 0
 

@@ -24,7 +24,7 @@ class Work:
 
 @pytest.fixture
 def exchanges(monkeypatch):
-    """Returns what is handed to the exchange and which of it was waited for, where another process adds the same."""
+    """Return what is handed to the exchange and which of it was waited for, where another process adds the same."""
     given, waited = [], []
 
     def all_reduce(piece, operation, async_op):
@@ -97,8 +97,8 @@ def test_casts_that_are_done_early_are_exchanged_early(exchanges):
     assert all(part.after_gradients is None for part in casts)
 
 
-@pytest.mark.parametrize("fault", [math.nan, math.inf, -math.inf])
-def test_a_fault_is_told_from_the_numbers_before_the_exchange(fault, monkeypatch):
+@pytest.mark.parametrize("problem", [math.nan, math.inf, -math.inf])
+def test_a_problem_is_told_from_the_numbers_before_the_exchange(problem, monkeypatch):
     model = model_in(torch.float32)
     buffer = Gradients(model, FIRST_OF_TWO)
     monkeypatch.setattr(
@@ -107,9 +107,9 @@ def test_a_fault_is_told_from_the_numbers_before_the_exchange(fault, monkeypatch
     buffer.zero()
     with buffer.exchanged():
         pass
-    assert buffer.largest_magnitude().item() == 0  # what the other process gave is its own fault
+    assert buffer.largest_magnitude().item() == 0  # what the other process gave is its own problem
     buffer.zero()
-    next(iter(model.parameters())).grad[0, 0, 0, 0] = fault
+    next(iter(model.parameters())).grad[0, 0, 0, 0] = problem
     with buffer.exchanged():
         pass
     assert not buffer.largest_magnitude().isfinite()

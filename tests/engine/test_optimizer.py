@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from maskperf.config import ModelConfig, OptimizerConfig
-from maskperf.data.sampler import steps_per_epoch
+from maskperf.data.images.sampler import steps_per_epoch
 from maskperf.engine.optimizer import build_optimizer, learning_rates_at, set_learning_rates
 from maskperf.model.mask_rcnn import MaskRcnn
 

@@ -35,7 +35,7 @@ def losses_and_gradients(model, batch):
 
 
 def distance(found, wanted, part):
-    """Returns the size of the difference over the size of the gradients of a part of the model."""
+    """Return the size of the difference over the size of the gradients of a part of the model."""
     pairs = [(found[name], gradient) for name, gradient in wanted.items() if name.startswith(part)]
     difference = torch.cat([(one - other).flatten() for one, other in pairs]).norm()
     return (difference / torch.cat([other.flatten() for _, other in pairs]).norm()).item()
@@ -58,7 +58,7 @@ def test_the_format_follows_the_word_and_the_device(word, device, dtype):
 
 @pytest.mark.parametrize("word", ["float16", "", "BFLOAT16", "tf32"])
 def test_an_unknown_format_is_refused_by_name(word):
-    with pytest.raises(ConfigError, match=f"speed.precision={word} .*Mend: .*auto, float32, bfloat16"):
+    with pytest.raises(ConfigError, match=f"speed.precision={word} .*Fix: .*auto, float32, bfloat16"):
         resolve_precision(SpeedConfig(precision=word), CPU)
 
 
@@ -88,7 +88,7 @@ def test_bfloat16_losses_and_gradients_are_near_those_of_float32():
 
 
 def test_bfloat16_gradients_of_the_heads_are_near_below_a_trainable_batch_norm_too():
-    """Of the trunk they are not: on maps this small, weights rounded once move its float32 gradients by 15 to 30 %."""
+    """Not those of the backbone: on maps this small, weights rounded once move its float32 gradients by 15 to 30 %."""
     batch, config = varied_batch(0, (2, 3)), replace(EVERY_BOX, batch_norm="trainable")
     _, gradients = losses_and_gradients(model_in(FLOAT32, config), batch)
     _, low = losses_and_gradients(model_in(BFLOAT16, config), batch)

@@ -7,7 +7,7 @@ from small_batches import small_batch, small_model
 from maskperf.config import OptimizerConfig
 from maskperf.engine import step as step_module
 from maskperf.engine.distributed import Topology
-from maskperf.engine.finite import FAULTY_PARTS
+from maskperf.engine.finite import BAD_PARTS
 from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.step import train_step
 
@@ -23,23 +23,23 @@ def _weights(model):
     return {name: value.detach().clone() for name, value in model.named_parameters()}
 
 
-def _faults(result):
-    return [part for part, count in zip(FAULTY_PARTS, result.not_finite[0].tolist(), strict=True) if count > 0]
+def _problems(result):
+    return [part for part, count in zip(BAD_PARTS, result.not_finite[0].tolist(), strict=True) if count > 0]
 
 
-def test_a_good_step_has_no_fault_and_changes_the_trained_weights():
+def test_a_good_step_has_no_problem_and_changes_the_trained_weights():
     model = small_model(seed=0)
     before = _weights(model)
     result = _train(model, build_optimizer(model, CONFIG), 1)
-    assert _faults(result) == []
+    assert _problems(result) == []
     changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
     assert changed <= trained
     assert len(changed) >= len(trained) - 4  # two levels of the pyramid have no RoI in so small a picture
 
 
-@pytest.mark.parametrize("fault", ["loss", "gradient"])
-def test_after_a_fault_the_weights_and_momentum_stay_as_before_that_step(monkeypatch, fault):
+@pytest.mark.parametrize("problem", ["loss", "gradient"])
+def test_after_a_problem_the_weights_and_momentum_stay_as_before_that_step(monkeypatch, problem):
     model = small_model(seed=0)
     optimizer = build_optimizer(model, CONFIG)
     _train(model, optimizer, 1)
@@ -56,7 +56,7 @@ def test_after_a_fault_the_weights_and_momentum_stay_as_before_that_step(monkeyp
 
     def poisoned(model, batch):
         losses = honest(model, batch)
-        if fault == "loss":
+        if problem == "loss":
             object.__setattr__(losses, "mask", losses.mask * float("nan"))
         else:  # a finite loss whose gradient is not
             extra = torch.sqrt(victim.sum() * 0)
@@ -65,10 +65,10 @@ def test_after_a_fault_the_weights_and_momentum_stay_as_before_that_step(monkeyp
 
     monkeypatch.setattr(step_module, "training_losses", poisoned)
     result = _train(model, optimizer, 2)
-    assert ("loss" in _faults(result)) == (fault == "loss")
-    assert "gradient" in _faults(result) and "weight" not in _faults(result)
+    assert ("loss" in _problems(result)) == (problem == "loss")
+    assert "gradient" in _problems(result) and "weight" not in _problems(result)
     monkeypatch.setattr(step_module, "training_losses", honest)
-    assert _faults(_train(model, optimizer, 3)) == []  # the guard of a run stops before; the weights wait for it
+    assert _problems(_train(model, optimizer, 3)) == []  # the guard of a run stops before; the weights wait for it
     for name, value in model.named_parameters():
         assert torch.equal(value, weights[name]), name
         if value.requires_grad:
@@ -91,7 +91,7 @@ def test_a_weight_that_is_not_finite_is_found():
     optimizer = build_optimizer(model, CONFIG)
     with torch.no_grad():
         next(value for value in reversed(list(model.parameters())) if value.requires_grad).view(-1)[0] = float("inf")
-    assert "weight" in _faults(_train(model, optimizer, 1))
+    assert "weight" in _problems(_train(model, optimizer, 1))
 
 
 def test_an_update_that_overflows_is_found_in_the_same_step():
@@ -100,7 +100,7 @@ def test_an_update_that_overflows_is_found_in_the_same_step():
     result = train_step(
         model, build_optimizer(model, config), [small_batch(0)], update=1, config=config, topology=ALONE
     )
-    assert "weight" in _faults(result)
+    assert "weight" in _problems(result)
 
 
 def test_updates_equal_sgd_by_hand():

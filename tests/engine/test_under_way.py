@@ -4,9 +4,9 @@ from test_captured import CONFIG, SMALLER, Repeater, alone_on
 from varied_batches import varied_batch
 
 from maskperf.engine.build import build_model
-from maskperf.engine.captured import CapturedSteps
 from maskperf.engine.forward import training_losses
 from maskperf.engine.gradients import Gradients
+from maskperf.engine.graphs import CapturedSteps
 from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.step import StepResult, train_step
 from maskperf.engine.stopwatch import Stopwatch

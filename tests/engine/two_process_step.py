@@ -11,9 +11,9 @@ import torch
 from small_batches import small_batch, small_model
 
 from maskperf.config import OptimizerConfig
-from maskperf.engine.captured import CapturedSteps
 from maskperf.engine.distributed import broadcast_model, close_topology, init_topology
 from maskperf.engine.gradients import Gradients
+from maskperf.engine.graphs import CapturedSteps
 from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.step import train_step
 

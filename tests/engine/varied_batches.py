@@ -10,7 +10,7 @@ CANVAS_HW = (64, 96)
 
 
 def varied_batch(seed: int, objects: tuple[int, ...], canvas_hw: tuple[int, int] = CANVAS_HW) -> Batch:
-    """Returns noisy pictures with so many objects each; every object has one to three rings of three to nine points."""
+    """Return noisy pictures with so many objects each; every object has one to three rings of three to nine points."""
     random = np.random.default_rng(seed)
     slots = max(1, *objects)
     boxes = torch.zeros(len(objects), slots, 4)

@@ -21,7 +21,7 @@ SIZES_HW = torch.tensor([[60, 80], [50, 70]])
 
 
 def random_case(seed, rois=40, classes=5):
-    """Returns class logits, offsets and proposals of two images; some places of the second are empty."""
+    """Return class logits, offsets and proposals of two images; some places of the second are empty."""
     generator = torch.Generator().manual_seed(seed)
     corners = torch.rand(2, rois, 2, generator=generator) * 40
     boxes = torch.cat([corners, corners + 5 + torch.rand(2, rois, 2, generator=generator) * 30], dim=2)
@@ -45,7 +45,7 @@ def decode_by_hand(deltas, roi, height, width):
 
 
 def detections_reference(logits, deltas, proposals, sizes_hw, config):
-    """Returns for each image a list of (score, label, box), best first: the slow, obvious form."""
+    """Return for each image a list of (score, label, box), best first: the slow, obvious form."""
     results = []
     for image, size_hw in enumerate(sizes_hw.tolist()):
         found = []
@@ -70,7 +70,7 @@ def detections_reference(logits, deltas, proposals, sizes_hw, config):
 
 
 def select_by_hand(boxes, logits, sizes_hw=((100, 100),), valid=None, **changes):
-    """Returns detections of RoIs that move nowhere; a list of boxes and one of logits for each image."""
+    """Return detections of RoIs that move nowhere; a list of boxes and one of logits for each image."""
     boxes, logits = torch.tensor(boxes), torch.tensor(logits)
     valid = torch.ones(boxes.shape[:2], dtype=torch.bool) if valid is None else torch.tensor(valid)
     proposals = Proposals(boxes=boxes, scores=torch.zeros(boxes.shape[:2]), valid=valid)
@@ -102,14 +102,14 @@ def test_detections_equal_the_slow_twin(seed, limit, threshold):
 
 
 def tied(case):
-    """Returns a case in which many scores are exactly equal, of boxes that do not overlap."""
+    """Return a case in which many scores are exactly equal, of boxes that do not overlap."""
     logits, deltas, proposals = case
     boxes = torch.tensor([apart(40)] * 2) * 0.1 * proposals.valid[..., None]
     return (logits / 3).round() * 3, deltas * 0, replace(proposals, boxes=boxes)
 
 
 def found_of(detections, image):
-    """Returns what was found in an image as a sorted list of rows, those of equal scores in any order."""
+    """Return what was found in an image as a sorted list of rows, those of equal scores in any order."""
     valid = detections.valid[image]
     columns = (detections.scores, detections.labels, detections.boxes)
     return sorted(zip(*(column[image][valid].tolist() for column in columns), strict=True))

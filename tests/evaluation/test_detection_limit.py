@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from maskperf.data.coco import read_coco
+from maskperf.data.coco.index import read_coco
 from maskperf.evaluation.detection_limit import detection_notices
 
 
@@ -13,7 +13,7 @@ def entry(number, image_id, **changes):
 
 
 def index_of(folder, objects, crowds=0):
-    """Returns the index of two images, the first of them with so many objects and crowd regions."""
+    """Return the index of two images, the first of them with so many objects and crowd regions."""
     crowd = {"iscrowd": 1, "segmentation": {"size": [40, 60], "counts": [100, 50, 2250]}}
     document = {
         "images": [{"id": place, "file_name": f"{place}.jpg", "height": 40, "width": 60} for place in (10, 20)],

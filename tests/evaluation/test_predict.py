@@ -23,7 +23,7 @@ ALONE = Topology(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
 
 
 def batch_of(image_ids):
-    """Returns one picture for each id, always the same for the same id."""
+    """Return one picture for each id, always the same for the same id."""
     pixels = [torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(one)) * 50 for one in image_ids]
     count = len(image_ids)
     return EvaluationBatch(
@@ -86,7 +86,7 @@ def test_no_batches_give_no_results(model):
 
 
 def slow_coder(coded: list, waiting: threading.Event | None = None):
-    """Returns a coder that notes the ids of its batches, each after a while or when `waiting` is set."""
+    """Return a coder that notes the ids of its batches, each after a while or when `waiting` is set."""
 
     def code(detections, batch, category_ids):
         if waiting is None:

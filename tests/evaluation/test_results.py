@@ -108,7 +108,7 @@ def encoded_by_pycocotools(masks: torch.Tensor) -> list[dict]:
 
 
 def random_masks(count: int, size_hw: tuple[int, int], seed: int) -> torch.Tensor:
-    """Returns masks with few and with many runs, short and long ones, one of them empty and one full."""
+    """Return masks with few and with many runs, short and long ones, one of them empty and one full."""
     generator = torch.Generator().manual_seed(seed)
     masks = (
         torch.rand((count, size_hw[1], size_hw[0]), generator=generator) < torch.linspace(0, 1, count)[:, None, None]
@@ -172,7 +172,7 @@ def test_the_reference_s_boxes_are_float32_and_its_masks_stay_on_our_canvases():
 
 
 def table_of(*rows: tuple) -> ResultTable:
-    """Returns a table of rows (image id, category id, score, box, counts of the mask, its area)."""
+    """Return a table of rows (image id, category id, score, box, counts of the mask, its area)."""
     image_ids, category_ids, scores, boxes, counts, areas = zip(*rows, strict=True) if rows else [()] * 6
     return ResultTable(
         image_ids=np.array(image_ids, dtype=np.int64),
@@ -239,7 +239,7 @@ def test_rows_come_by_image_and_keep_their_order_in_it():
 
 
 def write_small_objects(path: Path, boxes_xywh: list[list[float]]) -> list[dict]:
-    """Writes a COCO file with one image and these objects, and returns its annotations."""
+    """Write a COCO file with one image and these objects, and returns its annotations."""
     annotations = [
         {
             "id": index + 1,

@@ -9,7 +9,7 @@ import pytest
 from pycocotools import mask as coco_masks
 
 import maskperf.evaluation.scores as scores_module
-from maskperf.data.categories import match_categories
+from maskperf.data.coco.categories import match_categories
 from maskperf.errors import ConfigError, DataError
 from maskperf.evaluation.results import BoxResults, MaskResults, ResultTable
 from maskperf.evaluation.scores import GroundTruth, agree, score, stat_names
@@ -26,12 +26,12 @@ def rectangle(box_xywh) -> list[float]:
 
 
 def uncompressed_code(mask: np.ndarray) -> dict:
-    """Returns COCO's uncompressed run-length code: lengths of runs down the columns, the first one of zeros."""
+    """Return COCO's uncompressed run-length code: lengths of runs down the columns, the first one of zeros."""
     changes = np.flatnonzero(np.diff(np.concatenate([[0], mask.ravel(order="F")])))
     return {"size": list(mask.shape), "counts": np.diff([0, *changes, mask.size]).tolist()}
 
 
-def made_up_annotation(generator: np.random.Generator, identifier: int, image_id: int) -> dict:
+def synthetic_annotation(generator: np.random.Generator, identifier: int, image_id: int) -> dict:
     corner = generator.uniform(0, [WIDTH - 45, HEIGHT - 45])
     sides = np.minimum(generator.uniform(6, 170, 2), [WIDTH - corner[0], HEIGHT - corner[1]])
     box = [*corner.round(2).tolist(), *sides.round(2).tolist()]
@@ -53,8 +53,8 @@ def made_up_annotation(generator: np.random.Generator, identifier: int, image_id
     return entry
 
 
-def made_up_data_set(seed: int) -> dict:
-    """Returns a COCO data set with shuffled ids, crowds, multi-part objects, empty images, and an annotation id 0."""
+def synthetic_data_set(seed: int) -> dict:
+    """Return a COCO data set with shuffled ids, crowds, multi-part objects, empty images, and an annotation id 0."""
     generator = np.random.default_rng(seed)
     image_ids = generator.choice(900000, 25, replace=False).tolist()
     owners = generator.choice(image_ids[:-2], 90).tolist()
@@ -63,14 +63,14 @@ def made_up_data_set(seed: int) -> dict:
         "images": [{"id": image_id, "height": HEIGHT, "width": WIDTH} for image_id in image_ids],
         "categories": [{"id": identifier, "name": f"kind {identifier}"} for identifier in CATEGORY_IDS],
         "annotations": [
-            made_up_annotation(generator, identifier, owner)
+            synthetic_annotation(generator, identifier, owner)
             for identifier, owner in zip(identifiers, owners, strict=True)
         ],
     }
 
 
-def made_up_results(data_set: dict, seed: int) -> tuple[list[dict], list[dict]]:
-    """Returns moved copies of the truth and false alarms, with many equal scores."""
+def synthetic_results(data_set: dict, seed: int) -> tuple[list[dict], list[dict]]:
+    """Return moved copies of the truth and false alarms, with many equal scores."""
     generator = np.random.default_rng(seed + 1000)
     boxes, masks = [], []
     for annotation in data_set["annotations"] * 3:
@@ -89,7 +89,7 @@ def made_up_results(data_set: dict, seed: int) -> tuple[list[dict], list[dict]]:
 
 
 def one_object(identifier: int = 1, **changes) -> dict:
-    """Returns a data set of one image of 40 x 50 with one object of 10 x 20 pixels."""
+    """Return a data set of one image of 40 x 50 with one object of 10 x 20 pixels."""
     annotation = {"id": identifier, "image_id": 6, "category_id": 3, "area": 200.0, "iscrowd": 0}
     annotation |= {"bbox": [5.0, 8.0, 10.0, 20.0], "segmentation": [rectangle([5, 8, 10, 20])]}
     annotation = {key: value for key, value in (annotation | changes).items() if value is not None}
@@ -129,8 +129,8 @@ def test_golden_results_give_the_golden_numbers(engine):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_both_engines_agree_exactly(write_truth, seed):
-    data_set = made_up_data_set(seed)
-    truth, results = write_truth(data_set), made_up_results(data_set, seed)
+    data_set = synthetic_data_set(seed)
+    truth, results = write_truth(data_set), synthetic_results(data_set, seed)
     fast, official = score(truth, *results, engine="fast"), score(truth, *results, engine="official")
     assert agree(fast, official) == []
     assert min(official.box_stats + official.mask_stats) > 0
@@ -139,8 +139,8 @@ def test_both_engines_agree_exactly(write_truth, seed):
 
 
 def test_category_without_truth_is_left_out_of_the_mean_and_one_without_detections_counts_zero(write_truth):
-    data_set = made_up_data_set(1)
-    scores = score(write_truth(data_set), *made_up_results(data_set, 1), engine="official")
+    data_set = synthetic_data_set(1)
+    scores = score(write_truth(data_set), *synthetic_results(data_set, 1), engine="official")
     per_category = scores.box_ap_per_category
     assert list(per_category) == [f"kind {identifier}" for identifier in CATEGORY_IDS]
     assert per_category["kind 44"] is None and scores.mask_ap_per_category["kind 44"] is None
@@ -152,8 +152,8 @@ def test_category_without_truth_is_left_out_of_the_mean_and_one_without_detectio
 
 @pytest.mark.parametrize("engine", ["official", "fast"])
 def test_scoring_again_gives_the_same_and_leaves_the_results_alone(write_truth, engine):
-    data_set = made_up_data_set(2)
-    truth, results = write_truth(data_set), made_up_results(data_set, 2)
+    data_set = synthetic_data_set(2)
+    truth, results = write_truth(data_set), synthetic_results(data_set, 2)
     before = copy.deepcopy(results)
     first, second = score(truth, *results, engine=engine), score(truth, *results, engine=engine)
     assert results == before
@@ -179,8 +179,8 @@ def test_a_match_to_annotation_id_zero_counts(write_truth, engine, identifier):
 @pytest.mark.parametrize("engine", ["official", "fast"])
 def test_missing_area_and_iscrowd_are_filled_in_and_ignore_has_no_effect(write_truth, engine):
     complete = score(write_truth(one_object()), *one_hit(), engine=engine)
-    mended = score(write_truth(one_object(area=None, iscrowd=None, ignore=1)), *one_hit(), engine=engine)
-    assert agree(complete, mended) == []
+    fixed = score(write_truth(one_object(area=None, iscrowd=None, ignore=1)), *one_hit(), engine=engine)
+    assert agree(complete, fixed) == []
     assert complete.box_stats[3] == pytest.approx(1, abs=1e-9)  # 200 pixels: a small object
 
 
@@ -218,8 +218,8 @@ def test_detections_on_a_crowd_are_neither_right_nor_wrong(write_truth, engine):
 
 
 def test_a_box_inside_mask_results_changes_nothing(write_truth):
-    data_set = made_up_data_set(3)
-    truth, (boxes, masks) = write_truth(data_set), made_up_results(data_set, 3)
+    data_set = synthetic_data_set(3)
+    truth, (boxes, masks) = write_truth(data_set), synthetic_results(data_set, 3)
     with_boxes = [{**mask, "bbox": [0.0, 0.0, 1.0, 1.0]} for mask in masks]
     for engine in ("fast", "official"):
         plain = score(truth, boxes, masks, engine=engine)
@@ -255,7 +255,7 @@ def test_a_bad_box_result_is_named(write_truth, field, value):
     masks.insert(0, {**masks[0], "image_id": 8})
     with pytest.raises(DataError) as caught:
         score(write_truth(one_object()), boxes, masks, engine="fast")
-    first, second = caught.value.faults  # all of them at once
+    first, second = caught.value.problems  # all of them at once
     assert (first.file, first.field) == ("box results", field)
     assert first.where.startswith("result 1 ")
     assert (second.file, second.where, second.field) == ("mask results", "result 0 (image id 8)", "image_id")
@@ -317,8 +317,8 @@ def as_columns(boxes: list[dict], masks: list[dict]) -> tuple[BoxResults, MaskRe
 @pytest.mark.parametrize("engine", ["official", "fast"])
 @pytest.mark.parametrize("seed", range(4))
 def test_columns_score_like_entries(write_truth, seed, engine):
-    data_set = made_up_data_set(seed)
-    truth, results = write_truth(data_set), made_up_results(data_set, seed)
+    data_set = synthetic_data_set(seed)
+    truth, results = write_truth(data_set), synthetic_results(data_set, seed)
     entries = score(truth, *results, engine=engine)
     columns = score(truth, *as_columns(*results), engine=engine)
     assert min(entries.box_stats + entries.mask_stats) > 0
@@ -367,9 +367,11 @@ def test_a_bad_row_is_named_as_an_entry_is(write_truth, field, value):
         score(truth, boxes, masks, engine="fast")
     with pytest.raises(DataError) as of_columns:
         score(truth, *as_columns(boxes, masks), engine="fast")
-    assert of_columns.value.faults[0].field == field
-    assert of_columns.value.faults[0].where.startswith("result 1 ")
-    assert [fault.line() for fault in of_columns.value.faults] == [fault.line() for fault in of_entries.value.faults]
+    assert of_columns.value.problems[0].field == field
+    assert of_columns.value.problems[0].where.startswith("result 1 ")
+    assert [problem.line() for problem in of_columns.value.problems] == [
+        problem.line() for problem in of_entries.value.problems
+    ]
 
 
 def test_a_row_with_a_mask_of_another_size_is_refused(write_truth):
@@ -380,7 +382,7 @@ def test_a_row_with_a_mask_of_another_size_is_refused(write_truth):
 
 
 def many_objects(count: int) -> tuple[dict, tuple[list[dict], list[dict]]]:
-    """Returns a data set of one image with so many objects, and results that find each of them exactly."""
+    """Return a data set of one image with so many objects, and results that find each of them exactly."""
     places = [[12.0 * (number % 20), 12.0 * (number // 20), 10.0, 10.0] for number in range(count)]
     document = one_object()
     document["images"] = [{"id": 6, "height": 240, "width": 240}]
@@ -423,8 +425,8 @@ def test_only_the_best_detections_of_an_image_count(write_truth, engine, objects
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("limit", [11, 30, 101])
 def test_both_engines_agree_with_an_own_limit(write_truth, seed, limit):
-    data_set = made_up_data_set(seed)
-    truth, results = write_truth(data_set), made_up_results(data_set, seed)
+    data_set = synthetic_data_set(seed)
+    truth, results = write_truth(data_set), synthetic_results(data_set, seed)
     fast, official = (score(truth, *results, engine=engine, max_detections=limit) for engine in ("fast", "official"))
     assert agree(fast, official) == [] and fast.box_ap_per_category == official.box_ap_per_category
 
@@ -432,8 +434,8 @@ def test_both_engines_agree_with_an_own_limit(write_truth, seed, limit):
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("engine", ["official", "fast"])
 def test_the_own_summary_is_that_of_the_engines(write_truth, monkeypatch, seed, engine):
-    data_set = made_up_data_set(seed)
-    truth, results = write_truth(data_set), made_up_results(data_set, seed)
+    data_set = synthetic_data_set(seed)
+    truth, results = write_truth(data_set), synthetic_results(data_set, seed)
     theirs = score(truth, *results, engine=engine)
     monkeypatch.setattr(scores_module, "COCO_DETECTIONS", 0)  # no number is theirs now
     own = score(truth, *results, engine=engine, max_detections=100)
@@ -447,8 +449,8 @@ TRAINED = {1: "cat", 3: "kind 3", 7: "kind 7", 8: "kind 8", UNSEEN: f"kind {UNSE
 @pytest.mark.parametrize("engine", ["official", "fast"])
 @pytest.mark.parametrize("seed", range(6))
 def test_categories_without_ground_truth_change_no_number(tmp_path, write_truth, engine, seed):
-    data_set = made_up_data_set(seed)
-    results = made_up_results(data_set, seed)
+    data_set = synthetic_data_set(seed)
+    results = synthetic_results(data_set, seed)
     plain = score(write_truth(data_set), *results, engine=engine)
     own = {entry["id"]: entry["name"] for entry in data_set["categories"] if entry["id"] != UNSEEN}
     data_set["categories"] = [{"id": identity, "name": name} for identity, name in own.items()]
@@ -463,8 +465,8 @@ def test_categories_without_ground_truth_change_no_number(tmp_path, write_truth,
 
 @pytest.mark.parametrize("engine", ["official", "fast"])
 def test_ground_truth_matched_by_name_gives_the_same_numbers(tmp_path, write_truth, engine):
-    data_set = made_up_data_set(2)
-    results = made_up_results(data_set, 2)
+    data_set = synthetic_data_set(2)
+    results = synthetic_results(data_set, 2)
     plain = score(write_truth(data_set), *results, engine=engine)
     trained = {entry["id"]: entry["name"] for entry in data_set["categories"]}
     number_of = dict(zip(trained, (7, 3, UNFOUND, 8, 1), strict=True))

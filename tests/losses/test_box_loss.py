@@ -15,7 +15,7 @@ HIT, FAR = [0.0, 0, 9, 9], [20.0, 20, 29, 29]
 
 
 def targets_of(boxes, labels, slots=None, dtype=torch.float32):
-    """Returns targets from a list of boxes and one of labels for each image, in `slots` places."""
+    """Return targets from a list of boxes and one of labels for each image, in `slots` places."""
     slots = slots or max(1, *(len(rows) for rows in boxes))
     polygons = Polygons(
         points=torch.zeros(0, 2),
@@ -53,7 +53,7 @@ def sample(candidates, targets, seeds=(5,), config=CONFIG):
 
 
 def mixed_case(images, dtype=torch.float32):
-    """Returns outputs, RoIs (2 positive, 1 background, 1 empty place) and targets, equal in all images."""
+    """Return outputs, RoIs (2 positive, 1 background, 1 empty place) and targets, equal in all images."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(1, 4, 3, generator=generator, dtype=dtype).repeat(images, 1, 1)
     deltas = torch.randn(1, 4, 3, 4, generator=generator, dtype=dtype).repeat(images, 1, 1, 1)

@@ -21,7 +21,7 @@ def rois_of(labels, *, boxes=None, slots=None, valid=None):
 
 
 def random_case(images, dtype=torch.float32):
-    """Returns logits, RoIs (two positive, one empty place) and wanted masks, equal in all images."""
+    """Return logits, RoIs (two positive, one empty place) and wanted masks, equal in all images."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(1, 3, 4, 3, 3, generator=generator, dtype=dtype).repeat(images, 1, 1, 1, 1)
     wanted = (torch.rand(1, 3, 3, 3, generator=generator) > 0.5).repeat(images, 1, 1, 1)

@@ -16,7 +16,7 @@ HIT, HALF, FAR = [0.0, 0, 9, 9], [0.0, 0, 9, 4], [20.0, 20, 29, 29]  # IoU with 
 
 
 def batch_of(truth, *, slots=None, seeds=None, size_hw=(100, 100), dtype=torch.float32):
-    """Returns a batch with these boxes, a list for each image, in `slots` places."""
+    """Return a batch with these boxes, a list for each image, in `slots` places."""
     slots = slots or max(1, *(len(boxes) for boxes in truth))
     boxes = torch.tensor([rows + [[0.0] * 4] * (slots - len(rows)) for rows in truth], dtype=dtype)
     valid = torch.tensor([[slot < len(rows) for slot in range(slots)] for rows in truth])
@@ -41,7 +41,7 @@ def output_of(logits, deltas=None):
 
 
 def random_case(images, dtype=torch.float32):
-    """Returns anchors, the same truth for every image, and outputs that are equal in all images."""
+    """Return anchors, the same truth for every image, and outputs that are equal in all images."""
     generator = torch.Generator().manual_seed(0)
     corners = torch.rand(60, 2, generator=generator, dtype=dtype) * 60
     anchors = torch.cat([corners, corners + 8 + torch.rand(60, 2, generator=generator, dtype=dtype) * 30], dim=1)

@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from made_up_machine import gpu, gpu_situation, plain_situation
+from synthetic_machine import gpu, gpu_situation, plain_situation
 
 from maskperf.config import OptimizerConfig
 from maskperf.machine.check_gpus import (

@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 import pytest
-from made_up_machine import gpu_situation, plain_situation, with_machine
+from synthetic_machine import gpu_situation, plain_situation, with_machine
 
 from maskperf.machine.check_memory import (
     check_core_files,

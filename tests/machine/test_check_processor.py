@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 import pytest
-from made_up_machine import gpu_situation, plain_situation, with_cpu, with_machine
+from synthetic_machine import gpu_situation, plain_situation, with_cpu, with_machine
 
 from maskperf.machine.check_processor import (
     check_clock,
@@ -57,9 +57,9 @@ def test_hyperthreads_are_told():
 
 def test_several_memory_nodes_are_noted():
     assert check_numa(with_cpu()).level == "ok"
-    assert "numactl" in check_numa(with_cpu(numa_nodes=2)).mend
+    assert "numactl" in check_numa(with_cpu(numa_nodes=2)).fix
     gpus = gpu_situation(2)
-    assert "GPU" in check_numa(with_machine(gpus, cpu=replace(gpus.machine.cpu, numa_nodes=2))).mend
+    assert "GPU" in check_numa(with_machine(gpus, cpu=replace(gpus.machine.cpu, numa_nodes=2))).fix
     assert check_numa(with_cpu(numa_nodes=None)) is None
 
 
@@ -82,7 +82,7 @@ def test_variables_that_bind_threads_are_noted():
     assert check_thread_variables(plain_situation(environment={"OMP_NUM_THREADS": "1"})).level == "ok"
     finding = check_thread_variables(plain_situation(environment={"KMP_AFFINITY": "compact", "OMP_NUM_THREADS": "1"}))
     assert finding.level == "note"
-    assert "Unset KMP_AFFINITY" in finding.mend
+    assert "Unset KMP_AFFINITY" in finding.fix
 
 
 @pytest.mark.parametrize(("state", "level"), [(True, "ok"), (False, "note"), (None, "ok")])
@@ -101,11 +101,11 @@ def test_making_pictures_must_keep_up_with_the_gpus():
         check_picture_speed(gpu_situation(8, picture_speed=pictures(100.0))).level == "ok"
     )  # two threads: 200 a second
     more = check_picture_speed(gpu_situation(8, picture_speed=pictures(50.0)))
-    assert (more.level, "data.loader_threads=4" in more.mend) == ("note", True)
+    assert (more.level, "data.loader_threads=4" in more.fix) == ("note", True)
     assert "need 30 cores" in more.meaning  # 1480 / 50, rounded
     hopeless = check_picture_speed(gpu_situation(8, picture_speed=pictures(10.0)))
     assert "148 cores; there are 96" in hopeless.meaning
-    assert "wait" in hopeless.mend
+    assert "wait" in hopeless.fix
 
 
 def test_slow_matrix_products_are_noted():

@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 import pytest
-from made_up_machine import gpu_situation, plain_situation, with_machine
+from synthetic_machine import gpu_situation, plain_situation, with_machine
 
 from maskperf.machine.check_software import (
     check_docker,
@@ -58,7 +58,7 @@ def test_a_torch_for_cpu_beside_a_gpu_is_a_problem():
     assert check_torch_build(gpu_situation(1)).level == "ok"
     finding = check_torch_build(replace(gpu_situation(1), torch_build="cpu"))
     assert finding.level == "problem"
-    assert "CUDA" in finding.mend
+    assert "CUDA" in finding.fix
     assert check_torch_build(replace(gpu_situation(1), torch_build="rocm 6.4")).level == "problem"
 
 
@@ -92,7 +92,7 @@ def test_driver_against_the_cuda_of_torch(driver_cuda, build, level):
 
 
 def test_an_old_driver_is_told_which_one_it_takes():
-    assert "580.65.06" in check_driver(gpu_situation(1, group={"driver_cuda": "12.4"})).mend
+    assert "580.65.06" in check_driver(gpu_situation(1, group={"driver_cuda": "12.4"})).fix
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 import pytest
-from made_up_machine import STORAGE, gpu_situation, plain_situation
+from synthetic_machine import STORAGE, gpu_situation, plain_situation
 
 from maskperf.machine.check_storage import (
     check_data,

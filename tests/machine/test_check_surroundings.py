@@ -1,5 +1,5 @@
 import pytest
-from made_up_machine import plain_situation, with_machine
+from synthetic_machine import plain_situation, with_machine
 
 from maskperf.machine.check_surroundings import (
     check_interfaces,
@@ -23,7 +23,7 @@ from maskperf.machine.facts import InfinibandFacts
 def test_variables_that_slow_a_run(environment, level):
     finding = check_slow_variables(plain_situation(environment=environment))
     assert finding.level == level
-    assert level == "ok" or next(iter(environment)) in finding.mend
+    assert level == "ok" or next(iter(environment)) in finding.fix
 
 
 WHOLE = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}

@@ -1,6 +1,6 @@
 import inspect
 
-from made_up_machine import gpu_situation, plain_situation
+from synthetic_machine import gpu_situation, plain_situation
 
 from maskperf.machine import (
     check_gpus,
@@ -24,10 +24,10 @@ def test_every_check_that_is_written_is_used_once():
     assert sorted(check.__name__ for check in CHECKS) == sorted(function.__name__ for function in written)
 
 
-def test_a_good_machine_has_nothing_to_mend():
+def test_a_good_machine_has_nothing_to_fix():
     for situation in (plain_situation(), gpu_situation(8)):
         findings = examine(situation)
-        assert [finding for finding in findings if finding.level != "ok" or finding.mend] == []
+        assert [finding for finding in findings if finding.level != "ok" or finding.fix] == []
         assert len(findings) > 20
 
 

@@ -2,8 +2,8 @@ import resource
 
 import pytest
 
-from maskperf.machine import gather as module
-from maskperf.machine.gather import (
+from maskperf.machine import probe as module
+from maskperf.machine.probe import (
     checkout_folder,
     docker_state,
     gather,

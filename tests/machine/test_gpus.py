@@ -33,7 +33,7 @@ TOPOLOGY = (
 
 
 def answers(monkeypatch, outputs):
-    """Lets nvidia-smi give the first answer whose key stands in its words."""
+    """Let nvidia-smi give the first answer whose key stands in its words."""
 
     def run(words, timeout_seconds):
         return next((answer for key, answer in outputs.items() if key in " ".join(words)), Answer())

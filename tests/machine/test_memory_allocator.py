@@ -4,26 +4,26 @@ import sys
 
 import pytest
 
-from maskperf.machine import memory_allocator
-from maskperf.machine.memory_allocator import keep_freed_memory
+from maskperf.engine import allocator as memory_allocator
+from maskperf.engine.allocator import keep_freed_memory
 
 # Prints the page faults of the second of two equal blocks of 64 MiB, 16384 pages of 4 KiB.
 SECOND_BLOCK = """
 import resource, sys
-from maskperf.machine.memory_allocator import keep_freed_memory
+from maskperf.engine.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory() and keep_freed_memory()
-faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+problems = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(2):
-    before = faults()
+    before = problems()
     block = bytearray(b"x") * 2**26
-    after = faults()
+    after = problems()
     del block
 print(after - before)
 """
 
 
-def faults_of_the_second_block(mode):
+def problems_of_the_second_block(mode):
     done = subprocess.run(
         [sys.executable, "-c", SECOND_BLOCK, mode], capture_output=True, text=True, timeout=300, check=True
     )
@@ -35,7 +35,7 @@ def faults_of_the_second_block(mode):
     reason="the allocator is not glibc's",
 )
 def test_freed_memory_is_used_again_without_page_faults():
-    plain, kept = faults_of_the_second_block("plain"), faults_of_the_second_block("keep")
+    plain, kept = problems_of_the_second_block("plain"), problems_of_the_second_block("keep")
     assert kept < 20
     assert plain > 10 * max(kept, 1)
 

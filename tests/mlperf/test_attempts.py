@@ -1,5 +1,5 @@
 import pytest
-from made_up_logs import by_time, later, log_records, log_text, record, up_to
+from synthetic_logs import by_time, later, log_records, log_text, record, up_to
 
 from maskperf.mlperf.attempts import HEAD, find_attempts
 from maskperf.mlperf.log_lines import parse_records
@@ -19,13 +19,13 @@ def _first_lines(records):
 
 
 def _init_first(records):
-    """Returns a log that tells about the submission only after cache_clear and init_start."""
+    """Return a log that tells about the submission only after cache_clear and init_start."""
     first = [entry for entry in records if entry["key"] in ("cache_clear", "init_start")]
     return [*first, *(entry for entry in records if entry not in first)]
 
 
 def _blocks(records):
-    """Returns a log with blocks of epochs instead of epochs."""
+    """Return a log with blocks of epochs instead of epochs."""
     names = {"epoch_start": "block_start", "epoch_stop": "block_stop"}
     kept = [entry for entry in records if entry["key"] not in ("eval_start", "eval_stop")]
     return [

@@ -1,6 +1,6 @@
 import pytest
-from made_up_logs import LEFT_OUT, log_records, log_text, record, write_log, write_logs, write_package
 from official_checkers import run_in_process
+from synthetic_logs import LEFT_OUT, log_records, log_text, record, write_log, write_logs, write_package
 
 from maskperf.errors import DataError
 from maskperf.mlperf import checkers
@@ -61,7 +61,7 @@ def in_process(request, monkeypatch):
 
 @pytest.fixture
 def slow_way():
-    """Leaves each checker in a process of its own."""
+    """Leave each checker in a process of its own."""
 
 
 def _judge(tmp_path, records):
@@ -71,10 +71,10 @@ def _judge(tmp_path, records):
 
 
 def _refused(verdict, *words):
-    """Demands a refusal that is explained and mended in words that hold all of these."""
+    """Require a refusal that is explained and fixed in words that hold all of these."""
     assert verdict.accepted is False
     refusals = [finding for finding in verdict.findings if finding.refuses]
-    assert refusals and all(finding.explanation and finding.mend for finding in refusals), refusals
+    assert refusals and all(finding.explanation and finding.fix for finding in refusals), refusals
     text = "\n".join(f"{finding.text} {finding.explanation}" for finding in refusals)
     assert all(word in text for word in words), text
 
@@ -224,7 +224,7 @@ def test_a_package_is_accepted_and_left_as_it_is(tmp_path, slow_way):
 def test_fewer_epochs_than_the_reference_give_a_scaling_factor(tmp_path):
     folder = write_package(tmp_path / "p", [{"epochs": epochs} for epochs in (12, 12, 13, 13, 13)], batch_size=8)
     verdict = checkers.check_package(folder)
-    assert verdict.accepted and verdict.scaling_factors == {"made_up_system": pytest.approx(12.75 / (38 / 3))}
+    assert verdict.accepted and verdict.scaling_factors == {"synthetic_system": pytest.approx(12.75 / (38 / 3))}
     assert not list(folder.rglob("scaling.json"))
 
 
@@ -253,7 +253,7 @@ def test_five_runs_that_break_a_rule_are_refused_by_the_part_that_names_it(tmp_p
     assert not verdict.accepted and _parts(verdict)[checker] is False
     found = [finding for finding in _findings(verdict, checker) if finding.refuses]
     assert words in "\n".join(f"{finding.text}\n{finding.explanation}" for finding in found)
-    assert all(finding.explanation and finding.mend for finding in found)
+    assert all(finding.explanation and finding.fix for finding in found)
 
 
 def test_one_aborted_run_of_five_is_accepted_with_a_note(tmp_path):
@@ -264,7 +264,7 @@ def test_one_aborted_run_of_five_is_accepted_with_a_note(tmp_path):
 
 def test_several_seeds_in_a_log_are_a_note(tmp_path):
     folder = write_package(tmp_path / "p")
-    path = folder / "results" / "made_up_system" / "maskrcnn" / "result_0.txt"
+    path = folder / "results" / "synthetic_system" / "maskrcnn" / "result_0.txt"
     path.write_text(log_text([record("seed", 12, 0)]) + path.read_text())
     verdict = checkers.check_package(folder)
     assert verdict.accepted and any("several seeds" in finding.explanation for finding in _findings(verdict, SEEDS))
@@ -272,7 +272,7 @@ def test_several_seeds_in_a_log_are_a_note(tmp_path):
 
 def test_a_description_without_a_field_is_refused(tmp_path):
     folder = write_package(tmp_path / "p")
-    path = folder / "systems" / "made_up_system.json"
+    path = folder / "systems" / "synthetic_system.json"
     path.write_text(path.read_text().replace('"cooling": "",', ""))
     verdict = checkers.check_package(folder)
     assert not verdict.accepted and _parts(verdict)[SYSTEM] is False
@@ -281,15 +281,15 @@ def test_a_description_without_a_field_is_refused(tmp_path):
 
 def test_a_missing_description_is_refused(tmp_path):
     folder = write_package(tmp_path / "p")
-    (folder / "systems" / "made_up_system.json").rename(folder / "systems" / "other.json")
+    (folder / "systems" / "synthetic_system.json").rename(folder / "systems" / "other.json")
     verdict = checkers.check_package(folder)
     assert not verdict.accepted
-    assert any("made_up_system.json is missing" in finding.explanation for finding in _findings(verdict, PACKAGE))
+    assert any("synthetic_system.json is missing" in finding.explanation for finding in _findings(verdict, PACKAGE))
 
 
 def test_a_package_whose_logs_the_official_checker_passes_over_is_refused(tmp_path):
     folder = write_package(tmp_path / "p")
-    (folder / "results/made_up_system/maskrcnn").rename(folder / "results/made_up_system/mask_rcnn")
+    (folder / "results/synthetic_system/maskrcnn").rename(folder / "results/synthetic_system/mask_rcnn")
     verdict = checkers.check_package(folder)
     assert _parts(verdict)[PACKAGE] is True and not verdict.accepted  # the official words are SUCCESS
 

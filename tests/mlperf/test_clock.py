@@ -1,5 +1,5 @@
 import pytest
-from made_up_logs import START_MS, log_records, log_text
+from synthetic_logs import START_MS, log_records, log_text
 
 from maskperf.mlperf.clock import check_clock
 from maskperf.mlperf.published import published_systems
@@ -14,7 +14,7 @@ RUN_START, EPOCH_START, EPOCH_STOP, TRACKED, RUN_STOP = (
 
 @pytest.fixture
 def check(tmp_path):
-    """Returns a function that returns what is wrong with the times of records."""
+    """Return a function that returns what is wrong with the times of records."""
 
     def write_and_check(records, *, trains_coco=True):
         path = tmp_path / "log.txt"
@@ -29,13 +29,13 @@ def _timed(change, records=WHOLE):
 
 
 def _from(line, change, last=None):
-    """Returns the log with other times from one line to another, by default that line alone."""
+    """Return the log with other times from one line to another, by default that line alone."""
     lines = range(line, (last or line) + 1)
     return [{**entry, "time_ms": change(entry["time_ms"])} if n in lines else entry for n, entry in enumerate(WHOLE, 1)]
 
 
 def _tracked(name, change):
-    """Returns the log with another value of tracked_stats, a function of its images per second."""
+    """Return the log with another value of tracked_stats, a function of its images per second."""
     return [
         {**entry, "value": {**entry["value"], name: change(entry["value"]["throughput"])}}
         if entry["key"] == "tracked_stats"
@@ -45,7 +45,7 @@ def _tracked(name, change):
 
 
 def _blocks(records, epochs):
-    """Returns the log with blocks in place of epochs, each said to hold so many of them."""
+    """Return the log with blocks in place of epochs, each said to hold so many of them."""
     names = {"epoch_start": "block_start", "epoch_stop": "block_stop"}
     return [
         {**entry, "key": names[entry["key"]], "metadata": {"first_epoch_num": number, "epoch_count": epochs}}
@@ -95,7 +95,7 @@ def test_another_unit_of_time_is_the_only_thing_named(check, unit, change, first
     (finding,) = check(_from(first, change, len(WHOLE)))
     assert finding.refuses and finding.text.startswith(f"line {first}: time_ms is ")
     assert f"{unit}, not milliseconds, and {len(WHOLE) - first} more lines" in finding.text
-    assert "2023-11-14 22:" in finding.explanation and finding.mend
+    assert "2023-11-14 22:" in finding.explanation and finding.fix
 
 
 def test_one_line_in_seconds_is_named(check):
@@ -174,4 +174,4 @@ def test_a_rate_in_another_unit_than_the_epochs_say_is_a_note(check, name, chang
     (finding,) = check(_tracked(name, change))
     assert not finding.refuses and f"tracked_stats has {name} " in finding.text
     line = int(finding.text.split(":")[0].removeprefix("line "))
-    assert KEYS[line - 1] == "tracked_stats" and (line >= TRACKED) and name in finding.mend
+    assert KEYS[line - 1] == "tracked_stats" and (line >= TRACKED) and name in finding.fix

@@ -51,7 +51,7 @@ def test_epochs_below_the_smallest_reference_point_are_its_own_and_this_is_said(
 
 
 def test_epochs_above_the_largest_reference_point_are_refused():
-    with pytest.raises(ConfigError, match=r"no reference point above batch 272.*Mend"):
+    with pytest.raises(ConfigError, match=r"no reference point above batch 272.*Fix"):
         forecast_epochs(273, published_systems())
 
 

@@ -7,7 +7,7 @@ import pytest
 from maskperf.config import MlperfConfig
 from maskperf.mlperf.log import PUBLISHED_LOSS_NAMES, MlperfLog
 from maskperf.recipes import demo
-from maskperf.records.loss_windows import LossWindow
+from maskperf.schema import LossWindow
 from maskperf.structures import LOSS_NAMES
 
 

@@ -6,8 +6,8 @@ from maskperf.mlperf.overheads import epoch_seconds_of, fit_overheads, training_
 from maskperf.mlperf.published import published_systems
 
 
-def with_made_up_minutes(system, *, ratio, start_seconds, tail_seconds):
-    """Returns the system with runs that take exactly what a program with these overheads would take."""
+def with_synthetic_minutes(system, *, ratio, start_seconds, tail_seconds):
+    """Return the system with runs that take exactly what a program with these overheads would take."""
     spare = max(0, system.accelerators - system.batch_size)
     rate = ratio * training_rate_of(system)
     runs = []
@@ -20,7 +20,7 @@ def with_made_up_minutes(system, *, ratio, start_seconds, tail_seconds):
 
 def test_overheads_that_made_the_runs_are_found_again():
     truth = {"ratio": 1.7, "start_seconds": 50.0, "tail_seconds": 2.5}
-    found = fit_overheads([with_made_up_minutes(system, **truth) for system in published_systems()])
+    found = fit_overheads([with_synthetic_minutes(system, **truth) for system in published_systems()])
     assert found.images_evaluated_per_trained == pytest.approx(1.7)
     assert found.start_node_seconds == pytest.approx(50.0)
     assert found.tail_seconds == pytest.approx(2.5)

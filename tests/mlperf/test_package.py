@@ -4,9 +4,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from made_up_logs import SYSTEM_FIELDS, write_log, write_logs
 from mlperf_logging.repo_checker import repo_checker
 from permissions import UMASKS, modes, umask
+from synthetic_logs import SYSTEM_FIELDS, write_log, write_logs
 
 import maskperf
 from maskperf.cli.main import main
@@ -82,7 +82,7 @@ def test_a_package_has_the_permissions_of_the_umask_and_programs_stay_programs(t
 
 
 def _words_of(script, started, folder, *more):
-    """Returns the words that a script of the system's folder gives to a file of the implementation."""
+    """Return the words that a script of the system's folder gives to a file of the implementation."""
     stand_in = folder / "maskperf" / started
     stand_in.parent.mkdir(parents=True)
     stand_in.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')

@@ -11,7 +11,7 @@ from maskperf.mlperf.published import published_systems
 
 
 def all_given(**changes):
-    """Returns a question in which nothing is left to be learnt from others."""
+    """Return a question in which nothing is left to be learnt from others."""
     given = {
         "accelerators": 8,
         "images_per_second": 100.0,

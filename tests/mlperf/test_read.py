@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from made_up_logs import SEED, log_records, log_text, record, write_log
+from synthetic_logs import SEED, log_records, log_text, record, write_log
 
 from maskperf.errors import DataError
 from maskperf.mlperf.read import read_log
@@ -22,7 +22,7 @@ def _read(path, text):
 def test_a_log_tells_who_what_how_long_and_how_well(tmp_path):
     log = read_log(write_log(tmp_path / "a.txt", minutes=19.3, epochs=14, recipe="coco_batch_96", targets=(0.3, 0.2)))
     assert (log.benchmark, log.organization, log.division) == ("maskrcnn", "Made Up", "closed")
-    assert log.platform == "made_up_system" and log.recipe == "coco_batch_96" and log.targets == (0.3, 0.2)
+    assert log.platform == "synthetic_system" and log.recipe == "coco_batch_96" and log.targets == (0.3, 0.2)
     assert log.settings["global_batch_size"] == 96 and log.settings["opt_learning_rate_decay_steps"] == [12000, 16000]
     assert "seed" not in log.settings and log.seeds == (SEED,)
     assert log.run_seconds == pytest.approx(19.3 * 60) and log.init_seconds == pytest.approx(120)
@@ -111,7 +111,7 @@ def test_records_without_their_parts_are_named(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "hello\n", ":::MLLOG\n", ":::MLLOG {\n", ":::MLLOG " + "[" * 100000])
 def test_a_file_without_a_record_is_refused(tmp_path, text):
-    with pytest.raises(DataError, match=r"a\.txt.*Mend: "):
+    with pytest.raises(DataError, match=r"a\.txt.*Fix: "):
         _read(tmp_path / "a.txt", text)
 
 

@@ -75,7 +75,7 @@ def broken_fields(config, world=1):
 
 
 def other_value(value):
-    """Returns a value of the same type that is not the one given."""
+    """Return a value of the same type that is not the one given."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, tuple):
@@ -114,10 +114,10 @@ def test_the_demo_is_refused_with_every_broken_rule_named():
         refuse_broken_rules(closed("demo"), 1)
     message = str(caught.value)
     assert caught.value.exit_code == EXIT_RULE
-    assert message.startswith("recipe demo with mlperf.division=closed:") and "Mend:" in message
+    assert message.startswith("recipe demo with mlperf.division=closed:") and "Fix:" in message
     for result in (result for result in check_rules(closed("demo")) if not result.kept):
         assert f"{result.field}={result.value}: the rule '{result.rule}' allows {result.allowed}" in message
-    assert "data.generate=true: the rule 'no made-up pictures' allows false" in message
+    assert "data.generate=true: the rule 'no synthetic pictures' allows false" in message
     assert "evaluation.box_target=0.55: the rule 'box target' allows 0.377" in message
 
 
@@ -261,7 +261,7 @@ def test_a_finished_run_broke_the_rule_on_seeds_only_if_its_command_fixed_one(co
 
 
 def rows_of(heading):
-    """Returns the cells of every row of the table below a heading of docs/rules.md."""
+    """Return the cells of every row of the table below a heading of docs/rules.md."""
     part = DOCUMENT.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("|")]
     return rows[2:]

@@ -1,6 +1,6 @@
 import pytest
-from made_up_logs import LEFT_OUT, by_time, later, log_records, log_text, up_to, write_logs
 from official_checkers import run_in_process
+from synthetic_logs import LEFT_OUT, by_time, later, log_records, log_text, up_to, write_logs
 
 from maskperf.mlperf import checkers
 from maskperf.mlperf.run_set import check_log, is_closed_set, judge_set
@@ -10,7 +10,7 @@ BEHIND_A_HEAD = [*up_to(log_records(), "seed"), *later(log_records(), 4)]
 
 @pytest.fixture
 def checked(tmp_path, monkeypatch):
-    """Returns a function that writes and checks logs."""
+    """Return a function that writes and checks logs."""
     monkeypatch.setattr(checkers, "_run", run_in_process)
 
     def write_and_check(runs, **common):
@@ -55,7 +55,7 @@ def test_what_is_not_one_closed_set_is_not_compared(checked, runs):
 
 @pytest.fixture
 def check_records(tmp_path, monkeypatch):
-    """Returns a function that checks a file of these records, or of this text."""
+    """Return a function that checks a file of these records, or of this text."""
     monkeypatch.setattr(checkers, "_run", run_in_process)
 
     def write_and_check(records):

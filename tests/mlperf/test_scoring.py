@@ -20,7 +20,7 @@ def official():
 
 
 def _official_answer(checker, monkeypatch, batch_size, epochs):
-    """Returns (passed, factor) of the official tool for runs with these numbers of epochs."""
+    """Return (passed, factor) of the official tool for runs with these numbers of epochs."""
     lost = epochs.count(None)
     found = None if lost > 1 else [1e9 if epoch is None else epoch for epoch in epochs]
     monkeypatch.setattr(rcp_checker, "get_submission_epochs", lambda *_: (batch_size, found, "maskrcnn"))

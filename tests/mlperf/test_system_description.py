@@ -2,8 +2,8 @@ import json
 from dataclasses import replace
 
 import pytest
-from made_up_logs import SYSTEM_FIELDS
 from mlperf_logging.system_desc_checker.system_desc_checker import check_system_desc
+from synthetic_logs import SYSTEM_FIELDS
 
 from maskperf.errors import ConfigError, DataError
 from maskperf.machine.describe import describe_machine
@@ -109,9 +109,9 @@ def test_a_description_of_others_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("{", "no JSON"), ("[]", "object"), ('{"cooling": 3, "hw_notes": null}', "2 faults")]
+    ("text", "words"), [("{", "no JSON"), ("[]", "object"), ('{"cooling": 3, "hw_notes": null}', "2 problems")]
 )
-def test_faults_of_a_description_are_named(tmp_path, text, words):
+def test_problems_of_a_description_are_named(tmp_path, text, words):
     path = tmp_path / "a.json"
     path.write_text(text)
     with pytest.raises(DataError, match=words):

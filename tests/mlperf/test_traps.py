@@ -1,6 +1,6 @@
 import pytest
-from made_up_logs import LEFT_OUT, by_time, later, log_records, log_text, record, up_to, write_log, write_package
 from official_checkers import run_in_process
+from synthetic_logs import LEFT_OUT, by_time, later, log_records, log_text, record, up_to, write_log, write_package
 
 from maskperf.mlperf import checkers
 from maskperf.mlperf.read import read_log
@@ -14,7 +14,7 @@ def _log(tmp_path, records):
 
 
 def _again_later(records, minutes):
-    """Returns a log whose run_start comes a second time, as a run that was taken up again may write it."""
+    """Return a log whose run_start comes a second time, as a run that was taken up again may write it."""
     place = next(index for index, entry in enumerate(records) if entry["key"] == "eval_stop")
     again = {**record("run_start", None, 0), "time_ms": records[place]["time_ms"] + 1}
     return [*records[: place + 1], again, *records[place + 1 :]]
@@ -53,7 +53,7 @@ def test_what_the_official_checker_lets_pass_is_refused(tmp_path, monkeypatch, w
     assert verdict.accepted is False
     refusals = [finding for finding in verdict.findings if finding.refuses]
     assert any(words in finding.text for finding in refusals), refusals
-    assert all(finding.explanation and finding.mend for finding in refusals)
+    assert all(finding.explanation and finding.fix for finding in refusals)
     monkeypatch.setattr(checkers, "_run", run_in_process)
     assert checkers.check_compliance(log.path).accepted is True  # it is a trap
 
@@ -71,7 +71,7 @@ def test_two_records_on_one_line_are_refused(tmp_path, monkeypatch):
 def test_a_word_of_another_key_breaks_the_official_rcp_checker_as_we_say(tmp_path, monkeypatch):
     monkeypatch.setattr(checkers, "_run", run_in_process)
     folder = write_package(tmp_path / "p")
-    path = folder / "results/made_up_system/maskrcnn/result_0.txt"
+    path = folder / "results/synthetic_system/maskrcnn/result_0.txt"
     path.write_text(log_text([*log_records(), record("note", "eval_accuracy fell", 30)]))
     assert not checkers.check_package(folder).accepted
 
@@ -102,7 +102,7 @@ def test_success_without_the_targets_is_refused(tmp_path):
 
 
 def _withdrawn(records):
-    """Returns a log whose success was taken back, as `MlperfLog.withdraw` does it."""
+    """Return a log whose success was taken back, as `MlperfLog.withdraw` does it."""
     stop = records[-1]
     return [*records, {**stop, "value": "engines differ", "metadata": {**stop["metadata"], "status": "aborted"}}]
 
@@ -125,7 +125,7 @@ def test_two_withdrawn_runs_of_five_are_no_package(tmp_path, monkeypatch):
     folder = write_package(tmp_path / "p")
     assert checkers.check_package(folder).accepted
     for number in (0, 1):
-        path = folder / f"results/made_up_system/maskrcnn/result_{number}.txt"
+        path = folder / f"results/synthetic_system/maskrcnn/result_{number}.txt"
         path.write_text(log_text(_withdrawn(log_records(seed=100 + number))))
     assert not checkers.check_package(folder).accepted
 
@@ -218,7 +218,7 @@ def test_a_second_run_is_named_with_its_line_what_it_did_and_where_to_cut(tmp_pa
     assert "lines 1 to 29: stopped in epoch 2, no run_stop; lines 30 to the end: success in epoch 14" in (
         finding.explanation.lower()
     )
-    assert f"sed -n '30,$p' {log.path} > run_1.txt" in finding.mend and "run_2" not in finding.mend
+    assert f"sed -n '30,$p' {log.path} > run_1.txt" in finding.fix and "run_2" not in finding.fix
 
 
 @pytest.mark.parametrize(
@@ -240,14 +240,14 @@ def test_a_second_run_is_named_with_its_line_what_it_did_and_where_to_cut(tmp_pa
 )
 def test_what_each_run_of_a_file_did_is_said(tmp_path, records, refuses, words):
     finding = check_traps(_log(tmp_path, records)).findings[0]
-    assert finding.refuses is refuses and words in f"{finding.text} {finding.explanation} {finding.mend}"
+    assert finding.refuses is refuses and words in f"{finding.text} {finding.explanation} {finding.fix}"
 
 
 def test_mixed_lines_are_never_cut(tmp_path):
     log = _log(tmp_path, by_time(log_records(), later(log_records(minutes=19.7), 6)))
     finding = check_traps(log).findings[0]
     assert finding.refuses and "mixed" in finding.text and "cannot be cut" in finding.explanation
-    assert "sed" not in finding.mend
+    assert "sed" not in finding.fix
 
 
 def test_a_run_taken_up_again_is_a_note(tmp_path):

@@ -44,7 +44,7 @@ def state_of(config):
 
 
 def pairs_of_names(config):
-    """Yields (convolution, batch norm, array, array of the batch norm) of the table in the benchmark's description."""
+    """Yield (convolution, batch norm, array, array of the batch norm) of the table in the benchmark's description."""
     yield "stem.conv1", "stem.bn1", "conv1", "res_conv1"
     for stage, blocks in enumerate(config.stage_blocks, start=1):
         for block in range(blocks):
@@ -93,10 +93,10 @@ def write_pickle(path, blobs, top=True):
     return path
 
 
-def faults_of(call, *arguments, **named):
+def problems_of(call, *arguments, **named):
     with pytest.raises(DataError) as caught:
         call(*arguments, **named)
-    return caught.value.faults
+    return caught.value.problems
 
 
 @pytest.mark.parametrize("top", [True, False])
@@ -149,8 +149,8 @@ def test_a_pickle_that_asks_for_anything_else_is_refused_by_name_and_not_run(tmp
     path = tmp_path / "bad.pkl"
     for name, content in hostile_pickles(marker):
         path.write_bytes(content)
-        (fault,) = faults_of(read_detectron_pickle, path)
-        assert (fault.file, fault.field, fault.value) == (str(path), "global", name)
+        (problem,) = problems_of(read_detectron_pickle, path)
+        assert (problem.file, problem.field, problem.value) == (str(path), "global", name)
         assert not marker.exists()
 
 
@@ -173,14 +173,18 @@ def test_a_pickle_that_asks_for_anything_else_is_refused_by_name_and_not_run(tmp
 def test_malformed_pickles_are_named_as_such(tmp_path, content):
     path = tmp_path / "bad.pkl"
     path.write_bytes(content)
-    (fault,) = faults_of(read_detectron_pickle, path)
-    assert fault.file == str(path) and fault.mend
+    (problem,) = problems_of(read_detectron_pickle, path)
+    assert problem.file == str(path) and problem.fix
 
 
 def test_entries_that_are_no_arrays_are_all_listed(tmp_path):
     path = tmp_path / "a.pkl"
     path.write_bytes(pickle.dumps({"a": np.ones(2), "b": "text", 7: np.ones(2), "c": {}}, protocol=2))
-    assert [fault.field for fault in faults_of(read_detectron_pickle, path)] == ["entry 'b'", "entry 7", "entry 'c'"]
+    assert [problem.field for problem in problems_of(read_detectron_pickle, path)] == [
+        "entry 'b'",
+        "entry 7",
+        "entry 'c'",
+    ]
 
 
 def test_a_pickle_cut_short_anywhere_is_damaged(tmp_path):
@@ -188,7 +192,7 @@ def test_a_pickle_cut_short_anywhere_is_damaged(tmp_path):
     path = tmp_path / "short.pkl"
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        assert faults_of(read_detectron_pickle, path)[0].field == "content"
+        assert problems_of(read_detectron_pickle, path)[0].field == "content"
 
 
 def test_any_changed_byte_is_read_or_refused_but_never_another_error(tmp_path):
@@ -207,8 +211,8 @@ def test_any_changed_byte_is_read_or_refused_but_never_another_error(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    (fault,) = faults_of(load_backbone, tmp_path / "none.pkl", {})
-    assert "none.pkl" in fault.value and "No such file" in fault.problem
+    (problem,) = problems_of(load_backbone, tmp_path / "none.pkl", {})
+    assert "none.pkl" in problem.value and "No such file" in problem.message
 
 
 def test_every_convolution_and_batch_norm_of_the_50_layers_gets_its_own_array():
@@ -234,18 +238,18 @@ def test_missing_unexpected_wrongly_shaped_and_nan_arrays_are_all_listed():
     blobs["res3_1_branch2a_w"] = np.ones((4, 4, 1, 1), np.float32)
     blobs["res_conv1_bn_s"] = np.ones(5, np.float32)
     blobs["conv1_w"][0, 0, 0, 0] = np.nan
-    faults = faults_of(convert_names, blobs, state, file="x.pkl")
-    assert {(fault.file, fault.where, fault.field, fault.value) for fault in faults} == {
+    problems = problems_of(convert_names, blobs, state, file="x.pkl")
+    assert {(problem.file, problem.where, problem.field, problem.value) for problem in problems} == {
         ("x.pkl", "tensor conv1_w", "values", "1 of 588"),
         ("x.pkl", "tensor res2_0_branch2a_w", "name", "missing"),
         ("x.pkl", "tensor res3_1_branch2a_w", "name", "shape (4, 4, 1, 1)"),
         ("x.pkl", "tensor res_conv1_bn_s", "shape", "(5,)"),
     }
-    assert "shape (4,)" in next(fault for fault in faults if fault.field == "shape").problem
+    assert "shape (4,)" in next(problem for problem in problems if problem.field == "shape").message
 
 
 def unfolded(blobs):
-    """Splits every scale and shift into four vectors that fold to them, but for rounding."""
+    """Split every scale and shift into four vectors that fold to them, but for rounding."""
     generator = np.random.default_rng(1)
     result = {name: array for name, array in blobs.items() if not name.endswith(("_bn_s", "_bn_b"))}
     for base in (name.removesuffix("_s") for name in blobs if name.endswith("_bn_s")):
@@ -266,12 +270,12 @@ def test_unfolded_batch_norms_become_the_same_scale_and_shift():
         torch.testing.assert_close(split[name], tensor, rtol=1e-6, atol=1e-6)
 
 
-def test_a_negative_variance_is_a_fault():
+def test_a_negative_variance_is_a_problem():
     state = state_of(ONE_BLOCK)
     blobs = unfolded(random_blobs(ONE_BLOCK, state))
     blobs["res_conv1_bn_running_var"][1] = -1
-    (fault,) = faults_of(convert_names, blobs, state)
-    assert fault.where == f"2 tensors ({BODY}stem.bn1.weight, {BODY}stem.bn1.bias)"
+    (problem,) = problems_of(convert_names, blobs, state)
+    assert problem.where == f"2 tensors ({BODY}stem.bn1.weight, {BODY}stem.bn1.bias)"
 
 
 def test_the_pickle_is_converted_once_and_again_when_it_changed(tmp_path):
@@ -343,14 +347,17 @@ def test_a_quantized_file_is_loaded_and_its_loss_reported(tmp_path):
     assert 0 < difference < 0.05
 
 
-def test_a_stored_trunk_of_another_model_is_refused_with_one_fault_that_names_the_key(tmp_path):
+def test_a_stored_backbone_of_another_model_is_refused_with_one_problem_that_names_the_key(tmp_path):
     state = state_of(ONE_BLOCK)
     exact = convert_names(random_blobs(ONE_BLOCK, state), state)
     store_backbone(exact, tmp_path / "one.safetensors", "float32")
-    (fault,) = faults_of(load_backbone, tmp_path / "one.safetensors", state_of(ALL_BLOCKS))
+    (problem,) = problems_of(load_backbone, tmp_path / "one.safetensors", state_of(ALL_BLOCKS))
     count = 12 * 3 * 5  # 12 more blocks, of three convolutions with their four vectors
-    assert fault.where.startswith(f"{count} tensors ({BODY}layer1.1.conv1.weight, ")
-    assert (fault.field, fault.value) == ("model.stage_blocks", "1,1,1,1") and "this model has 3,4,6,3" in fault.problem
+    assert problem.where.startswith(f"{count} tensors ({BODY}layer1.1.conv1.weight, ")
+    assert (problem.field, problem.value) == (
+        "model.stage_blocks",
+        "1,1,1,1",
+    ) and "this model has 3,4,6,3" in problem.message
 
 
 @pytest.mark.parametrize("folded", [True, False])
@@ -365,19 +372,19 @@ def test_a_stored_trunk_of_another_model_is_refused_with_one_fault_that_names_th
         ({"stem_channels": 8, "stage_blocks": (2, 2, 2, 2)}, "model.stem_channels, model.stage_blocks"),
     ],
 )
-def test_a_pickle_of_another_width_or_depth_is_one_fault_that_names_the_keys(changes, keys, folded):
+def test_a_pickle_of_another_width_or_depth_is_one_problem_that_names_the_keys(changes, keys, folded):
     blobs = random_blobs(ONE_BLOCK, state_of(ONE_BLOCK))
     other = state_of(replace(ONE_BLOCK, **changes))
-    (fault,) = faults_of(convert_names, blobs if folded else unfolded(blobs), other, file="R-50.pkl")
-    assert fault.field == keys and " tensors (" in fault.where
+    (problem,) = problems_of(convert_names, blobs if folded else unfolded(blobs), other, file="R-50.pkl")
+    assert problem.field == keys and " tensors (" in problem.where
     for key in keys.replace("model.", "").split(", "):
         value = getattr(ONE_BLOCK, key)
         text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        assert f"model.{key}={text}" in fault.mend
+        assert f"model.{key}={text}" in problem.fix
 
 
 @pytest.mark.parametrize("batch_norm", ["frozen", "trainable"])
-def test_only_the_trunk_of_the_model_changes(tmp_path, batch_norm):
+def test_only_the_backbone_of_the_model_changes(tmp_path, batch_norm):
     config = replace(ONE_BLOCK, batch_norm=batch_norm)
     model = MaskRcnn(config)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

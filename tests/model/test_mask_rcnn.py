@@ -73,7 +73,7 @@ BOXES = torch.tensor([[[3.0, 5, 40, 60], [0, 0, 191, 127]], [[-4, -8, 20, 10], [
 
 
 def reference_pool(features, boxes, size):
-    """Returns the pooled maps (images, boxes, channels, size, size), box by box."""
+    """Return the pooled maps (images, boxes, channels, size, size), box by box."""
     pooled = []
     for image, image_boxes in enumerate(boxes):
         levels = assign_levels(image_boxes, 4).tolist()
@@ -133,7 +133,7 @@ def test_initial_weights_have_the_distribution_of_the_benchmark(full_model, name
     assert layer.bias.abs().max() == 0
 
 
-def test_trunk_starts_uniform_and_its_batch_norms_as_the_identity(full_model):
+def test_backbone_starts_uniform_and_its_batch_norms_as_the_identity(full_model):
     state = full_model.state_dict()
     for name in ("stem.conv1", "layer2.0.conv2", "layer4.2.conv3"):
         weight = state[f"backbone.body.{name}.weight"]
@@ -184,7 +184,7 @@ def test_mask_head_pools_14_by_14_and_gives_28_by_28_for_every_class(small_model
 
 
 def gradients_of(outputs, model, features):
-    """Returns the gradients of a weighted sum of the outputs in the features and the model's parameters."""
+    """Return the gradients of a weighted sum of the outputs in the features and the model's parameters."""
     generator = torch.Generator().manual_seed(3)
     total = sum((output * torch.randn(output.shape, generator=generator)).sum() for output in outputs)
     inputs = [*features, *(parameter for parameter in model.parameters() if parameter.requires_grad)]

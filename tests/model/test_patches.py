@@ -14,7 +14,7 @@ def levels(dtype=torch.float64, channels_last=False):
 
 
 def all_patches(features):
-    """Returns the 3x3 cells around every cell (images, cells, 9, channels), by padding and slicing."""
+    """Return the 3x3 cells around every cell (images, cells, 9, channels), by padding and slicing."""
     parts = []
     for feature in features:
         images, channels, height, width = feature.shape

@@ -37,7 +37,7 @@ def decode_by_hand(deltas, anchor, height, width):
 
 
 def level_by_hand(scores, deltas, anchors, size_hw, limit, nms_iou):
-    """Returns the surviving (score, box) of one level of one image, best first."""
+    """Return the surviving (score, box) of one level of one image, best first."""
     ranked = sorted(range(len(scores)), key=lambda index: -scores[index])[:limit]
     kept = []
     for index in ranked:
@@ -48,7 +48,7 @@ def level_by_hand(scores, deltas, anchors, size_hw, limit, nms_iou):
 
 
 def proposals_reference(rpn, config, training):
-    """Returns for each image a list of (score, box): the slow, obvious form of `select_proposals`."""
+    """Return for each image a list of (score, box): the slow, obvious form of `select_proposals`."""
     limit = config.candidates_per_level_train if training else config.candidates_per_level_test
     anchors = ANCHORS.tolist()
     found = []
@@ -88,7 +88,7 @@ def assert_same(proposals, expected):
 
 
 def truth_of(boxes):
-    """Returns targets for three images; an empty list of boxes is an image without truth."""
+    """Return targets for three images; an empty list of boxes is an image without truth."""
     slots = max(len(rows) for rows in boxes)
     padded = torch.tensor([rows + [[0.0] * 4] * (slots - len(rows)) for rows in boxes])
     valid = torch.tensor([[slot < len(rows) for slot in range(slots)] for rows in boxes])
@@ -103,7 +103,7 @@ def truth_of(boxes):
 
 
 def hand_made(anchors, logits, level_counts=None, **changes):
-    """Returns proposals in one image of 100 x 100 from anchors without offsets."""
+    """Return proposals in one image of 100 x 100 from anchors without offsets."""
     rpn = RpnOutput(logits=torch.tensor([logits]), deltas=torch.zeros(1, len(anchors), 4))
     training = changes.pop("training", True)
     return select_proposals(

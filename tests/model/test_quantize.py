@@ -20,7 +20,7 @@ from maskperf.model.weights import write_tensor_file
 CONV, NORM = "backbone.body.stem.conv1.weight", "backbone.body.stem.bn1.weight"
 
 
-def trunk():
+def backbone():
     torch.manual_seed(0)
     return {CONV: torch.randn(6, 3, 7, 7), NORM: torch.rand(6) + 0.123456789}
 
@@ -66,7 +66,7 @@ def test_the_int8_error_is_at_most_half_a_scale(numbers):
 
 
 def test_float32_storage_is_equal_and_says_so(tmp_path):
-    weights = trunk()
+    weights = backbone()
     loss = store_backbone(weights, tmp_path / "a.safetensors", "float32", metadata={"source": "R-50.pkl"})
     stored = load_stored_backbone(tmp_path / "a.safetensors")
     assert stored.storage == "float32" and stored.metadata["source"] == "R-50.pkl"
@@ -77,7 +77,7 @@ def test_float32_storage_is_equal_and_says_so(tmp_path):
 
 @pytest.mark.parametrize(("storage", "bits"), [("float16", 11), ("bfloat16", 8)])
 def test_half_precision_rounds_convolutions_and_keeps_batch_norms(tmp_path, storage, bits):
-    weights = trunk()
+    weights = backbone()
     loss = store_backbone(weights, tmp_path / "a.safetensors", storage)
     stored = load_stored_backbone(tmp_path / "a.safetensors").weights
     assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
@@ -119,51 +119,51 @@ def test_precision_loss_of_numbers_worked_out_by_hand():
 
 def test_an_unknown_storage_is_named_with_the_choices(tmp_path):
     with pytest.raises(ValueError, match="'int4' is not one of float32, float16, bfloat16, int8"):
-        store_backbone(trunk(), tmp_path / "a.safetensors", "int4")
+        store_backbone(backbone(), tmp_path / "a.safetensors", "int4")
 
 
 @pytest.mark.parametrize("storage", ["float32", "float16", "int8"])
 def test_nan_is_not_stored(tmp_path, storage):
-    weights = trunk()
+    weights = backbone()
     weights[CONV][0, 0, 0, 0] = math.nan
     with pytest.raises(DataError) as caught:
         store_backbone(weights, tmp_path / "a.safetensors", storage)
-    (fault,) = caught.value.faults
-    assert (fault.where, fault.value) == (f"tensor {CONV}", "1 of 882")
+    (problem,) = caught.value.problems
+    assert (problem.where, problem.value) == (f"tensor {CONV}", "1 of 882")
     assert not (tmp_path / "a.safetensors").exists()
 
 
 def test_numbers_beyond_float16_are_not_stored_as_infinity(tmp_path):
-    weights = trunk()
+    weights = backbone()
     weights[CONV][0, 0, 0, :2] = 1e5
     with pytest.raises(DataError, match="value 2 of 882.*Store it as bfloat16") as caught:
         store_backbone(weights, tmp_path / "a.safetensors", "float16")
-    assert len(caught.value.faults) == 1
+    assert len(caught.value.problems) == 1
     store_backbone(weights, tmp_path / "a.safetensors", "bfloat16")
 
 
 def test_a_file_cut_short_or_changed_is_refused(tmp_path):
     path = tmp_path / "a.safetensors"
-    store_backbone(trunk(), path, "int8")
+    store_backbone(backbone(), path, "int8")
     whole = path.read_bytes()
     header = 8 + struct.unpack("<Q", whole[:8])[0]
     for damaged in (whole[:4], whole[: header - 3], whole[:-1], whole + b"x"):
         path.write_bytes(damaged)
-        with pytest.raises(DataError, match=r"a\.safetensors.*Mend:"):
+        with pytest.raises(DataError, match=r"a\.safetensors.*Fix:"):
             load_stored_backbone(path)
     path.write_bytes(whole[:header] + bytes([whole[header] ^ 1]) + whole[header + 1 :])
     with pytest.raises(DataError, match="changed after they were written"):
         load_stored_backbone(path)
 
 
-def test_an_int8_tensor_without_its_scales_is_a_fault(tmp_path):
+def test_an_int8_tensor_without_its_scales_is_a_problem(tmp_path):
     path = tmp_path / "a.safetensors"
     tensors = {"one": torch.ones(2, 1, 1, 1, dtype=torch.int8), "two": torch.ones(2, 1, 1, 1, dtype=torch.int8)}
     tensors["two.int8_scale"] = torch.ones(3)
     write_tensor_file(tensors, path, {"format": "maskperf-backbone", "storage": "int8"})
     with pytest.raises(DataError) as caught:
         load_stored_backbone(path)
-    assert [(fault.where, fault.value) for fault in caught.value.faults] == [
+    assert [(problem.where, problem.value) for problem in caught.value.problems] == [
         ("tensor one.int8_scale", "missing"),
         ("tensor two.int8_scale", "(3,)"),
     ]
@@ -171,10 +171,10 @@ def test_an_int8_tensor_without_its_scales_is_a_fault(tmp_path):
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
     write_tensor_file({"a": torch.ones(1)}, tmp_path / "a.safetensors", {})
-    with pytest.raises(DataError, match="not written as a stored trunk"):
+    with pytest.raises(DataError, match="not written as a stored backbone"):
         load_stored_backbone(tmp_path / "a.safetensors")
 
 
 def test_a_folder_that_does_not_exist_is_a_storage_error(tmp_path):
     with pytest.raises(StorageError, match="cannot be written"):
-        store_backbone(trunk(), tmp_path / "none" / "a.safetensors", "float32")
+        store_backbone(backbone(), tmp_path / "none" / "a.safetensors", "float32")

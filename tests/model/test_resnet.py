@@ -7,7 +7,7 @@ from maskperf.model.resnet import Bottleneck, FrozenBatchNorm, ResNet, Stem
 from maskperf.ops.convolution import Convolution
 
 
-def small_trunk(**changes):
+def small_backbone(**changes):
     torch.manual_seed(0)
     sizes = {"stem_channels": 8, "stage_blocks": (1, 2, 1, 1), "stage_channels": (16, 24, 32, 40)}
     return ResNet(**{**sizes, "batch_norm": "frozen", "frozen_stages": 2, **changes})
@@ -27,14 +27,14 @@ def random_batch_norm(channels):
     return norm
 
 
-def train_one_step(trunk):
-    """Returns the state dicts before and after one update with weight decay."""
-    before = {name: value.clone() for name, value in trunk.state_dict().items()}
-    trainable = [parameter for parameter in trunk.parameters() if parameter.requires_grad]
+def train_one_step(backbone):
+    """Return the state dicts before and after one update with weight decay."""
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    trainable = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trainable, lr=0.1, weight_decay=0.1)
-    sum(stage.square().mean() for stage in trunk(pictures())).backward()
+    sum(stage.square().mean() for stage in backbone(pictures())).backward()
     optimizer.step()
-    return before, trunk.state_dict()
+    return before, backbone.state_dict()
 
 
 def test_frozen_batch_norm_equals_that_of_torch_with_epsilon_zero():
@@ -104,33 +104,33 @@ def test_stem_is_a_7x7_convolution_and_a_3x3_pool_of_stride_two_each():
 @pytest.mark.parametrize("size_hw", [(64, 96), (32, 32), (96, 64)])
 def test_stages_come_at_strides_4_to_32(size_hw):
     height, width = size_hw
-    shapes = [tuple(stage.shape) for stage in small_trunk()(pictures(height, width))]
+    shapes = [tuple(stage.shape) for stage in small_backbone()(pictures(height, width))]
     channels = (16, 24, 32, 40)
     strides = (4, 8, 16, 32)
     assert shapes == [(2, c, height // s, width // s) for c, s in zip(channels, strides, strict=True)]
 
 
 def test_only_first_blocks_have_a_shortcut_convolution_and_only_later_stages_a_stride():
-    trunk = small_trunk(stage_blocks=(2, 2, 2, 2))
+    backbone = small_backbone(stage_blocks=(2, 2, 2, 2))
     for number in (1, 2, 3, 4):
-        first, second = getattr(trunk, f"layer{number}")
+        first, second = getattr(backbone, f"layer{number}")
         stride = (1, 1) if number == 1 else (2, 2)
         assert first.conv1.stride == first.downsample[0].stride == stride
         assert second.conv1.stride == (1, 1)
         assert second.downsample is None
 
 
-def test_no_convolution_of_the_trunk_has_a_bias():
-    assert all(conv.bias is None for conv in small_trunk().modules() if isinstance(conv, nn.Conv2d))
+def test_no_convolution_of_the_backbone_has_a_bias():
+    assert all(conv.bias is None for conv in small_backbone().modules() if isinstance(conv, nn.Conv2d))
 
 
 @pytest.mark.parametrize("batch_norm", ["frozen", "trainable"])
 @pytest.mark.parametrize("frozen_stages", [0, 1, 2, 4])
 def test_frozen_stages_get_no_gradient_and_do_not_move(frozen_stages, batch_norm):
-    trunk = small_trunk(frozen_stages=frozen_stages, batch_norm=batch_norm)
+    backbone = small_backbone(frozen_stages=frozen_stages, batch_norm=batch_norm)
     frozen = ("stem.", "layer1.", "layer2.", "layer3.", "layer4.")[:frozen_stages]
-    before, after = train_one_step(trunk)
-    for name, parameter in trunk.named_parameters():
+    before, after = train_one_step(backbone)
+    for name, parameter in backbone.named_parameters():
         is_frozen = name.startswith(frozen)
         assert parameter.requires_grad is not is_frozen, name
         assert (parameter.grad is None) is is_frozen, name
@@ -138,43 +138,43 @@ def test_frozen_stages_get_no_gradient_and_do_not_move(frozen_stages, batch_norm
 
 
 def test_training_moves_no_buffer_of_frozen_batch_norms_in_any_stage():
-    trunk = small_trunk()
-    before, after = train_one_step(trunk)
-    buffers = [name for name, _ in trunk.named_buffers()]
+    backbone = small_backbone()
+    before, after = train_one_step(backbone)
+    buffers = [name for name, _ in backbone.named_buffers()]
     assert len(buffers) == 4 * 20  # 1 of the stem, 3 in each of 5 blocks, 4 shortcuts
     assert all(torch.equal(before[name], after[name]) for name in buffers)
     assert not torch.equal(before["layer2.0.conv1.weight"], after["layer2.0.conv1.weight"])
 
 
 def test_trainable_batch_norm_learns_its_affine_map_and_its_statistics():
-    trunk = small_trunk(batch_norm="trainable", frozen_stages=0)
-    before, after = train_one_step(trunk)
+    backbone = small_backbone(batch_norm="trainable", frozen_stages=0)
+    before, after = train_one_step(backbone)
     for name in ("stem.bn1", "layer1.0.bn3", "layer4.0.downsample.1"):
         for part in ("weight", "bias", "running_mean", "running_var"):
             assert not torch.equal(before[f"{name}.{part}"], after[f"{name}.{part}"]), (name, part)
 
 
 def test_trainable_batch_norm_normalizes_by_the_batch_in_training_only():
-    trunk = small_trunk(batch_norm="trainable", frozen_stages=0)
-    normalized = trunk.stem.bn1(torch.randn(4, 8, 16, 16) * 7 + 5)
+    backbone = small_backbone(batch_norm="trainable", frozen_stages=0)
+    normalized = backbone.stem.bn1(torch.randn(4, 8, 16, 16) * 7 + 5)
     torch.testing.assert_close(normalized.mean(dim=(0, 2, 3)), torch.zeros(8), rtol=0, atol=1e-5)
     torch.testing.assert_close(normalized.var(dim=(0, 2, 3), correction=0), torch.ones(8), rtol=0, atol=1e-4)
-    fresh = small_trunk(batch_norm="trainable", frozen_stages=0).eval()
+    fresh = small_backbone(batch_norm="trainable", frozen_stages=0).eval()
     x = torch.randn(4, 8, 16, 16)
     torch.testing.assert_close(fresh.stem.bn1(x), x / (1 + 1e-5) ** 0.5)
 
 
 def twins(**changes):
-    """Returns the same trunk folded and plain in float64, with batch norms that are not the identity."""
+    """Return the same backbone folded and plain in float64, with batch norms that are not the identity."""
     pair = []
     for folded_batch_norm in (True, False):
-        trunk = small_trunk(folded_batch_norm=folded_batch_norm, **changes).double()
+        backbone = small_backbone(folded_batch_norm=folded_batch_norm, **changes).double()
         generator = torch.Generator().manual_seed(5)
-        for norm in trunk.modules():
+        for norm in backbone.modules():
             if isinstance(norm, FrozenBatchNorm):
                 for buffer in norm.buffers():
                     buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
-        pair.append(trunk)
+        pair.append(backbone)
     return pair
 
 
@@ -182,13 +182,17 @@ def twins(**changes):
 @pytest.mark.parametrize("frozen_stages", [0, 2])
 def test_folded_batch_norm_gives_the_numbers_and_gradients_of_the_plain_one(frozen_stages, fast):
     results = []
-    for trunk in twins(frozen_stages=frozen_stages, stage_channels=(16, 24, 512, 40)):  # 128 in the third stage's 3x3
-        for conv in trunk.modules():
+    for backbone in twins(
+        frozen_stages=frozen_stages, stage_channels=(16, 24, 512, 40)
+    ):  # 128 in the third stage's 3x3
+        for conv in backbone.modules():
             if isinstance(conv, Convolution):
                 conv.fast = fast
-        stages = trunk(pictures(256, 288).double())  # 90 tiles of 4x4 at stride 16, and the 1x1 at stride 4 are large
+        stages = backbone(
+            pictures(256, 288).double()
+        )  # 90 tiles of 4x4 at stride 16, and the 1x1 at stride 4 are large
         sum(stage.square().mean() for stage in stages).backward()
-        grads = {name: parameter.grad for name, parameter in trunk.named_parameters()}
+        grads = {name: parameter.grad for name, parameter in backbone.named_parameters()}
         results.append((stages, grads))
     (stages, grads), (expected_stages, expected_grads) = results
     for stage, expected in zip(stages, expected_stages, strict=True):
@@ -219,27 +223,27 @@ def test_folding_leaves_the_state_dict_as_it_is():
 
 
 def test_frozen_stages_keep_nothing_for_a_backward_pass():
-    trunk = small_trunk(frozen_stages=2)
+    backbone = small_backbone(frozen_stages=2)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda packed: packed):
-        stage = trunk.layer1(trunk.stem(pictures()))
+        stage = backbone.layer1(backbone.stem(pictures()))
         assert not stage.requires_grad and kept == []
-        assert trunk.layer2(stage).requires_grad and kept
+        assert backbone.layer2(stage).requires_grad and kept
 
 
 def test_trainable_batch_norm_is_never_folded():
-    trunk = small_trunk(batch_norm="trainable", frozen_stages=0, folded_batch_norm=True)
+    backbone = small_backbone(batch_norm="trainable", frozen_stages=0, folded_batch_norm=True)
     called = []
-    trunk.layer3[0].bn2.register_forward_hook(lambda *_: called.append(True))
-    trunk(pictures())
+    backbone.layer3[0].bn2.register_forward_hook(lambda *_: called.append(True))
+    backbone(pictures())
     assert called == [True]
 
 
 def test_on_the_meta_device_every_layer_is_called():
-    trunk = small_trunk(folded_batch_norm=True).to("meta")
+    backbone = small_backbone(folded_batch_norm=True).to("meta")
     called = []
-    layers = [module for module in trunk.modules() if isinstance(module, nn.Conv2d | FrozenBatchNorm)]
+    layers = [module for module in backbone.modules() if isinstance(module, nn.Conv2d | FrozenBatchNorm)]
     for layer in layers:
         layer.register_forward_hook(lambda module, *_: called.append(module))
-    trunk(pictures().to("meta"))
+    backbone(pictures().to("meta"))
     assert len(called) == len(layers) == 40 and set(called) == set(layers)

@@ -46,10 +46,10 @@ def assert_same(model, other):
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def faults_of(call, *arguments):
+def problems_of(call, *arguments):
     with pytest.raises(DataError) as caught:
         call(*arguments)
-    return caught.value.faults
+    return caught.value.problems
 
 
 def reference_state(model):
@@ -126,8 +126,8 @@ def test_all_differences_are_listed_and_the_model_is_left_alone(tmp_path):
     state[f"{ANCHORS}7"] = torch.ones(3, 4)
     torch.save({"model": state}, tmp_path / "a.pth")
     model, untouched = random_model(1), random_model(1)
-    faults = faults_of(load_model_weights, model, tmp_path / "a.pth")
-    assert {(fault.where.removeprefix("tensor "), fault.field) for fault in faults} == {
+    problems = problems_of(load_model_weights, model, tmp_path / "a.pth")
+    assert {(problem.where.removeprefix("tensor "), problem.field) for problem in problems} == {
         ("rpn.head.conv.bias", "name"),
         ("rpn.head.extra", "name"),
         ("roi_heads.box.predictor.cls_score.bias", "shape"),
@@ -136,22 +136,22 @@ def test_all_differences_are_listed_and_the_model_is_left_alone(tmp_path):
         (f"{ANCHORS}3", "shape"),
         (f"{ANCHORS}7", "name"),
     }
-    assert len(faults) == 7
-    assert all(fault.file == str(tmp_path / "a.pth") and fault.mend for fault in faults)
+    assert len(problems) == 7
+    assert all(problem.file == str(tmp_path / "a.pth") and problem.fix for problem in problems)
     assert_same(model, untouched)
 
 
 def test_other_anchors_are_refused_with_both_tables(tmp_path):
     save_reference_state(random_model(0, anchor_sizes=(16, 64, 128, 256, 512)), tmp_path / "a.pth")
-    (fault,) = faults_of(load_model_weights, random_model(1), tmp_path / "a.pth")
-    assert fault.where == f"tensor {ANCHORS}0" and "anchor_sizes" in fault.mend
-    assert "[-14.0, -14.0, 17.0, 17.0]" in fault.problem and "[-6.0, -6.0, 9.0, 9.0]" in fault.value
+    (problem,) = problems_of(load_model_weights, random_model(1), tmp_path / "a.pth")
+    assert problem.where == f"tensor {ANCHORS}0" and "anchor_sizes" in problem.fix
+    assert "[-14.0, -14.0, 17.0, 17.0]" in problem.message and "[-6.0, -6.0, 9.0, 9.0]" in problem.value
 
 
-def test_other_anchors_on_all_levels_are_one_fault(tmp_path):
+def test_other_anchors_on_all_levels_are_one_problem(tmp_path):
     save_reference_state(random_model(0, anchor_sizes=(16, 32, 64, 128, 256)), tmp_path / "a.pth")
-    (fault,) = faults_of(load_model_weights, random_model(1), tmp_path / "a.pth")
-    assert fault.where.startswith(f"5 tensors ({ANCHORS}0, ") and "model.anchor_sizes" in fault.mend
+    (problem,) = problems_of(load_model_weights, random_model(1), tmp_path / "a.pth")
+    assert problem.where.startswith(f"5 tensors ({ANCHORS}0, ") and "model.anchor_sizes" in problem.fix
 
 
 class Marker:
@@ -167,22 +167,22 @@ def test_a_pth_that_runs_code_is_refused_and_not_run(tmp_path):
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(Marker(tmp_path / "was_here"), protocol=2))
     model = random_model(0)
     for name in ("a.pth", "plain.pth"):
-        (fault,) = faults_of(load_model_weights, model, tmp_path / name)
-        assert fault.file == str(tmp_path / name) and "cannot be loaded as plain tensors" in fault.problem
+        (problem,) = problems_of(load_model_weights, model, tmp_path / name)
+        assert problem.file == str(tmp_path / name) and "cannot be loaded as plain tensors" in problem.message
     assert not (tmp_path / "was_here").exists()
 
 
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
 def test_files_cut_short_or_of_another_kind_are_named(tmp_path, name):
     path, model = tmp_path / name, random_model(0)
-    assert "no such file" in faults_of(load_model_weights, model, path)[0].problem
+    assert "no such file" in problems_of(load_model_weights, model, path)[0].message
     save = save_reference_state if name == "a.pth" else lambda model, path: save_model_weights(model, path, METADATA)
     save(model, path)
     whole = path.read_bytes()
     for damaged in (b"", whole[:3], whole[: len(whole) // 2], whole[:-1], b"text"):
         path.write_bytes(damaged)
-        (fault,) = faults_of(load_model_weights, model, path)
-        assert (fault.file, fault.field) == (str(path), "content")
+        (problem,) = problems_of(load_model_weights, model, path)
+        assert (problem.file, problem.field) == (str(path), "content")
 
 
 @pytest.mark.parametrize(
@@ -191,8 +191,8 @@ def test_files_cut_short_or_of_another_kind_are_named(tmp_path, name):
 )
 def test_content_that_is_no_state_dict_is_refused(tmp_path, content, field):
     torch.save(content, tmp_path / "a.pth")
-    (fault,) = faults_of(load_model_weights, random_model(0), tmp_path / "a.pth")
-    assert fault.field == field
+    (problem,) = problems_of(load_model_weights, random_model(0), tmp_path / "a.pth")
+    assert problem.field == field
 
 
 def test_a_flipped_bit_in_a_tensor_is_noticed(tmp_path):
@@ -202,14 +202,14 @@ def test_a_flipped_bit_in_a_tensor_is_noticed(tmp_path):
     whole = bytearray(path.read_bytes())
     whole[-1] ^= 1
     path.write_bytes(whole)
-    assert faults_of(read_tensor_file, path)[0].field == "tensors_sha256"
+    assert problems_of(read_tensor_file, path)[0].field == "tensors_sha256"
 
 
 def test_metadata_must_have_recipe_and_categories(tmp_path):
     with pytest.raises(ValueError, match="lacks category_ids, category_names"):
         save_model_weights(random_model(0), tmp_path / "a.safetensors", {"recipe": "demo"})
     write_tensor_file({"a": torch.ones(1)}, tmp_path / "other.safetensors", {"format": "pt"})
-    assert faults_of(read_metadata, tmp_path / "other.safetensors")[0].value == "pt"
+    assert problems_of(read_metadata, tmp_path / "other.safetensors")[0].value == "pt"
 
 
 def test_a_failed_save_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):
@@ -251,6 +251,6 @@ def test_a_file_that_this_user_may_not_read_is_no_damaged_file(name):
         save_reference_state(model, folder / "a.pth")
         (folder / name).chmod(0)
         with common_user():
-            (fault,) = faults_of(load_model_weights, model, folder / name)
-    assert fault.problem == "cannot be read: Permission denied."
-    assert "permission" in fault.mend
+            (problem,) = problems_of(load_model_weights, model, folder / name)
+    assert problem.message == "cannot be read: Permission denied."
+    assert "permission" in problem.fix

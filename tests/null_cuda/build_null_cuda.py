@@ -22,7 +22,7 @@ CHECK = "import json, torch; print(json.dumps([torch.__version__, torch.version.
 
 
 def missing_part(python: str) -> str:
-    """Returns what is missing to build the null CUDA and to run on it, in a few words; empty for nothing."""
+    """Return what is missing to build the null CUDA and to run on it, in a few words; empty for nothing."""
     if shutil.which("g++") is None or shutil.which("nm") is None:
         return "no g++"
     answer = subprocess.run(
@@ -39,7 +39,7 @@ def missing_part(python: str) -> str:
 
 
 def build(python: str, folder: Path) -> Path:
-    """Returns the library for this Python's PyTorch, made in `folder` unless it is there already.
+    """Return the library for this Python's PyTorch, made in `folder` unless it is there already.
 
     Errors: RuntimeError or subprocess.CalledProcessError; the compiler has said why.
     """
@@ -77,7 +77,7 @@ def build(python: str, folder: Path) -> Path:
 
 
 def environment_on(library: Path, *, devices: int = 1, memory_gib: float = 80) -> dict[str, str]:
-    """Returns the environment variables for a process on the null CUDA."""
+    """Return the environment variables for a process on the null CUDA."""
     kept = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     return kept | {
         "LD_PRELOAD": str(library),
@@ -90,13 +90,13 @@ def environment_on(library: Path, *, devices: int = 1, memory_gib: float = 80) -
 
 
 def _packages_of(python: str) -> Path:
-    """Returns the folder that this Python's packages lie in."""
+    """Return the folder that this Python's packages lie in."""
     command = [python, "-c", "import importlib.util; print(importlib.util.find_spec('torch').origin)"]
     return Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()).parents[1]
 
 
 def _toolkits(packages: Path) -> list[Path]:
-    """Returns the places that have what the packages of NVIDIA usually lack."""
+    """Return the places that have what the packages of NVIDIA usually lack."""
     places = [packages / "nvidia" / "cu13"]
     places += [Path(os.environ["CUDA_HOME"])] if "CUDA_HOME" in os.environ else []
     places += sorted(Path("/usr/local").glob("cuda*"))
@@ -104,7 +104,7 @@ def _toolkits(packages: Path) -> list[Path]:
 
 
 def _symbols(library: Path, which: str, *, dynamic: bool = True) -> set[str]:
-    """Returns the entry points of CUDA that a file calls or has."""
+    """Return the entry points of CUDA that a file calls or has."""
     if not library.exists():
         return set()
     command = ["nm", *(["-D"] if dynamic else []), which, "--format=posix", library]

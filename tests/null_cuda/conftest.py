@@ -26,19 +26,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass(frozen=True)
 class NullCuda:
-    """Starts processes on the null CUDA."""
+    """Start processes on the null CUDA."""
 
     python: str
     library: Path
 
     def environment(self, *, variables: dict[str, str] | None = None, **options) -> dict[str, str]:
-        """Returns the variables of a process; `options` as of `environment_on`."""
+        """Return the variables of a process; `options` as of `environment_on`."""
         paths = os.pathsep.join([str(SOURCE_FOLDER), str(HERE)])
         fixed = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
         return environment_on(self.library, **options) | fixed | (variables or {})
 
     def run(self, *words: str, text: str = "", **options) -> subprocess.CompletedProcess:
-        """Returns how Python ended with these arguments, and with `text` to read."""
+        """Return how Python ended with these arguments, and with `text` to read."""
         command = [self.python, *words]
         environment = self.environment(**options)
         return subprocess.run(
@@ -46,7 +46,7 @@ class NullCuda:
         )
 
     def answer(self, script: str, *words: object, **options):
-        """Returns the JSON that a script of this folder ends with."""
+        """Return the JSON that a script of this folder ends with."""
         done = self.run(str(HERE / script), *map(str, words), **options)
         assert done.returncode == 0, done.stdout + done.stderr
         return json.loads(done.stdout.splitlines()[-1])

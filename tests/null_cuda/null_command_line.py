@@ -18,7 +18,7 @@ from null_device import recording, used_bytes
 from maskperf.cli.main import main
 from maskperf.engine import under_way
 from maskperf.evaluation import predict
-from maskperf.records import step_recorder
+from maskperf.run import step_recorder
 from maskperf.structures import Detections
 
 BOX, SCORE, LABEL, MASK_PROBABILITY = (1.0, 1.0, 40.0, 40.0), 0.5, 1, 0.7

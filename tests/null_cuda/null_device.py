@@ -40,18 +40,18 @@ class Recording:
     calls: list[Call] = field(default_factory=list)
 
     def named(self, kind: str) -> dict[str, int]:
-        """Returns how often each call of a kind was made, by its name."""
+        """Return how often each call of a kind was made, by its name."""
         return dict(Counter(call.name for call in self.calls if call.kind == kind))
 
     def number(self, *kinds: str) -> int:
         return sum(call.kind in kinds for call in self.calls)
 
     def launches(self) -> int:
-        """Returns how much work was put on streams that no capture was watching; a graph counts as none of it."""
+        """Return how much work was put on streams that no capture was watching; a graph counts as none of it."""
         return sum(call.kind in WORK and not call.captured for call in self.calls)
 
     def graph_nodes(self) -> list[int]:
-        """Returns the nodes of every graph that was launched."""
+        """Return the nodes of every graph that was launched."""
         return [call.amount for call in self.calls if call.kind == "graph"]
 
 
@@ -68,7 +68,7 @@ _KINDS = [kind.decode() for kind in takewhile(bool, map(_library.null_cuda_kind,
 
 
 def _records() -> tuple:
-    """Returns a pointer to the first record, and how many there are."""
+    """Return a pointer to the first record, and how many there are."""
     first = ctypes.POINTER(_Record)()
     return first, _library.null_cuda_records(ctypes.byref(first))
 
@@ -80,7 +80,7 @@ def _call(entry: _Record) -> Call:
 
 @contextmanager
 def recording() -> Iterator[Recording]:
-    """Records the calls of the block; they are there after it."""
+    """Record the calls of the block; they are there after it."""
     found = Recording()
     _library.null_cuda_start()
     try:
@@ -92,17 +92,17 @@ def recording() -> Iterator[Recording]:
 
 
 def calls_so_far() -> int:
-    """Returns how many calls the recording has that is going on."""
+    """Return how many calls the recording has that is going on."""
     return _records()[1]
 
 
 def used_bytes(device: int = 0) -> int:
-    """Returns the bytes of the device that are allocated."""
+    """Return the bytes of the device that are allocated."""
     return _library.null_cuda_used(device)
 
 
 def peak_bytes(device: int = 0) -> int:
-    """Returns the most bytes of the device that were allocated since `reset_peak`."""
+    """Return the most bytes of the device that were allocated since `reset_peak`."""
     return _library.null_cuda_peak(device)
 
 

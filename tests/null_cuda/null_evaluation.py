@@ -21,7 +21,7 @@ BATCHES = 3
 
 
 def batch_of(images: int) -> EvaluationBatch:
-    """Returns pictures in pinned memory, as the loader makes them."""
+    """Return pictures in pinned memory, as the loader makes them."""
     pixels = torch.zeros(images, 3, *CANVAS_HW).contiguous(memory_format=torch.channels_last)
     return EvaluationBatch(
         images=Images(pixels=pixels.pin_memory(), sizes_hw=torch.tensor([CANVAS_HW] * images).pin_memory()),
@@ -31,7 +31,7 @@ def batch_of(images: int) -> EvaluationBatch:
 
 
 def counts() -> dict[str, object]:
-    """Returns what some batches cost, once nothing is new any more."""
+    """Return what some batches cost, once nothing is new any more."""
     device = claim_gpu(torch.device("cuda"))
     model, _ = build_model(GpuPlan().model, 1, SpeedConfig())
     set_precision(model.to(device), device, lambda line: None)

@@ -31,7 +31,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import conv_flop_count, flop_registry, mm_flop
 from triton.runtime.jit import JITFunction
 
-from maskperf.engine import captured, forward
+from maskperf.engine import forward
+from maskperf.engine import graphs as captured
 from maskperf.engine.gradients import BatchResult
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.ops.kernels import casts
@@ -112,7 +113,7 @@ class Ledger:
 
 
 class Operators(TorchDispatchMode):
-    """Spends the operators of ATen that work on the device."""
+    """Spend the operators of ATen that work on the device."""
 
     def __init__(self, ledger: Ledger):
         super().__init__()
@@ -138,13 +139,13 @@ def _on_device(values) -> list[Tensor]:
 
 
 def _changed(function, arguments: tuple) -> list:
-    """Returns the arguments that an operator writes to; those that return nothing have only these."""
+    """Return the arguments that an operator writes to; those that return nothing have only these."""
     pairs = zip(function._schema.arguments, arguments, strict=False)
     return [value for entry, value in pairs if entry.alias_info is not None and entry.alias_info.is_write]
 
 
 def bytes_of(tensor: Tensor) -> int:
-    """Returns the bytes of the numbers that a tensor has in memory: expanded ones are there once."""
+    """Return the bytes of the numbers that a tensor has in memory: expanded ones are there once."""
     lengths = [length for length, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride or length < 2]
     return prod(lengths) * tensor.element_size()
 
@@ -168,7 +169,7 @@ def _flop_of(name: str, function, arguments: tuple, options: dict, result) -> in
 
 
 def _kernels_spent(ledger: Ledger, run: Callable) -> Callable:
-    """Returns JITFunction.run, that spends what it launches."""
+    """Return JITFunction.run, that spends what it launches."""
 
     def spending(kernel, *arguments, grid, warmup, **options):
         total = sum(map(bytes_of, _on_device((arguments, options))))
@@ -194,7 +195,7 @@ class _Relauncher:
 
 
 def step_costs(images: int, objects: int) -> dict[str, Cost]:
-    """Returns the costs of a replayed step by part, in the order of the step: its graph's, and what is around it."""
+    """Return the costs of a replayed step by part, in the order of the step: its graph's, and what is around it."""
     with mock.patch.object(captured, "CudaRecorder", _Relauncher):
         stepper = made_stepper(images, objects, captured=True)
     for _ in range(WARM_UP_STEPS):

@@ -11,7 +11,7 @@ import torch
 from null_device import peak_bytes, recording, reset_peak
 
 from maskperf.bench.gpu_plan import GpuPlan
-from maskperf.bench.gpu_steps import Stepper, made_up_batch
+from maskperf.bench.gpu_steps import Stepper, synthetic_batch
 from maskperf.config import SpeedConfig
 from maskperf.engine.distributed import claim_gpu
 
@@ -22,15 +22,15 @@ GIB = 2**30
 
 
 def made_stepper(images: int, objects: int, *, captured: bool) -> Stepper:
-    """Returns training steps of the full size on made-up pictures, with as many proposals as batches of 16 have."""
+    """Return training steps of the full size on synthetic pictures, with as many proposals as batches of 16 have."""
     device = claim_gpu(torch.device("cuda"))
     plan = GpuPlan(objects=objects, model=replace(GpuPlan().model, proposals_train=PROPOSALS))
-    batch = made_up_batch(plan, CANVAS_HW, images, device)
+    batch = synthetic_batch(plan, CANVAS_HW, images, device)
     return Stepper(SpeedConfig(captured_steps=captured), batch, plan, device)
 
 
 def counts(images: int, objects: int, *, captured: bool) -> dict[str, object]:
-    """Returns what one step does, once nothing is new any more, and what happened before."""
+    """Return what one step does, once nothing is new any more, and what happened before."""
     stepper = made_stepper(images, objects, captured=captured)
     torch.cuda.reset_peak_memory_stats()
     reset_peak()

@@ -19,7 +19,7 @@ COLUMNS = ("GB", "TFLOP", "operators", "launches")
 
 
 def costs(images: str, objects: str, folder: Path) -> dict[str, dict[str, int]]:
-    """Returns the costs by part, as null_step_cost.py finds them."""
+    """Return the costs by part, as null_step_cost.py finds them."""
     python = os.environ.get("MASKPERF_CUDA_PYTHON", sys.executable)
     if missing := missing_part(python):
         sys.exit(f"step_cost.py: {missing}")
@@ -30,7 +30,7 @@ def costs(images: str, objects: str, folder: Path) -> dict[str, dict[str, int]]:
 
 
 def table(found: dict[str, dict[str, int]]) -> str:
-    """Returns one line for each part, and their sum."""
+    """Return one line for each part, and their sum."""
     total = {name: sum(cost[name] for cost in found.values()) for name in next(iter(found.values()))}
     lines = [f"{'':32}" + "".join(f"{column:>11}" for column in COLUMNS)]
     for part, cost in (found | {"all": total}).items():

@@ -19,7 +19,7 @@ SLOW = ("kernel roi_align", "switches", "steps", "convolutions", "peer")
 
 
 def section_rows(null_cuda, section: str, folder, plan: GpuPlan) -> list[dict]:
-    """Returns what the process of the section wrote, as `maskperf bench gpu` starts it."""
+    """Return what the process of the section wrote, as `maskperf bench gpu` starts it."""
     rows = folder / "rows.jsonl"
     done = null_cuda.run("-m", "maskperf.bench.gpu_section", section, str(rows), text=plan_to_json(plan))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -12,7 +12,7 @@ EXIT_TARGET_MISSED = 6
 
 
 def run_demo(null_cuda, folder: Path, *settings: str, **options) -> dict:
-    """Returns what a process of a short run of the demo did on its device."""
+    """Return what a process of a short run of the demo did on its device."""
     short = ["optimizer.max_epochs=2", "data.generate_train_images=16", "data.generate_val_images=4"]
     places = [f"data.root={folder / 'data'}", f"run_dir={folder / 'run'}"]
     script = str(Path(__file__).with_name("null_command_line.py"))

@@ -25,7 +25,7 @@ TABLE = {
 
 
 def padded_level_sizes(height: int, width: int) -> tuple[tuple[int, int], ...]:
-    """Returns the sizes of the feature maps of a padded canvas; odd sizes round up on the way to P6."""
+    """Return the sizes of the feature maps of a padded canvas; odd sizes round up on the way to P6."""
     return tuple((-(-height // stride), -(-width // stride)) for stride in STRIDES)
 
 

@@ -16,7 +16,7 @@ SECOND = torch.tensor([[15.0, 25.0, 60.0, 90.0]])
 
 
 def plain_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Returns intersection over union without any "+1", one pair at a time."""
+    """Return intersection over union without any "+1", one pair at a time."""
     overlaps = np.zeros((len(first), len(second)))
     for i, a in enumerate(first):
         for j, b in enumerate(second):
@@ -28,7 +28,7 @@ def plain_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def random_boxes(count: int, seed: int) -> torch.Tensor:
-    """Returns float64 boxes of many sizes in a field of 200 x 200 pixels, crowded enough to overlap."""
+    """Return float64 boxes of many sizes in a field of 200 x 200 pixels, crowded enough to overlap."""
     generator = torch.Generator().manual_seed(seed)
     corners = torch.rand((count, 2), generator=generator, dtype=torch.float64) * 200 - 20
     sides = torch.rand((count, 2), generator=generator, dtype=torch.float64) ** 2 * 150

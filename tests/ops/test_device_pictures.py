@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from refused_waits import refused_waits
 
-from maskperf.data.raw_pictures import BufferRing, pack_pictures
-from maskperf.data.transforms import normalize_into, resize_and_mirror
+from maskperf.data.images.raw_images import BufferRing, pack_pictures
+from maskperf.data.images.transforms import normalize_into, resize_and_mirror
 from maskperf.ops.kernels import selection
 from maskperf.ops.pictures import to_images, to_images_reference
 from maskperf.structures import RawPictures, to_device
@@ -17,7 +17,7 @@ pictures = st.tuples(sides, sides, sides, sides, st.booleans())
 
 
 def packed(cases: list[tuple], canvas_hw: tuple[int, int], seed: int = 0) -> tuple[RawPictures, np.ndarray]:
-    """Returns noisy pictures of (height, width, new height, new width, mirrored), and what the CPU makes of them."""
+    """Return noisy pictures of (height, width, new height, new width, mirrored), and what the CPU makes of them."""
     random = np.random.default_rng(seed)
     bytes_of = [random.integers(0, 256, (case[0], case[1], 3), np.uint8) for case in cases]
     raw = pack_pictures(

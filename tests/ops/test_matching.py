@@ -14,7 +14,7 @@ BOX_HEAD = {"positive_iou": 0.5, "negative_iou": 0.5, "keep_best_of_truth": Fals
 
 
 def match_one_by_one(iou: np.ndarray, valid: np.ndarray, rule: dict) -> tuple[list[int], list[str]]:
-    """Returns the slot and the kind of every box of one image, one box and one ground truth at a time."""
+    """Return the slot and the kind of every box of one image, one box and one ground truth at a time."""
     low, high = np.float32(rule["negative_iou"]), np.float32(rule["positive_iou"])
     real = [slot for slot in range(iou.shape[1]) if valid[slot]]
     slots, kinds = [], []
@@ -44,7 +44,7 @@ def match(iou: list[list[float]], rule: dict, valid: list[bool] | None = None) -
 
 
 def targets_of(*images: list[tuple[float, float, float, float]]) -> Targets:
-    """Returns ground truth without polygons, padded with slots of zeros."""
+    """Return ground truth without polygons, padded with slots of zeros."""
     slots = max(1, *(len(boxes) for boxes in images))
     boxes = torch.zeros(len(images), slots, 4)
     labels = torch.zeros(len(images), slots, dtype=torch.int64)

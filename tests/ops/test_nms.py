@@ -13,7 +13,7 @@ FAR = (50.0, 50.0, 59.0, 59.0)
 
 
 def crowded_boxes(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns boxes in whole pixels around a few centres, and scores in tenths, so that many are equal."""
+    """Return boxes in whole pixels around a few centres, and scores in tenths, so that many are equal."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randint(0, 60, (5, 2), generator=generator)
     corners = centres[torch.randint(0, 5, (count,), generator=generator)]
@@ -24,7 +24,7 @@ def crowded_boxes(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def kept_by_sorting(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> list[int]:
-    """Returns the indices that `nms_sorted` keeps, best score first, equal scores in their order."""
+    """Return the indices that `nms_sorted` keeps, best score first, equal scores in their order."""
     order = torch.argsort(scores, descending=True, stable=True)
     alive = nms_sorted(boxes[order][None], torch.ones((1, len(boxes)), dtype=torch.bool), iou_threshold)
     return order[alive[0]].tolist()
@@ -130,7 +130,7 @@ def test_one_pixel_boxes_and_boxes_without_area_are_handled():
 
 
 def assert_greedy(boxes: torch.Tensor, valid: torch.Tensor, iou_threshold: float) -> None:
-    """Checks the two statements that together define the greedy rule for one group of sorted boxes."""
+    """Check the two statements that together define the greedy rule for one group of sorted boxes."""
     alive = nms_sorted(boxes[None], valid[None], iou_threshold)[0]
     above = pairwise_iou(boxes, boxes) > iou_threshold
     earlier = torch.ones_like(above).triu(diagonal=1)

@@ -16,13 +16,13 @@ MASK_SIZE = 28
 
 
 def ramp_masks(count: int) -> torch.Tensor:
-    """Returns smooth masks with both sides of one half in each."""
+    """Return smooth masks with both sides of one half in each."""
     coarse = torch.rand((count, 1, 5, 5), generator=torch.Generator().manual_seed(count))
     return torch.nn.functional.interpolate(coarse, size=(MASK_SIZE, MASK_SIZE), mode="bilinear")[:, 0]
 
 
 def random_boxes(count: int, size_hw: tuple[int, int], seed: int) -> torch.Tensor:
-    """Returns boxes of all sizes, many of them partly or wholly outside the image."""
+    """Return boxes of all sizes, many of them partly or wholly outside the image."""
     generator = torch.Generator().manual_seed(seed)
     extent = torch.tensor([size_hw[1], size_hw[0]]).float()
     corners = (torch.rand((count, 2), generator=generator) * 2.4 - 0.7) * extent
@@ -121,7 +121,7 @@ def test_the_result_is_stored_column_by_column():
 
 
 def masks_between(edges: np.ndarray, owners: np.ndarray, count: int, size_hw: tuple[int, int]) -> torch.Tensor:
-    """Returns the masks that begin and end at these places, drawn one after the other."""
+    """Return the masks that begin and end at these places, drawn one after the other."""
     columns = np.zeros((count, size_hw[0] * size_hw[1]), dtype=bool)
     for owner, begin, end in zip(owners[::2], edges[::2], edges[1::2], strict=True):
         assert begin < end

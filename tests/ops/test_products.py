@@ -8,7 +8,7 @@ BFLOAT16 = torch.bfloat16
 
 
 def leaves_of(generator, *shapes):
-    """Returns tensors of bfloat16 numbers, and the same numbers in float64."""
+    """Return tensors of bfloat16 numbers, and the same numbers in float64."""
     made = [torch.randn(shape, generator=generator).to(BFLOAT16) for shape in shapes]
     return [value.clone().requires_grad_() for value in made], [value.double().requires_grad_() for value in made]
 

@@ -7,7 +7,7 @@ LEVELS = (40, 12, 3)
 
 
 def random_logits(images: int) -> torch.Tensor:
-    """Returns logits of which no two of an image are equal."""
+    """Return logits of which no two of an image are equal."""
     generator = torch.Generator().manual_seed(images)
     return torch.stack([torch.randperm(sum(LEVELS), generator=generator) for _ in range(images)]) / 8 - 4
 

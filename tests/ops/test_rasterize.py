@@ -19,7 +19,7 @@ ROOF = ((10.2, 10.7), (39.6, 12.1), (35.5, 44.9), (12.3, 40.0))
 
 
 def coco_target(rings: list[Ring], box: np.ndarray, size: int) -> np.ndarray:
-    """Returns the mask target of one object in the reference's steps, drawn by pycocotools."""
+    """Return the mask target of one object in the reference's steps, drawn by pycocotools."""
     x1, y1, x2, y2 = box.astype(np.float32)
     width, height = max(x2 - x1, np.float32(1)), max(y2 - y1, np.float32(1))
     ratio = np.array([size / float(width), size / float(height)]).astype(np.float32)
@@ -35,13 +35,13 @@ def polygons_of(objects: list[list[Ring]]) -> Polygons:
 
 
 def target(rings, box, size: int = SIZE) -> np.ndarray:
-    """Returns the target of a single object."""
+    """Return the target of a single object."""
     boxes = torch.tensor([box], dtype=torch.float32)
     return rasterize_crops(polygons_of([list(rings)]), torch.tensor([0]), boxes, size)[0].numpy()
 
 
 def assert_equals_pycocotools(objects: list[list[Ring]], boxes: np.ndarray, size: int = SIZE) -> np.ndarray:
-    """Compares every object pixel by pixel, all in one call; returns the number of set pixels of each."""
+    """Compare every object pixel by pixel, all in one call; returns the number of set pixels of each."""
     found = rasterize_crops(polygons_of(objects), torch.arange(len(objects)), torch.from_numpy(boxes), size).numpy()
     expected = np.stack([coco_target(rings, box, size) for rings, box in zip(objects, boxes, strict=True)])
     wrong = np.flatnonzero((found != expected).any(axis=(1, 2)))
@@ -50,7 +50,7 @@ def assert_equals_pycocotools(objects: list[list[Ring]], boxes: np.ndarray, size
 
 
 def random_rois(generator: np.random.Generator, count: int) -> np.ndarray:
-    """Returns RoIs in float32. Every second one has sides of 14, 28 or 56 pixels, where scaling rounds nothing."""
+    """Return RoIs in float32. Every second one has sides of 14, 28 or 56 pixels, where scaling rounds nothing."""
     corners = generator.uniform(-20, 900, (count, 2))
     sides = np.exp(generator.uniform(np.log(0.3), np.log(700), (count, 2)))
     corners[::2] = np.round(corners[::2])
@@ -59,7 +59,7 @@ def random_rois(generator: np.random.Generator, count: int) -> np.ndarray:
 
 
 def place(points: np.ndarray, box: np.ndarray) -> Ring:
-    """Returns points given on the canvas of 28 x 28 in pixels of the image around the RoI."""
+    """Return points given on the canvas of 28 x 28 in pixels of the image around the RoI."""
     sides = np.maximum(box[2:] - box[:2], 1).astype(np.float64)
     return (box[:2] + points * sides / SIZE).astype(np.float32)
 

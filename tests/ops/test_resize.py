@@ -16,13 +16,13 @@ def resized(picture: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
 
 
 def resized_by_pillow(picture: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    """Returns Pillow's picture; one axis after the other, because the order is another one since version 13."""
+    """Return Pillow's picture; one axis after the other, because the order is another one since version 13."""
     image = Image.fromarray(picture).resize((size_hw[1], picture.shape[0]), Image.Resampling.BILINEAR)
     return np.asarray(image.resize((size_hw[1], size_hw[0]), Image.Resampling.BILINEAR))
 
 
 def picture_of(height: int, width: int, seed: int) -> np.ndarray:
-    """Returns noise, of all values or of black and white alone, where rounding shows most."""
+    """Return noise, of all values or of black and white alone, where rounding shows most."""
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     return noise if seed % 3 else (noise > 127).astype(np.uint8) * 255
 

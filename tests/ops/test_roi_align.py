@@ -18,7 +18,7 @@ def pooled_one_by_one(features: list[torch.Tensor], boxes: torch.Tensor, size: i
 
 
 def pool(features: list[torch.Tensor], rows: list, size: int, align=pyramid_roi_align) -> torch.Tensor:
-    """Returns the pooled maps of boxes of one image, in the precision of the features."""
+    """Return the pooled maps of boxes of one image, in the precision of the features."""
     boxes = torch.tensor([rows], dtype=features[0].dtype)
     return align(features, boxes, size=size, strides=STRIDES[: len(features)])
 

@@ -10,7 +10,7 @@ CANVAS = (256, 320)
 
 
 def with_gradients(align, features: list[torch.Tensor], boxes: torch.Tensor, size: int) -> list[torch.Tensor]:
-    """Returns the pooled maps, then the gradient of every level for a fixed gradient of the maps."""
+    """Return the pooled maps, then the gradient of every level for a fixed gradient of the maps."""
     features = [feature.detach().clone().requires_grad_() for feature in features]
     pooled = align(features, boxes, size=size, strides=STRIDES)
     generator = torch.Generator().manual_seed(20)
@@ -19,7 +19,7 @@ def with_gradients(align, features: list[torch.Tensor], boxes: torch.Tensor, siz
 
 
 def ordinary_rois(rois: int) -> torch.Tensor:
-    """Returns boxes of 16 to 600 pixels inside the canvas, of two images."""
+    """Return boxes of 16 to 600 pixels inside the canvas, of two images."""
     generator = torch.Generator().manual_seed(21)
     sides = 16 * (600 / 16) ** torch.rand((2, rois, 2), generator=generator, dtype=torch.float64)
     extent = torch.tensor([CANVAS[1], CANVAS[0]], dtype=torch.float64)

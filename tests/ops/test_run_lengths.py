@@ -5,13 +5,13 @@ import pytest
 import torch
 from pycocotools import mask as coco_masks
 
-from maskperf.data.columns import EMPTY
+from maskperf.data.coco.columns import EMPTY
 from maskperf.ops.run_lengths import crop_run_lengths
 from maskperf.structures import RUN_LENGTH_STRIDE, RunLengths
 
 
 def random_mask(random: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Returns blobs, stripes, noise, a single pixel, everything, or nothing."""
+    """Return blobs, stripes, noise, a single pixel, everything, or nothing."""
     kind = int(random.integers(6))
     pixels = np.zeros((height, width), np.uint8)
     if kind == 0:
@@ -33,7 +33,7 @@ def random_mask(random: np.random.Generator, height: int, width: int) -> np.ndar
 
 
 def encoded(pixels: np.ndarray) -> tuple[dict, np.ndarray]:
-    """Returns pycocotools' code of a mask, and where its runs end."""
+    """Return pycocotools' code of a mask, and where its runs end."""
     code = coco_masks.encode(pixels)
     flat = pixels.reshape(-1, order="F")
     changes = np.flatnonzero(np.diff(flat)) + 1
@@ -41,7 +41,7 @@ def encoded(pixels: np.ndarray) -> tuple[dict, np.ndarray]:
 
 
 def run_lengths_of(ends: list[list[np.ndarray]], originals, resized, are_mirrored) -> RunLengths:
-    """Returns the masks of a batch; `ends` are those of each slot of each image, as many slots in each."""
+    """Return the masks of a batch; `ends` are those of each slot of each image, as many slots in each."""
     flat = [of_object for image in ends for of_object in image]
     keyed = [runs + number * RUN_LENGTH_STRIDE for number, runs in enumerate(flat)]
     return RunLengths(
@@ -54,7 +54,7 @@ def run_lengths_of(ends: list[list[np.ndarray]], originals, resized, are_mirrore
 
 
 def expected_crop(code: dict, box: np.ndarray, resized_hw, is_mirrored: bool, size: int) -> np.ndarray:
-    """Returns the decoded mask at the pixel under the center of each cell, one cell at a time."""
+    """Return the decoded mask at the pixel under the center of each cell, one cell at a time."""
     pixels = coco_masks.decode(code)
     height, width = pixels.shape
     x1, y1, x2, y2 = (float(value) for value in box)

@@ -15,7 +15,7 @@ CHI_SQUARE_LIMIT = {9: 33.72, 11: 37.37, 15: 44.26}
 
 
 def splitmix64(seed: int, count: int) -> list[int]:
-    """Returns the first numbers of SplitMix64 (Steele, Lea and Flood 2014) in whole-number arithmetic."""
+    """Return the first numbers of SplitMix64 (Steele, Lea and Flood 2014) in whole-number arithmetic."""
     state, numbers = seed & MASK_64, []
     for _ in range(count):
         state = (state + 0x9E3779B97F4A7C15) & MASK_64

@@ -19,7 +19,7 @@ SIZES = [
 
 
 def problem(images, inputs, outputs, height, width, dtype=torch.float64):
-    """Returns pixels, a weight and a gradient of the output, the maps with channels last."""
+    """Return pixels, a weight and a gradient of the output, the maps with channels last."""
     generator = torch.Generator().manual_seed(images + 10 * inputs + 100 * height + width)
     x = torch.randn(images, height, width, inputs, generator=generator, dtype=torch.float64)
     weight = torch.randn(outputs, inputs, 3, 3, generator=generator, dtype=torch.float64) / (9 * inputs) ** 0.5
@@ -28,7 +28,7 @@ def problem(images, inputs, outputs, height, width, dtype=torch.float64):
 
 
 def plain(x, weight, grad):
-    """Returns output and gradients by torch, maps with channels last."""
+    """Return output and gradients by torch, maps with channels last."""
     x, weight = x.permute(0, 3, 1, 2).requires_grad_(), weight.clone().requires_grad_()
     y = F.conv2d(x, weight, padding=1)
     grad_x, grad_weight = torch.autograd.grad(y, (x, weight), grad.permute(0, 3, 1, 2))
@@ -36,7 +36,7 @@ def plain(x, weight, grad):
 
 
 def by_winograd(x, weight, grad):
-    """Returns the same by Winograd's way, into memory that holds NaN before."""
+    """Return the same by Winograd's way, into memory that holds NaN before."""
     y, grad_x, grad_weight = (torch.full_like(like, torch.nan) for like in (grad, x, weight))
     winograd.convolve(x, weight, y)
     winograd.convolve_backward(grad, x, weight, grad_x, grad_weight)
@@ -133,7 +133,7 @@ def test_memory_for_what_lies_between_is_bounded_however_large_the_map():
 
 
 def sparse_problem(images, channels, height, width, places):
-    """Returns a problem whose gradient is zero but at the given places (image, row, column, channel)."""
+    """Return a problem whose gradient is zero but at the given places (image, row, column, channel)."""
     x, weight, grad = problem(images, channels, channels, height, width)
     kept = torch.zeros_like(grad)
     for place in places:

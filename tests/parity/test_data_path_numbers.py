@@ -10,9 +10,9 @@ from golden_reference import GOLDEN_FOLDER, golden_model
 from pycocotools import mask as coco_masks
 
 from maskperf.config import DataConfig
-from maskperf.data.coco import read_coco
-from maskperf.data.collate import make_batch
-from maskperf.data.loader import evaluation_batches, load_sample
+from maskperf.data.coco.index import read_coco
+from maskperf.data.images.collate import make_batch
+from maskperf.data.images.loader import evaluation_batches, load_sample
 from maskperf.engine.distributed import Topology
 from maskperf.engine.forward import training_losses
 from maskperf.evaluation.predict import predict
@@ -108,7 +108,7 @@ def wanted_results():
 
 
 def _pairs(found: list[dict], wanted: list[dict]) -> list[tuple[int, int]]:
-    """Returns which result is which: same image and category, nearest score."""
+    """Return which result is which: same image and category, nearest score."""
     groups: dict[tuple, list[int]] = {}
     for place, entry in enumerate(wanted):
         groups.setdefault((entry["image_id"], entry["category_id"]), []).append(place)

@@ -8,10 +8,10 @@ from pycocotools import mask as coco_masks
 from real_data import COCO_VAL, NUCLEI_VAL, SPLITS, needs_real_data
 
 from maskperf.config import DataConfig
-from maskperf.data.coco import read_coco
-from maskperf.data.collate import make_batch
-from maskperf.data.decode import decode_image
-from maskperf.data.loader import load_sample
+from maskperf.data.coco.index import read_coco
+from maskperf.data.images.collate import make_batch
+from maskperf.data.images.decode import decode_image
+from maskperf.data.images.loader import load_sample
 from maskperf.evaluation.scores import GroundTruth, agree, score
 from maskperf.losses.mask import mask_targets
 from maskperf.model.heads import MASK_SIZE
@@ -33,13 +33,13 @@ def test_every_image_decodes_as_pillow_decodes_it(split):
 
 
 def moved(boxes: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Returns boxes whose corners are off by about a twentieth of their sides, as RoIs are."""
+    """Return boxes whose corners are off by about a twentieth of their sides, as RoIs are."""
     sides = boxes[:, 2:] - boxes[:, :2] + 1
     return (boxes + generator.normal(0, 0.05, boxes.shape) * np.tile(sides, 2)).astype(np.float32)
 
 
 def drawn_by_pycocotools(rings: list[np.ndarray], box: np.ndarray) -> np.ndarray:
-    """Returns the mask target of one object in the reference's steps: crop, resize, both in float32, then draw."""
+    """Return the mask target of one object in the reference's steps: crop, resize, both in float32, then draw."""
     sides = np.maximum(box[2:] - box[:2], np.float32(1))
     ratios = (MASK_SIZE / sides.astype(np.float64)).astype(np.float32)
     local = [((ring - box[:2]) * ratios).astype(np.float64).ravel().tolist() for ring in rings]
@@ -76,7 +76,7 @@ def test_mask_targets_of_every_object_equal_pycocotools(split, flip_probability)
 
 
 def perturbed_truth(document: dict, category_ids: list[int]) -> tuple[list[dict], list[dict]]:
-    """Returns detections made of the ground truth: moved, some of a wrong class, some missing, with equal scores."""
+    """Return detections made of the ground truth: moved, some of a wrong class, some missing, with equal scores."""
     generator = np.random.default_rng(SEED)
     sizes_hw = {image["id"]: (image["height"], image["width"]) for image in document["images"]}
     boxes, masks = [], []

@@ -15,9 +15,9 @@ from real_data import (
 
 from maskperf.cli.main import main
 from maskperf.config import DataConfig
-from maskperf.data.coco import read_coco
-from maskperf.data.collate import make_batch
-from maskperf.data.loader import load_sample
+from maskperf.data.coco.index import read_coco
+from maskperf.data.images.collate import make_batch
+from maskperf.data.images.loader import load_sample
 from maskperf.errors import EXIT_TARGET_MISSED
 from maskperf.losses.mask import mask_targets
 from maskperf.model.heads import MASK_SIZE
@@ -29,7 +29,7 @@ STEPS = 6
 
 
 def targets_of(split: RealSplit) -> list[torch.Tensor]:
-    """Returns the boxes of every object of a split, and its mask target in its own box."""
+    """Return the boxes of every object of a split, and its mask target in its own box."""
     index = read_coco(split.json_path, split.image_folder, training=True)
     data = DataConfig(short_side=256, long_side=384, flip_probability=0.0)
     boxes, masks = [], []
@@ -56,7 +56,7 @@ def test_mask_targets_of_the_two_forms_differ_in_few_cells():
 
 
 def losses_of_a_run(split: RealSplit, folder) -> list[dict]:
-    """Returns what metrics.jsonl says of the first steps of the smallest network."""
+    """Return what metrics.jsonl says of the first steps of the smallest network."""
     words = [
         *("run", "demo", f"seed={SEED}", "data.generate=false", f"run_dir={folder}", "model.num_classes=0"),
         *(f"data.train_json={split.json_path}", f"data.train_images={split.image_folder}"),

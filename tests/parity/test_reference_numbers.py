@@ -49,7 +49,7 @@ def batch(numbers):
 
 @pytest.fixture(scope="module")
 def forward(model, batch):
-    """Returns features, RPN output, anchors, counts per level, and training candidates with the truth appended."""
+    """Return features, RPN output, anchors, counts per level, and training candidates with the truth appended."""
     with torch.no_grad():
         features = model.features(batch.images.pixels)
         rpn = model.rpn_output(features)
@@ -61,7 +61,7 @@ def forward(model, batch):
 
 @pytest.fixture(scope="module")
 def losses(model, batch):
-    """Returns the losses; the gradients of their sum are in the model's parameters afterwards."""
+    """Return the losses; the gradients of their sum are in the model's parameters afterwards."""
     model.zero_grad()
     result = training_losses(model, batch)
     result.total().backward()
@@ -135,7 +135,7 @@ def test_losses_equal_the_reference(name, losses, numbers):
 
 @pytest.fixture(scope="module")
 def exact_gradients(batch):
-    """Returns a function that gives the plain path's gradients in float64, computed when first asked for."""
+    """Return a function that gives the plain path's gradients in float64, computed when first asked for."""
     kept = {}
 
     def gradient_of(name: str) -> np.ndarray:

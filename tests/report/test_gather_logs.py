@@ -4,7 +4,7 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up_logs import LEFT_OUT, log_records, log_text, record, write_log
+from synthetic_logs import LEFT_OUT, log_records, log_text, record, write_log
 
 from maskperf.mlperf.read import read_log
 from maskperf.report.contents import LossPoint
@@ -17,7 +17,7 @@ START = 1.0  # minutes, of run_start
 
 
 def published_records(losses, *, evaluations=(), batch_size=96, minutes=10.0, status="success", decay=(100, 200)):
-    """Returns records in the form of published logs: lines of several ranks, losses as means over all steps so far.
+    """Return records in the form of published logs: lines of several ranks, losses as means over all steps so far.
 
     losses: the mean of every 50 steps. evaluations: (epoch, box AP, mask AP).
     """
@@ -125,7 +125,7 @@ def test_the_phases_of_a_log_sum_to_its_wall_clock(tmp_path):
 
 
 def log_of(tmp_path, *intervals, stop=10.0):
-    """Returns a log from START on; intervals: (key without _start, epoch, start, stop in minutes or None)."""
+    """Return a log from START on; intervals: (key without _start, epoch, start, stop in minutes or None)."""
     records = [record("run_start", None, START)]
     for key, epoch, begin, end in intervals:
         records.append(record(f"{key}_start", None, START + begin, epoch_num=epoch))
@@ -205,8 +205,8 @@ def test_ranks_that_start_at_other_times_are_no_moved_clock(tmp_path):
 def test_a_published_log_has_a_band_a_place_and_the_submitters_name(tmp_path):
     contents = gather([write_log(tmp_path / "result_0.txt", batch_size=96, minutes=19.35)], [])
     own = next(place for place in contents.places if place.is_this)
-    assert own.name == "Made Up: made_up_system" and own.minutes == pytest.approx(19.35, abs=1e-4)
-    assert contents.title == "Mask R-CNN: Made Up: made_up_system"
+    assert own.name == "Made Up: synthetic_system" and own.minutes == pytest.approx(19.35, abs=1e-4)
+    assert contents.title == "Mask R-CNN: Made Up: synthetic_system"
     assert contents.band.batch_size == 96 and len(contents.band.points) >= 13
     assert contents.runs[0].name == "result_0.txt" and contents.runs[0].rules == ()
 

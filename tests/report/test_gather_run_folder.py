@@ -2,7 +2,7 @@ import json
 import math
 
 import pytest
-from made_up_run_folders import append_record, write_metrics, write_results, write_run_folder
+from synthetic_run_folders import append_record, write_metrics, write_results, write_run_folder
 
 from maskperf.errors import DataError, UserError
 from maskperf.report.gather import gather
@@ -19,7 +19,7 @@ def page_of(path):
 
 
 def without_end(folder):
-    """Makes the folder that of a run which was killed after two evaluations."""
+    """Make the folder that of a run which was killed after two evaluations."""
     (folder / "results.json").unlink()
     (folder / "pictures.json").unlink()
     log = (folder / "mlperf.log").read_text().splitlines(keepends=True)
@@ -240,7 +240,7 @@ def test_a_success_that_met_no_target_is_not_called_reached(tmp_path):
 
 
 def without_targets(folder, **results):
-    """Returns the page of a run without targets; `results` replace fields of its results.json."""
+    """Return the page of a run without targets; `results` replace fields of its results.json."""
     write_run_folder(folder, targets=(0, 0))
     config = json.loads((folder / "config.json").read_text())
     config["evaluation"] |= {"box_target": 0, "mask_target": 0}
@@ -319,12 +319,12 @@ def test_a_log_and_results_of_different_lengths_are_named(tmp_path):
         ("metrics.jsonl", '{"kind":"step","step":"one","epoch":1}\n', "$.step"),
     ],
 )
-def test_a_broken_file_is_named_with_its_mend(name, text, expected, tmp_path):
+def test_a_broken_file_is_named_with_its_fix(name, text, expected, tmp_path):
     folder = write_run_folder(tmp_path / "run")
     (folder / name).write_text(text)
     with pytest.raises(DataError) as caught:
         gather([folder], [])
-    assert str(folder / name) in str(caught.value) and expected in str(caught.value) and "Mend:" in str(caught.value)
+    assert str(folder / name) in str(caught.value) and expected in str(caught.value) and "Fix:" in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty folder", "text file"])
@@ -336,4 +336,4 @@ def test_a_path_that_is_no_run_is_refused(kind, tmp_path):
         path.write_text("hello\n")
     with pytest.raises(UserError) as caught:
         gather([path], [])
-    assert str(path) in str(caught.value) and "Mend:" in str(caught.value)
+    assert str(path) in str(caught.value) and "Fix:" in str(caught.value)

@@ -2,8 +2,8 @@ import json
 import shutil
 
 import pytest
-from made_up_logs import write_log, write_logs, write_package, write_series
-from made_up_run_folders import write_run_folder
+from synthetic_logs import write_log, write_logs, write_package, write_series
+from synthetic_run_folders import write_run_folder
 
 from maskperf.errors import DataError
 from maskperf.report.gather import gather
@@ -82,7 +82,7 @@ def test_a_run_that_its_series_counts_as_failed_has_no_time(tmp_path):
 
 
 def test_the_results_folder_of_a_package_is_a_series(tmp_path):
-    folder = write_package(tmp_path / "package") / "results" / "made_up_system" / "maskrcnn"
+    folder = write_package(tmp_path / "package") / "results" / "synthetic_system" / "maskrcnn"
     contents = gather([folder], [])
     assert [run.name for run in contents.runs] == [f"result_{number}.txt" for number in range(5)]
     assert contents.score.score_minutes == pytest.approx(19.5)
@@ -127,7 +127,7 @@ def test_a_broken_series_file_is_named(text, tmp_path):
     (folder / "series.json").write_text(text)
     with pytest.raises(DataError) as caught:
         gather([folder], [])
-    assert "series.json" in str(caught.value) and "Mend:" in str(caught.value)
+    assert "series.json" in str(caught.value) and "Fix:" in str(caught.value)
 
 
 def test_a_series_of_run_folders_fills_all_pages(tmp_path):

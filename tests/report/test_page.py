@@ -8,18 +8,18 @@ from functools import cache
 
 import html5lib
 import pytest
-from made_up_contents import (
+from markup_payloads import PAYLOADS
+from plotly.offline import get_plotlyjs
+from synthetic_contents import (
     aborted,
     contents_of,
     five_runs_and_two_compared,
-    made_up_run,
     one_run,
     small,
+    synthetic_run,
     with_texts,
     without_evaluation,
 )
-from markup_payloads import PAYLOADS
-from plotly.offline import get_plotlyjs
 
 from maskperf.errors import StorageError
 from maskperf.report.contents import PictureEntry, ReportContents
@@ -29,7 +29,7 @@ PLOTLY = get_plotlyjs()
 
 
 def without_plotly(text):
-    """Returns the page with an empty script in place of plotly's, which a parser in Python reads for seconds."""
+    """Return the page with an empty script in place of plotly's, which a parser in Python reads for seconds."""
     before, found, after = text.partition(PLOTLY)
     assert found and PLOTLY not in after
     return before + after
@@ -41,7 +41,7 @@ def parsed(contents):
 
 
 def structure(element):
-    """Returns tag, names of attributes, and the same of all children."""
+    """Return tag, names of attributes, and the same of all children."""
     return (str(element.tag), sorted(element.attrib), [structure(child) for child in element])
 
 
@@ -54,7 +54,7 @@ def shown_text(element):
 
 @cache
 def tree_of(make):
-    """Returns the parsed page of contents that a function of made_up_contents makes."""
+    """Return the parsed page of contents that a function of synthetic_contents makes."""
     return parsed(make())
 
 
@@ -165,7 +165,7 @@ def test_numbers_that_are_not_finite_are_dashes():
 
 
 def test_an_ap_just_below_its_target_is_not_shown_as_the_target():
-    run = made_up_run()
+    run = synthetic_run()
     run = replace(run, verdict=replace(run.verdict, state="missed", box_ap=0.376999))
     assert "Box AP 0.376999 target 0.377" in words(contents_of(run))
 
@@ -175,7 +175,7 @@ def test_a_note_of_several_runs_is_shown_once():
 
 
 def test_a_picture_that_is_no_jpeg_is_left_out_and_counted():
-    run = made_up_run()
+    run = synthetic_run()
     bad = replace(run.pictures[0], jpeg_base64="not base64!")
     assert "1 of 2 pictures cannot be shown" in words(contents_of(replace(run, pictures=(bad, run.pictures[1]))))
 
@@ -198,7 +198,7 @@ def test_a_file_that_cannot_be_written_is_an_error_with_its_name(tmp_path):
 
 
 def test_notices_are_a_section_and_absent_ones_leave_none():
-    with_two = replace(made_up_run(), notices=("a.json: 3 images left out", "b.json: 1 image has <150> objects"))
+    with_two = replace(synthetic_run(), notices=("a.json: 3 images left out", "b.json: 1 image has <150> objects"))
     page = parsed(contents_of(with_two))
     section = page.find(".//div[@id='notices']")
     assert [shown_text(item).strip() for item in section.iter("li")] == list(with_two.notices)
@@ -206,7 +206,7 @@ def test_notices_are_a_section_and_absent_ones_leave_none():
 
 
 def test_a_run_without_targets_is_called_done_and_has_no_target():
-    run = made_up_run()
+    run = synthetic_run()
     verdict = replace(run.verdict, state="done", box_target=0.0, mask_target=0.0)
     page = parsed(contents_of(replace(run, verdict=verdict)))
     (badge,) = page.findall(".//p[@class='verdict-state']/span")

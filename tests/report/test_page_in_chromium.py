@@ -7,9 +7,9 @@ from collections import defaultdict
 from dataclasses import replace
 
 import pytest
-from made_up_contents import contents_of, made_up_run, small, with_texts, without_evaluation
 from markup_payloads import PAYLOADS
 from PIL import Image
+from synthetic_contents import contents_of, small, synthetic_run, with_texts, without_evaluation
 
 from maskperf.report.page import write_page
 
@@ -35,11 +35,11 @@ class Visit:
     def __init__(self, browser, path, *, viewport=LAPTOP, theme="light"):
         context = browser.new_context(viewport=viewport, color_scheme=theme)
         self.page = context.new_page()
-        self.faults = []
-        self.page.on("console", lambda message: self.faults.append(f"console: {message.text}"))
-        self.page.on("pageerror", lambda error: self.faults.append(f"error: {error}"))
+        self.problems = []
+        self.page.on("console", lambda message: self.problems.append(f"console: {message.text}"))
+        self.page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
         self.page.on("dialog", self.refuse)
-        self.page.on("popup", lambda popup: self.faults.append("popup"))
+        self.page.on("popup", lambda popup: self.problems.append("popup"))
         self.address = path.as_uri()
         self.page.on("request", self.note_request)
         self.page.goto(self.address)
@@ -48,12 +48,12 @@ class Visit:
         )
 
     def refuse(self, dialog):
-        self.faults.append(f"dialog: {dialog.message}")
+        self.problems.append(f"dialog: {dialog.message}")
         dialog.dismiss()
 
     def note_request(self, request):
         if request.url != self.address and not request.url.startswith("data:"):
-            self.faults.append(f"request: {request.url}")
+            self.problems.append(f"request: {request.url}")
 
     def attribute(self, selector, name):
         return self.page.locator(selector).first.get_attribute(name)
@@ -75,14 +75,14 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def laptop(browser, folder):
     path = folder / "report of one & another.html"
-    write_page(contents_of(made_up_run(), compared=(made_up_run("other", 4, minutes=25.0),)), path)
+    write_page(contents_of(synthetic_run(), compared=(synthetic_run("other", 4, minutes=25.0),)), path)
     return Visit(browser, path)
 
 
 @pytest.fixture(scope="module")
 def phone(browser, folder):
     path = folder / "phone.html"
-    run = made_up_run()
+    run = synthetic_run()
     contents = contents_of(replace(run, rules=run.rules * 3))
     write_page(with_texts(contents, lambda text: f"{text} {'a-long-name-without-a-space' * 4}"), path)
     return Visit(browser, path, viewport=PHONE, theme="dark")
@@ -211,7 +211,7 @@ def test_a_long_list_of_rules_is_short_on_a_phone_until_it_is_asked_for(phone):
 def test_a_page_without_data_opens_as_well(browser, folder):
     path = folder / "empty.html"
     write_page(without_evaluation(), path)
-    assert Visit(browser, path).faults == []
+    assert Visit(browser, path).problems == []
 
 
 def test_payloads_in_all_names_change_nothing(browser, folder):
@@ -227,12 +227,12 @@ def test_payloads_in_all_names_change_nothing(browser, folder):
         visit = Visit(browser, path)
         assert visit.page.evaluate(TREE) == expected.page.evaluate(TREE)
         assert visit.page.evaluate(TAGS_IN_PLOTS) == expected.page.evaluate(TAGS_IN_PLOTS)
-        assert visit.faults == []
+        assert visit.problems == []
 
 
 def test_names_of_runs_are_plain_text_in_the_label_of_a_plot(browser, folder):
     names = [PAYLOADS[0], PAYLOADS[13], PAYLOADS[14], "<b>x</b><br>y", "&lt;i&gt;", "${a} %{x} $y$"]
-    run = made_up_run(evaluations=(), categories=(), pictures=())
+    run = synthetic_run(evaluations=(), categories=(), pictures=())
     run = replace(run, losses=tuple(replace(point, terms={}) for point in run.losses[::20]))
     path = folder / "label.html"
     write_page(contents_of(*(replace(run, name=name) for name in names), places=()), path)
@@ -244,8 +244,8 @@ def test_names_of_runs_are_plain_text_in_the_label_of_a_plot(browser, folder):
     text = visit.page.locator("#plot-total .hoverlayer").text_content()
     assert [name for name in names if name[:12] not in text] == []
     assert visit.page.locator(".plot a, .plot script, .plot img, .plot foreignObject").count() == 0
-    assert visit.faults == []
+    assert visit.problems == []
 
 
 def test_nothing_was_asked_for_and_nothing_complained(laptop, phone):
-    assert laptop.faults == [] and phone.faults == []
+    assert laptop.problems == [] and phone.problems == []

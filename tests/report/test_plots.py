@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from made_up_contents import aborted, contents_of, five_runs_and_two_compared, made_up_run, one_run
+from synthetic_contents import aborted, contents_of, five_runs_and_two_compared, one_run, synthetic_run
 
 from maskperf.report.contents import Band, BandPoint
 from maskperf.report.plots import json_island, loss_terms, plot_data, plot_text
@@ -18,14 +18,14 @@ def test_numbers_that_are_not_finite_make_gaps():
 
 
 def test_a_plot_without_any_number_is_left_out():
-    run = made_up_run()
+    run = synthetic_run()
     run = replace(run, losses=tuple(replace(point, memory_gib=None, terms={}) for point in run.losses))
     keys = [plot["key"] for plot in plot_data(contents_of(run))["plots"]]
     assert keys == ["box_ap", "mask_ap", "total", "learning_rate", "images_per_second"]
 
 
 def test_known_terms_come_first():
-    run = made_up_run()
+    run = synthetic_run()
     point = replace(run.losses[0], terms={"other": 1.0, "mask": 1.0, "box": None, "objectness": 2.0})
     assert loss_terms([replace(run, losses=(point,))]) == ["objectness", "mask", "other"]
 
@@ -36,7 +36,7 @@ def test_compared_runs_come_after_the_runs_and_are_marked():
 
 
 def test_a_target_is_drawn_only_where_all_runs_have_the_same():
-    run = made_up_run()
+    run = synthetic_run()
     other = replace(run, verdict=replace(run.verdict, box_target=0.5))
     by_key = {plot["key"]: plot["target"] for plot in plot_data(contents_of(run, other))["plots"]}
     assert by_key["box_ap"] is None and by_key["mask_ap"] == 0.339
@@ -74,7 +74,7 @@ def test_a_long_label_keeps_its_beginning_and_its_end():
 
 @pytest.mark.parametrize(("targets", "lines"), [((0.377, 0.0), [0.377, None]), ((0.0, 0.0), [None, None])])
 def test_a_target_of_0_gets_no_line(targets, lines):
-    run = made_up_run()
+    run = synthetic_run()
     verdict = replace(run.verdict, box_target=targets[0], mask_target=targets[1])
     plots = plot_data(contents_of(replace(run, verdict=verdict)))["plots"]
     assert [plot["target"] for plot in plots if plot["key"] in ("box_ap", "mask_ap")] == lines

@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 import pytest
-from made_up_contents import aborted, five_runs_and_two_compared, one_run, small, with_texts, without_evaluation
 from markdown_it import MarkdownIt
 from markup_payloads import PAYLOADS
+from synthetic_contents import aborted, five_runs_and_two_compared, one_run, small, with_texts, without_evaluation
 
-from maskperf.report.clean_text import clean_text
+from maskperf.files import printable
 from maskperf.report.summary import escape, markdown_summary
 
 READER = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
@@ -15,7 +15,7 @@ TEXT_TOKENS = ("text", "text_special")
 
 
 def structure(text):
-    """Returns the kinds of all tokens, without where one piece of text ends and the next begins."""
+    """Return the kinds of all tokens, without where one piece of text ends and the next begins."""
     kinds = []
     for token in READER.parse(text):
         inner = [child.type for child in token.children or [] if child.type not in TEXT_TOKENS]
@@ -44,7 +44,7 @@ def test_the_comparison_of_structures_sees_markup():
 @pytest.mark.parametrize(
     "text",
     [
-        *(clean_text(payload).strip() for payload in PAYLOADS),
+        *(printable(payload).strip() for payload in PAYLOADS),
         "# no heading",
         "- no list",
         "+ no list",

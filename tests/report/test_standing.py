@@ -3,7 +3,14 @@
 from dataclasses import replace
 
 import pytest
-from made_up_contents import aborted, contents_of, five_runs_and_two_compared, made_up_places, made_up_run, one_run
+from synthetic_contents import (
+    aborted,
+    contents_of,
+    five_runs_and_two_compared,
+    one_run,
+    synthetic_places,
+    synthetic_run,
+)
 
 from maskperf.report.number_text import (
     UNKNOWN,
@@ -18,7 +25,7 @@ from maskperf.report.standing import find_standing, headline_minutes, overall_st
 
 
 def test_the_worst_state_is_that_of_the_report():
-    good, bad = made_up_run(), aborted().runs[0]
+    good, bad = synthetic_run(), aborted().runs[0]
     assert overall_state(contents_of(good)) == "reached"
     assert overall_state(contents_of(good, bad)) == "aborted"
 
@@ -33,11 +40,11 @@ def test_a_score_counts_more_than_a_run_that_failed():
 def test_the_headline_is_the_score_or_the_time_of_the_one_run():
     assert headline_minutes(five_runs_and_two_compared())[0] == 19.277
     assert headline_minutes(one_run()) == (19.3, "minutes to target")
-    assert headline_minutes(contents_of(made_up_run(), made_up_run()))[0] is None
+    assert headline_minutes(contents_of(synthetic_run(), synthetic_run()))[0] is None
 
 
 def test_places_are_counted_by_what_is_smaller():
-    places = made_up_places()[:5]
+    places = synthetic_places()[:5]
     own = replace(places[2], is_this=True, minutes_times_accelerators=1.0)
     standing = find_standing((*places[:2], own, *places[3:]))
     assert (standing.place, standing.systems) == (3, 5)
@@ -45,7 +52,7 @@ def test_places_are_counted_by_what_is_smaller():
 
 
 def test_without_a_number_of_accelerators_there_is_one_place():
-    places = made_up_places()[:3]
+    places = synthetic_places()[:3]
     own = replace(places[0], is_this=True, minutes_times_accelerators=None)
     assert standing_sentence((own, *places[1:])) == (
         "Place 1 of 3 by minutes, among the published v3.1 systems and this one."
@@ -54,7 +61,7 @@ def test_without_a_number_of_accelerators_there_is_one_place():
 
 
 def test_places_nearby_are_those_on_both_sides():
-    places = made_up_places()
+    places = synthetic_places()
     ranks = [rank for rank, _ in places_nearby(places, 2)]
     own = 1 + next(index for index, place in enumerate(places) if place.is_this)
     assert ranks == [own - 2, own - 1, own, own + 1, own + 2]

@@ -24,7 +24,7 @@ WORDS = {
 
 
 def read_instructions(text):
-    """Returns (word, rest) of every instruction, lines that go on put together as Docker does."""
+    """Return (word, rest) of every instruction, lines that go on put together as Docker does."""
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     whole = re.sub(r"\\\n", "", "\n".join(lines))
     return [tuple(line.split(None, 1)) for line in whole.splitlines() if line.strip()]
@@ -38,7 +38,7 @@ def all_of(word):
 
 
 def is_ignored(path, patterns):
-    """Returns whether .dockerignore keeps `path` out: the last pattern that fits it, or a folder above it, decides."""
+    """Return whether .dockerignore keeps `path` out: the last pattern that fits it, or a folder above it, decides."""
     places = [str(part) for part in [PurePosixPath(path), *PurePosixPath(path).parents][:-1]]
     ignored = False
     for pattern in patterns:
@@ -61,7 +61,7 @@ def ignore_patterns():
 
 
 def copied_paths():
-    """Returns the paths in the tree that COPY names, patterns resolved."""
+    """Return the paths in the tree that COPY names, patterns resolved."""
     sources = [word for rest in all_of("COPY") for word in rest.split()[:-1]]
     found = {source: [path.relative_to(ROOT).as_posix() for path in ROOT.glob(source)] for source in sources}
     assert all(found.values()), found

@@ -1,4 +1,4 @@
-"""install_cuda_docker.sh on made-up machines: its PATH holds stubs, its files lie below a folder, nothing is installed.
+"""install_cuda_docker.sh on synthetic machines: its PATH holds stubs and nothing is installed.
 
 The stub of sudo notes what it is to do, and pretends that it was done.
 """
@@ -341,7 +341,7 @@ def test_only_a_named_user_is_added_to_the_group_of_docker(machine):
 def test_a_word_that_cannot_be_used_is_refused(words, machine):
     finished = machine.run(*words)
     assert (finished.returncode, machine.noted()) == (2, [])
-    assert "Mend: " in finished.stderr
+    assert "Fix: " in finished.stderr
 
 
 def test_the_help_shows_every_option(machine):

@@ -65,7 +65,7 @@ class Cluster:
         )
 
     def sbatch(self, *words, **environment):
-        """Returns what the job does as task 3 of an array; None takes a variable away."""
+        """Return what the job does as task 3 of an array; None takes a variable away."""
         variables = {
             "SLURM_JOB_ID": "70123",
             "SLURM_ARRAY_JOB_ID": "70120",
@@ -80,7 +80,7 @@ class Cluster:
         return self.run("slurm.sbatch", *words, **{key: value for key, value in variables.items() if value is not None})
 
     def calls(self):
-        """Returns the words of every call of a stub, in order."""
+        """Return the words of every call of a stub, in order."""
         return [call.split("\n") for call in self.notes.read_text().split("\n\n") if call]
 
 
@@ -130,7 +130,7 @@ def test_one_machine_without_a_gpu_or_maskperf_says_what_to_do(cluster):
     (cluster.bin / "maskperf").unlink()
     finished = cluster.run("one_machine.sh")
     assert finished.returncode == 2
-    assert "Mend: ./install.sh" in finished.stderr
+    assert "Fix: ./install.sh" in finished.stderr
 
 
 def test_a_slurm_job_clears_caches_then_starts_torchrun_once_a_machine(cluster):

@@ -20,7 +20,7 @@ WITHOUT_E = ("run_and_time.sh", "download_dataset.sh")
 
 
 def code_of(name):
-    """Returns the lines that are neither empty nor comments."""
+    """Return the lines that are neither empty nor comments."""
     lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
     return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
 

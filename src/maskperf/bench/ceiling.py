@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 
 from maskperf.engine.distributed import init_topology
-from maskperf.records.environment import describe_environment
+from maskperf.run.environment import describe_environment
 
 SIDES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}
@@ -14,7 +14,7 @@ SECONDS = 0.5
 
 
 def measure_ceiling(inputs: dict) -> tuple[Callable[[], None], dict]:
-    """Returns nothing to do and the facts: float32 FLOP/s of the best matrix product, bytes/s of a large copy.
+    """Return nothing to do and the facts: float32 FLOP/s of the best matrix product, bytes/s of a large copy.
 
     A copy counts what it reads and what it writes. Each is the best of half a second, by the clock asked for.
     """

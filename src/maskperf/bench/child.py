@@ -40,12 +40,12 @@ class Side:
 
 
 def our_side(name: str = "maskperf") -> Side:
-    """Returns this program, in a process of its own."""
+    """Return this program, in a process of its own."""
     return Side(name=name, command=(sys.executable, "-m", "maskperf.bench.ours"), is_ours=True)
 
 
 def peer_side(name: str, script: str, python: str) -> Side:
-    """Returns a peer: a script of this package, run by the Python that has the peer's packages."""
+    """Return a peer: a script of this package, run by the Python that has the peer's packages."""
     return Side(name=name, command=(python, str(PEERS / script)), is_ours=False)
 
 
@@ -62,18 +62,18 @@ class Child:
         self._buffer = b""
 
     def prepare(self, benchmark: str, inputs: dict) -> dict:
-        """Returns facts about the work that is now ready to be measured."""
+        """Return facts about the work that is now ready to be measured."""
         return self._ask({"command": "prepare", "benchmark": benchmark, "inputs": inputs})
 
     def warm_up(self) -> dict:
-        """Returns what the first call found, its seconds, and how many calls one measurement will have."""
+        """Return what the first call found, its seconds, and how many calls one measurement will have."""
         return self._ask({"command": "warm_up"})
 
     def measure(self) -> Timing:
         return Timing(**self._ask({"command": "measure"}))
 
     def memory(self) -> dict:
-        """Returns the peak since `prepare` ended and what was held then, in GiB; None where unknown."""
+        """Return the peak since `prepare` ended and what was held then, in GiB; None where unknown."""
         return self._ask({"command": "memory"})
 
     def __enter__(self) -> "Child":
@@ -96,7 +96,7 @@ class Child:
         except BrokenPipeError:
             raise self._end_of_child() from None
         answer = json.loads(self._read_line())
-        if answer.get("module") == errors.__name__:  # what the user can mend keeps its words
+        if answer.get("module") == errors.__name__:  # what the user can fix keeps its words
             raise ConfigError(answer["error"])
         if "error" in answer:
             raise _error_of(self.side, answer["trace"])
@@ -108,7 +108,7 @@ class Child:
             ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
                 text = f"{self.side.name}: no answer within {LONGEST_ANSWER_SECONDS:.0f} s."
-                raise ConfigError(f"{text} Mend: choose less work with --size or --images.")
+                raise ConfigError(f"{text} Fix: choose less work with --size or --images.")
             data = os.read(self._process.stdout.fileno(), 1 << 16)
             if not data:
                 raise self._end_of_child()
@@ -117,28 +117,28 @@ class Child:
         return line
 
     def _end_of_child(self) -> Exception:
-        """Returns the error for a process that has ended although it should not."""
+        """Return the error for a process that has ended although it should not."""
         code = self._process.wait()
         if code < 0:
             text = f"{self.side.name}: its process was ended by signal {-code}."
-            return ConfigError(f"{text} Mend: if memory ran out, choose less work with --size or --images.")
+            return ConfigError(f"{text} Fix: if memory ran out, choose less work with --size or --images.")
         size = self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, size - SHOWN_LOG_BYTES))
         return _error_of(self.side, self._log.read().decode("utf-8", "replace"))
 
 
 def _start(side: Side, threads: int, log: BinaryIO) -> subprocess.Popen:
-    """Returns the process; what it prints goes to `log`, its answers do not."""
+    """Return the process; what it prints goes to `log`, its answers do not."""
     pipe = subprocess.PIPE
     try:
         return subprocess.Popen(side.command, stdin=pipe, stdout=pipe, stderr=log, env=_environment(side, threads))
     except OSError as error:
         text = f"{side.command[0]}: cannot be started ({error.strerror})."
-        raise ConfigError(f"{text} Mend: give the path of a Python with --peer-python.") from error
+        raise ConfigError(f"{text} Fix: give the path of a Python with --peer-python.") from error
 
 
 def _environment(side: Side, threads: int) -> dict[str, str]:
-    """Returns the environment of a child: a peer must not find the packages of this Python."""
+    """Return the environment of a child: a peer must not find the packages of this Python."""
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
     environment.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     if side.is_ours:
@@ -153,6 +153,6 @@ def _error_of(side: Side, trace: str) -> Exception:
         package = PACKAGE_OF_MODULE.get(missing[1], missing[1])
         python = side.command[0]
         text = f"{python}: the package {package} of the peer {side.name} is missing."
-        mend = f"Mend: {python} -m pip install {package} (in a virtual environment of its own)"
-        return MissingPackageError(f"{text} {mend}, and name that Python with --peer-python.")
+        fix = f"Fix: {python} -m pip install {package} (in a virtual environment of its own)"
+        return MissingPackageError(f"{text} {fix}, and name that Python with --peer-python.")
     return RuntimeError(f"{side.name} failed:\n{trace}")

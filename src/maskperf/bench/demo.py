@@ -9,17 +9,17 @@ from maskperf.bench.plan import SEED, Plan, inputs_of_side
 from maskperf.bench.session import CaseResult, Say, compare
 from maskperf.bench.switches import ALL_OFF, ALL_ON
 from maskperf.config import RunConfig, plain_path
-from maskperf.data.demo_dataset import ensure_demo_dataset
+from maskperf.demo.dataset import ensure_demo_dataset
 
 STEPS = 10  # of a chunk: one measurement
 
 
 def measure_demo(plan: Plan, folder: Path, config: RunConfig, say: Say) -> CaseResult:
-    """Returns two sides that train on the same batches, chunk by chunk in turn. The first chunk is the warm-up.
+    """Return two sides that train on the same batches, chunk by chunk in turn. The first chunk is the warm-up.
 
     Both sides have `aspect_buckets` as configured, since that switch decides what the batches are.
     """
-    config = _on_made_up_data(config, folder / "demo")
+    config = _on_synthetic_data(config, folder / "demo")
     plain = replace(config, speed=replace(plain_path(), aspect_buckets=config.speed.aspect_buckets))
     work = [
         (our_side(name), "demo_chunk", inputs_of_side(plan, side_config) | {"steps": STEPS})
@@ -29,7 +29,7 @@ def measure_demo(plan: Plan, folder: Path, config: RunConfig, say: Say) -> CaseR
     return CaseResult(benchmark=DEMO, case=name, sides=compare(work, plan, optional=set(), say=say))
 
 
-def _on_made_up_data(config: RunConfig, root: Path) -> RunConfig:
+def _on_synthetic_data(config: RunConfig, root: Path) -> RunConfig:
     data = replace(config.data, root=str(root))
     ensure_demo_dataset(
         root, train_images=data.generate_train_images, val_images=data.generate_val_images, seed=data.generate_seed

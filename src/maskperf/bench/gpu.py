@@ -15,7 +15,7 @@ import torch
 from maskperf.bench.gpu_plan import SECTION_SECONDS, GpuPlan, plan_to_json
 from maskperf.errors import ConfigError
 from maskperf.machine.describe import describe_machine
-from maskperf.records.environment import describe_environment
+from maskperf.run.environment import describe_environment
 
 SHOWN_ERROR_CHARACTERS = 3000
 LEAST_SECONDS = 5.0  # with less left, a section is not begun
@@ -26,7 +26,7 @@ Say = Callable[[str], None]
 def measure(
     plan: GpuPlan, folder: Path, say: Say, sections: tuple[str, ...] = tuple(SECTION_SECONDS)
 ) -> dict[str, object]:
-    """Returns everything that was measured, ready for JSON; `folder` holds files of the time of measuring.
+    """Return everything that was measured, ready for JSON; `folder` holds files of the time of measuring.
 
     A section that fails or runs out of time keeps the rows it has, and its "error" says why there are no more; `say`
     tells that too.
@@ -56,20 +56,20 @@ def measure(
 
 
 def require_gpu(device: str) -> None:
-    """Returns nothing where the device can be used.
+    """Return nothing where the device can be used.
 
     Errors: ConfigError for a CUDA device that is not there. A CPU is taken at its word: that is for tests.
     """
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             f"maskperf bench gpu: device {device}: PyTorch {torch.__version__} sees no CUDA GPU here. "
-            "Mend: run it on a machine with an NVIDIA GPU and a CUDA build of PyTorch (maskperf doctor tells what is "
+            "Fix: run it on a machine with an NVIDIA GPU and a CUDA build of PyTorch (maskperf doctor tells what is "
             "missing)."
         )
 
 
 def run_section(section: str, plan: GpuPlan, folder: Path, seconds: float) -> dict[str, object]:
-    """Returns the rows of a section measured in a process of its own, its error ("" for none) and its seconds."""
+    """Return the rows of a section measured in a process of its own, its error ("" for none) and its seconds."""
     rows_file, log_file = folder / f"{section}.jsonl", folder / f"{section}.log"
     command = [sys.executable, "-m", "maskperf.bench.gpu_section", section, str(rows_file)]
     start = time.monotonic()
@@ -94,7 +94,7 @@ def run_section(section: str, plan: GpuPlan, folder: Path, seconds: float) -> di
 
 
 def _read_rows(path: Path) -> list[dict]:
-    """Returns the whole lines; the last one may have been cut off."""
+    """Return the whole lines; the last one may have been cut off."""
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")

@@ -9,7 +9,7 @@ SPIN_CYCLES = 20_000_000  # some milliseconds in which the host gets ahead, so t
 
 
 def milliseconds_of(work: Callable[[], object], device: torch.device, calls: int = 1) -> float:
-    """Returns the milliseconds of one call, the mean of `calls` in a row."""
+    """Return the milliseconds of one call, the mean of `calls` in a row."""
     if device.type != "cuda":
         start = time.perf_counter()
         for _ in range(calls):
@@ -27,7 +27,7 @@ def milliseconds_of(work: Callable[[], object], device: torch.device, calls: int
 
 
 def wall_milliseconds_of(work: Callable[[], object], device: torch.device, calls: int) -> float:
-    """Returns the milliseconds of one of `calls` in a row, from the first on the host to the last on the device."""
+    """Return the milliseconds of one of `calls` in a row, from the first on the host to the last on the device."""
     wait_for(device)
     start = time.perf_counter()
     for _ in range(calls):
@@ -42,7 +42,7 @@ def wait_for(device: torch.device) -> None:
 
 
 def measure_in_turn(measures: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Returns what each side measured, A B A B ...: a card that slows down slows both down."""
+    """Return what each side measured, A B A B ...: a card that slows down slows both down."""
     found: dict[str, list[float]] = {name: [] for name in measures}
     for _ in range(repeats):
         for name, measure in measures.items():

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskperf.bench.gpu_clock import milliseconds_of
 from maskperf.bench.gpu_plan import GpuPlan
-from maskperf.bench.gpu_steps import SEED, made_up_batch
+from maskperf.bench.gpu_steps import SEED, synthetic_batch
 from maskperf.bench.measure import Spread, spread_of
 from maskperf.config import SpeedConfig
 from maskperf.engine.build import build_model
@@ -75,17 +75,17 @@ class _Recorder(TorchDispatchMode):
 
 
 def layers_of_a_step(device: torch.device, plan: GpuPlan) -> Counter[Layer]:
-    """Returns the convolutions of one forward pass on the first canvas, and how often each is done."""
+    """Return the convolutions of one forward pass on the first canvas, and how often each is done."""
     speed = SpeedConfig(fast_convolutions=False, precision="float32")
     model, _ = build_model(plan.model, SEED, speed)
-    batch = made_up_batch(plan, plan.canvases_hw[0], plan.usual_batch, device)
+    batch = synthetic_batch(plan, plan.canvases_hw[0], plan.usual_batch, device)
     with _Recorder() as recorder, torch.no_grad():
         training_losses(model.to(device), batch)
     return recorder.layers
 
 
 def convolution_rows(device: torch.device, plan: GpuPlan) -> Iterator[ConvolutionRow]:
-    """Returns a row for each way of each layer, those with most work in a step first."""
+    """Return a row for each way of each layer, those with most work in a step first."""
     layers = layers_of_a_step(device, plan)
     for layer in sorted(layers, key=lambda layer: -_flop(layer) * layers[layer]):
         for direction in ways_of(layer):
@@ -93,7 +93,7 @@ def convolution_rows(device: torch.device, plan: GpuPlan) -> Iterator[Convolutio
 
 
 def ways_of(layer: Layer) -> tuple[str, ...]:
-    """Returns the directions of a layer and the other ways there are for them."""
+    """Return the directions of a layer and the other ways there are for them."""
     side = layer.weight_shape[2]
     if layer.transposed or layer.padding != (side // 2, side // 2):
         return PASSES
@@ -104,7 +104,7 @@ def ways_of(layer: Layer) -> tuple[str, ...]:
 
 
 def measure_layer(layer: Layer, direction: str, times_in_a_step: int, device: torch.device) -> ConvolutionRow:
-    """Returns the row of one layer and direction."""
+    """Return the row of one layer and direction."""
     work = _work(layer, direction, device)
     for _ in range(WARM_UP_CALLS):
         work()
@@ -119,7 +119,7 @@ def measure_layer(layer: Layer, direction: str, times_in_a_step: int, device: to
 
 
 def _work(layer: Layer, direction: str, device: torch.device):
-    """Returns a function that does one direction once, on random numbers."""
+    """Return a function that does one direction once, on random numbers."""
 
     def random(shape: tuple[int, ...]) -> Tensor:
         numbers = torch.randn(shape, device=device, dtype=torch.bfloat16)
@@ -141,7 +141,7 @@ def _work(layer: Layer, direction: str, device: torch.device):
 
 
 def _product(pixels: Tensor, weight: Tensor, direction: str):
-    """Returns one direction of a 1x1 convolution as the product of all pixels' rows."""
+    """Return one direction of a 1x1 convolution as the product of all pixels' rows."""
     rows, matrix = pixels.permute(0, 2, 3, 1).flatten(0, 2), weight.flatten(1)
     if direction == PASSES[0]:
         return partial(torch.mm, rows, matrix.t())
@@ -152,7 +152,7 @@ def _product(pixels: Tensor, weight: Tensor, direction: str):
 
 
 def _flop(layer: Layer) -> int:
-    """Returns the multiplications and additions of one direction: the same for all three."""
+    """Return the multiplications and additions of one direction: the same for all three."""
     images, _, *size_hw = layer.input_shape
     per_place = 2
     for number in layer.weight_shape:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from maskperf.bench.gpu_clock import measure_in_turn, milliseconds_of
 from maskperf.bench.gpu_plan import GpuPlan, KernelSizes
-from maskperf.bench.made_up import STRIDES, made_up_boxes, made_up_ring
 from maskperf.bench.measure import Spread, ratio_spread, spread_of
+from maskperf.bench.synthetic import STRIDES, synthetic_boxes, synthetic_ring
 from maskperf.config import ModelConfig
-from maskperf.data.raw_pictures import BufferRing, pack_pictures
+from maskperf.data.images.raw_images import BufferRing, pack_pictures
 from maskperf.errors import ConfigError
 from maskperf.model.patches import patches_by_level
 from maskperf.ops.anchors import pyramid_anchors
@@ -64,7 +64,7 @@ class KernelRow:
 
 
 def gpu_kernel_rows(family: str, device: torch.device, plan: GpuPlan) -> Iterator[KernelRow]:
-    """Returns one row for each piece of work of a family of `FAMILIES`, as it is measured.
+    """Return one row for each piece of work of a family of `FAMILIES`, as it is measured.
 
     Errors: ConfigError where the kernels cannot be used on the device.
     """
@@ -76,7 +76,7 @@ def gpu_kernel_rows(family: str, device: torch.device, plan: GpuPlan) -> Iterato
 
 
 def measure_case(case: KernelCase, device: torch.device, plan: GpuPlan) -> KernelRow:
-    """Returns the row of one case: both sides in turn, after calls that are not counted."""
+    """Return the row of one case: both sides in turn, after calls that are not counted."""
     for _ in range(plan.warm_up_calls):
         found, expected = case.kernel(), case.plain()
     pairs = [(a.double(), b.double()) for a, b in zip(found, expected, strict=True)]
@@ -155,7 +155,7 @@ def _roi_align(
 ) -> KernelCase:
     random = np.random.default_rng(SEED)
     size, rois = pool
-    boxes = made_up_boxes(random, sizes.images * rois, sizes.size_hw).reshape(sizes.images, rois, 4)
+    boxes = synthetic_boxes(random, sizes.images * rois, sizes.size_hw).reshape(sizes.images, rois, 4)
     boxes = torch.from_numpy(boxes).to(device)
     features = _pyramid(random, device, sizes, POOLED_STRIDES, dtype)
     sides = [
@@ -203,7 +203,7 @@ def _pyramid(
 def _work(
     random: np.random.Generator, sides: list[Callable[[], Tensor]], features: list[Tensor], direction: str
 ) -> dict[str, Callable[[], list[Tensor]]]:
-    """Returns the work of kernel and twin in one direction, for functions of these features."""
+    """Return the work of kernel and twin in one direction, for functions of these features."""
 
     def forward(function: Callable[[], Tensor]) -> list[Tensor]:
         with torch.no_grad():
@@ -235,7 +235,7 @@ def _patches(device: torch.device, sizes: KernelSizes, *, dtype: torch.dtype, di
 
 
 def _level_counts(sizes: KernelSizes) -> tuple[int, ...]:
-    """Returns how many anchors each level of an image has."""
+    """Return how many anchors each level of an image has."""
     cells = [-(-sizes.size_hw[0] // stride) * -(-sizes.size_hw[1] // stride) for stride in STRIDES]
     return tuple(count * len(ModelConfig().anchor_ratios) for count in cells)
 
@@ -258,7 +258,7 @@ def _ranking(device: torch.device, sizes: KernelSizes) -> KernelCase:
 def _nms(device: torch.device, sizes: KernelSizes) -> KernelCase:
     random = np.random.default_rng(SEED)
     groups = sizes.images * len(STRIDES)
-    boxes = made_up_boxes(random, groups * sizes.candidates, sizes.size_hw).reshape(groups, sizes.candidates, 4)
+    boxes = synthetic_boxes(random, groups * sizes.candidates, sizes.size_hw).reshape(groups, sizes.candidates, 4)
     boxes = torch.from_numpy(boxes).to(device)
     valid = torch.from_numpy(random.uniform(size=(groups, sizes.candidates)) < 0.95).to(device)
     kernel = load("nms").nms_sorted
@@ -275,8 +275,8 @@ def _parts(result: Matches | Sample) -> list[Tensor]:
 
 
 def _truth(random: np.random.Generator, device: torch.device, sizes: KernelSizes) -> tuple[Tensor, Tensor]:
-    """Returns ground truth and which of it is real: all but the last object of an image."""
-    boxes = made_up_boxes(random, sizes.images * sizes.objects, sizes.size_hw).reshape(sizes.images, sizes.objects, 4)
+    """Return ground truth and which of it is real: all but the last object of an image."""
+    boxes = synthetic_boxes(random, sizes.images * sizes.objects, sizes.size_hw).reshape(sizes.images, sizes.objects, 4)
     valid = torch.arange(sizes.objects) < max(1, sizes.objects - 1)
     return torch.from_numpy(boxes).to(device), valid.expand(sizes.images, -1).to(device)
 
@@ -299,7 +299,7 @@ def _match_anchors(device: torch.device, sizes: KernelSizes) -> KernelCase:
 def _match_rois(device: torch.device, sizes: KernelSizes) -> KernelCase:
     random = np.random.default_rng(SEED)
     truth, valid = _truth(random, device, sizes)
-    boxes = made_up_boxes(random, sizes.images * sizes.candidates, sizes.size_hw)
+    boxes = synthetic_boxes(random, sizes.images * sizes.candidates, sizes.size_hw)
     boxes = torch.from_numpy(boxes.reshape(sizes.images, sizes.candidates, 4)).to(device)
     threshold = ModelConfig().roi_positive_iou
     rule = {"positive_iou": threshold, "negative_iou": threshold, "keep_best_of_truth": False}
@@ -314,8 +314,8 @@ def _match_rois(device: torch.device, sizes: KernelSizes) -> KernelCase:
 
 def _masks(device: torch.device, sizes: KernelSizes) -> KernelCase:
     random = np.random.default_rng(SEED)
-    object_boxes = made_up_boxes(random, sizes.images * sizes.objects, sizes.size_hw)
-    polygons = to_device(made_up_polygons(random, object_boxes), device)
+    object_boxes = synthetic_boxes(random, sizes.images * sizes.objects, sizes.size_hw)
+    polygons = to_device(synthetic_polygons(random, object_boxes), device)
     chosen = random.integers(0, len(object_boxes), sizes.images * sizes.mask_rois)
     objects, boxes = torch.from_numpy(chosen).to(device), torch.from_numpy(object_boxes[chosen]).to(device)
     kernel = load("rasterize").rasterize_crops
@@ -327,9 +327,9 @@ def _masks(device: torch.device, sizes: KernelSizes) -> KernelCase:
     )
 
 
-def made_up_polygons(random: np.random.Generator, object_boxes: np.ndarray) -> Polygons:
-    """Returns one ring for each box, just filling it."""
-    rings = [made_up_ring(random, box) for box in object_boxes]
+def synthetic_polygons(random: np.random.Generator, object_boxes: np.ndarray) -> Polygons:
+    """Return one ring for each box, just filling it."""
+    rings = [synthetic_ring(random, box) for box in object_boxes]
     offsets = np.cumsum([0, *map(len, rings)])
     return Polygons(
         points=torch.from_numpy(np.concatenate(rings)),

@@ -30,7 +30,7 @@ COMPARED = (
 
 
 def peer_rows(device: torch.device, plan: GpuPlan, cases: tuple[tuple[str, str], ...] = COMPARED) -> Iterator[dict]:
-    """Returns one row for each case, with both sides; one row that says so where no peer was given.
+    """Return one row for each case, with both sides; one row that says so where no peer was given.
 
     A case that one side fails at, for want of memory perhaps, is a row with the error, and the others are measured.
     """
@@ -51,7 +51,7 @@ def peer_rows(device: torch.device, plan: GpuPlan, cases: tuple[tuple[str, str],
 
 
 def plan_of_session(plan: GpuPlan, device: torch.device, folder: Path) -> Plan:
-    """Returns the plan of the benchmarks that are compared elsewhere too, for this card."""
+    """Return the plan of the benchmarks that are compared elsewhere too, for this card."""
     base = coco()
     config = replace(base, model=plan.model, system=replace(base.system, device=device.type, threads=plan.threads))
     return Plan(

@@ -63,10 +63,10 @@ SECTION_SECONDS = {
 
 
 def plan_to_json(plan: GpuPlan) -> str:
-    """Returns the plan as text for the process of a section."""
+    """Return the plan as text for the process of a section."""
     return msgspec.json.encode(plan).decode()
 
 
 def plan_from_json(text: str) -> GpuPlan:
-    """Returns the plan that `plan_to_json` wrote."""
+    """Return the plan that `plan_to_json` wrote."""
     return msgspec.json.decode(text, type=GpuPlan)

@@ -35,7 +35,7 @@ Rows = Callable[[torch.device, GpuPlan], Iterator[object]]
 
 
 def section_rows(section: str, device: torch.device, plan: GpuPlan) -> Iterator[dict]:
-    """Returns the rows of a section as they are measured, ready for JSON."""
+    """Return the rows of a section as they are measured, ready for JSON."""
     return map(_entry_of, SECTIONS[section](device, plan))
 
 
@@ -44,7 +44,7 @@ def _entry_of(row: object) -> dict:
 
 
 def device_rows(device: torch.device, plan: GpuPlan) -> Iterator[dict]:
-    """Returns one row: the card, the versions, and the most it does in a matrix product and in a copy."""
+    """Return one row: the card, the versions, and the most it does in a matrix product and in a copy."""
     properties = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     yield {
         "name": properties.name if properties else str(device),
@@ -68,7 +68,7 @@ def _product_rate(device: torch.device) -> float:
 
 
 def _copy_rate(device: torch.device) -> float:
-    """Returns GB/s, what is read and what is written together."""
+    """Return GB/s, what is read and what is written together."""
     source = torch.zeros(COPY_NUMBERS[device.type], device=device)
     target = torch.empty_like(source)
     milliseconds = [milliseconds_of(lambda: target.copy_(source), device, CEILING_CALLS) for _ in range(3)]
@@ -90,9 +90,9 @@ SECTIONS: dict[str, Rows] = {
 
 
 def main() -> int:
-    """Returns the exit code when the section is measured.
+    """Return the exit code when the section is measured.
 
-    What a user can mend ends the process with its text, any other fault with a trace; the parent keeps both.
+    What a user can fix ends the process with its text, any other problem with a trace; the parent keeps both.
     """
     section, file = sys.argv[1:]
     plan = plan_from_json(sys.stdin.read())

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 
 from maskperf.bench.gpu_clock import measure_in_turn, wall_milliseconds_of
-from maskperf.bench.gpu_kernels import made_up_polygons
+from maskperf.bench.gpu_kernels import synthetic_polygons
 from maskperf.bench.gpu_plan import GpuPlan
-from maskperf.bench.made_up import made_up_boxes
 from maskperf.bench.measure import Spread, ratio_spread, spread_of
 from maskperf.bench.switches import ALL_OFF, loss_difference, techniques_of
+from maskperf.bench.synthetic import synthetic_boxes
 from maskperf.config import OptimizerConfig, SpeedConfig, plain_path
 from maskperf.engine.build import build_model
-from maskperf.engine.captured import capture_batch
 from maskperf.engine.distributed import Topology
+from maskperf.engine.graphs import capture_batch
 from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.precision import set_precision
 from maskperf.engine.step import train_step
@@ -86,7 +86,7 @@ class Stepper:
         return self._captured is not None and self._captured.replayed > 0
 
     def step(self) -> torch.Tensor:
-        """Returns the five losses of one more step, on the device."""
+        """Return the five losses of one more step, on the device."""
         self._update += 1
         result = train_step(
             self._model,
@@ -103,7 +103,7 @@ class Stepper:
 
 
 def step_rows(device: torch.device, plan: GpuPlan) -> Iterator[StepRow | FullRow]:
-    """Returns every batch size in every mode on the first canvas, then the other canvases as a run would have them."""
+    """Return every batch size in every mode on the first canvas, then the other canvases as a run would have them."""
     first, *others = plan.canvases_hw
     kinds = [
         (first, images, mode)
@@ -114,19 +114,19 @@ def step_rows(device: torch.device, plan: GpuPlan) -> Iterator[StepRow | FullRow
         name = f"{precision}, {'captured' if captured else 'eager'}"
         speed = SpeedConfig(precision=precision, captured_steps=captured)
         try:
-            rows = list(_measured({name: speed}, made_up_batch(plan, canvas, images, device), plan, device))
+            rows = list(_measured({name: speed}, synthetic_batch(plan, canvas, images, device), plan, device))
         except torch.OutOfMemoryError as error:
             rows = [FullRow(name=name, canvas_hw=canvas, images=images, error=str(error).splitlines()[0])]
         yield from rows
 
 
 def switch_rows(device: torch.device, plan: GpuPlan) -> Iterator[StepRow]:
-    """Returns the waterfall: all switches off, then one more on in each row; all rows measured in turn."""
+    """Return the waterfall: all switches off, then one more on in each row; all rows measured in turn."""
     speeds = {ALL_OFF: plain_path()}
     for technique in techniques_of("cuda"):
         last = next(reversed(speeds.values()))
         speeds[f"+ {technique.field}"] = replace(last, **{technique.field: technique.value})
-    batch = made_up_batch(plan, plan.canvases_hw[0], plan.usual_batch, device)
+    batch = synthetic_batch(plan, plan.canvases_hw[0], plan.usual_batch, device)
     yield from _measured(speeds, batch, plan, device)
 
 
@@ -135,7 +135,7 @@ def _without(values: tuple[int, ...], value: int) -> tuple[int, ...]:
 
 
 def _measured(speeds: dict[str, SpeedConfig], batch: Batch, plan: GpuPlan, device: torch.device) -> Iterator[StepRow]:
-    """Returns one row for each; all models stay on the card, so that they can be measured in turn."""
+    """Return one row for each; all models stay on the card, so that they can be measured in turn."""
     steppers, losses, peaks = {}, {}, {}
     for name, speed in speeds.items():
         steppers[name] = Stepper(speed, batch, plan, device)
@@ -165,7 +165,7 @@ def _measured(speeds: dict[str, SpeedConfig], batch: Batch, plan: GpuPlan, devic
 
 
 def _warm_up(stepper: Stepper, plan: GpuPlan, device: torch.device) -> tuple[float | None, dict[str, float]]:
-    """Returns the most memory that this model took by itself, and the losses of its first step."""
+    """Return the most memory that this model took by itself, and the losses of its first step."""
     _free(device)
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
     losses = stepper.step().tolist()
@@ -184,10 +184,10 @@ def _free(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def made_up_batch(plan: GpuPlan, canvas_hw: tuple[int, int], images: int, device: torch.device) -> Batch:
-    """Returns random pictures that fill the canvas, each with `plan.objects` objects of one polygon."""
+def synthetic_batch(plan: GpuPlan, canvas_hw: tuple[int, int], images: int, device: torch.device) -> Batch:
+    """Return random pictures that fill the canvas, each with `plan.objects` objects of one polygon."""
     random = np.random.default_rng(SEED)
-    boxes = made_up_boxes(random, images * plan.objects, canvas_hw)
+    boxes = synthetic_boxes(random, images * plan.objects, canvas_hw)
     shape = (images, plan.objects)
     generator = torch.Generator(device).manual_seed(SEED)
     pixels = torch.randn(images, 3, *canvas_hw, generator=generator, device=device)
@@ -195,7 +195,7 @@ def made_up_batch(plan: GpuPlan, canvas_hw: tuple[int, int], images: int, device
         boxes=torch.from_numpy(boxes).view(*shape, 4),
         labels=torch.from_numpy(random.integers(1, plan.model.num_classes, shape)),
         valid=torch.ones(shape, dtype=torch.bool),
-        polygons=made_up_polygons(random, boxes),
+        polygons=synthetic_polygons(random, boxes),
     )
     batch = Batch(
         images=Images(

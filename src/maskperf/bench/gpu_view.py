@@ -16,7 +16,7 @@ HEADLINES = {
 
 
 def show(console: Console, found: dict) -> None:
-    """Returns nothing; shows the result of `gpu.measure`."""
+    """Show the result of `gpu.measure`."""
     for section, result in found["sections"].items():
         rows = [row for row in result["rows"] if "left_out" not in row and "error" not in row]
         if rows:
@@ -46,7 +46,7 @@ def _table(section: str, rows: list[dict]) -> Table:
 
 
 def _spread(name: str, digits: int = 3) -> Callable[[dict], str]:
-    """Returns a function that shows a spread as median (first quartile..third quartile)."""
+    """Return a function that shows a spread as median (first quartile..third quartile)."""
 
     def text(row: dict) -> str:
         spread = row[name]

@@ -31,7 +31,7 @@ class Spread:
 
 
 def spread_of(values: list[float]) -> Spread:
-    """Returns the median, the extremes and the quartiles (those of the data itself, ends included)."""
+    """Return the median, the extremes and the quartiles (those of the data itself, ends included)."""
     first, _, third = quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
     return Spread(
         median=median(values),
@@ -44,12 +44,12 @@ def spread_of(values: list[float]) -> Spread:
 
 
 def ratio_spread(ours: list[float], others: list[float]) -> Spread:
-    """Returns how many times as long the other side takes, pair by pair: both of a pair were measured in turn."""
+    """Return how many times as long the other side takes, pair by pair: both of a pair were measured in turn."""
     return spread_of([other / our for our, other in zip(ours, others, strict=True)])
 
 
 def measure_in_turn(sides: dict[str, Callable[[], Timing]], repeats: int) -> dict[str, list[Timing]]:
-    """Returns the timings of each side, A B A B ...: a machine that slows down slows both down."""
+    """Return the timings of each side, A B A B ...: a machine that slows down slows both down."""
     timings: dict[str, list[Timing]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, measure in sides.items():

@@ -25,7 +25,7 @@ BENCHMARKS = {
 
 
 def main() -> None:
-    """Returns when the parent closes its end."""
+    """Return when the parent closes its end."""
     on_gpu = torch.cuda.is_available()
     serve(
         BENCHMARKS,

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_masks
 
-from maskperf.data.coco import read_coco
-from maskperf.data.loader import Feeding, TrainingLoader
+from maskperf.data.coco.index import read_coco
+from maskperf.data.images.loader import Feeding, TrainingLoader
 from maskperf.evaluation.results import (
     BoxResults,
     MaskResults,
@@ -29,7 +29,7 @@ from maskperf.overrides import from_json_text
 from maskperf.structures import Detections, EvaluationBatch, Images, RawPictures
 
 READ_ONCE = (
-    "import sys; from pathlib import Path; from maskperf.data.coco import read_coco; "
+    "import sys; from pathlib import Path; from maskperf.data.coco.index import read_coco; "
     "read_coco(Path(sys.argv[1]), Path('.'), training=True)"
 )
 READ_SECONDS = 900.0
@@ -37,7 +37,7 @@ DECODED_ALONE = "decoded alone"
 
 
 def loader(inputs: dict) -> tuple[Callable[[], None], dict]:
-    """Returns one pass over all pictures by one thread: to batches of a CPU, or decoded alone, as for a GPU."""
+    """Return one pass over all pictures by one thread: to batches of a CPU, or decoded alone, as for a GPU."""
     torch.set_num_threads(1)
     config = from_json_text(inputs["config"])
     images_per_batch = inputs["images_per_batch"]
@@ -58,7 +58,7 @@ def loader(inputs: dict) -> tuple[Callable[[], None], dict]:
 
 
 def index(inputs: dict) -> tuple[Callable[[], None], dict]:
-    """Returns one reading of a large JSON: under a name never seen before, or under one that was read already."""
+    """Return one reading of a large JSON: under a name never seen before, or under one that was read already."""
     torch.set_num_threads(inputs["threads"])
     path = Path(inputs["large_json"])
     facts = {"mib": path.stat().st_size / 2**20}
@@ -82,7 +82,7 @@ def _read(path: Path) -> None:
 
 
 def scored(inputs: dict) -> tuple[Callable[[], dict], dict]:
-    """Returns one scoring of the box and mask results of a whole validation split."""
+    """Return one scoring of the box and mask results of a whole validation split."""
     start = time.perf_counter()
     truth = GroundTruth(inputs["large_json"])
     score(truth, [], [], engine="fast")  # reads what is only read when it is needed
@@ -98,7 +98,7 @@ def scored(inputs: dict) -> tuple[Callable[[], dict], dict]:
 
 
 def _read_results(box_file: str, mask_file: str) -> ResultTable:
-    """Returns the results in the form in which the network's predictions come."""
+    """Return the results in the form in which the network's predictions come."""
     boxes = msgspec.json.decode(Path(box_file).read_bytes())
     masks = [entry["segmentation"] for entry in msgspec.json.decode(Path(mask_file).read_bytes())]
     # Trap: pycocotools' area fails for more than 255 masks at once.
@@ -114,7 +114,7 @@ def _read_results(box_file: str, mask_file: str) -> ResultTable:
 
 
 def detected(inputs: dict) -> tuple[Callable[[], dict], dict]:
-    """Returns one way of all detections, as the network leaves them, to the scores of boxes and masks."""
+    """Return one way of all detections, as the network leaves them, to the scores of boxes and masks."""
     torch.set_num_threads(inputs["threads"])
     truth = GroundTruth(inputs["large_json"])
     score(truth, [], [], engine="fast")  # reads what is only read when it is needed
@@ -137,7 +137,7 @@ def detected(inputs: dict) -> tuple[Callable[[], dict], dict]:
 
 
 def _one_image(rows: dict[str, torch.Tensor]) -> tuple[Detections, EvaluationBatch]:
-    """Returns what the network leaves of one image; the picture itself is not needed any more."""
+    """Return what the network leaves of one image; the picture itself is not needed any more."""
     detections = Detections(
         boxes=rows["boxes"],
         scores=rows["scores"],

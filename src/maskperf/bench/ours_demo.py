@@ -5,9 +5,9 @@ from contextlib import ExitStack
 
 import torch
 
-from maskperf.data.capacity import batch_capacity
-from maskperf.data.categories import categories_of, match_categories
-from maskperf.data.coco import locate, read_coco
+from maskperf.data.coco.categories import categories_of, match_categories
+from maskperf.data.coco.index import locate, read_coco
+from maskperf.data.images.capacity import batch_capacity
 from maskperf.engine.build import build_model, keep_memory, prepare_steps
 from maskperf.engine.distributed import init_topology
 from maskperf.engine.optimizer import build_optimizer
@@ -15,12 +15,12 @@ from maskperf.engine.precision import set_precision
 from maskperf.engine.step import train_step
 from maskperf.mlperf.log import MlperfLog
 from maskperf.overrides import from_json_text
-from maskperf.runner.batches import micro_batches
-from maskperf.runner.session import OpenedData, Session
+from maskperf.run.batches import micro_batches
+from maskperf.run.session import OpenedData, Session
 
 
 def demo_chunk(inputs: dict) -> tuple[Callable[[], dict], dict]:
-    """Returns the next steps of a training that goes on from chunk to chunk, pictures read from their files.
+    """Return the next steps of a training that goes on from chunk to chunk, pictures read from their files.
 
     The threads that make batches start anew in each chunk: none of them works while the other side is measured.
     The first loss of all is equal for all ways to compute it, up to rounding; later ones drift apart, since rounding

@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from maskperf.bench.peers.sharpen import sharpen
 from maskperf.config import RunConfig
 from maskperf.engine.build import build_model, keep_memory
-from maskperf.engine.captured import capture_batch
 from maskperf.engine.distributed import Topology, init_topology
+from maskperf.engine.graphs import capture_batch
 from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.precision import set_precision
 from maskperf.engine.step import train_step
@@ -28,7 +28,7 @@ WARM_UP_CALLS = {"cpu": 1, "cuda": 5}
 
 
 def step(inputs: dict) -> tuple[Callable[[], dict], dict]:
-    """Returns one training step, and what it works on: RoIs, positive ones, FLOP as counted by PyTorch."""
+    """Return one training step, and what it works on: RoIs, positive ones, FLOP as counted by PyTorch."""
     model, config, topology = _open(inputs)
     batch = to_device(read_batch(inputs["batch"]), topology.device)
     messages: list[str] = []
@@ -65,7 +65,7 @@ def step(inputs: dict) -> tuple[Callable[[], dict], dict]:
 
 
 def infer(inputs: dict) -> tuple[Callable[[], dict], dict]:
-    """Returns one batch of detections with their masks; the classifier is made as sure as a trained one."""
+    """Return one batch of detections with their masks; the classifier is made as sure as a trained one."""
     model, config, topology = _open(inputs)
     model.eval()
     messages: list[str] = []
@@ -86,7 +86,7 @@ def infer(inputs: dict) -> tuple[Callable[[], dict], dict]:
 
 
 def read_batch(path: str) -> Batch:
-    """Returns the batch that `made_up.write_batch` wrote."""
+    """Return the batch that `synthetic.write_batch` wrote."""
     with np.load(path) as arrays:
         boxes = torch.from_numpy(arrays["boxes"])
         offsets = torch.from_numpy(arrays["point_offsets"]).to(torch.int64)
@@ -127,7 +127,7 @@ def _open(inputs: dict) -> tuple[MaskRcnn, RunConfig, Topology]:
 
 @torch.no_grad()
 def _count_rois(model: MaskRcnn, batch: Batch) -> dict:
-    """Returns how many RoIs the heads see in the first step, and how many of them are positive, by image."""
+    """Return how many RoIs the heads see in the first step, and how many of them are positive, by image."""
     features = model.features(batch.images.pixels)
     anchors, level_counts = feature_anchors(model, features)
     rpn = model.rpn_output(features)

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskperf.bench.made_up import POOLED_LEVELS, POOLS, STRIDES
 from maskperf.bench.ours_model import read_batch
 from maskperf.bench.run_lengths import as_run_lengths
+from maskperf.bench.synthetic import POOLED_LEVELS, POOLS, STRIDES
 from maskperf.config import SpeedConfig
 from maskperf.engine.build import keep_memory
 from maskperf.engine.distributed import init_topology
@@ -22,7 +22,7 @@ IOU_OF_GROUPS = {"levels": 0.7, "classes": 0.5}
 
 
 def roi_align(inputs: dict) -> tuple[Callable[[], None], dict]:
-    """Returns one pooling of the boxes of all images from four levels, with the backward pass if asked for."""
+    """Return one pooling of the boxes of all images from four levels, with the backward pass if asked for."""
     device = _start(inputs)
     pool, direction = inputs["case"].split()
     size, _ = POOLS[pool]
@@ -44,7 +44,7 @@ def roi_align(inputs: dict) -> tuple[Callable[[], None], dict]:
 
 
 def nms(inputs: dict) -> tuple[Callable[[], None], dict]:
-    """Returns one suppression of all groups of boxes, as after the RPN (levels) or at the end (classes)."""
+    """Return one suppression of all groups of boxes, as after the RPN (levels) or at the end (classes)."""
     device = _start(inputs)
     groups = inputs["case"]
     with np.load(inputs["candidates"]) as arrays:
@@ -56,7 +56,7 @@ def nms(inputs: dict) -> tuple[Callable[[], None], dict]:
 
 
 def mask_targets(inputs: dict) -> tuple[Callable[[], None], dict]:
-    """Returns the targets of all RoIs, 28 x 28 each, of polygons or of the same masks as run lengths."""
+    """Return the targets of all RoIs, 28 x 28 each, of polygons or of the same masks as run lengths."""
     device = _start(inputs)
     batch = read_batch(inputs["batch"])
     if "run lengths" in inputs["case"]:

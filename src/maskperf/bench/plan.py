@@ -4,16 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from maskperf.bench.made_up import CHANNELS, write_batch, write_candidates, write_mask_rois, write_pyramid
-from maskperf.bench.made_up_coco import TRAIN_IMAGES, large_json, write_pictures
-from maskperf.bench.made_up_results import result_files, write_detections
+from maskperf.bench.synthetic import CHANNELS, write_batch, write_candidates, write_mask_rois, write_pyramid
+from maskperf.bench.synthetic_coco import TRAIN_IMAGES, large_json, write_pictures
+from maskperf.bench.synthetic_results import result_files, write_detections
 from maskperf.config import ModelConfig, RunConfig
 from maskperf.errors import ConfigError
 from maskperf.overrides import to_json_text
 
 SEED = 0
 LEARNING_RATE = 1e-6  # the same for both sides, and so small that all repeats work on the same proposals
-TRUNK_FIELDS = (
+BACKBONE_FIELDS = (
     *("stage_blocks", "stem_channels", "stage_channels", "batch_norm", "frozen_stages", "fpn_channels"),
     *("anchor_sizes", "anchor_ratios", "box_head_channels", "mask_head_channels", "mask_head_convs"),
 )
@@ -67,7 +67,7 @@ class Case:
 
 
 def inputs_of_case(plan: Plan, case: Case, config: RunConfig) -> dict:
-    """Returns what every side of a case is told, beside the inputs of that case alone."""
+    """Return what every side of a case is told, beside the inputs of that case alone."""
     return {
         **inputs_of_side(plan, config),
         "case": case.name,
@@ -79,12 +79,12 @@ def inputs_of_case(plan: Plan, case: Case, config: RunConfig) -> dict:
 
 
 def inputs_of_side(plan: Plan, config: RunConfig) -> dict:
-    """Returns what every side of ours is told."""
+    """Return what every side of ours is told."""
     return {"threads": plan.threads, "device": plan.config.system.device, "config": to_json_text(config)}
 
 
 def peer_numbers(model: ModelConfig, images: int) -> dict:
-    """Returns the arguments that give torchvision's MaskRCNN the numbers of our configuration."""
+    """Return the arguments that give torchvision's MaskRCNN the numbers of our configuration."""
     pooled = images if model.proposal_quota == "pooled" else 1  # torchvision's quota is that of one image
     return {
         "num_classes": model.num_classes,
@@ -108,15 +108,15 @@ def peer_numbers(model: ModelConfig, images: int) -> dict:
 
 
 def refuse_other_network(model: ModelConfig) -> None:
-    """Returns nothing.
+    """Return nothing.
 
     Errors: ConfigError where the network is not the ResNet-50 that torchvision builds.
     """
     default = ModelConfig()
-    changed = [f"model.{name}" for name in TRUNK_FIELDS if getattr(model, name) != getattr(default, name)]
+    changed = [f"model.{name}" for name in BACKBONE_FIELDS if getattr(model, name) != getattr(default, name)]
     if changed:
         text = f"{', '.join(changed)}: changed, but the peer's network is Mask R-CNN with ResNet-50 and FPN."
-        raise ConfigError(f"{text} Mend: leave out --peer, or these values.")
+        raise ConfigError(f"{text} Fix: leave out --peer, or these values.")
 
 
 def _batch(plan: Plan, folder: Path) -> dict:

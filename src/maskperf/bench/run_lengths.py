@@ -10,7 +10,7 @@ from maskperf.structures import RUN_LENGTH_STRIDE, Batch, Polygons, RunLengths
 
 
 def as_run_lengths(batch: Batch) -> Batch:
-    """Returns the batch with the pixels of its polygons, as pycocotools fills them, in place of the polygons."""
+    """Return the batch with the pixels of its polygons, as pycocotools fills them, in place of the polygons."""
     polygons, sizes_hw = batch.targets.polygons, batch.images.sizes_hw
     slots = batch.targets.valid.shape[1]
     ends, counts = [np.zeros(0, np.int64)], []

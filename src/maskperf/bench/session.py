@@ -41,7 +41,7 @@ class CaseResult:
 
 
 def measure_case(case: Case, plan: Plan, folder: Path, say: Say) -> CaseResult:
-    """Returns the measurements of our side, and of the peers where a peer's Python was given.
+    """Return the measurements of our side, and of the peers where a peer's Python was given.
 
     Errors: ConfigError where a peer lacks a package, unless the peer is optional: then `say` tells.
     """
@@ -55,7 +55,7 @@ def measure_case(case: Case, plan: Plan, folder: Path, say: Say) -> CaseResult:
 
 
 def compare(work: list[tuple[Side, str, dict]], plan: Plan, *, optional: set[str], say: Say) -> list[SideResult]:
-    """Returns one result for each side; all their processes live until the last measurement."""
+    """Return one result for each side; all their processes live until the last measurement."""
     with ExitStack() as stack:
         children: dict[str, Child] = {}
         facts: dict[str, dict] = {}
@@ -76,7 +76,7 @@ def compare(work: list[tuple[Side, str, dict]], plan: Plan, *, optional: set[str
 
 
 def side_result(name: str, timings: dict[str, list[Timing]], *, clock: str, facts: dict, memory: dict) -> SideResult:
-    """Returns the numbers of one side beside those of the first one."""
+    """Return the numbers of one side beside those of the first one."""
     seconds = {side: [timing.by(clock) for timing in found] for side, found in timings.items()}
     first = next(iter(seconds))
     return SideResult(
@@ -90,7 +90,7 @@ def side_result(name: str, timings: dict[str, list[Timing]], *, clock: str, fact
 
 
 def check_peers(cases: list[Case], plan: Plan) -> None:
-    """Returns nothing, once every peer has loaded its packages: before minutes are spent on our side.
+    """Return nothing, once every peer has loaded its packages: before minutes are spent on our side.
 
     Errors: ConfigError where a peer cannot be started or lacks a package, unless it is optional.
     """
@@ -101,13 +101,13 @@ def check_peers(cases: list[Case], plan: Plan) -> None:
 
 
 def measure_ceiling(plan: Plan) -> dict:
-    """Returns what this machine can do at most with the plan's threads, and what it is (bench/ceiling.py)."""
+    """Return what this machine can do at most with the plan's threads, and what it is (bench/ceiling.py)."""
     with Child(our_side(), plan.threads) as child:
         inputs = {"threads": plan.threads, "device": plan.config.system.device, "clock": plan.clock}
         return child.prepare("ceiling", inputs)
 
 
 def better_ceiling(first: dict, second: dict) -> dict:
-    """Returns the better of two measurements of the same machine: other programs may have slowed down either."""
+    """Return the better of two measurements of the same machine: other programs may have slowed down either."""
     rates = ("flop_per_second", "copy_bytes_per_second")
     return first | {name: max(first[name], second[name]) for name in rates}

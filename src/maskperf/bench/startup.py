@@ -10,15 +10,15 @@ from pathlib import Path
 from statistics import median
 
 from maskperf.bench.child import THREAD_VARIABLES
-from maskperf.bench.made_up_coco import large_folder, large_json
 from maskperf.bench.measure import Timing, measure_in_turn
 from maskperf.bench.names import STARTUP
 from maskperf.bench.peers.serve import GIB
 from maskperf.bench.plan import IMAGES, SEED, Plan
 from maskperf.bench.session import CaseResult, SideResult, side_result
+from maskperf.bench.synthetic_coco import large_folder, large_json
 from maskperf.errors import ConfigError
 from maskperf.mlperf.log_lines import parse_records
-from maskperf.records.metrics import read_metrics
+from maskperf.run.metrics import read_metrics
 
 HELP_SECONDS = 60.0
 FIRST_STEP_SECONDS = 1200.0
@@ -43,7 +43,7 @@ class Start:
 
 
 def measure_startup(plan: Plan, folder: Path, *, recipe: str, pairs: list[str]) -> list[CaseResult]:
-    """Returns the two cases. Recipes of COCO get a made-up data set of its size, and random weights.
+    """Return the two cases. Recipes of COCO get a synthetic data set of its size, and random weights.
 
     One run before the measurements writes the data set of the demo, reads annotations for the first time, and fills
     the caches.
@@ -73,7 +73,7 @@ def _one_side(plan: Plan, measure: Callable[[], Timing], found: Callable[[], tup
 
 
 def _facts(first: Start, starts: list[Start]) -> dict:
-    """Returns what the time was spent on: medians, and the first run of all, which had more to do."""
+    """Return what the time was spent on: medians, and the first run of all, which had more to do."""
     return {
         "seconds_before_step": median(start.seconds_before_step for start in starts),
         "seconds_of": {part: median(start.parts[part] for start in starts) for part in first.parts},
@@ -101,13 +101,13 @@ def _help() -> Timing:
 
 
 def _children_seconds() -> float:
-    """Returns the processor time of all children that have ended."""
+    """Return the processor time of all children that have ended."""
     times = os.times()
     return times.children_user + times.children_system
 
 
 def _first_step(words: list[str], run_dir: Path, threads: int) -> Start:
-    """Returns the times up to the end of the first step; the run is stopped there."""
+    """Return the times up to the end of the first step; the run is stopped there."""
     metrics = run_dir / "metrics.jsonl"
     log = run_dir.with_suffix(".log")
     command = [sys.executable, "-m", "maskperf", "run", *words, f"run_dir={run_dir}", "system.log_every_steps=1"]
@@ -129,7 +129,7 @@ def _first_step(words: list[str], run_dir: Path, threads: int) -> Start:
 
 
 def _step_of(metrics: Path) -> dict | None:
-    """Returns the first step that a run wrote down, None before there is one."""
+    """Return the first step that a run wrote down, None before there is one."""
     try:
         lines = read_metrics(metrics)
     except OSError:
@@ -138,7 +138,7 @@ def _step_of(metrics: Path) -> dict | None:
 
 
 def _parts(start_ms: float, log: str, step: dict) -> dict[str, float]:
-    """Returns seconds by what they were spent on, from the times in the run's own files."""
+    """Return seconds by what they were spent on, from the times in the run's own files."""
     times_ms = {record.key: record.time_ms for record in reversed(parse_records(log)[0])}
     before = step["data_wait_seconds"]
     return {
@@ -151,7 +151,7 @@ def _parts(start_ms: float, log: str, step: dict) -> dict[str, float]:
 
 
 def _peak_gib(process_id: int) -> float | None:
-    """Returns VmHWM of a process, None where the system has no such file."""
+    """Return VmHWM of a process, None where the system has no such file."""
     try:
         lines = Path(f"/proc/{process_id}/status").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:

@@ -73,7 +73,7 @@ class Row:
 
 
 def measure_switches(plan: Plan, folder: Path, say: Say) -> CaseResult:
-    """Returns one side for each row, the first with all switches off; all of them measured in turn."""
+    """Return one side for each row, the first with all switches off; all of them measured in turn."""
     case = next(case for case in CASES if case.task == "step")
     inputs = case.make_inputs(plan, folder)
     rows = waterfall(plan.config, plan.device)
@@ -85,7 +85,7 @@ def measure_switches(plan: Plan, folder: Path, say: Say) -> CaseResult:
 
 
 def waterfall(config: RunConfig, device: str) -> list[Row]:
-    """Returns the rows for a kind of device: all off, one switch more in each, and the defaults."""
+    """Return the rows for a kind of device: all off, one switch more in each, and the defaults."""
     speed = plain_path()
     rows = [Row(name=ALL_OFF, summary="the plain path", config=replace(config, speed=speed))]
     for technique in techniques_of(device):
@@ -97,10 +97,10 @@ def waterfall(config: RunConfig, device: str) -> list[Row]:
 
 
 def techniques_of(device: str) -> list[Technique]:
-    """Returns the switches that change a training step on a kind of device."""
+    """Return the switches that change a training step on a kind of device."""
     return [technique for technique in TECHNIQUES if device in technique.devices]
 
 
 def loss_difference(losses: dict[str, float], plain: dict[str, float]) -> float:
-    """Returns the largest relative difference of the terms of two losses."""
+    """Return the largest relative difference of the terms of two losses."""
     return max(abs(losses[name] - plain[name]) / max(abs(plain[name]), 1e-12) for name in plain)

@@ -23,7 +23,7 @@ UNITS = ((1.0, 1.0, "s"), (1e-3, 1e3, "ms"), (0.0, 1e6, "us"))
 
 
 def show_results(console: Console, results: list[CaseResult], ceiling: dict, clock: str) -> None:
-    """Returns nothing; one row for each side of each case, and what the sides worked on below."""
+    """Return nothing; one row for each side of each case, and what the sides worked on below."""
     clock_name = "seconds on the wall" if clock == "wall" else "processor seconds"
     title = f"medians of {clock_name} (smallest to largest), and ratios of pairs measured in turn"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
@@ -49,7 +49,7 @@ def show_results(console: Console, results: list[CaseResult], ceiling: dict, clo
 
 
 def show_switches(console: Console, result: CaseResult) -> None:
-    """Returns nothing; one row for each technique, compared with the plain path."""
+    """Return nothing; one row for each technique, compared with the plain path."""
     table = Table(title="one switch after another", box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("technique", overflow="fold")
     table.add_column("what it does", overflow="fold")
@@ -74,7 +74,7 @@ def show_switches(console: Console, result: CaseResult) -> None:
 
 
 def show_ceiling(console: Console, ceiling: dict, threads: int) -> None:
-    """Returns nothing; one line about the machine."""
+    """Return nothing; one line about the machine."""
     environment = ceiling["environment"]
     console.print(
         f"{environment['cpu_model']}, {threads} of {environment['cpu_physical_cores']} cores, "
@@ -85,7 +85,7 @@ def show_ceiling(console: Console, ceiling: dict, threads: int) -> None:
 
 
 def everything(results: list[CaseResult], ceiling: dict, plan: Plan) -> dict:
-    """Returns commit, machine, versions, settings and every single timing, as JSON takes them."""
+    """Return commit, machine, versions, settings and every single timing, as JSON takes them."""
     return {
         "commit": ceiling["environment"]["git_commit"],
         "modified": ceiling["environment"]["git_modified"],
@@ -107,7 +107,7 @@ def everything(results: list[CaseResult], ceiling: dict, plan: Plan) -> dict:
 
 
 def entries_of(result: CaseResult, ceiling: dict) -> dict:
-    """Returns a case as JSON takes it."""
+    """Return a case as JSON takes it."""
     sides = []
     for side in result.sides:
         rate = side.flop_per_second
@@ -117,7 +117,7 @@ def entries_of(result: CaseResult, ceiling: dict) -> dict:
 
 
 def spread_text(spread: Spread) -> str:
-    """Returns seconds as "12.3 ms (11.9 to 14.0)", all three in the unit of the median."""
+    """Return seconds as "12.3 ms (11.9 to 14.0)", all three in the unit of the median."""
     factor, unit = next((factor, unit) for smallest, factor, unit in UNITS if spread.median >= smallest)
     median, low, high = (f"{value * factor:.3g}" for value in (spread.median, spread.minimum, spread.maximum))
     return f"{median} {unit} ({low} to {high})"
@@ -158,7 +158,7 @@ def _inverse(ratio: Spread) -> Spread:
 
 
 def _notes(result: CaseResult, side: SideResult) -> list[str]:
-    """Returns what a side said, and a line about what it worked on: one can see whether the sides did the same."""
+    """Return what a side said, and a line about what it worked on: one can see whether the sides did the same."""
     shown = {name: side.facts[name] for name in SHOWN_FACTS if name in side.facts}
     who = f"{result.benchmark}, {result.case}, {side.name}"
     lines = [f"{who}: {message}" for message in side.facts.get("messages", [])]

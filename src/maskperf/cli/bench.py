@@ -36,7 +36,7 @@ examples, to copy and paste:
   maskperf bench startup --recipe coco --set system.device=cpu
 
 Every side is a process of its own; they are measured in turn, and ratios are those of neighbouring measurements.
-Weights are random, and inputs are made up from a fixed seed. Large made-up files stay in {cache} for the next time."""
+Weights and inputs are random with a fixed seed. Large synthetic files are cached in {cache}."""
 PEER_VARIABLE = "MASKPERF_PEER_PYTHON"
 SIZE = re.compile(r"([0-9]+)x([0-9]+)")
 SIZE_DIVISOR = 32
@@ -46,14 +46,14 @@ OPTIONS_OF_GPU = ("names", "peer", "peer_python", "repeats", "threads", "json", 
 
 
 def bench(arguments: list[str]) -> int:
-    """Returns the exit code 0; what cannot be measured is an error."""
+    """Return the exit code 0; what cannot be measured is an error."""
     parser = _make_parser()
     if asks_for_help(arguments):
         print(parser.format_help(), end="")
         return EXIT_DONE
     choices = read_words(parser, arguments)
     if choices.json:
-        require_new_file(Path(choices.json), choices.overwrite, mend="Choose another file, or add --overwrite.")
+        require_new_file(Path(choices.json), choices.overwrite, fix="Choose another file, or add --overwrite.")
     with tempfile.TemporaryDirectory(prefix="maskperf-bench-") as folder:
         measure = _bench_gpu if GPU in choices.names else _bench
         measure(choices, Path(folder), arguments)
@@ -88,7 +88,7 @@ def _make_parser() -> WordParser:
     add("--positives", metavar="N", type=_count, default=64, help="objects an image: positive RoIs at least")
     add("--recipe", metavar="NAME", help="the recipe of startup (default: demo)")
     add("--set", metavar="key=value", dest="pairs", action="append", default=[], help="change the configuration")
-    add("--cache", metavar="FOLDER", type=path_word, help="where large made-up files stay")
+    add("--cache", metavar="FOLDER", type=path_word, help="where large synthetic files stay")
     add("--json", metavar="FILE", type=path_word, help="write every measurement there")
     add("--overwrite", action="store_true", help="write over a file that exists")
     return parser
@@ -100,12 +100,12 @@ def _examples() -> str:
 
 
 def default_cache() -> Path:
-    """Returns a folder of this user under the system's folder for temporary files."""
+    """Return a folder of this user under the system's folder for temporary files."""
     return Path(tempfile.gettempdir()) / f"maskperf-bench-cache-{os.getuid()}"
 
 
 def _cache_folder(choices: argparse.Namespace) -> Path:
-    """Returns the folder of large made-up files, made if need be.
+    """Return the folder of large synthetic files, made if need be.
 
     Errors: StorageError where it cannot be made, or belongs to somebody else, who could change what is measured.
     """
@@ -113,10 +113,10 @@ def _cache_folder(choices: argparse.Namespace) -> Path:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        text = f"{folder}: the folder cannot be made ({error.strerror}). Mend: choose another one with --cache."
+        text = f"{folder}: the folder cannot be made ({error.strerror}). Fix: choose another one with --cache."
         raise StorageError(text) from error
     if folder.stat().st_uid != os.getuid():
-        raise StorageError(f"{folder}: belongs to another user. Mend: choose another folder with --cache.")
+        raise StorageError(f"{folder}: belongs to another user. Fix: choose another folder with --cache.")
     return folder
 
 
@@ -135,7 +135,7 @@ def _size(word: str) -> tuple[int, int]:
 
 
 def _bench(choices: argparse.Namespace, folder: Path, arguments: list[str]) -> None:
-    """Returns nothing, after everything was measured, shown and written."""
+    """Return nothing, after everything was measured, shown and written."""
     from dataclasses import replace
 
     from maskperf.bench.demo import measure_demo
@@ -180,7 +180,7 @@ def _bench(choices: argparse.Namespace, folder: Path, arguments: list[str]) -> N
 
 
 def _bench_gpu(choices: argparse.Namespace, folder: Path, arguments: list[str]) -> None:
-    """Returns nothing, after everything that wants a GPU was measured, shown and written.
+    """Return nothing, after everything that wants a GPU was measured, shown and written.
 
     Errors: ConfigError beside other names and options, whose sizes are not those of this measurement.
     """
@@ -189,7 +189,7 @@ def _bench_gpu(choices: argparse.Namespace, folder: Path, arguments: list[str]) 
     foreign = [f"--{'set' if name == 'pairs' else name}" for name in extra if name not in OPTIONS_OF_GPU]
     if foreign or choices.names != [GPU]:
         what = ", ".join(foreign) or "other names"
-        raise ConfigError(f"{GPU} cannot be measured with {what}. Mend: maskperf bench {GPU} [--peer] [--json FILE]")
+        raise ConfigError(f"{GPU} cannot be measured with {what}. Fix: maskperf bench {GPU} [--peer] [--json FILE]")
 
     from maskperf.bench.gpu import measure
     from maskperf.bench.gpu_plan import GpuPlan
@@ -209,14 +209,14 @@ def _console():
 
 
 def _names(choices: argparse.Namespace) -> tuple[str, ...]:
-    """Returns what is to be measured; the quick selection where nothing was named."""
+    """Return what is to be measured; the quick selection where nothing was named."""
     for name in choices.names:
         if name not in SUMMARIES:
             nearest = difflib.get_close_matches(name, SUMMARIES, n=1, cutoff=0.5)
             hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(SUMMARIES)}"
             raise ConfigError(f"unknown benchmark {name!r}; {hint} (maskperf bench --help tells more)")
     if choices.recipe and STARTUP not in choices.names:
-        raise ConfigError(f"--recipe belongs to {STARTUP}. Mend: maskperf bench {STARTUP} --recipe {choices.recipe}")
+        raise ConfigError(f"--recipe belongs to {STARTUP}. Fix: maskperf bench {STARTUP} --recipe {choices.recipe}")
     return tuple(choices.names) or (() if choices.switches else QUICK)
 
 
@@ -228,7 +228,7 @@ def _plan(choices: argparse.Namespace, names: tuple[str, ...]):
     only = names[0] if len(names) == 1 and not choices.switches else ""
     config = _config_of(recipes.get(only, "coco"), choices.pairs)
     if config.model.num_classes < 2:
-        raise ConfigError("model.num_classes=0: there is no data set to follow here. Mend: give a number of 2 or more")
+        raise ConfigError("model.num_classes=0: there is no data set to follow here. Fix: give a number of 2 or more")
     return Plan(
         size_hw=choices.size,
         images=choices.images,
@@ -243,7 +243,7 @@ def _plan(choices: argparse.Namespace, names: tuple[str, ...]):
 
 
 def _config_of(recipe: str, pairs: list[str]):
-    """Returns a recipe with the changes that were asked for, its backbone random."""
+    """Return a recipe with the changes that were asked for, its backbone random."""
     from dataclasses import replace
 
     from maskperf.overrides import validate, with_overrides
@@ -258,10 +258,10 @@ def _config_of(recipe: str, pairs: list[str]):
 
 
 def _peer_python(choices: argparse.Namespace) -> str:
-    """Returns the Python of the peer, or nothing where no peer is wanted."""
+    """Return the Python of the peer, or nothing where no peer is wanted."""
     if not choices.peer:
         if choices.peer_python:
-            raise ConfigError("--peer-python says where a peer is. Mend: add --peer to measure it.")
+            raise ConfigError("--peer-python says where a peer is. Fix: add --peer to measure it.")
         return ""
     return choices.peer_python or os.environ.get(PEER_VARIABLE) or sys.executable
 

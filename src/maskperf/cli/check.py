@@ -7,7 +7,7 @@ from typing import Any
 
 from maskperf.cli.check_groups import LogGroup, find_groups
 from maskperf.cli.words import WordParser, asks_for_help, path_word, read_words
-from maskperf.errors import EXIT_DONE, EXIT_RULE, ConfigError, DataError, Fault
+from maskperf.errors import EXIT_DONE, EXIT_RULE, ConfigError, DataError, Problem
 
 USAGE = "maskperf check LOG... | RUN_FOLDER... | SERIES_FOLDER | PACKAGE_FOLDER"
 EXAMPLES = """Judges are the official checkers of mlperf-logging, ruleset 3.1.0, and our own checks for what they miss.
@@ -33,7 +33,7 @@ REFUSED = "refused: see the findings above"
 
 
 def check(arguments: list[str]) -> int:
-    """Returns the exit code: 0 where every checker accepts, 4 where one refuses.
+    """Return the exit code: 0 where every checker accepts, 4 where one refuses.
 
     Errors: DataError for logs that are missing or cannot be read, after the others were judged.
     """
@@ -45,26 +45,26 @@ def check(arguments: list[str]) -> int:
         return EXIT_DONE
     choices = read_words(parser, arguments)
     if not choices.paths:
-        raise ConfigError("no log is named. Mend: give a log, or a folder with logs.")
+        raise ConfigError("no log is named. Fix: give a log, or a folder with logs.")
     groups = find_groups(choices.paths)
-    faults: list[Fault] = []
-    words = {check_group(group, faults) for group in groups}
+    problems: list[Problem] = []
+    words = {check_group(group, problems) for group in groups}
     packages = dict.fromkeys(group.package for group in groups if group.package is not None)
     words |= {ACCEPTED if show_package(package, check_package(package)) else REFUSED for package in packages}
-    if faults:
-        raise DataError(faults)
+    if problems:
+        raise DataError(problems)
     print(next(word for word in (REFUSED, IN_FORM, ACCEPTED) if word in words))
     return EXIT_RULE if REFUSED in words else EXIT_DONE
 
 
-def check_group(group: LogGroup, faults: list[Fault]) -> str:
-    """Returns the word for logs that belong together, after showing everything; faults are added to."""
+def check_group(group: LogGroup, problems: list[Problem]) -> str:
+    """Return the word for logs that belong together, after showing everything; problems are added to."""
     from maskperf.cli.check_view import log_details, log_table, meaning_lines, parts_table, set_lines
     from maskperf.mlperf.checkers import check_runs
     from maskperf.mlperf.run_set import is_closed_set, judge_set
     from maskperf.mlperf.traps import is_submission
 
-    logs = _check_logs(group, faults)
+    logs = _check_logs(group, problems)
     if not logs:
         return REFUSED if group.logs else ACCEPTED
     print(f"{group.name}\n")
@@ -90,7 +90,7 @@ def check_group(group: LogGroup, faults: list[Fault]) -> str:
 
 
 def show_package(folder: Path, whole: Any) -> bool:
-    """Returns whether the package checker and the repository checker accept a submission, and shows what they say."""
+    """Return whether the package checker and the repository checker accept a submission, and shows what they say."""
     from maskperf.cli.check_view import parts_table
     from maskperf.mlperf.checkers import check_repository
 
@@ -103,16 +103,16 @@ def show_package(folder: Path, whole: Any) -> bool:
     return whole.accepted and repository.accepted is True
 
 
-def _check_logs(group: LogGroup, faults: list[Fault]) -> Sequence[Any]:
+def _check_logs(group: LogGroup, problems: list[Problem]) -> Sequence[Any]:
     from maskperf.mlperf.run_set import check_log
 
-    faults += group.faults
+    problems += group.problems
     logs = []
     for path in group.logs:
         try:
             logs.append(check_log(path))
         except DataError as error:
-            faults += error.faults
+            problems += error.problems
     return logs
 
 

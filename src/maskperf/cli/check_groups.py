@@ -6,34 +6,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from maskperf.errors import DataError, Fault
+from maskperf.errors import DataError, Problem
 
 LOG_NAME = "mlperf.log"
 SERIES_NAME = "series.json"
 RUN_NAME = re.compile(r"run_[0-9]+")
-MEND = "Give logs, a run folder (with mlperf.log), a series (with run_0 ...), or a package (with results and systems)."
+FIX = "Give logs, a run folder (with mlperf.log), a series (with run_0 ...), or a package (with results and systems)."
 
-LOST_MEND = "Look for its reason in what it left, and make a new series; to judge the others alone, name their folders."
+LOST_FIX = "Look for its reason in what it left, and make a new series; to judge the others alone, name their folders."
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogGroup:
-    """Logs that belong together, the faults of those that are missing, and the package they are in."""
+    """Logs that belong together, the problems of those that are missing, and the package they are in."""
 
     name: str
     logs: tuple[Path, ...]
-    faults: tuple[Fault, ...] = ()
+    problems: tuple[Problem, ...] = ()
     package: Path | None = None
 
 
 def find_groups(words: Sequence[str]) -> list[LogGroup]:
-    """Returns the groups of logs that words name; single logs and run folders together are one group.
+    """Return the groups of logs that words name; single logs and run folders together are one group.
 
     Errors: DataError for every word that is no log and no folder with logs.
     """
     loose: list[Path] = []
     groups: list[LogGroup] = []
-    faults: list[Fault] = []
+    problems: list[Problem] = []
     for word in words:
         path = Path(word)
         if path.is_file() or (path / LOG_NAME).is_file():
@@ -43,9 +43,9 @@ def find_groups(words: Sequence[str]) -> list[LogGroup]:
         groups += found
         if not found:
             problem = "There are no logs in this folder." if path.is_dir() else "There is no such file or folder."
-            faults.append(_fault(path, problem))
-    if faults:
-        raise DataError(faults)
+            problems.append(_problem(path, problem))
+    if problems:
+        raise DataError(problems)
     names = ", ".join(str(path) for path in loose[:1])
     more = f" and {len(loose) - 1} more" if len(loose) > 1 else ""
     return ([LogGroup(name=names + more, logs=tuple(loose))] if loose else []) + groups
@@ -59,14 +59,14 @@ def _groups_of_folder(folder: Path) -> list[LogGroup]:
     runs = [name for name in names if RUN_NAME.fullmatch(name)]
     if runs:
         logs = [folder / name / LOG_NAME for name in sorted(runs, key=lambda name: int(name.removeprefix("run_")))]
-        missing = [_fault(log, "This run left no log.", LOST_MEND) for log in logs if not log.is_file()]
+        missing = [_problem(log, "This run left no log.", LOST_FIX) for log in logs if not log.is_file()]
         there = tuple(log for log in logs if log.is_file())
-        return [LogGroup(name=str(folder), logs=there, faults=tuple(missing))]
+        return [LogGroup(name=str(folder), logs=there, problems=tuple(missing))]
     return [_results(folder, None)] if next(folder.glob("result_*.txt"), None) else []
 
 
 def _names_of_series(folder: Path) -> set[str]:
-    """Returns the runs that series.json lists, with those that left no folder; none where there is no such file."""
+    """Return the runs that series.json lists, with those that left no folder; none where there is no such file."""
     path = folder / SERIES_NAME
     if not path.is_file():
         return set()
@@ -74,7 +74,7 @@ def _names_of_series(folder: Path) -> set[str]:
         return {str(run["folder"]) for run in json.loads(path.read_text(encoding="utf-8"))["runs"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            [_fault(path, f"The list of runs cannot be read ({type(error).__name__}: {error}).")]
+            [_problem(path, f"The list of runs cannot be read ({type(error).__name__}: {error}).")]
         ) from error
 
 
@@ -82,5 +82,5 @@ def _results(folder: Path, package: Path | None) -> LogGroup:
     return LogGroup(name=str(folder), logs=tuple(sorted(folder.glob("result_*.txt"))), package=package)
 
 
-def _fault(path: Path, problem: str, mend: str = MEND) -> Fault:
-    return Fault(file=str(path), where="the path", field="log", value="(missing)", problem=problem, mend=mend)
+def _problem(path: Path, problem: str, fix: str = FIX) -> Problem:
+    return Problem(file=str(path), where="the path", field="log", value="(missing)", message=problem, fix=fix)

@@ -13,7 +13,7 @@ NOT_FOR_READERS = "current context"  # from here on the checker prints its own v
 
 
 def log_table(logs: Sequence[CheckedLog]) -> list[str]:
-    """Returns the lines of a table with one row for each log."""
+    """Return the lines of a table with one row for each log."""
     rows = [HEADINGS]
     for entry in logs:
         log = entry.log
@@ -30,7 +30,7 @@ def log_table(logs: Sequence[CheckedLog]) -> list[str]:
 
 
 def _outcome(entry: CheckedLog) -> tuple[str, ...]:
-    """Returns status, minutes, epochs and both APs of a log; a file of several runs has none of its own."""
+    """Return status, minutes, epochs and both APs of a log; a file of several runs has none of its own."""
     if entry.holds_several_runs:
         return ("several runs", "-", "-", "-", "-")
     log = entry.log
@@ -45,7 +45,7 @@ def _outcome(entry: CheckedLog) -> tuple[str, ...]:
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Returns rows of texts as lines with aligned columns."""
+    """Return rows of texts as lines with aligned columns."""
     widths = [max(len(_plain(row[place])) for row in rows) for place in range(len(rows[0]))]
     return [
         "  ".join(_plain(text).ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -53,7 +53,7 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def meaning_lines(logs: Sequence[CheckedLog]) -> list[str]:
-    """Returns what has to be said about the nature of logs, each thing once, with the logs where it is not all."""
+    """Return what has to be said about the nature of logs, each thing once, with the logs where it is not all."""
     logs_of: dict[str, list[str]] = {}
     for entry in logs:
         for text in meanings(entry.log):
@@ -62,7 +62,7 @@ def meaning_lines(logs: Sequence[CheckedLog]) -> list[str]:
 
 
 def log_details(entry: CheckedLog) -> list[str]:
-    """Returns the lines of every finding about one log; nothing where there is none."""
+    """Return the lines of every finding about one log; nothing where there is none."""
     lines = [line for verdict in (entry.compliance, entry.traps) for line in verdict_lines(verdict)]
     for run in entry.alone:
         verdicts = (run.compliance, run.traps)
@@ -73,7 +73,7 @@ def log_details(entry: CheckedLog) -> list[str]:
 
 
 def verdict_lines(verdict: Verdict) -> list[str]:
-    """Returns the lines of every finding of a verdict; nothing where there is none."""
+    """Return the lines of every finding of a verdict; nothing where there is none."""
     lines = [line for finding in verdict.findings for line in finding_lines(finding)]
     if verdict.num_not_shown:
         count = f"{verdict.num_not_shown} finding{'s' if verdict.num_not_shown > 1 else ''}"
@@ -82,7 +82,7 @@ def verdict_lines(verdict: Verdict) -> list[str]:
 
 
 def finding_lines(finding: Finding) -> list[str]:
-    """Returns a finding in the checker's words, then in ours; one that is not known is shown whole."""
+    """Return a finding in the checker's words, then in ours; one that is not known is shown whole."""
     text = finding.text
     if finding.explanation:
         text = text.partition(NOT_FOR_READERS)[0].rstrip()
@@ -93,11 +93,11 @@ def finding_lines(finding: Finding) -> list[str]:
     ]
     if not finding.explanation:
         return [*lines, "      means: not known to maskperf; these are the checker's own words"]
-    return [*lines, f"      means: {_plain(finding.explanation)}", f"      mend:  {_plain(finding.mend)}"]
+    return [*lines, f"      means: {_plain(finding.explanation)}", f"      fix:  {_plain(finding.fix)}"]
 
 
 def parts_table(verdicts: Iterable[Verdict]) -> list[str]:
-    """Returns one line for each part of the package checker, with its findings below."""
+    """Return one line for each part of the package checker, with its findings below."""
     verdicts = list(verdicts)
     lines = [f"  {line}" for line in columns([(verdict.checker, verdict.word) for verdict in verdicts])]
     for verdict, line in zip(verdicts, lines.copy(), strict=True):
@@ -107,7 +107,7 @@ def parts_table(verdicts: Iterable[Verdict]) -> list[str]:
 
 
 def set_lines(logs: Sequence[CheckedLog], result: SetResult, *, accepted: bool) -> list[str]:
-    """Returns what logs are worth together: the comparison with the reference, and the score."""
+    """Return what logs are worth together: the comparison with the reference, and the score."""
     if len(logs) != RUNS:
         return [f"  {len(logs)} logs: {RUNS} are needed for a score and for the comparison with the reference."]
     lines = []
@@ -135,7 +135,7 @@ def _number(value: int | float | None, digits: int) -> str:
 
 
 def _plain(text: str) -> str:
-    """Returns text that cannot move the cursor or change colours: logs are written by others."""
+    """Return text that cannot move the cursor or change colours: logs are written by others."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 

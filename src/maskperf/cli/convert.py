@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from maskperf.cli.run import resolve
-from maskperf.cli.weights_config import class_count_faults, read_weights_metadata, resolve_for_weights
+from maskperf.cli.weights_config import class_count_problems, read_weights_metadata, resolve_for_weights
 from maskperf.cli.words import WordParser, asks_for_help, path_word, read_words, require_new_file
 from maskperf.config import ModelConfig, RunConfig
 from maskperf.errors import EXIT_DONE, ConfigError, DataError
@@ -34,7 +34,7 @@ NEW_NAME = "Choose another name, or move the file away."
 
 
 def convert(arguments: list[str]) -> int:
-    """Returns the exit code after a file was converted."""
+    """Return the exit code after a file was converted."""
     if not arguments or asks_for_help(arguments):
         print(USAGE)
         return EXIT_DONE
@@ -53,8 +53,8 @@ def _convert_backbone(arguments: list[str]) -> None:
     choices = read_words(parser, arguments)
     source, target = Path(choices.source), Path(choices.target)
     if target.suffix != ".safetensors":
-        raise ConfigError(f"{target}: a converted backbone is a .safetensors file. Mend: give it that ending.")
-    require_new_file(target, False, mend=NEW_NAME)
+        raise ConfigError(f"{target}: a converted backbone is a .safetensors file. Fix: give it that ending.")
+    require_new_file(target, False, fix=NEW_NAME)
     config = _model_config(resolve("coco", []), choices.pairs).model
     from maskperf.model.quantize import describe_loss, store_backbone  # torch is imported here
 
@@ -64,7 +64,7 @@ def _convert_backbone(arguments: list[str]) -> None:
 
 
 def _read_backbone(path: Path, config: ModelConfig) -> tuple[dict, dict[str, str], list[str]]:
-    """Returns the trunk's tensors by name, what a file made from them shall say of their origin, and notices.
+    """Return the backbone's tensors by name, what a file made from them shall say of their origin, and notices.
 
     Nothing is kept beside the source, unlike when a run reads it.
     """
@@ -107,8 +107,8 @@ def _convert_model(arguments: list[str]) -> None:
     if suffixes.count(".safetensors") != 1 or suffixes[1] not in (".safetensors", ".pth"):
         raise ConfigError(f"{source} to {target}: one of the two must be a .safetensors file, the other one a .pth.")
     if choices.categories and suffixes[1] == ".pth":
-        raise ConfigError(f"--categories {choices.categories}: a .pth has no place for them. Mend: leave it out.")
-    require_new_file(target, False, mend=NEW_NAME)
+        raise ConfigError(f"--categories {choices.categories}: a .pth has no place for them. Fix: leave it out.")
+    require_new_file(target, False, fix=NEW_NAME)
     from maskperf.engine.build import build_model  # torch is imported here
     from maskperf.model.weights import save_reference_state
 
@@ -127,9 +127,9 @@ def _convert_model(arguments: list[str]) -> None:
 
 
 def _save_with_categories(model: Any, target: Path, config: RunConfig, categories: str | None) -> list[str]:
-    """Returns notices, after the model was written with the names of its labels, if there is a file that has them."""
-    from maskperf.data.categories import categories_of
-    from maskperf.data.coco import read_coco
+    """Return notices, after the model was written with the names of its labels, if there is a file that has them."""
+    from maskperf.data.coco.categories import categories_of
+    from maskperf.data.coco.index import read_coco
     from maskperf.model.weights import save_model_weights, write_tensor_file
 
     if categories is None:
@@ -137,9 +137,9 @@ def _save_with_categories(model: Any, target: Path, config: RunConfig, categorie
         return [f"{target}: does not tell what its labels mean; --categories FILE would add that"]
     index = read_coco(Path(categories), Path(), training=False)
     found = categories_of(index)
-    faults = class_count_faults(categories, found, num_classes=config.model.num_classes)
-    if faults:
-        raise DataError(faults)
+    problems = class_count_problems(categories, found, num_classes=config.model.num_classes)
+    if problems:
+        raise DataError(problems)
     metadata = {
         "recipe": config.recipe,
         "category_ids": list(found),
@@ -159,7 +159,7 @@ def _make_parser(kind: str) -> WordParser:
 
 
 def _model_config(config: RunConfig, pairs: list[str]) -> RunConfig:
-    """Returns the configuration with the user's values of the section `model`, the only one that matters here.
+    """Return the configuration with the user's values of the section `model`, the only one that matters here.
 
     Errors: ConfigError for other keys, and for values that cannot be used.
     """
@@ -169,5 +169,5 @@ def _model_config(config: RunConfig, pairs: list[str]) -> RunConfig:
     config = with_overrides(config, pairs)
     validate(config)
     if config.model.num_classes == 0:
-        raise ConfigError("model.num_classes=0: there is no data set to follow here. Mend: give the number.")
+        raise ConfigError("model.num_classes=0: there is no data set to follow here. Fix: give the number.")
     return config

@@ -1,4 +1,4 @@
-"""`maskperf doctor`: looks at this machine, says what each finding means for a run, and how to mend it."""
+"""`maskperf doctor`: looks at this machine, says what each finding means for a run, and how to fix it."""
 
 import argparse
 import json
@@ -18,7 +18,7 @@ from maskperf.config import DataConfig, RunConfig
 from maskperf.errors import EXIT_DONE, EXIT_USAGE, ConfigError
 from maskperf.machine.checks import examine
 from maskperf.machine.finding import NOTE, OK, PROBLEM, Finding
-from maskperf.machine.gather import gather, is_writable_folder
+from maskperf.machine.probe import gather, is_writable_folder
 from maskperf.machine.situation import PictureSpeed, Situation, TorchProbe
 from maskperf.machine.sources import run_program
 from maskperf.overrides import validate, with_overrides
@@ -44,24 +44,24 @@ STYLES = {OK: "green", NOTE: "yellow", PROBLEM: "bold red"}
 
 
 def doctor(arguments: list[str]) -> int:
-    """Returns the exit code: 0, or EXIT_USAGE where the machine has a problem."""
+    """Return the exit code: 0, or EXIT_USAGE where the machine has a problem."""
     parser = _make_parser()
     if asks_for_help(arguments):
         print(parser.format_help(), end="")
         return EXIT_DONE
     choices = read_words(parser, arguments)
     if choices.data is not None and not choices.data:
-        raise ConfigError("--data needs the name of a folder. Mend: --data /data/coco")
+        raise ConfigError("--data needs the name of a folder. Fix: --data /data/coco")
     config = _config_of(choices)
     situation = gather(config, data=choices.data, run_dir=choices.run_dir)
     if not choices.quick:
         if sys.stderr.isatty():
             print("measuring for about ten seconds; --quick leaves this out", file=sys.stderr, flush=True)
         situation = _measure(situation)
-    data_findings, faults = examine_data(config.data, _splits_of(choices, config.data), decode=not choices.quick)
+    data_findings, problems = examine_data(config.data, _splits_of(choices, config.data), decode=not choices.quick)
     findings = examine(situation) + data_findings
     if choices.json:
-        entries = {**_entries(situation, findings), "data_errors": [asdict(fault) for fault in faults]}
+        entries = {**_entries(situation, findings), "data_errors": [asdict(problem) for problem in problems]}
         print(json.dumps(entries, indent=2, allow_nan=False))
     else:
         show_findings(findings, sys.stdout)
@@ -84,23 +84,23 @@ def _make_parser() -> WordParser:
 
 
 def _config_of(choices: argparse.Namespace) -> RunConfig:
-    """Returns the configuration of the benchmark with the data that the words name.
+    """Return the configuration of the benchmark with the data that the words name.
 
     Errors: ConfigError for a key outside of the section data, and for a value that cannot be used.
     """
     for pair in choices.pairs:
         key = pair.partition("=")[0].strip()
         if not key.startswith("data."):
-            raise ConfigError(f"{pair}: has no effect here. Mend: give keys of the section data only.")
+            raise ConfigError(f"{pair}: has no effect here. Fix: give keys of the section data only.")
         if key == "data.root":
-            raise ConfigError(f"{pair}: cannot be set here. Mend: give --data instead.")
+            raise ConfigError(f"{pair}: cannot be set here. Fix: give --data instead.")
     config = with_overrides(coco(), choices.pairs)
     validate(config)
     return replace(config, data=replace(config.data, root=choices.data)) if choices.data else config
 
 
 def _splits_of(choices: argparse.Namespace, data: DataConfig) -> list[str]:
-    """Returns the splits whose data are looked at: those in the folder of --data, and those named one by one."""
+    """Return the splits whose data are looked at: those in the folder of --data, and those named one by one."""
     keys = {pair.partition("=")[0].strip() for pair in choices.pairs}
     return [
         split
@@ -111,7 +111,7 @@ def _splits_of(choices: argparse.Namespace, data: DataConfig) -> list[str]:
 
 
 def show_findings(findings: list[Finding], stream: TextIOBase) -> None:
-    """Returns nothing; writes a table to a terminal, and lines without colours elsewhere."""
+    """Write a table to a terminal, and lines without colours elsewhere."""
     console = Console(file=stream, markup=False, highlight=False, emoji=False)
     if console.is_terminal:
         console.print(_table(findings))
@@ -124,23 +124,23 @@ def show_findings(findings: list[Finding], stream: TextIOBase) -> None:
 
 
 def line_of(finding: Finding) -> str:
-    """Returns a finding as text: level, name, value and meaning; the mend stands on a line of its own."""
+    """Return a finding as text: level, name, value and meaning; the fix stands on a line of its own."""
     text = f"{finding.level:<8} {finding.name}: {finding.value}; {finding.meaning}"
-    return f"{text}\n         mend: {finding.mend}" if finding.mend else text
+    return f"{text}\n         fix: {finding.fix}" if finding.fix else text
 
 
 def _table(findings: list[Finding]) -> Table:
     table = Table("", "what", "found", "what it means for a run", box=box.SIMPLE_HEAD)
     for finding in findings:
         meaning = Text(finding.meaning)
-        if finding.mend:
-            meaning.append(f"\nmend: {finding.mend}", style="bold")
+        if finding.fix:
+            meaning.append(f"\nmend: {finding.fix}", style="bold")
         table.add_row(Text(finding.level, STYLES[finding.level]), Text(finding.name), Text(finding.value), meaning)
     return table
 
 
 def _entries(situation: Situation, findings: list[Finding]) -> dict[str, object]:
-    """Returns what --json prints; the configuration and the pins of the checkout are left out."""
+    """Return what --json prints; the configuration and the pins of the checkout are left out."""
     facts = {
         name: asdict(value) if value is not None else None
         for name, value in (
@@ -154,14 +154,14 @@ def _entries(situation: Situation, findings: list[Finding]) -> dict[str, object]
 
 
 def _measure(situation: Situation) -> Situation:
-    """Returns the situation with everything that has to be tried; a part that fails says so in its check."""
+    """Return the situation with everything that has to be tried; a part that fails says so in its check."""
     probe = ask_torch([sys.executable, "-P", str(Path(__file__).with_name("torch_probe.py"))])
     situation = replace(situation, torch_probe=probe, picture_speed=_picture_speed(situation))
     return _with_disk_speed(situation)
 
 
 def ask_torch(command: list[str]) -> TorchProbe:
-    """Returns what the probe printed; a failure in words where it crashed or did not end."""
+    """Return what the probe printed; a failure in words where it crashed or did not end."""
     answer = run_program(command, PROBE_SECONDS)
     if answer.output is None:
         return TorchProbe(failure=answer.complaint or f"{command[0]} cannot be started")
@@ -175,11 +175,11 @@ def ask_torch(command: list[str]) -> TorchProbe:
 
 
 def _picture_speed(situation: Situation) -> PictureSpeed:
-    """Returns how fast one thread makes pictures ready, with the functions that a run uses."""
+    """Return how fast one thread makes pictures ready, with the functions that a run uses."""
     import numpy as np
     import simplejpeg
 
-    from maskperf.data.transforms import normalize_into, resize_and_mirror, target_size_hw
+    from maskperf.data.images.transforms import normalize_into, resize_and_mirror, target_size_hw
     from maskperf.machine.speed import make_jpeg, measure_rate
 
     data, jpeg = situation.config.data, make_jpeg()
@@ -200,7 +200,7 @@ def _picture_speed(situation: Situation) -> PictureSpeed:
 
 
 def _with_disk_speed(situation: Situation) -> Situation:
-    """Returns the situation with the speed of the disk of the data, or why there is none."""
+    """Return the situation with the speed of the disk of the data, or why there is none."""
     from maskperf.machine.speed import measure_disk
 
     place = Path(situation.data_storage.path)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskperf.cli.weights_config import (
-    class_count_faults,
+    class_count_problems,
     read_weights_metadata,
     resolve_for_weights,
     trained_categories,
@@ -20,8 +20,8 @@ from maskperf.config import RunConfig
 from maskperf.errors import EXIT_BUG, EXIT_DONE, ConfigError, DataError, StorageError, joined_errors
 
 if TYPE_CHECKING:
-    from maskperf.data.categories import CategoryMatch
-    from maskperf.data.coco import CocoIndex
+    from maskperf.data.coco.categories import CategoryMatch
+    from maskperf.data.coco.index import CocoIndex
 
 USAGE = "maskperf evaluate --weights FILE [--data FOLDER | --val-json FILE --val-images FOLDER] [key=value ...]"
 EXAMPLES = """examples, to copy and paste:
@@ -46,25 +46,25 @@ OPTION_OF_KEY = {
     "evaluation.engine": "--engine",
 }
 NOT_FOR_EVALUATION = ("optimizer.", "mlperf.", "seed", "run_dir", "data.train_", "data.generate", "data.check_counts")
-DATA_MEND = "Name the data set with --data, or with --val-json and --val-images."
+DATA_FIX = "Name the data set with --data, or with --val-json and --val-images."
 DETECTION_FILES = ("detections_bbox.json", "detections_segm.json")
 PROGRESS_SECONDS = 10.0
 
 
 def evaluate(arguments: list[str]) -> int:
-    """Returns the exit code: 0, or 1 where the two engines do not find the same numbers."""
+    """Return the exit code: 0, or 1 where the two engines do not find the same numbers."""
     parser = _make_parser()
     if not arguments or asks_for_help(arguments):
         print(parser.format_help(), end="")
         return EXIT_DONE
     choices = read_words(parser, arguments)
     if bool(choices.val_json) != bool(choices.val_images):
-        raise ConfigError("--val-json and --val-images go together. Mend: give both.")
+        raise ConfigError("--val-json and --val-images go together. Fix: give both.")
     if choices.data and choices.val_json:
-        raise ConfigError("--data and --val-json name two data sets. Mend: give one of them.")
+        raise ConfigError("--data and --val-json name two data sets. Fix: give one of them.")
     _refuse_keys(choices.pairs)
     for path in _files_to_write(choices):
-        require_new_file(path, choices.overwrite, mend="Choose another place, or add --overwrite.")
+        require_new_file(path, choices.overwrite, fix="Choose another place, or add --overwrite.")
     return _evaluate(choices)
 
 
@@ -101,14 +101,14 @@ def _make_parser() -> WordParser:
 
 
 def _files_to_write(choices: argparse.Namespace) -> list[Path]:
-    """Returns the files that this command will write; the folder of the detections is made if need be."""
+    """Return the files that this command will write; the folder of the detections is made if need be."""
     paths = [Path(choices.output)]
     if choices.save_detections:
         folder = Path(choices.save_detections)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            text = f"{folder}: the folder cannot be made ({error.strerror}). Mend: choose another --save-detections."
+            text = f"{folder}: the folder cannot be made ({error.strerror}). Fix: choose another --save-detections."
             raise StorageError(text) from error
         paths += [folder / name for name in DETECTION_FILES]
     return paths
@@ -118,9 +118,9 @@ def _refuse_keys(pairs: list[str]) -> None:
     for pair in pairs:
         key = pair.partition("=")[0].strip()
         if key in OPTION_OF_KEY:
-            raise ConfigError(f"{pair}: cannot be set here. Mend: give {OPTION_OF_KEY[key]} instead.")
+            raise ConfigError(f"{pair}: cannot be set here. Fix: give {OPTION_OF_KEY[key]} instead.")
         if key.startswith(NOT_FOR_EVALUATION):
-            raise ConfigError(f"{pair}: has no effect on an evaluation. Mend: leave it out.")
+            raise ConfigError(f"{pair}: has no effect on an evaluation. Fix: leave it out.")
 
 
 def _with_data(config: RunConfig, choices: argparse.Namespace) -> RunConfig:
@@ -133,12 +133,12 @@ def _with_data(config: RunConfig, choices: argparse.Namespace) -> RunConfig:
 
 
 def _evaluate(choices: argparse.Namespace) -> int:
-    """Returns the exit code, after weights were loaded, pictures judged and numbers shown and written."""
+    """Return the exit code, after weights were loaded, pictures judged and numbers shown and written."""
     import numpy as np
     import torch
 
-    from maskperf.data.coco import locate_validation
-    from maskperf.data.loader import evaluation_batches, feeding_for
+    from maskperf.data.coco.index import locate_validation
+    from maskperf.data.images.loader import evaluation_batches, feeding_for
     from maskperf.engine.build import build_model, keep_memory
     from maskperf.engine.distributed import close_topology, init_topology
     from maskperf.engine.precision import set_precision
@@ -150,7 +150,7 @@ def _evaluate(choices: argparse.Namespace) -> int:
     metadata = read_weights_metadata(weights)
     config, notices = resolve_for_weights(weights, metadata, recipe=choices.recipe, pairs=choices.pairs)
     config = _with_data(config, choices)
-    val_json, val_images = locate_validation(config.data, DATA_MEND)
+    val_json, val_images = locate_validation(config.data, DATA_FIX)
     # With --save-detections ground truth is welcome, not demanded.
     val, match = _open_validation(val_json, val_images, config, metadata, is_test_set=bool(choices.save_detections))
     topology = init_topology(config.system.device)
@@ -202,8 +202,8 @@ def _open_validation(
     A test set may lack the lists of annotations and categories. Weights without names have the categories of the data.
     Errors: DataError with everything that is wrong with the files, or that does not fit the weights.
     """
-    from maskperf.data.categories import categories_of, match_categories
-    from maskperf.data.images import open_split
+    from maskperf.data.coco.categories import categories_of, match_categories
+    from maskperf.data.images.files import open_split
 
     val, error = open_split(val_json, val_images, config.data, training=False, is_test_set=is_test_set)
     if val is None:
@@ -213,21 +213,21 @@ def _open_validation(
     if is_test_set and not found:
         found = trained
     is_unnamed = not trained and config.model.num_classes
-    faults = class_count_faults(file, found, num_classes=config.model.num_classes) if is_unnamed else []
+    problems = class_count_problems(file, found, num_classes=config.model.num_classes) if is_unnamed else []
     by_name = config.data.categories_by_name
     match = match_categories(trained or found, found, source="the weights", file=file, by_name=by_name)
-    faults += match.faults
-    errors += [DataError(faults)] if faults else []
+    problems += match.problems
+    errors += [DataError(problems)] if problems else []
     if errors:
         raise joined_errors(errors)
     return val, match
 
 
 def _detection_texts(results: Iterable[Sequence[dict]], match: "CategoryMatch", val: "CocoIndex") -> list[bytes]:
-    """Returns the results of boxes and of masks as JSON, with the ids of the data set."""
+    """Return the results of boxes and of masks as JSON, with the ids of the data set."""
     import msgspec
 
-    from maskperf.data.categories import with_written_ids
+    from maskperf.data.coco.categories import with_written_ids
 
     return [msgspec.json.encode(val.with_image_keys(with_written_ids(result, match))) for result in results]
 
@@ -244,7 +244,7 @@ def _data_notices(val: "CocoIndex", match: "CategoryMatch", config: RunConfig) -
 
 
 def _sources(weights: Path, config: RunConfig, pairs: list[str], *, val_json: Path, val_images: Path) -> dict:
-    """Returns what was judged, and on what."""
+    """Return what was judged, and on what."""
     return {
         "weights": str(weights),
         "weights_sha256": _file_sha256(weights),
@@ -265,11 +265,10 @@ def _report(
     about: dict,
     detections: list[bytes],
 ) -> int:
-    """Returns the exit code, after every file was written and the numbers were shown; there are none without truth."""
+    """Return the exit code, after every file was written and the numbers were shown; there are none without truth."""
     from maskperf.evaluation.scores import agree, score
     from maskperf.evaluation.table import score_entries, show_scores
-    from maskperf.model.weights import replace_file
-    from maskperf.records.json_text import pretty_json
+    from maskperf.files import pretty_json, replace_file
 
     engine, limit = choices.engine or config.evaluation.engine, config.evaluation.max_detections
     scores, differences, entries = None, [], about
@@ -295,7 +294,7 @@ def _report(
 
 
 def _with_progress(batches: Iterable, num_images: int, world: int) -> Iterator:
-    """Returns the batches one by one; a line every few seconds tells how far this is."""
+    """Return the batches one by one; a line every few seconds tells how far this is."""
     start = last = time.monotonic()
     done = 0
     for batch in batches:

@@ -3,7 +3,7 @@
 from maskperf import errors
 
 EXAMPLES = (
-    ("maskperf run demo", "train a small model on made-up pictures"),
+    ("maskperf run demo", "train a small model on synthetic pictures"),
     (
         "maskperf run coco data.root=/data/coco model.backbone_weights=/data/R-50.pkl",
         "the benchmark on one device, until both targets are met",
@@ -22,7 +22,7 @@ EXIT_CODES = (
     (errors.EXIT_DONE, "done; for a run: both targets met"),
     (errors.EXIT_BUG, "a bug of maskperf, COCO engines that disagree, or not enough memory"),
     (errors.EXIT_USAGE, "a command, key or value that cannot be used"),
-    (errors.EXIT_DATA, "faults in annotations, images or weights"),
+    (errors.EXIT_DATA, "problems in annotations, images or weights"),
     (errors.EXIT_RULE, "a rule of the benchmark is broken, or a checker refuses"),
     (errors.EXIT_NOT_FINITE, "a loss, gradient or weight is not a finite number, or training collapsed"),
     (errors.EXIT_TARGET_MISSED, "the run ended without meeting both targets"),
@@ -32,7 +32,7 @@ EXIT_CODES = (
 
 
 def help_text(summary_of_command: dict[str, str]) -> str:
-    """Returns the whole help, at most 100 columns wide."""
+    """Return the whole help, at most 100 columns wide."""
     lines = ["maskperf: the MLPerf Training Mask R-CNN benchmark in PyTorch", "", "Examples, to copy and paste:"]
     for command, purpose in EXAMPLES:
         lines += [f"  # {purpose}", f"  {command}"]

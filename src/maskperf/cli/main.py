@@ -18,7 +18,7 @@ from pathlib import Path
 
 from maskperf import errors
 from maskperf.cli.help import help_text
-from maskperf.records.run_folder import current_run_folder, forget_run_folder
+from maskperf.run.run_folder import current_run_folder, forget_run_folder
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 LOCALE_FIX = "Fix: set PYTHONUTF8=1, or a UTF-8 locale such as LC_ALL=C.UTF-8"
@@ -49,7 +49,7 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code (see maskperf.errors) of one command; `arguments` are by default those of the process."""
+    """Return the exit code (see maskperf.errors) of one command; `arguments` are by default those of the process."""
     words = sys.argv[1:] if arguments is None else arguments
     _write_any_letter()
     forget_run_folder()
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit as stop:
         return _code_of_exit(stop)
     except errors.DataError as error:
-        return _say(str(error) + _list_of_faults(error), error.exit_code)
+        return _say(str(error) + _list_of_problems(error), error.exit_code)
     except errors.UserError as error:
         return _say(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _write_any_letter() -> None:
-    """Returns nothing; letters that the terminal's encoding lacks are written as \\u8f66 from now on, not refused.
+    """Return nothing; letters that the terminal's encoding lacks are written as \\u8f66 from now on, not refused.
 
     Escapes and not question marks, so that two names stay two names and a file can still be found.
     """
@@ -85,7 +85,7 @@ def _write_any_letter() -> None:
 
 
 def _demand_text(words: list[str]) -> None:
-    """Returns nothing. Errors: ConfigError for bytes that are no text: no JSON file could hold such a name."""
+    """Return nothing. Errors: ConfigError for bytes that are no text: no JSON file could hold such a name."""
     broken = [word for word in words if any("\ud800" <= letter <= "\udfff" for letter in word)]
     if broken:
         text = f"{broken[0]!r}: holds bytes that are no text in the encoding {sys.getfilesystemencoding()}"
@@ -119,7 +119,7 @@ def _version() -> str:
 
 
 def _code_of_exit(stop: SystemExit) -> int:
-    """Returns what Python itself would have made of sys.exit(...)."""
+    """Return what Python itself would have made of sys.exit(...)."""
     if stop.code is None:
         return errors.EXIT_DONE
     if isinstance(stop.code, int):
@@ -127,8 +127,8 @@ def _code_of_exit(stop: SystemExit) -> int:
     return _say(str(stop.code), errors.EXIT_BUG)
 
 
-def _list_of_faults(error: errors.DataError) -> str:
-    """Returns where all faults are listed in full, after they were written there; nothing where the message has all."""
+def _list_of_problems(error: errors.DataError) -> str:
+    """Return where all problems are listed in full after writing them there; nothing if the message has all."""
     text = error.all_lines()
     if not text:
         return ""
@@ -148,14 +148,14 @@ def _list_of_faults(error: errors.DataError) -> str:
 def _handle_unforeseen(error: Exception, words: list[str]) -> int:
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         place = f"{error.filename}: " if error.filename else ""
-        text = f"{place}no space left on the disk ({error.strerror}). Mend: free some, or choose another run_dir"
+        text = f"{place}no space left on the disk ({error.strerror}). Fix: free some, or choose another run_dir"
         return _say(text, errors.EXIT_STORAGE)
     if isinstance(error, PermissionError) and error.filename:
         text = f"{error.filename}: this user has no permission there. Fix: ask its owner, or choose another place"
         return _say(text, errors.EXIT_STORAGE)
     if _is_out_of_memory(error):
-        mend = "a smaller optimizer.batch_size or evaluation.batch_size, or more optimizer.accumulation_steps"
-        return _say(f"not enough memory ({_first_line(error)}). Mend: {mend}", errors.EXIT_BUG)
+        fix = "a smaller optimizer.batch_size or evaluation.batch_size, or more optimizer.accumulation_steps"
+        return _say(f"not enough memory ({_first_line(error)}). Fix: {fix}", errors.EXIT_BUG)
     if isinstance(error, UnicodeEncodeError) and sys.getfilesystemencoding() != "utf-8":
         text = f"the name {error.object!r} cannot be used in this locale, whose encoding is {error.encoding}"
         return _say(f"{text}. {LOCALE_FIX}", errors.EXIT_USAGE)
@@ -193,7 +193,7 @@ def _say(text: str, code: int) -> int:
 
 
 def _discard_output() -> None:
-    """Returns nothing; sends what is still in the buffer nowhere, or Python would complain of it at its end."""
+    """Send what is still in the buffer nowhere, or Python would complain of it at its end."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

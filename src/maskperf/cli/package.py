@@ -9,7 +9,7 @@ from typing import Any
 from maskperf import errors
 from maskperf.cli.check_groups import find_groups
 from maskperf.cli.words import WordParser, asks_for_help, path_word, read_words
-from maskperf.errors import EXIT_DONE, EXIT_RULE, ConfigError, DataError, Fault
+from maskperf.errors import EXIT_DONE, EXIT_RULE, ConfigError, DataError, Problem
 
 USAGE = "maskperf package --submitter NAME --system NAME [options] SERIES_FOLDER | LOG LOG LOG LOG LOG"
 EXAMPLES = """examples, to copy and paste:
@@ -24,7 +24,7 @@ exit codes: 0 the package is accepted, 4 a checker refuses it or the logs do not
 
 
 def package(arguments: list[str]) -> int:
-    """Returns the exit code: 0 where the official checkers accept the new package, 4 where one refuses it."""
+    """Return the exit code: 0 where the official checkers accept the new package, 4 where one refuses it."""
     parser = _make_parser()
     if not arguments or asks_for_help(arguments):
         print(parser.format_help(), end="")
@@ -37,9 +37,9 @@ def package(arguments: list[str]) -> int:
 def _require(choices: argparse.Namespace) -> None:
     missing = [f"--{name}" for name in ("submitter", "system") if not getattr(choices, name)]
     if missing:
-        raise ConfigError(f"{' and '.join(missing)} missing. Mend: say who submits, and a name for the system.")
+        raise ConfigError(f"{' and '.join(missing)} missing. Fix: say who submits, and a name for the system.")
     if not choices.paths:
-        raise ConfigError("no logs are named. Mend: give a series folder (maskperf run RECIPE runs=5), or five logs.")
+        raise ConfigError("no logs are named. Fix: give a series folder (maskperf run RECIPE runs=5), or five logs.")
 
 
 def _package(choices: argparse.Namespace) -> int:
@@ -97,16 +97,16 @@ def _package(choices: argparse.Namespace) -> int:
 
 def _logs(words: Sequence[str]) -> list[Path]:
     groups = find_groups(words)
-    faults = [fault for group in groups for fault in group.faults]
-    if faults:
-        raise DataError(faults)
+    problems = [problem for group in groups for problem in group.problems]
+    if problems:
+        raise DataError(problems)
     return [path for group in groups for path in group.logs]
 
 
 def _describe(
     choices: argparse.Namespace, log: Any, division: str, environment: dict[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Returns the system description, and what has to be said about where it comes from."""
+    """Return the system description, and what has to be said about where it comes from."""
     from maskperf.machine.describe import describe_machine
     from maskperf.mlperf.system_description import (
         describe_recorded,
@@ -140,9 +140,9 @@ def _describe(
 
 
 def _list_unknown(path: Path, system: str, unknown: Sequence[str]) -> None:
-    """Returns nothing; lists the empty fields on the screen and in a file beside the package."""
+    """List the empty fields on the screen and in a file beside the package."""
+    from maskperf.files import write_text
     from maskperf.mlperf.package_texts import fill_text
-    from maskperf.records.run_folder import write_text
 
     write_text(path, fill_text(system, unknown))
     print(f"empty in systems/{system}.json, for you to fill in: {', '.join(unknown)}")
@@ -150,7 +150,7 @@ def _list_unknown(path: Path, system: str, unknown: Sequence[str]) -> None:
 
 
 def _environment(folder: Path) -> dict[str, Any]:
-    """Returns what environment.json beside a log says; nothing where there is none."""
+    """Return what environment.json beside a log says; nothing where there is none."""
     path = folder / "environment.json"
     if not path.is_file():
         return {}
@@ -176,13 +176,13 @@ def _config(folder: Path) -> Any:
 
 
 def _unreadable(path: Path, reason: str) -> DataError:
-    mend = "Take the run folder as the run left it, with the version of maskperf that made it."
+    fix = "Take the run folder as the run left it, with the version of maskperf that made it."
     where = {"file": str(path), "where": "the file", "field": "content", "value": "(JSON)"}
-    return DataError([Fault(**where, problem=f"It cannot be read: {reason}", mend=mend)])
+    return DataError([Problem(**where, message=f"It cannot be read: {reason}", fix=fix)])
 
 
 def _count(value: object) -> int:
-    """Returns the number that a count in JSON means; 1 where it does not say."""
+    """Return the number that a count in JSON means; 1 where it does not say."""
     return int(value) if isinstance(value, int) or (isinstance(value, str) and value.isdecimal()) else 1
 
 

@@ -37,7 +37,7 @@ HEADINGS = (
 
 
 def plan(arguments: list[str]) -> int:
-    """Returns the exit code, after the plan was written."""
+    """Return the exit code, after the plan was written."""
     parser = _make_parser()
     if not arguments or asks_for_help(arguments):
         print(parser.format_help(), end="")
@@ -47,11 +47,11 @@ def plan(arguments: list[str]) -> int:
     given = {name: value for name, value in choices.items() if value is not None}
     if check:
         if given:
-            raise ConfigError("--check takes no other option but --json. Mend: leave the others out.")
+            raise ConfigError("--check takes no other option but --json. Fix: leave the others out.")
         return _check(as_json)
     for name, option in (("accelerators", "--accelerators"), ("images_per_second", "--per-gpu-images-per-second")):
         if name not in given:
-            raise ConfigError(f"{option} is missing. Mend: add it ({parser.prog} --help shows examples).")
+            raise ConfigError(f"{option} is missing. Fix: add it ({parser.prog} --help shows examples).")
     return _plan(given, as_json)
 
 

@@ -1,4 +1,4 @@
-"""`maskperf prepare coco`: gets COCO 2017 and the pretrained trunk, and puts them where a run expects them."""
+"""`maskperf prepare coco`: gets COCO 2017 and the pretrained backbone, and puts them where a run expects them."""
 
 import argparse
 import re
@@ -16,7 +16,7 @@ from maskperf.overrides import word_of_path
 from maskperf.recipes import coco
 
 if TYPE_CHECKING:
-    from maskperf.data.release import Release
+    from maskperf.download.release import Release
 
 ROOT, WEIGHTS = "data/coco", "data/R-50.pkl"  # where the recipes coco look
 USAGE = "maskperf prepare coco [--root FOLDER] [--weights FILE] [--mirror URL] [--archives FOLDER] [options]"
@@ -43,7 +43,7 @@ LIVING_SECONDS = 0.2
 
 
 def prepare(arguments: list[str]) -> int:
-    """Returns the exit code when everything is where a run expects it."""
+    """Return the exit code when everything is where a run expects it."""
     parser = _make_parser()
     if not arguments or asks_for_help(arguments):
         print(parser.format_help(), end="")
@@ -51,12 +51,10 @@ def prepare(arguments: list[str]) -> int:
     choices = read_words(parser, arguments)
     folder = Path(choices.archives) if choices.archives is not None else None
     if folder is not None and not folder.is_dir():
-        raise ConfigError(
-            f"--archives {choices.archives}: there is no such folder. Mend: give the folder of the files."
-        )
-    from maskperf.data.prepare import Order  # numpy is imported here
-    from maskperf.data.prepare import prepare as prepare_release
-    from maskperf.data.release import COCO_2017
+        raise ConfigError(f"--archives {choices.archives}: there is no such folder. Fix: give the folder of the files.")
+    from maskperf.download.prepare import Order  # numpy is imported here
+    from maskperf.download.prepare import prepare as prepare_release
+    from maskperf.download.release import COCO_2017
 
     order = Order(
         root=Path(choices.root),
@@ -86,19 +84,19 @@ def _make_parser() -> WordParser:
         metavar="FILE",
         type=path_word,
         default=WEIGHTS,
-        help=f"where the pretrained trunk goes (default: {WEIGHTS})",
+        help=f"where the pretrained backbone goes (default: {WEIGHTS})",
     )
     add("--archives", metavar="FOLDER", type=path_word, help="take the files that are there; the others are downloaded")
     mirror_help = "download from this folder, or NAME=URL for one file; may be given again"
     add("--mirror", metavar="URL", action="append", default=[], help=mirror_help)
     add("--keep-archives", action="store_true", help="do not remove downloaded archives once they are unpacked")
-    add("--no-images", action="store_true", help="only the annotations and the pretrained trunk")
+    add("--no-images", action="store_true", help="only the annotations and the pretrained backbone")
     add("--verify", action="store_true", help="read and compare every file that is there already")
     return parser
 
 
 def _with_mirrors(release: "Release", words: list[str]) -> "Release":
-    """Returns the release with the addresses of the user. Errors: ConfigError for one that cannot be used."""
+    """Return the release with the addresses of the user. Errors: ConfigError for one that cannot be used."""
     files = {archive.file.name: archive.file for archive in release.archives}
     files[release.weights.name] = release.weights
     for word in sorted(words, key=lambda word: word.partition("=")[0] in files):  # the one for one file wins
@@ -112,9 +110,7 @@ def _with_mirrors(release: "Release", words: list[str]) -> "Release":
 
 
 def _demand_web_address(url: str) -> None:
-    mend = (
-        "Mend: give an address such as https://mirror.example.org/coco, or NAME=URL with the name of one of the files."
-    )
+    fix = "Fix: give an address such as https://mirror.example.org/coco, or NAME=URL with the name of one of the files."
     try:
         parts = urlsplit(url)
         is_sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -122,14 +118,14 @@ def _demand_web_address(url: str) -> None:
         is_sound = False
     if is_sound and "@" in parts.netloc:
         raise ConfigError(
-            "--mirror: the address holds a user name or a password. Mend: leave it out, or use --archives."
+            "--mirror: the address holds a user name or a password. Fix: leave it out, or use --archives."
         )
     if not is_sound or not re.fullmatch("[!-~]+", url):
-        raise ConfigError(f"--mirror {url!r}: is not an address of the web. {mend}")
+        raise ConfigError(f"--mirror {url!r}: is not an address of the web. {fix}")
 
 
 def _check_backbone(path: Path) -> None:
-    """Returns nothing when a run will be able to use the trunk; nothing of it is executed."""
+    """Return nothing when a run will be able to use the backbone; nothing of it is executed."""
     import torch
 
     from maskperf.model.backbone_file import convert_names, read_detectron_pickle
@@ -138,7 +134,7 @@ def _check_backbone(path: Path) -> None:
     with torch.device("meta"):  # only names and shapes are needed
         state = MaskRcnn(coco().model).state_dict()
     convert_names(read_detectron_pickle(path), state, file=str(path))
-    print(f"{path.name}: readable, with all arrays of the trunk", flush=True)
+    print(f"{path.name}: readable, with all arrays of the backbone", flush=True)
 
 
 def _next_step(order: Any) -> str:
@@ -164,18 +160,18 @@ class ProgressLine:
         self._shown_at = 0.0
 
     def listener(self) -> Any:
-        from maskperf.data.download import Listener
+        from maskperf.download.download import Listener
 
         return Listener(say=self.say, advance=self.advance)
 
     def say(self, text: str) -> None:
-        """Returns nothing; the sentence stays, above the living line."""
+        """Return nothing; the sentence stays, above the living line."""
         self._stop_living()
         self._console.print(text)
         self._what = ""
 
     def advance(self, what: str, done: int, total: int) -> None:
-        """Returns nothing; `total` 0 means that nobody knows."""
+        """Return nothing; `total` 0 means that nobody knows."""
         now = self._clock()
         if what != self._what or done < self._start[1]:
             self._what, self._start, self._shown_at = what, (now, done), now
@@ -211,7 +207,7 @@ class ProgressLine:
 
 
 def progress_text(what: str, done: int, total: int, *, rate: float) -> str:
-    """Returns a line such as "val2017.zip  120.0 of 800.0 MB  15%  10.0 MB/s  1:08 left"; `rate` is in bytes/s."""
+    """Return a line such as "val2017.zip  120.0 of 800.0 MB  15%  10.0 MB/s  1:08 left"; `rate` is in bytes/s."""
     parts = [what, f"{done / 1e6:.1f} of {total / 1e6:.1f} MB" if total else f"{done / 1e6:.1f} MB"]
     parts += [f"{done / total:.0%}"] if total else []
     parts.append(f"{rate / 1e6:.1f} MB/s")

@@ -8,7 +8,7 @@ from maskperf.errors import EXIT_BUG
 
 
 def run_processes(words: list[str], processes: int) -> int:
-    """Returns the exit code of `maskperf run <words>` on `processes` processes: that of the first one that failed.
+    """Return the exit code of `maskperf run <words>` on `processes` processes: that of the first one that failed.
 
     torchrun's own command would give 1 for each of them, and a traceback for a target that was missed; so its
     launcher is called here, and is silent: each process says itself why it ends.
@@ -28,8 +28,8 @@ def run_processes(words: list[str], processes: int) -> int:
             return failure.exitcode
         name = signal.Signals(-failure.exitcode).name
         text = f"process {rank} of {processes} was ended by {name}; all are stopped now"
-        mend = " Mend: if memory ran out, a smaller optimizer.batch_size or fewer processes."
-        print(f"error: {text}.{mend if name == 'SIGKILL' else ''}", file=sys.stderr)
+        fix = " Fix: if memory ran out, a smaller optimizer.batch_size or fewer processes."
+        print(f"error: {text}.{fix if name == 'SIGKILL' else ''}", file=sys.stderr)
         return EXIT_BUG
     except SignalException as stop:
         if stop.sigval == signal.SIGINT:
@@ -39,7 +39,7 @@ def run_processes(words: list[str], processes: int) -> int:
 
 
 def _silence(prefix: str) -> None:
-    """Keeps the loggers below `prefix` from writing; each has a level of its own."""
+    """Keep the loggers below `prefix` from writing; each has a level of its own."""
     for name in list(logging.root.manager.loggerDict):
         if name.startswith(prefix):
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)

@@ -18,7 +18,7 @@ SHOWN_NAMES = 5
 
 
 def replay(arguments: list[str]) -> int:
-    """Returns the exit code: 5 where the step is not finite again, else 0."""
+    """Return the exit code: 5 where the step is not finite again, else 0."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = WordParser(
         "maskperf replay", usage=USAGE, epilog=EXAMPLES, formatter_class=formatter, add_help=False, allow_abbrev=False
@@ -30,8 +30,8 @@ def replay(arguments: list[str]) -> int:
         return EXIT_DONE
     choices = read_words(parser, arguments)
 
-    from maskperf.guard.black_box import load_black_box
-    from maskperf.runner.replay import replay as run_again
+    from maskperf.run.black_box import load_black_box
+    from maskperf.run.replay import replay as run_again
 
     box = load_black_box(Path(choices.folder))
     print(f"then: {box.facts.text}", flush=True)

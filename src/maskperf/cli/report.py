@@ -25,7 +25,7 @@ PAGE_FILE = "report.html"
 
 
 def report(arguments: list[str]) -> int:
-    """Returns the exit code: 0 where the page was written, whatever came of the runs."""
+    """Return the exit code: 0 where the page was written, whatever came of the runs."""
     parser = _make_parser()
     if not arguments or asks_for_help(arguments):
         print(parser.format_help(), end="")
@@ -35,7 +35,7 @@ def report(arguments: list[str]) -> int:
     page = _page_path(choices.output, runs[0])
     if page != runs[0] / PAGE_FILE and runs[0].exists():  # only a run's own report is written again unasked
         for path in (page, page.with_suffix(".md")):
-            require_new_file(path, choices.overwrite, mend="Choose another place with --output, or add --overwrite.")
+            require_new_file(path, choices.overwrite, fix="Choose another place with --output, or add --overwrite.")
     return _write(runs, compared, page)
 
 
@@ -58,13 +58,13 @@ def _make_parser() -> WordParser:
 
 
 def _page_path(output: str | None, first: Path) -> Path:
-    """Returns where the page goes: into the folder of a run or series, beside a log or a folder of a package.
+    """Return where the page goes: into the folder of a run or series, beside a log or a folder of a package.
 
     Nothing is added inside a folder of result_*.txt: it may be a part of a submission.
     """
     if output is not None:
         if not output.endswith(".html"):
-            raise ConfigError(f"--output {output}: the page is an HTML file. Mend: give a name that ends with .html.")
+            raise ConfigError(f"--output {output}: the page is an HTML file. Fix: give a name that ends with .html.")
         return Path(output)
     if first.is_dir() and not any(first.glob("result_*.txt")):
         return first / PAGE_FILE
@@ -97,7 +97,7 @@ def _ap_line(verdict: Verdict) -> str:
 
 
 def _note_lines(notes_of_run: dict[str, tuple[str, ...]]) -> list[str]:
-    """Returns each note once, with the runs that it is about unless it is about all of them."""
+    """Return each note once, with the runs that it is about unless it is about all of them."""
     runs_of_note: dict[str, list[str]] = {}
     for name, notes in notes_of_run.items():
         for note in dict.fromkeys(notes):

@@ -14,7 +14,7 @@ from maskperf.recipes import RECIPES
 
 USAGE = "maskperf run RECIPE [runs=N] [processes=N] [key=value ...] [section.key=value ...]"
 EXAMPLES = (
-    ("maskperf run demo", "train a small model on made-up pictures"),
+    ("maskperf run demo", "train a small model on synthetic pictures"),
     ("maskperf run demo optimizer.max_epochs=2 seed=7", "any value of the configuration can be changed"),
     ("maskperf run demo runs=5", "five runs one after another, each with its own seed, and their score"),
     (
@@ -40,7 +40,7 @@ class Words:
 
 
 def run(arguments: list[str]) -> int:
-    """Returns the exit code: 0 where the targets are met or there are none, 6 where they are missed.
+    """Return the exit code: 0 where the targets are met or there are none, 6 where they are missed.
 
     Of several runs see `run_series`.
     """
@@ -53,7 +53,7 @@ def run(arguments: list[str]) -> int:
     refuse_broken_rules(config, int(os.environ.get("WORLD_SIZE", words.processes)))
     # torch and what needs it is imported only here, after every mistake in the words was found.
     if words.runs > 1:
-        from maskperf.runner.series import run_series
+        from maskperf.run.series import run_series
 
         processes = [f"processes={words.processes}"] if words.processes > 1 else []
         pairs = [pair for pair in words.pairs if pair.partition("=")[0].strip() != "run_dir"]
@@ -62,7 +62,7 @@ def run(arguments: list[str]) -> int:
         from maskperf.cli.processes import run_processes
 
         return run_processes([words.recipe, *words.pairs], words.processes)
-    from maskperf.runner.run import run_benchmark
+    from maskperf.run.loop import run_benchmark
 
     result = run_benchmark(config)
     return EXIT_DONE if result.status in ("success", "done") else EXIT_TARGET_MISSED
@@ -85,7 +85,7 @@ def help_text() -> str:
 
 
 def read_counts(arguments: list[str]) -> Words:
-    """Returns the words in order: the recipe, the changes of the configuration, how many runs and processes.
+    """Return the words in order: the recipe, the changes of the configuration, how many runs and processes.
 
     Errors: ConfigError for a count that is not a whole number above 0.
     """
@@ -97,7 +97,7 @@ def read_counts(arguments: list[str]) -> Words:
         elif text.strip().isdecimal() and int(text) >= 1:
             counts[key.strip()] = int(text)
         else:
-            raise ConfigError(f"{word}: cannot be used. Mend: give a whole number, 1 or more, such as {key}=5.")
+            raise ConfigError(f"{word}: cannot be used. Fix: give a whole number, 1 or more, such as {key}=5.")
     return Words(recipe=arguments[0], pairs=pairs, **counts)
 
 
@@ -106,22 +106,22 @@ def _check_counts(words: Words, config: RunConfig) -> None:
     if "WORLD_SIZE" in os.environ and words.processes > 1:
         raise ConfigError(
             f"processes={words.processes}: torchrun has started the processes of this run already (WORLD_SIZE is set). "
-            "Mend: leave processes out, or start maskperf without torchrun."
+            "Fix: leave processes out, or start maskperf without torchrun."
         )
     if "WORLD_SIZE" in os.environ and words.runs > 1:
         raise ConfigError(
-            f"runs={words.runs}: under torchrun (WORLD_SIZE is set) there is one run only. Mend: start maskperf "
+            f"runs={words.runs}: under torchrun (WORLD_SIZE is set) there is one run only. Fix: start maskperf "
             "without torchrun and give processes=N, or on several machines call torchrun in a loop."
         )
     if words.runs > 1 and config.seed >= 0:
         raise ConfigError(
             f"seed={config.seed}: with runs={words.runs} each run draws its own seed, and no two may have the same. "
-            "Mend: leave seed out."
+            "Fix: leave seed out."
         )
 
 
 def resolve(recipe: str, pairs: list[str]) -> RunConfig:
-    """Returns the recipe with the user's values, checked.
+    """Return the recipe with the user's values, checked.
 
     Own data (data.train_json or data.root given) brings its own categories and counts: unless said otherwise, the
     classes follow the file and the counts of COCO 2017 are not demanded. The closed division demands them of data.root.
@@ -129,7 +129,7 @@ def resolve(recipe: str, pairs: list[str]) -> RunConfig:
     """
     if recipe not in RECIPES:
         nearest = difflib.get_close_matches(recipe, RECIPES, n=1)
-        hint = f"Did you mean {nearest[0]}?" if nearest else "Mend: choose a recipe."
+        hint = f"Did you mean {nearest[0]}?" if nearest else "Fix: choose a recipe."
         raise ConfigError(f"recipe {recipe!r} does not exist. {hint} There are {', '.join(RECIPES)}.")
     config = with_overrides(RECIPES[recipe](), pairs)
     given = {pair.partition("=")[0].strip() for pair in pairs}
@@ -145,9 +145,9 @@ def resolve(recipe: str, pairs: list[str]) -> RunConfig:
 
 
 def _root_is_own(config: RunConfig, given: set[str]) -> bool:
-    """Returns whether data.root is a data set with categories and counts of its own, or may be one."""
+    """Return whether data.root is a data set with categories and counts of its own, or may be one."""
     if config.data.generate:
-        from maskperf.data.demo_dataset import holds_own_data
+        from maskperf.demo.dataset import holds_own_data
 
         return "data.generate" not in given and holds_own_data(Path(config.data.root))
     return config.mlperf.division != "closed"

@@ -7,12 +7,12 @@ from typing import Any
 
 from maskperf.cli.run import resolve
 from maskperf.config import RunConfig, SystemConfig
-from maskperf.errors import ConfigError, Fault
+from maskperf.errors import ConfigError, Problem
 from maskperf.overrides import from_json_text, notices_of_age, validate, with_overrides
 
 
 def read_weights_metadata(path: Path) -> dict[str, Any]:
-    """Returns what the file says about its model; empty for files of others, which say nothing that is known here.
+    """Return what the file says about its model; empty for files of others, which say nothing that is known here.
 
     Errors: DataError where the file is missing or damaged.
     """
@@ -26,7 +26,7 @@ def read_weights_metadata(path: Path) -> dict[str, Any]:
 def resolve_for_weights(
     path: Path, metadata: Mapping[str, Any], *, recipe: str | None, pairs: list[str]
 ) -> tuple[RunConfig, list[str]]:
-    """Returns the configuration for weights, checked, and notices about where it comes from.
+    """Return the configuration for weights, checked, and notices about where it comes from.
 
     It is that of the named recipe, else that in the metadata, else that of the recipe coco. The machine is not a
     property of weights, so the section `system` is always the default one.
@@ -37,9 +37,7 @@ def resolve_for_weights(
         try:
             config = from_json_text(metadata["config"])
         except ConfigError as error:
-            text = (
-                f"{path}: the configuration stored in it cannot be used.\n{error}\nMend: name a recipe with --recipe."
-            )
+            text = f"{path}: the configuration stored in it cannot be used.\n{error}\nFix: name a recipe with --recipe."
             raise ConfigError(text) from error
         notices = [f"configuration: the one stored in {path} (recipe {config.recipe})"]
         notices += [f"configuration: {notice}" for notice in notices_of_age(metadata["config"])]
@@ -57,15 +55,15 @@ def resolve_for_weights(
 
 
 def trained_categories(metadata: Mapping[str, Any]) -> dict[int, str]:
-    """Returns the names of the categories that weights were trained for, by id; empty where they do not say."""
+    """Return the names of the categories that weights were trained for, by id; empty where they do not say."""
     return dict(zip(metadata.get("category_ids", []), metadata.get("category_names", []), strict=True))
 
 
-def class_count_faults(file: str, found: Mapping[int, str], *, num_classes: int) -> list[Fault]:
-    """Returns what is wrong where the categories in `file` cannot be those of weights that do not name their own."""
+def class_count_problems(file: str, found: Mapping[int, str], *, num_classes: int) -> list[Problem]:
+    """Return what is wrong where the categories in `file` cannot be those of weights that do not name their own."""
     if len(found) == num_classes - 1:
         return []
     problem = f"The model has {num_classes - 1} (model.num_classes={num_classes}, with background)."
-    mend = "Take the data set that the weights were trained for, or weights that were trained for this one."
+    fix = "Take the data set that the weights were trained for, or weights that were trained for this one."
     where, value = "the list of categories", f"{len(found)} entries"
-    return [Fault(file=file, where=where, field="categories", value=value, problem=problem, mend=mend)]
+    return [Problem(file=file, where=where, field="categories", value=value, message=problem, fix=fix)]

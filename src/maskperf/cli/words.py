@@ -21,7 +21,7 @@ def asks_for_help(arguments: list[str]) -> bool:
 
 
 def path_word(word: str) -> str:
-    """Returns the path that a word means; to be the `type` of every option that is one."""
+    """Return the path that a word means; to be the `type` of every option that is one."""
     try:
         return path_of_word(word)
     except ConfigError as error:
@@ -29,7 +29,7 @@ def path_word(word: str) -> str:
 
 
 def read_words(parser: WordParser, arguments: list[str]) -> argparse.Namespace:
-    """Returns what the words choose.
+    """Return what the words choose.
 
     Errors: ConfigError for an unknown option, with the nearest one, and for a value that is missing or not allowed.
     """
@@ -43,14 +43,14 @@ def read_words(parser: WordParser, arguments: list[str]) -> argparse.Namespace:
     return parser.parse_intermixed_args(arguments)
 
 
-def require_new_file(path: Path, overwrite: bool, *, mend: str) -> None:
-    """Returns nothing.
+def require_new_file(path: Path, overwrite: bool, *, fix: str) -> None:
+    """Return nothing.
 
     Errors: StorageError where `path` exists and must not be written over, or cannot be made.
     """
     if path.is_dir():
-        raise StorageError(f"{path}: is a folder, but a file is to be written there. Mend: give the name of a file.")
+        raise StorageError(f"{path}: is a folder, but a file is to be written there. Fix: give the name of a file.")
     if path.exists() and not overwrite:
-        raise StorageError(f"{path}: exists already, and nothing was changed. Mend: {mend}")
+        raise StorageError(f"{path}: exists already, and nothing was changed. Fix: {fix}")
     if not path.parent.is_dir():
-        raise StorageError(f"{path}: the folder {path.parent} does not exist. Mend: make it, or choose another place.")
+        raise StorageError(f"{path}: the folder {path.parent} does not exist. Fix: make it, or choose another place.")

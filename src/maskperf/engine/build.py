@@ -9,14 +9,14 @@ import numpy as np
 import torch
 
 from maskperf.config import DataConfig, ModelConfig, RunConfig, SpeedConfig
-from maskperf.data.canvas import SizeHw
-from maskperf.data.collate import Packing, Sample, make_batch
-from maskperf.data.loader import feeding_for, static_canvases
-from maskperf.data.raw_pictures import BufferRing, prepare_images
-from maskperf.engine.captured import CapturedSteps, capture_steps
+from maskperf.data.images.canvas import SizeHw
+from maskperf.data.images.collate import Packing, Sample, make_batch
+from maskperf.data.images.loader import feeding_for, static_canvases
+from maskperf.data.images.raw_images import BufferRing, prepare_images
+from maskperf.engine.allocator import keep_freed_memory
 from maskperf.engine.distributed import Topology
 from maskperf.engine.forward import training_losses
-from maskperf.machine.memory_allocator import keep_freed_memory
+from maskperf.engine.graphs import CapturedSteps, capture_steps
 from maskperf.model.backbone_file import load_backbone_weights
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.model.weights import load_model_weights
@@ -25,7 +25,7 @@ from maskperf.structures import Batch
 
 
 def build_model(config: ModelConfig, seed: int, speed: SpeedConfig | None = None) -> tuple[MaskRcnn, list[str]]:
-    """Returns a model on the CPU and notices about the weights it loaded. Random weights depend on `seed` alone."""
+    """Return a model on the CPU and notices about the weights it loaded. Random weights depend on `seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "initial weights") % 2**63)
         model = MaskRcnn(config, speed)
@@ -38,7 +38,7 @@ def build_model(config: ModelConfig, seed: int, speed: SpeedConfig | None = None
 
 
 def keep_memory(speed: SpeedConfig, device: torch.device) -> str:
-    """Returns one line about what becomes of freed memory, after it was decided. Cannot be undone in this process."""
+    """Return one line about what becomes of freed memory, after it was decided. Cannot be undone in this process."""
     if device.type != "cpu":
         return "memory: kept by PyTorch's allocator for the GPU"
     if not speed.keep_freed_memory:
@@ -49,13 +49,13 @@ def keep_memory(speed: SpeedConfig, device: torch.device) -> str:
 
 
 def padded_size_hw(data: DataConfig) -> tuple[int, int]:
-    """Returns the canvas of the widest landscape picture."""
+    """Return the canvas of the widest landscape picture."""
     divisor = data.size_divisor
     return -(-data.short_side // divisor) * divisor, -(-data.long_side // divisor) * divisor
 
 
-def made_up_batch(data: DataConfig, canvas_hw: SizeHw, images: int, *, raw_pictures: bool = False) -> Batch:
-    """Returns black pictures that fill the canvas, with one square object each, as the loader would hand them over."""
+def synthetic_batch(data: DataConfig, canvas_hw: SizeHw, images: int, *, raw_pictures: bool = False) -> Batch:
+    """Return black pictures that fill the canvas, with one square object each, as the loader would hand them over."""
     height, width = canvas_hw
     side = float(min(canvas_hw) // 2)
     sample = Sample(
@@ -80,9 +80,9 @@ def made_up_batch(data: DataConfig, canvas_hw: SizeHw, images: int, *, raw_pictu
 def prepare_steps(
     model: MaskRcnn, config: RunConfig, *, images: int, topology: Topology, say: Callable[[str], None]
 ) -> CapturedSteps | None:
-    """Returns what replays forward and backward, where that can be, after a GPU did both once on each canvas.
+    """Return what replays forward and backward, where that can be, after a GPU did both once on each canvas.
 
-    Pictures, operators and convolutions are met on made-up batches and the steps are recorded, so that the timed run
+    Pictures, operators and convolutions are met on synthetic batches and the steps are recorded, so that the timed run
     begins with replays. No data set is looked at. The largest canvas comes first: the others fit into its memory.
     A CPU has no kernels to choose, and its first step costs what any step costs: nothing is done there.
     """
@@ -94,7 +94,7 @@ def prepare_steps(
 
     def batches() -> Iterator[Batch]:
         for canvas_hw in reversed(canvases):
-            batch = made_up_batch(data, canvas_hw, images, raw_pictures=feeding.raw_pictures)
+            batch = synthetic_batch(data, canvas_hw, images, raw_pictures=feeding.raw_pictures)
             yield prepare_images(batch, device, dtype=model.compute_dtype, kernels=kernels)
 
     warm_up(model, batches())
@@ -106,7 +106,7 @@ def prepare_steps(
 
 
 def warm_up(model: MaskRcnn, batches: Iterable[Batch]) -> None:
-    """Runs forward and backward once on each batch, while cuDNN looks for its best way to do each convolution.
+    """Run forward and backward once on each batch, while cuDNN looks for its best way to do each convolution.
 
     The model is as it was before: no gradient and no running statistic stays.
     """

@@ -18,7 +18,7 @@ USUAL_OBJECT_RINGS, USUAL_OBJECT_POINTS = 16, 512  # of nearly all objects
 
 
 def fixed_capacity(images: int) -> BatchCapacity:
-    """Returns room for so many images of COCO, crowded ones too, which is known before a data set is opened."""
+    """Return room for so many images of COCO, crowded ones too, which is known before a data set is opened."""
     return BatchCapacity(
         images=images,
         slots=SLOTS,
@@ -30,7 +30,7 @@ def fixed_capacity(images: int) -> BatchCapacity:
 
 
 def usual_outlines(capacity: BatchCapacity) -> BatchCapacity:
-    """Returns less room for one object, as most batches need.
+    """Return less room for one object, as most batches need.
 
     For where Triton's kernel does not draw the masks: there each costs as much as the largest there is room for.
     """
@@ -38,7 +38,7 @@ def usual_outlines(capacity: BatchCapacity) -> BatchCapacity:
 
 
 def capacity_of(batch: Batch) -> BatchCapacity:
-    """Returns room for exactly this batch. Reads shapes alone."""
+    """Return room for exactly this batch. Reads shapes alone."""
     polygons, run_lengths = batch.targets.polygons, batch.targets.run_lengths
     return BatchCapacity(
         images=len(batch.image_ids),
@@ -52,12 +52,12 @@ def capacity_of(batch: Batch) -> BatchCapacity:
 
 
 def fits(needed: BatchCapacity, room: BatchCapacity) -> bool:
-    """Returns whether there is no more of anything than there is room for."""
+    """Return whether there is no more of anything than there is room for."""
     return all(getattr(needed, entry.name) <= getattr(room, entry.name) for entry in fields(BatchCapacity))
 
 
 def pad_batch(batch: Batch, capacity: BatchCapacity) -> Batch:
-    """Returns the batch with empty places up to the capacity, on the same device: same losses, same gradients.
+    """Return the batch with empty places up to the capacity, on the same device: same losses, same gradients.
 
     The number of images stays. A batch that does not fit is a ValueError: nothing is ever cut off.
     """
@@ -79,7 +79,7 @@ def pad_batch(batch: Batch, capacity: BatchCapacity) -> Batch:
 
 
 def _pad_run_lengths(masks: RunLengths | None, images: int, slots: int, capacity: BatchCapacity) -> RunLengths | None:
-    """Returns the same masks under the objects' new numbers; new objects have no runs, new runs belong to no object."""
+    """Return the same masks under the objects' new numbers; new objects have no runs, new runs belong to no object."""
     if masks is None:
         return None
     empty = capacity.slots - slots
@@ -94,7 +94,7 @@ def _pad_run_lengths(masks: RunLengths | None, images: int, slots: int, capacity
 
 
 def _pad_polygons(polygons: Polygons, images: int, slots: int, capacity: BatchCapacity) -> Polygons:
-    """Returns the same rings; new objects have none, new rings no points, and new points belong to no ring."""
+    """Return the same rings; new objects have none, new rings no points, and new points belong to no ring."""
     rings_of_object = polygons.ring_offsets.diff().view(images, slots)
     counts = F.pad(rings_of_object, (0, capacity.slots - slots)).flatten()
     new_rings = capacity.rings + 1 - len(polygons.point_offsets)

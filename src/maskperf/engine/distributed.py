@@ -26,7 +26,7 @@ class Topology:
 
 
 def init_topology(device_choice: str) -> Topology:
-    """Returns this process's place, read from torchrun's variables; joins the process group if there are several."""
+    """Return this process's place, read from torchrun's variables; joins the process group if there are several."""
     rank = int(os.environ.get("RANK", "0"))
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -40,7 +40,7 @@ def init_topology(device_choice: str) -> Topology:
 
 
 def claim_gpu(device: torch.device) -> torch.device:
-    """Makes this GPU the process's own, with TF32 off; returns it with its index.
+    """Make this GPU the process's own, with TF32 off; returns it with its index.
 
     float32 is float32: rounding the inputs of products to TF32's 10 bits is a precision of its own, which nobody asked
     for here.
@@ -58,7 +58,7 @@ def close_topology() -> None:
 
 
 def average_gradients(model: nn.Module, topology: Topology) -> None:
-    """Replaces every gradient by its mean over the processes, in one exchange. A missing gradient counts as zero."""
+    """Replace every gradient by its mean over the processes, in one exchange. A missing gradient counts as zero."""
     if topology.world == 1:
         return
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -73,21 +73,21 @@ def average_gradients(model: nn.Module, topology: Topology) -> None:
 
 
 def sum_tensor(value: Tensor, topology: Topology) -> Tensor:
-    """Replaces `value` by its sum over the processes."""
+    """Replace `value` by its sum over the processes."""
     if topology.world > 1:
         dist.all_reduce(value)
     return value
 
 
 def average_tensor(value: Tensor, topology: Topology) -> Tensor:
-    """Replaces `value` by its mean over the processes."""
+    """Replace `value` by its mean over the processes."""
     if topology.world > 1:
         value = sum_tensor(value, topology).div_(topology.world)
     return value
 
 
 def average_buffers(model: nn.Module, topology: Topology) -> None:
-    """Makes the running statistics of trainable batch norms the same everywhere: their mean, in one exchange.
+    """Make the running statistics of trainable batch norms the same everywhere: their mean, in one exchange.
 
     Frozen batch norms are equal already, and rounding would change them.
     """
@@ -101,12 +101,12 @@ def average_buffers(model: nn.Module, topology: Topology) -> None:
 
 
 def wait_for_all(topology: Topology) -> None:
-    """Returns when every process has come here, and this one's device has done all that it was given."""
+    """Return when every process has come here, and this one's device has done all that it was given."""
     sum_tensor(torch.zeros(1, device=topology.device), topology).item()
 
 
 def share_from_first(value, topology: Topology):
-    """Returns the first process's `value` (any picklable object) in every process."""
+    """Return the first process's `value` (any picklable object) in every process."""
     if topology.world == 1:
         return value
     box = [value]
@@ -115,7 +115,7 @@ def share_from_first(value, topology: Topology):
 
 
 def all_say(value: bool, topology: Topology) -> bool:
-    """Returns in every process whether `value` is true in all of them. Cost: waits for the device, for one number."""
+    """Return in every process whether `value` is true in all of them. Cost: waits for the device, for one number."""
     if topology.world == 1:
         return value
     flag = torch.tensor(value, dtype=torch.float32, device=topology.device)
@@ -124,7 +124,7 @@ def all_say(value: bool, topology: Topology) -> bool:
 
 
 def gather_to_first(value, topology: Topology) -> list:
-    """Returns the values of all processes, in the order of ranks, in the first one; an empty list in the others."""
+    """Return the values of all processes, in the order of ranks, in the first one; an empty list in the others."""
     if topology.world == 1:
         return [value]
     values = [None] * topology.world if topology.is_first else None
@@ -133,7 +133,7 @@ def gather_to_first(value, topology: Topology) -> list:
 
 
 def broadcast_model(model: nn.Module, topology: Topology) -> None:
-    """Gives every process the first one's parameters and buffers."""
+    """Give every process the first one's parameters and buffers."""
     if topology.world > 1:
         with torch.no_grad():
             for value in model.state_dict().values():

@@ -17,12 +17,12 @@ from maskperf.structures import Batch, Losses
 
 
 def mask_slots(config: ModelConfig) -> int:
-    """Returns how many positive RoIs of an image the mask head has room for."""
+    """Return how many positive RoIs of an image the mask head has room for."""
     return config.mask_slots_per_image or most_positive_rois(config)
 
 
 def training_losses(model: nn.Module, batch: Batch, mask_places: int | None = None) -> Losses:
-    """Returns the losses of one device's batch. Proposals come from the same forward pass, without gradient.
+    """Return the losses of one device's batch. Proposals come from the same forward pass, without gradient.
 
     With `mask_places` the mask head works on so many places for the positive RoIs of all images together, and the
     mask loss is right where `dropped_masks` is 0. Without, it has room for all that may be.
@@ -78,5 +78,5 @@ def training_losses(model: nn.Module, batch: Batch, mask_places: int | None = No
 
 
 def _most(places: Bool[Tensor, "images places"]) -> int:
-    """Returns the largest number of true places in an image, 1 at least."""
+    """Return the largest number of true places in an image, 1 at least."""
     return max(1, int(places.sum(dim=1).max()))

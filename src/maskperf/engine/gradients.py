@@ -33,7 +33,7 @@ def backward(
     exchange: AbstractContextManager | None = None,
     stopwatch: Stopwatch | None = None,
 ) -> BatchResult:
-    """Adds the gradients of the losses, divided by `parts`, to those of the parameters; done inside of `exchange`."""
+    """Add the gradients of the losses, divided by `parts`, to those of the parameters; done inside of `exchange`."""
     if stopwatch is not None:
         stopwatch.mark("forward")
     with exchange or nullcontext():
@@ -71,7 +71,7 @@ class Gradients:
         self._under_way: dict[int, dist.Work | None] = {}
 
     def hold(self) -> None:
-        """Puts every gradient into the buffer. What it held is kept; a missing one is zero."""
+        """Put every gradient into the buffer. What it held is kept; a missing one is zero."""
         for parameter, place in self._views:
             if parameter.grad is not place:
                 if parameter.grad is None:
@@ -81,14 +81,14 @@ class Gradients:
                 parameter.grad = place
 
     def zero(self) -> None:
-        """Makes all gradients zeros, in the buffer."""
+        """Make all gradients zeros, in the buffer."""
         for parameter, place in self._views:
             parameter.grad = place
         self.flat.zero_()
 
     @contextmanager
     def exchanged(self) -> Iterator[None]:
-        """Averages the gradients over the processes, each piece when the backward inside the `with` block is done
+        """Average the gradients over the processes, each piece when the backward inside the `with` block is done
         with it. None of it waits for the device."""
         self._under_way = {}
         for number, casts in enumerate(self._casts):
@@ -108,7 +108,7 @@ class Gradients:
             self.flat.div_(self._topology.world)
 
     def largest_magnitude(self) -> Float[Tensor, ""]:
-        """Returns a number that is finite if and only if all gradients of this process were, before the exchange."""
+        """Return a number that is finite if and only if all gradients of this process were, before the exchange."""
         return self._magnitudes.amax()  # Trap: of numbers that are none, max() and amax() return just that
 
     @property

@@ -10,7 +10,7 @@ from maskperf.config import OptimizerConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.SGD:
-    """Returns SGD over two groups: weights, and biases (name contains "bias") with their own rate and decay.
+    """Return SGD over two groups: weights, and biases (name contains "bias") with their own rate and decay.
 
     Source: `solver/build.py` of the reference. Momentum without dampening or Nesterov; frozen parameters left out.
     """
@@ -27,24 +27,24 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.SG
     return optimizer
 
 
-def skip_updates_from_now_on(optimizer: torch.optim.Optimizer, fault: Tensor) -> None:
-    """Makes every later update leave weights and momentum alone if `fault` is above 0. Decided on the device."""
+def skip_updates_from_now_on(optimizer: torch.optim.Optimizer, problem: Tensor) -> None:
+    """Make every later update leave weights and momentum alone if `problem` is above 0. Decided on the device."""
     before = getattr(optimizer, "found_inf", None)  # where PyTorch's fused updates look
-    fault = (fault > 0).float()
-    optimizer.found_inf = fault if before is None else torch.maximum(before, fault)
+    problem = (problem > 0).float()
+    optimizer.found_inf = problem if before is None else torch.maximum(before, problem)
 
 
 @contextmanager
-def skipped_update(optimizer: torch.optim.Optimizer, fault: Tensor) -> Iterator[None]:
-    """Makes an update inside the `with` block leave weights and momentum alone if `fault` is above 0."""
+def skipped_update(optimizer: torch.optim.Optimizer, problem: Tensor) -> Iterator[None]:
+    """Make an update inside the `with` block leave weights and momentum alone if `problem` is above 0."""
     before = getattr(optimizer, "found_inf", None)
-    skip_updates_from_now_on(optimizer, fault)
+    skip_updates_from_now_on(optimizer, problem)
     yield
     optimizer.found_inf = before
 
 
 def learning_rates_at(update: int, config: OptimizerConfig) -> tuple[float, float]:
-    """Returns the learning rates of weights and biases for update number `update`, counted from 1.
+    """Return the learning rates of weights and biases for update number `update`, counted from 1.
 
     "linear" and "constant" multiply during warm-up; "mlperf_linear" subtracts (warmup_steps - update) * factor, the
     same absolute amount from both groups. The update whose number is a decay step is the first at the lower rate.

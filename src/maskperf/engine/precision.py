@@ -16,13 +16,13 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def resolve_precision(speed: SpeedConfig, device: torch.device) -> torch.dtype:
-    """Returns the format the network computes in: with "auto" bfloat16 on a GPU and float32 elsewhere.
+    """Return the format the network computes in: with "auto" bfloat16 on a GPU and float32 elsewhere.
 
     Errors: ConfigError for a word that is not one of `PRECISIONS`.
     """
     if speed.precision not in PRECISIONS:
         raise ConfigError(
-            f"speed.precision={speed.precision} is not a known number format. Mend: use one of {', '.join(PRECISIONS)}."
+            f"speed.precision={speed.precision} is not a known number format. Fix: use one of {', '.join(PRECISIONS)}."
         )
     if speed.precision == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -30,7 +30,7 @@ def resolve_precision(speed: SpeedConfig, device: torch.device) -> torch.dtype:
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Returns whether the device multiplies bfloat16 numbers by instructions of its own."""
+    """Return whether the device multiplies bfloat16 numbers by instructions of its own."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     capabilities = torch.cpu.get_capabilities()
@@ -38,7 +38,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def describe_precision(dtype: torch.dtype, device: torch.device) -> str:
-    """Returns one line about the format for the start of a run, with a warning where the device will be slow."""
+    """Return one line about the format for the start of a run, with a warning where the device will be slow."""
     if dtype == torch.float32:
         return "precision: float32 throughout"
     line = "precision: bfloat16 in features and hidden layers; weights, gradients, scores and losses in float32"
@@ -48,7 +48,7 @@ def describe_precision(dtype: torch.dtype, device: torch.device) -> str:
 
 
 def set_precision(model: MaskRcnn, device: torch.device, say: Callable[[str], None]) -> None:
-    """Makes the model compute in the format its switches ask for on this device, and says which it is."""
+    """Make the model compute in the format its switches ask for on this device, and says which it is."""
     model.compute_dtype = resolve_precision(model.speed, device)
     say(describe_precision(model.compute_dtype, device))
     if device.type == "cuda" and model.compute_dtype == torch.bfloat16 and model.speed.fast_convolutions:

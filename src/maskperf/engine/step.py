@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from maskperf.config import OptimizerConfig
-from maskperf.engine.captured import CapturedSteps
 from maskperf.engine.distributed import Topology, average_gradients, sum_tensor
-from maskperf.engine.finite import FAULTY_PARTS, any_not_finite
+from maskperf.engine.finite import BAD_PARTS, any_not_finite
 from maskperf.engine.forward import training_losses
 from maskperf.engine.gradients import backward
+from maskperf.engine.graphs import CapturedSteps
 from maskperf.engine.optimizer import (
     learning_rates_at,
     set_learning_rates,
@@ -28,7 +28,7 @@ class StepResult:
 
     losses: Tensor  # the five terms in the order of LOSS_NAMES, mean over micro-batches and processes
     dropped_masks: Tensor  # in all processes; without room for all masks such a step changes no weight
-    not_finite: Tensor  # [process, part of FAULTY_PARTS]: above 0 where that part was not finite
+    not_finite: Tensor  # [process, part of BAD_PARTS]: above 0 where that part was not finite
     learning_rate: float
     images: int
     stopwatch: Stopwatch
@@ -45,7 +45,7 @@ def train_step(
     captured: CapturedSteps | None = None,
     all_masks: bool = True,
 ) -> StepResult:
-    """Trains on the micro-batches of one step and returns its losses. `update` counts from 1.
+    """Train on the micro-batches of one step and returns its losses. `update` counts from 1.
 
     With `captured`, forward and backward are replayed for the batches it takes; their phase is then "replay". Without
     `all_masks` these have fewer places for masks, and where they are too few in a process no process's weights change.
@@ -70,46 +70,46 @@ def train_step(
     dropped = torch.stack([result.dropped_masks for result in results]).sum()
     if captured is None:
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        not_finite, dropped = _faults_before_the_update(mean_terms, gradients, dropped, topology)
+        not_finite, dropped = _problems_before_the_update(mean_terms, gradients, dropped, topology)
         average_gradients(model, topology)
     else:  # the last backward has averaged
         gradients = [captured.gradients.largest_magnitude()]
-        not_finite, dropped = _faults_before_the_update(mean_terms, gradients, dropped, topology)
+        not_finite, dropped = _problems_before_the_update(mean_terms, gradients, dropped, topology)
     stopwatch.mark("exchange")
     skip_updates_from_now_on(optimizer, not_finite.sum())
     with skipped_update(optimizer, dropped):
         optimizer.step()
-    mean_terms, weight_faults = _after_the_update(model, mean_terms, topology)
-    skip_updates_from_now_on(optimizer, weight_faults.sum())
+    mean_terms, weight_problems = _after_the_update(model, mean_terms, topology)
+    skip_updates_from_now_on(optimizer, weight_problems.sum())
     stopwatch.mark("optimizer")
     return StepResult(
         losses=mean_terms,
         dropped_masks=dropped,
-        not_finite=torch.cat([not_finite, weight_faults[:, None]], dim=1),
+        not_finite=torch.cat([not_finite, weight_problems[:, None]], dim=1),
         learning_rate=rates[0],
         images=sum(len(batch.image_ids) for batch in micro_batches),
         stopwatch=stopwatch,
     )
 
 
-def _faults_before_the_update(
+def _problems_before_the_update(
     terms: Tensor, gradients: list[Tensor], dropped: Tensor, topology: Topology
 ) -> tuple[Tensor, Tensor]:
-    """Returns [process, loss and gradient], of each process's own numbers before an exchange spread their faults, and
+    """Return [process, loss and gradient], of each process's own numbers before an exchange spread their problems, and
     how many masks all processes have dropped."""
-    numbers = torch.zeros(topology.world * (len(FAULTY_PARTS) - 1) + 1, device=topology.device)
-    faults = numbers[:-1].view(topology.world, -1)
-    faults[topology.rank, 0] = any_not_finite([terms], topology.device)
-    faults[topology.rank, 1] = any_not_finite(gradients, topology.device)
+    numbers = torch.zeros(topology.world * (len(BAD_PARTS) - 1) + 1, device=topology.device)
+    problems = numbers[:-1].view(topology.world, -1)
+    problems[topology.rank, 0] = any_not_finite([terms], topology.device)
+    problems[topology.rank, 1] = any_not_finite(gradients, topology.device)
     numbers[-1] = dropped
     sum_tensor(numbers, topology)
-    return faults, numbers[-1].to(torch.int64)
+    return problems, numbers[-1].to(torch.int64)
 
 
 def _after_the_update(model: MaskRcnn, terms: Tensor, topology: Topology) -> tuple[Tensor, Tensor]:
-    """Returns the mean losses over the processes, and which process has a weight that is not finite."""
+    """Return the mean losses over the processes, and which process has a weight that is not finite."""
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    faults = torch.zeros(topology.world, device=topology.device)
-    faults[topology.rank] = any_not_finite(weights, topology.device)
-    both = sum_tensor(torch.cat([terms / topology.world, faults]), topology)
+    problems = torch.zeros(topology.world, device=topology.device)
+    problems[topology.rank] = any_not_finite(weights, topology.device)
+    both = sum_tensor(torch.cat([terms / topology.world, problems]), topology)
     return both[: len(LOSS_NAMES)], both[len(LOSS_NAMES) :]

@@ -14,7 +14,7 @@ class Stopwatch:
         self.mark("")
 
     def mark(self, phase: str) -> None:
-        """Ends the phase of this name, which began at the mark before."""
+        """End the phase of this name, which began at the mark before."""
         if self._on_gpu:
             event = torch.cuda.Event(enable_timing=True)
             event.record()
@@ -23,7 +23,7 @@ class Stopwatch:
             self._marks.append((phase, time.perf_counter()))
 
     def seconds(self) -> dict[str, float]:
-        """Returns the seconds of each phase; on a GPU the step must be over."""
+        """Return the seconds of each phase; on a GPU the step must be over."""
         total: dict[str, float] = {}
         for (_, start), (phase, end) in zip(self._marks, self._marks[1:], strict=False):
             elapsed = start.elapsed_time(end) / 1000 if self._on_gpu else end - start

@@ -48,14 +48,14 @@ class StepsUnderWay:
         self._steps: deque[_StepUnderWay] = deque()
 
     def add(self, step: Step, batches: list[Batch]) -> list[Step]:
-        """Takes the newest step and its batches; returns the steps that are certain now, in their order."""
+        """Take the newest step and its batches; returns the steps that are certain now, in their order."""
         if not self._may_drop_masks:
             return [step]
         self._steps.append(_StepUnderWay(step, batches, *begin_copy_to_host(step.result.dropped_masks)))
         return self._settle(most=STEPS_UNDER_WAY)
 
     def rest(self) -> list[Step]:
-        """Returns all steps that are left, certain as well."""
+        """Return all steps that are left, certain as well."""
         return self._settle(most=0)
 
     def _settle(self, most: int) -> list[Step]:

@@ -17,7 +17,7 @@ from maskperf.structures import Detections, Images, Proposals
 
 @torch.no_grad()
 def detect(model: MaskRcnn, images: Images) -> Detections:
-    """Returns the detections of each picture, boxes at the scale of the resized picture, with mask probabilities.
+    """Return the detections of each picture, boxes at the scale of the resized picture, with mask probabilities.
 
     On a CPU the number of places is that of the picture with most detections. On a GPU it is `detections_per_image`,
     more only where that many tie, so that shapes hardly ever change; the host waits for it once.

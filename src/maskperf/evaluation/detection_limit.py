@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from maskperf.data.coco import CocoIndex
+from maskperf.data.coco.index import CocoIndex
 
 
 def detection_notices(val: CocoIndex, *, max_detections: int, detections_per_image: int) -> list[str]:
-    """Returns a notice where images have more objects than count, and one where metric and model differ.
+    """Return a notice where images have more objects than count, and one where metric and model differ.
 
     `max_detections` is the metric's limit (evaluation.max_detections), the other that of the model.
     """

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from maskperf.config import EvaluationConfig
-from maskperf.data.raw_pictures import images_on_device
+from maskperf.data.images.raw_images import images_on_device
 from maskperf.engine.distributed import Topology, gather_to_first
 from maskperf.evaluation.detect import detect
 from maskperf.evaluation.results import (
@@ -30,14 +30,14 @@ MOST_WAITING = 64  # batches; a slower coder holds the model up rather than fill
 
 
 def batch_size_for(config: EvaluationConfig, device: torch.device) -> int:
-    """Returns the images of one forward pass."""
+    """Return the images of one forward pass."""
     return config.batch_size or (GPU_BATCH_SIZE if device.type == "cuda" else 1)
 
 
 def predict(
     model: MaskRcnn, batches: Iterable[EvaluationBatch], category_ids: np.ndarray, topology: Topology
 ) -> tuple[BoxResults, MaskResults]:
-    """Returns box and mask results of all processes' images, by image id, in the first process; none in others."""
+    """Return box and mask results of all processes' images, by image id, in the first process; none in others."""
     return collected(gathered(detect_all(model, batches, category_ids, topology.device), topology))
 
 
@@ -72,19 +72,19 @@ def detect_all(
 
 
 def gathered(tables: "Sequence[Future[PackedTable]]", topology: Topology) -> list[PackedTable]:
-    """Returns the results of all processes in the first one, when they are made; an empty list in the others."""
+    """Return the results of all processes in the first one, when they are made; an empty list in the others."""
     of_processes = gather_to_first([table.result() for table in tables], topology)
     return [table for of_process in of_processes for table in of_process]
 
 
 def collected(tables: Sequence[PackedTable]) -> tuple[BoxResults, MaskResults]:
-    """Returns box and mask results by image id; needs neither the device nor the other processes."""
+    """Return box and mask results by image id; needs neither the device nor the other processes."""
     table = without_repeats(joined([unpacked(table) for table in tables]))
     return BoxResults(table), MaskResults(table)
 
 
 def _without_pixels(batch: EvaluationBatch) -> EvaluationBatch:
-    """Returns the batch as a coder needs it: while it waits, its pictures must not fill the memory."""
+    """Return the batch as a coder needs it: while it waits, its pictures must not fill the memory."""
     sizes_hw = batch.images.sizes_hw
     return replace(batch, images=Images(pixels=torch.empty(len(sizes_hw), 3, 0, 0), sizes_hw=sizes_hw))
 

@@ -27,7 +27,7 @@ class ResultTable:
         return len(self.masks)
 
     def rows(self, places: Int[np.ndarray, " places"]) -> "ResultTable":
-        """Returns a table of some rows, in the order of `places`."""
+        """Return a table of some rows, in the order of `places`."""
         return ResultTable(
             image_ids=self.image_ids[places],
             category_ids=self.category_ids[places],
@@ -79,7 +79,7 @@ class MaskResults(Sequence):
 def result_columns(
     results: Sequence[dict], geometry: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | list[dict]]:
-    """Returns image ids, category ids, scores, and what entries have in the field `geometry`: bbox or segmentation.
+    """Return image ids, category ids, scores, and what entries have in the field `geometry`: bbox or segmentation.
 
     Errors: KeyError, TypeError or ValueError where an entry lacks one of them, or has no number in its place.
     """
@@ -142,7 +142,7 @@ def rescale_boxes(
 
 
 def boxes_to_xywh(boxes: Float[Tensor, "detections 4"]) -> Float[Tensor, "detections 4"]:
-    """Returns x, y, width, height of corner boxes, corners inclusive: width = x2 - x1 + 1."""
+    """Return x, y, width, height of corner boxes, corners inclusive: width = x2 - x1 + 1."""
     return torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2] + 1], dim=1)
 
 
@@ -177,7 +177,7 @@ def run_length_codes(
 
 
 def _letters(numbers: Int[np.ndarray, " numbers"]) -> tuple[str, Int[np.ndarray, " numbers"]]:
-    """Returns the numbers in COCO's letters, one after the other, and how many letters each takes.
+    """Return the numbers in COCO's letters, one after the other, and how many letters each takes.
 
     A letter is 48 plus five bits of the number, the lowest first, plus 32 if more follow. The number's sign is the
     highest bit of its last letter.
@@ -199,7 +199,7 @@ def _letters(numbers: Int[np.ndarray, " numbers"]) -> tuple[str, Int[np.ndarray,
 
 
 def joined(tables: Sequence[ResultTable]) -> ResultTable:
-    """Returns the rows of all tables, one table after the other."""
+    """Return the rows of all tables, one table after the other."""
     return ResultTable(
         image_ids=np.concatenate([np.zeros(0, dtype=np.int64), *(table.image_ids for table in tables)]),
         category_ids=np.concatenate([np.zeros(0, dtype=np.int64), *(table.category_ids for table in tables)]),
@@ -221,7 +221,7 @@ class PackedTable:
 
 
 def packed(table: ResultTable) -> PackedTable:
-    """Returns the same rows in fewer pieces."""
+    """Return the same rows in fewer pieces."""
     codes = [mask["counts"] for mask in table.masks]
     return PackedTable(
         columns=(table.image_ids, table.category_ids, table.scores, table.boxes_xywh, table.mask_areas),
@@ -232,7 +232,7 @@ def packed(table: ResultTable) -> PackedTable:
 
 
 def unpacked(table: PackedTable) -> ResultTable:
-    """Returns the table that was packed."""
+    """Return the table that was packed."""
     image_ids, category_ids, scores, boxes_xywh, mask_areas = table.columns
     text, ends = table.text.decode("ascii"), np.cumsum(table.letters).tolist()
     sizes: dict[tuple[int, int], list[int]] = {}  # one list for all masks of a size: half as many objects to make
@@ -251,7 +251,7 @@ def unpacked(table: PackedTable) -> ResultTable:
 
 
 def without_repeats(table: ResultTable) -> ResultTable:
-    """Returns the rows by image id, those of an image in their order, without rows exactly equal to an earlier one.
+    """Return the rows by image id, those of an image in their order, without rows exactly equal to an earlier one.
 
     Source: the benchmark's evaluation drops them since 2021, because padded samplers can see an image twice.
     """
@@ -260,7 +260,7 @@ def without_repeats(table: ResultTable) -> ResultTable:
 
 
 def _repeated(table: ResultTable) -> Bool[np.ndarray, " rows"]:
-    """Returns which rows are equal to an earlier one. Few rows share image and score, so few are compared in full."""
+    """Return which rows are equal to an earlier one. Few rows share image and score, so few are compared in full."""
     order = np.lexsort((table.scores, table.image_ids))
     images, scores = table.image_ids[order], table.scores[order]
     alike = (images[1:] == images[:-1]) & (scores[1:] == scores[:-1])

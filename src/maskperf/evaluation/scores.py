@@ -16,9 +16,9 @@ from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from maskperf.data.categories import CategoryMatch, in_training_categories
-from maskperf.data.coco import CocoIndex, dataset_of
-from maskperf.errors import ConfigError, DataError, Fault
+from maskperf.data.coco.categories import CategoryMatch, in_training_categories
+from maskperf.data.coco.index import CocoIndex, dataset_of
+from maskperf.errors import ConfigError, DataError, Problem
 from maskperf.evaluation.results import BoxResults, MaskResults, ResultTable, result_columns
 
 ENGINES = ("fast", "official")
@@ -47,7 +47,7 @@ class Scores:
 
 
 def stat_names(max_detections: int) -> tuple[str, ...]:
-    """Returns what COCO's twelve numbers are, where the best `max_detections` of an image count."""
+    """Return what COCO's twelve numbers are, where the best `max_detections` of an image count."""
     return (
         "AP",
         "AP at IoU 0.50",
@@ -67,14 +67,14 @@ def stat_names(max_detections: int) -> tuple[str, ...]:
 class GroundTruth:
     """The annotations of the validation images, read once and used at every evaluation.
 
-    Two things are mended on reading, neither of which changes what is true: missing `area` and `iscrowd` are filled
+    Two things are fixed on reading, neither of which changes what is true: missing `area` and `iscrowd` are filled
     in, and if there is an annotation id 0, all are numbered anew in the order of the file.
 
     Errors: DataError where no annotation counts, since there is no average precision then.
     """
 
     def __init__(self, path: str | Path, index: CocoIndex | None = None, categories: CategoryMatch | None = None):
-        """Reads the file as it is; as `index` reads it, if that changed or left out something.
+        """Read the file as it is; as `index` reads it, if that changed or left out something.
 
         With `categories` those of the training take the place of the file's own, in annotations and in results.
         """
@@ -85,7 +85,7 @@ class GroundTruth:
             self._dataset = in_training_categories(self._dataset, categories)
         self.image_sizes_hw = {image["id"]: [image["height"], image["width"]] for image in self._dataset["images"]}
         self.category_names = _names_by_id(self._dataset["categories"])
-        self._dataset["annotations"] = _mended(self._dataset["annotations"], self.image_sizes_hw)
+        self._dataset["annotations"] = _fixed(self._dataset["annotations"], self.image_sizes_hw)
         if all(annotation["iscrowd"] for annotation in self._dataset["annotations"]):
             raise DataError([_no_objects(self.path, len(self._dataset["annotations"]))])
 
@@ -110,7 +110,7 @@ def score(
     engine: str,
     max_detections: int = COCO_DETECTIONS,
 ) -> Scores:
-    """Returns COCO's numbers for boxes and for masks; `engine` is "fast" (hotcoco) or "official" (pycocotools).
+    """Return COCO's numbers for boxes and for masks; `engine` is "fast" (hotcoco) or "official" (pycocotools).
 
     The best `max_detections` of an image count, 11 or more.
 
@@ -121,10 +121,10 @@ def score(
     it takes the results in (0.5 s of 2.5 s for 5,000 images of 100), and for all of pycocotools, they share the GIL.
     """
     if engine not in ENGINES:
-        raise ConfigError(f"evaluation.engine is {engine!r}. Mend: use one of {', '.join(ENGINES)}.")
-    faults = _faults(ground_truth, box_results, "bbox") + _faults(ground_truth, mask_results, "segmentation")
-    if faults:
-        raise DataError(faults)
+        raise ConfigError(f"evaluation.engine is {engine!r}. Fix: use one of {', '.join(ENGINES)}.")
+    problems = _problems(ground_truth, box_results, "bbox") + _problems(ground_truth, mask_results, "segmentation")
+    if problems:
+        raise DataError(problems)
     start = time.perf_counter()
     box_stats, box_ap_per_category = _evaluate(ground_truth, box_results, "bbox", engine, max_detections)
     mask_stats, mask_ap_per_category = _evaluate(ground_truth, mask_results, "segm", engine, max_detections)
@@ -142,7 +142,7 @@ def score(
 
 
 def agree(first: Scores, second: Scores) -> list[str]:
-    """Returns one line for each of the 24 numbers that is not exactly equal in both; empty when the two agree."""
+    """Return one line for each of the 24 numbers that is not exactly equal in both; empty when the two agree."""
     differences, names = [], stat_names(first.max_detections)
     for kind in ("box", "mask"):
         pairs = zip(names, getattr(first, f"{kind}_stats"), getattr(second, f"{kind}_stats"), strict=True)
@@ -157,7 +157,7 @@ def agree(first: Scores, second: Scores) -> list[str]:
 def _evaluate(
     ground_truth: GroundTruth, results: Sequence[dict], iou_type: str, engine: str, max_detections: int
 ) -> tuple[tuple[float, ...], dict[str, float | None]]:
-    """Returns the 12 numbers and the AP of each category."""
+    """Return the 12 numbers and the AP of each category."""
     if engine == "official":
         truth = ground_truth.official
         evaluation = COCOeval(truth, _official_results(truth, results, iou_type), iou_type)
@@ -179,7 +179,7 @@ def _evaluate(
 
 
 def summary(precision: np.ndarray, recall: np.ndarray) -> tuple[float, ...]:
-    """Returns COCO's twelve numbers from its arrays of precision (IoU thresholds, recalls, categories, areas,
+    """Return COCO's twelve numbers from its arrays of precision (IoU thresholds, recalls, categories, areas,
     detections) and recall (the same without the recalls), -1 where there is nothing to average.
 
     Source: `summarize` of pycocotools, whose first number is wrong unless the best 100 detections of an image count.
@@ -219,7 +219,7 @@ def _fits_an_array(table: ResultTable) -> bool:
 
 
 def _boxless(results: Sequence[dict]) -> list[dict]:
-    """Returns the entries without boxes: with one, COCO would take the area of a mask from it."""
+    """Return the entries without boxes: with one, COCO would take the area of a mask from it."""
     if not any("bbox" in entry for entry in results):
         return list(results)
     return [{key: value for key, value in entry.items() if key != "bbox"} for entry in results]
@@ -241,7 +241,7 @@ def _official_coco(dataset: dict) -> COCO:
 
 
 def _names_by_id(categories: list[dict]) -> dict[int, str]:
-    """Returns the names in the order of the ids, which is that of COCO's arrays; a name used twice shows its id."""
+    """Return the names in the order of the ids, which is that of COCO's arrays; a name used twice shows its id."""
     uses = Counter(category["name"] for category in categories)
     ordered = sorted(categories, key=lambda category: category["id"])
     return {
@@ -250,59 +250,59 @@ def _names_by_id(categories: list[dict]) -> dict[int, str]:
     }
 
 
-def _mended(annotations: list[dict], image_sizes_hw: dict[int, list[int]]) -> list[dict]:
+def _fixed(annotations: list[dict], image_sizes_hw: dict[int, list[int]]) -> list[dict]:
     # pycocotools marks a match by the annotation's id, so that a match to id 0 would count as none.
     renumber = any(annotation["id"] == 0 for annotation in annotations)
-    mended = []
+    fixed = []
     for position, annotation in enumerate(annotations, start=1):
         entry = {"iscrowd": 0, **annotation}
         entry["id"] = position if renumber else annotation["id"]
         if "area" not in annotation:
             entry["area"] = _mask_area(annotation["segmentation"], image_sizes_hw[annotation["image_id"]])
-        mended.append(entry)
-    return mended
+        fixed.append(entry)
+    return fixed
 
 
 def _mask_area(segmentation: list | dict, size_hw: list[int]) -> float:
-    """Returns the number of pixels of a COCO segmentation: polygons, or a run-length code of either kind."""
+    """Return the number of pixels of a COCO segmentation: polygons, or a run-length code of either kind."""
     if isinstance(segmentation, dict) and not isinstance(segmentation["counts"], list):
         return float(coco_masks.area(segmentation))
     codes = coco_masks.frPyObjects(segmentation, *size_hw)
     return float(coco_masks.area(coco_masks.merge(codes) if isinstance(codes, list) else codes))
 
 
-def _no_objects(path: str, count: int) -> Fault:
-    return Fault(
+def _no_objects(path: str, count: int) -> Problem:
+    return Problem(
         file=path,
         where="the whole file",
         field="annotations",
         value=f"{count} entries",
-        problem="There is no object to find (crowd regions do not count), so there is no average precision.",
-        mend="Use a file with objects, or set data.crowd_as_objects=true where iscrowd=1 is a mistake of an export.",
+        message="There is no object to find (crowd regions do not count), so there is no average precision.",
+        fix="Use a file with objects, or set data.crowd_as_objects=true where iscrowd=1 is a mistake of an export.",
     )
 
 
-def _faults(ground_truth: GroundTruth, results: Sequence[dict], geometry: str) -> list[Fault]:
-    """Returns what is wrong in `results`, whose boxes or masks are in the field `geometry`."""
+def _problems(ground_truth: GroundTruth, results: Sequence[dict], geometry: str) -> list[Problem]:
+    """Return what is wrong in `results`, whose boxes or masks are in the field `geometry`."""
     kind = "box results" if geometry == "bbox" else "mask results"
     suspects = _suspects(ground_truth, results, geometry)
     return [
-        Fault(
+        Problem(
             file=kind,
             where=f"result {position} (image id {entry.get('image_id')})",
             field=field,
             value=repr(entry.get(field))[:80],
-            problem=problem,
-            mend=mend,
+            message=problem,
+            fix=fix,
         )
         for position, entry in enumerate(results if suspects.any() else ())
         if suspects[position]
-        for field, problem, mend in _entry_faults(ground_truth, entry, geometry)
+        for field, problem, fix in _entry_problems(ground_truth, entry, geometry)
     ]
 
 
 def _suspects(ground_truth: GroundTruth, results: Sequence[dict], geometry: str) -> np.ndarray:
-    """Returns for each result whether `_entry_faults` may have something to say about it, without asking it for all."""
+    """Return for each result whether `_entry_problems` may have something to say about it."""
     try:
         image_ids, category_ids, scores, shapes = result_columns(results, geometry)
     except (KeyError, TypeError, ValueError):  # something is missing, or is no number
@@ -316,8 +316,8 @@ def _suspects(ground_truth: GroundTruth, results: Sequence[dict], geometry: str)
     return ~(known & np.isfinite(scores) & np.array(fitting, dtype=bool))
 
 
-def _entry_faults(ground_truth: GroundTruth, entry: dict, geometry: str) -> Iterator[tuple[str, str, str]]:
-    """Yields field, problem and mend."""
+def _entry_problems(ground_truth: GroundTruth, entry: dict, geometry: str) -> Iterator[tuple[str, str, str]]:
+    """Yield field, problem and fix."""
     missing = [field for field in ("image_id", "category_id", "score", geometry) if field not in entry]
     for field in missing:
         yield field, "The field is missing.", "Add it."

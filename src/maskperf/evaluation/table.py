@@ -14,7 +14,7 @@ NOTHING_TO_AVERAGE = -1.0
 
 
 def show_scores(scores: Scores, stream: TextIOBase, *, per_category: bool) -> None:
-    """Returns nothing; writes the 12 numbers for boxes beside those for masks, and each category's AP if asked for.
+    """Write the 12 numbers for boxes beside those for masks, and each category's AP if asked for.
 
     Colours and lines are left out where the stream is not a terminal.
     """
@@ -41,7 +41,7 @@ def show_scores(scores: Scores, stream: TextIOBase, *, per_category: bool) -> No
 
 
 def score_entries(scores: Scores) -> dict[str, object]:
-    """Returns the numbers under the names they have in a results file, unrounded."""
+    """Return the numbers under the names they have in a results file, unrounded."""
     names = stat_names(scores.max_detections)
     return {
         "max_detections": scores.max_detections,

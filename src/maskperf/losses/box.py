@@ -80,7 +80,7 @@ def box_losses(
 
 
 def positive_rois(rois: SampledRois, mask_slots: int) -> tuple[SampledRois, Int[Tensor, ""]]:
-    """Returns the positive RoIs in `mask_slots` places per image, and how many found no place.
+    """Return the positive RoIs in `mask_slots` places per image, and how many found no place.
 
     They come first in `rois`, so this is a slice; `valid` then means positive.
     """
@@ -113,7 +113,7 @@ def packed_positive_rois(
 
 
 def first_rois(rois: SampledRois, count: int) -> SampledRois:
-    """Returns the first `count` places of every image."""
+    """Return the first `count` places of every image."""
     return SampledRois(
         boxes=rois.boxes[:, :count],
         labels=rois.labels[:, :count],

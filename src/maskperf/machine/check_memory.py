@@ -38,7 +38,7 @@ def check_memory(situation: Situation) -> Finding:
 
 
 def check_shared_memory(situation: Situation) -> Finding | None:
-    """Returns whether /dev/shm is large enough; None where its size is unknown."""
+    """Return whether /dev/shm is large enough; None where its size is unknown."""
     size, gpus = situation.machine.memory.shared_memory_gib, len(situation.machine.gpu.gpus)
     if size is None:
         return None
@@ -54,24 +54,24 @@ def check_shared_memory(situation: Situation) -> Finding | None:
 def check_open_files(situation: Situation) -> Finding:
     limit, gpus = situation.process_limits.open_files, len(situation.machine.gpu.gpus)
     value = "unlimited" if limit is None else str(limit)
-    mend = f"ulimit -n {OPEN_FILES_WANTED}"
+    fix = f"ulimit -n {OPEN_FILES_WANTED}"
     if limit is not None and limit < OPEN_FILES_NEEDED:
-        return problem("open files (ulimit -n)", value, "a run may be refused a file or a socket", mend)
+        return problem("open files (ulimit -n)", value, "a run may be refused a file or a socket", fix)
     if limit is not None and gpus > 1 and limit < OPEN_FILES_WANTED:
-        return note("open files (ulimit -n)", value, f"NCCL opens many sockets for {gpus} GPUs", mend)
+        return note("open files (ulimit -n)", value, f"NCCL opens many sockets for {gpus} GPUs", fix)
     return ok("open files (ulimit -n)", value, "enough")
 
 
 def check_locked_memory(situation: Situation) -> Finding | None:
-    """Returns whether memory may be locked for InfiniBand; None on a machine without it."""
+    """Return whether memory may be locked for InfiniBand; None on a machine without it."""
     if not situation.machine.infiniband:
         return None
     limit = situation.process_limits.locked_memory_gib
     if limit is None:
         return ok("locked memory (ulimit -l)", "unlimited", "InfiniBand can register its buffers")
     meaning = "InfiniBand cannot register its buffers: NCCL fails or falls back to the slow network"
-    mend = "ulimit -l unlimited; in a container: docker run --ulimit memlock=-1"
-    return problem("locked memory (ulimit -l)", f"{limit:.3f} GiB", meaning, mend)
+    fix = "ulimit -l unlimited; in a container: docker run --ulimit memlock=-1"
+    return problem("locked memory (ulimit -l)", f"{limit:.3f} GiB", meaning, fix)
 
 
 def check_core_files(situation: Situation) -> Finding:

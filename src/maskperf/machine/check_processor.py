@@ -30,8 +30,8 @@ def check_cores(situation: Situation) -> Finding:
     wanted = gpus * (1 + data.loader_threads)
     if gpus and cpu.usable_logical_cores < wanted:
         meaning = f"{gpus} process(es), each with {data.loader_threads} loader threads, want {wanted}"
-        mend = "Use a machine or a job with more cores, or set data.loader_threads=1."
-        return note("cores", value, meaning, mend)
+        fix = "Use a machine or a job with more cores, or set data.loader_threads=1."
+        return note("cores", value, meaning, fix)
     if not gpus and cpu.usable_physical_cores <= data.loader_threads:
         meaning = (
             f"the loader's {data.loader_threads} threads and the training share them; on the CPU this costs little"
@@ -41,7 +41,7 @@ def check_cores(situation: Situation) -> Finding:
 
 
 def check_cpu_limit(situation: Situation) -> Finding | None:
-    """Returns a note where a container or job may use less than the cores it sees; None without a limit."""
+    """Return a note where a container or job may use less than the cores it sees; None without a limit."""
     limit, cpu = situation.machine.limits.cpu_cores, situation.machine.cpu
     cores = cpu.usable_logical_cores
     if limit is None:
@@ -51,12 +51,12 @@ def check_cpu_limit(situation: Situation) -> Finding | None:
         return ok("CPU limit (cgroup)", value, f"no less than the {cores} logical cores that can be used")
     choice = choose_threads(0, cores=cpu.usable_physical_cores, cpu_limit=limit, processes=1)
     meaning = f"more threads would be stopped for a part of every 0.1 s; system.threads=0 takes {choice.count}"
-    mend = f"Give the container more of the {cores} logical cores that it sees (docker run --cpus)."
-    return note("CPU limit (cgroup)", value, meaning, mend)
+    fix = f"Give the container more of the {cores} logical cores that it sees (docker run --cpus)."
+    return note("CPU limit (cgroup)", value, meaning, fix)
 
 
 def check_hyperthreads(situation: Situation) -> Finding | None:
-    """Returns how logical and physical cores stand; None where one of them is unknown."""
+    """Return how logical and physical cores stand; None where one of them is unknown."""
     cpu = situation.machine.cpu
     if not cpu.physical_cores or not cpu.logical_cores:
         return None
@@ -68,7 +68,7 @@ def check_hyperthreads(situation: Situation) -> Finding | None:
 
 
 def check_numa(situation: Situation) -> Finding | None:
-    """Returns the number of memory nodes; None where it is unknown."""
+    """Return the number of memory nodes; None where it is unknown."""
     nodes, gpus = situation.machine.cpu.numa_nodes, len(situation.machine.gpu.gpus)
     if nodes is None:
         return None
@@ -76,10 +76,10 @@ def check_numa(situation: Situation) -> Finding | None:
         return ok("NUMA nodes", "1", "all memory is equally near")
     meaning = "memory of another node is slower; one process over all of them loses speed"
     if gpus:
-        mend = "For best speed bind each process to the node of its GPU (nvidia-smi topo -m shows it)."
+        fix = "For best speed bind each process to the node of its GPU (nvidia-smi topo -m shows it)."
     else:
-        mend = f"On the CPU: torchrun --nproc-per-node {nodes}, each bound with numactl --cpunodebind --membind."
-    return note("NUMA nodes", str(nodes), meaning, mend)
+        fix = f"On the CPU: torchrun --nproc-per-node {nodes}, each bound with numactl --cpunodebind --membind."
+    return note("NUMA nodes", str(nodes), meaning, fix)
 
 
 def check_governor(situation: Situation) -> Finding:
@@ -88,12 +88,12 @@ def check_governor(situation: Situation) -> Finding:
         return ok("CPU frequency", "governor not told", "usual in virtual machines: the host decides")
     if governor == "performance":
         return ok("CPU frequency", governor, "full speed at once")
-    mend = "sudo cpupower frequency-set --governor performance"
-    return note("CPU frequency", governor, "cores may start slowly after a wait; times vary more", mend)
+    fix = "sudo cpupower frequency-set --governor performance"
+    return note("CPU frequency", governor, "cores may start slowly after a wait; times vary more", fix)
 
 
 def check_load(situation: Situation) -> Finding | None:
-    """Returns what else keeps the cores busy; None where the system does not tell."""
+    """Return what else keeps the cores busy; None where the system does not tell."""
     load, cores = situation.load_average, situation.machine.cpu.usable_logical_cores
     if load is None:
         return None
@@ -109,8 +109,8 @@ def check_thread_variables(situation: Situation) -> Finding:
     pinning = [f"{name}={environment[name]}" for name in PINNING_VARIABLES if environment.get(name)]
     if pinning:
         meaning = "binds threads to cores; several processes may then share the same ones"
-        mend = f"Unset {' and '.join(text.partition('=')[0] for text in pinning)}, unless it was chosen on purpose."
-        return note("thread variables", ", ".join(pinning), meaning, mend)
+        fix = f"Unset {' and '.join(text.partition('=')[0] for text in pinning)}, unless it was chosen on purpose."
+        return note("thread variables", ", ".join(pinning), meaning, fix)
     threads = environment.get("OMP_NUM_THREADS")
     if threads is None:
         return ok("thread variables", "OMP_NUM_THREADS is not set", "system.threads decides")
@@ -128,7 +128,7 @@ def check_clock(situation: Situation) -> Finding:
 
 
 def check_picture_speed(situation: Situation) -> Finding | None:
-    """Returns whether the cores can make pictures ready as fast as the GPUs want them; None where not measured."""
+    """Return whether the cores can make pictures ready as fast as the GPUs want them; None where not measured."""
     speed, cpu = situation.picture_speed, situation.machine.cpu
     if speed is None:
         return None
@@ -156,7 +156,7 @@ def check_picture_speed(situation: Situation) -> Finding | None:
 
 
 def check_cpu_speed(situation: Situation) -> Finding | None:
-    """Returns the measured speed of matrix products on the CPU; None where it was not measured."""
+    """Return the measured speed of matrix products on the CPU; None where it was not measured."""
     probe = situation.torch_probe
     if probe is None or probe.cpu_gflops is None:
         return None

@@ -14,7 +14,7 @@ PACKAGES_SHOWN = 6
 
 
 def numbers_of(version: str) -> tuple[int, ...]:
-    """Returns the numbers that a version starts with: (2, 13, 0) for "2.13.0+cpu"."""
+    """Return the numbers that a version starts with: (2, 13, 0) for "2.13.0+cpu"."""
     return tuple(int(number) for number in re.match(r"[0-9]*(?:\.[0-9]+)*", version)[0].split(".") if number)
 
 
@@ -36,8 +36,8 @@ def check_python(situation: Situation) -> Finding:
     value = ".".join(str(number) for number in situation.python)
     if situation.python[:2] < OLDEST_PYTHON:
         oldest = ".".join(str(number) for number in OLDEST_PYTHON)
-        mend = f"Install Python {oldest} or newer, then ./install.sh."
-        return problem("Python", value, f"maskperf needs Python {oldest} or newer", mend)
+        fix = f"Install Python {oldest} or newer, then ./install.sh."
+        return problem("Python", value, f"maskperf needs Python {oldest} or newer", fix)
     return ok("Python", value, "new enough")
 
 
@@ -53,7 +53,7 @@ def check_torch(situation: Situation) -> Finding:
 
 
 def check_torch_build(situation: Situation) -> Finding | None:
-    """Returns whether torch was built for what the machine has; None where torch or its build is unknown."""
+    """Return whether torch was built for what the machine has; None where torch or its build is unknown."""
     build, gpu = situation.torch_build, situation.machine.gpu
     if build is None:
         return None
@@ -63,21 +63,21 @@ def check_torch_build(situation: Situation) -> Finding | None:
         meaning = "training runs on the CPU: right for the recipe demo, weeks or more for COCO"
         return ok("torch and GPU", value, meaning) if build == "cpu" else note("torch and GPU", value, meaning)
     if build == "cpu" or build.startswith("rocm"):
-        mend = "Install torch for CUDA: choose Linux, Pip and CUDA on pytorch.org/get-started."
-        return problem("torch and GPU", value, "this torch cannot use the GPUs: training would run on the CPU", mend)
+        fix = "Install torch for CUDA: choose Linux, Pip and CUDA on pytorch.org/get-started."
+        return problem("torch and GPU", value, "this torch cannot use the GPUs: training would run on the CPU", fix)
     return ok("torch and GPU", value, "torch can use GPUs")
 
 
 def check_driver(situation: Situation) -> Finding | None:
-    """Returns whether the driver answers and is new enough for torch; None on a machine without NVIDIA cards."""
+    """Return whether the driver answers and is new enough for torch; None on a machine without NVIDIA cards."""
     gpu, build = situation.machine.gpu, situation.torch_build
     if not gpu.gpus:
         if not gpu.cards_on_bus and gpu.complaint is None:
             return None
         said = gpu.complaint or "nvidia-smi is missing, or shows no GPU"
         meaning = f"{gpu.cards_on_bus} NVIDIA card(s) on the PCI bus cannot be used"
-        mend = "Install the NVIDIA driver (./install_cuda_docker.sh), and start the machine again."
-        return problem("GPU driver", said, meaning, mend)
+        fix = "Install the NVIDIA driver (./install_cuda_docker.sh), and start the machine again."
+        return problem("GPU driver", said, meaning, fix)
     value = f"{gpu.driver_version or 'unknown'}, for CUDA up to {gpu.driver_cuda or 'unknown'}"
     if build == "cpu":
         return ok("GPU driver", value, "it answers; the torch installed here does not use it")
@@ -88,8 +88,8 @@ def check_driver(situation: Situation) -> Finding | None:
         )
     if offered[0] < wanted[0]:
         oldest = OLDEST_DRIVER_OF_CUDA.get(wanted[0], "one that offers it")
-        mend = f"Update the driver to {oldest} or newer, or install a torch built for CUDA {offered[0]}."
-        return problem("GPU driver", value, f"too old for this torch, which needs CUDA {build}", mend)
+        fix = f"Update the driver to {oldest} or newer, or install a torch built for CUDA {offered[0]}."
+        return problem("GPU driver", value, f"too old for this torch, which needs CUDA {build}", fix)
     if offered < wanted:
         meaning = f"older than torch's CUDA {build}; works within CUDA {wanted[0]}, but newest functions may be missing"
         return note("GPU driver", value, meaning, "Update the driver where torch complains of it.")
@@ -97,27 +97,27 @@ def check_driver(situation: Situation) -> Finding | None:
 
 
 def check_torch_sees_gpus(situation: Situation) -> Finding | None:
-    """Returns whether torch sees what nvidia-smi shows; None where there is no GPU or torch was not asked."""
+    """Return whether torch sees what nvidia-smi shows; None where there is no GPU or torch was not asked."""
     gpu, probe = situation.machine.gpu, situation.torch_probe
     if not gpu.gpus or probe is None:
         return None
     seen, there = len(probe.gpu_names), len(gpu.gpus)
     value = f"{seen} of {there}"
     if probe.failure:
-        mend = "Mend what the message names; driver and torch must fit each other."
-        return problem("GPUs seen by torch", value, f"torch does not work: {probe.failure}", mend)
+        fix = "Fix what the message names; driver and torch must fit each other."
+        return problem("GPUs seen by torch", value, f"torch does not work: {probe.failure}", fix)
     visible = situation.environment.get("CUDA_VISIBLE_DEVICES")
     if seen < there and visible is not None:
         meaning = f"CUDA_VISIBLE_DEVICES={visible} hides the others"
         return note("GPUs seen by torch", value, meaning, "Unset CUDA_VISIBLE_DEVICES to use all of them.")
     if seen < there:
-        mend = "Compare nvidia-smi with the devices that the container or job was given."
-        return problem("GPUs seen by torch", value, "a run cannot use the others", mend)
+        fix = "Compare nvidia-smi with the devices that the container or job was given."
+        return problem("GPUs seen by torch", value, "a run cannot use the others", fix)
     return ok("GPUs seen by torch", value, "a run can use all of them")
 
 
 def check_torch_works(situation: Situation) -> Finding | None:
-    """Returns a problem where torch cannot even be loaded, on a machine without a GPU."""
+    """Return a problem where torch cannot even be loaded, on a machine without a GPU."""
     probe = situation.torch_probe
     if probe is None or probe.failure is None or situation.machine.gpu.gpus:
         return None
@@ -125,7 +125,7 @@ def check_torch_works(situation: Situation) -> Finding | None:
 
 
 def check_versions(situation: Situation) -> Finding | None:
-    """Returns whether packages are at the versions of the checkout; None outside a checkout.
+    """Return whether packages are at the versions of the checkout; None outside a checkout.
 
     A mark of the build behind a plus sign, as in 2.13.0+cu130, is no difference.
     """
@@ -154,6 +154,6 @@ def check_docker(situation: Situation) -> Finding:
         )
     if has_gpu and "nvidia" not in docker.runtimes:
         meaning = "containers cannot use the GPUs the classic way"
-        mend = "Install the NVIDIA container toolkit: ./install_cuda_docker.sh --no-driver."
-        return note("Docker", f"{docker.version}, without the nvidia runtime", meaning, mend)
+        fix = "Install the NVIDIA container toolkit: ./install_cuda_docker.sh --no-driver."
+        return note("Docker", f"{docker.version}, without the nvidia runtime", meaning, fix)
     return ok("Docker", docker.version, "maskperf can run as a container")

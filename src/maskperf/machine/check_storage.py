@@ -31,24 +31,20 @@ def check_data(situation: Situation) -> Finding:
     if data.was_asked_for and data.train_json and data.val_json and None not in (data.train_images, data.val_images):
         value = f"{data.root}: {data.train_images:,} and {data.val_images:,} JPEG files"
         return note("COCO 2017", value, f"another data set: COCO 2017 has {TRAIN_IMAGES:,} and {VAL_IMAGES:,}")
-    mend = (
-        "maskperf prepare coco, or name the folder: maskperf doctor --data FOLDER, maskperf run coco data.root=FOLDER"
-    )
+    fix = "maskperf prepare coco, or name the folder: maskperf doctor --data FOLDER, maskperf run coco data.root=FOLDER"
     if data.was_asked_for:
-        return problem(
-            "COCO 2017", f"{data.root}: missing {', '.join(missing)}", "a COCO recipe cannot run on it", mend
-        )
+        return problem("COCO 2017", f"{data.root}: missing {', '.join(missing)}", "a COCO recipe cannot run on it", fix)
     value = f"{data.root}: not found" if len(missing) == 4 else f"{data.root}: missing {', '.join(missing)}"
-    return note("COCO 2017", value, "the recipe demo needs none; the COCO recipes do", mend)
+    return note("COCO 2017", value, "the recipe demo needs none; the COCO recipes do", fix)
 
 
 def check_weights(situation: Situation) -> Finding:
     wanted = situation.config.model.backbone_weights
     if situation.data.weights is not None:
         return ok("backbone weights", situation.data.weights, "found; maskperf run reads and checks them")
-    mend = "maskperf prepare coco, or give model.backbone_weights=FILE."
+    fix = "maskperf prepare coco, or give model.backbone_weights=FILE."
     meaning = "the recipe demo needs none; the COCO recipes do"
-    return note("backbone weights", f"{wanted}: not found", meaning, mend)
+    return note("backbone weights", f"{wanted}: not found", meaning, fix)
 
 
 def check_data_space(situation: Situation) -> Finding:
@@ -66,10 +62,8 @@ def check_run_space(situation: Situation) -> Finding:
     storage = situation.run_storage
     value = f"{_space(storage.free_gib)} at {storage.path}"
     if not situation.run_folder_writable:
-        mend = "Choose another place with run_dir=FOLDER, or change its rights."
-        return problem(
-            "space for runs", value, "no folder in which this user may write: a run would stop at once", mend
-        )
+        fix = "Choose another place with run_dir=FOLDER, or change its rights."
+        return problem("space for runs", value, "no folder in which this user may write: a run would stop at once", fix)
     if storage.free_gib is None:
         return note("space for runs", value, "nobody tells whether a run's files have room")
     if storage.free_gib < RUN_GIB_NEEDED:
@@ -106,8 +100,8 @@ def check_disk_speed(situation: Situation) -> Finding:
     wanted = gpus * PUBLISHED_IMAGES_PER_SECOND_AND_GPU
     if gpus and speed.pictures_per_second < wanted:
         meaning = f"{gpus} GPU(s) as fast as an H100 of MLPerf 3.1 would read {wanted:,} pictures/s"
-        mend = "Use a faster disk, or memory for all pictures (20 GiB): later epochs then read none."
-        return note("disk speed", value, meaning, mend)
+        fix = "Use a faster disk, or memory for all pictures (20 GiB): later epochs then read none."
+        return note("disk speed", value, meaning, fix)
     text = "so many can this disk feed; a virtual or busy disk may give other numbers next time"
     return ok("disk speed", value, text)
 

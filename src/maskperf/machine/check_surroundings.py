@@ -34,22 +34,22 @@ def check_rank_variables(situation: Situation) -> Finding:
         return ok("torchrun variables", "none", "a run here is one process, or starts its own")
     value = ", ".join(f"{name}={text}" for name, text in found.items())
     words = [found[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in found]
-    mend = f"Outside torchrun: unset {' '.join(found)}."
+    fix = f"Outside torchrun: unset {' '.join(found)}."
     if not all(word.isdigit() for word in words):
-        return problem("torchrun variables", value, "a run reads them as whole numbers and would stop", mend)
+        return problem("torchrun variables", value, "a run reads them as whole numbers and would stop", fix)
     world = int(found.get("WORLD_SIZE", "1"))
     missing = [name for name in RANK_VARIABLES if name not in found]
     if world > 1 and missing:
         meaning = f"a run would wait for {world - 1} other process(es), and cannot: {', '.join(missing)} missing"
-        return problem("torchrun variables", value, meaning, mend)
+        return problem("torchrun variables", value, meaning, fix)
     if world > 1:
         meaning = f"a run here takes itself for one of {world} processes, and waits for the others"
-        return note("torchrun variables", value, meaning, mend)
+        return note("torchrun variables", value, meaning, fix)
     return ok("torchrun variables", value, "a single process all the same")
 
 
 def check_interfaces(situation: Situation) -> Finding | None:
-    """Returns whether the network card that NCCL or Gloo is told to use exists; None where none is named."""
+    """Return whether the network card that NCCL or Gloo is told to use exists; None where none is named."""
     for variable in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
         named = situation.environment.get(variable, "")
         if not named or named[0] in "^=":

@@ -58,5 +58,5 @@ CHECKS = (
 
 
 def examine(situation: Situation) -> list[Finding]:
-    """Returns what every check finds; a check without an object on this machine finds nothing."""
+    """Return what every check finds; a check without an object on this machine finds nothing."""
     return [finding for check in CHECKS if (finding := check(situation)) is not None]

@@ -14,7 +14,7 @@ from maskperf.machine.storage import describe_storage
 
 
 def describe_machine(storage_path: str | Path = ".") -> MachineFacts:
-    """Returns what can be found out about this machine within seconds; `storage_path` says which storage is meant.
+    """Return what can be found out about this machine within seconds; `storage_path` says which storage is meant.
 
     Nothing is changed and nothing is measured. Names of the host and of its users are left out.
     """

@@ -71,7 +71,7 @@ class StorageFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkFacts:
-    """One network card. Loop-back and other made-up interfaces are left out."""
+    """One network card. Loop-back and other synthetic interfaces are left out."""
 
     name: str
     state: str | None = None  # up, down, unknown

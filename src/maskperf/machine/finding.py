@@ -1,4 +1,4 @@
-"""What a check finds: a value, what it means for a run, and the mend."""
+"""What a check finds: a value, what it means for a run, and the fix."""
 
 from dataclasses import dataclass
 
@@ -15,16 +15,16 @@ class Finding:
     name: str
     value: str
     meaning: str
-    mend: str = ""  # empty where there is nothing to do
+    fix: str = ""  # empty where there is nothing to do
 
 
 def ok(name: str, value: str, meaning: str) -> Finding:
     return Finding(level=OK, name=name, value=value, meaning=meaning)
 
 
-def note(name: str, value: str, meaning: str, mend: str = "") -> Finding:
-    return Finding(level=NOTE, name=name, value=value, meaning=meaning, mend=mend)
+def note(name: str, value: str, meaning: str, fix: str = "") -> Finding:
+    return Finding(level=NOTE, name=name, value=value, meaning=meaning, fix=fix)
 
 
-def problem(name: str, value: str, meaning: str, mend: str) -> Finding:
-    return Finding(level=PROBLEM, name=name, value=value, meaning=meaning, mend=mend)
+def problem(name: str, value: str, meaning: str, fix: str) -> Finding:
+    return Finding(level=PROBLEM, name=name, value=value, meaning=meaning, fix=fix)

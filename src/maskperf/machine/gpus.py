@@ -21,7 +21,7 @@ FORMAT = "--format=csv,noheader,nounits"
 
 
 def describe_gpus() -> GpuGroup:
-    """Returns the GPUs, their driver and their links; without GPUs where nvidia-smi is missing or fails."""
+    """Return the GPUs, their driver and their links; without GPUs where nvidia-smi is missing or fails."""
     answer = _ask([f"--query-gpu={','.join(FIELDS)}", FORMAT])
     cards = count_cards(BUS_FOLDER)
     gpus = parse_gpus(answer.output or "")
@@ -38,7 +38,7 @@ def describe_gpus() -> GpuGroup:
 
 
 def count_cards(bus_folder: Path) -> int:
-    """Returns the number of NVIDIA cards of the display and 3D classes (0x03....) on the PCI bus."""
+    """Return the number of NVIDIA cards of the display and 3D classes (0x03....) on the PCI bus."""
     cards = 0
     for device in bus_folder.glob("*"):
         is_display = (read_text(device / "class") or "").startswith("0x03")
@@ -47,13 +47,13 @@ def count_cards(bus_folder: Path) -> int:
 
 
 def parse_driver(text: str) -> str | None:
-    """Returns the driver's version: the last field of the query's first line."""
+    """Return the driver's version: the last field of the query's first line."""
     last = _cells(text.splitlines()[0])[-1] if text.strip() else ""
     return last if re.fullmatch(r"[0-9]+(\.[0-9]+)+", last) else None
 
 
 def parse_gpus(text: str) -> tuple[GpuFacts, ...]:
-    """Returns one GPU per line of the query; sizes are in MiB there."""
+    """Return one GPU per line of the query; sizes are in MiB there."""
     found = []
     for line in text.splitlines():
         cells = _cells(line)
@@ -78,13 +78,13 @@ def parse_gpus(text: str) -> tuple[GpuFacts, ...]:
 
 
 def parse_driver_cuda(text: str) -> str | None:
-    """Returns the CUDA version in the head of plain nvidia-smi."""
+    """Return the CUDA version in the head of plain nvidia-smi."""
     match = re.search(r"CUDA (?:UMD )?Version\s*:\s*([0-9]+\.[0-9]+)", text)
     return None if match is None else match[1]
 
 
 def parse_links(text: str, count: int) -> tuple[tuple[str, ...], ...]:
-    """Returns the square of link names among the GPUs: the first `count` columns of each GPU's row."""
+    """Return the square of link names among the GPUs: the first `count` columns of each GPU's row."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)  # the heading is underlined
     rows = []
     for line in plain.splitlines():
@@ -95,14 +95,14 @@ def parse_links(text: str, count: int) -> tuple[tuple[str, ...], ...]:
 
 
 def link_summary(links: tuple[tuple[str, ...], ...]) -> str | None:
-    """Returns the kinds of link between two GPUs with the number of pairs, such as "NV18 (28 pairs)"."""
+    """Return the kinds of link between two GPUs with the number of pairs, such as "NV18 (28 pairs)"."""
     pairs = [links[row][column] for row in range(len(links)) for column in range(row)]
     kinds = sorted(set(pairs), key=lambda kind: (-pairs.count(kind), kind))
     return ", ".join(f"{kind} ({pairs.count(kind)} pairs)" for kind in kinds) or None
 
 
 def parse_processes(text: str) -> tuple[GpuProcess, ...]:
-    """Returns the computing programs."""
+    """Return the computing programs."""
     found = []
     for line in text.splitlines():
         cells = _cells(line)

@@ -11,12 +11,12 @@ NO_LIMIT_BYTES = 2**60
 
 
 def describe_limits() -> CgroupFacts:
-    """Returns the limits of this process."""
+    """Return the limits of this process."""
     return read_limits(CGROUP_FOLDER, read_text(Path("/proc/self/cgroup")) or "")
 
 
 def read_limits(folder: Path, membership: str) -> CgroupFacts:
-    """Returns the smallest limit of all groups from the process's own up to the root.
+    """Return the smallest limit of all groups from the process's own up to the root.
 
     `membership` is the text of /proc/self/cgroup: lines such as "0::/user.slice" (version 2) or "4:memory:/job".
     """
@@ -32,7 +32,7 @@ def read_limits(folder: Path, membership: str) -> CgroupFacts:
 
 
 def parse_cpu_max(text: str | None) -> float | None:
-    """Returns the cores of "150000 100000" (1.5), None for "max 100000". Source: cgroup-v2, cpu.max."""
+    """Return the cores of "150000 100000" (1.5), None for "max 100000". Source: cgroup-v2, cpu.max."""
     words = (text or "").split()
     if len(words) != 2 or not all(word.isdigit() for word in words):
         return None
@@ -40,14 +40,14 @@ def parse_cpu_max(text: str | None) -> float | None:
 
 
 def parse_bytes(text: str | None) -> int | None:
-    """Returns a limit in bytes, None for "max" and for numbers that stand for no limit."""
+    """Return a limit in bytes, None for "max" and for numbers that stand for no limit."""
     if text is None or not text.isdigit() or int(text) >= NO_LIMIT_BYTES:
         return None
     return int(text)
 
 
 def _groups(folder: Path, controllers: str, path: str) -> list[Path]:
-    """Returns the folders of one hierarchy, innermost first; in a container the path may not be there."""
+    """Return the folders of one hierarchy, innermost first; in a container the path may not be there."""
     names = controllers.split(",")
     roots = [folder] if controllers == "" else [folder / controllers, *(folder / name for name in names)]
     found = []

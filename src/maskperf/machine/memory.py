@@ -15,7 +15,7 @@ KIND_OF_MODULE = re.compile(r"DDR\d")
 
 
 def describe_memory() -> MemoryFacts:
-    """Returns what the system tells about the memory."""
+    """Return what the system tells about the memory."""
     sizes = parse_meminfo(read_text(Path("/proc/meminfo")) or "")
     dimms = parse_dmidecode(run_program(["dmidecode", "--type", "memory"]).output or "") or read_modules(MODULE_FOLDER)
     return MemoryFacts(
@@ -28,19 +28,19 @@ def describe_memory() -> MemoryFacts:
 
 
 def system_memory_gib() -> float | None:
-    """Returns the memory that the operating system counts."""
+    """Return the memory that the operating system counts."""
     if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
         return None
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
 
 
 def parse_meminfo(text: str) -> dict[str, float]:
-    """Returns every size of /proc/meminfo in GiB."""
+    """Return every size of /proc/meminfo in GiB."""
     return {name: int(kib) / 2**20 for name, kib in re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)}
 
 
 def parse_dmidecode(text: str) -> tuple[DimmFacts, ...]:
-    """Returns the modules of `dmidecode --type memory`, those of one kind together; empty slots are left out."""
+    """Return the modules of `dmidecode --type memory`, those of one kind together; empty slots are left out."""
     found: Counter[tuple[float, str | None, float | None]] = Counter()
     for block in text.split("\n\n"):
         if "Memory Device\n" not in block:
@@ -61,7 +61,7 @@ def parse_dmidecode(text: str) -> tuple[DimmFacts, ...]:
 
 
 def read_modules(folder: Path) -> tuple[DimmFacts, ...]:
-    """Returns the modules that the error counters of the kernel (EDAC) list; their speed is not told there."""
+    """Return the modules that the error counters of the kernel (EDAC) list; their speed is not told there."""
     found: Counter[tuple[float, str | None]] = Counter()
     for module in folder.glob("mc[0-9]*/dimm[0-9]*"):
         size_mib = read_number(module / "size")

@@ -10,7 +10,7 @@ INFINIBAND_FOLDER = Path("/sys/class/infiniband")
 
 
 def describe_network(folder: Path = NETWORK_FOLDER) -> tuple[NetworkFacts, ...]:
-    """Returns the cards by name; interfaces without a device (loop-back, bridges) are left out."""
+    """Return the cards by name; interfaces without a device (loop-back, bridges) are left out."""
     found = []
     for entry in sorted(folder.glob("*")):
         if not (entry / "device").exists():
@@ -29,7 +29,7 @@ def describe_network(folder: Path = NETWORK_FOLDER) -> tuple[NetworkFacts, ...]:
 
 
 def describe_infiniband(folder: Path = INFINIBAND_FOLDER) -> tuple[InfinibandFacts, ...]:
-    """Returns the ports by name."""
+    """Return the ports by name."""
     found = []
     for port in sorted(folder.glob("*/ports/*")):
         state, rate = read_text(port / "state"), read_text(port / "rate")

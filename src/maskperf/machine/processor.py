@@ -24,7 +24,7 @@ CACHE_NAMES = ("L1d", "L1i", "L2", "L3", "L4")
 
 
 def describe_cpu() -> CpuFacts:
-    """Returns what the system tells about the processors."""
+    """Return what the system tells about the processors."""
     lscpu = parse_lscpu(run_program(["lscpu", "-J"]).output or "")
     cpuinfo = read_text(Path("/proc/cpuinfo")) or ""
     caches = caches_of_lscpu(lscpu) or read_caches(CPU_FOLDER)
@@ -49,7 +49,7 @@ def combine_cpu(
     frequency: Path,
     numa_nodes: int | None,
 ) -> CpuFacts:
-    """Returns the facts of one machine; `usable` holds physical and logical cores, `frequency` is a folder of /sys."""
+    """Return the facts of one machine; `usable` holds physical and logical cores, `frequency` is a folder of /sys."""
     first = cpuinfo[0] if cpuinfo else {}
     sockets, cores = count_cores(lscpu, cpuinfo)
     model = cpu_model(lscpu, first)
@@ -76,7 +76,7 @@ def combine_cpu(
 
 
 def parse_lscpu(text: str) -> dict[str, str]:
-    """Returns the fields of `lscpu -J`, flat or with sub-sections, without colons; empty where the text is no JSON."""
+    """Return the fields of `lscpu -J`, flat or with sub-sections, without colons; empty where the text is no JSON."""
     try:
         entries = json.loads(text)["lscpu"]
     except (ValueError, KeyError, TypeError):
@@ -93,7 +93,7 @@ def parse_lscpu(text: str) -> dict[str, str]:
 
 
 def parse_cpuinfo(text: str) -> list[dict[str, str]]:
-    """Returns one dictionary per logical core of /proc/cpuinfo."""
+    """Return one dictionary per logical core of /proc/cpuinfo."""
     cores = []
     for block in re.split(r"\n\s*\n", text):
         pairs = [line.partition(":") for line in block.splitlines() if ":" in line]
@@ -104,7 +104,7 @@ def parse_cpuinfo(text: str) -> list[dict[str, str]]:
 
 
 def cpu_model(lscpu: dict[str, str], first: dict[str, str]) -> str | None:
-    """Returns the name of the processor; `first` is the first core of /proc/cpuinfo."""
+    """Return the name of the processor; `first` is the first core of /proc/cpuinfo."""
     name = lscpu.get("Model name") or first.get("model name")
     if name is None and first.get("CPU implementer") == "0x41" and "CPU part" in first:
         name = ARM_PARTS.get(int(first["CPU part"], 16))
@@ -112,7 +112,7 @@ def cpu_model(lscpu: dict[str, str], first: dict[str, str]) -> str | None:
 
 
 def count_cores(lscpu: dict[str, str], cpuinfo: list[dict[str, str]]) -> tuple[int | None, int | None]:
-    """Returns sockets and physical cores of the machine."""
+    """Return sockets and physical cores of the machine."""
     sockets = _whole(lscpu.get("Socket(s)"))
     per_socket = _whole(lscpu.get("Core(s) per socket"))
     if per_socket is None and (clusters := _whole(lscpu.get("Cluster(s)"))):  # ARM machines without ACPI topology
@@ -127,13 +127,13 @@ def count_cores(lscpu: dict[str, str], cpuinfo: list[dict[str, str]]) -> tuple[i
 
 
 def mhz_of_name(model: str | None) -> float | None:
-    """Returns the base frequency that a name such as "Xeon(R) Gold 6130 CPU @ 2.10GHz" holds."""
+    """Return the base frequency that a name such as "Xeon(R) Gold 6130 CPU @ 2.10GHz" holds."""
     match = re.search(r"@\s*([0-9.]+)\s*GHz", model or "")
     return None if match is None else float(match[1]) * 1000
 
 
 def caches_of_lscpu(fields: dict[str, str]) -> tuple[CacheFacts, ...]:
-    """Returns the caches; lscpu gives the sum of all, and newer versions the number: "64 MiB (64 instances)".
+    """Return the caches; lscpu gives the sum of all, and newer versions the number: "64 MiB (64 instances)".
 
     The field is "L3 cache", or "L3" where lscpu uses sub-sections.
     """
@@ -149,7 +149,7 @@ def caches_of_lscpu(fields: dict[str, str]) -> tuple[CacheFacts, ...]:
 
 
 def read_caches(cpu_folder: Path) -> tuple[CacheFacts, ...]:
-    """Returns the caches that /sys lists; a cache that several cores share counts once."""
+    """Return the caches that /sys lists; a cache that several cores share counts once."""
     sizes: dict[str, dict[str, float]] = {}
     for index in cpu_folder.glob("cpu[0-9]*/cache/index[0-9]*"):
         level, kind, size = (read_text(index / name) for name in ("level", "type", "size"))
@@ -166,17 +166,17 @@ def read_caches(cpu_folder: Path) -> tuple[CacheFacts, ...]:
 
 
 def count_nodes(folder: Path) -> int | None:
-    """Returns the number of NUMA nodes."""
+    """Return the number of NUMA nodes."""
     return len(list(folder.glob("node[0-9]*"))) or None
 
 
 def usable_logical_cores() -> int:
-    """Returns how many logical cores this process may run on."""
+    """Return how many logical cores this process may run on."""
     return len(_allowed())
 
 
 def usable_physical_cores() -> int:
-    """Returns how many cores of their own this process may use; two threads of one core count once."""
+    """Return how many cores of their own this process may use; two threads of one core count once."""
     cores = set()
     for logical in _allowed():
         siblings = read_text(CPU_FOLDER / f"cpu{logical}" / "topology" / "thread_siblings_list")

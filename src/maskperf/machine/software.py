@@ -17,18 +17,18 @@ CONTAINER_OF_MARK = {"kubepods": "kubernetes", "docker": "docker", "containerd":
 
 
 def operating_system() -> str:
-    """Returns the name of the distribution with its version, or of the system where there is no /etc/os-release."""
+    """Return the name of the distribution with its version, or of the system where there is no /etc/os-release."""
     return parse_os_release(read_text(Path("/etc/os-release")) or "") or platform.platform()
 
 
 def parse_os_release(text: str) -> str | None:
-    """Returns the field PRETTY_NAME. Source: the manual page os-release(5)."""
+    """Return the field PRETTY_NAME. Source: the manual page os-release(5)."""
     match = re.search(r"""^PRETTY_NAME=(["']?)(.*)\1$""", text, re.MULTILINE)
     return match[2] if match and match[2] else None
 
 
 def container(root: Path = Path("/")) -> str | None:
-    """Returns what kind of container this process is in, as far as it leaves marks."""
+    """Return what kind of container this process is in, as far as it leaves marks."""
     if "KUBERNETES_SERVICE_HOST" in os.environ:
         return "kubernetes"
     if (root / "run" / ".containerenv").exists():
@@ -39,17 +39,17 @@ def container(root: Path = Path("/")) -> str | None:
 
 
 def container_of_cgroup(text: str) -> str | None:
-    """Returns the kind of container that the groups of process 1 name."""
+    """Return the kind of container that the groups of process 1 name."""
     return next((kind for mark, kind in CONTAINER_OF_MARK.items() if mark in text), None)
 
 
 def software_versions() -> dict[str, str | None]:
-    """Returns the version of Python and of each package of `PACKAGES`, None where one is not installed."""
+    """Return the version of Python and of each package of `PACKAGES`, None where one is not installed."""
     return {"python": platform.python_version(), **{name: installed_version(name) for name in PACKAGES}}
 
 
 def installed_version(package: str) -> str | None:
-    """Returns the version of an installed package, None where it is not installed."""
+    """Return the version of an installed package, None where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -57,7 +57,7 @@ def installed_version(package: str) -> str | None:
 
 
 def torch_build() -> str | None:
-    """Returns "cpu" or the CUDA version that the installed torch was built for; None where nobody can tell."""
+    """Return "cpu" or the CUDA version that the installed torch was built for; None where nobody can tell."""
     try:
         place = distribution("torch").locate_file("torch/version.py")
     except PackageNotFoundError:
@@ -66,7 +66,7 @@ def torch_build() -> str | None:
 
 
 def parse_torch_build(text: str) -> str | None:
-    """Returns what the line `cuda: Optional[str] = '13.0'` of torch/version.py says, "rocm 6.4" for AMD's build."""
+    """Return what the line `cuda: Optional[str] = '13.0'` of torch/version.py says, "rocm 6.4" for AMD's build."""
     found = dict(re.findall(r"^(cuda|hip)\b[^=\n]*= *(?:'([^']*)'|None)", text, re.MULTILINE))
     if found.get("hip"):
         return f"rocm {found['hip']}"

@@ -9,7 +9,7 @@ COMMAND_SECONDS = 5.0
 
 
 def read_text(path: Path) -> str | None:
-    """Returns the text of a small file without white space at its ends; None where it cannot be read."""
+    """Return the text of a small file without white space at its ends; None where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
@@ -17,7 +17,7 @@ def read_text(path: Path) -> str | None:
 
 
 def read_number(path: Path) -> int | None:
-    """Returns the whole number in a small file; None where there is none."""
+    """Return the whole number in a small file; None where there is none."""
     text = read_text(path)
     try:
         return None if text is None else int(text)
@@ -34,7 +34,7 @@ class Answer:
 
 
 def run_program(arguments: list[str], timeout_seconds: float = COMMAND_SECONDS) -> Answer:
-    """Returns what a program writes, in English; where it fails or takes too long, what it said last."""
+    """Return what a program writes, in English; where it fails or takes too long, what it said last."""
     surroundings = {**os.environ, "LC_ALL": "C"}
     try:
         finished = subprocess.run(
@@ -53,7 +53,7 @@ def run_program(arguments: list[str], timeout_seconds: float = COMMAND_SECONDS) 
 
 
 def first_number(text: str | None) -> float | None:
-    """Returns the number that the first word of a text is, such as 64 for "64 GB"; None where it is none."""
+    """Return the number that the first word of a text is, such as 64 for "64 GB"; None where it is none."""
     words = (text or "").split()
     try:
         return float(words[0]) if words else None

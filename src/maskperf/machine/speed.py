@@ -24,7 +24,7 @@ NOISE = 9.0
 
 
 def measure_disk(folder: Path, threads: int) -> DiskSpeed:
-    """Returns the speed of the disk below `folder`, with a file of up to 256 MiB that nobody else can see.
+    """Return the speed of the disk below `folder`, with a file of up to 256 MiB that nobody else can see.
 
     What was written leaves the system's memory before it is read. The file has no name, so nothing is left behind,
     even where this process is killed.
@@ -50,7 +50,7 @@ def measure_disk(folder: Path, threads: int) -> DiskSpeed:
 
 
 def measure_rate(work: Callable[[], object], seconds: float) -> float:
-    """Returns how often per second one thread does `work`: the best of three parts of the time, after one trial."""
+    """Return how often per second one thread does `work`: the best of three parts of the time, after one trial."""
     work()
     best = 0.0
     for _ in range(3):
@@ -63,7 +63,7 @@ def measure_rate(work: Callable[[], object], seconds: float) -> float:
 
 
 def make_jpeg() -> bytes:
-    """Returns a made-up picture of 640 x 480 as JPEG, about as large as COCO's: rough shapes with fine noise."""
+    """Return a synthetic picture of 640 x 480 as JPEG, about as large as COCO's: rough shapes with fine noise."""
     random = np.random.default_rng(0)
     rough = Image.fromarray(random.integers(0, 256, (*SHADES, 3), np.uint8))
     smooth = np.asarray(rough.resize((640, 480), Image.Resampling.BICUBIC), np.float32)
@@ -74,7 +74,7 @@ def make_jpeg() -> bytes:
 
 
 def _write(descriptor: int) -> tuple[int, float]:
-    """Returns the bytes that reached the disk and the seconds this took; stops early on a slow disk."""
+    """Return the bytes that reached the disk and the seconds this took; stops early on a slow disk."""
     block = os.urandom(BLOCK_BYTES)  # some disks pack what repeats
     size, start = 0, time.perf_counter()
     while size < FILE_MIB * BLOCK_BYTES and time.perf_counter() - start < WRITE_SECONDS:
@@ -99,7 +99,7 @@ def _read_through(descriptor: int, size: int) -> tuple[int, float]:
 
 
 def _read_pictures(descriptor: int, size: int, threads: int) -> tuple[int, float]:
-    """Returns how many pieces of a picture's size were read in random order, each once, and the seconds."""
+    """Return how many pieces of a picture's size were read in random order, each once, and the seconds."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead
     places = (np.random.default_rng(0).permutation(size // PICTURE_BYTES) * PICTURE_BYTES).tolist()

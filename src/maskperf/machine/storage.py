@@ -27,7 +27,7 @@ class Device:
 
 
 def describe_storage(path: str | Path) -> StorageFacts:
-    """Returns what holds `path`; where that does not exist yet, what holds the folder it will be in."""
+    """Return what holds `path`; where that does not exist yet, what holds the folder it will be in."""
     place = existing_place(Path(path))
     number = os.stat(place).st_dev
     space = shutil.disk_usage(place)
@@ -47,13 +47,13 @@ def describe_storage(path: str | Path) -> StorageFacts:
 
 
 def existing_place(path: Path) -> Path:
-    """Returns `path`, or the nearest folder above it that exists."""
+    """Return `path`, or the nearest folder above it that exists."""
     path = path.absolute()
     return next(place for place in (path, *path.parents) if place.exists())
 
 
 def file_system_of(mountinfo: str, place: Path) -> str | None:
-    """Returns the type of the file system that /proc/self/mountinfo names for a place: the longest mount point counts.
+    """Return the type of the file system that /proc/self/mountinfo names for a place: the longest mount point counts.
 
     Of two on the same mount point the later one hides the earlier one.
     """
@@ -70,14 +70,14 @@ def file_system_of(mountinfo: str, place: Path) -> str | None:
 
 
 def kind_of_file_system(file_system: str | None) -> str | None:
-    """Returns "network" or "memory" for file systems that lie on no disk of this machine."""
+    """Return "network" or "memory" for file systems that lie on no disk of this machine."""
     if file_system in NETWORK_FILE_SYSTEMS:
         return "network"
     return "memory" if file_system in MEMORY_FILE_SYSTEMS else None
 
 
 def read_device(link: Path) -> Device | None:
-    """Returns the device of a folder of /sys/dev/block; for a partition its disk, for a volume the disks below it."""
+    """Return the device of a folder of /sys/dev/block; for a partition its disk, for a volume the disks below it."""
     if not link.exists():
         return None
     folder = link.resolve()
@@ -97,7 +97,7 @@ def read_device(link: Path) -> Device | None:
 
 
 def disks_below(folder: Path) -> list[Path]:
-    """Returns the disks that a volume (LVM, RAID, encrypted) lies on; a plain disk is its own."""
+    """Return the disks that a volume (LVM, RAID, encrypted) lies on; a plain disk is its own."""
     below = sorted((folder / "slaves").glob("*"))
     if not below:
         return [folder]
@@ -110,7 +110,7 @@ def disks_below(folder: Path) -> list[Path]:
 
 
 def kind_of_disk(folder: Path) -> str | None:
-    """Returns what kind of disk this is; virtual disks say nothing true about what is below them."""
+    """Return what kind of disk this is; virtual disks say nothing true about what is below them."""
     if VIRTUAL_DISK.fullmatch(folder.name):
         return "virtual disk"
     if folder.name.startswith("nvme"):

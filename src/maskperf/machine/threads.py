@@ -19,14 +19,14 @@ class ThreadChoice:
 
 
 def threads_of_process(wanted: int) -> ThreadChoice:
-    """Returns the threads of this process on this machine; `wanted` is system.threads."""
+    """Return the threads of this process on this machine; `wanted` is system.threads."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun starts several, which share the machine
     limit = describe_limits().cpu_cores
     return choose_threads(wanted, cores=usable_physical_cores(), cpu_limit=limit, processes=processes)
 
 
 def choose_threads(wanted: int, *, cores: int, cpu_limit: float | None, processes: int) -> ThreadChoice:
-    """Returns `wanted` threads, or where that is 0 the share of one of `processes` of what this machine may compute.
+    """Return `wanted` threads, or where that is 0 the share of one of `processes` of what this machine may compute.
 
     cores: physical ones. cpu_limit: cores' time that a control group may use, None for no limit; threads beyond it
     would be stopped for a part of every period, all of them at once.

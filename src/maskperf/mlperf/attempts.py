@@ -78,7 +78,7 @@ class Attempts:
 
 
 def find_attempts(records: Sequence[Record]) -> Attempts:
-    """Returns the runs that a file holds."""
+    """Return the runs that a file holds."""
     parts: list[list[Record]] = []
     resumed, mixed = [], _late_init_stop(records)
     for part in _parts(records):
@@ -98,7 +98,7 @@ def find_attempts(records: Sequence[Record]) -> Attempts:
 
 
 def _parts(records: Sequence[Record]) -> list[list[Record]]:
-    """Returns the records cut wherever a head begins again, or the epochs do without one."""
+    """Return the records cut wherever a head begins again, or the epochs do without one."""
     parts: list[list[Record]] = [[]]
     for record in records:
         if _begins_again(parts[-1], record):
@@ -111,7 +111,7 @@ def _parts(records: Sequence[Record]) -> list[list[Record]]:
 
 
 def _begins_again(part: Sequence[Record], record: Record) -> bool:
-    """Returns whether a record cannot belong to the run of the records before it.
+    """Return whether a record cannot belong to the run of the records before it.
 
     Several processes may log the same head within moments, so before the first epoch only the first key of a head,
     seen again behind init_start, and init_start, seen again behind init_stop, are signs of another run.
@@ -137,7 +137,7 @@ def _is_at_once(part: Sequence[Record], record: Record) -> bool:
 
 
 def _head_in_front(part: Sequence[Record]) -> int:
-    """Returns how many of the last records already are of the head that was noticed only now.
+    """Return how many of the last records already are of the head that was noticed only now.
 
     Behind a first run without a head they are all that is of a head. Otherwise they are of kinds that also came first
     in the head before: some programs log init_start before the submission.
@@ -152,7 +152,7 @@ def _head_in_front(part: Sequence[Record]) -> int:
 
 
 def _without_repeated_heads(parts: Sequence[list[Record]]) -> list[list[Record]]:
-    """Returns the parts, where a head without a run went on in the next one: two processes that logged one run."""
+    """Return the parts, where a head without a run went on in the next one: two processes that logged one run."""
     joined: list[list[Record]] = []
     for part in parts:
         before = joined[-1] if joined else []
@@ -165,20 +165,20 @@ def _without_repeated_heads(parts: Sequence[list[Record]]) -> list[list[Record]]
 
 
 def _epoch_starts(records: Sequence[Record]) -> list[tuple[float, Record]]:
-    """Returns each start of an epoch with its number; of each block where no epoch is logged."""
+    """Return each start of an epoch with its number; of each block where no epoch is logged."""
     key = "epoch_start" if any(record.key == "epoch_start" for record in records) else "block_start"
     found = [(epoch_of(record, STARTS[key]), record) for record in records if record.key == key]
     return [(number, record) for number, record in found if number is not None]
 
 
 def epoch_of(record: Record, field: str = "epoch_num") -> float | None:
-    """Returns the number of the epoch that a record is about, None where it does not say."""
+    """Return the number of the epoch that a record is about, None where it does not say."""
     number = record.metadata.get(field)
     return float(number) if type(number) in (int, float) and abs(number) < 1e9 else None
 
 
 def _cut_where_epochs_restart(part: list[Record]) -> list[list[Record]]:
-    """Returns a part cut where its epochs begin anew; whole where they go up and down, as those of two runs do."""
+    """Return a part cut where its epochs begin anew; whole where they go up and down, as those of two runs do."""
     starts = _epoch_starts(part)
     if _jump(starts) is not None:
         return [part]
@@ -189,7 +189,7 @@ def _cut_where_epochs_restart(part: list[Record]) -> list[list[Record]]:
 
 
 def _jump(starts: Sequence[tuple[float, Record]]) -> Mixture | None:
-    """Returns two lines whose epochs are those of two runs: in one run epochs follow each other, or begin anew."""
+    """Return two lines whose epochs are those of two runs: in one run epochs follow each other, or begin anew."""
     steps = [(number - before, first, record) for (before, first), (number, record) in pairwise(starts)]
     if any(step < 0 for step, _, _ in steps) and any(step > 1 for step, _, _ in steps):
         first, record = next(entry[1:] for entry in steps if entry[0] < 0 or entry[0] > 1)
@@ -198,7 +198,7 @@ def _jump(starts: Sequence[tuple[float, Record]]) -> Mixture | None:
 
 
 def _late_init_stop(records: Sequence[Record]) -> Mixture | None:
-    """Returns the lines of two init_stop without an init_start between them, the second one behind run_start."""
+    """Return the lines of two init_stop without an init_start between them, the second one behind run_start."""
     first, has_run_start = None, False
     for record in records:
         if record.key == "init_start":
@@ -213,7 +213,7 @@ def _late_init_stop(records: Sequence[Record]) -> Mixture | None:
 
 
 def _goes_on(before: Sequence[Record], part: Sequence[Record]) -> bool:
-    """Returns whether a part is the same run, taken up again: its epochs go on, or it has none but ends the run."""
+    """Return whether a part is the same run, taken up again: its epochs go on, or it has none but ends the run."""
     starts = _epoch_starts(part)
     if starts:
         return bool(_epoch_starts(before)) and starts[0][0] > 1
@@ -223,7 +223,7 @@ def _goes_on(before: Sequence[Record], part: Sequence[Record]) -> bool:
 
 
 def _left_over(before: Sequence[Record], part: Sequence[Record]) -> Mixture | None:
-    """Returns the first line of a part, and that of a record in it that the run before it must have written."""
+    """Return the first line of a part, and that of a record in it that the run before it must have written."""
     old = {number for number, _ in _epoch_starts(before)}
     epochs = [number for number, _ in _epoch_starts(part)]
     if not old or not epochs or min(epochs) > 1:
@@ -242,7 +242,7 @@ def _left_over(before: Sequence[Record], part: Sequence[Record]) -> Mixture | No
 
 
 def _side_by_side(part: Sequence[Record], *, is_resumed: bool) -> Mixture | None:
-    """Returns two lines that only two runs in one can have: epochs that jump, or two results of one epoch."""
+    """Return two lines that only two runs in one can have: epochs that jump, or two results of one epoch."""
     jump = _jump(_epoch_starts(part))
     if jump is not None or is_resumed:
         return jump

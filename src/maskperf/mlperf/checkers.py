@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from maskperf.errors import DataError, Fault
+from maskperf.errors import DataError, Problem
 from maskperf.mlperf.explain import explained
 from maskperf.mlperf.log_lines import TOKEN
 from maskperf.mlperf.system_description import FIELDS
@@ -60,20 +60,20 @@ class _Entry:
 
 
 def check_compliance(log: Path) -> Verdict:
-    """Returns the verdict of the compliance checker on one log."""
+    """Return the verdict of the compliance checker on one log."""
     output = _run("compliance_checker", ["--usage", USAGE, "--ruleset", RULESET, str(log.absolute())])
     return judge_compliance(output, lines_with_a_record(log))
 
 
 def lines_with_a_record(log: Path) -> list[int]:
-    """Returns the lines of a file, from 1, that the compliance checker reads; it also ends lines at a \\r."""
+    """Return the lines of a file, from 1, that the compliance checker reads; it also ends lines at a \\r."""
     token = TOKEN.encode()
     lines = enumerate(log.read_bytes().split(b"\n"), start=1)
     return [number for number, line in lines for piece in line.split(b"\r") if token in piece]
 
 
 def judge_compliance(output: str, lines: Sequence[int] = ()) -> Verdict:
-    """Returns the verdict that the words of the compliance checker mean.
+    """Return the verdict that the words of the compliance checker mean.
 
     lines: those of the file that it read. It numbers only these, from 0, and nobody finds one by such a number.
     """
@@ -97,7 +97,7 @@ def _with_line(finding: Finding, lines: Sequence[int]) -> Finding:
 
 
 def check_package(folder: Path) -> PackageVerdict:
-    """Returns the verdicts of the package checker on a submission folder, which is left as it is.
+    """Return the verdicts of the package checker on a submission folder, which is left as it is.
 
     Errors: DataError for a folder without results or system descriptions.
     """
@@ -112,7 +112,7 @@ def check_package(folder: Path) -> PackageVerdict:
 
 
 def check_repository(folder: Path) -> Verdict:
-    """Returns the verdict of the repository checker on the names, sizes and links of a submission's files."""
+    """Return the verdict of the repository checker on the names, sizes and links of a submission's files."""
     output = _run("repo_checker", [str(folder.absolute()), USAGE, RULESET])
     entries = _entries(output)
     findings = [explained(entry.text.strip(), refuses=True) for entry in entries if entry.level == "ERROR"]
@@ -124,7 +124,7 @@ def check_repository(folder: Path) -> Verdict:
 
 
 def check_runs(logs: Sequence[Path], division: str) -> PackageVerdict:
-    """Returns the verdicts of the package checker on logs that are not in a package yet."""
+    """Return the verdicts of the package checker on logs that are not in a package yet."""
     with tempfile.TemporaryDirectory(prefix="maskperf-check-") as scratch:
         copy = Path(scratch) / "package"
         results = copy / "results" / "system" / "maskrcnn"
@@ -136,13 +136,13 @@ def check_runs(logs: Sequence[Path], division: str) -> PackageVerdict:
         description = {**dict.fromkeys(FIELDS, ""), "division": division}
         (copy / "systems" / "system.json").write_text(json.dumps(description), encoding="utf-8")
         whole = _check_copy(copy, {f"{copy}/{name}": str(log) for name, log in names.items()})
-    # The system description is made up, so its verdict says nothing.
+    # The system description is synthesized, so its verdict says nothing.
     parts = tuple(verdict for verdict in whole.verdicts if verdict.checker != SYSTEM)
     return PackageVerdict(verdicts=parts, scaling_factors=whole.scaling_factors)
 
 
 def _check_copy(copy: Path, shown: dict[str, str]) -> PackageVerdict:
-    """Returns the verdicts on a copy; shown: the user's own name for each path of it that may be in a finding."""
+    """Return the verdicts on a copy; shown: the user's own name for each path of it that may be in a finding."""
     for file in copy.rglob("scaling.json"):
         file.unlink()  # the checker writes it anew where it is needed
     output = _run("package_checker", [str(copy), USAGE, RULESET])
@@ -158,14 +158,14 @@ def _check_copy(copy: Path, shown: dict[str, str]) -> PackageVerdict:
             text="no folder results/SYSTEM/maskrcnn",
             refuses=True,
             explanation="The package checker looked at no log of Mask R-CNN at all; its SUCCESS means nothing.",
-            mend="Put the logs into results/SYSTEM/maskrcnn/result_0.txt to result_4.txt.",
+            fix="Put the logs into results/SYSTEM/maskrcnn/result_0.txt to result_4.txt.",
         )
         verdicts = (*verdicts, Verdict(checker="maskperf's own checks", accepted=False, findings=(nothing,)))
     return PackageVerdict(verdicts=verdicts, scaling_factors=factors)
 
 
 def judge_package(output: str) -> tuple[Verdict, ...]:
-    """Returns the verdicts that the words of the package checker mean, its own last.
+    """Return the verdicts that the words of the package checker mean, its own last.
 
     What it says about the lines of single logs is left out; `check_compliance` finds the same.
     """
@@ -198,7 +198,7 @@ def judge_package(output: str) -> tuple[Verdict, ...]:
 
 
 def _part_for(text: str) -> str:
-    """Returns the part of the package checker that a finding belongs to."""
+    """Return the part of the package checker that a finding belongs to."""
     places = {
         "System description": SYSTEM,
         "Incorrect number of files": FILES,
@@ -216,7 +216,7 @@ def _part_for(text: str) -> str:
 
 
 def _run(module: str, arguments: list[str]) -> str:
-    """Returns everything a checker wrote. It is started in a scratch folder, for it leaves files where it stands."""
+    """Return everything a checker wrote. It is started in a scratch folder, for it leaves files where it stands."""
     with tempfile.TemporaryDirectory(prefix="maskperf-check-") as scratch:
         try:
             finished = subprocess.run(
@@ -255,7 +255,7 @@ def _says(entries: Sequence[_Entry], words: str) -> bool:
 
 
 def _compliance_texts(entries: Sequence[_Entry]) -> list[str]:
-    """Returns what the compliance checker complains of, one text for each thing."""
+    """Return what the compliance checker complains of, one text for each thing."""
     texts = []
     for entry in entries:
         text = entry.text.strip()
@@ -271,14 +271,14 @@ def _compliance_texts(entries: Sequence[_Entry]) -> list[str]:
 
 
 def _parts_of(entry: _Entry) -> list[str]:
-    """Returns one text for each finding: the seed checker puts all of its own into one."""
+    """Return one text for each finding: the seed checker puts all of its own into one."""
     text = entry.text.strip()
     seeds = "Seed checker failed and found the following errors: "
     return text.removeprefix(seeds).split("\n") if text.startswith(seeds) else [text]
 
 
 def _stops(output: str) -> list[Finding]:
-    """Returns what stopped a checker in the middle: it has bugs that some logs reach."""
+    """Return what stopped a checker in the middle: it has bugs that some logs reach."""
     if "Traceback (most recent call last)" not in output:
         return []
     last = [line for line in output.splitlines() if re.match(r"\w[\w.]*(Error|Exception)\b", line)]
@@ -288,13 +288,13 @@ def _stops(output: str) -> list[Finding]:
 def _not_a_package(folder: Path, missing: list[str]) -> DataError:
     return DataError(
         [
-            Fault(
+            Problem(
                 file=str(folder),
                 where="the folder",
                 field=name,
                 value="(missing)",
-                problem="A package has the folders results, systems and benchmarks.",
-                mend="Build it with `maskperf package`.",
+                message="A package has the folders results, systems and benchmarks.",
+                fix="Build it with `maskperf package`.",
             )
             for name in missing
         ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
 
-from maskperf.data.verify import NUM_TRAIN_IMAGES
+from maskperf.data.coco.verify import NUM_TRAIN_IMAGES
 from maskperf.mlperf.attempts import CLOCK_TOLERANCE_MS, STARTS, epoch_of
 from maskperf.mlperf.log_lines import Record
 from maskperf.mlperf.overheads import training_rate_of
@@ -39,7 +39,7 @@ class _Epoch:
 
 
 def check_clock(log: BenchmarkLog, *, trains_coco: bool) -> list[Finding]:
-    """Returns what is wrong with the times of a log. Where their unit is wrong, the rest would only follow from it.
+    """Return what is wrong with the times of a log. Where their unit is wrong, the rest would only follow from it.
 
     trains_coco: the speed is that of the benchmark's model and data, so that it compares with the published one.
     """
@@ -67,7 +67,7 @@ def _units(records: Sequence[Record]) -> Iterator[Finding]:
             refuses=not small or len(found) < len(timed) or span_ms < SHORTEST_RUN_MS,
             explanation=f"In {unit} this is {date:%Y-%m-%d %H:%M} UTC. The official tools read milliseconds, and so "
             f"count {counted}: of init, of the run, and so of the score.",
-            mend=f"Log whole milliseconds since 1970, {factor}, and run again.",
+            fix=f"Log whole milliseconds since 1970, {factor}, and run again.",
         )
 
 
@@ -95,7 +95,7 @@ def _lines(records: Sequence[Record]) -> str:
 
 
 def _below_zero(timed: Sequence[Record]) -> str:
-    """Returns words about the run, where it stops before it starts."""
+    """Return words about the run, where it stops before it starts."""
     starts = [record for record in timed if record.key == "run_start"]
     stops = [record for record in timed if record.key == "run_stop"]
     if not starts or not stops or stops[-1].time_ms >= starts[0].time_ms:
@@ -118,7 +118,7 @@ def _repeated(records: Sequence[Record]) -> Iterator[Finding]:
 
 
 def _too_fast(log: BenchmarkLog) -> Iterator[Finding]:
-    """Returns a note where a device for each image of a batch, each as fast as the fastest published, is too slow."""
+    """Return a note where a device for each image of a batch, each as fast as the fastest published, is too slow."""
     batch_size = _batch_size(log) or max(system.batch_size for system in published_systems())
     epochs = _epochs(log.records)
     # A run may end within its last epoch, so that one counts only where there is no other.
@@ -137,7 +137,7 @@ def _too_fast(log: BenchmarkLog) -> Iterator[Finding]:
 
 @functools.cache
 def _fastest_device() -> float:
-    """Returns the images per second of one device in the published system that trains the most on each."""
+    """Return the images per second of one device in the published system that trains the most on each."""
     return max(training_rate_of(system) for system in published_systems())
 
 
@@ -147,13 +147,13 @@ def _batch_size(log: BenchmarkLog) -> int | None:
 
 
 def _fewest_images(log: BenchmarkLog) -> int:
-    """Returns the images of an epoch, or fewer: published logs have a number of steps as train_samples."""
+    """Return the images of an epoch, or fewer: published logs have a number of steps as train_samples."""
     logged = log.settings.get("train_samples")
     return min(logged, NUM_TRAIN_IMAGES) if type(logged) is int and logged > 0 else NUM_TRAIN_IMAGES
 
 
 def _epochs(records: Sequence[Record]) -> list[_Epoch]:
-    """Returns the epochs that were ended, blocks where no epoch is logged; one that is logged twice comes once."""
+    """Return the epochs that were ended, blocks where no epoch is logged; one that is logged twice comes once."""
     name = "epoch" if any(record.key == "epoch_start" for record in records) else "block"
     field = STARTS[f"{name}_start"]
     starts: dict[float, Record] = {}
@@ -172,7 +172,7 @@ def _epochs(records: Sequence[Record]) -> list[_Epoch]:
 
 
 def _rates(log: BenchmarkLog) -> Iterator[Finding]:
-    """Returns a note for each rate of tracked_stats that is of another unit than the times of the epochs say."""
+    """Return a note for each rate of tracked_stats that is of another unit than the times of the epochs say."""
     seconds = [epoch.seconds / epoch.count for epoch in _epochs(log.records) if epoch.seconds > 0]
     if not seconds:
         return

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement, pairwise
 
-from maskperf.data.sampler import steps_per_epoch
-from maskperf.data.verify import NUM_TRAIN_IMAGES
+from maskperf.data.coco.verify import NUM_TRAIN_IMAGES
+from maskperf.data.images.sampler import steps_per_epoch
 from maskperf.errors import ConfigError
 from maskperf.mlperf.published import PublishedSystem
 from maskperf.mlperf.reference_points import REFERENCE_POINTS
@@ -49,7 +49,7 @@ class SeriesForecast:
 
 
 def reference_decay_epoch(batch_size: int) -> float:
-    """Returns the epoch of the last decay of the reference points, interpolated between their batch sizes."""
+    """Return the epoch of the last decay of the reference points, interpolated between their batch sizes."""
     low, high, weight = _neighbours(batch_size, REFERENCE_BATCHES)
     low_decay = _decay_epoch(_POINT_OF_BATCH[low].decay_steps[-1], low)
     high_decay = _decay_epoch(_POINT_OF_BATCH[high].decay_steps[-1], high)
@@ -59,7 +59,7 @@ def reference_decay_epoch(batch_size: int) -> float:
 def forecast_epochs(
     batch_size: int, systems: Sequence[PublishedSystem], *, last_decay_step: int | None = None
 ) -> EpochForecast:
-    """Returns the epochs to expect; without `last_decay_step` for the schedule of the reference points.
+    """Return the epochs to expect; without `last_decay_step` for the schedule of the reference points.
 
     `systems` are the published systems to learn from. A schedule that is not that of the reference points is looked up
     among published runs with about the same batch and decay; where there are none, a later decay moves the end by as
@@ -72,7 +72,7 @@ def forecast_epochs(
         text = (
             f"--batch-size {batch_size}: there is no reference point above batch {largest}, so the epochs are unknown"
         )
-        raise ConfigError(f"{text}. Mend: a batch of at most {largest}, or say how many with --epochs.")
+        raise ConfigError(f"{text}. Fix: a batch of at most {largest}, or say how many with --epochs.")
     usual = reference_decay_epoch(batch_size)
     decay = usual if last_decay_step is None else _decay_epoch(last_decay_step, batch_size)
     if abs(decay - usual) < SAME_SCHEDULE_EPOCHS:
@@ -122,7 +122,7 @@ def _moved(forecast: EpochForecast, decay: float, usual: float) -> EpochForecast
 
 
 def forecast_series(forecast: EpochForecast, failing_share: float) -> SeriesForecast:
-    """Returns the score of five runs in epochs, exactly, over every series that can come out.
+    """Return the score of five runs in epochs, exactly, over every series that can come out.
 
     Source: MLPerf Training rules: the fastest and the slowest of five are dropped; a run that fails is the slowest.
     """
@@ -140,7 +140,7 @@ def forecast_series(forecast: EpochForecast, failing_share: float) -> SeriesFore
         means.append((sum(kept) / len(kept), orders * math.prod(levels[index][1] for index in series)))
     valid = sum(share for _, share in means)
     if not valid > 0:
-        raise ConfigError("--failing-share 1: no series of five would have a score. Mend: a share below 1.")
+        raise ConfigError("--failing-share 1: no series of five would have a score. Fix: a share below 1.")
     means = sorted((mean, share / valid) for mean, share in means)
     return SeriesForecast(
         mean_epochs=sum(mean * share for mean, share in means),
@@ -151,7 +151,7 @@ def forecast_series(forecast: EpochForecast, failing_share: float) -> SeriesFore
 
 
 def failing_share(systems: Sequence[PublishedSystem]) -> float:
-    """Returns the share of published runs that did not reach the targets."""
+    """Return the share of published runs that did not reach the targets."""
     runs = [run for system in systems for run in system.runs]
     return sum(not run.reached for run in runs) / len(runs)
 
@@ -167,7 +167,7 @@ def _decay_epoch(step: int, batch_size: int) -> float:
 
 
 def _neighbours(batch_size: int, batches: Sequence[int]) -> tuple[int, int, float]:
-    """Returns the batches below and above, and the weight of the one above; twice the same one at and past the ends."""
+    """Return the batches below and above, and the weight of the one above; twice the same one at and past the ends."""
     if batch_size <= batches[0]:
         return batches[0], batches[0], 0.0
     for low, high in pairwise(batches):

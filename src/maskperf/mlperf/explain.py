@@ -9,14 +9,14 @@ from maskperf.mlperf.verdicts import Finding
 
 @dataclass(frozen=True)
 class _Meaning:
-    """For findings that match: {rule} and {mend} are those of the group "key", other names those of other groups."""
+    """For findings that match: {rule} and {fix} are those of the group "key", other names those of other groups."""
 
     pattern: str
     explanation: str
-    mend: str = "{mend}"
+    fix: str = "{fix}"
 
 
-AGAIN = f"Mend the program that wrote the log {RUN_AGAIN}"
+AGAIN = f"Fix the program that wrote the log {RUN_AGAIN}"
 MEANINGS = (  # the first that matches counts
     _Meaning(
         r"Required EXACTLY_ONE occurrence of '(?P<key>\w+)' but found 0",
@@ -251,23 +251,23 @@ MEANINGS = (  # the first that matches counts
     _Meaning(
         r"power (result|file)|Inconsistent number of (nodes|sw)|result_\d+ does not comply",
         "Something about the measurements of power is not in order. They are optional.",
-        "Mend the files it names, or leave the folder power out.",
+        "Fix the files it names, or leave the folder power out.",
     ),
 )
 
 
 def explained(text: str, *, refuses: bool) -> Finding:
-    """Returns a finding with its explanation and mend; both are empty for a finding that is not known."""
+    """Return a finding with its explanation and fix; both are empty for a finding that is not known."""
     for meaning in MEANINGS:
         match = re.search(meaning.pattern, text)
         if match:
             groups = match.groupdict()
-            rule, mend = RULES.get(groups.get("key", ""), UNKNOWN_RULE)
-            words = {**groups, "rule": rule, "mend": mend}
+            rule, fix = RULES.get(groups.get("key", ""), UNKNOWN_RULE)
+            words = {**groups, "rule": rule, "fix": fix}
             return Finding(
                 text=text,
                 refuses=refuses,
                 explanation=meaning.explanation.format(**words),
-                mend=meaning.mend.format(**words),
+                fix=meaning.fix.format(**words),
             )
     return Finding(text=text, refuses=refuses)

@@ -39,4 +39,4 @@ RULES = {  # key of the log: what its value must be, what to do where it is not
     "opt_learning_rate_warmup_steps": ("at least 0", f"Set optimizer.warmup_steps {RUN_AGAIN}"),
     "opt_learning_rate_warmup_factor": ("above 0", f"Set optimizer.warmup_factor above 0 {RUN_AGAIN}"),
 }
-UNKNOWN_RULE = ("see the failed test", f"Mend the cause {RUN_AGAIN}")
+UNKNOWN_RULE = ("see the failed test", f"Fix the cause {RUN_AGAIN}")

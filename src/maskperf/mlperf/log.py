@@ -9,7 +9,7 @@ from mlperf_logging.mllog import constants as keys
 from mlperf_logging.mllog.mllog import MLLogger
 
 from maskperf.config import RunConfig
-from maskperf.records.loss_windows import LossWindow
+from maskperf.schema import LossWindow
 
 BENCHMARK = "maskrcnn"
 LARGEST_CLOCK_DRIFT_SECONDS = 1.0
@@ -94,7 +94,7 @@ class MlperfLog:
         self._end(keys.EPOCH_STOP, {"epoch_num": epoch})
 
     def tracked_stats(self, windows: Sequence[LossWindow]) -> None:
-        """Writes the means over each window of steps, under the names that published logs use."""
+        """Write the means over each window of steps, under the names that published logs use."""
         for window in windows:
             losses = {PUBLISHED_LOSS_NAMES[name]: value for name, value in window.losses.items()}
             value = {
@@ -123,23 +123,23 @@ class MlperfLog:
         self._is_running = False
 
     def withdraw(self, reason: str) -> None:
-        """Takes back the success that run_stop said: a second one, of the same time, is aborted and says why.
+        """Take back the success that run_stop said: a second one, of the same time, is aborted and says why.
 
         Its value makes MLPerf's own checkers refuse the log: they want one run_stop, or several of one value.
         """
         self._end(keys.RUN_STOP, {"status": keys.ABORTED}, value=reason, time_ms=self._stop_ms)
 
     def reason_of_stop(self, reason: str, metadata: dict) -> None:
-        """Writes why a run is about to be aborted; `metadata` has the step and what was on the table then."""
+        """Write why a run is about to be aborted; `metadata` has the step and what was on the table then."""
         self._event("maskperf_stop", reason, metadata)
 
     def abort(self) -> None:
-        """Closes a run that an error cut short; nothing where none is going on."""
+        """Close a run that an error cut short; nothing where none is going on."""
         if self._is_running:
             self.run_stop(success=False)
 
     def wall_clock_drift_seconds(self) -> float:
-        """Returns by how much the wall clock was moved since the start; all times of this log ignore it."""
+        """Return by how much the wall clock was moved since the start; all times of this log ignore it."""
         return time.time() - self._now_ms() / 1000
 
     def _now_ms(self) -> int:

@@ -21,7 +21,7 @@ class Record:
 
 
 def parse_records(text: str) -> tuple[list[Record], list[str]]:
-    """Returns the records of a text in its order, and a sentence for every record that is not in the official form.
+    """Return the records of a text in its order, and a sentence for every record that is not in the official form.
 
     Text before the token is ignored. Two records on one line, text behind a record and records of several lines are
     read as they were meant, and named: the official tools lose or refuse them.
@@ -44,7 +44,7 @@ def parse_records(text: str) -> tuple[list[Record], list[str]]:
 
 
 def _take_last(pieces: list[tuple[int, str]], place: int, part: str, records: list[Record], problems: list[str]) -> int:
-    """Returns how many of the pieces that follow belong to the record that begins with `part`, and takes it."""
+    """Return how many of the pieces that follow belong to the record that begins with `part`, and takes it."""
     number = pieces[place - 1][0]
     if _decode(part) is not None:
         _take(number, part, records, problems)
@@ -96,7 +96,7 @@ def _take(number: int, part: str, records: list[Record], problems: list[str]) ->
 
 
 def _decode(part: str) -> tuple[dict, str] | None:
-    """Returns the JSON object at the start of a text and what stands behind it; None where there is none."""
+    """Return the JSON object at the start of a text and what stands behind it; None where there is none."""
     text = part.lstrip()
     try:
         entry, end = json.JSONDecoder().raw_decode(text)

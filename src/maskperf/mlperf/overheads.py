@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from maskperf.data.verify import NUM_TRAIN_IMAGES, NUM_VAL_IMAGES
+from maskperf.data.coco.verify import NUM_TRAIN_IMAGES, NUM_VAL_IMAGES
 from maskperf.mlperf.published import PublishedSystem
 
 
@@ -21,12 +21,12 @@ class Overheads:
 
 
 def training_devices(accelerators: int, batch_size: int) -> int:
-    """Returns how many devices have at least one image of each batch."""
+    """Return how many devices have at least one image of each batch."""
     return min(accelerators, batch_size)
 
 
 def epoch_seconds_of(system: PublishedSystem) -> float:
-    """Returns the median training time of an epoch over the runs that reached the targets.
+    """Return the median training time of an epoch over the runs that reached the targets.
 
     The others are left out: a collapsed run has nothing to propose and is faster than a sound one.
     """
@@ -34,12 +34,12 @@ def epoch_seconds_of(system: PublishedSystem) -> float:
 
 
 def training_rate_of(system: PublishedSystem) -> float:
-    """Returns the images per second of each device that trains."""
+    """Return the images per second of each device that trains."""
     return NUM_TRAIN_IMAGES / epoch_seconds_of(system) / training_devices(system.accelerators, system.batch_size)
 
 
 def fit_overheads(systems: Sequence[PublishedSystem]) -> Overheads:
-    """Returns the overheads that fit the systems best, by least squares of errors relative to the time of a run.
+    """Return the overheads that fit the systems best, by least squares of errors relative to the time of a run.
 
     Scores are computed beside training in all published systems, so only the predictions of an evaluation cost time:
     on the training devices after every epoch, or once, at the end, where other devices evaluate.

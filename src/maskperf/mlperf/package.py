@@ -43,41 +43,41 @@ class PackageContents:
 
 
 def check_name(option: str, name: str) -> str:
-    """Returns the name of a submitter or system, which becomes the name of a folder.
+    """Return the name of a submitter or system, which becomes the name of a folder.
 
     Errors: ConfigError for one with spaces, a dot in front or other signs that the repository checker refuses.
     """
     if not NAME.fullmatch(name) or name == package_texts.IMPLEMENTATION and option == "--system":
         taken = " It is the name of the implementation." if name == package_texts.IMPLEMENTATION else ""
         raise ConfigError(
-            f"{option} {name!r}: cannot be the name of a folder in a submission.{taken} Mend: take letters, digits "
+            f"{option} {name!r}: cannot be the name of a folder in a submission.{taken} Fix: take letters, digits "
             "and . _ - + only, and a letter or digit first."
         )
     return name
 
 
 def check_set(logs: Sequence[BenchmarkLog], division: str | None) -> str:
-    """Returns the division of five logs.
+    """Return the division of five logs.
 
     Errors: ConfigError where there are not five; RuleError where their division is not one, or not `division`.
     """
     if len(logs) != RUNS:
         raise ConfigError(
-            f"{len(logs)} logs are given, and a submission has exactly {RUNS}. Mend: give a series of {RUNS} runs "
+            f"{len(logs)} logs are given, and a submission has exactly {RUNS}. Fix: give a series of {RUNS} runs "
             f"(maskperf run RECIPE runs={RUNS}), or {RUNS} logs."
         )
     found = sorted({log.division or "(none)" for log in logs})
     wanted = division or found[0]
     if found != [wanted]:
         raise RuleError(
-            f"the logs are of the division {' and '.join(found)}, not all of {wanted}. Mend: make the runs with "
+            f"the logs are of the division {' and '.join(found)}, not all of {wanted}. Fix: make the runs with "
             f"mlperf.division={wanted}; the division of a run is chosen before it, and logs are never edited by hand."
         )
     return wanted
 
 
 def find_source(package: Path) -> Path:
-    """Returns the folder that holds src/maskperf, the scripts and constraints.txt.
+    """Return the folder that holds src/maskperf, the scripts and constraints.txt.
 
     Errors: ConfigError where this program was installed without them.
     """
@@ -85,7 +85,7 @@ def find_source(package: Path) -> Path:
     missing = [name for name in ("install.sh", "run_and_time.sh", "constraints.txt") if not (source / name).is_file()]
     if package.parent.name != "src" or missing:
         raise ConfigError(
-            f"{source}: is not the source tree of maskperf, whose code goes into a submission. Mend: install it with "
+            f"{source}: is not the source tree of maskperf, whose code goes into a submission. Fix: install it with "
             "install.sh of the source tree, and use the maskperf in its .venv."
         )
     return source
@@ -94,12 +94,12 @@ def find_source(package: Path) -> Path:
 def refuse_existing(path: Path) -> None:
     """Errors: StorageError where a file or folder would be written over."""
     if path.exists() or path.is_symlink():
-        text = f"{path}: exists already, and nothing was changed. Mend: choose another --output, or move it away."
+        text = f"{path}: exists already, and nothing was changed. Fix: choose another --output, or move it away."
         raise StorageError(text)
 
 
 def write_package(folder: Path, contents: PackageContents) -> list[str]:
-    """Returns the names of source files that were left out, after the package was written to `folder` as a whole.
+    """Return the names of source files that were left out, after the package was written to `folder` as a whole.
 
     Errors: StorageError where the folder exists or cannot be made.
     """
@@ -111,13 +111,13 @@ def write_package(folder: Path, contents: PackageContents) -> list[str]:
             left_out = _fill(building, contents)
             building.rename(folder)
     except OSError as error:
-        text = f"{folder}: cannot be written ({error.strerror or error}). Mend: choose another --output."
+        text = f"{folder}: cannot be written ({error.strerror or error}). Fix: choose another --output."
         raise StorageError(text) from error
     return left_out
 
 
 def write_scaling(folder: Path, system: str, factor: float) -> None:
-    """Writes the factor that a score is multiplied by where the official tools look for it."""
+    """Write the factor that a score is multiplied by where the official tools look for it."""
     path = folder / "results" / system / BENCHMARK / "scaling.json"
     path.write_text(json.dumps({"scaling_factor": factor}), encoding="utf-8")
 
@@ -157,7 +157,7 @@ def _write_system_folder(folder: Path, contents: PackageContents) -> None:
 
 
 def _copy_code(source: Path, target: Path) -> list[str]:
-    """Returns what was left out; everything a submission may hold is copied, programs as programs."""
+    """Return what was left out; everything a submission may hold is copied, programs as programs."""
     left_out = []
     for path in _code_of(source):
         relative = path.relative_to(source)
@@ -172,7 +172,7 @@ def _copy_code(source: Path, target: Path) -> list[str]:
 
 
 def _make_executable(path: Path) -> None:
-    """Returns nothing; whoever may read the file, which the umask decides, may run it too."""
+    """Return nothing; whoever may read the file, which the umask decides, may run it too."""
     mode = stat.S_IMODE(path.stat().st_mode)
     path.chmod(mode | (mode & 0o444) >> 2)
 

@@ -35,7 +35,7 @@ PLACES = (
 
 
 def run_words(log: BenchmarkLog, config: RunConfig | None, processes: int) -> list[str]:
-    """Returns the words behind `maskperf run` that make such a run, without places of one machine."""
+    """Return the words behind `maskperf run` that make such a run, without places of one machine."""
     recipe = config.recipe if config is not None else log.recipe or "coco"
     if config is not None and recipe in RECIPES:
         skipped = {*LOCAL_KEYS, *WEIGHT_KEYS, *(f"data.{name}" for name in LOCAL_DATA_KEYS)}
@@ -66,7 +66,7 @@ def data_script(words: Sequence[str]) -> str:
 
 
 def run_script(words: Sequence[str]) -> str:
-    """Returns a script that makes one run with these words; more may be given to it."""
+    """Return a script that makes one run with these words; more may be given to it."""
     lines = ["#!/usr/bin/env bash", "# Makes one run as those of the results were made."]
     places = []
     if words[0] != "demo":
@@ -95,7 +95,7 @@ def readme(system: str, logs: Sequence[BenchmarkLog], words: Sequence[str], rema
 
 
 def implementation_json(system: str, log: BenchmarkLog, words: Sequence[str]) -> str:
-    """Returns the description of what was run on a system."""
+    """Return the description of what was run on a system."""
     content: dict[str, Any] = {
         "benchmark": log.benchmark,
         "system": system,

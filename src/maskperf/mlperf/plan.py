@@ -9,8 +9,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from maskperf.data.sampler import steps_per_epoch
-from maskperf.data.verify import NUM_TRAIN_IMAGES, NUM_VAL_IMAGES
+from maskperf.data.coco.verify import NUM_TRAIN_IMAGES, NUM_VAL_IMAGES
+from maskperf.data.images.sampler import steps_per_epoch
 from maskperf.errors import ConfigError
 from maskperf.mlperf.convergence import (
     REFERENCE_BATCHES,
@@ -123,7 +123,7 @@ class PlanCheck:
 
 
 def make_plan(question: PlanQuestion, systems: Sequence[PublishedSystem] | None = None) -> Plan:
-    """Returns the plan; learnt from `systems`, by default from all published ones.
+    """Return the plan; learnt from `systems`, by default from all published ones.
 
     Errors: ConfigError for a batch that cannot be spread over the devices, or whose epochs are unknown.
     """
@@ -133,7 +133,7 @@ def make_plan(question: PlanQuestion, systems: Sequence[PublishedSystem] | None 
     if batch_size % training:
         below = batch_size // training * training
         text = f"--batch-size {batch_size}: cannot be shared evenly by {training} devices"
-        raise ConfigError(f"{text}. Mend: {below} or {below + training}, or another number of devices.")
+        raise ConfigError(f"{text}. Fix: {below} or {below + training}, or another number of devices.")
     forecast = _forecast(question, batch_size, known)
     failing = failing_share(known) if question.failing_share is None else question.failing_share
     series = forecast_series(forecast, failing)
@@ -159,7 +159,7 @@ def make_plan(question: PlanQuestion, systems: Sequence[PublishedSystem] | None 
 
 
 def batch_sizes(accelerators: int, max_images_per_device: int) -> tuple[int, ...]:
-    """Returns the batch sizes worth a look: those of the reference points that the devices share evenly.
+    """Return the batch sizes worth a look: those of the reference points that the devices share evenly.
 
     Where there are none, the largest multiple of the devices; with more devices than images, the largest batch.
     """
@@ -172,12 +172,12 @@ def batch_sizes(accelerators: int, max_images_per_device: int) -> tuple[int, ...
 
 
 def choose_batch_size(accelerators: int, max_images_per_device: int) -> int:
-    """Returns the largest of `batch_sizes`: the more images a device has, the better it is used."""
+    """Return the largest of `batch_sizes`: the more images a device has, the better it is used."""
     return batch_sizes(accelerators, max_images_per_device)[-1]
 
 
 def check_against_published() -> tuple[PlanCheck, ...]:
-    """Returns every published system with its prediction.
+    """Return every published system with its prediction.
 
     Known of the system itself: devices, nodes, batch size, decay steps and training rate. Epochs, failures and
     overheads are learnt from the 22 others.
@@ -256,7 +256,7 @@ def _times(question: PlanQuestion, batch_size: int, systems: Sequence[PublishedS
 
 
 def _exchange_seconds(question: PlanQuestion, training: int) -> float | None:
-    """Returns how long the sum of all gradients takes, as a ring: each device sends and receives nearly twice all."""
+    """Return how long the sum of all gradients takes, as a ring: each device sends and receives nearly twice all."""
     if question.interconnect_gib_per_second is None:
         return None
     sent_bytes = 2 * (training - 1) / training * TRAINABLE_PARAMETERS * question.gradient_bytes
@@ -266,7 +266,7 @@ def _exchange_seconds(question: PlanQuestion, training: int) -> float | None:
 def _evaluation_seconds(
     question: PlanQuestion, training: int, rate: float, epoch_seconds: float
 ) -> tuple[float, float]:
-    """Returns the seconds per epoch in which no device trains for an evaluation, and those after the last epoch.
+    """Return the seconds per epoch in which no device trains for an evaluation, and those after the last epoch.
 
     Devices without an image to train on evaluate beside the others, if that is faster than all of them stopping.
     """

@@ -2,7 +2,7 @@
 
 import math
 
-from maskperf.data.verify import NUM_VAL_IMAGES
+from maskperf.data.coco.verify import NUM_VAL_IMAGES
 from maskperf.mlperf.convergence import REFERENCE_BATCHES
 from maskperf.mlperf.overheads import training_devices, training_rate_of
 from maskperf.mlperf.plan import LARGEST_PUBLISHED_IMAGES_PER_DEVICE, UNTIMED_INIT_SECONDS, Plan, PlanQuestion
@@ -13,7 +13,7 @@ LARGEST_BATCH_WITHOUT_MORE_EPOCHS = 128
 
 
 def limits(plan: Plan, alternatives: tuple[Plan, ...] = ()) -> tuple[str, ...]:
-    """Returns what limits the plan, the most fundamental first; `alternatives` are plans with other batch sizes."""
+    """Return what limits the plan, the most fundamental first; `alternatives` are plans with other batch sizes."""
     exposed_seconds = plan.steps_per_epoch * plan.times.exposed_exchange_ms / 1000
     training = _share(plan, plan.epochs.expected * (plan.times.epoch_seconds - exposed_seconds))
     return (
@@ -77,7 +77,7 @@ def _fastest_accelerator() -> str:
 
 
 def _published_rates() -> dict[int, float]:
-    """Returns the best training rate with each number of images per device, for the fastest accelerator."""
+    """Return the best training rate with each number of images per device, for the fastest accelerator."""
     rates: dict[int, float] = {}
     for system in published_systems():
         if system.accelerator == _fastest_accelerator():
@@ -129,7 +129,7 @@ def _faster_alternative(plan: Plan, alternatives: tuple[Plan, ...]) -> list[str]
 
 
 def assumptions(question: PlanQuestion, plan: Plan) -> tuple[str, ...]:
-    """Returns what the plan takes for granted, each with the option that changes it."""
+    """Return what the plan takes for granted, each with the option that changes it."""
     times = plan.times
     if question.interconnect_gib_per_second is None:
         exchange = (

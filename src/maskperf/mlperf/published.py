@@ -108,7 +108,7 @@ class RankedSystem:
 
 @functools.cache
 def published_systems() -> tuple[PublishedSystem, ...]:
-    """Returns the published systems in the order of submitters and systems.
+    """Return the published systems in the order of submitters and systems.
 
     Source: mlcommons/training_results_v3.1, result logs and system descriptions.
     """
@@ -150,7 +150,7 @@ def _run(entry: dict[str, Any]) -> PublishedRun:
 
 
 def band_for(batch_size: int) -> PublishedBand:
-    """Returns how the published runs of this batch size went, or of the nearest one that was published.
+    """Return how the published runs of this batch size went, or of the nearest one that was published.
 
     Runs that collapsed are left out. Where two batch sizes are equally near, the smaller one is taken.
     """

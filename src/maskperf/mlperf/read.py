@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from maskperf.errors import DataError, Fault
-from maskperf.guard.targets import has_targets
+from maskperf.config import has_targets
+from maskperf.errors import DataError, Problem
 from maskperf.mlperf.log_lines import TOKEN, Record, parse_records
 
 BOX_TARGET = 0.377
@@ -71,7 +71,7 @@ class BenchmarkLog:
 
 
 def read_log(path: Path | str) -> BenchmarkLog:
-    """Returns what a log says.
+    """Return what a log says.
 
     Errors: DataError for a file that cannot be opened or has no MLLOG line.
     """
@@ -79,8 +79,8 @@ def read_log(path: Path | str) -> BenchmarkLog:
     text = _read_text(path)
     records, problems = parse_records(text)
     if not records:
-        problem = problems[0] if problems else f"No line has the token {TOKEN.strip()!r}."
-        raise _unreadable(path, problem, "Give the mlperf.log of a run, or a published result_*.txt.")
+        message = problems[0] if problems else f"No line has the token {TOKEN.strip()!r}."
+        raise _unreadable(path, message, "Give the mlperf.log of a run, or a published result_*.txt.")
     problems += [
         f"line {record.line}: the seed is not a whole number: {record.value!r}"
         for record in records
@@ -122,9 +122,9 @@ def _read_text(path: Path) -> str:
         return content.decode("latin-1")  # what the official tools take every log for
 
 
-def _unreadable(path: Path, problem: str, mend: str) -> DataError:
-    fault = Fault(file=str(path), where="the file", field="content", value="(a log)", problem=problem, mend=mend)
-    return DataError([fault])
+def _unreadable(path: Path, message: str, fix: str) -> DataError:
+    problem = Problem(file=str(path), where="the file", field="content", value="(a log)", message=message, fix=fix)
+    return DataError([problem])
 
 
 def _is_setting(key: str) -> bool:
@@ -158,7 +158,7 @@ def _finite(value: object) -> float | None:
 
 
 def whole_number(value: object) -> int | None:
-    """Returns the whole number that a value is, also where it stands in quotes."""
+    """Return the whole number that a value is, also where it stands in quotes."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int):
@@ -170,7 +170,7 @@ def whole_number(value: object) -> int | None:
 
 
 def _seeds(records: Iterable[Record]) -> list[int]:
-    """Returns each seed once, in the order of the log."""
+    """Return each seed once, in the order of the log."""
     found = [whole_number(record.value) for record in records if record.key == "seed"]
     return list(dict.fromkeys(seed for seed in found if seed is not None))
 
@@ -201,7 +201,7 @@ def _status(records: Iterable[Record], targets: tuple[float, float]) -> str:
 
 
 def _evaluations(records: Iterable[Record], start_ms: float | None) -> tuple[LoggedEvaluation, ...]:
-    """Returns the evaluations in the order of the log; one that several ranks logged comes once."""
+    """Return the evaluations in the order of the log; one that several ranks logged comes once."""
     found: dict[tuple, LoggedEvaluation] = {}
     for record in records:
         if record.key == "eval_accuracy":
@@ -215,12 +215,12 @@ def _evaluations(records: Iterable[Record], start_ms: float | None) -> tuple[Log
 
 
 def _plain(number: float | None) -> int | float | None:
-    """Returns 14 for 14.0, so that it is shown as people write it."""
+    """Return 14 for 14.0, so that it is shown as people write it."""
     return int(number) if number is not None and number.is_integer() else number
 
 
 def _epochs(records: Sequence[Record], start_ms: float | None) -> tuple[LoggedEpoch, ...]:
-    """Returns the epochs by number; blocks of epochs by the number of their first, where the log has only those."""
+    """Return the epochs by number; blocks of epochs by the number of their first, where the log has only those."""
     name, number = "epoch", "epoch_num"
     if not any(record.key == "epoch_start" for record in records):
         name, number = "block", "first_epoch_num"

@@ -52,7 +52,7 @@ class RuleResult:
 
 
 def check_rules(config: RunConfig, *, world: int = 1) -> list[RuleResult]:
-    """Returns what every rule says about a run of `world` processes, in the order of `RULES`.
+    """Return what every rule says about a run of `world` processes, in the order of `RULES`.
 
     The configuration must be the one the user gave; for that of a finished run see `as_given`.
     """
@@ -74,7 +74,7 @@ def check_rules(config: RunConfig, *, world: int = 1) -> list[RuleResult]:
 
 
 def refuse_broken_rules(config: RunConfig, world: int) -> None:
-    """Returns nothing where the run may start. The open division leaves model, data, method and targets free.
+    """Return nothing where the run may start. The open division leaves model, data, method and targets free.
 
     Errors: RuleError with a line for each broken rule, if mlperf.division is closed.
     """
@@ -88,14 +88,14 @@ def refuse_broken_rules(config: RunConfig, world: int) -> None:
     for result in broken:
         lines.append(f"{result.field}={result.value}: the rule '{result.rule}' allows {result.allowed}")
     lines.append(
-        "Mend: give values that are allowed, or set mlperf.division=open, where all of this is free. "
+        "Fix: give values that are allowed, or set mlperf.division=open, where all of this is free. "
         "docs/rules.md says where each rule comes from."
     )
     raise RuleError("\n".join(lines))
 
 
 def as_given(config: RunConfig, command_line: object) -> RunConfig:
-    """Returns a finished run's configuration as the user gave it: its seed, if drawn, is "-1: from entropy" again.
+    """Return a finished run's configuration as the user gave it: its seed, if drawn, is "-1: from entropy" again.
 
     command_line: that of the run's environment.json. A seed stands there if, and only if, the user fixed it; where
     the text cannot be read, it counts as fixed.
@@ -109,12 +109,12 @@ def as_given(config: RunConfig, command_line: object) -> RunConfig:
 
 
 def images_per_device(config: RunConfig, world: int) -> int:
-    """Returns the images of one micro-batch of one process: with gradient accumulation that is what one chip sees."""
+    """Return the images of one micro-batch of one process: with gradient accumulation that is what one chip sees."""
     return config.optimizer.batch_size // (world * config.optimizer.accumulation_steps)
 
 
 def lowest_warm_up_rate(optimizer: OptimizerConfig) -> float:
-    """Returns the learning rate of the first update, the lowest of the warm-up (of the weights; biases have more)."""
+    """Return the learning rate of the first update, the lowest of the warm-up (of the weights; biases have more)."""
     steps, factor = optimizer.warmup_steps, optimizer.warmup_factor
     if steps <= 1:
         return optimizer.learning_rate
@@ -125,7 +125,7 @@ def lowest_warm_up_rate(optimizer: OptimizerConfig) -> float:
 
 
 def decay_steps(tenths: int, batch_size: int) -> tuple[int, ...]:
-    """Returns the two decay steps of a schedule of `tenths` = 10 + K tenths, cut to whole steps as the published."""
+    """Return the two decay steps of a schedule of `tenths` = 10 + K tenths, cut to whole steps as the published."""
     return tuple(images * tenths // batch_size for images in DECAY_IMAGES_PER_TENTH)
 
 
@@ -168,7 +168,7 @@ def _lowest_rate(config: RunConfig, world: int) -> str:
 
 
 def _equals(name: str, field: str, value: Any, source: str) -> Rule:
-    """Returns the rule that a field has one value."""
+    """Return the rule that a field has one value."""
     return Rule(
         name=name,
         field=field,
@@ -284,7 +284,7 @@ RULES: tuple[Rule, ...] = (
     ),
     _equals("no other weights", "model.initial_weights", "", "MLPerf training rules, Pre-training"),
     _equals("counts of COCO 2017", "data.check_counts", True, "Reference README: COCO 2017, all of it"),
-    _equals("no made-up pictures", "data.generate", False, "Reference README: COCO 2017, all of it"),
+    _equals("no synthetic pictures", "data.generate", False, "Reference README: COCO 2017, all of it"),
     *(
         _equals("files of COCO 2017", f"data.{name}", "", "MLPerf training rules, Training and Test Sets")
         for name in ("train_json", "train_images", "val_json", "val_images")

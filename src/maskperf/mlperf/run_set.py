@@ -69,7 +69,7 @@ class SetResult:
 
 
 def check_log(path: Path) -> CheckedLog:
-    """Returns a log with its verdicts.
+    """Return a log with its verdicts.
 
     Errors: DataError for a file that is no log.
     """
@@ -90,7 +90,7 @@ def check_log(path: Path) -> CheckedLog:
 
 
 def _without(checked: CheckedLog, is_left_out: Callable[[Finding], bool]) -> CheckedLog:
-    """Returns a log without some of its findings; they are counted, and no verdict changes."""
+    """Return a log without some of its findings; they are counted, and no verdict changes."""
     verdicts = []
     for verdict in (checked.compliance, checked.traps):
         shown = tuple(finding for finding in verdict.findings if not is_left_out(finding))
@@ -99,7 +99,7 @@ def _without(checked: CheckedLog, is_left_out: Callable[[Finding], bool]) -> Che
 
 
 def _judge_alone(path: Path, attempts: Attempts) -> tuple[RunAlone, ...]:
-    """Returns the verdicts on each whole run of a file; none where two of its runs share a line."""
+    """Return the verdicts on each whole run of a file; none where two of its runs share a line."""
     found = []
     for run, (first, last) in zip(attempts.runs, attempts.line_ranges, strict=True):
         if run.is_whole and not attempts.shared_lines:
@@ -114,7 +114,7 @@ def _judge_alone(path: Path, attempts: Attempts) -> tuple[RunAlone, ...]:
 
 
 def _only_lines(content: bytes, first: int, last: int | None) -> bytes:
-    """Returns a file with all but some of its lines emptied, so that the rest keep their numbers.
+    """Return a file with all but some of its lines emptied, so that the rest keep their numbers.
 
     A record that was torn when its program died, and now stands in front of the first one on its line, goes as well.
     """
@@ -126,12 +126,12 @@ def _only_lines(content: bytes, first: int, last: int | None) -> bytes:
 
 
 def is_closed_set(logs: Sequence[CheckedLog]) -> bool:
-    """Returns whether these are five logs that can be a result of the closed division."""
+    """Return whether these are five logs that can be a result of the closed division."""
     return len(logs) == RUNS and all(entry.log.division == "closed" and is_submission(entry.log) for entry in logs)
 
 
 def judge_set(logs: Sequence[CheckedLog]) -> SetResult:
-    """Returns what logs are worth together: nothing unless there are five."""
+    """Return what logs are worth together: nothing unless there are five."""
     sizes = {entry.log.settings.get("global_batch_size") for entry in logs if _is_size(entry)}
     reference = reference_v3_1 = None
     if is_closed_set(logs) and len(sizes) == 1 and all(_is_size(entry) for entry in logs):

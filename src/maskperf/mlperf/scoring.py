@@ -47,7 +47,7 @@ class _Reference:
 
 
 def score_minutes(minutes: Sequence[int | float | None]) -> float | None:
-    """Returns the score of five runs: the mean without the fastest and the slowest, before any scaling factor.
+    """Return the score of five runs: the mean without the fastest and the slowest, before any scaling factor.
 
     None stands for a failed run; it is the slowest. The score is None with more than one, or without five runs.
     """
@@ -58,7 +58,7 @@ def score_minutes(minutes: Sequence[int | float | None]) -> float | None:
 
 
 def reference_check(batch_size: int, epochs: Sequence[int | float | None], *, tool: str = "today") -> ReferenceCheck:
-    """Returns whether five runs needed as many epochs as the reference; None stands for a failed run.
+    """Return whether five runs needed as many epochs as the reference; None stands for a failed run.
 
     tool: "today" takes the standard deviation of all runs of a reference point, "v3.1" of those the mean is taken of.
     """
@@ -109,7 +109,7 @@ def _sentence(passed: bool, mean: float, factor: float, reference: _Reference, b
 
 @cache
 def _kept_references(tool: str) -> tuple[_Reference, ...]:
-    """Returns the reference points that count, by batch size: those on the lower edge of all of them.
+    """Return the reference points that count, by batch size: those on the lower edge of all of them.
 
     Points below the batch size of the fastest one go, then every point slower than the line between its neighbours.
     The tool of round v3.1 compared the fewest epochs that pass, today's compares the means.
@@ -141,7 +141,7 @@ def _reference_of(point: ReferencePoint, tool: str) -> _Reference:
 
 
 def _reference_for(batch_size: int, tool: str) -> _Reference | None:
-    """Returns what runs at a batch size are compared with, None above the largest reference point."""
+    """Return what runs at a batch size are compared with, None above the largest reference point."""
     kept = _kept_references(tool)
     if batch_size <= kept[0].batch_size:
         return kept[0]

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maskperf.errors import ConfigError, DataError, Fault
+from maskperf.errors import ConfigError, DataError, Problem
 from maskperf.machine.facts import CpuFacts, GpuGroup, MachineFacts
 from maskperf.machine.gpus import link_summary
 
@@ -33,19 +33,19 @@ Description = dict[str, str | dict[str, str]]
 
 
 def describe_system(facts: MachineFacts) -> Description:
-    """Returns all 33 fields; empty text for what is not known from this machine."""
+    """Return all 33 fields; empty text for what is not known from this machine."""
     description: Description = dict.fromkeys(FIELDS, "")
     return {**description, **_host(facts), **_accelerators(facts.gpu), **_software(facts)}
 
 
 def is_machine_of(environment: Mapping[str, Any], facts: MachineFacts) -> bool:
-    """Returns whether a run's environment.json is of this machine, as far as its processor and GPUs tell."""
+    """Return whether a run's environment.json is of this machine, as far as its processor and GPUs tell."""
     gpus = [gpu.get("name") for gpu in environment.get("gpus") or []]
     return environment.get("cpu_model") == facts.cpu.model and gpus == [gpu.name for gpu in facts.gpu.gpus]
 
 
 def describe_recorded(environment: Mapping[str, Any]) -> Description:
-    """Returns all 33 fields, as far as a run's environment.json tells them; empty text for the others."""
+    """Return all 33 fields, as far as a run's environment.json tells them; empty text for the others."""
     gpus = environment.get("gpus") or []
     packages = {name: version for name, version in (environment.get("packages") or {}).items() if version}
     stack = {**packages, **{name: environment[name] for name in ("python", "cuda") if environment.get(name)}}
@@ -67,13 +67,13 @@ def describe_recorded(environment: Mapping[str, Any]) -> Description:
 
 
 def unknown_fields(description: Mapping[str, str | dict[str, str]]) -> list[str]:
-    """Returns the fields that somebody has to fill in; those of accelerators only where there are any."""
+    """Return the fields that somebody has to fill in; those of accelerators only where there are any."""
     skipped = set(NOTES) | (set(ACCELERATOR_FIELDS) if description.get("accelerators_per_node") == "0" else set())
     return [name for name in FIELDS if name not in skipped and not description.get(name)]
 
 
 def read_fills(pairs: Sequence[str]) -> dict[str, str]:
-    """Returns the fields and values of words such as cooling=air.
+    """Return the fields and values of words such as cooling=air.
 
     Errors: ConfigError for a word without =, and for a field that does not exist or has an option of its own.
     """
@@ -81,9 +81,9 @@ def read_fills(pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         name, sign, value = pair.partition("=")
         if not sign or not value:
-            raise ConfigError(f"--fill {pair}: has no value. Mend: write it as FIELD=VALUE, for example cooling=air.")
+            raise ConfigError(f"--fill {pair}: has no value. Fix: write it as FIELD=VALUE, for example cooling=air.")
         if name in COMMAND_FIELDS:
-            raise ConfigError(f"--fill {pair}: {name} has its own option. Mend: give {COMMAND_FIELDS[name]}.")
+            raise ConfigError(f"--fill {pair}: {name} has its own option. Fix: give {COMMAND_FIELDS[name]}.")
         if name not in FIELDS:
             nearest = difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.4)
             hint = f"Did you mean {nearest[0]}?" if nearest else f"There are {', '.join(FIELDS)}."
@@ -93,7 +93,7 @@ def read_fills(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def read_description(path: Path) -> Description:
-    """Returns the fields of a system description that have a value; others it may have are left out.
+    """Return the fields of a system description that have a value; others it may have are left out.
 
     Errors: DataError for a file that cannot be read, and for every value that is no text (other_software_stack may
     also be an object of texts).
@@ -101,13 +101,13 @@ def read_description(path: Path) -> Description:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise _fault(path, "content", "(a file)", f"It cannot be read ({error.strerror}).") from error
+        raise _problem(path, "content", "(a file)", f"It cannot be read ({error.strerror}).") from error
     except ValueError as error:
-        raise _fault(path, "content", "(JSON)", f"It is no JSON ({error}).") from error
+        raise _problem(path, "content", "(JSON)", f"It is no JSON ({error}).") from error
     if not isinstance(content, dict):
-        raise _fault(path, "content", str(content)[:40], "It must be one JSON object.")
+        raise _problem(path, "content", str(content)[:40], "It must be one JSON object.")
     wrong = [
-        _fault(path, name, repr(value)[:80], "The value must be text.").faults[0]
+        _problem(path, name, repr(value)[:80], "The value must be text.").problems[0]
         for name, value in content.items()
         if name in FIELDS and not isinstance(value, str) and not (name == "other_software_stack" and _is_texts(value))
     ]
@@ -120,9 +120,9 @@ def _is_texts(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(entry, str) for entry in value.values())
 
 
-def _fault(path: Path, field: str, value: str, problem: str) -> DataError:
-    mend = "Give a system description such as systems/NAME.json of a submission."
-    return DataError([Fault(file=str(path), where="the file", field=field, value=value, problem=problem, mend=mend)])
+def _problem(path: Path, field: str, value: str, problem: str) -> DataError:
+    fix = "Give a system description such as systems/NAME.json of a submission."
+    return DataError([Problem(file=str(path), where="the file", field=field, value=value, message=problem, fix=fix)])
 
 
 def _host(facts: MachineFacts) -> dict[str, str]:
@@ -164,7 +164,7 @@ def _networking(facts: MachineFacts) -> str:
 
 
 def _accelerators(group: GpuGroup) -> dict[str, str]:
-    """Returns the fields of the accelerators; where nvidia-smi fails although there are cards, all are unknown."""
+    """Return the fields of the accelerators; where nvidia-smi fails although there are cards, all are unknown."""
     if not group.gpus:
         return {"accelerators_per_node": "" if group.cards_on_bus else "0"}
     names = [gpu.name for gpu in group.gpus]

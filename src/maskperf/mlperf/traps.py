@@ -10,8 +10,8 @@ import struct
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
-from maskperf.data.verify import NUM_TRAIN_IMAGES, NUM_VAL_IMAGES
-from maskperf.guard.targets import has_targets, meets_targets
+from maskperf.config import has_targets, meets_targets
+from maskperf.data.coco.verify import NUM_TRAIN_IMAGES, NUM_VAL_IMAGES
 from maskperf.machine.check_storage import TRAIN_IMAGES
 from maskperf.mlperf.attempts import Attempt, Attempts, find_attempts
 from maskperf.mlperf.clock import check_clock
@@ -43,7 +43,7 @@ DECAY_IMAGES = (96_000, 128_000)  # (60000, 80000) * 16 / 10: the decay steps ti
 
 
 def check_traps(log: BenchmarkLog) -> Verdict:
-    """Returns the verdict of maskperf's own checks; notes do not refuse."""
+    """Return the verdict of maskperf's own checks; notes do not refuse."""
     findings = [
         *several_runs(log, find_attempts(log.records)),
         *_form(log),
@@ -62,18 +62,18 @@ def check_traps(log: BenchmarkLog) -> Verdict:
 
 
 def is_submission(log: BenchmarkLog) -> bool:
-    """Returns whether a log can be part of a submission: of this benchmark, with its targets, and not a demo."""
+    """Return whether a log can be part of a submission: of this benchmark, with its targets, and not a demo."""
     return log.benchmark == "maskrcnn" and log.recipe != DEMO and log.targets == (BOX_TARGET, MASK_TARGET)
 
 
 def meanings(log: BenchmarkLog) -> list[str]:
-    """Returns what has to be said about the nature of a log: a demo, other targets, the open division."""
+    """Return what has to be said about the nature of a log: a demo, other targets, the open division."""
     texts = []
     if log.benchmark != "maskrcnn":
         texts.append(f"benchmark {log.benchmark or '(none)'}: only maskrcnn is judged in full here.")
     if log.recipe == DEMO:
         texts.append(
-            "a demo is not a submission: it has made-up pictures and its own targets. Only the form of its log counts."
+            "a demo is not a submission: it has synthetic images and its own targets. Only the form of its log counts."
         )
     elif log.targets != (BOX_TARGET, MASK_TARGET):
         own = f"the targets were {log.targets[0]:g} and {log.targets[1]:g}"
@@ -91,7 +91,7 @@ def meanings(log: BenchmarkLog) -> list[str]:
 
 
 def several_runs(log: BenchmarkLog, attempts: Attempts) -> Iterator[Finding]:
-    """Returns what is to say about a file that holds more than one run, or one with an interruption."""
+    """Return what is to say about a file that holds more than one run, or one with an interruption."""
     if attempts.mixed is not None:
         lines = f"lines {attempts.mixed.first_line} and {attempts.mixed.second_line}"
         yield refusal(
@@ -129,17 +129,17 @@ def _one_after_the_other(log: BenchmarkLog, attempts: Attempts) -> Finding:
             is_torn = any(problem.startswith(f"line {first}: ") for problem in log.problems)
             torn = f" | sed '1s/.*{TOKEN}/{TOKEN}/'" if is_torn else ""  # the last words of the run before
             commands.append(f"sed -n '{first},{last or '$'}p' {file}{torn} > run_{len(commands) + 1}.txt")
-    mend = "None of them is whole: run again, with a file for each run."
+    fix = "None of them is whole: run again, with a file for each run."
     if attempts.shared_lines:
         shared = ", ".join(map(str, attempts.shared_lines))
-        mend = f"Line {shared} has records of both: put a line break in front of each {TOKEN.strip()}, and check again."
+        fix = f"Line {shared} has records of both: put a line break in front of each {TOKEN.strip()}, and check again."
     elif commands:
-        mend = f"Cut at line{'s' if len(starts) > 1 else ''} {lines}, and change nothing else: {'; '.join(commands)}"
+        fix = f"Cut at line{'s' if len(starts) > 1 else ''} {lines}, and change nothing else: {'; '.join(commands)}"
     return Finding(
         text=text,
         refuses=attempts.are_several,
         explanation=f"{effect} {'; '.join(told).capitalize()}.",
-        mend=mend,
+        fix=fix,
     )
 
 
@@ -209,7 +209,7 @@ def _not_finite(records: Iterable[Record]) -> Iterator[Finding]:
                 refuses=record.key == "eval_accuracy",
                 explanation="This is not JSON, although the official tools read it, and mostly means that training "
                 "went wrong.",
-                mend="Look at the losses around this line; write null for such numbers.",
+                fix="Look at the losses around this line; write null for such numbers.",
             )
 
 
@@ -263,7 +263,7 @@ def _is_float32(number: int) -> bool:
 
 
 def _samples(log: BenchmarkLog) -> Iterator[Finding]:
-    """Returns notes about numbers of images that are not COCO's, unless the log says that it is of other data."""
+    """Return notes about numbers of images that are not COCO's, unless the log says that it is of other data."""
     if not is_submission(log):
         return
     for key, (wanted, images) in SAMPLES.items():
@@ -279,14 +279,14 @@ def _samples(log: BenchmarkLog) -> Iterator[Finding]:
 
 
 def _reviewed_rules(log: BenchmarkLog) -> Iterator[Finding]:
-    """Returns notes about values of a closed run that no checker looks at, but a person reviewing it may."""
+    """Return notes about values of a closed run that no checker looks at, but a person reviewing it may."""
     if log.division != "closed":
         return
     explanation = "The official checker does not look at this value of the closed division; a review may."
     for key, wanted in SIZES.items():
         if key in log.settings and log.settings[key] != wanted:
-            mend = f"Train with {wanted}, as the reference does."
-            yield note(f"{key} is {log.settings[key]!r}, not {wanted}", explanation, mend)
+            fix = f"Train with {wanted}, as the reference does."
+            yield note(f"{key} is {log.settings[key]!r}, not {wanted}", explanation, fix)
     steps, batch_size = log.settings.get("opt_learning_rate_decay_steps"), log.settings.get("global_batch_size")
     if _are_numbers(steps) and _are_numbers([batch_size, 0]) and not _is_decay_rule(steps, batch_size):
         yield note(
@@ -303,7 +303,7 @@ def _are_numbers(values: object) -> bool:
 
 
 def _is_decay_rule(steps: list, batch_size: int | float) -> bool:
-    """Returns whether both steps are, to the rounding of steps, one multiple of the reference's."""
+    """Return whether both steps are, to the rounding of steps, one multiple of the reference's."""
     tenths = [round(step * batch_size / images) for step, images in zip(steps, DECAY_IMAGES, strict=True)]
     exact = [tenths[0] * images / batch_size for images in DECAY_IMAGES] if batch_size > 0 else [-2.0, -2.0]
     return tenths[0] >= 1 and all(abs(step - wanted) <= 1 for step, wanted in zip(steps, exact, strict=True))

@@ -5,20 +5,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing a checker says. Explanation and mend are empty where this program does not know the finding."""
+    """One thing a checker says. Explanation and fix are empty where this program does not know the finding."""
 
     text: str  # the checker's own words
     refuses: bool  # False: a warning or a note
     explanation: str = ""
-    mend: str = ""
+    fix: str = ""
 
 
-def note(text: str, explanation: str, mend: str) -> Finding:
-    return Finding(text=text, refuses=False, explanation=explanation, mend=mend)
+def note(text: str, explanation: str, fix: str) -> Finding:
+    return Finding(text=text, refuses=False, explanation=explanation, fix=fix)
 
 
-def refusal(text: str, explanation: str, mend: str) -> Finding:
-    return Finding(text=text, refuses=True, explanation=explanation, mend=mend)
+def refusal(text: str, explanation: str, fix: str) -> Finding:
+    return Finding(text=text, refuses=True, explanation=explanation, fix=fix)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The pretrained trunk: Detectron's R-50.pkl, a Python-2 pickle, read without running anything that is in it."""
+"""The pretrained backbone: Detectron's R-50.pkl, a Python-2 pickle, read without running anything that is in it."""
 
 import hashlib
 import io
@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from maskperf.errors import DataError, StorageError
 from maskperf.model.quantize import BACKBONE_FORMAT, load_stored_backbone, store_backbone
-from maskperf.model.weight_faults import model_faults, tensor_faults
+from maskperf.model.weight_problems import model_problems, tensor_problems
 from maskperf.model.weights import COUNTER_SUFFIX, file_error, read_header
 
 KNOWN_MD5 = "b19105fdd7baafb40480251377de18f2"  # R-50.pkl of Detectron's model store, named by the benchmark
 BODY_PREFIX = "backbone.body."
 FOLD_EPSILON = 1e-5  # of detectron2's file, whose batch norms are not folded
 DIGEST_FIELD = "source_sha256"
-WRONG_FILE_MEND = "Use Detectron's R-50.pkl (ImageNetPretrained/MSRA), and model.stage_blocks that fit it."
+WRONG_FILE_FIX = "Use Detectron's R-50.pkl (ImageNetPretrained/MSRA), and model.stage_blocks that fit it."
 CLASSIFIER_ARRAYS = {"fc1000_w", "fc1000_b"}
 UNFOLDED_PARTS = ("gamma", "beta", "running_mean", "running_var")
 DAMAGE_ERRORS = (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, ImportError)
@@ -33,7 +33,7 @@ TOO_LARGE_ERRORS = (OverflowError, MemoryError)
 
 @dataclass(frozen=True)
 class BackboneWeights:
-    """The trunk's tensors under the model's names, and what the user should know about where they came from."""
+    """The backbone's tensors under the model's names, and what the user should know about where they came from."""
 
     tensors: dict[str, Tensor]
     notices: list[str]
@@ -115,7 +115,7 @@ class _RestrictedUnpickler(pickle.Unpickler):
 
 
 def read_detectron_pickle(path: str | Path) -> dict[str, np.ndarray]:
-    """Returns the arrays of a Detectron weight file by name, momentum left out, without running code from the file.
+    """Return the arrays of a Detectron weight file by name, momentum left out, without running code from the file.
 
     Errors: DataError for a missing or damaged file, a pickle that asks for anything but arrays, entries that are not.
     """
@@ -133,14 +133,14 @@ def read_detectron_pickle(path: str | Path) -> dict[str, np.ndarray]:
         raise file_error(path, "content", "unreadable", problem) from error
     blobs = content.get("blobs", content) if isinstance(content, dict) else content
     if not isinstance(blobs, dict):
-        raise file_error(path, "content", type(blobs).__name__, "is not a dictionary of arrays.", WRONG_FILE_MEND)
+        raise file_error(path, "content", type(blobs).__name__, "is not a dictionary of arrays.", WRONG_FILE_FIX)
     return _unwrap(path, {name: value for name, value in blobs.items() if not str(name).endswith("_momentum")})
 
 
 def convert_names(
     blobs: Mapping[str, np.ndarray], model_state: Mapping[str, Tensor], *, file: str = "R-50.pkl"
 ) -> dict[str, Tensor]:
-    """Returns the trunk's tensors in float32 under the model's names, every convolution and batch norm of it.
+    """Returns the backbone's tensors in float32 under the model's names, every convolution and batch norm of it.
 
     Batch norms of the file are one scale and one shift per channel; the mean becomes 0 and the variance 1. Those of
     detectron2's file of the same name (`_bn_gamma` and so on) are folded into such a pair first. Convolution biases
@@ -155,26 +155,26 @@ def convert_names(
     wanted_arrays = {source: wanted[name] for name, names in sources.items() for source in names}
     ignored = {f"{name.removesuffix('_w')}_b" for name in wanted_arrays if name.endswith("_w")} | CLASSIFIER_ARRAYS
     arrays = {name: torch.from_numpy(np.array(blobs[name], dtype=np.float64)) for name in blobs if name not in ignored}
-    faults = model_faults(
+    problems = model_problems(
         arrays,
         wanted_arrays,
         file=file,
-        mend=WRONG_FILE_MEND,
+        fix=WRONG_FILE_FIX,
         name_in_file=lambda name: _first_source(name, is_unfolded),
     )
-    if faults:
-        raise DataError(faults)
+    if problems:
+        raise DataError(problems)
     tensors = {name: _build(name, [arrays[one] for one in sources[name]], wanted[name].shape) for name in wanted}
-    faults = tensor_faults(tensors, wanted, file=file, mend=WRONG_FILE_MEND)  # a negative variance, or beyond float32
-    if faults:
-        raise DataError(faults)
+    problems = tensor_problems(tensors, wanted, file=file, fix=WRONG_FILE_FIX)  # a negative variance, or beyond float32
+    if problems:
+        raise DataError(problems)
     return tensors
 
 
 def load_backbone(
     path: str | Path, model_state: Mapping[str, Tensor], *, cache_dir: str | Path | None = None
 ) -> BackboneWeights:
-    """Returns the trunk of a .pkl of Detectron or of a .safetensors that `store_backbone` wrote.
+    """Return the backbone of a .pkl of Detectron or of a .safetensors that `store_backbone` wrote.
 
     A .pkl is converted once: the result is kept beside it, or in `cache_dir` (default: ~/.cache/maskperf) where that
     cannot be done, and used from then on as long as the .pkl has the same SHA-256. One that cannot be used, such as
@@ -198,21 +198,21 @@ def load_backbone(
                 return BackboneWeights(tensors=stored.tensors, notices=notices + stored.notices)
             usable.append(place)
         except DataError as error:
-            notices.append(f"{place}: passed over: {error.faults[0].problem}")
+            notices.append(f"{place}: passed over: {error.problems[0].message}")
     tensors = convert_names(read_detectron_pickle(path), model_state, file=str(path))
     metadata = {"source": path.name, "source_md5": md5, DIGEST_FIELD: sha256}
     return BackboneWeights(tensors=tensors, notices=notices + _keep(tensors, usable, metadata))
 
 
 def load_backbone_weights(model: nn.Module, path: str | Path, *, cache_dir: str | Path | None = None) -> list[str]:
-    """Returns notices for the user, after the trunk of `model` was replaced by the file's; the rest stays as it is."""
+    """Return notices for the user after the backbone of `model` was replaced by the file's; the rest stays."""
     loaded = load_backbone(path, model.state_dict(), cache_dir=cache_dir)
     model.load_state_dict(loaded.tensors, strict=False)
     return loaded.notices
 
 
 def body_state(model_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the entries of a model's state dict that a pretrained trunk must fill."""
+    """Return the entries of a model's state dict that a pretrained backbone must fill."""
     return {
         name: tensor
         for name, tensor in model_state.items()
@@ -221,7 +221,7 @@ def body_state(model_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _sources(name: str, is_unfolded: bool) -> tuple[str, ...]:
-    """Returns the names of the file's arrays that the trunk's tensor `name` is made from."""
+    """Return the names of the file's arrays that the backbone's tensor `name` is made from."""
     module, _, part = name.rpartition(".")
     kind, base = _place_in_file(module)
     if kind == "conv":
@@ -234,25 +234,25 @@ def _sources(name: str, is_unfolded: bool) -> tuple[str, ...]:
 
 
 def _first_source(name: str, is_unfolded: bool) -> str:
-    """Returns the name of the file's array for a convolution of the trunk; empty for tensors outside of it."""
+    """Return the name of the file's array for a convolution of the backbone; empty for tensors outside of it."""
     return _sources(name.removeprefix(BODY_PREFIX), is_unfolded)[0] if name.startswith(BODY_PREFIX) else ""
 
 
 def _place_in_file(module: str) -> tuple[str, str]:
-    """Returns ("conv" or "bn", name without suffix) of a module of the trunk."""
+    """Return ("conv" or "bn", name without suffix) of a module of the backbone."""
     if module == "stem.conv1":
         return "conv", "conv1"
     if module == "stem.bn1":
         return "bn", "res_conv1"
     match = re.fullmatch(r"layer(\d+)\.(\d+)\.(?:(conv|bn)(\d)|downsample\.(\d))", module)
-    assert match, f"the trunk has a module {module} that no backbone file knows"
+    assert match, f"the backbone has a module {module} that no backbone file knows"
     stage, block, kind, number, shortcut = match.groups()
     branch = "1" if kind is None else "2" + "abc"[int(number) - 1]
     return kind or ("conv", "bn")[int(shortcut)], f"res{int(stage) + 1}_{block}_branch{branch}"
 
 
 def _build(name: str, arrays: list[Tensor], shape: torch.Size) -> Tensor:
-    """Returns one tensor of the trunk, in float32, from its arrays in float64."""
+    """Return one tensor of the backbone, in float32, from its arrays in float64."""
     if not arrays:
         return torch.ones(shape) if name.endswith("running_var") else torch.zeros(shape)
     if len(arrays) == 1:
@@ -264,15 +264,15 @@ def _build(name: str, arrays: list[Tensor], shape: torch.Size) -> Tensor:
 
 def _load_stored(path: Path, model_state: Mapping[str, Tensor]) -> BackboneWeights:
     stored = load_stored_backbone(path)
-    faults = model_faults(stored.weights, body_state(model_state), file=str(path), mend=WRONG_FILE_MEND)
-    if faults:
-        raise DataError(faults)
-    notice = f"{path}: trunk stored as {stored.storage}; {stored.metadata.get('precision_loss', 'loss unknown')}"
+    problems = model_problems(stored.weights, body_state(model_state), file=str(path), fix=WRONG_FILE_FIX)
+    if problems:
+        raise DataError(problems)
+    notice = f"{path}: backbone stored as {stored.storage}; {stored.metadata.get('precision_loss', 'loss unknown')}"
     return BackboneWeights(tensors=stored.weights, notices=[notice])
 
 
 def _places(path: Path, sha256: str, cache_dir: str | Path | None) -> list[Path]:
-    """Returns where the converted trunk of a .pkl may lie: beside it, and in the user's cache."""
+    """Return where the converted backbone of a .pkl may lie: beside it, and in the user's cache."""
     beside = path.with_suffix(".safetensors")
     try:
         cache = Path(cache_dir) if cache_dir is not None else Path.home() / ".cache" / "maskperf"
@@ -282,7 +282,7 @@ def _places(path: Path, sha256: str, cache_dir: str | Path | None) -> list[Path]
 
 
 def _conversion_header(place: Path) -> dict[str, str]:
-    """Returns the metadata of a converted file in full precision; empty where there is none.
+    """Return the metadata of a converted file in full precision; empty where there is none.
 
     Errors: DataError for a file that cannot be read.
     """
@@ -294,7 +294,7 @@ def _conversion_header(place: Path) -> dict[str, str]:
 
 
 def _keep(tensors: Mapping[str, Tensor], places: list[Path], metadata: Mapping[str, str]) -> list[str]:
-    """Returns notices, after the converted trunk was written to the first place where that is possible."""
+    """Return notices, after the converted backbone was written to the first place where that is possible."""
     notices = []
     for place in places:
         if os.path.isfile(place) and _conversion_header(place).get("source") != metadata["source"]:
@@ -304,20 +304,20 @@ def _keep(tensors: Mapping[str, Tensor], places: list[Path], metadata: Mapping[s
             place.parent.mkdir(parents=True, exist_ok=True)
             store_backbone(tensors, place, "float32", metadata=metadata)
         except (StorageError, OSError) as error:
-            notices.append(f"the converted trunk cannot be kept there: {error}")
+            notices.append(f"the converted backbone cannot be kept there: {error}")
             continue
-        return [*notices, f"{place}: the converted trunk is kept here and used from now on"]
-    return [*notices, "the converted trunk is kept nowhere, so the pickle will be converted again next time"]
+        return [*notices, f"{place}: the converted backbone is kept here and used from now on"]
+    return [*notices, "the converted backbone is kept nowhere, so the pickle will be converted again next time"]
 
 
 def _unwrap(path: Path, blobs: dict) -> dict[str, np.ndarray]:
-    faults = []
+    problems = []
     for name, value in blobs.items():
         if not (isinstance(name, str) and isinstance(value, (_Array, _Scalar)) and value.values is not None):
             kind = type(value).__name__.lstrip("_")
-            faults += file_error(path, f"entry {name!r}", kind, "is not a named array.", WRONG_FILE_MEND).faults
-    if faults:
-        raise DataError(faults)
+            problems += file_error(path, f"entry {name!r}", kind, "is not a named array.", WRONG_FILE_FIX).problems
+    if problems:
+        raise DataError(problems)
     return {name: value.values for name, value in blobs.items()}
 
 
@@ -325,5 +325,5 @@ def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        mend = "Give the path of Detectron's R-50.pkl."
-        raise file_error(path, "path", str(path), f"cannot be read: {error.strerror}.", mend) from error
+        fix = "Give the path of Detectron's R-50.pkl."
+        raise file_error(path, "path", str(path), f"cannot be read: {error.strerror}.", fix) from error

@@ -60,7 +60,7 @@ class ComputeWeights:
 
     @torch.no_grad()
     def _fold(self) -> None:
-        """Computes factors and shifts where a batch norm has changed; they stay in their memory for recorded graphs."""
+        """Compute factors and shifts where a batch norm has changed; they stay in their memory for recorded graphs."""
         versions = [buffer._version for norm in self._norms for buffer in norm.buffers()]
         if versions == self._versions:
             return
@@ -71,7 +71,7 @@ class ComputeWeights:
 
 
 def _places_by_group(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
-    """Returns the places of what is to be cast: a group for the frozen ones, for each stage, the FPN and each head."""
+    """Return the places of what is to be cast: a group for the frozen ones, for each stage, the FPN and each head."""
     groups: dict[str, list[tuple[nn.Module, str]]] = {}
     for path, module in model.named_modules():
         if not isinstance(module, PRODUCTS):

@@ -24,7 +24,7 @@ class FeaturePyramid(nn.Module):
             self.add_module(f"fpn_layer{number}", pyramid_conv(channels, channels, kernel=3))
 
     def forward(self, stages: list[Tensor]) -> list[Tensor]:
-        """Returns P2, P3, P4, P5, P6 at strides 4 to 64 from C2 to C5."""
+        """Return P2, P3, P4, P5, P6 at strides 4 to 64 from C2 to C5."""
         top_down = self.fpn_inner4(stages[3])
         outputs = [self.fpn_layer4(top_down)]
         for number in (3, 2, 1):
@@ -35,7 +35,7 @@ class FeaturePyramid(nn.Module):
 
 
 def _merge(lateral: Convolution, stage: Tensor, top_down: Tensor) -> Tensor:
-    """Returns the lateral convolution plus the coarser map at twice its size."""
+    """Return the lateral convolution plus the coarser map at twice its size."""
     if stage.dtype == torch.bfloat16:  # the bias is added to the coarser map, which is a quarter of the size
         doubled = _doubled(top_down + lateral.bias[:, None, None])
         return lateral.convolve(stage, lateral.weight, None, add=doubled)

@@ -45,7 +45,7 @@ class RpnHead(nn.Module):
         self.bbox_pred = _normal(Convolution(channels, 4 * anchors_per_cell, 1), std=0.01)
 
     def forward(self, feature: Float[Tensor, "n channels h w"]) -> tuple[Tensor, Tensor]:
-        """Returns logits (n, h * w * anchors) and deltas (n, h * w * anchors, 4): row, column, anchor fastest."""
+        """Return logits (n, h * w * anchors) and deltas (n, h * w * anchors, 4): row, column, anchor fastest."""
         hidden = self.conv(feature, relu=True)
         if hidden.dtype == torch.bfloat16:
             logits, deltas = self._outputs(hidden.permute(0, 2, 3, 1).flatten(0, 2))
@@ -70,7 +70,7 @@ class RpnHead(nn.Module):
         return logits.gather(1, own)[:, 0], deltas.gather(1, own[..., None].expand(-1, 1, 4))[:, 0]
 
     def _outputs(self, rows: Float[Tensor, "cells channels"]) -> tuple[Tensor, Tensor]:
-        """Returns logits (cells, anchors) and deltas (cells, anchors * 4) of hidden cells, by one product."""
+        """Return logits (cells, anchors) and deltas (cells, anchors * 4) of hidden cells, by one product."""
         weight = torch.cat([self.cls_logits.weight, self.bbox_pred.weight]).flatten(1)
         bias = torch.cat([self.cls_logits.bias, self.bbox_pred.bias])
         return float32_linear(rows, weight, bias).split([len(self.cls_logits.bias), len(self.bbox_pred.bias)], dim=1)
@@ -102,7 +102,7 @@ class BoxPredictor(nn.Module):
         self.bbox_pred = _normal(nn.Linear(channels, 4 * num_classes), std=0.001)
 
     def forward(self, hidden: Float[Tensor, "rois channels"]) -> tuple[Tensor, Tensor]:
-        """Returns logits (rois, classes) and deltas (rois, classes, 4)."""
+        """Return logits (rois, classes) and deltas (rois, classes, 4)."""
         layers = (self.cls_score, self.bbox_pred)
         if hidden.dtype == torch.bfloat16:
             logits, deltas = (float32_linear(hidden, layer.weight, layer.bias) for layer in layers)

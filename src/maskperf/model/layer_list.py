@@ -35,7 +35,7 @@ def list_layers(
     box_rois: int = 512,
     mask_rois: int = 128,
 ) -> list[LayerRow]:
-    """Returns a row for every layer with parameters or buffers, in the order of the state dict.
+    """Return a row for every layer with parameters or buffers, in the order of the state dict.
 
     `image_size_hw` is the padded size; `box_rois` and `mask_rois` are counts per image. RoIAlign, which has no weights,
     is left out.
@@ -63,7 +63,7 @@ def list_layers(
 
 
 def format_layers(rows: list[LayerRow]) -> str:
-    """Returns a plain table, one line per layer, and the totals of parameters and multiply-adds."""
+    """Return a plain table, one line per layer, and the totals of parameters and multiply-adds."""
     cells = [TITLES] + [
         (
             row.name,
@@ -93,7 +93,7 @@ def format_layers(rows: list[LayerRow]) -> str:
 def _run_on_shapes(
     model: MaskRcnn, image_size_hw: tuple[int, int], *, images: int, box_rois: int, mask_rois: int
 ) -> None:
-    """Calls every part once in the order of a training step, on tensors without content."""
+    """Call every part once in the order of a training step, on tensors without content."""
     channels = model.config.fpn_channels
     with torch.no_grad():
         stages = _call(model.backbone["body"], torch.empty(images, 3, *image_size_hw, device="meta"))
@@ -108,7 +108,7 @@ def _run_on_shapes(
 
 
 def _call(module: nn.Module, argument: Tensor | list[Tensor]):
-    """Returns the module's output for an argument on the meta device; the module's own tensors stay where they are."""
+    """Return the module's output for an argument on the meta device; the module's own tensors stay where they are."""
     tensors = [*module.named_parameters(), *module.named_buffers()]
     return functional_call(module, {name: tensor.to("meta") for name, tensor in tensors}, (argument,))
 

@@ -35,12 +35,12 @@ POOLED_LEVELS = 4  # P2 to P5; P6 feeds the RPN only
 
 
 def most_positive_rois(config: ModelConfig) -> int:
-    """Returns how many positive RoIs of an image the sampler may choose."""
+    """Return how many positive RoIs of an image the sampler may choose."""
     return max(1, int(config.roi_samples_per_image * config.roi_positive_fraction))
 
 
 class MaskRcnn(nn.Module):
-    """ResNet-FPN trunk, RPN head, box head, mask head (He et al. 2017). `state_dict` uses the reference's names."""
+    """ResNet-FPN backbone, RPN head, box head, mask head (He et al. 2017). `state_dict` uses the reference's names."""
 
     def __init__(self, config: ModelConfig, speed: SpeedConfig | None = None):
         super().__init__()
@@ -81,13 +81,13 @@ class MaskRcnn(nn.Module):
                 module.fast = self.speed.fast_convolutions
 
     def features(self, pixels: Float[Tensor, "images 3 height width"]) -> list[Tensor]:
-        """Returns P2 to P6, channels-last."""
+        """Return P2 to P6, channels-last."""
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         with self.computing():
             return self.backbone["fpn"](self.backbone["body"](self._in_compute_format(pixels)))
 
     def rpn_output(self, features: list[Tensor]) -> RpnOutput:
-        """Returns logits and deltas of all anchors, P2 first."""
+        """Return logits and deltas of all anchors, P2 first."""
         with self.computing():
             levels = [self.rpn["head"](feature) for feature in features]
         return RpnOutput(
@@ -96,7 +96,7 @@ class MaskRcnn(nn.Module):
         )
 
     def rpn_output_at(self, features: list[Tensor], index: Int[Tensor, "images places"]) -> RpnOutput:
-        """Returns logits and deltas of these anchors alone, from the 3x3 cells around each.
+        """Return logits and deltas of these anchors alone, from the 3x3 cells around each.
 
         Equal to picking them from `rpn_output`, up to the order of sums; backward works on these anchors alone too.
         """
@@ -107,7 +107,7 @@ class MaskRcnn(nn.Module):
         return RpnOutput(logits=logits.view(index.shape), deltas=deltas.view(*index.shape, 4))
 
     def box_outputs(self, features: list[Tensor], boxes: Float[Tensor, "images rois 4"]) -> tuple[Tensor, Tensor]:
-        """Returns class logits (images, rois, classes) and deltas (images, rois, classes, 4)."""
+        """Return class logits (images, rois, classes) and deltas (images, rois, classes, 4)."""
         pooled = self._in_compute_format(self._pool(features, boxes, BOX_POOL_SIZE))
         with self.computing():
             logits, deltas = self.roi_heads["box"](pooled)
@@ -182,7 +182,7 @@ class MaskRcnn(nn.Module):
             self._is_computing = False
 
     def weight_casts(self) -> list[Casts]:
-        """Returns the casts of trainable weights, those together whose gradients are ready together."""
+        """Return the casts of trainable weights, those together whose gradients are ready together."""
         return [] if self.compute_dtype == torch.float32 else self._weights().trainable
 
     def _weights(self) -> ComputeWeights:
@@ -197,7 +197,7 @@ class MaskRcnn(nn.Module):
 
 
 def feature_anchors(model: MaskRcnn, features: list) -> tuple:
-    """Returns the anchors of all levels for these feature maps, and how many each level has."""
+    """Return the anchors of all levels for these feature maps, and how many each level has."""
     config = model.config
     sizes = tuple((feature.shape[2], feature.shape[3]) for feature in features)
     anchors = pyramid_anchors(sizes, STRIDES, config.anchor_sizes, config.anchor_ratios, features[0].device)
@@ -205,13 +205,13 @@ def feature_anchors(model: MaskRcnn, features: list) -> tuple:
 
 
 def canvas_anchors(model: MaskRcnn, canvas_hw: tuple[int, int], device: torch.device) -> Tensor:
-    """Returns the anchors of a padded size, which a forward pass of that size takes as well."""
+    """Return the anchors of a padded size, which a forward pass of that size takes as well."""
     sizes = tuple((-(-canvas_hw[0] // stride), -(-canvas_hw[1] // stride)) for stride in STRIDES)
     return pyramid_anchors(sizes, STRIDES, model.config.anchor_sizes, model.config.anchor_ratios, device)
 
 
 def packs_places(model: nn.Module, features: list) -> bool:
-    """Returns whether the RoI heads leave out empty places: on a CPU, where reading their number costs nothing.
+    """Return whether the RoI heads leave out empty places: on a CPU, where reading their number costs nothing.
 
     On a GPU that would stop the step until the device has caught up, so there all places are worked on.
     """

@@ -47,7 +47,7 @@ def patches_by_level(
 
 
 def _neighbours(place: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Returns the place before, the place itself and the one after (..., 3), clamped, and which are on the map."""
+    """Return the place before, the place itself and the one after (..., 3), clamped, and which are on the map."""
     neighbours = torch.stack([place + offset for offset in OFFSETS], dim=-1)
     inside = (neighbours >= 0) & (neighbours < length)
     return neighbours.clamp(0, length - 1), inside

@@ -49,7 +49,7 @@ def select_proposals(
 def _candidates(
     rpn: RpnOutput, anchors: Tensor, level_counts: tuple[int, ...], sizes_hw: Tensor, *, limit: int, kernels: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns boxes (images, levels, limit, 4), scores and valid: each level's best anchors, decoded and clipped."""
+    """Return boxes (images, levels, limit, 4), scores and valid: each level's best anchors, decoded and clipped."""
     scores, index = best_anchors(rpn.logits, level_counts, min(limit, max(level_counts)), kernels=kernels)
     index = index.flatten(1)
     deltas = rpn.deltas.gather(1, index[..., None].expand(-1, -1, 4))
@@ -67,7 +67,7 @@ def _take(boxes: Tensor, scores: Tensor, valid: Tensor, index: Tensor) -> Propos
 
 
 def append_truth(proposals: Proposals, targets: Targets) -> Proposals:
-    """Returns the proposals followed by the ground truth with score 1, on top of the quota."""
+    """Return the proposals followed by the ground truth with score 1, on top of the quota."""
     return Proposals(
         boxes=torch.cat([proposals.boxes, targets.boxes], dim=1),
         scores=torch.cat([proposals.scores, targets.valid.to(proposals.scores.dtype)], dim=1),

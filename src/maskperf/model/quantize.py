@@ -1,4 +1,4 @@
-"""The pretrained trunk stored in fewer bits, as the benchmark's rules permit, and what that costs in precision."""
+"""The pretrained backbone stored in fewer bits, as the benchmark's rules permit, and what that costs in precision."""
 
 import math
 from collections.abc import Mapping
@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
-from maskperf.errors import DataError, Fault
-from maskperf.model.weight_faults import tensor_faults
-from maskperf.model.weights import DAMAGED_MEND, file_error, read_tensor_file, write_tensor_file
+from maskperf.errors import DataError, Problem
+from maskperf.model.weight_problems import tensor_problems
+from maskperf.model.weights import DAMAGED_FIX, file_error, read_tensor_file, write_tensor_file
 
 BACKBONE_FORMAT = "maskperf-backbone"
 STORAGE_TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
@@ -40,7 +40,7 @@ class PrecisionLoss:
 
 @dataclass(frozen=True)
 class StoredBackbone:
-    """A stored trunk, back in float32."""
+    """A stored backbone, back in float32."""
 
     weights: dict[str, Tensor]
     storage: str
@@ -50,7 +50,7 @@ class StoredBackbone:
 def store_backbone(
     weights: Mapping[str, Tensor], path: str | Path, storage: str, *, metadata: Mapping[str, str] | None = None
 ) -> PrecisionLoss:
-    """Returns what the storage costs, after `weights` (model names, float32) were written as .safetensors.
+    """Return what the storage costs, after `weights` (model names, float32) were written as .safetensors.
 
     Convolutions are stored as `storage` ("float32", "float16", "bfloat16", "int8"), everything else as float32.
 
@@ -64,12 +64,12 @@ def store_backbone(
     for name, tensor in weights.items():
         reduced.update(_reduce(name, tensor, storage))
     restored = _restore_all(reduced)
-    faults = tensor_faults(weights, weights, file=str(path), mend="Use intact weights; these hold no numbers.")
-    if not faults:
-        mend = "Store it as bfloat16 or float32; the numbers are too large for float16."
-        faults = tensor_faults(restored, weights, file=str(path), mend=mend)
-    if faults:
-        raise DataError(faults)
+    problems = tensor_problems(weights, weights, file=str(path), fix="Use intact weights; these hold no numbers.")
+    if not problems:
+        fix = "Store it as bfloat16 or float32; the numbers are too large for float16."
+        problems = tensor_problems(restored, weights, file=str(path), fix=fix)
+    if problems:
+        raise DataError(problems)
     loss = precision_loss(weights, restored)
     texts = {"format": BACKBONE_FORMAT, "storage": storage, "precision_loss": describe_loss(loss)[0]}
     write_tensor_file(reduced, path, {**(metadata or {}), **texts})
@@ -77,19 +77,19 @@ def store_backbone(
 
 
 def load_stored_backbone(path: str | Path) -> StoredBackbone:
-    """Returns the trunk of a file that `store_backbone` wrote, in float32.
+    """Return the backbone of a file that `store_backbone` wrote, in float32.
 
     Errors: DataError when the file is damaged or of another kind.
     """
     file = read_tensor_file(path)
     storage = file.metadata.get("storage", "none")
     if file.metadata.get("format") != BACKBONE_FORMAT or storage not in STORAGE_TYPES:
-        problem = "the file was not written as a stored trunk by this program."
-        mend = "Give R-50.pkl or a file made from it by this program."
-        raise file_error(Path(path), "storage", storage, problem, mend)
-    faults = _scale_faults(file.tensors, str(path))
-    if faults:
-        raise DataError(faults)
+        problem = "the file was not written as a stored backbone by this program."
+        fix = "Give R-50.pkl or a file made from it by this program."
+        raise file_error(Path(path), "storage", storage, problem, fix)
+    problems = _scale_problems(file.tensors, str(path))
+    if problems:
+        raise DataError(problems)
     return StoredBackbone(weights=_restore_all(file.tensors), storage=storage, metadata=file.metadata)
 
 
@@ -115,7 +115,7 @@ def restore_channels(
 
 
 def precision_loss(original: Mapping[str, Tensor], restored: Mapping[str, Tensor]) -> PrecisionLoss:
-    """Returns the errors of `restored`, computed in float64. Both must have the same names."""
+    """Return the errors of `restored`, computed in float64. Both must have the same names."""
     assert original.keys() == restored.keys(), "precision_loss compares two sets of the same tensors"
     losses, signal_sum, noise_sum = [], 0.0, 0.0
     for name, tensor in original.items():
@@ -135,7 +135,7 @@ def precision_loss(original: Mapping[str, Tensor], restored: Mapping[str, Tensor
 
 
 def describe_loss(loss: PrecisionLoss, *, num_worst: int = 3) -> list[str]:
-    """Returns text lines: all tensors together, then those with the lowest signal-to-noise ratio, if any lost bits."""
+    """Return text lines: all tensors together, then those with the lowest signal-to-noise ratio, if any lost bits."""
     worst = sorted((one for one in loss.tensors if one.max_absolute > 0), key=lambda one: one.snr_db)[:num_worst]
     return [_loss_line(one) for one in (loss.overall, *worst)]
 
@@ -168,12 +168,12 @@ def _restore_all(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return restored
 
 
-def _scale_faults(stored: Mapping[str, Tensor], file: str) -> list[Fault]:
-    """Returns what is wrong with int8 tensors that lack a float scale for each of their channels."""
+def _scale_problems(stored: Mapping[str, Tensor], file: str) -> list[Problem]:
+    """Return what is wrong with int8 tensors that lack a float scale for each of their channels."""
     quantized = {name: tensor for name, tensor in stored.items() if tensor.dtype == torch.int8}
     wanted = {name + SCALE_SUFFIX: tensor.new_empty(tensor.shape[:1]) for name, tensor in quantized.items()}
     found = {name: tensor for name, tensor in stored.items() if name.endswith(SCALE_SUFFIX)}
-    return tensor_faults(found, wanted, file=file, mend=DAMAGED_MEND)
+    return tensor_problems(found, wanted, file=file, fix=DAMAGED_FIX)
 
 
 def _per_channel(vector: Tensor, like: Tensor) -> Tensor:

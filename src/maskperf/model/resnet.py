@@ -1,4 +1,4 @@
-"""The ResNet trunk: bottlenecks with the stride in the first 1x1 convolution, batch norm frozen or trainable.
+"""The ResNet backbone: bottlenecks with the stride in the first 1x1 convolution, batch norm frozen or trainable.
 
 Frozen batch norm is a fixed factor and shift for each channel. Folded, the factor goes into the convolution's weight
 and the shift becomes its bias: the same numbers up to rounding, without passes of their own over the maps.
@@ -29,7 +29,7 @@ class FrozenBatchNorm(nn.Module):
         self.folded_shift: Tensor | None = None  # set while the convolution's weight already has the factors
 
     def scale_and_shift(self) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]]:
-        """Returns the map's factors and what it adds. A few vectors: computed anew, so that no copy can be outdated."""
+        """Return the map's factors and what it adds. A few vectors: computed anew, so that no copy can be outdated."""
         scale = self.weight * self.running_var.rsqrt()
         return scale, self.bias - self.running_mean * scale
 
@@ -43,7 +43,7 @@ def make_batch_norm(kind: str, channels: int) -> nn.Module:
 
 
 def folded(conv: nn.Conv2d, norm: FrozenBatchNorm) -> tuple[Tensor, Tensor]:
-    """Returns the weight and bias that stand for the convolution and the batch norm after it."""
+    """Return the weight and bias that stand for the convolution and the batch norm after it."""
     if norm.folded_shift is not None:
         return conv.weight, norm.folded_shift
     scale, shift = norm.scale_and_shift()
@@ -55,7 +55,7 @@ def can_fold(wanted: bool, norm: nn.Module, x: Tensor) -> bool:
     return wanted and isinstance(norm, FrozenBatchNorm) and not x.is_meta
 
 
-def trunk_conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> Convolution:
+def backbone_conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> Convolution:
     """A convolution without bias that keeps the size for odd kernels, up to its stride."""
     conv = Convolution(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_uniform_(conv.weight, a=1)  # overwritten by the pretrained weights where there are any
@@ -68,7 +68,7 @@ class Stem(nn.Module):
     def __init__(self, channels: int, batch_norm: str, *, folded_batch_norm: bool = True):
         super().__init__()
         self.folded_batch_norm = folded_batch_norm
-        self.conv1 = trunk_conv(3, channels, kernel=7, stride=2)
+        self.conv1 = backbone_conv(3, channels, kernel=7, stride=2)
         self.bn1 = make_batch_norm(batch_norm, channels)
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
 
@@ -91,17 +91,17 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.folded_batch_norm = folded_batch_norm
         inner = outputs // 4
-        self.conv1 = trunk_conv(inputs, inner, kernel=1, stride=stride)
+        self.conv1 = backbone_conv(inputs, inner, kernel=1, stride=stride)
         self.bn1 = make_batch_norm(batch_norm, inner)
-        self.conv2 = trunk_conv(inner, inner, kernel=3)
+        self.conv2 = backbone_conv(inner, inner, kernel=3)
         self.bn2 = make_batch_norm(batch_norm, inner)
-        self.conv3 = trunk_conv(inner, outputs, kernel=1)
+        self.conv3 = backbone_conv(inner, outputs, kernel=1)
         self.bn3 = make_batch_norm(batch_norm, outputs)
         self.follows_block = self.precedes_block = False  # of the same stage: nobody else takes what is between them
         self.downsample = None
         if inputs != outputs or stride != 1:
             self.downsample = nn.Sequential(
-                trunk_conv(inputs, outputs, kernel=1, stride=stride), make_batch_norm(batch_norm, outputs)
+                backbone_conv(inputs, outputs, kernel=1, stride=stride), make_batch_norm(batch_norm, outputs)
             )
 
     def forward(self, x: Float[Tensor, "n inputs h w"]) -> Float[Tensor, "n outputs h_out w_out"]:
@@ -161,7 +161,7 @@ class ResNet(nn.Module):
             part.requires_grad_(False)
 
     def convolutions_with_norms(self) -> Iterator[tuple[nn.Conv2d, nn.Module]]:
-        """Returns each convolution with the batch norm after it."""
+        """Return each convolution with the batch norm after it."""
         yield self.stem.conv1, self.stem.bn1
         for block in (module for module in self.modules() if isinstance(module, Bottleneck)):
             yield from ((block.conv1, block.bn1), (block.conv2, block.bn2), (block.conv3, block.bn3))

@@ -2,13 +2,9 @@
 
 import hashlib
 import json
-import os
 import pickle
-import secrets
-import stat
 import struct
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from maskperf.errors import DataError, Fault, StorageError
+from maskperf.errors import DataError, Problem
+from maskperf.files import replace_file
 from maskperf.model.mask_rcnn import STRIDES, MaskRcnn
-from maskperf.model.weight_faults import model_faults, named_tensors, tensor_faults
+from maskperf.model.weight_problems import model_problems, named_tensors, tensor_problems
 from maskperf.ops.anchors import cell_anchors
 
 MODEL_FORMAT = "maskperf-model"
@@ -27,7 +24,7 @@ REQUIRED_METADATA = ("recipe", "category_ids", "category_names")
 DIGEST_KEY = "tensors_sha256"
 CELL_ANCHORS_PREFIX = "rpn.anchor_generator.cell_anchors."
 COUNTER_SUFFIX = "num_batches_tracked"  # of trainable batch norms; the reference has none
-DAMAGED_MEND = "Copy or download the file again; it is damaged, cut short or of another kind."
+DAMAGED_FIX = "Copy or download the file again; it is damaged, cut short or of another kind."
 # What torch.load raises for damaged files; it has no error of its own.
 LOAD_ERRORS = (
     pickle.UnpicklingError,
@@ -54,12 +51,12 @@ class TensorFile:
 
 
 def load_model_weights(model: MaskRcnn, path: str | Path) -> list[str]:
-    """Returns notices for the user, after every weight of `model` was replaced by the file's.
+    """Return notices for the user, after every weight of `model` was replaced by the file's.
 
     Takes a .safetensors file, the reference's .pth ({"model": ...}) or a bare state dict; names may begin with
     "module.". The model is changed only if nothing at all is wrong.
 
-    Errors: DataError for missing, unexpected, wrongly shaped or non-finite tensors, one fault for each cause.
+    Errors: DataError for missing, unexpected, wrongly shaped or non-finite tensors, one problem for each cause.
     """
     path = Path(path)
     state = _read_state(path)
@@ -69,10 +66,10 @@ def load_model_weights(model: MaskRcnn, path: str | Path) -> list[str]:
     dropped = [name for name in state if name.endswith(COUNTER_SUFFIX) and name not in wanted]
     found = {name: tensor for name, tensor in state.items() if name not in dropped}
     required = {name: tensor for name, tensor in wanted.items() if name not in counters or name in found}
-    mend = "Choose the settings of the section model that the file was made with, or another file."
-    faults = model_faults(found, required, file=str(path), mend=mend) + _anchor_faults(model, anchors, str(path))
-    if faults:
-        raise DataError(faults)
+    fix = "Choose the settings of the section model that the file was made with, or another file."
+    problems = model_problems(found, required, file=str(path), fix=fix) + _anchor_problems(model, anchors, str(path))
+    if problems:
+        raise DataError(problems)
     model.load_state_dict(found, strict=False)
     notices = [f"{path}: {len(found)} tensors loaded"]
     if anchors:
@@ -85,12 +82,12 @@ def load_model_weights(model: MaskRcnn, path: str | Path) -> list[str]:
 
 
 def save_model_weights(model: MaskRcnn, path: str | Path, metadata: Mapping[str, object]) -> None:
-    """Returns nothing; writes all weights as .safetensors; otherwise as `save_state`."""
+    """Write all weights as .safetensors; otherwise as `save_state`."""
     save_state(model.state_dict(), path, metadata)
 
 
 def save_state(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, object]) -> None:
-    """Returns nothing; writes the state of a model as .safetensors, complete or not at all.
+    """Write the state of a model as .safetensors, complete or not at all.
 
     `metadata` must have the keys `REQUIRED_METADATA` and may have more; values are stored as JSON.
 
@@ -106,7 +103,7 @@ def save_state(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[
 
 
 def read_metadata(path: str | Path) -> dict[str, object]:
-    """Returns what `save_model_weights` was told about the model, without reading the weights.
+    """Return what `save_model_weights` was told about the model, without reading the weights.
 
     Errors: DataError when the file is not one of ours.
     """
@@ -119,7 +116,7 @@ def read_metadata(path: str | Path) -> dict[str, object]:
 
 
 def save_reference_state(model: MaskRcnn, path: str | Path) -> None:
-    """Returns nothing; writes {"model": state dict} as the reference implementation reads it, cell anchors included.
+    """Write {"model": state dict} as the reference implementation reads it, cell anchors included.
 
     The reference's batch norms add no epsilon, so that of a trainable batch norm goes into its running variance.
     """
@@ -133,7 +130,7 @@ def save_reference_state(model: MaskRcnn, path: str | Path) -> None:
 
 
 def read_tensor_file(path: str | Path) -> TensorFile:
-    """Returns the tensors of a .safetensors file, on the CPU.
+    """Return the tensors of a .safetensors file, on the CPU.
 
     Errors: DataError when the file is missing or damaged, or its tensors do not have the digest it was written with.
     """
@@ -143,12 +140,12 @@ def read_tensor_file(path: str | Path) -> TensorFile:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     digest = metadata.pop(DIGEST_KEY, None)
     if digest is not None and digest != tensors_digest(tensors):
-        raise file_error(path, DIGEST_KEY, digest, "the tensors were changed after they were written.", DAMAGED_MEND)
+        raise file_error(path, DIGEST_KEY, digest, "the tensors were changed after they were written.", DAMAGED_FIX)
     return TensorFile(tensors=tensors, metadata=metadata)
 
 
 def read_header(path: Path) -> dict[str, str]:
-    """Returns the metadata of a .safetensors file."""
+    """Return the metadata of a .safetensors file."""
     _require_file(path)
     try:
         with safe_open(path, framework="pt") as file:
@@ -158,37 +155,21 @@ def read_header(path: Path) -> dict[str, str]:
 
 
 def write_tensor_file(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]) -> None:
-    """Returns nothing; writes a .safetensors file with a digest of its tensors, complete or not at all."""
+    """Write a .safetensors file with a digest of its tensors, complete or not at all."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     texts = {**metadata, DIGEST_KEY: tensors_digest(plain)}
-    replace_file(Path(path), lambda temporary: save_file(plain, temporary, metadata=texts))
 
+    def write(temporary: Path) -> None:
+        try:
+            save_file(plain, temporary, metadata=texts)
+        except (RuntimeError, SafetensorError) as error:
+            raise OSError(str(error)) from error
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Returns nothing; lets `write` fill a file beside `path` and gives it the name `path` when it is complete.
-
-    Its permissions are those that the umask leaves, whatever `write` does: safetensors makes files for one user alone.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        temporary.touch(exist_ok=False)
-        mode = stat.S_IMODE(temporary.stat().st_mode)
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())  # the name must never point to data that a power cut can lose
-        temporary.chmod(mode)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise StorageError(
-            f"{path}: cannot be written: {error}. Mend: choose a folder with space that you own."
-        ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+    replace_file(Path(path), write)
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Returns the SHA-256 of names, types, shapes and bytes, in the order of the names."""
+    """Return the SHA-256 of names, types, shapes and bytes, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -225,11 +206,11 @@ def _model_cell_anchors(model: MaskRcnn) -> dict[str, Tensor]:
     return {f"{CELL_ANCHORS_PREFIX}{i}": cell_anchors(stride, size, ratios) for i, (stride, size) in enumerate(levels)}
 
 
-def _anchor_faults(model: MaskRcnn, anchors: Mapping[str, Tensor], file: str) -> list[Fault]:
-    mend = "Set model.anchor_sizes and model.anchor_ratios to what the file was made with."
+def _anchor_problems(model: MaskRcnn, anchors: Mapping[str, Tensor], file: str) -> list[Problem]:
+    fix = "Set model.anchor_sizes and model.anchor_ratios to what the file was made with."
     table = _model_cell_anchors(model)
     wanted = {name: table[name] for name in anchors if name in table}
-    faults = tensor_faults(anchors, wanted, file=file, mend=mend)
+    problems = tensor_problems(anchors, wanted, file=file, fix=fix)
     others = {
         name: tensor
         for name, tensor in wanted.items()
@@ -239,8 +220,8 @@ def _anchor_faults(model: MaskRcnn, anchors: Mapping[str, Tensor], file: str) ->
         name, tensor = next(iter(others.items()))
         problem = f"the model's anchors of {name} are {tensor.tolist()}."
         where, value = named_tensors(list(others)), str(anchors[name].tolist())
-        faults.append(Fault(file=file, where=where, field="values", value=value, problem=problem, mend=mend))
-    return faults
+        problems.append(Problem(file=file, where=where, field="values", value=value, message=problem, fix=fix))
+    return problems
 
 
 def _require_file(path: Path) -> None:
@@ -248,13 +229,13 @@ def _require_file(path: Path) -> None:
         with open(path, "rb"):
             return
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        mend = "Give the path of an existing weight file."
-        raise file_error(path, "path", str(path), "there is no such file.", mend) from error
+        fix = "Give the path of an existing weight file."
+        raise file_error(path, "path", str(path), "there is no such file.", fix) from error
     except OSError as error:
-        mend = "Ask the owner of the file for the permission to read it, or copy it."
-        raise file_error(path, "path", str(path), f"cannot be read: {error.strerror}.", mend) from error
+        fix = "Ask the owner of the file for the permission to read it, or copy it."
+        raise file_error(path, "path", str(path), f"cannot be read: {error.strerror}.", fix) from error
 
 
-def file_error(path: Path, field: str, value: str, problem: str, mend: str = DAMAGED_MEND) -> DataError:
-    """Returns the error for one thing that is wrong with a weight file as a whole."""
-    return DataError([Fault(file=str(path), where="whole file", field=field, value=value, problem=problem, mend=mend)])
+def file_error(path: Path, field: str, value: str, problem: str, fix: str = DAMAGED_FIX) -> DataError:
+    """Return the error for one thing that is wrong with a weight file as a whole."""
+    return DataError([Problem(file=str(path), where="whole file", field=field, value=value, message=problem, fix=fix)])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def cell_anchors(stride: int, size: int, ratios: tuple[float, ...]) -> Float[Tensor, "ratios 4"]:
-    """Returns the anchors of the first cell of a level, one per ratio h/w.
+    """Return the anchors of the first cell of a level, one per ratio h/w.
 
     Sides are rounded half to even before scaling by size / stride, and the centre is (stride - 1) / 2:
     at stride 32 the height of ratio 0.5 is 176, not 184. Source: `modeling/rpn/anchor_generator.py`.
@@ -26,7 +26,7 @@ def cell_anchors(stride: int, size: int, ratios: tuple[float, ...]) -> Float[Ten
 
 
 def level_anchors(cell: Float[Tensor, "ratios 4"], stride: int, size_hw: tuple[int, int]) -> Float[Tensor, "anchors 4"]:
-    """Returns the anchors of a level in the order row, column, ratio."""
+    """Return the anchors of a level in the order row, column, ratio."""
     height, width = size_hw
     shift_y, shift_x = torch.meshgrid(torch.arange(height) * stride, torch.arange(width) * stride, indexing="ij")
     shifts = torch.stack([shift_x, shift_y, shift_x, shift_y], dim=-1).to(torch.float32)

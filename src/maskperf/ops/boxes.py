@@ -12,7 +12,7 @@ MAX_LOG_RATIO = math.log(1000.0 / 16.0)  # upper clamp of the decoded width and 
 
 
 def box_area(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
-    """Returns (x2 - x1 + 1) * (y2 - y1 + 1)."""
+    """Return (x2 - x1 + 1) * (y2 - y1 + 1)."""
     return (boxes[..., 2] - boxes[..., 0] + 1) * (boxes[..., 3] - boxes[..., 1] + 1)
 
 
@@ -33,7 +33,7 @@ def pairwise_iou(
 
 
 def _overlap(first: Tensor, second: Tensor, axis: int) -> Tensor:
-    """Returns the length two boxes share on an axis (0: x, 1: y), 0 where they are apart. Coordinates come first."""
+    """Return the length two boxes share on an axis (0: x, 1: y), 0 where they are apart. Coordinates come first."""
     low = torch.maximum(first[axis], second[axis])
     high = torch.minimum(first[axis + 2], second[axis + 2])
     return high.sub_(low).add_(1).clamp_(min=0)

@@ -23,7 +23,7 @@ class Casts(Protocol):
 def weight_casts(
     parameters: list[Tensor], factors: list[Tensor | None], dtype: torch.dtype, *, kernels: bool = True
 ) -> Casts:
-    """Returns a function whose every call returns the parameters as they then are: times factors, in `dtype`.
+    """Return a function whose every call returns the parameters as they then are: times factors, in `dtype`.
 
     A parameter's factors are one for each entry of its first axis; None: all are 1. Products are float32, and so are
     the gradients that the backward adds to those of the parameters.

@@ -24,13 +24,13 @@ class Convolution(nn.Conv2d):
     fast: bool = True
 
     def forward(self, x: Tensor, *, add: Tensor | None = None, relu: bool = False) -> Tensor:
-        """Returns the convolution, plus `add`, rectified where asked."""
+        """Return the convolution, plus `add`, rectified where asked."""
         return self.convolve(x, self.weight, self.bias, add=add, relu=relu)
 
     def convolve(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, *, add: Tensor | None = None, relu: bool = False
     ) -> Tensor:
-        """Returns the same with another weight and bias."""
+        """Return the same with another weight and bias."""
         if self.fast and _keeps_size(self) and runs_on_cpu(x, weight):
             return fast_convolution(x, weight, bias, stride=self.stride[0], add=add, relu=relu)
         if self.fast and x.dtype == torch.bfloat16 and relu and add is None and self.stride == (1, 1):
@@ -90,14 +90,14 @@ def _keeps_size(layer: nn.Conv2d) -> bool:
 
 
 def _finish(y: Tensor, add: Tensor | None, relu: bool) -> Tensor:
-    """Returns y + add, rectified where asked, in the memory of `y`: a convolution keeps no result for its backward."""
+    """Return y + add, rectified where asked, in the memory of `y`: a convolution keeps no result for its backward."""
     if add is not None:
         y = y.add_(add)
     return torch.relu_(y) if relu else y
 
 
 def _pixel_rows(x: Float[Tensor, "n channels h w"]) -> Float[Tensor, "n_h_w channels"]:
-    """Returns one row for each pixel: a view of a channels-last tensor, a copy of another."""
+    """Return one row for each pixel: a view of a channels-last tensor, a copy of another."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 

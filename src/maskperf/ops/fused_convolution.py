@@ -28,7 +28,7 @@ class Filters(NamedTuple):
 
 @functools.cache
 def missing_fusion(device: torch.device) -> str:
-    """Returns why cuDNN cannot join a convolution with what follows on this device; empty where it can."""
+    """Return why cuDNN cannot join a convolution with what follows on this device; empty where it can."""
     if device.type != "cuda":
         return f"the device is {device.type}"
     kind = {"dtype": torch.bfloat16, "device": device}
@@ -45,7 +45,7 @@ def missing_fusion(device: torch.device) -> str:
 
 
 def describe(device: torch.device) -> str:
-    """Returns a line for the start of a run about what happens to bias, sum and rectifier after a convolution."""
+    """Return a line for the start of a run about what happens to bias, sum and rectifier after a convolution."""
     if missing := missing_fusion(device):
         return f"convolutions: bias, sum and ReLU in passes of their own; cuDNN cannot join them here: {missing}"
     return "convolutions: with bias, sum and ReLU in one cuDNN call"
@@ -74,7 +74,7 @@ def rectified_convolution(
 def convolution_gradients(
     gradient: Tensor, x: Tensor, weight: Tensor, *, stride: int, needs: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Returns the gradients of a convolution's input, weight and bias, those that are needed."""
+    """Return the gradients of a convolution's input, weight and bias, those that are needed."""
     padding = weight.shape[2] // 2
     sizes, pair = [weight.shape[0]], [padding, padding]
     return torch.ops.aten.convolution_backward(
@@ -99,7 +99,7 @@ class RectifiedConvolution(torch.autograd.Function):
 
 
 def rectified(gradient: Tensor, y: Tensor) -> Tensor:
-    """Returns the gradient before a rectifier whose result is `y`."""
+    """Return the gradient before a rectifier whose result is `y`."""
     return torch.ops.aten.threshold_backward(gradient, y, 0)
 
 
@@ -169,7 +169,7 @@ class _ResidualBlock(torch.autograd.Function):
 
 
 def _sum_of_gradients(first: Tensor, second: Tensor, x: Tensor | None) -> Tensor:
-    """Returns first + second, 0 where x is not above 0."""
+    """Return first + second, 0 where x is not above 0."""
     if x is None:
         return first.add_(second)
     if is_available(x.device):

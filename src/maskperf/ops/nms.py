@@ -12,7 +12,7 @@ _MAX_OVERLAPS = 1 << 24  # worked on at a time: bounds the memory
 
 
 def nms_reference(boxes: Float[Tensor, "boxes 4"], scores: Float[Tensor, " boxes"], iou_threshold: float) -> list[int]:
-    """Returns the indices kept by the greedy rule, best score first: the slow, obvious form of one group."""
+    """Return the indices kept by the greedy rule, best score first: the slow, obvious form of one group."""
     kept: list[int] = []
     for index in torch.argsort(scores, descending=True, stable=True).tolist():
         overlaps = [pairwise_iou(boxes[index : index + 1], boxes[other : other + 1]) for other in kept]

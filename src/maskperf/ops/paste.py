@@ -15,7 +15,7 @@ ROUNDING = 2.0**-22
 
 
 def paste_canvases(boxes: Float[Tensor, "detections 4"], mask_size: int) -> Int[Tensor, "detections 4"]:
-    """Returns the pixels (x1, y1, x2, y2), both corners inclusive, that each mask with its ring of zeros is drawn on.
+    """Return the pixels (x1, y1, x2, y2), both corners inclusive, that each mask with its ring of zeros is drawn on.
 
     The box grows about its centre by (mask_size + 2) / mask_size, because the ring adds one mask pixel on each side;
     the "+1" of the pixel convention is not applied to the half sides. Corners are truncated towards zero.
@@ -66,7 +66,7 @@ def edges_of_masks(
 
 @lru_cache(maxsize=4096)
 def sample_positions(source_size: int, size: int) -> Float[np.ndarray, " positions"]:
-    """Returns where each of `size` pixels samples a row of `source_size` values, between minus and plus infinity.
+    """Return where each of `size` pixels samples a row of `source_size` values, between minus and plus infinity.
 
     Read off from what torch makes of a unit matrix: its rounding of these positions is the one that counts.
     """
@@ -121,7 +121,7 @@ def _crossings(
 
 
 def _columns(probs: Tensor, positions: np.ndarray, owners: np.ndarray) -> Float[np.ndarray, "columns ring"]:
-    """Returns columns of the ringed masks of `owners`, each between its two nearest at a position along x."""
+    """Return columns of the ringed masks of `owners`, each between its two nearest at a position along x."""
     ring_size = probs.shape[1] + 2
     ringed = F.pad(probs.transpose(1, 2), (1, 1, 1, 1)).reshape(-1, ring_size).numpy()  # detection and x, y
     left = positions.astype(np.int64)
@@ -138,7 +138,7 @@ def _columns(probs: Tensor, positions: np.ndarray, owners: np.ndarray) -> Float[
 def _first_samples(
     positions: np.ndarray, owners: np.ndarray, sizes: np.ndarray, source_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the first row of the canvas that samples at or beyond each position, and how near the nearest sample is.
+    """Return the first row of the canvas that samples at or beyond each position, and how near the nearest sample is.
 
     A distance below zero: the row is wrong by one, because its sample was rounded.
     """
@@ -157,7 +157,7 @@ def _first_samples(
 
 
 def _without_pairs(edges: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the edges without those that cancel: two at one place are a mask of no pixel, or a gap of none."""
+    """Return the edges without those that cancel: two at one place are a mask of no pixel, or a gap of none."""
     same = (edges[1:] == edges[:-1]) & (owners[1:] == owners[:-1])
     if not same.any():
         return edges, owners

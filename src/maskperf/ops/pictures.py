@@ -10,9 +10,9 @@ from maskperf.structures import Images, RawPicture, RawPictures
 
 
 def to_images(raw: RawPictures, *, dtype: torch.dtype = torch.float32, kernels: bool = True) -> Images:
-    """Returns the pictures as the network takes them, channels-last, without waiting for the device.
+    """Return the pictures as the network takes them, channels-last, without waiting for the device.
 
-    In float32 the same bits as `maskperf.data.collate` makes on the CPU; other types are rounded from those.
+    In float32 the same bits as `maskperf.data.images.collate` makes on the CPU; other types are rounded from those.
     With `kernels`, one Triton kernel does it all where Triton's kernels can be used. Not yet run on a GPU.
     """
     if kernels and selection.is_available(raw.content.device):
@@ -21,7 +21,7 @@ def to_images(raw: RawPictures, *, dtype: torch.dtype = torch.float32, kernels: 
 
 
 def to_images_reference(raw: RawPictures, dtype: torch.dtype) -> Images:
-    """Returns what `to_images` returns, picture by picture."""
+    """Return what `to_images` returns, picture by picture."""
     pixels = torch.zeros((len(raw.places), *raw.canvas_hw, 3), dtype=dtype, device=raw.content.device)
     for canvas, place in zip(pixels, raw.places, strict=True):
         canvas[: place.new_height, : place.new_width] = _resized(raw.content, place).to(torch.float32) - raw.means_bgr

@@ -118,6 +118,6 @@ class _OwnClassLogits(torch.autograd.Function):
 
 
 def own_class(values: Float[Tensor, "images rois classes *rest"], labels: Int[Tensor, "images rois"]) -> Tensor:
-    """Returns each RoI's values of its own class (images, rois, *rest)."""
+    """Return each RoI's values of its own class (images, rois, *rest)."""
     index = labels.view(*labels.shape, 1, *[1] * (values.ndim - 3)).expand(-1, -1, 1, *values.shape[3:])
     return values.gather(2, index).squeeze(2)

@@ -29,7 +29,7 @@ def _round_half_up_to_zero(x: Tensor) -> Tensor:
 
 
 def _edge_crossings(start: Tensor, end: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns (crosses, y) of edges (..., 2) with columns (...): whether the contour passes from grid x 5c+2 to
+    """Return (crosses, y) of edges (..., 2) with columns (...): whether the contour passes from grid x 5c+2 to
     5c+3, and the smaller grid y of the two points there. Coordinates are whole numbers in float64.
 
     An edge is walked along its longer axis (ties: x) from the end with the smaller coordinate, the other coordinate
@@ -67,14 +67,14 @@ def _edge_crossings(start: Tensor, end: Tensor, columns: Tensor) -> tuple[Tensor
 
 
 def _ranges(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns start, start + 1, ... of every range, one range after the other, and the number of its range."""
+    """Return start, start + 1, ... of every range, one range after the other, and the number of its range."""
     owners = torch.repeat_interleave(lengths)
     before = lengths.cumsum(0) - lengths
     return torch.arange(len(owners), device=starts.device) + (starts - before)[owners], owners
 
 
 def _list_edges(polygons: Polygons, objects: Int[Tensor, " masks"], boxes: Tensor, size: int) -> _Edges:
-    """Returns the edges that there are. Their number is only known once it was counted, so not for a device that must
+    """Return the edges that there are. Their number is only known once it was counted, so not for a device that must
     not be waited for."""
     first_ring = polygons.ring_offsets[objects]
     source, ring_owners = _ranges(first_ring, polygons.ring_offsets[objects + 1] - first_ring)
@@ -90,7 +90,7 @@ def _list_edges(polygons: Polygons, objects: Int[Tensor, " masks"], boxes: Tenso
 
 
 def _pad_edges(polygons: Polygons, objects: Int[Tensor, " masks"], boxes: Tensor, size: int) -> _Edges:
-    """Returns room for as many edges and rings as any object has, for every mask: shapes that the host knows."""
+    """Return room for as many edges and rings as any object has, for every mask: shapes that the host knows."""
     device = polygons.points.device
     point = torch.arange(polygons.points.shape[0], device=device)
     ring = torch.searchsorted(polygons.point_offsets, point, right=True) - 1
@@ -116,7 +116,7 @@ def _pad_edges(polygons: Polygons, objects: Int[Tensor, " masks"], boxes: Tensor
 
 
 def _crop(points: Tensor, boxes: Tensor, owners: Tensor, size: int) -> Tensor:
-    """Moves and scales points (edges, 2) so that the box of each one's mask becomes a canvas of `size`, in float32 as
+    """Move and scales points (edges, 2) so that the box of each one's mask becomes a canvas of `size`, in float32 as
     the reference does, then onto the grid of fifths in float64."""
     sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)
     ratios = (size / sides.double()).float()
@@ -171,7 +171,7 @@ def rasterize_by_crossings(
 
 
 def _costs(polygons: Polygons, objects: Tensor, size: int, *, sparse: bool) -> list[int]:
-    """Returns how many elements the work on each mask may need."""
+    """Return how many elements the work on each mask may need."""
     if not sparse:
         return [size * polygons.max_points + size * (size + 1) * polygons.max_rings] * len(objects)
     first, last = polygons.ring_offsets[objects], polygons.ring_offsets[objects + 1]
@@ -180,7 +180,7 @@ def _costs(polygons: Polygons, objects: Tensor, size: int, *, sparse: bool) -> l
 
 
 def _chunk_lengths(costs: list[int]) -> list[int]:
-    """Returns how many masks to work on at a time, so that each part stays below the limit or is a single mask."""
+    """Return how many masks to work on at a time, so that each part stays below the limit or is a single mask."""
     lengths, so_far = [], 0
     for cost in costs:
         if not lengths or so_far + cost > _MAX_ELEMENTS:
@@ -208,7 +208,7 @@ def _rasterize_chunk(polygons: Polygons, objects: Tensor, boxes: Tensor, size: i
 
 
 def _near_crossings(edges: _Edges, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns ring * size + column, grid y and whether there is a crossing, of every edge with the columns it meets."""
+    """Return ring * size + column, grid y and whether there is a crossing, of every edge with the columns it meets."""
     left, right = torch.minimum(edges.start[:, 0], edges.end[:, 0]), torch.maximum(edges.start[:, 0], edges.end[:, 0])
     first = ((left - _UPSAMPLING // 2) / _UPSAMPLING).ceil().clamp(0, size).to(torch.int64)
     last = ((right - _UPSAMPLING // 2 - 1) / _UPSAMPLING).floor().clamp(-1, size - 1).to(torch.int64)
@@ -218,7 +218,7 @@ def _near_crossings(edges: _Edges, size: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _all_crossings(edges: _Edges, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the same of every edge with every column: as many as the host expects."""
+    """Return the same of every edge with every column: as many as the host expects."""
     columns = torch.arange(size, device=edges.start.device)
     crosses, grid_y = _edge_crossings(edges.start[:, None], edges.end[:, None], columns.double())
     crosses = crosses & edges.valid[:, None]

@@ -19,7 +19,7 @@ TABLES_KEPT = 1024  # of some 17 KB each; a data set has few sizes
 
 @functools.lru_cache(maxsize=TABLES_KEPT)
 def resize_table(length: int, new_length: int) -> Int32[np.ndarray, "lines new_length"]:
-    """Returns for each new place the first old one it takes from, and in the lines below the weights from there on.
+    """Return for each new place the first old one it takes from, and in the lines below the weights from there on.
 
     Read-only: callers share it. Places beyond the last old one have the weight 0.
     Source: Pillow's precompute_coeffs and normalize_coeffs_8bpc, in the same order of float64 operations.
@@ -49,7 +49,7 @@ def resize_bytes(
 ) -> UInt8[Tensor, "new_height new_width channels"]:
     """Returns the picture at the size the two tables are for: the bytes of Pillow before its version 13.
 
-    Since then Pillow begins with the rows where they shrink most; see maskperf.data.transforms.
+    Since then Pillow begins with the rows where they shrink most; see maskperf.data.images.transforms.
     """
     return _resample(_resample(picture, column_table, axis=1), row_table, axis=0)
 

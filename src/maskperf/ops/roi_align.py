@@ -41,7 +41,7 @@ def _bag_rows(
 
 
 def _of_level(levels: Int[Tensor, " rois"], values: Sequence[int]) -> Int[Tensor, " rois"]:
-    """Returns each RoI's value. The values go along with the calls: a table would have to be copied to the device."""
+    """Return each RoI's value. The values go along with the calls: a table would have to be copied to the device."""
     chosen = torch.full_like(levels, values[0])
     for level, value in enumerate(values[1:], start=1):
         chosen = chosen.masked_fill(levels == level, value)

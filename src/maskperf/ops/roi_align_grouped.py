@@ -55,7 +55,7 @@ class _GroupedRoiAlign(torch.autograd.Function):
 
 
 def _pool(tables: list[Tensor], bags: Bags, pooled: Float[Tensor, "all_rois bins channels"]) -> None:
-    """Writes the maps of these RoIs to their places in `pooled`."""
+    """Write the maps of these RoIs to their places in `pooled`."""
     weights = bags.weights.to(pooled.dtype)
     parts = (part.split(bags.level_counts) for part in (bags.rois, bags.cells, weights))
     for table, rois, cells, shares in zip(tables, *parts, strict=True):
@@ -66,7 +66,7 @@ def _pool(tables: list[Tensor], bags: Bags, pooled: Float[Tensor, "all_rois bins
 
 
 def _table(maps: Float[Tensor, "n channels height width"]) -> Float[Tensor, "cells channels"]:
-    """Returns the maps as a table with a row for each cell: a view where they are channels-last."""
+    """Return the maps as a table with a row for each cell: a view where they are channels-last."""
     return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
 
 
@@ -179,7 +179,7 @@ def _merged(
 
 
 def _outer(combine: np.ufunc, lines: Tensor, columns: Tensor) -> Tensor:
-    """Returns line with column for every entry of every bin, as (rois, bins, entries), from two (rois, size, side).
+    """Return line with column for every entry of every bin, as (rois, bins, entries), from two (rois, size, side).
 
     Numpy, because torch would share these small loops between threads, and waiting for a thread that another program
     holds up costs more than the loop.

@@ -10,7 +10,7 @@ SAMPLES = 2  # per bin and axis
 
 
 def assign_levels(boxes: Float[Tensor, "*batch 4"], num_levels: int) -> Int[Tensor, "*batch"]:
-    """Returns the level (0 is P2) of each box: floor(4 + log2(sqrt(area) / 224 + 1e-6)), clamped.
+    """Return the level (0 is P2) of each box: floor(4 + log2(sqrt(area) / 224 + 1e-6)), clamped.
 
     Source: Lin et al. 2017, equation 1; the epsilon inside the logarithm is `modeling/poolers.py`.
     """
@@ -40,7 +40,7 @@ def axis_samples(
 
 
 def image_of_row(image_offsets: Int[Tensor, " images_plus_1"], rows: int) -> Int[Tensor, " rows"]:
-    """Returns the image of each row, where image i has the rows image_offsets[i]:image_offsets[i + 1].
+    """Return the image of each row, where image i has the rows image_offsets[i]:image_offsets[i + 1].
 
     Rows after the last image's are given to that one.
     """

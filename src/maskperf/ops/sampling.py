@@ -18,7 +18,7 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
 
 
 def random_keys(seeds: Int[Tensor, " images"], count: int) -> Int[Tensor, "images count"]:
-    """Returns uniform integers in [0, 2**62), `count` for each seed: the same on every device and in every batch."""
+    """Return uniform integers in [0, 2**62), `count` for each seed: the same on every device and in every batch."""
     counter = torch.arange(1, count + 1, device=seeds.device)
     x = seeds[:, None] + counter * GOLDEN_GAMMA
     x = (x ^ _shift_right(x, 30)) * MIX_1
@@ -89,7 +89,7 @@ def choose_random(
 
 
 def _draw(eligible: Tensor, keys: Tensor, limit: int, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns `limit` places per image: the indices of the eligible boxes of largest keys, and which are chosen."""
+    """Return `limit` places per image: the indices of the eligible boxes of largest keys, and which are chosen."""
     limit = min(limit, eligible.shape[1])
     best, index = torch.where(eligible, keys, -1).topk(limit, dim=1)
     return index, (best >= 0) & (torch.arange(limit, device=keys.device) < count[:, None])
@@ -113,7 +113,7 @@ def sample_balanced_reference(
 
 
 def compact(keep: Bool[Tensor, "images boxes"], slots: int, *, kernels: bool = True) -> Int[Tensor, "images slots"]:
-    """Returns the indices of the kept boxes in their order, then those of others, cut to `slots` per image.
+    """Return the indices of the kept boxes in their order, then those of others, cut to `slots` per image.
 
     `kernels` allows the Triton kernel where the device has it.
     """

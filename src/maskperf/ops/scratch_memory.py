@@ -13,7 +13,7 @@ class Scratch(threading.local):
         self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def take(self, name: str, dtype: torch.dtype, *shape: int) -> Tensor:
-        """Returns an uninitialized tensor; it is valid until the same name is taken again."""
+        """Return an uninitialized tensor; it is valid until the same name is taken again."""
         count = 1
         for side in shape:
             count *= side

@@ -47,7 +47,7 @@ class Transforms:
 
 @lru_cache(maxsize=4)
 def transforms(dtype: torch.dtype) -> Transforms:
-    """Returns the maps for the points 0, 3/2, -3/2, 2/3, -2/3 and infinity.
+    """Return the maps for the points 0, 3/2, -3/2, 2/3, -2/3 and infinity.
 
     With p the point and q the other of 3/2 and 2/3, the patch's row is the polynomial x (x + p) (x^2 - q^2) and the
     filter's row is (1, p, p^2) over 2 p^2 (p^2 - q^2). With the usual points 1, -1, 2, -2 rounding errors are twice as
@@ -77,7 +77,7 @@ SCRATCH = Scratch()
 
 
 def transform_weight(name: str, weight: Float[Tensor, "outputs inputs 3 3"]) -> Float[Tensor, "36 outputs inputs"]:
-    """Returns the filters' 36 numbers, in scratch memory of this name."""
+    """Return the filters' 36 numbers, in scratch memory of this name."""
     outputs, inputs = weight.shape[:2]
     rows = weight.permute(0, 2, 3, 1).reshape(outputs, 9, inputs)  # no copy for channels-last weights
     result = SCRATCH.take(name, weight.dtype, FREQUENCIES, outputs, inputs)
@@ -87,7 +87,7 @@ def transform_weight(name: str, weight: Float[Tensor, "outputs inputs 3 3"]) -> 
 
 
 def padded_block(x: Float[Tensor, "images h w channels"], chunk: Chunk) -> Float[Tensor, "rows some columns channels"]:
-    """Returns the pixels that a chunk's patches cover, zeros outside the map; rows come first."""
+    """Return the pixels that a chunk's patches cover, zeros outside the map; rows come first."""
     height, width, channels = x.shape[1:]
     padded_rows, padded_width = TILE * chunk.rows + 2, TILE * chunk.columns + 2
     block = SCRATCH.take("block", x.dtype, padded_rows, chunk.images, padded_width, channels)
@@ -112,7 +112,7 @@ def is_sparse(grad: Float[Tensor, "images h w channels"]) -> bool:
 
 
 def live_columns(block: Float[Tensor, "rows some columns channels"]) -> Int[Tensor, " live"] | None:
-    """Returns the columns of tiles whose patches are not all zero; None where all are live. NaN is not zero."""
+    """Return the columns of tiles whose patches are not all zero; None where all are live. NaN is not zero."""
     for channels in (block[..., :CHANNELS_OF_A_GLANCE], block):  # of a dense map, a glance at a few channels is enough
         live = (channels.abs().amax((0, 1, 3)) != 0).unfold(0, PATCH, TILE).any(1)
         if live.all():
@@ -142,7 +142,7 @@ def transform_patches(
 
 
 def _combine_rows(rows: list[Tensor], results: list[Tensor]) -> None:
-    """Applies the patch's map to six tensors. Passes over overlapping views: faster than small matrix products."""
+    """Apply the patch's map to six tensors. Passes over overlapping views: faster than small matrix products."""
     even, odd = results[0], results[5]
     for place, point, other in ((1, HIGH_POINT, LOW_POINT), (3, LOW_POINT, HIGH_POINT)):
         torch.sub(rows[4], rows[2], alpha=other**2, out=even)

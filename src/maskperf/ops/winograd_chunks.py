@@ -30,12 +30,12 @@ class Chunk:
 
 
 def choose_chunk_size(channels: int) -> int:
-    """Returns the number of tiles in a chunk of maps with so many channels."""
+    """Return the number of tiles in a chunk of maps with so many channels."""
     return max(1, min(NUMBERS_PER_CHUNK // max(1, channels), MOST_TILES_PER_CHUNK))
 
 
 def cut_into_chunks(images: int, height: int, width: int, tiles_per_chunk: int) -> Iterator[Chunk]:
-    """Yields chunks of about `tiles_per_chunk` tiles that cover the maps, or of single rows where those have more."""
+    """Yield chunks of about `tiles_per_chunk` tiles that cover the maps, or of single rows where those have more."""
     rows, columns = -(-height // TILE), -(-width // TILE)
     if rows * columns <= tiles_per_chunk:
         step = tiles_per_chunk // (rows * columns)
@@ -50,7 +50,7 @@ def cut_into_chunks(images: int, height: int, width: int, tiles_per_chunk: int) 
 
 
 def in_batches(chunks: Iterable[Chunk], tiles_per_batch: int = TILES_PER_BATCH) -> Iterator[list[Chunk]]:
-    """Yields the chunks in lists of at most `tiles_per_batch` tiles, or of one chunk."""
+    """Yield the chunks in lists of at most `tiles_per_batch` tiles, or of one chunk."""
     batch: list[Chunk] = []
     for chunk in chunks:
         if batch and count_tiles(batch) + chunk.tiles > tiles_per_batch:
@@ -66,7 +66,7 @@ def count_tiles(chunks: Iterable[Chunk]) -> int:
 
 
 def with_places(batch: list[Chunk]) -> Iterator[tuple[Chunk, slice]]:
-    """Yields each chunk and the places of its tiles among those of the batch."""
+    """Yield each chunk and the places of its tiles among those of the batch."""
     first = 0
     for chunk in batch:
         yield chunk, slice(first, first + chunk.tiles)
@@ -92,7 +92,7 @@ def matching_parts(
 
 
 def _whole_and_cut(first: int, count: int, size: int) -> Iterator[tuple[slice, int]]:
-    """Yields the tiles, counted from `first`, that lie in the map whole, and the last one if its edge is cut."""
+    """Yield the tiles, counted from `first`, that lie in the map whole, and the last one if its edge is cut."""
     whole = min(count, size // TILE - first)
     if whole > 0:
         yield slice(0, whole), TILE

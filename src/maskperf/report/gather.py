@@ -30,7 +30,7 @@ class _Gathered:
 
 
 def gather(runs: Sequence[Path], compared: Sequence[Path]) -> ReportContents:
-    """Returns what a report on `runs` shows, with `compared` beside them.
+    """Return what a report on `runs` shows, with `compared` beside them.
 
     A path is a run folder (one of a run that was cut short too), the folder of a series, a log of the benchmark, or a
     folder of result_*.txt. Nothing is written.
@@ -90,7 +90,7 @@ def _gather_run(files: RunFiles) -> _Gathered:
 
 
 def _cause(guard: Sequence[GuardEntry]) -> str:
-    """Returns a sentence about the first collapse or plateau, empty where there is none."""
+    """Return a sentence about the first collapse or plateau, empty where there is none."""
     found = next((entry for entry in guard if entry.kind in ("collapse", "plateau")), None)
     if found is None:
         return ""
@@ -101,7 +101,7 @@ def _cause(guard: Sequence[GuardEntry]) -> str:
 
 
 def _named(runs: Sequence[_Gathered]) -> list[_Gathered]:
-    """Returns the runs with names that differ: those that share one get as many folders in front as it takes."""
+    """Return the runs with names that differ: those that share one get as many folders in front as it takes."""
     paths = [run.files.path.resolve() for run in runs]
     named = []
     for run, path in zip(runs, paths, strict=True):
@@ -121,7 +121,7 @@ def _title(runs: Sequence[_Gathered]) -> str:
 
 
 def _submitter(files: RunFiles) -> str:
-    """Returns who ran it on what; empty where no log says so."""
+    """Return who ran it on what; empty where no log says so."""
     if files.log is None:
         return ""
     return ": ".join(text for text in (files.log.organization, files.log.platform) if text)

@@ -2,17 +2,17 @@
 
 from collections.abc import Sequence
 
-from maskperf.data.verify import NUM_TRAIN_IMAGES
-from maskperf.guard.collapse import evaluation_collapse, judge_windows
-from maskperf.guard.plateau import Plateau, find_plateau
+from maskperf.data.coco.verify import NUM_TRAIN_IMAGES
 from maskperf.mlperf.read import BenchmarkLog
 from maskperf.report.contents import EvaluationPoint, GuardEntry
 from maskperf.report.losses import loss_windows
 from maskperf.report.run_files import RunFiles
+from maskperf.run.collapse import evaluation_collapse, judge_windows
+from maskperf.run.plateau import Plateau, find_plateau
 
 
 def guard_entries(files: RunFiles, evaluations: Sequence[EvaluationPoint], *, reached: bool) -> tuple[GuardEntry, ...]:
-    """Returns the guard's record of a run folder, or its judgement of a log; the last entry sums up."""
+    """Return the guard's record of a run folder, or its judgement of a log; the last entry sums up."""
     if not files.is_folder:
         return () if files.log is None else judge_log(files.log, evaluations, reached=reached)
     results = files.results
@@ -32,7 +32,7 @@ def guard_entries(files: RunFiles, evaluations: Sequence[EvaluationPoint], *, re
 
 
 def judge_log(log: BenchmarkLog, evaluations: Sequence[EvaluationPoint], *, reached: bool) -> tuple[GuardEntry, ...]:
-    """Returns the first collapse and the plateau that the guard finds in a log, and a line that sums up."""
+    """Return the first collapse and the plateau that the guard finds in a log, and a line that sums up."""
     entries = []
     has_losses = any("loss" in entry.values for entry in log.tracked)
     windows = loss_windows(log) if has_losses else []
@@ -48,7 +48,7 @@ def judge_log(log: BenchmarkLog, evaluations: Sequence[EvaluationPoint], *, reac
 
 
 def steps_per_epoch(log: BenchmarkLog) -> int | None:
-    """Returns the optimizer steps of an epoch, None where the log does not say the batch size."""
+    """Return the optimizer steps of an epoch, None where the log does not say the batch size."""
     batch_size, train_samples = log.settings.get("global_batch_size"), log.settings.get("train_samples")
     if not isinstance(batch_size, int) or batch_size < 1:
         return None
@@ -58,7 +58,7 @@ def steps_per_epoch(log: BenchmarkLog) -> int | None:
 
 
 def _first_plateau(log: BenchmarkLog, evaluations: Sequence[EvaluationPoint]) -> Plateau | None:
-    """Returns the plateau as it could first have been named."""
+    """Return the plateau as it could first have been named."""
     decay_steps = log.settings.get("opt_learning_rate_decay_steps")
     steps = steps_per_epoch(log)
     if steps is None or not isinstance(decay_steps, list) or not decay_steps:

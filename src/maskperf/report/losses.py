@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from statistics import fmean
 
-from maskperf.guard.collapse import Window, windows_from_cumulative
 from maskperf.mlperf.read import BenchmarkLog, TrackedStats
 from maskperf.report.contents import LossPoint
 from maskperf.report.run_files import RunFiles
 from maskperf.report.run_records import MetricLine
+from maskperf.run.collapse import Window, windows_from_cumulative
 
 TERMS = ("objectness", "rpn_box", "classification", "box", "mask")
 TERM_OF_KEY = {  # the names of published logs
@@ -22,7 +22,7 @@ MOST_POINTS = 400
 
 
 def loss_points(files: RunFiles) -> tuple[LossPoint, ...]:
-    """Returns at most about 400 points: from metrics.jsonl, or else from the tracked_stats of the log."""
+    """Return at most about 400 points: from metrics.jsonl, or else from the tracked_stats of the log."""
     steps = [line for line in files.lines if line.kind == "step"]
     if steps:
         return thin([_point_of_line(line) for line in steps])
@@ -30,7 +30,7 @@ def loss_points(files: RunFiles) -> tuple[LossPoint, ...]:
 
 
 def thin(points: Sequence[LossPoint], most: int = MOST_POINTS) -> tuple[LossPoint, ...]:
-    """Returns means over windows of as many neighbouring points as it takes to have about `most` of them.
+    """Return means over windows of as many neighbouring points as it takes to have about `most` of them.
 
     A stretch without a finite total is never averaged away: its first and its last point stay.
     """
@@ -53,7 +53,7 @@ def thin(points: Sequence[LossPoint], most: int = MOST_POINTS) -> tuple[LossPoin
 
 
 def rising(tracked: Sequence[TrackedStats]) -> list[TrackedStats]:
-    """Returns the entries whose step is higher than that of the one before; several ranks may have logged the same."""
+    """Return the entries whose step is higher than that of the one before; several ranks may have logged the same."""
     kept: list[TrackedStats] = []
     for entry in tracked:
         if entry.step is not None and entry.step > (kept[-1].step if kept else 0):
@@ -62,7 +62,7 @@ def rising(tracked: Sequence[TrackedStats]) -> list[TrackedStats]:
 
 
 def loss_windows(log: BenchmarkLog, key: str = "loss") -> list[Window]:
-    """Returns the means of one loss between the logged steps.
+    """Return the means of one loss between the logged steps.
 
     Logs of maskperf, known by their own key maskperf_recipe, hold these means; published ones hold means over all steps
     so far. None for a mean that is not finite, or that no longer moves: those trainers leave out what is not finite.
@@ -80,7 +80,7 @@ def loss_windows(log: BenchmarkLog, key: str = "loss") -> list[Window]:
 
 
 def points_of_log(log: BenchmarkLog) -> list[LossPoint]:
-    """Returns a point for each window of the tracked_stats; its step is the middle of the window."""
+    """Return a point for each window of the tracked_stats; its step is the middle of the window."""
     entries = {entry.step: entry.values for entry in rising(log.tracked)}
     names = {key for values in entries.values() for key in values}
     by_term = {

@@ -6,12 +6,12 @@ UNKNOWN = "\u2013"
 
 
 def is_number(value: float | int | None) -> bool:
-    """Returns whether the value is known and finite."""
+    """Return whether the value is known and finite."""
     return value is not None and math.isfinite(value)
 
 
 def minutes_text(minutes: float | int | None) -> str:
-    """Returns minutes with two decimals; three below 1, one from 1000 on."""
+    """Return minutes with two decimals; three below 1, one from 1000 on."""
     if minutes is None or not is_number(minutes):
         return UNKNOWN
     if abs(minutes) < 1:
@@ -20,7 +20,7 @@ def minutes_text(minutes: float | int | None) -> str:
 
 
 def seconds_text(seconds: float | int | None) -> str:
-    """Returns seconds as h, min and s, as far as they are needed: "1 h 02 min", "3 min 07 s", "8.25 s"."""
+    """Return seconds as h, min and s, as far as they are needed: "1 h 02 min", "3 min 07 s", "8.25 s"."""
     if seconds is None or not is_number(seconds):
         return UNKNOWN
     if abs(seconds) < 60:
@@ -32,7 +32,7 @@ def seconds_text(seconds: float | int | None) -> str:
 
 
 def ap_text(value: float | int | None, target: float | int | None = None) -> str:
-    """Returns an average precision with four decimals; more where four would make a missed target look met."""
+    """Return an average precision with four decimals; more where four would make a missed target look met."""
     if value is None or not is_number(value):
         return UNKNOWN
     if target is not None and value < target:
@@ -45,19 +45,19 @@ def ap_text(value: float | int | None, target: float | int | None = None) -> str
 
 
 def target_text(value: float | int | None) -> str:
-    """Returns a target without needless zeros; 0 is none."""
+    """Return a target without needless zeros; 0 is none."""
     if value == 0:
         return "none"
     return f"{value:.6g}" if value is not None and is_number(value) else UNKNOWN
 
 
 def percent_text(part: float | int, whole: float | int) -> str:
-    """Returns the part of the whole in percent."""
+    """Return the part of the whole in percent."""
     return f"{100 * part / whole:.1f} %" if is_number(part) and is_number(whole) and whole > 0 else UNKNOWN
 
 
 def count_text(value: float | int | None) -> str:
-    """Returns a number with as many decimals as help: none from 100 on, two below 10."""
+    """Return a number with as many decimals as help: none from 100 on, two below 10."""
     if value is None or not is_number(value):
         return UNKNOWN
     if isinstance(value, int):

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from maskperf.records.run_folder import write_text
+from maskperf.files import write_text
 from maskperf.report import number_text
 from maskperf.report.clean_text import cleaned
 from maskperf.report.contents import PictureEntry, ReportContents, RunPage
@@ -39,7 +39,7 @@ class ShownRun:
 
 
 def write_page(contents: ReportContents, path: Path) -> None:
-    """Returns nothing; the file holds the whole report, or is as it was before.
+    """Return nothing; the file holds the whole report, or is as it was before.
 
     Errors: StorageError where it cannot be written.
     """
@@ -47,7 +47,7 @@ def write_page(contents: ReportContents, path: Path) -> None:
 
 
 def page_text(contents: ReportContents) -> str:
-    """Returns the HTML of the report."""
+    """Return the HTML of the report."""
     contents = cleaned(contents)
     return _template().render(_values(contents))
 
@@ -68,7 +68,7 @@ def _template() -> Template:
 
 
 def readable_jpegs(pictures: Sequence[PictureEntry], kind: str) -> list[PictureEntry]:
-    """Returns the pictures of this kind that are JPEG in base64."""
+    """Return the pictures of this kind that are JPEG in base64."""
     return [picture for picture in pictures if picture.kind == kind and _is_jpeg(picture.jpeg_base64)]
 
 
@@ -80,7 +80,7 @@ def _is_jpeg(text: str) -> bool:
 
 
 def _values(contents: ReportContents) -> dict[str, Any]:
-    """Returns what the templates draw."""
+    """Return what the templates draw."""
     pages = [*contents.runs, *contents.compared]
     runs = [
         ShownRun(index=index, colour=index % RUN_COLOURS, is_compared=index >= len(contents.runs), page=page)
@@ -119,7 +119,7 @@ def _values(contents: ReportContents) -> dict[str, Any]:
 
 
 def _notes(runs: Sequence[ShownRun], field: str) -> dict[str, list[ShownRun]]:
-    """Returns each note (or notice) once, with the runs it belongs to."""
+    """Return each note (or notice) once, with the runs it belongs to."""
     holders: dict[str, list[ShownRun]] = {}
     for run in runs:
         for note in dict.fromkeys(getattr(run.page, field)):
@@ -132,13 +132,13 @@ def _largest(values: Iterable[float | int | None]) -> float | int:
 
 
 def _phase_colours(pages: Sequence[RunPage]) -> dict[str, int]:
-    """Returns a colour for each name of a phase; the same one in all runs."""
+    """Return a colour for each name of a phase; the same one in all runs."""
     names = dict.fromkeys(phase.name for page in pages for phase in page.phases)
     return {name: index % PHASE_COLOURS for index, name in enumerate(names)}
 
 
 def content_policy(scripts: Sequence[str]) -> str:
-    """Returns a Content-Security-Policy that lets these scripts run and nothing else, and lets nothing be fetched."""
+    """Return a Content-Security-Policy that lets these scripts run and nothing else, and lets nothing be fetched."""
     digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     sources = " ".join(f"'sha256-{digest}'" for digest in digests)
     return (

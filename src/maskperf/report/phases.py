@@ -15,7 +15,7 @@ Interval = tuple[float, float]
 
 
 def phases_of(files: RunFiles, notes: list[str]) -> tuple[Phase, ...]:
-    """Returns the time account of a run: its own, or else one made from the epochs and evaluations of the log.
+    """Return the time account of a run: its own, or else one made from the epochs and evaluations of the log.
 
     An account that does not sum up to the time of the run gets a note.
     """
@@ -31,7 +31,7 @@ def phases_of(files: RunFiles, notes: list[str]) -> tuple[Phase, ...]:
 
 
 def phases_of_log(log: BenchmarkLog) -> tuple[Phase, ...]:
-    """Returns training, evaluation and the rest; they sum to the time from run_start to run_stop.
+    """Return training, evaluation and the rest; they sum to the time from run_start to run_stop.
 
     Time in which an evaluation goes on counts for the evaluation, whatever else goes on, and counts once. Without a
     run_stop the account ends with the last line. Empty where the log has no run_start, or its clock went back.
@@ -57,19 +57,19 @@ def phases_of_log(log: BenchmarkLog) -> tuple[Phase, ...]:
 
 
 def last_minutes(log: BenchmarkLog) -> float | None:
-    """Returns how long after run_start the last line of the log is, in minutes."""
+    """Return how long after run_start the last line of the log is, in minutes."""
     start, stop = _run_interval(log)
     return None if start is None or stop is None else (stop - start) / 60
 
 
 def clip(intervals: Sequence[Interval], low: float, high: float) -> list[Interval]:
-    """Returns what of each interval lies between `low` and `high`."""
+    """Return what of each interval lies between `low` and `high`."""
     inside = [(max(start, low), min(stop, high)) for start, stop in intervals]
     return [(start, stop) for start, stop in inside if stop > start]
 
 
 def merge(intervals: Sequence[Interval]) -> list[Interval]:
-    """Returns intervals that cover the same, none of them touching another."""
+    """Return intervals that cover the same, none of them touching another."""
     merged: list[Interval] = []
     for start, stop in sorted(intervals):
         if merged and start <= merged[-1][1]:
@@ -84,7 +84,7 @@ def total(intervals: Sequence[Interval]) -> float:
 
 
 def _run_interval(log: BenchmarkLog) -> tuple[float | None, float | None]:
-    """Returns the times of run_start and of the end of the log, in seconds; None without a run_start."""
+    """Return the times of run_start and of the end of the log, in seconds; None without a run_start."""
     starts = [r.time_ms for r in log.records if r.key == "run_start" and r.time_ms is not None]
     if not starts:
         return None, None
@@ -95,7 +95,7 @@ def _run_interval(log: BenchmarkLog) -> tuple[float | None, float | None]:
 
 
 def _evaluation_intervals(log: BenchmarkLog, stop: float) -> list[Interval]:
-    """Returns the evaluations: each eval_start with the next eval_stop of its epoch, or with the end of the log."""
+    """Return the evaluations: each eval_start with the next eval_stop of its epoch, or with the end of the log."""
     intervals: list[Interval] = []
     open_starts: dict[object, float] = {}
     for record in log.records:

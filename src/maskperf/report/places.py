@@ -12,7 +12,7 @@ Judged = tuple[RunFiles, float | None]
 
 
 def place_result(runs: Sequence[Judged], score: SeriesScore | None) -> tuple[tuple[Place, ...], str]:
-    """Returns the published systems with this result among them, the fastest first, and a note on the comparison.
+    """Return the published systems with this result among them, the fastest first, and a note on the comparison.
 
     The score of five runs is compared, or the time of the first run that reached its targets. Without either, and for
     other targets than those of COCO, there are no places and the note says why.
@@ -73,7 +73,7 @@ def _name(files: RunFiles) -> str:
 
 
 def published_band(files: RunFiles) -> Band | None:
-    """Returns what published runs of the nearest batch size had after each epoch; None for targets not COCO's."""
+    """Return what published runs of the nearest batch size had after each epoch; None for targets not COCO's."""
     if files.batch_size is None or not has_coco_targets(files):
         return None
     band = band_for(files.batch_size)

@@ -21,7 +21,7 @@ ISLAND_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u
 
 
 def json_island(value: Any) -> str:
-    """Returns JSON that can stand inside a script element of HTML without ending it."""
+    """Return JSON that can stand inside a script element of HTML without ending it."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     for character, escape in ISLAND_ESCAPES.items():
         text = text.replace(character, escape)
@@ -29,7 +29,7 @@ def json_island(value: Any) -> str:
 
 
 def plot_text(text: str) -> str:
-    """Returns the text for a label in a plot: short, and without the markup that plotly would read in it."""
+    """Return the text for a label in a plot: short, and without the markup that plotly would read in it."""
     if len(text) > LONGEST_NAME:
         half = LONGEST_NAME // 2
         text = f"{text[: half - 2]}...{text[len(text) - half + 1 :]}"
@@ -37,7 +37,7 @@ def plot_text(text: str) -> str:
 
 
 def loss_terms(runs: Iterable[RunPage]) -> list[str]:
-    """Returns the names of all loss terms that have a value in one of the runs, known ones first."""
+    """Return the names of all loss terms that have a value in one of the runs, known ones first."""
     found = {
         name: None for run in runs for point in run.losses for name, value in point.terms.items() if is_number(value)
     }
@@ -46,7 +46,7 @@ def loss_terms(runs: Iterable[RunPage]) -> list[str]:
 
 
 def plot_data(contents: ReportContents) -> dict[str, Any]:
-    """Returns runs with their numbers by key, and the plots: each names the key it shows and the axes it can have.
+    """Return runs with their numbers by key, and the plots: each names the key it shows and the axes it can have.
 
     Numbers that are unknown or not finite are null, and make a gap in the line.
     """
@@ -104,7 +104,7 @@ def _plots(terms: Sequence[str], targets: tuple[float | None, float | None]) -> 
 
 
 def _targets(contents: ReportContents) -> tuple[float | None, float | None]:
-    """Returns the targets for box and mask where all runs that know theirs have the same ones."""
+    """Return the targets for box and mask where all runs that know theirs have the same ones."""
     verdicts = [run.verdict for run in contents.runs]
     boxes = {verdict.box_target for verdict in verdicts if is_number(verdict.box_target)}
     masks = {verdict.mask_target for verdict in verdicts if is_number(verdict.mask_target)}
@@ -117,7 +117,7 @@ def _has_numbers(run: dict[str, Any], plot: dict[str, Any]) -> bool:
 
 
 def _band_numbers(band: Band | None) -> dict[str, Any] | None:
-    """Returns mean lines and closed outlines of the band, by key and axis."""
+    """Return mean lines and closed outlines of the band, by key and axis."""
     if band is None or not band.points:
         return None
     timed = [point for point in band.points if is_number(point.minutes_low) and is_number(point.minutes_high)]
@@ -134,7 +134,7 @@ def _band_numbers(band: Band | None) -> dict[str, Any] | None:
 
 
 def _outline(points: Sequence[BandPoint], task: str, *, low: str, high: str) -> dict[str, Any]:
-    """Returns the edge from the earliest and highest course around to the latest and lowest one, and the mean.
+    """Return the edge from the earliest and highest course around to the latest and lowest one, and the mean.
 
     Over minutes there is no mean: only the fastest and the slowest run are known.
     """

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from maskperf.config import RunConfig
-from maskperf.errors import ConfigError, DataError, Fault
+from maskperf.errors import ConfigError, DataError, Problem
 from maskperf.mlperf.log_lines import TOKEN
 from maskperf.mlperf.read import BenchmarkLog, read_log
 from maskperf.mlperf.rules import as_given
@@ -22,7 +22,7 @@ METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "results.json"
 PICTURES_FILE = "pictures.json"
 RUN_FILES = (CONFIG_FILE, LOG_FILE, METRICS_FILE, RESULTS_FILE)  # a folder with one of them is that of a run
-MEND_FILE = "Put the file back as the run wrote it, or move it away: the report is then made without it."
+FIX_FILE = "Put the file back as the run wrote it, or move it away: the report is then made without it."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class RunFiles:
 
 
 def read_log_file(path: Path) -> RunFiles:
-    """Returns what a log alone says, one of maskperf or a published one.
+    """Return what a log alone says, one of maskperf or a published one.
 
     In a submission package (results/SYSTEM/maskrcnn/result_0.txt) the description systems/SYSTEM.json is read as well.
     Errors: DataError for a file without a line of the benchmark's log, or a description that cannot be read.
@@ -107,7 +107,7 @@ def read_log_file(path: Path) -> RunFiles:
 
 
 def read_run_folder(folder: Path) -> RunFiles:
-    """Returns what lies in a run folder, that of a run which is going on or was cut short included.
+    """Return what lies in a run folder, that of a run which is going on or was cut short included.
 
     Errors: DataError or ConfigError for a file that is there but cannot be read.
     """
@@ -132,20 +132,20 @@ def read_run_folder(folder: Path) -> RunFiles:
     )
 
 
-def file_error(path: Path, *, where: str, value: str, problem: str, mend: str = MEND_FILE) -> DataError:
-    """Returns an error about a file of a run."""
-    return DataError([Fault(file=str(path), where=where, field="content", value=value, problem=problem, mend=mend)])
+def file_error(path: Path, *, where: str, value: str, problem: str, fix: str = FIX_FILE) -> DataError:
+    """Return an error about a file of a run."""
+    return DataError([Problem(file=str(path), where=where, field="content", value=value, message=problem, fix=fix)])
 
 
 def _read_bytes(path: Path) -> bytes | None:
-    """Returns what is in a file, None where there is no such file."""
+    """Return what is in a file, None where there is no such file."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
         problem = f"The file cannot be read ({error.strerror or error})."
-        raise file_error(path, where="the file", value="-", problem=problem) from error
+        raise file_error(path, where="the file", value="-", message=problem) from error
 
 
 def _read_json(path: Path, kind: Any, missing: Any) -> Any:
@@ -155,11 +155,11 @@ def _read_json(path: Path, kind: Any, missing: Any) -> Any:
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise file_error(path, where="the file", value=_shown(data), problem=f"It cannot be used: {error}.") from error
+        raise file_error(path, where="the file", value=_shown(data), message=f"It cannot be used: {error}.") from error
 
 
 def _read_config(path: Path, notes: list[str]) -> tuple[dict[str, Any], RunConfig | None]:
-    """Returns the values of a config.json by their keys, and the configuration if it is one of this version."""
+    """Return the values of a config.json by their keys, and the configuration if it is one of this version."""
     nested = _read_json(path, dict[str, Any], None)
     if nested is None:
         notes.append(f"{path.name} is missing: the settings come from the log, and no rule was checked.")
@@ -205,12 +205,12 @@ def _read_metrics(path: Path, notes: list[str]) -> tuple[MetricLine, ...]:
             found.append(decoder.decode(line))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             problem = f"The line cannot be used: {error}."
-            raise file_error(path, where=f"line {number}", value=_shown(line), problem=problem) from error
+            raise file_error(path, where=f"line {number}", value=_shown(line), message=problem) from error
     return tuple(found)
 
 
 def _product(nodes: Any, per_node: Any) -> int | None:
-    """Returns the accelerators of all nodes; descriptions have these numbers as numbers or as text."""
+    """Return the accelerators of all nodes; descriptions have these numbers as numbers or as text."""
     try:
         count = int(nodes) * int(per_node)
     except (TypeError, ValueError):

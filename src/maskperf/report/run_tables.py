@@ -58,7 +58,7 @@ DESCRIPTION = (  # of a submission package
 
 
 def category_scores(files: RunFiles) -> tuple[CategoryScore, ...]:
-    """Returns the AP of each category, in the order of the results."""
+    """Return the AP of each category, in the order of the results."""
     if files.results is None:
         return ()
     masks = files.results.mask_ap_per_category
@@ -69,7 +69,7 @@ def category_scores(files: RunFiles) -> tuple[CategoryScore, ...]:
 
 
 def rule_rows(files: RunFiles) -> tuple[RuleRow, ...]:
-    """Returns what the rules of the closed division say about the configuration; empty where it is not known."""
+    """Return what the rules of the closed division say about the configuration; empty where it is not known."""
     if files.config is None:
         return ()
     return tuple(
@@ -86,7 +86,7 @@ def rule_rows(files: RunFiles) -> tuple[RuleRow, ...]:
 
 
 def setting_pairs(files: RunFiles) -> Pairs:
-    """Returns names and values of the settings that matter most, from the configuration or else from the log."""
+    """Return names and values of the settings that matter most, from the configuration or else from the log."""
     logged = {} if files.log is None else files.log.settings
     pairs = [("recipe", files.recipe)] if files.recipe else []
     for name, key, log_key in SETTINGS:
@@ -100,7 +100,7 @@ def setting_pairs(files: RunFiles) -> Pairs:
 
 
 def system_pairs(files: RunFiles) -> Pairs:
-    """Returns names and values of what is known about the submitter, the machine and its software."""
+    """Return names and values of what is known about the submitter, the machine and its software."""
     pairs = []
     if files.log is not None:
         log = files.log
@@ -122,7 +122,7 @@ def system_pairs(files: RunFiles) -> Pairs:
 
 
 def median_speed(files: RunFiles) -> float | None:
-    """Returns the median images/s of training, None where nothing was recorded."""
+    """Return the median images/s of training, None where nothing was recorded."""
     speeds: Iterable[float | None] = [line.images_per_second for line in files.lines if line.kind == "step"]
     if not files.lines and files.log is not None:
         speeds = [entry.values.get("throughput") for entry in files.log.tracked]
@@ -131,7 +131,7 @@ def median_speed(files: RunFiles) -> float | None:
 
 
 def peak_memory(files: RunFiles) -> tuple[tuple[str, float], ...]:
-    """Returns names and GiB of the most memory that was in use."""
+    """Return names and GiB of the most memory that was in use."""
     if files.results is not None and files.results.peak_memory_gib:
         known = files.results.peak_memory_gib.items()
         return tuple((name, float(gib)) for name, gib in known if gib is not None)
@@ -140,7 +140,7 @@ def peak_memory(files: RunFiles) -> tuple[tuple[str, float], ...]:
 
 
 def _gpu_texts(gpus: object) -> list[str]:
-    """Returns one text for each kind of GPU, such as "8 x name, 80 GiB"."""
+    """Return one text for each kind of GPU, such as "8 x name, 80 GiB"."""
     counts: dict[str, int] = {}
     for gpu in gpus if isinstance(gpus, list) else []:
         if isinstance(gpu, Mapping):

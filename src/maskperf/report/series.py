@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from maskperf.guard.targets import has_targets
+from maskperf.config import has_targets
 from maskperf.mlperf.scoring import RUNS, reference_check, score_minutes
 from maskperf.report.contents import EvaluationPoint, SeriesScore, Verdict
 from maskperf.report.run_files import RUN_FILES, RunFiles, file_error, read_log_file, read_run_folder
@@ -14,7 +14,7 @@ from maskperf.report.verdict import has_coco_targets
 
 SERIES_FILE = "series.json"
 RESULT_PATTERN = "result_*.txt"
-MEND_PATH = (
+FIX_PATH = (
     "Give a run folder, the folder of a series (with series.json), a log of the benchmark, or a folder of result_*.txt."
 )
 
@@ -43,7 +43,7 @@ class Source:
 
 
 def read_source(path: Path) -> Source:
-    """Returns the runs behind a path.
+    """Return the runs behind a path.
 
     Errors: DataError for a path that is no run, and for files that cannot be read.
     """
@@ -56,16 +56,16 @@ def read_source(path: Path) -> Source:
         if logs:
             return Source(path=path, runs=tuple(read_log_file(log) for log in logs), is_series=True)
         problem = "It holds no run: neither config.json, mlperf.log nor results.json, no series.json, no result_*.txt."
-        raise file_error(path, where="the folder", value="no known file", problem=problem, mend=MEND_PATH)
+        raise file_error(path, where="the folder", value="no known file", message=problem, fix=FIX_PATH)
     if not path.exists():
-        raise file_error(path, where="the path", value="missing", problem="There is no such file.", mend=MEND_PATH)
+        raise file_error(path, where="the path", value="missing", message="There is no such file.", fix=FIX_PATH)
     return Source(path=path, runs=(read_log_file(path),), is_series=False)
 
 
 def score_of(
     sources: Sequence[Source], judged: Sequence[tuple[RunFiles, Verdict, Sequence[EvaluationPoint]]]
 ) -> SeriesScore | None:
-    """Returns the score of a series, or of five single runs of one recipe and batch size; otherwise None.
+    """Return the score of a series, or of five single runs of one recipe and batch size; otherwise None.
 
     Runs without targets have none: there is no time to a target.
     """
@@ -109,7 +109,7 @@ def _sentence(minutes: Sequence[float | None], score: float | None) -> str:
 def _convergence(
     judged: Sequence[tuple[RunFiles, Verdict, Sequence[EvaluationPoint]]],
 ) -> tuple[float | None, str]:
-    """Returns the scaling factor and what the test of the reference's epochs says; nothing for other data than COCO."""
+    """Return the scaling factor and what the test of the reference's epochs says; nothing for other data than COCO."""
     batch_sizes = {files.batch_size for files, _, _ in judged}
     batch_size = next(iter(batch_sizes))
     if not all(has_coco_targets(files) for files, _, _ in judged):
@@ -127,12 +127,10 @@ def _read_series(folder: Path) -> Source:
     try:
         record = msgspec.json.decode(data, type=SeriesRecord)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        mend = "Put the file back as the series wrote it, or give the run folders in it one by one."
-        raise file_error(
-            path, where="the file", value="-", problem=f"It cannot be used: {error}.", mend=mend
-        ) from error
+        fix = "Put the file back as the series wrote it, or give the run folders in it one by one."
+        raise file_error(path, where="the file", value="-", message=f"It cannot be used: {error}.", fix=fix) from error
     if not record.runs:
-        raise file_error(path, where="runs", value="[]", problem="The series has no run.", mend=MEND_PATH)
+        raise file_error(path, where="runs", value="[]", message="The series has no run.", fix=FIX_PATH)
     runs = []
     for entry in record.runs:
         files = (

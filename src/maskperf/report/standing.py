@@ -28,7 +28,7 @@ class Standing:
 
 
 def overall_state(contents: ReportContents) -> str:
-    """Returns the state of the report: of its score where there is one, or else the worst of its runs."""
+    """Return the state of the report: of its score where there is one, or else the worst of its runs."""
     if contents.score is not None and is_number(contents.score.score_minutes):
         return "reached"
     states = [run.verdict.state for run in contents.runs]
@@ -36,7 +36,7 @@ def overall_state(contents: ReportContents) -> str:
 
 
 def headline_minutes(contents: ReportContents) -> tuple[float | None, str]:
-    """Returns the minutes that count, and what they are; None for several runs without a score."""
+    """Return the minutes that count, and what they are; None for several runs without a score."""
     if contents.score is not None:
         return contents.score.score_minutes, f"score, minutes, of {len(contents.score.minutes)} runs"
     if len(contents.runs) == 1:
@@ -46,7 +46,7 @@ def headline_minutes(contents: ReportContents) -> tuple[float | None, str]:
 
 
 def find_standing(places: Sequence[Place]) -> Standing | None:
-    """Returns the place of the first entry that is this report; None where there is none."""
+    """Return the place of the first entry that is this report; None where there is none."""
     own = next((place for place in places if place.is_this), None)
     if own is None:
         return None
@@ -61,7 +61,7 @@ def find_standing(places: Sequence[Place]) -> Standing | None:
 
 
 def standing_sentence(places: Sequence[Place]) -> str:
-    """Returns one sentence about `find_standing`, empty where there is no place."""
+    """Return one sentence about `find_standing`, empty where there is no place."""
     standing = find_standing(places)
     if standing is None:
         return ""
@@ -72,7 +72,7 @@ def standing_sentence(places: Sequence[Place]) -> str:
 
 
 def places_nearby(places: Sequence[Place], count: int) -> list[tuple[int, Place]]:
-    """Returns rank and entry of this report and of up to `count` before and after it; the first ones if it has none."""
+    """Return rank and entry of this report and of up to `count` before and after it; the first ones if it has none."""
     middle = next((index for index, place in enumerate(places) if place.is_this), count)
     ranked = list(enumerate(places, start=1))
     return ranked[max(0, middle - count) : middle + count + 1]

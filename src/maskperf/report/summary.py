@@ -19,7 +19,7 @@ LINE_MARKS = re.compile(r"^(?:[-+=]|\d+(?=[.)]))")
 
 
 def markdown_summary(contents: ReportContents) -> str:
-    """Returns verdict, score, evaluations, time account, places nearby and the guard's record, as Markdown.
+    """Return verdict, score, evaluations, time account, places nearby and the guard's record, as Markdown.
 
     Text that came from files and names is escaped: it can make no markup, link or table cell of its own.
     """
@@ -35,7 +35,7 @@ def markdown_summary(contents: ReportContents) -> str:
 
 
 def escape(text: str) -> str:
-    """Returns the text such that Markdown shows it as it is; it must be one line."""
+    """Return the text such that Markdown shows it as it is; it must be one line."""
     text = text.strip().replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = INLINE_MARKS.sub(lambda found: "\\" + found.group(), text)
     # A number before a dot must not be escaped itself; its dot can be.
@@ -133,6 +133,6 @@ def _list(lines: Iterable[str]) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a table; cells that are user text must be escaped."""
+    """Return a table; cells that are user text must be escaped."""
     lines = [header, ["---" if index == 0 else "---:" for index in range(len(header))], *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from maskperf.guard.targets import has_targets, meets_targets
+from maskperf.config import has_targets, meets_targets
 from maskperf.mlperf.read import BOX_TARGET, MASK_TARGET, BenchmarkLog
 from maskperf.report.contents import EvaluationPoint, RuleRow, Verdict
 from maskperf.report.number_text import target_text
@@ -14,7 +14,7 @@ LARGEST_DIFFERENCE = 0.005  # between two clocks of one run
 CLOCK_KEY = "maskperf_wall_clock_moved_seconds"
 STOP_KEY = "maskperf_stop"
 DEMO_NOTE = (
-    "A demo is not a submission: it trains a small network on made-up pictures, and its time and AP say nothing about "
+    "A demo is not a submission: it trains a small network on synthetic images, and its time and AP say nothing about "
     "the benchmark."
 )
 OPEN_NOTE = (
@@ -24,7 +24,7 @@ OPEN_NOTE = (
 
 
 def evaluation_points(files: RunFiles, notes: list[str]) -> tuple[EvaluationPoint, ...]:
-    """Returns the evaluations, from the log, or else from the metrics or the results; unusable ones get a note."""
+    """Return the evaluations, from the log, or else from the metrics or the results; unusable ones get a note."""
     found: list[tuple[float | None, float | None, float | None, float | None]] = []
     if files.log is not None and files.log.evaluations:
         found = [(entry.epoch, entry.minutes, entry.box_ap, entry.mask_ap) for entry in files.log.evaluations]
@@ -46,7 +46,7 @@ def evaluation_points(files: RunFiles, notes: list[str]) -> tuple[EvaluationPoin
 
 
 def make_verdict(files: RunFiles, evaluations: Sequence[EvaluationPoint]) -> Verdict:
-    """Returns what came of the run.
+    """Return what came of the run.
 
     "done": trained to its end without targets; "missed": trained to its end without meeting its targets; "aborted":
     stopped before its end, by the guard, by an error or by hand; "unfinished": nothing says that it ended.
@@ -71,7 +71,7 @@ def has_coco_targets(files: RunFiles) -> bool:
 
 
 def run_notes(files: RunFiles, verdict: Verdict, rules: Sequence[RuleRow]) -> list[str]:
-    """Returns what a reader must know before comparing this run with others."""
+    """Return what a reader must know before comparing this run with others."""
     notes = []
     if files.recipe == "demo":
         notes.append(DEMO_NOTE)
@@ -117,7 +117,7 @@ def _state(files: RunFiles, evaluations: Sequence[EvaluationPoint]) -> str:
 
 
 def stop_reason(files: RunFiles) -> str:
-    """Returns why a run was stopped before its end, in its own words; empty where nothing says so."""
+    """Return why a run was stopped before its end, in its own words; empty where nothing says so."""
     if files.log is not None:
         stops = [record.value for record in files.log.records if record.key == STOP_KEY]
         if stops:
@@ -126,7 +126,7 @@ def stop_reason(files: RunFiles) -> str:
 
 
 def _is_whole(files: RunFiles, evaluations: Sequence[EvaluationPoint]) -> bool:
-    """Returns whether the last epoch that began was evaluated: then the run stopped where a run may stop."""
+    """Return whether the last epoch that began was evaluated: then the run stopped where a run may stop."""
     if files.results is not None and files.log is None:
         return bool(evaluations)
     started = [] if files.log is None else [entry.epoch for entry in files.log.epochs]
@@ -174,7 +174,7 @@ def _missed(files: RunFiles, evaluations: Sequence[EvaluationPoint], minutes: fl
 
 
 def _margins(files: RunFiles, point: EvaluationPoint) -> dict[str, float]:
-    """Returns by how much each AP is above its target, by name."""
+    """Return by how much each AP is above its target, by name."""
     pairs = {"box AP": (point.box_ap, files.targets[0]), "mask AP": (point.mask_ap, files.targets[1])}
     return {name: ap - target for name, (ap, target) in pairs.items() if target}
 
@@ -228,7 +228,7 @@ def _clock_notes(files: RunFiles) -> list[str]:
 
 
 def _backward_notes(log: BenchmarkLog) -> list[str]:
-    """Returns a note for the first time in the log that lies before the one above it, after run_start."""
+    """Return a note for the first time in the log that lies before the one above it, after run_start."""
     last_ms: float | None = None
     for record in log.records:
         if record.time_ms is None or (last_ms is None and record.key != "run_start"):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from maskperf.records.run_folder import write_text
+from maskperf.files import write_text
 from maskperf.report.contents import ReportContents
 from maskperf.report.gather import gather
 from maskperf.report.page import write_page
@@ -13,7 +13,7 @@ PAGE_FILE = "report.html"
 
 
 def write_report(run_folder: Path) -> tuple[Path, Path]:
-    """Returns report.html and report.md of a run or of a series, written into its folder over older ones.
+    """Return report.html and report.md of a run or of a series, written into its folder over older ones.
 
     Errors: DataError or ConfigError for a file of the run that cannot be read; StorageError for one not written.
     """
@@ -22,7 +22,7 @@ def write_report(run_folder: Path) -> tuple[Path, Path]:
 
 
 def write_report_to(runs: Sequence[Path], compared: Sequence[Path], page: Path) -> tuple[Path, Path, ReportContents]:
-    """Returns the page, the text beside it (the same name with .md), and what both show."""
+    """Return the page, the text beside it (the same name with .md), and what both show."""
     contents = gather(runs, compared)
     summary = page.with_suffix(".md")
     write_page(contents, page)

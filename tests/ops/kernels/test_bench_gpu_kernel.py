@@ -19,7 +19,7 @@ SIZES = KernelSizes(
 
 @pytest.fixture(scope="module")
 def rows() -> dict[tuple[str, str], KernelRow]:
-    """Returns the rows of all kernels; RoIs of 14 x 14 go the same way as those of 7 x 7, but are slow here."""
+    """Return the rows of all kernels; RoIs of 14 x 14 go the same way as those of 7 x 7, but are slow here."""
     device = torch.device(DEVICE)
     plan = GpuPlan(device=DEVICE, kernels=SIZES, repeats=1, warm_up_calls=1)
     with pytest.MonkeyPatch.context() as patch:

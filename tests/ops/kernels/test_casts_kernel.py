@@ -9,7 +9,7 @@ BFLOAT16 = torch.bfloat16
 
 
 def parameters(seed: int) -> list[torch.nn.Parameter]:
-    """Returns parameters of less than one block, of a block exactly, of several, and one channels-last."""
+    """Return parameters of less than one block, of a block exactly, of several, and one channels-last."""
     generator = torch.Generator().manual_seed(seed)
     shapes = [(5,), (32, NUMBERS_AT_A_TIME // 32), (7, 24, 17), (17, 24, 3, 3)]
     made = [torch.randn(shape, generator=generator).to(DEVICE) for shape in shapes]
@@ -23,7 +23,7 @@ def both(seed: int = 0) -> tuple[PlainCasts, WeightCasts]:
 
 
 def exact(casts: PlainCasts) -> list[torch.Tensor]:
-    """Returns the casts as the device of this test stores them."""
+    """Return the casts as the device of this test stores them."""
     factors = [
         1.0 if scale is None else scale.view(-1, *[1] * (value.ndim - 1))
         for value, scale in zip(casts.parameters, casts._factors, strict=True)

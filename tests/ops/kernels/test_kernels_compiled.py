@@ -13,7 +13,7 @@ triton = pytest.importorskip("triton", reason="the Python package triton is not 
 from triton.backends.compiler import GPUTarget  # noqa: E402 -- after the check that there is a Triton
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-from maskperf.data.raw_pictures import BufferRing, pack_pictures  # noqa: E402
+from maskperf.data.images.raw_images import BufferRing, pack_pictures  # noqa: E402
 from maskperf.ops.kernels import own_class  # noqa: E402
 from maskperf.ops.kernels.casts import WeightCasts  # noqa: E402
 from maskperf.ops.kernels.matching import match_boxes  # noqa: E402
@@ -32,7 +32,7 @@ STRIDES = (4, 8, 16, 32)
 
 @pytest.fixture
 def compiled(monkeypatch, tmp_path) -> dict:
-    """Returns the kernels compiled so far, by name: in this test they are compiled when called, and not run."""
+    """Return the kernels compiled so far, by name: in this test they are compiled when called, and not run."""
     found = {}
     machine = SimpleNamespace(
         get_current_target=lambda: H200,
@@ -51,7 +51,7 @@ def compiled(monkeypatch, tmp_path) -> dict:
 
 
 def stack_bytes(kernel, tmp_path) -> int:
-    """Returns how many bytes a thread keeps outside its registers."""
+    """Return how many bytes a thread keeps outside its registers."""
     program = tmp_path / "kernel.cubin"
     program.write_bytes(kernel.asm["cubin"])
     tool = triton.knobs.nvidia.cuobjdump.path

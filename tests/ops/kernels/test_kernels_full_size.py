@@ -1,4 +1,4 @@
-"""The kernels at the size of the benchmark, on a GPU; the smaller tests say where a fault is."""
+"""The kernels at the size of the benchmark, on a GPU; the smaller tests say where a problem is."""
 
 import pytest
 import torch

@@ -16,7 +16,7 @@ FILES = sorted(path.stem for path in HERE.glob("test_*_kernel.py"))
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory) -> list[ElementTree.Element]:
-    """Returns what became of every test, after all files ran once in one process."""
+    """Return what became of every test, after all files ran once in one process."""
     report = tmp_path_factory.mktemp("kernels") / "report.xml"
     words = [*("-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}")]
     paths = [f"{HERE}/{name}.py" for name in FILES]

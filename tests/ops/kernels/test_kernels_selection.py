@@ -18,7 +18,7 @@ CUDA = torch.device("cuda", 0)
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
-    """Makes this look like a machine with a fitting GPU, with everything installed; what is remembered is forgotten."""
+    """Make this look like a machine with a fitting GPU, with everything installed; what is remembered is forgotten."""
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())

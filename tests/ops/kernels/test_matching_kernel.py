@@ -28,7 +28,7 @@ def assert_same(found: Matches, expected: Matches) -> None:
 
 
 def match_both_ways(boxes: torch.Tensor, truth: torch.Tensor, valid: torch.Tensor) -> tuple[Matches, Matches]:
-    """Returns what the kernels find for the first image's boxes as anchors, and for all boxes as RoIs, after a
+    """Return what the kernels find for the first image's boxes as anchors, and for all boxes as RoIs, after a
     comparison with the twins."""
     anchors = on_device(boxes[:1], truth, valid, keep_best_of_truth=True, **RPN)
     assert_same(anchors, match_by_slots(boxes[0], truth, valid, **RPN))
@@ -56,7 +56,7 @@ def boxes_with_ties(draw, number: int) -> list[tuple[float, ...]]:
 
 @st.composite
 def pictures(draw) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Returns boxes, ground truth and which of it is real, of two images; some boxes may be no numbers."""
+    """Return boxes, ground truth and which of it is real, of two images; some boxes may be no numbers."""
     num_boxes, num_slots = draw(st.integers(1, 9)), draw(st.integers(1, 4))
     boxes = torch.tensor([draw(boxes_with_ties(num_boxes)) for _ in range(2)], dtype=torch.float32)
     truth = torch.tensor([draw(boxes_with_ties(num_slots)) for _ in range(2)], dtype=torch.float32)

@@ -12,7 +12,7 @@ FAR = (50.0, 50.0, 59.0, 59.0)
 
 
 def crowded_boxes(groups: int, count: int, seed: int, whole: bool = True) -> torch.Tensor:
-    """Returns boxes around a few centres, by default in whole pixels, so that many overlaps are equal."""
+    """Return boxes around a few centres, by default in whole pixels, so that many overlaps are equal."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randint(0, 60, (groups, 5, 2), generator=generator)
     choice = torch.randint(0, 5, (groups, count, 1), generator=generator).expand(-1, -1, 2)
@@ -23,7 +23,7 @@ def crowded_boxes(groups: int, count: int, seed: int, whole: bool = True) -> tor
 
 
 def survivors(boxes: torch.Tensor, valid: torch.Tensor, iou_threshold: float = 0.5) -> torch.Tensor:
-    """Returns what the kernel finds, after a comparison with the twin."""
+    """Return what the kernel finds, after a comparison with the twin."""
     found = nms_sorted(boxes.to(DEVICE), valid.to(DEVICE), iou_threshold).cpu()
     assert found.dtype == torch.bool
     assert torch.equal(found, twin(boxes, valid, iou_threshold))

@@ -21,7 +21,7 @@ def random_cells(*shape: int, count: int = NUM_CELLS) -> torch.Tensor:
 
 
 def both_ways(features: list[torch.Tensor], cells: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Returns the patches and the gradients of all levels: of the kernels, and of the twin in float32."""
+    """Return the patches and the gradients of all levels: of the kernels, and of the twin in float32."""
     shape = (*cells.shape, 9, features[0].shape[1])
     wanted = torch.randn(shape, generator=torch.Generator().manual_seed(99)).to(features[0].dtype)
     found, expected = [], []

@@ -3,7 +3,7 @@ import pytest
 import torch
 from kernel_device import DEVICE, stored_as
 
-from maskperf.data.raw_pictures import BufferRing, pack_pictures
+from maskperf.data.images.raw_images import BufferRing, pack_pictures
 from maskperf.ops.kernels import pictures
 from maskperf.ops.kernels.pictures import resize_pictures
 from maskperf.ops.pictures import to_images_reference

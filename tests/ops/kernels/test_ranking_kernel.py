@@ -9,7 +9,7 @@ LEVELS = (SCORES_AT_A_TIME + 500, 1030, 64, 3, 1)
 
 
 def random_scores(rows: int, count: int, kinds: int | None = None) -> torch.Tensor:
-    """Returns logits like those of a network, all different, or of so many different values."""
+    """Return logits like those of a network, all different, or of so many different values."""
     generator = torch.Generator().manual_seed(count)
     if kinds is None:
         return torch.stack([torch.randperm(count, generator=generator) for _ in range(rows)]) / count * 16 - 12
@@ -17,7 +17,7 @@ def random_scores(rows: int, count: int, kinds: int | None = None) -> torch.Tens
 
 
 def first_best(scores: torch.Tensor, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the best by a stable sort: of equal ones the first."""
+    """Return the best by a stable sort: of equal ones the first."""
     ranked, index = scores.sort(dim=1, descending=True, stable=True)
     return ranked[:, :limit], index[:, :limit]
 

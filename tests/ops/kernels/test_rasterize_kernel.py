@@ -19,7 +19,7 @@ def polygons_of(objects: list[list]) -> Polygons:
 
 
 def drawn(objects: list[list], boxes: np.ndarray, size: int = SIZE, chosen: list[int] | None = None) -> np.ndarray:
-    """Returns the masks of the kernel, after a comparison with the twin, which is compared with pycocotools."""
+    """Return the masks of the kernel, after a comparison with the twin, which is compared with pycocotools."""
     polygons = polygons_of(objects)
     numbers = torch.tensor(range(len(objects)) if chosen is None else chosen, dtype=torch.int64)
     corners = torch.from_numpy(np.asarray(boxes, np.float32))
@@ -35,7 +35,7 @@ def target(rings: list, box: tuple, size: int = SIZE) -> np.ndarray:
 
 
 def random_boxes(generator: np.random.Generator, count: int) -> np.ndarray:
-    """Returns float32 boxes. Every second one has sides of 14, 28 or 56 pixels, where scaling rounds nothing."""
+    """Return float32 boxes. Every second one has sides of 14, 28 or 56 pixels, where scaling rounds nothing."""
     corners = generator.uniform(-20, 900, (count, 2))
     sides = np.exp(generator.uniform(np.log(0.3), np.log(700), (count, 2)))
     corners[::2] = np.round(corners[::2])
@@ -44,7 +44,7 @@ def random_boxes(generator: np.random.Generator, count: int) -> np.ndarray:
 
 
 def place(points: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """Returns points given on the canvas of 28 x 28 in pixels of the image around the box."""
+    """Return points given on the canvas of 28 x 28 in pixels of the image around the box."""
     sides = np.maximum(box[2:] - box[:2], 1).astype(np.float64)
     return (box[:2] + points * sides / SIZE).astype(np.float32)
 

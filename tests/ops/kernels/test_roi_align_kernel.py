@@ -32,7 +32,7 @@ def random_pyramid(
 
 
 def random_rois(images: int, rois: int, canvas_hw: tuple[int, int], seed: int) -> torch.Tensor:
-    """Returns boxes from a point to wider than the canvas, on all four levels; many leave the canvas."""
+    """Return boxes from a point to wider than the canvas, on all four levels; many leave the canvas."""
     generator = torch.Generator().manual_seed(seed)
     extent = torch.tensor([canvas_hw[1], canvas_hw[0]])
     scale = 1000 ** torch.rand((images, rois, 1), generator=generator) - 1
@@ -44,7 +44,7 @@ def random_rois(images: int, rois: int, canvas_hw: tuple[int, int], seed: int) -
 def pool_both_ways(
     features: list[torch.Tensor], boxes: torch.Tensor, size: int
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Returns the pooled maps and the gradients of all levels: of the kernel, and of the twin in float32."""
+    """Return the pooled maps and the gradients of all levels: of the kernel, and of the twin in float32."""
     strides = STRIDES[: len(features)]
     shape = (boxes.shape[0] * boxes.shape[1], features[0].shape[1], size, size)
     wanted = torch.randn(shape, generator=torch.Generator().manual_seed(99)).to(features[0].dtype)

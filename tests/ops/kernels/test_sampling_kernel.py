@@ -13,7 +13,7 @@ from maskperf.seeds import derive_seed
 def draw_both_ways(
     positive: torch.Tensor, negative: torch.Tensor, seeds: torch.Tensor, num_samples: int, max_positive: int
 ) -> Sample:
-    """Returns what the kernels draw, after a comparison with the twin, bit for bit."""
+    """Return what the kernels draw, after a comparison with the twin, bit for bit."""
     rule = {"num_samples": num_samples, "max_positive": max_positive}
     found = draw_balanced(positive.to(DEVICE), negative.to(DEVICE), seeds.to(DEVICE), **rule)
     expected = draw_by_rank(positive, negative, seeds, **rule)

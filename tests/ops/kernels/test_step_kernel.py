@@ -6,7 +6,7 @@ import torch
 from kernel_device import DEVICE
 
 from maskperf.bench.gpu_plan import GpuPlan
-from maskperf.bench.gpu_steps import made_up_batch
+from maskperf.bench.gpu_steps import synthetic_batch
 from maskperf.config import ModelConfig, SpeedConfig
 from maskperf.engine.build import build_model
 from maskperf.engine.forward import training_losses
@@ -43,7 +43,7 @@ def losses_and_gradients(with_kernels: bool, monkeypatch) -> tuple[torch.Tensor,
     monkeypatch.setattr(selection, "missing_part", lambda device: "" if with_kernels else "not wanted")
     speed = SpeedConfig(fast_convolutions=False, precision="float32", packed_positives=False)
     model, _ = build_model(MODEL, 3, speed)
-    losses = training_losses(model.to(device), made_up_batch(PLAN, (64, 96), 1, device))
+    losses = training_losses(model.to(device), synthetic_batch(PLAN, (64, 96), 1, device))
     losses.total().backward()
     gradients = {name: place.grad for name, place in model.named_parameters() if place.grad is not None}
     return losses.stacked().detach(), gradients, taken

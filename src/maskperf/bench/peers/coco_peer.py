@@ -10,12 +10,12 @@ from pycocotools.cocoeval import COCOeval
 
 
 def index(inputs):
-    """Returns one reading of the JSON."""
+    """Return one reading of the JSON."""
     return (lambda: COCO(inputs["large_json"]) and None), {}
 
 
 def scored(inputs):
-    """Returns one scoring of box results and mask results, one after the other."""
+    """Return one scoring of box results and mask results, one after the other."""
     return prepare_scoring(inputs, COCO, COCOeval)
 
 

@@ -8,7 +8,7 @@ import time
 
 
 def prepare_scoring(inputs, read_truth, make_evaluation):
-    """Returns one scoring of box results and mask results, one after the other; the two are classes of the library."""
+    """Return one scoring of box results and mask results, one after the other; the two are classes of the library."""
     start = time.perf_counter()
     truth = read_truth(inputs["large_json"])
     seconds = time.perf_counter() - start

@@ -9,7 +9,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 
 
 def scored(inputs):
-    """Returns one scoring of box results and mask results, one after the other."""
+    """Return one scoring of box results and mask results, one after the other."""
     return prepare_scoring(inputs, COCO, COCOeval_faster)
 
 

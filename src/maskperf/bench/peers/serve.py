@@ -22,7 +22,7 @@ CLEAR_REFS = "/proc/self/clear_refs"
 
 
 def serve(benchmarks, *, synchronize=None, device_peak_bytes=None):
-    """Returns nothing; answers until its input ends.
+    """Answer requests until its input ends.
 
     `synchronize` waits for the device, `device_peak_bytes` tells the most memory taken there; None without one.
     """
@@ -52,7 +52,7 @@ class Server:
         self.before_bytes = None
 
     def answer(self, request):
-        """Returns the answer to one request, ready for JSON."""
+        """Return the answer to one request, ready for JSON."""
         command = request["command"]
         if command == "prepare":
             return self._prepare(request["benchmark"], request["inputs"])
@@ -100,7 +100,7 @@ class Server:
         return {"wall_seconds": wall / self.calls, "cpu_seconds": cpu / self.calls}
 
     def _memory(self):
-        """Returns the peak of this process since `prepare` ended, or since its start where Linux cannot tell."""
+        """Return the peak of this process since `prepare` ended, or since its start where Linux cannot tell."""
         device = self.device_peak_bytes()
         return {
             "peak_gib": peak_bytes() / GIB,
@@ -110,7 +110,7 @@ class Server:
 
 
 def peak_bytes():
-    """Returns the most memory this process has held.
+    """Return the most memory this process has held.
 
     Trap: ru_maxrss of a process that was just started counts the memory of its parent; Linux's VmHWM does not.
     """
@@ -118,7 +118,7 @@ def peak_bytes():
 
 
 def memory_bytes(field):
-    """Returns a field of /proc/self/status in bytes, or None where there is no such file."""
+    """Return a field of /proc/self/status in bytes, or None where there is no such file."""
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as status:
             for line in status:
@@ -130,7 +130,7 @@ def memory_bytes(field):
 
 
 def reset_peak():
-    """Returns whether the peak of this process now starts anew from what it holds."""
+    """Return whether the peak of this process now starts anew from what it holds."""
     try:
         with open(CLEAR_REFS, "w", encoding="ascii") as file:
             file.write("5")

@@ -12,7 +12,7 @@ PASSING_PER_IMAGE = 500
 
 @torch.no_grad()
 def sharpen(linear, logits, images):
-    """Returns nothing; changes `linear`, which gave the `logits` [rois, classes], class 0 being the background.
+    """Change `linear`, which gave the `logits` [rois, classes], class 0 being the background.
 
     Afterwards about PASSING_PER_IMAGE pairs of RoI and class pass the score threshold: the logits of every class get
     the same mean and deviation, and those of the background are moved until the number is right.
@@ -33,7 +33,7 @@ def sharpen(linear, logits, images):
 
 
 def passing(logits, background):
-    """Returns how many pairs of RoI and class are above the threshold with this much added to the background."""
+    """Return how many pairs of RoI and class are above the threshold with this much added to the background."""
     moved = logits.clone()
     moved[:, 0] += background
     return int((moved.softmax(dim=1)[:, 1:] > THRESHOLD).sum())

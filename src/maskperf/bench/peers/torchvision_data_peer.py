@@ -23,7 +23,7 @@ MEAN, DEVIATION = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 def loader(inputs):
-    """Returns one pass over all pictures: decode, polygons to masks, tensor, flip, then the transform of the model.
+    """Return one pass over all pictures: decode, polygons to masks, tensor, flip, then the transform of the model.
 
     The model's transform normalizes, resizes picture and masks, and pads to a batch.
     """
@@ -38,7 +38,7 @@ def loader(inputs):
     pictures = [(os.path.join(folder, entry["file_name"]), owned[entry["id"]]) for entry in document["images"]]
     transform = GeneralizedRCNNTransform(inputs["short_side"], inputs["long_side"], MEAN, DEVIATION).train()
     per_batch = inputs["images_per_batch"]
-    # Like ours, batches hold pictures of one orientation: the made-up ones take turns.
+    # Like ours, batches hold pictures of one orientation: the synthetic ones take turns.
     pictures = pictures[0::2] + pictures[1::2]
     batches = [pictures[start : start + per_batch] for start in range(0, len(pictures), per_batch)]
     batches = [batch for batch in batches if len(batch) == per_batch]
@@ -52,7 +52,7 @@ def loader(inputs):
 
 
 def load(path, annotations):
-    """Returns one picture as a float tensor with its targets, perhaps mirrored."""
+    """Return one picture as a float tensor with its targets, perhaps mirrored."""
     with Image.open(path) as file:
         picture = file.convert("RGB")
     width, height = picture.size
@@ -66,7 +66,7 @@ def load(path, annotations):
 
 
 def targets_of(annotations, height, width):
-    """Returns boxes, labels and a full-size mask of every object that is not a crowd."""
+    """Return boxes, labels and a full-size mask of every object that is not a crowd."""
     kept = [entry for entry in annotations if not entry["iscrowd"]]
     boxes = torch.as_tensor([entry["bbox"] for entry in kept], dtype=torch.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
@@ -84,7 +84,7 @@ def targets_of(annotations, height, width):
 
 
 def detected(inputs):
-    """Returns one way of all detections, as the network leaves them, to the scores of boxes and masks.
+    """Return one way of all detections, as the network leaves them, to the scores of boxes and masks.
 
     Masks are pasted at full size, made bits and coded one by one; pycocotools scores all images at once.
     """
@@ -109,7 +109,7 @@ def detected(inputs):
 
 
 def entries_of_image(image_id, size_hw, boxes, scores, labels, probabilities):
-    """Returns the box entries and the mask entries of COCO's result format."""
+    """Return the box entries and the mask entries of COCO's result format."""
     masks = paste_masks_in_image(probabilities[:, None], boxes, size_hw) > 0.5
     codes = [coco_masks.encode(np.array(mask[0, :, :, np.newaxis], dtype=np.uint8, order="F"))[0] for mask in masks]
     for code in codes:

@@ -23,7 +23,7 @@ IOU_OF_GROUPS = {"levels": 0.7, "classes": 0.5}
 
 
 def step(inputs):
-    """Returns one training step with momentum, and what it works on."""
+    """Return one training step with momentum, and what it works on."""
     model = make_model(inputs).train()
     images, targets = read_batch(inputs["batch"], inputs["torch_device"])
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -55,7 +55,7 @@ def step(inputs):
 
 
 def infer(inputs):
-    """Returns one batch of detections with their mask probabilities; masks are not pasted here."""
+    """Return one batch of detections with their mask probabilities; masks are not pasted here."""
     model = make_model(inputs).eval()
     images, _ = read_batch(inputs["batch"], inputs["torch_device"])
     model.transform.postprocess = lambda result, sizes, original_sizes: result
@@ -83,9 +83,9 @@ def infer(inputs):
 
 
 def make_model(inputs):
-    """Returns Mask R-CNN of random weights with frozen batch norms, two frozen stages and the numbers of our recipe.
+    """Return Mask R-CNN of random weights with frozen batch norms, two frozen stages and the numbers of our recipe.
 
-    The trunk is initialized as ours is, so that proposals and RoIs are alike: torchvision's own way lets the features
+    The backbone is initialized as ours so that proposals and RoIs are alike: torchvision's own way lets the features
     grow by a factor of thousands where no batch norm tames them.
     """
     torch.set_num_threads(inputs["threads"])
@@ -111,7 +111,7 @@ def make_model(inputs):
 
 
 def read_batch(path, device):
-    """Returns pictures and targets as torchvision wants them, masks as bytes at full size."""
+    """Return pictures and targets as torchvision wants them, masks as bytes at full size."""
     images, targets = [], []
     with np.load(path) as arrays:
         width = arrays["pixels"].shape[3]
@@ -130,7 +130,7 @@ def facts_of(images, counter):
 
 
 def roi_align(inputs):
-    """Returns one pooling by MultiScaleRoIAlign, which calls roi_align once for each level."""
+    """Return one pooling by MultiScaleRoIAlign, which calls roi_align once for each level."""
     torch.set_num_threads(inputs["threads"])
     device = inputs["torch_device"]
     pool, direction = inputs["case"].split()
@@ -159,7 +159,7 @@ def roi_align(inputs):
 
 
 def nms(inputs):
-    """Returns one suppression for each image, its levels or classes kept apart by batched_nms."""
+    """Return one suppression for each image, its levels or classes kept apart by batched_nms."""
     torch.set_num_threads(inputs["threads"])
     device = inputs["torch_device"]
     groups = inputs["case"]
@@ -185,7 +185,7 @@ def nms(inputs):
 
 
 def mask_targets(inputs):
-    """Returns one projection of the objects' bitmaps, which are at full size already, on all RoIs."""
+    """Return one projection of the objects' bitmaps, which are at full size already, on all RoIs."""
     torch.set_num_threads(inputs["threads"])
     device = inputs["torch_device"]
     _, targets = read_batch(inputs["batch"], device)

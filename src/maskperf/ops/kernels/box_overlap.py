@@ -12,7 +12,7 @@ import triton.language as tl
 @triton.jit
 @no_type_check
 def corners(box, is_real):
-    """Returns x1, y1, x2, y2 and the area of the boxes at the given pointers."""
+    """Return x1, y1, x2, y2 and the area of the boxes at the given pointers."""
     x1 = tl.load(box, mask=is_real, other=0.0)
     y1 = tl.load(box + 1, mask=is_real, other=0.0)
     x2 = tl.load(box + 2, mask=is_real, other=0.0)
@@ -23,7 +23,7 @@ def corners(box, is_real):
 @triton.jit
 @no_type_check
 def overlap(first, second):
-    """Returns intersection over union of boxes given by what `corners` returns, of shapes that fit together."""
+    """Return intersection over union of boxes given by what `corners` returns, of shapes that fit together."""
     width = tl.minimum(first[2], second[2]) - tl.maximum(first[0], second[0]) + 1.0
     height = tl.minimum(first[3], second[3]) - tl.maximum(first[1], second[1]) + 1.0
     intersection = tl.maximum(width, 0.0) * tl.maximum(height, 0.0)

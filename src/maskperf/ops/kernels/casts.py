@@ -66,7 +66,7 @@ class WeightCasts:
             self.after_gradients()
 
     def _in_memory_order(self, gradient: Tensor | None, parameter: Tensor) -> Tensor:
-        """Returns the gradient's numbers in one row, in the order in which the parameter's lie in memory."""
+        """Return the gradient's numbers in one row, in the order in which the parameter's lie in memory."""
         if gradient is None:
             return self._casts.new_zeros(parameter.numel())
         if gradient.stride() != parameter.stride():
@@ -114,7 +114,7 @@ class _Casts(torch.autograd.Function):
 @triton.jit
 @no_type_check
 def _factors_at(row, place, mask):
-    """Returns the factors of these numbers of a parameter: one for each output channel, which come slowest."""
+    """Return the factors of these numbers of a parameter: one for each output channel, which come slowest."""
     factors = tl.load(row + 2)
     number = (place // tl.load(row + 4)).to(tl.int32)
     return tl.load(factors.to(tl.pointer_type(tl.float32)) + number, mask=mask & (factors != 0), other=1.0)

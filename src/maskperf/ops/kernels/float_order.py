@@ -11,7 +11,7 @@ NOT_A_NUMBER = tl.constexpr(0x7FC00000)
 @triton.jit
 @no_type_check
 def ordered(values):
-    """Returns whole numbers of 32 bits in the order of float32 values; what is no number is above all that are."""
+    """Return whole numbers of 32 bits in the order of float32 values; what is no number is above all that are."""
     bits = values.to(tl.int32, bitcast=True)
     return tl.where(values == values, bits ^ ((bits >> 31) & 0x7FFFFFFF), NOT_A_NUMBER)
 
@@ -19,5 +19,5 @@ def ordered(values):
 @triton.jit
 @no_type_check
 def value_of(order):
-    """Returns the values of which `ordered` made these numbers."""
+    """Return the values of which `ordered` made these numbers."""
     return (order ^ ((order >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)

@@ -52,7 +52,7 @@ def match_boxes(
 @triton.jit
 @no_type_check
 def _places(inputs, num_boxes, num_slots, boxes_of_image):
-    """Returns a program's boxes: their numbers, corners and areas; then where its image's ground truth begins."""
+    """Return a program's boxes: their numbers, corners and areas; then where its image's ground truth begins."""
     image = tl.program_id(1).to(tl.int64)
     box = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     own = corners(inputs[0] + (image * boxes_of_image + box) * 4, box < num_boxes)

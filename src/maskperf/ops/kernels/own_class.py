@@ -15,7 +15,7 @@ PIXELS_AT_A_TIME = tl.constexpr(64)
 
 
 def logits(rectified: Tensor, weights: Tensor, offsets: Tensor) -> Tensor:
-    """Returns (rois, pixels), float32, of maps (rois, pixels, channels), weights (rois, channels), offsets (rois)."""
+    """Return (rois, pixels), float32, of maps (rois, pixels, channels), weights (rois, channels), offsets (rois)."""
     rois, pixels, channels = rectified.shape
     result = torch.empty(rois, pixels, device=rectified.device)
     grid = (rois, triton.cdiv(pixels, PIXELS_AT_A_TIME.value))
@@ -25,7 +25,7 @@ def logits(rectified: Tensor, weights: Tensor, offsets: Tensor) -> Tensor:
 
 
 def gradients(rectified: Tensor, weights: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the gradient of the maps, in their type and 0 where they are, and that of the weights in float32."""
+    """Return the gradient of the maps, in their type and 0 where they are, and that of the weights in float32."""
     rois, pixels, channels = rectified.shape
     rectified = rectified.contiguous()
     of_maps = torch.empty_like(rectified)

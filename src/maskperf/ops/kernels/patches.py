@@ -71,7 +71,7 @@ def _argument(maps: list[Tensor]) -> tuple[tuple, ...]:
 @triton.jit
 @no_type_check
 def _places_of(pyramid, cells):
-    """Returns level, row and column of cells; for a number below 0, a place that no cell of a map is next to."""
+    """Return level, row and column of cells; for a number below 0, a place that no cell of a map is next to."""
     level, row, column = cells * 0, cells * 0 - 2, cells * 0 - 2
     first_cell = 0
     for number in tl.static_range(len(pyramid)):

@@ -22,7 +22,7 @@ NUM_FIELDS = tl.constexpr(10)  # of RawPicture, in its order
 
 
 def resize_pictures(raw: RawPictures, dtype: torch.dtype) -> Float[Tensor, "images 3 height width"]:
-    """Returns the pictures resized, mirrored where asked, minus the means, channels-last, zero where padded.
+    """Return the pictures resized, mirrored where asked, minus the means, channels-last, zero where padded.
 
     A number is made from all old ones it takes from in one go, so a row that several new ones use is resized for each
     of them; nothing between the decoded bytes and the result is stored.

@@ -17,7 +17,7 @@ TILE = tl.constexpr(TILE_SIDE)
 
 
 def pyramid_argument(maps: list[Tensor], strides: tuple[int, ...]) -> tuple[tuple, ...]:
-    """Returns the levels as the kernels take them; the maps must be channels-last, the strides powers of two."""
+    """Return the levels as the kernels take them; the maps must be channels-last, the strides powers of two."""
     return tuple(
         (level, float(level.shape[2]), float(level.shape[3]), 1.0 / stride)
         for level, stride in zip(maps, strides, strict=True)
@@ -29,20 +29,20 @@ def channels_last(level: Tensor) -> Tensor:
 
 
 def empty_maps(shapes: list[torch.Size], like: Tensor) -> list[Tensor]:
-    """Returns room for a pyramid of these shapes, channels-last."""
+    """Return room for a pyramid of these shapes, channels-last."""
     kind = {"dtype": like.dtype, "device": like.device, "memory_format": torch.channels_last}
     return [torch.empty(shape, **kind) for shape in shapes]
 
 
 def count_tiles(shapes: list[torch.Size]) -> int:
-    """Returns how many tiles the maps of all images and levels have."""
+    """Return how many tiles the maps of all images and levels have."""
     return sum(shape[0] * -(-shape[2] // TILE_SIDE) * -(-shape[3] // TILE_SIDE) for shape in shapes)
 
 
 @triton.jit
 @no_type_check
 def level_of(pyramid, number):
-    """Returns rows, height, width and scale of a level; the first for a number that no level has."""
+    """Return rows, height, width and scale of a level; the first for a number that no level has."""
     rows, scale = pyramid[0][0], pyramid[0][3]
     height, width = tl.cast(pyramid[0][1], tl.float32), tl.cast(pyramid[0][2], tl.float32)
     for other in tl.static_range(1, len(pyramid)):
@@ -57,7 +57,7 @@ def level_of(pyramid, number):
 @triton.jit
 @no_type_check
 def tile_place(pyramid, tile, images):
-    """Returns level, image and the first row and column of a tile; tiles run over level, image, row, column."""
+    """Return level, image and the first row and column of a tile; tiles run over level, image, row, column."""
     level, image, top, left = 0, 0, 0, 0
     first_tile = 0
     for number in tl.static_range(len(pyramid)):

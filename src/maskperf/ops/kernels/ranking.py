@@ -38,14 +38,14 @@ def best_anchors(
 
 
 def best_mask(scores: Float32[Tensor, "groups boxes"], quota: int) -> Bool[Tensor, "groups boxes"]:
-    """Returns a mask of the `quota` best entries of each group, without those below 0; of equal scores the first."""
+    """Return a mask of the `quota` best entries of each group, without those below 0; of equal scores the first."""
     chosen = torch.empty_like(scores, dtype=torch.bool, memory_format=torch.contiguous_format)
     _select(scores.contiguous(), (scores.shape[1],), quota, (chosen,))
     return chosen
 
 
 def _select(values: Tensor, counts: tuple[int, ...], limit: int, outputs: tuple[Tensor, ...]) -> None:
-    """Writes the best values of each part of a row: index and value, or a mask of all."""
+    """Write the best values of each part of a row: index and value, or a mask of all."""
     groups = len(values) * len(counts)
     if values.numel() == 0 or limit == 0:
         for output in outputs:
@@ -67,7 +67,7 @@ def _select(values: Tensor, counts: tuple[int, ...], limit: int, outputs: tuple[
 @triton.jit
 @no_type_check
 def _part_of(parts, group, row):
-    """Returns where the numbers of a group begin, counted from the first of all and of its row, and how many it has."""
+    """Return where the numbers of a group begin, counted from the first of all and of its row, and how many it has."""
     part, first, count = group % len(parts), 0, 0
     for number in tl.static_range(len(parts)):
         first = tl.where(part == number, tl.cast(parts[number][0], tl.int32), first)
@@ -78,14 +78,14 @@ def _part_of(parts, group, row):
 @triton.jit
 @no_type_check
 def _from_zero(values):
-    """Returns whole numbers from 0 below 2**32 in the order of the values."""
+    """Return whole numbers from 0 below 2**32 in the order of the values."""
     return ordered(values).to(tl.int64) + (1 << 31)
 
 
 @triton.jit
 @no_type_check
 def _least(digits, group, wanted, NUMBER: tl.constexpr):
-    """Returns the first digits of the least number to be taken, and how many that begin with them are to be taken."""
+    """Return the first digits of the least number to be taken, and how many that begin with them are to be taken."""
     digit = tl.arange(0, DIGITS)
     least = tl.full([], 0, tl.int64)
     for number in tl.static_range(NUMBER):
@@ -132,7 +132,7 @@ def _count_best(sizes, digits, values, parts, row, limit):
 @triton.jit
 @no_type_check
 def _before(sizes, group):
-    """Returns how many numbers the programs before this one have above the least, and equal to it."""
+    """Return how many numbers the programs before this one have above the least, and equal to it."""
     above, equal = 0, 0
     for start in range(0, tl.program_id(0), BLOCKS_AT_A_TIME):
         other = start + tl.arange(0, BLOCKS_AT_A_TIME)

@@ -51,7 +51,7 @@ def _truncate(x):
 @triton.jit
 @no_type_check
 def _on_grid(point, corner, ratio, mask):
-    """Returns a coordinate on the grid of fifths: moved and scaled in float32, then rounded, as a float64."""
+    """Return a coordinate on the grid of fifths: moved and scaled in float32, then rounded, as a float64."""
     local = (tl.load(point, mask=mask, other=0.0) - corner) * ratio
     return _truncate(local.to(tl.float64) * 5.0 + 0.5)
 
@@ -59,7 +59,7 @@ def _on_grid(point, corner, ratio, mask):
 @triton.jit
 @no_type_check
 def _flat_crossing(x0, y0, delta_x, delta_y, before):
-    """Returns whether an edge that is walked along x steps from grid x `before` to the next, and the smaller y there.
+    """Return whether an edge that is walked along x steps from grid x `before` to the next, and the smaller y there.
 
     A step is one grid x, and the walk rounds y by "add 0.5, truncate".
     """
@@ -72,7 +72,7 @@ def _flat_crossing(x0, y0, delta_x, delta_y, before):
 @triton.jit
 @no_type_check
 def _is_past(x0, slope, delta_x, before, step):
-    """Returns whether an edge that is walked along y has left the grid x `before` behind after so many steps."""
+    """Return whether an edge that is walked along y has left the grid x `before` behind after so many steps."""
     x = _truncate(x0 + slope * step + 0.5)
     return tl.where(delta_x > 0.0, x > before, x <= before)
 
@@ -80,7 +80,7 @@ def _is_past(x0, slope, delta_x, before, step):
 @triton.jit
 @no_type_check
 def _steep_crossing(x0, y0, delta_x, delta_y, before):
-    """Returns the same for an edge that is walked along y: the step is found by division and put right by the walk."""
+    """Return the same for an edge that is walked along y: the step is found by division and put right by the walk."""
     slope = delta_x / tl.maximum(delta_y, 1.0)
     guess = tl.ceil((before + 0.5 - x0) / tl.where(slope == 0.0, 1.0, slope))
     first = guess + 2.0
@@ -95,7 +95,7 @@ def _steep_crossing(x0, y0, delta_x, delta_y, before):
 @triton.jit
 @no_type_check
 def _toggled_rows(start_x, start_y, end_x, end_y, before, SIZE: tl.constexpr):
-    """Returns the rows (bits) of each column whose fill each edge toggles: those from its crossing down."""
+    """Return the rows (bits) of each column whose fill each edge toggles: those from its crossing down."""
     delta_x, delta_y = end_x - start_x, end_y - start_y
     is_flat = tl.abs(delta_x) >= tl.abs(delta_y)
     is_swapped = tl.where(is_flat, delta_x < 0.0, delta_y < 0.0)

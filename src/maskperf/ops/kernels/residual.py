@@ -14,7 +14,7 @@ NUMBERS_AT_A_TIME = 2048  # of one program
 
 
 def add_rectified(first: Tensor, second: Tensor, x: Tensor) -> Tensor:
-    """Returns first + second where x is above 0, else 0, in the memory of `first`. All are channels-last."""
+    """Return first + second where x is above 0, else 0, in the memory of `first`. All are channels-last."""
     second, x = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (second, x))
     first = first.contiguous(memory_format=torch.channels_last)
     count = first.numel()

@@ -29,7 +29,7 @@ def pyramid_gradient(
     strides: tuple[int, ...],
     most_of_image: int,
 ) -> list[Tensor]:
-    """Returns the gradient of each level, channels-last, from that of all pooled maps."""
+    """Return the gradient of each level, channels-last, from that of all pooled maps."""
     maps = empty_maps(shapes, gradient)
     images, (channels, size) = shapes[0][0], gradient.shape[1:3]
     num_tiles = count_tiles(shapes)
@@ -48,7 +48,7 @@ def pyramid_gradient(
 @triton.jit
 @no_type_check
 def _meets(start, step, length, first_cell, SIZE: tl.constexpr):
-    """Returns whether samples of a box may touch one of the tile's cells on this axis."""
+    """Return whether samples of a box may touch one of the tile's cells on this axis."""
     first, _, _, _ = neighbours(start, step, 0, length)
     _, last, _, _ = neighbours(start, step, 2 * SIZE - 1, length)
     is_on_map = (sample_position(start, step, 0) <= length) & (sample_position(start, step, 2 * SIZE - 1) >= -1.0)
@@ -81,7 +81,7 @@ def _list_rois(lists, pyramid, boxes, levels, firsts, images, most_of_image, SIZ
 @triton.jit
 @no_type_check
 def _weight_on_cell(cell, start, step, bin_number, length):
-    """Returns how much of a bin comes from a cell, on one axis; 0 where the bin is elsewhere."""
+    """Return how much of a bin comes from a cell, on one axis; 0 where the bin is elsewhere."""
     cells, parts = cells_of_bin(start, step, bin_number, length)
     total = tl.where(cells[0] == cell, parts[0], 0.0)
     for other in tl.static_range(1, 4):
@@ -92,7 +92,7 @@ def _weight_on_cell(cell, start, step, bin_number, length):
 @triton.jit
 @no_type_check
 def _bins_on_tile(start, step, length, first_cell, SIZE: tl.constexpr, BINS: tl.constexpr):
-    """Returns the first and the last bin of a box that may touch the tile on this axis."""
+    """Return the first and the last bin of a box that may touch the tile on this axis."""
     number = tl.arange(0, BINS)
     low, _, _, _ = neighbours(start, step, number * 2, length)
     _, high, _, _ = neighbours(start, step, number * 2 + 1, length)
@@ -103,7 +103,7 @@ def _bins_on_tile(start, step, length, first_cell, SIZE: tl.constexpr, BINS: tl.
 @triton.jit
 @no_type_check
 def _add_product(weights, values, total, IS_EXACT: tl.constexpr):
-    """Returns total + weights @ values.
+    """Return total + weights @ values.
 
     Values that came as bfloat16 go through the matrix units: these round to 11 bits, so a weight goes in as two parts
     of 8 bits, and only its last 8 bits are lost.

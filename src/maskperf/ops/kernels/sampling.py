@@ -59,7 +59,7 @@ def draw_balanced(
 
 
 def compact(keep: Bool[Tensor, "images boxes"], slots: int) -> Int64[Tensor, "images slots"]:
-    """Returns the indices of the kept boxes in their order, then those of others, cut to `slots` per image."""
+    """Return the indices of the kept boxes in their order, then those of others, cut to `slots` per image."""
     images, count = keep.shape
     index = torch.empty((images, min(slots, count)), device=keep.device, dtype=torch.int64)
     if index.numel() > 0:
@@ -90,7 +90,7 @@ def _compact(index, keep, count, slots):
 @triton.jit
 @no_type_check
 def _keys(seed, box):
-    """Returns what `random_keys` returns for these boxes."""
+    """Return what `random_keys` returns for these boxes."""
     x = seed.to(tl.uint64, bitcast=True) + (box + 1).to(tl.uint64) * UNSIGNED_GAMMA
     x = (x ^ (x >> 30)) * UNSIGNED_MIX_1
     x = (x ^ (x >> 27)) * UNSIGNED_MIX_2
@@ -100,7 +100,7 @@ def _keys(seed, box):
 @triton.jit
 @no_type_check
 def _class_of(keys):
-    """Returns how many leading ones a key has, about: what is rounded up to a power of two is in the class before."""
+    """Return how many leading ones a key has, about: what is rounded up to a power of two is in the class before."""
     to_the_top = (keys ^ LARGEST_KEY).to(tl.float32)
     exponent = (to_the_top.to(tl.int32, bitcast=True) >> 23) - 127
     return tl.minimum(tl.maximum(-exponent + (KEY_BITS - 1), 0), CLASSES - 1)
@@ -152,7 +152,7 @@ def _collect(found, sizes, masks, seeds, count, max_positive, num_samples):
 @triton.jit
 @no_type_check
 def _least_key(candidates, num_candidates, seed, limit):
-    """Returns the least of the `limit` largest keys; 0 if there are no more keys than that."""
+    """Return the least of the `limit` largest keys; 0 if there are no more keys than that."""
     least, step = tl.full([], 0, tl.int64), tl.full([], HIGHEST_BIT, tl.int64)
     if num_candidates > limit:
         for _bit in range(KEY_BITS):
@@ -169,7 +169,7 @@ def _least_key(candidates, num_candidates, seed, limit):
 @triton.jit
 @no_type_check
 def _take(index, candidates, num_candidates, seed, limit):
-    """Returns how many candidates are drawn, `limit` at most, and writes them to `index` in their order."""
+    """Return how many candidates are drawn, `limit` at most, and writes them to `index` in their order."""
     least = _least_key(candidates, num_candidates, seed, limit)
     taken = 0
     for start in range(0, num_candidates, CANDIDATES_AT_A_TIME):

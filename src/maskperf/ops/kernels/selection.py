@@ -19,31 +19,31 @@ OPERATORS = "RoIAlign, ranking, NMS, matching, samples, patches of the RPN, mask
 
 
 def is_available(device: torch.device) -> bool:
-    """Returns whether the kernels run on this device; `missing_part` says why not. Never waits for the device."""
+    """Return whether the kernels run on this device; `missing_part` says why not. Never waits for the device."""
     return missing_part(device) == ""
 
 
 @functools.cache
 def missing_part(device: torch.device) -> str:
-    """Returns what the kernels lack on this device, as a sentence; empty where nothing is missing."""
+    """Return what the kernels lack on this device, as a sentence; empty where nothing is missing."""
     if device.type != "cuda" or torch.version.cuda is None:
         return f"The kernels are for NVIDIA GPUs; the device is {device.type}."
     if importlib.util.find_spec("triton") is None:
-        return "The Python package triton is not installed. Mend: pip install triton"
+        return "The Python package triton is not installed. Fix: pip install triton"
     capability = torch.cuda.get_device_capability(device)
     if capability < LEAST_CAPABILITY:
         return f"The GPU has compute capability {capability}; the kernels need {LEAST_CAPABILITY} or more."
     chosen = os.environ.get("CC")
     if not any(shutil.which(compiler) for compiler in ([chosen] if chosen else ["gcc", "clang"])):
-        return "Triton needs a C compiler for the start of a kernel. Mend: install gcc, or set CC."
+        return "Triton needs a C compiler for the start of a kernel. Fix: install gcc, or set CC."
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     if not header.exists():
-        return f"Triton needs {header} for the start of a kernel. Mend: install python3-dev, Python's headers."
+        return f"Triton needs {header} for the start of a kernel. Fix: install python3-dev, Python's headers."
     return ""
 
 
 def describe(wanted: bool, device: torch.device) -> str:
-    """Returns a line that says which code runs the operators that have kernels, and if not ours, why."""
+    """Return a line that says which code runs the operators that have kernels, and if not ours, why."""
     if device.type == "cpu":
         return "kernels: those of PyTorch (our own are for NVIDIA GPUs)"
     if not wanted:
@@ -54,5 +54,5 @@ def describe(wanted: bool, device: torch.device) -> str:
 
 
 def load(name: str) -> ModuleType:
-    """Returns the module `name` of this package. Not imported before: Triton may be missing, and takes its time."""
+    """Return the module `name` of this package. Not imported before: Triton may be missing, and takes its time."""
     return importlib.import_module(f"maskperf.ops.kernels.{name}")

@@ -1,0 +1,314 @@
+"""An instances JSON as it was found: reading the file, saying where it is broken, and its polygons as flat arrays."""
+
+import gzip
+import json
+import re
+import zlib
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from maskperf.config import DataConfig
+from maskperf.errors import DataError, Problem
+
+NOT_IN_JSON = "key of maskperf, not of the file"  # the name of a member that no file has
+LISTS = {"images": "image", "annotations": "annotation", "categories": "category"}  # and one entry of each
+NAMED_LATER = ("bbox", "segmentation")  # find_problems names the single values that are not finite
+FIX_FILE = "Fetch or export the file again."
+FIX_KIND = "Use an instances file: an object with the lists `images`, `annotations` and `categories`."
+FIX_NUMBER = "Replace it by a finite number; JSON has no NaN and no Infinity."
+NO_OUTLINE = msgspec.Raw(b"null")
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+GZIP_MARK, ZIP_MARK = b"\x1f\x8b", b"PK\x03\x04"
+# A string, which is kept as it is, or a comma before the end of a list or object.
+STRING_OR_TRAILING_COMMA = re.compile(r'"(?:[^"\\]|\\.)*"|,(?=\s*[\]}])', re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What a file of annotations is read for, and how freely."""
+
+    training: bool
+    negatives: bool = False  # training keeps images without objects
+    crowd_as_objects: bool = False  # iscrowd=1 is read as 0
+    skip_bad: bool = False  # images and annotations with errors are left out
+    is_test_set: bool = False  # evaluation without ground truth: the lists of annotations and categories may be missing
+
+    @property
+    def name(self) -> str:
+        """A short text, different for each reading."""
+        switches = [entry.name for entry in fields(self) if entry.name != "training" and getattr(self, entry.name)]
+        return ".".join(["training" if self.training else "evaluation", *switches])
+
+
+def reading_of(data: DataConfig, *, training: bool) -> Reading:
+    """Return how the configuration wants one split to be read."""
+    return Reading(
+        training=training,
+        negatives=training and data.negatives,
+        crowd_as_objects=data.crowd_as_objects,
+        skip_bad=data.skip_bad,
+    )
+
+
+class ImageRow(msgspec.Struct):
+    """One entry of `images`, as found."""
+
+    id: Any = None
+    file_name: Any = None
+    height: Any = None
+    width: Any = None
+    coco_url: Any = None
+    flickr_url: Any = None
+    key: Any = msgspec.field(default=None, name=NOT_IN_JSON)  # the id as the file has it, where `id` replaces it
+
+
+class AnnotationRow(msgspec.Struct):
+    """One entry of `annotations`, as found."""
+
+    id: Any = None
+    image_id: Any = None
+    category_id: Any = None
+    bbox: Any = None
+    iscrowd: Any = 0
+    area: Any = msgspec.UNSET  # evaluation works out a missing one
+    segmentation: msgspec.Raw = NO_OUTLINE  # text: as Python numbers, COCO's polygons would take over 1 GB
+    key: Any = msgspec.field(default=None, name=NOT_IN_JSON)  # as above
+
+
+class CategoryRow(msgspec.Struct):
+    """One entry of `categories`, as found."""
+
+    id: Any = None
+    name: Any = None
+    supercategory: Any = None
+    key: Any = msgspec.field(default=None, name=NOT_IN_JSON)  # as above
+
+
+class Document(msgspec.Struct):
+    """An instances JSON."""
+
+    images: list[ImageRow]
+    annotations: list[AnnotationRow]
+    categories: list[CategoryRow]
+
+
+DOCUMENT_DECODER = msgspec.json.Decoder(Document)
+
+
+def read_document(path: Path, *, is_test_set: bool = False) -> tuple[Document, list[Problem], list[str]]:
+    """Return the document, why it is not strict JSON if only a lenient reader could read it, and notices.
+
+    A test set may lack the lists of annotations and categories.
+    Errors: DataError when there is nothing to look into: no file, not UTF-8, cut short, not an instances file.
+    """
+    data, notices = _read_bytes(path)
+    try:
+        return DOCUMENT_DECODER.decode(data), [], notices
+    except (msgspec.DecodeError, RecursionError) as error:
+        refusal = str(error)
+    try:
+        plain = _parse_leniently(path, data)
+    except DataError:
+        data, count = _without_trailing_commas(data)
+        if not count:
+            raise
+        plain = _parse_leniently(path, data)
+        notices.append(f"{count} trailing commas before the end of a list or object: ignored, JSON does not allow them")
+    document = _document_of_plain(plain, str(path), is_test_set=is_test_set)
+    return document, _strictness_problems(plain, str(path), data, refusal), notices
+
+
+def shown_id(row: ImageRow | AnnotationRow | CategoryRow) -> str:
+    """Return the id of an entry as the file has it."""
+    return shown(row.id if row.key is None else row.key)
+
+
+def outline_of(row: AnnotationRow) -> Any:
+    """Return the decoded `segmentation`, NaN and Infinity included."""
+    return json.loads(bytes(row.segmentation))
+
+
+def is_number(value: Any) -> bool:
+    """Return whether the value is a JSON number, finite or not."""
+    return type(value) in (int, float)
+
+
+def as_float(value: int | float) -> float:
+    """Return the number as a float; an integer too large for one is infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf")
+
+
+def shown(value: Any) -> str:
+    """Return the value as text, at most 80 characters."""
+    text = "missing" if value is None else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _read_bytes(path: Path) -> tuple[bytes, list[str]]:
+    """Return the file as UTF-8 without a byte order mark, and a notice for each thing that was undone."""
+    make = partial(Problem, file=str(path), where="annotations", field="file", fix=FIX_FILE)
+    notices = []
+    try:
+        data = path.read_bytes()
+        if data.startswith(GZIP_MARK):
+            data = gzip.decompress(data)
+            notices.append("the file is compressed with gzip: read as what is in it")
+    except OSError as error:  # gzip's own errors are among them
+        message = "The file does not exist." if isinstance(error, FileNotFoundError) else "The file cannot be read."
+        raise DataError([make(value=shown(error.strerror or str(error)), message=message)]) from error
+    except (EOFError, zlib.error) as error:
+        raise DataError([make(value=shown(str(error)), message="The gzip file is cut short or damaged.")]) from error
+    if data.startswith(UTF16_MARKS):
+        try:
+            data = data.decode("utf-16").encode()
+            notices.append("the file is UTF-16: read as such; JSON files should be UTF-8")
+        except UnicodeError as error:
+            raise DataError([make(value=shown(str(error)), message="The UTF-16 text is damaged.")]) from error
+    if data.startswith(BYTE_ORDER_MARK):
+        data = data[len(BYTE_ORDER_MARK) :]
+        notices.append("the file starts with a byte order mark, which JSON does not allow: ignored")
+    if not data.strip():
+        raise DataError([make(value=f"{len(data)} bytes", message="The file is empty.")])
+    if data.startswith(ZIP_MARK):
+        fix = "Unpack it, and name the JSON file that is in it."
+        raise DataError([make(value="bytes 50 4B 03 04", message="The file is a zip archive.", fix=fix)])
+    if not data.isascii():
+        _demand_utf8(data, make)
+    return data, notices
+
+
+def _without_trailing_commas(data: bytes) -> tuple[bytes, int]:
+    """Return the text without commas that stand before a closing bracket, and how many there were."""
+    count = 0
+
+    def keep_string(match: re.Match) -> str:
+        nonlocal count
+        count += match[0] == ","
+        return "" if match[0] == "," else match[0]
+
+    text = STRING_OR_TRAILING_COMMA.sub(keep_string, data.decode("utf-8"))
+    return text.encode(), count
+
+
+def _demand_utf8(data: bytes, make: partial) -> None:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        value = f"byte {data[error.start]:#04x}"
+        message = f"The file is not UTF-8 at byte {error.start} (line {line})."
+        fix = "Save it as UTF-8; if it is packed, unpack it first."
+        raise DataError([make(value=value, message=message, fix=fix)]) from error
+
+
+def _parse_leniently(path: Path, data: bytes) -> Any:
+    """Return what Python's reader makes of the bytes, which takes NaN and Infinity and knows where JSON is broken."""
+    make = partial(Problem, file=str(path), where="annotations", field="file", fix=FIX_FILE)
+    text = data.decode("utf-8")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        rest = text[error.pos :]
+        # The reader points at the start of what it could not finish: a string, a word like "true", or nothing.
+        cut_short = error.msg.startswith("Unterminated") or len(rest.strip()) < len("false")
+        byte = len(data) if cut_short else len(text[: error.pos].encode())
+        line = (text.count("\n") if cut_short else text.count("\n", 0, error.pos)) + 1
+        what = "The file ends in the middle of the JSON" if cut_short else f"The JSON is malformed ({error.msg})"
+        problem = make(value=shown(rest[:40] or "end of file"), message=f"{what}, at byte {byte} (line {line}).")
+        raise DataError([problem]) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists without end
+        message = "The JSON holds a number too long, or lists too deep, to be read."
+        raise DataError([make(value=shown(str(error)), message=message)]) from error
+
+
+def _document_of_plain(plain: Any, file: str, *, is_test_set: bool) -> Document:
+    make = partial(Problem, file=file, where="top level", fix=FIX_KIND)
+    if not isinstance(plain, dict):
+        hint = " It looks like a file of results." if isinstance(plain, list) else ""
+        message = f"This is not an instances file: the top level is not an object.{hint}"
+        raise DataError([make(field="file", value=shown(plain), message=message)])
+    problems = []
+    for name in LISTS:
+        rows = plain.get(name)
+        if rows is None and is_test_set and name != "images":
+            plain[name] = []
+            continue
+        if not isinstance(rows, list):
+            message, fix = f"This is not an instances file: the list `{name}` is missing.", FIX_KIND
+            if name == "annotations" and isinstance(plain.get("images"), list):
+                fix = "For a test set without annotations: maskperf evaluate --save-detections FOLDER. " + FIX_KIND
+            problems.append(make(field=name, value=shown(rows), message=message, fix=fix))
+            continue
+        for index, row in enumerate(rows):
+            if not isinstance(row, dict):
+                message = "The entry is not an object."
+                problems.append(make(field=f"{name}[{index}]", value=shown(row), message=message))
+    if problems:
+        raise DataError(problems)
+    annotations = [{**row, "segmentation": _raw(row.get("segmentation"))} for row in plain["annotations"]]
+    return Document(
+        [_row(ImageRow, row) for row in plain["images"]],
+        [_row(AnnotationRow, row) for row in annotations],
+        [_row(CategoryRow, row) for row in plain["categories"]],
+    )
+
+
+def _row(kind: type[msgspec.Struct], plain: dict[str, Any]) -> Any:
+    return kind(**{name: plain[name] for name in kind.__struct_fields__ if name in plain})
+
+
+def _raw(value: Any) -> msgspec.Raw:
+    return msgspec.Raw(json.dumps(value).encode())
+
+
+def _strictness_problems(plain: dict[str, Any], file: str, data: bytes, refusal: str) -> list[Problem]:
+    """Return one problem for each field that holds NaN or Infinity, or else the strict reader's own words."""
+    if _is_valid_json(data):  # refused for what is in it, not for how it is written
+        return []
+    problems, others = [], False
+    for name, rows in plain.items():
+        if name not in LISTS:
+            rows = [{"value": rows}]
+        for index, row in enumerate(rows):
+            for field, value in row.items():
+                if _is_strict(value):
+                    continue
+                if name == "annotations" and field in NAMED_LATER:
+                    others = True
+                    continue
+                where = f"{LISTS[name]} id {shown(row.get('id'))}" if name in LISTS else f"{name}, entry {index}"
+                message = "The value holds a number that is not finite."
+                problem = Problem(
+                    file=file, where=where, field=field, value=shown(value), message=message, fix=FIX_NUMBER
+                )
+                problems.append(problem)
+    if not problems and not others:
+        message = "The file is not strict JSON."
+        problems.append(
+            Problem(file=file, where="annotations", field="file", value=refusal, message=message, fix=FIX_FILE)
+        )
+    return problems
+
+
+def _is_strict(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_valid_json(data: bytes) -> bool:
+    try:
+        msgspec.json.decode(data)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True

@@ -1,0 +1,229 @@
+"""A COCO data set as flat arrays: where its files are, what is kept of them, and the targets before any resize."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from maskperf.config import DataConfig
+from maskperf.data.coco.cleaning import clean_document
+from maskperf.data.coco.columns import Columns, columns_of_document, stream_columns
+from maskperf.data.coco.document import AnnotationRow, Document, Reading, read_document, reading_of
+from maskperf.data.coco.selection import select
+from maskperf.data.coco.stream import NotPlain
+from maskperf.data.coco.table import FileState, Table, file_state, keep_table, load_table
+from maskperf.errors import DataError, Problem
+from maskperf.files import sha256_of_file
+
+BY_THE_RULES = DataConfig()  # COCO's own
+SMALLEST_KEPT_BYTES = 8 << 20  # smaller files are read anew in a moment
+
+
+@dataclass(frozen=True)
+class DataPaths:
+    """The two files and two folders of a data set."""
+
+    train_json: Path
+    train_images: Path
+    val_json: Path
+    val_images: Path
+
+
+@dataclass(frozen=True, eq=False)
+class CocoIndex:
+    """One part of a data set. Image i has the objects object_offsets[i]:object_offsets[i + 1], and so on downwards."""
+
+    json_path: Path
+    image_folder: Path
+    image_ids: np.ndarray  # int64 [I], ascending
+    file_names: tuple[str, ...]
+    sizes_hw: np.ndarray  # int32 [I, 2]
+    object_offsets: np.ndarray  # int64 [I + 1]
+    boxes: np.ndarray  # float32 [T, 4], inclusive corners, clipped to the image
+    labels: np.ndarray  # int64 [T], 1 and up
+    ring_offsets: np.ndarray  # int64 [T + 1]
+    point_offsets: np.ndarray  # int64 [R + 1]
+    points: np.ndarray  # float32 [P, 2], not clipped
+    category_ids: np.ndarray  # int64 [C], ascending: the id of label k + 1 is at k
+    category_names: tuple[str, ...]
+    notices: tuple[str, ...]  # what was left out, one line per kind
+    run_offsets: np.ndarray | None = None  # int64 [T + 1]; None: no mask of the file is run-length encoded
+    run_ends: np.ndarray | None = None  # int64 [N], first pixel after each run, column by column
+    image_keys: tuple[str, ...] = ()  # each image's id as JSON, where it is not the number in image_ids
+    reading: Reading = Reading(training=True)
+    is_plain: bool = True  # the file is in COCO's form: nothing was changed or left out
+
+    def image_key(self, position: int) -> Any:
+        """Return the id of the image at this position as the file has it."""
+        return json.loads(self.image_keys[position]) if self.image_keys else int(self.image_ids[position])
+
+    def with_image_keys(self, results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return entries of COCO's result format with the ids of the images as the file has them."""
+        if not self.image_keys:
+            return list(results)
+        keys = {number: self.image_key(position) for position, number in enumerate(self.image_ids.tolist())}
+        return [{**entry, "image_id": keys[entry["image_id"]]} for entry in results]
+
+    def image_path(self, position: int) -> Path:
+        """Return the file of the image at this position."""
+        return self.image_folder / self.file_names[position]
+
+
+def locate(data: DataConfig) -> DataPaths:
+    """Return the paths of the data set: the explicit fields, or the COCO layout under `data.root`.
+
+    Errors: DataError with one problem for each path that is missing or of the wrong kind.
+    """
+    paths = [path for split in ("train", "val") for path in split_paths(data, split)]
+    names = ("train_json", "train_images", "val_json", "val_images")
+    fixes = [f"Put the data set under data.root (now {data.root}), or set data.{name} to its path." for name in names]
+    _demand_paths(names, paths, fixes)
+    return DataPaths(*paths)
+
+
+def locate_validation(data: DataConfig, fix: str) -> tuple[Path, Path]:
+    """Return the annotations and the pictures of the validation split; the other split need not be there.
+
+    `fix` is what the message tells the user to do.
+
+    Errors: DataError with a problem for each of the two that is missing or of the wrong kind.
+    """
+    paths = split_paths(data, "val")
+    _demand_paths(("val_json", "val_images"), paths, [fix, fix])
+    return paths
+
+
+def split_paths(data: DataConfig, split: str) -> tuple[Path, Path]:
+    """Return where annotations and images of "train" or "val" should be."""
+    root = Path(data.root)
+    json_path = getattr(data, f"{split}_json") or root / "annotations" / f"instances_{split}2017.json"
+    return Path(json_path), Path(getattr(data, f"{split}_images") or root / f"{split}2017")
+
+
+def _demand_paths(names: Sequence[str], paths: Sequence[Path], fixes: Sequence[str]) -> None:
+    problems = []
+    for name, path, fix in zip(names, paths, fixes, strict=True):
+        found, kind = (path.is_file(), "file") if name.endswith("json") else (path.is_dir(), "folder")
+        if not found:
+            message = f"It is not a {kind}." if path.exists() else f"The {kind} does not exist."
+            where, field = f"the {kind} of data.{name}", f"data.{name}"
+            problems.append(
+                Problem(file=str(path), where=where, field=field, value=str(path), message=message, fix=fix)
+            )
+    if problems:
+        raise DataError(problems)
+
+
+def read_coco(
+    json_path: Path,
+    image_folder: Path,
+    *,
+    training: bool,
+    data: DataConfig = BY_THE_RULES,
+    is_test_set: bool = False,
+) -> CocoIndex:
+    """Return the index of one part of a data set. What is read of a large file is kept in a table for the next time.
+
+    `data` says how freely the file is read. Training leaves out images without an object, unless it keeps them.
+    Crowd regions, and boxes that have no extent once clipped, are never objects. Boxes are clipped, masks are not.
+    Errors: DataError with every problem of the file, and its notices; also where nothing is left to train on.
+    Source: the reference's COCO data set class; it stops on images without objects.
+    """
+    reading = replace(reading_of(data, training=training), is_test_set=is_test_set)
+    table = load_table(json_path, reading.name) or _read_anew(json_path, reading)
+    texts = dict(table.texts)
+    is_plain = bool(texts.pop("plain"))
+    return CocoIndex(
+        json_path=json_path, image_folder=image_folder, reading=reading, is_plain=is_plain, **table.arrays, **texts
+    )
+
+
+def read_annotations(index: CocoIndex) -> Document:
+    """Return the whole annotations of the images of an index, in COCO's form.
+
+    Errors: DataError where the file is no longer what the index was made of.
+    """
+    document, problems, _ = read_document(index.json_path, is_test_set=index.reading.is_test_set)
+    if not index.is_plain:
+        cleaned = clean_document(document, index.reading, file=str(index.json_path))
+        problems += cleaned.problems
+    if problems:
+        raise DataError(problems)
+    names = dict(zip(index.image_ids.tolist(), index.file_names, strict=True))
+    document.images = [row for row in document.images if row.id in names]
+    for row in document.images:
+        row.file_name = names[row.id]
+    document.annotations = [row for row in document.annotations if row.image_id in names]
+    return document
+
+
+def dataset_of(index: CocoIndex) -> dict:
+    """Return the annotations of the images of an index as the COCO engines take them: the objects of the JSON."""
+    document = read_annotations(index)
+    return {
+        "images": [
+            {"id": row.id, "file_name": row.file_name, "height": row.height, "width": row.width}
+            for row in document.images
+        ],
+        "annotations": [_entry_of(row) for row in document.annotations],
+        "categories": [{"id": row.id, "name": row.name} for row in document.categories],
+    }
+
+
+def _entry_of(row: AnnotationRow) -> dict:
+    fields = ("id", "image_id", "category_id", "bbox", "iscrowd", "area")
+    entry = {name: getattr(row, name) for name in fields if getattr(row, name) is not msgspec.UNSET}
+    return {**entry, "segmentation": msgspec.json.decode(row.segmentation)}
+
+
+def _read_anew(json_path: Path, reading: Reading) -> Table:
+    """Return what the JSON holds, from the kept table if it could be kept, so that processes share its memory."""
+    source = file_state(json_path) if json_path.is_file() else None
+    notices: list[str] = []
+    keys: list[Any] = []
+    is_plain = True
+    try:
+        columns, sha256 = stream_columns(json_path, reading)
+    except NotPlain:
+        columns, notices, keys = _read_whole(json_path, reading)
+        sha256 = _digest_if_unchanged(json_path, source)
+        is_plain = False
+    table = select(columns, reading, file=str(json_path), notices=notices, image_keys=keys)
+    table.texts["plain"] = ("yes",) if is_plain else ()
+    del columns  # a large file's are larger than the table
+    if source is None or not sha256 or source.size < SMALLEST_KEPT_BYTES:
+        return table
+    reason = keep_table(json_path, reading.name, table, source=source, sha256=sha256)
+    if reason:
+        notice = f"what was read could not be kept, so that the next start reads the file again ({reason})"
+        return replace(table, texts={**table.texts, "notices": (*table.texts["notices"], notice)})
+    return load_table(json_path, reading.name) or table
+
+
+def _read_whole(json_path: Path, reading: Reading) -> tuple[Columns, list[str], list[Any]]:
+    """Return the columns of a file that only a close look can judge, notices, and the ids of its images.
+
+    Errors: DataError with every problem of the file.
+    """
+    document, reading_problems, notices = read_document(json_path, is_test_set=reading.is_test_set)
+    cleaned = clean_document(document, reading, file=str(json_path))
+    named = {(problem.where, problem.field) for problem in cleaned.problems}
+    problems = cleaned.problems + [
+        problem for problem in reading_problems if (problem.where, problem.field) not in named
+    ]
+    notices += cleaned.notices
+    if problems:
+        raise DataError(problems, notices=[f"{json_path}: {notice}" for notice in notices])
+    return columns_of_document(cleaned.document), notices, cleaned.image_keys
+
+
+def _digest_if_unchanged(json_path: Path, source: FileState | None) -> str:
+    """Return the SHA-256 of a file that was read without it; nothing unless the file is still as it was before."""
+    if source is None or not source.is_settled:
+        return ""
+    sha256 = sha256_of_file(json_path)
+    return sha256 if file_state(json_path) == source else ""

@@ -1,0 +1,106 @@
+"""The one look at the images of an index before anything is done with them."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from maskperf.config import DataConfig
+from maskperf.data.coco.file_names import resolve_file_names
+from maskperf.data.coco.index import CocoIndex, read_coco
+from maskperf.data.coco.subset import first_ids, without_images
+from maskperf.data.images.headers import check_headers
+from maskperf.errors import DataError, Problem, joined_errors
+
+
+def prepare_images(
+    index: CocoIndex,
+    data: DataConfig,
+    *,
+    decode: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[CocoIndex, tuple[str, ...], list[Problem]]:
+    """Return the index with file names that lead to files, what was noticed, and the problems of its images.
+
+    The head and the end of every file are read; with `decode` every image is decoded, whatever is remembered of it, and
+    `progress` is told how many are done, and of how many. With `data.skip_bad` images that have problems are left out,
+    and no problems are returned; as some show only when an image is decoded, each is decoded once.
+    Errors: DataError where none is left then.
+    """
+    index, name_notices, missing = resolve_file_names(index)
+    absent = {position for position, _ in missing}
+    problems, header_notices = check_headers(
+        index,
+        max_pixels=data.max_image_pixels,
+        skip=absent,
+        decode=decode or data.skip_bad,
+        afresh=decode,
+        progress=progress,
+    )
+    found = sorted([*missing, *problems], key=lambda pair: pair[0])
+    notices = (*name_notices, *header_notices)
+    if not found or not data.skip_bad:
+        return index, notices, [problem for _, problem in found]
+    if len(found) == len(index.image_ids):
+        raise DataError([_nothing_left(index), *(problem for _, problem in found)])
+    return without_images(index, [position for position, _ in found]), (*notices, *_left_out(index, found)), []
+
+
+def open_split(
+    json_path: Path,
+    image_folder: Path,
+    data: DataConfig,
+    *,
+    training: bool,
+    is_test_set: bool = False,
+    decode: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[CocoIndex | None, DataError | None]:
+    """Return one part of a data set, its annotations read and its images looked at, and the error that stops a run.
+
+    The index is None where the annotations cannot be read.
+    """
+    read = partial(read_coco, json_path, image_folder, training=training, is_test_set=is_test_set)
+    try:
+        index = read(data=data)
+    except DataError as error:
+        return None, _with_image_problems(error, partial(read, data=replace(data, skip_bad=True)), data)
+    try:
+        index, notices, problems = prepare_images(index, data, decode=decode, progress=progress)
+    except DataError as error:
+        return None, error
+    index = replace(index, notices=(*index.notices, *notices))
+    if problems:
+        return index, DataError(problems, notices=[f"{json_path}: {notice}" for notice in index.notices])
+    return index, None
+
+
+def _with_image_problems(error: DataError, read_rest: Callable[[], CocoIndex], data: DataConfig) -> DataError:
+    """Return the error of the annotations with the problems of those images that can be told without them."""
+    try:
+        _, _, problems = prepare_images(read_rest(), replace(data, skip_bad=False))
+    except DataError:  # nothing is left to look at
+        return error
+    return joined_errors([error, DataError(problems)]) if problems else error
+
+
+def _nothing_left(index: CocoIndex) -> Problem:
+    return Problem(
+        file=str(index.json_path),
+        where="all images",
+        field="images",
+        value=f"{len(index.image_ids)} images",
+        message="Without the images that have errors (data.skip_bad=true), none is left.",
+        fix="Correct the errors below, or set the folder of the images.",
+    )
+
+
+def _left_out(index: CocoIndex, found: list[tuple[int, Problem]]) -> list[str]:
+    """Return one notice for each kind of message, which is the first sentence of its description."""
+    kinds: dict[str, list[int]] = {}
+    for position, problem in found:
+        kinds.setdefault(problem.message.partition(". ")[0].rstrip("."), []).append(position)
+    return [
+        f"{len(positions)} images left out (data.skip_bad=true): {kind} ({first_ids(index, positions)})"
+        for kind, positions in kinds.items()
+    ]

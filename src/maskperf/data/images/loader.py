@@ -1,0 +1,247 @@
+"""Batches in the right order, made ahead of time by threads."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+
+from maskperf.config import DataConfig, SpeedConfig
+from maskperf.data.coco.index import CocoIndex
+from maskperf.data.coco.subset import shown_id
+from maskperf.data.images.canvas import Canvases, SizeHw, canvas_buckets, canvas_groups, group_numbers, image_canvases
+from maskperf.data.images.collate import Packing, Sample, make_batch, make_evaluation_batch
+from maskperf.data.images.decode import check_images, decode_image
+from maskperf.data.images.raw_images import BufferRing
+from maskperf.data.images.sampler import aspect_groups, canvas_stream, evaluation_order, stream_batches
+from maskperf.data.images.transforms import flip_boxes, flip_points, resize_boxes, resize_points, target_size_hw
+from maskperf.errors import DataError, Problem
+from maskperf.seeds import derive_seed
+from maskperf.structures import Batch, EvaluationBatch, pinned
+
+CHECK_LIMIT_SECONDS = 60.0
+
+
+def load_sample(index: CocoIndex, position: int, *, data: DataConfig, seed: int, epoch: int, training: bool) -> Sample:
+    """Return one image and its targets; what is random about it depends on seed, epoch and image id alone.
+
+    Errors: DataError when the image cannot be used.
+    """
+    image_id = int(index.image_ids[position])
+    original_size_hw = (int(index.sizes_hw[position, 0]), int(index.sizes_hw[position, 1]))
+    size_hw = target_size_hw(original_size_hw, data.short_side, data.long_side)
+    is_mirrored = False
+    if training:
+        is_mirrored = is_flipped(seed, epoch, image_id, data.flip_probability)
+    bgr = decode_image(
+        index.image_path(position),
+        image_id=shown_id(index, position),
+        expected_size_hw=original_size_hw,
+        max_pixels=data.max_image_pixels,
+        channels="BGR",
+    )
+    objects = slice(index.object_offsets[position], index.object_offsets[position + 1])
+    ring_offsets = index.ring_offsets[objects.start : objects.stop + 1]
+    point_offsets = index.point_offsets[ring_offsets[0] : ring_offsets[-1] + 1]
+    run_offsets = run_ends = None
+    if index.run_ends is not None:
+        run_offsets = index.run_offsets[objects.start : objects.stop + 1]
+        run_ends = index.run_ends[run_offsets[0] : run_offsets[-1]]
+        run_offsets = run_offsets - run_offsets[0]
+    boxes = resize_boxes(index.boxes[objects], original_size_hw, size_hw)
+    points = resize_points(index.points[point_offsets[0] : point_offsets[-1]], original_size_hw, size_hw)
+    if is_mirrored:
+        boxes, points = flip_boxes(boxes, size_hw[1]), flip_points(points, size_hw[1])
+    return Sample(
+        bgr=bgr,
+        size_hw=size_hw,
+        is_mirrored=is_mirrored,
+        means_bgr=data.pixel_means_bgr,
+        boxes=boxes,
+        labels=index.labels[objects],
+        ring_offsets=ring_offsets - ring_offsets[0],
+        point_offsets=point_offsets - point_offsets[0],
+        points=points,
+        run_offsets=run_offsets,
+        run_ends=run_ends,
+        image_id=image_id,
+        sample_seed=derive_seed(seed, "sample", epoch, image_id),
+        original_size_hw=original_size_hw,
+    )
+
+
+def is_flipped(seed: int, epoch: int, image_id: int, probability: float) -> bool:
+    """Return whether this image is mirrored in this epoch."""
+    uniform = (derive_seed(seed, "flip", epoch, image_id) >> 9) / 2**53  # 53 bits: exact, and below 1
+    return uniform < probability
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feeding:
+    """How images come together and are handed over. The defaults are the reference's way."""
+
+    aspect_buckets: bool = False  # batches of images of one canvas, not only of wide or of upright ones
+    static_canvas: bool = False  # every batch is full and fills a canvas, the same in all processes: few shapes
+    raw_pictures: bool = False  # pictures as decoded, for `prepare_images`
+
+
+def feeding_for(speed: SpeedConfig, device: torch.device) -> Feeding:
+    """Return what the switches mean for this device: few sizes and raw pictures are for a GPU alone."""
+    is_cuda = device.type == "cuda"
+    return Feeding(
+        aspect_buckets=speed.aspect_buckets,
+        static_canvas=speed.aspect_buckets and is_cuda,
+        raw_pictures=speed.device_preprocessing and is_cuda,
+    )
+
+
+def static_canvases(data: DataConfig, feeding: Feeding) -> Canvases:
+    """Return the canvases that training batches have; none where each batch is as large as its pictures need."""
+    return canvas_buckets(data) if feeding.static_canvas and data.group_by_aspect else ()
+
+
+AS_THE_REFERENCE = Feeding()
+
+
+class TrainingLoader:
+    """The training batches of one rank, in pinned memory where they go to a CUDA device."""
+
+    def __init__(
+        self,
+        index: CocoIndex,
+        data: DataConfig,
+        *,
+        seed: int,
+        rank: int,
+        world: int,
+        images_per_rank: int,
+        pin_memory: bool = False,
+        feeding: Feeding = AS_THE_REFERENCE,
+    ):
+        self.index = index
+        self.data = data
+        self.seed = seed
+        self.rank = rank
+        self.world = world
+        self.images_per_rank = images_per_rank
+        self.pin_memory = pin_memory
+        self.feeding = feeding
+
+    def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:
+        """Return the batches of steps first_step, first_step + 1, ... (counted from 0), each made ahead by threads.
+
+        Raw pictures become images by `prepare_images`; a batch that has none passes through it as well.
+        Close the iterator (or use it up) to end its threads.
+        Errors: DataError when an image cannot be used; it then lists the problems of all images of the folder.
+        """
+        order = {
+            "seed": self.seed,
+            "rank": self.rank,
+            "world": self.world,
+            "images_per_rank": self.images_per_rank,
+            "shuffle": self.data.shuffle,
+            "first_step": first_step,
+        }
+        if static_canvases(self.data, self.feeding):
+            canvases = image_canvases(self.index.sizes_hw, self.data, least=self.world * self.images_per_rank)
+            stream = canvas_stream(group_numbers(canvases), **order)
+            batches = ((passes, positions, tuple(canvases[positions[0]].tolist())) for passes, positions in stream)
+        else:
+            stream = stream_batches(self.groups(), **order)
+            batches = ((np.full(len(positions), number), positions, None) for number, positions in stream)
+        packing = _packing(self.feeding, self.data, self.pin_memory)
+        jobs = (partial(self._make, *batch, packing) for batch in islice(batches, num_steps))
+        return _run_ahead(jobs, self.index, self.data)
+
+    def groups(self) -> np.ndarray:
+        """Return a number for each image; images of different numbers are never in one batch."""
+        if not self.data.group_by_aspect:
+            return np.zeros(len(self.index.sizes_hw), np.int64)
+        if self.feeding.aspect_buckets:
+            return canvas_groups(self.index.sizes_hw, self.data)
+        return aspect_groups(self.index.sizes_hw)
+
+    def _make(self, passes: np.ndarray, positions: np.ndarray, canvas_hw: SizeHw | None, packing: Packing) -> Batch:
+        """Return the batch of these images, each with the draws of its pass."""
+        load = partial(load_sample, self.index, data=self.data, seed=self.seed, training=True)
+        drawn = zip(positions.tolist(), passes.tolist(), strict=True)
+        samples = [load(position, epoch=number) for position, number in drawn]
+        canvases = () if canvas_hw is None else (canvas_hw,)
+        batch = make_batch(samples, self.data.size_divisor, replace(packing, canvases=canvases))
+        return pinned(batch) if self.pin_memory else batch
+
+
+def evaluation_batches(
+    index: CocoIndex,
+    data: DataConfig,
+    *,
+    batch_size: int,
+    rank: int,
+    world: int,
+    pin_memory: bool = False,
+    feeding: Feeding = AS_THE_REFERENCE,
+) -> Iterator[EvaluationBatch]:
+    """Return this rank's batches, made ahead by threads; over all ranks every image comes exactly once.
+
+    Each is as large as its largest picture needs, whatever `feeding` says of canvases: scores shall not depend on it.
+    Errors: DataError when an image cannot be used; it then lists the problems of all images of the folder.
+    """
+    packing = _packing(feeding, data, pin_memory)
+
+    def make(positions: np.ndarray) -> EvaluationBatch:
+        load = partial(load_sample, index, data=data, seed=0, epoch=0, training=False)
+        samples = [load(int(position)) for position in positions]
+        batch = make_evaluation_batch(samples, data.size_divisor, packing)
+        return pinned(batch) if pin_memory else batch
+
+    order = evaluation_order(index.sizes_hw, batch_size=batch_size, rank=rank, world=world)
+    return _run_ahead((partial(make, positions) for positions in order), index, data)
+
+
+def _packing(feeding: Feeding, data: DataConfig, pin_memory: bool) -> Packing:
+    kept = max(data.loader_threads, 1) + data.prefetch_batches
+    return Packing(
+        pin_memory=pin_memory,
+        ring=BufferRing(kept=kept, pin_memory=pin_memory) if feeding.raw_pictures else None,
+    )
+
+
+def _run_ahead(jobs: Iterator[Callable[[], Any]], index: CocoIndex, data: DataConfig) -> Iterator[Any]:
+    """Return the jobs' results in order; enough jobs are under way to keep all threads busy."""
+    num_threads = max(data.loader_threads, 1)
+    num_ahead = max(data.prefetch_batches, num_threads)
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="maskperf-loader")
+    pending: deque[Future] = deque()
+    try:
+        for job in islice(jobs, num_ahead):
+            pending.append(pool.submit(job))
+        while pending:
+            result = pending.popleft().result()
+            for job in islice(jobs, 1):
+                pending.append(pool.submit(job))
+            yield result
+    except DataError as error:
+        raise DataError(_all_image_problems(error.problems, index, data)) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _all_image_problems(first_problems: list[Problem], index: CocoIndex, data: DataConfig) -> list[Problem]:
+    """Return the problems that stopped the loader, then those of the other images as far as there is time to look."""
+    positions = range(len(index.image_ids))
+    others, num_skipped = check_images(
+        index, positions, max_pixels=data.max_image_pixels, limit_seconds=CHECK_LIMIT_SECONDS
+    )
+    problems = [*first_problems, *(problem for _, problem in others if problem not in first_problems)]
+    if num_skipped:
+        value = f"{num_skipped} of {len(positions)}"
+        message = f"The check of all images stopped after {CHECK_LIMIT_SECONDS:g} s; so many were not looked at."
+        fix = "Correct the errors listed, then run maskperf doctor, which looks at all images."
+        folder = str(index.image_folder)
+        problems.append(Problem(file=folder, where="all images", field="file", value=value, message=message, fix=fix))
+    return problems

@@ -1,0 +1,298 @@
+"""Names a collapse: a loss that is not finite, or a training that is lost although its loss still is.
+
+One rule judges two kinds of series of 50-step windows: the losses of each step of a run that goes on (`CollapseGuard`),
+and the cumulative means that published logs carry (`windows_from_cumulative`, `judge_windows`).
+
+Signs, each against the level (median of the five windows before) and beyond the noise of the series itself:
+* not finite: named at once, at any step;
+* sustained rise: two windows in a row above 1.35 times the level; a single high window is never enough;
+* drift: the median of eight windows above 1.5 times the lowest such median so far;
+* frozen (logs only): trainers that leave losses out of their mean when they are not finite show a mean that stops
+  moving. One unmoved window after a window 1.1 times above the level, or three unmoved windows in a row.
+
+Margins on the 109 successes and the plateau of MLPerf Training v3.1 (46,281 windows): sustained rise at most 1.157 (in
+the runs with one image per device; 1.110 elsewhere), drift at most 1.125 (1.067 elsewhere), not one frozen window. The
+five collapses end in a window 1.318 to 36.8 times above the level. tests/guard/test_collapse.py repeats these figures.
+"""
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+
+from maskperf.errors import UserError
+
+WINDOW_STEPS = 50  # the cadence of `tracked_stats`
+STRIDE_STEPS = 10  # a live run is judged this often; divides WINDOW_STEPS
+LEVEL_WINDOWS = 5
+DRIFT_WINDOWS = 8
+NOISE_WINDOWS = 40
+FEWEST_WINDOWS = 6  # before a rise is judged
+LOWEST_WORKING_AP = 0.05
+LOST_AP_FRACTION = 0.1
+FEW_CHANGES = 10.0  # so many changes between windows may look half as noisy as they are
+SPIKE_FACTOR = 4.0  # a live step above this many times the median of its ten counts as this many
+SMALLEST_LOSS = 1e-30  # keeps a loss of zero out of quotients
+NORMAL_PER_MEDIAN_DEVIATION = 1.4826  # standard deviation of normal noise per median absolute deviation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Where the rule draws its lines. Rises are factors of the level; noise is in standard deviations of a window."""
+
+    first_step: int = 300  # the steep and noisy beginning before it is not judged, but for finiteness
+    sustained_rise: float = 1.35
+    sustained_noise: float = 4.5
+    drift_rise: float = 1.5
+    drift_noise: float = 4.0
+    frozen_rise: float = 1.1
+    frozen_noise: float = 2.0
+    frozen_windows: int = 3
+
+
+LIMITS = Limits()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """The mean loss of the steps from `first_step` to `last_step`, both included."""
+
+    first_step: int
+    last_step: int
+    loss: float | None  # None: not finite
+    ending: float | None = None  # median of its last ten steps, where the losses of steps are known
+    frozen: bool = False  # the cumulative mean it comes from did not move
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollapseEvent:
+    """What was found. `step` is where it can first be named, `since_step` where it began; epochs for evaluations."""
+
+    event: str  # "non-finite" or "collapse", as in metrics.jsonl
+    sign: str  # "not finite", "sustained rise", "drift", "frozen", "evaluation"
+    text: str
+    step: int | None = None
+    since_step: int | None = None
+    epoch: int | None = None
+
+
+class CollapseGuard:
+    """Watches a run as it goes: takes the total loss of every step, and names a collapse once.
+
+    Five interleaved series of windows, each ten steps after the other, are judged by the same rule: a lasting jump to
+    1.6 times is named within 100 steps wherever it falls, later where the losses are noisy.
+    """
+
+    def __init__(self, limits: Limits = LIMITS):
+        self._series = [_Series(limits) for _ in range(WINDOW_STEPS // STRIDE_STEPS)]
+        self._stride_losses: list[float] = []
+        self._stride_means: deque[float] = deque(maxlen=len(self._series))
+        self._turn = 0
+        self._last_step: int | None = None
+        self._named = False
+
+    def add(self, step: int, total_loss: float | None) -> CollapseEvent | None:
+        """Return the collapse that this step's loss reveals, or None. After a collapse only non-finite losses speak.
+
+        Steps rise by one; a series may begin at any step, for example after a resume. None is a loss not finite.
+        Errors: ValueError for a step that does not follow the one before.
+        """
+        if self._last_step is not None and step != self._last_step + 1:
+            raise ValueError(
+                f"step {step} was given after step {self._last_step}; the guard needs every step, in order"
+            )
+        self._last_step = step
+        if not _is_finite(total_loss):
+            return _not_finite(step, step)
+        if self._named:
+            return None
+        self._stride_losses.append(total_loss)
+        if len(self._stride_losses) < STRIDE_STEPS:
+            return None
+        ending, self._stride_losses = self._stride_losses, []
+        self._stride_means.append(_mean_without_spikes(ending))
+        if len(self._stride_means) < len(self._series):
+            return None
+        loss = sum(self._stride_means) / len(self._stride_means)
+        window = Window(first_step=step - WINDOW_STEPS + 1, last_step=step, loss=loss, ending=median(ending))
+        found = self._series[self._turn].add(window)
+        self._turn = (self._turn + 1) % len(self._series)
+        self._named = found is not None
+        return found
+
+
+def windows_from_cumulative(steps: Sequence[int], cumulative_means: Sequence[float | None]) -> list[Window]:
+    """Return the mean loss between the logged steps from means over all steps so far; windows of at least 50 steps.
+
+    A mean that is None or not finite gives a window whose loss is None.
+    Errors: UserError for lists of different lengths, or steps that do not rise from 1.
+    """
+    if len(steps) != len(cumulative_means):
+        raise UserError(
+            f"the loss log has {len(steps)} steps and {len(cumulative_means)} means. Fix: give one mean for each step."
+        )
+    windows = []
+    begin, begin_mean, last = 0, 0.0, 0
+    for step, mean in zip(steps, cumulative_means, strict=True):
+        if step <= last:
+            raise UserError(
+                f"the loss log, field step, value {step}: it comes after step {last}. Fix: give the log of one run."
+            )
+        last = step
+        finite = _is_finite(mean)
+        if finite and step - begin < WINDOW_STEPS:
+            continue
+        loss = (mean * step - begin_mean * begin) / (step - begin) if finite else None
+        frozen = finite and begin > 0 and mean == begin_mean
+        windows.append(Window(first_step=begin + 1, last_step=step, loss=loss, frozen=frozen))
+        if finite:
+            begin, begin_mean = step, mean
+    return windows
+
+
+def judge_windows(windows: Sequence[Window], limits: Limits = LIMITS) -> CollapseEvent | None:
+    """Return the first collapse in a series of windows, or None. `step` of the event is the end of a window."""
+    series = _Series(limits)
+    for window in windows:
+        found = series.add(window)
+        if found is not None:
+            return found
+    return None
+
+
+def evaluation_collapse(evaluations: Sequence[tuple[int, float | None, float | None]]) -> CollapseEvent | None:
+    """Return the first evaluation (epoch, box AP, mask AP) that shows a lost model, or None.
+
+    Lost: both APs are 0, or under a tenth of the best before, after both had been above 0.05. None for an AP that is
+    unknown; such an evaluation is passed over.
+    """
+    best_box = best_mask = 0.0
+    for epoch, box_ap, mask_ap in evaluations:
+        if box_ap is None or mask_ap is None:
+            continue
+        worked = min(best_box, best_mask) > LOWEST_WORKING_AP
+        if worked and box_ap < LOST_AP_FRACTION * best_box and mask_ap < LOST_AP_FRACTION * best_mask:
+            text = (
+                f"epoch {epoch}: box AP fell to {box_ap:.4f} from a best of {best_box:.4f}, "
+                f"mask AP to {mask_ap:.4f} from {best_mask:.4f}; the model is lost"
+            )
+            return CollapseEvent(event="collapse", sign="evaluation", epoch=epoch, text=text)
+        best_box, best_mask = max(best_box, box_ap), max(best_mask, mask_ap)
+    return None
+
+
+class _Series:
+    """The rule: takes windows one after the other and keeps what it must remember of those before."""
+
+    def __init__(self, limits: Limits):
+        self._limits = limits
+        self._windows: deque[Window] = deque(maxlen=NOISE_WINDOWS + 2)  # finite and not frozen
+        self._losses: list[float] = []  # of these windows
+        self._frozen: list[Window] = []
+        self._lowest_median = math.inf
+
+    def add(self, window: Window) -> CollapseEvent | None:
+        if window.loss is None or not math.isfinite(window.loss):
+            return _not_finite(window.first_step, window.last_step)
+        if window.frozen:
+            self._frozen.append(window)
+            return self._judge_frozen()
+        self._frozen = []
+        self._windows.append(window)
+        self._losses.append(window.loss)
+        del self._losses[: -(NOISE_WINDOWS + 2)]
+        return self._judge_rise() or self._judge_drift()
+
+    def _judge_frozen(self) -> CollapseEvent | None:
+        rise = self._rise(newest=1)
+        risen = rise > self._line(self._limits.frozen_rise, self._limits.frozen_noise, newest=1)
+        if not risen and len(self._frozen) < self._limits.frozen_windows:
+            return None
+        first, last = self._frozen[0], self._frozen[-1]
+        before = f", after a window {rise:.2f} times above the level before it" if risen else ""
+        text = (
+            f"steps {first.first_step} to {last.last_step}: the mean of all losses so far does not move{before}, "
+            "as when losses are not finite and the log leaves them out"
+        )
+        return _collapse("frozen", self._windows[-1] if risen else first, last, text)
+
+    def _judge_rise(self) -> CollapseEvent | None:
+        rise = self._rise(newest=2)
+        if rise <= self._limits.sustained_rise:  # the noise is dear to find, and can only raise the line
+            return None
+        line = self._line(self._limits.sustained_rise, self._limits.sustained_noise, newest=2)
+        first, last = self._windows[-2], self._windows[-1]
+        level = self._level(newest=2)
+        # A spike across two windows is over when the second ends. Ten steps are noisy, so half way is enough for them.
+        if rise <= line or (last.ending is not None and last.ending < math.sqrt(line) * level):
+            return None
+        text = (
+            f"steps {first.first_step} to {last.last_step}: the loss rose to {first.loss:.4g} and {last.loss:.4g} "
+            f"from {level:.4g} before and stayed there"
+        )
+        return _collapse("sustained rise", first, last, text)
+
+    def _judge_drift(self) -> CollapseEvent | None:
+        if len(self._losses) < DRIFT_WINDOWS:
+            return None
+        smoothed = median(self._losses[-DRIFT_WINDOWS:])
+        lowest, self._lowest_median = self._lowest_median, min(self._lowest_median, smoothed)
+        first, last = self._windows[-DRIFT_WINDOWS], self._windows[-1]
+        if smoothed <= self._limits.drift_rise * lowest or first.last_step <= self._limits.first_step:
+            return None
+        if smoothed <= self._line(self._limits.drift_rise, self._limits.drift_noise, newest=0) * lowest:
+            return None
+        text = (
+            f"steps {first.first_step} to {last.last_step}: the loss is {smoothed:.4g} (median of {DRIFT_WINDOWS} "
+            f"windows), {smoothed / lowest:.2f} times the lowest such median, {lowest:.4g}"
+        )
+        return _collapse("drift", first, last, text)
+
+    def _level(self, *, newest: int) -> float:
+        return median(self._losses[-newest - LEVEL_WINDOWS : -newest])
+
+    def _rise(self, *, newest: int) -> float:
+        """The lowest of the newest windows over the level before them; 0 where it is too early to judge."""
+        if len(self._losses) < FEWEST_WINDOWS + newest or self._windows[-newest].last_step <= self._limits.first_step:
+            return 0.0
+        return min(self._losses[-newest:]) / max(self._level(newest=newest), SMALLEST_LOSS)
+
+    def _line(self, rise: float, noise: float, *, newest: int) -> float:
+        """The factor that a rise must pass: `rise`, or more where the windows before the newest are noisy."""
+        return max(rise, math.exp(noise * _relative_noise(self._losses[: len(self._losses) - newest])))
+
+
+def _collapse(sign: str, first: Window, last: Window, text: str) -> CollapseEvent:
+    return CollapseEvent(event="collapse", sign=sign, step=last.last_step, since_step=first.first_step, text=text)
+
+
+def _relative_noise(losses: Sequence[float]) -> float:
+    """Return the standard deviation of one window's noise, as a fraction; careful where there are few windows.
+
+    From the changes between neighbours, so that a falling loss is not taken for noise, and by medians, so that one
+    spike is not either. Few windows may look calm by chance, hence the allowance for their number.
+    """
+    changes = [math.log(max(after, SMALLEST_LOSS) / max(before, SMALLEST_LOSS)) for before, after in pairwise(losses)]
+    if not changes:
+        return 0.0
+    middle = median(changes)
+    spread = NORMAL_PER_MEDIAN_DEVIATION * median(abs(change - middle) for change in changes)
+    return spread / math.sqrt(2.0) * (1.0 + FEW_CHANGES / len(changes))
+
+
+def _mean_without_spikes(losses: Sequence[float]) -> float:
+    """Return the mean, with single values limited: one odd picture is no collapse, and most of the ten are not odd."""
+    ceiling = SPIKE_FACTOR * median(losses)
+    return sum(min(loss, ceiling) for loss in losses) / len(losses)
+
+
+def _is_finite(loss: float | None) -> bool:
+    return loss is not None and math.isfinite(loss)
+
+
+def _not_finite(first_step: int, last_step: int) -> CollapseEvent:
+    where = f"step {last_step}" if first_step == last_step else f"steps {first_step} to {last_step}"
+    text = f"{where}: the total loss is not a finite number"
+    return CollapseEvent(event="non-finite", sign="not finite", step=last_step, since_step=first_step, text=text)

@@ -1,0 +1,149 @@
+"""One run of the benchmark: set up, start the clock, train and evaluate by epochs, stop at the targets."""
+
+import time
+from collections.abc import Iterable
+from functools import partial
+
+import torch
+
+from maskperf.config import RunConfig
+from maskperf.data.images.capacity import batch_capacity
+from maskperf.data.images.sampler import steps_per_epoch
+from maskperf.engine.build import build_model, keep_memory, prepare_steps
+from maskperf.engine.distributed import average_buffers, broadcast_model, init_topology
+from maskperf.engine.graphs import CapturedSteps
+from maskperf.engine.optimizer import build_optimizer
+from maskperf.engine.precision import set_precision
+from maskperf.engine.step import train_step
+from maskperf.engine.under_way import Step, StepsUnderWay
+from maskperf.model.mask_rcnn import MaskRcnn
+from maskperf.ops.kernels.selection import describe
+from maskperf.run.batches import micro_batches
+from maskperf.run.evaluations import Evaluations
+from maskperf.run.evaluator import TrainedEpoch, confirm
+from maskperf.run.finish import RunResult, finish
+from maskperf.run.session import (
+    Session,
+    clear_caches,
+    generate_data,
+    open_data,
+    open_recorder,
+    open_session,
+    save_model,
+)
+from maskperf.run.stop import Training, keep_black_box
+
+
+def run_benchmark(config: RunConfig) -> RunResult:
+    """Return what a run achieved: trains a recipe until its targets are met at one evaluation, or its steps are used.
+
+    An epoch is scored while the next one trains; where its verdict ends the run, what was trained beyond is dropped.
+    Errors: LostRunError where a number is not finite or the loss collapsed.
+    Source: the sequence and cadence of MLPerf Training rules, `tools/train_mlperf.py` of the reference.
+    """
+    topology = init_topology(config.system.device)
+    with open_session(config, topology) as session:
+        config = session.config
+        generate_data(session)
+        model, optimizer, captured = _initialize(session)
+        session.start_clock()
+        with session.account.measure("opening the data"):
+            data = open_data(session)
+        session.log.samples(len(data.train.image_ids), len(data.val.image_ids))
+        if captured is not None:
+            captured.make_room(batch_capacity(data.train, session.images_per_rank))
+        num_steps = steps_per_epoch(len(data.train.image_ids), config.optimizer.batch_size)
+        recorder = open_recorder(session, num_steps)
+        training = Training(data, model, optimizer, recorder, num_steps)
+        evaluations = Evaluations(session, training)
+        train = partial(train_step, model, optimizer, config=config.optimizer, topology=topology, captured=captured)
+        note = partial(_note, session, training, evaluations)
+        under_way = StepsUnderWay(train, may_drop_masks=captured is not None and captured.mask_places is not None)
+        update, epoch = 0, 0
+        with keep_black_box(session, training, evaluations.rescues):
+            while not (evaluations.is_final or _is_used_up(config, update, epoch)):
+                epoch += 1
+                session.log.epoch_start(epoch)
+                recorder.start_epoch()
+                waited = time.monotonic()
+                steps = micro_batches(session, data, update, min(num_steps, config.optimizer.max_steps - update))
+                for batches in steps:
+                    wait_seconds = time.monotonic() - waited
+                    update += 1
+                    result = train(batches, update=update, all_masks=False)
+                    note(epoch, under_way.add(Step(update, result, wait_seconds), batches))
+                    if evaluations.is_final:
+                        break
+                    waited = time.monotonic()
+                steps.close()  # with the threads that make batches ahead, where a verdict came before the last step
+                if not evaluations.is_final:
+                    note(epoch, under_way.rest())
+                if not evaluations.is_final:
+                    _end_epoch(session, training, evaluations, epoch, update)
+        judgement = evaluations.judgement
+        session.stop_clock(success=judgement.status != "aborted")
+        recorder.close()
+        session.writer.wait()
+        judgement = confirm(session, data, judgement)
+        return finish(session, data, model, recorder=recorder, judgement=judgement)
+
+
+def _initialize(session: Session) -> tuple[MaskRcnn, torch.optim.Optimizer, CapturedSteps | None]:
+    """Return model, optimizer and recorded steps, everything that may be done before the clock starts done."""
+    config, topology = session.config, session.topology
+    session.log.submission(config)
+    clear_caches(session)
+    session.log.init_start()
+    session.log.hyperparameters(config, config.seed)
+    model, notices = build_model(config.model, config.seed, config.speed)
+    for notice in notices:
+        session.say(notice)
+    model.to(topology.device)
+    broadcast_model(model, topology)
+    set_precision(model, topology.device, session.say)
+    for line in (describe(config.speed.triton_kernels, topology.device), keep_memory(config.speed, topology.device)):
+        session.say(line)
+    optimizer = build_optimizer(model, config.optimizer)
+    captured = prepare_steps(model, config, images=session.images_per_rank, topology=topology, say=session.say)
+    return model, optimizer, captured
+
+
+def _note(session: Session, training: Training, evaluations: Evaluations, epoch: int, steps: Iterable[Step]) -> None:
+    """Write down steps of an epoch, and takes the verdict on the epoch before where it is known."""
+    for step in steps:
+        was_read = training.recorder.add(
+            step.result, epoch=epoch, step=step.update, data_wait_seconds=step.wait_seconds
+        )
+        session.log.tracked_stats(training.recorder.take_windows())
+        if was_read and not evaluations.is_final:
+            evaluations.take_known(step.update)
+
+
+def _end_epoch(session: Session, training: Training, evaluations: Evaluations, epoch: int, update: int) -> None:
+    """Take the verdict on the epoch before, then saves the weights of this one and begins their evaluation.
+
+    The weights are copied first, and written meanwhile. The evaluation of the last epoch is waited for.
+    """
+    recorder, config = training.recorder, session.config
+    mean_loss, speed = recorder.epoch_summary()  # a broken model is noticed here at the latest, and never evaluated
+    session.log.epoch_stop(epoch)
+    evaluations.take(update)
+    if evaluations.is_final:
+        return
+    average_buffers(training.model, session.topology)
+    with session.account.measure("saving"):
+        save_model(session, training.model, training.data.train)
+    is_last = _is_used_up(config, update, epoch)
+    if epoch % config.evaluation.every_epochs and not is_last:
+        return
+    evaluations.start(
+        TrainedEpoch(epoch=epoch, step=update, mean_loss=mean_loss, images_per_second=speed, is_last=is_last)
+    )
+    if is_last:
+        evaluations.take(update)
+
+
+def _is_used_up(config: RunConfig, update: int, epoch: int) -> bool:
+    """Return whether the recipe has no steps or epochs left."""
+    limits = config.optimizer
+    return update >= limits.max_steps or 0 < limits.max_epochs <= epoch

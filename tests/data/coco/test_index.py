@@ -1,0 +1,175 @@
+import numpy as np
+import pytest
+from coco_folder import HEIGHT, WIDTH, annotation, good_document, triangle, write_json
+
+from maskperf.config import DataConfig
+from maskperf.data.coco.index import locate, read_coco
+from maskperf.errors import DataError
+
+
+def read(folder, document, *, training: bool = True, **options):
+    return read_coco(write_json(folder, document), folder / "images", training=training, **options)
+
+
+def test_the_index_holds_what_the_file_says(tmp_path):
+    index = read(tmp_path, good_document())
+    assert index.json_path == tmp_path / "instances.json"
+    assert index.image_path(1) == tmp_path / "images" / "b.jpg"
+    assert index.file_names == ("a.jpg", "b.jpg")
+    np.testing.assert_array_equal(index.image_ids, [10, 20])
+    np.testing.assert_array_equal(index.sizes_hw, [[HEIGHT, WIDTH]] * 2)
+    np.testing.assert_array_equal(index.object_offsets, [0, 1, 3])
+    np.testing.assert_array_equal(index.labels, [1, 2, 1])
+    np.testing.assert_array_equal(index.boxes, [[5, 5, 14, 14], [5, 5, 14, 14], [20, 8, 31.5, 13]])
+    np.testing.assert_array_equal(index.ring_offsets, [0, 1, 3, 4])
+    np.testing.assert_array_equal(index.point_offsets, [0, 3, 6, 9, 12])
+    expected = [triangle(5, 5), triangle(5, 5), triangle(8, 8), triangle(20, 8)]
+    np.testing.assert_array_equal(index.points.reshape(-1), np.concatenate(expected))
+    np.testing.assert_array_equal(index.category_ids, [7, 9])
+    assert index.category_names == ("dog", "cup")
+    assert index.notices == ("1 of 4 annotations are crowd regions and are not trained on",)
+    assert index.is_plain and index.run_ends is None and index.image_keys == ()
+
+
+def test_the_arrays_have_the_promised_types(tmp_path):
+    index = read(tmp_path, good_document())
+    for name in ("image_ids", "object_offsets", "labels", "ring_offsets", "point_offsets", "category_ids"):
+        assert getattr(index, name).dtype == np.int64
+    assert index.sizes_hw.dtype == np.int32
+    assert index.boxes.dtype == index.points.dtype == np.float32
+
+
+def test_ids_may_be_anything_in_64_bits(tmp_path):
+    document = good_document()
+    huge = {10: -(2**63), 20: 2**63 - 1, 7: 2**62, 9: -5}
+    for row in document["images"] + document["categories"]:
+        row["id"] = huge[row["id"]]
+    for row in document["annotations"]:
+        row["image_id"], row["category_id"] = huge[row["image_id"]], huge[row["category_id"]]
+    index = read(tmp_path, document)
+    np.testing.assert_array_equal(index.image_ids, [-(2**63), 2**63 - 1])
+    np.testing.assert_array_equal(index.category_ids, [-5, 2**62])
+    np.testing.assert_array_equal(index.labels, [2, 1, 2])
+
+
+def test_file_names_may_contain_folders(tmp_path):
+    document = good_document()
+    document["images"][1]["file_name"] = "deep/er/a..b.jpg"
+    assert read(tmp_path, document).file_names[0] == "deep/er/a..b.jpg"
+
+
+def test_boxes_are_clipped_and_polygons_are_not(tmp_path):
+    document = good_document()
+    outside = triangle(-3, 35)
+    document["annotations"].append(annotation(918, 20, bbox=[-3.5, 35.25, 80, 20], segmentation=[outside]))
+    index = read(tmp_path, document)
+    np.testing.assert_array_equal(index.boxes[-1], [0, 35.25, WIDTH - 1, HEIGHT - 1])
+    assert any("boxes do not fit their outlines" in notice for notice in index.notices)
+    np.testing.assert_array_equal(index.points[-3:].reshape(-1), outside)
+
+
+@pytest.mark.parametrize(
+    ("box", "what"),
+    [
+        ([5, 5, 10, 0.0], "of zero width or height"),
+        ([5, 5, 0, 10], "of zero width or height"),
+        ([WIDTH + 5, 5, 10, 10], "outside of the image"),
+        ([5, -30, 10, 20], "outside of the image"),
+        ([WIDTH - 1, 5, 10, 10], "outside of the image"),  # x1 = x2 after the clip
+        ([5, 5, 1, 10], "at most one pixel wide or high"),
+        ([5, 5, 10, 0.5], "at most one pixel wide or high"),
+    ],
+)
+def test_a_box_without_extent_is_dropped_with_a_notice(tmp_path, box, what):
+    document = good_document()
+    document["annotations"].insert(0, annotation(918, 20, bbox=box))
+    index = read(tmp_path, document)
+    np.testing.assert_array_equal(index.labels, [1, 2, 1])
+    np.testing.assert_array_equal(index.ring_offsets, [0, 1, 3, 4])
+    assert f"1 annotations with a box {what}: left out of training (first ids: 918)" in index.notices
+
+
+def test_a_notice_counts_all_and_names_the_first(tmp_path):
+    document = good_document()
+    document["annotations"] += [annotation(900 + k, 20, bbox=[5, 5, 10, 0]) for k in range(7)]
+    (notice,) = (line for line in read(tmp_path, document).notices if "zero width or height: left" in line)
+    assert notice.startswith("7 annotations")
+    assert notice.endswith("(first ids: 900, 901, 902, 903, 904)")
+
+
+def test_training_leaves_out_images_without_a_large_annotation(tmp_path):
+    document = good_document()
+    document["images"] += [
+        {"id": 30, "file_name": "c.jpg", "height": HEIGHT, "width": WIDTH},
+        {"id": 5, "file_name": "d.jpg", "height": HEIGHT, "width": WIDTH},
+    ]
+    document["annotations"].append(annotation(918, 5, bbox=[5, 5, 1, 30]))
+    index = read(tmp_path, document)
+    np.testing.assert_array_equal(index.image_ids, [10, 20])
+    assert index.notices[-2:] == (
+        "1 images without an annotation: left out of training (data.negatives=true keeps them) (first ids: 30)",
+        "1 images without an object, only crowd regions or the boxes above: left out of training (first ids: 5)",
+    )
+    negatives = read(tmp_path, document, data=DataConfig(negatives=True))
+    np.testing.assert_array_equal(negatives.image_ids, [5, 10, 20, 30])
+    np.testing.assert_array_equal(negatives.object_offsets, [0, 0, 1, 3, 3])
+    evaluation = read(tmp_path, document, training=False)
+    np.testing.assert_array_equal(evaluation.image_ids, [5, 10, 20, 30])
+    np.testing.assert_array_equal(evaluation.object_offsets, [0, 0, 1, 3, 3])
+
+
+@pytest.mark.parametrize("changes", [{"iscrowd": 1}, {"bbox": [WIDTH + 5, 5, 10, 10]}])
+def test_a_training_image_whose_objects_all_vanish_is_left_out(tmp_path, changes):
+    document = good_document()
+    document["images"].append({"id": 42, "file_name": "c.jpg", "height": HEIGHT, "width": WIDTH})
+    document["annotations"].append(annotation(918, 42, **changes))
+    index = read(tmp_path, document)
+    np.testing.assert_array_equal(index.image_ids, [10, 20])
+    assert index.notices[-1].startswith("1 images without an object, only crowd regions or the boxes above")
+    assert len(read(tmp_path, document, training=False).image_ids) == 3
+
+
+def test_training_without_any_image_left_is_fatal(tmp_path):
+    document = good_document()
+    document["annotations"] = [annotation(1, 10, bbox=[0, 0, 1, 1])]
+    with pytest.raises(DataError, match="No image has an object wider and higher than one pixel"):
+        read(tmp_path, document)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_run_length_objects_have_runs_and_no_rings(tmp_path, training):
+    document = good_document()
+    document["annotations"][0]["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": [100, 20, HEIGHT * WIDTH - 120]}
+    index = read(tmp_path, document, training=training)
+    np.testing.assert_array_equal(index.ring_offsets, [0, 1, 1, 2])
+    np.testing.assert_array_equal(index.run_offsets, [0, 0, 3, 3])
+    np.testing.assert_array_equal(index.run_ends, [100, 120, HEIGHT * WIDTH])
+    assert index.is_plain
+
+
+def test_locate_finds_the_coco_layout(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    for part in ("train2017", "val2017"):
+        (tmp_path / part).mkdir()
+        (tmp_path / "annotations" / f"instances_{part}.json").write_text("{}")
+    paths = locate(DataConfig(root=str(tmp_path)))
+    assert paths.train_json == tmp_path / "annotations" / "instances_train2017.json"
+    assert paths.val_images == tmp_path / "val2017"
+    other = tmp_path / "mine.json"
+    other.write_text("{}")
+    replaced = locate(DataConfig(root=str(tmp_path), val_json=str(other)))
+    assert replaced.val_json == other
+    assert replaced.train_images == paths.train_images
+
+
+def test_locate_names_every_missing_path_at_once(tmp_path):
+    (tmp_path / "train2017").write_text("a file in place of the folder")
+    with pytest.raises(DataError) as caught:
+        locate(DataConfig(root=str(tmp_path), val_json=str(tmp_path)))
+    problems = caught.value.problems
+    fields = [problem.field for problem in problems]
+    assert fields == ["data.train_json", "data.train_images", "data.val_json", "data.val_images"]
+    problems = [problem.message for problem in problems]
+    assert problems[:2] == ["The file does not exist.", "It is not a folder."]
+    assert problems[2:] == ["It is not a file.", "The folder does not exist."]
+    assert all(problem.field in problem.fix and str(tmp_path) in problem.value for problem in problems)

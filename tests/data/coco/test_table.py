@@ -1,0 +1,249 @@
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from coco_folder import good_document, write_json
+from permissions import UMASKS, common_user, modes, open_folder, umask
+
+from maskperf.data.coco import index as coco
+from maskperf.data.coco import table
+from maskperf.data.coco.index import read_coco
+from maskperf.data.coco.table import file_state, load_table, table_places
+
+SOURCES = Path(coco.__file__).parents[2]
+ARRAYS = ("image_ids", "sizes_hw", "object_offsets", "boxes", "labels", "ring_offsets", "point_offsets", "points")
+
+
+@pytest.fixture(autouse=True)
+def every_file_is_large(monkeypatch, tmp_path):
+    monkeypatch.setattr(coco, "SMALLEST_KEPT_BYTES", 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def json_path(tmp_path) -> Path:
+    return write_json(tmp_path, good_document())
+
+
+def read(json_path: Path):
+    return read_coco(json_path, json_path.parent, training=True)
+
+
+def beside(json_path: Path) -> Path:
+    return table_places(json_path, "training")[0]
+
+
+def forbid_reading(monkeypatch):
+    def forbidden(*arguments, **options):
+        raise AssertionError("the JSON was read again")
+
+    monkeypatch.setattr(coco, "stream_columns", forbidden)
+    monkeypatch.setattr(coco, "read_document", forbidden)
+
+
+def assert_equal(first, second):
+    for name in ARRAYS:
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+        assert getattr(first, name).dtype == getattr(second, name).dtype
+    assert first.file_names == second.file_names
+    assert first.category_names == second.category_names
+    assert first.notices == second.notices
+
+
+def test_the_second_reading_needs_no_json(json_path, monkeypatch):
+    monkeypatch.setattr(coco, "SMALLEST_KEPT_BYTES", 10**9)
+    plain = read(json_path)
+    monkeypatch.setattr(coco, "SMALLEST_KEPT_BYTES", 0)
+    first = read(json_path)
+    forbid_reading(monkeypatch)
+    second = read(json_path)
+    assert_equal(first, plain)
+    assert_equal(second, plain)
+    assert second.json_path == json_path
+
+
+def test_the_arrays_are_mapped_and_cannot_be_written(json_path):
+    for index in (read(json_path), read(json_path)):
+        assert not index.points.flags.writeable
+        assert not index.points.flags.owndata
+
+
+def test_training_and_evaluation_have_tables_of_their_own(json_path):
+    read(json_path)
+    evaluation = read_coco(json_path, json_path.parent, training=False)
+    assert load_table(json_path, "training") is not None
+    assert_equal(read_coco(json_path, json_path.parent, training=False), evaluation)
+    assert len(list(json_path.parent.glob(".*.table"))) == 2
+
+
+def test_a_small_file_leaves_no_table(json_path, monkeypatch):
+    monkeypatch.setattr(coco, "SMALLEST_KEPT_BYTES", json_path.stat().st_size + 1)
+    read(json_path)
+    assert not beside(json_path).exists()
+
+
+def test_a_json_changed_to_the_same_size_and_time_is_read_anew(json_path):
+    read(json_path)
+    before = json_path.stat()
+    json_path.write_bytes(json_path.read_bytes().replace(b"a.jpg", b"z.jpg"))
+    os.utime(json_path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert json_path.stat().st_size == before.st_size
+    assert json_path.stat().st_mtime_ns == before.st_mtime_ns
+    assert read(json_path).file_names == ("z.jpg", "b.jpg")
+    assert read(json_path).file_names == ("z.jpg", "b.jpg")
+
+
+def test_a_change_within_one_tick_of_the_clock_is_noticed(json_path, monkeypatch):
+    state = file_state(json_path)
+    assert not state.is_settled  # it was written a moment ago
+    read(json_path)
+    json_path.write_bytes(json_path.read_bytes().replace(b"a.jpg", b"z.jpg"))
+    monkeypatch.setattr(table, "file_state", lambda path: state)  # as if no clock had moved
+    assert load_table(json_path, "training") is None
+
+
+def test_a_file_at_rest_is_known_by_its_state_alone(json_path, monkeypatch):
+    monkeypatch.setattr(table, "REST_NS", -(10**15))
+    read(json_path)
+    digests = []
+    whole = table.sha256_of_file
+    monkeypatch.setattr(table, "sha256_of_file", lambda path: digests.append(path) or whole(path))
+    assert load_table(json_path, "training") is not None
+    assert digests == []
+    os.utime(json_path, ns=(1, 1))
+    assert load_table(json_path, "training") is not None  # other times, and the same digest
+    assert digests == [json_path]
+
+
+def test_a_file_is_at_rest_some_seconds_after_its_last_change(json_path, monkeypatch):
+    assert not file_state(json_path).is_settled
+    now = time.time_ns()
+    monkeypatch.setattr(table.time, "time_ns", lambda: now + 6_000_000_000)
+    assert file_state(json_path).is_settled
+
+
+def test_a_cut_table_is_made_anew(json_path):
+    plain = read(json_path)
+    whole = beside(json_path).read_bytes()
+    for length in [*range(0, 80, 7), *range(80, len(whole), 97), len(whole) - 1]:
+        beside(json_path).write_bytes(whole[:length])
+        assert load_table(json_path, "training") is None
+    assert_equal(read(json_path), plain)
+    assert beside(json_path).read_bytes() == whole
+
+
+def test_a_damaged_table_is_made_anew(json_path):
+    plain = read(json_path)
+    whole = beside(json_path).read_bytes()
+    for place in [*range(0, 64, 5), *range(64, len(whole), 61), len(whole) - 1]:
+        damaged = bytearray(whole)
+        damaged[place] ^= 4
+        beside(json_path).write_bytes(damaged)
+        assert load_table(json_path, "training") is None, place
+    assert_equal(read(json_path), plain)
+
+
+def test_a_table_of_another_version_is_made_anew(json_path):
+    read(json_path)
+    whole = beside(json_path).read_bytes()
+    beside(json_path).write_bytes(whole.replace(b"maskperf table 2", b"maskperf table 1"))
+    assert load_table(json_path, "training") is None
+    read(json_path)
+    assert beside(json_path).read_bytes() == whole
+
+
+def test_a_table_of_another_json_is_not_believed(json_path, tmp_path):
+    document = good_document()
+    document["images"][1]["file_name"] = "z.jpg"
+    (tmp_path / "other").mkdir()
+    other = write_json(tmp_path / "other", document)
+    read(json_path)
+    beside(other).write_bytes(beside(json_path).read_bytes())
+    assert read(other).file_names == ("z.jpg", "b.jpg")
+
+
+def test_a_folder_that_cannot_be_written_is_replaced_by_the_cache(json_path, tmp_path, monkeypatch):
+    beside(json_path).mkdir()  # nothing can take this name; root may write into any folder
+    plain = read(json_path)
+    cached = table_places(json_path, "training")[1]
+    assert cached.parent == tmp_path / "cache" / "maskperf"
+    assert cached.is_file()
+    forbid_reading(monkeypatch)
+    assert_equal(read(json_path), plain)
+
+
+@pytest.mark.parametrize("mask", UMASKS)
+def test_a_table_has_the_permissions_of_the_umask(json_path, mask):
+    with umask(mask):
+        read(json_path)
+    assert modes(json_path.parent)[beside(json_path).name] == f"{0o666 & ~mask:o}"
+
+
+def test_a_table_of_a_user_who_keeps_files_for_himself_is_made_anew(monkeypatch):
+    with open_folder() as folder:
+        json_path = write_json(folder, good_document())
+        json_path.chmod(0o644)
+        plain = read(json_path)
+        beside(json_path).chmod(0)
+        folder.chmod(0o755)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+        (folder / "maskperf").mkdir()
+        (folder / "maskperf").chmod(0o777)
+        with common_user():
+            assert_equal(read(json_path), plain)
+        assert [path.suffix for path in (folder / "maskperf").iterdir()] == [".table"]
+
+
+def test_a_table_that_cannot_be_kept_is_told(json_path, tmp_path):
+    beside(json_path).mkdir()
+    (tmp_path / "cache").write_text("a file in place of the folder")
+    index = read(json_path)
+    assert index.file_names == ("a.jpg", "b.jpg")
+    assert len(index.notices) == 2  # the other: a crowd region
+    assert "the next start reads the file again" in index.notices[-1]
+    assert str(json_path.parent) in index.notices[-1]
+    assert not list(json_path.parent.glob("*.tmp"))
+
+
+def test_a_file_with_problems_leaves_no_table(tmp_path):
+    document = good_document()
+    document["annotations"][0]["bbox"] = [1, 2, -3, 4]
+    path = write_json(tmp_path, document)
+    with pytest.raises(coco.DataError):
+        read(path)
+    assert not beside(path).exists()
+
+
+def test_an_odd_file_is_kept_once_it_is_at_rest(tmp_path, monkeypatch):
+    document = good_document()
+    document["annotations"][0]["area"] = None  # of no interest in training, but not what the quick reader takes
+    path = write_json(tmp_path, document)
+    plain = read(path)
+    assert not beside(path).exists()
+    monkeypatch.setattr(table, "REST_NS", -(10**15))
+    read(path)
+    forbid_reading(monkeypatch)
+    assert_equal(read(path), plain)
+
+
+def test_several_processes_at_once_make_one_whole_table(json_path):
+    code = (
+        "import sys, hashlib; from pathlib import Path; from maskperf.data.coco import document, index as coco\n"
+        "coco.SMALLEST_KEPT_BYTES = 0\n"
+        "path = Path(sys.argv[1])\n"
+        "for _ in range(20):\n"
+        "    index = coco._read_anew(path, document.Reading(training=True))\n"
+        "    print(hashlib.sha256(index.arrays['points'].tobytes()).hexdigest())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
+    command = [sys.executable, "-c", code, str(json_path)]
+    processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    digests = [line for process in processes for line in process.communicate(timeout=300)[0].split()]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert digests == [hashlib.sha256(read(json_path).points.tobytes()).hexdigest()] * 60
+    assert [path.name for path in json_path.parent.glob(".*")] == [beside(json_path).name]

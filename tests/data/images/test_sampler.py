@@ -1,0 +1,162 @@
+from itertools import islice
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maskperf.data.images.sampler import aspect_groups, evaluation_order, rank_batches, steps_per_epoch, stream_batches
+from maskperf.seeds import derive_seed
+
+SIZES_HW = np.array([(480, 640), (640, 480), (500, 500), (300, 640), (640, 300)] * 5, np.int32)  # 25 images
+BY_ASPECT, AS_ONE = aspect_groups(SIZES_HW), np.zeros(25, np.int64)
+
+
+def batches_of(groups=BY_ASPECT, **changes):
+    settings = {"seed": 7, "pass_number": 1, "rank": 0, "world": 1, "images_per_rank": 4, "shuffle": True}
+    return rank_batches(groups, **{**settings, **changes})
+
+
+def stream(first_step: int, **changes):
+    settings = {"seed": 7, "rank": 0, "world": 1, "images_per_rank": 4, "shuffle": True}
+    return stream_batches(BY_ASPECT, first_step=first_step, **{**settings, **changes})
+
+
+def as_lists(batches):
+    return [batch.tolist() for batch in batches]
+
+
+def test_steps_per_epoch_is_one_more_than_the_whole_batches():
+    assert steps_per_epoch(117266, 16) == 7330
+    assert steps_per_epoch(117266, 2) == 58634
+    assert steps_per_epoch(96, 48) == 3
+
+
+def test_batches_follow_the_rule_worked_out_by_hand():
+    sizes_hw = np.array([(1, 2), (2, 1), (1, 2), (1, 1), (1, 2), (2, 1)], np.int32)
+    groups = aspect_groups(sizes_hw)
+    batches = rank_batches(groups, seed=0, pass_number=1, rank=0, world=1, images_per_rank=2, shuffle=False)
+    # wide: 0 2 | 4; upright or square: 1 3 | 5; ordered by first element
+    assert as_lists(batches) == [[0, 2], [1, 3], [4], [5]]
+
+
+@pytest.mark.parametrize("groups", [BY_ASPECT, AS_ONE])
+def test_one_rank_sees_every_image_once_per_pass(groups):
+    batches = batches_of(groups)
+    assert sorted(np.concatenate(batches)) == list(range(25))
+
+
+def test_groups_are_not_mixed_and_only_their_last_batch_is_short():
+    batches = batches_of()
+    is_upright = SIZES_HW[:, 0] >= SIZES_HW[:, 1]
+    assert all(len(set(is_upright[batch])) == 1 for batch in batches)
+    lengths = {group: [len(batch) for batch in batches if is_upright[batch[0]] == group] for group in (False, True)}
+    assert lengths == {False: [4, 4, 2], True: [4, 4, 4, 3]}
+
+
+def test_without_groups_batches_cut_the_permutation():
+    batches = batches_of(AS_ONE)
+    assert [len(batch) for batch in batches] == [4, 4, 4, 4, 4, 4, 1]
+    whole = batches_of(AS_ONE, images_per_rank=25)
+    np.testing.assert_array_equal(np.concatenate(batches), whole[0])
+
+
+def test_batches_come_in_the_order_of_their_first_images():
+    (permutation,) = batches_of(AS_ONE, images_per_rank=25)
+    place = np.argsort(permutation)
+    firsts = [place[batch[0]] for batch in batches_of()]
+    assert firsts == sorted(firsts)
+    assert all(np.all(np.diff(place[batch]) > 0) for batch in batches_of())
+
+
+@pytest.mark.parametrize("world", [2, 3, 4, 40])
+def test_ranks_share_one_permutation_padded_with_its_first_images(world):
+    (permutation,) = batches_of(AS_ONE, images_per_rank=25)
+    block_length = -(-25 // world)
+    padded = np.concatenate([permutation, permutation])[: block_length * world]
+    for rank in range(world):
+        found = batches_of(AS_ONE, images_per_rank=block_length, rank=rank, world=world)
+        np.testing.assert_array_equal(found[0], padded[rank * block_length : (rank + 1) * block_length])
+        grouped = np.concatenate(batches_of(rank=rank, world=world))
+        assert sorted(grouped) == sorted(found[0])
+
+
+def reference_batches(sizes_hw, *, seed, pass_number, rank, world, images_per_rank):
+    """Return the batches as the reference makes them, one image after the other."""
+    order = np.random.default_rng(derive_seed(seed, "order", pass_number)).permutation(len(sizes_hw)).tolist()
+    length = -(-len(order) // world)
+    while len(order) < length * world:
+        order += order[: length * world - len(order)]
+    block = order[rank * length : (rank + 1) * length]
+    batches, open_batches = [], {}
+    for position in block:
+        is_wide = sizes_hw[position][0] < sizes_hw[position][1]
+        if len(open_batches.get(is_wide, [0] * images_per_rank)) == images_per_rank:
+            open_batches[is_wide] = []
+            batches.append(open_batches[is_wide])
+        open_batches[is_wide].append(position)
+    return batches
+
+
+sizes = st.tuples(st.integers(1, 900), st.integers(1, 900))
+worlds = st.integers(1, 5).flatmap(lambda world: st.tuples(st.integers(0, world - 1), st.just(world)))
+
+
+@given(st.lists(sizes, min_size=1, max_size=40), worlds, st.integers(1, 6), st.integers(0, 99))
+def test_two_groups_give_the_order_of_the_reference(sizes_hw, rank_of_world, images_per_rank, seed):
+    rank, world = rank_of_world
+    options = {"seed": seed, "pass_number": 2, "rank": rank, "world": world, "images_per_rank": images_per_rank}
+    found = rank_batches(aspect_groups(np.array(sizes_hw)), shuffle=True, **options)
+    assert as_lists(found) == reference_batches(sizes_hw, **options)
+
+
+@given(st.lists(st.integers(-3, 9), min_size=1, max_size=60), worlds, st.integers(1, 6), st.integers(0, 99))
+def test_any_groups_keep_the_promises(groups, rank_of_world, images_per_rank, seed):
+    rank, world = rank_of_world
+    groups = np.array(groups)
+    options = {"seed": seed, "pass_number": 1, "world": world, "images_per_rank": images_per_rank, "shuffle": True}
+    batches = rank_batches(groups, rank=rank, **options)
+    assert as_lists(batches) == as_lists(rank_batches(groups, rank=rank, **options))
+    assert all(len(set(groups[batch])) == 1 for batch in batches)
+    short = [int(groups[batch[0]]) for batch in batches if len(batch) < images_per_rank]
+    assert len(short) == len(set(short))  # one in a group at most
+    (whole,) = rank_batches(np.zeros_like(groups), rank=0, **{**options, "world": 1, "images_per_rank": len(groups)})
+    block = np.resize(whole, -(-len(groups) // world) * world).reshape(world, -1)[rank]
+    assert sorted(np.concatenate(batches)) == sorted(block)
+    firsts = [block.tolist().index(batch[0]) for batch in batches]
+    assert world > len(groups) or firsts == sorted(firsts)
+
+
+def test_passes_and_seeds_differ_and_repeat():
+    assert as_lists(batches_of()) == as_lists(batches_of())
+    assert as_lists(batches_of()) != as_lists(batches_of(pass_number=2))
+    assert as_lists(batches_of()) != as_lists(batches_of(seed=8))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stream_started_in_the_middle_goes_on_the_same(rank):
+    whole = [(number, batch.tolist()) for number, batch in islice(stream(0, rank=rank, world=2), 30)]
+    assert {number for number, _ in whole} >= {1, 2, 3}
+    for first_step in (1, 3, 4, 5, 11, 20):
+        part = [(number, batch.tolist()) for number, batch in islice(stream(first_step, rank=rank, world=2), 5)]
+        assert part == whole[first_step : first_step + 5]
+
+
+def test_a_stream_runs_through_its_passes_without_a_pause():
+    found = list(islice(stream(0), 14))
+    assert [number for number, _ in found] == [1] * 7 + [2] * 7
+    assert as_lists(batch for _, batch in found[7:]) == as_lists(batches_of(pass_number=2))
+
+
+@pytest.mark.parametrize(("world", "batch_size"), [(1, 1), (1, 4), (3, 2), (40, 1)])
+def test_evaluation_takes_every_image_once_over_all_ranks(world, batch_size):
+    ranks = [evaluation_order(SIZES_HW, batch_size=batch_size, rank=rank, world=world) for rank in range(world)]
+    taken = [position for batches in ranks for batch in batches for position in batch.tolist()]
+    assert sorted(taken) == list(range(25))
+    assert max(len(batches) for batches in ranks) - min(len(batches) for batches in ranks) <= 1
+
+
+def test_evaluation_puts_like_aspects_together():
+    batches = evaluation_order(SIZES_HW, batch_size=5, rank=0, world=1)
+    ratios = SIZES_HW[:, 0] / SIZES_HW[:, 1]
+    assert all(len(set(ratios[batch])) == 1 for batch in batches)

@@ -1,0 +1,207 @@
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from maskperf.demo import dataset as demo_dataset
+from maskperf.demo.dataset import ensure_demo_dataset, holds_own_data, write_demo_dataset
+from maskperf.demo.images import draw_picture
+from maskperf.errors import ConfigError, StorageError
+
+# pycocotools' decode predates numpy 2 and says so.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+COUNTS = {"train_images": 40, "val_images": 3, "seed": 7}
+TINY = {"train_images": 2, "val_images": 1, "seed": 7}
+
+
+def digests(root: Path) -> dict[str, str]:
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("demo") / "new" / "data"
+    write_demo_dataset(folder, **COUNTS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def train(root) -> COCO:
+    return COCO(str(root / "annotations" / "instances_train2017.json"))
+
+
+def test_the_same_settings_give_the_same_bytes(root, tmp_path):
+    write_demo_dataset(tmp_path / "again", **COUNTS)
+    assert digests(tmp_path / "again") == digests(root)
+    assert len(digests(root)) == 40 + 3 + 2 + 1
+
+
+def test_another_seed_gives_other_pictures(tmp_path):
+    write_demo_dataset(tmp_path / "one", **TINY)
+    write_demo_dataset(tmp_path / "two", **{**TINY, "seed": 8})
+    one, two = digests(tmp_path / "one"), digests(tmp_path / "two")
+    assert one.keys() == two.keys() and not set(one.values()) & set(two.values())
+
+
+def test_more_pictures_leave_the_first_ones_as_they_were(root, tmp_path):
+    write_demo_dataset(tmp_path / "few", **TINY)
+    few, many = digests(tmp_path / "few" / "train2017"), digests(root / "train2017")
+    assert few.items() <= many.items() and len(few) == 2
+
+
+def test_the_document_has_the_fields_of_coco(root):
+    document = json.loads((root / "annotations" / "instances_train2017.json").read_text())
+    assert list(document) == ["info", "licenses", "images", "annotations", "categories"]
+    assert set(document["images"][0]) >= {"id", "file_name", "height", "width", "license"}
+    assert all(
+        set(entry) == {"segmentation", "area", "iscrowd", "image_id", "bbox", "category_id", "id"}
+        for entry in document["annotations"]
+    )
+    assert [entry["id"] for entry in document["categories"]] == [1, 2, 4, 7, 8, 11, 13, 16]
+    assert all(set(entry) == {"supercategory", "id", "name"} for entry in document["categories"])
+
+
+def test_every_listed_picture_exists_with_its_size_and_name(root, train):
+    for entry in train.imgs.values():
+        assert entry["file_name"] == f"{entry['id']:012d}.jpg"
+        with Image.open(root / "train2017" / entry["file_name"]) as picture:
+            assert picture.size == (entry["width"], entry["height"]) and picture.mode == "RGB"
+    assert len(list((root / "train2017").iterdir())) == len(train.imgs) == 40
+
+
+def test_ids_are_unique_over_both_splits(root, train):
+    val = COCO(str(root / "annotations" / "instances_val2017.json"))
+    assert not set(train.imgs) & set(val.imgs) and len(val.imgs) == 3
+    assert sorted(train.anns) == list(range(1, len(train.anns) + 1))
+
+
+def test_areas_and_boxes_are_those_of_the_rasterised_mask(train):
+    for entry in train.anns.values():
+        mask = train.annToMask(entry)
+        ys, xs = np.nonzero(mask)
+        assert entry["area"] == mask.sum() >= 40
+        assert entry["bbox"] == [xs.min(), ys.min(), xs.max() - xs.min() + 1, ys.max() - ys.min() + 1]
+        assert min(entry["bbox"][2:]) > 4
+
+
+def test_polygons_and_run_lengths_say_exactly_what_is_visible(train):
+    things = [thing for place in range(40) for thing in draw_picture(0, place, 7).things]
+    for entry, thing in zip(train.anns.values(), things, strict=True):
+        np.testing.assert_array_equal(train.annToMask(entry), thing.visible)
+
+
+def test_crowds_are_run_lengths_and_single_things_are_polygons(train):
+    crowds = [entry for entry in train.anns.values() if entry["iscrowd"]]
+    singles = [entry for entry in train.anns.values() if not entry["iscrowd"]]
+    assert len(crowds) == 2 and all(set(entry["segmentation"]) == {"counts", "size"} for entry in crowds)
+    for ring in (ring for entry in singles for ring in entry["segmentation"]):
+        assert len(ring) >= 6 and len(ring) % 2 == 0
+    assert any(len(entry["segmentation"]) > 1 for entry in singles)
+
+
+def test_some_pictures_hold_nothing(train):
+    assert [image_id for image_id in train.imgs if not train.getAnnIds(imgIds=[image_id])] == [2 * 16 + 1]
+
+
+def test_ensure_writes_once_and_then_does_nothing(tmp_path):
+    assert ensure_demo_dataset(tmp_path, **TINY) is True
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert ensure_demo_dataset(tmp_path, **TINY) is False
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == times
+    assert json.loads((tmp_path / "demo.json").read_text()) == {**TINY, "format_version": 1}
+
+
+@pytest.mark.parametrize("call", [ensure_demo_dataset, write_demo_dataset])
+def test_a_folder_with_other_files_is_refused_and_untouched(call, tmp_path):
+    (tmp_path / "train2017").mkdir()
+    (tmp_path / "train2017" / "mine.jpg").write_bytes(b"mine")
+    with pytest.raises(StorageError, match="not empty and holds no demo.json.*data.root") as caught:
+        call(tmp_path, **TINY)
+    assert "or remove" not in str(caught.value) and "data.train_json" in str(caught.value)
+    assert list(digests(tmp_path)) == ["train2017/mine.jpg"]
+
+
+@pytest.mark.parametrize("change", [{"seed": 8}, {"train_images": 3}, {"val_images": 2}])
+def test_a_demo_data_set_with_other_settings_is_refused_with_both_named(change, tmp_path):
+    settings = {**TINY, "format_version": 1}
+    (tmp_path / "demo.json").write_text(json.dumps(settings))
+    with pytest.raises(StorageError, match="'seed': 7") as caught:
+        ensure_demo_dataset(tmp_path, **{**TINY, **change})
+    assert str(tmp_path) in str(caught.value)
+    assert str({**settings, **change}) in str(caught.value)
+    keys = "data.generate_train_images=2 data.generate_val_images=1 data.generate_seed=7"
+    assert f"set {keys} to use this one" in str(caught.value)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_older_format_is_not_taken_for_the_present_one(tmp_path):
+    (tmp_path / "demo.json").write_text(json.dumps({**TINY, "format_version": 0}))
+    with pytest.raises(StorageError, match="'format_version': 0"):
+        ensure_demo_dataset(tmp_path, **TINY)
+
+
+@pytest.mark.parametrize("text", ["{", "[1, 2]", "\x00"])
+def test_a_broken_demo_json_is_refused(text, tmp_path):
+    (tmp_path / "demo.json").write_text(text)
+    with pytest.raises(StorageError, match="demo.json that cannot be read"):
+        ensure_demo_dataset(tmp_path, **TINY)
+
+
+def test_a_file_in_the_folders_place_is_refused(tmp_path):
+    (tmp_path / "data").write_text("text")
+    with pytest.raises(StorageError, match="this is a file"):
+        ensure_demo_dataset(tmp_path / "data", **TINY)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["annotations/instances_train2017.json"], True),
+        (["annotations/instances_train2017.json", "train2017/a.jpg"], True),
+        (["annotations/instances_train2017.json", "demo.json"], False),
+        (["annotations/instances_train2017.json", "demo.partial"], False),
+        (["annotations/instances_val2017.json"], False),
+        (["train2017/a.jpg"], False),
+        ([], False),
+    ],
+)
+def test_own_data_is_told_from_generated_data(tmp_path, names, expected):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    assert holds_own_data(tmp_path) is expected
+    assert holds_own_data(tmp_path / "nowhere") is False
+
+
+def test_an_interrupted_generation_is_done_anew(tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(demo_dataset, "_annotation", stop)
+        with pytest.raises(KeyboardInterrupt):
+            write_demo_dataset(tmp_path / "demo", **TINY)
+    assert (tmp_path / "demo" / "demo.partial").exists() and not (tmp_path / "demo" / "demo.json").exists()
+    (tmp_path / "demo" / "train2017" / "left_over.jpg").write_bytes(b"half")
+    assert ensure_demo_dataset(tmp_path / "demo", **TINY) is True
+    write_demo_dataset(tmp_path / "clean", **TINY)
+    assert digests(tmp_path / "demo") == digests(tmp_path / "clean")
+
+
+def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(StorageError, match="cannot write the demo data set"):
+        write_demo_dataset(tmp_path / "file" / "data", **TINY)
+
+
+@pytest.mark.parametrize("name", ["train_images", "val_images"])
+def test_a_split_without_pictures_is_refused(name, tmp_path):
+    with pytest.raises(ConfigError, match=f"generate_{name} is 0"):
+        write_demo_dataset(tmp_path / "demo", **{**TINY, name: 0})
+    assert not (tmp_path / "demo").exists()

@@ -1,0 +1,500 @@
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hostile_server import Answer, HostileServer
+from small_release import small_files, small_release, zipped
+
+from maskperf.config import DataConfig
+from maskperf.data.coco.file_names import resolve_file_names
+from maskperf.data.coco.index import locate, read_coco
+from maskperf.download import prepare as prepare_module
+from maskperf.download import unpack
+from maskperf.download.download import Listener, Patience
+from maskperf.download.prepare import Order, prepare
+from maskperf.download.release import COCO_2017
+from maskperf.errors import EXIT_DATA, EXIT_STORAGE, DataError, StorageError
+
+SOURCES = Path(prepare_module.__file__).resolve().parents[2]
+FILES = small_files()
+FOLDERS = ["annotations", "train2017", "val2017"]
+ALL_PATHS = ["/R-50.pkl", "/annotations_trainval2017.zip", "/val2017.zip", "/train2017.zip"]
+QUICK = Patience(tries=3, timeout_seconds=5.0, first_wait_seconds=0.001)
+
+
+@pytest.fixture(autouse=True)
+def quick_and_without_proxies(monkeypatch):
+    monkeypatch.setattr(os, "sync", lambda: None)  # slow where other programs write
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def server():
+    with HostileServer({f"/{name}": content for name, content in FILES.items()}) as running:
+        yield running
+
+
+@pytest.fixture
+def order(tmp_path):
+    return Order(root=tmp_path / "data" / "coco", weights=tmp_path / "data" / "R-50.pkl")
+
+
+class Run:
+    """One call of `prepare`: what it said, and which backbones it had checked."""
+
+    def __init__(self, server, order, release=None):
+        self.said, self.checked = [], []
+        before = len(server.requests)
+        listener = Listener(say=self.said.append, advance=lambda *words: None)
+        release = release or small_release(FILES, server.url)
+        try:
+            prepare(release, order, listener=listener, check_backbone=self.checked.append, patience=QUICK)
+        finally:
+            self.paths = [request.path for request in server.requests[before:]]
+
+    def says(self, part):
+        return any(part in line for line in self.said)
+
+
+def fail(server, order, kind=DataError, release=None):
+    """Return the error of a call of `prepare`."""
+    with pytest.raises(kind) as caught:
+        Run(server, order, release)
+    assert caught.value.exit_code == (EXIT_DATA if kind is DataError else EXIT_STORAGE)
+    return caught.value
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def is_complete(order):
+    """Return whether a run finds and can read all that the order is about."""
+    paths = locate(DataConfig(root=str(order.root)))
+    train = read_coco(paths.train_json, paths.train_images, training=True)
+    val = read_coco(paths.val_json, paths.val_images, training=False)
+    assert resolve_file_names(train)[1:] == resolve_file_names(val)[1:] == ((), [])
+    return len(train.image_ids) == len(val.image_ids) == 2 and order.weights.read_bytes() == FILES["R-50.pkl"]
+
+
+def contents_of(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_all_is_fetched_unpacked_counted_and_readable(server, order):
+    run = Run(server, order)
+    assert run.paths == ALL_PATHS
+    assert is_complete(order)
+    assert names_in(order.root) == [
+        ".prepare.lock",
+        "SHA256SUMS",
+        *FOLDERS[:1],
+        "checksums",
+        "prepared.json",
+        *FOLDERS[1:],
+    ]
+    assert run.checked == [order.weights]
+    assert run.says("counts: right (2 images to train on, 2 to judge by)")
+    assert run.says("train2017: ready (2 files")
+
+
+def test_the_lists_of_digests_are_those_that_sha256sum_reads(server, order):
+    Run(server, order)
+    sums = dict(line.split("  ")[::-1] for line in (order.root / "SHA256SUMS").read_text().splitlines())
+    assert sums == {name: hashlib.sha256(content).hexdigest() for name, content in FILES.items()}
+    for folder in FOLDERS:
+        command = ["sha256sum", "--check", "--strict", f"checksums/{folder}.sha256"]
+        finished = subprocess.run(command, cwd=order.root, capture_output=True, text=True, timeout=300, check=False)
+        assert finished.returncode == 0, finished.stderr
+        assert finished.stdout.count(": OK") == (3 if folder == "annotations" else 2)
+
+
+def test_a_second_call_does_nothing(server, order):
+    Run(server, order)
+    before = contents_of(order.root)
+    run = Run(server, order)
+    assert run.paths == run.checked == []
+    assert [line for line in run.said if "already" not in line] == []
+    assert len(run.said) == 5
+    assert contents_of(order.root) == before
+
+
+def test_only_what_is_missing_is_fetched_again(server, order):
+    Run(server, order)
+    shutil.rmtree(order.root / "val2017")
+    run = Run(server, order)
+    assert run.paths == ["/val2017.zip"]
+    assert is_complete(order)
+
+
+def test_archives_are_kept_on_request_and_used_later(server, order):
+    order = replace(order, keeps_archives=True)
+    Run(server, order)
+    assert names_in(order.root / "archives") == ["annotations_trainval2017.zip", "train2017.zip", "val2017.zip"]
+    shutil.rmtree(order.root / "train2017")
+    run = Run(server, order)
+    assert run.paths == []
+    assert run.says("train2017.zip: already there")
+
+
+def test_a_kept_archive_that_was_damaged_is_fetched_again(server, order):
+    order = replace(order, keeps_archives=True)
+    Run(server, order)
+    shutil.rmtree(order.root / "train2017")
+    (order.root / "archives" / "train2017.zip").write_bytes(b"damaged")
+    run = Run(server, order)
+    assert run.paths == ["/train2017.zip"]
+    assert run.says("removed, and fetched anew")
+
+
+def test_files_at_hand_are_used_and_left_as_they_are(server, order, tmp_path):
+    folder = tmp_path / "hand"
+    folder.mkdir()
+    for name, content in FILES.items():
+        (folder / name).write_bytes(content)
+    run = Run(server, replace(order, archives_folder=folder))
+    assert run.paths == []
+    assert contents_of(folder) == {Path(name): content for name, content in FILES.items()}
+    assert is_complete(order)
+
+
+def test_the_folder_of_kept_archives_can_be_named_and_stays(server, order):
+    Run(server, replace(order, keeps_archives=True))
+    shutil.rmtree(order.root / "train2017")
+    Run(server, replace(order, archives_folder=order.root / "archives"))
+    assert len(names_in(order.root / "archives")) == 3
+
+
+def test_what_is_not_at_hand_is_downloaded(server, order, tmp_path):
+    (tmp_path / "val2017.zip").write_bytes(FILES["val2017.zip"])
+    run = Run(server, replace(order, archives_folder=tmp_path))
+    assert run.paths == ["/R-50.pkl", "/annotations_trainval2017.zip", "/train2017.zip"]
+    assert run.says(f"train2017.zip: is not in {tmp_path}")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_another_file_at_hand_is_refused_and_left(server, order, tmp_path, name):
+    (tmp_path / name).write_bytes(b"another file")
+    (problem,) = fail(server, replace(order, archives_folder=tmp_path)).problems
+    assert (problem.file, problem.field) == (str(tmp_path / name), "MD5")
+    assert (tmp_path / name).read_bytes() == b"another file"
+
+
+def test_another_backbone_that_is_there_is_refused_and_left(server, order):
+    order.weights.parent.mkdir(parents=True)
+    order.weights.write_bytes(b"mine")
+    (problem,) = fail(server, order).problems
+    assert problem.fix == "Move it away, then start again; or name another place with --weights."
+    assert order.weights.read_bytes() == b"mine"
+    assert server.requests == []
+
+
+def test_a_backbone_that_cannot_be_read_is_checked_again_next_time(server, order):
+    def refuse(path):
+        raise DataError([])
+
+    listener = Listener(say=lambda text: None, advance=lambda *words: None)
+    with pytest.raises(DataError):
+        prepare(small_release(FILES, server.url), order, listener=listener, check_backbone=refuse, patience=QUICK)
+    assert Run(server, order).checked == [order.weights]
+    assert Run(server, order).checked == []
+
+
+def test_a_forged_file_with_the_right_md5_is_refused(server, order):
+    Run(server, order)
+    path = order.root / "SHA256SUMS"
+    path.write_text(path.read_text().replace(hashlib.sha256(FILES["R-50.pkl"]).hexdigest(), "0" * 64))
+    (problem,) = fail(server, order).problems
+    assert problem.field == "SHA-256"
+    assert "forged" in problem.message
+
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def test_too_little_space_is_told_before_anything_is_fetched(server, order, monkeypatch):
+    release = small_release(FILES, server.url)
+    sizes = (("annotations", 1e9, 3e9), ("val2017", 2e9, 2e9), ("train2017", 10e9, 11e9))
+    archives = tuple(
+        replace(
+            archive,
+            file=replace(archive.file, about_bytes=int(packed)),
+            contents=replace(archive.contents, about_bytes=int(unpacked)),
+        )
+        for archive, (_, packed, unpacked) in zip(release.archives, sizes, strict=True)
+    )
+    release = replace(release, archives=archives, weights=replace(release.weights, about_bytes=500_000_000))
+    # All unpacked, the largest archive, the backbone and the margin are there at the same time; all archives if kept.
+    for keeps, needed in ((False, 3 + 2 + 11 + 10 + 0.5 + 1), (True, 3 + 2 + 11 + 10 + 2 + 1 + 0.5 + 1)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, needed=needed: Usage(0, 0, int(needed * 1e9) - 1))
+        error = fail(server, replace(order, keeps_archives=keeps), StorageError, release)
+        assert f"{needed:.2f} GB of free space are needed" in str(error)
+        assert server.requests == []
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, needed=needed: Usage(0, 0, int(needed * 1e9)))
+        fail(server, replace(order, keeps_archives=keeps), DataError, release)  # the sizes are another file's
+        server.requests.clear()
+
+
+def test_what_is_complete_needs_no_space(server, order, monkeypatch):
+    Run(server, order)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, 0))
+    Run(server, order)
+
+
+def test_without_images_only_annotations_and_backbone_are_fetched_and_the_rest_later(server, order):
+    run = Run(server, replace(order, wants_images=False))
+    assert run.paths == ALL_PATHS[:2]
+    assert not (order.root / "train2017").exists()
+    run = Run(server, order)
+    assert run.paths == ALL_PATHS[2:]
+    assert run.says("counts: right")
+    assert is_complete(order)
+
+
+def copy_unpacked(order, server, tmp_path):
+    """Put a data set where the order wants one, as if somebody else had done it."""
+    other = Order(root=tmp_path / "other" / "coco", weights=tmp_path / "other" / "R-50.pkl")
+    Run(server, other)
+    for folder in FOLDERS:
+        shutil.copytree(other.root / folder, order.root / folder)
+    server.requests.clear()
+
+
+def test_a_data_set_that_is_there_is_taken_as_it_is(server, order, tmp_path):
+    copy_unpacked(order, server, tmp_path)
+    (order.root / "train2017" / "notes.txt").write_text("mine")
+    run = Run(server, order)
+    assert run.paths == ["/R-50.pkl"]
+    assert run.says("train2017: taken as it is (2 files")
+    assert (order.root / "train2017" / "notes.txt").exists()
+    assert is_complete(order)
+    assert Run(server, order).says("train2017: already there")
+
+
+@pytest.mark.parametrize("name", ["000000000004.jpg", "instances_val2017.json"])
+def test_an_incomplete_folder_of_somebody_else_is_refused_and_left(server, order, tmp_path, name):
+    copy_unpacked(order, server, tmp_path)
+    folder = order.root / ("train2017" if name.endswith("jpg") else "annotations")
+    (folder / name).unlink()
+    before = contents_of(folder)
+    (problem,) = fail(server, order).problems
+    assert problem.file == str(folder)
+    assert problem.fix == "Move it away, then start again."
+    assert contents_of(folder) == before
+
+
+def test_an_empty_folder_is_filled(server, order):
+    (order.root / "train2017").mkdir(parents=True)
+    Run(server, order)
+    assert is_complete(order)
+
+
+def test_a_picture_that_is_gone_is_named(server, order):
+    Run(server, order)
+    gone = order.root / "train2017" / "000000000009.jpg"
+    gone.unlink()
+    (problem,) = fail(server, order).problems
+    assert (problem.file, problem.message) == (str(gone), "It is gone.")
+
+
+def test_a_picture_of_another_size_is_seen_at_once(server, order):
+    Run(server, order)
+    (order.root / "train2017" / "000000000009.jpg").write_bytes(b"short")
+    (problem,) = fail(server, order).problems
+    assert "--verify tells which" in problem.message
+
+
+def test_a_changed_byte_is_found_by_verify_alone(server, order):
+    Run(server, order)
+    changed = order.root / "val2017" / "000000000009.jpg"
+    data = bytearray(changed.read_bytes())
+    data[100] ^= 1
+    changed.write_bytes(data)
+    Run(server, order)
+    (problem,) = fail(server, replace(order, verifies=True)).problems
+    assert (problem.file, problem.field) == (str(changed), "SHA-256")
+
+
+def test_verify_reads_all_and_counts_again(server, order):
+    Run(server, order)
+    run = Run(server, replace(order, verifies=True))
+    assert run.paths == []
+    assert run.checked == [order.weights]
+    assert [folder for folder in FOLDERS if run.says(f"{folder}: already there, every file verified")] == FOLDERS
+    assert run.says("counts: right")
+
+
+def test_a_lost_list_of_digests_is_fixed_as_the_message_says(server, order):
+    Run(server, order)
+    (order.root / "checksums" / "val2017.sha256").unlink()
+    (problem,) = fail(server, order).problems
+    assert problem.fix.startswith(f"Remove {order.root / 'prepared.json'}")
+    (order.root / "prepared.json").unlink()
+    assert Run(server, order).says("val2017: taken as it is")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"folders": {"val2017": {}}}', '{"counted": 5}'])
+def test_a_damaged_stamp_is_told(server, order, text):
+    Run(server, order)
+    (order.root / "prepared.json").write_text(text)
+    (problem,) = fail(server, order).problems
+    assert problem.file == str(order.root / "prepared.json")
+    (order.root / "prepared.json").unlink()
+    Run(server, order)
+
+
+def test_a_damaged_list_of_archives_is_told(server, order):
+    Run(server, order)
+    (order.root / "SHA256SUMS").write_bytes(b"\xff not a digest\n")
+    (problem,) = fail(server, order).problems
+    assert (problem.file, problem.where) == (str(order.root / "SHA256SUMS"), "line 1")
+
+
+def test_wrong_counts_are_an_error_every_time(server, order):
+    release = replace(small_release(FILES, server.url), check_counts=lambda train, val: ["One polygon too many."])
+    for _ in range(2):
+        (problem,) = fail(server, order, release=release).problems
+        assert problem.message == "One polygon too many."
+    Run(server, order)
+
+
+def test_pictures_that_the_annotations_do_not_name_are_no_replacement(server, order):
+    files = {**FILES, "val2017.zip": zipped({"val2017/x.jpg": b"x", "val2017/y.jpg": b"y"})}
+    server.files["/val2017.zip"] = files["val2017.zip"]
+    problems = fail(server, order, release=small_release(files, server.url)).problems
+    assert [problem.value for problem in problems] == ["'000000000004.jpg'", "'000000000009.jpg'"]
+
+
+def test_a_hostile_archive_with_the_right_digest_leaves_nothing(server, order):
+    files = {**FILES, "val2017.zip": zipped({"val2017/a.jpg": b"x", "../../evil.jpg": b"y"})}
+    server.files["/val2017.zip"] = files["val2017.zip"]
+    fail(server, order, release=small_release(files, server.url))
+    assert not any(order.root.parent.parent.rglob("evil*"))
+    assert not (order.root / "val2017").exists()
+
+
+def test_cuts_stalls_and_errors_on_the_way_do_not_matter(server, order):
+    server.plans = {
+        "/R-50.pkl": [Answer(status=500), Answer(sends_bytes=100)],
+        "/annotations_trainval2017.zip": [Answer(sends_bytes=10), Answer(ignores_range=True)],
+        "/val2017.zip": [Answer(body=b"x" * len(FILES["val2017.zip"]))],
+        "/train2017.zip": [Answer(sends_bytes=500), Answer(etag='"two"')],
+    }
+    Run(server, order)
+    assert is_complete(order)
+
+
+def test_what_is_complete_stays_when_a_later_file_cannot_be_had(server, order):
+    server.plans["/train2017.zip"] = [Answer(status=403)] * 2
+    (problem,) = fail(server, order).problems
+    assert problem.file == str(order.root / "archives" / "train2017.zip")
+    run = Run(server, order)
+    assert run.paths == ["/train2017.zip"]
+    assert is_complete(order)
+
+
+def test_a_file_put_there_by_hand_is_used(server, order):
+    server.plans["/train2017.zip"] = [Answer(status=403)] * 2
+    fail(server, order)
+    (order.root / "archives" / "train2017.zip").write_bytes(FILES["train2017.zip"])
+    assert Run(server, order).paths == []
+    assert is_complete(order)
+
+
+def test_a_second_prepare_at_the_same_time_is_refused(server, order):
+    order.root.mkdir(parents=True)
+    with open(order.root / ".prepare.lock", "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "another maskperf prepare works there" in str(fail(server, order, StorageError))
+    Run(server, order)
+
+
+def test_a_file_system_without_locks_is_told_and_used(server, order, monkeypatch):
+    def refuse(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert Run(server, order).says("goes on without a lock")
+
+
+def test_a_root_that_cannot_be_made_is_a_storage_error(server, order, tmp_path):
+    (tmp_path / "file").write_text("")
+    error = fail(server, replace(order, root=tmp_path / "file" / "coco"), StorageError)
+    assert "Fix: Choose a folder with space that you own" in str(error)
+
+
+def test_a_full_disk_is_a_storage_error_and_nothing_half_unpacked_stays(server, order, monkeypatch):
+    def full(chunks, path, num_bytes):
+        path.write_bytes(b"as much as there was room for")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(unpack, "_write_file", full)
+    assert "No space left on device" in str(fail(server, order, StorageError))
+    monkeypatch.undo()
+    assert not any(path.name.startswith(".unpacking") for path in order.root.iterdir())
+    Run(server, order)
+
+
+KILLED = """
+import json, os, sys, time
+from pathlib import Path
+sys.path[:0] = json.loads(sys.argv[1])
+from small_release import small_files, small_release
+from maskperf.download import unpack
+from maskperf.download.download import Listener
+from maskperf.download.prepare import Order, prepare
+write = unpack._write_file
+def slow(chunks, path, num_bytes):
+    print(path.parent.name, flush=True)
+    if "train" in path.parent.name:
+        path.write_bytes(b"half")
+        time.sleep(60)
+    return write(chunks, path, num_bytes)
+unpack._write_file = slow
+order = Order(root=Path(sys.argv[3]), weights=Path(sys.argv[4]))
+listener = Listener(say=lambda text: None, advance=lambda *words: None)
+prepare(small_release(small_files(), sys.argv[2]), order, listener=listener, check_backbone=lambda path: None)
+"""
+
+
+def test_a_killed_unpacking_is_begun_anew(server, order):
+    paths = json.dumps([str(SOURCES), str(Path(__file__).resolve().parents[1])])
+    command = [sys.executable, "-c", KILLED, paths, server.url, str(order.root), str(order.weights)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert any("train" in line for line in process.stdout)
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=300)
+    assert (order.root / ".unpacking-train2017").is_dir()
+    run = Run(server, order)
+    assert run.paths == []
+    assert run.says("train2017.zip: already there")
+    assert is_complete(order)
+    assert not (order.root / ".unpacking-train2017").exists()
+
+
+def test_coco_2017_is_what_the_benchmark_names():
+    files = {archive.file.name: archive.file for archive in COCO_2017.archives}
+    files["R-50.pkl"] = COCO_2017.weights
+    assert {name: file.md5 for name, file in files.items()} == {
+        "train2017.zip": "cced6f7f71b7629ddf16f17bbcfab6b2",
+        "val2017.zip": "442b8da7639aecaf257c1dceb8ba8c80",
+        "annotations_trainval2017.zip": "f4bbac642086de4f52a3fdda2de5fa2c",
+        "R-50.pkl": "b19105fdd7baafb40480251377de18f2",
+    }
+    assert {file.url.rpartition("/")[2] for file in files.values()} == set(files)
+    assert {archive.contents.folder: archive.contents.min_files for archive in COCO_2017.archives} == {
+        "annotations": 2,
+        "val2017": 5_000,
+        "train2017": 118_287,
+    }

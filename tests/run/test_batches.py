@@ -1,0 +1,81 @@
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from maskperf.data.coco.categories import categories_of, match_categories
+from maskperf.data.coco.index import DataPaths, read_coco
+from maskperf.engine.distributed import Topology
+from maskperf.mlperf.log import MlperfLog
+from maskperf.recipes import demo
+from maskperf.run.batches import micro_batches
+from maskperf.run.session import OpenedData, Session
+
+FOLDER = Path(__file__).parents[1] / "golden" / "data_path"
+JSON, PICTURES = FOLDER / "instances.json", FOLDER / "images"
+PATHS = DataPaths(train_json=JSON, train_images=PICTURES, val_json=JSON, val_images=PICTURES)
+
+
+@pytest.fixture(scope="module")
+def data():
+    train = read_coco(JSON, PICTURES, training=True)
+    names = categories_of(train)
+    categories = match_categories(names, names, source="train.json", file="val.json", by_name=False)
+    return OpenedData(paths=PATHS, train=train, val=train, categories=categories, truth=None)
+
+
+def session_of(*, seed=5, rank=0, world=1, accumulation_steps=1, batch_size=2) -> Session:
+    config = demo()
+    config = replace(
+        config,
+        seed=seed,
+        data=replace(config.data, short_side=32, long_side=64, group_by_aspect=False, loader_threads=2),
+        optimizer=replace(config.optimizer, batch_size=batch_size, accumulation_steps=accumulation_steps),
+    )
+    topology = Topology(rank=rank, world=world, local_rank=rank, device=torch.device("cpu"))
+    return Session(config=config, topology=topology, folder=None, log=MlperfLog(None), resources=ExitStack())
+
+
+def drawn(data, *, updates_done=0, num_steps=3, **changes) -> list[list[tuple[list[int], list[int]]]]:
+    """Return image ids and sampler seeds of each micro-batch of each step."""
+    steps = micro_batches(session_of(**changes), data, updates_done, num_steps)
+    return [[(batch.image_ids.tolist(), batch.sample_seeds.tolist()) for batch in step] for step in steps]
+
+
+def flat(steps) -> list[tuple[int, int]]:
+    return [pair for step in steps for ids, seeds in step for pair in zip(ids, seeds, strict=True)]
+
+
+def test_a_step_has_as_many_micro_batches_as_asked(data):
+    assert [[len(ids) for ids, _ in step] for step in drawn(data)] == [[2], [2], [2]]
+    assert [[len(ids) for ids, _ in step] for step in drawn(data, accumulation_steps=2)] == [[1, 1]] * 3
+
+
+def test_images_and_draws_are_those_of_the_seed(data):
+    assert drawn(data) == drawn(data)
+    first, other = flat(drawn(data)), flat(drawn(data, seed=6))
+    assert sorted(image_id for image_id, _ in first) == data.train.image_ids.tolist()
+    assert [image_id for image_id, _ in first] != [image_id for image_id, _ in other]
+    assert not {seed for _, seed in first} & {seed for _, seed in other}
+
+
+def test_images_and_draws_do_not_depend_on_how_a_batch_is_split(data):
+    whole = sorted(flat(drawn(data)))
+    assert sorted(flat(drawn(data, accumulation_steps=2))) == whole
+    assert sorted(sum((flat(drawn(data, world=2, rank=rank)) for rank in (0, 1)), [])) == whole
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_updates_done_are_left_out(data, accumulation_steps):
+    whole = drawn(data, num_steps=7, accumulation_steps=accumulation_steps)
+    for updates_done in (1, 4):
+        rest = drawn(data, updates_done=updates_done, num_steps=3, accumulation_steps=accumulation_steps)
+        assert rest == whole[updates_done : updates_done + 3]
+
+
+def test_each_epoch_draws_anew(data):
+    first, second = flat(drawn(data)), flat(drawn(data, updates_done=3))
+    assert sorted(image_id for image_id, _ in first) == sorted(image_id for image_id, _ in second)
+    assert not {seed for _, seed in first} & {seed for _, seed in second}

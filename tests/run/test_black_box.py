@@ -1,0 +1,88 @@
+import dataclasses
+
+import pytest
+import torch
+from permissions import UMASKS, modes, umask
+from small_batches import small_batch, small_model
+
+from maskperf.bench.run_lengths import as_run_lengths
+from maskperf.config import OptimizerConfig
+from maskperf.engine.distributed import Topology
+from maskperf.engine.optimizer import build_optimizer
+from maskperf.engine.step import train_step
+from maskperf.errors import ConfigError, DataError
+from maskperf.recipes import demo
+from maskperf.run.black_box import BATCHES_FILE, FACTS_FILE, Facts, load_black_box, polygon_limits, save_black_box
+
+ALONE = Topology(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = small_model(seed=0)
+    config = OptimizerConfig(batch_size=1, learning_rate=0.01, warmup_steps=0)
+    optimizer = build_optimizer(model, config)
+    batches = [small_batch(0), as_run_lengths(small_batch(1))]
+    train_step(model, optimizer, batches, update=1, config=config, topology=ALONE)
+    facts = Facts(
+        event="non-finite",
+        text="step 2: a test",
+        update=2,
+        epoch=1,
+        processes=2,
+        accumulation_steps=1,
+        image_ids=[batch.image_ids.tolist() for batch in batches],
+        polygon_limits=[polygon_limits(batch) for batch in batches],
+        weights_are_from_before_the_step=True,
+    )
+    save_black_box(tmp_path / "box", model, optimizer, batches, facts=facts, config=demo())
+    return tmp_path / "box", model, optimizer, batches, facts
+
+
+def _equal(left, right):
+    for entry in dataclasses.fields(left):
+        one, other = getattr(left, entry.name), getattr(right, entry.name)
+        if isinstance(one, torch.Tensor):
+            assert one.dtype == other.dtype and torch.equal(one, other), entry.name
+        elif dataclasses.is_dataclass(one):
+            _equal(one, other)
+        else:
+            assert one == other, entry.name
+
+
+def test_all_comes_back_bit_for_bit(saved):
+    folder, model, optimizer, batches, facts = saved
+    box = load_black_box(folder)
+    assert box.facts == facts and box.config == demo()
+    assert all(torch.equal(box.weights[name], value) for name, value in model.state_dict().items())
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert torch.equal(box.momentum[name], optimizer.state[parameter]["momentum_buffer"])
+        else:
+            assert name not in box.momentum
+    for one, other in zip(box.micro_batches, batches, strict=True):
+        _equal(one, other)
+
+
+@pytest.mark.parametrize("mask", UMASKS)
+def test_its_files_have_the_permissions_of_the_umask(saved, tmp_path, mask):
+    _, model, optimizer, batches, facts = saved
+    with umask(mask):
+        save_black_box(tmp_path / "other", model, optimizer, batches, facts=facts, config=demo())
+    found = modes(tmp_path / "other")
+    assert len(found) == 5
+    assert set(found.values()) == {f"{0o666 & ~mask:o}"}
+
+
+def test_a_folder_that_is_no_black_box_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="no black box"):
+        load_black_box(tmp_path)
+
+
+@pytest.mark.parametrize("name", [BATCHES_FILE, FACTS_FILE])
+def test_a_damaged_file_is_named(saved, name):
+    folder = saved[0]
+    path = folder / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match=name.replace(".", r"\.")):
+        load_black_box(folder)

@@ -1,0 +1,181 @@
+"""The plateau rule against the evaluations of MLPerf Training v3.1, and against synthetic curves."""
+
+import gzip
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from maskperf.run.plateau import find_plateau
+
+TRACES_FILE = Path(__file__).parent / "mlperf_v3_1_loss_traces.json.gz"
+TRAIN_IMAGES = 117_266
+LAST_DECAY_STEPS = {48: 32_000, 88: 16_000, 96: 16_000, 110: 16_000}  # by global batch size; two schedules have 256:
+LAST_DECAY_STEPS_256 = {"NVIDIA/eos_n8_ngc23.04_pytorch": 8_000, "NVIDIA/eos_n48_ngc23.04_pytorch": 7_500}
+STUCK_RUN = "xFusion/G5500V7x8L40/result_2"
+SLOWEST_SUCCESS = "Quanta_Cloud_Technology/D74H-7U/result_4"
+TARGETS = {"box_target": 0.377, "mask_target": 0.339}
+
+
+@cache
+def published_runs():
+    """Return {run: (status, evaluations, steps per epoch, last decay step)} of all 115 runs."""
+    runs = {}
+    for trace in json.loads(gzip.decompress(TRACES_FILE.read_bytes())):
+        system = trace["run"].rsplit("/", 1)[0]
+        batch_size = trace["global_batch_size"]
+        decay = LAST_DECAY_STEPS_256[system] if batch_size == 256 else LAST_DECAY_STEPS[batch_size]
+        evaluations = [tuple(entry) for entry in trace["evaluations"]]
+        runs[trace["run"]] = (trace["status"], evaluations, TRAIN_IMAGES / batch_size, decay)
+    return runs
+
+
+def named_at(run):
+    """Return the counts of evaluations after which a plateau is named, each with the plateau."""
+    _, evaluations, steps_per_epoch, decay = published_runs()[run]
+    found = {}
+    for count in range(1, len(evaluations) + 1):
+        plateau = find_plateau(evaluations[:count], **TARGETS, steps_per_epoch=steps_per_epoch, last_decay_step=decay)
+        if plateau is not None:
+            found[count] = plateau
+    return found
+
+
+def plateau_of(box_aps, *, mask_ap=0.35, last_decay_step=1000):
+    """Return what is found when the box AP takes these values in epochs of 100 steps, the first of them epoch 11."""
+    evaluations = [(epoch, box_ap, mask_ap) for epoch, box_ap in enumerate(box_aps, start=11)]
+    return find_plateau(evaluations, **TARGETS, steps_per_epoch=100, last_decay_step=last_decay_step)
+
+
+# The published round
+
+
+def test_the_published_plateau_is_named_eleven_evaluations_before_its_end():
+    named = named_at(STUCK_RUN)
+    assert len(published_runs()[STUCK_RUN][1]) == 29
+    assert min(named) == 18
+    assert len(named) == 11  # of the last 12; after evaluation 28 one good value makes the slope look better
+    assert all([metric.name for metric in plateau.missing] == ["box AP"] for plateau in named.values())
+    assert all(plateau.exhausted_epoch == 13 for plateau in named.values())
+
+
+def test_no_published_run_of_usual_length_is_named():
+    usual = [run for run, (status, evaluations, *_) in published_runs().items() if len(evaluations) <= 16]
+    assert len(usual) == 95
+    assert [run for run in usual if named_at(run)] == []
+
+
+def test_of_the_fourteen_slow_successes_the_slowest_is_named_while_on_its_plateau():
+    slow = [
+        run
+        for run, (status, evaluations, *_) in published_runs().items()
+        if status == "success" and len(evaluations) >= 17
+    ]
+    named = {run: list(named_at(run)) for run in slow if named_at(run)}
+    assert len(slow) == 14
+    assert named == {SLOWEST_SUCCESS: [18, 19, 20]}  # of 22 evaluations
+
+
+def test_the_published_collapses_are_no_plateaus():
+    lost = [run for run, (status, *_) in published_runs().items() if status != "success" and run != STUCK_RUN]
+    assert len(lost) == 5
+    assert [run for run in lost if named_at(run)] == []
+
+
+# Synthetic curves
+
+
+def test_the_sentence_says_what_is_missing_and_since_when_nothing_changes():
+    plateau = plateau_of([0.3753, 0.3754, 0.3755, 0.3754, 0.3755])
+    (metric,) = plateau.missing
+    assert metric.missing == pytest.approx(0.0015)
+    assert metric.slope_per_evaluation == pytest.approx(0.00004)
+    assert metric.evaluations_needed == 38  # the fitted line ends at 0.3755: 0.0015 / 0.00004, rounded up
+    assert plateau.sentence == (
+        "epoch 15: box AP is 0.00150 short of 0.377, slope over the last 5 evaluations +0.00004 per evaluation: "
+        "the target needs 38 more evaluations at that slope; learning rate exhausted since epoch 11"
+    )
+
+
+@pytest.mark.parametrize(
+    "box_aps", [[0.37] * 5, [0.374, 0.3735, 0.373, 0.3725, 0.372], [0.37, 0.37, 0.37, 0.37, 0.370001]]
+)
+def test_a_flat_or_falling_curve_never_arrives(box_aps):
+    plateau = plateau_of(box_aps)
+    assert plateau.missing[0].evaluations_needed is None
+    assert "never reached" in plateau.sentence
+
+
+def test_a_curve_that_will_arrive_soon_is_no_plateau():
+    assert plateau_of([0.370, 0.371, 0.372, 0.373, 0.374]) is None  # three more
+    assert plateau_of([0.3700, 0.3704, 0.3708, 0.3712, 0.3717]).missing[0].evaluations_needed == 13
+
+
+def test_a_curve_that_rises_steadily_is_no_plateau_however_far_its_target_is():
+    rising = [0.02 * place for place in range(1, 15)]
+    assert all(plateau_of(rising[:count], last_decay_step=0) is None for count in range(1, 15))
+
+
+def test_only_evaluations_after_the_last_decay_count():
+    flat = [0.37] * 6
+    assert plateau_of(flat, last_decay_step=1200) is None  # epochs 13 to 16
+    assert plateau_of(flat, last_decay_step=1199).exhausted_epoch == 12
+    assert plateau_of(flat, last_decay_step=1100).exhausted_epoch == 12
+    assert plateau_of(flat, last_decay_step=0).exhausted_epoch is None
+    assert "the learning rate never falls" in plateau_of(flat, last_decay_step=0).sentence
+    assert plateau_of(flat, last_decay_step=5000) is None
+
+
+def test_the_slope_is_that_of_the_last_five_evaluations():
+    plateau = plateau_of([0.10, 0.30, 0.36, 0.37, 0.37, 0.37, 0.37, 0.37])
+    assert plateau.missing[0].slope_per_evaluation == pytest.approx(0.0, abs=1e-12)
+    assert plateau.epoch == 18
+
+
+def test_both_metrics_are_named_when_both_are_stuck():
+    plateau = plateau_of([0.37] * 5, mask_ap=0.33)
+    assert [metric.name for metric in plateau.missing] == ["box AP", "mask AP"]
+    assert "mask AP is 0.00900 short of 0.339" in plateau.sentence
+
+
+def test_a_mask_target_alone_is_named():
+    assert [metric.name for metric in plateau_of([0.38] * 5, mask_ap=0.33).missing] == ["mask AP"]
+
+
+def test_a_run_that_reached_its_targets_is_on_no_plateau():
+    assert plateau_of([0.38, 0.37, 0.37, 0.37, 0.37, 0.37]) is None
+    assert plateau_of([0.37] * 4 + [0.377], mask_ap=0.339) is None
+
+
+@pytest.mark.parametrize("box_aps", [[0.0] * 6, [0.3, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
+def test_a_lost_model_is_on_no_plateau(box_aps):
+    evaluations = [(epoch, box_ap, box_ap) for epoch, box_ap in enumerate(box_aps, start=11)]
+    assert find_plateau(evaluations, **TARGETS, steps_per_epoch=100, last_decay_step=1000) is None
+
+
+def test_evaluations_without_an_ap_are_passed_over():
+    assert plateau_of([0.37, None, 0.37, 0.37, 0.37]) is None
+    assert plateau_of([0.37, None, 0.37, 0.37, 0.37, 0.37]).epoch == 16
+
+
+@pytest.mark.parametrize(
+    ("targets", "stuck"),
+    [
+        ((0, 0), None),
+        ((0, 0.339), ["mask AP"]),
+        ((0.377, 0), ["box AP"]),
+        ((0, 0.32), None),
+        ((0.36, 0), None),
+        ((0.377, 0.339), ["box AP", "mask AP"]),
+    ],
+)
+def test_a_target_of_0_is_never_missed(targets, stuck):
+    flat = [(epoch, 0.37, 0.33) for epoch in range(11, 16)]
+    names = {"box_target": targets[0], "mask_target": targets[1]}
+    plateau = find_plateau(flat, **names, steps_per_epoch=100, last_decay_step=1000)
+    assert (plateau and [metric.name for metric in plateau.missing]) == stuck
+
+
+def test_nothing_is_found_in_no_evaluations():
+    assert plateau_of([]) is None

@@ -1,0 +1,150 @@
+import io
+import re
+
+import pytest
+
+from maskperf.run.progress import Progress, duration_text, memory_text
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+class Clock:
+    """A clock that goes on by two seconds whenever it is read."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        self.now += 2.0
+        return self.now
+
+
+@pytest.fixture(autouse=True)
+def known_terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "160")
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def take_steps(progress, steps, steps_per_epoch=10):
+    for step in steps:
+        epoch = (step - 1) // steps_per_epoch + 1
+        progress.step(epoch=epoch, step=step, loss=1.0 / step, learning_rate=0.0125, images_per_second=8.25)
+
+
+def test_a_plain_line_has_all_that_a_person_asks_for():
+    stream = io.StringIO()
+    with Progress(2, 10, stream, every_steps=5, clock=Clock()) as progress:
+        take_steps(progress, [4, 5])
+    line = stream.getvalue().splitlines()[-1]
+    # 15 of 20 steps are left, at two seconds a step.
+    expected = r"epoch 1/2  step 5/20  loss 0\.2000  lr 0\.012500  8\.2 images/s  [0-9.]+ GiB( GPU)?  ETA 0:00:30"
+    assert re.fullmatch(expected, line)
+
+
+def test_plain_lines_come_at_the_first_step_every_n_steps_and_at_the_end():
+    stream = io.StringIO()
+    with Progress(1, 12, stream, every_steps=5) as progress:
+        take_steps(progress, range(1, 13), steps_per_epoch=12)
+    assert re.findall(r"step (\d+)/12", stream.getvalue()) == ["1", "5", "10", "12"]
+
+
+def test_plain_lines_come_too_when_only_some_steps_are_told():
+    stream = io.StringIO()
+    with Progress(0, 0, stream, every_steps=5) as progress:
+        take_steps(progress, [4, 8, 12, 16])
+    assert re.findall(r"step (\d+)", stream.getvalue()) == ["4", "8", "12", "16"]
+
+
+def test_a_plain_line_is_never_wrapped_or_coloured():
+    stream = io.StringIO()
+    with Progress(1, 10, stream) as progress:
+        progress.message("[red]x[/red] " + "long " * 60 + ":smile: 123")
+    assert stream.getvalue() == "[red]x[/red] " + "long " * 60 + ":smile: 123\n"
+
+
+def test_without_a_known_end_no_arrival_is_promised():
+    stream = io.StringIO()
+    with Progress(0, 10, stream, every_steps=1) as progress:
+        take_steps(progress, [1, 2])
+    last = stream.getvalue().splitlines()[-1]
+    assert last.startswith("epoch 1  step 2  loss")
+    assert last.endswith("ETA -")
+
+
+def test_an_evaluation_is_one_line():
+    stream = io.StringIO()
+    with Progress(2, 10, stream) as progress:
+        progress.evaluation(2, 0.37701, 0.339, 12.34)
+    assert stream.getvalue() == "epoch 2  box AP 0.3770  mask AP 0.3390  (evaluated in 12.3 s)\n"
+
+
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_a_process_that_is_not_the_first_shows_nothing(kind):
+    stream = kind()
+    with Progress(2, 10, stream, enabled=False) as progress:
+        take_steps(progress, range(1, 21))
+        progress.evaluation(1, 0.1, 0.1, 1.0)
+        progress.message("text")
+    assert stream.getvalue() == ""
+
+
+def test_in_a_terminal_the_line_is_renewed_at_every_step_and_gone_at_the_end():
+    stream = Terminal()
+    progress = Progress(1, 10, stream, every_steps=100)
+    take_steps(progress, [1, 2, 3])
+    assert "\x1b[?25l" in stream.getvalue()  # cursor hidden
+    assert re.findall(r"step (\d+)/10", stream.getvalue()) == ["1", "2", "3"]
+    before_message = len(stream.getvalue())
+    progress.message("kept")
+    assert "kept\n" in stream.getvalue()[before_message:]
+    progress.close()
+    assert stream.getvalue().endswith("\x1b[1A\x1b[2K")  # the line is taken away
+    assert "\x1b[?25h" in stream.getvalue()  # cursor back
+
+
+def test_an_error_gives_the_terminal_back():
+    stream = Terminal()
+    with pytest.raises(ValueError, match="odd"), Progress(1, 10, stream) as progress:
+        take_steps(progress, [1])
+        raise ValueError("odd")
+    assert "\x1b[?25h" in stream.getvalue()
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    stream = Terminal()
+    with Progress(1, 10, stream, every_steps=5) as progress:
+        take_steps(progress, range(1, 11))
+    assert len(stream.getvalue().splitlines()) == 3
+    assert "\x1b[?25l" not in stream.getvalue()
+
+
+def test_closing_twice_is_harmless_and_later_steps_show_nothing():
+    stream = Terminal()
+    progress = Progress(1, 10, stream)
+    take_steps(progress, [1])
+    progress.close()
+    progress.close()
+    shown = stream.getvalue()
+    take_steps(progress, [2])
+    assert stream.getvalue() == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.0, "0:00:00"), (59.6, "0:01:00"), (3723.0, "1:02:03"), (-1.0, "0:00:00")]
+)
+def test_durations_are_hours_minutes_and_seconds(seconds, text):
+    assert duration_text(seconds) == text
+
+
+def test_the_memory_of_this_process_is_not_nothing():
+    amount = re.match(r"([0-9.]+) GiB", memory_text())
+    assert amount is not None
+    assert float(amount[1]) > 0

@@ -1,0 +1,49 @@
+import io
+import json
+import sys
+
+import pytest
+
+from maskperf.cli.main import main
+from maskperf.demo.dataset import write_demo_dataset
+from maskperf.pictures import fonts
+
+NAMES = ["Gr\u00f6\u00dfe", "\u7bb1\u5b50", "\u043a\u043e\u043d\u0443\u0441", "\u0642\u0637\u0629", "\U0001f697 car"]
+
+
+@pytest.fixture
+def named(tmp_path):
+    """Return the words of a short run on a data set whose categories have names of several scripts."""
+    write_demo_dataset(tmp_path / "data", train_images=4, val_images=2, seed=3)
+    words = ["run", "demo", "seed=1", "system.threads=1", "optimizer.max_steps=1", "optimizer.batch_size=2"]
+    words += ["data.short_side=64", "data.long_side=96", f"run_dir={tmp_path / 'run'}"]
+    words += ["evaluation.box_target=0", "evaluation.mask_target=0"]
+    for split in ("train", "val"):
+        path = tmp_path / "data" / "annotations" / f"instances_{split}2017.json"
+        document = json.loads(path.read_text())
+        for place, category in enumerate(document["categories"]):
+            category["name"] = NAMES[place] if place < len(NAMES) else f"thing {place}"
+        path.write_text(json.dumps(document))
+        words += [f"data.{split}_json={path}", f"data.{split}_images={tmp_path / 'data' / f'{split}2017'}"]
+    return words
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_a_run_says_once_that_no_font_has_the_names_and_writes_all_its_files(named, encoding, tmp_path, monkeypatch):
+    monkeypatch.setattr(fonts, "_fonts", lambda: iter([fonts.OWN]))
+    for function in (fonts._font_of_all, fonts._font_of_letter):
+        function.cache_clear()
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert main(named) == 0
+    for function in (fonts._font_of_all, fonts._font_of_letter):
+        function.cache_clear()
+    shown = terminal.buffer.getvalue().decode(encoding)
+    assert shown.count("no font on this machine has letters such as ") == 1
+    assert "\n1 thread: system.threads=1\n" in shown
+    letter = "\u7bb1" if encoding == "utf-8" else "\\u7bb1"
+    assert f"{letter} (U+7BB1)" in shown
+    assert NAMES[1] in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    results = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
+    assert set(NAMES) <= set(results["box_ap_per_category"])
+    assert (tmp_path / "run" / "predictions.png").stat().st_size > 0

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 
+import msgspec
 import torch
 
 from maskperf.engine.distributed import init_topology
@@ -33,7 +34,7 @@ def measure_ceiling(inputs: dict) -> tuple[Callable[[], None], dict]:
         "flop_per_second": max(rates),
         "copy_bytes_per_second": 2 * source.numel() * 4 / copy_seconds,
         "device": device.type,
-        "environment": describe_environment(),
+        "environment": msgspec.to_builtins(describe_environment()),
     }
     return _nothing, facts
 

@@ -33,7 +33,7 @@ def measure(
     Errors: ConfigError where there is no CUDA device.
     """
     require_gpu(plan.device)
-    environment = describe_environment()
+    environment = msgspec.to_builtins(describe_environment())
     end = time.monotonic() + plan.seconds
     found = {}
     for section in sections:

@@ -15,8 +15,8 @@ from maskperf.engine.precision import set_precision
 from maskperf.engine.step import train_step
 from maskperf.mlperf.log import MlperfLog
 from maskperf.overrides import from_json_text
-from maskperf.run.batches import micro_batches
-from maskperf.run.session import OpenedData, Session
+from maskperf.run.data import OpenedData, micro_batches
+from maskperf.run.session import Session
 
 
 def demo_chunk(inputs: dict) -> tuple[Callable[[], dict], dict]:

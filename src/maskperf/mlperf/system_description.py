@@ -7,11 +7,11 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from maskperf.errors import ConfigError, DataError, Problem
 from maskperf.machine.facts import CpuFacts, GpuGroup, MachineFacts
 from maskperf.machine.gpus import link_summary
+from maskperf.schema import Environment
 
 ACCELERATOR_FIELDS = (
     *("accelerator_model_name", "accelerator_host_interconnect", "accelerator_frequency"),
@@ -38,31 +38,30 @@ def describe_system(facts: MachineFacts) -> Description:
     return {**description, **_host(facts), **_accelerators(facts.gpu), **_software(facts)}
 
 
-def is_machine_of(environment: Mapping[str, Any], facts: MachineFacts) -> bool:
+def is_machine_of(environment: Environment, facts: MachineFacts) -> bool:
     """Return whether a run's environment.json is of this machine, as far as its processor and GPUs tell."""
-    gpus = [gpu.get("name") for gpu in environment.get("gpus") or []]
-    return environment.get("cpu_model") == facts.cpu.model and gpus == [gpu.name for gpu in facts.gpu.gpus]
+    gpus = [gpu.name for gpu in environment.gpus]
+    return environment.cpu_model == facts.cpu.model and gpus == [gpu.name for gpu in facts.gpu.gpus]
 
 
-def describe_recorded(environment: Mapping[str, Any]) -> Description:
+def describe_recorded(environment: Environment) -> Description:
     """Return all 33 fields, as far as a run's environment.json tells them; empty text for the others."""
-    gpus = environment.get("gpus") or []
-    packages = {name: version for name, version in (environment.get("packages") or {}).items() if version}
-    stack = {**packages, **{name: environment[name] for name in ("python", "cuda") if environment.get(name)}}
-    names = ", ".join(dict.fromkeys(str(gpu.get("name", "")) for gpu in gpus))
-    memory = environment.get("memory_gib")
+    gpus, memory = environment.gpus, environment.memory_gib
+    stack = {**environment.packages, "python": environment.python, "cuda": environment.cuda}
+    stack = {name: version for name, version in stack.items() if version}
+    names = ", ".join(dict.fromkeys(gpu.name for gpu in gpus))
     description: Description = dict.fromkeys(FIELDS, "")
     return {
         **description,
-        "host_processor_model_name": environment.get("cpu_model") or "",
-        "host_processor_vcpu_count": _text(environment.get("cpu_logical_cores")),
+        "host_processor_model_name": environment.cpu_model or "",
+        "host_processor_vcpu_count": _text(environment.cpu_logical_cores),
         "host_memory_capacity": f"{memory:.0f} GiB" if memory else "",
         "accelerators_per_node": str(len(gpus)),
         "accelerator_model_name": names,
-        "accelerator_memory_capacity": f"{gpus[0]['memory_gib']:.0f} GiB" if gpus and "memory_gib" in gpus[0] else "",
+        "accelerator_memory_capacity": f"{gpus[0].memory_gib:.0f} GiB" if gpus and gpus[0].memory_gib else "",
         "framework": f"PyTorch {stack.pop('torch', '')}".strip() + ", maskperf",
         "other_software_stack": stack,
-        "operating_system": environment.get("operating_system") or "",
+        "operating_system": environment.operating_system or "",
     }
 
 

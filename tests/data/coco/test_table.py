@@ -13,10 +13,10 @@ from permissions import UMASKS, common_user, modes, open_folder, umask
 from maskperf.data.coco import index as coco
 from maskperf.data.coco import table
 from maskperf.data.coco.index import read_coco
-from maskperf.data.coco.table import file_state, load_table, table_places
+from maskperf.data.coco.table import file_state, load_table, table_paths
 
-SOURCES = Path(coco.__file__).parents[2]
-ARRAYS = ("image_ids", "sizes_hw", "object_offsets", "boxes", "labels", "ring_offsets", "point_offsets", "points")
+SOURCES = Path(coco.__file__).parents[3]
+ARRAYS = ("image_ids", "sizes_hw", "object_offsets", "boxes", "labels", "polygon_offsets", "point_offsets", "points")
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def read(json_path: Path):
 
 
 def beside(json_path: Path) -> Path:
-    return table_places(json_path, "training")[0]
+    return table_paths(json_path, "training")[0]
 
 
 def forbid_reading(monkeypatch):
@@ -151,7 +151,7 @@ def test_a_damaged_table_is_made_anew(json_path):
 def test_a_table_of_another_version_is_made_anew(json_path):
     read(json_path)
     whole = beside(json_path).read_bytes()
-    beside(json_path).write_bytes(whole.replace(b"maskperf table 2", b"maskperf table 1"))
+    beside(json_path).write_bytes(whole.replace(b"maskperf table 3", b"maskperf table 2"))
     assert load_table(json_path, "training") is None
     read(json_path)
     assert beside(json_path).read_bytes() == whole
@@ -170,7 +170,7 @@ def test_a_table_of_another_json_is_not_believed(json_path, tmp_path):
 def test_a_folder_that_cannot_be_written_is_replaced_by_the_cache(json_path, tmp_path, monkeypatch):
     beside(json_path).mkdir()  # nothing can take this name; root may write into any folder
     plain = read(json_path)
-    cached = table_places(json_path, "training")[1]
+    cached = table_paths(json_path, "training")[1]
     assert cached.parent == tmp_path / "cache" / "maskperf"
     assert cached.is_file()
     forbid_reading(monkeypatch)

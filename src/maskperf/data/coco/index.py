@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,12 @@ import msgspec
 import numpy as np
 
 from maskperf.config import DataConfig
-from maskperf.data.coco.cleaning import clean_document
+from maskperf.data.coco.cleaning import IDS_SHOWN, clean_document
 from maskperf.data.coco.columns import Columns, columns_of_document, stream_columns
-from maskperf.data.coco.document import AnnotationRow, Document, Reading, read_document, reading_of
+from maskperf.data.coco.document import AnnotationRow, Document, Reading, read_document, reading_of, shown
 from maskperf.data.coco.selection import select
 from maskperf.data.coco.stream import NotPlain
-from maskperf.data.coco.table import FileState, Table, file_state, keep_table, load_table
+from maskperf.data.coco.table import FileState, Table, file_state, load_table, save_table
 from maskperf.errors import DataError, Problem
 from maskperf.files import sha256_of_file
 
@@ -45,7 +46,7 @@ class CocoIndex:
     object_offsets: np.ndarray  # int64 [I + 1]
     boxes: np.ndarray  # float32 [T, 4], inclusive corners, clipped to the image
     labels: np.ndarray  # int64 [T], 1 and up
-    ring_offsets: np.ndarray  # int64 [T + 1]
+    polygon_offsets: np.ndarray  # int64 [T + 1]
     point_offsets: np.ndarray  # int64 [R + 1]
     points: np.ndarray  # float32 [P, 2], not clipped
     category_ids: np.ndarray  # int64 [C], ascending: the id of label k + 1 is at k
@@ -61,6 +62,15 @@ class CocoIndex:
         """Return the id of the image at this position as the file has it."""
         return json.loads(self.image_keys[position]) if self.image_keys else int(self.image_ids[position])
 
+    def shown_id(self, position: int) -> str:
+        """Return the id of the image at this position for a message."""
+        return shown(self.image_key(position))
+
+    def first_ids(self, positions: Iterable[int]) -> str:
+        """Return the ids of the first of these images, for the end of a notice."""
+        shown_ids = [self.shown_id(int(position)) for position in list(positions)[:IDS_SHOWN]]
+        return f"first ids: {', '.join(shown_ids)}"
+
     def with_image_keys(self, results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return entries of COCO's result format with the ids of the images as the file has them."""
         if not self.image_keys:
@@ -71,6 +81,34 @@ class CocoIndex:
     def image_path(self, position: int) -> Path:
         """Return the file of the image at this position."""
         return self.image_folder / self.file_names[position]
+
+    def without(self, positions: Iterable[int]) -> "CocoIndex":
+        """Return the index without the images at these positions and all that belongs to them."""
+        is_kept = np.ones(len(self.image_ids), bool)
+        is_kept[list(positions)] = False
+        object_offsets, is_kept_object = _owned(self.object_offsets, is_kept)
+        polygon_offsets, is_kept_polygon = _owned(self.polygon_offsets, is_kept_object)
+        point_offsets, is_kept_point = _owned(self.point_offsets, is_kept_polygon)
+        run_offsets = run_ends = None
+        if self.run_ends is not None:
+            run_offsets, is_kept_run = _owned(self.run_offsets, is_kept_object)
+            run_ends = self.run_ends[is_kept_run]
+        return replace(
+            self,
+            image_ids=self.image_ids[is_kept],
+            file_names=tuple(compress(self.file_names, is_kept)),
+            sizes_hw=self.sizes_hw[is_kept],
+            object_offsets=object_offsets,
+            boxes=self.boxes[is_kept_object],
+            labels=self.labels[is_kept_object],
+            polygon_offsets=polygon_offsets,
+            point_offsets=point_offsets,
+            points=self.points[is_kept_point],
+            run_offsets=run_offsets,
+            run_ends=run_ends,
+            image_keys=tuple(compress(self.image_keys, is_kept)),
+            is_plain=False,
+        )
 
 
 def locate(data: DataConfig) -> DataPaths:
@@ -197,7 +235,7 @@ def _read_anew(json_path: Path, reading: Reading) -> Table:
     del columns  # a large file's are larger than the table
     if source is None or not sha256 or source.size < SMALLEST_KEPT_BYTES:
         return table
-    reason = keep_table(json_path, reading.name, table, source=source, sha256=sha256)
+    reason = save_table(json_path, reading.name, table, source=source, sha256=sha256)
     if reason:
         notice = f"what was read could not be kept, so that the next start reads the file again ({reason})"
         return replace(table, texts={**table.texts, "notices": (*table.texts["notices"], notice)})
@@ -227,3 +265,9 @@ def _digest_if_unchanged(json_path: Path, source: FileState | None) -> str:
         return ""
     sha256 = sha256_of_file(json_path)
     return sha256 if file_state(json_path) == source else ""
+
+
+def _owned(offsets: np.ndarray, is_kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the offsets of the kept owners, and for each thing they own, all of them, whether its owner is kept."""
+    counts = np.diff(offsets)
+    return np.concatenate([[0], np.cumsum(counts[is_kept])]).astype(np.int64), np.repeat(is_kept, counts)

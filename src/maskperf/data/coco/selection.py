@@ -52,7 +52,7 @@ def select(
         "object_offsets": _offsets(num_objects),
         "boxes": found.boxes[rows],
         "labels": found.labels[rows],
-        "ring_offsets": ring_offsets,
+        "polygon_offsets": ring_offsets,
         "point_offsets": point_offsets,
         "points": points,
         "category_ids": columns.category_ids[categories],

@@ -5,7 +5,7 @@ import pytest
 from coco_folder import HEIGHT, WIDTH, annotation, good_document, triangle, write_json
 
 from maskperf.data.coco import columns
-from maskperf.data.coco.cleaning import clean_document
+from maskperf.data.coco.repair import repair_document
 from maskperf.data.coco.columns import columns_of_document, stream_columns
 from maskperf.data.coco.document import Reading, read_document
 from maskperf.data.coco.stream import ListStream, NotPlain
@@ -46,7 +46,7 @@ def test_both_ways_to_the_columns_agree(tmp_path, monkeypatch, seed, training, b
     path = write_json(tmp_path, random_document(seed))
     quick, _ = stream_columns(path, Reading(training=training))
     document, _, _ = read_document(path)
-    cleaned = clean_document(document, Reading(training=training), file=str(path))
+    cleaned = repair_document(document, Reading(training=training), file=str(path))
     assert (cleaned.problems, cleaned.notices) == ([], [])
     plain = columns_of_document(cleaned.document)
     for field in dataclasses.fields(plain):

@@ -21,7 +21,7 @@ ARRAYS = ("image_ids", "sizes_hw", "object_offsets", "boxes", "labels", "polygon
 
 @pytest.fixture(autouse=True)
 def every_file_is_large(monkeypatch, tmp_path):
-    monkeypatch.setattr(coco, "SMALLEST_KEPT_BYTES", 0)
+    monkeypatch.setattr(coco, "SMALLEST_CACHED_BYTES", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -56,9 +56,9 @@ def assert_equal(first, second):
 
 
 def test_the_second_reading_needs_no_json(json_path, monkeypatch):
-    monkeypatch.setattr(coco, "SMALLEST_KEPT_BYTES", 10**9)
+    monkeypatch.setattr(coco, "SMALLEST_CACHED_BYTES", 10**9)
     plain = read(json_path)
-    monkeypatch.setattr(coco, "SMALLEST_KEPT_BYTES", 0)
+    monkeypatch.setattr(coco, "SMALLEST_CACHED_BYTES", 0)
     first = read(json_path)
     forbid_reading(monkeypatch)
     second = read(json_path)
@@ -82,7 +82,7 @@ def test_training_and_evaluation_have_tables_of_their_own(json_path):
 
 
 def test_a_small_file_leaves_no_table(json_path, monkeypatch):
-    monkeypatch.setattr(coco, "SMALLEST_KEPT_BYTES", json_path.stat().st_size + 1)
+    monkeypatch.setattr(coco, "SMALLEST_CACHED_BYTES", json_path.stat().st_size + 1)
     read(json_path)
     assert not beside(json_path).exists()
 
@@ -234,7 +234,7 @@ def test_an_odd_file_is_kept_once_it_is_at_rest(tmp_path, monkeypatch):
 def test_several_processes_at_once_make_one_whole_table(json_path):
     code = (
         "import sys, hashlib; from pathlib import Path; from maskperf.data.coco import document, index as coco\n"
-        "coco.SMALLEST_KEPT_BYTES = 0\n"
+        "coco.SMALLEST_CACHED_BYTES = 0\n"
         "path = Path(sys.argv[1])\n"
         "for _ in range(20):\n"
         "    index = coco._read_anew(path, document.Reading(training=True))\n"

@@ -1,4 +1,4 @@
-"""A COCO data set as flat arrays: where its files are, what is kept of them, and the targets before any resize."""
+"""A COCO data set as flat arrays: where its files are, and the targets before any resize."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -11,9 +11,10 @@ import msgspec
 import numpy as np
 
 from maskperf.config import DataConfig
-from maskperf.data.coco.cleaning import IDS_SHOWN, clean_document
 from maskperf.data.coco.columns import Columns, columns_of_document, stream_columns
-from maskperf.data.coco.document import AnnotationRow, Document, Reading, read_document, reading_of, shown
+from maskperf.data.coco.document import Document, Reading, key_of, read_document, reading_of, shown
+from maskperf.data.coco.repair import repair_document
+from maskperf.data.coco.rules import IDS_SHOWN
 from maskperf.data.coco.selection import select
 from maskperf.data.coco.stream import NotPlain
 from maskperf.data.coco.table import FileState, Table, file_state, load_table, save_table
@@ -21,7 +22,7 @@ from maskperf.errors import DataError, Problem
 from maskperf.files import sha256_of_file
 
 BY_THE_RULES = DataConfig()  # COCO's own
-SMALLEST_KEPT_BYTES = 8 << 20  # smaller files are read anew in a moment
+SMALLEST_CACHED_BYTES = 8 << 20  # smaller files are read anew in a moment
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def locate(data: DataConfig) -> DataPaths:
 
 
 def locate_validation(data: DataConfig, fix: str) -> tuple[Path, Path]:
-    """Return the annotations and the pictures of the validation split; the other split need not be there.
+    """Return the annotations and the images of the validation split; the other split need not be there.
 
     `fix` is what the message tells the user to do.
 
@@ -164,14 +165,14 @@ def read_coco(
     data: DataConfig = BY_THE_RULES,
     is_test_set: bool = False,
 ) -> CocoIndex:
-    """Return the index of one part of a data set. What is read of a large file is kept in a table for the next time.
+    """Return the index of one part of a data set. What is read of a large file is cached in a table.
 
     `data` says how freely the file is read. Training leaves out images without an object, unless it keeps them.
     Crowd regions, and boxes that have no extent once clipped, are never objects. Boxes are clipped, masks are not.
     Errors: DataError with every problem of the file, and its notices; also where nothing is left to train on.
     Source: the reference's COCO data set class; it stops on images without objects.
     """
-    reading = replace(reading_of(data, training=training), is_test_set=is_test_set)
+    reading = reading_of(data, training=training, is_test_set=is_test_set)
     table = load_table(json_path, reading.name) or _read_anew(json_path, reading)
     texts = dict(table.texts)
     is_plain = bool(texts.pop("plain"))
@@ -187,8 +188,7 @@ def read_annotations(index: CocoIndex) -> Document:
     """
     document, problems, _ = read_document(index.json_path, is_test_set=index.reading.is_test_set)
     if not index.is_plain:
-        cleaned = clean_document(document, index.reading, file=str(index.json_path))
-        problems += cleaned.problems
+        problems += repair_document(document, index.reading, file=str(index.json_path))[0]
     if problems:
         raise DataError(problems)
     names = dict(zip(index.image_ids.tolist(), index.file_names, strict=True))
@@ -199,68 +199,63 @@ def read_annotations(index: CocoIndex) -> Document:
     return document
 
 
-def dataset_of(index: CocoIndex) -> dict:
+def dataset_of(index: CocoIndex) -> dict[str, list[dict[str, Any]]]:
     """Return the annotations of the images of an index as the COCO engines take them: the objects of the JSON."""
     document = read_annotations(index)
+    members = {
+        "images": ("id", "file_name", "height", "width"),
+        "annotations": ("id", "image_id", "category_id", "bbox", "iscrowd", "area", "segmentation"),
+        "categories": ("id", "name"),
+    }
     return {
-        "images": [
-            {"id": row.id, "file_name": row.file_name, "height": row.height, "width": row.width}
-            for row in document.images
-        ],
-        "annotations": [_entry_of(row) for row in document.annotations],
-        "categories": [{"id": row.id, "name": row.name} for row in document.categories],
+        list_name: [
+            {name: entry[name] for name in names if name in entry}
+            for entry in msgspec.json.decode(msgspec.json.encode(getattr(document, list_name)))
+        ]
+        for list_name, names in members.items()
     }
 
 
-def _entry_of(row: AnnotationRow) -> dict:
-    fields = ("id", "image_id", "category_id", "bbox", "iscrowd", "area")
-    entry = {name: getattr(row, name) for name in fields if getattr(row, name) is not msgspec.UNSET}
-    return {**entry, "segmentation": msgspec.json.decode(row.segmentation)}
-
-
 def _read_anew(json_path: Path, reading: Reading) -> Table:
-    """Return what the JSON holds, from the kept table if it could be kept, so that processes share its memory."""
+    """Return what the JSON holds, from the cached table if it could be saved, so that processes share its memory."""
     source = file_state(json_path) if json_path.is_file() else None
-    notices: list[str] = []
-    keys: list[Any] = []
-    is_plain = True
+    is_plain, notices, keys = True, [], []
     try:
         columns, sha256 = stream_columns(json_path, reading)
     except NotPlain:
+        is_plain = False
         columns, notices, keys = _read_whole(json_path, reading)
         sha256 = _digest_if_unchanged(json_path, source)
-        is_plain = False
     table = select(columns, reading, file=str(json_path), notices=notices, image_keys=keys)
     table.texts["plain"] = ("yes",) if is_plain else ()
     del columns  # a large file's are larger than the table
-    if source is None or not sha256 or source.size < SMALLEST_KEPT_BYTES:
+    if source is None or not sha256 or source.size < SMALLEST_CACHED_BYTES:
         return table
     reason = save_table(json_path, reading.name, table, source=source, sha256=sha256)
-    if reason:
-        notice = f"what was read could not be kept, so that the next start reads the file again ({reason})"
-        return replace(table, texts={**table.texts, "notices": (*table.texts["notices"], notice)})
-    return load_table(json_path, reading.name) or table
+    if not reason:
+        return load_table(json_path, reading.name) or table
+    notice = f"what was read could not be cached, so that the next start reads the file again ({reason})"
+    return Table(table.arrays, {**table.texts, "notices": (*table.texts["notices"], notice)})
 
 
 def _read_whole(json_path: Path, reading: Reading) -> tuple[Columns, list[str], list[Any]]:
-    """Return the columns of a file that only a close look can judge, notices, and the ids of its images.
+    """Return the columns of a file that needs a close look, notices, and the ids of its images where they are others.
 
     Errors: DataError with every problem of the file.
     """
     document, reading_problems, notices = read_document(json_path, is_test_set=reading.is_test_set)
-    cleaned = clean_document(document, reading, file=str(json_path))
-    named = {(problem.where, problem.field) for problem in cleaned.problems}
-    problems = cleaned.problems + [
-        problem for problem in reading_problems if (problem.where, problem.field) not in named
-    ]
-    notices += cleaned.notices
+    problems, more_notices = repair_document(document, reading, file=str(json_path))
+    notices += more_notices
+    named = {(problem.where, problem.field) for problem in problems}
+    problems += [problem for problem in reading_problems if (problem.where, problem.field) not in named]
     if problems:
         raise DataError(problems, notices=[f"{json_path}: {notice}" for notice in notices])
-    return columns_of_document(cleaned.document), notices, cleaned.image_keys
+    has_keys = any(row.key is not None for row in document.images)
+    return columns_of_document(document, reading), notices, [key_of(row) for row in document.images] if has_keys else []
 
 
 def _digest_if_unchanged(json_path: Path, source: FileState | None) -> str:
-    """Return the SHA-256 of a file that was read without it; nothing unless the file is still as it was before."""
+    """Return the SHA-256 of a file that was read without it; empty unless the file is still as it was before."""
     if source is None or not source.is_settled:
         return ""
     sha256 = sha256_of_file(json_path)

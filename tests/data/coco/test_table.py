@@ -221,7 +221,7 @@ def test_a_file_with_problems_leaves_no_table(tmp_path):
 
 def test_an_odd_file_is_kept_once_it_is_at_rest(tmp_path, monkeypatch):
     document = good_document()
-    document["annotations"][0]["area"] = None  # of no interest in training, but not what the quick reader takes
+    document["annotations"][0]["iscrowd"] = None  # not what the quick reader takes
     path = write_json(tmp_path, document)
     plain = read(path)
     assert not beside(path).exists()

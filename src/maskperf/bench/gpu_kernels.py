@@ -23,7 +23,7 @@ from maskperf.errors import ConfigError
 from maskperf.model.patches import patches_by_level
 from maskperf.ops.anchors import pyramid_anchors
 from maskperf.ops.boxes import pairwise_iou
-from maskperf.ops.casts import weight_casts
+from maskperf.ops.casts import PlainCasts
 from maskperf.ops.kernels.selection import load, missing_part
 from maskperf.ops.matching import match_by_slots, match_to_truth
 from maskperf.ops.nms import blockwise_nms
@@ -262,14 +262,13 @@ def _casts(direction: str, inputs: Inputs) -> KernelCase:
     """The mask head's weights in bfloat16, each output channel times a factor, and their gradients in float32."""
     channels = inputs.sizes.channels
     shapes = [(channels, channels, 3, 3)] * MODEL.mask_head_convs
-    shape = f"{len(shapes)} weights of {channels} x {channels} x 3 x 3"
     weights = [inputs.normal(*shape) for shape in shapes]
     factors = [inputs.normal(channels).abs() for _ in shapes]
     gradients = [inputs.normal(*shape, dtype=torch.bfloat16) for shape in shapes]
 
-    def side(kernels: bool) -> Callable[[], list[Tensor]]:
+    def side(make_casts: Callable) -> Callable[[], list[Tensor]]:
         parameters = [weight.clone().requires_grad_() for weight in weights]
-        casts = weight_casts(parameters, factors, torch.bfloat16, kernels=kernels)
+        casts = make_casts(parameters, factors, torch.bfloat16)
 
         def backward() -> list[Tensor]:
             for parameter in parameters:
@@ -279,18 +278,26 @@ def _casts(direction: str, inputs: Inputs) -> KernelCase:
 
         return torch.no_grad()(casts) if direction == "forward" else backward
 
-    return _case(f"weight casts {direction}", shape, side(True), side(False))
+    text = f"{len(shapes)} weights of {channels} x {channels} x 3 x 3, torch.bfloat16"
+    return _case(f"weight casts {direction}", text, side(load("casts").WeightCasts), side(PlainCasts))
 
 
 def _own_class(direction: str, inputs: Inputs) -> KernelCase:
-    sizes = inputs.sizes
+    """The logits of RoIs that are each of a class of their own."""
+    sizes, kernels = inputs.sizes, load("own_class")
     rois, pixels = sizes.images * sizes.mask_rois, MASK_SIZE**2
-    rectified = inputs.normal(rois, pixels, sizes.channels, dtype=torch.bfloat16).relu().requires_grad_()
-    weight = inputs.normal(MODEL.num_classes, sizes.channels, dtype=torch.bfloat16).requires_grad_()
-    bias, labels = inputs.normal(MODEL.num_classes), inputs.integers(MODEL.num_classes, rois)
-    sides = [partial(own_class_logits, rectified, weight, bias, labels, kernels=kernels) for kernels in (True, False)]
-    shape = f"{rois} RoIs, {MASK_SIZE} x {MASK_SIZE}, {sizes.channels} channels"
-    return _in_direction("mask logits", shape, sides, [rectified, weight], inputs, direction)
+    maps = inputs.normal(rois, pixels, sizes.channels, dtype=torch.bfloat16).relu().requires_grad_()
+    weights = inputs.normal(rois, sizes.channels, dtype=torch.bfloat16).requires_grad_()
+    offsets, labels = inputs.normal(rois), torch.arange(rois, device=inputs.device)
+    plain = partial(own_class_logits, maps, weights, offsets, labels, kernels=False)
+    text = f"{rois} RoIs, {MASK_SIZE} x {MASK_SIZE}, {sizes.channels} channels, torch.bfloat16"
+    if direction == "forward":
+        forward = partial(kernels.logits, maps.detach(), weights.detach(), offsets)
+        return _case("mask logits forward", text, forward, torch.no_grad()(plain))
+    gradient = inputs.normal(rois, pixels)
+    backward = partial(torch.autograd.grad, plain(), [maps, weights], gradient, retain_graph=True)
+    kernel = partial(kernels.gradients, maps.detach(), weights.detach(), gradient)
+    return _case("mask logits backward", text, kernel, backward)
 
 
 def _residual(dtype: torch.dtype, inputs: Inputs) -> KernelCase:

@@ -37,10 +37,10 @@ def test_every_kernel_is_measured_against_its_twin(rows):
         *("weight casts forward", "weight casts backward", "mask logits forward", "mask logits backward"),
         "sum of gradients",
     }
-    assert sum("bfloat16" in shape for _, shape in rows) == 6
+    assert sum("bfloat16" in shape for _, shape in rows) == 10
 
 
-def test_times_are_told_and_results_are_equal(rows):
+def test_times_are_measured_and_results_are_equal(rows):
     for (name, shape), row in rows.items():
         assert row.kernel_milliseconds.minimum > 0 and row.plain_milliseconds.minimum > 0
         expected = row.plain_milliseconds.median / row.kernel_milliseconds.median

@@ -190,7 +190,7 @@ def _candidates(plan: Plan, folder: Path) -> dict:
 def _mask_rois(plan: Plan, folder: Path) -> dict:
     inputs = _batch(plan, folder)
     path = folder / "mask_rois.npz"
-    return inputs | {"mask_rois": _written(path, write_mask_rois, batch=inputs["batch"], size_hw=plan.size_hw)}
+    return inputs | {"mask_rois": _written(path, write_mask_rois, batch=Path(inputs["batch"]), size_hw=plan.size_hw)}
 
 
 def _images(plan: Plan, folder: Path) -> dict:

@@ -333,10 +333,11 @@ def check_data(env: Environment) -> Finding:
     if data.was_asked_for and not missing:
         value = f"{data.root}: {data.train_images:,} and {data.val_images:,} JPEG files"
         return note("COCO 2017", value, f"another data set: COCO 2017 has {TRAIN_IMAGES:,} and {VAL_IMAGES:,}")
-    value = f"{data.root}: not found" if len(missing) == 4 else f"{data.root}: missing {', '.join(missing + other)}"
+    value = f"{data.root}: missing {', '.join(missing + other)}"
     fix = "maskperf prepare coco, or name the folder: maskperf doctor --data FOLDER, maskperf run coco data.root=FOLDER"
     if data.was_asked_for:
         return problem("COCO 2017", value, "a COCO recipe cannot run on it", fix)
+    value = f"{data.root}: not found" if len(missing) == 4 else value
     return note("COCO 2017", value, "the recipe demo needs none; the COCO recipes do", fix)
 
 

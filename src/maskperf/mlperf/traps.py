@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from maskperf.config import has_targets, meets_targets
 from maskperf.data.coco.verify import NUM_TRAIN_IMAGES, NUM_VAL_IMAGES
-from maskperf.machine.check_storage import TRAIN_IMAGES
+from maskperf.machine.check_hardware import TRAIN_IMAGES
 from maskperf.mlperf.attempts import Attempt, Attempts, find_attempts
 from maskperf.mlperf.clock import check_clock
 from maskperf.mlperf.log_lines import TOKEN, Record

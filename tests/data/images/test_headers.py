@@ -9,7 +9,7 @@ from coco_folder import annotation, write_json
 from PIL import Image
 
 from maskperf.data.coco.index import read_coco
-from maskperf.data.coco.table import table_places
+from maskperf.data.coco.table import table_paths
 from maskperf.data.images import headers
 from maskperf.data.images.headers import check_headers, look_at
 
@@ -269,7 +269,7 @@ def test_good_files_are_looked_at_once(index, looks):
     assert check(index) == first  # the notice of the orientation too
     assert looks == []
     assert "1 images have an EXIF orientation" in first[1][0]
-    assert [place.name for place in table_places(index.json_path, "images") if place.exists()] == [
+    assert [place.name for place in table_paths(index.json_path, "images") if place.exists()] == [
         ".instances.json.images.table"
     ]
 
@@ -279,7 +279,7 @@ def test_a_small_set_is_not_remembered(tmp_path, looks):
     check(index)
     check(index)
     assert looks == ["a", "a"]
-    assert not any(place.exists() for place in table_places(index.json_path, "images"))
+    assert not any(place.exists() for place in table_paths(index.json_path, "images"))
 
 
 def test_a_changed_file_is_looked_at_again(index, looks):
@@ -350,7 +350,7 @@ def test_a_part_of_the_set_is_known_too(index, looks):
 )
 def test_a_damaged_record_is_said_and_made_anew(index, looks, spoil):
     first = check(index)
-    place = table_places(index.json_path, "images")[0]
+    place = table_paths(index.json_path, "images")[0]
     whole = place.read_bytes()
     place.write_bytes(spoil(whole))
     looks.clear()
@@ -364,14 +364,14 @@ def test_a_damaged_record_is_said_and_made_anew(index, looks, spoil):
 
 def test_a_record_of_other_contents_is_said(index, looks):
     other = headers.Table({"file_bytes": np.zeros(4, np.int64)}, {"file_names": ("a", "b", "c", "d")})
-    headers.keep_table(index.json_path, "images", other, source=headers.NO_SOURCE, sha256="")
+    headers.save_table(index.json_path, "images", other, source=headers.NO_SOURCE, sha256="")
     _, notices = check(index)
     assert "damaged, or of another version" in notices[0]
     assert sorted(looks) == ["a", "b", "c", "d"]
 
 
 def test_where_nothing_can_be_kept_it_is_said(index, monkeypatch):
-    monkeypatch.setattr(headers, "keep_table", lambda *a, **k: "/data: Read-only file system")
+    monkeypatch.setattr(headers, "save_table", lambda *a, **k: "/data: Read-only file system")
     _, notices = check(index)
     assert notices[-1].endswith("the next start reads them again (/data: Read-only file system)")
 

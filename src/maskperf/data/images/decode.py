@@ -14,7 +14,6 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image
 
 from maskperf.data.coco.index import CocoIndex
-from maskperf.data.coco.subset import shown_id
 from maskperf.errors import DataError, Problem
 
 # Trap: without this list Pillow also tries formats that start other programs (EPS) or take scripts.
@@ -79,7 +78,7 @@ def check_images(
         if time.monotonic() >= deadline:
             return False
         size_hw = (int(index.sizes_hw[position, 0]), int(index.sizes_hw[position, 1]))
-        image_id = shown_id(index, position)
+        image_id = index.shown_id(position)
         path = index.image_path(position)
         try:
             decode_image(path, image_id=image_id, expected_size_hw=size_hw, max_pixels=max_pixels)

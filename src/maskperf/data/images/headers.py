@@ -14,8 +14,7 @@ import numpy as np
 from PIL import Image
 
 from maskperf.data.coco.index import CocoIndex
-from maskperf.data.coco.subset import first_ids
-from maskperf.data.coco.table import NO_SOURCE, REST_NS, Table, keep_table, load_table, table_places
+from maskperf.data.coco.table import NO_SOURCE, REST_NS, Table, load_table, save_table, table_paths
 from maskperf.data.images.decode import CHECK_THREADS, FORMATS, check_images, is_deeper_than_8_bits
 from maskperf.errors import Problem
 
@@ -87,7 +86,7 @@ def check_headers(
     turned = [position for position, state in good.items() if state.orientation != 1]
     if turned:
         what = f"{len(turned)} images have an EXIF orientation other than 1: ignored, as in the benchmark"
-        notices.append(f"{what} ({first_ids(index, turned)})")
+        notices.append(f"{what} ({index.first_ids(turned)})")
     if is_kept_set:
         decoded = set(unsure)
         entries = {
@@ -259,7 +258,7 @@ def _load_known(index: CocoIndex) -> tuple[dict[str, _Known], list[str]]:
             return dict(zip(table.texts["file_names"], (_Known(*row) for row in rows), strict=True)), []
         except (KeyError, TypeError, ValueError):
             pass
-    places = [place for place in table_places(index.json_path, KIND) if place.exists()]
+    places = [place for place in table_paths(index.json_path, KIND) if place.exists()]
     if not places:
         return {}, []
     return {}, [f"{places[0]}: damaged, or of another version; the headers of all images are read anew"]
@@ -276,5 +275,5 @@ def _keep(index: CocoIndex, entries: dict[str, _Known]) -> list[str]:
         "decoded": np.array([state.is_decoded for state in states], np.bool_),
     }
     table = Table(arrays, {"file_names": tuple(entries)})
-    reason = keep_table(index.json_path, KIND, table, source=NO_SOURCE, sha256="")
+    reason = save_table(index.json_path, KIND, table, source=NO_SOURCE, sha256="")
     return [f"which images are good could not be kept; the next start reads them again ({reason})"] if reason else []

@@ -13,7 +13,6 @@ import torch
 
 from maskperf.config import DataConfig, SpeedConfig
 from maskperf.data.coco.index import CocoIndex
-from maskperf.data.coco.subset import shown_id
 from maskperf.data.images.canvas import Canvases, SizeHw, canvas_buckets, canvas_groups, group_numbers, image_canvases
 from maskperf.data.images.collate import Packing, Sample, make_batch, make_evaluation_batch
 from maskperf.data.images.decode import check_images, decode_image
@@ -40,13 +39,13 @@ def load_sample(index: CocoIndex, position: int, *, data: DataConfig, seed: int,
         is_mirrored = is_flipped(seed, epoch, image_id, data.flip_probability)
     bgr = decode_image(
         index.image_path(position),
-        image_id=shown_id(index, position),
+        image_id=index.shown_id(position),
         expected_size_hw=original_size_hw,
         max_pixels=data.max_image_pixels,
         channels="BGR",
     )
     objects = slice(index.object_offsets[position], index.object_offsets[position + 1])
-    ring_offsets = index.ring_offsets[objects.start : objects.stop + 1]
+    ring_offsets = index.polygon_offsets[objects.start : objects.stop + 1]
     point_offsets = index.point_offsets[ring_offsets[0] : ring_offsets[-1] + 1]
     run_offsets = run_ends = None
     if index.run_ends is not None:

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from maskperf.config import DataConfig, ModelConfig, RunConfig, SpeedConfig
-from maskperf.data.images.transforms import SizeHw
 from maskperf.data.images.collate import Packing, Sample, make_batch
 from maskperf.data.images.loader import feeding_for, static_buckets
 from maskperf.data.images.raw_images import BufferRing, prepare_images
+from maskperf.data.images.transforms import SizeHw
 from maskperf.engine.allocator import keep_freed_memory
 from maskperf.engine.distributed import Topology
 from maskperf.engine.forward import training_losses

@@ -1,4 +1,4 @@
-"""How much a larger padded size moves the losses of one batch: by activations near the border alone, for the same boxes."""
+"""How much a larger padded size moves the losses of one batch, for the same boxes: by activations near the border."""
 
 from functools import partial
 

@@ -180,7 +180,9 @@ def test_few_bytes_are_read_of_a_large_file(tmp_path, monkeypatch):
     (tmp_path / "one").write_bytes(data)
     monkeypatch.setattr(headers, "open", counting, raising=False)
     raws = []
-    monkeypatch.setattr(headers, "_jpeg_head", lambda file, honest=headers._jpeg_head: (raws.append(file.raw), honest(file))[1])
+    monkeypatch.setattr(
+        headers, "_jpeg_head", lambda file, honest=headers._jpeg_head: (raws.append(file.raw), honest(file))[1]
+    )
     assert look_at(str(tmp_path / "one"), expected_size_hw=(600, 800), max_pixels=600 * 800)[0]
     assert 0 < raws[0].num_bytes < 9_000 < len(data)
 

@@ -128,7 +128,9 @@ def test_batches_of_static_buckets_are_full_and_alike_in_all_processes(index, wo
         assert padded_hw in bucket_sizes(DATA)
         assert [len(part.image_ids) for part in parts] == [images_per_rank] * world
         drawn.update(seed for part in parts for seed in part.sample_seeds.tolist())
-    passes = range(1, 5 + world * images_per_rank)  # a group of few images may begin a pass before the others end theirs
+    passes = range(
+        1, 5 + world * images_per_rank
+    )  # a group of few images may begin a pass before the others end theirs
     seeds = {derive_seed(5, "sample", number, image_id) for number in passes for image_id in index.image_ids.tolist()}
     assert set(drawn) <= seeds
     assert set(drawn.values()) == {1}

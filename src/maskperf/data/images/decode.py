@@ -61,7 +61,7 @@ def check_images(
     positions: Sequence[int],
     *,
     max_pixels: int,
-    limit_seconds: float = math.inf,
+    limit_seconds: int | float = math.inf,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[tuple[int, Problem]], int]:
     """Decode these images; return (position, problem) of the bad ones, and how many the time limit left unchecked.

@@ -166,7 +166,7 @@ def _other_head(file: BufferedReader, file_bytes: int, tail: bytes) -> tuple[tup
     return size_hw, orientation, is_complete
 
 
-def _end_of_pixels(image: Image.Image) -> float:
+def _end_of_pixels(image: Image.Image) -> int | float:
     """Return the end of the pixels in a TIFF, BMP or PPM, in bytes; infinity where it is unknown."""
     if image.format == "TIFF":
         for offsets_tag, counts_tag in TIFF_OFFSETS_AND_COUNTS:

@@ -1,6 +1,5 @@
 """Decoded images on their way to the device: one buffer a batch, used again once it was copied."""
 
-
 import threading
 from collections.abc import Callable
 from dataclasses import replace

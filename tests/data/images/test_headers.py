@@ -9,7 +9,7 @@ from image_folder import write_document
 from PIL import Image
 
 from maskperf.data.coco.index import read_coco
-from maskperf.data.coco.table import table_places
+from maskperf.data.coco.table import table_paths
 from maskperf.data.images import headers
 from maskperf.data.images.headers import check_headers, look_at
 
@@ -251,7 +251,7 @@ def test_good_files_are_read_once(index, looks):
     assert check(index) == first  # the notice of the orientation too
     check(index, skip={0})
     assert looks == []
-    paths = [path for path in table_places(index.json_path, "images") if path.exists()]
+    paths = [path for path in table_paths(index.json_path, "images") if path.exists()]
     assert [path.name for path in paths] == [".instances.json.images.table"]
 
 
@@ -260,7 +260,7 @@ def test_a_small_set_is_not_remembered(tmp_path, looks):
     check(index)
     check(index)
     assert looks == ["a", "a"]
-    assert not any(path.exists() for path in table_places(index.json_path, "images"))
+    assert not any(path.exists() for path in table_paths(index.json_path, "images"))
 
 
 def test_a_changed_file_is_read_again(index, looks):
@@ -310,7 +310,7 @@ def test_another_size_in_the_json_or_a_lower_limit_is_seen(index, looks):
 )
 def test_a_damaged_record_is_reported_and_made_anew(index, looks, spoil):
     first = check(index)
-    path = table_places(index.json_path, "images")[0]
+    path = table_paths(index.json_path, "images")[0]
     whole = path.read_bytes()
     path.write_bytes(spoil(whole))
     looks.clear()
@@ -324,14 +324,14 @@ def test_a_damaged_record_is_reported_and_made_anew(index, looks, spoil):
 
 def test_a_record_of_other_contents_is_reported(index, looks):
     other = headers.Table({"file_bytes": np.zeros(4, np.int64)}, {"file_names": ("a", "b", "c", "d")})
-    headers.keep_table(index.json_path, "images", other, source=headers.NO_SOURCE, sha256="")
+    headers.save_table(index.json_path, "images", other, source=headers.NO_SOURCE, sha256="")
     _, notices = check(index)
     assert "damaged, or of another version" in notices[0]
     assert sorted(looks) == ["a", "b", "c", "d"]
 
 
 def test_where_nothing_can_be_saved_it_is_reported(index, monkeypatch):
-    monkeypatch.setattr(headers, "keep_table", lambda *a, **k: "/data: Read-only file system")
+    monkeypatch.setattr(headers, "save_table", lambda *a, **k: "/data: Read-only file system")
     _, notices = check(index)
     assert "the next start reads them again (/data: Read-only file system)" in notices[-1]
 

@@ -14,7 +14,6 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image
 
 from maskperf.data.coco.index import CocoIndex
-from maskperf.data.coco.subset import shown_id
 from maskperf.errors import DataError, Problem
 
 # Trap: without this list Pillow also tries formats that start other programs (EPS) or take scripts.
@@ -74,7 +73,7 @@ def check_images(
         if time.monotonic() >= deadline:
             return False, None
         height, width = index.sizes_hw[position].tolist()
-        image_id, path = shown_id(index, position), index.image_path(position)
+        image_id, path = index.shown_id(position), index.image_path(position)
         try:
             decode_image(path, image_id=image_id, expected_size_hw=(height, width), max_pixels=max_pixels)
         except DataError as error:

@@ -8,7 +8,6 @@ from pathlib import Path
 from maskperf.config import DataConfig
 from maskperf.data.coco.file_names import resolve_file_names
 from maskperf.data.coco.index import CocoIndex, read_coco
-from maskperf.data.coco.subset import first_ids, without_images
 from maskperf.data.images.headers import check_headers
 from maskperf.errors import DataError, Problem, joined_errors
 
@@ -50,7 +49,7 @@ def prepare_images(
             fix="Correct the errors below, or set the folder of the images.",
         )
         raise DataError([none_left, *(problem for _, problem in found)])
-    return without_images(index, [position for position, _ in found]), (*notices, *_left_out(index, found)), []
+    return index.without([position for position, _ in found]), (*notices, *_left_out(index, found)), []
 
 
 def open_split(
@@ -92,6 +91,6 @@ def _left_out(index: CocoIndex, found: list[tuple[int, Problem]]) -> list[str]:
     for position, problem in found:
         kinds.setdefault(problem.message.partition(". ")[0].rstrip("."), []).append(position)
     return [
-        f"{len(positions)} images left out (data.skip_bad=true): {kind} ({first_ids(index, positions)})"
+        f"{len(positions)} images left out (data.skip_bad=true): {kind} ({index.first_ids(positions)})"
         for kind, positions in kinds.items()
     ]

@@ -14,8 +14,7 @@ import numpy as np
 from PIL import Image
 
 from maskperf.data.coco.index import CocoIndex
-from maskperf.data.coco.subset import first_ids
-from maskperf.data.coco.table import NO_SOURCE, REST_NS, Table, keep_table, load_table, table_places
+from maskperf.data.coco.table import NO_SOURCE, REST_NS, Table, load_table, save_table, table_paths
 from maskperf.data.images.decode import CHECK_THREADS, FORMATS, check_images, exif_orientation, is_deeper_than_8_bits
 from maskperf.errors import Problem
 
@@ -76,7 +75,7 @@ def check_headers(
     turned = [position for position, state in good.items() if state.orientation != 1]
     if turned:
         what = f"{len(turned)} images have an EXIF orientation other than 1: ignored, as in the benchmark"
-        notices.append(f"{what} ({first_ids(index, turned)})")
+        notices.append(f"{what} ({index.first_ids(turned)})")
     if is_remembered_set:
         decoded = set(unsure)
         entries = {
@@ -191,7 +190,7 @@ def _load_known(index: CocoIndex) -> tuple[dict[str, _Known], list[str]]:
             return dict(zip(table.texts["file_names"], states, strict=True)), []
         except (KeyError, TypeError, ValueError):
             pass
-    damaged = [path for path in table_places(index.json_path, KIND) if path.exists()]
+    damaged = [path for path in table_paths(index.json_path, KIND) if path.exists()]
     if not damaged:
         return {}, []
     return {}, [f"{damaged[0]}: damaged, or of another version; the headers of all images are read anew"]
@@ -201,5 +200,5 @@ def _remember(index: CocoIndex, entries: dict[str, _Known]) -> list[str]:
     """Write what is known of good files beside the JSON; return notices."""
     states = np.array(list(entries.values()), np.int64).reshape(-1, len(_Known._fields))
     table = Table({"states": states}, {"file_names": tuple(entries)})
-    reason = keep_table(index.json_path, KIND, table, source=NO_SOURCE, sha256="")
+    reason = save_table(index.json_path, KIND, table, source=NO_SOURCE, sha256="")
     return [f"which images are good could not be saved; the next start reads them again ({reason})"] if reason else []

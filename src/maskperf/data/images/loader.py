@@ -13,7 +13,6 @@ import torch
 
 from maskperf.config import DataConfig, SpeedConfig
 from maskperf.data.coco.index import CocoIndex
-from maskperf.data.coco.subset import shown_id
 from maskperf.data.images.buckets import Buckets, bucket_sizes, group_numbers, image_buckets
 from maskperf.data.images.collate import Packing, Sample, make_batch, make_evaluation_batch
 from maskperf.data.images.decode import check_images, decode_image
@@ -37,7 +36,7 @@ def load_sample(index: CocoIndex, position: int, *, data: DataConfig, seed: int,
     size_hw = target_size_hw(original_size_hw, data.short_side, data.long_side)
     is_mirrored = training and is_flipped(seed, epoch, image_id, data.flip_probability)
     objects = slice(*index.object_offsets[position : position + 2])
-    ring_offsets = index.ring_offsets[objects.start : objects.stop + 1]
+    ring_offsets = index.polygon_offsets[objects.start : objects.stop + 1]
     point_offsets = index.point_offsets[ring_offsets[0] : ring_offsets[-1] + 1]
     run_offsets = run_ends = None
     if index.run_ends is not None:
@@ -48,7 +47,7 @@ def load_sample(index: CocoIndex, position: int, *, data: DataConfig, seed: int,
     return Sample(
         bgr=decode_image(
             index.image_path(position),
-            image_id=shown_id(index, position),
+            image_id=index.shown_id(position),
             expected_size_hw=original_size_hw,
             max_pixels=data.max_image_pixels,
             channels="BGR",

@@ -250,7 +250,7 @@ def _images(dtype: torch.dtype, inputs: Inputs) -> KernelCase:
         [image % 2 == 0 for image in range(images)],
         canvas_hw=(height, width),
         means_bgr=MEANS_BGR,
-        ring=BufferRing(kept=1, pin_memory=False),
+        ring=BufferRing(max_waiting=1, pin_memory=False),
     )
     raw = to_device(raw, inputs.device)
     shape = f"{images} x {old_hw[0]} x {old_hw[1]} to {height} x {width}, {dtype}"

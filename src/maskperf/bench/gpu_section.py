@@ -25,7 +25,7 @@ from maskperf.config import SpeedConfig
 from maskperf.engine.build import best_convolutions
 from maskperf.engine.distributed import claim_gpu
 from maskperf.errors import EXIT_DONE, ConfigError, UserError
-from maskperf.machine.software import installed_version
+from maskperf.machine.probe import installed_version
 from maskperf.ops.kernels.selection import describe
 from maskperf.recipes import coco
 

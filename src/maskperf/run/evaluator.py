@@ -9,12 +9,12 @@ from maskperf.config import EvaluationConfig, has_targets, meets_targets
 from maskperf.data.images.loader import evaluation_batches, feeding_for
 from maskperf.engine.distributed import all_say, share_from_first
 from maskperf.evaluation.predict import batch_size_for, collected, detect_all, gathered
-from maskperf.evaluation.results import BoxResults, MaskResults, PackedTable
+from maskperf.evaluation.results import Results, ResultTable
 from maskperf.evaluation.scores import GroundTruth, Scores, agree, score
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.run.session import OpenedData, Session
 
-Found = tuple[BoxResults, MaskResults]
+Found = tuple[Results, Results]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Evaluation:
         self.trained = trained
         self._truth = truth
         self._seconds = 0.0
-        self._coding: Sequence[Future[PackedTable]] = ()
+        self._coding: Sequence[Future[ResultTable]] = ()
         self._scoring: Future[tuple[Scores, Found, float]] | None = None  # once gathered, in the first process
         self._is_gathered = False
 
@@ -121,7 +121,7 @@ class Evaluation:
         return Judgement(box_ap=box_ap, mask_ap=mask_ap, status=status, scores=scores, found=found, seconds=seconds)
 
 
-def _scored(tables: Sequence[PackedTable], truth: GroundTruth, config: EvaluationConfig) -> tuple[Scores, Found, float]:
+def _scored(tables: Sequence[ResultTable], truth: GroundTruth, config: EvaluationConfig) -> tuple[Scores, Found, float]:
     start = time.monotonic()
     found = collected(tables)
     scores = score(truth, *found, engine=config.engine, max_detections=config.max_detections)

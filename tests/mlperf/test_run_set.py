@@ -74,15 +74,15 @@ def test_of_two_runs_in_a_file_the_whole_one_is_judged_alone(check_records):
     assert [finding.text.split(":")[0] for finding in log.traps.findings] == [
         "line 30"
     ] and log.traps.num_not_shown == 1
-    (run,) = log.alone
-    assert run.lines == "lines 30 to the end" and run.compliance.accepted and run.traps.accepted
+    ((lines, run),) = log.alone
+    assert lines == "lines 30 to the end" and run.compliance.accepted and run.traps.accepted
     assert run.compliance.findings == run.traps.findings == ()
 
 
 def test_what_is_wrong_with_a_run_of_a_file_is_said_with_its_line_of_the_file(check_records):
     second = later(log_records(opt_base_learning_rate=0.13, train_samples=118287), 40)
     log, _ = check_records([*up_to(log_records(), "epoch_start", 2), *second])
-    (run,) = log.alone
+    ((_, run),) = log.alone
     place = 30 + next(n for n, entry in enumerate(second) if entry["key"] == "opt_base_learning_rate")
     assert [finding.explanation.split(": ")[0] for finding in run.compliance.findings] == [f"Line {place} of the file"]
     assert run.traps.findings[0].text.startswith("line 51: train_samples is 118287")
@@ -102,8 +102,8 @@ def test_what_is_wrong_with_a_run_of_a_file_is_said_with_its_line_of_the_file(ch
 )
 def test_each_whole_run_of_a_file_is_accepted_alone(check_records, text, lines):
     log, official = check_records(text)
-    assert [run.lines for run in log.alone] == lines
-    assert all(run.compliance.accepted and run.traps.accepted for run in log.alone)
+    assert [name for name, _ in log.alone] == lines
+    assert all(run.compliance.accepted and run.traps.accepted for _, run in log.alone)
     assert log.compliance.accepted is official.accepted
 
 

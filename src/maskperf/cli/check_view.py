@@ -64,10 +64,10 @@ def meaning_lines(logs: Sequence[CheckedLog]) -> list[str]:
 def log_details(entry: CheckedLog) -> list[str]:
     """Return the lines of every finding about one log; nothing where there is none."""
     lines = [line for verdict in (entry.compliance, entry.traps) for line in verdict_lines(verdict)]
-    for run in entry.alone:
+    for name, run in entry.alone:
         verdicts = (run.compliance, run.traps)
         words = ", ".join(f"{verdict.checker} {verdict.label}" for verdict in verdicts)
-        lines.append(f"  {run.lines} alone: {words}")
+        lines.append(f"  {name} alone: {words}")
         lines += [line for verdict in verdicts for finding in verdict.findings for line in finding_lines(finding)]
     return [f"{entry.log.path}:", *lines] if lines else []
 

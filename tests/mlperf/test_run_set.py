@@ -1,5 +1,4 @@
 import pytest
-from official_checkers import run_in_process
 from synthetic_logs import LEFT_OUT, by_time, later, log_records, log_text, up_to, write_logs
 
 from maskperf.mlperf import checkers
@@ -9,9 +8,8 @@ BEHIND_A_HEAD = [*up_to(log_records(), "seed"), *later(log_records(), 4)]
 
 
 @pytest.fixture
-def checked(tmp_path, monkeypatch):
+def checked(tmp_path):
     """Return a function that writes and checks logs."""
-    monkeypatch.setattr(checkers, "_run", run_in_process)
 
     def write_and_check(runs, **common):
         return [check_log(path) for path in write_logs(tmp_path / "logs", runs, **common)]
@@ -54,13 +52,11 @@ def test_what_is_not_one_closed_set_is_not_compared(checked, runs):
 
 
 @pytest.fixture
-def check_records(tmp_path, monkeypatch):
+def check_records(log_of):
     """Return a function that checks a file of these records, or of this text."""
-    monkeypatch.setattr(checkers, "_run", run_in_process)
 
-    def write_and_check(records):
-        path = tmp_path / "log.txt"
-        path.write_text(records if isinstance(records, str) else log_text(records), encoding="utf-8")
+    def write_and_check(content):
+        path = log_of(content).path
         return check_log(path), checkers.check_compliance(path)
 
     return write_and_check

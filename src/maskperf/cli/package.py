@@ -107,7 +107,7 @@ def _describe(
     choices: argparse.Namespace, log: Any, division: str, environment: dict[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the system description, and what has to be said about where it comes from."""
-    from maskperf.machine.describe import describe_machine
+    from maskperf.machine.probe import describe_machine
     from maskperf.mlperf.system_description import (
         describe_recorded,
         describe_system,

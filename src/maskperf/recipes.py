@@ -13,7 +13,7 @@ from maskperf.config import (
 
 
 def demo() -> RunConfig:
-    """A small Mask R-CNN from scratch on synthetic pictures: minutes on two cores."""
+    """A small Mask R-CNN from scratch on synthetic images: minutes on two cores."""
     data = DataConfig(
         root="data/demo",
         generate=True,

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from maskperf.cli.arguments import CommandParser, suggestion
 from maskperf.config import RunConfig
-from maskperf.errors import EXIT_BUG, EXIT_DONE, EXIT_TARGET_MISSED, ConfigError
+from maskperf.errors import EXIT_BUG, EXIT_DONE, EXIT_TARGET_MISSED, ConfigError, LostRunError
 from maskperf.mlperf.rules import refuse_broken_rules
 from maskperf.overrides import FIELDS, flatten, format_value, validate, with_overrides
 from maskperf.recipes import RECIPES
+from maskperf.run.run_folder import current_run_folder
 
 EXAMPLES = """examples, to copy and paste:
   # train a small model on synthetic images
@@ -69,13 +70,12 @@ def run(options: argparse.Namespace) -> int:
 
         pairs = [pair for pair in pairs if _key_of(pair) != "run_dir"]
         pairs += [f"processes={counts['processes']}"] if counts["processes"] > 1 else []
-        return run_series(options.recipe, pairs, runs=counts["runs"], run_dir=config.run_dir)
+        code = run_series(options.recipe, pairs, runs=counts["runs"], run_dir=config.run_dir)
+        _write_report()
+        return code
     if counts["processes"] > 1:
-        return _run_processes([options.recipe, *pairs], counts["processes"])
-    from maskperf.run.loop import run_benchmark
-
-    result = run_benchmark(config)
-    return EXIT_DONE if result.status in ("success", "done") else EXIT_TARGET_MISSED
+        return _start_processes([options.recipe, *pairs], counts["processes"])
+    return _run_once(config)
 
 
 def read_counts(settings: list[str]) -> tuple[list[str], dict[str, int]]:
@@ -149,7 +149,43 @@ def _root_is_own(config: RunConfig, given: set[str]) -> bool:
     return config.mlperf.division != "closed"
 
 
-def _run_processes(arguments: list[str], processes: int) -> int:
+def _run_once(config: RunConfig) -> int:
+    """Run in this process; a lost run has its report too, and all processes stay in the group until it is written."""
+    from maskperf.engine.distributed import close_topology, init_topology, share_from_first
+    from maskperf.run.loop import run_benchmark
+
+    topology = init_topology(config.system.device)
+    lost: LostRunError | None = None
+    try:
+        try:
+            status = run_benchmark(config, topology).status
+        except LostRunError as error:
+            lost = error
+        _write_report()
+        share_from_first(None, topology)
+    finally:
+        close_topology()
+    if lost is not None:
+        raise lost
+    return EXIT_DONE if status in ("success", "done") else EXIT_TARGET_MISSED
+
+
+def _write_report() -> None:
+    """Write the report of the run or series of this process, if it left results; a problem of the report is shown."""
+    from maskperf.report.write import write_report
+
+    folder = current_run_folder()  # None in all processes but the first
+    if folder is None or not any((*folder.glob("results.json"), *folder.glob("run_*/results.json"))):
+        return
+    try:
+        page, _ = write_report(folder)
+        print(f"report: {page}", flush=True)
+    except Exception as error:  # the result of the run stands, whatever is wrong with its page
+        problem = f"{type(error).__name__}: {error}"
+        print(f"the report could not be written: {problem}. Fix: maskperf report {folder}", file=sys.stderr)
+
+
+def _start_processes(arguments: list[str], processes: int) -> int:
     """Return the exit code of `maskperf run <arguments>` on several processes: that of the first one that failed.
 
     torchrun's own command would give 1 for each of them, and a traceback for a target that was missed; so its

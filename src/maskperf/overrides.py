@@ -266,11 +266,10 @@ def _describe_info(info: inspect.Type) -> str:
         case inspect.VarTupleType(item_type=item):
             return f"values with commas, each {_describe_info(item)}"
         case inspect.IntType() | inspect.FloatType():
-            limits = [f"{sign} {limit:g}" for name, sign in SIGNS.items() if (limit := getattr(info, name)) is not None]
-            if info.multiple_of is not None:
-                limits.insert(0, f"that is a multiple of {info.multiple_of:g}")
-            name = "an integer" if isinstance(info, inspect.IntType) else "a number such as 0.02 or 1e-3"
-            return " ".join([name, " and ".join(limits)]).rstrip()
+            noun = "an integer" if isinstance(info, inspect.IntType) else "a number"
+            limits = [f"{sign} {limit}" for name, sign in SIGNS.items() if (limit := getattr(info, name)) is not None]
+            multiple = f" that is a multiple of {info.multiple_of}" if info.multiple_of is not None else ""
+            return f"{noun}{multiple} {' and '.join(limits)}".rstrip()
         case inspect.BoolType():
             return "true or false"
         case _:

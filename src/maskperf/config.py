@@ -25,12 +25,12 @@ def option(default: Any, text: str) -> Any:
 class DataConfig:
     """Where the images and annotations are, and how an image becomes a tensor."""
 
-    root: FilePath = option("data/coco", "COCO folder: annotations/instances_*.json, train2017/, val2017/")
-    train_json: FilePath = option("", "annotations of own data; these four replace the layout of root")
+    root: FilePath = option("data/coco", "COCO folder: annotations/, train2017/, val2017/")
+    train_json: FilePath = option("", "annotations of own data; these four replace root")
     train_images: FilePath = option("", "folder of images of own data")
     val_json: FilePath = option("", "annotations of own validation data")
     val_images: FilePath = option("", "folder of images of own validation data")
-    generate: bool = option(False, "write the synthetic data set of the recipe demo into root first")
+    generate: bool = option(False, "write the demo's synthetic data set into root first")
     generate_train_images: CountOrZero = option(0, "training images of the synthetic data set")
     generate_val_images: CountOrZero = option(0, "validation images of the synthetic data set")
     generate_seed: CountOrZero = option(0, "seed of the synthetic data set")
@@ -57,13 +57,13 @@ class DataConfig:
 class ModelConfig:
     """Sizes of the network, its proposals, samplers and detections."""
 
-    num_classes: CountOrZero = option(81, "with background; 0: as many as the training categories, plus one")
+    num_classes: CountOrZero = option(81, "with background; 0: the training categories plus one")
     stage_blocks: tuple[Count, Count, Count, Count] = option((3, 4, 6, 3), "bottlenecks of each stage")
     stem_channels: Count = option(64, "channels of the first convolution")
     stage_channels: tuple[Count, Count, Count, Count] = option((256, 512, 1024, 2048), "output of each stage")
     batch_norm: Literal["frozen", "trainable"] = option("frozen", "frozen or trainable")
     frozen_stages: Annotated[int, Meta(ge=0, le=5)] = option(2, "stem and first stages; 0 trains all, 5 none")
-    backbone_weights: FilePath = option("", "R-50.pkl or its converted .safetensors; empty: random weights")
+    backbone_weights: FilePath = option("", "R-50.pkl or its .safetensors; empty: random weights")
     initial_weights: FilePath = option("", "a whole model: .pth of the reference or .safetensors")
     fpn_channels: Count = option(256, "channels of every pyramid level")
     anchor_sizes: tuple[Count, ...] = option((32, 64, 128, 256, 512), "pixels, for the levels P2 to P6")
@@ -121,7 +121,7 @@ class EvaluationConfig:
     engine: Literal["fast", "official"] = option("fast", "fast: hotcoco, confirmed by pycocotools at the end")
     every_epochs: Count = option(1, "the last epoch is always evaluated")
     max_detections: Annotated[int, Meta(ge=11)] = option(100, "detections of an image that the metric counts")
-    batch_size: CountOrZero = option(0, "images per forward pass and device; 0: 16 on a GPU, 1 on a CPU")
+    batch_size: CountOrZero = option(0, "images per forward pass; 0: 16 on a GPU, 1 on a CPU")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +155,7 @@ class SystemConfig:
     """The machine a run uses."""
 
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto, cpu or cuda")
-    threads: CountOrZero = option(0, "0: one per physical core, as far as a container's CPU quota allows")
+    threads: CountOrZero = option(0, "0: one per physical core that the CPU quota allows")
     log_every_steps: Count = option(10, "steps between two lines of metrics.jsonl")
     on_collapse: Literal["stop", "warn"] = option("stop", "or warn: go on after the loss collapsed but is finite")
 

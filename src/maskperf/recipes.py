@@ -57,7 +57,7 @@ def demo() -> RunConfig:
 
 
 def coco() -> RunConfig:
-    """The reference's default: COCO 2017, two images on one device, 0.0025, steps at 480,000 and 640,000."""
+    """The reference's default: COCO 2017, two images a step, learning rate 0.0025."""
     return RunConfig(
         recipe="coco",
         data=DataConfig(check_counts=True),
@@ -102,7 +102,7 @@ def coco_batch_8() -> RunConfig:
 
 
 def coco_batch_48() -> RunConfig:
-    """Warm-up over 625 = 0.06 / 9.6e-5 steps: the 800 of the published table would make the first rates negative."""
+    # Warm-up over 625 = 0.06 / 9.6e-5 steps: the 800 of the published table would make the first rates negative.
     return _convergence_point(
         48, learning_rate=0.06, decay_steps=(24000, 32000), warmup_steps=625, warmup_factor=9.6e-5
     )

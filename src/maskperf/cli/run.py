@@ -24,15 +24,15 @@ EXAMPLES = """examples, to copy and paste:
   # five runs one after another, each with its own seed, and their score
   maskperf run demo runs=5
   # the same on the eight GPUs of this machine, one process for each
-  maskperf run coco_batch_96 processes=8 runs=5 data.root=/data/coco model.backbone_weights=/data/R-50.pkl
+  maskperf run coco_batch_96 processes=8 runs=5 model.backbone_weights=/data/R-50.pkl
   # for the closed division: refused at once where one of its rules is broken (docs/rules.md)
   maskperf run coco_batch_96 processes=8 data.root=/data/coco mlperf.division=closed
 
 recipes:
 {recipes}
 
-runs=N        N runs, each in a fresh process and a folder of its own; afterwards a table and series.json
-processes=N   each run on N processes of this machine, one GPU for each; on several machines use torchrun
+runs=N        N runs, each in a fresh process and folder; afterwards a table and series.json
+processes=N   N processes of this machine, one GPU for each; on several machines use torchrun
 
 keys, with the default of the benchmark:
 {keys}"""

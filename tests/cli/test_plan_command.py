@@ -1,24 +1,14 @@
 import json
-import os
-import subprocess
-import sys
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 
 from maskperf.cli import plan as command
 from maskperf.cli.main import main
-from maskperf.errors import EXIT_DONE, EXIT_USAGE, ConfigError
+from maskperf.errors import EXIT_DONE, EXIT_USAGE
 from maskperf.mlperf.plan import PlanQuestion
 
-SOURCES = Path(command.__file__).resolve().parents[2]
 EIGHT = ["--accelerators", "8", "--per-gpu-images-per-second", "186"]
-
-
-@pytest.fixture(autouse=True)
-def in_own_folder(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)  # a report of a bug would be written there
 
 
 def output_of(capsys, *words):
@@ -63,7 +53,7 @@ def test_check_shows_every_published_system_and_the_errors(capsys):
 
 
 def test_every_value_of_a_question_has_an_option(capsys):
-    options = {action.dest for action in command._make_parser()._actions}
+    options = {action.dest for action in command.make_parser()._actions}
     assert {entry.name for entry in fields(PlanQuestion)} == options - {"json", "check"}
 
 
@@ -81,16 +71,16 @@ def test_options_change_what_they_name(capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "named"),
     [
         (["--accelerators", "8"], "--per-gpu-images-per-second is missing"),
         (["--per-gpu-images-per-second", "8"], "--accelerators is missing"),
-        (["--accelerators", "0", "--per-gpu-images-per-second", "8"], "'0' is not a whole number"),
-        (["--accelerators", "2.5", "--per-gpu-images-per-second", "8"], "'2.5' is not a whole number"),
-        (["--accelerators", "8", "--per-gpu-images-per-second", "nan"], "'nan' is not a number above 0"),
-        (["--accelerators", "8", "--per-gpu-images-per-second", "inf"], "'inf' is not a number above 0"),
-        ([*EIGHT, "--overlap-share", "1.5"], "'1.5' is not a share"),
-        ([*EIGHT, "--scoring-seconds", "soon"], "'soon' is not a number from 0"),
+        (["--accelerators", "0", "--per-gpu-images-per-second", "8"], "an integer >= 1"),
+        (["--accelerators", "2.5", "--per-gpu-images-per-second", "8"], "an integer >= 1"),
+        (["--accelerators", "8", "--per-gpu-images-per-second", "nan"], "a number > 0"),
+        (["--accelerators", "8", "--per-gpu-images-per-second", "inf"], "a number > 0"),
+        ([*EIGHT, "--overlap-share", "1.5"], "a number >= 0 and < 1"),
+        ([*EIGHT, "--scoring-seconds", "soon"], "a number >= 0"),
         ([*EIGHT, "--gradient-bytes", "8"], "invalid choice: 8"),
         ([*EIGHT, "--batch-size", "100"], "96 or 104"),
         ([*EIGHT, "--batch-size", "1000"], "no reference point above batch 272"),
@@ -98,11 +88,9 @@ def test_options_change_what_they_name(capsys):
         (["--check", "--accelerators", "8"], "--check takes no other option"),
     ],
 )
-def test_words_that_cannot_be_used_are_explained(words, said):
-    with pytest.raises(ConfigError) as caught:
-        command.plan(words)
-    assert said in str(caught.value)
-    assert main(["plan", *words]) == EXIT_USAGE
+def test_arguments_that_cannot_be_used_are_explained(arguments, named, capsys):
+    assert main(["plan", *arguments]) == EXIT_USAGE
+    assert named in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h", "--accelerators", "8"]])
@@ -114,12 +102,6 @@ def test_help_has_examples_that_work(capsys, words):
         assert main(example.split()[1:]) == EXIT_DONE
 
 
-def test_a_plan_needs_no_torch():
-    program = (
-        "import sys; from maskperf.cli.main import main; code = main(sys.argv[1:]); "
-        "print('torch' in sys.modules, file=sys.stderr); sys.exit(code)"
-    )
-    words = [sys.executable, "-c", program, "plan", *EIGHT]
-    environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300, check=True)
-    assert done.stderr.strip() == "False"
+def test_a_plan_needs_no_torch(new_process):
+    program = "import sys; from maskperf.cli.main import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    assert new_process("-c", program, "plan", *EIGHT).returncode == 0

@@ -14,8 +14,8 @@ from maskperf.files import printable
 
 if TYPE_CHECKING:
     from maskperf.mlperf.checkers import PackageVerdict
+    from maskperf.mlperf.findings import Finding, Verdict
     from maskperf.mlperf.run_set import CheckedLog
-    from maskperf.mlperf.verdicts import Finding, Verdict
 
 EXAMPLES = """The checkers are those of mlperf-logging, ruleset 3.1.0, and checks of maskperf for what they miss.
   a log or run folder    its form, values, order of lines, targets
@@ -208,7 +208,7 @@ def _log_table(logs: Sequence["CheckedLog"]) -> list[str]:
                 _number(last and last.mask_ap, 4),
             )
         seeds = ", ".join(map(str, log.seeds)) or "-"
-        rows.append((str(log.path), entry.compliance.word, entry.traps.word, *outcome, seeds))
+        rows.append((str(log.path), entry.compliance.label, entry.traps.label, *outcome, seeds))
     return columns([tuple(map(printable, row)) for row in rows])
 
 
@@ -228,7 +228,7 @@ def _log_details(entry: "CheckedLog") -> list[str]:
     lines = [line for verdict in (entry.compliance, entry.traps) for line in _verdict_lines(verdict)]
     for run in entry.alone:
         verdicts = (run.compliance, run.traps)
-        texts = ", ".join(f"{verdict.checker} {verdict.word}" for verdict in verdicts)
+        texts = ", ".join(f"{verdict.checker} {verdict.label}" for verdict in verdicts)
         lines.append(f"  {run.lines} alone: {texts}")
         lines += [line for verdict in verdicts for finding in verdict.findings for line in _finding_lines(finding)]
     return [f"{entry.log.path}:", *lines] if lines else []
@@ -239,7 +239,7 @@ def _verdict_lines(verdict: "Verdict") -> list[str]:
     if verdict.num_not_shown:
         count = f"{verdict.num_not_shown} finding{'s' if verdict.num_not_shown > 1 else ''}"
         lines.append(f"    {count} about the whole file not shown: it holds more than one run")
-    return [f"  {verdict.checker}: {verdict.word}", *lines] if lines else []
+    return [f"  {verdict.checker}: {verdict.label}", *lines] if lines else []
 
 
 def _finding_lines(finding: "Finding") -> list[str]:
@@ -259,7 +259,7 @@ def _parts_table(verdicts: Iterable["Verdict"]) -> list[str]:
     from maskperf.cli.console import columns
 
     verdicts = list(verdicts)
-    rows = columns([(verdict.checker, verdict.word) for verdict in verdicts])
+    rows = columns([(verdict.checker, verdict.label) for verdict in verdicts])
     return [
         line for verdict, row in zip(verdicts, rows, strict=True) for line in (f"  {row}", *_verdict_lines(verdict)[1:])
     ]
@@ -267,12 +267,12 @@ def _parts_table(verdicts: Iterable["Verdict"]) -> list[str]:
 
 def _set_lines(logs: Sequence["CheckedLog"], *, accepted: bool) -> list[str]:
     """Return what logs are worth together: the comparison with the reference, and the score."""
-    from maskperf.mlperf.run_set import judge_set
-    from maskperf.mlperf.scoring import RUNS
+    from maskperf.mlperf.rules import RUNS
+    from maskperf.mlperf.run_set import set_result
 
     if len(logs) != RUNS:
         return [f"  {len(logs)} logs: {RUNS} are needed for a score and for the comparison with the reference."]
-    result = judge_set(logs)
+    result = set_result(logs)
     lines = [
         "  no comparison with the reference: it is for closed runs with one batch size and the targets of COCO."
         if result.reference is None

@@ -44,7 +44,6 @@ def package(options: argparse.Namespace) -> int:
     """Return 0 where the official checkers accept the new package, 4 where one refuses it."""
     from maskperf.mlperf import package as packages
     from maskperf.mlperf.checkers import check_package
-    from maskperf.mlperf.package_texts import fill_text
     from maskperf.mlperf.read import read_log
     from maskperf.mlperf.system_description import unknown_fields
     from maskperf.mlperf.traps import is_submission, meanings
@@ -78,7 +77,7 @@ def package(options: argparse.Namespace) -> int:
     for name in left_out:
         print(f"left out, not fit for a repository: {name}")
     if unknown:
-        write_text(fill_file, fill_text(system, unknown))
+        write_text(fill_file, packages.fill_text(system, unknown))
         print(f"empty in systems/{system}.json, for you to fill in: {', '.join(unknown)}\nwritten: {fill_file}")
     whole = check_package(folder)
     for name, factor in whole.scaling_factors.items():

@@ -27,7 +27,7 @@ EXAMPLES = """examples, to copy and paste:
   # how far this is to be trusted: every published score, predicted from the 22 other systems
   maskperf plan --check
 
-The plan prints what it assumes; every assumption has an option."""
+The plan prints what it assumes, with the options that change it."""
 NEIGHBOURS_SHOWN = 3
 LARGEST_NUMBER = 10**9
 HEADINGS = (
@@ -40,37 +40,20 @@ def make_parser() -> CommandParser:
     usage = "--accelerators N --per-gpu-images-per-second X [options]"
     parser = CommandParser("plan", usage=usage, epilog=EXAMPLES)
     add = parser.add_argument
-    count, above_zero, not_negative, share = (
-        value_of(Annotated[kind, limits])
-        for kind, limits in (
-            (int, Meta(ge=1, le=LARGEST_NUMBER)),
-            (float, Meta(gt=0, le=LARGEST_NUMBER)),
-            (float, Meta(ge=0, le=LARGEST_NUMBER)),
-            (float, Meta(ge=0, lt=1)),
-        )
-    )
+    count = value_of(Annotated[int, Meta(ge=1, le=LARGEST_NUMBER)])
+    positive = value_of(Annotated[float, Meta(gt=0, le=LARGEST_NUMBER)])
     add("--accelerators", metavar="N", type=count, help="devices in all")
     add(
         "--per-gpu-images-per-second",
         metavar="X",
-        type=above_zero,
+        type=positive,
         dest="images_per_second",
         help="training rate of each device that trains, with as many images as the plan gives it",
     )
     add("--batch-size", metavar="B", type=count, help="images per step over all devices (default: chosen)")
     add("--accelerators-per-node", metavar="N", type=count, help="default: 8")
-    add("--max-images-per-device", metavar="N", type=count, help="for the choice of the batch size (default: 12)")
-    add("--last-decay-step", metavar="STEP", type=count, help="where the learning rate falls for the last time")
-    add("--epochs", metavar="E", type=above_zero, help="epochs that each run needs (default: as others needed)")
-    add("--failing-share", metavar="P", type=share, help="share of runs that fail (default: as published)")
-    add("--interconnect-gib-per-second", metavar="G", type=above_zero, help="of each device, for the all-reduce")
-    add("--gradient-bytes", type=int, choices=(2, 4), help="per parameter in the all-reduce (default: 4)")
-    add("--overlap-share", metavar="P", type=share, help="of a step that hides the all-reduce (default: 0.5)")
-    add("--evaluation-images-per-second", metavar="X", type=above_zero, help="of each device (default: fitted)")
-    add("--scoring-seconds", metavar="S", type=not_negative, help="training waits for COCO's scores (default: 0)")
-    add("--start-seconds", metavar="S", type=not_negative, help="first reads of the data (default: fitted)")
-    add("--tail-seconds", metavar="S", type=not_negative, help="after the last step (default: fitted)")
-    add("--init-seconds", metavar="S", type=not_negative, help="before the clock starts (default: as published)")
+    add("--epochs", metavar="E", type=positive, help="epochs that each run needs (default: as others needed)")
+    add("--interconnect-gib-per-second", metavar="G", type=positive, help="of each device, for the all-reduce")
     add("--json", action="store_true", help="print the plan as JSON")
     add("--check", action="store_true", help="predict every published score from the other systems")
     return parser
@@ -98,7 +81,7 @@ def _plan(given: dict[str, Any], as_json: bool) -> int:
 
     question = PlanQuestion(**given)
     chosen = make_plan(question)
-    sizes = () if question.batch_size else batch_sizes(question.accelerators, question.max_images_per_device)
+    sizes = () if question.batch_size else batch_sizes(question.accelerators)
     others = tuple(make_plan(replace(question, batch_size=size)) for size in sizes if size != chosen.batch_size)
     places = place_among(chosen.score_minutes.expected, chosen.accelerators, batch_size=chosen.batch_size)
     limiting, assumed = limits(chosen, others), assumptions(question, chosen)
@@ -115,7 +98,7 @@ def _plan(given: dict[str, Any], as_json: bool) -> int:
     _show(question, chosen, others)
     _show_place(places)
     _show_list("What limits it:", limiting)
-    _show_list("Assumed, with the option that changes it:", assumed)
+    _show_list("Assumed, with the options that change it:", assumed)
     sys.stdout.flush()
     return EXIT_DONE
 

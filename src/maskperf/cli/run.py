@@ -40,7 +40,7 @@ COUNTS = ("runs", "processes")  # arguments of this command, not of the configur
 
 
 def make_parser() -> CommandParser:
-    recipes = [f"  {name:<16} {recipe.__doc__ or 'A published convergence point.'}" for name, recipe in RECIPES.items()]
+    recipes = [f"  {name:<16} {recipe.__doc__}" for name, recipe in RECIPES.items()]
     keys = [
         f"  {f'{key}={format_value(value)}':<38} {FIELDS[key].metadata.get('help', '')}"
         for key, value in flatten(RunConfig(recipe="")).items()

@@ -23,7 +23,7 @@ WITHOUT_TORCH = (
     *("errors.py", "config.py", "overrides.py", "seeds.py", "recipes.py"),
     *("run/run_folder.py", "cli/main.py", "cli/run.py", "cli/arguments.py", "__main__.py"),
     *("mlperf/rules.py", "mlperf/read.py", "mlperf/published.py", "run/collapse.py", "run/plateau.py"),
-    *("machine/describe.py", "cli/doctor.py", "machine/torch_probe.py", "report/page.py", "report/summary.py"),
+    *("machine/probe.py", "cli/doctor.py", "machine/torch_probe.py", "report/page.py", "report/summary.py"),
 )
 # Numpy is welcome here, torch is not.
 WITHOUT_TORCH_ALONE = (

@@ -13,8 +13,7 @@ from maskperf.config import DataConfig
 from maskperf.demo.dataset import write_demo_dataset
 from maskperf.errors import EXIT_DONE, EXIT_USAGE
 from maskperf.machine import torch_probe
-from maskperf.machine.finding import note, ok, problem
-from maskperf.machine.situation import DiskSpeed, PictureSpeed, TorchProbe
+from maskperf.machine.facts import DiskSpeed, PictureSpeed, TorchProbe, note, ok, problem
 
 NUM_VAL = 4
 

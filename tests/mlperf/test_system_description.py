@@ -6,8 +6,8 @@ from mlperf_logging.system_desc_checker.system_desc_checker import check_system_
 from synthetic_logs import SYSTEM_FIELDS
 
 from maskperf.errors import ConfigError, DataError
-from maskperf.machine.describe import describe_machine
 from maskperf.machine.facts import CpuFacts, DimmFacts, GpuFacts, GpuGroup, InfinibandFacts, MemoryFacts
+from maskperf.machine.probe import describe_machine
 from maskperf.mlperf.system_description import (
     FIELDS,
     describe_recorded,

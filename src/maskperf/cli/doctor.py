@@ -19,9 +19,19 @@ from maskperf.config import DataConfig, RunConfig
 from maskperf.errors import EXIT_DONE, EXIT_USAGE, MAX_PROBLEMS_SHOWN, ConfigError, Problem, problems_by_kind
 from maskperf.machine import torch_probe
 from maskperf.machine.checks import examine
-from maskperf.machine.finding import NOTE, OK, PROBLEM, Finding, note, ok, problem
+from maskperf.machine.facts import (
+    NOTE,
+    OK,
+    PROBLEM,
+    Environment,
+    Finding,
+    PictureSpeed,
+    TorchProbe,
+    note,
+    ok,
+    problem,
+)
 from maskperf.machine.probe import gather, is_writable_folder
-from maskperf.machine.situation import PictureSpeed, Situation, TorchProbe
 from maskperf.machine.sources import run_program
 from maskperf.overrides import validate, with_overrides
 from maskperf.recipes import coco
@@ -62,15 +72,15 @@ def doctor(options: argparse.Namespace) -> int:
     """Return 0, or EXIT_USAGE where the machine or the data has a problem."""
     config, splits = _data_to_check(options)
     run_dir = str(options.run_dir) if options.run_dir else None
-    situation = gather(config, data=config.data.root if options.data else None, run_dir=run_dir)
+    environment = gather(config, data=config.data.root if options.data else None, run_dir=run_dir)
     if not options.quick:
         if sys.stderr.isatty():
             print("measuring for about ten seconds; --quick leaves this out", file=sys.stderr, flush=True)
-        situation = _measure(situation)
+        environment = _measure(environment)
     data_findings, problems = examine_data(config.data, splits, decode=not options.quick)
-    findings = examine(situation) + data_findings
+    findings = examine(environment) + data_findings
     if options.json:
-        facts = {name: getattr(situation, name) for name in ("machine", "disk_speed", "picture_speed", "torch_probe")}
+        facts = {name: getattr(environment, name) for name in ("machine", "disk_speed", "picture_speed", "torch_probe")}
         entries = {
             "findings": [asdict(finding) for finding in findings],
             **{name: value and asdict(value) for name, value in facts.items()},
@@ -166,11 +176,11 @@ def _finding_of(name: str, alike: Sequence[Problem]) -> Finding:
     return problem(name, value, first.message, first.fix)
 
 
-def _measure(situation: Situation) -> Situation:
-    """Return the situation with everything that has to be tried; a part that fails is reported by its check."""
+def _measure(environment: Environment) -> Environment:
+    """Return the environment with everything that has to be tried; a part that fails is reported by its check."""
     probe = ask_torch([sys.executable, "-P", torch_probe.__file__])
-    situation = replace(situation, torch_probe=probe, picture_speed=_image_speed(situation.config.data))
-    return _with_disk_speed(situation)
+    environment = replace(environment, torch_probe=probe, picture_speed=_image_speed(environment.config.data))
+    return _with_disk_speed(environment)
 
 
 def ask_torch(command: list[str]) -> TorchProbe:
@@ -212,15 +222,15 @@ def _image_speed(data: DataConfig) -> PictureSpeed:
     )
 
 
-def _with_disk_speed(situation: Situation) -> Situation:
-    """Return the situation with the speed of the disk of the data, or why there is none."""
+def _with_disk_speed(environment: Environment) -> Environment:
+    """Return the environment with the speed of the disk of the data, or why there is none."""
     from maskperf.machine.speed import measure_disk
 
-    folder = Path(situation.data_storage.path)
+    folder = Path(environment.machine.storage.path)
     if not is_writable_folder(folder):
         reason = f"this user may not write at {folder}; a small file is needed there"
-        return replace(situation, disk_speed_missing=reason)
+        return replace(environment, disk_speed_missing=reason)
     try:
-        return replace(situation, disk_speed=measure_disk(folder, situation.config.data.loader_threads))
+        return replace(environment, disk_speed=measure_disk(folder, environment.config.data.loader_threads))
     except OSError as error:
-        return replace(situation, disk_speed_missing=f"{folder}: {error.strerror or error}")
+        return replace(environment, disk_speed_missing=f"{folder}: {error.strerror or error}")

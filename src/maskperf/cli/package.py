@@ -100,7 +100,7 @@ def _describe(
     options: argparse.Namespace, log: Any, division: str, environment: dict[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the system description, and notices about where it comes from."""
-    from maskperf.machine.describe import describe_machine
+    from maskperf.machine.probe import describe_machine
     from maskperf.mlperf import system_description as systems
 
     fills = systems.read_fills(options.fill)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from maskperf.config import BOX_TARGET, MASK_TARGET, NUM_TRAIN_IMAGES, NUM_VAL_IMAGES, has_targets, meets_targets
-from maskperf.machine.check_storage import TRAIN_IMAGES
+from maskperf.machine.check_hardware import TRAIN_IMAGES
 from maskperf.mlperf.attempts import Attempt, Attempts, find_attempts
 from maskperf.mlperf.clock import check_clock
 from maskperf.mlperf.findings import Finding, Verdict, note, refusal

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from maskperf.bench import gpu
-from maskperf.bench.gpu_plan import GpuPlan
 from maskperf.bench.measure import spread_of
 from maskperf.bench.names import SUMMARIES
+from maskperf.bench.plan import GpuPlan
 from maskperf.bench.view import spread_text
 from maskperf.cli.bench import default_cache
 from maskperf.cli.main import execute

@@ -1,11 +1,7 @@
 """The waterfall: one training step with every switch of the configuration off, then one more on in each row."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from maskperf.bench.child import our_side
-from maskperf.bench.plan import CASES, Plan, inputs_of_case
-from maskperf.bench.session import CaseResult, Say, compare
 from maskperf.config import RunConfig, SpeedConfig, plain_path
 
 ALL_OFF, ALL_ON = "all off", "all on"
@@ -53,7 +49,7 @@ TECHNIQUES = (
     ),
     Technique(
         field="packed_positives",
-        summary="RoI heads on the places in use; in captured steps the mask head on as many as usual",
+        summary="RoI heads on the slots in use; in captured steps the mask head on as many as usual",
         devices=("cpu", "cuda"),
     ),
     Technique(field="sparse_mask_targets", summary="polygons meet only the columns they cross", devices=("cpu",)),
@@ -65,23 +61,11 @@ TECHNIQUES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the waterfall."""
+    """One row of the waterfall."""
 
     name: str
     summary: str
     config: RunConfig
-
-
-def measure_switches(plan: Plan, folder: Path, say: Say) -> CaseResult:
-    """Return one side for each row, the first with all switches off; all of them measured in turn."""
-    case = next(case for case in CASES if case.task == "step")
-    inputs = case.make_inputs(plan, folder)
-    rows = waterfall(plan.config, plan.device)
-    work = [
-        (our_side(row.name), case.task, inputs | inputs_of_case(plan, case, row.config) | {"summary": row.summary})
-        for row in rows
-    ]
-    return CaseResult(benchmark="switches", case=case.name, sides=compare(work, plan, optional=set(), say=say))
 
 
 def waterfall(config: RunConfig, device: str) -> list[Row]:

@@ -110,11 +110,16 @@ def _size(text: str) -> tuple[int, int]:
 
 def _bench(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measure and show benchmarks and switches, and return the entries of the JSON file."""
-    from maskperf.bench.demo import measure_demo
     from maskperf.bench.plan import CASES, refuse_other_network
-    from maskperf.bench.session import better_ceiling, check_peers, measure_case, measure_ceiling
+    from maskperf.bench.session import (
+        better_ceiling,
+        check_peers,
+        measure_case,
+        measure_ceiling,
+        measure_demo,
+        measure_switches,
+    )
     from maskperf.bench.startup import measure_startup
-    from maskperf.bench.switches import measure_switches
     from maskperf.bench.view import everything, show_ceiling, show_results, show_switches
     from maskperf.cli.console import make_console
 
@@ -160,13 +165,13 @@ def _bench_gpu(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{GPU} cannot be measured with {what}. Fix: maskperf bench {GPU} [--peer] [--json FILE]")
 
     from maskperf.bench.gpu import measure
-    from maskperf.bench.gpu_plan import GpuPlan
-    from maskperf.bench.gpu_view import show
+    from maskperf.bench.plan import GpuPlan
+    from maskperf.bench.view import show_gpu
     from maskperf.cli.console import make_console
 
     chosen = {name: value for name in ("repeats", "threads") if (value := getattr(options, name))}
     found = measure(GpuPlan(peer_python=_peer_python(options), **chosen), folder, _say)
-    show(make_console(), found)
+    show_gpu(make_console(), found)
     return found
 
 

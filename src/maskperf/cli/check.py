@@ -1,7 +1,6 @@
 """`maskperf check LOG...|FOLDER`: runs MLPerf's own checkers on logs and packages, and explains their findings."""
 
 import argparse
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from maskperf.cli.arguments import CommandParser, path_argument
 from maskperf.errors import EXIT_DONE, EXIT_RULE, DataError, Problem
 from maskperf.files import printable
+from maskperf.schema import LOG_FILE, SERIES_FILE, Series, read_json
 
 if TYPE_CHECKING:
     from maskperf.mlperf.checkers import PackageVerdict
@@ -33,8 +33,6 @@ examples, to copy and paste:
   maskperf check submission/NAME
 
 exit codes: 0 everything accepted, 4 a checker refuses, 3 something is no log or cannot be read"""
-LOG_NAME = "mlperf.log"
-SERIES_NAME = "series.json"
 RUN_NAME = re.compile(r"run_[0-9]+")
 FIX = "Give logs, a run folder (with mlperf.log), a series (with run_0 ...), or a package (with results and systems)."
 LOST_FIX = "Look for its reason in what it left, and make a new series; to check the others alone, name their folders."
@@ -90,8 +88,8 @@ def find_groups(paths: Sequence[Path]) -> list[LogGroup]:
     groups: list[LogGroup] = []
     problems: list[Problem] = []
     for path in paths:
-        if path.is_file() or (path / LOG_NAME).is_file():
-            single.append(path if path.is_file() else path / LOG_NAME)
+        if path.is_file() or (path / LOG_FILE).is_file():
+            single.append(path if path.is_file() else path / LOG_FILE)
             continue
         found = _groups_of_folder(path)
         groups += found
@@ -110,25 +108,15 @@ def _groups_of_folder(folder: Path) -> list[LogGroup]:
     if (folder / "results").is_dir() or (folder / "systems").is_dir():
         found = [path for path in sorted(folder.glob("results/*/maskrcnn")) if path.is_dir()]
         return [_results(path, folder) for path in found] or [LogGroup(name=str(folder), logs=(), package=folder)]
-    names = {path.name for path in folder.glob("run_*") if path.is_dir()} | _names_of_series(folder)
+    series = read_json(folder / SERIES_FILE, Series)  # with runs that left no folder
+    names = {path.name for path in folder.glob("run_*") if path.is_dir()}
+    names |= {run.folder for run in series.runs} if series is not None else set()
     runs = sorted(filter(RUN_NAME.fullmatch, names), key=lambda name: int(name.removeprefix("run_")))
     if runs:
-        logs = [folder / name / LOG_NAME for name in runs]
+        logs = [folder / name / LOG_FILE for name in runs]
         missing = tuple(_problem(log, "This run left no log.", LOST_FIX) for log in logs if not log.is_file())
         return [LogGroup(name=str(folder), logs=tuple(filter(Path.is_file, logs)), problems=missing)]
     return [_results(folder, None)] if next(folder.glob("result_*.txt"), None) else []
-
-
-def _names_of_series(folder: Path) -> set[str]:
-    """Return the runs that series.json lists, with those that left no folder; none where there is no such file."""
-    path = folder / SERIES_NAME
-    if not path.is_file():
-        return set()
-    try:
-        return {str(run["folder"]) for run in json.loads(path.read_text(encoding="utf-8"))["runs"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        message = f"The list of runs cannot be read ({type(error).__name__}: {error})."
-        raise DataError([_problem(path, message)]) from error
 
 
 def _results(folder: Path, package: Path | None) -> LogGroup:

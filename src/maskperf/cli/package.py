@@ -1,7 +1,6 @@
 """`maskperf package --submitter NAME --system NAME SERIES_FOLDER`: builds the folder of a submission from five runs."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,11 @@ from typing import Any
 from maskperf import errors
 from maskperf.cli.arguments import CommandParser, path_argument
 from maskperf.cli.check import find_groups, show_package
-from maskperf.errors import EXIT_DONE, EXIT_RULE, ConfigError, DataError, Problem
+from maskperf.config import RunConfig
+from maskperf.errors import EXIT_DONE, EXIT_RULE, ConfigError, DataError
 from maskperf.files import write_text
 from maskperf.overrides import from_json_text
+from maskperf.schema import CONFIG_FILE, ENVIRONMENT_FILE, Environment, file_error, read_bytes, read_json
 
 EXAMPLES = """examples, to copy and paste:
   # five runs of the closed division, then the package, in submission/example
@@ -54,7 +55,7 @@ def package(options: argparse.Namespace) -> int:
     logs = tuple(read_log(path) for path in _log_paths(options.paths))
     division = packages.check_set(logs, options.division)
     run_folder = logs[0].path.parent
-    environment = _environment(run_folder / "environment.json")
+    environment = read_json(run_folder / ENVIRONMENT_FILE, Environment)
     description, notices = _describe(options, logs[0], division, environment)
     remarks = tuple(dict.fromkeys(text for log in logs for text in meanings(log)))
     contents = packages.PackageContents(
@@ -62,8 +63,8 @@ def package(options: argparse.Namespace) -> int:
         system=system,
         description=description,
         logs=logs,
-        config=_config(run_folder / "config.json"),
-        processes=_count(environment.get("processes")),
+        config=_config(run_folder / CONFIG_FILE),
+        processes=_count(environment and environment.processes),
         remarks=remarks,
         source=packages.find_source(Path(errors.__file__).resolve().parent),
     )
@@ -97,7 +98,7 @@ def _log_paths(paths: Sequence[Path]) -> list[Path]:
 
 
 def _describe(
-    options: argparse.Namespace, log: Any, division: str, environment: dict[str, Any]
+    options: argparse.Namespace, log: Any, division: str, environment: Environment | None
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the system description, and notices about where it comes from."""
     from maskperf.machine.probe import describe_machine
@@ -113,11 +114,11 @@ def _describe(
         description = systems.describe_system(facts)
         notices = [] if environment else ["The logs do not name their machine; this one is described. Check it."]
     accelerators = max(1, _count(description["accelerators_per_node"]))
-    if environment and _count(environment.get("processes")) <= accelerators:
+    if environment and _count(environment.processes) <= accelerators:
         description["number_of_nodes"] = "1"
-    if environment.get("git_commit"):
-        changed = ", with local changes" if environment.get("git_modified") else ""
-        description["sw_notes"] = f"maskperf at commit {environment['git_commit']}{changed}"
+    if environment and environment.git_commit:
+        changed = ", with local changes" if environment.git_modified else ""
+        description["sw_notes"] = f"maskperf at commit {environment.git_commit}{changed}"
     statuses = [str(record.value) for record in log.records if record.key == "submission_status"]
     description |= {"status": statuses[0] if statuses else "", "system_name": options.system}
     description |= {**given, **fills, "submitter": options.submitter, "division": division}
@@ -126,28 +127,12 @@ def _describe(
     return description, notices
 
 
-def _environment(path: Path) -> dict[str, Any]:
-    """Return what environment.json says; nothing where there is none."""
+def _config(path: Path) -> RunConfig | None:
+    data = read_bytes(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, str(error)) from error
-    if not isinstance(content, dict):
-        raise _unreadable(path, "It is no JSON object.")
-    return content
-
-
-def _config(path: Path) -> Any:
-    try:
-        return from_json_text(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except (OSError, ValueError, ConfigError) as error:
-        raise _unreadable(path, str(error)) from error
-
-
-def _unreadable(path: Path, reason: str) -> DataError:
-    fix = "Take the run folder as the run left it, with the version of maskperf that made it."
-    where = {"file": str(path), "where": "the file", "field": "content", "value": "(JSON)"}
-    return DataError([Problem(**where, message=f"It cannot be read: {reason}", fix=fix)])
+        return None if data is None else from_json_text(data.decode())
+    except (UnicodeDecodeError, ConfigError) as error:
+        raise file_error(path, f"It cannot be used: {error}.") from error
 
 
 def _count(value: object) -> int:

@@ -153,12 +153,14 @@ def _run_once(config: RunConfig) -> int:
     """Run in this process; a lost run has its report too, and all processes stay in the group until it is written."""
     from maskperf.engine.distributed import close_topology, init_topology, share_from_first
     from maskperf.run.loop import run_benchmark
+    from maskperf.run.summary import show_outcome
 
     topology = init_topology(config.system.device)
     lost: LostRunError | None = None
     try:
         try:
-            status = run_benchmark(config, topology).status
+            finished = run_benchmark(config, topology)
+            show_outcome(finished)
         except LostRunError as error:
             lost = error
         _write_report()
@@ -167,7 +169,7 @@ def _run_once(config: RunConfig) -> int:
         close_topology()
     if lost is not None:
         raise lost
-    return EXIT_DONE if status in ("success", "done") else EXIT_TARGET_MISSED
+    return EXIT_DONE if finished.results.status in ("success", "done") else EXIT_TARGET_MISSED
 
 
 def _write_report() -> None:

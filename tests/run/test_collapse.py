@@ -21,7 +21,7 @@ from maskperf.run.collapse import (
     Limits,
     Window,
     evaluation_collapse,
-    judge_windows,
+    find_collapse,
     windows_from_cumulative,
 )
 
@@ -62,7 +62,7 @@ def wrongly_judged(limits, runs):
     """Return {run: event} of those named though healthy, not named though lost, or named late."""
     wrong = {}
     for run in runs:
-        event = judge_windows(published_windows()[run], limits)
+        event = find_collapse(published_windows()[run], limits)
         late = event is not None and event.step > COLLAPSES.get(run, 0) + 50
         if late or (event is None) == (run in COLLAPSES):
             wrong[run] = event
@@ -121,7 +121,7 @@ def test_the_published_round_has_109_successes_five_collapses_and_one_plateau():
 
 @pytest.mark.parametrize("run", COLLAPSES)
 def test_a_published_collapse_is_named_within_fifty_steps_of_its_last_loss(run):
-    event = judge_windows(published_windows()[run])
+    event = find_collapse(published_windows()[run])
     assert event.event == "collapse"
     assert COLLAPSES[run] <= event.step <= COLLAPSES[run] + 50
     assert event.since_step == COLLAPSES[run] - 49
@@ -203,7 +203,7 @@ def test_noise_on_the_published_losses_raises_no_alarm(noise, seed):
     for run in sorted(set(telling_runs()) - set(COLLAPSES)):
         windows = published_windows()[run]
         noisy = [replace(window, loss=window.loss * math.exp(generator.gauss(0, noise))) for window in windows]
-        assert judge_windows(noisy) is None, run
+        assert find_collapse(noisy) is None, run
 
 
 @pytest.mark.parametrize("run", COLLAPSES)
@@ -214,7 +214,7 @@ def test_noise_on_the_published_losses_hides_no_collapse(run, seed):
         window if window.frozen else replace(window, loss=window.loss * math.exp(generator.gauss(0, 0.02)))
         for window in published_windows()[run]
     ]
-    assert judge_windows(noisy).step == COLLAPSES[run] + 50
+    assert find_collapse(noisy).step == COLLAPSES[run] + 50
 
 
 # Live losses
@@ -367,14 +367,14 @@ def test_means_logged_more_often_are_joined_to_windows_of_fifty_steps():
 @pytest.mark.parametrize("mean", [None, math.nan, math.inf])
 def test_a_mean_that_is_not_finite_is_named(mean):
     windows = windows_from_cumulative([50, 100, 150], [2.0, 1.5, mean])
-    event = judge_windows(windows)
+    event = find_collapse(windows)
     assert (event.event, event.step, event.since_step) == ("non-finite", 150, 101)
 
 
 def test_a_mean_that_stops_moving_without_a_rise_is_named_after_three_windows():
     steps = list(range(50, 2001, 50))
     means = [1.0 + 1.0 / min(step, 1000) for step in steps]
-    event = judge_windows(windows_from_cumulative(steps, means))
+    event = find_collapse(windows_from_cumulative(steps, means))
     assert (event.sign, event.step, event.since_step) == ("frozen", 1150, 1001)
 
 
@@ -383,7 +383,7 @@ def test_one_unmoved_mean_without_a_rise_is_chance():
     means = [round(1.0 + 10.0 / step, 2) for step in steps]  # rounded: later neighbours are equal now and then
     windows = windows_from_cumulative(steps, means)
     assert sum(window.frozen for window in windows) > 5
-    assert judge_windows(windows[:10]) is None
+    assert find_collapse(windows[:10]) is None
 
 
 @pytest.mark.parametrize(("steps", "means"), [([50, 50], [1.0, 1.0]), ([50, 40], [1.0, 1.0]), ([0], [1.0]), ([50], [])])
@@ -396,20 +396,20 @@ def test_a_log_that_is_not_one_run_is_refused(steps, means):
 def test_a_rise_must_be_high_and_confirmed_by_the_next_window(losses, named):
     generator = random.Random(5)
     before = [math.exp(generator.gauss(0, 0.02)) for _ in range(20)]
-    assert (judge_windows(series([*before, *losses])) is not None) == named
+    assert (find_collapse(series([*before, *losses])) is not None) == named
 
 
 def test_a_noisy_series_must_rise_further():
     generator = random.Random(3)
     draws = [generator.gauss(0, 1) for _ in range(40)]
     calm, noisy = ([math.exp(spread * draw) for draw in draws] for spread in (0.02, 0.2))
-    assert judge_windows(series([*calm, 2.0, 2.0])) is not None
-    assert judge_windows(series([*noisy, 2.0, 2.0])) is None
-    assert judge_windows(series([*noisy, 2.0, 2.0]), Limits(sustained_noise=0.0)) is not None
+    assert find_collapse(series([*calm, 2.0, 2.0])) is not None
+    assert find_collapse(series([*noisy, 2.0, 2.0])) is None
+    assert find_collapse(series([*noisy, 2.0, 2.0]), Limits(sustained_noise=0.0)) is not None
 
 
 def test_nothing_is_named_in_no_windows():
-    assert judge_windows([]) is None
+    assert find_collapse([]) is None
 
 
 # Evaluations

@@ -7,7 +7,7 @@ from maskperf.mlperf.read import BenchmarkLog
 from maskperf.report.contents import EvaluationPoint, GuardEntry
 from maskperf.report.losses import loss_windows
 from maskperf.report.run_files import RunFiles
-from maskperf.run.collapse import evaluation_collapse, judge_windows
+from maskperf.run.collapse import evaluation_collapse, find_collapse
 from maskperf.run.plateau import Plateau, find_plateau
 from maskperf.schema import GuardLine
 
@@ -37,7 +37,7 @@ def judge_log(log: BenchmarkLog, evaluations: Sequence[EvaluationPoint], *, reac
     entries = []
     has_losses = any("loss" in entry.values for entry in log.tracked)
     windows = loss_windows(log) if has_losses else []
-    for event in (judge_windows(windows), evaluation_collapse([_triple(point) for point in evaluations])):
+    for event in (find_collapse(windows), evaluation_collapse([_triple(point) for point in evaluations])):
         if event is not None:
             entries.append(GuardEntry(kind=event.event, step=event.step, epoch=event.epoch, text=event.text))
     plateau = None if reached or entries else _first_plateau(log, evaluations)

@@ -21,7 +21,7 @@ from maskperf.errors import (
     EXIT_USAGE,
     StorageError,
 )
-from maskperf.run import series
+from maskperf.run import run_folder, series
 from maskperf.run.series import read_run, run_child, run_series, series_sentence
 from maskperf.schema import SERIES_FILE
 
@@ -175,7 +175,7 @@ def test_the_file_of_the_series_is_renewed_after_every_run(tmp_path, synthetic, 
 
 def test_the_default_folder_is_named_after_the_recipe_and_never_shared(tmp_path, synthetic, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(series.time, "strftime", lambda form: "20250102-030405")
+    monkeypatch.setattr(run_folder.time, "strftime", lambda form: "20250102-030405")
     synthetic(1.0, 1.0)
     run_series("coco", [], runs=1)
     run_series("coco", [], runs=1)

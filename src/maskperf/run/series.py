@@ -28,7 +28,7 @@ SECONDS_TO_END = ((signal.SIGINT, 30.0), (signal.SIGTERM, 10.0), (signal.SIGKILL
 def run_series(recipe: str, arguments: Sequence[str], *, runs: int, run_dir: str = "") -> int:
     """Return the exit code of the series: 0 where there is a score, or where all runs ended well.
 
-    Each run is `maskperf run <recipe> <arguments> run_dir=...` in a fresh Python, into a folder of its own. A failed run
+    Each run is `maskperf run <recipe> <arguments> run_dir=...` in a fresh Python, into its own folder. A failed run
     is counted, and the next goes on; but a mistake that stops the first run would stop them all, so its exit code is
     that of the series. `series.json` is renewed after every run.
 

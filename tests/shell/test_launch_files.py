@@ -349,15 +349,6 @@ def test_every_file_and_recipe_that_is_named_is_there(name):
         assert recipe in RECIPES
 
 
-@pytest.mark.parametrize("name", ["one_machine", "slurm", "kubernetes"])
-def test_every_page_has_the_same_parts(name):
-    headings = re.findall(r"(?m)^## (.*)$", PAGES[name])
-    assert headings[0] == "What to edit"
-    assert headings[1] in ("The command", "The commands")
-    assert {"Where the results are", "A submission", "When something fails"} <= set(headings)
-    assert TEXTS[name].isascii()
-
-
 @pytest.mark.parametrize("page", PAGES)
 def test_the_blocks_of_the_pages_are_shell_that_bash_can_read(page):
     blocks = re.findall(r"```\n(.*?)```", PAGES[page], re.DOTALL)

@@ -214,10 +214,10 @@ def _meaning_lines(logs: Sequence["CheckedLog"]) -> list[str]:
 def _log_details(entry: "CheckedLog") -> list[str]:
     """Return every finding about one log; nothing where there is none."""
     lines = [line for verdict in (entry.compliance, entry.traps) for line in _verdict_lines(verdict)]
-    for run in entry.alone:
+    for name, run in entry.alone:
         verdicts = (run.compliance, run.traps)
         texts = ", ".join(f"{verdict.checker} {verdict.label}" for verdict in verdicts)
-        lines.append(f"  {run.lines} alone: {texts}")
+        lines.append(f"  {name} alone: {texts}")
         lines += [line for verdict in verdicts for finding in verdict.findings for line in _finding_lines(finding)]
     return [f"{entry.log.path}:", *lines] if lines else []
 

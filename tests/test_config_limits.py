@@ -23,7 +23,7 @@ def test_the_defaults_are_valid():
 
 @pytest.mark.parametrize("key", CHOICES)
 def test_every_enumerated_text_is_checked_and_its_choices_named(key):
-    assert TYPE_OF_KEY[key] is str
+    assert TYPE_OF_KEY[key] in (str, tuple[str, ...])
     (problem,) = problems_of(with_overrides(DEFAULT, [f"{key}=other"]))
     assert f"{key}=other" in problem
     assert all(choice in problem for choice in CHOICES[key])
@@ -31,8 +31,13 @@ def test_every_enumerated_text_is_checked_and_its_choices_named(key):
         validate(with_overrides(DEFAULT, [f"{key}={choice}"]))
 
 
+def test_an_unknown_technique_is_refused_with_the_nearest_one():
+    (problem,) = problems_of(with_overrides(DEFAULT, ["speed.without=captured_steps,packed_positive"]))
+    assert problem.startswith("speed.without=packed_positive:") and "did you mean packed_positives?" in problem
+
+
 def test_every_number_but_those_of_free_choice_has_a_range():
-    numeric = {key for key, kind in TYPE_OF_KEY.items() if kind not in (str, bool)}
+    numeric = {key for key, kind in TYPE_OF_KEY.items() if kind not in (str, bool, tuple[str, ...])}
     listed = [key for _, _, keys in RANGES for key in keys.split()]
     assert sorted(listed) == sorted(numeric)
 
@@ -84,7 +89,7 @@ def test_the_edges_of_a_range_are_allowed(pair):
         (["data.train_json=a.json"], "data.train_images="),
         (["data.val_images=a"], "data.val_json="),
         (["data.root="], "data.root="),
-        (["data.generate=true", "data.generate_val_images=3"], "data.generate_train_images=0"),
+        (["data.generate=true", "data.generate_images=0,3"], "data.generate_images=0,3"),
         (["model.rpn_negative_iou=0.8"], "model.rpn_negative_iou=0.8"),
         (["model.anchor_sizes=32,64"], "model.anchor_sizes=32,64: needs 5 sizes"),
         (["model.anchor_ratios="], "model.anchor_ratios="),

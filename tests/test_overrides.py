@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskperf.config import ModelConfig, OptimizerConfig, RunConfig
+from maskperf.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, SpeedConfig
 from maskperf.config_limits import CHOICES, PATHS
 from maskperf.errors import ConfigError
 from maskperf.overrides import (
@@ -23,17 +23,21 @@ from maskperf.overrides import (
     with_overrides,
     word_of_path,
 )
+from maskperf.techniques import TECHNIQUE_NAMES
 
 DEFAULT = RunConfig(recipe="demo")
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 WORDS = st.text(alphabet="abcXYZ019/_-.= ,", max_size=12).map(str.strip)
+NAMES_IN_LISTS = st.text(alphabet="abcXYZ019/_-.", min_size=1, max_size=12)
 STRATEGY_OF_TYPE = {
     str: WORDS,
     int: st.integers(),
     bool: st.booleans(),
     float: FINITE,
     tuple[int, ...]: st.lists(st.integers(), max_size=6).map(tuple),
+    tuple[str, ...]: st.lists(NAMES_IN_LISTS, max_size=4).map(tuple),
+    tuple[int, int]: st.tuples(st.integers(), st.integers()),
     tuple[float, ...]: st.lists(FINITE, max_size=6).map(tuple),
     tuple[float, float, float]: st.tuples(FINITE, FINITE, FINITE),
     tuple[int, int, int, int]: st.tuples(*[st.integers()] * 4),
@@ -76,6 +80,7 @@ def message_of(pair):
         ("model.stage_blocks=1,1,2,1", "model.stage_blocks", (1, 1, 2, 1)),
         ("data.pixel_means_bgr=1,2.5,3e0", "data.pixel_means_bgr", (1.0, 2.5, 3.0)),
         ("model.backbone_weights=", "model.backbone_weights", ""),
+        ("speed.without=packed_positives, triton_kernels", "speed.without", ("packed_positives", "triton_kernels")),
     ],
 )
 def test_a_value_is_read_by_the_type_of_its_field(pair, key, value):
@@ -132,6 +137,8 @@ def test_a_value_of_another_type_is_refused_with_field_value_and_what_is_allowed
         ("learing_rate=1", "did you mean optimizer.learning_rate?"),
         ("sed=1", "did you mean seed?"),
         ("optimizer=1", "optimizer.learning_rate"),
+        ("speed.triton_kernels=false", "speed.without=triton_kernels"),
+        ("data.generate_val_images=3", "data.generate_images="),
         ("qqqqqq=1", "keys look like optimizer.batch_size"),
     ],
 )
@@ -263,8 +270,19 @@ def test_a_whole_section_that_came_later_has_its_defaults_and_the_notice_stays_s
     assert from_json_text(json.dumps(nested)) == RunConfig(recipe="x", seed=5)
     (notice,) = notices_of_age(json.dumps(nested))
     count = len(fields(DEFAULT.speed)) + len(fields(DEFAULT.mlperf))
-    assert f" and {count - 10} more;" in notice
-    assert notice.count("speed.") == 10
+    assert count <= 10 and notice.count("speed.") == len(fields(DEFAULT.speed))
+
+
+def test_an_earlier_configuration_with_switches_of_techniques_and_two_counts_is_read():
+    nested = json.loads(to_json_text(RunConfig(recipe="x", data=DataConfig(generate_images=(1000, 200)))))
+    train, val = nested["data"].pop("generate_images")
+    nested["data"] |= {"generate_train_images": train, "generate_val_images": val}
+    nested["speed"] = {**dict.fromkeys(TECHNIQUE_NAMES, False), "precision": "float32"}
+    config = from_json_text(json.dumps(nested))
+    assert config.speed == SpeedConfig(precision="float32")
+    assert config.data.generate_images == (1000, 200)
+    (notice,) = notices_of_age(json.dumps(nested))
+    assert "speed.path" in notice and "triton" not in notice
 
 
 def test_an_earlier_configuration_with_a_key_that_is_gone_is_still_refused():

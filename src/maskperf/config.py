@@ -1,6 +1,6 @@
 """Everything a run may choose: frozen dataclasses, one field per choice, defaults as in the benchmark."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,8 +13,7 @@ class DataConfig:
     val_json: str = ""
     val_images: str = ""
     generate: bool = False  # write the synthetic data set of the recipe `demo` into `root` first
-    generate_train_images: int = 0
-    generate_val_images: int = 0
+    generate_images: tuple[int, int] = (0, 0)  # of training and of validation
     generate_seed: int = 0
     check_counts: bool = False  # demand the image and polygon counts of COCO 2017
     skip_bad: bool = False  # go on without the images and annotations that have errors
@@ -104,28 +103,11 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedConfig:
-    """Less work for the same numbers, up to float32 rounding; all switches off is the plain path."""
+    """Less work for the same numbers, up to float32 rounding; maskperf.techniques lists the techniques."""
 
-    # On a CPU: Winograd for 3x3, matrix products for 1x1. On a GPU in bfloat16: bias, sum, ReLU inside cuDNN calls.
-    fast_convolutions: bool = True
-    folded_batch_norm: bool = True  # frozen batch norm inside the weights; frozen stages keep nothing for a backward
-    grouped_roi_align: bool = True  # on a CPU: RoIAlign of neighbouring RoIs together, backward without a scatter
-    sparse_rpn_backward: bool = True  # only the sampled anchors have a gradient
-    class_selected_outputs: bool = True  # mask logits of the one class that is used
-    packed_positives: bool = True  # RoI heads on the places in use alone; on a GPU: mask head on as many as usual
-    sparse_mask_targets: bool = True  # on a CPU: polygons meet only the columns they cross
-    keep_freed_memory: bool = True  # on a CPU with glibc: freed memory stays with the process for the next step
-    aspect_buckets: bool = True  # batches of pictures that fill nearly the same canvas
+    path: str = "fast"  # or "plain": without any technique
+    without: tuple[str, ...] = ()  # names of techniques that the fast path leaves out
     precision: str = "auto"  # "bfloat16" (weights stay float32) or "float32"; auto: bfloat16 on a GPU
-    captured_steps: bool = True  # on a GPU: the step replayed as a CUDA graph
-    triton_kernels: bool = True  # on a GPU with Triton: own kernels for the operators
-    device_preprocessing: bool = True  # on a GPU: pictures travel as bytes and are resized there
-
-
-def plain_path() -> SpeedConfig:
-    """Return every switch off: the slow way, which each technique is compared with."""
-    switches = [entry.name for entry in fields(SpeedConfig) if entry.type is bool]
-    return SpeedConfig(**dict.fromkeys(switches, False), precision="float32")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,12 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
+from maskperf.techniques import TECHNIQUE_NAMES
+
 MAX_SEED = 2**62  # as maskperf.seeds.entropy_seed
 CHOICES = {
     "model.batch_norm": ("frozen", "trainable"),
     "model.proposal_quota": ("pooled", "per_image"),
     "optimizer.warmup_method": ("linear", "mlperf_linear", "constant"),
     "evaluation.engine": ("fast", "official"),
+    "speed.path": ("fast", "plain"),
+    "speed.without": TECHNIQUE_NAMES,
     "speed.precision": ("auto", "float32", "bfloat16"),
     "system.device": ("auto", "cpu", "cuda"),
     "system.on_collapse": ("stop", "warn"),
@@ -36,7 +40,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "0 or more",
         lambda number: number >= 0,
-        "data.generate_train_images data.generate_val_images data.generate_seed model.mask_slots_per_image "
+        "data.generate_images data.generate_seed model.mask_slots_per_image "
         "optimizer.bias_learning_rate_factor optimizer.weight_decay optimizer.bias_weight_decay "
         "optimizer.warmup_steps optimizer.max_epochs evaluation.batch_size system.threads",
     ),

@@ -17,6 +17,8 @@ from typing import Any, get_args, get_origin
 from maskperf.config import RunConfig
 from maskperf.config_limits import CHOICES, PATHS, RANGES
 from maskperf.errors import ConfigError
+from maskperf.files import did_you_mean
+from maskperf.techniques import TECHNIQUE_NAMES
 
 SECTIONS: dict[str, Any] = {entry.name: entry.type for entry in fields(RunConfig) if is_dataclass(entry.type)}
 TYPE_OF_KEY: dict[str, Any] = {
@@ -24,6 +26,9 @@ TYPE_OF_KEY: dict[str, Any] = {
     **{f"{name}.{entry.name}": entry.type for name, section in SECTIONS.items() for entry in fields(section)},
 }
 MOST_KEYS_NAMED = 10
+# Keys of earlier versions. Techniques never changed results, so their switches are ignored.
+EARLIER_SWITCHES = frozenset(f"speed.{name}" for name in TECHNIQUE_NAMES)
+EARLIER_COUNTS = ("data.generate_train_images", "data.generate_val_images")  # now data.generate_images
 
 
 def with_overrides(config: RunConfig, pairs: list[str]) -> RunConfig:
@@ -144,7 +149,9 @@ def _flat_json(text: str) -> dict[str, Any]:
             found.update({f"{name}.{inner}": item for inner, item in value.items()})
         else:
             found[name] = value
-    return found
+    if all(key in found for key in EARLIER_COUNTS):
+        found["data.generate_images"] = [found.pop(key) for key in EARLIER_COUNTS]
+    return {key: value for key, value in found.items() if key not in EARLIER_SWITCHES}
 
 
 def validate(config: RunConfig) -> None:
@@ -154,18 +161,22 @@ def validate(config: RunConfig) -> None:
     """
     values = flatten(config)
     problems = [
-        f"{key}={values[key]}: unknown; allowed are {', '.join(allowed)}"
+        f"{key}={name}: unknown; allowed are {', '.join(allowed)}{did_you_mean(name, allowed)}"
         for key, allowed in CHOICES.items()
-        if values[key] not in allowed
+        for name in _items_of(values[key])
+        if name not in allowed
     ]
     for allowed, fits, keys in RANGES:
         for key in keys.split():
-            numbers = values[key] if isinstance(values[key], tuple) else (values[key],)
-            if not all(fits(number) for number in numbers):
+            if not all(fits(number) for number in _items_of(values[key])):
                 problems.append(f"{key}={format_value(values[key])}: out of range; allowed is {allowed}")
     problems += [f"{key}={format_value(values[key])}: {text}" for key, text in _conflicts(config)]
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _items_of(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:
@@ -179,9 +190,8 @@ def _conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:
             yield key, f"{' and '.join(given)} go together; give this one too"
     if not data.root and not (data.train_json and data.val_json):
         yield "data.root", "name the folder of the data set, or give data.train_json, data.val_json and their images"
-    for split in ("train", "val"):
-        if data.generate and not getattr(data, f"generate_{split}_images"):
-            yield f"data.generate_{split}_images", "must be 1 or more while data.generate=true"
+    if data.generate and not all(data.generate_images):
+        yield "data.generate_images", "both must be 1 or more while data.generate=true"
     if model.rpn_negative_iou > model.rpn_positive_iou:
         yield "model.rpn_negative_iou", f"must not be above model.rpn_positive_iou={model.rpn_positive_iou}"
     if len(model.anchor_sizes) != 5:
@@ -198,6 +208,10 @@ def unknown_key_message(key: str) -> str:
     """Return a sentence that names the unknown key and the valid keys nearest to it."""
     if key in SECTIONS:
         return f"{key} is a section; its keys are {', '.join(k for k in TYPE_OF_KEY if k.startswith(key + '.'))}"
+    if key in EARLIER_SWITCHES:
+        return f"unknown key {key!r}; a technique is switched off by speed.without={key.partition('.')[2]}"
+    if key in EARLIER_COUNTS:
+        return f"unknown key {key!r}; the numbers of training and validation images are data.generate_images=1000,200"
     last = key.rpartition(".")[2]
     keys_of_name: dict[str, list[str]] = {}
     for valid in TYPE_OF_KEY:
@@ -289,7 +303,8 @@ def _wrong_type(key: str, text: str, wanted: Any) -> ConfigError:
     if get_origin(wanted) is tuple:
         kinds = get_args(wanted)
         count = "" if kinds[-1] is Ellipsis else f"{len(kinds)} "
-        allowed = f"{count}{'whole numbers' if kinds[0] is int else 'numbers'} with commas, such as 1,2,3,4"
+        plural = {int: "whole numbers", float: "numbers", str: "names"}[kinds[0]]
+        allowed = f"{count}{plural} with commas, such as {'a,b' if kinds[0] is str else '1,2,3,4'}"
     return ConfigError(f"{key}={text}: cannot be used; allowed is {allowed}")
 
 

@@ -14,7 +14,7 @@ from maskperf.errors import EXIT_DATA, EXIT_DONE, EXIT_RULE, EXIT_TARGET_MISSED,
 
 SOURCES = Path(errors.__file__).resolve().parents[1]
 TINY = (
-    *("data.generate_train_images=4", "data.generate_val_images=2", "optimizer.batch_size=4"),
+    *("data.generate_images=4,2", "optimizer.batch_size=4"),
     *("optimizer.max_steps=1", "system.threads=1"),
 )
 NO_TARGETS = ("evaluation.box_target=0", "evaluation.mask_target=0")

@@ -7,9 +7,10 @@ from maskperf.bench.child import our_side
 from maskperf.bench.names import DEMO
 from maskperf.bench.plan import SEED, Plan, inputs_of_side
 from maskperf.bench.session import CaseResult, Say, compare
-from maskperf.bench.switches import ALL_OFF, ALL_ON
-from maskperf.config import RunConfig, plain_path
+from maskperf.bench.switches import ALL_OFF, ALL_ON, speed_with
+from maskperf.config import RunConfig
 from maskperf.demo.dataset import ensure_demo_dataset
+from maskperf.techniques import chosen_techniques
 
 STEPS = 10  # of a chunk: one measurement
 
@@ -20,7 +21,8 @@ def measure_demo(plan: Plan, folder: Path, config: RunConfig, say: Say) -> CaseR
     Both sides have `aspect_buckets` as configured, since that switch decides what the batches are.
     """
     config = _on_synthetic_data(config, folder / "demo")
-    plain = replace(config, speed=replace(plain_path(), aspect_buckets=config.speed.aspect_buckets))
+    batching = ("aspect_buckets",) if chosen_techniques(config.speed).aspect_buckets else ()
+    plain = replace(config, speed=speed_with(batching, precision="float32"))
     work = [
         (our_side(name), "demo_chunk", inputs_of_side(plan, side_config) | {"steps": STEPS})
         for name, side_config in ((ALL_ON, config), (ALL_OFF, plain))
@@ -31,7 +33,6 @@ def measure_demo(plan: Plan, folder: Path, config: RunConfig, say: Say) -> CaseR
 
 def _on_synthetic_data(config: RunConfig, root: Path) -> RunConfig:
     data = replace(config.data, root=str(root))
-    ensure_demo_dataset(
-        root, train_images=data.generate_train_images, val_images=data.generate_val_images, seed=data.generate_seed
-    )
+    train_images, val_images = data.generate_images
+    ensure_demo_dataset(root, train_images=train_images, val_images=val_images, seed=data.generate_seed)
     return replace(config, data=data, seed=SEED)

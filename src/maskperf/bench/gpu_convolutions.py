@@ -17,10 +17,10 @@ from maskperf.bench.gpu_clock import milliseconds_of
 from maskperf.bench.gpu_plan import GpuPlan
 from maskperf.bench.gpu_steps import SEED, synthetic_batch
 from maskperf.bench.measure import Spread, spread_of
-from maskperf.config import SpeedConfig
 from maskperf.engine.build import build_model
 from maskperf.engine.forward import training_losses
 from maskperf.ops.fused_convolution import Filters, rectified_convolution
+from maskperf.techniques import Techniques, using
 
 CALLS = 10  # of one measurement
 REPEATS = 3
@@ -76,10 +76,9 @@ class _Recorder(TorchDispatchMode):
 
 def layers_of_a_step(device: torch.device, plan: GpuPlan) -> Counter[Layer]:
     """Return the convolutions of one forward pass on the first canvas, and how often each is done."""
-    speed = SpeedConfig(fast_convolutions=False, precision="float32")
-    model, _ = build_model(plan.model, SEED, speed)
+    model, _ = build_model(plan.model, SEED)
     batch = synthetic_batch(plan, plan.canvases_hw[0], plan.usual_batch, device)
-    with _Recorder() as recorder, torch.no_grad():
+    with using(Techniques().without("fast_convolutions")), _Recorder() as recorder, torch.no_grad():
         training_losses(model.to(device), batch)
     return recorder.layers
 

@@ -19,7 +19,6 @@ from maskperf.bench.gpu_kernels import FAMILIES, gpu_kernel_rows
 from maskperf.bench.gpu_peer import peer_rows
 from maskperf.bench.gpu_plan import GpuPlan, plan_from_json
 from maskperf.bench.gpu_steps import step_rows, switch_rows
-from maskperf.config import SpeedConfig
 from maskperf.engine.build import best_convolutions
 from maskperf.engine.distributed import claim_gpu
 from maskperf.errors import EXIT_DONE, UserError
@@ -54,7 +53,7 @@ def device_rows(device: torch.device, plan: GpuPlan) -> Iterator[dict]:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "packages": {name: installed_version(name) for name in PACKAGES},
-        "kernels": describe(SpeedConfig().triton_kernels, device),
+        "kernels": describe(device),
         "bfloat16_teraflop_per_second": _product_rate(device),
         "copy_gb_per_second": _copy_rate(device),
     }

@@ -6,7 +6,7 @@ Not yet run on a GPU.
 import gc
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -16,9 +16,9 @@ from maskperf.bench.gpu_clock import measure_in_turn, wall_milliseconds_of
 from maskperf.bench.gpu_kernels import synthetic_polygons
 from maskperf.bench.gpu_plan import GpuPlan
 from maskperf.bench.measure import Spread, ratio_spread, spread_of
-from maskperf.bench.switches import ALL_OFF, loss_difference, techniques_of
+from maskperf.bench.switches import cumulative_speeds, loss_difference
 from maskperf.bench.synthetic import synthetic_boxes
-from maskperf.config import OptimizerConfig, SpeedConfig, plain_path
+from maskperf.config import OptimizerConfig, SpeedConfig
 from maskperf.engine.build import build_model
 from maskperf.engine.distributed import Topology
 from maskperf.engine.graphs import capture_batch
@@ -26,6 +26,7 @@ from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.precision import set_precision
 from maskperf.engine.step import train_step
 from maskperf.structures import LOSS_NAMES, Batch, Images, Targets, to_device
+from maskperf.techniques import chosen_techniques, using
 
 SEED = 1
 GIB = 2**30
@@ -72,12 +73,13 @@ class Stepper:
     def __init__(self, speed: SpeedConfig, batch: Batch, plan: GpuPlan, device: torch.device):
         self.messages: list[str] = []
         self.speed, self.batch = speed, batch
-        model, _ = build_model(plan.model, SEED, speed)
-        self._model = model.to(device)
-        set_precision(self._model, device, self.messages.append)
+        self._techniques = chosen_techniques(speed)
+        self._model = build_model(plan.model, SEED)[0].to(device)
         self._optimizer = build_optimizer(self._model, OPTIMIZER)
         self._topology = Topology(rank=0, world=1, local_rank=0, device=device)
-        self._captured = capture_batch(self._model, batch, topology=self._topology, say=self.messages.append)
+        with using(self._techniques):
+            set_precision(self._model, speed.precision, device, self.messages.append)
+            self._captured = capture_batch(self._model, batch, topology=self._topology, say=self.messages.append)
         self._update = 0
         self.dropped_masks = torch.zeros(())  # of the last step
 
@@ -88,16 +90,17 @@ class Stepper:
     def step(self) -> torch.Tensor:
         """Return the five losses of one more step, on the device."""
         self._update += 1
-        result = train_step(
-            self._model,
-            self._optimizer,
-            [self.batch],
-            update=self._update,
-            config=OPTIMIZER,
-            topology=self._topology,
-            captured=self._captured,
-            all_masks=False,
-        )
+        with using(self._techniques):
+            result = train_step(
+                self._model,
+                self._optimizer,
+                [self.batch],
+                update=self._update,
+                config=OPTIMIZER,
+                topology=self._topology,
+                captured=self._captured,
+                all_masks=False,
+            )
         self.dropped_masks = result.dropped_masks
         return result.losses
 
@@ -112,7 +115,7 @@ def step_rows(device: torch.device, plan: GpuPlan) -> Iterator[StepRow | FullRow
     kinds += [(canvas, plan.usual_batch, MODES[0]) for canvas in others]
     for canvas, images, (precision, captured) in kinds:
         name = f"{precision}, {'captured' if captured else 'eager'}"
-        speed = SpeedConfig(precision=precision, captured_steps=captured)
+        speed = SpeedConfig(precision=precision, without=() if captured else ("captured_steps",))
         try:
             rows = list(_measured({name: speed}, synthetic_batch(plan, canvas, images, device), plan, device))
         except torch.OutOfMemoryError as error:
@@ -122,12 +125,8 @@ def step_rows(device: torch.device, plan: GpuPlan) -> Iterator[StepRow | FullRow
 
 def switch_rows(device: torch.device, plan: GpuPlan) -> Iterator[StepRow]:
     """Return the waterfall: all switches off, then one more on in each row; all rows measured in turn."""
-    speeds = {ALL_OFF: plain_path()}
-    for technique in techniques_of("cuda"):
-        last = next(reversed(speeds.values()))
-        speeds[f"+ {technique.field}"] = replace(last, **{technique.field: technique.value})
     batch = synthetic_batch(plan, plan.canvases_hw[0], plan.usual_batch, device)
-    yield from _measured(speeds, batch, plan, device)
+    yield from _measured(cumulative_speeds("cuda"), batch, plan, device)
 
 
 def _without(values: tuple[int, ...], value: int) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 
 import torch
 
+from maskperf.bench.ours_model import with_own_techniques
 from maskperf.data.coco.categories import categories_of, match_categories
 from maskperf.data.coco.index import locate, read_coco
 from maskperf.data.images.capacity import batch_capacity
@@ -19,6 +20,7 @@ from maskperf.run.batches import micro_batches
 from maskperf.run.session import OpenedData, Session
 
 
+@with_own_techniques
 def demo_chunk(inputs: dict) -> tuple[Callable[[], dict], dict]:
     """Return the next steps of a training that goes on from chunk to chunk, pictures read from their files.
 
@@ -35,11 +37,11 @@ def demo_chunk(inputs: dict) -> tuple[Callable[[], dict], dict]:
     categories = match_categories(names, names, source="training", file="training", by_name=False)
     data = OpenedData(paths=paths, train=train, val=train, categories=categories, truth=None)
     session = Session(config=config, topology=topology, folder=None, log=MlperfLog(None), resources=ExitStack())
-    keep_memory(config.speed, topology.device)
-    model, _ = build_model(config.model, config.seed, config.speed)
+    keep_memory(topology.device)
+    model, _ = build_model(config.model, config.seed)
     model.to(topology.device)
     messages: list[str] = []
-    set_precision(model, topology.device, messages.append)
+    set_precision(model, config.speed.precision, topology.device, messages.append)
     optimizer = build_optimizer(model, config.optimizer)
     captured = prepare_steps(model, config, images=session.images_per_rank, topology=topology, say=messages.append)
     if captured is not None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import wraps
 
 import numpy as np
 import torch
@@ -21,18 +22,34 @@ from maskperf.model.mask_rcnn import MaskRcnn, feature_anchors
 from maskperf.model.proposals import append_truth, select_proposals
 from maskperf.overrides import from_json_text
 from maskperf.structures import LOSS_NAMES, Batch, Images, Polygons, Proposals, Targets, to_device
+from maskperf.techniques import chosen_techniques, using
 
 SEED = 1
 # After the one whose FLOP are counted: nothing is compiled or captured while PyTorch counts.
 WARM_UP_CALLS = {"cpu": 1, "cuda": 5}
+MakeWork = Callable[[dict], tuple[Callable[[], dict], dict]]
 
 
+def with_own_techniques(make_work: MakeWork) -> MakeWork:
+    """Return the same benchmark, made and done with the techniques of its own configuration."""
+
+    @wraps(make_work)
+    def made(inputs: dict) -> tuple[Callable[[], dict], dict]:
+        techniques = chosen_techniques(from_json_text(inputs["config"]).speed)
+        with using(techniques):
+            work, facts = make_work(inputs)
+        return using(techniques)(work), facts
+
+    return made
+
+
+@with_own_techniques
 def step(inputs: dict) -> tuple[Callable[[], dict], dict]:
     """Return one training step, and what it works on: RoIs, positive ones, FLOP as counted by PyTorch."""
     model, config, topology = _open(inputs)
     batch = to_device(read_batch(inputs["batch"]), topology.device)
     messages: list[str] = []
-    set_precision(model, topology.device, messages.append)
+    set_precision(model, config.speed.precision, topology.device, messages.append)
     optimizer = build_optimizer(model, config.optimizer)
     captured = capture_batch(model, batch, topology=topology, say=messages.append)
     update = 0
@@ -64,12 +81,13 @@ def step(inputs: dict) -> tuple[Callable[[], dict], dict]:
     }
 
 
+@with_own_techniques
 def infer(inputs: dict) -> tuple[Callable[[], dict], dict]:
     """Return one batch of detections with their masks; the classifier is made as sure as a trained one."""
     model, config, topology = _open(inputs)
     model.eval()
     messages: list[str] = []
-    set_precision(model, topology.device, messages.append)
+    set_precision(model, config.speed.precision, topology.device, messages.append)
     images = to_device(read_batch(inputs["batch"]).images, topology.device)
     proposals, features = _test_proposals(model, images)
     with torch.no_grad():
@@ -120,8 +138,8 @@ def _open(inputs: dict) -> tuple[MaskRcnn, RunConfig, Topology]:
     torch.backends.cudnn.benchmark = topology.device.type == "cuda"  # all repeats have the shapes of the first call
     # The weights hardly move, so that all repeats do the same work on the same proposals.
     config = replace(config, optimizer=replace(config.optimizer, learning_rate=inputs["learning_rate"]))
-    keep_memory(config.speed, topology.device)
-    model, _ = build_model(config.model, SEED, config.speed)
+    keep_memory(topology.device)
+    model, _ = build_model(config.model, SEED)
     return model.to(topology.device), config, topology
 
 
@@ -134,7 +152,14 @@ def _count_rois(model: MaskRcnn, batch: Batch) -> dict:
     sizes_hw = batch.images.sizes_hw
     proposals = select_proposals(rpn, anchors, level_counts, sizes_hw, config=model.config, training=True)
     candidates = append_truth(proposals, batch.targets)
-    rois = sample_rois(candidates, batch.targets, batch.sample_seeds, config=model.config)
+    rois = sample_rois(
+        candidates,
+        batch.targets,
+        batch.sample_seeds,
+        positive_iou=model.config.roi_positive_iou,
+        num_samples=model.config.roi_samples_per_image,
+        positive_fraction=model.config.roi_positive_fraction,
+    )
     return {"rois": rois.valid.sum(dim=1).tolist(), "positive_rois": (rois.labels > 0).sum(dim=1).tolist()}
 
 

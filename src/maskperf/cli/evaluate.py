@@ -145,6 +145,7 @@ def _evaluate(choices: argparse.Namespace) -> int:
     from maskperf.evaluation.predict import batch_size_for, predict
     from maskperf.evaluation.scores import GroundTruth
     from maskperf.machine.threads import threads_of_process
+    from maskperf.techniques import chosen_techniques, using
 
     weights = Path(choices.weights)
     metadata = read_weights_metadata(weights)
@@ -160,26 +161,27 @@ def _evaluate(choices: argparse.Namespace) -> int:
     truth = GroundTruth(val_json, val, match) if has_truth else None
     num_classes = config.model.num_classes or len(match.names) + 1
     loading = replace(config.model, num_classes=num_classes, initial_weights=str(weights))
-    model, loaded = build_model(loading, seed=0, speed=config.speed)
+    model, loaded = build_model(loading, seed=0)
     if topology.is_first:
         data_notices = _data_notices(val, match, config)
         print("\n".join([*notices, threads.line(), *data_notices, *loaded]), flush=True)
-    batches = evaluation_batches(
-        val,
-        config.data,
-        batch_size=batch_size_for(config.evaluation, topology.device),
-        rank=topology.rank,
-        world=topology.world,
-        pin_memory=topology.device.type == "cuda",
-        feeding=feeding_for(config.speed, topology.device),
-    )
-    if topology.is_first:
-        batches = _with_progress(batches, len(val.image_ids), topology.world)
-    start = time.monotonic()
-    keep_memory(config.speed, topology.device)
-    model.to(topology.device)
-    set_precision(model, topology.device, print if topology.is_first else lambda text: None)
-    results = predict(model, batches, np.array(list(match.names)), topology)
+    with using(chosen_techniques(config.speed)):
+        batches = evaluation_batches(
+            val,
+            config.data,
+            batch_size=batch_size_for(config.evaluation, topology.device),
+            rank=topology.rank,
+            world=topology.world,
+            pin_memory=topology.device.type == "cuda",
+            feeding=feeding_for(topology.device),
+        )
+        if topology.is_first:
+            batches = _with_progress(batches, len(val.image_ids), topology.world)
+        start = time.monotonic()
+        keep_memory(topology.device)
+        model.to(topology.device)
+        set_precision(model, config.speed.precision, topology.device, print if topology.is_first else lambda text: None)
+        results = predict(model, batches, np.array(list(match.names)), topology)
     seconds, code = time.monotonic() - start, EXIT_DONE
     if topology.is_first:
         texts = _detection_texts(results, match, val) if choices.save_detections else []

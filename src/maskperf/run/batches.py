@@ -23,13 +23,12 @@ def micro_batches(session: Session, data: OpenedData, updates_done: int, num_ste
         world=topology.world,
         images_per_rank=session.images_per_rank,
         pin_memory=topology.device.type == "cuda",
-        feeding=feeding_for(config.speed, topology.device),
+        feeding=feeding_for(topology.device),
     )
     prepare = partial(
         prepare_images,
         device=topology.device,
-        dtype=resolve_precision(config.speed, topology.device),
-        kernels=config.speed.triton_kernels,
+        dtype=resolve_precision(config.speed.precision, topology.device),
     )
     batches = iter(loader.batches(updates_done * per_step, num_steps * per_step))
     while of_one_step := list(islice(batches, per_step)):

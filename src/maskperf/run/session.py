@@ -220,12 +220,13 @@ def generate_data(session: Session) -> None:
     if session.topology.is_first:
         written = ensure_demo_dataset(
             Path(data.root),
-            train_images=data.generate_train_images,
-            val_images=data.generate_val_images,
+            train_images=data.generate_images[0],
+            val_images=data.generate_images[1],
             seed=data.generate_seed,
         )
-        count = data.generate_train_images + data.generate_val_images
-        session.say(f"demo data set of {count} images {'written to' if written else 'found in'} {data.root}")
+        session.say(
+            f"demo data set of {sum(data.generate_images)} images {'written to' if written else 'found in'} {data.root}"
+        )
     share_from_first(None, session.topology)  # the others wait until it is there
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from coco_folder import annotation, triangle, write_images, write_json
 
-from maskperf.config import DataConfig, SpeedConfig
+from maskperf.config import DataConfig
 from maskperf.data.coco.index import read_coco
 from maskperf.data.images import loader
 from maskperf.data.images.canvas import canvas_buckets, canvas_groups
@@ -22,6 +22,7 @@ from maskperf.data.images.loader import (
 )
 from maskperf.errors import DataError
 from maskperf.seeds import derive_seed
+from maskperf.techniques import plain, using
 
 DATA = DataConfig(short_side=24, long_side=40, size_divisor=8, loader_threads=2, prefetch_batches=3)
 SIZES_HW = [(20, 30), (30, 20), (24, 24), (18, 40), (25, 50), (40, 20), (20, 30)]
@@ -210,12 +211,11 @@ def test_buckets_change_the_order_and_padding_but_no_image(index):
 
 
 def test_switches_mean_something_else_on_a_gpu():
-    every, none = SpeedConfig(), SpeedConfig(aspect_buckets=False, device_preprocessing=False)
-    assert feeding_for(every, torch.device("cpu")) == Feeding(aspect_buckets=True)
-    assert feeding_for(none, torch.device("cpu")) == Feeding()
-    on_gpu = feeding_for(every, torch.device("cuda", 0))
+    assert feeding_for(torch.device("cpu")) == Feeding(aspect_buckets=True)
+    on_gpu = feeding_for(torch.device("cuda", 0))
     assert on_gpu == Feeding(aspect_buckets=True, static_canvas=True, raw_pictures=True)
-    assert feeding_for(none, torch.device("cuda", 0)) == Feeding()
+    with using(plain()):
+        assert feeding_for(torch.device("cpu")) == feeding_for(torch.device("cuda", 0)) == Feeding()
 
 
 def test_images_are_not_grouped_where_the_data_say_so(index):

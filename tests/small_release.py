@@ -9,9 +9,7 @@ import zipfile
 import numpy as np
 from PIL import Image
 
-from maskperf.download.download import RemoteFile
-from maskperf.download.release import Archive, Release
-from maskperf.download.unpack import Contents
+from maskperf.download.release import Archive, Release, RemoteFile
 
 NUM_IMAGES = 2
 HEIGHT, WIDTH = 40, 60
@@ -56,8 +54,8 @@ def zipped(pairs):
 
 
 def _annotation(number, image_id, x):
-    ring = [x, 5.0, x + 10.0, 5.0, x, 15.0]
-    box = {"bbox": [x, 5.0, 10.0, 10.0], "area": 50.0, "iscrowd": 0, "segmentation": [ring]}
+    polygon = [x, 5.0, x + 10.0, 5.0, x, 15.0]
+    box = {"bbox": [x, 5.0, 10.0, 10.0], "area": 50.0, "iscrowd": 0, "segmentation": [polygon]}
     return {"id": number, "image_id": image_id, "category_id": 7, **box}
 
 
@@ -67,7 +65,7 @@ def _document():
     return {"images": images, "annotations": annotations, "categories": [{"id": 7, "name": "dog"}]}
 
 
-def _picture(seed):
+def _jpeg(seed):
     memory = io.BytesIO()
     pixels = np.random.default_rng(seed).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(memory, "JPEG", quality=90)
@@ -77,12 +75,12 @@ def _picture(seed):
 def small_files():
     """Return the bytes of the four files by name."""
     document = _document()
-    pictures = {row["file_name"]: _picture(row["id"]) for row in document["images"]}
+    images = {row["file_name"]: _jpeg(row["id"]) for row in document["images"]}
     text = json.dumps(document)
     names = ("captions_val2017.json", "instances_train2017.json", "instances_val2017.json")
     files = {"annotations_trainval2017.zip": zipped({f"annotations/{name}": text for name in names})}
     for split in ("val2017", "train2017"):
-        pairs = {f"{split}/{name}": content for name, content in pictures.items()}
+        pairs = {f"{split}/{name}": content for name, content in images.items()}
         files[f"{split}.zip"] = zipped({f"{split}/": b"", **pairs})
     return {**files, "R-50.pkl": backbone_pickle()}
 
@@ -100,16 +98,15 @@ def small_release(files, url):
         return RemoteFile(name=name, url=f"{url}/{name}", md5=md5, about_bytes=len(files[name]))
 
     def archive(folder, name, suffix, *required):
-        contents = Contents(
+        num_files = None if required else NUM_IMAGES
+        return Archive(
+            file=remote(name),
             folder=folder,
             suffix=suffix,
-            min_files=NUM_IMAGES,
-            max_files=3 if required else NUM_IMAGES,
-            about_bytes=10_000,
-            max_bytes=100_000,
+            about_unpacked_bytes=10_000,
+            num_files=num_files,
             required_names=required,
         )
-        return Archive(file=remote(name), contents=contents, has_images=not required)
 
     required = ("instances_train2017.json", "instances_val2017.json")
     archives = (

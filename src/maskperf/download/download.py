@@ -1,161 +1,224 @@
-"""One file from the network: tried again, continued where it was cut, and kept only if its digest is right."""
+"""Download of one file: retried, resumed where the connection was cut, and accepted only with the published MD5."""
 
+import hashlib
 import http.client
-import re
+import os
 import ssl
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
-from maskperf.download.checksums import CHUNK_BYTES, Digests
-from maskperf.download.partial_file import Origin, PartialFile
+import msgspec
+
+from maskperf.download.release import RemoteFile
 from maskperf.errors import DataError, Problem
+from maskperf.files import pretty_json, printable, write_text
 
+CHUNK_BYTES = 1 << 20
+PARTIAL_SUFFIX = ".partial"
 WRONG_SIZE_FACTOR = 2  # a file this many times larger or smaller than expected is another file
-LASTING_TRIES = 2  # even "not found" is asked once more: a busy mirror may say it wrongly
-PASSING_STATUS = (408, 416, 425, 429)  # of 4xx: those that another try may fix
-USER_AGENT = "maskperf"
-NETWORK_ERRORS = (OSError, http.client.HTTPException)  # URLError, time-outs and TLS errors are OSErrors
-
-
-@dataclass(frozen=True, kw_only=True)
-class RemoteFile:
-    """A file as its publisher gives it. `about_bytes` is for the space on the disk and to know another file early."""
-
-    name: str
-    url: str
-    md5: str
-    about_bytes: int
+MAX_LASTING_FAILURES = 2  # even "not found" is tried once more: an overloaded mirror may send it by mistake
+PASSING_STATUS = (408, 416, 425, 429)  # the 4xx that another attempt may solve
+PAGE_STARTS = (b"<!doctype html", b"<html")
+RANGE_NOT_SATISFIABLE = 416
 
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """How long a download is tried. A try that brings `progress_bytes` of new content makes the count start again."""
+    """How long a download is retried. An attempt that brings `progress_bytes` of new content resets the count."""
 
     tries: int = 6
     timeout_seconds: float = 30.0  # for the connection, and for each read
     first_wait_seconds: float = 1.0  # doubled after each failure in a row
     longest_wait_seconds: float = 60.0
     progress_bytes: int = 1 << 20
-    slowest_bytes_per_second: float = 1024.0  # a slower connection is given up and made anew
-    window_seconds: float = 60.0  # over which the speed is judged
+    slowest_bytes_per_second: float = 1024.0  # a slower connection is replaced by a new one
+    window_seconds: float = 60.0  # over which the speed is measured
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listener:
-    """Who is told what goes on: sentences, and (what, bytes done, bytes in all or 0 where nobody knows)."""
+    """Receives messages, and progress: (activity, bytes done, bytes in all or 0 where unknown)."""
 
     say: Callable[[str], None]
     advance: Callable[[str, int, int], None]
 
 
-class _Setback(Exception):
-    """A try that failed. Waiting may help, unless it is lasting."""
+@dataclass(frozen=True, kw_only=True)
+class Digests:
+    """Digests of one file in hexadecimal: MD5 because publishers name it, SHA-256 because MD5 can be forged."""
 
-    def __init__(self, text: str, *, is_lasting: bool = False, wait_seconds: float = 0.0):
-        super().__init__("".join(letter if letter.isprintable() else "?" for letter in text))  # it may be a stranger's
-        self.is_lasting = is_lasting
-        self.wait_seconds = wait_seconds
+    md5: str
+    sha256: str
+
+
+def digests_of_file(path: Path, activity: str, listener: Listener) -> Digests:
+    """Return both digests, with progress reported as `activity`."""
+    md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+    done, total = 0, path.stat().st_size
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            md5.update(chunk)
+            sha256.update(chunk)
+            done += len(chunk)
+            listener.advance(activity, done, total)
+    return Digests(md5=md5.hexdigest(), sha256=sha256.hexdigest())
 
 
 def fetch(file: RemoteFile, target: Path, *, listener: Listener, patience: Patience | None = None) -> Digests:
-    """Return the digests of `target`, which is the whole file now. An interrupted call is continued by the next one.
+    """Download `file` to `target` and return its digests; resume what an interrupted call left in `<target>.partial`.
 
-    The bytes so far are in `<target>.partial`. A whole file with a wrong MD5 is removed and fetched once more.
-    Errors: DataError when the network or the server does not give the file, or gives another one twice.
+    Errors: DataError if the file cannot be downloaded, or twice has a wrong MD5.
     """
-    patience = patience or Patience()
-    partial = PartialFile(
-        target, lambda done, total: listener.advance(f"{target.name}: reading what is here", done, total)
-    )
-    found = []
-    for tries_left in (1, 0):
-        _complete(file, partial, patience, listener)
-        digests = partial.digests()
+    partial = _Partial(target)
+    wrong: list[str] = []
+    while len(wrong) < 2:
+        _complete(file, partial, patience or Patience(), listener)
+        digests = digests_of_file(partial.path, f"{file.name}: verifying", listener)
         if digests.md5 == file.md5:
-            partial.keep()
+            partial.finish()
             return digests
-        found.append(digests.md5)
+        wrong.append(digests.md5)
         partial.discard()
-        if tries_left:
-            listener.say(f"{file.name}: MD5 {digests.md5} instead of {file.md5}; removed, and fetched once more")
-    problem = f"Two downloads had a wrong MD5 ({', '.join(found)}) and were removed."
-    raise _problem(file, target, "MD5", f"{found[-1]} instead of {file.md5}", problem)
+        listener.say(f"{file.name}: MD5 {digests.md5} instead of {file.md5}; the download was removed")
+    message = f"Two downloads had a wrong MD5 ({', '.join(wrong)}) and were removed."
+    raise _problem(file, target, "MD5", f"{wrong[-1]} instead of {file.md5}", message)
 
 
-def _complete(file: RemoteFile, partial: PartialFile, patience: Patience, listener: Listener) -> None:
-    """Return nothing when all bytes are there, however many tries that takes."""
+class _Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the bytes of a partial file come from; saved beside them as JSON."""
+
+    url: str
+    validator: Annotated[str, msgspec.Meta(pattern="^[ -~]*$")]  # strong ETag or Last-Modified; empty: neither sent
+    num_bytes: int  # 0: unknown
+
+
+class _Partial:
+    """The bytes of a download so far (`<target>.partial`), and the record of their origin."""
+
+    def __init__(self, target: Path):
+        self.target = target
+        self.path = target.with_name(target.name + PARTIAL_SUFFIX)
+        self.record = self.path.with_name(self.path.name + ".json")
+        try:
+            self.origin = msgspec.json.decode(self.record.read_bytes(), type=_Origin)
+            self.size = self.path.stat().st_size
+        except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
+            self.discard()
+        else:
+            if self.size > self.origin.num_bytes > 0:
+                self.discard()
+
+    @property
+    def is_complete(self) -> bool:
+        return 0 < self.origin.num_bytes == self.size
+
+    def begin(self, origin: _Origin) -> None:
+        """Empty the file and record its new origin."""
+        self.discard()
+        self.origin = origin
+        write_text(self.record, pretty_json(origin))
+
+    def discard(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self.record.unlink(missing_ok=True)
+        self.origin, self.size = _Origin(url="", validator="", num_bytes=0), 0
+
+    def finish(self) -> None:
+        """Give the file its final name."""
+        with open(self.path, "rb+") as file:
+            os.fsync(file.fileno())  # the name must never point to data that a power cut can lose
+        os.replace(self.path, self.target)
+        self.record.unlink(missing_ok=True)
+
+
+class _AttemptFailed(Exception):
+    """An attempt that failed; waiting may help, unless the reason is lasting."""
+
+    def __init__(self, reason: str, *, is_lasting: bool = False, status: int = 0, wait_seconds: float = 0.0):
+        super().__init__(printable(reason))  # it may hold text of the server
+        self.is_lasting = is_lasting
+        self.status = status
+        self.wait_seconds = wait_seconds
+
+
+def _complete(file: RemoteFile, partial: _Partial, patience: Patience, listener: Listener) -> None:
+    """Receive all missing bytes, in as many attempts as `patience` allows."""
     failures, lasting, most_bytes = 0, 0, partial.size
     while not partial.is_complete:
         try:
             _receive(file, partial, patience, listener)
             return
-        except _Setback as setback:
-            if partial.digests().md5 == file.md5:  # whole, though the server announced more
-                return
+        except _AttemptFailed as failure:
+            if failure.status == RANGE_NOT_SATISFIABLE and partial.size:
+                return  # the server has no more bytes than these, whatever length it sent before; the MD5 decides
             has_progress = partial.size - most_bytes >= patience.progress_bytes
             most_bytes = max(most_bytes, partial.size)
             failures = 1 if has_progress else failures + 1
-            lasting += setback.is_lasting
-            if failures >= patience.tries or lasting >= LASTING_TRIES:
-                problem = f"It cannot be downloaded after {failures} {'try' if failures == 1 else 'tries'} in a row."
-                raise _problem(file, partial.target, "download", str(setback), problem) from setback
-            wait_seconds = max(setback.wait_seconds, patience.first_wait_seconds * 2 ** (failures - 1))
+            lasting += failure.is_lasting
+            if failures >= patience.tries or lasting >= MAX_LASTING_FAILURES:
+                message = f"The download failed {failures} time{'s' if failures > 1 else ''} in a row."
+                raise _problem(file, partial.target, "download", str(failure), message) from failure
+            wait_seconds = max(failure.wait_seconds, patience.first_wait_seconds * 2 ** (failures - 1))
             wait_seconds = min(wait_seconds, patience.longest_wait_seconds)
             listener.say(
-                f"{file.name}: {setback}; try {failures + 1} of {patience.tries} in {wait_seconds:.0f} s, "
+                f"{file.name}: {failure}; attempt {failures + 1} of {patience.tries} in {wait_seconds:.0f} s, "
                 f"from byte {partial.size:,} on"
             )
             time.sleep(wait_seconds)
 
 
-def _receive(file: RemoteFile, partial: PartialFile, patience: Patience, listener: Listener) -> None:
-    """Return nothing when the connection brought all that was still missing."""
-    request = urllib.request.Request(file.url, headers=_request_headers(file, partial))
-    with _open(request, partial, patience.timeout_seconds) as response:
-        num_bytes = response.length or 0  # of this answer; 0: not told
-        first = _read(response)
-        _refuse_page(response, first)
-        _refuse_size(file, num_bytes + partial.size if response.status == 206 else num_bytes)
-        _place(file, partial, response, num_bytes=num_bytes, listener=listener)
-        _copy(file, partial, response, first=first, patience=patience, listener=listener)
-    if partial.size < partial.origin.num_bytes:
-        raise _Setback(f"the connection was cut at byte {partial.size:,} of {partial.origin.num_bytes:,}")
-
-
-def _request_headers(file: RemoteFile, partial: PartialFile) -> dict[str, str]:
-    headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
+def _receive(file: RemoteFile, partial: _Partial, patience: Patience, listener: Listener) -> None:
+    """Receive the missing bytes over one connection."""
+    headers = {"User-Agent": "maskperf", "Accept-Encoding": "identity"}
     if partial.size:
         headers["Range"] = f"bytes={partial.size}-"
-        # Another address has other validators for the same bytes; there the MD5 at the end decides.
-        if partial.origin.validator and partial.origin.url == file.url:
+        if partial.origin.validator and partial.origin.url == file.url:  # another mirror has other validators
             headers["If-Range"] = partial.origin.validator
-    return headers
+    request = urllib.request.Request(file.url, headers=headers)
+    with _network_errors():
+        response = urllib.request.build_opener(_Redirects()).open(request, timeout=patience.timeout_seconds)
+    with response:
+        total = response.length or 0  # 0: unknown; it counts down while the answer is read
+        total += partial.size if total and response.status == 206 else 0
+        first = _read(response)
+        _check_answer(file, response, first, total)
+        _align(file, partial, response, total, listener)
+        _copy(file, partial, response, first, patience, listener)
+    if partial.size < partial.origin.num_bytes:
+        raise _AttemptFailed(f"the connection was cut at byte {partial.size:,} of {partial.origin.num_bytes:,}")
 
 
-def _open(request: urllib.request.Request, partial: PartialFile, timeout_seconds: float) -> http.client.HTTPResponse:
+@contextmanager
+def _network_errors() -> Iterator[None]:
+    """Turn the errors of a connection into _AttemptFailed; those of the disk must not pass through here."""
     try:
-        return _opener().open(request, timeout=timeout_seconds)
+        yield
     except HTTPError as error:
         error.close()
-        if error.code == 416:  # the file on the server is shorter than what is here
-            partial.discard()
-        is_lasting = 300 <= error.code < 500 and error.code not in PASSING_STATUS
         wait = error.headers.get("Retry-After", "")
-        text = f"the server answered {error.code} ({' '.join(str(error.reason).split())})"
-        raise _Setback(text, is_lasting=is_lasting, wait_seconds=float(wait) if wait.isdecimal() else 0.0) from error
-    except NETWORK_ERRORS as error:
+        raise _AttemptFailed(
+            f"the server answered {error.code} ({' '.join(str(error.reason).split())})",
+            is_lasting=300 <= error.code < 500 and error.code not in PASSING_STATUS,
+            status=error.code,
+            wait_seconds=float(wait) if wait.isdecimal() else 0.0,
+        ) from error
+    except TimeoutError as error:
+        raise _AttemptFailed("the server sent nothing for too long") from error
+    except (OSError, http.client.HTTPException) as error:  # URLError and TLS errors are OSErrors
         reason = error.reason if isinstance(error, URLError) else error
         is_lasting = isinstance(reason, ssl.SSLCertVerificationError | http.client.InvalidURL)
-        raise _Setback(f"no connection ({reason or type(reason).__name__})", is_lasting=is_lasting) from error
+        raise _AttemptFailed(f"no connection ({reason or type(reason).__name__})", is_lasting=is_lasting) from error
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows a few redirects, from web address to web address, and never from https to http."""
+    """Follows a few redirects to web addresses, and never from https to http."""
 
     max_redirections = 5
 
@@ -163,99 +226,73 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         old, new = urlsplit(req.full_url).scheme, urlsplit(newurl).scheme
         if new != "https" and (old, new) != ("http", "http"):
             fp.close()
-            raise _Setback(f"the server sends from {old} on to {new}, which is not followed", is_lasting=True)
+            raise _AttemptFailed(f"a redirect from {old} to {new} is not followed", is_lasting=True)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _opener() -> urllib.request.OpenerDirector:
-    """Return an opener for http and https alone: a redirect can reach no local file."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        urllib.request.UnknownHandler(),
-        _Redirects(),
-    ):
-        opener.add_handler(handler)
-    return opener
-
-
 def _read(response: http.client.HTTPResponse) -> bytes:
-    try:
-        return response.read1(CHUNK_BYTES)  # what is there; a slow server must not hold up the judgement of its speed
-    except TimeoutError as error:
-        raise _Setback("the server sent nothing for too long") from error
-    except NETWORK_ERRORS as error:
-        raise _Setback(f"the connection broke ({error or type(error).__name__})") from error
+    with _network_errors():
+        return response.read1(CHUNK_BYTES)  # what has arrived; a slow server must not delay the check of its speed
 
 
-def _refuse_page(response: http.client.HTTPResponse, first: bytes) -> None:
-    """Return nothing. A page of words with status 200 is how proxies and lost mirrors say no."""
-    is_page = response.headers.get_content_type() in ("text/html", "application/xhtml+xml")
-    if is_page or re.match(rb"\s*<(!doctype|html|\?xml|head|body)", first[:200], re.IGNORECASE):
-        raise _Setback("the server sent a web page instead of the file", is_lasting=True)
-
-
-def _refuse_size(file: RemoteFile, num_bytes: int) -> None:
+def _check_answer(file: RemoteFile, response: http.client.HTTPResponse, first: bytes, total: int) -> None:
+    """Refuse another file, and the web pages with status 200 that proxies and lost mirrors send."""
+    if response.headers.get_content_type() == "text/html" or first[:200].lstrip().lower().startswith(PAGE_STARTS):
+        raise _AttemptFailed("the server sent a web page instead of the file", is_lasting=True)
     smallest, largest = file.about_bytes // WRONG_SIZE_FACTOR, file.about_bytes * WRONG_SIZE_FACTOR
-    if num_bytes and not smallest <= num_bytes <= largest:
-        text = f"the file on the server has {num_bytes:,} bytes, but about {file.about_bytes:,} are expected"
-        raise _Setback(text, is_lasting=True)
+    if total and not smallest <= total <= largest:
+        reason = f"the file on the server has {total:,} bytes, but about {file.about_bytes:,} are expected"
+        raise _AttemptFailed(reason, is_lasting=True)
 
 
-def _place(
-    file: RemoteFile, partial: PartialFile, response: http.client.HTTPResponse, *, num_bytes: int, listener: Listener
+def _align(
+    file: RemoteFile, partial: _Partial, response: http.client.HTTPResponse, total: int, listener: Listener
 ) -> None:
-    """Return nothing; after it the answer's bytes belong at the end of `partial`, which is emptied if need be."""
-    validator = response.headers.get("ETag", "")
-    if not validator or validator.startswith("W/"):  # weak: not the same bytes for sure
-        validator = response.headers.get("Last-Modified", "")
+    """Make the bytes of the answer belong at the end of `partial`, which is emptied where they do not."""
     if response.status == 206:
-        span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", "").strip())
-        start, total = map(int, span.groups()) if span else (-1, -1)
-        is_same = file.url != partial.origin.url or validator == partial.origin.validator
-        if is_same and start == partial.size > 0 and total == (partial.origin.num_bytes or total):
+        if response.headers.get("Content-Range", "").startswith(f"bytes {partial.size}-"):
             return
         partial.discard()
-        raise _Setback("the file on the server has changed, so it is fetched from its start")
+        raise _AttemptFailed("the server sent another part than the missing one")
     if partial.size:
-        listener.say(f"{file.name}: the server begins again at the start (it cannot continue, or the file has changed)")
-    partial.begin(Origin(url=file.url, validator=validator, num_bytes=num_bytes))
+        listener.say(f"{file.name}: the server starts from byte 0 (it cannot resume, or the file has changed)")
+    validator = response.headers.get("ETag", "")
+    if not validator or validator.startswith("W/"):  # a weak one does not promise the same bytes
+        validator = response.headers.get("Last-Modified", "")
+    partial.begin(_Origin(url=file.url, validator=validator, num_bytes=total))
 
 
 def _copy(
     file: RemoteFile,
-    partial: PartialFile,
+    partial: _Partial,
     response: http.client.HTTPResponse,
-    *,
-    first: bytes,
+    chunk: bytes,
     patience: Patience,
     listener: Listener,
 ) -> None:
-    """Return nothing at the end of the answer, whether or not that is the end of the file."""
-    chunk, window_start, window_bytes = first, time.monotonic(), 0
+    """Append `chunk` and the rest of the answer; stop a server that is too slow, or sends too much."""
+    most_bytes = partial.origin.num_bytes or file.about_bytes * WRONG_SIZE_FACTOR
+    window_start, window_size = time.monotonic(), partial.size
     with open(partial.path, "ab") as out:
         while chunk:
-            if partial.size + len(chunk) > (partial.origin.num_bytes or file.about_bytes * WRONG_SIZE_FACTOR):
+            if partial.size + len(chunk) > most_bytes:
                 partial.discard()
-                raise _Setback("the server sends more than the file can have", is_lasting=True)
-            partial.append(out, chunk)
+                raise _AttemptFailed("the server sends more than the file can have", is_lasting=True)
+            out.write(chunk)
+            partial.size += len(chunk)
             listener.advance(file.name, partial.size, partial.origin.num_bytes)
-            window_bytes += len(chunk)
-            window_seconds = time.monotonic() - window_start
-            if window_seconds >= patience.window_seconds:
-                if window_bytes < patience.slowest_bytes_per_second * window_seconds:
-                    raise _Setback(f"the server sends only {window_bytes / window_seconds:.0f} bytes per second")
-                window_start, window_bytes = time.monotonic(), 0
+            seconds = time.monotonic() - window_start
+            if seconds >= patience.window_seconds:
+                rate = (partial.size - window_size) / seconds
+                if rate < patience.slowest_bytes_per_second:
+                    raise _AttemptFailed(f"the server sends only {rate:.0f} bytes per second")
+                window_start, window_size = time.monotonic(), partial.size
             chunk = _read(response)
 
 
-def _problem(file: RemoteFile, target: Path, field: str, value: str, problem: str) -> DataError:
+def _problem(file: RemoteFile, target: Path, field: str, value: str, message: str) -> DataError:
     fix = (
         f"Check the network and the address; or fetch {file.url} by other means (MD5 {file.md5}) and put it at "
         f"{target}. Then start again."
     )
-    return DataError([Problem(file=str(target), where=file.url, field=field, value=value, message=problem, fix=fix)])
+    return DataError([Problem(file=str(target), where=file.url, field=field, value=value, message=message, fix=fix)])

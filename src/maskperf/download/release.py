@@ -1,21 +1,38 @@
-"""The files of COCO 2017 and of the pretrained backbone: where they are published, and how each one is recognised."""
+"""The files of COCO 2017 and of the pretrained backbone: addresses, MD5 digests, sizes and contents."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from maskperf.data.coco.index import CocoIndex
 from maskperf.data.coco.verify import check_benchmark_counts
-from maskperf.download.download import RemoteFile
-from maskperf.download.unpack import Contents
+
+IMAGE_SUFFIX = ".jpg"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteFile:
+    """A published file; `about_bytes` serves the check of free space and exposes a wrong file early."""
+
+    name: str
+    url: str
+    md5: str
+    about_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Archive:
-    """A zip archive and what is in it."""
+    """A zip archive that holds one folder of files with one suffix."""
 
     file: RemoteFile
-    contents: Contents
-    has_images: bool
+    folder: str
+    suffix: str
+    about_unpacked_bytes: int
+    num_files: int | None = None  # None: any number
+    required_names: tuple[str, ...] = ()
+
+    @property
+    def has_images(self) -> bool:
+        return self.suffix == IMAGE_SUFFIX
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,56 +44,35 @@ class Release:
     check_counts: Callable[[CocoIndex, CocoIndex], list[str]] = check_benchmark_counts
 
 
-def _images(folder: str, num_files: int, *, about_bytes: int, max_bytes: int) -> Contents:
-    return Contents(
-        folder=folder,
-        suffix=".jpg",
-        min_files=num_files,
-        max_files=num_files,
-        about_bytes=about_bytes,
-        max_bytes=max_bytes,
-    )
+def _coco_file(path: str, md5: str, num_bytes: int) -> RemoteFile:
+    url = f"http://images.cocodataset.org/{path}"
+    return RemoteFile(name=path.rpartition("/")[2], url=url, md5=md5, about_bytes=num_bytes)
 
 
 COCO_2017 = Release(
     archives=(
         Archive(
-            file=RemoteFile(
-                name="annotations_trainval2017.zip",
-                url="http://images.cocodataset.org/annotations/annotations_trainval2017.zip",
-                md5="f4bbac642086de4f52a3fdda2de5fa2c",
-                about_bytes=252_907_541,
+            file=_coco_file(
+                "annotations/annotations_trainval2017.zip", "f4bbac642086de4f52a3fdda2de5fa2c", 252_907_541
             ),
-            contents=Contents(
-                folder="annotations",
-                suffix=".json",
-                min_files=2,
-                max_files=16,
-                about_bytes=850_000_000,
-                max_bytes=2_000_000_000,
-                required_names=("instances_train2017.json", "instances_val2017.json"),
-            ),
-            has_images=False,
+            folder="annotations",
+            suffix=".json",
+            about_unpacked_bytes=850_000_000,
+            required_names=("instances_train2017.json", "instances_val2017.json"),
         ),
         Archive(
-            file=RemoteFile(
-                name="val2017.zip",
-                url="http://images.cocodataset.org/zips/val2017.zip",
-                md5="442b8da7639aecaf257c1dceb8ba8c80",
-                about_bytes=815_585_330,
-            ),
-            contents=_images("val2017", 5_000, about_bytes=830_000_000, max_bytes=1_200_000_000),
-            has_images=True,
+            file=_coco_file("zips/val2017.zip", "442b8da7639aecaf257c1dceb8ba8c80", 815_585_330),
+            folder="val2017",
+            suffix=IMAGE_SUFFIX,
+            about_unpacked_bytes=830_000_000,
+            num_files=5_000,
         ),
         Archive(
-            file=RemoteFile(
-                name="train2017.zip",
-                url="http://images.cocodataset.org/zips/train2017.zip",
-                md5="cced6f7f71b7629ddf16f17bbcfab6b2",
-                about_bytes=19_336_861_798,
-            ),
-            contents=_images("train2017", 118_287, about_bytes=19_700_000_000, max_bytes=27_000_000_000),
-            has_images=True,
+            file=_coco_file("zips/train2017.zip", "cced6f7f71b7629ddf16f17bbcfab6b2", 19_336_861_798),
+            folder="train2017",
+            suffix=IMAGE_SUFFIX,
+            about_unpacked_bytes=19_700_000_000,
+            num_files=118_287,
         ),
     ),
     weights=RemoteFile(

@@ -18,9 +18,9 @@ MODULES = [path for path in FILES if path.name != "__init__.py"]
 
 # A part may import itself and every part before it. `__main__` is only a door to cli.
 ORDER = (
-    *("errors", "files", "config", "techniques", "config_limits", "overrides", "seeds", "recipes", "schema", "structures"),
-    *("machine", "ops", "data", "demo", "download", "model", "losses", "engine", "evaluation", "pictures"),
-    *("mlperf", "run", "report", "bench", "cli", "__main__"),
+    *("errors", "files", "config", "techniques", "config_limits", "overrides", "seeds", "recipes"),
+    *("schema", "structures", "machine", "ops", "data", "demo", "download", "model", "losses", "engine"),
+    *("evaluation", "pictures", "mlperf", "run", "report", "bench", "cli", "__main__"),
 )
 # Standing alone: the bug report of cli/main.py and `maskperf --help` must not load anything heavy.
 WITHOUT_TORCH = (

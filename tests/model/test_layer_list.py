@@ -3,10 +3,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from maskperf.techniques import plain, using
 from maskperf.config import ModelConfig
 from maskperf.model.layer_list import LayerRow, format_layers, list_layers
 from maskperf.model.mask_rcnn import MaskRcnn
+from maskperf.techniques import plain, using
 
 SMALL = ModelConfig(
     num_classes=3,

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from maskperf.techniques import Techniques, plain, using
 from maskperf.ops import convolution, winograd
 from maskperf.ops.convolution import Convolution, Pointwise, Winograd, pointwise_pays, winograd_pays
+from maskperf.techniques import Techniques, plain, using
 
 
 def random_tensor(*shape, seed=0, dtype=torch.float64):

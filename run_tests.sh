@@ -12,6 +12,9 @@ here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
 
 cd -- "$here"
 .venv/bin/python -m ruff check .
+.venv/bin/python -m ruff format --check -q .
+.venv/bin/python -m mypy
+.venv/bin/codespell
 # One thread a process: on a busy machine threads that wait for each other cost more than they bring.
 export OMP_NUM_THREADS=1
 .venv/bin/python -m pytest -n 2 --dist loadfile -m 'not slow' "$@"

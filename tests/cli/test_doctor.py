@@ -69,7 +69,7 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path, capsys, monkeypatch):
 
 
 def test_the_probe_of_torch_measures_the_cpu(tmp_path):
-    script = module.Path(module.__file__).with_name("torch_probe.py")
+    script = module.Path(module.__file__).parents[1] / "machine" / "torch_probe.py"
     found = ask_torch([sys.executable, "-P", str(script)])
     assert found.failure is None
     assert found.cpu_gflops > 0.5

@@ -69,7 +69,7 @@ TRAINED = [
     ("22-boxes-as-corners", (), ["11 boxes do not fit their outlines", "corners (x1, y1, x2, y2)"]),
     ("26-pictures-missing", ("data.skip_bad=true",), ["26 images left out (data.skip_bad=true)"]),
     ("30-subset-of-the-pictures", (), ["24 annotations belong to images that are not in `images`: left out"]),
-    ("35-problems-in-both-files", ("data.skip_bad=true",), ["1 annotations left out (data.skip_bad=true), bbox"]),
+    ("35-faults-in-both-files", ("data.skip_bad=true",), ["1 annotations left out (data.skip_bad=true), bbox"]),
     ("41-names-not-ascii", (), []),
     ("42-more-than-100-objects", (MANY,), ["more than 100 objects", "evaluation.max_detections=150"]),
 ]  # fmt: skip
@@ -97,7 +97,7 @@ REFUSED = [
     ("17-very-large-picture", ["very large", "178,956,970 pixels", "data.max_image_pixels=198800000"]),
     ("21-picture-cut-short", ["yard_011.jpg", "yard_102.jpg", "cut short", "2 problems in all"]),
     ("26-pictures-missing", ["and 25 more of this kind", "26 problems in all", "data.skip_bad=true", "in full:"]),
-    ("35-problems-in-both-files", ["train.json: annotation id 1, field bbox[2]", "yard_102.jpg", "3 problems in all"]),
+    ("35-faults-in-both-files", ["train.json: annotation id 1, field bbox[2]", "yard_102.jpg", "3 problems in all"]),
 ]  # fmt: skip
 
 

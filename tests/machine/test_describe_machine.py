@@ -16,6 +16,6 @@ def test_the_whole_machine_is_json_and_does_not_name_the_host(tmp_path):
 
 
 def test_no_module_of_machine_loads_torch():
-    modules = ", ".join(f"maskperf.machine.{name}" for name in ("checks", "gather", "speed", "describe"))
+    modules = ", ".join(f"maskperf.machine.{name}" for name in ("checks", "probe", "speed", "describe"))
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=300, check=False).returncode == 0

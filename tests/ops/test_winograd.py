@@ -52,13 +52,13 @@ def test_output_and_gradients_are_those_of_the_plain_convolution(size):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_rounding_errors_are_within_their_measured_bounds(dtype):
-    """Largest error over largest number: measured 1.4 to 2.3 x 1e-6 in float32 (12 to 20 units)."""
+    """Largest error over largest number: measured 1.4e-6 to 3.2e-6 in float32 (12 to 27 units) on two kinds of CPU."""
     arguments = problem(2, 256, 256, 25, 42)
     results = by_winograd(*(tensor.to(dtype) for tensor in arguments))
     unit = torch.finfo(dtype).eps
     for result, expected in zip(results, plain(*arguments), strict=True):
         error = (result.double() - expected).abs().max() / expected.abs().max()
-        assert error < 25 * unit
+        assert error < 32 * unit
         assert dtype == torch.float64 or error > unit / 10  # the comparison sees rounding at all
 
 

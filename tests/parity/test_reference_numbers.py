@@ -158,13 +158,13 @@ def exact_gradients(batch):
     return gradient_of
 
 
-def test_gradients_of_all_84_parameters_equal_the_reference(losses, model, techniques, numbers, exact_gradients):
+def test_gradients_of_all_84_parameters_equal_the_reference(losses, model, numbers, exact_gradients):
     """Some sums before a rectifier are so near zero that rounding decides their sign, the reference's rounding too.
 
-    With exact sums one gradient of the mask head is 1.41e-3 of its scale away from the reference's. Where a technique's
-    gradient is further than 1e-3 from the reference's, it has to be the exact one, within a hundredth of that.
+    With exact sums one gradient of the mask head is 1.41e-3 of its scale away from the reference's. Where a gradient is
+    further than 1e-3 from the reference's, it has to be the exact one, within 1e-4: which side is taken depends on the
+    CPU's instruction set, and on two kinds of CPU up to 3e-5 were measured.
     """
-    is_plain = techniques == plain()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert sorted(gradients) == sorted(numbers["grad/names"].tolist()) and len(gradients) == 84
     for name, norm, first in zip(numbers["grad/names"], numbers["grad/norms"], numbers["grad/first4"], strict=True):
@@ -173,8 +173,8 @@ def test_gradients_of_all_84_parameters_equal_the_reference(losses, model, techn
         scale = max(float(np.abs(first).max()), float(norm) / gradient.numel() ** 0.5)
         count = min(4, gradient.numel())
         found, wanted, tolerance = gradient.flatten()[:count].numpy(), first[:count], 1e-3 * scale
-        if not is_plain and np.abs(found - wanted).max() > tolerance:
-            wanted, tolerance = exact_gradients(str(name)), 1e-5 * scale
+        if np.abs(found - wanted).max() > tolerance:
+            wanted, tolerance = exact_gradients(str(name)), 1e-4 * scale
             np.testing.assert_allclose(wanted, first[:count], atol=2e-3 * scale, err_msg=str(name))
         np.testing.assert_allclose(found, wanted, atol=tolerance, err_msg=str(name))
 

@@ -241,7 +241,7 @@ def test_two_processes_stop_at_one_step(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])}
     environment["OMP_NUM_THREADS"] = "1"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += [str(TESTS / "runner" / "overlapping_run.py"), str(tmp_path)]
+    command += [str(TESTS / "run" / "overlapping_run.py"), str(tmp_path)]
     words = small_run_words(tmp_path, *TARGETS, "optimizer.max_epochs=3", "system.log_every_steps=1")
     done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr

@@ -88,7 +88,7 @@ def test_a_problem_in_one_of_two_processes_stops_both_and_names_it(tmp_path, pro
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])}
     environment["OMP_NUM_THREADS"] = "1"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += [str(TESTS / "runner" / "stopping_run.py"), problem, str(rank), "2"]
+    command += [str(TESTS / "run" / "stopping_run.py"), problem, str(rank), "2"]
     done = subprocess.run(
         [*command, *small_run_words(tmp_path)], env=environment, capture_output=True, text=True, timeout=240
     )

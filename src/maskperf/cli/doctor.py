@@ -155,7 +155,7 @@ def _entries(situation: Situation, findings: list[Finding]) -> dict[str, object]
 
 def _measure(situation: Situation) -> Situation:
     """Return the situation with everything that has to be tried; a part that fails says so in its check."""
-    probe = ask_torch([sys.executable, "-P", str(Path(__file__).with_name("torch_probe.py"))])
+    probe = ask_torch([sys.executable, "-P", str(Path(__file__).parents[1] / "machine" / "torch_probe.py")])
     situation = replace(situation, torch_probe=probe, picture_speed=_picture_speed(situation))
     return _with_disk_speed(situation)
 

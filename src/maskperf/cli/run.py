@@ -2,15 +2,23 @@
 
 import difflib
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from maskperf.cli.words import asks_for_help
 from maskperf.config import RunConfig
-from maskperf.errors import EXIT_DONE, EXIT_TARGET_MISSED, ConfigError
+from maskperf.errors import EXIT_DONE, EXIT_TARGET_MISSED, ConfigError, LostRunError
 from maskperf.mlperf.rules import refuse_broken_rules
 from maskperf.overrides import validate, with_overrides
 from maskperf.recipes import RECIPES
+from maskperf.run.run_folder import current_run_folder
+
+if TYPE_CHECKING:
+    from maskperf.engine.distributed import Topology
 
 USAGE = "maskperf run RECIPE [runs=N] [processes=N] [key=value ...] [section.key=value ...]"
 EXAMPLES = (
@@ -57,15 +65,54 @@ def run(arguments: list[str]) -> int:
 
         processes = [f"processes={words.processes}"] if words.processes > 1 else []
         pairs = [pair for pair in words.pairs if pair.partition("=")[0].strip() != "run_dir"]
-        return run_series(words.recipe, [*pairs, *processes], runs=words.runs, run_dir=config.run_dir)
+        code = run_series(words.recipe, [*pairs, *processes], runs=words.runs, run_dir=config.run_dir)
+        _write_report()
+        return code
     if words.processes > 1:
         from maskperf.cli.processes import run_processes
 
         return run_processes([words.recipe, *words.pairs], words.processes)
+    from maskperf.engine.distributed import init_topology
     from maskperf.run.loop import run_benchmark
 
-    result = run_benchmark(config)
+    topology = init_topology(config.system.device)
+    with _reported(topology):
+        result = run_benchmark(config, topology)
     return EXIT_DONE if result.status in ("success", "done") else EXIT_TARGET_MISSED
+
+
+@contextmanager
+def _reported(topology: "Topology") -> Iterator[None]:
+    """Write the report of the run inside the `with` block, also of a lost one, before any process leaves the group."""
+    from maskperf.engine.distributed import close_topology, share_from_first
+
+    try:
+        yield
+    except LostRunError:
+        _write_report()
+        share_from_first(None, topology)
+        raise
+    else:
+        _write_report()
+        share_from_first(None, topology)
+    finally:
+        close_topology()
+
+
+def _write_report() -> None:
+    """Write the report of the run or series of this process, if it left results; a problem of the report is shown."""
+    from maskperf.report.write import write_report
+
+    folder = current_run_folder()  # None in all processes but the first
+    if folder is None or not any((*folder.glob("results.json"), *folder.glob("run_*/results.json"))):
+        return
+    try:
+        page, _ = write_report(folder)
+    except Exception as error:  # the result of the run stands, whatever is wrong with its page
+        problem = f"{type(error).__name__}: {error}"
+        print(f"the report could not be written: {problem}. Fix: maskperf report {folder}", file=sys.stderr)
+        return
+    print(f"report: {page}", flush=True)
 
 
 def help_text() -> str:

@@ -132,9 +132,9 @@ def read_run_folder(folder: Path) -> RunFiles:
     )
 
 
-def file_error(path: Path, *, where: str, value: str, problem: str, fix: str = FIX_FILE) -> DataError:
+def file_error(path: Path, *, where: str, value: str, message: str, fix: str = FIX_FILE) -> DataError:
     """Return an error about a file of a run."""
-    return DataError([Problem(file=str(path), where=where, field="content", value=value, message=problem, fix=fix)])
+    return DataError([Problem(file=str(path), where=where, field="content", value=value, message=message, fix=fix)])
 
 
 def _read_bytes(path: Path) -> bytes | None:

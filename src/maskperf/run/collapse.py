@@ -12,7 +12,7 @@ Signs, each against the level (median of the five windows before) and beyond the
 
 Margins on the 109 successes and the plateau of MLPerf Training v3.1 (46,281 windows): sustained rise at most 1.157 (in
 the runs with one image per device; 1.110 elsewhere), drift at most 1.125 (1.067 elsewhere), not one frozen window. The
-five collapses end in a window 1.318 to 36.8 times above the level. tests/guard/test_collapse.py repeats these figures.
+five collapses end in a window 1.318 to 36.8 times above the level. tests/run/test_collapse.py repeats these figures.
 """
 
 import math

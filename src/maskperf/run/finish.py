@@ -8,14 +8,12 @@ import msgspec
 from maskperf.data.coco.categories import with_written_ids
 from maskperf.data.coco.document import CategoryRow
 from maskperf.data.coco.index import read_annotations
-from maskperf.engine.distributed import share_from_first
 from maskperf.evaluation.table import score_entries
 from maskperf.files import pretty_json
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.model.weights import load_model_weights, save_reference_state
 from maskperf.pictures.best_worst import write_picture_entries
 from maskperf.pictures.pictures import grid_from_results
-from maskperf.report.write import write_report
 from maskperf.run.evaluator import Judgement
 from maskperf.run.memory import peak_memory_gib
 from maskperf.run.session import BEST_WEIGHTS_FILE, WEIGHTS_FILE, OpenedData, Session
@@ -50,7 +48,6 @@ def finish(
         drift = session.log.wall_clock_drift_seconds()
         if abs(drift) > 1:
             session.say(f"the wall clock was moved by {drift:.1f} s during the run; no time given here depends on it")
-        page, _ = write_report(session.folder)
         final_table(
             recorder.records,
             box_target=session.config.evaluation.box_target,
@@ -60,8 +57,6 @@ def finish(
             run_folder=session.folder,
             stream=sys.stdout,
         )
-        session.say(f"report: {page}")
-    share_from_first(None, session.topology)  # nobody leaves the group before the first process is done
     return result
 
 

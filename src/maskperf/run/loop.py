@@ -10,7 +10,7 @@ from maskperf.config import RunConfig
 from maskperf.data.images.capacity import batch_capacity
 from maskperf.data.images.sampler import steps_per_epoch
 from maskperf.engine.build import build_model, keep_memory, prepare_steps
-from maskperf.engine.distributed import average_buffers, broadcast_model, init_topology
+from maskperf.engine.distributed import Topology, average_buffers, broadcast_model
 from maskperf.engine.graphs import CapturedSteps
 from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.precision import set_precision
@@ -35,14 +35,13 @@ from maskperf.run.stop import Training, keep_black_box
 from maskperf.techniques import chosen_techniques, using
 
 
-def run_benchmark(config: RunConfig) -> RunResult:
+def run_benchmark(config: RunConfig, topology: Topology) -> RunResult:
     """Return what a run achieved: trains a recipe until its targets are met at one evaluation, or its steps are used.
 
     An epoch is scored while the next one trains; where its verdict ends the run, what was trained beyond is dropped.
     Errors: LostRunError where a number is not finite or the loss collapsed.
     Source: the sequence and cadence of MLPerf Training rules, `tools/train_mlperf.py` of the reference.
     """
-    topology = init_topology(config.system.device)
     with using(chosen_techniques(config.speed)), open_session(config, topology) as session:
         config = session.config
         generate_data(session)

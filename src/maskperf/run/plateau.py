@@ -71,7 +71,7 @@ def find_plateau(
     run that reached its targets at once is done, one without targets misses none, and a lost model
     (`evaluation_collapse`, or nothing but zeros) is no plateau. Evaluations with an unknown AP (None) are passed over.
     `last_decay_step` is 0 where the rate never falls.
-    Measured on MLPerf Training v3.1: tests/guard/test_plateau.py.
+    Measured on MLPerf Training v3.1: tests/run/test_plateau.py.
     """
     known = [(epoch, box, mask) for epoch, box, mask in evaluations if box is not None and mask is not None]
     if not has_targets(box_target, mask_target) or evaluation_collapse(known):

@@ -19,7 +19,6 @@ from maskperf.errors import EXIT_DATA, EXIT_DONE, EXIT_RULE, EXIT_TARGET_MISSED,
 from maskperf.files import pretty_json, write_text
 from maskperf.mlperf.scoring import RUNS, score_minutes
 from maskperf.overrides import word_of_path
-from maskperf.report.write import write_report
 from maskperf.run.run_folder import create_run_folder
 
 SERIES_FILE = "series.json"
@@ -146,9 +145,6 @@ def _show(found: Sequence[SeriesRun], folder: Path, runs: int) -> None:
     console.print(table)
     console.print(series_sentence(found, runs), soft_wrap=True)
     console.print(f"where to look: {folder / SERIES_FILE}", soft_wrap=True)
-    if any(run.minutes is not None for run in found):
-        page, _ = write_report(folder)
-        console.print(f"report: {page}", soft_wrap=True)
 
 
 def _text(value: int | None) -> str:

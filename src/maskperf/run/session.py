@@ -20,7 +20,7 @@ from maskperf.data.images.files import open_split
 from maskperf.data.images.page_cache import forget_all_files, forget_files
 from maskperf.demo.dataset import ensure_demo_dataset
 from maskperf.engine.build import padded_size_hw
-from maskperf.engine.distributed import Topology, close_topology, share_from_first, wait_for_all
+from maskperf.engine.distributed import Topology, share_from_first, wait_for_all
 from maskperf.engine.forward import mask_slots
 from maskperf.errors import ConfigError, DataError, Problem, joined_errors
 from maskperf.evaluation.detection_limit import detection_notices
@@ -122,7 +122,6 @@ def open_session(config: RunConfig, topology: Topology) -> Session:
     folder = create_run_folder(config.run_dir, config.recipe) if topology.is_first else None
     log = MlperfLog(folder / "mlperf.log" if folder else None)
     resources = ExitStack()
-    resources.callback(close_topology)
     resources.callback(log.close)
     session = Session(config=config, topology=topology, folder=folder, log=log, resources=resources)
     resources.callback(session.writer.close)

@@ -10,7 +10,6 @@ import torch
 from maskperf.engine.distributed import gather_to_first, share_from_first
 from maskperf.errors import LostRunError, StorageError
 from maskperf.model.mask_rcnn import MaskRcnn
-from maskperf.report.write import write_report
 from maskperf.run.batches import micro_batches
 from maskperf.run.black_box import Facts, polygon_limits, save_black_box
 from maskperf.run.collapse import evaluation_collapse
@@ -53,9 +52,6 @@ def keep_black_box(session: Session, training: Training, rescues: Callable[[int]
         session.log.abort()
         save_results(session, training.recorder, reason=text)
         session.writer.wait()
-        if session.folder is not None:
-            page, _ = write_report(session.folder)
-            session.say(f"report: {page}")
         text = share_from_first(text, session.topology)  # nobody leaves before the first process has written all
         raise type(error)(text, step=error.step) from error
 

@@ -169,7 +169,7 @@ def test_locate_names_every_missing_path_at_once(tmp_path):
     problems = caught.value.problems
     fields = [problem.field for problem in problems]
     assert fields == ["data.train_json", "data.train_images", "data.val_json", "data.val_images"]
-    problems = [problem.message for problem in problems]
-    assert problems[:2] == ["The file does not exist.", "It is not a folder."]
-    assert problems[2:] == ["It is not a file.", "The folder does not exist."]
+    messages = [problem.message for problem in problems]
+    assert messages[:2] == ["The file does not exist.", "It is not a folder."]
+    assert messages[2:] == ["It is not a file.", "The folder does not exist."]
     assert all(problem.field in problem.fix and str(tmp_path) in problem.value for problem in problems)

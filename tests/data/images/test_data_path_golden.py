@@ -9,7 +9,7 @@ from maskperf.config import DataConfig
 from maskperf.data.coco.index import read_coco
 from maskperf.data.images.loader import load_sample
 
-FOLDER = Path(__file__).parents[1] / "golden" / "data_path"
+FOLDER = Path(__file__).parents[2] / "golden" / "data_path"
 IMAGE_IDS = (2190, 4264, 6005, 7079, 8042, 8116)
 
 

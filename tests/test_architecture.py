@@ -27,7 +27,7 @@ WITHOUT_TORCH = (
     *("errors.py", "config.py", "techniques.py", "config_limits.py", "overrides.py", "seeds.py", "recipes.py"),
     *("run/run_folder.py", "cli/main.py", "cli/help.py", "cli/run.py", "cli/words.py", "__main__.py"),
     *("mlperf/rules.py", "mlperf/read.py", "mlperf/published.py", "run/collapse.py", "run/plateau.py"),
-    *("machine/describe.py", "cli/doctor.py", "machine/torch_probe.py", "report/page.py", "report/summary.py"),
+    *("machine/probe.py", "cli/doctor.py", "machine/torch_probe.py", "report/page.py", "report/summary.py"),
 )
 # Numpy is welcome here, torch is not.
 WITHOUT_TORCH_ALONE = (

@@ -9,8 +9,7 @@ from maskperf.cli import doctor as module
 from maskperf.cli.doctor import ask_torch, doctor, line_of, show_findings
 from maskperf.cli.main import main
 from maskperf.errors import EXIT_DONE, EXIT_USAGE, ConfigError
-from maskperf.machine.finding import note, ok, problem
-from maskperf.machine.situation import DiskSpeed, PictureSpeed, TorchProbe
+from maskperf.machine.facts import DiskSpeed, PictureSpeed, TorchProbe, note, ok, problem
 
 
 def test_quick_says_every_line_with_its_meaning(tmp_path, capsys):
@@ -51,9 +50,9 @@ def test_without_quick_the_measurements_are_shown(tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(module, "_picture_speed", lambda situation: speed)
     doctor(["--run-dir", str(tmp_path)])
     output = capsys.readouterr().out
-    assert "777 pictures/s" in output
+    assert "777 images/s" in output
     assert "321 GFLOP/s" in output
-    assert "55 images/s made ready" in output
+    assert "55 images/s prepared" in output
 
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path, capsys, monkeypatch):

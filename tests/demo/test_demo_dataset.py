@@ -9,7 +9,7 @@ from pycocotools.coco import COCO
 
 from maskperf.demo import dataset as demo_dataset
 from maskperf.demo.dataset import ensure_demo_dataset, holds_own_data, write_demo_dataset
-from maskperf.demo.images import draw_picture
+from maskperf.demo.images import draw_image
 from maskperf.errors import ConfigError, StorageError
 
 # pycocotools' decode predates numpy 2 and says so.
@@ -42,14 +42,14 @@ def test_the_same_settings_give_the_same_bytes(root, tmp_path):
     assert len(digests(root)) == 40 + 3 + 2 + 1
 
 
-def test_another_seed_gives_other_pictures(tmp_path):
+def test_another_seed_gives_other_images(tmp_path):
     write_demo_dataset(tmp_path / "one", **TINY)
     write_demo_dataset(tmp_path / "two", **{**TINY, "seed": 8})
     one, two = digests(tmp_path / "one"), digests(tmp_path / "two")
     assert one.keys() == two.keys() and not set(one.values()) & set(two.values())
 
 
-def test_more_pictures_leave_the_first_ones_as_they_were(root, tmp_path):
+def test_more_images_leave_the_first_ones_as_they_were(root, tmp_path):
     write_demo_dataset(tmp_path / "few", **TINY)
     few, many = digests(tmp_path / "few" / "train2017"), digests(root / "train2017")
     assert few.items() <= many.items() and len(few) == 2
@@ -67,11 +67,11 @@ def test_the_document_has_the_fields_of_coco(root):
     assert all(set(entry) == {"supercategory", "id", "name"} for entry in document["categories"])
 
 
-def test_every_listed_picture_exists_with_its_size_and_name(root, train):
+def test_every_listed_image_exists_with_its_size_and_name(root, train):
     for entry in train.imgs.values():
         assert entry["file_name"] == f"{entry['id']:012d}.jpg"
-        with Image.open(root / "train2017" / entry["file_name"]) as picture:
-            assert picture.size == (entry["width"], entry["height"]) and picture.mode == "RGB"
+        with Image.open(root / "train2017" / entry["file_name"]) as image:
+            assert image.size == (entry["width"], entry["height"]) and image.mode == "RGB"
     assert len(list((root / "train2017").iterdir())) == len(train.imgs) == 40
 
 
@@ -91,21 +91,21 @@ def test_areas_and_boxes_are_those_of_the_rasterised_mask(train):
 
 
 def test_polygons_and_run_lengths_say_exactly_what_is_visible(train):
-    things = [thing for place in range(40) for thing in draw_picture(0, place, 7).things]
-    for entry, thing in zip(train.anns.values(), things, strict=True):
-        np.testing.assert_array_equal(train.annToMask(entry), thing.visible)
+    instances = [instance for index in range(40) for instance in draw_image(0, index, 7).instances]
+    for entry, instance in zip(train.anns.values(), instances, strict=True):
+        np.testing.assert_array_equal(train.annToMask(entry), instance.visible)
 
 
-def test_crowds_are_run_lengths_and_single_things_are_polygons(train):
+def test_crowds_are_run_lengths_and_single_instances_are_polygons(train):
     crowds = [entry for entry in train.anns.values() if entry["iscrowd"]]
     singles = [entry for entry in train.anns.values() if not entry["iscrowd"]]
     assert len(crowds) == 2 and all(set(entry["segmentation"]) == {"counts", "size"} for entry in crowds)
-    for ring in (ring for entry in singles for ring in entry["segmentation"]):
-        assert len(ring) >= 6 and len(ring) % 2 == 0
+    for polygon in (polygon for entry in singles for polygon in entry["segmentation"]):
+        assert len(polygon) >= 6 and len(polygon) % 2 == 0
     assert any(len(entry["segmentation"]) > 1 for entry in singles)
 
 
-def test_some_pictures_hold_nothing(train):
+def test_some_images_hold_nothing(train):
     assert [image_id for image_id in train.imgs if not train.getAnnIds(imgIds=[image_id])] == [2 * 16 + 1]
 
 
@@ -153,7 +153,7 @@ def test_a_broken_demo_json_is_refused(text, tmp_path):
         ensure_demo_dataset(tmp_path, **TINY)
 
 
-def test_a_file_in_the_folders_place_is_refused(tmp_path):
+def test_a_file_in_the_folders_index_is_refused(tmp_path):
     (tmp_path / "data").write_text("text")
     with pytest.raises(StorageError, match="this is a file"):
         ensure_demo_dataset(tmp_path / "data", **TINY)
@@ -201,7 +201,7 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["train_images", "val_images"])
-def test_a_split_without_pictures_is_refused(name, tmp_path):
+def test_a_split_without_images_is_refused(name, tmp_path):
     with pytest.raises(ConfigError, match=f"generate_{name} is 0"):
         write_demo_dataset(tmp_path / "demo", **{**TINY, name: 0})
     assert not (tmp_path / "demo").exists()

@@ -6,8 +6,8 @@ from mlperf_logging.system_desc_checker.system_desc_checker import check_system_
 from synthetic_logs import SYSTEM_FIELDS
 
 from maskperf.errors import ConfigError, DataError
-from maskperf.machine.describe import describe_machine
 from maskperf.machine.facts import CpuFacts, DimmFacts, GpuFacts, GpuGroup, InfinibandFacts, MemoryFacts
+from maskperf.machine.probe import describe_machine
 from maskperf.mlperf.system_description import (
     FIELDS,
     describe_recorded,
@@ -94,7 +94,7 @@ def test_a_run_on_another_machine_is_described_from_what_it_recorded(eight_gpus,
 
 def test_fills_are_read_and_mistakes_named():
     assert read_fills(["cooling=air", "hw_notes=a=b"]) == {"cooling": "air", "hw_notes": "a=b"}
-    with pytest.raises(ConfigError, match="Did you mean cooling"):
+    with pytest.raises(ConfigError, match="did you mean cooling"):
         read_fills(["coolin=air"])
     with pytest.raises(ConfigError, match="--submitter"):
         read_fills(["submitter=me"])

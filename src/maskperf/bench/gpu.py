@@ -14,7 +14,7 @@ import torch
 
 from maskperf.bench.gpu_plan import SECTION_SECONDS, GpuPlan, plan_to_json
 from maskperf.errors import ConfigError
-from maskperf.machine.describe import describe_machine
+from maskperf.machine.probe import describe_machine
 from maskperf.run.environment import describe_environment
 
 SHOWN_ERROR_CHARACTERS = 3000

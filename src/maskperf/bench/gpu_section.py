@@ -22,7 +22,7 @@ from maskperf.bench.gpu_steps import step_rows, switch_rows
 from maskperf.engine.build import best_convolutions
 from maskperf.engine.distributed import claim_gpu
 from maskperf.errors import EXIT_DONE, UserError
-from maskperf.machine.software import installed_version
+from maskperf.machine.probe import installed_version
 from maskperf.ops.kernels.selection import describe
 
 CEILING_SIDES = {"cuda": 8192, "cpu": 64}

@@ -10,7 +10,7 @@ from maskperf.bench.measure import Spread
 from maskperf.bench.plan import Plan
 from maskperf.bench.session import CaseResult, SideResult
 from maskperf.bench.switches import loss_difference
-from maskperf.machine.describe import describe_machine
+from maskperf.machine.probe import describe_machine
 from maskperf.overrides import differences
 from maskperf.recipes import coco
 

@@ -17,9 +17,8 @@ from maskperf.cli.words import WordParser, asks_for_help, path_word, read_words
 from maskperf.config import DataConfig, RunConfig
 from maskperf.errors import EXIT_DONE, EXIT_USAGE, ConfigError
 from maskperf.machine.checks import examine
-from maskperf.machine.finding import NOTE, OK, PROBLEM, Finding
+from maskperf.machine.facts import NOTE, OK, PROBLEM, Environment, Finding, PictureSpeed, TorchProbe
 from maskperf.machine.probe import gather, is_writable_folder
-from maskperf.machine.situation import PictureSpeed, Situation, TorchProbe
 from maskperf.machine.sources import run_program
 from maskperf.overrides import validate, with_overrides
 from maskperf.recipes import coco
@@ -139,7 +138,7 @@ def _table(findings: list[Finding]) -> Table:
     return table
 
 
-def _entries(situation: Situation, findings: list[Finding]) -> dict[str, object]:
+def _entries(situation: Environment, findings: list[Finding]) -> dict[str, object]:
     """Return what --json prints; the configuration and the pins of the checkout are left out."""
     facts = {
         name: asdict(value) if value is not None else None
@@ -153,7 +152,7 @@ def _entries(situation: Situation, findings: list[Finding]) -> dict[str, object]
     return {"findings": [asdict(finding) for finding in findings], **facts}
 
 
-def _measure(situation: Situation) -> Situation:
+def _measure(situation: Environment) -> Environment:
     """Return the situation with everything that has to be tried; a part that fails says so in its check."""
     probe = ask_torch([sys.executable, "-P", str(Path(__file__).parents[1] / "machine" / "torch_probe.py")])
     situation = replace(situation, torch_probe=probe, picture_speed=_picture_speed(situation))
@@ -174,7 +173,7 @@ def ask_torch(command: list[str]) -> TorchProbe:
     )
 
 
-def _picture_speed(situation: Situation) -> PictureSpeed:
+def _picture_speed(situation: Environment) -> PictureSpeed:
     """Return how fast one thread makes pictures ready, with the functions that a run uses."""
     import numpy as np
     import simplejpeg
@@ -199,11 +198,11 @@ def _picture_speed(situation: Situation) -> PictureSpeed:
     )
 
 
-def _with_disk_speed(situation: Situation) -> Situation:
+def _with_disk_speed(situation: Environment) -> Environment:
     """Return the situation with the speed of the disk of the data, or why there is none."""
     from maskperf.machine.speed import measure_disk
 
-    place = Path(situation.data_storage.path)
+    place = Path(situation.machine.storage.path)
     if not is_writable_folder(place):
         return replace(
             situation, disk_speed_missing=f"this user may not write at {place}; a small file is needed there"

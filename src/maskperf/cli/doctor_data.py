@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from maskperf.config import DataConfig
 from maskperf.errors import MAX_PROBLEMS_SHOWN, Problem, problems_by_kind
-from maskperf.machine.finding import Finding, note, ok, problem
+from maskperf.machine.facts import Finding, note, ok, problem
 
 SPLIT_WORDS = {"train": "training", "val": "validation"}
 PROGRESS_SECONDS = 10.0

@@ -1,7 +1,7 @@
-"""Loads torch, tries it, and prints what it found as one line of JSON.
+"""Loads torch, measures it, and prints the results as one line of JSON.
 
-The doctor starts this file as a process of its own: a torch or a driver that hangs or crashes must not take the doctor
-down. It therefore imports nothing of maskperf.
+The doctor starts this file as a process of its own, so that a torch or a driver that hangs or crashes does not take the
+doctor down. It therefore imports nothing of maskperf.
 """
 
 import json

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 import maskperf.config
-from maskperf.machine.memory import system_memory_gib
+from maskperf.machine.hardware import system_memory_gib
+from maskperf.machine.probe import installed_version
 from maskperf.machine.processor import describe_cpu, usable_physical_cores
-from maskperf.machine.software import installed_version
 
 PACKAGES = ("maskperf", "torch", "numpy", "pycocotools", "hotcoco", "mlperf-logging")
 

@@ -19,7 +19,7 @@ def test_every_case_has_a_summary_and_its_scripts_exist():
     assert [peer.script for case in CASES for peer in case.peers if not (PEERS / peer.script).is_file()] == []
 
 
-def test_each_benchmark_has_its_own_number_of_images_unless_told(tmp_path):
+def test_each_benchmark_has_its_own_number_of_images_by_default(tmp_path):
     plan = Plan(config=coco(), cache=tmp_path)
     assert plan.images_of("step") == IMAGES_OF_BATCH
     assert plan.images_of("scored") == 5000

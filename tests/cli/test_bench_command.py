@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from maskperf.bench import gpu
-from maskperf.bench.gpu_plan import GpuPlan
 from maskperf.bench.measure import spread_of
+from maskperf.bench.plan import GpuPlan
 from maskperf.bench.view import spread_text
 from maskperf.cli.bench import bench, default_cache
 from maskperf.errors import EXIT_DONE, ConfigError, StorageError

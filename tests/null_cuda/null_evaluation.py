@@ -9,7 +9,7 @@ from null_command_line import ignore_numbers
 from null_device import recording
 from null_steps import CANVAS_HW
 
-from maskperf.bench.gpu_plan import GpuPlan
+from maskperf.bench.plan import GpuPlan
 from maskperf.config import EvaluationConfig
 from maskperf.engine.build import build_model
 from maskperf.engine.distributed import Topology, claim_gpu

@@ -2,11 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from maskperf.bench.child import our_side
-from maskperf.bench.plan import CASES, Plan, inputs_of_case
-from maskperf.bench.session import CaseResult, Say, compare
 from maskperf.config import RunConfig, SpeedConfig
 from maskperf.techniques import TECHNIQUE_NAMES
 
@@ -26,11 +22,7 @@ class Technique:
 # In the order in which they are switched on. Not here: aspect_buckets and device_preprocessing, which decide what
 # batches there are and not what a step does with one.
 TECHNIQUES = (
-    Technique(
-        name=PRECISION,
-        summary="bfloat16 products, float32 weights",
-        devices=("cuda",),
-    ),
+    Technique(name=PRECISION, summary="bfloat16 products, float32 weights", devices=("cuda",)),
     Technique(
         name="folded_batch_norm",
         summary="frozen batch norm inside the weights, frozen stages keep nothing",
@@ -54,7 +46,7 @@ TECHNIQUES = (
     ),
     Technique(
         name="packed_positives",
-        summary="RoI heads on the places in use; in captured steps the mask head on as many as usual",
+        summary="RoI heads on the slots in use; in captured steps the mask head on as many as usual",
         devices=("cpu", "cuda"),
     ),
     Technique(name="sparse_mask_targets", summary="polygons meet only the columns they cross", devices=("cpu",)),
@@ -66,23 +58,11 @@ TECHNIQUES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the waterfall."""
+    """One row of the waterfall."""
 
     name: str
     summary: str
     config: RunConfig
-
-
-def measure_switches(plan: Plan, folder: Path, say: Say) -> CaseResult:
-    """Return one side for each row, the first with all switches off; all of them measured in turn."""
-    case = next(case for case in CASES if case.task == "step")
-    inputs = case.make_inputs(plan, folder)
-    rows = waterfall(plan.config, plan.device)
-    work = [
-        (our_side(row.name), case.task, inputs | inputs_of_case(plan, case, row.config) | {"summary": row.summary})
-        for row in rows
-    ]
-    return CaseResult(benchmark="switches", case=case.name, sides=compare(work, plan, optional=set(), say=say))
 
 
 def waterfall(config: RunConfig, device: str) -> list[Row]:

@@ -138,11 +138,16 @@ def _bench(choices: argparse.Namespace, folder: Path, arguments: list[str]) -> N
     """Return nothing, after everything was measured, shown and written."""
     from dataclasses import replace
 
-    from maskperf.bench.demo import measure_demo
     from maskperf.bench.plan import CASES, refuse_other_network
-    from maskperf.bench.session import better_ceiling, check_peers, measure_case, measure_ceiling
+    from maskperf.bench.session import (
+        better_ceiling,
+        check_peers,
+        measure_case,
+        measure_ceiling,
+        measure_demo,
+        measure_switches,
+    )
     from maskperf.bench.startup import measure_startup
-    from maskperf.bench.switches import measure_switches
     from maskperf.bench.view import everything, show_ceiling, show_results, show_switches
 
     names = _names(choices)
@@ -192,12 +197,12 @@ def _bench_gpu(choices: argparse.Namespace, folder: Path, arguments: list[str]) 
         raise ConfigError(f"{GPU} cannot be measured with {what}. Fix: maskperf bench {GPU} [--peer] [--json FILE]")
 
     from maskperf.bench.gpu import measure
-    from maskperf.bench.gpu_plan import GpuPlan
-    from maskperf.bench.gpu_view import show
+    from maskperf.bench.plan import GpuPlan
+    from maskperf.bench.view import show_gpu
 
     chosen = {name: value for name in ("repeats", "threads") if (value := getattr(choices, name))}
     found = measure(GpuPlan(peer_python=_peer_python(choices), **chosen), folder, _say)
-    show(_console(), found)
+    show_gpu(_console(), found)
     if choices.json:
         _write_json(Path(choices.json), {"command": ["maskperf", "bench", *arguments], **found})
 

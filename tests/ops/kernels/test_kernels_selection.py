@@ -7,7 +7,7 @@ import torch
 from golden_reference import flat_polygons
 
 from maskperf.bench.gpu_kernels import gpu_kernel_rows
-from maskperf.bench.gpu_plan import GpuPlan
+from maskperf.bench.plan import GpuPlan
 from maskperf.errors import ConfigError
 from maskperf.model import patches
 from maskperf.ops import matching, nms, ranking, rasterize, roi_align, sampling

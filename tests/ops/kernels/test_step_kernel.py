@@ -5,8 +5,8 @@ import pytest
 import torch
 from kernel_device import DEVICE
 
-from maskperf.bench.gpu_plan import GpuPlan
 from maskperf.bench.gpu_steps import synthetic_batch
+from maskperf.bench.plan import GpuPlan
 from maskperf.config import ModelConfig
 from maskperf.engine.build import build_model
 from maskperf.engine.forward import training_losses

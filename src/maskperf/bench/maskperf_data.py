@@ -1,4 +1,4 @@
-"""Our side of the benchmarks of data: pictures to batches, annotations to an index, detections to scores."""
+"""maskperf in the benchmarks of data: images to batches, annotations to an index, detections to scores."""
 
 import os
 import subprocess
@@ -34,11 +34,10 @@ READ_ONCE = (
     "read_coco(Path(sys.argv[1]), Path('.'), training=True)"
 )
 READ_SECONDS = 900.0
-DECODED_ALONE = "decoded alone"
 
 
 def loader(inputs: dict) -> tuple[Callable[[], None], dict]:
-    """Return one pass over all pictures by one thread: to batches of a CPU, or decoded alone, as for a GPU."""
+    """Return one pass over all images by one thread: to batches of a CPU, or only decoded, as for a GPU."""
     torch.set_num_threads(1)
     config = from_json_text(inputs["config"])
     images_per_batch = inputs["images_per_batch"]
@@ -46,7 +45,7 @@ def loader(inputs: dict) -> tuple[Callable[[], None], dict]:
     index = read_coco(path, path.parent, training=True)
     data = replace(config.data, loader_threads=1, prefetch_batches=1)
     aspect_buckets = chosen_techniques(config.speed).aspect_buckets
-    feeding = Feeding(aspect_buckets=aspect_buckets, raw_pictures=inputs["case"] == DECODED_ALONE)
+    feeding = Feeding(aspect_buckets=aspect_buckets, raw_pictures=inputs["case"] == "decoded alone")
     batches = TrainingLoader(index, data, seed=1, rank=0, world=1, images_per_rank=images_per_batch, feeding=feeding)
     steps = len(index.image_ids) // images_per_batch
 
@@ -60,47 +59,51 @@ def loader(inputs: dict) -> tuple[Callable[[], None], dict]:
 
 
 def index(inputs: dict) -> tuple[Callable[[], None], dict]:
-    """Return one reading of a large JSON: under a name never seen before, or under one that was read already."""
+    """Return one reading of a large JSON: under a new name, or under one that was read before."""
     torch.set_num_threads(inputs["threads"])
     path = Path(inputs["large_json"])
     facts = {"mib": path.stat().st_size / 2**20}
-    if inputs["case"] == "later read":
-        # by another process: the memory of the first reading must not count here
-        subprocess.run([sys.executable, "-c", READ_ONCE, str(path)], check=True, timeout=READ_SECONDS)
-        return lambda: _read(path), facts
 
-    def work() -> None:
-        # The folder lies beside the file: a link to it costs nothing there, and is a name without a history.
+    def read_again() -> None:
+        read_coco(path, path.parent, training=True)
+
+    def read_first() -> None:
+        # The folder lies beside the file: a hard link costs nothing there, and is a name that no cache knows.
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             link = Path(folder) / path.name
             os.link(path, link)
-            _read(link)
+            read_coco(link, path.parent, training=True)
 
-    return work, facts
-
-
-def _read(path: Path) -> None:
-    read_coco(path, path.parent, training=True)
+    if inputs["case"] == "first read":
+        return read_first, facts
+    # In another process: the memory of the first reading must not count here.
+    subprocess.run([sys.executable, "-c", READ_ONCE, str(path)], check=True, timeout=READ_SECONDS)
+    return read_again, facts
 
 
 def scored(inputs: dict) -> tuple[Callable[[], dict], dict]:
-    """Return one scoring of the box and mask results of a whole validation split."""
+    """Return one evaluation of the box and mask results of a whole validation split."""
+    truth, seconds = _ground_truth(inputs)
+    table = _read_results(inputs["boxes"], inputs["masks"])
+    facts = {"items": len(truth.image_sizes_hw), "item": "images", "truth_seconds": seconds}
+    return lambda: _aps(truth, table), facts
+
+
+def _ground_truth(inputs: dict) -> tuple[GroundTruth, float]:
+    """Return the ground truth and the seconds of reading it, with what is only read when it is needed."""
     start = time.perf_counter()
     truth = GroundTruth(inputs["large_json"])
-    score(truth, [], [], engine="fast")  # reads what is only read when it is needed
-    truth_seconds = time.perf_counter() - start
-    table = _read_results(inputs["boxes"], inputs["masks"])
+    score(truth, [], [], engine="fast")
+    return truth, time.perf_counter() - start
 
-    def work() -> dict:
-        scores = score(truth, BoxResults(table), MaskResults(table), engine="fast")
-        return {"box_ap": scores.box_ap, "mask_ap": scores.mask_ap}
 
-    facts = {"items": len(truth.image_sizes_hw), "item": "images", "truth_seconds": truth_seconds}
-    return work, facts
+def _aps(truth: GroundTruth, table: ResultTable) -> dict[str, float]:
+    scores = score(truth, BoxResults(table), MaskResults(table), engine="fast")
+    return {"box_ap": scores.box_ap, "mask_ap": scores.mask_ap}
 
 
 def _read_results(box_file: str, mask_file: str) -> ResultTable:
-    """Return the results in the form in which the network's predictions come."""
+    """Return the results in the form of the network's predictions."""
     boxes = msgspec.json.decode(Path(box_file).read_bytes())
     masks = [entry["segmentation"] for entry in msgspec.json.decode(Path(mask_file).read_bytes())]
     # Trap: pycocotools' area fails for more than 255 masks at once.
@@ -116,30 +119,26 @@ def _read_results(box_file: str, mask_file: str) -> ResultTable:
 
 
 def detected(inputs: dict) -> tuple[Callable[[], dict], dict]:
-    """Return one way of all detections, as the network leaves them, to the scores of boxes and masks."""
+    """Return one pass over all detections, from the network's output to the scores of boxes and masks."""
     torch.set_num_threads(inputs["threads"])
-    truth = GroundTruth(inputs["large_json"])
-    score(truth, [], [], engine="fast")  # reads what is only read when it is needed
+    truth, _ = _ground_truth(inputs)
     with np.load(inputs["detections"]) as arrays:
-        found = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    pairs = [
-        _one_image({name: rows[number : number + 1] for name, rows in found.items()})
-        for number in range(len(found["boxes"]))
-    ]
+        found = {name: torch.from_numpy(arrays[name]).split(1) for name in arrays.files}
+    outputs = [_output(dict(zip(found, rows, strict=True))) for rows in zip(*found.values(), strict=True)]
     category_ids = np.array(sorted(truth.category_names))
 
     def work() -> dict:
         start = time.perf_counter()
-        table = without_repeats(joined([to_coco_results(*pair, category_ids)[0].table for pair in pairs]))
+        tables = [to_coco_results(*output, category_ids)[0].table for output in outputs]
+        table = without_repeats(joined(tables))
         coded_seconds = time.perf_counter() - start
-        scores = score(truth, BoxResults(table), MaskResults(table), engine="fast")
-        return {"box_ap": scores.box_ap, "mask_ap": scores.mask_ap, "coded_seconds": coded_seconds}
+        return _aps(truth, table) | {"coded_seconds": coded_seconds}
 
-    return work, {"items": len(pairs), "item": "images"}
+    return work, {"items": len(outputs), "item": "images"}
 
 
-def _one_image(rows: dict[str, torch.Tensor]) -> tuple[Detections, EvaluationBatch]:
-    """Return what the network leaves of one image; the picture itself is not needed any more."""
+def _output(rows: dict[str, torch.Tensor]) -> tuple[Detections, EvaluationBatch]:
+    """Return the network's output for one image; the pixels themselves are not needed any more."""
     detections = Detections(
         boxes=rows["boxes"],
         scores=rows["scores"],

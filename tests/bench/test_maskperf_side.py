@@ -1,4 +1,4 @@
-"""Our side of every benchmark, in this process and tiny."""
+"""maskperf's side of every benchmark, in this process and tiny."""
 
 from dataclasses import replace
 
@@ -6,15 +6,13 @@ import pytest
 import torch
 from small_batches import SMALL
 
-from maskperf.bench.ours_data import detected, index, loader, scored
-from maskperf.bench.ours_demo import demo_chunk
-from maskperf.bench.ours_model import infer, read_batch, step
-from maskperf.bench.ours_operators import mask_targets, nms, roi_align
+from maskperf.bench.maskperf_data import detected, index, loader, scored
+from maskperf.bench.maskperf_network import demo_chunk, infer, read_batch, step
+from maskperf.bench.maskperf_operators import mask_targets, nms, roi_align
 from maskperf.bench.peers.sharpen import PASSING_PER_IMAGE, passing, sharpen
 from maskperf.bench.plan import LEARNING_RATE
 from maskperf.bench.synthetic import POOLS, write_batch, write_candidates, write_mask_rois, write_pyramid
-from maskperf.bench.synthetic_coco import large_json, write_pictures
-from maskperf.bench.synthetic_results import result_files, write_detections
+from maskperf.bench.synthetic_coco import large_json, result_files, write_detections, write_images
 from maskperf.config import SpeedConfig, SystemConfig
 from maskperf.overrides import to_json_text
 from maskperf.recipes import coco
@@ -41,7 +39,7 @@ def inputs(folder, case="", **more):
     config = coco()
     data = replace(config.data, short_side=64, long_side=96)
     config = replace(config, model=SMALL, data=data, system=SystemConfig(device="cpu"))
-    told = {
+    shared = {
         "case": case,
         "threads": 1,
         "device": "cpu",
@@ -49,7 +47,7 @@ def inputs(folder, case="", **more):
         "learning_rate": LEARNING_RATE,
         "batch": str(folder / "batch.npz"),
     }
-    return told | more
+    return shared | more
 
 
 def test_a_step_works_on_positive_rois_and_hardly_moves_the_losses(folder):
@@ -107,7 +105,7 @@ def test_boxes_are_suppressed(folder, case):
 
 def test_polygons_become_targets(folder):
     path = folder / "mask_rois.npz"
-    write_mask_rois(path, folder / "batch.npz", size_hw=SIZE_HW, seed=0)
+    write_mask_rois(path, batch=folder / "batch.npz", size_hw=SIZE_HW, seed=0)
     work, facts = mask_targets(inputs(folder, mask_rois=str(path)))
     assert 0.3 < facts["filled_share"] < 0.9
     assert work() is None
@@ -117,8 +115,8 @@ def test_polygons_become_targets(folder):
 
 
 @pytest.mark.parametrize("case", ["one thread", "decoded alone"])
-def test_pictures_become_batches(folder, tmp_path, case):
-    path = write_pictures(tmp_path, images=4, seed=0)
+def test_images_become_batches(folder, tmp_path, case):
+    path = write_images(tmp_path, images=4, seed=0)
     work, facts = loader(inputs(folder, case, pictures_json=str(path), images_per_batch=2))
     assert facts == {"items": 4, "item": "images"}
     assert work() is None
@@ -144,7 +142,7 @@ def test_results_are_scored(folder, tmp_path):
 
 def test_detections_become_scores(folder, tmp_path):
     path = large_json(tmp_path, images=3, seed=2)
-    write_detections(tmp_path / "detections.npz", path, seed=0)
+    write_detections(tmp_path / "detections.npz", truth_json=path, seed=0)
     given = inputs(folder, large_json=str(path), detections=str(tmp_path / "detections.npz"))
     work, facts = detected(given)
     assert facts == {"items": 3, "item": "images"}
@@ -155,7 +153,7 @@ def test_detections_become_scores(folder, tmp_path):
 
 
 def test_training_goes_on_from_chunk_to_chunk_on_the_same_batches_for_all(folder, tmp_path):
-    write_pictures(tmp_path, images=8, seed=0)
+    write_images(tmp_path, images=8, seed=0)
     config = coco()
     json_path = str(tmp_path / "instances.json")
     data = replace(config.data, train_json=json_path, train_images=str(tmp_path), short_side=64, long_side=96)

@@ -1,4 +1,4 @@
-"""Our side of the benchmarks of single operators."""
+"""maskperf in the benchmarks of single operators."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskperf.bench.ours_model import read_batch
+from maskperf.bench.maskperf_network import read_batch
 from maskperf.bench.run_lengths import as_run_lengths
 from maskperf.bench.synthetic import POOLED_LEVELS, POOLS, STRIDES
 from maskperf.engine.build import keep_memory
@@ -19,9 +19,11 @@ from maskperf.structures import SampledRois, to_device
 
 IOU_OF_GROUPS = {"levels": 0.7, "classes": 0.5}
 
+Work = tuple[Callable[[], object], dict]
 
-def roi_align(inputs: dict) -> tuple[Callable[[], None], dict]:
-    """Return one pooling of the boxes of all images from four levels, with the backward pass if asked for."""
+
+def roi_align(inputs: dict) -> Work:
+    """Return one pooling of the boxes of all images from four levels, with the backward pass if the case has it."""
     device = _start(inputs)
     pool, direction = inputs["case"].split()
     size, _ = POOLS[pool]
@@ -29,32 +31,34 @@ def roi_align(inputs: dict) -> tuple[Callable[[], None], dict]:
         features = [torch.from_numpy(arrays[f"level_{number}"]) for number in range(POOLED_LEVELS)]
         boxes = torch.from_numpy(arrays[f"boxes_{pool}"]).to(device)
     features = [feature.to(device, memory_format=torch.channels_last) for feature in features]
-    facts = {"items": boxes.shape[0] * boxes.shape[1], "item": "boxes"}
-    if direction == "forward":
-        return _without_gradient(lambda: pyramid_roi_align(features, boxes, size=size, strides=_strides())), facts
     for feature in features:
-        feature.requires_grad_()
+        feature.requires_grad_(direction != "forward")
 
-    def work() -> None:
-        pooled = pyramid_roi_align(features, boxes, size=size, strides=_strides())
+    def forward() -> Tensor:
+        return pyramid_roi_align(features, boxes, size=size, strides=STRIDES[:POOLED_LEVELS])
+
+    def forward_and_backward() -> None:
+        pooled = forward()
         torch.autograd.grad(pooled, features, torch.ones_like(pooled))
 
-    return work, facts
+    facts = {"items": boxes.shape[0] * boxes.shape[1], "item": "boxes"}
+    return _without_gradient(forward) if direction == "forward" else forward_and_backward, facts
 
 
-def nms(inputs: dict) -> tuple[Callable[[], None], dict]:
+def nms(inputs: dict) -> Work:
     """Return one suppression of all groups of boxes, as after the RPN (levels) or at the end (classes)."""
     device = _start(inputs)
     groups = inputs["case"]
     with np.load(inputs["candidates"]) as arrays:
-        boxes = torch.from_numpy(arrays[f"{groups}_boxes"]).to(device)
-        valid = torch.from_numpy(arrays[f"{groups}_valid"]).to(device)
-    kept = int(nms_sorted(boxes, valid, IOU_OF_GROUPS[groups]).sum())
-    facts = {"items": int(valid.sum()), "item": "boxes", "kept": kept}
-    return _without_gradient(lambda: nms_sorted(boxes, valid, IOU_OF_GROUPS[groups])), facts
+        boxes, valid = (torch.from_numpy(arrays[f"{groups}_{name}"]).to(device) for name in ("boxes", "valid"))
+
+    def work() -> Tensor:
+        return nms_sorted(boxes, valid, IOU_OF_GROUPS[groups])
+
+    return _without_gradient(work), {"items": int(valid.sum()), "item": "boxes", "kept": int(work().sum())}
 
 
-def mask_targets(inputs: dict) -> tuple[Callable[[], None], dict]:
+def mask_targets(inputs: dict) -> Work:
     """Return the targets of all RoIs, 28 x 28 each, of polygons or of the same masks as run lengths."""
     device = _start(inputs)
     batch = read_batch(inputs["batch"])
@@ -69,9 +73,12 @@ def mask_targets(inputs: dict) -> tuple[Callable[[], None], dict]:
             valid=torch.ones(arrays["slots"].shape, dtype=torch.bool),
         )
     rois = to_device(rois, device)
-    share = float(targets_of_rois(rois, targets, MASK_SIZE).float().mean())
-    facts = {"items": rois.valid.numel(), "item": "RoIs", "filled_share": share}
-    return _without_gradient(lambda: targets_of_rois(rois, targets, MASK_SIZE)), facts
+
+    def work() -> Tensor:
+        return targets_of_rois(rois, targets, MASK_SIZE)
+
+    facts = {"items": rois.valid.numel(), "item": "RoIs", "filled_share": float(work().float().mean())}
+    return _without_gradient(work), facts
 
 
 def _start(inputs: dict) -> torch.device:
@@ -79,10 +86,6 @@ def _start(inputs: dict) -> torch.device:
     device = init_topology(inputs["device"]).device
     keep_memory(device)
     return device
-
-
-def _strides() -> tuple[int, ...]:
-    return STRIDES[:POOLED_LEVELS]
 
 
 def _without_gradient(operator: Callable[[], Tensor]) -> Callable[[], None]:

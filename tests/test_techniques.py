@@ -1,9 +1,10 @@
 import threading
+from typing import get_args
 
 import pytest
 import torch
 
-from maskperf.config import SpeedConfig
+from maskperf.config import SpeedConfig, TechniqueName
 from maskperf.ops.products import own_class_logits
 from maskperf.techniques import TECHNIQUE_NAMES, Techniques, active, chosen_techniques, plain, using
 
@@ -23,6 +24,10 @@ def names_of(techniques):
 )
 def test_a_configuration_chooses_the_techniques(speed, off):
     assert names_of(chosen_techniques(speed)) == set(TECHNIQUE_NAMES) - set(off)
+
+
+def test_the_configuration_knows_every_technique():
+    assert get_args(TechniqueName) == TECHNIQUE_NAMES
 
 
 def test_blocks_nest_and_an_error_ends_its_block():

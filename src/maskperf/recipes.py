@@ -1,7 +1,10 @@
 """A run is a named function: each returns one complete configuration."""
 
+import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
 
 from maskperf.config import (
     DataConfig,
@@ -65,81 +68,64 @@ def coco() -> RunConfig:
     )
 
 
-def _convergence_point(
-    batch_size: int,
-    *,
-    learning_rate: float,
-    decay_steps: tuple[int, int],
-    warmup_steps: int,
-    warmup_factor: float,
-    proposals: int = 6000,
-) -> RunConfig:
-    """Return a published reference convergence point (mlperf_logging, training_3.1.0/rcps_maskrcnn.json)."""
-    base = coco()
-    optimizer = replace(
-        base.optimizer,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        decay_steps=decay_steps,
-        warmup_method="mlperf_linear",
-        warmup_steps=warmup_steps,
-        warmup_factor=warmup_factor,
-        max_steps=2 * decay_steps[1],
-    )
-    model = replace(base.model, proposals_train=proposals)
-    return replace(base, recipe=f"coco_batch_{batch_size}", optimizer=optimizer, model=model)
+@dataclass(frozen=True, kw_only=True)
+class ReferencePoint:
+    """A reference convergence point: how many epochs the reference implementation needed with these settings."""
+
+    learning_rate: float
+    decay_steps: tuple[int, int]
+    warmup_steps: int
+    warmup_factor: float
+    proposals: int
+    epochs: tuple[int, ...]  # to both targets, for each run
 
 
-def coco_batch_8() -> RunConfig:
-    return _convergence_point(
-        8,
-        learning_rate=0.01,
-        decay_steps=(144000, 192000),
-        warmup_steps=500,
-        warmup_factor=2e-5,
-        proposals=1000,
-    )
+@cache
+def reference_points() -> dict[int, ReferencePoint]:
+    """Return the reference convergence points of round 3.1 by batch size, ascending.
+
+    Source: mlperf-logging, rcp_checker/training_3.1.0/rcps_maskrcnn.json.
+    """
+    table = resources.files("mlperf_logging") / "rcp_checker" / "training_3.1.0" / "rcps_maskrcnn.json"
+    points = {}
+    for record in json.loads(table.read_text(encoding="utf-8")).values():
+        settings = record["Hyperparams"]
+        points[record["BS"]] = ReferencePoint(
+            learning_rate=settings["opt_base_learning_rate"],
+            decay_steps=tuple(settings["opt_learning_decay_steps"]),
+            warmup_steps=settings["opt_learning_rate_warmup_steps"],
+            warmup_factor=settings["opt_learning_rate_warmup_factor"],
+            proposals=settings["num_image_candidates"],
+            epochs=tuple(record["Epochs to converge"]),
+        )
+    return dict(sorted(points.items()))
 
 
-def coco_batch_48() -> RunConfig:
-    """Warm-up over 625 = 0.06 / 9.6e-5 steps: the 800 of the published table would make the first rates negative."""
-    return _convergence_point(
-        48, learning_rate=0.06, decay_steps=(24000, 32000), warmup_steps=625, warmup_factor=9.6e-5
-    )
+def _coco_batch(batch_size: int) -> Callable[[], RunConfig]:
+    """Return the recipe of a reference convergence point."""
 
+    def recipe() -> RunConfig:
+        """A published reference convergence point."""
+        base, point = coco(), reference_points()[batch_size]
+        optimizer = replace(
+            base.optimizer,
+            batch_size=batch_size,
+            learning_rate=point.learning_rate,
+            decay_steps=point.decay_steps,
+            warmup_method="mlperf_linear",
+            # 625 = 0.06 / 9.6e-5: the 800 steps published for batch 48 would make the first rates negative.
+            warmup_steps=625 if batch_size == 48 else point.warmup_steps,
+            warmup_factor=point.warmup_factor,
+            max_steps=2 * point.decay_steps[1],
+        )
+        model = replace(base.model, proposals_train=point.proposals)
+        return replace(base, recipe=f"coco_batch_{batch_size}", optimizer=optimizer, model=model)
 
-def coco_batch_64() -> RunConfig:
-    return _convergence_point(64, learning_rate=0.08, decay_steps=(18000, 24000), warmup_steps=800, warmup_factor=1e-4)
-
-
-def coco_batch_96() -> RunConfig:
-    return _convergence_point(
-        96, learning_rate=0.12, decay_steps=(12000, 16000), warmup_steps=625, warmup_factor=1.92e-4
-    )
-
-
-def coco_batch_128() -> RunConfig:
-    return _convergence_point(
-        128, learning_rate=0.16, decay_steps=(9000, 12000), warmup_steps=625, warmup_factor=2.56e-4
-    )
-
-
-def coco_batch_256() -> RunConfig:
-    return _convergence_point(
-        256, learning_rate=0.24, decay_steps=(5625, 7500), warmup_steps=1800, warmup_factor=1.33e-4
-    )
+    return recipe
 
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
-    function.__name__: function
-    for function in (
-        demo,
-        coco,
-        coco_batch_8,
-        coco_batch_48,
-        coco_batch_64,
-        coco_batch_96,
-        coco_batch_128,
-        coco_batch_256,
-    )
+    "demo": demo,
+    "coco": coco,
+    **{f"coco_batch_{batch_size}": _coco_batch(batch_size) for batch_size in (8, 48, 64, 96, 128, 256)},
 }

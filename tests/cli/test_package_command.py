@@ -8,7 +8,7 @@ from maskperf.cli.package import package
 from maskperf.errors import EXIT_DONE, EXIT_RULE, ConfigError, DataError, RuleError, StorageError
 from maskperf.mlperf import checkers
 from maskperf.overrides import to_json_text
-from maskperf.recipes import coco_batch_96
+from maskperf.recipes import RECIPES
 
 OTHER_MACHINE = {
     "cpu_model": "Xeon of elsewhere",
@@ -69,7 +69,7 @@ def test_fields_are_filled_from_words_and_from_a_file(tmp_path):
 def test_runs_of_another_machine_are_not_described_as_this_one(tmp_path, capsys):
     series = write_series(tmp_path / "series")
     (series / "run_0" / "environment.json").write_text(json.dumps(OTHER_MACHINE))
-    (series / "run_0" / "config.json").write_text(to_json_text(coco_batch_96()))
+    (series / "run_0" / "config.json").write_text(to_json_text(RECIPES["coco_batch_96"]()))
     assert package(_words(tmp_path, series)) == EXIT_DONE
     assert "another machine" in capsys.readouterr().out
     description = _description(tmp_path)

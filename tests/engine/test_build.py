@@ -7,8 +7,8 @@ from test_captured import ALONE, Repeater
 
 from maskperf.config import DataConfig, OptimizerConfig, RunConfig
 from maskperf.data.coco.index import read_coco
-from maskperf.data.images.canvas import canvas_buckets
-from maskperf.data.images.loader import Feeding, TrainingLoader, static_canvases
+from maskperf.data.images.buckets import bucket_sizes
+from maskperf.data.images.loader import Feeding, TrainingLoader, static_buckets
 from maskperf.data.images.raw_images import prepare_images
 from maskperf.engine.build import best_convolutions, build_model, prepare_steps, synthetic_batch, warm_up
 from maskperf.engine.capacity import fixed_capacity
@@ -121,7 +121,7 @@ def test_a_step_recorded_on_synthetic_batches_takes_those_of_the_loader(raw_pict
     model, _ = build_model(replace(SMALL, num_classes=81), seed=6)
     gradients, recorder = Gradients(model, ALONE), Repeater()
     captured = CapturedSteps(model, [fixed_capacity(2)], gradients=gradients, recorder=recorder, say=print)
-    canvases = static_canvases(data, feeding)
+    canvases = static_buckets(data, feeding)
     synthetic = [synthetic_batch(data, canvas_hw, 2, raw_pictures=raw_pictures) for canvas_hw in canvases]
     captured.record([prepare_images(batch, CPU) for batch in synthetic], parts=1)
     loader = TrainingLoader(index, data, seed=1, rank=0, world=1, images_per_rank=2, feeding=feeding)
@@ -174,7 +174,7 @@ def test_on_a_gpu_every_canvas_is_recorded_before_the_first_step(micro_batches):
     config = RunConfig(recipe="demo", data=DATA, optimizer=optimizer)
     captured = prepare_steps(model, config, images=2, topology=topology, say=said.append)
     assert not torch.backends.cudnn.benchmark
-    canvases = canvas_buckets(DATA)
+    canvases = bucket_sizes(DATA)
     num_recorded = 2 * len(canvases) * micro_batches  # with places for the usual number of masks, and for all
     assert said == [f"captured steps: {num_recorded} recorded, each with room for 96 objects an image"]
     for canvas_hw in canvases:

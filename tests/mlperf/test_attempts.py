@@ -2,7 +2,7 @@ import pytest
 from synthetic_logs import by_time, later, log_records, log_text, record, up_to
 
 from maskperf.mlperf.attempts import HEAD, find_attempts
-from maskperf.mlperf.log_lines import parse_records
+from maskperf.mlperf.read import parse_records
 
 WHOLE = log_records()  # 94 lines
 AGAIN = later(log_records(seed=7), 40)

@@ -129,7 +129,7 @@ def test_a_wrong_order_is_refused_and_named(tmp_path, moved, before):
     taken = [entry for entry in records if entry["key"] in moved]
     rest = [entry for entry in records if entry["key"] not in moved]
     place = next(index for index, entry in enumerate(rest) if entry["key"] == before)
-    _refused(_judge(tmp_path, [*rest[:place], *taken, *rest[place:]]), moved[0], "before")
+    _refused(_judge(tmp_path, [*rest[:place], *taken, *rest[place:]]), moved[0], "stands ")
 
 
 def test_an_init_start_behind_run_start_is_refused(tmp_path):
@@ -140,7 +140,7 @@ def test_an_init_start_behind_run_start_is_refused(tmp_path):
 
 def test_a_block_before_run_start_is_refused(tmp_path):
     block = record("block_start", None, 0, first_epoch_num=1, epoch_count=1)
-    _refused(_judge(tmp_path, [block, *log_records()]), "block_start", "before run_start")
+    _refused(_judge(tmp_path, [block, *log_records()]), "block_start", "after run_start")
 
 
 @pytest.mark.parametrize(("key", "field"), WITHOUT_METADATA)
@@ -189,23 +189,23 @@ def test_a_torn_line_is_refused(tmp_path):
 
 
 def test_a_finding_that_nobody_knows_is_shown_as_it_is():
-    verdict = checkers.judge_compliance("WARNING -  The moon is full\nERROR - FAILED\n")
+    verdict = checkers.compliance_verdict("WARNING -  The moon is full\nERROR - FAILED\n")
     (finding,) = verdict.findings
     assert finding.text == "The moon is full" and finding.refuses and finding.explanation == ""
 
 
 @pytest.mark.parametrize("output", ["", "Killed\n", "INFO - Running compliance on file: SUCCESS\n"])
 def test_without_the_word_success_nothing_is_accepted(output):
-    assert checkers.judge_compliance(output).accepted is False
-    assert checkers.judge_compliance(output).findings
-    assert not checkers.PackageVerdict(verdicts=checkers.judge_package(output), scaling_factors={}).accepted
+    assert checkers.compliance_verdict(output).accepted is False
+    assert checkers.compliance_verdict(output).findings
+    assert not checkers.PackageVerdict(verdicts=checkers.package_verdicts(output), scaling_factors={}).accepted
 
 
 @pytest.mark.parametrize("changes", [{}, {"seed": LEFT_OUT, "submission_org": ""}, {"eval_accuracy": {"bbox": 1}}])
 def test_a_process_of_its_own_says_the_same_as_in_process(tmp_path, slow_way, changes):
     path = write_log(tmp_path / "a.txt", **changes)
     whole = checkers.check_compliance(path)
-    alone = checkers.judge_compliance(
+    alone = checkers.compliance_verdict(
         run_in_process("compliance_checker", ["--usage", "training", "--ruleset", "3.1.0", str(path)]),
         checkers.lines_with_a_record(path),
     )

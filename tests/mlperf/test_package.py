@@ -12,8 +12,15 @@ import maskperf
 from maskperf.cli.main import main
 from maskperf.errors import ConfigError, RuleError, StorageError
 from maskperf.mlperf.checkers import check_package
-from maskperf.mlperf.package import PackageContents, check_name, check_set, find_source, write_package, write_scaling
-from maskperf.mlperf.package_texts import run_words
+from maskperf.mlperf.package import (
+    PackageContents,
+    check_name,
+    check_set,
+    find_source,
+    run_arguments,
+    write_package,
+    write_scaling,
+)
 from maskperf.mlperf.read import read_log
 from maskperf.overrides import with_overrides
 from maskperf.recipes import RECIPES
@@ -121,7 +128,7 @@ def test_the_words_of_a_run_with_its_configuration_hold_no_places(tmp_path):
     log = read_log(write_log(tmp_path / "a.txt", recipe="coco_batch_96"))
     places = ["data.root=/home/me/coco", "model.backbone_weights=/home/me/R-50.pkl", "run_dir=/home/me/x", "seed=5"]
     config = with_overrides(RECIPES["coco_batch_96"](), [*places, "optimizer.learning_rate=0.1", "data.shuffle=false"])
-    words = run_words(log, config, 8)
+    words = run_arguments(log, config, 8)
     assert words == ["coco_batch_96", "processes=8", "data.shuffle=false", "optimizer.learning_rate=0.1"]
 
 

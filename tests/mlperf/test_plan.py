@@ -1,29 +1,134 @@
+import itertools
+import math
 import statistics
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from maskperf.errors import ConfigError
 from maskperf.mlperf import plan as plan_module
-from maskperf.mlperf.plan import PlanQuestion, batch_sizes, check_against_published, choose_batch_size, make_plan
+from maskperf.mlperf.convergence import (
+    EpochForecast,
+    failing_share,
+    forecast_epochs,
+    forecast_series,
+    reference_decay_epoch,
+)
+from maskperf.mlperf.plan import PlanQuestion, batch_sizes, check_against_published, fit_overheads, make_plan
 from maskperf.mlperf.plan_limits import assumptions, limits
 from maskperf.mlperf.published import published_systems
 
 
-def all_given(**changes):
-    """Return a question in which nothing is left to be learnt from others."""
-    given = {
-        "accelerators": 8,
-        "images_per_second": 100.0,
-        "batch_size": 96,
-        "evaluation_images_per_second": 250.0,
-        "start_seconds": 10.0,
-        "tail_seconds": 3.0,
-        "init_seconds": 60.0,
-        "epochs": 14.0,
-        "failing_share": 0.0,
-    }
-    return PlanQuestion(**{**given, **changes})
+def ask(**changes):
+    """Return a question in which the epochs of a run are known."""
+    return PlanQuestion(**{"accelerators": 8, "images_per_second": 100.0, "batch_size": 96, "epochs": 14.0, **changes})
+
+
+def mean_of(forecast):
+    assert sum(share for _, share in forecast.levels) == pytest.approx(1)
+    return sum(epochs * share for epochs, share in forecast.levels)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "mean"), [(8, 12.7), (64, 14.6), (96, 14.05), (128, 14.0), (256, 17.1), (272, 17.1)]
+)
+def test_epochs_at_a_reference_point_are_those_of_its_runs(batch_size, mean):
+    assert mean_of(forecast_epochs(batch_size, ())) == pytest.approx(mean)
+
+
+def test_published_runs_of_the_same_schedule_count_too():
+    assert "74 runs" in forecast_epochs(96, published_systems()).sentence  # 20 of the reference, 54 published
+    # Of the ten published with batch 256, five have the decays of the reference point.
+    assert "15 runs" in forecast_epochs(256, published_systems()).sentence
+
+
+@pytest.mark.parametrize("batch_size", [20, 110, 192, 264])
+def test_epochs_between_two_reference_points_are_interpolated(batch_size):
+    forecast = forecast_epochs(batch_size, ())
+    batches = (8, 48, 64, 96, 128, 256, 272)
+    low = max(batch for batch in batches if batch < batch_size)
+    high = min(batch for batch in batches if batch > batch_size)
+    weight = (batch_size - low) / (high - low)
+    wanted = (1 - weight) * mean_of(forecast_epochs(low, ())) + weight * mean_of(forecast_epochs(high, ()))
+    assert mean_of(forecast) == pytest.approx(wanted, abs=0.05)  # 20 levels stand for all runs
+    assert f"batch {low} and batch {high}" in forecast.sentence
+
+
+def test_epochs_outside_the_reference_points():
+    assert forecast_epochs(2, ()).levels == forecast_epochs(8, ()).levels
+    assert "below batch 8 there is no reference point" in forecast_epochs(2, ()).sentence
+    with pytest.raises(ConfigError, match=r"no reference point above batch 272.*Fix"):
+        forecast_epochs(273, published_systems())
+
+
+@pytest.mark.parametrize(("batch_size", "epoch"), [(8, 13.10), (96, 13.09), (128, 13.09), (256, 16.34), (272, 16.34)])
+def test_last_decay_of_the_reference_points_is_after_the_published_epoch(batch_size, epoch):
+    assert reference_decay_epoch(batch_size) == pytest.approx(epoch, abs=0.01)
+
+
+def test_another_schedule_is_looked_up_or_moves_the_end():
+    forecast = forecast_epochs(110, published_systems(), last_decay_step=16000)
+    assert forecast.levels == ((14.0, 0.125), (15.0, 0.375), (16.0, 0.5))
+    assert "8 published runs" in forecast.sentence and mean_of(forecast_epochs(110, published_systems())) < 14.5
+    usual = forecast_epochs(128, ())
+    later = forecast_epochs(128, (), last_decay_step=12000 + 3 * 917)
+    assert mean_of(later) == pytest.approx(mean_of(usual) + 3) and "moved by 3.0" in later.sentence
+    assert forecast_epochs(128, (), last_decay_step=8000).levels == usual.levels  # an earlier decay gains nothing
+
+
+@pytest.mark.parametrize("failing", [0.0, 0.05, 0.4])
+def test_score_of_five_is_that_of_all_series_counted_one_by_one(failing):
+    levels = ((13.0, 0.2), (14.0, 0.5), (20.0, 0.3))
+    outcomes = [*((epochs, share * (1 - failing)) for epochs, share in levels), (math.inf, failing)]
+    total = valid = 0.0
+    for series in itertools.product(outcomes, repeat=5):
+        share = math.prod(part for _, part in series)
+        middle = sorted(epochs for epochs, _ in series)[1:4]
+        if math.inf not in middle:
+            total += share * sum(middle) / 3
+            valid += share
+    found = forecast_series(EpochForecast(levels=levels, sentence=""), failing)
+    assert found.mean_epochs == pytest.approx(total / valid)
+    assert found.void_share == pytest.approx(1 - valid)
+    assert found.void_share == pytest.approx(1 - (1 - failing) ** 5 - 5 * failing * (1 - failing) ** 4)
+    assert 13 <= found.low_epochs < found.mean_epochs < found.high_epochs <= 20
+
+
+def test_quantiles_are_those_of_the_runs():
+    forecast = EpochForecast(levels=((12.0, 0.05), (13.0, 0.9), (20.0, 0.05)), sentence="")
+    assert [forecast.quantile(share) for share in (0.05, 0.06, 0.95, 0.96)] == [12, 13, 13, 20]
+
+
+def test_six_of_115_published_runs_failed():
+    assert failing_share(published_systems()) == pytest.approx(6 / 115)
+
+
+def with_synthetic_minutes(system, *, ratio, start_seconds, tail_seconds):
+    """Return the system with runs that take exactly what a program with these overheads would take."""
+    spare = max(0, system.accelerators - system.batch_size)
+    rate = ratio * system.images_per_second
+    runs = []
+    for run in system.runs:
+        evaluation = 5000 / (spare * rate) if spare else run.epochs * 5000 / (system.accelerators * rate)
+        seconds = run.epochs * run.median_epoch_seconds + evaluation + start_seconds / system.nodes + tail_seconds
+        runs.append(msgspec.structs.replace(run, minutes=seconds / 60))
+    return msgspec.structs.replace(system, runs=tuple(runs))
+
+
+def test_overheads_that_made_the_runs_are_found_again():
+    truth = {"ratio": 1.7, "start_seconds": 50.0, "tail_seconds": 2.5}
+    found = fit_overheads(tuple(with_synthetic_minutes(system, **truth) for system in published_systems()))
+    assert found.images_evaluated_per_trained == pytest.approx(1.7)
+    assert (found.start_node_seconds, found.tail_seconds) == (pytest.approx(50.0), pytest.approx(2.5))
+    assert found.largest_error == pytest.approx(0, abs=1e-9)
+
+
+def test_fit_to_the_published_runs_makes_sense():
+    found = fit_overheads(published_systems())
+    assert 1 < found.images_evaluated_per_trained < 4  # a forward pass, against forward and backward
+    assert found.start_node_seconds > found.tail_seconds > 0
+    assert 0 < found.largest_error < 0.03
 
 
 def test_scores_of_published_systems_are_predicted_from_the_others():
@@ -39,81 +144,56 @@ def test_scores_of_published_systems_are_predicted_from_the_others():
 
 def test_nothing_but_the_rate_of_a_system_itself_enters_its_prediction(monkeypatch):
     before = check_against_published()
-    changed_index = 11
-    system = published_systems()[changed_index]
-    runs = tuple(replace(run, minutes=3 * run.minutes, epochs=30, init_seconds=9000.0) for run in system.runs)
     changed = list(published_systems())
-    changed[changed_index] = replace(system, runs=runs, score_minutes=1.0, learning_rate=9.0)
+    change = msgspec.structs.replace
+    runs = tuple(change(run, minutes=3 * run.minutes, epochs=30, init_seconds=9000.0) for run in changed[11].runs)
+    changed[11] = change(changed[11], runs=runs, score_minutes=1.0)
     monkeypatch.setattr(plan_module, "published_systems", lambda: tuple(changed))
     after = check_against_published()
-    assert after[changed_index].predicted_minutes == before[changed_index].predicted_minutes
-    assert after[changed_index].published_minutes == 1.0
+    assert after[11].predicted_minutes == before[11].predicted_minutes
+    assert after[11].published_minutes == 1.0
     assert after[0].predicted_minutes != before[0].predicted_minutes  # but it is learnt from for the others
 
 
 def test_minutes_are_what_the_parts_add_up_to():
-    plan = make_plan(all_given())
-    step_seconds = 96 / (8 * 100)
-    epoch_seconds = 1222 * step_seconds + 5000 / (8 * 250)
-    assert plan.steps_per_epoch == 1222
-    assert plan.times.step_ms == pytest.approx(1000 * step_seconds)
-    assert plan.run_minutes.expected == pytest.approx((10 + 3 + 14 * epoch_seconds) / 60)
+    plan, overheads = make_plan(ask()), fit_overheads(published_systems())
+    epoch_seconds = 1222 * 0.12 + 5000 / (8 * 100 * overheads.images_evaluated_per_trained)
+    once_seconds = overheads.start_node_seconds + overheads.tail_seconds
+    assert plan.steps_per_epoch == 1222 and plan.times.step_ms == pytest.approx(1000 * 96 / (8 * 100))
+    assert plan.run_minutes.expected == pytest.approx((once_seconds + 14 * epoch_seconds) / 60)
     assert plan.score_minutes == plan.run_minutes  # every run takes 14 epochs
-    assert plan.void_share == 0
     assert plan.score_minutes.low < plan.score_minutes.expected < plan.score_minutes.high
-
-
-@pytest.mark.parametrize(
-    ("changes", "more_seconds"),
-    [
-        ({"scoring_seconds": 4.0}, 14 * 4.0),
-        ({"init_seconds": 1800.0}, 0),  # the closed division does not time half an hour
-        ({"init_seconds": 1830.0}, 30),
-        ({"start_seconds": 15.0}, 5),
-        ({"epochs": 15.0}, 1222 * 0.12 + 2.5),
-    ],
-)
-def test_a_longer_part_lengthens_the_run_by_as_much(changes, more_seconds):
-    before, after = make_plan(all_given()).run_minutes.expected, make_plan(all_given(**changes)).run_minutes.expected
-    assert 60 * (after - before) == pytest.approx(more_seconds, abs=1e-6)
+    on_two_nodes = make_plan(ask(accelerators_per_node=4)).times
+    assert on_two_nodes.start_seconds == pytest.approx(overheads.start_node_seconds / 2)
 
 
 def test_all_reduce_costs_only_what_does_not_fit_behind_a_step():
     # A ring of 8 sends 7/8 of all gradients twice: 44,125,173 parameters of 4 bytes, over 1 GiB/s.
     ring_ms = 1000 * 2 * 7 / 8 * 44_125_173 * 4 / 2**30
-    slow = make_plan(all_given(interconnect_gib_per_second=1.0)).times
+    slow = make_plan(ask(interconnect_gib_per_second=1.0)).times
     assert slow.exchange_ms == pytest.approx(ring_ms)
     assert slow.exposed_exchange_ms == pytest.approx(ring_ms - 0.5 * 120)
     assert slow.step_ms == pytest.approx(120 + ring_ms - 60)
-    unhidden = make_plan(all_given(interconnect_gib_per_second=1.0, overlap_share=0.0, gradient_bytes=2)).times
-    assert unhidden.step_ms == pytest.approx(120 + ring_ms / 2)
-    fast = make_plan(all_given(interconnect_gib_per_second=100.0)).times
+    fast = make_plan(ask(interconnect_gib_per_second=100.0)).times
     assert (fast.exposed_exchange_ms, fast.step_ms) == (0, pytest.approx(120))
-    assert make_plan(all_given()).times.exchange_ms is None
-    alone = make_plan(all_given(accelerators=1, batch_size=8, interconnect_gib_per_second=1.0))
-    assert alone.times.exchange_ms == 0
+    assert make_plan(ask()).times.exchange_ms is None
+    assert make_plan(ask(accelerators=1, batch_size=8, interconnect_gib_per_second=1.0)).times.exchange_ms == 0
 
 
 def test_devices_without_an_image_evaluate_beside_the_others_and_once_at_the_end():
-    plan = make_plan(all_given(accelerators=128, batch_size=96, images_per_second=50.0))
+    plan, tail_seconds = make_plan(ask(accelerators=128)), make_plan(ask()).times.tail_seconds
+    times = plan.times
     assert (plan.training_devices, plan.images_per_device) == (96, 1)
-    assert plan.times.evaluation_is_beside
-    assert plan.times.evaluation_seconds == 0
-    assert plan.times.tail_seconds == pytest.approx(3 + 5000 / (32 * 250))
-
-
-def test_one_device_without_an_image_is_too_slow_to_evaluate_alone():
-    plan = make_plan(all_given(accelerators=97, batch_size=96, images_per_second=1000.0))
-    assert not plan.times.evaluation_is_beside
-    assert plan.times.evaluation_seconds == pytest.approx(5000 / (97 * 250))
-    assert plan.times.tail_seconds == 3
-
-
-def test_evaluation_beside_training_that_cannot_keep_up_makes_training_wait():
-    # An epoch takes 1222 * 10 ms, 5000 images on two devices 12.3 s, and the scores another 3 s.
-    plan = make_plan(all_given(accelerators=98, batch_size=96, evaluation_images_per_second=203.0, scoring_seconds=3.0))
-    assert plan.times.evaluation_is_beside
-    assert plan.times.evaluation_seconds == pytest.approx(5000 / (2 * 203) + 3 - 12.22)
+    assert times.evaluation_is_beside and times.evaluation_seconds == 0
+    last_seconds = 5000 / (32 * times.evaluation_images_per_second)
+    assert times.tail_seconds == pytest.approx(tail_seconds + last_seconds)
+    # Two devices need longer for 5,000 images than the others for an epoch, so training waits.
+    times = make_plan(ask(accelerators=98)).times
+    beside_seconds = 5000 / (2 * times.evaluation_images_per_second)
+    assert times.evaluation_is_beside == (beside_seconds - times.epoch_seconds < 5000 / (98 * 100))
+    alone = make_plan(ask(accelerators=97)).times
+    assert not alone.evaluation_is_beside and alone.tail_seconds == tail_seconds
+    assert alone.evaluation_seconds == pytest.approx(5000 / (97 * alone.evaluation_images_per_second))
 
 
 @pytest.mark.parametrize(
@@ -134,25 +214,14 @@ def test_evaluation_beside_training_that_cannot_keep_up_makes_training_wait():
     ],
 )
 def test_batch_size_is_a_reference_point_that_the_devices_can_share(accelerators, sizes):
-    assert batch_sizes(accelerators, 12) == sizes
-    chosen = choose_batch_size(accelerators, 12)
-    assert chosen == batch_sizes(accelerators, 12)[-1]
-    assert chosen <= 12 * accelerators
-    assert make_plan(PlanQuestion(accelerators=accelerators, images_per_second=100.0)).batch_size == chosen
+    assert batch_sizes(accelerators) == sizes
+    chosen = make_plan(PlanQuestion(accelerators=accelerators, images_per_second=100.0)).batch_size
+    assert chosen == sizes[-1] <= 12 * accelerators
 
 
-def test_more_room_on_a_device_allows_a_larger_batch():
-    assert choose_batch_size(8, 12) == 96
-    assert choose_batch_size(8, 16) == 128
-    assert choose_batch_size(8, 34) == 272
-
-
-def test_a_batch_that_cannot_be_shared_is_refused_with_those_that_can():
+def test_batches_that_cannot_be_used_are_refused():
     with pytest.raises(ConfigError, match="--batch-size 96.*7 devices.*91 or 98"):
         make_plan(PlanQuestion(accelerators=7, images_per_second=100.0, batch_size=96))
-
-
-def test_a_batch_without_reference_point_needs_the_epochs():
     question = PlanQuestion(accelerators=512, images_per_second=94.0, batch_size=512)
     with pytest.raises(ConfigError, match="--epochs"):
         make_plan(question)
@@ -173,13 +242,12 @@ def test_limits_of_1024_devices_name_those_that_have_nothing_to_do():
 
 
 def test_limits_name_what_takes_the_time():
-    plan = make_plan(all_given(interconnect_gib_per_second=0.5, scoring_seconds=30.0, init_seconds=3600.0))
-    text = "\n".join(limits(plan))
-    for words in ("all-reduce: ", "evaluation: training stands still", "1800 s beyond", "training steps: "):
-        assert words in text
-    assert "start and end" not in text  # 13 s of more than an hour
-    assert "images per device" not in text
-    assert "reference point" not in text
+    text = "\n".join(limits(make_plan(ask(interconnect_gib_per_second=0.5))))
+    assert "all-reduce: " in text and "training steps: " in text
+    assert "start and end" not in text and "images per device" not in text and "reference point" not in text
+    plan = make_plan(ask(accelerators=96, images_per_second=1000.0))
+    text = "\n".join(limits(replace(plan, times=replace(plan.times, evaluation_seconds=1.0))))
+    assert "start and end: " in text and "evaluation: training stands still" in text
 
 
 def test_limits_name_a_batch_size_that_would_be_faster_at_the_same_rate():
@@ -189,9 +257,8 @@ def test_limits_name_a_batch_size_that_would_be_faster_at_the_same_rate():
     assert not any("would score" in sentence for sentence in limits(other, (plan,)))
 
 
-def test_assumptions_say_what_was_given_and_what_was_fitted():
-    question = PlanQuestion(accelerators=8, images_per_second=186.0)
-    fitted, given = assumptions(question, make_plan(question)), assumptions(all_given(), make_plan(all_given()))
-    assert sum("fitted to the published runs" in sentence for sentence in fitted) == 3
-    assert not any("fitted" in sentence for sentence in given)
-    assert any("250 images/s per device (given" in sentence for sentence in given)
+def test_assumptions_name_what_was_given_and_what_was_fitted():
+    question = ask(interconnect_gib_per_second=2.0)
+    text = "\n".join(assumptions(question, make_plan(question)))
+    assert text.count("fitted to the published runs") == 3
+    assert "given with --epochs" in text and "2 GiB/s" in text

@@ -117,7 +117,7 @@ def test_the_demo_is_refused_with_every_broken_rule_named():
     assert message.startswith("recipe demo with mlperf.division=closed:") and "Fix:" in message
     for result in (result for result in check_rules(closed("demo")) if not result.kept):
         assert f"{result.field}={result.value}: the rule '{result.rule}' allows {result.allowed}" in message
-    assert "data.generate=true: the rule 'no synthetic pictures' allows false" in message
+    assert "data.generate=true: the rule 'no synthetic images' allows false" in message
     assert "evaluation.box_target=0.55: the rule 'box target' allows 0.377" in message
 
 

@@ -94,7 +94,7 @@ def test_a_run_on_another_machine_is_described_from_what_it_recorded(eight_gpus,
 
 def test_fills_are_read_and_mistakes_named():
     assert read_fills(["cooling=air", "hw_notes=a=b"]) == {"cooling": "air", "hw_notes": "a=b"}
-    with pytest.raises(ConfigError, match="Did you mean cooling"):
+    with pytest.raises(ConfigError, match="did you mean cooling"):
         read_fills(["coolin=air"])
     with pytest.raises(ConfigError, match="--submitter"):
         read_fills(["submitter=me"])

@@ -26,7 +26,7 @@ def packed(cases: list[tuple], canvas_hw: tuple[int, int], seed: int = 0) -> tup
         [case[4] for case in cases],
         canvas_hw=canvas_hw,
         means_bgr=MEANS_BGR,
-        ring=BufferRing(kept=1, pin_memory=False),
+        ring=BufferRing(max_waiting=1, pin_memory=False),
     )
     expected = np.full((len(cases), *canvas_hw, 3), np.nan, np.float32)
     for canvas, picture, case in zip(expected, bytes_of, cases, strict=True):

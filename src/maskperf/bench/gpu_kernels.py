@@ -351,7 +351,7 @@ def _pictures(device: torch.device, sizes: KernelSizes, dtype: torch.dtype) -> K
         [image % 2 == 0 for image in range(sizes.images)],
         canvas_hw=(height, width),
         means_bgr=MEANS_BGR,
-        ring=BufferRing(kept=1, pin_memory=False),
+        ring=BufferRing(max_waiting=1, pin_memory=False),
     )
     raw = to_device(raw, device)
     return KernelCase(

@@ -17,7 +17,7 @@ from maskperf.bench.plan import IMAGES, SEED, Plan
 from maskperf.bench.session import CaseResult, SideResult, side_result
 from maskperf.bench.synthetic_coco import large_folder, large_json
 from maskperf.errors import ConfigError
-from maskperf.mlperf.log_lines import parse_records
+from maskperf.mlperf.read import parse_records
 from maskperf.run.metrics import read_metrics
 
 HELP_SECONDS = 60.0

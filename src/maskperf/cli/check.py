@@ -61,7 +61,7 @@ def check_group(group: LogGroup, problems: list[Problem]) -> str:
     """Return the word for logs that belong together, after showing everything; problems are added to."""
     from maskperf.cli.check_view import log_details, log_table, meaning_lines, parts_table, set_lines
     from maskperf.mlperf.checkers import check_runs
-    from maskperf.mlperf.run_set import is_closed_set, judge_set
+    from maskperf.mlperf.run_set import is_closed_set, set_result
     from maskperf.mlperf.traps import is_submission
 
     logs = _check_logs(group, problems)
@@ -82,7 +82,7 @@ def check_group(group: LogGroup, problems: list[Problem]) -> str:
         lines += parts_table(whole.verdicts)
         accepted = accepted and whole.accepted
     if len(logs) > 1 or group.package is not None:
-        _show([f"the {len(logs)} runs together:", *lines, *set_lines(logs, judge_set(logs), accepted=accepted)])
+        _show([f"the {len(logs)} runs together:", *lines, *set_lines(logs, set_result(logs), accepted=accepted)])
     print()
     if not accepted:
         return REFUSED

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 
+from maskperf.mlperf.findings import Finding, Verdict
+from maskperf.mlperf.rules import RUNS
 from maskperf.mlperf.run_set import CheckedLog, SetResult
-from maskperf.mlperf.scoring import RUNS
 from maskperf.mlperf.traps import meanings
-from maskperf.mlperf.verdicts import Finding, Verdict
 
 HEADINGS = ("log", "compliance", "own checks", "status", "minutes", "epochs", "box AP", "mask AP", "seed")
 SHOWN_CHARACTERS = 160
@@ -20,8 +20,8 @@ def log_table(logs: Sequence[CheckedLog]) -> list[str]:
         rows.append(
             (
                 str(log.path),
-                entry.compliance.word,
-                entry.traps.word,
+                entry.compliance.label,
+                entry.traps.label,
                 *_outcome(entry),
                 ", ".join(map(str, log.seeds)) or "-",
             )
@@ -66,7 +66,7 @@ def log_details(entry: CheckedLog) -> list[str]:
     lines = [line for verdict in (entry.compliance, entry.traps) for line in verdict_lines(verdict)]
     for run in entry.alone:
         verdicts = (run.compliance, run.traps)
-        words = ", ".join(f"{verdict.checker} {verdict.word}" for verdict in verdicts)
+        words = ", ".join(f"{verdict.checker} {verdict.label}" for verdict in verdicts)
         lines.append(f"  {run.lines} alone: {words}")
         lines += [line for verdict in verdicts for finding in verdict.findings for line in finding_lines(finding)]
     return [f"{entry.log.path}:", *lines] if lines else []
@@ -78,7 +78,7 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     if verdict.num_not_shown:
         count = f"{verdict.num_not_shown} finding{'s' if verdict.num_not_shown > 1 else ''}"
         lines.append(f"    {count} about the whole file not shown: it holds more than one run")
-    return [f"  {verdict.checker}: {verdict.word}", *lines] if lines else []
+    return [f"  {verdict.checker}: {verdict.label}", *lines] if lines else []
 
 
 def finding_lines(finding: Finding) -> list[str]:
@@ -99,7 +99,7 @@ def finding_lines(finding: Finding) -> list[str]:
 def parts_table(verdicts: Iterable[Verdict]) -> list[str]:
     """Return one line for each part of the package checker, with its findings below."""
     verdicts = list(verdicts)
-    lines = [f"  {line}" for line in columns([(verdict.checker, verdict.word) for verdict in verdicts])]
+    lines = [f"  {line}" for line in columns([(verdict.checker, verdict.label) for verdict in verdicts])]
     for verdict, line in zip(verdicts, lines.copy(), strict=True):
         place = lines.index(line)
         lines[place + 1 : place + 1] = verdict_lines(verdict)[1:]

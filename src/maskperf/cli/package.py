@@ -142,7 +142,7 @@ def _describe(
 def _list_unknown(path: Path, system: str, unknown: Sequence[str]) -> None:
     """List the empty fields on the screen and in a file beside the package."""
     from maskperf.files import write_text
-    from maskperf.mlperf.package_texts import fill_text
+    from maskperf.mlperf.package import fill_text
 
     write_text(path, fill_text(system, unknown))
     print(f"empty in systems/{system}.json, for you to fill in: {', '.join(unknown)}")

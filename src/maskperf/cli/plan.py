@@ -5,7 +5,7 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ EXAMPLES = """examples, to copy and paste:
   # how far this is to be trusted: every published score, predicted from the 22 other systems
   maskperf plan --check
 
-The plan prints what it assumes; every assumption has an option."""
+The plan prints what it assumes, with the options that change it."""
 NEIGHBOURS_SHOWN = 3
 LARGEST_NUMBER = 1e9
 HEADINGS = (
@@ -71,18 +71,8 @@ def _make_parser() -> WordParser:
     )
     add("--batch-size", metavar="B", type=_whole, help="images per step over all devices (default: chosen)")
     add("--accelerators-per-node", metavar="N", type=_whole, help="default: 8")
-    add("--max-images-per-device", metavar="N", type=_whole, help="for the choice of the batch size (default: 12)")
-    add("--last-decay-step", metavar="STEP", type=_whole, help="where the learning rate falls for the last time")
     add("--epochs", metavar="E", type=_above_zero, help="epochs that each run needs (default: as others needed)")
-    add("--failing-share", metavar="P", type=_share, help="share of runs that fail (default: as published)")
     add("--interconnect-gib-per-second", metavar="G", type=_above_zero, help="of each device, for the all-reduce")
-    add("--gradient-bytes", type=int, choices=(2, 4), help="per parameter in the all-reduce (default: 4)")
-    add("--overlap-share", metavar="P", type=_share, help="of a step that hides the all-reduce (default: 0.5)")
-    add("--evaluation-images-per-second", metavar="X", type=_above_zero, help="of each device (default: fitted)")
-    add("--scoring-seconds", metavar="S", type=_not_negative, help="training waits for COCO's scores (default: 0)")
-    add("--start-seconds", metavar="S", type=_not_negative, help="first reads of the data (default: fitted)")
-    add("--tail-seconds", metavar="S", type=_not_negative, help="after the last step (default: fitted)")
-    add("--init-seconds", metavar="S", type=_not_negative, help="before the clock starts (default: as published)")
     add("--json", action="store_true", help="print the plan as JSON")
     add("--check", action="store_true", help="predict every published score from the other systems")
     return parser
@@ -98,26 +88,14 @@ def _whole(word: str) -> int:
     return number
 
 
-def _number(word: str, fits: Callable[[float], bool], what: str) -> float:
+def _above_zero(word: str) -> float:
     try:
         number = float(word)
     except ValueError:
         number = math.nan
-    if not (math.isfinite(number) and fits(number)):
-        raise argparse.ArgumentTypeError(f"{word!r} is not {what}")
+    if not 0 < number <= LARGEST_NUMBER:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a number above 0, and at most 1e9")
     return number
-
-
-def _above_zero(word: str) -> float:
-    return _number(word, lambda number: 0 < number <= LARGEST_NUMBER, "a number above 0, and at most 1e9")
-
-
-def _not_negative(word: str) -> float:
-    return _number(word, lambda number: 0 <= number <= LARGEST_NUMBER, "a number from 0 to 1e9")
-
-
-def _share(word: str) -> float:
-    return _number(word, lambda number: 0 <= number < 1, "a share from 0 to below 1")
 
 
 def _plan(given: dict[str, Any], as_json: bool) -> int:
@@ -127,7 +105,7 @@ def _plan(given: dict[str, Any], as_json: bool) -> int:
 
     question = PlanQuestion(**given)
     chosen = make_plan(question)
-    sizes = () if question.batch_size else batch_sizes(question.accelerators, question.max_images_per_device)
+    sizes = () if question.batch_size else batch_sizes(question.accelerators)
     others = tuple(make_plan(replace(question, batch_size=size)) for size in sizes if size != chosen.batch_size)
     places = place_among(chosen.score_minutes.expected, chosen.accelerators, batch_size=chosen.batch_size)
     limiting, assumed = limits(chosen, others), assumptions(question, chosen)
@@ -144,7 +122,7 @@ def _plan(given: dict[str, Any], as_json: bool) -> int:
     _show(question, chosen, others)
     _show_place(places)
     _show_list("What limits it:", limiting)
-    _show_list("Assumed, with the option that changes it:", assumed)
+    _show_list("Assumed, with the options that change it:", assumed)
     sys.stdout.flush()
     return EXIT_DONE
 

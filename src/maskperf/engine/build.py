@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from maskperf.config import DataConfig, ModelConfig, RunConfig, SpeedConfig
-from maskperf.data.images.canvas import SizeHw
 from maskperf.data.images.collate import Packing, Sample, make_batch
-from maskperf.data.images.loader import feeding_for, static_canvases
+from maskperf.data.images.loader import feeding_for, static_buckets
 from maskperf.data.images.raw_images import BufferRing, prepare_images
+from maskperf.data.images.transforms import SizeHw
 from maskperf.engine.allocator import keep_freed_memory
 from maskperf.engine.distributed import Topology
 from maskperf.engine.forward import training_losses
@@ -73,8 +73,8 @@ def synthetic_batch(data: DataConfig, canvas_hw: SizeHw, images: int, *, raw_pic
         original_size_hw=(height // 2, width // 2),
     )
     samples = [replace(sample, sample_seed=number) for number in range(images)]
-    ring = BufferRing(kept=1, pin_memory=False) if raw_pictures else None
-    return make_batch(samples, data.size_divisor, Packing(canvases=(canvas_hw,), ring=ring))
+    ring = BufferRing(max_waiting=1, pin_memory=False) if raw_pictures else None
+    return make_batch(samples, data.size_divisor, Packing(buckets=(canvas_hw,), ring=ring))
 
 
 def prepare_steps(
@@ -90,7 +90,7 @@ def prepare_steps(
     if device.type != "cuda":
         return None
     feeding, kernels = feeding_for(model.speed, device), model.speed.triton_kernels
-    canvases = static_canvases(data, feeding) or (padded_size_hw(data),)
+    canvases = static_buckets(data, feeding) or (padded_size_hw(data),)
 
     def batches() -> Iterator[Batch]:
         for canvas_hw in reversed(canvases):

@@ -4,19 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from maskperf.mlperf.log_lines import Record
+from maskperf.mlperf.read import Record
 
 CLOCK_TOLERANCE_MS = 1000  # several writers of one log may be out of order by milliseconds
 HEAD = (  # what a run logs before its first epoch and not again
     *("submission_benchmark", "submission_org", "submission_division", "submission_status", "submission_platform"),
     *("cache_clear", "init_start", "init_stop", "run_start"),
 )
-STARTS = {"epoch_start": "epoch_num", "block_start": "first_epoch_num"}  # and what tells which epoch it is
+STARTS = {"epoch_start": "epoch", "block_start": "block"}  # and the unit that they start
 BODY = (*STARTS, "epoch_stop", "block_stop", "eval_start", "eval_stop", "eval_accuracy", "run_stop")
 OF_AN_EPOCH = ("epoch_stop", "eval_start", "eval_stop", "eval_accuracy")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Attempt:
     """One run of a file, from the first of its records to the last."""
 
@@ -89,12 +89,11 @@ def find_attempts(records: Sequence[Record]) -> Attempts:
             before += part
         else:
             parts.append(part)
-    if mixed is None:
-        found = (_side_by_side(part, is_resumed=bool(resumed)) for part in parts)
-        mixed = next((mixture for mixture in found if mixture is not None), None)
+    for part in parts:
+        mixed = mixed or _side_by_side(part, is_resumed=bool(resumed))
     if mixed is not None:
-        return Attempts(runs=(Attempt(records=tuple(records)),), mixed=mixed)
-    return Attempts(runs=tuple(Attempt(records=tuple(part)) for part in parts), resumed=tuple(resumed))
+        return Attempts(runs=(Attempt(tuple(records)),), mixed=mixed)
+    return Attempts(runs=tuple(Attempt(tuple(part)) for part in parts), resumed=tuple(resumed))
 
 
 def _parts(records: Sequence[Record]) -> list[list[Record]]:
@@ -102,12 +101,18 @@ def _parts(records: Sequence[Record]) -> list[list[Record]]:
     parts: list[list[Record]] = [[]]
     for record in records:
         if _begins_again(parts[-1], record):
-            early = _head_in_front(parts[-1])
-            parts[-1], new = parts[-1][: len(parts[-1]) - early], parts[-1][len(parts[-1]) - early :]
-            parts.append(new)
+            end = len(parts[-1]) - _head_in_front(parts[-1])
+            parts[-1:] = [parts[-1][:end], parts[-1][end:]]
         parts[-1].append(record)
-    parts = _without_repeated_heads(parts)
-    return [piece for part in parts for piece in _cut_where_epochs_restart(part)]
+    joined: list[list[Record]] = []
+    for part in parts:
+        # Of two processes that logged one run, the head without init_stop goes on in the next part.
+        stops = sum(record.key == "init_stop" for record in part)
+        if joined and stops > 1 and not any(record.key in ("init_stop", *BODY) for record in joined[-1]):
+            joined[-1] = joined[-1] + part
+        else:
+            joined.append(part)
+    return [piece for part in joined for piece in _cut_where_epochs_restart(part)]
 
 
 def _begins_again(part: Sequence[Record], record: Record) -> bool:
@@ -125,7 +130,7 @@ def _begins_again(part: Sequence[Record], record: Record) -> bool:
         return record.key == "init_start" and record.key in seen and "init_stop" in seen
     if seen.intersection(BODY) <= STARTS.keys() and record.key in seen:
         return not _is_at_once(part, record)
-    # A first run may have lost its head; a run_stop alone that stands in front is a line at a wrong place.
+    # A first run may have lost its head; a run_stop alone that stands in front is a misplaced line.
     has_lost_head = "run_start" not in seen and not seen.intersection(BODY) <= {"run_stop"}
     return record.key in seen or (record.key == "init_start" and has_lost_head)
 
@@ -143,38 +148,18 @@ def _head_in_front(part: Sequence[Record]) -> int:
     in the head before: some programs log init_start before the submission.
     """
     keys = [record.key for record in part]
-    first = set(keys[: keys.index("submission_benchmark")] if "submission_benchmark" in keys else [])
-    first = set(HEAD) if not set(keys).isdisjoint(BODY) else first.intersection(HEAD)
-    count = 0
-    while count < len(part) and keys[-1 - count] in first:
-        count += 1
-    return count if count < len(part) else 0
-
-
-def _without_repeated_heads(parts: Sequence[list[Record]]) -> list[list[Record]]:
-    """Return the parts, where a head without a run went on in the next one: two processes that logged one run."""
-    joined: list[list[Record]] = []
-    for part in parts:
-        before = joined[-1] if joined else []
-        stops = sum(record.key == "init_stop" for record in part)
-        if before and stops > 1 and not any(record.key in ("init_stop", *BODY) for record in before):
-            joined[-1] = before + part
-        else:
-            joined.append(part)
-    return joined
+    first = set(HEAD)
+    if set(keys).isdisjoint(BODY):
+        first &= set(keys[: keys.index("submission_benchmark")] if "submission_benchmark" in keys else [])
+    count = next((count for count, key in enumerate(reversed(keys)) if key not in first), len(keys))
+    return count if count < len(keys) else 0
 
 
 def _epoch_starts(records: Sequence[Record]) -> list[tuple[float, Record]]:
     """Return each start of an epoch with its number; of each block where no epoch is logged."""
     key = "epoch_start" if any(record.key == "epoch_start" for record in records) else "block_start"
-    found = [(epoch_of(record, STARTS[key]), record) for record in records if record.key == key]
+    found = [(record.epoch(STARTS[key]), record) for record in records if record.key == key]
     return [(number, record) for number, record in found if number is not None]
-
-
-def epoch_of(record: Record, field: str = "epoch_num") -> float | None:
-    """Return the number of the epoch that a record is about, None where it does not say."""
-    number = record.metadata.get(field)
-    return float(number) if type(number) in (int, float) and abs(number) < 1e9 else None
 
 
 def _cut_where_epochs_restart(part: list[Record]) -> list[list[Record]]:
@@ -183,9 +168,9 @@ def _cut_where_epochs_restart(part: list[Record]) -> list[list[Record]]:
     if _jump(starts) is not None:
         return [part]
     again = [record for (before, _), (number, record) in pairwise(starts) if number < before]
-    places = [place for place, record in enumerate(part) if any(record is other for other in again)]
-    places = [place - (part[place - 1].key == "block_start") for place in places]  # the block of this epoch
-    return [part[first:last] for first, last in pairwise([0, *places, len(part)])]
+    cuts = [index for index, record in enumerate(part) if any(record is other for other in again)]
+    cuts = [index - (part[index - 1].key == "block_start") for index in cuts]  # the block of this epoch
+    return [part[first:last] for first, last in pairwise([0, *cuts, len(part)])]
 
 
 def _jump(starts: Sequence[tuple[float, Record]]) -> Mixture | None:
@@ -232,8 +217,8 @@ def _left_over(before: Sequence[Record], part: Sequence[Record]) -> Mixture | No
     has_ended = any(record.key == "run_stop" for record in before)
     for record in part:
         if record.key in STARTS:
-            new.add(epoch_of(record, STARTS[record.key]))
-        number = epoch_of(record)
+            new.add(record.epoch(STARTS[record.key]))
+        number = record.epoch()
         is_of_before = record.key in OF_AN_EPOCH and number in old and number not in new
         if is_of_before or (record.key == "run_stop" and not new and not has_ended):
             first = part[0].line
@@ -243,14 +228,15 @@ def _left_over(before: Sequence[Record], part: Sequence[Record]) -> Mixture | No
 
 def _side_by_side(part: Sequence[Record], *, is_resumed: bool) -> Mixture | None:
     """Return two lines that only two runs in one can have: epochs that jump, or two results of one epoch."""
-    jump = _jump(_epoch_starts(part))
+    starts = _epoch_starts(part)
+    jump = _jump(starts)
     if jump is not None or is_resumed:
         return jump
-    starts = [number for number, _ in _epoch_starts(part)]
+    numbers = [number for number, _ in starts]
     results: dict[float, Record] = {}
     for record in part:
-        number = epoch_of(record)
-        if record.key == "eval_accuracy" and starts.count(number) > 1:
+        number = record.epoch()
+        if record.key == "eval_accuracy" and numbers.count(number) > 1:
             first = results.setdefault(number, record)
             if first.value != record.value:
                 return Mixture(first.line, record.line, f"they are two results of epoch {number:g}")

@@ -9,9 +9,9 @@ from mlperf_logging.mllog import constants as keys
 from mlperf_logging.mllog.mllog import MLLogger
 
 from maskperf.config import RunConfig
+from maskperf.mlperf.rules import BENCHMARK
 from maskperf.schema import LossWindow
 
-BENCHMARK = "maskrcnn"
 LARGEST_CLOCK_DRIFT_SECONDS = 1.0
 # The names that published logs use for the five losses.
 PUBLISHED_LOSS_NAMES = {
@@ -47,91 +47,88 @@ class MlperfLog:
                 self._logger.logger.removeHandler(handler)
 
     def submission(self, config: RunConfig) -> None:
-        self._event(keys.SUBMISSION_BENCHMARK, BENCHMARK)
-        self._event(keys.SUBMISSION_ORG, config.mlperf.organization)
-        self._event(keys.SUBMISSION_DIVISION, config.mlperf.division)
-        self._event(keys.SUBMISSION_STATUS, config.mlperf.status)
-        self._event(keys.SUBMISSION_PLATFORM, config.mlperf.platform)
-        self._event("maskperf_recipe", config.recipe)
+        self._write("event", keys.SUBMISSION_BENCHMARK, BENCHMARK)
+        self._write("event", keys.SUBMISSION_ORG, config.mlperf.organization)
+        self._write("event", keys.SUBMISSION_DIVISION, config.mlperf.division)
+        self._write("event", keys.SUBMISSION_STATUS, config.mlperf.status)
+        self._write("event", keys.SUBMISSION_PLATFORM, config.mlperf.platform)
+        self._write("event", "maskperf_recipe", config.recipe)
         targets = {"BBOX": config.evaluation.box_target, "SEGM": config.evaluation.mask_target}
-        self._event("maskperf_targets", targets)
+        self._write("event", "maskperf_targets", targets)
 
     def cache_clear(self) -> None:
-        self._event(keys.CACHE_CLEAR, True)
+        self._write("event", keys.CACHE_CLEAR, True)
 
     def init_start(self) -> None:
-        self._start(keys.INIT_START)
+        self._write("start", keys.INIT_START)
 
     def hyperparameters(self, config: RunConfig, seed: int) -> None:
         """The batch size comes before the learning rate: the checker needs it there for small batches."""
         optimizer = config.optimizer
-        self._event(keys.SEED, seed)
-        self._event(keys.GLOBAL_BATCH_SIZE, optimizer.batch_size)
-        self._event(keys.NUM_IMAGE_CANDIDATES, config.model.proposals_train)
-        self._event(keys.GRADIENT_ACCUMULATION_STEPS, optimizer.accumulation_steps)
-        self._event(keys.MIN_IMAGE_SIZE, config.data.short_side)
-        self._event(keys.MAX_IMAGE_SIZE, config.data.long_side)
-        self._event(keys.OPT_NAME, "sgd_with_momentum")
-        self._event(keys.OPT_LR_DECAY_FACTOR, optimizer.decay_factor)
-        self._event(keys.OPT_BASE_LR, optimizer.learning_rate)
-        self._event(keys.OPT_LR_DECAY_STEPS, list(optimizer.decay_steps))
-        self._event(keys.OPT_LR_WARMUP_STEPS, optimizer.warmup_steps)
-        self._event(keys.OPT_LR_WARMUP_FACTOR, optimizer.warmup_factor)
+        self._write("event", keys.SEED, seed)
+        self._write("event", keys.GLOBAL_BATCH_SIZE, optimizer.batch_size)
+        self._write("event", keys.NUM_IMAGE_CANDIDATES, config.model.proposals_train)
+        self._write("event", keys.GRADIENT_ACCUMULATION_STEPS, optimizer.accumulation_steps)
+        self._write("event", keys.MIN_IMAGE_SIZE, config.data.short_side)
+        self._write("event", keys.MAX_IMAGE_SIZE, config.data.long_side)
+        self._write("event", keys.OPT_NAME, "sgd_with_momentum")
+        self._write("event", keys.OPT_LR_DECAY_FACTOR, optimizer.decay_factor)
+        self._write("event", keys.OPT_BASE_LR, optimizer.learning_rate)
+        self._write("event", keys.OPT_LR_DECAY_STEPS, list(optimizer.decay_steps))
+        self._write("event", keys.OPT_LR_WARMUP_STEPS, optimizer.warmup_steps)
+        self._write("event", keys.OPT_LR_WARMUP_FACTOR, optimizer.warmup_factor)
 
     def run_start(self) -> None:
-        self._end(keys.INIT_STOP)
-        self._start(keys.RUN_START)
+        self._write("end", keys.INIT_STOP)
+        self._write("start", keys.RUN_START)
         self._is_running = True
 
     def samples(self, train: int, evaluation: int) -> None:
-        self._event(keys.TRAIN_SAMPLES, train)
-        self._event(keys.EVAL_SAMPLES, evaluation)
+        self._write("event", keys.TRAIN_SAMPLES, train)
+        self._write("event", keys.EVAL_SAMPLES, evaluation)
 
     def epoch_start(self, epoch: int) -> None:
-        self._start(keys.EPOCH_START, {"epoch_num": epoch})
+        self._write("start", keys.EPOCH_START, metadata={"epoch_num": epoch})
 
     def epoch_stop(self, epoch: int) -> None:
-        self._end(keys.EPOCH_STOP, {"epoch_num": epoch})
+        self._write("end", keys.EPOCH_STOP, metadata={"epoch_num": epoch})
 
     def tracked_stats(self, windows: Sequence[LossWindow]) -> None:
         """Write the means over each window of steps, under the names that published logs use."""
         for window in windows:
             losses = {PUBLISHED_LOSS_NAMES[name]: value for name, value in window.losses.items()}
-            value = {
-                "loss": sum(losses.values()),
-                **losses,
-                "learning_rate": window.learning_rate,
-                "throughput": window.images_per_second,
-            }
-            self._event("tracked_stats", value, {"step": window.step, "epoch_num": window.epoch})
+            rates = {"learning_rate": window.learning_rate, "throughput": window.images_per_second}
+            metadata = {"step": window.step, "epoch_num": window.epoch}
+            self._write("event", "tracked_stats", {"loss": sum(losses.values()), **losses, **rates}, metadata)
 
     def evaluation_start(self, epoch: int) -> None:
-        self._start(keys.EVAL_START, {"epoch_num": epoch})
+        self._write("start", keys.EVAL_START, metadata={"epoch_num": epoch})
 
     def evaluation_stop(self, epoch: int, box_ap: float, mask_ap: float) -> None:
         """The keys of the value are upper case: the library's own constants are not, and the checker refuses them."""
         metadata = {"epoch_num": epoch}
-        self._event(keys.EVAL_ACCURACY, {"BBOX": box_ap, "SEGM": mask_ap}, metadata)
-        self._end(keys.EVAL_STOP, metadata)
+        self._write("event", keys.EVAL_ACCURACY, {"BBOX": box_ap, "SEGM": mask_ap}, metadata)
+        self._write("end", keys.EVAL_STOP, metadata=metadata)
 
     def run_stop(self, *, success: bool) -> None:
         drift = self.wall_clock_drift_seconds()
         if abs(drift) > LARGEST_CLOCK_DRIFT_SECONDS:
-            self._event("maskperf_wall_clock_moved_seconds", round(drift, 3))
+            self._write("event", "maskperf_wall_clock_moved_seconds", round(drift, 3))
         self._stop_ms = self._now_ms()
-        self._end(keys.RUN_STOP, {"status": keys.SUCCESS if success else keys.ABORTED}, time_ms=self._stop_ms)
+        status = keys.SUCCESS if success else keys.ABORTED
+        self._write("end", keys.RUN_STOP, metadata={"status": status}, time_ms=self._stop_ms)
         self._is_running = False
 
     def withdraw(self, reason: str) -> None:
-        """Take back the success that run_stop said: a second one, of the same time, is aborted and says why.
+        """Take back the success that run_stop logged: a second one, of the same time, is aborted and has the reason.
 
         Its value makes MLPerf's own checkers refuse the log: they want one run_stop, or several of one value.
         """
-        self._end(keys.RUN_STOP, {"status": keys.ABORTED}, value=reason, time_ms=self._stop_ms)
+        self._write("end", keys.RUN_STOP, reason, {"status": keys.ABORTED}, time_ms=self._stop_ms)
 
     def reason_of_stop(self, reason: str, metadata: dict) -> None:
-        """Write why a run is about to be aborted; `metadata` has the step and what was on the table then."""
-        self._event("maskperf_stop", reason, metadata)
+        """Write why a run is about to be aborted; `metadata` has the step and the numbers that were known then."""
+        self._write("event", "maskperf_stop", reason, metadata)
 
     def abort(self) -> None:
         """Close a run that an error cut short; nothing where none is going on."""
@@ -145,15 +142,8 @@ class MlperfLog:
     def _now_ms(self) -> int:
         return int(self._wall_ms + (time.monotonic() - self._monotonic) * 1000)
 
-    def _event(self, key: str, value, metadata: dict | None = None) -> None:
-        if self._logger is not None:
-            self._logger.event(key, value, metadata, time_ms=self._now_ms(), stack_offset=2)
-
-    def _start(self, key: str, metadata: dict | None = None) -> None:
-        if self._logger is not None:
-            self._logger.start(key, None, metadata, time_ms=self._now_ms(), stack_offset=2)
-
-    def _end(self, key: str, metadata: dict | None = None, *, value=None, time_ms: int | None = None) -> None:
+    def _write(self, kind: str, key: str, value=None, metadata: dict | None = None, *, time_ms: int | None = None):
+        """Write a record with `MLLogger.event`, `.start` or `.end`, as of the caller of this class."""
         if self._logger is not None:
             time_ms = self._now_ms() if time_ms is None else time_ms
-            self._logger.end(key, value, metadata, time_ms=time_ms, stack_offset=2)
+            getattr(self._logger, kind)(key, value, metadata, time_ms=time_ms, stack_offset=2)

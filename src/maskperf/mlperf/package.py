@@ -5,6 +5,7 @@ Source: MLPerf submission rules, section on the folder layout.
 
 import json
 import re
+import shlex
 import shutil
 import stat
 import tempfile
@@ -14,18 +15,59 @@ from pathlib import Path
 
 from maskperf.config import RunConfig
 from maskperf.errors import ConfigError, RuleError, StorageError
-from maskperf.mlperf import package_texts
 from maskperf.mlperf.read import BenchmarkLog
-from maskperf.mlperf.scoring import RUNS
+from maskperf.mlperf.rules import BENCHMARK, RUNS
+from maskperf.overrides import differences, format_value
+from maskperf.recipes import RECIPES
 
+IMPLEMENTATION = "maskperf"
 LARGEST_FILE_BYTES = 50 * 2**20
-BENCHMARK = "maskrcnn"
 CODE_FOLDERS = ("src/maskperf", "docs", "launch")
 CODE_FILES = (
     *("README.md", "CONTRIBUTING.md", "LICENSE", "constraints.txt", "pyproject.toml"),
     *("install.sh", "run_and_time.sh", "run_tests.sh", "download_dataset.sh", "install_cuda_docker.sh", "Dockerfile"),
 )
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+# Paths of one machine, and what differs from run to run: not part of how a result is made.
+LOCAL_KEYS = (
+    *("run_dir", "seed", "recipe", "system.threads", "model.backbone_weights", "model.initial_weights"),
+    *("data.root", "data.train_json", "data.train_images", "data.val_json", "data.val_images"),
+)
+KEY_OF_SETTING = {  # for logs without a config.json beside them
+    "global_batch_size": "optimizer.batch_size",
+    "gradient_accumulation_steps": "optimizer.accumulation_steps",
+    "num_image_candidates": "model.proposals_train",
+    "min_image_size": "data.short_side",
+    "max_image_size": "data.long_side",
+    "opt_base_learning_rate": "optimizer.learning_rate",
+    "opt_learning_rate_decay_factor": "optimizer.decay_factor",
+    "opt_learning_rate_decay_steps": "optimizer.decay_steps",
+    "opt_learning_rate_warmup_steps": "optimizer.warmup_steps",
+    "opt_learning_rate_warmup_factor": "optimizer.warmup_factor",
+}
+# The scripts of a system's folder. {arguments} are those of `maskperf run`.
+HERE = 'here=$(CDPATH=\'\' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)'
+DATA_PATHS = f"""root=${{DATA_ROOT:-$here/../{IMPLEMENTATION}/data/coco}}
+backbone=${{BACKBONE:-$here/../{IMPLEMENTATION}/data/R-50.pkl}}"""
+SETUP = f"""#!/usr/bin/env bash
+# Installs the implementation into its own .venv.
+set -euo pipefail
+
+{HERE}
+exec "$here/../{IMPLEMENTATION}/install.sh"
+"""
+NO_DATA = """#!/usr/bin/env bash
+# The demo draws its images itself when it is run.
+set -euo pipefail
+"""
+PREPARE_DATA = f"""#!/usr/bin/env bash
+# Fetches and checks COCO 2017 (into DATA_ROOT) and Detectron's R-50.pkl (BACKBONE).
+set -euo pipefail
+
+{HERE}
+{DATA_PATHS}
+exec "$here/../{IMPLEMENTATION}/.venv/bin/maskperf" prepare coco --root "$root" --weights "$backbone"
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +80,7 @@ class PackageContents:
     logs: tuple[BenchmarkLog, ...]
     config: RunConfig | None  # of the first run, where its folder has one
     processes: int
-    remarks: tuple[str, ...]  # what has to be said of the logs: a demo, for example
+    remarks: tuple[str, ...]  # on the nature of the logs: a demo, for example
     source: Path  # the source tree of this program
 
 
@@ -47,8 +89,8 @@ def check_name(option: str, name: str) -> str:
 
     Errors: ConfigError for one with spaces, a dot in front or other signs that the repository checker refuses.
     """
-    if not NAME.fullmatch(name) or name == package_texts.IMPLEMENTATION and option == "--system":
-        taken = " It is the name of the implementation." if name == package_texts.IMPLEMENTATION else ""
+    taken = " It is the name of the implementation." if (option, name) == ("--system", IMPLEMENTATION) else ""
+    if taken or not NAME.fullmatch(name):
         raise ConfigError(
             f"{option} {name!r}: cannot be the name of a folder in a submission.{taken} Fix: take letters, digits "
             "and . _ - + only, and a letter or digit first."
@@ -123,37 +165,98 @@ def write_scaling(folder: Path, system: str, factor: float) -> None:
 
 
 def _fill(folder: Path, contents: PackageContents) -> list[str]:
-    system, logs = contents.system, contents.logs
+    system = contents.system
     results = folder / "results" / system / BENCHMARK
     results.mkdir(parents=True)
-    for number, log in enumerate(logs):
+    for number, log in enumerate(contents.logs):
         shutil.copyfile(log.path, results / f"result_{number}.txt")
     (folder / "systems").mkdir()
     text = json.dumps(contents.description, indent=2) + "\n"
     (folder / "systems" / f"{system}.json").write_text(text, encoding="utf-8")
     implementations = folder / "benchmarks" / BENCHMARK / "implementations"
-    left_out = _copy_code(contents.source, implementations / package_texts.IMPLEMENTATION)
-    _write_system_folder(implementations / system, contents)
+    left_out = _copy_code(contents.source, implementations / IMPLEMENTATION)
+    arguments = run_arguments(contents.logs[0], contents.config, contents.processes)
+    texts = {
+        "setup.sh": SETUP,
+        "init_datasets.sh": NO_DATA if arguments[0] == "demo" else PREPARE_DATA,
+        "run_and_time.sh": _run_script(arguments),
+        f"{system}_{IMPLEMENTATION}.json": _implementation_json(system, contents.logs[0], arguments),
+        "README.md": _readme(contents, arguments),
+    }
+    (implementations / system).mkdir()
+    for name, text in texts.items():
+        path = implementations / system / name
+        path.write_text(text, encoding="utf-8")
+        if path.suffix == ".sh":
+            _make_executable(path)
     return left_out
 
 
-def _write_system_folder(folder: Path, contents: PackageContents) -> None:
-    words = package_texts.run_words(contents.logs[0], contents.config, contents.processes)
-    description = package_texts.implementation_json(contents.system, contents.logs[0], words)
-    scripts = {
-        "setup.sh": package_texts.setup_script(),
-        "init_datasets.sh": package_texts.data_script(words),
-        "run_and_time.sh": package_texts.run_script(words),
+def run_arguments(log: BenchmarkLog, config: RunConfig | None, processes: int) -> list[str]:
+    """Return the arguments of `maskperf run` that make such a run, without paths of one machine."""
+    recipe = config.recipe if config is not None else log.recipe or "coco"
+    if config is not None and recipe in RECIPES:
+        changed = differences(config, RECIPES[recipe]())
+        changed = {key: value for key, value in changed.items() if key not in LOCAL_KEYS}
+    else:
+        changed = {key: log.settings[name] for name, key in KEY_OF_SETTING.items() if name in log.settings}
+        changed = {key: tuple(value) if isinstance(value, list) else value for key, value in changed.items()}
+        changed["mlperf.division"] = log.division
+    pairs = [f"{key}={format_value(value)}" for key, value in changed.items()]
+    return [recipe, *([f"processes={processes}"] if processes > 1 else []), *pairs]
+
+
+def _run_script(arguments: Sequence[str]) -> str:
+    """Return a script that makes one run with these arguments; more may be given to it."""
+    lines = ["#!/usr/bin/env bash", "# Makes one run as those of the results were made."]
+    own_paths = []
+    if arguments[0] != "demo":
+        lines.append("# DATA_ROOT: the folder of COCO 2017; BACKBONE: Detectron's R-50.pkl.")
+        own_paths = ['data.root="$root"', 'model.backbone_weights="$backbone"']
+    lines += ["set -euo pipefail", "", HERE, *([DATA_PATHS] if own_paths else [])]
+    parts = [shlex.quote(arguments[0]), *own_paths, *map(shlex.quote, arguments[1:]), '"$@"']
+    lines.append(f'exec "$here/../{IMPLEMENTATION}/run_and_time.sh" ' + " \\\n    ".join(parts))
+    return "\n".join(lines) + "\n"
+
+
+def _readme(contents: PackageContents, arguments: Sequence[str]) -> str:
+    lines = [f"# Mask R-CNN on {contents.system}", "", *contents.remarks, *([""] if contents.remarks else [])]
+    lines += ["| step | script |", "|---|---|", "| install | `./setup.sh` |", "| data | `./init_datasets.sh` |"]
+    lines += ["| one run | `./run_and_time.sh` |", "", f"Code: `../{IMPLEMENTATION}`. One run is"]
+    lines += ["", "```", shlex.join(["maskperf", "run", *arguments]), "```", ""]
+    lines += ["| log | seed | status | epochs | minutes |", "|---|---|---|---|---|"]
+    for number, log in enumerate(contents.logs):
+        minutes = "" if log.run_seconds is None else f"{log.run_seconds / 60:.2f}"
+        epoch = log.evaluations[-1].epoch if log.evaluations else ""
+        seeds = ", ".join(map(str, log.seeds))
+        lines.append(f"| result_{number}.txt | {seeds} | {log.status} | {epoch} | {minutes} |")
+    return "\n".join(lines) + "\n"
+
+
+def _implementation_json(system: str, log: BenchmarkLog, arguments: Sequence[str]) -> str:
+    content = {
+        "benchmark": log.benchmark,
+        "system": system,
+        "implementation": IMPLEMENTATION,
+        "recipe": arguments[0],
+        "command": shlex.join(["maskperf", "run", *arguments]),
+        "targets": {"BBOX": log.targets[0], "SEGM": log.targets[1]},
+        "hyperparameters": log.settings,
     }
-    others = {
-        f"{contents.system}_{package_texts.IMPLEMENTATION}.json": description,
-        "README.md": package_texts.readme(contents.system, contents.logs, words, contents.remarks),
-    }
-    folder.mkdir()
-    for name, text in {**scripts, **others}.items():
-        (folder / name).write_text(text, encoding="utf-8")
-        if name in scripts:
-            _make_executable(folder / name)
+    return json.dumps(content, indent=2) + "\n"
+
+
+def fill_text(system: str, unknown: Sequence[str]) -> str:
+    """Return the list of empty fields of a system description, for the user to fill in."""
+    names = "\n".join(f"  {name}" for name in unknown)
+    return f"""Empty fields of systems/{system}.json, which only people can know.
+
+{names}
+
+Write them into that file, or build the package again in another folder, with
+
+  --fill {unknown[0]}="..." for each of them, or --system-json FILE for all
+"""
 
 
 def _copy_code(source: Path, target: Path) -> list[str]:
@@ -172,7 +275,7 @@ def _copy_code(source: Path, target: Path) -> list[str]:
 
 
 def _make_executable(path: Path) -> None:
-    """Return nothing; whoever may read the file, which the umask decides, may run it too."""
+    """Let whoever may read the file, which the umask decides, run it too."""
     mode = stat.S_IMODE(path.stat().st_mode)
     path.chmod(mode | (mode & 0o444) >> 2)
 
@@ -183,6 +286,6 @@ def _code_of(source: Path) -> Iterator[Path]:
             yield source / name
     for name in CODE_FOLDERS:
         for path in sorted((source / name).rglob("*")):
-            parts = path.relative_to(source).parts  # of caches and hidden folders nothing is wanted
+            parts = path.relative_to(source).parts
             if path.is_file() and not any(part == "__pycache__" or part.startswith(".") for part in parts):
                 yield path

@@ -1,7 +1,7 @@
 """How long a run and a series of five will take on a number of devices, before anything was run on them.
 
-The user gives the training rate of a device. Epochs come from maskperf.mlperf.convergence, and what a run spends
-beside its training steps from maskperf.mlperf.overheads; both learn from published runs.
+The user gives the training rate of a device. Epochs, and what a run spends beside its training steps, are learnt from
+published runs.
 """
 
 import math
@@ -9,7 +9,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from maskperf.data.coco.verify import NUM_TRAIN_IMAGES, NUM_VAL_IMAGES
+import numpy as np
+
+from maskperf.config import NUM_TRAIN_IMAGES, NUM_VAL_IMAGES
 from maskperf.data.images.sampler import steps_per_epoch
 from maskperf.errors import ConfigError
 from maskperf.mlperf.convergence import (
@@ -19,11 +21,11 @@ from maskperf.mlperf.convergence import (
     forecast_epochs,
     forecast_series,
 )
-from maskperf.mlperf.overheads import fit_overheads, training_devices, training_rate_of
 from maskperf.mlperf.published import PublishedSystem, published_systems
 
 TRAINABLE_PARAMETERS = 44_125_173
-UNTIMED_INIT_SECONDS = 30 * 60  # of the closed division; what goes beyond counts
+BYTES_PER_GRADIENT = 4
+OVERLAP_SHARE = 0.5  # of a step, during which gradients travel unseen
 LARGEST_PUBLISHED_IMAGES_PER_DEVICE = 12
 GIB = 2**30
 LOW_SHARE, HIGH_SHARE = 0.05, 0.95
@@ -31,24 +33,25 @@ LOW_SHARE, HIGH_SHARE = 0.05, 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class PlanQuestion:
-    """What the user knows or assumes. None: the fitted or published value."""
+    """What the user knows or assumes."""
 
     accelerators: int
     images_per_second: float  # training, per device that trains, at the images per device of the plan
-    batch_size: int | None = None
+    batch_size: int | None = None  # None: chosen
     accelerators_per_node: int = 8
-    max_images_per_device: int = LARGEST_PUBLISHED_IMAGES_PER_DEVICE  # for the choice of the batch size
-    last_decay_step: int | None = None  # None: as the reference points
     interconnect_gib_per_second: float | None = None  # None: the rate was measured with all devices at work
-    gradient_bytes: int = 4  # per parameter
-    overlap_share: float = 0.5  # of a step, during which gradients can travel unseen
-    evaluation_images_per_second: float | None = None  # per device
-    scoring_seconds: float = 0.0  # that training waits for COCO's scores after each epoch
-    start_seconds: float | None = None
-    tail_seconds: float | None = None
-    init_seconds: float | None = None
-    epochs: float | None = None
-    failing_share: float | None = None
+    epochs: float | None = None  # None: as others needed
+    last_decay_step: int | None = None  # None: as the reference points
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overheads:
+    """Three numbers that explain nearly all of the time that is not training."""
+
+    images_evaluated_per_trained: float  # rate of evaluation over rate of training, on the same devices
+    start_node_seconds: float  # of the first reads of the data; the nodes share them
+    tail_seconds: float  # the last scores, start and end of the clock
+    largest_error: float  # share of a run's time: how far the fit is from the system that it explains worst
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,16 +74,22 @@ class PlannedTimes:
     evaluation_seconds: float  # per epoch, while no device trains
     evaluation_images_per_second: float  # per device
     evaluation_is_beside: bool  # on devices that have no image to train on
-    scoring_seconds: float  # that training waits for COCO's scores; in `evaluation_seconds`
     start_seconds: float
     tail_seconds: float
     init_seconds: float  # before the clock starts
-    late_init_seconds: float  # beyond what is not timed
     largest_error: float  # of published minutes where the epochs are known, as a share; widens the ranges
 
     def minutes(self, epochs: float) -> float:
-        once = self.start_seconds + self.tail_seconds + self.late_init_seconds
-        return (once + epochs * (self.epoch_seconds + self.evaluation_seconds)) / 60
+        per_epoch = self.epoch_seconds + self.evaluation_seconds
+        return (self.start_seconds + self.tail_seconds + epochs * per_epoch) / 60
+
+    def range(self, expected: float, low: float, high: float) -> Range:
+        """Return the minutes for a range of epochs."""
+        return Range(
+            expected=self.minutes(expected),
+            low=self.minutes(low) * (1 - self.largest_error),
+            high=self.minutes(high) * (1 + self.largest_error),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +113,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanCheck:
-    """A published score beside its prediction, for which nothing but the other systems was learnt from."""
+    """A published score beside its prediction, which was learnt from the other systems alone."""
 
     name: str
     published_minutes: float
@@ -127,20 +136,27 @@ def make_plan(question: PlanQuestion, systems: Sequence[PublishedSystem] | None 
 
     Errors: ConfigError for a batch that cannot be spread over the devices, or whose epochs are unknown.
     """
-    known = published_systems() if systems is None else systems
-    batch_size = question.batch_size or choose_batch_size(question.accelerators, question.max_images_per_device)
-    training = training_devices(question.accelerators, batch_size)
-    if batch_size % training:
-        below = batch_size // training * training
-        text = f"--batch-size {batch_size}: cannot be shared evenly by {training} devices"
-        raise ConfigError(f"{text}. Fix: {below} or {below + training}, or another number of devices.")
-    forecast = _forecast(question, batch_size, known)
-    failing = failing_share(known) if question.failing_share is None else question.failing_share
+    known = published_systems() if systems is None else tuple(systems)
+    batch_size = question.batch_size or batch_sizes(question.accelerators)[-1]
+    training = min(question.accelerators, batch_size)
+    below = batch_size // training * training
+    if below != batch_size:
+        raise ConfigError(
+            f"--batch-size {batch_size} cannot be shared evenly by {training} devices. Fix: {below} or "
+            f"{below + training}, or another number of devices."
+        )
+    if question.epochs is not None:
+        forecast = EpochForecast(levels=((question.epochs, 1.0),), sentence="given with --epochs")
+    else:
+        forecast = forecast_epochs(batch_size, known, last_decay_step=question.last_decay_step)
+    failing = failing_share(known)
     series = forecast_series(forecast, failing)
     times = _times(question, batch_size, known)
-    expected = sum(epochs * share for epochs, share in forecast.levels)
-    epochs = Range(expected=expected, low=forecast.quantile(LOW_SHARE), high=forecast.quantile(HIGH_SHARE))
-    score_epochs = Range(expected=series.mean_epochs, low=series.low_epochs, high=series.high_epochs)
+    epochs = (
+        sum(epochs * share for epochs, share in forecast.levels),
+        forecast.quantile(LOW_SHARE),
+        forecast.quantile(HIGH_SHARE),
+    )
     return Plan(
         accelerators=question.accelerators,
         nodes=_nodes(question),
@@ -148,32 +164,28 @@ def make_plan(question: PlanQuestion, systems: Sequence[PublishedSystem] | None 
         training_devices=training,
         images_per_device=batch_size // training,
         steps_per_epoch=steps_per_epoch(NUM_TRAIN_IMAGES, batch_size),
-        epochs=epochs,
+        epochs=Range(expected=epochs[0], low=epochs[1], high=epochs[2]),
         epochs_source=forecast.sentence,
         times=times,
-        run_minutes=_minutes(times, epochs),
-        score_minutes=_minutes(times, score_epochs),
+        run_minutes=times.range(*epochs),
+        score_minutes=times.range(series.mean_epochs, series.low_epochs, series.high_epochs),
         failing_share=failing,
         void_share=series.void_share,
     )
 
 
-def batch_sizes(accelerators: int, max_images_per_device: int) -> tuple[int, ...]:
+def batch_sizes(accelerators: int) -> tuple[int, ...]:
     """Return the batch sizes worth a look: those of the reference points that the devices share evenly.
 
-    Where there are none, the largest multiple of the devices; with more devices than images, the largest batch.
+    Where there are none, the largest multiple of the devices; with more devices than images, the largest batch. The
+    last one is the best: the more images a device has, the better it is used.
     """
     largest = REFERENCE_BATCHES[-1]
     if accelerators > largest:
         return (largest,)
-    most = min(largest, accelerators * max_images_per_device)
+    most = min(largest, accelerators * LARGEST_PUBLISHED_IMAGES_PER_DEVICE)
     even = [batch for batch in REFERENCE_BATCHES if batch <= most and batch % accelerators == 0]
     return tuple(even) or (most // accelerators * accelerators,)
-
-
-def choose_batch_size(accelerators: int, max_images_per_device: int) -> int:
-    """Return the largest of `batch_sizes`: the more images a device has, the better it is used."""
-    return batch_sizes(accelerators, max_images_per_device)[-1]
 
 
 def check_against_published() -> tuple[PlanCheck, ...]:
@@ -186,7 +198,7 @@ def check_against_published() -> tuple[PlanCheck, ...]:
     for system in published_systems():
         question = PlanQuestion(
             accelerators=system.accelerators,
-            images_per_second=training_rate_of(system),
+            images_per_second=system.images_per_second,
             batch_size=system.batch_size,
             accelerators_per_node=system.accelerators_per_node,
             last_decay_step=system.decay_steps[-1],
@@ -204,40 +216,57 @@ def check_against_published() -> tuple[PlanCheck, ...]:
     return tuple(checks)
 
 
+def fit_overheads(systems: tuple[PublishedSystem, ...]) -> Overheads:
+    """Return the overheads that fit the systems best, by least squares of errors relative to the time of a run.
+
+    Scores are computed beside training in all published systems, so only the predictions of an evaluation cost time:
+    on the training devices after every epoch, or once, at the end, where other devices evaluate.
+    """
+    rows, overheads = [], []
+    for system in systems:
+        runs = [run for run in system.runs if run.reached]
+        seconds = statistics.fmean(60 * run.minutes for run in runs)
+        training_seconds = statistics.fmean(run.epochs * run.median_epoch_seconds for run in runs)
+        spare = system.accelerators - system.training_devices
+        evaluations = 1 if spare else statistics.fmean(run.epochs for run in runs)
+        images = evaluations * NUM_VAL_IMAGES / ((spare or system.accelerators) * system.images_per_second)
+        rows.append(np.array([images, 1 / system.nodes, 1.0]) / seconds)
+        overheads.append((seconds - training_seconds) / seconds)
+    fitted = np.linalg.lstsq(np.array(rows), np.array(overheads), rcond=None)[0]
+    errors = np.abs(np.array(rows) @ fitted - np.array(overheads))
+    slowness, start, tail = fitted.tolist()
+    return Overheads(
+        images_evaluated_per_trained=1 / slowness,
+        start_node_seconds=start,
+        tail_seconds=tail,
+        largest_error=float(errors.max()),
+    )
+
+
 def _nodes(question: PlanQuestion) -> int:
     return math.ceil(question.accelerators / question.accelerators_per_node)
 
 
-def _minutes(times: PlannedTimes, epochs: Range) -> Range:
-    return Range(
-        expected=times.minutes(epochs.expected),
-        low=times.minutes(epochs.low) * (1 - times.largest_error),
-        high=times.minutes(epochs.high) * (1 + times.largest_error),
-    )
-
-
-def _forecast(question: PlanQuestion, batch_size: int, systems: Sequence[PublishedSystem]) -> EpochForecast:
-    if question.epochs is not None:
-        return EpochForecast(levels=((question.epochs, 1.0),), sentence="given with --epochs")
-    return forecast_epochs(batch_size, systems, last_decay_step=question.last_decay_step)
-
-
-def _times(question: PlanQuestion, batch_size: int, systems: Sequence[PublishedSystem]) -> PlannedTimes:
+def _times(question: PlanQuestion, batch_size: int, systems: tuple[PublishedSystem, ...]) -> PlannedTimes:
     overheads = fit_overheads(systems)
-    training = training_devices(question.accelerators, batch_size)
+    training = min(question.accelerators, batch_size)
     compute_seconds = batch_size / training / question.images_per_second
-    exchange_seconds = _exchange_seconds(question, training)
-    exposed_seconds = max(0.0, (exchange_seconds or 0.0) - question.overlap_share * compute_seconds)
+    exchange_seconds = None
+    if question.interconnect_gib_per_second is not None:
+        # In a ring all-reduce each device sends and receives nearly twice all gradients.
+        sent_bytes = 2 * (training - 1) / training * TRAINABLE_PARAMETERS * BYTES_PER_GRADIENT
+        exchange_seconds = sent_bytes / (question.interconnect_gib_per_second * GIB)
+    exposed_seconds = max(0.0, (exchange_seconds or 0.0) - OVERLAP_SHARE * compute_seconds)
     epoch_seconds = steps_per_epoch(NUM_TRAIN_IMAGES, batch_size) * (compute_seconds + exposed_seconds)
-    rate = question.evaluation_images_per_second
-    if rate is None:
-        rate = overheads.images_evaluated_per_trained * question.images_per_second
-    evaluation_seconds, last_evaluation_seconds = _evaluation_seconds(question, training, rate, epoch_seconds)
-    start = (
-        overheads.start_node_seconds / _nodes(question) if question.start_seconds is None else question.start_seconds
-    )
-    tail = overheads.tail_seconds if question.tail_seconds is None else question.tail_seconds
-    init = _usual_init_seconds(systems) if question.init_seconds is None else question.init_seconds
+    rate = overheads.images_evaluated_per_trained * question.images_per_second
+    evaluation_seconds, last_evaluation_seconds = NUM_VAL_IMAGES / (question.accelerators * rate), 0.0
+    spare = question.accelerators - training
+    if spare:
+        # Devices without an image to train on evaluate beside the others, if that is faster than all of them stopping.
+        beside = NUM_VAL_IMAGES / (spare * rate)
+        waiting = max(0.0, beside - epoch_seconds)
+        if waiting < evaluation_seconds:
+            evaluation_seconds, last_evaluation_seconds = waiting, beside
     return PlannedTimes(
         step_ms=1000 * (compute_seconds + exposed_seconds),
         exchange_ms=None if exchange_seconds is None else 1000 * exchange_seconds,
@@ -246,38 +275,8 @@ def _times(question: PlanQuestion, batch_size: int, systems: Sequence[PublishedS
         evaluation_seconds=evaluation_seconds,
         evaluation_images_per_second=rate,
         evaluation_is_beside=last_evaluation_seconds > 0,
-        scoring_seconds=question.scoring_seconds,
-        start_seconds=start,
-        tail_seconds=tail + last_evaluation_seconds,
-        init_seconds=init,
-        late_init_seconds=max(0.0, init - UNTIMED_INIT_SECONDS),
+        start_seconds=overheads.start_node_seconds / _nodes(question),
+        tail_seconds=overheads.tail_seconds + last_evaluation_seconds,
+        init_seconds=statistics.median(run.init_seconds for system in systems for run in system.runs),
         largest_error=overheads.largest_error,
     )
-
-
-def _exchange_seconds(question: PlanQuestion, training: int) -> float | None:
-    """Return how long the sum of all gradients takes, as a ring: each device sends and receives nearly twice all."""
-    if question.interconnect_gib_per_second is None:
-        return None
-    sent_bytes = 2 * (training - 1) / training * TRAINABLE_PARAMETERS * question.gradient_bytes
-    return sent_bytes / (question.interconnect_gib_per_second * GIB)
-
-
-def _evaluation_seconds(
-    question: PlanQuestion, training: int, rate: float, epoch_seconds: float
-) -> tuple[float, float]:
-    """Return the seconds per epoch in which no device trains for an evaluation, and those after the last epoch.
-
-    Devices without an image to train on evaluate beside the others, if that is faster than all of them stopping.
-    """
-    stopped = NUM_VAL_IMAGES / (question.accelerators * rate) + question.scoring_seconds
-    spare = question.accelerators - training
-    if spare == 0:
-        return stopped, 0.0
-    beside = NUM_VAL_IMAGES / (spare * rate) + question.scoring_seconds
-    waiting = max(0.0, beside - epoch_seconds)
-    return (waiting, beside) if waiting < stopped else (stopped, 0.0)
-
-
-def _usual_init_seconds(systems: Sequence[PublishedSystem]) -> float:
-    return statistics.median(run.init_seconds for system in systems for run in system.runs)

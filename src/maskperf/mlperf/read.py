@@ -1,22 +1,46 @@
 """What a log of the benchmark says: any MLLOG file, of maskperf or published, as one value."""
 
+import json
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
-from maskperf.config import has_targets
+from maskperf.config import BOX_TARGET, MASK_TARGET, has_targets
 from maskperf.errors import DataError, Problem
-from maskperf.mlperf.log_lines import TOKEN, Record, parse_records
+from maskperf.files import printable
 
-BOX_TARGET = 0.377
-MASK_TARGET = 0.339
+TOKEN = ":::MLLOG "
+LINE_BREAK, LINE_END = re.compile(r"\r\n?|\n"), re.compile(r"[\r\n]|\Z")
+SHOWN_CHARACTERS = 60
 MS_PER_MINUTE = 60_000
-SETTING_PREFIX = "opt_"
 SETTING_KEYS = (
     *("global_batch_size", "d_batch_size", "num_image_candidates", "gradient_accumulation_steps"),
     *("min_image_size", "max_image_size", "train_samples", "eval_samples"),
 )
+EPOCH_FIELDS = {"epoch": "epoch_num", "block": "first_epoch_num"}  # of the metadata of epoch_start, block_start ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One record of a log. `time_ms` is None where the line has no time that can be read."""
+
+    line: int  # of the file, from 1
+    time_ms: float | None
+    key: str
+    value: object
+    metadata: dict
+
+    @property
+    def status(self) -> object:
+        return self.metadata.get("status")
+
+    def epoch(self, unit: str = "epoch") -> float | None:
+        """Return the number of the epoch that the record is about; of the first one of its block for "block"."""
+        number = self.metadata.get(EPOCH_FIELDS[unit])
+        return float(number) if type(number) in (int, float) and abs(number) < 1e9 else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +58,17 @@ class LoggedEpoch:
     """One epoch (or block of epochs), in minutes from run_start; stop is None where the log ends within it."""
 
     epoch: int | float
+    count: int  # the epochs of a block
+    start: Record
+    stop: Record | None
     start_minutes: float | None
     stop_minutes: float | None
+
+    @property
+    def seconds(self) -> float | None:
+        if self.stop is None or self.stop.time_ms is None or self.start.time_ms is None:
+            return None
+        return (self.stop.time_ms - self.start.time_ms) / 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +93,7 @@ class BenchmarkLog:
     recipe: str | None  # only in logs of maskperf
     targets: tuple[float, float]  # box AP, mask AP; those of the benchmark where the log has none of its own
     settings: dict[str, object]  # the hyperparameter keys
-    seeds: tuple[int, ...]
+    seeds: tuple[int, ...]  # each once
     init_seconds: float | None  # from the first init_start to the last init_stop
     run_seconds: float | None  # from the first run_start to the last run_stop
     status: str  # "success", "done" (a success without targets), "aborted" or "unfinished"
@@ -76,38 +109,114 @@ def read_log(path: Path | str) -> BenchmarkLog:
     Errors: DataError for a file that cannot be opened or has no MLLOG line.
     """
     path = Path(path)
-    text = _read_text(path)
-    records, problems = parse_records(text)
+    records, problems = parse_records(_read_text(path))
     if not records:
         message = problems[0] if problems else f"No line has the token {TOKEN.strip()!r}."
         raise _unreadable(path, message, "Give the mlperf.log of a run, or a published result_*.txt.")
+    by_key: dict[str, list[Record]] = {}
+    for record in records:
+        by_key.setdefault(record.key, []).append(record)
+    seeds = [(record, whole_number(record.value)) for record in by_key.get("seed", ())]
     problems += [
         f"line {record.line}: the seed is not a whole number: {record.value!r}"
-        for record in records
-        if record.key == "seed" and whole_number(record.value) is None
+        for record, seed in seeds
+        if seed is None
     ]
-    start_ms = _time(records, "run_start", last=False)
-    stop_ms = _time(records, "run_stop", last=True)
-    targets = _targets(records)
+    targets = _targets(by_key.get("maskperf_targets", ()))
+    start_ms = _time(by_key, "run_start", 0)
+    texts = {key: str(found[0].value) for key, found in by_key.items() if found[0].value}
+    is_setting = [key for key in by_key if key in SETTING_KEYS or key.startswith("opt_")]
     return BenchmarkLog(
         path=path,
         records=tuple(records),
-        benchmark=_text(records, "submission_benchmark"),
-        organization=_text(records, "submission_org"),
-        division=_text(records, "submission_division"),
-        platform=_text(records, "submission_platform"),
-        recipe=_text(records, "maskperf_recipe") or None,
+        benchmark=texts.get("submission_benchmark", ""),
+        organization=texts.get("submission_org", ""),
+        division=texts.get("submission_division", ""),
+        platform=texts.get("submission_platform", ""),
+        recipe=texts.get("maskperf_recipe"),
         targets=targets,
-        settings={record.key: record.value for record in records if _is_setting(record.key)},
-        seeds=tuple(_seeds(records)),
-        init_seconds=_seconds(_time(records, "init_start", last=False), _time(records, "init_stop", last=True)),
-        run_seconds=_seconds(start_ms, stop_ms),
-        status=_status(records, targets),
-        evaluations=_evaluations(records, start_ms),
-        epochs=_epochs(records, start_ms),
-        tracked=_tracked(records, start_ms),
+        settings={key: by_key[key][-1].value for key in is_setting},
+        seeds=tuple(dict.fromkeys(seed for _, seed in seeds if seed is not None)),
+        init_seconds=_seconds(_time(by_key, "init_start", 0), _time(by_key, "init_stop", -1)),
+        run_seconds=_seconds(start_ms, _time(by_key, "run_stop", -1)),
+        status=_status(by_key.get("run_stop", ()), targets),
+        evaluations=_evaluations(by_key.get("eval_accuracy", ()), start_ms),
+        epochs=_epochs(by_key, start_ms),
+        tracked=_tracked(by_key.get("tracked_stats", ()), start_ms),
         problems=tuple(problems),
     )
+
+
+def parse_records(text: str) -> tuple[list[Record], list[str]]:
+    """Return the records of a text in its order, and a sentence for every record that is not in the official form.
+
+    Text before the token is ignored. Two records on one line, text behind a record and records of several lines are
+    read as they were meant, and named: the official tools lose or refuse them.
+    """
+    starts = [match.end() for match in re.finditer(TOKEN, text)]
+    records: list[Record] = []
+    problems: list[str] = []
+    line, position, line_end = 1, 0, -1
+    for start, next_start in pairwise([*starts, len(text) + len(TOKEN)]):
+        stop = next_start - len(TOKEN)
+        line += text.count("\n", position, start)
+        position = start
+        if start > line_end:
+            line_end = LINE_END.search(text, start).start()
+            count = 1 + text.count(TOKEN, start, line_end)
+            if count > 1:
+                problems.append(f"line {line}: {count} records on one line; the official tools read the last")
+        entry, length = _decode(text[start:stop])
+        rest = text[start + length : max(start + length, min(line_end, stop))]
+        if entry is None:
+            is_end = stop == len(text) and not text[line_end:].strip()
+            kind = "the last line is torn" if is_end else "no JSON object can be read behind the token"
+            problems.append(f"line {line}: {kind}: {_shorten(text[start : min(line_end, stop)])}")
+            continue
+        lines = 1 + len(LINE_BREAK.findall(text, start, start + length))
+        if lines > 1:
+            problems.append(f"line {line}: the record goes over {lines} lines; the official tools want one")
+            rest = text[start + length : LINE_END.search(text, start + length).start()]
+        if rest.strip():
+            problems.append(f"line {line}: text stands behind the record: {_shorten(rest)}")
+        record = _record(line, entry, problems)
+        if record is not None:
+            records.append(record)
+    return records, problems
+
+
+def _decode(text: str) -> tuple[dict | None, int]:
+    """Return the JSON object at the start of a text, and where it ends."""
+    try:
+        entry, end = json.JSONDecoder().raw_decode(text, len(text) - len(text.lstrip()))
+    except (ValueError, RecursionError):  # RecursionError: brackets within brackets, thousands deep
+        return None, 0
+    return (entry, end) if isinstance(entry, dict) else (None, 0)
+
+
+def _record(line: int, entry: dict, problems: list[str]) -> Record | None:
+    missing = [name for name in ("time_ms", "key", "value", "metadata") if name not in entry]
+    if missing:
+        problems.append(f"line {line}: the record has no {' and no '.join(missing)}; the official tools stop here")
+    key, metadata = entry.get("key"), entry.get("metadata", {})
+    if not isinstance(key, str):
+        return None
+    if not isinstance(metadata, dict):
+        problems.append(f"line {line}: the metadata of {key} is not an object: {_shorten(str(metadata))}")
+        metadata = {}
+    try:
+        time_ms = float(entry["time_ms"])  # the official tools take text such as "12" as well
+    except (KeyError, TypeError, ValueError, OverflowError):
+        time_ms = math.nan
+    if not math.isfinite(time_ms) and "time_ms" in entry:
+        problems.append(f"line {line}: the time of {key} is not a number: {_shorten(str(entry['time_ms']))}")
+    time_ms = time_ms if math.isfinite(time_ms) else None
+    return Record(line=line, time_ms=time_ms, key=key, value=entry.get("value"), metadata=metadata)
+
+
+def _shorten(text: str) -> str:
+    text = printable(text).strip()
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."
 
 
 def _read_text(path: Path) -> str:
@@ -127,20 +236,9 @@ def _unreadable(path: Path, message: str, fix: str) -> DataError:
     return DataError([problem])
 
 
-def _is_setting(key: str) -> bool:
-    return key in SETTING_KEYS or key.startswith(SETTING_PREFIX)
-
-
-def _text(records: Sequence[Record], key: str) -> str:
-    values = [record.value for record in records if record.key == key]
-    return str(values[0]) if values else ""
-
-
-def _time(records: Sequence[Record], key: str, *, last: bool) -> float | None:
-    times = [record.time_ms for record in records if record.key == key and record.time_ms is not None]
-    if not times:
-        return None
-    return times[-1] if last else times[0]
+def _time(by_key: dict[str, list[Record]], key: str, index: int) -> float | None:
+    times = [record.time_ms for record in by_key.get(key, ()) if record.time_ms is not None]
+    return times[index] if times else None
 
 
 def _seconds(start_ms: float | None, stop_ms: float | None) -> float | None:
@@ -152,16 +250,14 @@ def _minutes(record: Record, start_ms: float | None) -> float | None:
 
 
 def _finite(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if type(value) not in (int, float) or not abs(value) < 1e300:
         return None
-    return float(value) if abs(value) < 1e300 and math.isfinite(value) else None
+    return float(value)
 
 
 def whole_number(value: object) -> int | None:
     """Return the whole number that a value is, also where it stands in quotes."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int):
+    if type(value) is int:
         return value
     try:
         return int(value) if isinstance(value, str) or (isinstance(value, float) and value.is_integer()) else None
@@ -169,19 +265,12 @@ def whole_number(value: object) -> int | None:
         return None
 
 
-def _seeds(records: Iterable[Record]) -> list[int]:
-    """Return each seed once, in the order of the log."""
-    found = [whole_number(record.value) for record in records if record.key == "seed"]
-    return list(dict.fromkeys(seed for seed in found if seed is not None))
-
-
-def _targets(records: Iterable[Record]) -> tuple[float, float]:
+def _targets(records: Sequence[Record]) -> tuple[float, float]:
     box, mask = BOX_TARGET, MASK_TARGET
     for record in records:
-        if record.key == "maskperf_targets":
-            own_box, own_mask = _both_aps(record)
-            box = box if own_box is None else own_box
-            mask = mask if own_mask is None else own_mask
+        own_box, own_mask = _both_aps(record)
+        box = box if own_box is None else own_box
+        mask = mask if own_mask is None else own_mask
     return box, mask
 
 
@@ -191,26 +280,23 @@ def _both_aps(record: Record) -> tuple[float | None, float | None]:
     return by_name.get("BBOX"), by_name.get("SEGM")
 
 
-def _status(records: Iterable[Record], targets: tuple[float, float]) -> str:
-    stops = [record.metadata.get("status") for record in records if record.key == "run_stop"]
+def _status(stops: Sequence[Record], targets: tuple[float, float]) -> str:
     if not stops:
         return "unfinished"
-    if stops[-1] != "success":
+    if stops[-1].status != "success":
         return "aborted"
     return "success" if has_targets(*targets) else "done"
 
 
-def _evaluations(records: Iterable[Record], start_ms: float | None) -> tuple[LoggedEvaluation, ...]:
+def _evaluations(records: Sequence[Record], start_ms: float | None) -> tuple[LoggedEvaluation, ...]:
     """Return the evaluations in the order of the log; one that several ranks logged comes once."""
     found: dict[tuple, LoggedEvaluation] = {}
     for record in records:
-        if record.key == "eval_accuracy":
-            box_ap, mask_ap = _both_aps(record)
-            epoch = _finite(record.metadata.get("epoch_num"))
-            evaluation = LoggedEvaluation(
-                epoch=_plain(epoch), minutes=_minutes(record, start_ms), box_ap=box_ap, mask_ap=mask_ap
-            )
-            found.setdefault((epoch, box_ap, mask_ap), evaluation)
+        box_ap, mask_ap = _both_aps(record)
+        epoch = _plain(record.epoch())
+        minutes = _minutes(record, start_ms)
+        evaluation = LoggedEvaluation(epoch=epoch, minutes=minutes, box_ap=box_ap, mask_ap=mask_ap)
+        found.setdefault((epoch, box_ap, mask_ap), evaluation)
     return tuple(found.values())
 
 
@@ -219,33 +305,31 @@ def _plain(number: float | None) -> int | float | None:
     return int(number) if number is not None and number.is_integer() else number
 
 
-def _epochs(records: Sequence[Record], start_ms: float | None) -> tuple[LoggedEpoch, ...]:
-    """Return the epochs by number; blocks of epochs by the number of their first, where the log has only those."""
-    name, number = "epoch", "epoch_num"
-    if not any(record.key == "epoch_start" for record in records):
-        name, number = "block", "first_epoch_num"
-    starts: dict[float, Record] = {}
-    stops: dict[float, Record] = {}
-    for record in records:
-        epoch = _finite(record.metadata.get(number))
-        if epoch is not None and record.key == f"{name}_start":
-            starts.setdefault(epoch, record)
-        elif epoch is not None and record.key == f"{name}_stop":
-            stops.setdefault(epoch, record)
-    return tuple(
-        LoggedEpoch(
-            epoch=_plain(epoch),
+def _epochs(by_key: dict[str, list[Record]], start_ms: float | None) -> tuple[LoggedEpoch, ...]:
+    """Return the epochs in the order of the log, blocks where it has no epochs; one that is logged twice comes once."""
+    unit = "epoch" if "epoch_start" in by_key else "block"
+    epochs: dict[float, LoggedEpoch] = {}
+    for start in by_key.get(f"{unit}_start", ()):
+        number = start.epoch(unit)
+        if number is None or number in epochs:
+            continue
+        stop = next((entry for entry in by_key.get(f"{unit}_stop", ()) if entry.epoch(unit) == number), None)
+        count = start.metadata.get("epoch_count") if unit == "block" else 1
+        epochs[number] = LoggedEpoch(
+            epoch=_plain(number),
+            count=count if type(count) is int and count > 0 else 1,
+            start=start,
+            stop=stop,
             start_minutes=_minutes(start, start_ms),
-            stop_minutes=_minutes(stops[epoch], start_ms) if epoch in stops else None,
+            stop_minutes=None if stop is None else _minutes(stop, start_ms),
         )
-        for epoch, start in starts.items()
-    )
+    return tuple(epochs.values())
 
 
-def _tracked(records: Iterable[Record], start_ms: float | None) -> tuple[TrackedStats, ...]:
+def _tracked(records: Sequence[Record], start_ms: float | None) -> tuple[TrackedStats, ...]:
     found = []
     for record in records:
-        if record.key == "tracked_stats" and isinstance(record.value, dict):
+        if isinstance(record.value, dict):
             step = whole_number(record.metadata.get("step", record.metadata.get("step_num")))
             values = {name: _finite(value) for name, value in record.value.items() if not isinstance(value, str | list)}
             found.append(TrackedStats(step=step, minutes=_minutes(record, start_ms), values=values))

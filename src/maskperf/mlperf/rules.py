@@ -1,7 +1,7 @@
 """The rules of MLPerf's closed division for this benchmark, as data, and the check of a configuration against them.
 
-Every field of the configuration is either in a rule of `RULES` or in `FREE_FIELDS`; a test sees to that.
-Round 3.1 of the rules, the last with this benchmark.
+Every field of the configuration is either in a rule of `RULES` or in `FREE_FIELDS`. Round 3.1 of the rules, the last
+with this benchmark.
 """
 
 import shlex
@@ -9,11 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from maskperf.config import OptimizerConfig, RunConfig
+from maskperf.config import BOX_TARGET, MASK_TARGET, OptimizerConfig, RunConfig
 from maskperf.errors import RuleError
 from maskperf.overrides import flatten, format_value
-from maskperf.recipes import coco
+from maskperf.recipes import coco, reference_points
 
+RUNS = 5  # of a result
+BENCHMARK = "maskrcnn"
 TABLE = "MLPerf training rules, Hyperparameters"  # the table with one line for each hyperparameter
 DEFAULT = "MLPerf training rules, Hyperparameters: by default the same as the reference"
 CHECKER = "MLPerf's checker, training_3.1.0/closed_maskrcnn.yaml"
@@ -22,12 +24,9 @@ INTEGER_TOLERANCE = 1e-5  # as the checker: how far from an integer a quotient m
 SMALL_BATCH = 16  # below it, the unit of the learning rate may be divided
 DECAY_IMAGES_PER_TENTH = (96_000, 128_000)  # (60000, 80000) * 16 / 10: for each tenth of the schedule's length
 CANDIDATES_PER_IMAGE = 1000
-# The reference convergence points at these batches were made with 6000 (mlperf_logging, rcps_maskrcnn.json).
-PUBLISHED_CANDIDATES = 6000
-PUBLISHED_BATCHES = (48, 64, 96, 128, 256, 272)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Rule:
     """One rule about one field: which values keep it, as a test and in words."""
 
@@ -74,7 +73,7 @@ def check_rules(config: RunConfig, *, world: int = 1) -> list[RuleResult]:
 
 
 def refuse_broken_rules(config: RunConfig, world: int) -> None:
-    """Return nothing where the run may start. The open division leaves model, data, method and targets free.
+    """Check the rules before a run starts. The open division leaves model, data, method and targets free.
 
     Errors: RuleError with a line for each broken rule, if mlperf.division is closed.
     """
@@ -97,14 +96,14 @@ def refuse_broken_rules(config: RunConfig, world: int) -> None:
 def as_given(config: RunConfig, command_line: object) -> RunConfig:
     """Return a finished run's configuration as the user gave it: its seed, if drawn, is "-1: from entropy" again.
 
-    command_line: that of the run's environment.json. A seed stands there if, and only if, the user fixed it; where
-    the text cannot be read, it counts as fixed.
+    command_line: that of the run's environment.json, with a seed if and only if the user fixed it. Where it cannot be
+    read, the seed counts as fixed.
     """
     try:
-        words = shlex.split(command_line) if isinstance(command_line, str) else None
+        arguments = shlex.split(command_line) if isinstance(command_line, str) else ["seed"]
     except ValueError:  # a quotation mark without its partner
-        words = None
-    has_seed = words is None or any(word.partition("=")[0].strip() == "seed" for word in words)
+        arguments = ["seed"]
+    has_seed = any(argument.partition("=")[0].strip() == "seed" for argument in arguments)
     return config if has_seed else replace(config, seed=-1)
 
 
@@ -138,12 +137,12 @@ def _keeps_learning_rate(rate: float, config: RunConfig, world: int) -> bool:
     return _is_integer(rate / LEARNING_RATE_UNIT) or (is_small and _is_integer(LEARNING_RATE_UNIT / rate))
 
 
-def _keeps_decay_steps(steps: tuple[int, ...], config: RunConfig, world: int) -> bool:
-    batch_size, images = config.optimizer.batch_size, DECAY_IMAGES_PER_TENTH[0]
+def _is_decay_schedule(steps: tuple[int, ...], batch_size: int) -> bool:
+    """Return whether the steps are those of the reference's schedule, at some whole number of tenths of its length."""
     if len(steps) != 2:
         return False
     # All lengths whose first step, cut to a whole one, is the one given.
-    first, end = (-(-step * batch_size // images) for step in (steps[0], steps[0] + 1))
+    first, end = (-(-step * batch_size // DECAY_IMAGES_PER_TENTH[0]) for step in (steps[0], steps[0] + 1))
     return any(decay_steps(tenths, batch_size) == steps for tenths in range(max(first, 1), end))
 
 
@@ -154,28 +153,14 @@ def _nearest_decay_steps(config: RunConfig, world: int) -> str:
 
 
 def _allowed_candidates(config: RunConfig, world: int) -> list[int]:
-    batch_size = config.optimizer.batch_size
-    published = [PUBLISHED_CANDIDATES] if batch_size in PUBLISHED_BATCHES else []
-    return sorted({CANDIDATES_PER_IMAGE, CANDIDATES_PER_IMAGE * max(1, images_per_device(config, world)), *published})
-
-
-def _keeps_warm_up(steps: int, config: RunConfig, world: int) -> bool:
-    return lowest_warm_up_rate(config.optimizer) >= 0
-
-
-def _lowest_rate(config: RunConfig, world: int) -> str:
-    return f"the first rate is {lowest_warm_up_rate(config.optimizer):.6g}"
+    per_device = CANDIDATES_PER_IMAGE * max(1, images_per_device(config, world))
+    point = reference_points().get(config.optimizer.batch_size)
+    return sorted({CANDIDATES_PER_IMAGE, per_device, *([point.proposals] if point else [])})
 
 
 def _equals(name: str, field: str, value: Any, source: str) -> Rule:
     """Return the rule that a field has one value."""
-    return Rule(
-        name=name,
-        field=field,
-        allowed=format_value(value) or "nothing",
-        source=source,
-        keeps=lambda found, config, world: found == value,
-    )
+    return Rule(name, field, format_value(value) or "nothing", source, lambda found, config, world: found == value)
 
 
 # What no line of the hyperparameter table names: "everything else as the reference", whose setting the recipe coco is.
@@ -189,7 +174,7 @@ REFERENCE_FIELDS = (
     "model.box_head_channels model.mask_head_channels model.mask_head_convs model.detection_nms_iou"
 )
 FREE_FIELDS = {  # why they are free, and which
-    "a name or a place; what it may contain is checked by other rules": "recipe run_dir data.root",
+    "a name or a path; what it may contain is checked by other rules": "recipe run_dir data.root",
     "without effect without data.generate": "data.generate_train_images data.generate_val_images data.generate_seed",
     "free by the table of hyperparameters": "optimizer.batch_size",
     "how the steps are divided, not what is computed": "optimizer.accumulation_steps evaluation.batch_size",
@@ -204,69 +189,69 @@ FREE_FIELDS = {  # why they are free, and which
     "speed.sparse_mask_targets speed.captured_steps speed.triton_kernels speed.device_preprocessing",
     "padding and packing of batches, as the rules allow": "speed.aspect_buckets",
     "numerical format, as the rules allow": "speed.precision",
-    "words of the submission": "mlperf.organization mlperf.platform mlperf.division mlperf.status",
+    "names of the submission": "mlperf.organization mlperf.platform mlperf.division mlperf.status",
 }
 RULES: tuple[Rule, ...] = (
     Rule(
-        name="base learning rate",
-        field="optimizer.learning_rate",
-        allowed="0.02 * K with K = 1, 2, 3 ...; with a batch below 16 also 0.02 / K",
-        source=f"{TABLE}: opt_base_learning_rate; {CHECKER}",
-        keeps=_keeps_learning_rate,
+        "base learning rate",
+        "optimizer.learning_rate",
+        "0.02 * K with K = 1, 2, 3 ...; with a batch below 16 also 0.02 / K",
+        f"{TABLE}: opt_base_learning_rate; {CHECKER}",
+        _keeps_learning_rate,
     ),
     _equals("decay factor", "optimizer.decay_factor", 0.1, f"{TABLE}: opt_learning_rate_decay_factor; {CHECKER}"),
     Rule(
-        name="decay steps",
-        field="optimizer.decay_steps",
-        allowed="two steps, (60000, 80000) * (1 + K/10) * 16 / optimizer.batch_size, K an integer",
-        source=f"{TABLE}: opt_learning_rate_decay_steps; {CHECKER} (two of them)",
-        keeps=_keeps_decay_steps,
-        nearest=_nearest_decay_steps,
+        "decay steps",
+        "optimizer.decay_steps",
+        "two steps, (60000, 80000) * (1 + K/10) * 16 / optimizer.batch_size, K an integer",
+        f"{TABLE}: opt_learning_rate_decay_steps; {CHECKER} (two of them)",
+        lambda steps, config, world: _is_decay_schedule(steps, config.optimizer.batch_size),
+        _nearest_decay_steps,
     ),
     Rule(
-        name="warm-up method",
-        field="optimizer.warmup_method",
-        allowed="linear (the reference's default) or mlperf_linear (its published points)",
-        source=f"{DEFAULT} and its published convergence points",
-        keeps=lambda value, config, world: value in ("linear", "mlperf_linear"),
+        "warm-up method",
+        "optimizer.warmup_method",
+        "linear (the reference's default) or mlperf_linear (its published points)",
+        f"{DEFAULT} and its published convergence points",
+        lambda value, config, world: value in ("linear", "mlperf_linear"),
     ),
     Rule(
-        name="warm-up factor",
-        field="optimizer.warmup_factor",
-        allowed="any number above 0",
-        source=f"{TABLE}: opt_learning_rate_warmup_factor; {CHECKER}",
-        keeps=lambda value, config, world: value > 0,
+        "warm-up factor",
+        "optimizer.warmup_factor",
+        "any number above 0",
+        f"{TABLE}: opt_learning_rate_warmup_factor; {CHECKER}",
+        lambda value, config, world: value > 0,
     ),
     Rule(
-        name="no negative rate in the warm-up",
-        field="optimizer.warmup_steps",
-        allowed="any number whose warm-up never has a learning rate below 0",
-        source=f"{TABLE}: opt_learning_rate_warmup_steps; {CHECKER}; the limit is maskperf's own",
-        keeps=_keeps_warm_up,
-        nearest=_lowest_rate,
+        "no negative rate in the warm-up",
+        "optimizer.warmup_steps",
+        "any number whose warm-up never has a learning rate below 0",
+        f"{TABLE}: opt_learning_rate_warmup_steps; {CHECKER}; the limit is maskperf's own",
+        lambda value, config, world: lowest_warm_up_rate(config.optimizer) >= 0,
+        lambda config, world: f"the first rate is {lowest_warm_up_rate(config.optimizer):.6g}",
     ),
     Rule(
-        name="region proposals",
-        field="model.proposals_train",
-        allowed="1000, or 1000 for each image of a device's micro-batch, or the published point's 6000",
-        source=f"{TABLE}: num_image_candidates; {CHECKER}; mlperf_logging, rcps_maskrcnn.json",
-        keeps=lambda value, config, world: value in _allowed_candidates(config, world),
-        nearest=lambda config, world: " or ".join(map(str, _allowed_candidates(config, world))),
+        "region proposals",
+        "model.proposals_train",
+        "1000, or 1000 for each image of a device's micro-batch, or the published point's 6000",
+        f"{TABLE}: num_image_candidates; {CHECKER}; mlperf_logging, rcps_maskrcnn.json",
+        lambda value, config, world: value in _allowed_candidates(config, world),
+        lambda config, world: " or ".join(map(str, _allowed_candidates(config, world))),
     ),
     Rule(
-        name="proposals of one device together",
-        field="model.proposal_quota",
-        allowed="pooled, or per_image with model.proposals_train=1000",
-        source=f"{TABLE}: num_image_candidates",
-        keeps=lambda value, config, world: value == "pooled" or config.model.proposals_train == CANDIDATES_PER_IMAGE,
+        "proposals of one device together",
+        "model.proposal_quota",
+        "pooled, or per_image with model.proposals_train=1000",
+        f"{TABLE}: num_image_candidates",
+        lambda value, config, world: value == "pooled" or config.model.proposals_train == CANDIDATES_PER_IMAGE,
     ),
     _equals("shorter side of an image", "data.short_side", 800, f"{TABLE}: min_image_size"),
     _equals("longer side of an image", "data.long_side", 1333, f"{TABLE}: max_image_size"),
     _equals("horizontal flips", "data.flip_probability", 0.5, "Reference README: only horizontal flips are allowed"),
     _equals("pixel means", "data.pixel_means_bgr", (102.9801, 115.9465, 122.7717), DEFAULT),
     _equals("random order", "data.shuffle", True, "MLPerf training rules, Training Data Order"),
-    _equals("box target", "evaluation.box_target", 0.377, "MLPerf training rules, Benchmarks: quality target"),
-    _equals("mask target", "evaluation.mask_target", 0.339, "MLPerf training rules, Benchmarks: quality target"),
+    _equals("box target", "evaluation.box_target", BOX_TARGET, "MLPerf training rules, Benchmarks: quality target"),
+    _equals("mask target", "evaluation.mask_target", MASK_TARGET, "MLPerf training rules, Benchmarks: quality target"),
     _equals("detections of an image", "model.detections_per_image", 100, DEFAULT),
     _equals("score threshold", "model.score_threshold", 0.05, DEFAULT),
     _equals("momentum", "optimizer.momentum", 0.9, "Reference README: optimizer"),
@@ -276,26 +261,26 @@ RULES: tuple[Rule, ...] = (
     _equals("frozen batch norm", "model.batch_norm", "frozen", DEFAULT),
     _equals("frozen stages", "model.frozen_stages", 2, DEFAULT),
     Rule(
-        name="given backbone",
-        field="model.backbone_weights",
-        allowed="the file of the provided backbone, R-50.pkl or what `maskperf convert` made of it",
-        source="MLPerf training rules, Pre-training; reference README: loaded from the provided weights",
-        keeps=lambda value, config, world: value != "",
+        "given backbone",
+        "model.backbone_weights",
+        "the file of the provided backbone, R-50.pkl or what `maskperf convert` made of it",
+        "MLPerf training rules, Pre-training; reference README: loaded from the provided weights",
+        lambda value, config, world: value != "",
     ),
     _equals("no other weights", "model.initial_weights", "", "MLPerf training rules, Pre-training"),
     _equals("counts of COCO 2017", "data.check_counts", True, "Reference README: COCO 2017, all of it"),
-    _equals("no synthetic pictures", "data.generate", False, "Reference README: COCO 2017, all of it"),
+    _equals("no synthetic images", "data.generate", False, "Reference README: COCO 2017, all of it"),
     *(
         _equals("files of COCO 2017", f"data.{name}", "", "MLPerf training rules, Training and Test Sets")
         for name in ("train_json", "train_images", "val_json", "val_images")
     ),
     _equals("classes of COCO 2017", "model.num_classes", 81, DEFAULT),
     Rule(
-        name="seed from entropy",
-        field="seed",
-        allowed="-1: drawn from the operating system's entropy",
-        source="MLPerf training rules, Random numbers; MLPerf's seed checker: no two runs alike",
-        keeps=lambda value, config, world: value == -1,
+        "seed from entropy",
+        "seed",
+        "-1: drawn from the operating system's entropy",
+        "MLPerf training rules, Random numbers; MLPerf's seed checker: no two runs alike",
+        lambda value, config, world: value == -1,
     ),
     *(_equals("as the reference", field, flatten(coco())[field], DEFAULT) for field in REFERENCE_FIELDS.split()),
 )

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from maskperf.mlperf.attempts import Attempts, find_attempts
 from maskperf.mlperf.checkers import check_compliance
-from maskperf.mlperf.log_lines import TOKEN
-from maskperf.mlperf.read import BenchmarkLog, read_log
-from maskperf.mlperf.scoring import RUNS, ReferenceCheck, reference_check, score_minutes
+from maskperf.mlperf.findings import Finding, Verdict
+from maskperf.mlperf.read import TOKEN, BenchmarkLog, read_log
+from maskperf.mlperf.rules import RUNS
+from maskperf.mlperf.scoring import ReferenceCheck, reference_check, score_minutes
 from maskperf.mlperf.traps import check_traps, is_submission, several_runs
-from maskperf.mlperf.verdicts import Finding, Verdict
 
-# Where the lines of two runs are mixed, these only follow from it: nobody can judge one of them alone.
+# Where the lines of two runs are mixed, these only follow from it: nobody can check one of them alone.
 FROM_MIXING = re.compile(
     r"Required EXACTLY_ONE occurrence|CHECK for '(init_start|init_stop|run_start|run_stop)' failed"
     r"|(run_start|run_stop) is logged \d+ times|the time of \w+ is .* before|eval_accuracy stands behind run_stop"
@@ -43,8 +43,7 @@ class CheckedLog:
     @property
     def minutes(self) -> float | None:
         """The time of the run, None for one that does not count: refused, ended without success, or not one run."""
-        counts = self.compliance.accepted and self.log.status == "success" and self.log.run_seconds is not None
-        counts = counts and not self.holds_several_runs
+        counts = self.compliance.accepted and self.epochs is not None and self.log.run_seconds is not None
         return self.log.run_seconds / 60 if counts else None
 
     @property
@@ -57,6 +56,11 @@ class CheckedLog:
         epochs = [evaluation.epoch for evaluation in self.log.evaluations if evaluation.epoch is not None]
         return epochs[-1] if epochs else None
 
+    @property
+    def batch_size(self) -> int | None:
+        size = self.log.settings.get("global_batch_size")
+        return size if type(size) is int and size > 0 else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class SetResult:
@@ -65,7 +69,7 @@ class SetResult:
     score: float | None
     scaling_factor: float
     reference: ReferenceCheck | None  # only of closed runs of one batch size
-    reference_v3_1: ReferenceCheck | None  # the same as the tool of round v3.1 judged
+    reference_v3_1: ReferenceCheck | None  # the same by the tool of round v3.1
 
 
 def check_log(path: Path) -> CheckedLog:
@@ -75,18 +79,15 @@ def check_log(path: Path) -> CheckedLog:
     """
     log = read_log(path)
     attempts = find_attempts(log.records)
-    checked = CheckedLog(
-        log=log,
-        compliance=check_compliance(path),
-        traps=check_traps(log),
-        holds_several_runs=attempts.are_several,
-    )
+    several = attempts.are_several
+    compliance, traps = check_compliance(path), check_traps(log)
+    checked = CheckedLog(log=log, compliance=compliance, traps=traps, holds_several_runs=several)
     if attempts.mixed is not None:
         return _without(checked, lambda finding: FROM_MIXING.search(finding.text) is not None)
     if len(attempts.runs) == 1:
         return checked
     own = tuple(several_runs(log, attempts))
-    return replace(_without(checked, lambda finding: finding not in own), alone=_judge_alone(path, attempts))
+    return replace(_without(checked, lambda finding: finding not in own), alone=_check_alone(path, attempts))
 
 
 def _without(checked: CheckedLog, is_left_out: Callable[[Finding], bool]) -> CheckedLog:
@@ -98,31 +99,25 @@ def _without(checked: CheckedLog, is_left_out: Callable[[Finding], bool]) -> Che
     return replace(checked, compliance=verdicts[0], traps=verdicts[1])
 
 
-def _judge_alone(path: Path, attempts: Attempts) -> tuple[RunAlone, ...]:
-    """Return the verdicts on each whole run of a file; none where two of its runs share a line."""
-    found = []
-    for run, (first, last) in zip(attempts.runs, attempts.line_ranges, strict=True):
-        if run.is_whole and not attempts.shared_lines:
-            with tempfile.TemporaryDirectory(prefix="maskperf-check-") as scratch:
-                part = Path(scratch) / "run.txt"
-                part.write_bytes(_only_lines(path.read_bytes(), first, last))
-                lines = f"lines {first} to {last or 'the end'}"
-                found.append(
-                    RunAlone(lines=lines, compliance=check_compliance(part), traps=check_traps(read_log(part)))
-                )
-    return tuple(found)
+def _check_alone(path: Path, attempts: Attempts) -> tuple[RunAlone, ...]:
+    """Return the verdicts on each whole run of a file; none where two of its runs share a line.
 
-
-def _only_lines(content: bytes, first: int, last: int | None) -> bytes:
-    """Return a file with all but some of its lines emptied, so that the rest keep their numbers.
-
-    A record that was torn when its program died, and now stands in front of the first one on its line, goes as well.
+    The other lines are emptied, so that the run's own ones keep their numbers. A record that was torn when its program
+    died, and now stands in front of the first one on its line, goes as well.
     """
-    lines = content.split(b"\n")
-    kept = lines[first - 1 : last]
+    found = []
     token = TOKEN.encode()
-    kept[0] = token + kept[0].rpartition(token)[2]
-    return b"\n" * (first - 1) + b"\n".join(kept)
+    for run, (first, last) in zip(attempts.runs, attempts.line_ranges, strict=True):
+        if not run.is_whole or attempts.shared_lines:
+            continue
+        lines = path.read_bytes().split(b"\n")[first - 1 : last]
+        lines[0] = token + lines[0].rpartition(token)[2]
+        with tempfile.TemporaryDirectory(prefix="maskperf-check-") as scratch:
+            part = Path(scratch) / "run.txt"
+            part.write_bytes(b"\n" * (first - 1) + b"\n".join(lines))
+            name = f"lines {first} to {last or 'the end'}"
+            found.append(RunAlone(lines=name, compliance=check_compliance(part), traps=check_traps(read_log(part))))
+    return tuple(found)
 
 
 def is_closed_set(logs: Sequence[CheckedLog]) -> bool:
@@ -130,25 +125,18 @@ def is_closed_set(logs: Sequence[CheckedLog]) -> bool:
     return len(logs) == RUNS and all(entry.log.division == "closed" and is_submission(entry.log) for entry in logs)
 
 
-def judge_set(logs: Sequence[CheckedLog]) -> SetResult:
+def set_result(logs: Sequence[CheckedLog]) -> SetResult:
     """Return what logs are worth together: nothing unless there are five."""
-    sizes = {entry.log.settings.get("global_batch_size") for entry in logs if _is_size(entry)}
+    sizes = {entry.batch_size for entry in logs}
     reference = reference_v3_1 = None
-    if is_closed_set(logs) and len(sizes) == 1 and all(_is_size(entry) for entry in logs):
-        epochs = [entry.epochs for entry in logs]
-        size = sizes.pop()
-        reference = reference_check(size, epochs)
-        reference_v3_1 = reference_check(size, epochs, tool="v3.1")
-    minutes = score_minutes([entry.minutes for entry in logs])
+    if is_closed_set(logs) and len(sizes) == 1 and None not in sizes:
+        epochs, size = [entry.epochs for entry in logs], sizes.pop()
+        reference, reference_v3_1 = reference_check(size, epochs), reference_check(size, epochs, tool="v3.1")
+    score = score_minutes([entry.minutes for entry in logs])
     factor = reference.scaling_factor if reference is not None and reference.passed else 1.0
     return SetResult(
-        score=None if minutes is None else minutes * factor,
+        score=None if score is None else score * factor,
         scaling_factor=factor,
         reference=reference,
         reference_v3_1=reference_v3_1,
     )
-
-
-def _is_size(entry: CheckedLog) -> bool:
-    size = entry.log.settings.get("global_batch_size")
-    return type(size) is int and size > 0

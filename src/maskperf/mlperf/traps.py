@@ -7,24 +7,22 @@ import json
 import math
 import shlex
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 
-from maskperf.config import has_targets, meets_targets
-from maskperf.data.coco.verify import NUM_TRAIN_IMAGES, NUM_VAL_IMAGES
+from maskperf.config import BOX_TARGET, MASK_TARGET, NUM_TRAIN_IMAGES, NUM_VAL_IMAGES, has_targets, meets_targets
 from maskperf.machine.check_storage import TRAIN_IMAGES
 from maskperf.mlperf.attempts import Attempt, Attempts, find_attempts
 from maskperf.mlperf.clock import check_clock
-from maskperf.mlperf.log_lines import TOKEN, Record
-from maskperf.mlperf.read import BOX_TARGET, MASK_TARGET, BenchmarkLog, whole_number
-from maskperf.mlperf.verdicts import Finding, Verdict, note, refusal
+from maskperf.mlperf.findings import Finding, Verdict, note, refusal
+from maskperf.mlperf.read import TOKEN, BenchmarkLog, whole_number
+from maskperf.mlperf.rules import BENCHMARK, DECAY_IMAGES_PER_TENTH
 
 CHECKER = "maskperf's own checks"
 DEMO = "demo"
-# The RCP checker looks for these words anywhere in a line, and then takes the line for one of that key.
-WORDS_WITH_A_KEY = ("global_batch_size", "submission_benchmark", "eval_accuracy", "eval_error")
+# The RCP checker looks for these keys anywhere in a line, and then takes the line for one of that key.
+KEYS_FOUND_ANYWHERE = ("global_batch_size", "submission_benchmark", "eval_accuracy", "eval_error")
 LARGEST_FLOAT_COUNTABLE = 2**24  # above it, 32-bit floats no longer hold every whole number
-ONE_WRITER = "Let one process write the log, whole lines at a time, and run again."
 STEPS_SEEN = "Published logs of round v3.1 have this number here: their limit of steps, which says nothing of images."
 SAMPLES = {  # key: its value in the reference, and what those images are
     "train_samples": (NUM_TRAIN_IMAGES, "trains on the images of train2017 that have annotations"),
@@ -39,7 +37,6 @@ SAMPLES_SEEN = {  # what a number that others logged is
     ("eval_samples", 1): "Published logs of round v3.1 have 1 here, which says nothing of images.",
 }
 SIZES = {"min_image_size": 800, "max_image_size": 1333}
-DECAY_IMAGES = (96_000, 128_000)  # (60000, 80000) * 16 / 10: the decay steps times the batch are multiples of these
 
 
 def check_traps(log: BenchmarkLog) -> Verdict:
@@ -48,10 +45,10 @@ def check_traps(log: BenchmarkLog) -> Verdict:
         *several_runs(log, find_attempts(log.records)),
         *_form(log),
         *check_clock(log, trains_coco=is_submission(log)),
-        *_order(log.records),
-        *_withdrawn(log.records),
-        *_words(log.records),
-        *_not_finite(log.records),
+        *_order(log),
+        *_withdrawn(log),
+        *_misread(log),
+        *_not_finite(log),
         *_targets(log),
         *_seeds(log),
         *_samples(log),
@@ -63,14 +60,14 @@ def check_traps(log: BenchmarkLog) -> Verdict:
 
 def is_submission(log: BenchmarkLog) -> bool:
     """Return whether a log can be part of a submission: of this benchmark, with its targets, and not a demo."""
-    return log.benchmark == "maskrcnn" and log.recipe != DEMO and log.targets == (BOX_TARGET, MASK_TARGET)
+    return log.benchmark == BENCHMARK and log.recipe != DEMO and log.targets == (BOX_TARGET, MASK_TARGET)
 
 
 def meanings(log: BenchmarkLog) -> list[str]:
-    """Return what has to be said about the nature of a log: a demo, other targets, the open division."""
+    """Return remarks on the nature of a log: a demo, other targets, the open division."""
     texts = []
-    if log.benchmark != "maskrcnn":
-        texts.append(f"benchmark {log.benchmark or '(none)'}: only maskrcnn is judged in full here.")
+    if log.benchmark != BENCHMARK:
+        texts.append(f"benchmark {log.benchmark or '(none)'}: only {BENCHMARK} is checked in full here.")
     if log.recipe == DEMO:
         texts.append(
             "a demo is not a submission: it has synthetic images and its own targets. Only the form of its log counts."
@@ -91,7 +88,7 @@ def meanings(log: BenchmarkLog) -> list[str]:
 
 
 def several_runs(log: BenchmarkLog, attempts: Attempts) -> Iterator[Finding]:
-    """Return what is to say about a file that holds more than one run, or one with an interruption."""
+    """Yield a finding about a file that holds more than one run, or one with an interruption."""
     if attempts.mixed is not None:
         lines = f"lines {attempts.mixed.first_line} and {attempts.mixed.second_line}"
         yield refusal(
@@ -119,42 +116,36 @@ def _one_after_the_other(log: BenchmarkLog, attempts: Attempts) -> Finding:
     effect = "The official tools take all of it for one run."
     if not attempts.are_several:
         effect = "Only one of them began to train, so its time and its epochs are counted rightly."
-    told, commands = [], []
-    for place, (run, (first, last)) in enumerate(zip(attempts.runs, attempts.line_ranges, strict=True)):
-        copied = next((other for other in attempts.runs[:place] if _says_the_same(run, other)), None)
-        how_far = _how_far(run) if copied is None else f"a copy of those from line {copied.first_line} on"
-        told.append(f"lines {first} to {last or 'the end'}: {how_far}")
+    outcomes, commands = [], []
+    for index, (run, (first, last)) in enumerate(zip(attempts.runs, attempts.line_ranges, strict=True)):
+        copied = next((other for other in attempts.runs[:index] if _contents(run) == _contents(other)), None)
+        outcome = _outcome(run) if copied is None else f"a copy of those from line {copied.first_line} on"
+        outcomes.append(f"lines {first} to {last or 'the end'}: {outcome}")
         if run.is_whole and copied is None:
-            file = shlex.quote(str(log.path))
             is_torn = any(problem.startswith(f"line {first}: ") for problem in log.problems)
-            torn = f" | sed '1s/.*{TOKEN}/{TOKEN}/'" if is_torn else ""  # the last words of the run before
-            commands.append(f"sed -n '{first},{last or '$'}p' {file}{torn} > run_{len(commands) + 1}.txt")
+            torn = f" | sed '1s/.*{TOKEN}/{TOKEN}/'" if is_torn else ""  # the last record of the run before
+            name = f"run_{len(commands) + 1}.txt"
+            commands.append(f"sed -n '{first},{last or '$'}p' {shlex.quote(str(log.path))}{torn} > {name}")
     fix = "None of them is whole: run again, with a file for each run."
     if attempts.shared_lines:
         shared = ", ".join(map(str, attempts.shared_lines))
         fix = f"Line {shared} has records of both: put a line break in front of each {TOKEN.strip()}, and check again."
     elif commands:
         fix = f"Cut at line{'s' if len(starts) > 1 else ''} {lines}, and change nothing else: {'; '.join(commands)}"
-    return Finding(
-        text=text,
-        refuses=attempts.are_several,
-        explanation=f"{effect} {'; '.join(told).capitalize()}.",
-        fix=fix,
-    )
+    explanation = f"{effect} {'; '.join(outcomes).capitalize()}."
+    return Finding(text=text, refuses=attempts.are_several, explanation=explanation, fix=fix)
 
 
-def _says_the_same(run: Attempt, other: Attempt) -> bool:
-    return [(entry.time_ms, entry.key, entry.value) for entry in run.records] == [
-        (entry.time_ms, entry.key, entry.value) for entry in other.records
-    ]
+def _contents(run: Attempt) -> list[tuple]:
+    return [(entry.time_ms, entry.key, entry.value) for entry in run.records]
 
 
-def _how_far(run: Attempt) -> str:
+def _outcome(run: Attempt) -> str:
     head = "" if run.has("init_start") else "no head, "
     if not run.has_begun:
         return f"{head}stopped before the training began"
     where = f"epoch {run.epochs[-1]:g}" if run.epochs else "the first epoch"
-    stops = [record.metadata.get("status") for record in run.records if record.key == "run_stop"]
+    stops = [record.status for record in run.records if record.key == "run_stop"]
     if not stops:
         return f"{head}stopped in {where}, no run_stop"
     return f"{head}{'success' if stops[-1] == 'success' else 'aborted'} in {where}"
@@ -162,12 +153,16 @@ def _how_far(run: Attempt) -> str:
 
 def _form(log: BenchmarkLog) -> Iterator[Finding]:
     for problem in log.problems:
-        yield refusal(problem, "The official tools lose or refuse what is on this line.", ONE_WRITER)
+        yield refusal(
+            problem,
+            "The official tools lose or refuse what is on this line.",
+            "Let one process write the log, whole lines at a time, and run again.",
+        )
 
 
-def _order(records: tuple[Record, ...]) -> Iterator[Finding]:
-    stops = [record.line for record in records if record.key == "run_stop"]
-    late = [record.line for record in records if record.key == "eval_accuracy" and stops and record.line > stops[0]]
+def _order(log: BenchmarkLog) -> Iterator[Finding]:
+    stops = [record.line for record in log.records if record.key == "run_stop"]
+    late = [entry.line for entry in log.records if entry.key == "eval_accuracy" and stops and entry.line > stops[0]]
     if late:
         yield refusal(
             f"line {late[-1]}: eval_accuracy stands behind run_stop of line {stops[0]}",
@@ -176,10 +171,9 @@ def _order(records: tuple[Record, ...]) -> Iterator[Finding]:
         )
 
 
-def _withdrawn(records: tuple[Record, ...]) -> Iterator[Finding]:
-    for stop, other in pairwise(record for record in records if record.key in ("run_start", "run_stop")):
-        statuses = (stop.metadata.get("status"), other.metadata.get("status"))
-        if stop.key == other.key == "run_stop" and statuses[0] == "success" != statuses[1]:
+def _withdrawn(log: BenchmarkLog) -> Iterator[Finding]:
+    for stop, other in pairwise(record for record in log.records if record.key in ("run_start", "run_stop")):
+        if stop.key == other.key == "run_stop" and stop.status == "success" != other.status:
             yield refusal(
                 f"line {other.line}: the success of line {stop.line} was taken back: {other.value}",
                 "What was found after the clock had stopped counts: this run is no success, although the official "
@@ -188,22 +182,22 @@ def _withdrawn(records: tuple[Record, ...]) -> Iterator[Finding]:
             )
 
 
-def _words(records: Iterable[Record]) -> Iterator[Finding]:
-    for record in records:
+def _misread(log: BenchmarkLog) -> Iterator[Finding]:
+    for record in log.records:
         text = json.dumps([record.key, record.value, record.metadata])
-        for word in WORDS_WITH_A_KEY:
-            if word in text and record.key != word:
+        for key in KEYS_FOUND_ANYWHERE:
+            if key in text and record.key != key:
                 yield refusal(
-                    f"line {record.line}: the record {record.key} contains the word {word}",
-                    f"The RCP checker looks for this word anywhere in a line and takes the record for {word}: it "
+                    f"line {record.line}: the record {record.key} contains the word {key}",
+                    f"The RCP checker looks for this word anywhere in a line and takes the record for {key}: it "
                     "reads a wrong value or stops.",
-                    f"Do not write {word} into other records, and run again.",
+                    f"Do not write {key} into other records, and run again.",
                 )
 
 
-def _not_finite(records: Iterable[Record]) -> Iterator[Finding]:
-    for record in records:
-        if _has_not_finite(record.value) or _has_not_finite(record.metadata):
+def _not_finite(log: BenchmarkLog) -> Iterator[Finding]:
+    for record in log.records:
+        if _has_not_finite([record.value, record.metadata]):
             yield Finding(
                 text=f"line {record.line}: {record.key} holds a number that is not finite (NaN or Infinity)",
                 refuses=record.key == "eval_accuracy",
@@ -216,9 +210,8 @@ def _not_finite(records: Iterable[Record]) -> Iterator[Finding]:
 def _has_not_finite(value: object) -> bool:
     if isinstance(value, float):
         return not math.isfinite(value)
-    if isinstance(value, dict):
-        return any(_has_not_finite(entry) for entry in value.values())
-    return isinstance(value, list) and any(_has_not_finite(entry) for entry in value)
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(_has_not_finite(entry) for entry in values)
 
 
 def _targets(log: BenchmarkLog) -> Iterator[Finding]:
@@ -304,6 +297,6 @@ def _are_numbers(values: object) -> bool:
 
 def _is_decay_rule(steps: list, batch_size: int | float) -> bool:
     """Return whether both steps are, to the rounding of steps, one multiple of the reference's."""
-    tenths = [round(step * batch_size / images) for step, images in zip(steps, DECAY_IMAGES, strict=True)]
-    exact = [tenths[0] * images / batch_size for images in DECAY_IMAGES] if batch_size > 0 else [-2.0, -2.0]
-    return tenths[0] >= 1 and all(abs(step - wanted) <= 1 for step, wanted in zip(steps, exact, strict=True))
+    tenths = round(steps[0] * batch_size / DECAY_IMAGES_PER_TENTH[0])
+    pairs = zip(steps, DECAY_IMAGES_PER_TENTH, strict=True)
+    return tenths >= 1 and all(abs(step - tenths * images / batch_size) <= 1 for step, images in pairs)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from maskperf.data.coco.verify import NUM_TRAIN_IMAGES
+from maskperf.config import NUM_TRAIN_IMAGES
 from maskperf.mlperf.read import BenchmarkLog
 from maskperf.report.contents import EvaluationPoint, GuardEntry
 from maskperf.report.losses import loss_windows

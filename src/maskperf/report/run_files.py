@@ -8,8 +8,7 @@ import msgspec
 
 from maskperf.config import RunConfig
 from maskperf.errors import ConfigError, DataError, Problem
-from maskperf.mlperf.log_lines import TOKEN
-from maskperf.mlperf.read import BenchmarkLog, read_log
+from maskperf.mlperf.read import TOKEN, BenchmarkLog, read_log
 from maskperf.mlperf.rules import as_given
 from maskperf.overrides import from_json_text, notices_of_age
 from maskperf.report.contents import PictureEntry

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from maskperf.config import has_targets, meets_targets
-from maskperf.mlperf.read import BOX_TARGET, MASK_TARGET, BenchmarkLog
+from maskperf.config import BOX_TARGET, MASK_TARGET, has_targets, meets_targets
+from maskperf.mlperf.read import BenchmarkLog
 from maskperf.report.contents import EvaluationPoint, RuleRow, Verdict
 from maskperf.report.number_text import target_text
 from maskperf.report.phases import last_minutes

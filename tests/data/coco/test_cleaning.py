@@ -198,7 +198,7 @@ def test_a_short_polygon_beside_good_ones_is_dropped_with_a_count(tmp_path, ring
     document = good_document()
     document["annotations"].append(annotation(918, 20, segmentation=[ring, triangle(5, 5)]))
     index = read(tmp_path, document, training=training)
-    assert np.diff(index.ring_offsets).tolist() == [1, 2, 1, 1]
+    assert np.diff(index.polygon_offsets).tolist() == [1, 2, 1, 1]
     assert only_notice(index, "fewer than three points beside").endswith("(first ids: 918)")
     (row,) = (row for row in read_annotations(index).annotations if row.id == 918)
     assert json.loads(bytes(row.segmentation)) == [triangle(5, 5)]

@@ -5,9 +5,9 @@ import pytest
 from coco_folder import HEIGHT, WIDTH, annotation, good_document, triangle, write_json
 
 from maskperf.data.coco import columns
-from maskperf.data.coco.cleaning import clean_document
 from maskperf.data.coco.columns import columns_of_document, stream_columns
 from maskperf.data.coco.document import Reading, read_document
+from maskperf.data.coco.repair import repair_document
 from maskperf.data.coco.stream import ListStream, NotPlain
 
 
@@ -46,9 +46,8 @@ def test_both_ways_to_the_columns_agree(tmp_path, monkeypatch, seed, training, b
     path = write_json(tmp_path, random_document(seed))
     quick, _ = stream_columns(path, Reading(training=training))
     document, _, _ = read_document(path)
-    cleaned = clean_document(document, Reading(training=training), file=str(path))
-    assert (cleaned.problems, cleaned.notices) == ([], [])
-    plain = columns_of_document(cleaned.document)
+    assert repair_document(document, Reading(training=training), file=str(path)) == ([], [])
+    plain = columns_of_document(document, Reading(training=training))
     for field in dataclasses.fields(plain):
         first, second = getattr(quick, field.name), getattr(plain, field.name)
         if isinstance(second, list):
@@ -62,7 +61,7 @@ def test_both_ways_to_the_columns_agree(tmp_path, monkeypatch, seed, training, b
 def test_a_good_file_needs_no_close_look(tmp_path, training):
     found, _ = stream_columns(write_json(tmp_path, good_document()), Reading(training=training))
     assert found.annotation_ids.tolist() == [101, 102, 103, 104]
-    assert found.num_rings.tolist() == [2, 1, 1, 0]
+    assert found.num_polygons.tolist() == [2, 1, 1, 0]
 
 
 def refused(folder, document, *, training: bool = True) -> bool:

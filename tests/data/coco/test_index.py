@@ -21,7 +21,7 @@ def test_the_index_holds_what_the_file_says(tmp_path):
     np.testing.assert_array_equal(index.object_offsets, [0, 1, 3])
     np.testing.assert_array_equal(index.labels, [1, 2, 1])
     np.testing.assert_array_equal(index.boxes, [[5, 5, 14, 14], [5, 5, 14, 14], [20, 8, 31.5, 13]])
-    np.testing.assert_array_equal(index.ring_offsets, [0, 1, 3, 4])
+    np.testing.assert_array_equal(index.polygon_offsets, [0, 1, 3, 4])
     np.testing.assert_array_equal(index.point_offsets, [0, 3, 6, 9, 12])
     expected = [triangle(5, 5), triangle(5, 5), triangle(8, 8), triangle(20, 8)]
     np.testing.assert_array_equal(index.points.reshape(-1), np.concatenate(expected))
@@ -33,7 +33,7 @@ def test_the_index_holds_what_the_file_says(tmp_path):
 
 def test_the_arrays_have_the_promised_types(tmp_path):
     index = read(tmp_path, good_document())
-    for name in ("image_ids", "object_offsets", "labels", "ring_offsets", "point_offsets", "category_ids"):
+    for name in ("image_ids", "object_offsets", "labels", "polygon_offsets", "point_offsets", "category_ids"):
         assert getattr(index, name).dtype == np.int64
     assert index.sizes_hw.dtype == np.int32
     assert index.boxes.dtype == index.points.dtype == np.float32
@@ -85,7 +85,7 @@ def test_a_box_without_extent_is_dropped_with_a_notice(tmp_path, box, what):
     document["annotations"].insert(0, annotation(918, 20, bbox=box))
     index = read(tmp_path, document)
     np.testing.assert_array_equal(index.labels, [1, 2, 1])
-    np.testing.assert_array_equal(index.ring_offsets, [0, 1, 3, 4])
+    np.testing.assert_array_equal(index.polygon_offsets, [0, 1, 3, 4])
     assert f"1 annotations with a box {what}: left out of training (first ids: 918)" in index.notices
 
 
@@ -141,7 +141,7 @@ def test_run_length_objects_have_runs_and_no_rings(tmp_path, training):
     document = good_document()
     document["annotations"][0]["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": [100, 20, HEIGHT * WIDTH - 120]}
     index = read(tmp_path, document, training=training)
-    np.testing.assert_array_equal(index.ring_offsets, [0, 1, 1, 2])
+    np.testing.assert_array_equal(index.polygon_offsets, [0, 1, 1, 2])
     np.testing.assert_array_equal(index.run_offsets, [0, 0, 3, 3])
     np.testing.assert_array_equal(index.run_ends, [100, 120, HEIGHT * WIDTH])
     assert index.is_plain

@@ -4,7 +4,6 @@ from coco_folder import HEIGHT, WIDTH, annotation, triangle, write_images, write
 
 from maskperf.config import DataConfig
 from maskperf.data.coco.index import read_annotations, read_coco
-from maskperf.data.coco.subset import first_ids, shown_id, without_images
 from maskperf.data.images.loader import load_sample
 
 NUM_IMAGES = 6
@@ -36,12 +35,12 @@ def index_of(folder, whole):
 @pytest.mark.parametrize("left_out", [[0], [5], [1, 2], [0, 3, 5], [], [4, 4]])
 def test_every_sample_of_the_rest_is_as_before(tmp_path, with_run_lengths, left_out):
     index = index_of(tmp_path, document(with_run_lengths))
-    rest = without_images(index, left_out)
+    rest = index.without(left_out)
     kept = [position for position in range(NUM_IMAGES) if position not in left_out]
     assert (
         len(rest.image_ids) == len(rest.file_names) == len(rest.sizes_hw) == len(rest.object_offsets) - 1 == len(kept)
     )
-    for offsets in (rest.object_offsets, rest.ring_offsets, rest.point_offsets, rest.run_offsets):
+    for offsets in (rest.object_offsets, rest.polygon_offsets, rest.point_offsets, rest.run_offsets):
         assert offsets is None or (offsets.dtype == np.int64 and offsets[0] == 0 and (np.diff(offsets) >= 0).all())
     assert rest.point_offsets[-1] == len(rest.points)
     assert (rest.run_ends is not None) == with_run_lengths
@@ -58,7 +57,7 @@ def test_every_sample_of_the_rest_is_as_before(tmp_path, with_run_lengths, left_
 
 def test_the_annotations_are_those_of_the_rest(tmp_path):
     index = index_of(tmp_path, document(False))
-    rest = without_images(index, [1, 2])
+    rest = index.without([1, 2])
     assert not rest.is_plain  # so that the ground truth is made of the rest, not of the whole file
     found = read_annotations(rest)
     assert [row.id for row in found.images] == [10, 13, 14, 15]
@@ -67,10 +66,10 @@ def test_the_annotations_are_those_of_the_rest(tmp_path):
 
 def test_ids_are_shown_as_the_file_has_them(tmp_path):
     index = index_of(tmp_path, document(False, ["f", "e", "d", "c", "b", "a"]))
-    rest = without_images(index, [0])
+    rest = index.without([0])
     assert len(rest.image_keys) == NUM_IMAGES - 1
-    assert {shown_id(index, position) for position in range(NUM_IMAGES)} == {"'a'", "'b'", "'c'", "'d'", "'e'", "'f'"}
-    assert [shown_id(rest, place) for place in range(5)] == [shown_id(index, position) for position in range(1, 6)]
+    assert {index.shown_id(position) for position in range(NUM_IMAGES)} == {"'a'", "'b'", "'c'", "'d'", "'e'", "'f'"}
+    assert [rest.shown_id(place) for place in range(5)] == [index.shown_id(position) for position in range(1, 6)]
     numbered = index_of(tmp_path, document(False))
-    assert first_ids(numbered, [5, 0]) == "first ids: 15, 10"
-    assert first_ids(numbered, range(6)) == "first ids: 10, 11, 12, 13, 14"
+    assert numbered.first_ids([5, 0]) == "first ids: 15, 10"
+    assert numbered.first_ids(range(6)) == "first ids: 10, 11, 12, 13, 14"

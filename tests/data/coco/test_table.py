@@ -13,15 +13,15 @@ from permissions import UMASKS, common_user, modes, open_folder, umask
 from maskperf.data.coco import index as coco
 from maskperf.data.coco import table
 from maskperf.data.coco.index import read_coco
-from maskperf.data.coco.table import file_state, load_table, table_places
+from maskperf.data.coco.table import file_state, load_table, table_paths
 
-SOURCES = Path(coco.__file__).parents[2]
-ARRAYS = ("image_ids", "sizes_hw", "object_offsets", "boxes", "labels", "ring_offsets", "point_offsets", "points")
+SOURCES = Path(coco.__file__).parents[3]
+ARRAYS = ("image_ids", "sizes_hw", "object_offsets", "boxes", "labels", "polygon_offsets", "point_offsets", "points")
 
 
 @pytest.fixture(autouse=True)
 def every_file_is_large(monkeypatch, tmp_path):
-    monkeypatch.setattr(coco, "SMALLEST_KEPT_BYTES", 0)
+    monkeypatch.setattr(coco, "SMALLEST_CACHED_BYTES", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -35,7 +35,7 @@ def read(json_path: Path):
 
 
 def beside(json_path: Path) -> Path:
-    return table_places(json_path, "training")[0]
+    return table_paths(json_path, "training")[0]
 
 
 def forbid_reading(monkeypatch):
@@ -56,9 +56,9 @@ def assert_equal(first, second):
 
 
 def test_the_second_reading_needs_no_json(json_path, monkeypatch):
-    monkeypatch.setattr(coco, "SMALLEST_KEPT_BYTES", 10**9)
+    monkeypatch.setattr(coco, "SMALLEST_CACHED_BYTES", 10**9)
     plain = read(json_path)
-    monkeypatch.setattr(coco, "SMALLEST_KEPT_BYTES", 0)
+    monkeypatch.setattr(coco, "SMALLEST_CACHED_BYTES", 0)
     first = read(json_path)
     forbid_reading(monkeypatch)
     second = read(json_path)
@@ -82,7 +82,7 @@ def test_training_and_evaluation_have_tables_of_their_own(json_path):
 
 
 def test_a_small_file_leaves_no_table(json_path, monkeypatch):
-    monkeypatch.setattr(coco, "SMALLEST_KEPT_BYTES", json_path.stat().st_size + 1)
+    monkeypatch.setattr(coco, "SMALLEST_CACHED_BYTES", json_path.stat().st_size + 1)
     read(json_path)
     assert not beside(json_path).exists()
 
@@ -151,7 +151,7 @@ def test_a_damaged_table_is_made_anew(json_path):
 def test_a_table_of_another_version_is_made_anew(json_path):
     read(json_path)
     whole = beside(json_path).read_bytes()
-    beside(json_path).write_bytes(whole.replace(b"maskperf table 2", b"maskperf table 1"))
+    beside(json_path).write_bytes(whole.replace(b"maskperf table 3", b"maskperf table 2"))
     assert load_table(json_path, "training") is None
     read(json_path)
     assert beside(json_path).read_bytes() == whole
@@ -170,7 +170,7 @@ def test_a_table_of_another_json_is_not_believed(json_path, tmp_path):
 def test_a_folder_that_cannot_be_written_is_replaced_by_the_cache(json_path, tmp_path, monkeypatch):
     beside(json_path).mkdir()  # nothing can take this name; root may write into any folder
     plain = read(json_path)
-    cached = table_places(json_path, "training")[1]
+    cached = table_paths(json_path, "training")[1]
     assert cached.parent == tmp_path / "cache" / "maskperf"
     assert cached.is_file()
     forbid_reading(monkeypatch)
@@ -221,7 +221,7 @@ def test_a_file_with_problems_leaves_no_table(tmp_path):
 
 def test_an_odd_file_is_kept_once_it_is_at_rest(tmp_path, monkeypatch):
     document = good_document()
-    document["annotations"][0]["area"] = None  # of no interest in training, but not what the quick reader takes
+    document["annotations"][0]["iscrowd"] = None  # not what the quick reader takes
     path = write_json(tmp_path, document)
     plain = read(path)
     assert not beside(path).exists()
@@ -234,7 +234,7 @@ def test_an_odd_file_is_kept_once_it_is_at_rest(tmp_path, monkeypatch):
 def test_several_processes_at_once_make_one_whole_table(json_path):
     code = (
         "import sys, hashlib; from pathlib import Path; from maskperf.data.coco import document, index as coco\n"
-        "coco.SMALLEST_KEPT_BYTES = 0\n"
+        "coco.SMALLEST_CACHED_BYTES = 0\n"
         "path = Path(sys.argv[1])\n"
         "for _ in range(20):\n"
         "    index = coco._read_anew(path, document.Reading(training=True))\n"

@@ -22,7 +22,7 @@ def synthetic_index(
         object_offsets=np.zeros(num_images + 1, np.int64),
         boxes=np.zeros((0, 4), np.float32),
         labels=np.ones(objects, np.int64),
-        ring_offsets=np.zeros(objects + 1, np.int64),
+        polygon_offsets=np.zeros(objects + 1, np.int64),
         point_offsets=np.zeros(rings + 1, np.int64),
         points=np.zeros((points, 2), np.float32),
         category_ids=np.arange(num_categories),

@@ -1,52 +1,43 @@
 import numpy as np
+import pytest
 import torch
 
 from maskperf.data.images.collate import Sample, make_batch, make_evaluation_batch
 
 
-def sample(image_id: int, size_hw: tuple[int, int], rings_of_objects: list[list[int]]) -> Sample:
-    """Return an image of the given value everywhere; rings_of_objects gives the points of each ring of each object."""
-    num_objects = len(rings_of_objects)
-    point_counts = [count for rings in rings_of_objects for count in rings]
-    points = np.arange(2 * sum(point_counts), dtype=np.float32).reshape(-1, 2) + 100 * image_id
+def sample(image_id: int, size_hw: tuple[int, int], polygons: list[list[int]]) -> Sample:
+    """Return an image of one value; `polygons` gives the number of points of each polygon of each object."""
+    point_counts = [count for object_polygons in polygons for count in object_polygons]
     return Sample(
         bgr=np.full((*size_hw, 3), image_id, np.uint8),
         size_hw=size_hw,
         is_mirrored=False,
         means_bgr=(0.0, 0.0, 0.0),
-        boxes=np.arange(4 * num_objects, dtype=np.float32).reshape(-1, 4) + image_id,
-        labels=np.arange(1, num_objects + 1),
-        ring_offsets=np.cumsum([0, *(len(rings) for rings in rings_of_objects)]),
+        boxes=np.arange(4 * len(polygons), dtype=np.float32).reshape(-1, 4) + image_id,
+        labels=np.arange(1, len(polygons) + 1),
+        ring_offsets=np.cumsum([0, *map(len, polygons)]),
         point_offsets=np.cumsum([0, *point_counts]),
-        points=points,
+        points=np.arange(2 * sum(point_counts), dtype=np.float32).reshape(-1, 2) + 100 * image_id,
         image_id=image_id,
         sample_seed=2**61 + image_id,
         original_size_hw=(image_id, 2 * image_id),
     )
 
 
-def test_images_sit_top_left_in_a_canvas_of_zeros():
+def test_images_sit_top_left_among_zeros_channels_last():
     images = make_batch([sample(1, (5, 9), [[3]]), sample(2, (8, 4), [[3]])], 4).images
     assert images.pixels.shape == (2, 3, 8, 12)
     assert images.pixels.dtype == torch.float32
+    assert images.pixels.is_contiguous(memory_format=torch.channels_last)
     assert images.sizes_hw.tolist() == [[5, 9], [8, 4]]
-    assert images.pixels[0, :, :5, :9].eq(1).all()
-    assert images.pixels[0].sum() == 3 * 5 * 9
-    assert images.pixels[1, :, :8, :4].eq(2).all()
-    assert images.pixels[1].sum() == 2 * 3 * 8 * 4
+    for pixels, value, (height, width) in zip(images.pixels, (1, 2), images.sizes_hw.tolist(), strict=True):
+        assert pixels[:, :height, :width].eq(value).all()
+        assert pixels.sum() == value * 3 * height * width
 
 
-def test_pixels_lie_channels_last_and_equal_those_of_the_samples():
-    samples = [sample(1, (5, 9), [[3]]), sample(2, (8, 4), [[3]])]
-    pixels = make_batch(samples, 4).images.pixels
-    assert pixels.is_contiguous(memory_format=torch.channels_last)
-    np.testing.assert_array_equal(pixels[0, :, :5, :9].numpy(), samples[0].pixels)
-    np.testing.assert_array_equal(pixels[1, :, :8, :4].numpy(), samples[1].pixels)
-
-
-def test_a_canvas_that_fits_is_not_enlarged():
-    assert make_batch([sample(1, (32, 64), [[3]])], 32).images.pixels.shape == (1, 3, 32, 64)
-    assert make_batch([sample(1, (33, 65), [[3]])], 32).images.pixels.shape == (1, 3, 64, 96)
+@pytest.mark.parametrize(("size_hw", "padded_hw"), [((32, 64), (32, 64)), ((33, 65), (64, 96))])
+def test_a_size_that_is_a_multiple_of_the_divisor_is_not_enlarged(size_hw, padded_hw):
+    assert make_batch([sample(1, size_hw, [[3]])], 32).images.pixels.shape[2:] == padded_hw
 
 
 def test_objects_are_padded_to_the_largest_count():
@@ -59,8 +50,7 @@ def test_objects_are_padded_to_the_largest_count():
 
 def test_every_object_finds_its_polygons():
     samples = [sample(1, (4, 4), [[3, 4]]), sample(2, (4, 4), [[5], [3, 3, 6]])]
-    batch = make_batch(samples, 4)
-    polygons = batch.targets.polygons
+    polygons = make_batch(samples, 4).targets.polygons
     assert polygons.ring_offsets.tolist() == [0, 2, 2, 3, 6]  # slot 1 of image 0 is empty
     assert polygons.point_offsets.tolist() == [0, 3, 7, 12, 15, 18, 24]
     assert polygons.max_points == 12
@@ -69,9 +59,7 @@ def test_every_object_finds_its_polygons():
 
 
 def test_memory_follows_the_objects():
-    many = sample(1, (4, 4), [[10]] * 500)
-    split = sample(2, (4, 4), [[3], [4] * 190])
-    targets = make_batch([many, split], 4).targets
+    targets = make_batch([sample(1, (4, 4), [[10]] * 500), sample(2, (4, 4), [[3], [4] * 190])], 4).targets
     assert targets.valid.sum(dim=1).tolist() == [500, 2]
     assert targets.polygons.points.shape == (500 * 10 + 3 + 190 * 4, 2)
     assert (targets.polygons.max_points, targets.polygons.max_rings) == (760, 190)
@@ -90,15 +78,11 @@ def test_without_objects_one_empty_slot_remains():
     assert (targets.polygons.max_points, targets.polygons.max_rings) == (0, 0)
 
 
-def test_ids_and_seeds_come_along_in_64_bits():
-    batch = make_batch([sample(3, (4, 4), [[3]]), sample(9, (4, 4), [[3]])], 4)
-    assert batch.image_ids.tolist() == [3, 9]
+def test_ids_seeds_and_original_sizes_come_along():
+    samples = [sample(3, (4, 5), []), sample(9, (6, 3), [[3]])]
+    batch, to_predict = make_batch(samples, 4), make_evaluation_batch(samples, 4)
     assert batch.sample_seeds.tolist() == [2**61 + 3, 2**61 + 9]
-
-
-def test_evaluation_keeps_the_original_sizes():
-    batch = make_evaluation_batch([sample(3, (4, 5), []), sample(9, (6, 3), [[3]])], 4)
-    assert batch.images.pixels.shape == (2, 3, 8, 8)
-    assert batch.images.sizes_hw.tolist() == [[4, 5], [6, 3]]
-    assert batch.original_sizes_hw.tolist() == [[3, 6], [9, 18]]
-    assert batch.image_ids.tolist() == [3, 9]
+    assert batch.image_ids.tolist() == to_predict.image_ids.tolist() == [3, 9]
+    assert torch.equal(batch.images.pixels, to_predict.images.pixels)
+    assert to_predict.images.sizes_hw.tolist() == [[4, 5], [6, 3]]
+    assert to_predict.original_sizes_hw.tolist() == [[3, 6], [9, 18]]

@@ -5,29 +5,24 @@ import sys
 from pathlib import Path
 
 import pytest
-from coco_folder import annotation, triangle, write_images, write_json
+from image_folder import image_index, triangle
 
 HERE = Path(__file__).resolve().parent
-SOURCES = HERE.parents[1] / "src"
-# To lose only the bytes of one picture, 30 x 40 x 3, with every batch would be more than 5 MiB in 1667 batches.
+SOURCES = HERE.parents[2] / "src"
+# To lose only the bytes of one image, 30 x 40 x 3, with every batch would be more than 5 MiB in 1667 batches.
 BOUND_BYTES = 4 * 2**20
 PYTHON_BOUND_BYTES = 125 * 300  # in 125 batches; a lost batch is more
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux tells a process's memory there")
+pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="a process's memory is read there")
 
 
 @pytest.fixture(scope="module")
 def growth(tmp_path_factory) -> dict[str, dict[str, int]]:
     """Return by how many bytes the process grew, for each way of feeding."""
     folder = tmp_path_factory.mktemp("images")
-    document = {"images": [], "annotations": [], "categories": [{"id": 3, "name": "dog"}]}
-    for number, (height, width) in enumerate([(30, 40), (40, 30), (30, 45), (36, 60)], start=1):
-        row = {"id": number, "file_name": f"{number}.jpg", "height": height, "width": width}
-        document["images"].append(row)
-        shapes = [triangle(2, 3)] * number
-        document["annotations"].append(annotation(number, number, category_id=3, segmentation=shapes))
-    write_images(folder, document)
-    command = [sys.executable, str(HERE / "feed_many_batches.py"), str(write_json(folder, document)), str(folder)]
+    polygons = [[[triangle(2, 3)] * number] for number in (1, 2, 3, 4)]
+    index = image_index(folder, [(30, 40), (40, 30), (30, 45), (36, 60)], polygons=polygons)
+    command = [sys.executable, str(HERE / "feed_many_batches.py"), str(index.json_path), str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"}
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr

@@ -21,7 +21,7 @@ def test_files_and_folders_are_dropped_and_stay_as_they_were(tmp_path, monkeypat
     assert all(file.read_bytes() == b"content" for file in files)
 
 
-def test_a_system_without_the_call_is_told_apart(tmp_path, monkeypatch):
+def test_a_system_without_the_call_is_reported(tmp_path, monkeypatch):
     monkeypatch.delattr(os, "posix_fadvise")
     assert not forget_files([tmp_path])
 

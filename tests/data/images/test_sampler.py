@@ -5,68 +5,63 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskperf.data.images.sampler import aspect_groups, evaluation_order, rank_batches, steps_per_epoch, stream_batches
+from maskperf.data.images.sampler import (
+    Sampling,
+    aspect_groups,
+    evaluation_order,
+    rank_batches,
+    steps_per_epoch,
+    stream_batches,
+)
 from maskperf.seeds import derive_seed
 
 SIZES_HW = np.array([(480, 640), (640, 480), (500, 500), (300, 640), (640, 300)] * 5, np.int32)  # 25 images
 BY_ASPECT, AS_ONE = aspect_groups(SIZES_HW), np.zeros(25, np.int64)
 
 
-def batches_of(groups=BY_ASPECT, **changes):
-    settings = {"seed": 7, "pass_number": 1, "rank": 0, "world": 1, "images_per_rank": 4, "shuffle": True}
-    return rank_batches(groups, **{**settings, **changes})
+def sampling(**changes) -> Sampling:
+    return Sampling(**{"seed": 7, "rank": 0, "world": 1, "images_per_rank": 4, "shuffle": True, **changes})
+
+
+def batches_of(groups=BY_ASPECT, pass_number=1, **changes):
+    return rank_batches(groups, sampling(**changes), pass_number)
 
 
 def stream(first_step: int, **changes):
-    settings = {"seed": 7, "rank": 0, "world": 1, "images_per_rank": 4, "shuffle": True}
-    return stream_batches(BY_ASPECT, first_step=first_step, **{**settings, **changes})
+    return stream_batches(BY_ASPECT, sampling(**changes), first_step)
 
 
 def as_lists(batches):
     return [batch.tolist() for batch in batches]
 
 
-def test_steps_per_epoch_is_one_more_than_the_whole_batches():
-    assert steps_per_epoch(117266, 16) == 7330
-    assert steps_per_epoch(117266, 2) == 58634
-    assert steps_per_epoch(96, 48) == 3
+@pytest.mark.parametrize(("images", "batch_size", "steps"), [(117266, 16, 7330), (117266, 2, 58634), (96, 48, 3)])
+def test_steps_per_epoch_is_one_more_than_the_whole_batches(images, batch_size, steps):
+    assert steps_per_epoch(images, batch_size) == steps
 
 
 def test_batches_follow_the_rule_worked_out_by_hand():
-    sizes_hw = np.array([(1, 2), (2, 1), (1, 2), (1, 1), (1, 2), (2, 1)], np.int32)
-    groups = aspect_groups(sizes_hw)
-    batches = rank_batches(groups, seed=0, pass_number=1, rank=0, world=1, images_per_rank=2, shuffle=False)
-    # wide: 0 2 | 4; upright or square: 1 3 | 5; ordered by first element
-    assert as_lists(batches) == [[0, 2], [1, 3], [4], [5]]
+    groups = aspect_groups(np.array([(1, 2), (2, 1), (1, 2), (1, 1), (1, 2), (2, 1)], np.int32))
+    # wide: 0 2 | 4; portrait or square: 1 3 | 5; ordered by first element
+    assert as_lists(batches_of(groups, images_per_rank=2, shuffle=False)) == [[0, 2], [1, 3], [4], [5]]
 
 
-@pytest.mark.parametrize("groups", [BY_ASPECT, AS_ONE])
-def test_one_rank_sees_every_image_once_per_pass(groups):
-    batches = batches_of(groups)
-    assert sorted(np.concatenate(batches)) == list(range(25))
-
-
-def test_groups_are_not_mixed_and_only_their_last_batch_is_short():
+def test_one_rank_sees_every_image_once_and_only_the_last_batch_of_a_group_is_short():
     batches = batches_of()
-    is_upright = SIZES_HW[:, 0] >= SIZES_HW[:, 1]
-    assert all(len(set(is_upright[batch])) == 1 for batch in batches)
-    lengths = {group: [len(batch) for batch in batches if is_upright[batch[0]] == group] for group in (False, True)}
+    assert sorted(np.concatenate(batches)) == list(range(25))
+    is_portrait = SIZES_HW[:, 0] >= SIZES_HW[:, 1]
+    assert all(len(set(is_portrait[batch])) == 1 for batch in batches)
+    lengths = {group: [len(batch) for batch in batches if is_portrait[batch[0]] == group] for group in (False, True)}
     assert lengths == {False: [4, 4, 2], True: [4, 4, 4, 3]}
-
-
-def test_without_groups_batches_cut_the_permutation():
-    batches = batches_of(AS_ONE)
-    assert [len(batch) for batch in batches] == [4, 4, 4, 4, 4, 4, 1]
-    whole = batches_of(AS_ONE, images_per_rank=25)
-    np.testing.assert_array_equal(np.concatenate(batches), whole[0])
 
 
 def test_batches_come_in_the_order_of_their_first_images():
     (permutation,) = batches_of(AS_ONE, images_per_rank=25)
-    place = np.argsort(permutation)
-    firsts = [place[batch[0]] for batch in batches_of()]
+    np.testing.assert_array_equal(np.concatenate(batches_of(AS_ONE)), permutation)
+    index_of = np.argsort(permutation)
+    firsts = [index_of[batch[0]] for batch in batches_of()]
     assert firsts == sorted(firsts)
-    assert all(np.all(np.diff(place[batch]) > 0) for batch in batches_of())
+    assert all(np.all(np.diff(index_of[batch]) > 0) for batch in batches_of())
 
 
 @pytest.mark.parametrize("world", [2, 3, 4, 40])
@@ -81,17 +76,16 @@ def test_ranks_share_one_permutation_padded_with_its_first_images(world):
         assert sorted(grouped) == sorted(found[0])
 
 
-def reference_batches(sizes_hw, *, seed, pass_number, rank, world, images_per_rank):
+def reference_batches(sizes_hw, settings: Sampling, pass_number: int):
     """Return the batches as the reference makes them, one image after the other."""
-    order = np.random.default_rng(derive_seed(seed, "order", pass_number)).permutation(len(sizes_hw)).tolist()
-    length = -(-len(order) // world)
-    while len(order) < length * world:
-        order += order[: length * world - len(order)]
-    block = order[rank * length : (rank + 1) * length]
+    order = np.random.default_rng(derive_seed(settings.seed, "order", pass_number)).permutation(len(sizes_hw)).tolist()
+    length = -(-len(order) // settings.world)
+    while len(order) < length * settings.world:
+        order += order[: length * settings.world - len(order)]
     batches, open_batches = [], {}
-    for position in block:
+    for position in order[settings.rank * length : (settings.rank + 1) * length]:
         is_wide = sizes_hw[position][0] < sizes_hw[position][1]
-        if len(open_batches.get(is_wide, [0] * images_per_rank)) == images_per_rank:
+        if len(open_batches.get(is_wide, [0] * settings.images_per_rank)) == settings.images_per_rank:
             open_batches[is_wide] = []
             batches.append(open_batches[is_wide])
         open_batches[is_wide].append(position)
@@ -105,22 +99,20 @@ worlds = st.integers(1, 5).flatmap(lambda world: st.tuples(st.integers(0, world 
 @given(st.lists(sizes, min_size=1, max_size=40), worlds, st.integers(1, 6), st.integers(0, 99))
 def test_two_groups_give_the_order_of_the_reference(sizes_hw, rank_of_world, images_per_rank, seed):
     rank, world = rank_of_world
-    options = {"seed": seed, "pass_number": 2, "rank": rank, "world": world, "images_per_rank": images_per_rank}
-    found = rank_batches(aspect_groups(np.array(sizes_hw)), shuffle=True, **options)
-    assert as_lists(found) == reference_batches(sizes_hw, **options)
+    settings = sampling(seed=seed, rank=rank, world=world, images_per_rank=images_per_rank)
+    found = rank_batches(aspect_groups(np.array(sizes_hw)), settings, 2)
+    assert as_lists(found) == reference_batches(sizes_hw, settings, 2)
 
 
 @given(st.lists(st.integers(-3, 9), min_size=1, max_size=60), worlds, st.integers(1, 6), st.integers(0, 99))
 def test_any_groups_keep_the_promises(groups, rank_of_world, images_per_rank, seed):
     rank, world = rank_of_world
     groups = np.array(groups)
-    options = {"seed": seed, "pass_number": 1, "world": world, "images_per_rank": images_per_rank, "shuffle": True}
-    batches = rank_batches(groups, rank=rank, **options)
-    assert as_lists(batches) == as_lists(rank_batches(groups, rank=rank, **options))
+    batches = batches_of(groups, seed=seed, rank=rank, world=world, images_per_rank=images_per_rank)
     assert all(len(set(groups[batch])) == 1 for batch in batches)
     short = [int(groups[batch[0]]) for batch in batches if len(batch) < images_per_rank]
     assert len(short) == len(set(short))  # one in a group at most
-    (whole,) = rank_batches(np.zeros_like(groups), rank=0, **{**options, "world": 1, "images_per_rank": len(groups)})
+    (whole,) = batches_of(np.zeros_like(groups), seed=seed, images_per_rank=len(groups))
     block = np.resize(whole, -(-len(groups) // world) * world).reshape(world, -1)[rank]
     assert sorted(np.concatenate(batches)) == sorted(block)
     firsts = [block.tolist().index(batch[0]) for batch in batches]
@@ -153,10 +145,9 @@ def test_evaluation_takes_every_image_once_over_all_ranks(world, batch_size):
     ranks = [evaluation_order(SIZES_HW, batch_size=batch_size, rank=rank, world=world) for rank in range(world)]
     taken = [position for batches in ranks for batch in batches for position in batch.tolist()]
     assert sorted(taken) == list(range(25))
-    assert max(len(batches) for batches in ranks) - min(len(batches) for batches in ranks) <= 1
+    assert max(map(len, ranks)) - min(map(len, ranks)) <= 1
 
 
 def test_evaluation_puts_like_aspects_together():
-    batches = evaluation_order(SIZES_HW, batch_size=5, rank=0, world=1)
     ratios = SIZES_HW[:, 0] / SIZES_HW[:, 1]
-    assert all(len(set(ratios[batch])) == 1 for batch in batches)
+    assert all(len(set(ratios[batch])) == 1 for batch in evaluation_order(SIZES_HW, batch_size=5, rank=0, world=1))

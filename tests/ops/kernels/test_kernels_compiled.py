@@ -165,7 +165,7 @@ def test_pictures(dtype, compiled, tmp_path):
         [True],
         canvas_hw=(32, 64),
         means_bgr=(1.0, 2.0, 3.0),
-        ring=BufferRing(kept=1, pin_memory=False),
+        ring=BufferRing(max_waiting=1, pin_memory=False),
     )
     resize_pictures(raw, dtype)
     assert_compiled(compiled, {"_resize_row"}, tmp_path)

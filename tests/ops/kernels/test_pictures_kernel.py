@@ -20,7 +20,7 @@ def raw_pictures(sizes: list, new_sizes: list, mirrored: list[bool], canvas_hw: 
         mirrored,
         canvas_hw=canvas_hw,
         means_bgr=MEANS_BGR,
-        ring=BufferRing(kept=1, pin_memory=False),
+        ring=BufferRing(max_waiting=1, pin_memory=False),
     )
 
 

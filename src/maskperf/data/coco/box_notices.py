@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from maskperf.data.coco.cleaning import counted
 from maskperf.data.coco.columns import Columns
+from maskperf.data.coco.rules import counted
 
 SMALLEST_FIT = 0.5  # intersection over union of a box with the bounds of its outline
 GOOD_FIT = 0.85  # of another reading of the same four numbers
@@ -14,15 +14,15 @@ MARGIN_PX = 2.0  # boxes and outlines are rounded in many ways
 
 Boxes = Float[np.ndarray, "boxes 4"]  # left, top, right, bottom
 
-# What the four numbers may be instead of x, y, width and height; h and w are those of the image.
+# What the four numbers may be instead of x, y, width and height; whwh is the image's size.
 READINGS: tuple[tuple[str, Callable[[np.ndarray, np.ndarray], np.ndarray]], ...] = (
-    ("corners (x1, y1, x2, y2) in place of width and height", lambda box, hw: box),
-    ("the center in place of the corner", lambda box, hw: _from_center(box)),
-    ("shares of the image's size from 0 to 1", lambda box, hw: _from_corner(box * hw[:, [1, 0, 1, 0]])),
-    ("center and size as shares from 0 to 1 (YOLO)", lambda box, hw: _from_center(box * hw[:, [1, 0, 1, 0]])),
-    ("corners as shares from 0 to 1", lambda box, hw: box * hw[:, [1, 0, 1, 0]]),
-    ("x and y exchanged", lambda box, hw: _from_corner(box[:, [1, 0, 3, 2]])),
-    ("corners with x and y exchanged (y1, x1, y2, x2)", lambda box, hw: box[:, [1, 0, 3, 2]]),
+    ("corners (x1, y1, x2, y2) in place of width and height", lambda box, whwh: box),
+    ("the center in place of the corner", lambda box, whwh: _from_center(box)),
+    ("shares of the image's size from 0 to 1", lambda box, whwh: _from_corner(box * whwh)),
+    ("center and size as shares from 0 to 1 (YOLO)", lambda box, whwh: _from_center(box * whwh)),
+    ("corners as shares from 0 to 1", lambda box, whwh: box * whwh),
+    ("x and y exchanged", lambda box, whwh: _from_corner(box[:, [1, 0, 3, 2]])),
+    ("corners with x and y exchanged (y1, x1, y2, x2)", lambda box, whwh: box[:, [1, 0, 3, 2]]),
 )
 
 
@@ -36,39 +36,38 @@ def box_notices(columns: Columns, sizes_hw: Int[np.ndarray, "annotations 2"]) ->
     suspects = np.flatnonzero(has_bounds & ~columns.is_crowd & (_overlap(_from_corner(boxes), bounds) < SMALLEST_FIT))
     if not suspects.size:
         return []
-    written, wanted, sizes = boxes[suspects], bounds[suspects], sizes_hw[suspects]
-    causes = np.full(len(suspects), len(READINGS))
-    for number in reversed(range(len(READINGS))):
-        causes[_overlap(READINGS[number][1](written, sizes), wanted) >= GOOD_FIT] = number
-    causes[(written[:, 2:] == 0).any(axis=1)] = -1
-    lines = []
-    for cause in np.unique(causes).tolist():
-        ids = columns.annotation_ids[suspects[causes == cause]].tolist()
-        if cause == -1:
-            text = "have zero width or height, but the outline has an area"
-        elif cause == len(READINGS):
-            text = "lie elsewhere than the outline"
-        else:
-            text = f"look like {READINGS[cause][0]}"
-        lines.append(counted(f"boxes do not fit their outlines: they {text}; nothing was changed", ids))
-    return lines
+    written, wanted, whwh = boxes[suspects], bounds[suspects], sizes_hw[suspects][:, [1, 0, 1, 0]]
+    is_empty = (written[:, 2:] == 0).any(axis=1)
+    fits = [_overlap(read(written, whwh), wanted) >= GOOD_FIT for _, read in READINGS]
+    causes = np.argmax([is_empty, *fits, np.ones(len(suspects), bool)], axis=0)  # the first that is true
+    texts = (
+        "have zero width or height, but the outline has an area",
+        *(f"look like {name}" for name, _ in READINGS),
+        "lie elsewhere than the outline",
+    )
+    return [
+        counted(
+            f"boxes do not fit their outlines: they {texts[cause]}; nothing was changed",
+            columns.annotation_ids[suspects[causes == cause]].tolist(),
+        )
+        for cause in np.unique(causes).tolist()
+    ]
 
 
 def outline_bounds(
     columns: Columns, sizes_hw: Int[np.ndarray, "annotations 2"]
 ) -> tuple[Boxes, Bool[np.ndarray, " annotations"]]:
-    """Returns left, top, right and bottom of each annotation's outline, and whether it has one."""
+    """Return left, top, right and bottom of each annotation's outline, and whether it has one."""
     bounds = np.zeros((len(columns.is_crowd), 4))
-    numbers = np.add.reduceat(columns.ring_lengths, _starts(columns.num_rings)) if len(columns.ring_lengths) else None
-    has_rings, has_runs = columns.num_rings > 0, columns.num_runs > 0
-    if numbers is not None:
+    has_polygons, has_runs = columns.num_polygons > 0, columns.num_runs > 0
+    if has_polygons.any():
         points = columns.coordinates.reshape(-1, 2)
-        starts = _starts(numbers // 2)
-        bounds[has_rings, :2] = np.minimum.reduceat(points, starts)
-        bounds[has_rings, 2:] = np.maximum.reduceat(points, starts)
+        starts = _starts(np.add.reduceat(columns.polygon_lengths // 2, _starts(columns.num_polygons)))
+        bounds[has_polygons, :2] = np.minimum.reduceat(points, starts)
+        bounds[has_polygons, 2:] = np.maximum.reduceat(points, starts)
     if has_runs.any():
         bounds[has_runs] = _run_bounds(columns, sizes_hw[has_runs, 0])
-    return bounds, has_rings | has_runs
+    return bounds, has_polygons | has_runs
 
 
 def _starts(counts: Int[np.ndarray, " parts"]) -> Int[np.ndarray, " filled"]:
@@ -88,13 +87,17 @@ def _run_bounds(columns: Columns, heights: Int[np.ndarray, " masks"]) -> Boxes:
     height = heights[owners]
     is_tall = first // height != last // height
     top, bottom = np.where(is_tall, 0, first % height), np.where(is_tall, height - 1, last % height)
+    first_run = np.flatnonzero(np.diff(owners, prepend=-1))
     bounds = np.zeros((len(counts), 4))
-    begin_of_owner = np.flatnonzero(np.diff(owners, prepend=-1))
-    kept = owners[begin_of_owner]
-    bounds[kept, 0] = np.minimum.reduceat(first // height, begin_of_owner)
-    bounds[kept, 1] = np.minimum.reduceat(top, begin_of_owner)
-    bounds[kept, 2] = np.maximum.reduceat(last // height, begin_of_owner) + 1
-    bounds[kept, 3] = np.maximum.reduceat(bottom, begin_of_owner) + 1
+    bounds[owners[first_run]] = np.stack(
+        [
+            np.minimum.reduceat(first // height, first_run),
+            np.minimum.reduceat(top, first_run),
+            np.maximum.reduceat(last // height, first_run) + 1,
+            np.maximum.reduceat(bottom, first_run) + 1,
+        ],
+        axis=1,
+    )
     return bounds
 
 
@@ -108,8 +111,8 @@ def _from_center(boxes: np.ndarray) -> Boxes:
 
 def _overlap(boxes: Boxes, others: Boxes) -> Float[np.ndarray, " boxes"]:
     """Return intersection over union; both grow by a margin, so that rounding does not matter for small ones."""
-    boxes = boxes + np.array([-MARGIN_PX, -MARGIN_PX, MARGIN_PX, MARGIN_PX])
-    others = others + np.array([-MARGIN_PX, -MARGIN_PX, MARGIN_PX, MARGIN_PX])
+    margins = np.array([-MARGIN_PX, -MARGIN_PX, MARGIN_PX, MARGIN_PX])
+    boxes, others = boxes + margins, others + margins
     low, high = np.maximum(boxes[:, :2], others[:, :2]), np.minimum(boxes[:, 2:], others[:, 2:])
     shared = np.clip(high - low, 0, None).prod(axis=1)
     areas = [np.clip(sides[:, 2:] - sides[:, :2], 0, None).prod(axis=1) for sides in (boxes, others)]

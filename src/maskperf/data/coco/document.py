@@ -1,11 +1,11 @@
-"""An instances JSON as it was found: reading the file, saying where it is broken, and its polygons as flat arrays."""
+"""An instances JSON as it was found: reading the file, and where it is broken."""
 
 import gzip
 import json
 import re
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,15 @@ from maskperf.errors import DataError, Problem
 
 NOT_IN_JSON = "key of maskperf, not of the file"  # the name of a member that no file has
 LISTS = {"images": "image", "annotations": "annotation", "categories": "category"}  # and one entry of each
-NAMED_LATER = ("bbox", "segmentation")  # find_problems names the single values that are not finite
+CHECKED_LATER = ("bbox", "segmentation")  # the rules name the single values that are not finite
 FIX_FILE = "Fetch or export the file again."
-FIX_KIND = "Use an instances file: an object with the lists `images`, `annotations` and `categories`."
+FIX_TYPE = "Use an instances file: an object with the lists `images`, `annotations` and `categories`."
 FIX_NUMBER = "Replace it by a finite number; JSON has no NaN and no Infinity."
 NO_OUTLINE = msgspec.Raw(b"null")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 GZIP_MARK, ZIP_MARK = b"\x1f\x8b", b"PK\x03\x04"
-# A string, which is kept as it is, or a comma before the end of a list or object.
+# A string, which stays as it is, or a comma before the end of a list or object.
 STRING_OR_TRAILING_COMMA = re.compile(r'"(?:[^"\\]|\\.)*"|,(?=\s*[\]}])', re.DOTALL)
 
 
@@ -45,13 +45,14 @@ class Reading:
         return ".".join(["training" if self.training else "evaluation", *switches])
 
 
-def reading_of(data: DataConfig, *, training: bool) -> Reading:
+def reading_of(data: DataConfig, *, training: bool, is_test_set: bool = False) -> Reading:
     """Return how the configuration wants one split to be read."""
     return Reading(
         training=training,
         negatives=training and data.negatives,
         crowd_as_objects=data.crowd_as_objects,
         skip_bad=data.skip_bad,
+        is_test_set=is_test_set,
     )
 
 
@@ -77,7 +78,7 @@ class AnnotationRow(msgspec.Struct):
     iscrowd: Any = 0
     area: Any = msgspec.UNSET  # evaluation works out a missing one
     segmentation: msgspec.Raw = NO_OUTLINE  # text: as Python numbers, COCO's polygons would take over 1 GB
-    key: Any = msgspec.field(default=None, name=NOT_IN_JSON)  # as above
+    key: Any = msgspec.field(default=None, name=NOT_IN_JSON)
 
 
 class CategoryRow(msgspec.Struct):
@@ -86,7 +87,10 @@ class CategoryRow(msgspec.Struct):
     id: Any = None
     name: Any = None
     supercategory: Any = None
-    key: Any = msgspec.field(default=None, name=NOT_IN_JSON)  # as above
+    key: Any = msgspec.field(default=None, name=NOT_IN_JSON)
+
+
+Row = ImageRow | AnnotationRow | CategoryRow
 
 
 class Document(msgspec.Struct):
@@ -97,9 +101,6 @@ class Document(msgspec.Struct):
     categories: list[CategoryRow]
 
 
-DOCUMENT_DECODER = msgspec.json.Decoder(Document)
-
-
 def read_document(path: Path, *, is_test_set: bool = False) -> tuple[Document, list[Problem], list[str]]:
     """Return the document, why it is not strict JSON if only a lenient reader could read it, and notices.
 
@@ -108,7 +109,7 @@ def read_document(path: Path, *, is_test_set: bool = False) -> tuple[Document, l
     """
     data, notices = _read_bytes(path)
     try:
-        return DOCUMENT_DECODER.decode(data), [], notices
+        return msgspec.json.decode(data, type=Document), [], notices
     except (msgspec.DecodeError, RecursionError) as error:
         refusal = str(error)
     try:
@@ -119,31 +120,23 @@ def read_document(path: Path, *, is_test_set: bool = False) -> tuple[Document, l
             raise
         plain = _parse_leniently(path, data)
         notices.append(f"{count} trailing commas before the end of a list or object: ignored, JSON does not allow them")
-    document = _document_of_plain(plain, str(path), is_test_set=is_test_set)
-    return document, _strictness_problems(plain, str(path), data, refusal), notices
+    document = _document_of_plain(plain, path, is_test_set=is_test_set)
+    return document, _strictness_problems(plain, path, data, refusal), notices
 
 
-def shown_id(row: ImageRow | AnnotationRow | CategoryRow) -> str:
+def shown_id(row: Row) -> str:
+    """Return the id of an entry as the file has it, for messages."""
+    return shown(key_of(row))
+
+
+def key_of(row: Row) -> Any:
     """Return the id of an entry as the file has it."""
-    return shown(row.id if row.key is None else row.key)
+    return row.id if row.key is None else row.key
 
 
 def outline_of(row: AnnotationRow) -> Any:
     """Return the decoded `segmentation`, NaN and Infinity included."""
     return json.loads(bytes(row.segmentation))
-
-
-def is_number(value: Any) -> bool:
-    """Return whether the value is a JSON number, finite or not."""
-    return type(value) in (int, float)
-
-
-def as_float(value: int | float) -> float:
-    """Return the number as a float; an integer too large for one is infinite."""
-    try:
-        return float(value)
-    except OverflowError:
-        return float("inf")
 
 
 def shown(value: Any) -> str:
@@ -152,9 +145,14 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def _refusal(path: Path, value: str, message: str, fix: str = FIX_FILE) -> DataError:
+    return DataError(
+        [Problem(file=str(path), where="annotations", field="file", value=value, message=message, fix=fix)]
+    )
+
+
 def _read_bytes(path: Path) -> tuple[bytes, list[str]]:
     """Return the file as UTF-8 without a byte order mark, and a notice for each thing that was undone."""
-    make = partial(Problem, file=str(path), where="annotations", field="file", fix=FIX_FILE)
     notices = []
     try:
         data = path.read_bytes()
@@ -163,30 +161,35 @@ def _read_bytes(path: Path) -> tuple[bytes, list[str]]:
             notices.append("the file is compressed with gzip: read as what is in it")
     except OSError as error:  # gzip's own errors are among them
         message = "The file does not exist." if isinstance(error, FileNotFoundError) else "The file cannot be read."
-        raise DataError([make(value=shown(error.strerror or str(error)), message=message)]) from error
+        raise _refusal(path, shown(error.strerror or str(error)), message) from error
     except (EOFError, zlib.error) as error:
-        raise DataError([make(value=shown(str(error)), message="The gzip file is cut short or damaged.")]) from error
+        raise _refusal(path, shown(str(error)), "The gzip file is cut short or damaged.") from error
     if data.startswith(UTF16_MARKS):
         try:
             data = data.decode("utf-16").encode()
-            notices.append("the file is UTF-16: read as such; JSON files should be UTF-8")
         except UnicodeError as error:
-            raise DataError([make(value=shown(str(error)), message="The UTF-16 text is damaged.")]) from error
+            raise _refusal(path, shown(str(error)), "The UTF-16 text is damaged.") from error
+        notices.append("the file is UTF-16: read as such; JSON files should be UTF-8")
     if data.startswith(BYTE_ORDER_MARK):
-        data = data[len(BYTE_ORDER_MARK) :]
+        data = data.removeprefix(BYTE_ORDER_MARK)
         notices.append("the file starts with a byte order mark, which JSON does not allow: ignored")
     if not data.strip():
-        raise DataError([make(value=f"{len(data)} bytes", message="The file is empty.")])
+        raise _refusal(path, f"{len(data)} bytes", "The file is empty.")
     if data.startswith(ZIP_MARK):
         fix = "Unpack it, and name the JSON file that is in it."
-        raise DataError([make(value="bytes 50 4B 03 04", message="The file is a zip archive.", fix=fix)])
-    if not data.isascii():
-        _demand_utf8(data, make)
+        raise _refusal(path, "bytes 50 4B 03 04", "The file is a zip archive.", fix)
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        message = f"The file is not UTF-8 at byte {error.start} (line {line})."
+        fix = "Save it as UTF-8; if it is packed, unpack it first."
+        raise _refusal(path, f"byte {data[error.start]:#04x}", message, fix) from error
     return data, notices
 
 
 def _without_trailing_commas(data: bytes) -> tuple[bytes, int]:
-    """Return the text without commas that stand before a closing bracket, and how many there were."""
+    """Return the text without commas before a closing bracket, and how many there were."""
     count = 0
 
     def keep_string(match: re.Match) -> str:
@@ -198,20 +201,8 @@ def _without_trailing_commas(data: bytes) -> tuple[bytes, int]:
     return text.encode(), count
 
 
-def _demand_utf8(data: bytes, make: partial) -> None:
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        value = f"byte {data[error.start]:#04x}"
-        message = f"The file is not UTF-8 at byte {error.start} (line {line})."
-        fix = "Save it as UTF-8; if it is packed, unpack it first."
-        raise DataError([make(value=value, message=message, fix=fix)]) from error
-
-
 def _parse_leniently(path: Path, data: bytes) -> Any:
-    """Return what Python's reader makes of the bytes, which takes NaN and Infinity and knows where JSON is broken."""
-    make = partial(Problem, file=str(path), where="annotations", field="file", fix=FIX_FILE)
+    """Return what Python's reader makes of the bytes; it takes NaN and Infinity, and knows where JSON is broken."""
     text = data.decode("utf-8")
     try:
         return json.loads(text)
@@ -219,96 +210,87 @@ def _parse_leniently(path: Path, data: bytes) -> Any:
         rest = text[error.pos :]
         # The reader points at the start of what it could not finish: a string, a word like "true", or nothing.
         cut_short = error.msg.startswith("Unterminated") or len(rest.strip()) < len("false")
-        byte = len(data) if cut_short else len(text[: error.pos].encode())
-        line = (text.count("\n") if cut_short else text.count("\n", 0, error.pos)) + 1
+        end = len(text) if cut_short else error.pos
+        line = text.count("\n", 0, end) + 1
         what = "The file ends in the middle of the JSON" if cut_short else f"The JSON is malformed ({error.msg})"
-        problem = make(value=shown(rest[:40] or "end of file"), message=f"{what}, at byte {byte} (line {line}).")
-        raise DataError([problem]) from error
+        message = f"{what}, at byte {len(text[:end].encode())} (line {line})."
+        raise _refusal(path, shown(rest[:40] or "end of file"), message) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists without end
         message = "The JSON holds a number too long, or lists too deep, to be read."
-        raise DataError([make(value=shown(str(error)), message=message)]) from error
+        raise _refusal(path, shown(str(error)), message) from error
 
 
-def _document_of_plain(plain: Any, file: str, *, is_test_set: bool) -> Document:
-    make = partial(Problem, file=file, where="top level", fix=FIX_KIND)
+def _document_of_plain(plain: Any, path: Path, *, is_test_set: bool) -> Document:
+    problems = []
+
+    def refuse(field: str, value: Any, message: str, fix: str = FIX_TYPE) -> None:
+        problems.append(
+            Problem(file=str(path), where="top level", field=field, value=shown(value), message=message, fix=fix)
+        )
+
     if not isinstance(plain, dict):
         hint = " It looks like a file of results." if isinstance(plain, list) else ""
-        message = f"This is not an instances file: the top level is not an object.{hint}"
-        raise DataError([make(field="file", value=shown(plain), message=message)])
-    problems = []
+        refuse("file", plain, f"This is not an instances file: the top level is not an object.{hint}")
+        raise DataError(problems)
     for name in LISTS:
         rows = plain.get(name)
         if rows is None and is_test_set and name != "images":
             plain[name] = []
-            continue
-        if not isinstance(rows, list):
-            message, fix = f"This is not an instances file: the list `{name}` is missing.", FIX_KIND
-            if name == "annotations" and isinstance(plain.get("images"), list):
-                fix = "For a test set without annotations: maskperf evaluate --save-detections FOLDER. " + FIX_KIND
-            problems.append(make(field=name, value=shown(rows), message=message, fix=fix))
-            continue
-        for index, row in enumerate(rows):
-            if not isinstance(row, dict):
-                message = "The entry is not an object."
-                problems.append(make(field=f"{name}[{index}]", value=shown(row), message=message))
+        elif not isinstance(rows, list):
+            is_test_set_perhaps = name == "annotations" and isinstance(plain.get("images"), list)
+            hint = "For a test set without annotations: maskperf evaluate --save-detections FOLDER. "
+            message = f"This is not an instances file: the list `{name}` is missing."
+            refuse(name, rows, message, hint * is_test_set_perhaps + FIX_TYPE)
+        else:
+            for index, row in enumerate(rows):
+                if not isinstance(row, dict):
+                    refuse(f"{name}[{index}]", row, "The entry is not an object.")
     if problems:
         raise DataError(problems)
-    annotations = [{**row, "segmentation": _raw(row.get("segmentation"))} for row in plain["annotations"]]
-    return Document(
-        [_row(ImageRow, row) for row in plain["images"]],
-        [_row(AnnotationRow, row) for row in annotations],
-        [_row(CategoryRow, row) for row in plain["categories"]],
-    )
+    annotations = [_row(AnnotationRow, row) for row in plain["annotations"]]
+    for row in annotations:
+        if row.segmentation is not NO_OUTLINE:
+            row.segmentation = msgspec.Raw(json.dumps(row.segmentation).encode())
+    images = [_row(ImageRow, row) for row in plain["images"]]
+    return Document(images, annotations, [_row(CategoryRow, row) for row in plain["categories"]])
 
 
-def _row(kind: type[msgspec.Struct], plain: dict[str, Any]) -> Any:
-    return kind(**{name: plain[name] for name in kind.__struct_fields__ if name in plain})
+def _row(kind: type[Row], plain: dict[str, Any]) -> Any:
+    names = zip(kind.__struct_fields__, kind.__struct_encode_fields__, strict=True)
+    return kind(**{name: plain[member] for name, member in names if member in plain})
 
 
-def _raw(value: Any) -> msgspec.Raw:
-    return msgspec.Raw(json.dumps(value).encode())
+def _strictness_problems(plain: dict[str, Any], path: Path, data: bytes, refusal: str) -> list[Problem]:
+    """Return one problem for each field that holds NaN or Infinity, or else the message of the strict reader."""
+    try:
+        msgspec.json.decode(data)
+        return []  # refused for what is in it, not for how it is written
+    except (msgspec.DecodeError, RecursionError):
+        odd = [entry for entry in _fields_of(plain) if not _is_strict(entry[2])]
+    if not odd:
+        return _refusal(path, refusal, "The file is not strict JSON.").problems
+    message = "The value holds a number that is not finite."
+    return [
+        Problem(file=str(path), where=where, field=field, value=shown(value), message=message, fix=FIX_NUMBER)
+        for where, field, value in odd
+        if not (where.startswith("annotation id") and field in CHECKED_LATER)
+    ]
 
 
-def _strictness_problems(plain: dict[str, Any], file: str, data: bytes, refusal: str) -> list[Problem]:
-    """Return one problem for each field that holds NaN or Infinity, or else the strict reader's own words."""
-    if _is_valid_json(data):  # refused for what is in it, not for how it is written
-        return []
-    problems, others = [], False
+def _fields_of(plain: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Yield entry, field and value of everything in the document."""
     for name, rows in plain.items():
         if name not in LISTS:
-            rows = [{"value": rows}]
-        for index, row in enumerate(rows):
+            yield f"{name}, entry 0", "value", rows
+            continue
+        for row in rows:
             for field, value in row.items():
-                if _is_strict(value):
-                    continue
-                if name == "annotations" and field in NAMED_LATER:
-                    others = True
-                    continue
-                where = f"{LISTS[name]} id {shown(row.get('id'))}" if name in LISTS else f"{name}, entry {index}"
-                message = "The value holds a number that is not finite."
-                problem = Problem(
-                    file=file, where=where, field=field, value=shown(value), message=message, fix=FIX_NUMBER
-                )
-                problems.append(problem)
-    if not problems and not others:
-        message = "The file is not strict JSON."
-        problems.append(
-            Problem(file=file, where="annotations", field="file", value=refusal, message=message, fix=FIX_FILE)
-        )
-    return problems
+                yield f"{LISTS[name]} id {shown(row.get('id'))}", field, value
 
 
 def _is_strict(value: Any) -> bool:
     try:
         json.dumps(value, allow_nan=False)
     except ValueError:
-        return False
-    return True
-
-
-def _is_valid_json(data: bytes) -> bool:
-    try:
-        msgspec.json.decode(data)
-    except (msgspec.DecodeError, RecursionError):
         return False
     return True

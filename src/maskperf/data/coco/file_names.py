@@ -11,7 +11,6 @@ from urllib.parse import quote, unquote, urlsplit
 
 from maskperf.data.coco.document import shown
 from maskperf.data.coco.index import CocoIndex
-from maskperf.data.coco.subset import shown_id
 from maskperf.errors import DataError, Problem
 
 MOST_FILES = 1_000_000  # looked at below the image folder when a name is not found
@@ -239,7 +238,7 @@ def _problem(index: CocoIndex, position: int, files: list[str], ends: dict[str, 
     tried.append("in other letter case and Unicode form")
     return Problem(
         file=str(index.json_path),
-        where=f"image id {shown_id(index, position)}",
+        where=f"image id {index.shown_id(position)}",
         field="file_name",
         value=shown(name) + "".join(f" ({alike[0]} or {alike[1]}?)" for alike in doubtful[:1]),
         message=f"There is no such file in {index.image_folder}. Looked for as well: {', '.join(tried)}."

@@ -1,8 +1,9 @@
-"""A COCO data set as flat arrays: where its files are, what is kept of them, and the targets before any resize."""
+"""A COCO data set as flat arrays: where its files are, and the targets before any resize."""
 
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,18 @@ import msgspec
 import numpy as np
 
 from maskperf.config import DataConfig
-from maskperf.data.coco.cleaning import clean_document
 from maskperf.data.coco.columns import Columns, columns_of_document, stream_columns
-from maskperf.data.coco.document import AnnotationRow, Document, Reading, read_document, reading_of
+from maskperf.data.coco.document import Document, Reading, key_of, read_document, reading_of, shown
+from maskperf.data.coco.repair import repair_document
+from maskperf.data.coco.rules import IDS_SHOWN
 from maskperf.data.coco.selection import select
 from maskperf.data.coco.stream import NotPlain
-from maskperf.data.coco.table import FileState, Table, file_state, keep_table, load_table
+from maskperf.data.coco.table import FileState, Table, file_state, load_table, save_table
 from maskperf.errors import DataError, Problem
 from maskperf.files import sha256_of_file
 
 BY_THE_RULES = DataConfig()  # COCO's own
-SMALLEST_KEPT_BYTES = 8 << 20  # smaller files are read anew in a moment
+SMALLEST_CACHED_BYTES = 8 << 20  # smaller files are read anew in a moment
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class CocoIndex:
     object_offsets: np.ndarray  # int64 [I + 1]
     boxes: np.ndarray  # float32 [T, 4], inclusive corners, clipped to the image
     labels: np.ndarray  # int64 [T], 1 and up
-    ring_offsets: np.ndarray  # int64 [T + 1]
+    polygon_offsets: np.ndarray  # int64 [T + 1]
     point_offsets: np.ndarray  # int64 [R + 1]
     points: np.ndarray  # float32 [P, 2], not clipped
     category_ids: np.ndarray  # int64 [C], ascending: the id of label k + 1 is at k
@@ -61,6 +63,15 @@ class CocoIndex:
         """Return the id of the image at this position as the file has it."""
         return json.loads(self.image_keys[position]) if self.image_keys else int(self.image_ids[position])
 
+    def shown_id(self, position: int) -> str:
+        """Return the id of the image at this position for a message."""
+        return shown(self.image_key(position))
+
+    def first_ids(self, positions: Iterable[int]) -> str:
+        """Return the ids of the first of these images, for the end of a notice."""
+        shown_ids = [self.shown_id(int(position)) for position in list(positions)[:IDS_SHOWN]]
+        return f"first ids: {', '.join(shown_ids)}"
+
     def with_image_keys(self, results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return entries of COCO's result format with the ids of the images as the file has them."""
         if not self.image_keys:
@@ -71,6 +82,34 @@ class CocoIndex:
     def image_path(self, position: int) -> Path:
         """Return the file of the image at this position."""
         return self.image_folder / self.file_names[position]
+
+    def without(self, positions: Iterable[int]) -> "CocoIndex":
+        """Return the index without the images at these positions and all that belongs to them."""
+        is_kept = np.ones(len(self.image_ids), bool)
+        is_kept[list(positions)] = False
+        object_offsets, is_kept_object = _owned(self.object_offsets, is_kept)
+        polygon_offsets, is_kept_polygon = _owned(self.polygon_offsets, is_kept_object)
+        point_offsets, is_kept_point = _owned(self.point_offsets, is_kept_polygon)
+        run_offsets = run_ends = None
+        if self.run_ends is not None:
+            run_offsets, is_kept_run = _owned(self.run_offsets, is_kept_object)
+            run_ends = self.run_ends[is_kept_run]
+        return replace(
+            self,
+            image_ids=self.image_ids[is_kept],
+            file_names=tuple(compress(self.file_names, is_kept)),
+            sizes_hw=self.sizes_hw[is_kept],
+            object_offsets=object_offsets,
+            boxes=self.boxes[is_kept_object],
+            labels=self.labels[is_kept_object],
+            polygon_offsets=polygon_offsets,
+            point_offsets=point_offsets,
+            points=self.points[is_kept_point],
+            run_offsets=run_offsets,
+            run_ends=run_ends,
+            image_keys=tuple(compress(self.image_keys, is_kept)),
+            is_plain=False,
+        )
 
 
 def locate(data: DataConfig) -> DataPaths:
@@ -86,7 +125,7 @@ def locate(data: DataConfig) -> DataPaths:
 
 
 def locate_validation(data: DataConfig, fix: str) -> tuple[Path, Path]:
-    """Return the annotations and the pictures of the validation split; the other split need not be there.
+    """Return the annotations and the images of the validation split; the other split need not be there.
 
     `fix` is what the message tells the user to do.
 
@@ -126,14 +165,14 @@ def read_coco(
     data: DataConfig = BY_THE_RULES,
     is_test_set: bool = False,
 ) -> CocoIndex:
-    """Return the index of one part of a data set. What is read of a large file is kept in a table for the next time.
+    """Return the index of one part of a data set. What is read of a large file is cached in a table.
 
     `data` says how freely the file is read. Training leaves out images without an object, unless it keeps them.
     Crowd regions, and boxes that have no extent once clipped, are never objects. Boxes are clipped, masks are not.
     Errors: DataError with every problem of the file, and its notices; also where nothing is left to train on.
     Source: the reference's COCO data set class; it stops on images without objects.
     """
-    reading = replace(reading_of(data, training=training), is_test_set=is_test_set)
+    reading = reading_of(data, training=training, is_test_set=is_test_set)
     table = load_table(json_path, reading.name) or _read_anew(json_path, reading)
     texts = dict(table.texts)
     is_plain = bool(texts.pop("plain"))
@@ -149,8 +188,7 @@ def read_annotations(index: CocoIndex) -> Document:
     """
     document, problems, _ = read_document(index.json_path, is_test_set=index.reading.is_test_set)
     if not index.is_plain:
-        cleaned = clean_document(document, index.reading, file=str(index.json_path))
-        problems += cleaned.problems
+        problems += repair_document(document, index.reading, file=str(index.json_path))[0]
     if problems:
         raise DataError(problems)
     names = dict(zip(index.image_ids.tolist(), index.file_names, strict=True))
@@ -161,69 +199,70 @@ def read_annotations(index: CocoIndex) -> Document:
     return document
 
 
-def dataset_of(index: CocoIndex) -> dict:
+def dataset_of(index: CocoIndex) -> dict[str, list[dict[str, Any]]]:
     """Return the annotations of the images of an index as the COCO engines take them: the objects of the JSON."""
     document = read_annotations(index)
+    members = {
+        "images": ("id", "file_name", "height", "width"),
+        "annotations": ("id", "image_id", "category_id", "bbox", "iscrowd", "area", "segmentation"),
+        "categories": ("id", "name"),
+    }
     return {
-        "images": [
-            {"id": row.id, "file_name": row.file_name, "height": row.height, "width": row.width}
-            for row in document.images
-        ],
-        "annotations": [_entry_of(row) for row in document.annotations],
-        "categories": [{"id": row.id, "name": row.name} for row in document.categories],
+        list_name: [
+            {name: entry[name] for name in names if name in entry}
+            for entry in msgspec.json.decode(msgspec.json.encode(getattr(document, list_name)))
+        ]
+        for list_name, names in members.items()
     }
 
 
-def _entry_of(row: AnnotationRow) -> dict:
-    fields = ("id", "image_id", "category_id", "bbox", "iscrowd", "area")
-    entry = {name: getattr(row, name) for name in fields if getattr(row, name) is not msgspec.UNSET}
-    return {**entry, "segmentation": msgspec.json.decode(row.segmentation)}
-
-
 def _read_anew(json_path: Path, reading: Reading) -> Table:
-    """Return what the JSON holds, from the kept table if it could be kept, so that processes share its memory."""
+    """Return what the JSON holds, from the cached table if it could be saved, so that processes share its memory."""
     source = file_state(json_path) if json_path.is_file() else None
-    notices: list[str] = []
-    keys: list[Any] = []
-    is_plain = True
+    is_plain, notices, keys = True, [], []
     try:
         columns, sha256 = stream_columns(json_path, reading)
     except NotPlain:
+        is_plain = False
         columns, notices, keys = _read_whole(json_path, reading)
         sha256 = _digest_if_unchanged(json_path, source)
-        is_plain = False
     table = select(columns, reading, file=str(json_path), notices=notices, image_keys=keys)
     table.texts["plain"] = ("yes",) if is_plain else ()
     del columns  # a large file's are larger than the table
-    if source is None or not sha256 or source.size < SMALLEST_KEPT_BYTES:
+    if source is None or not sha256 or source.size < SMALLEST_CACHED_BYTES:
         return table
-    reason = keep_table(json_path, reading.name, table, source=source, sha256=sha256)
-    if reason:
-        notice = f"what was read could not be kept, so that the next start reads the file again ({reason})"
-        return replace(table, texts={**table.texts, "notices": (*table.texts["notices"], notice)})
-    return load_table(json_path, reading.name) or table
+    reason = save_table(json_path, reading.name, table, source=source, sha256=sha256)
+    if not reason:
+        return load_table(json_path, reading.name) or table
+    notice = f"what was read could not be cached, so that the next start reads the file again ({reason})"
+    return Table(table.arrays, {**table.texts, "notices": (*table.texts["notices"], notice)})
 
 
 def _read_whole(json_path: Path, reading: Reading) -> tuple[Columns, list[str], list[Any]]:
-    """Return the columns of a file that only a close look can judge, notices, and the ids of its images.
+    """Return the columns of a file that needs a close look, notices, and the ids of its images where they are others.
 
     Errors: DataError with every problem of the file.
     """
     document, reading_problems, notices = read_document(json_path, is_test_set=reading.is_test_set)
-    cleaned = clean_document(document, reading, file=str(json_path))
-    named = {(problem.where, problem.field) for problem in cleaned.problems}
-    problems = cleaned.problems + [
-        problem for problem in reading_problems if (problem.where, problem.field) not in named
-    ]
-    notices += cleaned.notices
+    problems, more_notices = repair_document(document, reading, file=str(json_path))
+    notices += more_notices
+    named = {(problem.where, problem.field) for problem in problems}
+    problems += [problem for problem in reading_problems if (problem.where, problem.field) not in named]
     if problems:
         raise DataError(problems, notices=[f"{json_path}: {notice}" for notice in notices])
-    return columns_of_document(cleaned.document), notices, cleaned.image_keys
+    has_keys = any(row.key is not None for row in document.images)
+    return columns_of_document(document, reading), notices, [key_of(row) for row in document.images] if has_keys else []
 
 
 def _digest_if_unchanged(json_path: Path, source: FileState | None) -> str:
-    """Return the SHA-256 of a file that was read without it; nothing unless the file is still as it was before."""
+    """Return the SHA-256 of a file that was read without it; empty unless the file is still as it was before."""
     if source is None or not source.is_settled:
         return ""
     sha256 = sha256_of_file(json_path)
     return sha256 if file_state(json_path) == source else ""
+
+
+def _owned(offsets: np.ndarray, is_kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the offsets of the kept owners, and for each thing they own, all of them, whether its owner is kept."""
+    counts = np.diff(offsets)
+    return np.concatenate([[0], np.cumsum(counts[is_kept])]).astype(np.int64), np.repeat(is_kept, counts)

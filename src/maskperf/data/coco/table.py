@@ -21,7 +21,7 @@ import numpy as np
 
 from maskperf.files import sha256_of_file
 
-MAGIC = b"maskperf table 2"  # the number changes with the form of the file, and with the rules of reading a JSON
+MAGIC = b"maskperf table 3"  # the number changes with the form of the file, and with the rules of reading a JSON
 PREFIX_BYTES = len(MAGIC) + 12  # and length (8 bytes) and CRC-32 (4 bytes) of the head
 ALIGNMENT = 64
 REST_NS = 5_000_000_000  # coarser than the clock of any file system
@@ -81,7 +81,7 @@ def file_state(path: Path) -> FileState:
     )
 
 
-def table_places(json_path: Path, kind: str) -> list[Path]:
+def table_paths(json_path: Path, kind: str) -> list[Path]:
     """Return where a table may lie: beside its JSON, or in the user's cache where that folder cannot be written."""
     places = [json_path.parent / f".{json_path.name}.{kind}.table"]
     try:
@@ -98,7 +98,7 @@ def load_table(json_path: Path, kind: str, *, of_any_json: bool = False) -> Tabl
     A table that is cut, damaged, of another version or of another state of the JSON counts as none. `of_any_json`: the
     state of the JSON does not matter, as each entry is compared with what it is about.
     """
-    for place in table_places(json_path, kind):
+    for place in table_paths(json_path, kind):
         try:
             with open(place, "rb") as file:
                 head, body_start = _read_head(file)
@@ -109,13 +109,13 @@ def load_table(json_path: Path, kind: str, *, of_any_json: bool = False) -> Tabl
     return None
 
 
-def keep_table(json_path: Path, kind: str, table: Table, *, source: FileState, sha256: str) -> str:
+def save_table(json_path: Path, kind: str, table: Table, *, source: FileState, sha256: str) -> str:
     """Return why the table could not be kept; nothing where it was. `source` is the state before the JSON was read.
 
     Several processes may do this at once: a name always points to a whole table.
     """
     reasons = []
-    for place in table_places(json_path, kind):
+    for place in table_paths(json_path, kind):
         temporary = place.with_name(f"{place.name}.{secrets.token_hex(6)}.tmp")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)

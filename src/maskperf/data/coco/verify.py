@@ -1,9 +1,8 @@
 """Whether the data is COCO 2017 as the benchmark knows it, by counts that any loss or change of data would move."""
 
+from maskperf.config import NUM_TRAIN_IMAGES, NUM_VAL_IMAGES
 from maskperf.data.coco.index import CocoIndex
 
-NUM_TRAIN_IMAGES = 117_266  # of 118,287 in train2017, after the filter
-NUM_VAL_IMAGES = 5_000
 NUM_CATEGORIES = 80
 NUM_COORDINATES = 41_697_368  # x and y counted separately
 NUM_INSTANCES_AND_POLYGONS = 1_816_793

@@ -10,8 +10,8 @@ from maskperf.structures import BatchCapacity
 def batch_capacity(index: CocoIndex, images: int) -> BatchCapacity:
     """Return room for any batch of so many images of the data set."""
     image_of_object = np.repeat(np.arange(len(index.image_ids)), np.diff(index.object_offsets))
-    points_of_object = np.diff(index.point_offsets[index.ring_offsets])
-    rings_of_object = np.diff(index.ring_offsets)
+    points_of_object = np.diff(index.point_offsets[index.polygon_offsets])
+    rings_of_object = np.diff(index.polygon_offsets)
 
     def most(values: Int[np.ndarray, " images"]) -> int:
         return max(1, int(values.max(initial=0)))

@@ -1,4 +1,4 @@
-"""The one look at the images of an index before anything is done with them."""
+"""The one check of the images of an index before anything is done with them."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,7 +8,6 @@ from pathlib import Path
 from maskperf.config import DataConfig
 from maskperf.data.coco.file_names import resolve_file_names
 from maskperf.data.coco.index import CocoIndex, read_coco
-from maskperf.data.coco.subset import first_ids, without_images
 from maskperf.data.images.headers import check_headers
 from maskperf.errors import DataError, Problem, joined_errors
 
@@ -20,19 +19,18 @@ def prepare_images(
     decode: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[CocoIndex, tuple[str, ...], list[Problem]]:
-    """Return the index with file names that lead to files, what was noticed, and the problems of its images.
+    """Return the index with the file names resolved, notices, and the problems of its images.
 
-    The head and the end of every file are read; with `decode` every image is decoded, whatever is remembered of it, and
-    `progress` is told how many are done, and of how many. With `data.skip_bad` images that have problems are left out,
-    and no problems are returned; as some show only when an image is decoded, each is decoded once.
+    The head and the end of every file are read; `decode` decodes every image, whatever is remembered of it, and calls
+    `progress(done, total)`. With `data.skip_bad` each image is decoded once, those with problems are left out, and no
+    problems are returned.
     Errors: DataError where none is left then.
     """
     index, name_notices, missing = resolve_file_names(index)
-    absent = {position for position, _ in missing}
     problems, header_notices = check_headers(
         index,
         max_pixels=data.max_image_pixels,
-        skip=absent,
+        skip=[position for position, _ in missing],
         decode=decode or data.skip_bad,
         afresh=decode,
         progress=progress,
@@ -42,8 +40,16 @@ def prepare_images(
     if not found or not data.skip_bad:
         return index, notices, [problem for _, problem in found]
     if len(found) == len(index.image_ids):
-        raise DataError([_nothing_left(index), *(problem for _, problem in found)])
-    return without_images(index, [position for position, _ in found]), (*notices, *_left_out(index, found)), []
+        none_left = Problem(
+            file=str(index.json_path),
+            where="all images",
+            field="images",
+            value=f"{len(index.image_ids)} images",
+            message="Without the images that have errors (data.skip_bad=true), none is left.",
+            fix="Correct the errors below, or set the folder of the images.",
+        )
+        raise DataError([none_left, *(problem for _, problem in found)])
+    return index.without([position for position, _ in found]), (*notices, *_left_out(index, found)), []
 
 
 def open_split(
@@ -56,7 +62,7 @@ def open_split(
     decode: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[CocoIndex | None, DataError | None]:
-    """Return one part of a data set, its annotations read and its images looked at, and the error that stops a run.
+    """Read the annotations of a split and check its images; return its index and the error that stops a run.
 
     The index is None where the annotations cannot be read.
     """
@@ -64,7 +70,11 @@ def open_split(
     try:
         index = read(data=data)
     except DataError as error:
-        return None, _with_image_problems(error, partial(read, data=replace(data, skip_bad=True)), data)
+        try:  # the images can be checked without the bad annotations
+            _, _, problems = prepare_images(read(data=replace(data, skip_bad=True)), replace(data, skip_bad=False))
+        except DataError:  # no image is left to check
+            return None, error
+        return None, joined_errors([error, DataError(problems)]) if problems else error
     try:
         index, notices, problems = prepare_images(index, data, decode=decode, progress=progress)
     except DataError as error:
@@ -75,32 +85,12 @@ def open_split(
     return index, None
 
 
-def _with_image_problems(error: DataError, read_rest: Callable[[], CocoIndex], data: DataConfig) -> DataError:
-    """Return the error of the annotations with the problems of those images that can be told without them."""
-    try:
-        _, _, problems = prepare_images(read_rest(), replace(data, skip_bad=False))
-    except DataError:  # nothing is left to look at
-        return error
-    return joined_errors([error, DataError(problems)]) if problems else error
-
-
-def _nothing_left(index: CocoIndex) -> Problem:
-    return Problem(
-        file=str(index.json_path),
-        where="all images",
-        field="images",
-        value=f"{len(index.image_ids)} images",
-        message="Without the images that have errors (data.skip_bad=true), none is left.",
-        fix="Correct the errors below, or set the folder of the images.",
-    )
-
-
 def _left_out(index: CocoIndex, found: list[tuple[int, Problem]]) -> list[str]:
-    """Return one notice for each kind of message, which is the first sentence of its description."""
+    """Return one notice for each kind of problem, the first sentence of its message."""
     kinds: dict[str, list[int]] = {}
     for position, problem in found:
         kinds.setdefault(problem.message.partition(". ")[0].rstrip("."), []).append(position)
     return [
-        f"{len(positions)} images left out (data.skip_bad=true): {kind} ({first_ids(index, positions)})"
+        f"{len(positions)} images left out (data.skip_bad=true): {kind} ({index.first_ids(positions)})"
         for kind, positions in kinds.items()
     ]

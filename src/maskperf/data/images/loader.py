@@ -13,13 +13,12 @@ import torch
 
 from maskperf.config import DataConfig, SpeedConfig
 from maskperf.data.coco.index import CocoIndex
-from maskperf.data.coco.subset import shown_id
-from maskperf.data.images.canvas import Canvases, SizeHw, canvas_buckets, canvas_groups, group_numbers, image_canvases
+from maskperf.data.images.buckets import Buckets, bucket_sizes, group_numbers, image_buckets
 from maskperf.data.images.collate import Packing, Sample, make_batch, make_evaluation_batch
 from maskperf.data.images.decode import check_images, decode_image
 from maskperf.data.images.raw_images import BufferRing
-from maskperf.data.images.sampler import aspect_groups, canvas_stream, evaluation_order, stream_batches
-from maskperf.data.images.transforms import flip_boxes, flip_points, resize_boxes, resize_points, target_size_hw
+from maskperf.data.images.sampler import Sampling, aspect_groups, bucket_stream, evaluation_order, stream_batches
+from maskperf.data.images.transforms import move_boxes, move_points, target_size_hw
 from maskperf.errors import DataError, Problem
 from maskperf.seeds import derive_seed
 from maskperf.structures import Batch, EvaluationBatch, pinned
@@ -33,40 +32,34 @@ def load_sample(index: CocoIndex, position: int, *, data: DataConfig, seed: int,
     Errors: DataError when the image cannot be used.
     """
     image_id = int(index.image_ids[position])
-    original_size_hw = (int(index.sizes_hw[position, 0]), int(index.sizes_hw[position, 1]))
+    original_size_hw = tuple(index.sizes_hw[position].tolist())
     size_hw = target_size_hw(original_size_hw, data.short_side, data.long_side)
-    is_mirrored = False
-    if training:
-        is_mirrored = is_flipped(seed, epoch, image_id, data.flip_probability)
-    bgr = decode_image(
-        index.image_path(position),
-        image_id=shown_id(index, position),
-        expected_size_hw=original_size_hw,
-        max_pixels=data.max_image_pixels,
-        channels="BGR",
-    )
-    objects = slice(index.object_offsets[position], index.object_offsets[position + 1])
-    ring_offsets = index.ring_offsets[objects.start : objects.stop + 1]
+    is_mirrored = training and is_flipped(seed, epoch, image_id, data.flip_probability)
+    objects = slice(*index.object_offsets[position : position + 2])
+    ring_offsets = index.polygon_offsets[objects.start : objects.stop + 1]
     point_offsets = index.point_offsets[ring_offsets[0] : ring_offsets[-1] + 1]
     run_offsets = run_ends = None
     if index.run_ends is not None:
         run_offsets = index.run_offsets[objects.start : objects.stop + 1]
         run_ends = index.run_ends[run_offsets[0] : run_offsets[-1]]
         run_offsets = run_offsets - run_offsets[0]
-    boxes = resize_boxes(index.boxes[objects], original_size_hw, size_hw)
-    points = resize_points(index.points[point_offsets[0] : point_offsets[-1]], original_size_hw, size_hw)
-    if is_mirrored:
-        boxes, points = flip_boxes(boxes, size_hw[1]), flip_points(points, size_hw[1])
+    points = index.points[point_offsets[0] : point_offsets[-1]]
     return Sample(
-        bgr=bgr,
+        bgr=decode_image(
+            index.image_path(position),
+            image_id=index.shown_id(position),
+            expected_size_hw=original_size_hw,
+            max_pixels=data.max_image_pixels,
+            channels="BGR",
+        ),
         size_hw=size_hw,
         is_mirrored=is_mirrored,
         means_bgr=data.pixel_means_bgr,
-        boxes=boxes,
+        boxes=move_boxes(index.boxes[objects], original_size_hw, size_hw, is_mirrored=is_mirrored),
         labels=index.labels[objects],
         ring_offsets=ring_offsets - ring_offsets[0],
         point_offsets=point_offsets - point_offsets[0],
-        points=points,
+        points=move_points(points, original_size_hw, size_hw, is_mirrored=is_mirrored),
         run_offsets=run_offsets,
         run_ends=run_ends,
         image_id=image_id,
@@ -100,9 +93,9 @@ def feeding_for(speed: SpeedConfig, device: torch.device) -> Feeding:
     )
 
 
-def static_canvases(data: DataConfig, feeding: Feeding) -> Canvases:
-    """Return the canvases that training batches have; none where each batch is as large as its pictures need."""
-    return canvas_buckets(data) if feeding.static_canvas and data.group_by_aspect else ()
+def static_buckets(data: DataConfig, feeding: Feeding) -> Buckets:
+    """Return the padded sizes that training batches have; none where each is as large as its images need."""
+    return bucket_sizes(data) if feeding.static_canvas and data.group_by_aspect else ()
 
 
 AS_THE_REFERENCE = Feeding()
@@ -125,35 +118,27 @@ class TrainingLoader:
     ):
         self.index = index
         self.data = data
-        self.seed = seed
-        self.rank = rank
-        self.world = world
-        self.images_per_rank = images_per_rank
+        self.sampling = Sampling(
+            seed=seed, rank=rank, world=world, images_per_rank=images_per_rank, shuffle=data.shuffle
+        )
         self.pin_memory = pin_memory
         self.feeding = feeding
 
     def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:
-        """Return the batches of steps first_step, first_step + 1, ... (counted from 0), each made ahead by threads.
+        """Yield the batches of steps first_step, first_step + 1, ... (counted from 0), made ahead by threads.
 
-        Raw pictures become images by `prepare_images`; a batch that has none passes through it as well.
+        Raw images become ready by `prepare_images`; other batches pass through it.
         Close the iterator (or use it up) to end its threads.
         Errors: DataError when an image cannot be used; it then lists the problems of all images of the folder.
         """
-        order = {
-            "seed": self.seed,
-            "rank": self.rank,
-            "world": self.world,
-            "images_per_rank": self.images_per_rank,
-            "shuffle": self.data.shuffle,
-            "first_step": first_step,
-        }
-        if static_canvases(self.data, self.feeding):
-            canvases = image_canvases(self.index.sizes_hw, self.data, least=self.world * self.images_per_rank)
-            stream = canvas_stream(group_numbers(canvases), **order)
-            batches = ((passes, positions, tuple(canvases[positions[0]].tolist())) for passes, positions in stream)
+        if static_buckets(self.data, self.feeding):
+            batch_size = self.sampling.world * self.sampling.images_per_rank
+            sizes = image_buckets(self.index.sizes_hw, self.data, min_images=batch_size)
+            stream = bucket_stream(group_numbers(sizes), self.sampling, first_step)
+            batches = ((passes, positions, (tuple(sizes[positions[0]].tolist()),)) for passes, positions in stream)
         else:
-            stream = stream_batches(self.groups(), **order)
-            batches = ((np.full(len(positions), number), positions, None) for number, positions in stream)
+            stream = stream_batches(self.groups(), self.sampling, first_step)
+            batches = ((np.full(len(positions), number), positions, ()) for number, positions in stream)
         packing = _packing(self.feeding, self.data, self.pin_memory)
         jobs = (partial(self._make, *batch, packing) for batch in islice(batches, num_steps))
         return _run_ahead(jobs, self.index, self.data)
@@ -163,16 +148,15 @@ class TrainingLoader:
         if not self.data.group_by_aspect:
             return np.zeros(len(self.index.sizes_hw), np.int64)
         if self.feeding.aspect_buckets:
-            return canvas_groups(self.index.sizes_hw, self.data)
+            return group_numbers(image_buckets(self.index.sizes_hw, self.data))
         return aspect_groups(self.index.sizes_hw)
 
-    def _make(self, passes: np.ndarray, positions: np.ndarray, canvas_hw: SizeHw | None, packing: Packing) -> Batch:
-        """Return the batch of these images, each with the draws of its pass."""
-        load = partial(load_sample, self.index, data=self.data, seed=self.seed, training=True)
+    def _make(self, passes: np.ndarray, positions: np.ndarray, buckets: Buckets, packing: Packing) -> Batch:
+        """Return the batch of these images, each with the random draws of its pass."""
+        load = partial(load_sample, self.index, data=self.data, seed=self.sampling.seed, training=True)
         drawn = zip(positions.tolist(), passes.tolist(), strict=True)
         samples = [load(position, epoch=number) for position, number in drawn]
-        canvases = () if canvas_hw is None else (canvas_hw,)
-        batch = make_batch(samples, self.data.size_divisor, replace(packing, canvases=canvases))
+        batch = make_batch(samples, self.data.size_divisor, replace(packing, buckets=buckets))
         return pinned(batch) if self.pin_memory else batch
 
 
@@ -186,16 +170,16 @@ def evaluation_batches(
     pin_memory: bool = False,
     feeding: Feeding = AS_THE_REFERENCE,
 ) -> Iterator[EvaluationBatch]:
-    """Return this rank's batches, made ahead by threads; over all ranks every image comes exactly once.
+    """Yield this rank's batches, made ahead by threads; over all ranks every image comes exactly once.
 
-    Each is as large as its largest picture needs, whatever `feeding` says of canvases: scores shall not depend on it.
+    Each is as large as its largest image needs, never a bucket: scores must not depend on the feeding.
     Errors: DataError when an image cannot be used; it then lists the problems of all images of the folder.
     """
     packing = _packing(feeding, data, pin_memory)
 
     def make(positions: np.ndarray) -> EvaluationBatch:
         load = partial(load_sample, index, data=data, seed=0, epoch=0, training=False)
-        samples = [load(int(position)) for position in positions]
+        samples = [load(position) for position in positions.tolist()]
         batch = make_evaluation_batch(samples, data.size_divisor, packing)
         return pinned(batch) if pin_memory else batch
 
@@ -204,26 +188,21 @@ def evaluation_batches(
 
 
 def _packing(feeding: Feeding, data: DataConfig, pin_memory: bool) -> Packing:
-    kept = max(data.loader_threads, 1) + data.prefetch_batches
-    return Packing(
-        pin_memory=pin_memory,
-        ring=BufferRing(kept=kept, pin_memory=pin_memory) if feeding.raw_pictures else None,
-    )
+    max_waiting = max(data.loader_threads, 1) + data.prefetch_batches
+    ring = BufferRing(max_waiting=max_waiting, pin_memory=pin_memory) if feeding.raw_pictures else None
+    return Packing(pin_memory=pin_memory, ring=ring)
 
 
 def _run_ahead(jobs: Iterator[Callable[[], Any]], index: CocoIndex, data: DataConfig) -> Iterator[Any]:
-    """Return the jobs' results in order; enough jobs are under way to keep all threads busy."""
+    """Yield the jobs' results in order; enough jobs are in progress to keep all threads busy."""
     num_threads = max(data.loader_threads, 1)
-    num_ahead = max(data.prefetch_batches, num_threads)
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="maskperf-loader")
     pending: deque[Future] = deque()
     try:
-        for job in islice(jobs, num_ahead):
-            pending.append(pool.submit(job))
+        pending.extend(pool.submit(job) for job in islice(jobs, max(data.prefetch_batches, num_threads)))
         while pending:
             result = pending.popleft().result()
-            for job in islice(jobs, 1):
-                pending.append(pool.submit(job))
+            pending.extend(pool.submit(job) for job in islice(jobs, 1))
             yield result
     except DataError as error:
         raise DataError(_all_image_problems(error.problems, index, data)) from error
@@ -232,16 +211,20 @@ def _run_ahead(jobs: Iterator[Callable[[], Any]], index: CocoIndex, data: DataCo
 
 
 def _all_image_problems(first_problems: list[Problem], index: CocoIndex, data: DataConfig) -> list[Problem]:
-    """Return the problems that stopped the loader, then those of the other images as far as there is time to look."""
+    """Return the problems that stopped the loader, then those of the other images as far as the time limit allows."""
     positions = range(len(index.image_ids))
-    others, num_skipped = check_images(
+    others, num_unchecked = check_images(
         index, positions, max_pixels=data.max_image_pixels, limit_seconds=CHECK_LIMIT_SECONDS
     )
     problems = [*first_problems, *(problem for _, problem in others if problem not in first_problems)]
-    if num_skipped:
-        value = f"{num_skipped} of {len(positions)}"
-        message = f"The check of all images stopped after {CHECK_LIMIT_SECONDS:g} s; so many were not looked at."
-        fix = "Correct the errors listed, then run maskperf doctor, which looks at all images."
-        folder = str(index.image_folder)
-        problems.append(Problem(file=folder, where="all images", field="file", value=value, message=message, fix=fix))
+    if num_unchecked:
+        unchecked = Problem(
+            file=str(index.image_folder),
+            where="all images",
+            field="file",
+            value=f"{num_unchecked} of {len(positions)}",
+            message=f"The check of all images stopped after {CHECK_LIMIT_SECONDS:g} s; so many were not checked.",
+            fix="Correct the errors listed, then run maskperf doctor, which checks all images.",
+        )
+        problems.append(unchecked)
     return problems

@@ -1,4 +1,4 @@
-"""Decoded pictures on their way to the device: one buffer a batch, used again once it was copied."""
+"""Decoded images on their way to the device: one buffer a batch, used again once it was copied."""
 
 import threading
 from collections.abc import Callable
@@ -14,21 +14,20 @@ from maskperf.ops.pictures import to_images
 from maskperf.ops.resize import resize_table
 from maskperf.structures import Batch, EvaluationBatch, Images, RawPicture, RawPictures, to_device
 
-NUMBER_BYTES = 4  # pictures begin at multiples of it, as the tables before them must
+NUMBER_BYTES = 4  # images begin at multiples of it, as the tables before them must
 
 
 class BufferRing:
     """Byte buffers for loader threads; one comes back when its batch was copied to the device.
 
-    At most `kept` buffers wait here, so memory is bounded by them and by the batches that someone holds. A batch that
-    is thrown away unused takes its buffer with it.
+    At most `max_waiting` buffers wait here, the largest, so memory is bounded by them and by the batches that someone
+    holds. A batch that is thrown away unused takes its buffer with it.
     """
 
-    def __init__(self, *, kept: int, pin_memory: bool):
-        self.kept = kept
+    def __init__(self, *, max_waiting: int, pin_memory: bool):
+        self.max_waiting = max_waiting
         self.pin_memory = pin_memory
-        self.num_made = 0
-        self._waiting: list[tuple[Tensor, Callable[[], bool] | None]] = []
+        self._waiting: list[tuple[Tensor, Callable[[], bool] | None]] = []  # by rising size
         self._lock = threading.Lock()
 
     def take(self, num_bytes: int) -> tuple[UInt8[Tensor, " bytes"], Callable[[Callable[[], bool] | None], None]]:
@@ -37,32 +36,25 @@ class BufferRing:
         That takes a function which says whether the copy from the buffer is done; None: it is.
         """
         with self._lock:
-            fitting = [
-                place
-                for place, (buffer, is_copied) in enumerate(self._waiting)
-                if buffer.numel() >= num_bytes and (is_copied is None or is_copied())
-            ]
-            if fitting:
-                smallest = min(fitting, key=lambda place: self._waiting[place][0].numel())
-                buffer, _ = self._waiting.pop(smallest)
-                return buffer, partial(self._give_back, [buffer])
-            self.num_made += 1
+            for position, (buffer, is_copied) in enumerate(self._waiting):
+                if buffer.numel() >= num_bytes and (is_copied is None or is_copied()):
+                    del self._waiting[position]
+                    return buffer, partial(self._give_back, [buffer])
         size = 1 << max(num_bytes - 1, 1).bit_length()  # few sizes, so that most buffers fit most batches
         buffer = torch.empty(size, dtype=torch.uint8, pin_memory=self.pin_memory)
         return buffer, partial(self._give_back, [buffer])
 
     def _give_back(self, lent: list[Tensor], is_copied: Callable[[], bool] | None) -> None:
         if not lent:
-            raise RuntimeError("These pictures were prepared before; their memory may hold others by now.")
+            raise RuntimeError("These images were prepared before; their memory may hold others by now.")
         with self._lock:
             self._waiting.append((lent.pop(), is_copied))
-            if len(self._waiting) > self.kept:
-                self._waiting.sort(key=lambda entry: entry[0].numel())
-                del self._waiting[0]
+            self._waiting.sort(key=lambda entry: entry[0].numel())
+            del self._waiting[: -self.max_waiting]
 
 
 def pack_pictures(
-    pictures: list[UInt8[np.ndarray, "_ _ 3"]],
+    images: list[UInt8[np.ndarray, "_ _ 3"]],
     new_sizes_hw: list[tuple[int, int]],
     are_mirrored: list[bool],
     *,
@@ -70,44 +62,37 @@ def pack_pictures(
     means_bgr: tuple[float, float, float],
     ring: BufferRing,
 ) -> RawPictures:
-    """Returns the pictures and the tables of their resize in one buffer of the ring."""
-    tables, places, end = [], [], 0
-    for picture, new_hw, is_mirrored in zip(pictures, new_sizes_hw, are_mirrored, strict=True):
-        rows, columns = (resize_table(old, new) for old, new in zip(picture.shape[:2], new_hw, strict=True))
-        first_byte = end + (rows.size + columns.size) * NUMBER_BYTES
-        place = RawPicture(
+    """Return the images and the tables of their resize in one buffer of the ring."""
+    entries, parts, end = [], [], 0
+    for image, new_hw, is_mirrored in zip(images, new_sizes_hw, are_mirrored, strict=True):
+        rows, columns = (resize_table(old, new) for old, new in zip(image.shape[:2], new_hw, strict=True))
+        first_byte = end + rows.nbytes + columns.nbytes
+        entry = RawPicture(
             first_byte=first_byte,
-            height=picture.shape[0],
-            width=picture.shape[1],
+            height=image.shape[0],
+            width=image.shape[1],
             new_height=new_hw[0],
             new_width=new_hw[1],
             is_mirrored=is_mirrored,
             row_table=end // NUMBER_BYTES,
             row_taps=len(rows) - 1,
-            column_table=end // NUMBER_BYTES + rows.size,
+            column_table=(end + rows.nbytes) // NUMBER_BYTES,
             column_taps=len(columns) - 1,
         )
-        places.append(place)
-        tables.append((rows, columns))
-        end = -(-(first_byte + picture.size) // NUMBER_BYTES) * NUMBER_BYTES
+        entries.append(entry)
+        padding = np.zeros(-image.size % NUMBER_BYTES, np.uint8)
+        parts += [*(table.reshape(-1).view(np.uint8) for table in (rows, columns)), image.reshape(-1), padding]
+        end = first_byte + image.size + len(padding)
     buffer, release = ring.take(end)
-    _fill(buffer.numpy(), pictures, tables, places)
+    np.concatenate(parts, out=buffer.numpy()[:end])  # not torch: loader threads must not each start its threads
     return RawPictures(
         content=buffer[:end],
-        places=tuple(places),
+        places=tuple(entries),
         sizes_hw=torch.tensor(new_sizes_hw, dtype=torch.int64),
         canvas_hw=canvas_hw,
         means_bgr=torch.tensor(means_bgr, dtype=torch.float32),
         release=release,
     )
-
-
-def _fill(buffer: np.ndarray, pictures: list, tables: list, places: list[RawPicture]) -> None:
-    # numpy, not torch: loader threads must not each start torch's own threads for a copy
-    for picture, pair, place in zip(pictures, tables, places, strict=True):
-        buffer[place.first_byte : place.first_byte + picture.size] = picture.reshape(-1)
-        for table, first in zip(pair, (place.row_table, place.column_table), strict=True):
-            buffer[first * NUMBER_BYTES :][: table.nbytes] = table.reshape(-1).view(np.uint8)
 
 
 def prepare_images(
@@ -117,9 +102,9 @@ def prepare_images(
     dtype: torch.dtype = torch.float32,
     kernels: bool = True,
 ) -> Batch | EvaluationBatch:
-    """Return the batch on the device, with its pictures as the network takes them; to be called once for a batch.
+    """Return the batch on the device, with its images ready for the network; call it once for a batch.
 
-    Errors: RuntimeError when raw pictures are prepared a second time.
+    Errors: RuntimeError when raw images are prepared a second time.
     """
     images = images_on_device(batch.images, device, dtype=dtype, kernels=kernels)
     return to_device(replace(batch, images=images), device)
@@ -132,10 +117,10 @@ def images_on_device(
     dtype: torch.dtype = torch.float32,
     kernels: bool = True,
 ) -> Images:
-    """Return the pictures as the network takes them; those that the loader made ready are moved in their own type.
+    """Return the images ready for the network; those that are ready already are moved in their own type.
 
-    Does not wait for the device. The memory of raw pictures goes back to their ring.
-    Errors: RuntimeError when raw pictures come a second time.
+    Does not wait for the device. The memory of raw images goes back to their ring.
+    Errors: RuntimeError when raw images come a second time.
     """
     moved = to_device(images, device)
     if isinstance(moved, Images):

@@ -1,4 +1,4 @@
-"""How much a larger canvas moves the losses of one batch: by activations near the border alone, for the same boxes."""
+"""How much a larger padded size moves the losses of one batch, for the same boxes: by activations near the border."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ from golden_reference import GOLDEN_FOLDER, golden_model
 
 from maskperf.config import DataConfig
 from maskperf.data.coco.index import read_coco
-from maskperf.data.images.canvas import canvas_buckets
+from maskperf.data.images.buckets import bucket_sizes
 from maskperf.data.images.collate import Packing, make_batch
 from maskperf.data.images.loader import load_sample
 from maskperf.losses.box import box_losses
@@ -19,7 +19,7 @@ from maskperf.model.mask_rcnn import feature_anchors
 from maskperf.structures import Batch, SampledRois
 
 DATA = DataConfig(short_side=192, long_side=320)
-POSITION = 1  # 114 x 319 pixels: its smallest canvas is 128 x 320, its bucket 192 x 320
+POSITION = 1  # 114 x 319 pixels: padded to 128 x 320 alone, its bucket 192 x 320
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def losses_at_the_truth(model, batch: Batch) -> dict[str, float]:
 
 
 def test_a_bucket_moves_the_losses_of_the_same_boxes_little(samples):
-    small, large = make_batch(samples, 32), make_batch(samples, 32, Packing(canvases=canvas_buckets(DATA)))
+    small, large = make_batch(samples, 32), make_batch(samples, 32, Packing(buckets=bucket_sizes(DATA)))
     assert small.images.pixels.shape[2:] == (128, 320)
     assert large.images.pixels.shape[2:] == (192, 320)
     assert torch.equal(large.images.pixels[:, :, :128], small.images.pixels)
@@ -60,4 +60,4 @@ def test_a_bucket_moves_the_losses_of_the_same_boxes_little(samples):
         before, after = map(partial(losses_at_the_truth, golden_model()), (small, large))
     moved = {name: abs(after[name] / before[name] - 1) for name in before}
     assert max(moved.values()) < 1e-3  # 1e-4 measured with these weights
-    assert any(moved.values())  # else the two canvases were one
+    assert any(moved.values())  # else both had one size

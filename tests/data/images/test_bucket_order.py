@@ -1,4 +1,4 @@
-"""The order of images where every batch fills a canvas, the same in all processes."""
+"""The order of images where every batch fills a bucket, the same in all processes."""
 
 from collections import Counter
 from itertools import count, islice
@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskperf.config import DataConfig
-from maskperf.data.images.canvas import canvas_groups, group_numbers, image_canvases
-from maskperf.data.images.sampler import canvas_batches, canvas_stream, stream_batches
+from maskperf.data.images.buckets import group_numbers, image_buckets
+from maskperf.data.images.sampler import Sampling, bucket_batches, bucket_stream
 from maskperf.seeds import derive_seed
 
 BENCHMARK = DataConfig()
@@ -31,9 +31,12 @@ group_lists = st.lists(st.integers(0, 4), min_size=1, max_size=40).map(
 )
 
 
+def sampling(**changes) -> Sampling:
+    return Sampling(**{"seed": 7, "rank": 0, "world": 1, "images_per_rank": 4, "shuffle": True, **changes})
+
+
 def stream(groups, first_step=0, **changes):
-    settings = {"seed": 7, "rank": 0, "world": 1, "images_per_rank": 4, "shuffle": True, **changes}
-    return canvas_stream(groups, first_step=first_step, **settings)
+    return bucket_stream(groups, sampling(**changes), first_step)
 
 
 def as_lists(drawn):
@@ -45,7 +48,7 @@ def steps_in(groups, num_passes: int, batch_size: int) -> int:
 
 
 def one_image_after_the_other(groups, *, seed: int, batch_size: int):
-    """Return an endless iterator of the same batches: the rule as it is said."""
+    """Yield the same batches, by the rule as it is stated."""
     waiting = {group: [] for group in groups.tolist()}
     for pass_number in count(1):
         order = np.random.default_rng(derive_seed(seed, "order", pass_number)).permutation(len(groups))
@@ -66,11 +69,8 @@ def coco_sizes_hw(num_images: int) -> np.ndarray:
 
 
 def test_batches_follow_the_rule_worked_out_by_hand():
-    groups = np.array([0, 1, 0, 0, 1])
-    passes = [
-        as_lists(canvas_batches(groups, seed=0, pass_number=number, batch_size=2, shuffle=False))
-        for number in (1, 2, 3)
-    ]
+    groups, in_order = np.array([0, 1, 0, 0, 1]), sampling(images_per_rank=2, shuffle=False)
+    passes = [as_lists(bucket_batches(groups, in_order, number)) for number in (1, 2, 3)]
     assert passes[0] == [([1, 1], [0, 2]), ([1, 1], [1, 4])]  # 3 waits
     assert passes[1] == [([1, 2], [3, 0]), ([2, 2], [2, 3]), ([2, 2], [1, 4])]
     assert passes[2] == [([3, 3], [0, 2]), ([3, 3], [1, 4])]
@@ -78,11 +78,9 @@ def test_batches_follow_the_rule_worked_out_by_hand():
 
 @given(group_lists, st.integers(1, 9), st.integers(0, 99), st.integers(0, 30))
 def test_batches_are_those_of_one_image_after_the_other(groups, batch_size, seed, first_step):
-    expected = list(
-        islice(one_image_after_the_other(groups, seed=seed, batch_size=batch_size), first_step, first_step + 8)
-    )
+    expected = islice(one_image_after_the_other(groups, seed=seed, batch_size=batch_size), first_step, first_step + 8)
     found = stream(groups, first_step, seed=seed, images_per_rank=batch_size)
-    assert as_lists(islice(found, 8)) == expected
+    assert as_lists(islice(found, 8)) == list(expected)
 
 
 @given(group_lists, st.sampled_from([1, 2, 8]), st.integers(1, 3), st.integers(1, 5))
@@ -118,15 +116,8 @@ def test_a_stream_started_in_the_middle_goes_on_the_same(rank):
     whole = as_lists(islice(stream(groups, rank=rank, world=2), 60))
     assert {number for passes, _ in whole for number in passes} >= set(range(1, 9))
     for first_step in (1, 5, 6, 7, 31, 50):
-        assert (
-            as_lists(islice(stream(groups, first_step, rank=rank, world=2), 10)) == whole[first_step : first_step + 10]
-        )
-
-
-def test_the_order_is_a_function_of_the_seed():
-    groups = np.random.default_rng(3).integers(0, 3, 80)
-    first, again, other = (as_lists(islice(stream(groups, seed=seed), 20)) for seed in (7, 7, 8))
-    assert first == again != other
+        part = as_lists(islice(stream(groups, first_step, rank=rank, world=2), 10))
+        assert part == whole[first_step : first_step + 10]
 
 
 def test_groups_come_in_random_order_and_so_do_images():
@@ -138,9 +129,9 @@ def test_groups_come_in_random_order_and_so_do_images():
     steps = np.zeros(len(groups))
     for step, (_, positions) in enumerate(drawn):
         steps[positions] += step % 100
-    places = steps / 40  # of 40 passes, in steps of 100: 49.5 expected, standard deviation 4.6
-    assert places.min() > 30 and places.max() < 70
-    assert places[:400].mean() == pytest.approx(places[400:].mean(), abs=1)
+    means = steps / 40  # of 40 passes, in steps of 100: 49.5 expected, standard deviation 4.6
+    assert means.min() > 30 and means.max() < 70
+    assert means[:400].mean() == pytest.approx(means[400:].mean(), abs=1)
 
 
 def test_a_group_smaller_than_a_batch_waits_until_it_fills_one():
@@ -148,51 +139,21 @@ def test_a_group_smaller_than_a_batch_waits_until_it_fills_one():
     drawn = list(islice(stream(groups, images_per_rank=2, world=4), 20))
     lonely = [passes.tolist() for passes, positions in drawn if 3 in positions]
     assert lonely == [[1, 2], [9, 10], [17, 18], [25, 26], [33, 34]]  # the first process's part of eight passes
-    assert len(drawn) == 20
-
-
-def test_images_of_a_canvas_that_few_have_join_a_larger_one():
-    sizes_hw = np.array([(480, 640)] * 5 + [(427, 640)] * 2 + [(360, 640)] * 3 + [(640, 427)] + [(640, 480)])
-    small, middle, large = (800, 1088), (800, 1216), (800, 1344)
-
-    def canvases(least: int) -> list[tuple[int, int]]:
-        return [tuple(canvas) for canvas in image_canvases(sizes_hw, BENCHMARK, least=least).tolist()]
-
-    apart = [small] * 5 + [middle] * 2 + [large] * 3 + [(1216, 800), (1088, 800)]
-    assert canvases(1) == apart
-    assert canvases(2) == [*apart[:-1], (1216, 800)]
-    assert canvases(3) == [small] * 5 + [large] * 5 + [(1216, 800)] * 2
-    assert canvases(6) == [middle] * 7 + [large] * 3 + [(1216, 800)] * 2  # what the largest has stays alone
-    assert canvases(8) == [large] * 10 + [(1216, 800)] * 2
-    alone = np.array([(427, 640), (640, 480)])
-    assert image_canvases(alone, BENCHMARK, least=9).tolist() == [[800, 1216], [1088, 800]]  # nothing larger is there
-    assert image_canvases(np.array([(1, 5000), (480, 640)]), BENCHMARK, least=9).tolist() == [[32, 5024], [800, 1088]]
 
 
 @pytest.mark.parametrize(("images_per_rank", "num_passes"), [(12, 2), (2, 1), (32, 2)])
-def test_eight_processes_on_sizes_of_coco_meet_six_shapes_and_one_canvas_a_step(images_per_rank, num_passes):
+def test_eight_processes_on_sizes_of_coco_meet_six_shapes_and_one_bucket_a_step(images_per_rank, num_passes):
     world = 8
-    canvases = image_canvases(coco_sizes_hw(TRAIN_IMAGES), BENCHMARK, least=world * images_per_rank)
-    groups = group_numbers(canvases)
-    options = {"world": world, "images_per_rank": images_per_rank}
-    steps = steps_in(groups, num_passes, world * images_per_rank)
-    assert TRAIN_IMAGES * num_passes - 6 * world * images_per_rank < steps * world * images_per_rank
+    batch_size = world * images_per_rank
+    sizes = image_buckets(coco_sizes_hw(TRAIN_IMAGES), BENCHMARK, min_images=batch_size)
+    groups = group_numbers(sizes)
+    steps = steps_in(groups, num_passes, batch_size)
+    assert TRAIN_IMAGES * num_passes - 6 * batch_size < steps * batch_size
     shapes = set()
+    options = {"world": world, "images_per_rank": images_per_rank}
     for parts in zip(*(islice(stream(groups, rank=rank, **options), steps) for rank in range(world)), strict=True):
-        of_step = {(*canvases[place].tolist(), len(positions)) for _, positions in parts for place in positions[:1]}
+        of_step = {(*sizes[positions[0]].tolist(), len(positions)) for _, positions in parts}
         assert len(of_step) == 1
         shapes |= of_step
         assert all((groups[positions] == groups[parts[0][1][0]]).all() for _, positions in parts)
     assert len(shapes) == 6
-
-
-def test_short_batches_of_each_process_would_be_many_shapes():
-    groups = canvas_groups(coco_sizes_hw(TRAIN_IMAGES), BENCHMARK)
-    options = {"seed": 7, "world": 8, "images_per_rank": 12, "shuffle": True}
-    steps = steps_in(groups, 1, 96)
-    ranks = [islice(stream_batches(groups, rank=rank, first_step=0, **options), steps) for rank in range(8)]
-    of_steps = [
-        {(groups[positions[0]], len(positions)) for _, positions in parts} for parts in zip(*ranks, strict=True)
-    ]
-    assert len(set.union(*of_steps)) > 16
-    assert max(map(len, of_steps)) > 1

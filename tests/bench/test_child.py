@@ -19,7 +19,7 @@ def quick(inputs):
     def work():
         held.append(0)
         return {{"done": len(held)}}
-    return work, {{"told": inputs["number"], "threads": os.environ["OMP_NUM_THREADS"]}}
+    return work, {{"number": inputs["number"], "threads": os.environ["OMP_NUM_THREADS"]}}
 
 def slow(inputs):
     return lambda: time.sleep(0.05), {{}}
@@ -60,112 +60,96 @@ serve.serve({{function.__name__: function for function in names}})
 """
 
 
+def side_of(script: Path, text: str, *, is_peer: bool = True) -> Side:
+    script.write_text(text, encoding="ascii")
+    return Side(name="side", command=(sys.executable, str(script)), is_peer=is_peer)
+
+
 @pytest.fixture
-def side(tmp_path):
-    script = tmp_path / "side.py"
-    script.write_text(SCRIPT, encoding="ascii")
-    return Side(name="side", command=(sys.executable, str(script)), is_ours=False)
+def child(tmp_path):
+    with Child(side_of(tmp_path / "side.py", SCRIPT), threads=3) as child:
+        yield child
 
 
-def test_answers_come_back_whatever_the_work_prints(side):
-    with Child(side, threads=3) as child:
-        assert child.prepare("quick", {"number": 7}) == {"told": 7, "threads": "3"}
-        first = child.warm_up()
-        assert first["done"] >= 1
-        assert first["calls"] > 1  # quick work is done several times in one measurement
-        timing = child.measure()
-        assert 0 < timing.wall_seconds < 0.01
-        assert timing.cpu_seconds > 0
+def test_answers_come_back_whatever_the_work_prints(child):
+    assert child.prepare("quick", {"number": 7}) == {"number": 7, "threads": "3"}
+    first = child.warm_up()
+    assert first["done"] >= 1
+    assert first["calls"] > 1  # quick work is done several times in one measurement
+    timing = child.measure()
+    assert 0 < timing.wall_seconds < 0.01
+    assert timing.cpu_seconds > 0
 
 
-def test_seconds_are_those_of_one_call_and_sleep_costs_no_processor_time(side):
-    with Child(side, threads=1) as child:
-        child.prepare("slow", {})
-        assert child.warm_up()["calls"] == 1
-        timing = child.measure()
+def test_seconds_are_those_of_one_call_and_sleep_costs_no_processor_time(child):
+    child.prepare("slow", {})
+    assert child.warm_up()["calls"] == 1
+    timing = child.measure()
     assert timing.wall_seconds >= 0.05
     assert timing.cpu_seconds < 0.04
 
 
-def test_work_that_was_done_in_preparation_is_not_done_again_to_warm_up(side):
-    with Child(side, threads=1) as child:
-        child.prepare("already", {})
-        assert child.warm_up() == {"seconds": 1.0, "calls": 1}
-        child.measure()
-        assert child.prepare("counted", {}) == {"held": 2}
+def test_work_done_in_preparation_is_not_repeated_to_warm_up(child):
+    child.prepare("already", {})
+    assert child.warm_up() == {"seconds": 1.0, "calls": 1}
+    child.measure()
+    assert child.prepare("counted", {}) == {"held": 2}
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells and resets the peak")
-def test_the_peak_is_that_of_the_work_and_not_of_parent_or_preparation(side):
+def test_work_that_needs_a_longer_warm_up_gets_it(child):
+    child.prepare("warms_up", {})
+    child.warm_up()
+    assert child.prepare("counted", {}) == {"held": 4}
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux has and resets the peak")
+def test_the_peak_is_that_of_the_work_and_not_of_parent_or_preparation(child):
     own = bytearray(200_000_000)
     own[::4096] = b"x" * len(own[::4096])
-    with Child(side, threads=1) as child:
-        child.prepare("large", {})
-        child.warm_up()
-        memory = child.memory()
+    child.prepare("large", {})
+    child.warm_up()
+    memory = child.memory()
     assert 0.09 < memory["peak_gib"] - memory["before_gib"] < 0.14
     assert memory["peak_gib"] < 0.18
     assert memory["device_peak_gib"] is None
     assert len(own) == 200_000_000
 
 
-def test_work_that_has_to_warm_up_longer_does(side):
-    with Child(side, threads=1) as child:
-        child.prepare("warms_up", {})
-        child.warm_up()
-        assert child.prepare("counted", {}) == {"held": 4}
-
-
-def test_a_mistake_in_the_work_is_a_bug_with_its_trace(side):
-    with Child(side, threads=1) as child, pytest.raises(RuntimeError, match="side failed.*\n(.*\n)*.*no such thing"):
-        child.prepare("wrong", {})
-
-
-def test_what_the_user_can_fix_keeps_its_words(side):
-    with Child(side, threads=1) as child, pytest.raises(ConfigError, match="^R-50.pkl: cannot be read. Fix: give its"):
-        child.prepare("fixable", {})
-
-
-def test_a_process_that_was_killed_says_what_may_have_been_the_cause(side):
-    with Child(side, threads=1) as child, pytest.raises(ConfigError, match="ended by signal 9. Fix: if memory ran"):
-        child.prepare("dies", {})
+@pytest.mark.parametrize(
+    ("benchmark", "error", "text"),
+    [
+        ("wrong", RuntimeError, "side failed.*\n(.*\n)*.*no such thing"),
+        ("fixable", ConfigError, "^R-50.pkl: cannot be read. Fix: give its"),
+        ("dies", ConfigError, "signal 9. Fix: "),
+    ],
+)
+def test_an_error_of_the_work_arrives(child, benchmark, error, text):
+    with pytest.raises(error, match=text):
+        child.prepare(benchmark, {})
 
 
 def test_a_python_that_does_not_exist_is_named():
-    side = peer_side("torchvision", "torchvision_peer.py", "/no/such/python")
-    with (
-        pytest.raises(ConfigError, match="/no/such/python: cannot be started .* --peer-python"),
-        Child(side, threads=1),
-    ):
+    child = Child(peer_side("torchvision", "torchvision_peer.py", "/no/such/python"), threads=1)
+    with pytest.raises(ConfigError, match="/no/such/python: cannot be started .* --peer-python"), child:
         pass
 
 
-def test_a_missing_package_is_named_with_what_to_type(tmp_path):
-    script = tmp_path / "peer.py"
-    script.write_text("import surely_not_installed_anywhere.part", encoding="ascii")
-    side = Side(name="peer", command=(sys.executable, str(script)), is_ours=False)
-    expected = f"{sys.executable} -m pip install surely_not_installed_anywhere "
-    with Child(side, threads=1) as child, pytest.raises(MissingPackageError) as caught:
+@pytest.mark.parametrize("is_peer", [True, False])
+def test_a_package_missing_on_a_peer_is_named_with_what_to_type_and_elsewhere_a_bug(tmp_path, is_peer):
+    side = side_of(tmp_path / "side.py", "import surely_not_installed_anywhere.part", is_peer=is_peer)
+    with Child(side, threads=1) as child, pytest.raises(MissingPackageError if is_peer else RuntimeError) as caught:
         child.prepare("step", {})
-    assert expected in str(caught.value)
-
-
-def test_a_package_that_is_missing_on_our_side_is_a_bug(tmp_path):
-    script = tmp_path / "ours.py"
-    script.write_text("import surely_not_installed_anywhere", encoding="ascii")
-    side = Side(name="maskperf", command=(sys.executable, str(script)), is_ours=True)
-    with Child(side, threads=1) as child, pytest.raises(RuntimeError, match="surely_not_installed_anywhere"):
-        child.prepare("step", {})
+    fix = f"{sys.executable} -m pip install surely_not_installed_anywhere "
+    assert (fix if is_peer else "surely_not_installed_anywhere") in str(caught.value)
 
 
 def test_a_peer_does_not_see_the_packages_of_this_python(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    (tmp_path / "only_for_us.py").write_text("", encoding="ascii")
+    (tmp_path / "only_in_parent.py").write_text("", encoding="ascii")
     folder = tmp_path / "elsewhere"
     folder.mkdir()
-    (folder / "peer.py").write_text("import only_for_us", encoding="ascii")
-    side = Side(name="peer", command=(sys.executable, str(folder / "peer.py")), is_ours=False)
-    with Child(side, threads=1) as child, pytest.raises(MissingPackageError, match="only_for_us"):
+    side = side_of(folder / "peer.py", "import only_in_parent")
+    with Child(side, threads=1) as child, pytest.raises(MissingPackageError, match="only_in_parent"):
         child.prepare("step", {})
 
 

@@ -2,19 +2,26 @@ import importlib.metadata
 import io
 import json
 import math
+import os
 import time
+from dataclasses import replace
 
+import msgspec
 import pytest
 import torch
 from rich.console import Console
 
 from maskperf.bench import gpu, gpu_convolutions, gpu_kernels, gpu_section, gpu_steps
-from maskperf.bench.gpu_plan import SECTION_SECONDS, GpuPlan, KernelSizes, plan_from_json, plan_to_json
-from maskperf.bench.gpu_view import show
+from maskperf.bench.gpu_convolutions import Layer, work_of
+from maskperf.bench.gpu_section import COMPARED, peer_rows, plan_of_session
+from maskperf.bench.plan import CASES, KERNEL_FAMILIES, SECTION_SECONDS, GpuPlan, KernelSizes
+from maskperf.bench.session import CaseResult
+from maskperf.bench.view import show_gpu
 from maskperf.config import ModelConfig, SpeedConfig
 from maskperf.errors import EXIT_USAGE, ConfigError
 
 CPU = torch.device("cpu")
+PEER = os.environ.get("MASKPERF_PEER_PYTHON", "")
 MODEL = ModelConfig(
     num_classes=5,
     stage_blocks=(1, 1, 1, 1),
@@ -44,7 +51,7 @@ TINY = GpuPlan(
 
 def shown(found: dict) -> str:
     console = Console(width=250, record=True, file=io.StringIO(), markup=False, highlight=False)
-    show(console, found)
+    show_gpu(console, found)
     return console.export_text()
 
 
@@ -58,16 +65,16 @@ def test_a_machine_without_cuda_is_refused_with_a_fix(tmp_path):
 
 
 def test_the_plan_goes_to_the_process_and_back():
-    assert plan_from_json(plan_to_json(TINY)) == TINY
-    assert plan_from_json(plan_to_json(GpuPlan())) == GpuPlan()
+    for plan in (TINY, GpuPlan()):
+        assert msgspec.json.decode(msgspec.json.encode(plan), type=GpuPlan) == plan
 
 
 def test_every_section_has_its_share_of_the_time():
     assert list(gpu_section.SECTIONS) == list(SECTION_SECONDS)
-    assert {name.removeprefix("kernel ") for name in SECTION_SECONDS if "kernel" in name} == set(gpu_kernels.FAMILIES)
+    assert list(gpu_kernels.FAMILIES) == list(KERNEL_FAMILIES)
 
 
-def test_sections_are_measured_and_a_failure_is_told_and_kept(tmp_path):
+def test_sections_are_measured_and_a_failure_is_shown_and_recorded(tmp_path):
     said = []
     found = gpu.measure(TINY, tmp_path, said.append, sections=("device", "kernel nms"))
     assert json.loads(json.dumps(found)) == found
@@ -82,7 +89,7 @@ def test_sections_are_measured_and_a_failure_is_told_and_kept(tmp_path):
     assert "kernel nms: NOT COMPLETE, 0 rows" in shown(found)
 
 
-def test_a_problem_of_the_program_is_kept_with_its_trace(tmp_path):
+def test_a_bug_is_recorded_with_its_trace(tmp_path):
     result = gpu.run_section("no such section", TINY, tmp_path, 60.0)
     assert "Traceback" in result["error"] and "KeyError" in result["error"]
     text = shown({"sections": {"steps": result}})
@@ -121,7 +128,7 @@ def test_the_waterfall_begins_with_all_off_and_ends_with_all_on():
         assert 0 < row.loss_difference < 2
 
 
-def test_steps_are_measured_by_mode_and_canvas_and_a_full_card_is_a_row(monkeypatch):
+def test_steps_are_measured_by_mode_and_padded_size_and_a_full_gpu_is_a_row(monkeypatch):
     measured = gpu_steps._measured
 
     def full_in_float32(speeds, *arguments):
@@ -131,50 +138,51 @@ def test_steps_are_measured_by_mode_and_canvas_and_a_full_card_is_a_row(monkeypa
 
     monkeypatch.setattr(gpu_steps, "_measured", full_in_float32)
     rows = list(gpu_steps.step_rows(CPU, TINY))
-    assert [(row.name, row.canvas_hw) for row in rows] == [
+    named = [row if isinstance(row, dict) else vars(row) for row in rows]
+    assert [(row["name"], row["canvas_hw"]) for row in named] == [
         ("bfloat16, captured", (64, 96)),
         ("bfloat16, eager", (64, 96)),
         ("float32, captured", (64, 96)),
         ("float32, eager", (64, 96)),
         ("bfloat16, captured", (96, 64)),
     ]
-    assert rows[3].error == "CUDA out of memory. Tried"
+    assert rows[3]["error"] == "CUDA out of memory. Tried"
 
 
 def test_the_step_that_is_measured_is_that_of_a_run_with_these_switches():
     batch = gpu_steps.synthetic_batch(TINY, (64, 96), 2, CPU)
     assert batch.targets.polygons.ring_offsets.tolist() == [0, 1, 2, 3, 4]
     precise, plain = (
-        gpu_steps.Stepper(SpeedConfig(precision=precision), batch, TINY, CPU).step()
+        gpu_steps.make_stepper(TINY, SpeedConfig(precision=precision), batch, CPU).step().losses
         for precision in ("bfloat16", "float32")
     )
     assert precise.shape == (5,) and bool((plain > 0).all())
     assert not torch.equal(precise, plain)
 
 
+def layer_of(input_shape, weight_shape, stride, padding, *, transposed=False) -> Layer:
+    return Layer(
+        input_shape=input_shape, weight_shape=weight_shape, stride=stride, padding=padding, transposed=transposed
+    )
+
+
+STEM = layer_of((1, 3, 64, 96), (8, 3, 7, 7), (2, 2), (3, 3))
+TRANSPOSED = layer_of((2, 6, 5, 7), (6, 4, 2, 2), (2, 2), (0, 0), transposed=True)
+
+
 def test_every_convolution_of_a_step_is_found_and_measured():
     layers = gpu_convolutions.layers_of_a_step(CPU, TINY)
-    stem = gpu_convolutions.Layer(
-        input_shape=(1, 3, 64, 96), weight_shape=(8, 3, 7, 7), stride=(2, 2), padding=(3, 3), transposed=False
-    )
-    assert layers[stem] == 1
+    assert layers[STEM] == 1
     # The stem, three in each of four blocks and their shortcuts, eight in the pyramid, the RPN's on five levels.
     assert sum(layers.values()) >= 1 + 12 + 4 + 8 + 5
 
 
 @pytest.mark.parametrize(
-    ("layer", "flop"),
-    [
-        (((1, 3, 64, 96), (8, 3, 7, 7), (2, 2), (3, 3), False), 2 * 32 * 48 * 8 * 3 * 49),
-        (((2, 6, 5, 7), (6, 4, 2, 2), (2, 2), (0, 0), True), 2 * 2 * 10 * 14 * 4 * 6),
-    ],
+    ("layer", "flop"), [(STEM, 2 * 32 * 48 * 8 * 3 * 49), (TRANSPOSED, 2 * 2 * 10 * 14 * 4 * 6)], ids=["stem", "mask"]
 )
 @pytest.mark.parametrize("direction", gpu_convolutions.PASSES)
 def test_a_convolution_is_measured_in_each_direction(layer, flop, direction):
-    names = ("input_shape", "weight_shape", "stride", "padding", "transposed")
-    row = gpu_convolutions.measure_layer(
-        gpu_convolutions.Layer(**dict(zip(names, layer, strict=True))), direction, 1, CPU
-    )
+    row = gpu_convolutions.measure_layer(layer, direction, 1, CPU)
     assert row.milliseconds.minimum > 0
     assert row.teraflop_per_second * 1e9 * row.milliseconds.median == pytest.approx(flop)
 
@@ -182,30 +190,67 @@ def test_a_convolution_is_measured_in_each_direction(layer, flop, direction):
 @pytest.mark.parametrize(
     ("layer", "others"),
     [
-        (((1, 8, 6, 9), (4, 8, 1, 1), (1, 1), (0, 0), False), 4),
-        (((1, 8, 6, 9), (4, 8, 3, 3), (2, 2), (1, 1), False), 1),
-        (((2, 6, 5, 7), (6, 4, 2, 2), (2, 2), (0, 0), True), 0),
+        (layer_of((1, 8, 6, 9), (4, 8, 1, 1), (1, 1), (0, 0)), 4),
+        (layer_of((1, 8, 6, 9), (4, 8, 3, 3), (2, 2), (1, 1)), 1),
+        (TRANSPOSED, 0),
     ],
 )
-def test_other_ways_of_a_convolution_do_the_same_work(layer, others):
-    names = ("input_shape", "weight_shape", "stride", "padding", "transposed")
-    layer = gpu_convolutions.Layer(**dict(zip(names, layer, strict=True)))
-    ways = gpu_convolutions.ways_of(layer)
-    assert ways[:3] == gpu_convolutions.PASSES and len(ways) == 3 + others
-    for way in ways[3:]:
+def test_alternatives_for_a_convolution_do_the_same_work(layer, others):
+    def result_of(direction):
         torch.manual_seed(0)
-        direction = way.removesuffix(gpu_convolutions.AS_A_PRODUCT)
-        found = gpu_convolutions._work(layer, way, CPU)()
-        torch.manual_seed(0)
-        if way == gpu_convolutions.WITH_RELU:
-            wanted = gpu_convolutions._work(layer, "forward", CPU)().relu()
-            torch.testing.assert_close(found, wanted)
+        return work_of(layer, direction, CPU)()
+
+    directions = gpu_convolutions.directions_of(layer)
+    assert directions[:3] == gpu_convolutions.PASSES and len(directions) == 3 + others
+    for alternative in directions[3:]:
+        found, direction = result_of(alternative), alternative.removesuffix(gpu_convolutions.AS_A_PRODUCT)
+        if alternative == gpu_convolutions.WITH_RELU:
+            torch.testing.assert_close(found, result_of("forward").relu())
         elif direction == "forward":
-            wanted = gpu_convolutions._work(layer, "forward", CPU)()
-            torch.testing.assert_close(found.view(1, 6, 9, 4).permute(0, 3, 1, 2), wanted, rtol=2**-6, atol=2**-6)
+            expected = result_of("forward")
+            torch.testing.assert_close(found.view(1, 6, 9, 4).permute(0, 3, 1, 2), expected, rtol=2**-6, atol=2**-6)
         else:
-            wanted = layer.input_shape if direction == "input gradient" else layer.weight_shape
-            assert found.numel() == math.prod(wanted)
+            expected = layer.input_shape if direction == "input gradient" else layer.weight_shape
+            assert found.numel() == math.prod(expected)
+
+
+def test_without_a_peer_one_row_says_so():
+    (row,) = peer_rows(CPU, TINY)
+    assert "--peer-python" in row["left_out"]
+
+
+def test_every_case_that_is_compared_exists_with_torchvision_as_its_peer():
+    peers = {(case.benchmark, case.name): [peer.name for peer in case.peers] for case in CASES}
+    assert all("torchvision" in peers[name] for name in COMPARED)
+
+
+def test_the_session_has_the_device_model_and_sizes_of_the_plan(tmp_path):
+    plan = plan_of_session(replace(TINY, peer_python="/peer/python"), torch.device("cuda", 0), tmp_path)
+    assert (plan.device, plan.config.system.device) == ("cuda", "cuda")
+    assert (plan.size_hw, plan.objects, plan.peer_python) == ((64, 96), 2, "/peer/python")
+    assert plan.config.model == TINY.model
+
+
+def test_a_case_that_fails_is_a_row_and_the_others_are_measured(monkeypatch):
+    def measure(case, plan, folder, say):
+        if case.benchmark == "step":
+            raise RuntimeError("torchvision failed:\nTraceback\nOutOfMemoryError: full")
+        say("a message")
+        return CaseResult(benchmark=case.benchmark, case=case.name, sides=[])
+
+    monkeypatch.setattr(gpu_section, "measure_case", measure)
+    failed, measured = peer_rows(CPU, replace(TINY, peer_python="/peer/python"), COMPARED[:2])
+    assert failed["name"] == "step training step" and failed["error"].endswith("OutOfMemoryError: full")
+    assert measured == {"benchmark": "infer", "case": "detections", "sides": [], "messages": ["a message"]}
+    text = shown({"sections": {"peer": {"rows": [failed], "error": "", "seconds": 1.0}}})
+    assert text.strip() == "peer, step training step: OutOfMemoryError: full"
+
+
+@pytest.mark.skipif(not PEER, reason="MASKPERF_PEER_PYTHON names no Python with torchvision")
+def test_a_case_is_measured_on_both_sides():
+    (row,) = peer_rows(CPU, replace(TINY, peer_python=PEER), (("nms", "classes"),))
+    assert [side["name"] for side in row["sides"]] == ["maskperf", "torchvision"]
+    assert row["sides"][1]["times_as_long"]["median"] > 0
 
 
 def test_all_tables_can_be_shown():

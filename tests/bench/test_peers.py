@@ -37,13 +37,13 @@ def measured(tmp_path: Path, name: str):
 
 
 def test_both_sides_of_a_step_work_on_the_same(tmp_path):
-    ours, peer = measured(tmp_path, "training step")
+    maskperf, peer = measured(tmp_path, "training step")
     assert peer.name == "torchvision"
     limit = ModelConfig().roi_samples_per_image
-    for side in (ours, peer):
+    for side in (maskperf, peer):
         assert all(4 <= positive < rois <= limit for positive, rois in zip_counts(side.facts))
         assert side.facts["items"] == 2
-    assert 0.1 < peer.facts["flop"] / ours.facts["flop"] < 10
+    assert 0.1 < peer.facts["flop"] / maskperf.facts["flop"] < 10
 
 
 def zip_counts(facts):
@@ -51,31 +51,33 @@ def zip_counts(facts):
 
 
 def test_suppression_keeps_about_as_many_boxes(tmp_path):
-    ours, peer = measured(tmp_path, "classes")
-    assert peer.facts["items"] == ours.facts["items"]
-    assert peer.facts["kept"] == pytest.approx(ours.facts["kept"], rel=0.1)  # ours counts the corner pixels
+    maskperf, peer = measured(tmp_path, "classes")
+    assert peer.facts["items"] == maskperf.facts["items"]
+    assert peer.facts["kept"] == pytest.approx(maskperf.facts["kept"], rel=0.1)  # maskperf counts the corner pixels
 
 
 def test_mask_targets_are_filled_alike(tmp_path):
-    ours, peer = measured(tmp_path, "28x28")
-    assert peer.facts["filled_share"] == pytest.approx(ours.facts["filled_share"], abs=0.1)
+    maskperf, peer = measured(tmp_path, "28x28")
+    assert peer.facts["filled_share"] == pytest.approx(maskperf.facts["filled_share"], abs=0.1)
 
 
 def test_scores_of_all_engines_are_equal(tmp_path):
-    ours, *peers = measured(tmp_path, "boxes and masks scored")
+    maskperf, *peers = measured(tmp_path, "boxes and masks scored")
     assert peers[0].name == "pycocotools"
     for peer in peers:
-        assert peer.facts["box_ap"] == pytest.approx(ours.facts["box_ap"], abs=1e-9)
-        assert peer.facts["mask_ap"] == pytest.approx(ours.facts["mask_ap"], abs=1e-9)
+        assert peer.facts["box_ap"] == pytest.approx(maskperf.facts["box_ap"], abs=1e-9)
+        assert peer.facts["mask_ap"] == pytest.approx(maskperf.facts["mask_ap"], abs=1e-9)
 
 
-def test_both_sides_make_batches_of_the_same_pictures(tmp_path):
-    ours, peer = measured(tmp_path, "one thread")
-    assert ours.facts["items"] == peer.facts["items"] >= 2
+def test_both_sides_make_batches_of_the_same_images(tmp_path):
+    maskperf, peer = measured(tmp_path, "one thread")
+    assert maskperf.facts["items"] == peer.facts["items"] >= 2
 
 
 def test_the_scores_of_detections_are_near_although_the_boxes_are_counted_otherwise(tmp_path):
-    ours, peer = measured(tmp_path, "from detections to scores")
-    assert ours.facts["items"] == peer.facts["items"] == 2
-    assert peer.facts["box_ap"] == pytest.approx(ours.facts["box_ap"], abs=0.05)  # ours adds a pixel to the sides
-    assert peer.facts["mask_ap"] == pytest.approx(ours.facts["mask_ap"], abs=0.05)
+    maskperf, peer = measured(tmp_path, "from detections to scores")
+    assert maskperf.facts["items"] == peer.facts["items"] == 2
+    assert peer.facts["box_ap"] == pytest.approx(
+        maskperf.facts["box_ap"], abs=0.05
+    )  # maskperf adds a pixel to the sides
+    assert peer.facts["mask_ap"] == pytest.approx(maskperf.facts["mask_ap"], abs=0.05)

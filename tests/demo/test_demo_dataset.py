@@ -9,7 +9,7 @@ from pycocotools.coco import COCO
 
 from maskperf.demo import dataset as demo_dataset
 from maskperf.demo.dataset import ensure_demo_dataset, holds_own_data, write_demo_dataset
-from maskperf.demo.images import draw_picture
+from maskperf.demo.images import draw_image
 from maskperf.errors import ConfigError, StorageError
 
 # pycocotools' decode predates numpy 2 and says so.
@@ -42,14 +42,12 @@ def test_the_same_settings_give_the_same_bytes(root, tmp_path):
     assert len(digests(root)) == 40 + 3 + 2 + 1
 
 
-def test_another_seed_gives_other_pictures(tmp_path):
-    write_demo_dataset(tmp_path / "one", **TINY)
-    write_demo_dataset(tmp_path / "two", **{**TINY, "seed": 8})
-    one, two = digests(tmp_path / "one"), digests(tmp_path / "two")
-    assert one.keys() == two.keys() and not set(one.values()) & set(two.values())
+def test_another_seed_gives_other_images(root, tmp_path):
+    write_demo_dataset(tmp_path / "other", **{**TINY, "seed": 8})
+    assert not set(digests(tmp_path / "other").values()) & set(digests(root).values())
 
 
-def test_more_pictures_leave_the_first_ones_as_they_were(root, tmp_path):
+def test_more_images_leave_the_first_ones_as_they_were(root, tmp_path):
     write_demo_dataset(tmp_path / "few", **TINY)
     few, many = digests(tmp_path / "few" / "train2017"), digests(root / "train2017")
     assert few.items() <= many.items() and len(few) == 2
@@ -67,15 +65,12 @@ def test_the_document_has_the_fields_of_coco(root):
     assert all(set(entry) == {"supercategory", "id", "name"} for entry in document["categories"])
 
 
-def test_every_listed_picture_exists_with_its_size_and_name(root, train):
+def test_every_listed_image_exists_with_its_size_and_name(root, train):
     for entry in train.imgs.values():
         assert entry["file_name"] == f"{entry['id']:012d}.jpg"
-        with Image.open(root / "train2017" / entry["file_name"]) as picture:
-            assert picture.size == (entry["width"], entry["height"]) and picture.mode == "RGB"
+        with Image.open(root / "train2017" / entry["file_name"]) as image:
+            assert image.size == (entry["width"], entry["height"]) and image.mode == "RGB"
     assert len(list((root / "train2017").iterdir())) == len(train.imgs) == 40
-
-
-def test_ids_are_unique_over_both_splits(root, train):
     val = COCO(str(root / "annotations" / "instances_val2017.json"))
     assert not set(train.imgs) & set(val.imgs) and len(val.imgs) == 3
     assert sorted(train.anns) == list(range(1, len(train.anns) + 1))
@@ -91,21 +86,18 @@ def test_areas_and_boxes_are_those_of_the_rasterised_mask(train):
 
 
 def test_polygons_and_run_lengths_say_exactly_what_is_visible(train):
-    things = [thing for place in range(40) for thing in draw_picture(0, place, 7).things]
-    for entry, thing in zip(train.anns.values(), things, strict=True):
-        np.testing.assert_array_equal(train.annToMask(entry), thing.visible)
+    instances = [instance for index in range(40) for instance in draw_image(0, index, 7).instances]
+    for entry, instance in zip(train.anns.values(), instances, strict=True):
+        np.testing.assert_array_equal(train.annToMask(entry), instance.visible)
 
 
-def test_crowds_are_run_lengths_and_single_things_are_polygons(train):
+def test_crowds_are_run_lengths_and_single_instances_are_polygons(train):
     crowds = [entry for entry in train.anns.values() if entry["iscrowd"]]
     singles = [entry for entry in train.anns.values() if not entry["iscrowd"]]
     assert len(crowds) == 2 and all(set(entry["segmentation"]) == {"counts", "size"} for entry in crowds)
-    for ring in (ring for entry in singles for ring in entry["segmentation"]):
-        assert len(ring) >= 6 and len(ring) % 2 == 0
+    for polygon in (polygon for entry in singles for polygon in entry["segmentation"]):
+        assert len(polygon) >= 6 and len(polygon) % 2 == 0
     assert any(len(entry["segmentation"]) > 1 for entry in singles)
-
-
-def test_some_pictures_hold_nothing(train):
     assert [image_id for image_id in train.imgs if not train.getAnnIds(imgIds=[image_id])] == [2 * 16 + 1]
 
 
@@ -135,28 +127,24 @@ def test_a_demo_data_set_with_other_settings_is_refused_with_both_named(change, 
         ensure_demo_dataset(tmp_path, **{**TINY, **change})
     assert str(tmp_path) in str(caught.value)
     assert str({**settings, **change}) in str(caught.value)
-    keys = "data.generate_train_images=2 data.generate_val_images=1 data.generate_seed=7"
+    keys = "data.generate_images=2,1 data.generate_seed=7"
     assert f"set {keys} to use this one" in str(caught.value)
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_an_older_format_is_not_taken_for_the_present_one(tmp_path):
-    (tmp_path / "demo.json").write_text(json.dumps({**TINY, "format_version": 0}))
-    with pytest.raises(StorageError, match="'format_version': 0"):
-        ensure_demo_dataset(tmp_path, **TINY)
-
-
-@pytest.mark.parametrize("text", ["{", "[1, 2]", "\x00"])
-def test_a_broken_demo_json_is_refused(text, tmp_path):
-    (tmp_path / "demo.json").write_text(text)
-    with pytest.raises(StorageError, match="demo.json that cannot be read"):
-        ensure_demo_dataset(tmp_path, **TINY)
-
-
-def test_a_file_in_the_folders_place_is_refused(tmp_path):
-    (tmp_path / "data").write_text("text")
-    with pytest.raises(StorageError, match="this is a file"):
-        ensure_demo_dataset(tmp_path / "data", **TINY)
+@pytest.mark.parametrize(
+    ("file", "text", "root", "message"),
+    [
+        ("demo.json", json.dumps({**TINY, "format_version": 0}), ".", "'format_version': 0"),
+        *[("demo.json", text, ".", "demo.json that cannot be read") for text in ("{", "[1, 2]", "\x00")],
+        ("file", "text", "file", "this is a file"),
+        ("file", "text", "file/data", "cannot write the demo data set"),
+    ],
+)
+def test_a_root_that_cannot_be_used_is_refused(tmp_path, file, text, root, message):
+    (tmp_path / file).write_text(text)
+    with pytest.raises(StorageError, match=message):
+        ensure_demo_dataset(tmp_path / root, **TINY)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +159,7 @@ def test_a_file_in_the_folders_place_is_refused(tmp_path):
         ([], False),
     ],
 )
-def test_own_data_is_told_from_generated_data(tmp_path, names, expected):
+def test_own_data_is_distinguished_from_generated_data(tmp_path, names, expected):
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
@@ -179,7 +167,7 @@ def test_own_data_is_told_from_generated_data(tmp_path, names, expected):
     assert holds_own_data(tmp_path / "nowhere") is False
 
 
-def test_an_interrupted_generation_is_done_anew(tmp_path, monkeypatch):
+def test_an_interrupted_generation_is_repeated(tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
@@ -194,14 +182,8 @@ def test_an_interrupted_generation_is_done_anew(tmp_path, monkeypatch):
     assert digests(tmp_path / "demo") == digests(tmp_path / "clean")
 
 
-def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
-    (tmp_path / "file").write_text("text")
-    with pytest.raises(StorageError, match="cannot write the demo data set"):
-        write_demo_dataset(tmp_path / "file" / "data", **TINY)
-
-
 @pytest.mark.parametrize("name", ["train_images", "val_images"])
-def test_a_split_without_pictures_is_refused(name, tmp_path):
+def test_a_split_without_images_is_refused(name, tmp_path):
     with pytest.raises(ConfigError, match=f"generate_{name} is 0"):
         write_demo_dataset(tmp_path / "demo", **{**TINY, name: 0})
     assert not (tmp_path / "demo").exists()

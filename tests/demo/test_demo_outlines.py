@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
 
-from maskperf.demo.outlines import ring_area, run_lengths, tight_box, trace_outline
+from maskperf.demo.outlines import polygon_area, run_lengths, tight_box, trace_outline
 
 # pycocotools' decode predates numpy 2 and says so.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -15,8 +15,8 @@ def mask_of(*rows: str) -> np.ndarray:
     return np.array([[letter == "#" for letter in row] for row in rows])
 
 
-def rasterised(rings: list, size_hw: tuple[int, int]) -> np.ndarray:
-    flat = [[float(value) for point in ring for value in point] for ring in rings]
+def rasterised(polygons: list, size_hw: tuple[int, int]) -> np.ndarray:
+    flat = [[float(value) for point in polygon for value in point] for polygon in polygons]
     return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(flat, *size_hw))).astype(bool)
 
 
@@ -28,36 +28,36 @@ def test_an_l_shape_lists_only_the_corners_where_it_turns():
     assert trace_outline(mask_of("#..", "###")) == [[(0, 0), (1, 0), (1, 1), (3, 1), (3, 2), (0, 2)]]
 
 
-def test_pixels_that_touch_at_a_corner_are_two_rings():
+def test_pixels_that_touch_at_a_corner_are_two_polygons():
     for rows in (("#.", ".#"), (".#", "#.")):
-        assert [ring_area(ring) for ring in trace_outline(mask_of(*rows))] == [1, 1]
+        assert [polygon_area(polygon) for polygon in trace_outline(mask_of(*rows))] == [1, 1]
 
 
-def test_a_ring_around_a_hole_has_negative_area():
-    areas = [ring_area(ring) for ring in trace_outline(mask_of("####", "#..#", "####"))]
+def test_a_polygon_around_a_hole_has_negative_area():
+    areas = [polygon_area(polygon) for polygon in trace_outline(mask_of("####", "#..#", "####"))]
     assert areas == [12, -2]
 
 
-def test_a_hole_pinched_at_a_corner_is_one_ring():
-    rings = trace_outline(mask_of("#####", "#.###", "##.##", "#####", "#####"))
-    assert sorted(ring_area(ring) for ring in rings) == [-2, 25]
+def test_a_hole_pinched_at_a_corner_is_one_polygon():
+    polygons = trace_outline(mask_of("#####", "#.###", "##.##", "#####", "#####"))
+    assert sorted(polygon_area(polygon) for polygon in polygons) == [-2, 25]
 
 
-def test_an_empty_mask_has_no_rings():
+def test_an_empty_mask_has_no_polygons():
     assert trace_outline(np.zeros((3, 4), dtype=bool)) == []
 
 
 @settings(max_examples=60)
 @given(arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))))
-def test_rings_enclose_exactly_the_pixels_of_the_mask(mask):
-    rings = trace_outline(mask)
-    assert sum(ring_area(ring) for ring in rings) == mask.sum()
+def test_polygons_enclose_exactly_the_pixels_of_the_mask(mask):
+    polygons = trace_outline(mask)
+    assert sum(polygon_area(polygon) for polygon in polygons) == mask.sum()
     solid = np.zeros_like(mask)
-    for ring in rings:
-        if ring_area(ring) > 0:
-            solid |= rasterised([ring], mask.shape)
+    for polygon in polygons:
+        if polygon_area(polygon) > 0:
+            solid |= rasterised([polygon], mask.shape)
     assert (solid | mask).sum() == solid.sum()
-    if all(ring_area(ring) > 0 for ring in rings):
+    if all(polygon_area(polygon) > 0 for polygon in polygons):
         np.testing.assert_array_equal(solid, mask)
 
 

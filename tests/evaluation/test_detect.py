@@ -9,11 +9,12 @@ from by_hand import overlap_by_hand
 from maskperf.config import ModelConfig
 from maskperf.engine.build import build_model
 from maskperf.evaluation.detect import detect, select_detections
-from maskperf.evaluation.results import to_coco_results
+from maskperf.evaluation.results import result_table
 from maskperf.model.mask_rcnn import feature_anchors
 from maskperf.model.proposals import select_proposals
 from maskperf.recipes import demo
 from maskperf.structures import EvaluationBatch, Images, Proposals
+from maskperf.techniques import Techniques, using
 
 CONFIG = ModelConfig()
 SMALL = replace(demo().model, num_classes=4, batch_norm="frozen", frozen_stages=2)
@@ -235,11 +236,10 @@ def test_masks_are_the_probabilities_of_the_found_class_on_the_final_boxes():
 def test_less_work_gives_the_same_masks_in_every_valid_place(switch):
     model, images = small_scene(score_threshold=0.29, detections_per_image=1000)
     names = ("class_selected_outputs", "packed_positives")
-    none = replace(model.speed, **dict.fromkeys(names, False))
-    model.speed = none
-    wanted = detect(model, images)
-    model.speed = replace(none, **{name: switch in (name, "both") for name in names})
-    found = detect(model, images)
+    with using(Techniques().without(*names)):
+        wanted = detect(model, images)
+    with using(Techniques().without(*(name for name in names if switch not in (name, "both")))):
+        found = detect(model, images)
     assert torch.equal(found.boxes, wanted.boxes) and torch.equal(found.valid, wanted.valid)
     assert wanted.valid.any(dim=1).all() and not wanted.valid.all()  # so one picture has empty places
     # The logits of this noise are so large that some probabilities round to 1: float32 sums of them in another order
@@ -265,4 +265,4 @@ def test_pictures_without_any_detection_give_no_places_and_no_results():
     batch = EvaluationBatch(
         images=images, image_ids=torch.tensor([4, 9]), original_sizes_hw=torch.tensor([[30, 48], [128, 160]])
     )
-    assert [list(kind) for kind in to_coco_results(found, batch, np.array([1, 7, 90]))] == [[], []]
+    assert len(result_table(found, batch, np.array([1, 7, 90]))) == 0

@@ -1,10 +1,12 @@
-"""Situations of synthetic machines, for the tests of the checks."""
+"""Environments of synthetic machines, for the tests of the checks."""
 
 from dataclasses import replace
 
 from maskperf.machine.facts import (
     CgroupFacts,
     CpuFacts,
+    DataFolder,
+    Environment,
     GpuFacts,
     GpuGroup,
     MachineFacts,
@@ -12,7 +14,6 @@ from maskperf.machine.facts import (
     NetworkFacts,
     StorageFacts,
 )
-from maskperf.machine.situation import DataPlace, Situation
 from maskperf.recipes import coco
 
 STORAGE = StorageFacts(path="/data", file_system="ext4", device="nvme0n1", kind="NVMe", size_gib=900.0, free_gib=500.0)
@@ -30,7 +31,7 @@ CPU = CpuFacts(
 )
 
 
-def plain_situation(**changes):
+def plain_env(**changes):
     """Return an idle machine without a GPU on which every check finds nothing to fix."""
     machine = MachineFacts(
         operating_system="Debian 13",
@@ -48,7 +49,7 @@ def plain_situation(**changes):
     values = {
         "machine": machine,
         "config": coco(),
-        "data": DataPlace(
+        "data": DataFolder(
             root="/data/coco",
             was_asked_for=False,
             train_json=True,
@@ -57,22 +58,22 @@ def plain_situation(**changes):
             val_images=5000,
             weights="/data/R-50.pkl",
         ),
-        "data_storage": STORAGE,
         "run_storage": STORAGE,
         "run_folder_writable": True,
         "torch_build": "cpu",
         "load_average": 0.1,
         "clock_synchronized": True,
     }
-    return Situation(**{**values, **changes})
+    return Environment(**{**values, **changes})
 
 
-def with_machine(situation, **changes):
-    return replace(situation, machine=replace(situation.machine, **changes))
+def with_machine(env, **changes):
+    return replace(env, machine=replace(env.machine, **changes))
 
 
-def with_cpu(**changes):
-    return with_machine(plain_situation(), cpu=replace(CPU, **changes))
+def with_cpu(env=None, **changes):
+    env = env or plain_env()
+    return with_machine(env, cpu=replace(env.machine.cpu, **changes))
 
 
 def gpu(index=0, **changes):
@@ -86,7 +87,7 @@ def gpu(index=0, **changes):
     return GpuFacts(**{**values, **changes})
 
 
-def gpu_situation(count, *, gpus=None, group=None, **changes):
+def gpu_env(count, *, gpus=None, group=None, **changes):
     """Return a machine with H100s linked by NVLink, a torch for CUDA 13 and cores for all of them."""
     links = tuple(tuple("X" if row == column else "NV18" for column in range(count)) for row in range(count))
     values = {
@@ -97,6 +98,6 @@ def gpu_situation(count, *, gpus=None, group=None, **changes):
         "links": links if count > 1 else (),
         **(group or {}),
     }
-    base = plain_situation(torch_build="13.0", **changes)
+    base = plain_env(torch_build="13.0", **changes)
     cpu = replace(CPU, usable_physical_cores=96, usable_logical_cores=192, physical_cores=96, logical_cores=192)
     return with_machine(base, gpu=GpuGroup(**values), cpu=cpu, software={"torch": "2.13.0+cu130"})

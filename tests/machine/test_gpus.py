@@ -5,12 +5,11 @@ from maskperf.machine.facts import GpuFacts, GpuGroup, GpuProcess
 from maskperf.machine.gpus import (
     count_cards,
     describe_gpus,
+    gpu_of_row,
     link_summary,
-    parse_driver,
-    parse_driver_cuda,
-    parse_gpus,
     parse_links,
     parse_processes,
+    query_rows,
 )
 from maskperf.machine.sources import Answer
 
@@ -33,17 +32,17 @@ TOPOLOGY = (
 
 
 def answers(monkeypatch, outputs):
-    """Let nvidia-smi give the first answer whose key stands in its words."""
+    """Let nvidia-smi give the first answer whose key is in its arguments."""
 
-    def run(words, timeout_seconds):
-        return next((answer for key, answer in outputs.items() if key in " ".join(words)), Answer())
+    def run(arguments, timeout_seconds):
+        return next((answer for key, answer in outputs.items() if key in " ".join(arguments)), Answer())
 
     monkeypatch.setattr(gpus, "run_program", run)
     monkeypatch.setattr(gpus, "count_cards", lambda folder: 2)
 
 
 def test_fields_of_two_gpus():
-    first, second = parse_gpus(TWO_H100)
+    first, second = map(gpu_of_row, query_rows(TWO_H100))
     assert first == GpuFacts(
         index=0,
         name="NVIDIA H100 80GB HBM3",
@@ -59,8 +58,8 @@ def test_fields_of_two_gpus():
     assert (second.index, second.is_split) == (1, True)
 
 
-def test_what_a_gpu_does_not_tell_is_unknown():
-    (gpu,) = parse_gpus(LAPTOP)
+def test_a_value_that_a_gpu_does_not_have_is_unknown():
+    (gpu,) = map(gpu_of_row, query_rows(LAPTOP))
     assert (gpu.power_limit_watts, gpu.is_split, gpu.memory_gib, gpu.pcie_lanes) == (None, None, 2.0, 4)
 
 
@@ -68,15 +67,7 @@ def test_what_a_gpu_does_not_tell_is_unknown():
     "text", ["", "No devices were found", 'Field "mig.mode.current" is not a valid field to query.']
 )
 def test_other_text_is_no_gpu(text):
-    assert parse_gpus(text) == ()
-
-
-def test_driver_and_its_cuda():
-    assert parse_driver(TWO_H100) == "580.95.05"
-    assert parse_driver("") is None
-    assert parse_driver_cuda(HEAD) == "13.0"
-    assert parse_driver_cuda("| KMD Version: 590.1   CUDA UMD Version: 13.1 |") == "13.1"
-    assert parse_driver_cuda("CUDA Version: N/A") is None
+    assert query_rows(text) == []
 
 
 def test_links_among_gpus_without_network_cards():
@@ -104,27 +95,31 @@ def test_computing_programs():
     )
 
 
-def test_a_whole_machine(monkeypatch):
+@pytest.mark.parametrize(
+    ("head", "cuda"),
+    [(HEAD, "13.0"), ("| KMD Version: 590.1   CUDA UMD Version: 13.1 |", "13.1"), ("CUDA Version: N/A", None)],
+)
+def test_a_whole_machine(monkeypatch, head, cuda):
     answers(
         monkeypatch,
         {
             "--query-gpu": Answer(output=TWO_H100),
             "--query-compute-apps": Answer(output="7, python, 100\n"),
             "topo -m": Answer(output=TOPOLOGY),
-            "nvidia-smi": Answer(output=HEAD),
+            "nvidia-smi": Answer(output=head),
         },
     )
     group = describe_gpus()
-    assert (len(group.gpus), group.driver_version, group.driver_cuda) == (2, "580.95.05", "13.0")
+    assert (len(group.gpus), group.driver_version, group.driver_cuda) == (2, "580.95.05", cuda)
     assert group.links[0] == ("X", "NV18")
     assert group.processes[0].process_id == 7
     assert group.cards_on_bus == 2
 
 
-def test_a_driver_that_does_not_answer_leaves_its_complaint(monkeypatch):
-    said = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
-    answers(monkeypatch, {"nvidia-smi": Answer(complaint=said)})
-    assert describe_gpus() == GpuGroup(cards_on_bus=2, complaint=said)
+def test_a_driver_that_does_not_answer_leaves_its_message(monkeypatch):
+    message = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
+    answers(monkeypatch, {"nvidia-smi": Answer(complaint=message)})
+    assert describe_gpus() == GpuGroup(cards_on_bus=2, complaint=message)
 
 
 def test_cards_on_the_bus_are_counted_by_maker_and_class(tmp_path):

@@ -13,17 +13,17 @@ import resource, sys
 from maskperf.engine.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory() and keep_freed_memory()
-problems = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+page_faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(2):
-    before = problems()
+    before = page_faults()
     block = bytearray(b"x") * 2**26
-    after = problems()
+    after = page_faults()
     del block
 print(after - before)
 """
 
 
-def problems_of_the_second_block(mode):
+def page_faults_of_the_second_block(mode):
     done = subprocess.run(
         [sys.executable, "-c", SECOND_BLOCK, mode], capture_output=True, text=True, timeout=300, check=True
     )
@@ -35,13 +35,13 @@ def problems_of_the_second_block(mode):
     reason="the allocator is not glibc's",
 )
 def test_freed_memory_is_used_again_without_page_faults():
-    plain, kept = problems_of_the_second_block("plain"), problems_of_the_second_block("keep")
-    assert kept < 20
-    assert plain > 10 * max(kept, 1)
+    plain, reused = page_faults_of_the_second_block("plain"), page_faults_of_the_second_block("keep")
+    assert reused < 20
+    assert plain > 10 * max(reused, 1)
 
 
 @pytest.mark.parametrize(("platform", "library"), [("darwin", None), ("linux", object())])
-def test_other_allocators_are_left_alone_and_that_is_said(monkeypatch, platform, library):
+def test_other_allocators_are_left_alone_and_that_is_reported(monkeypatch, platform, library):
     def open_library(name):
         assert library is not None, "no library may be opened on another system"
         return library

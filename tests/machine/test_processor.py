@@ -4,18 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from maskperf.machine.facts import CacheFacts
+from maskperf.machine.facts import CacheFacts, CgroupFacts
 from maskperf.machine.processor import (
     caches_of_lscpu,
-    combine_cpu,
     count_cores,
-    count_nodes,
+    cpu_facts,
     describe_cpu,
-    mhz_of_name,
-    parse_cpuinfo,
+    describe_limits,
+    parse_cpu_max,
     parse_lscpu,
-    read_caches,
-    usable_logical_cores,
+    read_limits,
     usable_physical_cores,
 )
 
@@ -36,66 +34,16 @@ TWO_SOCKET_AMD = {
     "L3 cache:": "512 MiB (16 instances)",
     "NUMA node(s):": "8",
 }
-INTEL_CPUINFO_CORE = """processor\t: {logical}
+CPUINFO = """processor\t: 0
 vendor_id\t: GenuineIntel
 model name\t: Intel(R) Xeon(R) Gold 6130 CPU @ 2.10GHz
-cpu MHz\t\t: 2100.000
-physical id\t: {socket}
-siblings\t: 4
-core id\t\t: {core}
-cpu cores\t: 2
+cpu MHz\t\t: 2095.000
 flags\t\t: fpu avx avx2 avx512f hypervisor
-"""
-ARM_CPUINFO = """processor\t: 0
-BogoMIPS\t: 2000.00
-Features\t: fp asimd asimddp sve sve2 bf16 i8mm
-CPU implementer\t: 0x41
-CPU architecture: 8
-CPU part\t: 0xd4f
 
 processor\t: 1
-BogoMIPS\t: 2000.00
-Features\t: fp asimd asimddp sve sve2 bf16 i8mm
-CPU implementer\t: 0x41
-CPU part\t: 0xd4f
+model name\t: Intel(R) Xeon(R) Gold 6130 CPU @ 2.10GHz
 """
-
-
-def lscpu_text(fields):
-    return json.dumps({"lscpu": [{"field": name, "data": value} for name, value in fields.items()]})
-
-
-def two_socket_intel_cpuinfo():
-    cores = [(socket, core) for _thread in range(2) for socket in range(2) for core in range(2)]
-    texts = [INTEL_CPUINFO_CORE.format(logical=i, socket=socket, core=core) for i, (socket, core) in enumerate(cores)]
-    return "\n".join(texts)
-
-
-def combine(lscpu, cpuinfo, frequency=Path("/nonexistent"), architecture="x86_64", numa_nodes=None):
-    fields = parse_lscpu(lscpu)
-    return combine_cpu(
-        fields,
-        parse_cpuinfo(cpuinfo),
-        architecture=architecture,
-        usable=(2, 4),
-        caches=caches_of_lscpu(fields),
-        frequency=frequency,
-        numa_nodes=numa_nodes,
-    )
-
-
-def test_two_sockets_of_amd():
-    cpu = combine(lscpu_text(TWO_SOCKET_AMD), "")
-    assert (cpu.sockets, cpu.physical_cores, cpu.logical_cores, cpu.numa_nodes) == (2, 128, 256, 8)
-    assert cpu.model == "AMD EPYC 7763 64-Core Processor"
-    assert cpu.maximum_mhz == 3529.052
-    assert cpu.instruction_sets == ("avx", "avx2", "fma", "f16c")
-    assert cpu.caches[3] == CacheFacts(name="L3", total_kib=512.0 * 1024, instances=16)
-    assert (cpu.hypervisor, cpu.governor, cpu.base_mhz) == (None, None, None)
-
-
-def test_nested_fields_of_a_newer_lscpu_on_grace():
-    text = """{"lscpu": [
+NESTED = """{"lscpu": [
       {"field": "Architecture:", "data": "aarch64", "children": [{"field": "Byte Order:", "data": "Little Endian"}]},
       {"field": "CPU(s):", "data": "144", "children": [{"field": "On-line CPU(s) list:", "data": "0-143"}]},
       {"field": "Vendor ID:", "data": "ARM", "children": [
@@ -106,35 +54,49 @@ def test_nested_fields_of_a_newer_lscpu_on_grace():
       {"field": "Caches (sum of all):", "data": null, "children": [
         {"field": "L1d:", "data": "9 MiB (144 instances)"}]},
       {"field": "NUMA:", "data": null, "children": [{"field": "NUMA node(s):", "data": "2"}]}]}"""
-    cpu = combine(text, "", architecture="aarch64")
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{text}\n")
+
+
+def lscpu_text(fields):
+    return json.dumps({"lscpu": [{"field": name, "data": value} for name, value in fields.items()]})
+
+
+def cpu_of(lscpu, cpuinfo="", frequency=Path("/nonexistent")):
+    return cpu_facts(parse_lscpu(lscpu), cpuinfo, frequency)
+
+
+def test_two_sockets_of_amd():
+    cpu = cpu_of(lscpu_text(TWO_SOCKET_AMD))
+    assert (cpu.sockets, cpu.physical_cores, cpu.logical_cores, cpu.numa_nodes) == (2, 128, 256, 8)
+    assert cpu.model == "AMD EPYC 7763 64-Core Processor"
+    assert cpu.maximum_mhz == 3529.052
+    assert cpu.instruction_sets == ("avx", "avx2", "fma", "f16c")
+    assert cpu.caches[3] == CacheFacts(name="L3", total_kib=512.0 * 1024, instances=16)
+    assert (cpu.hypervisor, cpu.governor, cpu.base_mhz) == (None, None, None)
+
+
+def test_nested_fields_of_a_newer_lscpu_on_grace():
+    cpu = cpu_of(NESTED)
     assert (cpu.model, cpu.sockets, cpu.physical_cores, cpu.logical_cores) == ("Neoverse-V2", 2, 144, 144)
     assert cpu.instruction_sets == ("asimd", "sve", "sve2", "bf16")
     assert cpu.numa_nodes == 2
     assert cpu.caches == (CacheFacts(name="L1d", total_kib=9.0 * 1024, instances=144),)
 
 
-def test_a_container_without_lscpu_reads_cpuinfo():
-    cpu = combine("", two_socket_intel_cpuinfo())
-    assert (cpu.sockets, cpu.physical_cores, cpu.logical_cores) == (2, 4, 8)
-    assert cpu.base_mhz == 2100.0
-    assert cpu.current_mhz == 2100.0
-    assert cpu.hypervisor == "unnamed"
+def test_without_lscpu_cpuinfo_is_read():
+    cpu = cpu_of("", CPUINFO)
+    assert (cpu.model, cpu.vendor) == ("Intel(R) Xeon(R) Gold 6130 CPU @ 2.10GHz", "GenuineIntel")
+    assert (cpu.base_mhz, cpu.current_mhz, cpu.logical_cores) == (2100.0, 2095.0, 2)
+    assert (cpu.sockets, cpu.physical_cores, cpu.hypervisor) == (None, None, "unnamed")
     assert cpu.instruction_sets == ("avx", "avx2", "avx512f")
 
 
-def test_arm_without_lscpu_is_named_by_its_part_number():
-    cpu = combine("", ARM_CPUINFO, architecture="aarch64", numa_nodes=1)
-    assert (cpu.model, cpu.logical_cores, cpu.sockets, cpu.physical_cores) == ("Neoverse-V2", 2, None, None)
-    assert "bf16" in cpu.instruction_sets
-    assert cpu.numa_nodes == 1
-
-
-def test_an_arm_part_that_is_not_known_has_no_name():
-    assert combine("", ARM_CPUINFO.replace("0xd4f", "0xfff")).model is None
-
-
 def test_nothing_at_all_is_unknown_and_no_error():
-    cpu = combine("", "")
+    cpu = cpu_of("")
     assert (cpu.model, cpu.sockets, cpu.physical_cores, cpu.logical_cores, cpu.caches) == (None, None, None, None, ())
 
 
@@ -143,31 +105,17 @@ def test_text_that_is_no_answer_of_lscpu_has_no_fields(text):
     assert parse_lscpu(text) == {}
 
 
-def test_a_dash_of_lscpu_is_unknown():
+def test_a_dash_of_lscpu_is_unknown_and_clusters_count_where_arm_has_no_sockets():
     assert parse_lscpu(lscpu_text({"Model name:": "-", "CPU(s):": "4"})) == {"CPU(s)": "4"}
-
-
-def test_clusters_count_where_arm_has_no_sockets():
-    assert count_cores({"Socket(s)": "-", "Core(s) per cluster": "4", "Cluster(s)": "2"}, []) == (None, 8)
+    assert count_cores({"Socket(s)": "-", "Core(s) per cluster": "4", "Cluster(s)": "2"}) == (None, 8)
 
 
 def test_frequency_folder_of_sys_is_in_khz(tmp_path):
-    for name, text in {
-        "base_frequency": "2000000",
-        "cpuinfo_max_freq": "3800000",
-        "scaling_governor": "powersave",
-    }.items():
-        (tmp_path / name).write_text(text + "\n")
-    cpu = combine("", "", frequency=tmp_path)
+    values = {"base_frequency": 2000000, "cpuinfo_max_freq": 3800000, "scaling_governor": "powersave"}
+    for name, text in values.items():
+        write(tmp_path / name, text)
+    cpu = cpu_of("", frequency=tmp_path)
     assert (cpu.base_mhz, cpu.maximum_mhz, cpu.governor) == (2000.0, 3800.0, "powersave")
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [("Intel(R) Xeon(R) CPU @ 2.70GHz", 2700.0), ("AMD EPYC 9654", None), (None, None), ("X @ fast GHz", None)],
-)
-def test_base_frequency_in_a_name(name, expected):
-    assert mhz_of_name(name) == expected
 
 
 @pytest.mark.parametrize(
@@ -184,46 +132,52 @@ def test_sizes_of_caches_in_old_and_new_form(text, kib, instances):
     assert caches_of_lscpu({"L2 cache": text}) == (expected,)
 
 
-def test_caches_of_sys_that_cores_share_count_once(tmp_path):
-    for core in range(4):
-        for index, level, kind, size, shared in (
-            (0, "1", "Data", "48K", str(core)),
-            (1, "1", "Instruction", "32K", str(core)),
-            (2, "3", "Unified", "36M", "0-3"),
-        ):
-            folder = tmp_path / f"cpu{core}" / "cache" / f"index{index}"
-            folder.mkdir(parents=True)
-            for name, text in (("level", level), ("type", kind), ("size", size), ("shared_cpu_list", shared)):
-                (folder / name).write_text(text + "\n")
-    assert read_caches(tmp_path) == (
-        CacheFacts(name="L1d", total_kib=192.0, instances=4),
-        CacheFacts(name="L1i", total_kib=128.0, instances=4),
-        CacheFacts(name="L3", total_kib=36.0 * 1024, instances=1),
-    )
-
-
-def test_a_virtual_machine_without_caches_has_none(tmp_path):
-    assert read_caches(tmp_path) == ()
-
-
-def test_nodes_are_counted(tmp_path):
-    assert count_nodes(tmp_path) is None
-    for name in ("node0", "node1", "possible"):
-        (tmp_path / name).mkdir()
-    assert count_nodes(tmp_path) == 2
-
-
-def test_usable_cores_are_at_least_one_and_at_most_those_of_the_machine():
-    assert 1 <= usable_physical_cores() <= usable_logical_cores() <= os.cpu_count()
-
-
 def test_two_threads_of_one_core_are_one_usable_core(monkeypatch):
     monkeypatch.setattr("maskperf.machine.processor.read_text", lambda path: "0-1")
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
-    assert (usable_physical_cores(), usable_logical_cores()) == (1, 2)
+    assert usable_physical_cores() == 1
 
 
 def test_this_machine_can_be_described():
     cpu = describe_cpu()
     assert cpu.architecture == os.uname().machine
-    assert cpu.usable_logical_cores <= (cpu.logical_cores or os.cpu_count())
+    assert 1 <= cpu.usable_physical_cores <= cpu.usable_logical_cores <= (cpu.logical_cores or os.cpu_count())
+    limits = describe_limits()
+    assert limits.cpu_cores is None or limits.cpu_cores > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("150000 100000", 1.5), ("max 100000", None), ("-1 100000", None), (None, None), ("None None", None), ("", None)],
+)
+def test_cores_of_a_quota(text, expected):
+    assert parse_cpu_max(text) == expected
+
+
+def test_version_2_takes_the_smallest_limit_of_all_groups_above(tmp_path):
+    write(tmp_path / "job" / "cpu.max", "800000 100000")
+    write(tmp_path / "job" / "memory.max", "max")
+    write(tmp_path / "job" / "step" / "cpu.max", "max 100000")
+    write(tmp_path / "job" / "step" / "memory.max", 64 * 2**30)
+    assert read_limits(tmp_path, "0::/job/step") == CgroupFacts(cpu_cores=8.0, memory_gib=64.0)
+
+
+def test_in_a_container_the_root_itself_holds_the_limit(tmp_path):
+    write(tmp_path / "cpu.max", "200000 100000")
+    write(tmp_path / "memory.max", 4 * 2**30)
+    assert read_limits(tmp_path, "0::/") == CgroupFacts(cpu_cores=2.0, memory_gib=4.0)
+
+
+def test_version_1_has_a_folder_per_controller(tmp_path):
+    write(tmp_path / "cpu,cpuacct" / "docker" / "cpu.cfs_quota_us", 50000)
+    write(tmp_path / "cpu,cpuacct" / "docker" / "cpu.cfs_period_us", 100000)
+    write(tmp_path / "cpu,cpuacct" / "cpu.cfs_quota_us", -1)
+    write(tmp_path / "memory" / "docker" / "memory.limit_in_bytes", 2**31)
+    write(tmp_path / "memory" / "memory.limit_in_bytes", 9223372036854771712)
+    membership = "9:name=systemd:/\n4:memory:/docker\n2:cpu,cpuacct:/docker\n0::/"
+    assert read_limits(tmp_path, membership) == CgroupFacts(cpu_cores=0.5, memory_gib=2.0)
+
+
+def test_no_limits_are_none(tmp_path):
+    assert read_limits(tmp_path, "0::/gone") == CgroupFacts()
+    assert read_limits(tmp_path, "") == CgroupFacts()

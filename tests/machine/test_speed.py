@@ -50,7 +50,7 @@ def test_a_rate_is_work_per_second_in_the_best_part(monkeypatch):
     assert list(durations) == []
 
 
-def test_the_synthetic_picture_is_like_one_of_coco():
+def test_the_synthetic_image_is_like_one_of_coco():
     jpeg = make_jpeg()
     assert simplejpeg.decode_jpeg(jpeg).shape == (480, 640, 3)
     assert 100_000 < len(jpeg) < 200_000

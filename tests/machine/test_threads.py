@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from maskperf.machine import limits, threads
+from maskperf.machine import processor, threads
 from maskperf.machine.threads import choose_threads, threads_of_process
 
 VERSION_1 = {"cpu/job/cpu.cfs_quota_us": "{quota}", "cpu/job/cpu.cfs_period_us": "100000"}
@@ -53,18 +53,11 @@ def test_a_process_follows_the_quota_of_its_control_group(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text.format(quota=quota) + "\n")
     (tmp_path / "membership").write_text(membership)
-    monkeypatch.setattr(limits, "CGROUP_FOLDER", tmp_path)
-    read = limits.read_text
+    monkeypatch.setattr(processor, "CGROUP_FOLDER", tmp_path)
+    read = processor.read_text
     own = Path("/proc/self/cgroup")
-    monkeypatch.setattr(limits, "read_text", lambda path: read(tmp_path / "membership" if path == own else path))
+    monkeypatch.setattr(processor, "read_text", lambda path: read(tmp_path / "membership" if path == own else path))
     monkeypatch.setattr(threads, "usable_physical_cores", lambda: 16)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
     assert threads_of_process(0).count == expected
     assert threads_of_process(5).count == 5
-
-
-def test_the_quota_of_a_group_above_counts_as_well(tmp_path, monkeypatch):
-    (tmp_path / "pod" / "container").mkdir(parents=True)
-    (tmp_path / "pod" / "cpu.max").write_text("200000 100000")
-    (tmp_path / "pod" / "container" / "cpu.max").write_text("max 100000")
-    assert limits.read_limits(tmp_path, "0::/pod/container").cpu_cores == 2.0

@@ -10,8 +10,9 @@ from dataclasses import replace
 import torch
 from null_device import peak_bytes, recording, reset_peak
 
-from maskperf.bench.gpu_plan import GpuPlan
-from maskperf.bench.gpu_steps import Stepper, synthetic_batch
+from maskperf.bench.gpu_steps import make_stepper, synthetic_batch
+from maskperf.bench.maskperf_network import Stepper
+from maskperf.bench.plan import GpuPlan
 from maskperf.config import SpeedConfig
 from maskperf.engine.distributed import claim_gpu
 
@@ -26,7 +27,7 @@ def made_stepper(images: int, objects: int, *, captured: bool) -> Stepper:
     device = claim_gpu(torch.device("cuda"))
     plan = GpuPlan(objects=objects, model=replace(GpuPlan().model, proposals_train=PROPOSALS))
     batch = synthetic_batch(plan, CANVAS_HW, images, device)
-    return Stepper(SpeedConfig(captured_steps=captured), batch, plan, device)
+    return make_stepper(plan, SpeedConfig(without=() if captured else ("captured_steps",)), batch, device)
 
 
 def counts(images: int, objects: int, *, captured: bool) -> dict[str, object]:

@@ -1,9 +1,5 @@
-"""install_cuda_docker.sh on synthetic machines: its PATH holds stubs and nothing is installed.
+"""install_cuda_docker.sh on synthetic machines: its PATH holds stubs, and that of sudo records its commands."""
 
-The stub of sudo notes what it is to do, and pretends that it was done.
-"""
-
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -94,7 +90,7 @@ class Machine:
         for package in packages:
             (self.state / "installed" / package).touch()
 
-    def run(self, *words, script=SCRIPT, **environment):
+    def run(self, *arguments, script=SCRIPT, **environment):
         variables = {
             "PATH": str(self.bin),
             "BIN": str(self.bin),
@@ -102,7 +98,7 @@ class Machine:
             "INSTALL_CUDA_DOCKER_ROOT": str(self.root),
             **environment,
         }
-        command = [shutil.which("bash"), str(script), *words]
+        command = [shutil.which("bash"), str(script), *arguments]
         return subprocess.run(
             command, env=variables, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False
         )
@@ -137,16 +133,12 @@ def test_a_dry_run_shows_the_commands_for_the_system_and_runs_none(name, version
     assert "nothing was changed" in finished.stderr
 
 
-def test_every_line_of_a_dry_run_is_one_whole_command(machine):
-    lines = machine.run("--dry-run", "--user", "anna").stdout.splitlines()
-    assert len(lines) > 15
-    for line in lines:
-        assert line.startswith("sudo ")
-        assert subprocess.run(["bash", "-n", "-c", line], timeout=300, check=False).returncode == 0, line
-
-
 def test_what_is_run_is_what_the_dry_run_shows(machine):
     shown = machine.run("--dry-run", "--yes", "--user", "anna").stdout.splitlines()
+    assert len(shown) > 15
+    for line in shown:  # each is one whole command
+        assert line.startswith("sudo ")
+        assert subprocess.run(["bash", "-n", "-c", line], timeout=300, check=False).returncode == 0, line
     finished = machine.run("--yes", "--user", "anna")
     assert finished.returncode == 0, finished.stderr
     assert machine.noted() == shown
@@ -204,79 +196,18 @@ def test_files_of_repositories_that_are_there_are_left_alone(machine):
 
 
 @pytest.mark.parametrize(
-    ("word", "text"), [("--no-driver", "cuda"), ("--no-docker", "docker.com"), ("--no-toolkit", "nvidia-c")]
+    ("option", "text"), [("--no-driver", "cuda"), ("--no-docker", "docker.com"), ("--no-toolkit", "nvidia-c")]
 )
-def test_a_part_can_be_left_out(word, text, machine):
+def test_a_part_can_be_left_out(option, text, machine):
     assert text in machine.run("--dry-run").stdout
-    assert text not in machine.run("--dry-run", word).stdout
+    assert text not in machine.run("--dry-run", option).stdout
 
 
-def test_an_arm_server_gets_its_own_driver_folder(machine):
-    lines = machine.run("--dry-run", ARCHITECTURE="arm64").stdout
-    assert "cuda/repos/ubuntu2404/sbsa/cuda-keyring_1.1-1_all.deb" in lines
-    assert "Architectures: arm64" in lines
-
-
-def test_debian_on_arm_is_supported_without_the_driver_only(machine):
-    machine.set_system("debian", "13")
-    refused = machine.run("--dry-run", ARCHITECTURE="arm64")
-    assert (refused.returncode, refused.stdout) == (3, "")
-    assert "add --no-driver" in refused.stderr
-    assert machine.run("--dry-run", "--no-driver", ARCHITECTURE="arm64").returncode == 0
-
-
-def test_the_architecture_in_the_toolkits_list_is_left_to_apt(machine):
-    lines = machine.run("--dry-run", "--no-driver", "--no-docker").stdout
-    assert r"libnvidia-container/stable/deb/\$\(ARCH\)\ /" in lines
-    assert r"signed-by=/usr/share/keyrings/nvidia-container-toolkit-keyring.gpg" in lines
-
-
-@pytest.mark.parametrize(
-    ("name", "version"), [("ubuntu", "20.04"), ("ubuntu", "25.10"), ("debian", "11"), ("fedora", "42"), ("", "")]
-)
-def test_an_unknown_system_is_refused(name, version, machine):
-    machine.set_system(name, version)
-    finished = machine.run("--yes")
-    assert (finished.returncode, finished.stdout, machine.noted()) == (3, "", [])
-    assert f"this system is '{name} {version}'" in finished.stderr
-    assert "Ubuntu 22.04, 24.04, 26.04 and Debian 12, 13" in finished.stderr
-
-
-def test_a_system_without_a_name_or_another_processor_is_refused(machine):
-    finished = machine.run("--yes", ARCHITECTURE="riscv64")
-    assert finished.returncode == 3
-    assert "'riscv64'" in finished.stderr
-    (machine.root / "etc/os-release").unlink()
-    assert machine.run("--yes").returncode == 3
-    assert machine.noted() == []
-
-
-def test_words_in_os_release_are_not_run(machine):
+def test_text_in_os_release_is_not_run(machine):
     trap = machine.state / "trap"
     (machine.root / "etc/os-release").write_text(f'ID="$(touch {trap})"\nVERSION_ID=24.04\ntouch {trap}\n')
     assert machine.run("--dry-run").returncode == 3
     assert not trap.exists()
-
-
-def test_wsl_is_refused(machine):
-    finished = machine.run("--yes", KERNEL="5.15.90.1-microsoft-standard-WSL2")
-    assert (finished.returncode, machine.noted()) == (3, [])
-    assert "this is WSL" in finished.stderr
-
-
-@pytest.mark.parametrize("sign", [".dockerenv", "run/.containerenv", None])
-def test_the_inside_of_a_container_is_refused(sign, machine):
-    if sign is not None:
-        (machine.root / sign).touch()
-    finished = machine.run("--yes", IN_CONTAINER="" if sign else "yes")
-    assert (finished.returncode, machine.noted()) == (3, [])
-    assert "on the host" in finished.stderr
-
-
-def test_without_a_terminal_it_must_be_told_not_to_ask(machine):
-    finished = machine.run()
-    assert (finished.returncode, machine.noted()) == (4, [])
-    assert "add --yes" in finished.stderr
 
 
 def test_root_needs_no_sudo_and_others_do(machine):
@@ -297,7 +228,7 @@ def test_the_first_command_that_fails_ends_it_with_its_name(failing, machine):
     assert "install_cuda_docker.sh: done" not in finished.stderr
 
 
-def test_packages_that_cannot_stand_beside_docker_are_named_not_removed(machine):
+def test_packages_that_conflict_with_docker_are_named_not_removed(machine):
     machine.install("containerd", "runc")
     finished = machine.run("--yes", "--no-driver")
     assert (finished.returncode, machine.noted()) == (1, [])
@@ -315,18 +246,12 @@ def test_the_client_of_docker_alone_or_podman_in_its_place_is_not_enough(machine
     assert "docker-ce" in machine.run("--dry-run").stdout
 
 
-def test_secure_boot_has_a_word_where_a_driver_is_installed(machine):
+def test_secure_boot_is_mentioned_where_a_driver_is_installed(machine):
     assert "Enroll MOK" in machine.run("--dry-run", SECURE_BOOT="enabled").stderr
     assert "Secure Boot" not in machine.run("--dry-run").stderr
     assert "Secure Boot" not in machine.run("--dry-run", "--no-driver", SECURE_BOOT="enabled").stderr
     (machine.bin / "mokutil").unlink()
     assert "Secure Boot: unknown" in machine.run("--dry-run").stderr
-
-
-def test_a_machine_without_a_gpu_is_told_so(machine):
-    assert "no NVIDIA device" not in machine.run("--dry-run").stderr
-    (machine.root / "sys/bus/pci/devices/0000:01:00.0/vendor").write_text("0x8086\n")
-    assert "no NVIDIA device" in machine.run("--dry-run").stderr
 
 
 def test_only_a_named_user_is_added_to_the_group_of_docker(machine):
@@ -335,20 +260,6 @@ def test_only_a_named_user_is_added_to_the_group_of_docker(machine):
     finished = machine.run("--yes", "--user", "nobody_here")
     assert (finished.returncode, machine.noted()) == (2, [])
     assert "there is no user 'nobody_here'" in finished.stderr
-
-
-@pytest.mark.parametrize("words", [["--dryrun"], ["driver"], ["--user"], ["--user", "--yes"]])
-def test_a_word_that_cannot_be_used_is_refused(words, machine):
-    finished = machine.run(*words)
-    assert (finished.returncode, machine.noted()) == (2, [])
-    assert "Fix: " in finished.stderr
-
-
-def test_the_help_shows_every_option(machine):
-    finished = machine.run("--help")
-    assert finished.returncode == 0
-    for word in ("--dry-run", "--yes", "--no-driver", "--no-docker", "--no-toolkit", "--user", "exit codes"):
-        assert word in finished.stdout
 
 
 def test_a_script_that_was_cut_short_on_its_way_runs_nothing(machine, tmp_path):
@@ -361,5 +272,55 @@ def test_a_script_that_was_cut_short_on_its_way_runs_nothing(machine, tmp_path):
         assert (finished.stdout, machine.noted()) == ("", []), count
 
 
-def test_the_script_can_be_started():
-    assert os.access(SCRIPT, os.X_OK)
+@pytest.mark.parametrize(
+    ("arguments", "variables", "code", "message"),
+    [
+        ([], {}, 4, "add --yes"),  # without a terminal it cannot ask
+        (["--yes"], {"ARCHITECTURE": "riscv64"}, 3, "'riscv64'"),
+        (["--yes"], {"KERNEL": "5.15.90.1-microsoft-standard-WSL2"}, 3, "this is WSL"),
+        (["--yes"], {"IN_CONTAINER": "yes"}, 3, "on the host"),
+        *[(arguments, {}, 2, "Fix: ") for arguments in (["--dryrun"], ["driver"], ["--user"], ["--user", "--yes"])],
+    ],
+)
+def test_refusals_run_nothing(arguments, variables, code, message, machine):
+    finished = machine.run(*arguments, **variables)
+    assert (finished.returncode, finished.stdout, machine.noted()) == (code, "", [])
+    assert message in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "version"), [("ubuntu", "20.04"), ("ubuntu", "25.10"), ("debian", "11"), ("fedora", "42"), ("", "")]
+)
+def test_an_unknown_system_is_refused(name, version, machine):
+    machine.set_system(name, version)
+    finished = machine.run("--yes")
+    assert (finished.returncode, finished.stdout, machine.noted()) == (3, "", [])
+    assert f"this system is '{name} {version}'" in finished.stderr
+    (machine.root / "etc/os-release").unlink()
+    assert (machine.run("--yes").returncode, machine.noted()) == (3, [])
+
+
+@pytest.mark.parametrize("mark", [".dockerenv", "run/.containerenv"])
+def test_a_container_is_refused(mark, machine):
+    (machine.root / mark).touch()
+    assert (machine.run("--yes").returncode, machine.noted()) == (3, [])
+
+
+def test_arm_servers(machine):
+    lines = machine.run("--dry-run", ARCHITECTURE="arm64").stdout
+    assert "cuda/repos/ubuntu2404/sbsa/cuda-keyring_1.1-1_all.deb" in lines and "Architectures: arm64" in lines
+    assert r"libnvidia-container/stable/deb/\$\(ARCH\)\ /" in lines  # left to apt
+    machine.set_system("debian", "13")
+    refused = machine.run("--dry-run", ARCHITECTURE="arm64")
+    assert (refused.returncode, refused.stdout) == (3, "")
+    assert "add --no-driver" in refused.stderr
+    assert machine.run("--dry-run", "--no-driver", ARCHITECTURE="arm64").returncode == 0
+
+
+def test_a_machine_without_a_gpu_and_the_help(machine):
+    assert "no NVIDIA device" not in machine.run("--dry-run").stderr
+    (machine.root / "sys/bus/pci/devices/0000:01:00.0/vendor").write_text("0x8086\n")
+    assert "no NVIDIA device" in machine.run("--dry-run").stderr
+    text = machine.run("--help").stdout
+    options = ("--dry-run", "--yes", "--no-driver", "--no-docker", "--no-toolkit", "--user", "exit codes")
+    assert all(option in text for option in options)

@@ -1,4 +1,4 @@
-"""`maskperf bench gpu`: everything that waits for a GPU, measured in one go. Not yet run on a GPU."""
+"""`maskperf bench gpu`: everything that needs a GPU, measured in one go. Not yet run on a GPU."""
 
 import json
 import os
@@ -12,28 +12,30 @@ from pathlib import Path
 import msgspec
 import torch
 
-from maskperf.bench.gpu_plan import SECTION_SECONDS, GpuPlan, plan_to_json
+from maskperf.bench.plan import SECTION_SECONDS, GpuPlan
 from maskperf.errors import ConfigError
-from maskperf.machine.describe import describe_machine
+from maskperf.machine.probe import describe_machine
 from maskperf.run.environment import describe_environment
 
 SHOWN_ERROR_CHARACTERS = 3000
 LEAST_SECONDS = 5.0  # with less left, a section is not begun
 
-Say = Callable[[str], None]
-
 
 def measure(
-    plan: GpuPlan, folder: Path, say: Say, sections: tuple[str, ...] = tuple(SECTION_SECONDS)
+    plan: GpuPlan, folder: Path, say: Callable[[str], None], sections: tuple[str, ...] = tuple(SECTION_SECONDS)
 ) -> dict[str, object]:
-    """Return everything that was measured, ready for JSON; `folder` holds files of the time of measuring.
+    """Return all measurements, ready for JSON; `folder` is for files of the time of measuring.
 
-    A section that fails or runs out of time keeps the rows it has, and its "error" says why there are no more; `say`
-    tells that too.
+    A section that fails or runs out of time keeps the rows it has, and its "error" says why there are no more; so does
+    a message to `say`.
     Errors: ConfigError where there is no CUDA device.
     """
-    require_gpu(plan.device)
-    environment = describe_environment()
+    if torch.device(plan.device).type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"maskperf bench gpu: device {plan.device}: PyTorch {torch.__version__} sees no CUDA GPU here. Fix: run it "
+            "on a machine with an NVIDIA GPU and a CUDA build of PyTorch (maskperf doctor shows what is missing)."
+        )
+    environment = msgspec.to_builtins(describe_environment())
     end = time.monotonic() + plan.seconds
     found = {}
     for section in sections:
@@ -43,29 +45,16 @@ def measure(
         else:
             say(f"measuring {section} ({seconds:.0f} s at most)")
             found[section] = run_section(section, plan, folder, seconds)
-        if found[section]["error"]:
-            say(f"{section}: {len(found[section]['rows'])} rows, then: {found[section]['error'].splitlines()[-1]}")
+        if error := found[section]["error"]:
+            say(f"{section}: {len(found[section]['rows'])} rows, then: {error.splitlines()[-1]}")
     return {
         "commit": environment["git_commit"],
         "modified": environment["git_modified"],
         "environment": environment,
         "machine": json.loads(msgspec.json.encode(describe_machine())),
-        "plan": json.loads(plan_to_json(plan)),
+        "plan": json.loads(msgspec.json.encode(plan)),
         "sections": found,
     }
-
-
-def require_gpu(device: str) -> None:
-    """Return nothing where the device can be used.
-
-    Errors: ConfigError for a CUDA device that is not there. A CPU is taken at its word: that is for tests.
-    """
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            f"maskperf bench gpu: device {device}: PyTorch {torch.__version__} sees no CUDA GPU here. "
-            "Fix: run it on a machine with an NVIDIA GPU and a CUDA build of PyTorch (maskperf doctor tells what is "
-            "missing)."
-        )
 
 
 def run_section(section: str, plan: GpuPlan, folder: Path, seconds: float) -> dict[str, object]:
@@ -73,29 +62,23 @@ def run_section(section: str, plan: GpuPlan, folder: Path, seconds: float) -> di
     rows_file, log_file = folder / f"{section}.jsonl", folder / f"{section}.log"
     command = [sys.executable, "-m", "maskperf.bench.gpu_section", section, str(rows_file)]
     start = time.monotonic()
+    error = ""
     with log_file.open("wb") as log:
-        # A session of its own, so that what the section has started ends with it.
+        # A session of its own, so that the section's own processes end with it.
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            process.communicate(plan_to_json(plan).encode(), timeout=seconds)
-            error = ""
+            process.communicate(msgspec.json.encode(plan), timeout=seconds)
         except subprocess.TimeoutExpired:
             error = f"stopped after {seconds:.0f} s, its share of the time"
         finally:
-            if process.poll() is None:  # not waited for, so the number is still its own
+            if process.poll() is None:  # not waited for, so the process id is still its own
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait(timeout=60)
     if not error and process.returncode != 0:
         text = log_file.read_text(encoding="utf-8", errors="replace").strip()
         error = text[-SHOWN_ERROR_CHARACTERS:] or f"ended with code {process.returncode}"
-    return {"rows": _read_rows(rows_file), "error": error, "seconds": time.monotonic() - start}
-
-
-def _read_rows(path: Path) -> list[dict]:
-    """Return the whole lines; the last one may have been cut off."""
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")
-    return [msgspec.json.decode(line) for line in lines[:-1]]
+    *lines, _ = rows_file.read_bytes().split(b"\n") if rows_file.exists() else [b""]  # the last one may be cut off
+    rows = [msgspec.json.decode(line) for line in lines]
+    return {"rows": rows, "error": error, "seconds": time.monotonic() - start}

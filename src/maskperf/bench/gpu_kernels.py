@@ -1,8 +1,9 @@
-"""The kernels of ops/kernels against their plain twins on a GPU: times in turn, and how far the results differ.
+"""The kernels of ops/kernels against plain PyTorch on a GPU: times in turn, and how far the results differ.
 
 Not yet run on a GPU.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -11,38 +12,41 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskperf.bench.gpu_clock import measure_in_turn, milliseconds_of
-from maskperf.bench.gpu_plan import GpuPlan, KernelSizes
-from maskperf.bench.measure import Spread, ratio_spread, spread_of
-from maskperf.bench.synthetic import STRIDES, synthetic_boxes, synthetic_ring
+from maskperf.bench.device_clock import milliseconds_of
+from maskperf.bench.gpu_steps import synthetic_polygons
+from maskperf.bench.measure import Spread, measure_in_turn, ratio_spread, spread_of
+from maskperf.bench.plan import GpuPlan, KernelSizes
+from maskperf.bench.synthetic import POOLED_LEVELS, STRIDES, cells_of, synthetic_boxes
 from maskperf.config import ModelConfig
 from maskperf.data.images.raw_images import BufferRing, pack_pictures
 from maskperf.errors import ConfigError
 from maskperf.model.patches import patches_by_level
 from maskperf.ops.anchors import pyramid_anchors
 from maskperf.ops.boxes import pairwise_iou
+from maskperf.ops.casts import PlainCasts
 from maskperf.ops.kernels.selection import load, missing_part
-from maskperf.ops.matching import Matches, match_by_slots, match_to_truth
+from maskperf.ops.matching import match_by_slots, match_to_truth
 from maskperf.ops.nms import blockwise_nms
 from maskperf.ops.pictures import to_images_reference
+from maskperf.ops.products import own_class_logits
 from maskperf.ops.ranking import best_anchors_by_level
 from maskperf.ops.rasterize import rasterize_by_crossings
 from maskperf.ops.roi_align import flat_roi_align
-from maskperf.ops.sampling import Sample, draw_by_rank
-from maskperf.structures import Polygons, to_device
+from maskperf.ops.sampling import draw_by_rank
+from maskperf.structures import to_device
 
-POOLED_STRIDES = STRIDES[:4]
 MASK_SIZE = 28
 MEANS_BGR = (102.9801, 115.9465, 122.7717)
 IOU_THRESHOLD = 0.7
-CALLS = 5  # of one measurement
 SEED = 1
 DTYPES = (torch.float32, torch.bfloat16)
+DIRECTIONS = ("forward", "backward")
+MODEL = ModelConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
 class KernelCase:
-    """One piece of work, done by a kernel and by its twin; both return what they made."""
+    """One piece of work, done by a kernel and by plain PyTorch; both return their results."""
 
     name: str
     shape: str
@@ -52,7 +56,7 @@ class KernelCase:
 
 @dataclass(frozen=True, kw_only=True)
 class KernelRow:
-    """What was measured of one case; milliseconds of one call on the device."""
+    """The measurements of one case; milliseconds of one call on the device."""
 
     name: str
     shape: str
@@ -63,300 +67,267 @@ class KernelRow:
     largest_value: float
 
 
+class Inputs:
+    """Random inputs of one case, on the device."""
+
+    def __init__(self, device: torch.device, sizes: KernelSizes):
+        self.device, self.sizes = device, sizes
+        self.random = np.random.default_rng(SEED)
+
+    def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.from_numpy(self.random.standard_normal(shape, np.float32)).to(self.device, dtype)
+
+    def integers(self, high: int, *shape: int) -> Tensor:
+        return torch.from_numpy(self.random.integers(0, high, shape)).to(self.device)
+
+    def boxes(self, groups: int, count: int) -> Tensor:
+        boxes = synthetic_boxes(self.random, groups * count, self.sizes.size_hw)
+        return torch.from_numpy(boxes).view(groups, count, 4).to(self.device)
+
+    def truth(self) -> tuple[Tensor, Tensor]:
+        """Return ground truth boxes and their validity: all but the last object of an image are real."""
+        boxes = self.boxes(self.sizes.images, self.sizes.objects)
+        valid = torch.arange(self.sizes.objects) < max(1, self.sizes.objects - 1)
+        return boxes, valid.expand(self.sizes.images, -1).to(self.device)
+
+    def pyramid(self, strides: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+        shapes = [(self.sizes.images, self.sizes.channels, *cells_of(self.sizes.size_hw, stride)) for stride in strides]
+        levels = [self.normal(*shape, dtype=dtype).to(memory_format=torch.channels_last) for shape in shapes]
+        return [level.requires_grad_() for level in levels]
+
+    def anchor_counts(self) -> tuple[int, ...]:
+        """Return how many anchors each level of an image has."""
+        cells = [cells_of(self.sizes.size_hw, stride) for stride in STRIDES]
+        return tuple(rows * columns * len(MODEL.anchor_ratios) for rows, columns in cells)
+
+
 def gpu_kernel_rows(family: str, device: torch.device, plan: GpuPlan) -> Iterator[KernelRow]:
-    """Return one row for each piece of work of a family of `FAMILIES`, as it is measured.
+    """Yield one row for each case of a family of `FAMILIES`, as it is measured.
 
     Errors: ConfigError where the kernels cannot be used on the device.
     """
     missing = missing_part(device)
     if missing:
         raise ConfigError(f"device {device}: no kernels to measure. {missing}")
-    for make_case in FAMILIES[family](device, plan.kernels):
-        yield measure_case(make_case(), device, plan)
+    for make_case in FAMILIES[family]:
+        yield measure_case(make_case(Inputs(device, plan.kernels)), device, plan)
 
 
 def measure_case(case: KernelCase, device: torch.device, plan: GpuPlan) -> KernelRow:
-    """Return the row of one case: both sides in turn, after calls that are not counted."""
+    """Return the row of one case: both sides in turn, after calls that do not count."""
     for _ in range(plan.warm_up_calls):
         found, expected = case.kernel(), case.plain()
     pairs = [(a.double(), b.double()) for a, b in zip(found, expected, strict=True)]
-    largest = max(float((a - b).abs().max()) for a, b in pairs), max(float(b.abs().max()) for _, b in pairs)
-    times = measure_in_turn(
-        {
-            "kernel": partial(milliseconds_of, case.kernel, device, CALLS),
-            "plain": partial(milliseconds_of, case.plain, device, CALLS),
-        },
-        plan.repeats,
-    )
+    clocks = {name: partial(milliseconds_of, getattr(case, name), device) for name in ("kernel", "plain")}
+    times = measure_in_turn(clocks, plan.repeats)
     return KernelRow(
         name=case.name,
         shape=case.shape,
         kernel_milliseconds=spread_of(times["kernel"]),
         plain_milliseconds=spread_of(times["plain"]),
         plain_over_kernel=ratio_spread(times["kernel"], times["plain"]),
-        largest_difference=largest[0],
-        largest_value=largest[1],
+        largest_difference=max(float((a - b).abs().max()) for a, b in pairs),
+        largest_value=max(float(b.abs().max()) for _, b in pairs),
     )
 
 
-def _roi_align_cases(device: torch.device, sizes: KernelSizes) -> Iterator[Callable[[], KernelCase]]:
-    for pool in ((7, sizes.box_rois), (14, sizes.mask_rois)):
-        for dtype in DTYPES:
-            for direction in ("forward", "backward"):
-                yield partial(_roi_align, device, sizes, pool, dtype=dtype, direction=direction)
+def _case(name: str, shape: str, kernel: Callable[[], object], plain: Callable[[], object]) -> KernelCase:
+    """Return a case whose two sides return a tensor, several, or a dataclass of tensors."""
+    return KernelCase(name=name, shape=shape, kernel=lambda: _tensors(kernel()), plain=lambda: _tensors(plain()))
 
 
-def _ranking_cases(device: torch.device, sizes: KernelSizes) -> Iterator[Callable[[], KernelCase]]:
-    yield partial(_ranking, device, sizes)
+def _tensors(result: object) -> list[Tensor]:
+    if isinstance(result, Tensor):
+        return [result]
+    return list(result) if isinstance(result, list | tuple) else list(vars(result).values())
 
 
-def _nms_cases(device: torch.device, sizes: KernelSizes) -> Iterator[Callable[[], KernelCase]]:
-    yield partial(_nms, device, sizes)
-
-
-def _mask_cases(device: torch.device, sizes: KernelSizes) -> Iterator[Callable[[], KernelCase]]:
-    yield partial(_masks, device, sizes)
-
-
-def _matching_cases(device: torch.device, sizes: KernelSizes) -> Iterator[Callable[[], KernelCase]]:
-    yield partial(_match_anchors, device, sizes)
-    yield partial(_match_rois, device, sizes)
-
-
-def _patch_cases(device: torch.device, sizes: KernelSizes) -> Iterator[Callable[[], KernelCase]]:
-    for dtype in DTYPES:
-        for direction in ("forward", "backward"):
-            yield partial(_patches, device, sizes, dtype=dtype, direction=direction)
-
-
-def _sampling_cases(device: torch.device, sizes: KernelSizes) -> Iterator[Callable[[], KernelCase]]:
-    yield partial(_samples, device, sizes)
-
-
-def _picture_cases(device: torch.device, sizes: KernelSizes) -> Iterator[Callable[[], KernelCase]]:
-    for dtype in DTYPES:
-        yield partial(_pictures, device, sizes, dtype)
-
-
-FAMILIES = {
-    "roi_align": _roi_align_cases,
-    "ranking": _ranking_cases,
-    "nms": _nms_cases,
-    "rasterize": _mask_cases,
-    "matching": _matching_cases,
-    "patches": _patch_cases,
-    "sampling": _sampling_cases,
-    "pictures": _picture_cases,
-}
-
-
-def _roi_align(
-    device: torch.device, sizes: KernelSizes, pool: tuple[int, int], *, dtype: torch.dtype, direction: str
+def _in_direction(
+    name: str, shape: str, sides: list[Callable[[], Tensor]], leaves: list[Tensor], inputs: Inputs, direction: str
 ) -> KernelCase:
-    random = np.random.default_rng(SEED)
-    size, rois = pool
-    boxes = synthetic_boxes(random, sizes.images * rois, sizes.size_hw).reshape(sizes.images, rois, 4)
-    boxes = torch.from_numpy(boxes).to(device)
-    features = _pyramid(random, device, sizes, POOLED_STRIDES, dtype)
-    sides = [
-        partial(side, features, boxes, size=size, strides=POOLED_STRIDES)
-        for side in (load("roi_align").pyramid_roi_align, flat_roi_align)
-    ]
-    return KernelCase(
-        name=f"RoIAlign {direction}",
-        shape=f"{sizes.images} x {rois} RoIs, {size} x {size}, {sizes.channels} channels, {dtype}",
-        **_work(random, sides, features, direction),
-    )
-
-
-def _samples(device: torch.device, sizes: KernelSizes) -> KernelCase:
-    random = np.random.default_rng(SEED)
-    model = ModelConfig()
-    num_anchors = sum(_level_counts(sizes))
-    values = torch.from_numpy(random.random((sizes.images, num_anchors), np.float32)).to(device)
-    positive, negative = values < 0.001, values > 0.2
-    seeds = torch.arange(sizes.images, device=device)
-    max_positive = int(sizes.sampled_anchors * model.rpn_positive_fraction)
-    work = [
-        partial(side, positive, negative, seeds, num_samples=sizes.sampled_anchors, max_positive=max_positive)
-        for side in (load("sampling").draw_balanced, draw_by_rank)
-    ]
-    return KernelCase(
-        name="samples",
-        shape=f"{sizes.images} x {sizes.sampled_anchors} of {num_anchors} anchors",
-        kernel=lambda: _parts(work[0]()),
-        plain=lambda: _parts(work[1]()),
-    )
-
-
-def _pyramid(
-    random: np.random.Generator, device: torch.device, sizes: KernelSizes, strides: tuple[int, ...], dtype: torch.dtype
-) -> list[Tensor]:
-    features = []
-    for stride in strides:
-        shape = (sizes.images, sizes.channels, -(-sizes.size_hw[0] // stride), -(-sizes.size_hw[1] // stride))
-        level = torch.from_numpy(random.standard_normal(shape, np.float32))
-        features.append(level.to(device, dtype, memory_format=torch.channels_last).requires_grad_())
-    return features
-
-
-def _work(
-    random: np.random.Generator, sides: list[Callable[[], Tensor]], features: list[Tensor], direction: str
-) -> dict[str, Callable[[], list[Tensor]]]:
-    """Return the work of kernel and twin in one direction, for functions of these features."""
-
-    def forward(function: Callable[[], Tensor]) -> list[Tensor]:
-        with torch.no_grad():
-            return [function()]
-
-    def backward(result: Tensor, gradient: Tensor) -> list[Tensor]:
-        return list(torch.autograd.grad(result, features, gradient, retain_graph=True))
-
-    work = [partial(forward, side) for side in sides]
-    if direction == "backward":
+    """Return a case of the forward or the backward pass of two functions of these leaves."""
+    if direction == "forward":
+        work = [torch.no_grad()(side) for side in sides]
+    else:
         results = [side() for side in sides]
-        shape, kind = results[0].shape, {"device": features[0].device, "dtype": features[0].dtype}
-        gradient = torch.from_numpy(random.standard_normal(shape, np.float32)).to(**kind)
-        work = [partial(backward, result, gradient) for result in results]
-    return {"kernel": work[0], "plain": work[1]}
+        gradient = inputs.normal(*results[0].shape, dtype=results[0].dtype)
+        work = [partial(torch.autograd.grad, result, leaves, gradient, retain_graph=True) for result in results]
+    return _case(f"{name} {direction}", shape, *work)
 
 
-def _patches(device: torch.device, sizes: KernelSizes, *, dtype: torch.dtype, direction: str) -> KernelCase:
-    random = np.random.default_rng(SEED)
-    features = _pyramid(random, device, sizes, STRIDES, dtype)
+def _roi_align(pool: str, dtype: torch.dtype, direction: str, inputs: Inputs) -> KernelCase:
+    sizes = inputs.sizes
+    size, rois = {"box": (7, sizes.box_rois), "mask": (14, sizes.mask_rois)}[pool]
+    strides = STRIDES[:POOLED_LEVELS]
+    boxes, features = inputs.boxes(sizes.images, rois), inputs.pyramid(strides, dtype)
+    functions = (load("roi_align").pyramid_roi_align, flat_roi_align)
+    sides = [partial(function, features, boxes, size=size, strides=strides) for function in functions]
+    shape = f"{sizes.images} x {rois} RoIs, {size} x {size}, {sizes.channels} channels, {dtype}"
+    return _in_direction("RoIAlign", shape, sides, features, inputs, direction)
+
+
+def _patches(dtype: torch.dtype, direction: str, inputs: Inputs) -> KernelCase:
+    sizes = inputs.sizes
+    features = inputs.pyramid(STRIDES, dtype)
     num_cells = sum(level.shape[2] * level.shape[3] for level in features)
-    cells = torch.from_numpy(random.integers(0, num_cells, (sizes.images, sizes.sampled_anchors))).to(device)
-    sides = [partial(side, features, cells) for side in (load("patches").cell_patches, patches_by_level)]
-    return KernelCase(
-        name=f"patches {direction}",
-        shape=f"{sizes.images} x {sizes.sampled_anchors} places, {sizes.channels} channels, {dtype}",
-        **_work(random, sides, features, direction),
-    )
+    cells = inputs.integers(num_cells, sizes.images, sizes.sampled_anchors)
+    sides = [partial(function, features, cells) for function in (load("patches").cell_patches, patches_by_level)]
+    shape = f"{sizes.images} x {sizes.sampled_anchors} positions, {sizes.channels} channels, {dtype}"
+    return _in_direction("patches", shape, sides, features, inputs, direction)
 
 
-def _level_counts(sizes: KernelSizes) -> tuple[int, ...]:
-    """Return how many anchors each level of an image has."""
-    cells = [-(-sizes.size_hw[0] // stride) * -(-sizes.size_hw[1] // stride) for stride in STRIDES]
-    return tuple(count * len(ModelConfig().anchor_ratios) for count in cells)
+def _samples(inputs: Inputs) -> KernelCase:
+    sizes = inputs.sizes
+    num_anchors = sum(inputs.anchor_counts())
+    values = torch.from_numpy(inputs.random.random((sizes.images, num_anchors), np.float32)).to(inputs.device)
+    arguments = (values < 0.001, values > 0.2, torch.arange(sizes.images, device=inputs.device))
+    max_positive = int(sizes.sampled_anchors * MODEL.rpn_positive_fraction)
+    sides = [
+        partial(function, *arguments, num_samples=sizes.sampled_anchors, max_positive=max_positive)
+        for function in (load("sampling").draw_balanced, draw_by_rank)
+    ]
+    return _case("samples", f"{sizes.images} x {sizes.sampled_anchors} of {num_anchors} anchors", *sides)
 
 
-def _ranking(device: torch.device, sizes: KernelSizes) -> KernelCase:
+def _ranking(inputs: Inputs) -> KernelCase:
     """The scores of an image are all different, so that there is one right answer."""
-    counts = _level_counts(sizes)
-    random = np.random.default_rng(SEED)
-    logits = np.stack([random.permutation(sum(counts)) for _ in range(sizes.images)]) / sum(counts) * 8 - 4
-    logits = torch.from_numpy(logits.astype(np.float32)).to(device)
-    kernel = load("ranking").best_anchors
-    return KernelCase(
-        name="ranking",
-        shape=f"{sizes.images} x {sum(counts)} anchors of {len(counts)} levels, {sizes.candidates} of each",
-        kernel=lambda: list(kernel(logits, counts, sizes.candidates)),
-        plain=lambda: list(best_anchors_by_level(logits, counts, sizes.candidates)),
-    )
+    sizes, counts = inputs.sizes, inputs.anchor_counts()
+    logits = np.stack([inputs.random.permutation(sum(counts)) for _ in range(sizes.images)]) / sum(counts) * 8 - 4
+    arguments = (torch.from_numpy(logits.astype(np.float32)).to(inputs.device), counts, sizes.candidates)
+    sides = [partial(function, *arguments) for function in (load("ranking").best_anchors, best_anchors_by_level)]
+    shape = f"{sizes.images} x {sum(counts)} anchors of {len(counts)} levels, {sizes.candidates} of each"
+    return _case("ranking", shape, *sides)
 
 
-def _nms(device: torch.device, sizes: KernelSizes) -> KernelCase:
-    random = np.random.default_rng(SEED)
-    groups = sizes.images * len(STRIDES)
-    boxes = synthetic_boxes(random, groups * sizes.candidates, sizes.size_hw).reshape(groups, sizes.candidates, 4)
-    boxes = torch.from_numpy(boxes).to(device)
-    valid = torch.from_numpy(random.uniform(size=(groups, sizes.candidates)) < 0.95).to(device)
-    kernel = load("nms").nms_sorted
-    return KernelCase(
-        name="NMS",
-        shape=f"{groups} x {sizes.candidates} boxes",
-        kernel=lambda: [kernel(boxes, valid, IOU_THRESHOLD)],
-        plain=lambda: [blockwise_nms(boxes, valid, IOU_THRESHOLD)],
-    )
+def _nms(inputs: Inputs) -> KernelCase:
+    groups, candidates = inputs.sizes.images * len(STRIDES), inputs.sizes.candidates
+    boxes = inputs.boxes(groups, candidates)
+    valid = torch.from_numpy(inputs.random.uniform(size=(groups, candidates)) < 0.95).to(inputs.device)
+    sides = [partial(function, boxes, valid, IOU_THRESHOLD) for function in (load("nms").nms_sorted, blockwise_nms)]
+    return _case("NMS", f"{groups} x {candidates} boxes", *sides)
 
 
-def _parts(result: Matches | Sample) -> list[Tensor]:
-    return list(vars(result).values())
+def _match_anchors(inputs: Inputs) -> KernelCase:
+    sizes = inputs.sizes
+    truth, valid = inputs.truth()
+    levels = tuple(cells_of(sizes.size_hw, stride) for stride in STRIDES)
+    anchors = pyramid_anchors(levels, STRIDES, MODEL.anchor_sizes, MODEL.anchor_ratios, inputs.device)
+    rule = {"positive_iou": MODEL.rpn_positive_iou, "negative_iou": MODEL.rpn_negative_iou}
+    kernel = partial(load("matching").match_boxes, anchors[None], truth, valid, keep_best_of_truth=True, **rule)
+    plain = partial(match_by_slots, anchors, truth, valid, **rule)
+    shape = f"{sizes.images} x {len(anchors)} anchors, {sizes.objects} objects"
+    return _case("matching of anchors", shape, kernel, plain)
 
 
-def _truth(random: np.random.Generator, device: torch.device, sizes: KernelSizes) -> tuple[Tensor, Tensor]:
-    """Return ground truth and which of it is real: all but the last object of an image."""
-    boxes = synthetic_boxes(random, sizes.images * sizes.objects, sizes.size_hw).reshape(sizes.images, sizes.objects, 4)
-    valid = torch.arange(sizes.objects) < max(1, sizes.objects - 1)
-    return torch.from_numpy(boxes).to(device), valid.expand(sizes.images, -1).to(device)
+def _match_rois(inputs: Inputs) -> KernelCase:
+    sizes = inputs.sizes
+    truth, valid = inputs.truth()
+    boxes = inputs.boxes(sizes.images, sizes.candidates)
+    rule = {"positive_iou": MODEL.roi_positive_iou, "negative_iou": MODEL.roi_positive_iou, "keep_best_of_truth": False}
+    kernel = partial(load("matching").match_boxes, boxes, truth, valid, **rule)
+    shape = f"{sizes.images} x {sizes.candidates} boxes, {sizes.objects} objects"
+    plain = lambda: match_to_truth(pairwise_iou(boxes, truth), valid, **rule)  # noqa: E731
+    return _case("matching of RoIs", shape, kernel, plain)
 
 
-def _match_anchors(device: torch.device, sizes: KernelSizes) -> KernelCase:
-    truth, valid = _truth(np.random.default_rng(SEED), device, sizes)
-    model = ModelConfig()
-    levels = tuple((-(-sizes.size_hw[0] // stride), -(-sizes.size_hw[1] // stride)) for stride in STRIDES)
-    anchors = pyramid_anchors(levels, STRIDES, model.anchor_sizes, model.anchor_ratios, device)
-    rule = {"positive_iou": model.rpn_positive_iou, "negative_iou": model.rpn_negative_iou}
-    kernel = partial(load("matching").match_boxes, keep_best_of_truth=True, **rule)
-    return KernelCase(
-        name="matching of anchors",
-        shape=f"{sizes.images} x {len(anchors)} anchors, {sizes.objects} objects",
-        kernel=lambda: _parts(kernel(anchors[None], truth, valid)),
-        plain=lambda: _parts(match_by_slots(anchors, truth, valid, **rule)),
-    )
+def _masks(inputs: Inputs) -> KernelCase:
+    sizes = inputs.sizes
+    object_boxes = synthetic_boxes(inputs.random, sizes.images * sizes.objects, sizes.size_hw)
+    polygons = to_device(synthetic_polygons(inputs.random, object_boxes), inputs.device)
+    objects = inputs.integers(len(object_boxes), sizes.images * sizes.mask_rois)
+    arguments = (polygons, objects, torch.from_numpy(object_boxes).to(inputs.device)[objects], MASK_SIZE)
+    sides = [partial(side, *arguments) for side in (load("rasterize").rasterize_crops, rasterize_by_crossings)]
+    return _case("mask targets", f"{len(objects)} RoIs, {MASK_SIZE} x {MASK_SIZE}", *sides)
 
 
-def _match_rois(device: torch.device, sizes: KernelSizes) -> KernelCase:
-    random = np.random.default_rng(SEED)
-    truth, valid = _truth(random, device, sizes)
-    boxes = synthetic_boxes(random, sizes.images * sizes.candidates, sizes.size_hw)
-    boxes = torch.from_numpy(boxes.reshape(sizes.images, sizes.candidates, 4)).to(device)
-    threshold = ModelConfig().roi_positive_iou
-    rule = {"positive_iou": threshold, "negative_iou": threshold, "keep_best_of_truth": False}
-    kernel = load("matching").match_boxes
-    return KernelCase(
-        name="matching of RoIs",
-        shape=f"{sizes.images} x {sizes.candidates} boxes, {sizes.objects} objects",
-        kernel=lambda: _parts(kernel(boxes, truth, valid, **rule)),
-        plain=lambda: _parts(match_to_truth(pairwise_iou(boxes, truth), valid, **rule)),
-    )
-
-
-def _masks(device: torch.device, sizes: KernelSizes) -> KernelCase:
-    random = np.random.default_rng(SEED)
-    object_boxes = synthetic_boxes(random, sizes.images * sizes.objects, sizes.size_hw)
-    polygons = to_device(synthetic_polygons(random, object_boxes), device)
-    chosen = random.integers(0, len(object_boxes), sizes.images * sizes.mask_rois)
-    objects, boxes = torch.from_numpy(chosen).to(device), torch.from_numpy(object_boxes[chosen]).to(device)
-    kernel = load("rasterize").rasterize_crops
-    return KernelCase(
-        name="mask targets",
-        shape=f"{len(chosen)} RoIs, {MASK_SIZE} x {MASK_SIZE}",
-        kernel=lambda: [kernel(polygons, objects, boxes, MASK_SIZE)],
-        plain=lambda: [rasterize_by_crossings(polygons, objects, boxes, MASK_SIZE)],
-    )
-
-
-def synthetic_polygons(random: np.random.Generator, object_boxes: np.ndarray) -> Polygons:
-    """Return one ring for each box, just filling it."""
-    rings = [synthetic_ring(random, box) for box in object_boxes]
-    offsets = np.cumsum([0, *map(len, rings)])
-    return Polygons(
-        points=torch.from_numpy(np.concatenate(rings)),
-        point_offsets=torch.from_numpy(offsets),
-        ring_offsets=torch.arange(len(rings) + 1),
-        max_points=int(np.diff(offsets).max()),
-        max_rings=1,
-    )
-
-
-def _pictures(device: torch.device, sizes: KernelSizes, dtype: torch.dtype) -> KernelCase:
-    """Pictures of three quarters of the size, as COCO's are, with their resize."""
-    random = np.random.default_rng(SEED)
-    height, width = sizes.size_hw
+def _images(dtype: torch.dtype, inputs: Inputs) -> KernelCase:
+    """Images of three quarters of the size, as COCO's are, with their resize."""
+    images, (height, width) = inputs.sizes.images, inputs.sizes.size_hw
     old_hw = (height * 3 // 4, width * 3 // 4)
     raw = pack_pictures(
-        [random.integers(0, 256, (*old_hw, 3), np.uint8) for _ in range(sizes.images)],
-        [(height, width)] * sizes.images,
-        [image % 2 == 0 for image in range(sizes.images)],
+        [inputs.random.integers(0, 256, (*old_hw, 3), np.uint8) for _ in range(images)],
+        [(height, width)] * images,
+        [image % 2 == 0 for image in range(images)],
         canvas_hw=(height, width),
         means_bgr=MEANS_BGR,
         ring=BufferRing(max_waiting=1, pin_memory=False),
     )
-    raw = to_device(raw, device)
-    return KernelCase(
-        name="pictures to input",
-        shape=f"{sizes.images} x {old_hw[0]} x {old_hw[1]} to {height} x {width}, {dtype}",
-        kernel=lambda: [load("pictures").resize_pictures(raw, dtype)],
-        plain=lambda: [to_images_reference(raw, dtype).pixels],
+    raw = to_device(raw, inputs.device)
+    shape = f"{images} x {old_hw[0]} x {old_hw[1]} to {height} x {width}, {dtype}"
+    kernel = partial(load("pictures").resize_pictures, raw, dtype)
+    return _case("pictures to input", shape, kernel, lambda: to_images_reference(raw, dtype).pixels)
+
+
+def _casts(direction: str, inputs: Inputs) -> KernelCase:
+    """The mask head's weights in bfloat16, each output channel times a factor, and their gradients in float32."""
+    channels = inputs.sizes.channels
+    shapes = [(channels, channels, 3, 3)] * MODEL.mask_head_convs
+    weights = [inputs.normal(*shape) for shape in shapes]
+    factors = [inputs.normal(channels).abs() for _ in shapes]
+    gradients = [inputs.normal(*shape, dtype=torch.bfloat16) for shape in shapes]
+
+    def side(make_casts: Callable) -> Callable[[], list[Tensor]]:
+        parameters = [weight.clone().requires_grad_() for weight in weights]
+        casts = make_casts(parameters, factors, torch.bfloat16)
+
+        def backward() -> list[Tensor]:
+            for parameter in parameters:
+                parameter.grad = None
+            torch.autograd.backward(casts(), gradients)
+            return [parameter.grad for parameter in parameters]
+
+        return torch.no_grad()(casts) if direction == "forward" else backward
+
+    text = f"{len(shapes)} weights of {channels} x {channels} x 3 x 3, torch.bfloat16"
+    return _case(f"weight casts {direction}", text, side(load("casts").WeightCasts), side(PlainCasts))
+
+
+def _own_class(direction: str, inputs: Inputs) -> KernelCase:
+    """The logits of RoIs that are each of a class of their own."""
+    sizes, kernels = inputs.sizes, load("own_class")
+    rois, pixels = sizes.images * sizes.mask_rois, MASK_SIZE**2
+    maps = inputs.normal(rois, pixels, sizes.channels, dtype=torch.bfloat16).relu().requires_grad_()
+    weights = inputs.normal(rois, sizes.channels, dtype=torch.bfloat16).requires_grad_()
+    offsets, labels = inputs.normal(rois), torch.arange(rois, device=inputs.device)
+    plain = partial(own_class_logits, maps, weights, offsets, labels, kernels=False)
+    text = f"{rois} RoIs, {MASK_SIZE} x {MASK_SIZE}, {sizes.channels} channels, torch.bfloat16"
+    if direction == "forward":
+        forward = partial(kernels.logits, maps.detach(), weights.detach(), offsets)
+        return _case("mask logits forward", text, forward, torch.no_grad()(plain))
+    gradient = inputs.normal(rois, pixels)
+    backward = partial(torch.autograd.grad, plain(), [maps, weights], gradient, retain_graph=True)
+    kernel = partial(kernels.gradients, maps.detach(), weights.detach(), gradient)
+    return _case("mask logits backward", text, kernel, backward)
+
+
+def _residual(dtype: torch.dtype, inputs: Inputs) -> KernelCase:
+    height, width = cells_of(inputs.sizes.size_hw, STRIDES[0])
+    shape = (inputs.sizes.images, inputs.sizes.channels, height, width)
+    tensors = [inputs.normal(*shape, dtype=dtype).to(memory_format=torch.channels_last) for _ in range(3)]
+    first, second, x = tensors
+    # The kernel adds in place: a copy of its first argument is part of the work of both sides.
+    return _case(
+        "sum of gradients",
+        f"{' x '.join(map(str, shape))}, {dtype}",
+        lambda: load("residual").add_rectified(first.clone(), second, x),
+        lambda: torch.where(x <= 0, 0.0, first.clone().add_(second)),
     )
+
+
+def _each(make_case: Callable[..., KernelCase], *options: tuple) -> list[Callable[[Inputs], KernelCase]]:
+    return [partial(make_case, *chosen) for chosen in itertools.product(*options)]
+
+
+FAMILIES: dict[str, list[Callable[[Inputs], KernelCase]]] = {
+    "roi_align": _each(_roi_align, ("box", "mask"), DTYPES, DIRECTIONS),
+    "ranking": [_ranking],
+    "nms": [_nms],
+    "rasterize": [_masks],
+    "matching": [_match_anchors, _match_rois],
+    "patches": _each(_patches, DTYPES, DIRECTIONS),
+    "sampling": [_samples],
+    "pictures": _each(_images, DTYPES),
+    "casts": _each(_casts, DIRECTIONS),
+    "own_class": _each(_own_class, DIRECTIONS),
+    "residual": _each(_residual, DTYPES),
+}

@@ -1,51 +1,57 @@
 """The process of one section: python -m maskperf.bench.gpu_section SECTION FILE, the plan as JSON on stdin.
 
 A process of its own, because an illegal access in one kernel makes everything after it in the same process fail.
-Every row is written when it is measured, so that what is done stays if the time runs out. Not yet run on a GPU.
+Every row is written as soon as it is measured, so that it stays if the time runs out. Not yet run on a GPU.
 """
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import torch
 
-from maskperf.bench.gpu_clock import milliseconds_of
+from maskperf.bench.device_clock import copy_rate, milliseconds_of, product_rate
 from maskperf.bench.gpu_convolutions import convolution_rows
-from maskperf.bench.gpu_kernels import FAMILIES, gpu_kernel_rows
-from maskperf.bench.gpu_peer import peer_rows
-from maskperf.bench.gpu_plan import GpuPlan, plan_from_json
+from maskperf.bench.gpu_kernels import gpu_kernel_rows
 from maskperf.bench.gpu_steps import step_rows, switch_rows
-from maskperf.config import SpeedConfig
+from maskperf.bench.plan import CASES, KERNEL_FAMILIES, GpuPlan, Plan
+from maskperf.bench.session import measure_case
 from maskperf.engine.build import best_convolutions
 from maskperf.engine.distributed import claim_gpu
-from maskperf.errors import EXIT_DONE, UserError
-from maskperf.machine.software import installed_version
+from maskperf.errors import EXIT_DONE, ConfigError, UserError
+from maskperf.machine.probe import installed_version
 from maskperf.ops.kernels.selection import describe
+from maskperf.recipes import coco
 
-CEILING_SIDES = {"cuda": 8192, "cpu": 64}
-CEILING_CALLS = 10
-COPY_NUMBERS = {"cuda": 2**28, "cpu": 2**10}
+PRODUCT_SIDE = {"cuda": 8192, "cpu": 64}
+COPIED_NUMBERS = {"cuda": 2**28, "cpu": 2**10}
 PACKAGES = ("maskperf", "torch", "triton", "numpy")
-
-Rows = Callable[[torch.device, GpuPlan], Iterator[object]]
-
-
-def section_rows(section: str, device: torch.device, plan: GpuPlan) -> Iterator[dict]:
-    """Return the rows of a section as they are measured, ready for JSON."""
-    return map(_entry_of, SECTIONS[section](device, plan))
-
-
-def _entry_of(row: object) -> dict:
-    return row if isinstance(row, dict) else asdict(row)
+# What is compared with the peer; the most important come first, in case the time runs out.
+COMPARED = (
+    ("step", "training step"),
+    ("infer", "detections"),
+    ("roi_align", "7x7 forward+backward"),
+    ("roi_align", "7x7 forward"),
+    ("roi_align", "14x14 forward+backward"),
+    ("nms", "levels"),
+    ("nms", "classes"),
+    ("mask_targets", "28x28"),
+)
 
 
 def device_rows(device: torch.device, plan: GpuPlan) -> Iterator[dict]:
-    """Return one row: the card, the versions, and the most it does in a matrix product and in a copy."""
+    """Yield one row: the GPU, the versions, and its rates of a matrix product and of a copy."""
+
+    def best_seconds(work: Callable[[], object]) -> float:
+        return min(milliseconds_of(work, device) for _ in range(3)) / 1000
+
     properties = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    product = product_rate(best_seconds, PRODUCT_SIDE[device.type], device, torch.bfloat16)
     yield {
         "name": properties.name if properties else str(device),
         "memory_gib": properties.total_memory / 2**30 if properties else None,
@@ -54,34 +60,56 @@ def device_rows(device: torch.device, plan: GpuPlan) -> Iterator[dict]:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "packages": {name: installed_version(name) for name in PACKAGES},
-        "kernels": describe(SpeedConfig().triton_kernels, device),
-        "bfloat16_teraflop_per_second": _product_rate(device),
-        "copy_gb_per_second": _copy_rate(device),
+        "kernels": describe(device),
+        "bfloat16_teraflop_per_second": product / 1e12,
+        "copy_gb_per_second": copy_rate(best_seconds, COPIED_NUMBERS[device.type], device) / 1e9,
     }
 
 
-def _product_rate(device: torch.device) -> float:
-    side = CEILING_SIDES[device.type]
-    left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    milliseconds = [milliseconds_of(lambda: left @ right, device, CEILING_CALLS) for _ in range(3)]
-    return 2 * side**3 / min(milliseconds) / 1e9
+def peer_rows(device: torch.device, plan: GpuPlan, cases: tuple[tuple[str, str], ...] = COMPARED) -> Iterator[dict]:
+    """Yield one row for each case, with both sides measured in turn; one row that says so where no peer was given.
+
+    A case that one side fails at, for want of memory perhaps, is a row with the error, and the others are measured.
+    """
+    if not plan.peer_python:
+        yield {"left_out": "no peer was given (--peer --peer-python PYTHON: a Python with torchvision for this GPU)"}
+        return
+    by_name = {(case.benchmark, case.name): case for case in CASES}
+    with tempfile.TemporaryDirectory(prefix="maskperf-bench-gpu-") as name:
+        folder = Path(name)
+        for benchmark, case in cases:
+            messages: list[str] = []
+            try:
+                row = asdict(
+                    measure_case(
+                        by_name[benchmark, case], plan_of_session(plan, device, folder), folder, messages.append
+                    )
+                )
+            except (ConfigError, RuntimeError) as error:
+                yield {"name": f"{benchmark} {case}", "error": str(error)}
+            else:
+                yield row | {"messages": messages}
 
 
-def _copy_rate(device: torch.device) -> float:
-    """Return GB/s, what is read and what is written together."""
-    source = torch.zeros(COPY_NUMBERS[device.type], device=device)
-    target = torch.empty_like(source)
-    milliseconds = [milliseconds_of(lambda: target.copy_(source), device, CEILING_CALLS) for _ in range(3)]
-    return 2 * 4 * source.numel() / min(milliseconds) / 1e6
+def plan_of_session(plan: GpuPlan, device: torch.device, folder: Path) -> Plan:
+    """Return the plan of the benchmarks that are also compared elsewhere, for this GPU."""
+    base = coco()
+    config = replace(base, model=plan.model, system=replace(base.system, device=device.type, threads=plan.threads))
+    return Plan(
+        size_hw=plan.canvases_hw[0],
+        objects=plan.objects,
+        repeats=plan.repeats,
+        threads=plan.threads,
+        config=config,
+        peer_python=plan.peer_python,
+        cache=folder,
+        device=device.type,
+    )
 
 
-def _kernel_rows(family: str) -> Rows:
-    return lambda device, plan: gpu_kernel_rows(family, device, plan)
-
-
-SECTIONS: dict[str, Rows] = {
+SECTIONS: dict[str, Callable[[torch.device, GpuPlan], Iterator[object]]] = {
     "device": device_rows,
-    **{f"kernel {family}": _kernel_rows(family) for family in FAMILIES},
+    **{f"kernel {family}": partial(gpu_kernel_rows, family) for family in KERNEL_FAMILIES},
     "switches": switch_rows,
     "peer": peer_rows,
     "steps": step_rows,
@@ -90,19 +118,19 @@ SECTIONS: dict[str, Rows] = {
 
 
 def main() -> int:
-    """Return the exit code when the section is measured.
+    """Measure the section and return the exit code.
 
-    What a user can fix ends the process with its text, any other problem with a trace; the parent keeps both.
+    A UserError ends the process with its message, any other error with a trace; the parent saves both.
     """
     section, file = sys.argv[1:]
-    plan = plan_from_json(sys.stdin.read())
+    plan = msgspec.json.decode(sys.stdin.read(), type=GpuPlan)
     device = torch.device(plan.device)
     if device.type == "cuda":
         device = claim_gpu(device)
     torch.set_num_threads(plan.threads)
     try:
         with best_convolutions(), Path(file).open("wb", buffering=0) as stream:
-            for row in section_rows(section, device, plan):
+            for row in SECTIONS[section](device, plan):
                 stream.write(msgspec.json.encode(row) + b"\n")
     except UserError as error:
         print(error, file=sys.stderr)

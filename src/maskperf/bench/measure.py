@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median, quantiles
+from typing import TypeVar
 
-CLOCKS = ("wall", "cpu")
+Measured = TypeVar("Measured")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """One measurement of one side: seconds of one call, by the clock on the wall and of all its threads together."""
+    """Seconds of one call: on the wall clock, and of processor time over all threads."""
 
     wall_seconds: float
     cpu_seconds: float
@@ -20,7 +21,7 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """Where a number lies over the repeats."""
+    """Statistics of a number over the repeats."""
 
     median: float
     minimum: float
@@ -31,7 +32,7 @@ class Spread:
 
 
 def spread_of(values: list[float]) -> Spread:
-    """Return the median, the extremes and the quartiles (those of the data itself, ends included)."""
+    """Return the median, the extremes and the quartiles (of the data itself, ends included)."""
     first, _, third = quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
     return Spread(
         median=median(values),
@@ -43,15 +44,15 @@ def spread_of(values: list[float]) -> Spread:
     )
 
 
-def ratio_spread(ours: list[float], others: list[float]) -> Spread:
-    """Return how many times as long the other side takes, pair by pair: both of a pair were measured in turn."""
-    return spread_of([other / our for our, other in zip(ours, others, strict=True)])
+def ratio_spread(values: list[float], others: list[float]) -> Spread:
+    """Return the spread of other / value, pair by pair: both of a pair were measured in turn."""
+    return spread_of([other / value for value, other in zip(values, others, strict=True)])
 
 
-def measure_in_turn(sides: dict[str, Callable[[], Timing]], repeats: int) -> dict[str, list[Timing]]:
-    """Return the timings of each side, A B A B ...: a machine that slows down slows both down."""
-    timings: dict[str, list[Timing]] = {name: [] for name in sides}
+def measure_in_turn(sides: dict[str, Callable[[], Measured]], repeats: int) -> dict[str, list[Measured]]:
+    """Return the measurements of each side, taken as A B A B ...: a machine that slows down slows all sides down."""
+    found: dict[str, list[Measured]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, measure in sides.items():
-            timings[name].append(measure())
-    return timings
+            found[name].append(measure())
+    return found

@@ -1,14 +1,14 @@
-"""What is to be measured: the benchmarks, their cases, their peers and their inputs."""
+"""What is measured: the sizes, the benchmarks with their cases, peers and inputs, and the sections of `bench gpu`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from maskperf.bench.synthetic import CHANNELS, write_batch, write_candidates, write_mask_rois, write_pyramid
-from maskperf.bench.synthetic_coco import TRAIN_IMAGES, large_json, write_pictures
-from maskperf.bench.synthetic_results import result_files, write_detections
+from maskperf.bench.synthetic import write_batch, write_candidates, write_mask_rois, write_pyramid
+from maskperf.bench.synthetic_coco import TRAIN_IMAGES, large_json, result_files, write_detections, write_images
 from maskperf.config import ModelConfig, RunConfig
 from maskperf.errors import ConfigError
+from maskperf.machine.threads import threads_of_process
 from maskperf.overrides import to_json_text
 
 SEED = 0
@@ -19,25 +19,75 @@ BACKBONE_FIELDS = (
 )
 IMAGES = {"loader": 16, "index": TRAIN_IMAGES, "scored": 5000, "detected": 200}  # where --images says nothing
 IMAGES_OF_BATCH = 2
+# The sections of `bench gpu` in their order, each with the most seconds it may take: the most important come first, in
+# case the time runs out.
+KERNEL_FAMILIES = (
+    *("roi_align", "ranking", "nms", "rasterize", "matching", "patches", "sampling", "pictures"),
+    *("casts", "own_class", "residual"),
+)
+SECTION_SECONDS = {
+    "device": 30.0,
+    **{f"kernel {family}": 40.0 if family == "roi_align" else 30.0 for family in KERNEL_FAMILIES},
+    "switches": 110.0,
+    "peer": 130.0,
+    "steps": 150.0,
+    "convolutions": 90.0,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What the words of the command say."""
+    """The options of the command."""
 
     size_hw: tuple[int, int] = (800, 1344)
-    images: int = 0  # 0: each benchmark has a number of its own
+    images: int = 0  # 0: each benchmark has its own number
     objects: int = 64  # of an image, each of them at least one positive RoI
     repeats: int = 5
     threads: int = 1
     clock: str = "wall"
     config: RunConfig
     peer_python: str = ""  # empty: nothing is compared
-    cache: Path  # where large files stay for the next time
+    cache: Path  # of large files, for later benchmarks
     device: str = "cpu"
 
     def images_of(self, task: str) -> int:
         return self.images or IMAGES.get(task, IMAGES_OF_BATCH)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelSizes:
+    """Sizes of the kernels' inputs; by default those of two images of the benchmark."""
+
+    images: int = 2
+    size_hw: tuple[int, int] = (800, 1344)
+    channels: int = 256
+    box_rois: int = 512  # of an image, pooled to 7 x 7
+    mask_rois: int = 128  # of an image, pooled to 14 x 14
+    candidates: int = 2000  # of a group, before NMS; five groups an image
+    objects: int = 20  # of an image
+    sampled_anchors: int = 256  # of an image
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuPlan:
+    """Sizes and limits of `bench gpu` on one GPU. The defaults fit in 10 minutes."""
+
+    device: str = "cuda"
+    model: ModelConfig = field(default_factory=ModelConfig)  # random weights
+    kernels: KernelSizes = field(default_factory=KernelSizes)
+    canvases_hw: tuple[tuple[int, int], ...] = (  # padded sizes
+        *((800, 1344), (800, 1216), (800, 1088)),
+        *((1344, 800), (1216, 800), (1088, 800)),
+    )
+    batch_sizes: tuple[int, ...] = (2, 8, 16)  # measured at the first padded size
+    usual_batch: int = 8  # for everything else
+    objects: int = 45  # of an image, as crowded batches of COCO have
+    repeats: int = 10
+    steps_at_a_time: int = 3  # of one measurement, as a run does not wait for the device between them either
+    warm_up_calls: int = 5  # captured steps are recorded after some plain ones
+    threads: int = field(default_factory=lambda: threads_of_process(0).count)
+    peer_python: str = ""  # a Python with torchvision; empty: nothing is compared
+    seconds: float = 570.0  # for all sections together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,18 +96,18 @@ class Peer:
 
     name: str
     script: str
-    is_optional: bool = False  # left out, with a notice, where its Python lacks it
+    is_optional: bool = False  # left out, with a message, where its Python lacks it
 
 
 TORCHVISION = Peer(name="torchvision", script="torchvision_peer.py")
 TORCHVISION_DATA = Peer(name="torchvision", script="torchvision_data_peer.py")
 PYCOCOTOOLS = Peer(name="pycocotools", script="coco_peer.py")
-FASTER_COCO = Peer(name="faster-coco-eval", script="faster_coco_peer.py", is_optional=True)
+FASTER_COCO = Peer(name="faster-coco-eval", script="coco_peer.py", is_optional=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One thing that is measured: the task's name on both sides, and the function that makes its inputs."""
+    """One piece of work to measure: its task on both sides, and the function that makes its inputs."""
 
     benchmark: str
     name: str
@@ -67,7 +117,7 @@ class Case:
 
 
 def inputs_of_case(plan: Plan, case: Case, config: RunConfig) -> dict:
-    """Return what every side of a case is told, beside the inputs of that case alone."""
+    """Return the inputs that every case has, beside its own."""
     return {
         **inputs_of_side(plan, config),
         "case": case.name,
@@ -79,12 +129,11 @@ def inputs_of_case(plan: Plan, case: Case, config: RunConfig) -> dict:
 
 
 def inputs_of_side(plan: Plan, config: RunConfig) -> dict:
-    """Return what every side of ours is told."""
     return {"threads": plan.threads, "device": plan.config.system.device, "config": to_json_text(config)}
 
 
 def peer_numbers(model: ModelConfig, images: int) -> dict:
-    """Return the arguments that give torchvision's MaskRCNN the numbers of our configuration."""
+    """Return the arguments of torchvision's MaskRCNN that correspond to the configuration."""
     pooled = images if model.proposal_quota == "pooled" else 1  # torchvision's quota is that of one image
     return {
         "num_classes": model.num_classes,
@@ -108,10 +157,7 @@ def peer_numbers(model: ModelConfig, images: int) -> dict:
 
 
 def refuse_other_network(model: ModelConfig) -> None:
-    """Return nothing.
-
-    Errors: ConfigError where the network is not the ResNet-50 that torchvision builds.
-    """
+    """Raise ConfigError where the network is not the ResNet-50 that torchvision builds."""
     default = ModelConfig()
     changed = [f"model.{name}" for name in BACKBONE_FIELDS if getattr(model, name) != getattr(default, name)]
     if changed:
@@ -119,46 +165,37 @@ def refuse_other_network(model: ModelConfig) -> None:
         raise ConfigError(f"{text} Fix: leave out --peer, or these values.")
 
 
-def _batch(plan: Plan, folder: Path) -> dict:
-    path = folder / "batch.npz"
+def _written(path: Path, write: Callable[..., None], **options: object) -> str:
+    """Return the path of a file that `write` makes; cases share it."""
     if not path.exists():
-        write_batch(
-            path,
-            size_hw=plan.size_hw,
-            images=plan.images_of("step"),
-            objects=plan.objects,
-            classes=plan.config.model.num_classes,
-            seed=SEED,
-        )
-    return {"batch": str(path)}
+        write(path, seed=SEED, **options)
+    return str(path)
+
+
+def _batch(plan: Plan, folder: Path) -> dict:
+    options = {"images": plan.images_of("step"), "objects": plan.objects, "classes": plan.config.model.num_classes}
+    return {"batch": _written(folder / "batch.npz", write_batch, size_hw=plan.size_hw, **options)}
 
 
 def _pyramid(plan: Plan, folder: Path) -> dict:
     path = folder / "pyramid.npz"
-    if not path.exists():
-        write_pyramid(path, size_hw=plan.size_hw, images=plan.images_of("roi_align"), channels=CHANNELS, seed=SEED)
-    return {"pyramid": str(path)}
+    return {"pyramid": _written(path, write_pyramid, size_hw=plan.size_hw, images=plan.images_of("roi_align"))}
 
 
 def _candidates(plan: Plan, folder: Path) -> dict:
     path = folder / "candidates.npz"
-    if not path.exists():
-        write_candidates(path, size_hw=plan.size_hw, images=plan.images_of("nms"), seed=SEED)
-    return {"candidates": str(path)}
+    return {"candidates": _written(path, write_candidates, size_hw=plan.size_hw, images=plan.images_of("nms"))}
 
 
 def _mask_rois(plan: Plan, folder: Path) -> dict:
-    batch = _batch(plan, folder)
+    inputs = _batch(plan, folder)
     path = folder / "mask_rois.npz"
-    if not path.exists():
-        write_mask_rois(path, Path(batch["batch"]), size_hw=plan.size_hw, seed=SEED)
-    return {**batch, "mask_rois": str(path)}
+    return inputs | {"mask_rois": _written(path, write_mask_rois, batch=Path(inputs["batch"]), size_hw=plan.size_hw)}
 
 
-def _pictures(plan: Plan, folder: Path) -> dict:
-    whole = 2 * IMAGES_OF_BATCH  # both orientations fill their batches, so that no side leaves a picture out
-    images = -(-plan.images_of("loader") // whole) * whole
-    path = write_pictures(folder, images=images, seed=SEED)
+def _images(plan: Plan, folder: Path) -> dict:
+    whole = 2 * IMAGES_OF_BATCH  # both orientations fill their batches, so that no side leaves an image out
+    path = write_images(folder, images=-(-plan.images_of("loader") // whole) * whole, seed=SEED)
     data = plan.config.data
     sides = {"short_side": data.short_side, "long_side": data.long_side}
     return {"pictures_json": str(path), "images_per_batch": IMAGES_OF_BATCH, **sides}
@@ -175,9 +212,10 @@ def _results(plan: Plan, folder: Path) -> dict:
 
 def _detections(plan: Plan, folder: Path) -> dict:
     truth = large_json(plan.cache, images=plan.images_of("detected"), seed=SEED + 2)
-    path = folder / "detections.npz"
-    write_detections(path, truth, seed=SEED)
-    return {"large_json": str(truth), "detections": str(path)}
+    return {
+        "large_json": str(truth),
+        "detections": _written(folder / "detections.npz", write_detections, truth_json=truth),
+    }
 
 
 def _case(benchmark: str, name: str, make_inputs: Callable, *peers: Peer, task: str = "") -> Case:
@@ -195,8 +233,8 @@ CASES = (
     _case("nms", "classes", _candidates, TORCHVISION),
     _case("mask_targets", "28x28", _mask_rois, TORCHVISION),
     _case("mask_targets", "28x28 of run lengths", _mask_rois),
-    _case("loader", "one thread", _pictures, TORCHVISION_DATA),
-    _case("loader", "decoded alone", _pictures),
+    _case("loader", "one thread", _images, TORCHVISION_DATA),
+    _case("loader", "decoded alone", _images),
     _case("index", "first read", _train_json, PYCOCOTOOLS),
     _case("index", "later read", _train_json, PYCOCOTOOLS),
     _case("evaluation", "boxes and masks scored", _results, PYCOCOTOOLS, FASTER_COCO, task="scored"),

@@ -1,4 +1,4 @@
-"""Synthetic inputs of the benchmarks, from a seed, written where both sides can read them."""
+"""Synthetic inputs of the benchmarks, made from a seed and written to files for both sides."""
 
 from pathlib import Path
 
@@ -14,12 +14,12 @@ CLASSES = 80
 BOXES_AFTER_THRESHOLD = 1000  # of an image, with their classes: what NMS sees at the end of a detection
 POOLS = {"7x7": (7, 512), "14x14": (14, 128)}  # side of the pooled map, boxes of an image
 MASK_ROIS = 128
-POINTS_OF_RING = (8, 38)  # train2017 has 48 numbers an object on average
+POINTS_OF_POLYGON = (8, 38)  # train2017 has 48 numbers an object on average
 CHANNELS = 256
 
 
 def synthetic_boxes(random: np.random.Generator, count: int, size_hw: tuple[int, int]) -> np.ndarray:
-    """Return float32 corner boxes inside the picture; their sides are spread evenly over the scales of the pyramid."""
+    """Return float32 corner boxes inside the image, log-uniform over the scales of the pyramid."""
     height, width = size_hw
     largest = min(LARGEST_SIDE, 0.8 * min(size_hw))
     side = np.exp(random.uniform(np.log(min(SMALLEST_SIDE, largest / 2)), np.log(largest), count))
@@ -30,14 +30,19 @@ def synthetic_boxes(random: np.random.Generator, count: int, size_hw: tuple[int,
     return np.stack([x1, y1, x1 + box_width, y1 + box_height], axis=1).astype(np.float32)
 
 
-def synthetic_ring(random: np.random.Generator, box: np.ndarray) -> np.ndarray:
+def synthetic_polygon(random: np.random.Generator, box: np.ndarray) -> np.ndarray:
     """Return a polygon [points, 2] with dents that just fills the corner box."""
-    count = int(random.integers(*POINTS_OF_RING))
+    count = int(random.integers(*POINTS_OF_POLYGON))
     angles = np.sort(random.uniform(0, 2 * np.pi, count))
     radius = random.uniform(0.6, 1.0, count)
     points = np.stack([np.cos(angles) * radius, np.sin(angles) * radius], axis=1)
     low, high = points.min(axis=0), points.max(axis=0)
     return (box[:2] + (points - low) / (high - low) * (box[2:] - box[:2])).astype(np.float32)
+
+
+def cells_of(size_hw: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Return rows and columns of a feature level."""
+    return -(-size_hw[0] // stride), -(-size_hw[1] // stride)
 
 
 def write_batch(path: Path, *, size_hw: tuple[int, int], images: int, objects: int, classes: int, seed: int) -> None:
@@ -47,35 +52,32 @@ def write_batch(path: Path, *, size_hw: tuple[int, int], images: int, objects: i
     """
     random = np.random.default_rng(seed)
     boxes = synthetic_boxes(random, images * objects, size_hw)
-    rings = [synthetic_ring(random, box) for box in boxes]
+    polygons = [synthetic_polygon(random, box) for box in boxes]
+    masks = [np.packbits(_mask_of(polygon, size_hw), axis=1) for polygon in polygons]
     np.savez(
         path,
         pixels=random.standard_normal((images, 3, *size_hw), np.float32),
         boxes=boxes.reshape(images, objects, 4),
         labels=random.integers(1, classes, (images, objects)),
-        points=np.concatenate(rings),
-        point_offsets=np.cumsum([0, *map(len, rings)]),
-        masks=np.stack([np.packbits(_mask_of(ring, size_hw), axis=1) for ring in rings]).reshape(
-            images, objects, size_hw[0], -1
-        ),
+        points=np.concatenate(polygons),
+        point_offsets=np.cumsum([0, *map(len, polygons)]),
+        masks=np.stack(masks).reshape(images, objects, size_hw[0], -1),
     )
 
 
-def _mask_of(ring: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    canvas = Image.new("L", size_hw[::-1])
-    ImageDraw.Draw(canvas).polygon([tuple(point) for point in ring.tolist()], fill=1)
-    return np.asarray(canvas)
+def _mask_of(polygon: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    mask = Image.new("L", size_hw[::-1])
+    ImageDraw.Draw(mask).polygon(polygon.ravel().tolist(), fill=1)
+    return np.asarray(mask)
 
 
-def write_pyramid(path: Path, *, size_hw: tuple[int, int], images: int, channels: int, seed: int) -> None:
+def write_pyramid(path: Path, *, size_hw: tuple[int, int], images: int, seed: int, channels: int = CHANNELS) -> None:
     """Write the levels P2 to P5 of random features, and the boxes that are pooled from them."""
     random = np.random.default_rng(seed)
-    levels = {
-        f"level_{number}": random.standard_normal(
-            (images, channels, -(-size_hw[0] // stride), -(-size_hw[1] // stride)), np.float32
-        )
-        for number, stride in enumerate(STRIDES[:POOLED_LEVELS])
-    }
+    levels = {}
+    for number, stride in enumerate(STRIDES[:POOLED_LEVELS]):
+        shape = (images, channels, *cells_of(size_hw, stride))
+        levels[f"level_{number}"] = random.standard_normal(shape, np.float32)
     boxes = {
         f"boxes_{name}": synthetic_boxes(random, images * count, size_hw).reshape(images, count, 4)
         for name, (_, count) in POOLS.items()
@@ -84,27 +86,25 @@ def write_pyramid(path: Path, *, size_hw: tuple[int, int], images: int, channels
 
 
 def write_candidates(path: Path, *, size_hw: tuple[int, int], images: int, seed: int) -> None:
-    """Write boxes sorted by falling score in groups: an image's levels (RPN), and its classes (detection)."""
+    """Write boxes sorted by descending score in groups: an image's levels (RPN), and its classes (detection)."""
     random = np.random.default_rng(seed)
     by_level = [_level_candidates(random, stride, size_hw) for _ in range(images) for stride in STRIDES]
     by_class = [group for _ in range(images) for group in _class_candidates(random, size_hw)]
     arrays = {}
     for name, groups in (("levels", by_level), ("classes", by_class)):
-        most = max(map(len, groups))
-        boxes = np.zeros((len(groups), most, 4), np.float32)
-        valid = np.zeros((len(groups), most), bool)
-        for number, group in enumerate(groups):
-            boxes[number, : len(group)] = group
-            valid[number, : len(group)] = True
+        counts = np.array([len(group) for group in groups])
+        valid = np.arange(counts.max()) < counts[:, None]
+        boxes = np.zeros((*valid.shape, 4), np.float32)
+        boxes[valid] = np.concatenate(groups)
         scores = -np.sort(-random.uniform(0.05, 1.0, valid.shape).astype(np.float32), axis=1) * valid
         arrays.update({f"{name}_boxes": boxes, f"{name}_valid": valid, f"{name}_scores": scores})
     np.savez(path, images=images, **arrays)
 
 
 def _level_candidates(random: np.random.Generator, stride: int, size_hw: tuple[int, int]) -> np.ndarray:
-    """Return boxes near the anchors of one level, clipped to the picture."""
-    cells = -(-size_hw[0] // stride) * -(-size_hw[1] // stride)
-    count = min(CANDIDATES, 3 * cells)
+    """Return boxes near the anchors of one level, clipped to the image."""
+    rows, columns = cells_of(size_hw, stride)
+    count = min(CANDIDATES, 3 * rows * columns)
     centre = random.uniform((0, 0), size_hw[::-1], (count, 2))
     side = stride * ANCHOR_SIDE * np.exp(random.normal(0, 0.1, (count, 2)))
     ratio = np.sqrt(random.choice([0.5, 1.0, 2.0], count))[:, None]
@@ -125,7 +125,7 @@ def _class_candidates(random: np.random.Generator, size_hw: tuple[int, int]) -> 
 
 
 def shifted(random: np.random.Generator, boxes: np.ndarray, amount: float, size_hw: tuple[int, int]) -> np.ndarray:
-    """Return the boxes with each corner moved by about `amount` of the sides, inside the picture, one pixel wide."""
+    """Return the boxes with corners moved by about `amount` of the sides, inside the image, one pixel wide or more."""
     sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
     limits = np.array([size_hw[1] - 1, size_hw[0] - 1] * 2)
     moved = np.clip(boxes + random.normal(0, amount, boxes.shape) * sides, 0, limits)
@@ -133,8 +133,8 @@ def shifted(random: np.random.Generator, boxes: np.ndarray, amount: float, size_
     return np.concatenate([low, np.maximum(high, low + 1)], axis=1).astype(np.float32)
 
 
-def write_mask_rois(path: Path, batch: Path, *, size_hw: tuple[int, int], seed: int) -> None:
-    """Write the RoIs whose mask targets are wanted: shifted copies of the objects of a batch, and which those are."""
+def write_mask_rois(path: Path, *, batch: Path, size_hw: tuple[int, int], seed: int) -> None:
+    """Write the RoIs of mask targets: shifted copies of the objects of a batch, with the slots of those objects."""
     random = np.random.default_rng(seed)
     with np.load(batch) as arrays:
         boxes, labels = arrays["boxes"], arrays["labels"]

@@ -1,164 +1,267 @@
-"""Synthetic COCO data sets: a few pictures with their JSON, and a JSON as large as that of train2017."""
+"""Synthetic COCO data: images with their JSON, a JSON as large as that of train2017, and detections of its images."""
 
 import json
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
+import msgspec
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
+from pycocotools import mask as coco_masks
 
-from maskperf.bench.synthetic import synthetic_boxes, synthetic_ring
+from maskperf.bench.synthetic import shifted, synthetic_boxes, synthetic_polygon
+from maskperf.files import replace_file
 
 SIZES_HW = ((480, 640), (640, 480), (427, 640), (640, 427), (500, 375), (333, 500), (612, 612), (425, 640))
-CATEGORIES = 80
-OBJECTS_OF_PICTURE = 7
+CATEGORIES = [{"id": number, "name": f"thing {number}"} for number in range(1, 81)]
+OBJECTS_OF_IMAGE = 7
 TRAIN_IMAGES, TRAIN_ANNOTATIONS = 118_287, 860_001  # of train2017
-OUTLINES_OF_SIZE = 1_000  # different outlines made for each size of picture; annotations share them
+POLYGONS_OF_SIZE = 1_000  # different ones for each image size; annotations share them
 CROWD_SHARE = 0.012
-STRIPE_PIXELS = 1000  # of the synthetic outline of a crowd
-EMPTY_SHARE = 0.009  # pictures without an annotation
-COPIES_OF_PICTURE = 8  # a file system bounds the names of one file
+STRIPE_PIXELS = 1000  # of the synthetic mask of a crowd
+EMPTY_SHARE = 0.009  # images without an annotation
+COPIES_OF_IMAGE = 8  # a file system limits the links to one file
+DETECTIONS = 100  # of an image
+POLYGONS_OF_STRAYS = 2000  # different ones
+DETECTIONS_OF_OBJECT = 4
+MASK_SIDE = 28
+OVERSAMPLING = 4  # of a polygon that is drawn for a soft mask
 VERSION = 2  # of what this file makes; part of the names in the cache
-
-
-def write_pictures(folder: Path, *, images: int, seed: int) -> Path:
-    """Write JPEG files of 640 x 480 and 480 x 640 with 7 objects each on average, and returns their JSON."""
-    random = np.random.default_rng(seed)
-    pictures, annotations = [], []
-    for number in range(1, images + 1):
-        height, width = SIZES_HW[number % 2]
-        name = f"{number:012d}.jpg"
-        write_jpeg(folder / name, random, (height, width))
-        pictures.append({"id": number, "file_name": name, "height": height, "width": width})
-        for box in synthetic_boxes(random, int(random.integers(1, 2 * OBJECTS_OF_PICTURE)), (height, width)):
-            entry = {"id": len(annotations) + 1, "image_id": number, "category_id": int(random.integers(1, 81))}
-            annotations.append(entry | outline_entry(random, box))
-    path = folder / "instances.json"
-    path.write_text(json.dumps(_document(pictures, annotations)), encoding="ascii")
-    return path
-
-
-def outline_entry(random: np.random.Generator, box: np.ndarray) -> dict:
-    """Return the fields of an annotation that follow from a polygon that fills the corner box."""
-    ring = np.round(synthetic_ring(random, box).astype(np.float64), 2)
-    low, high = ring.min(axis=0), ring.max(axis=0)
-    x, y = ring.T
-    area = abs(float(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))) / 2
-    bbox = [round(float(value), 2) for value in (*low, *(high - low))]
-    return {"segmentation": [ring.ravel().tolist()], "area": round(area, 2), "bbox": bbox, "iscrowd": 0}
-
-
-def write_jpeg(path: Path, random: np.random.Generator, size_hw: tuple[int, int]) -> None:
-    """Write a picture of rough shapes with fine noise, of about the bytes that COCO's have."""
-    rough = Image.fromarray(random.integers(0, 256, (9, 12, 3), np.uint8))
-    smooth = np.asarray(rough.resize(size_hw[::-1], Image.Resampling.BICUBIC), np.float32)
-    noisy = smooth + random.normal(0, 8, smooth.shape)
-    Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(path, "JPEG", quality=90)
-
-
-def _document(images: list[dict], annotations: list[dict]) -> dict:
-    categories = [{"id": number, "name": f"thing {number}"} for number in range(1, CATEGORIES + 1)]
-    return {"images": images, "annotations": annotations, "categories": categories}
-
-
-def large_json(cache: Path, *, images: int, seed: int) -> Path:
-    """Return a JSON with as many annotations an image as that of train2017; one that is there is used again."""
-    path = cache / f"instances-{VERSION}-{images}-{seed}.json"
-    if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        _write_large_json(path, images=images, seed=seed)
-    return path
-
-
-def large_folder(cache: Path, *, images: int, seed: int) -> Path:
-    """Return a folder with a picture for each image of `large_json`: few files with many names."""
-    folder = cache / f"pictures-{VERSION}-{images}-{seed}"
-    if not folder.is_dir():
-        _link_pictures(folder, images=images, seed=seed)
-    return folder
-
-
-def _write_large_json(path: Path, *, images: int, seed: int) -> None:
-    random = np.random.default_rng(seed)
-    categories = json.dumps(_document([], [])["categories"])
-    count = round(images * TRAIN_ANNOTATIONS / TRAIN_IMAGES)
-    temporary = path.with_suffix(f".{os.getpid()}.part")
-    with temporary.open("w", encoding="ascii") as file:
-        rows = (
-            f'{{"license": 3, "file_name": "{number:012d}.jpg", "height": {height}, "width": {width}, "id": {number}}}'
-            for number, (height, width) in ((number, size_of(number)) for number in range(1, images + 1))
-        )
-        file.write('{"info": {"description": "synthesized"}, "images": [')
-        file.write(", ".join(rows))
-        file.write('], "annotations": [')
-        _write_annotations(file, random, images=images, count=count)
-        file.write(f'], "categories": {categories}}}')
-    temporary.replace(path)
 
 
 def size_of(image_id: int) -> tuple[int, int]:
     return SIZES_HW[image_id % len(SIZES_HW)]
 
 
-def _write_annotations(file, random: np.random.Generator, *, images: int, count: int) -> None:
-    different = min(OUTLINES_OF_SIZE, count)
+def write_images(folder: Path, *, images: int, seed: int) -> Path:
+    """Write JPEG files of 640 x 480 and 480 x 640 with 7 objects each on average; return the path of their JSON."""
+    random = np.random.default_rng(seed)
+    entries, annotations = [], []
+    for number in range(1, images + 1):
+        height, width = SIZES_HW[number % 2]
+        name = f"{number:012d}.jpg"
+        _write_jpeg(folder / name, random, (height, width))
+        entries.append({"id": number, "file_name": name, "height": height, "width": width})
+        for box in synthetic_boxes(random, int(random.integers(1, 2 * OBJECTS_OF_IMAGE)), (height, width)):
+            entry = {"id": len(annotations) + 1, "image_id": number, "category_id": int(random.integers(1, 81))}
+            annotations.append(entry | _outline_entry(random, box))
+    path = folder / "instances.json"
+    document = {"images": entries, "annotations": annotations, "categories": CATEGORIES}
+    path.write_text(json.dumps(document), encoding="ascii")
+    return path
+
+
+def _outline_entry(random: np.random.Generator, box: np.ndarray) -> dict:
+    """Return the fields of an annotation that follow from a polygon that fills the corner box."""
+    polygon = np.round(synthetic_polygon(random, box).astype(np.float64), 2)
+    low, high = polygon.min(axis=0), polygon.max(axis=0)
+    x, y = polygon.T
+    area = abs(float(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))) / 2
+    bbox = [round(float(value), 2) for value in (*low, *(high - low))]
+    return {"segmentation": [polygon.ravel().tolist()], "area": round(area, 2), "bbox": bbox, "iscrowd": 0}
+
+
+def _write_jpeg(path: Path, random: np.random.Generator, size_hw: tuple[int, int]) -> None:
+    """Write an image of rough shapes with fine noise, about as large as COCO's files."""
+    rough = Image.fromarray(random.integers(0, 256, (9, 12, 3), np.uint8))
+    smooth = np.asarray(rough.resize(size_hw[::-1], Image.Resampling.BICUBIC), np.float32)
+    noisy = smooth + random.normal(0, 8, smooth.shape)
+    Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(path, "JPEG", quality=90)
+
+
+def large_json(cache: Path, *, images: int, seed: int) -> Path:
+    """Return a JSON with as many annotations an image as that of train2017; one in the cache is used again."""
+    path = cache / f"instances-{VERSION}-{images}-{seed}.json"
+    if not path.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        replace_file(path, lambda temporary: _write_large_json(temporary, images=images, seed=seed))
+    return path
+
+
+def _write_large_json(path: Path, *, images: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    with path.open("w", encoding="ascii") as file:
+        file.write('{"info": {"description": "synthesized"}, "images": [')
+        for number in range(1, images + 1):
+            height, width = size_of(number)
+            entry = {"license": 3, "file_name": f"{number:012d}.jpg", "height": height, "width": width, "id": number}
+            file.write(", " * (number > 1) + json.dumps(entry))
+        file.write('], "annotations": [')
+        _write_annotations(file, random, images=images, count=round(images * TRAIN_ANNOTATIONS / TRAIN_IMAGES))
+        file.write(f'], "categories": {json.dumps(CATEGORIES)}}}')
+
+
+def _write_annotations(file: TextIO, random: np.random.Generator, *, images: int, count: int) -> None:
+    """Write annotations in random order: an object of its own for every image that is not empty, others at random."""
+    different = min(POLYGONS_OF_SIZE, count)
     outlines = [[_outline_text(random, size) for _ in range(different)] for size in SIZES_HW]
+    crowd_texts = [_crowd_text(size) for size in SIZES_HW]
     filled = np.flatnonzero(random.uniform(size=images) >= EMPTY_SHARE) + 1
     filled = filled if len(filled) else np.array([1])
-    # Every picture that is not empty has an object of its own; the others come as they may.
     owners = np.concatenate([filled, random.choice(filled, max(0, count - len(filled)))])
     crowds = random.uniform(size=len(owners)) < CROWD_SHARE
     crowds[: len(filled)] = False
-    choice = random.integers(0, len(outlines[0]), len(owners)).tolist()
-    kinds = random.integers(1, CATEGORIES + 1, len(owners)).tolist()
-    order = random.permutation(len(owners)).tolist()
-    owners, crowds = owners.tolist(), crowds.tolist()
-    for place, index in enumerate(order):
-        image = owners[index]
+    choice = random.integers(0, different, len(owners))
+    kinds = random.integers(1, len(CATEGORIES) + 1, len(owners))
+    order = random.permutation(len(owners))
+    columns = (values[order].tolist() for values in (owners, crowds, choice, kinds))
+    for number, (image, is_crowd, outline, kind) in enumerate(zip(*columns, strict=True), start=1):
         size = image % len(SIZES_HW)
-        outline = _CROWD[size] if crowds[index] else outlines[size][choice[index]]
-        owner = f'"image_id": {image}, "category_id": {kinds[index]}, "id": {place + 1}'
-        file.write(f"{', ' if place else ''}{{{outline}, {owner}}}")
+        text = crowd_texts[size] if is_crowd else outlines[size][outline]
+        owner = f'"image_id": {image}, "category_id": {kind}, "id": {number}'
+        file.write(f"{', ' * (number > 1)}{{{text}, {owner}}}")
 
 
 def _outline_text(random: np.random.Generator, size_hw: tuple[int, int]) -> str:
-    entry = outline_entry(random, synthetic_boxes(random, 1, size_hw)[0])
+    entry = _outline_entry(random, synthetic_boxes(random, 1, size_hw)[0])
     if random.uniform() < 0.1:  # some objects have two parts
-        entry["segmentation"].append(outline_entry(random, synthetic_boxes(random, 1, size_hw)[0])["segmentation"][0])
+        entry["segmentation"] += _outline_entry(random, synthetic_boxes(random, 1, size_hw)[0])["segmentation"]
     return json.dumps(entry)[1:-1]
 
 
 def _crowd_text(size_hw: tuple[int, int]) -> str:
-    """Return a crowd region: a run-length code of stripes over the whole picture."""
+    """Return a crowd region: the run lengths of stripes over the whole image."""
     height, width = size_hw
     runs = [STRIPE_PIXELS] * (height * width // STRIPE_PIXELS)
     runs.append(height * width - sum(runs))
-    entry = {
-        "segmentation": {"counts": runs, "size": [height, width]},
-        "area": sum(runs[1::2]),
-        "iscrowd": 1,
-        "bbox": [0, 0, width, height],
-    }
+    code = {"counts": runs, "size": [height, width]}
+    entry = {"segmentation": code, "area": sum(runs[1::2]), "iscrowd": 1, "bbox": [0, 0, width, height]}
     return json.dumps(entry)[1:-1]
 
 
-_CROWD = [_crowd_text(size) for size in SIZES_HW]
-
-
-def _link_pictures(folder: Path, *, images: int, seed: int) -> None:
-    """Make a folder with a picture of the right size for every image id."""
+def large_folder(cache: Path, *, images: int, seed: int) -> Path:
+    """Return a folder with an image of the right size for each id of `large_json`: few files with many names."""
+    folder = cache / f"pictures-{VERSION}-{images}-{seed}"
+    if folder.is_dir():
+        return folder
     random = np.random.default_rng(seed)
     temporary = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     temporary.mkdir(parents=True)
-    sources = []
-    for number in range(COPIES_OF_PICTURE * len(SIZES_HW)):
-        source = temporary / f"source_{number}.jpg"
-        write_jpeg(source, random, size_of(number))
-        sources.append(source)
+    sources = [temporary / f"source_{number}.jpg" for number in range(COPIES_OF_IMAGE * len(SIZES_HW))]
+    for number, source in enumerate(sources):
+        _write_jpeg(source, random, size_of(number))
     for number in range(1, images + 1):
         os.link(sources[number % len(sources)], temporary / f"{number:012d}.jpg")
     try:
         temporary.replace(folder)
     except OSError:  # another process was quicker
         shutil.rmtree(temporary)
+    return folder
+
+
+def result_files(cache: Path, truth_json: Path, *, seed: int) -> dict[str, str]:
+    """Return the files of box results and mask results for a JSON of `large_json`; those in the cache are used again.
+
+    Most of the best detections are objects of the ground truth, a little shifted; the others are anywhere.
+    """
+    paths = {kind: cache / f"{truth_json.stem}-{kind}-{VERSION}.json" for kind in ("boxes", "masks")}
+    if not all(path.exists() for path in paths.values()):
+        results = _results(_objects_of_images(truth_json), np.random.default_rng(seed))
+        for path, entries in zip(paths.values(), results, strict=True):
+            content = msgspec.json.encode(entries)
+            replace_file(path, lambda temporary, content=content: temporary.write_bytes(content))
+    return {kind: str(path) for kind, path in paths.items()}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Found:
+    """The detections of one image by descending score."""
+
+    corners: np.ndarray  # float64 [detections, 4]
+    kinds: list[int]  # category ids
+    scores: list[float]
+    owners: list[int]  # index of the object that a detection was made from, -1: of none
+
+
+def _objects_of_images(truth_json: Path) -> dict[int, list[dict]]:
+    truth = json.loads(truth_json.read_text(encoding="ascii"))
+    objects: dict[int, list[dict]] = {image["id"]: [] for image in truth["images"]}
+    for annotation in truth["annotations"]:
+        if not annotation["iscrowd"]:
+            objects[annotation["image_id"]].append(annotation)
+    return objects
+
+
+def _unit_polygon(annotation: dict) -> np.ndarray:
+    """Return the outline [points, 2] of an object as if its box were the unit square."""
+    polygon = np.array(annotation["segmentation"][0]).reshape(-1, 2)
+    return (polygon - polygon.min(axis=0)) / (polygon.max(axis=0) - polygon.min(axis=0))
+
+
+def _results(objects: dict[int, list[dict]], random: np.random.Generator) -> tuple[list[dict], list[dict]]:
+    units = [_unit_polygon(entry) for found in objects.values() for entry in found][:POLYGONS_OF_STRAYS]
+    boxes, masks = [], []
+    for image_id, entries in objects.items():
+        size_hw = size_of(image_id)
+        found = _find(random, entries, size_hw)
+        starts, sides = found.corners[:, :2], found.corners[:, 2:] - found.corners[:, :2]
+        chosen = random.integers(0, len(units), DETECTIONS).tolist()
+        polygons = [(starts[row] + units[unit] * sides[row]).ravel() for row, unit in enumerate(chosen)]
+        codes = coco_masks.frPyObjects(polygons, *size_hw)
+        for row, bbox in enumerate(np.concatenate([starts, sides], axis=1).tolist()):
+            owner = {"image_id": image_id, "category_id": found.kinds[row], "score": found.scores[row]}
+            code = {"size": list(codes[row]["size"]), "counts": codes[row]["counts"].decode("ascii")}
+            boxes.append({**owner, "bbox": bbox})
+            masks.append({**owner, "segmentation": code})
+    return boxes, masks
+
+
+def _find(random: np.random.Generator, objects: list[dict], size_hw: tuple[int, int]) -> _Found:
+    owners = np.repeat(np.arange(len(objects)), DETECTIONS_OF_OBJECT)[:DETECTIONS]
+    strays = DETECTIONS - len(owners)
+    kinds = random.integers(1, 81, DETECTIONS)
+    scores = random.uniform(0.05, 0.6, DETECTIONS)
+    corners = synthetic_boxes(random, DETECTIONS, size_hw)
+    if len(owners):
+        xywh = np.array([entry["bbox"] for entry in objects])[owners]
+        of_objects = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+        corners[strays:] = shifted(random, of_objects, 0.07, size_hw)
+        right = random.uniform(size=len(owners)) < 0.8
+        kinds[strays:] = np.where(right, np.array([entry["category_id"] for entry in objects])[owners], kinds[strays:])
+        scores[strays:] = random.uniform(0.1, 1.0, len(owners))
+    order = np.argsort(-scores)
+    return _Found(
+        corners=corners[order].astype(np.float64),
+        kinds=kinds[order].tolist(),
+        scores=scores[order].tolist(),
+        owners=np.concatenate([np.full(strays, -1), owners])[order].tolist(),
+    )
+
+
+def write_detections(path: Path, *, truth_json: Path, seed: int) -> None:
+    """Write the network's output for each image of a JSON of `large_json`, DETECTIONS of each.
+
+    Arrays: image_ids, sizes_hw [images, 2], boxes [images, detections, 4], scores, labels (category ids) and mask
+    probabilities [images, detections, 28, 28]: soft outlines of the objects; strays have those of other objects.
+    """
+    random = np.random.default_rng(seed)
+    objects = _objects_of_images(truth_json)
+    soft = {image_id: [_soft_mask(_unit_polygon(entry)) for entry in found] for image_id, found in objects.items()}
+    strays = [mask for masks in soft.values() for mask in masks][:POLYGONS_OF_STRAYS]
+    found = {image_id: _find(random, entries, size_of(image_id)) for image_id, entries in objects.items()}
+    probabilities = np.empty((len(found), DETECTIONS, MASK_SIDE, MASK_SIDE), np.float32)
+    for number, (image_id, detections) in enumerate(found.items()):
+        for row, owner in enumerate(detections.owners):
+            stray = strays[int(random.integers(len(strays)))]
+            probabilities[number, row] = stray if owner < 0 else soft[image_id][owner]
+    np.savez(
+        path,
+        image_ids=np.array(list(found)),
+        sizes_hw=np.array([size_of(image_id) for image_id in found]),
+        boxes=np.stack([detections.corners for detections in found.values()]).astype(np.float32),
+        scores=np.array([detections.scores for detections in found.values()], np.float32),
+        labels=np.array([detections.kinds for detections in found.values()]),
+        probabilities=probabilities,
+    )
+
+
+def _soft_mask(unit_polygon: np.ndarray) -> np.ndarray:
+    """Return probabilities [28, 28] that fall from 1 inside the outline to 0 outside, over about a cell."""
+    side = OVERSAMPLING * MASK_SIDE
+    image = Image.new("L", (side, side))
+    ImageDraw.Draw(image).polygon((unit_polygon * (side - 1)).ravel().tolist(), fill=255)
+    small = image.resize((MASK_SIDE, MASK_SIDE), Image.Resampling.BICUBIC)
+    return np.asarray(small, np.float32) / 255

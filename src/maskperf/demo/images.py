@@ -1,4 +1,4 @@
-"""Draws the demo pictures: a textured background, things with soft shadows on it, and what of each can be seen."""
+"""Draws the demo images: a textured background, instances with soft shadows, and the visible part of each."""
 
 import colorsys
 import math
@@ -8,30 +8,30 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
 
-from maskperf.demo.outlines import Ring, ring_area, tight_box, trace_outline
+from maskperf.demo.outlines import Polygon, polygon_area, tight_box, trace_outline
 from maskperf.demo.shapes import CATEGORIES, Category
 from maskperf.seeds import derive_seed
 
-WINDOW_MARGIN_PX = 6  # room around a thing for its soft edge and its shadow
+WINDOW_MARGIN_PX = 6  # room around an instance for its soft edge and its shadow
 SHADOW_SHIFT_PX = 2
 SHADOW_SOFTNESS_PX = 5.0
 SHADOW_STRENGTH = 0.42
 SIZES_HW = ((120, 160), (160, 120), (144, 144), (112, 176), (176, 112), (96, 128), (128, 96), (128, 192), (192, 128))
-CROWD_EVERY = 25  # one picture in so many holds a crowd, by its place in the split, so that small sets have one too
-CROWD_PLACE = 7
+CROWD_EVERY = 25  # one image in so many holds a crowd, by its index in the split, so that small sets have one too
+CROWD_INDEX = 7
 EMPTY_EVERY = 33
-EMPTY_PLACE = 16
+EMPTY_INDEX = 16
 PLACEMENT_ATTEMPTS = 25
 SMALLEST_VISIBLE_SHARE = 0.25
 SMALLEST_AREA_PX = 40
 SMALLEST_SIDE_PX = 5
-SMALLEST_PIECE_PX = 10  # no crumbs of a thing between two others
+SMALLEST_PIECE_PX = 10  # no crumbs of an instance between two others
 SMALLEST_CROWD_AREA_PX = 250
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One thing at its place: a window of the picture that may reach over the picture's border."""
+    """A category's shape at its position: a window of the image that may reach over the border."""
 
     category: Category
     top: int
@@ -41,77 +41,79 @@ class Figure:
     distance_px: Float32[np.ndarray, "height width"]
 
     def inside(self) -> Bool[np.ndarray, "height width"]:
-        """Return the pixels of the window whose centre belongs to the thing."""
+        """Return the pixels of the window whose centre belongs to the instance."""
         return self.distance_px <= 0
 
-    def mask(self, size_hw: tuple[int, int]) -> Bool[np.ndarray, "picture_height picture_width"]:
-        """Return the same pixels in a picture of that size, as if nothing stood in front."""
+    def mask(self, size_hw: tuple[int, int]) -> Bool[np.ndarray, "image_height image_width"]:
+        """Return the same pixels in an image of that size, as if nothing were in front."""
         mask = np.zeros(size_hw, dtype=bool)
-        in_picture, in_window = overlap(self, size_hw)
-        mask[in_picture] = self.inside()[in_window]
+        in_image, in_window = overlap(self, size_hw)
+        mask[in_image] = self.inside()[in_window]
         return mask
 
 
 @dataclass(frozen=True)
-class Thing:
+class Instance:
     """What one annotation describes; a crowd has several figures and no outline."""
 
     category: Category
     figures: list[Figure]
     visible: Bool[np.ndarray, "height width"]
-    outline: list[Ring]
+    outline: list[Polygon]
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture and what is to be found in it, from the front to the back."""
+class DemoImage:
+    """One image and its instances, from the front to the back."""
 
     pixels: UInt8[np.ndarray, "height width 3"]
-    things: list[Thing]
+    instances: list[Instance]
 
 
-def image_id_of(split_index: int, place: int) -> int:
-    """Return the id of a split's picture: odd in train2017, even in val2017, so that no two are the same."""
-    return 2 * place + split_index + 1
+def image_id_of(split_index: int, index: int) -> int:
+    """Return the id of a split's image: odd in train2017, even in val2017, so that no two are the same."""
+    return 2 * index + split_index + 1
 
 
-def draw_picture(split_index: int, place: int, seed: int) -> Picture:
-    """Return the picture at `place` of a split; it depends on the arguments and on no other picture."""
-    key = derive_seed(seed, "demo picture", split_index, image_id_of(split_index, place))
+def draw_image(split_index: int, index: int, seed: int) -> DemoImage:
+    """Return the image at `index` of a split; it depends on the arguments and on no other image."""
+    key = derive_seed(seed, "demo picture", split_index, image_id_of(split_index, index))
     generator = np.random.default_rng(key)
     size_hw = SIZES_HW[generator.integers(len(SIZES_HW))]
-    empty = place % EMPTY_EVERY == EMPTY_PLACE
-    crowded = place % CROWD_EVERY == CROWD_PLACE and not empty
+    empty = index % EMPTY_EVERY == EMPTY_INDEX
+    crowded = index % CROWD_EVERY == CROWD_INDEX and not empty
     count = 0 if empty else int(generator.integers(1, 4 if crowded else 7))
-    things = _place_things(size_hw, count, crowded, generator)
+    instances = _place_instances(size_hw, count, crowded, generator)
     pixels = draw_background(size_hw, generator)
-    for thing in reversed(things):
-        for figure in thing.figures:
+    for instance in reversed(instances):
+        for figure in instance.figures:
             paint(pixels, figure, generator)
     pixels = np.clip(np.rint(add_grain(pixels, generator)), 0, 255).astype(np.uint8)
-    return Picture(pixels, things)
+    return DemoImage(pixels, instances)
 
 
-def _place_things(size_hw: tuple[int, int], count: int, crowded: bool, generator: np.random.Generator) -> list[Thing]:
-    """Return up to `count` things and perhaps a crowd, from the front to the back: later ones show less."""
+def _place_instances(
+    size_hw: tuple[int, int], count: int, crowded: bool, generator: np.random.Generator
+) -> list[Instance]:
+    """Return up to `count` instances and perhaps a crowd, from the front to the back: later ones show less."""
     taken = np.zeros(size_hw, dtype=bool)
-    things = []
+    instances = []
     for is_crowd in [False] * count + [True] * crowded:
         category = CATEGORIES[generator.integers(len(CATEGORIES))]  # once, or retries would make thin ones rare
         for _ in range(PLACEMENT_ATTEMPTS):
             if is_crowd:
-                thing = _try_crowd(category, taken, generator)
+                instance = _try_crowd(category, taken, generator)
             else:
-                thing = _try_thing(category, taken, count, generator)
-            if thing is not None:
-                things.append(thing)
-                taken |= thing.visible
+                instance = _try_instance(category, taken, count, generator)
+            if instance is not None:
+                instances.append(instance)
+                taken |= instance.visible
                 break
-    return things
+    return instances
 
 
-def _try_thing(category: Category, taken: np.ndarray, count: int, generator: np.random.Generator) -> Thing | None:
-    """Return a thing behind the pixels `taken`, or None where too little of it, or only crumbs, would show."""
+def _try_instance(category: Category, taken: np.ndarray, count: int, generator: np.random.Generator) -> Instance | None:
+    """Return an instance behind the pixels `taken`, or None where too little of it, or only crumbs, would show."""
     height, width = taken.shape
     largest_px = min(46 if count < 3 else 38 if count < 5 else 30, 0.4 * min(height, width))
     radius_px = largest_px * (12 / largest_px) ** (generator.random() ** 1.6)  # from 12 px, more of the larger ones
@@ -125,13 +127,13 @@ def _try_thing(category: Category, taken: np.ndarray, count: int, generator: np.
     if share < wanted_share or visible.sum() < SMALLEST_AREA_PX or min(tight_box(visible)[2:]) < SMALLEST_SIDE_PX:
         return None
     outline = trace_outline(visible)
-    if min(ring_area(ring) for ring in outline) < SMALLEST_PIECE_PX:  # a hole, which polygons cannot say, or a crumb
+    if min(polygon_area(polygon) for polygon in outline) < SMALLEST_PIECE_PX:  # a crumb or a hole
         return None
-    return Thing(category, [figure], visible, outline)
+    return Instance(category, [figure], visible, outline)
 
 
-def _try_crowd(category: Category, taken: np.ndarray, generator: np.random.Generator) -> Thing | None:
-    """Return a heap of small things of that category behind the pixels `taken`, or None where too little shows."""
+def _try_crowd(category: Category, taken: np.ndarray, generator: np.random.Generator) -> Instance | None:
+    """Return a heap of small instances of that category behind the pixels `taken`, or None where too little shows."""
     height, width = taken.shape
     middle = (generator.uniform(0.25, 0.75) * width, generator.uniform(0.25, 0.75) * height)
     figures = []
@@ -141,7 +143,7 @@ def _try_crowd(category: Category, taken: np.ndarray, generator: np.random.Gener
         figures.append(_turned_figure(category, centre_xy, generator.uniform(5, 8), generator))
         visible |= figures[-1].mask(taken.shape)
     visible &= ~taken
-    return Thing(category, figures, visible, []) if visible.sum() >= SMALLEST_CROWD_AREA_PX else None
+    return Instance(category, figures, visible, []) if visible.sum() >= SMALLEST_CROWD_AREA_PX else None
 
 
 def _turned_figure(
@@ -153,20 +155,20 @@ def _turned_figure(
 
 
 def overlap(figure: Figure, size_hw: tuple[int, int]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Return where the figure's window lies in the picture, and that same part inside the window."""
-    in_picture, in_window = [], []
+    """Return where the figure's window lies in the image, and that same part inside the window."""
+    in_image, in_window = [], []
     for start, length, limit in zip((figure.top, figure.left), figure.u.shape, size_hw, strict=True):
         first = min(max(start, 0), limit)
         last = max(min(start + length, limit), first)
-        in_picture.append(slice(first, last))
+        in_image.append(slice(first, last))
         in_window.append(slice(first - start, last - start))
-    return (in_picture[0], in_picture[1]), (in_window[0], in_window[1])
+    return (in_image[0], in_image[1]), (in_window[0], in_window[1])
 
 
 def make_figure(
     category: Category, *, centre_xy: tuple[float, float], radius_px: float, turn: float, stretch: float
 ) -> Figure:
-    """Return the category's thing at that place; `stretch` makes it wider (above 1) or narrower, its area kept."""
+    """Return the category's shape at that position; `stretch` makes it wider (above 1) or narrower, same area."""
     reach = math.ceil(radius_px * max(stretch, 1 / stretch)) + WINDOW_MARGIN_PX
     left, top = round(centre_xy[0]) - reach, round(centre_xy[1]) - reach
     offsets = np.arange(2 * reach + 1, dtype=np.float32) + np.float32(0.5)
@@ -181,24 +183,25 @@ def make_figure(
 
 def paint(pixels: Float32[np.ndarray, "height width 3"], figure: Figure, generator: np.random.Generator) -> None:
     """Draw the figure and its shadow over `pixels` (0 to 255), in place."""
-    in_picture, in_window = overlap(figure, (pixels.shape[0], pixels.shape[1]))
+    in_image, in_window = overlap(figure, (pixels.shape[0], pixels.shape[1]))
     shifted = np.roll(figure.distance_px, (SHADOW_SHIFT_PX, SHADOW_SHIFT_PX), axis=(0, 1))
     shadow = np.clip(0.5 - shifted / SHADOW_SOFTNESS_PX, 0, 1)[..., None] * SHADOW_STRENGTH
     coverage = np.clip(0.5 - figure.distance_px, 0, 1)[..., None]
     colours = _colours(figure, generator)
-    below = pixels[in_picture] * (1 - shadow[in_window])
-    pixels[in_picture] = below + (colours[in_window] - below) * coverage[in_window]
+    below = pixels[in_image] * (1 - shadow[in_window])
+    pixels[in_image] = below + (colours[in_window] - below) * coverage[in_window]
 
 
 def _colours(figure: Figure, generator: np.random.Generator) -> np.ndarray:
-    """Return the thing's own red, green and blue over its whole window."""
+    """Return the instance's own red, green and blue over its whole window."""
     category = figure.category
-    hue = (category.hue + generator.uniform(-0.03, 0.03)) % 1
-    saturation = category.saturation * generator.uniform(0.8, 1.1)
-    brightness = category.brightness * generator.uniform(0.82, 1.08)
+    hue, saturation, brightness = category.hsv
+    hue = (hue + generator.uniform(-0.03, 0.03)) % 1
+    saturation *= generator.uniform(0.8, 1.1)
+    brightness *= generator.uniform(0.82, 1.08)
     base = 255 * np.array(colorsys.hsv_to_rgb(hue, min(saturation, 1), min(brightness, 1)), dtype=np.float32)
     light = category.pattern(figure.u, figure.v)
-    light = light * np.where(figure.distance_px > -1.3, 0.72, 1)  # a dark rim sets off things of like colour
+    light = light * np.where(figure.distance_px > -1.3, 0.72, 1)  # a dark rim separates instances of similar colour
     light = light * (1 + 0.12 * (smooth_noise(figure.u.shape, 5, generator) - 0.5))
     height, width = figure.u.shape
     slope = np.linspace(0.1, -0.1, height)[:, None] + np.linspace(0.06, -0.06, width)[None, :]
@@ -228,7 +231,7 @@ def draw_background(size_hw: tuple[int, int], generator: np.random.Generator) ->
 def smooth_noise(
     size_hw: tuple[int, int], cells: int, generator: np.random.Generator
 ) -> Float32[np.ndarray, "height width"]:
-    """Returns soft blobs between about 0 and 1, `cells` of them across and down."""
+    """Return soft blobs between about 0 and 1, `cells` of them across and down."""
     coarse = Image.fromarray(generator.random((cells, cells), dtype=np.float32))
     return np.asarray(coarse.resize((size_hw[1], size_hw[0]), Image.Resampling.BICUBIC))
 
@@ -236,7 +239,7 @@ def smooth_noise(
 def add_grain(
     pixels: Float32[np.ndarray, "height width 3"], generator: np.random.Generator
 ) -> Float32[np.ndarray, "height width 3"]:
-    """Returns the picture with the noise of a camera's sensor: mostly grey, a little coloured."""
+    """Return the image with the noise of a camera's sensor: mostly grey, a little coloured."""
     grey = generator.standard_normal((*pixels.shape[:2], 1), dtype=np.float32)
     coloured = generator.standard_normal(pixels.shape, dtype=np.float32)
     return pixels + np.float32(3.5) * grey + np.float32(1.5) * coloured

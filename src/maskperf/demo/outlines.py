@@ -1,15 +1,15 @@
-"""What COCO's format says about a mask: rings around its pieces, run lengths, a box."""
+"""A mask in COCO's format: polygons around its pieces, run lengths, a box."""
 
 import numpy as np
 from jaxtyping import Bool
 
-Ring = list[tuple[int, int]]
+Polygon = list[tuple[int, int]]
 
 
-def trace_outline(mask: Bool[np.ndarray, "height width"]) -> list[Ring]:
-    """Return the rings around every piece of the mask, as the corners where they turn.
+def trace_outline(mask: Bool[np.ndarray, "height width"]) -> list[Polygon]:
+    """Return the polygons around every piece of the mask, as the corners where they turn.
 
-    Points are pixel corners (x, y): pixel (0, 0) has corners 0 and 1. Outer rings have a positive `ring_area`,
+    Points are pixel corners (x, y): pixel (0, 0) has corners 0 and 1. Outer polygons have a positive `polygon_area`,
     holes a negative one. Pixels that touch only at a corner belong to different pieces.
     """
     padded = np.pad(mask, 1)
@@ -26,30 +26,30 @@ def trace_outline(mask: Bool[np.ndarray, "height width"]) -> list[Ring]:
                 crossings.add(corner)
             leaving[corner] = direction
             unused[corner, direction] = None
-    rings = []
+    polygons = []
     while unused:
-        rings.append(_walk_ring(*next(iter(unused)), leaving, crossings, unused))
-    return rings
+        polygons.append(_walk_polygon(*next(iter(unused)), leaving, crossings, unused))
+    return polygons
 
 
-def _walk_ring(corner: tuple[int, int], direction: int, leaving: dict, crossings: set, unused: dict) -> Ring:
-    """Return the ring that starts with that side, and takes its sides out of `unused`."""
+def _walk_polygon(corner: tuple[int, int], direction: int, leaving: dict, crossings: set, unused: dict) -> Polygon:
+    """Return the polygon that starts with that side, and remove its sides from `unused`."""
     steps = ((1, 0), (0, 1), (-1, 0), (0, -1))
-    ring, previous = [], -1
+    polygon, previous = [], -1
     while (corner, direction) in unused:
         del unused[corner, direction]
         if direction != previous:
-            ring.append(corner)
+            polygon.append(corner)
         previous = direction
         corner = (corner[0] + steps[direction][0], corner[1] + steps[direction][1])
         # At a crossing the right turn stays with the pixel walked along so far.
         direction = (direction + 1) % 4 if corner in crossings else leaving[corner]
-    return ring
+    return polygon
 
 
-def ring_area(ring: Ring) -> float:
-    """Return the area inside a ring, negative for a ring around a hole."""
-    points = np.array(ring)
+def polygon_area(polygon: Polygon) -> float:
+    """Return the area inside a polygon, negative for a polygon around a hole."""
+    points = np.array(polygon)
     following = np.roll(points, -1, axis=0)
     return float((points[:, 0] * following[:, 1] - following[:, 0] * points[:, 1]).sum()) / 2
 

@@ -1,7 +1,7 @@
-"""The eight kinds of things in the demo pictures: outline, colour and pattern of each.
+"""The eight categories of the demo images: outline, colour and pattern of each.
 
-Coordinates (u, v) belong to one thing: u to its right, v to its bottom, the thing fits into the unit disc.
-A signed distance is negative inside, in units of the thing's radius.
+Coordinates (u, v) belong to one shape: u to its right, v to its bottom; the shape fits into the unit disc.
+A signed distance is negative inside, in units of the shape's radius.
 """
 
 import math
@@ -15,23 +15,24 @@ LEAF_ARC_CENTRE = 0.886  # two arcs of this centre and radius meet at the tips (
 LEAF_ARC_RADIUS = 1.336
 
 
-@dataclass(frozen=True, kw_only=True)
+Field = Callable[[np.ndarray, np.ndarray], np.ndarray]  # a function of (u, v)
+
+
+@dataclass(frozen=True)
 class Category:
-    """One kind of thing: its place in the annotations, its outline, its colour and its pattern."""
+    """One category of the annotations, and how its shapes look."""
 
     id: int
     name: str
     supercategory: str
-    distance: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    pattern: Callable[[np.ndarray, np.ndarray], np.ndarray]  # 1 keeps the colour, 0 is black, 2 is white
-    hue: float
-    saturation: float
-    brightness: float
+    distance: Field
+    pattern: Field  # 1 keeps the colour, 0 is black, 2 is white
+    hsv: tuple[float, float, float]
     largest_turn: float  # radians, to either side
 
 
 def _spot(u: np.ndarray, v: np.ndarray, centre: tuple[float, float], radius: float) -> np.ndarray:
-    """Return a soft round spot, 1 in its middle."""
+    """Return a soft round spot, 1 at its centre."""
     return np.exp(-((u - centre[0]) ** 2 + (v - centre[1]) ** 2) / radius**2)
 
 
@@ -73,7 +74,7 @@ def _tent_pattern(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _star_fold(u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distance from the middle, and the angle from the nearest tip, -pi/5 to pi/5."""
+    """Return the distance from the centre, and the angle from the nearest tip, -pi/5 to pi/5."""
     angle = np.arctan2(u, -v)
     fifth = 2 * math.pi / 5
     return np.hypot(u, v), angle - fifth * np.round(angle / fifth)
@@ -136,92 +137,12 @@ ANY_TURN = math.pi
 SMALL_TURN = 0.6
 
 CATEGORIES = (
-    Category(
-        id=1,
-        name="apple",
-        supercategory="food",
-        distance=_apple,
-        pattern=_apple_pattern,
-        hue=0.0,
-        saturation=0.85,
-        brightness=0.85,
-        largest_turn=SMALL_TURN,
-    ),
-    Category(
-        id=2,
-        name="crate",
-        supercategory="goods",
-        distance=_crate,
-        pattern=_crate_pattern,
-        hue=0.08,
-        saturation=0.62,
-        brightness=0.72,
-        largest_turn=SMALL_TURN,
-    ),
-    Category(
-        id=4,
-        name="tent",
-        supercategory="outdoor",
-        distance=_tent,
-        pattern=_tent_pattern,
-        hue=0.6,
-        saturation=0.72,
-        brightness=0.85,
-        largest_turn=SMALL_TURN,
-    ),
-    Category(
-        id=7,
-        name="star",
-        supercategory="sky",
-        distance=_star,
-        pattern=_star_pattern,
-        hue=0.145,
-        saturation=0.82,
-        brightness=0.95,
-        largest_turn=ANY_TURN,
-    ),
-    Category(
-        id=8,
-        name="cross",
-        supercategory="sign",
-        distance=_cross,
-        pattern=_cross_pattern,
-        hue=0.49,
-        saturation=0.7,
-        brightness=0.8,
-        largest_turn=ANY_TURN,
-    ),
-    Category(
-        id=11,
-        name="moon",
-        supercategory="sky",
-        distance=_moon,
-        pattern=_moon_pattern,
-        hue=0.73,
-        saturation=0.45,
-        brightness=0.88,
-        largest_turn=ANY_TURN,
-    ),
-    Category(
-        id=13,
-        name="cherries",
-        supercategory="food",
-        distance=_cherries,
-        pattern=_cherries_pattern,
-        hue=0.91,
-        saturation=0.8,
-        brightness=0.75,
-        largest_turn=ANY_TURN,
-    ),
-    Category(
-        id=16,
-        name="leaf",
-        supercategory="plant",
-        distance=_leaf,
-        pattern=_leaf_pattern,
-        hue=0.32,
-        saturation=0.7,
-        brightness=0.68,
-        largest_turn=ANY_TURN,
-    ),
+    Category(1, "apple", "food", _apple, _apple_pattern, (0.0, 0.85, 0.85), SMALL_TURN),
+    Category(2, "crate", "goods", _crate, _crate_pattern, (0.08, 0.62, 0.72), SMALL_TURN),
+    Category(4, "tent", "outdoor", _tent, _tent_pattern, (0.6, 0.72, 0.85), SMALL_TURN),
+    Category(7, "star", "sky", _star, _star_pattern, (0.145, 0.82, 0.95), ANY_TURN),
+    Category(8, "cross", "sign", _cross, _cross_pattern, (0.49, 0.7, 0.8), ANY_TURN),
+    Category(11, "moon", "sky", _moon, _moon_pattern, (0.73, 0.45, 0.88), ANY_TURN),
+    Category(13, "cherries", "food", _cherries, _cherries_pattern, (0.91, 0.8, 0.75), ANY_TURN),
+    Category(16, "leaf", "plant", _leaf, _leaf_pattern, (0.32, 0.7, 0.68), ANY_TURN),
 )

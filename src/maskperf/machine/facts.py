@@ -1,6 +1,9 @@
-"""What can be known about a machine. None, or an empty tuple, stands for what could not be found out."""
+"""The facts that the doctor gathers and its findings. None or an empty tuple: unknown, or not asked for."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from maskperf.config import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +17,7 @@ class CacheFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class CpuFacts:
-    """The processors of the whole machine, and what this process may use of them."""
+    """The processors of the whole machine, and the share that this process may use."""
 
     architecture: str  # x86_64, aarch64
     model: str | None = None
@@ -57,7 +60,7 @@ class MemoryFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class StorageFacts:
-    """What holds a folder."""
+    """The file system and the device below a folder."""
 
     path: str  # the folder, or the nearest one above it that exists
     file_system: str | None = None  # ext4, xfs, nfs4, overlay, tmpfs
@@ -71,7 +74,7 @@ class StorageFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkFacts:
-    """One network card. Loop-back and other synthetic interfaces are left out."""
+    """One network card; interfaces without a device, such as loop-back, are left out."""
 
     name: str
     state: str | None = None  # up, down, unknown
@@ -92,7 +95,7 @@ class InfinibandFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class GpuFacts:
-    """One GPU as nvidia-smi tells it."""
+    """One GPU as nvidia-smi reports it."""
 
     index: int
     name: str
@@ -120,7 +123,7 @@ class GpuGroup:
     """All NVIDIA GPUs of the machine, their driver, and how they are linked."""
 
     cards_on_bus: int = 0  # NVIDIA display or compute cards on the PCI bus, with a driver or without
-    complaint: str | None = None  # what nvidia-smi said where it is there and fails
+    complaint: str | None = None  # the message of an nvidia-smi that fails
     gpus: tuple[GpuFacts, ...] = ()
     driver_version: str | None = None
     driver_cuda: str | None = None  # newest CUDA that the driver runs
@@ -130,7 +133,7 @@ class GpuGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class CgroupFacts:
-    """What a container or job may use of the machine. None: no limit, or none that can be read."""
+    """Limits of a container or job. None: no limit, or none that can be read."""
 
     cpu_cores: float | None = None
     memory_gib: float | None = None
@@ -138,7 +141,7 @@ class CgroupFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class MachineFacts:
-    """One machine. The name of the host is left out on purpose."""
+    """One machine; the name of the host is left out on purpose."""
 
     operating_system: str  # Ubuntu 24.04.3 LTS
     kernel: str
@@ -151,3 +154,111 @@ class MachineFacts:
     gpu: GpuGroup
     limits: CgroupFacts
     software: dict[str, str | None]  # versions of python and of packages
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessLimits:
+    """Limits of the shell on this process (ulimit); None: unlimited."""
+
+    open_files: int | None = None
+    locked_memory_gib: float | None = None
+    core_file_gib: float | None = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFolder:
+    """The files at the location where the recipes look for COCO 2017."""
+
+    root: str
+    was_asked_for: bool  # with --data
+    train_json: bool = False
+    val_json: bool = False
+    train_images: int | None = None  # None: no such folder
+    val_images: int | None = None
+    weights: str | None = None  # the file of the backbone; None: not found
+
+
+@dataclass(frozen=True, kw_only=True)
+class DockerFacts:
+    version: str
+    runtimes: tuple[str, ...] = ()  # empty: the daemon does not answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskSpeed:
+    """Speeds measured with a temporary file that had left the page cache."""
+
+    place: str
+    write_mib_per_second: float
+    read_mib_per_second: float
+    pictures_per_second: float  # random reads of the size of one image by as many threads as a run has
+    threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureSpeed:
+    """Images per second that one thread prepares."""
+
+    decode_per_second: float  # JPEG to pixels alone
+    prepare_per_second: float  # with resize and normalization
+    jpeg_kib: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchProbe:
+    """The results of `torch_probe.py`, which runs in a process of its own."""
+
+    failure: str | None = None  # why there are no results
+    gpu_names: tuple[str, ...] = ()
+    gpu_gflops: tuple[float, ...] = ()  # float32 matrix product on each GPU
+    cpu_gflops: float | None = None
+    cpu_threads: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """All that the checks look at: the machine, this process, and what a run would need."""
+
+    machine: MachineFacts  # its storage is that of the data
+    config: RunConfig
+    data: DataFolder
+    run_storage: StorageFacts
+    run_folder_writable: bool
+    variables: Mapping[str, str] = field(default_factory=dict)  # of the shell
+    process_limits: ProcessLimits = ProcessLimits()
+    python: tuple[int, int, int] = (3, 11, 0)
+    torch_build: str | None = None  # cpu, or the CUDA version it was built for
+    pinned: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)  # constraints.txt: (pinned, installed)
+    load_average: float | None = None
+    clock_synchronized: bool | None = None
+    docker: DockerFacts | None = None
+    disk_speed: DiskSpeed | None = None
+    disk_speed_missing: str = "left out by --quick"
+    picture_speed: PictureSpeed | None = None
+    torch_probe: TorchProbe | None = None
+
+
+OK, NOTE, PROBLEM = "ok", "note", "problem"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One line of the doctor. A problem stops or spoils a run; a note costs speed, or should be known."""
+
+    level: str
+    name: str
+    value: str
+    meaning: str
+    fix: str = ""  # empty: nothing to do
+
+
+def ok(name: str, value: str, meaning: str) -> Finding:
+    return Finding(level=OK, name=name, value=value, meaning=meaning)
+
+
+def note(name: str, value: str, meaning: str, fix: str = "") -> Finding:
+    return Finding(level=NOTE, name=name, value=value, meaning=meaning, fix=fix)
+
+
+def problem(name: str, value: str, meaning: str, fix: str) -> Finding:
+    return Finding(level=PROBLEM, name=name, value=value, meaning=meaning, fix=fix)

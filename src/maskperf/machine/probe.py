@@ -1,84 +1,156 @@
-"""Finds what the checks of the doctor look at, apart from what torch has to tell."""
+"""Gathers the facts of this machine and process that need no measurement and no torch."""
 
 import json
 import os
+import platform
 import re
 import resource
 import sys
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 from maskperf.config import RunConfig
-from maskperf.machine.describe import describe_machine
-from maskperf.machine.situation import DataPlace, DockerFacts, ProcessLimits, Situation
-from maskperf.machine.software import installed_version, torch_build
+from maskperf.machine.facts import DataFolder, DockerFacts, Environment, MachineFacts, ProcessLimits
+from maskperf.machine.gpus import describe_gpus
+from maskperf.machine.hardware import (
+    describe_infiniband,
+    describe_memory,
+    describe_network,
+    describe_storage,
+    existing_folder,
+)
+from maskperf.machine.processor import describe_cpu, describe_limits
 from maskperf.machine.sources import read_text, run_program
-from maskperf.machine.storage import describe_storage, existing_place
 
+PACKAGES = (
+    *("maskperf", "torch", "numpy", "pycocotools", "hotcoco", "mlperf-logging", "simplejpeg", "pillow", "msgspec"),
+    *("rich", "safetensors", "jaxtyping", "triton", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13", "nvidia-nccl-cu12"),
+    "nvidia-nccl-cu13",
+)
+CONTAINER_OF_MARK = {"kubepods": "kubernetes", "docker": "docker", "containerd": "containerd", "lxc": "lxc"}
 WATCHED_PREFIXES = ("OMP_", "MKL_", "GOMP_", "KMP_", "NCCL_", "TORCH_", "CUDA_", "GLOO_", "MASTER_")
 WATCHED_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 DOCKER_SECONDS = 2.0
 CLOCK_SECONDS = 1.0
 DEFAULT_RUNS = "runs"
-IMAGE_ENDING = ".jpg"
+IMAGE_SUFFIX = ".jpg"
 
 
-def gather(config: RunConfig, *, data: str | None, run_dir: str | None) -> Situation:
-    """Return what can be found out without measuring; `data` and `run_dir` are folders that the user named."""
-    root = data or config.data.root
-    runs = Path(run_dir or DEFAULT_RUNS)
-    pinned = read_pins(checkout_folder())
-    return Situation(
-        machine=describe_machine(root),
-        config=config,
-        data=look_for_data(Path(root), config.model.backbone_weights, was_asked_for=data is not None),
-        data_storage=describe_storage(root),
-        run_storage=describe_storage(runs),
-        run_folder_writable=is_writable_folder(existing_place(runs)),
-        environment=watched(dict(os.environ)),
-        process_limits=process_limits(),
-        python=(sys.version_info.major, sys.version_info.minor, sys.version_info.micro),
-        torch_build=torch_build(),
-        pinned=pinned,
-        pinned_installed={name: installed_version(name) for name in pinned},
-        load_average=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        clock_synchronized=clock_state(),
-        docker=docker_state(),
+def describe_machine(storage_path: str | Path = ".") -> MachineFacts:
+    """Return what can be found out about this machine within seconds; `storage_path` selects the storage.
+
+    Nothing is changed and nothing is measured. Names of the host and of its users are left out.
+    """
+    return MachineFacts(
+        operating_system=parse_os_release(read_text(Path("/etc/os-release")) or "") or platform.platform(),
+        kernel=f"{platform.system()} {platform.release()}",
+        container=container(),
+        cpu=describe_cpu(),
+        memory=describe_memory(),
+        storage=describe_storage(storage_path),
+        network=describe_network(),
+        infiniband=describe_infiniband(),
+        gpu=describe_gpus(),
+        limits=describe_limits(),
+        software={"python": platform.python_version(), **{name: installed_version(name) for name in PACKAGES}},
     )
 
 
-def is_writable_folder(place: Path) -> bool:
-    """Return whether this user may make files in `place`."""
-    return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+def gather(config: RunConfig, *, data: str | None, run_dir: str | None) -> Environment:
+    """Return what can be found out without measuring; `data` and `run_dir` are folders that the user named."""
+    root = data or config.data.root
+    runs = Path(run_dir or DEFAULT_RUNS)
+    return Environment(
+        machine=describe_machine(root),
+        config=config,
+        data=find_data(Path(root), config.model.backbone_weights, was_asked_for=data is not None),
+        run_storage=describe_storage(runs),
+        run_folder_writable=is_writable_folder(existing_folder(runs)),
+        variables=watched(dict(os.environ)),
+        process_limits=process_limits(),
+        python=(sys.version_info.major, sys.version_info.minor, sys.version_info.micro),
+        torch_build=torch_build(),
+        pinned={name: (pin, installed_version(name)) for name, pin in read_pins(checkout_folder()).items()},
+        load_average=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        clock_synchronized=parse_timedatectl(run_program(["timedatectl", "show"], CLOCK_SECONDS).output or ""),
+        docker=docker_facts(),
+    )
 
 
-def watched(environment: dict[str, str]) -> dict[str, str]:
+def parse_os_release(text: str) -> str | None:
+    """Return the field PRETTY_NAME. Source: the manual page os-release(5)."""
+    match = re.search(r"""^PRETTY_NAME=(["']?)(.*)\1$""", text, re.MULTILINE)
+    return match[2] if match and match[2] else None
+
+
+def container(root: Path = Path("/")) -> str | None:
+    """Return the kind of container that this process is in, as far as it leaves marks."""
+    if "KUBERNETES_SERVICE_HOST" in os.environ:
+        return "kubernetes"
+    if (root / "run" / ".containerenv").exists():
+        return "podman"
+    if (root / ".dockerenv").exists():
+        return "docker"
+    groups = read_text(root / "proc" / "1" / "cgroup") or ""
+    return next((kind for mark, kind in CONTAINER_OF_MARK.items() if mark in groups), None)
+
+
+def installed_version(package: str) -> str | None:
+    """Return the version of an installed package; nothing is imported."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def torch_build() -> str | None:
+    """Return "cpu" or the CUDA version that the installed torch was built for; None where it is unknown."""
+    try:
+        path = distribution("torch").locate_file("torch/version.py")
+    except PackageNotFoundError:
+        return None
+    return parse_torch_build(read_text(Path(str(path))) or "")
+
+
+def parse_torch_build(text: str) -> str | None:
+    """Parse the line `cuda: Optional[str] = '13.0'` of torch/version.py; "rocm 6.4" for AMD's build."""
+    found = dict(re.findall(r"^(cuda|hip)\b[^=\n]*= *(?:'([^']*)'|None)", text, re.MULTILINE))
+    if found.get("hip"):
+        return f"rocm {found['hip']}"
+    return found["cuda"] or "cpu" if "cuda" in found else None
+
+
+def is_writable_folder(path: Path) -> bool:
+    """Return whether this user may create files in `path`."""
+    return path.is_dir() and os.access(path, os.W_OK | os.X_OK)
+
+
+def watched(variables: dict[str, str]) -> dict[str, str]:
     """Return the variables that the checks look at, and no others: the rest may hold secrets."""
     return {
-        name: value for name, value in environment.items() if name in WATCHED_NAMES or name.startswith(WATCHED_PREFIXES)
+        name: value for name, value in variables.items() if name in WATCHED_NAMES or name.startswith(WATCHED_PREFIXES)
     }
 
 
-def look_for_data(root: Path, weights: str, *, was_asked_for: bool) -> DataPlace:
-    """Return what lies in a folder of COCO 2017; the weights are looked for at `weights`, in the folder and beside."""
+def find_data(root: Path, weights: str, *, was_asked_for: bool) -> DataFolder:
+    """Look for COCO 2017 in `root`; and for the weights at `weights`, in `root` and in the folder above."""
     name = Path(weights).name
     candidates = [Path(weights), root / name, root.parent / name] if weights else []
-    found = next((str(path) for path in candidates if path.is_file()), None)
-    return DataPlace(
+    return DataFolder(
         root=str(root),
         was_asked_for=was_asked_for,
         train_json=(root / "annotations" / "instances_train2017.json").is_file(),
         val_json=(root / "annotations" / "instances_val2017.json").is_file(),
-        train_images=count_images(root / "train2017"),
-        val_images=count_images(root / "val2017"),
-        weights=found,
+        train_images=_count_images(root / "train2017"),
+        val_images=_count_images(root / "val2017"),
+        weights=next((str(path) for path in candidates if path.is_file()), None),
     )
 
 
-def count_images(folder: Path) -> int | None:
-    """Return the number of JPEG files directly in a folder; None where there is no such folder."""
+def _count_images(folder: Path) -> int | None:
     try:
         with os.scandir(folder) as entries:
-            return sum(entry.name.endswith(IMAGE_ENDING) for entry in entries)
+            return sum(entry.name.endswith(IMAGE_SUFFIX) for entry in entries)
     except (FileNotFoundError, NotADirectoryError):
         return None
 
@@ -97,50 +169,30 @@ def read_pins(checkout: Path | None) -> dict[str, str]:
 
 def process_limits() -> ProcessLimits:
     """Return the soft limits of this process."""
-    locked, core = _limit(resource.RLIMIT_MEMLOCK), _limit(resource.RLIMIT_CORE)
+    kinds = (resource.RLIMIT_NOFILE, resource.RLIMIT_MEMLOCK, resource.RLIMIT_CORE)
+    soft = (resource.getrlimit(kind)[0] for kind in kinds)
+    files, locked, core = (None if limit == resource.RLIM_INFINITY else limit for limit in soft)
     return ProcessLimits(
-        open_files=_limit(resource.RLIMIT_NOFILE),
+        open_files=files,
         locked_memory_gib=None if locked is None else locked / 2**30,
         core_file_gib=None if core is None else core / 2**30,
     )
 
 
-def clock_state() -> bool | None:
-    """Return whether the clock follows a time server; None where systemd does not tell."""
-    return parse_timedatectl(run_program(["timedatectl", "show"], CLOCK_SECONDS).output or "")
-
-
 def parse_timedatectl(text: str) -> bool | None:
-    """Return the field NTPSynchronized of `timedatectl show`."""
+    """Return whether the clock follows a time server: the field NTPSynchronized of `timedatectl show`."""
     match = re.search(r"^NTPSynchronized=(yes|no)$", text, re.MULTILINE)
     return None if match is None else match[1] == "yes"
 
 
-def docker_state() -> DockerFacts | None:
+def docker_facts() -> DockerFacts | None:
     """Return version and runtimes of Docker; None where it is not installed."""
-    version = parse_docker_version(run_program(["docker", "--version"], DOCKER_SECONDS).output or "")
-    if version is None:
+    found = re.search(r"version ([0-9][^\s,]*)", run_program(["docker", "--version"], DOCKER_SECONDS).output or "")
+    if found is None:
         return None
-    runtimes = run_program(["docker", "info", "--format", "{{json .Runtimes}}"], DOCKER_SECONDS).output
-    names = parse_docker_runtimes(runtimes or "")
-    return DockerFacts(version=version, daemon_answers=bool(names), runtimes=names)
-
-
-def parse_docker_version(text: str) -> str | None:
-    """Return the number in "Docker version 28.2.2, build e6534b4"."""
-    match = re.search(r"version ([0-9][^\s,]*)", text)
-    return None if match is None else match[1]
-
-
-def parse_docker_runtimes(text: str) -> tuple[str, ...]:
-    """Return the names of the runtimes; none where the daemon did not answer, which docker tells as null."""
+    text = run_program(["docker", "info", "--format", "{{json .Runtimes}}"], DOCKER_SECONDS).output or "null"
     try:
-        found = json.loads(text)
+        runtimes = json.loads(text)  # null where the daemon does not answer
     except ValueError:
-        return ()
-    return tuple(sorted(found)) if isinstance(found, dict) else ()
-
-
-def _limit(kind: int) -> int | None:
-    soft, _ = resource.getrlimit(kind)
-    return None if soft == resource.RLIM_INFINITY else soft
+        runtimes = None
+    return DockerFacts(version=found[1], runtimes=tuple(sorted(runtimes)) if isinstance(runtimes, dict) else ())

@@ -1,6 +1,7 @@
-"""Where facts about a machine come from: small files of the system, and the output of its programs."""
+"""Small files of the system, and the output of its programs."""
 
 import os
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,46 +17,44 @@ def read_text(path: Path) -> str | None:
         return None
 
 
+def first_number(text: str | None) -> float | None:
+    """Return the number that a text starts with, such as 64 for "64 GB"; None where there is none."""
+    match = re.match(r"\s*(-?[0-9]+(?:\.[0-9]+)?)(?!\S)", text or "")
+    return float(match[1]) if match else None
+
+
+def whole_number(text: str | None) -> int | None:
+    """Return the whole number that a text starts with; None where there is none."""
+    number = first_number(text)
+    return int(number) if number is not None and number.is_integer() else None
+
+
 def read_number(path: Path) -> int | None:
     """Return the whole number in a small file; None where there is none."""
-    text = read_text(path)
-    try:
-        return None if text is None else int(text)
-    except ValueError:
-        return None
+    return whole_number(read_text(path))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a program wrote, or why there is nothing of it; a program that is not there leaves neither."""
+    """The output of a program, or why there is none; both are None where the program is missing."""
 
     output: str | None = None
     complaint: str | None = None
 
 
 def run_program(arguments: list[str], timeout_seconds: float = COMMAND_SECONDS) -> Answer:
-    """Return what a program writes, in English; where it fails or takes too long, what it said last."""
-    surroundings = {**os.environ, "LC_ALL": "C"}
+    """Run a program in English; where it fails or takes too long, return its last message."""
+    environment = {**os.environ, "LC_ALL": "C"}
     try:
-        finished = subprocess.run(
-            arguments, capture_output=True, timeout=timeout_seconds, check=False, env=surroundings
-        )
+        finished = subprocess.run(arguments, capture_output=True, timeout=timeout_seconds, check=False, env=environment)
     except subprocess.TimeoutExpired:
         return Answer(complaint=f"{arguments[0]} gave no answer within {timeout_seconds:g} s")
+    except FileNotFoundError:
+        return Answer()
     except OSError as error:
-        is_missing = isinstance(error, FileNotFoundError)
-        return Answer(complaint=None if is_missing else f"{arguments[0]}: {error.strerror}")
-    output, said = (part.decode(errors="replace") for part in (finished.stdout, finished.stderr))
+        return Answer(complaint=f"{arguments[0]}: {error.strerror}")
+    output, errors = (part.decode(errors="replace") for part in (finished.stdout, finished.stderr))
     if finished.returncode == 0:
         return Answer(output=output)
-    lines = (said.strip() or output.strip()).splitlines()
+    lines = (errors.strip() or output.strip()).splitlines()
     return Answer(complaint=lines[-1].strip() if lines else f"{arguments[0]} ended with {finished.returncode}")
-
-
-def first_number(text: str | None) -> float | None:
-    """Return the number that the first word of a text is, such as 64 for "64 GB"; None where it is none."""
-    words = (text or "").split()
-    try:
-        return float(words[0]) if words else None
-    except ValueError:
-        return None

@@ -1,4 +1,4 @@
-"""Short measurements of the disk and of the making of pictures."""
+"""Short measurements of the disk and of the preparation of images."""
 
 import io
 import os
@@ -11,23 +11,23 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from maskperf.machine.situation import DiskSpeed
+from maskperf.machine.facts import DiskSpeed
 
 FILE_MIB = 256
 BLOCK_BYTES = 2**20
-PICTURE_BYTES = 150_000  # about the mean size of a file of train2017
+IMAGE_BYTES = 150_000  # about the mean size of a file of train2017
 WRITE_SECONDS = 4.0
 READ_SECONDS = 2.0
 ROOM_FACTOR = 4  # so much more than the file must be free
-SHADES = (60, 80)  # height and width of the rough picture below
+ROUGH_HW = (60, 80)  # size of the image that is enlarged
 NOISE = 9.0
 
 
 def measure_disk(folder: Path, threads: int) -> DiskSpeed:
-    """Return the speed of the disk below `folder`, with a file of up to 256 MiB that nobody else can see.
+    """Measure the disk below `folder` with a file of up to 256 MiB.
 
-    What was written leaves the system's memory before it is read. The file has no name, so nothing is left behind,
-    even where this process is killed.
+    What was written leaves the page cache before it is read. The file has no name, so nothing is left behind, even
+    where this process is killed.
 
     Errors: OSError where the folder cannot be written or is too full.
     """
@@ -39,18 +39,18 @@ def measure_disk(folder: Path, threads: int) -> DiskSpeed:
         _forget(descriptor)
         read, read_seconds = _read_through(descriptor, size)
         _forget(descriptor)
-        pictures, picture_seconds = _read_pictures(descriptor, size, threads)
+        images, image_seconds = _read_images(descriptor, size, threads)
     return DiskSpeed(
         place=str(folder),
         write_mib_per_second=size / 2**20 / write_seconds,
         read_mib_per_second=read / 2**20 / read_seconds,
-        pictures_per_second=pictures / picture_seconds,
+        pictures_per_second=images / image_seconds,
         threads=threads,
     )
 
 
 def measure_rate(work: Callable[[], object], seconds: float) -> float:
-    """Return how often per second one thread does `work`: the best of three parts of the time, after one trial."""
+    """Return the calls of `work` per second in one thread: the best of three parts of the time, after one trial."""
     work()
     best = 0.0
     for _ in range(3):
@@ -63,9 +63,9 @@ def measure_rate(work: Callable[[], object], seconds: float) -> float:
 
 
 def make_jpeg() -> bytes:
-    """Return a synthetic picture of 640 x 480 as JPEG, about as large as COCO's: rough shapes with fine noise."""
+    """Return a synthetic image of 640 x 480 as JPEG, about as large as COCO's: rough shapes with fine noise."""
     random = np.random.default_rng(0)
-    rough = Image.fromarray(random.integers(0, 256, (*SHADES, 3), np.uint8))
+    rough = Image.fromarray(random.integers(0, 256, (*ROUGH_HW, 3), np.uint8))
     smooth = np.asarray(rough.resize((640, 480), Image.Resampling.BICUBIC), np.float32)
     noisy = smooth + random.normal(0, NOISE, smooth.shape)
     data = io.BytesIO()
@@ -75,7 +75,7 @@ def make_jpeg() -> bytes:
 
 def _write(descriptor: int) -> tuple[int, float]:
     """Return the bytes that reached the disk and the seconds this took; stops early on a slow disk."""
-    block = os.urandom(BLOCK_BYTES)  # some disks pack what repeats
+    block = os.urandom(BLOCK_BYTES)  # some disks compress what repeats
     size, start = 0, time.perf_counter()
     while size < FILE_MIB * BLOCK_BYTES and time.perf_counter() - start < WRITE_SECONDS:
         mixed = size.to_bytes(8, "little") + block[8:]
@@ -98,18 +98,18 @@ def _read_through(descriptor: int, size: int) -> tuple[int, float]:
     return read, time.perf_counter() - start
 
 
-def _read_pictures(descriptor: int, size: int, threads: int) -> tuple[int, float]:
-    """Return how many pieces of a picture's size were read in random order, each once, and the seconds."""
+def _read_images(descriptor: int, size: int, threads: int) -> tuple[int, float]:
+    """Return how many pieces of the size of an image were read in random order, each once, and the seconds."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead
-    places = (np.random.default_rng(0).permutation(size // PICTURE_BYTES) * PICTURE_BYTES).tolist()
+    offsets = (np.random.default_rng(0).permutation(size // IMAGE_BYTES) * IMAGE_BYTES).tolist()
     start = time.perf_counter()
 
-    def read(place: int) -> bool:
+    def read(offset: int) -> bool:
         if time.perf_counter() - start > READ_SECONDS:
             return False
-        return len(os.pread(descriptor, PICTURE_BYTES, place)) == PICTURE_BYTES
+        return len(os.pread(descriptor, IMAGE_BYTES, offset)) == IMAGE_BYTES
 
     with ThreadPoolExecutor(threads) as pool:
-        done = sum(pool.map(read, places))
+        done = sum(pool.map(read, offsets))
     return done, time.perf_counter() - start

@@ -1,10 +1,9 @@
-"""How many threads a process computes with: as many as there are cores for it, and no more than it has time for."""
+"""The number of threads of a process: one per core that it may use, within its CPU quota."""
 
 import os
 from dataclasses import dataclass
 
-from maskperf.machine.limits import describe_limits
-from maskperf.machine.processor import usable_physical_cores
+from maskperf.machine.processor import describe_limits, usable_physical_cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +25,10 @@ def threads_of_process(wanted: int) -> ThreadChoice:
 
 
 def choose_threads(wanted: int, *, cores: int, cpu_limit: float | None, processes: int) -> ThreadChoice:
-    """Return `wanted` threads, or where that is 0 the share of one of `processes` of what this machine may compute.
+    """Return `wanted` threads; where that is 0, the share of one of `processes`.
 
-    cores: physical ones. cpu_limit: cores' time that a control group may use, None for no limit; threads beyond it
-    would be stopped for a part of every period, all of them at once.
+    cores: physical ones. cpu_limit: CPU quota of the control group in cores, None for no limit; threads beyond it
+    would be throttled, all of them at once.
     """
     if wanted:
         return ThreadChoice(count=wanted, reason=f"system.threads={wanted}")

@@ -1,11 +1,12 @@
-"""Loads torch, tries it, and prints what it found as one line of JSON.
+"""Loads torch, measures it, and prints the results as one line of JSON.
 
-The doctor starts this file as a process of its own: a torch or a driver that hangs or crashes must not take the doctor
-down. It therefore imports nothing of maskperf.
+The doctor starts this file as a process of its own, so that a torch or a driver that hangs or crashes does not take the
+doctor down. It therefore imports nothing of maskperf.
 """
 
 import json
 import time
+from typing import Any
 
 SIZE_ON_CPU = 1024
 SIZE_ON_GPU = 4096
@@ -26,7 +27,7 @@ def probe() -> dict[str, object]:
     }
 
 
-def _gflops(device, size: int) -> float:
+def _gflops(device: Any, size: int) -> float:
     import torch
 
     left, right = (torch.rand(size, size, device=device) for _ in range(2))

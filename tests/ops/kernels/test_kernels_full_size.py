@@ -4,13 +4,24 @@ import pytest
 import torch
 from refused_waits import refused_waits
 
-from maskperf.bench.gpu_kernels import FAMILIES, gpu_kernel_rows
-from maskperf.bench.gpu_plan import GpuPlan
+from maskperf.bench.gpu_kernels import FAMILIES, Inputs, gpu_kernel_rows
+from maskperf.bench.plan import GpuPlan
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")]
 
 
-COUNTS = {"roi_align": 8, "ranking": 1, "nms": 1, "rasterize": 1, "matching": 2, "patches": 4, "sampling": 1}
+COUNTS = {
+    "roi_align": 8,
+    "ranking": 1,
+    "nms": 1,
+    "rasterize": 1,
+    "matching": 2,
+    "patches": 4,
+    "sampling": 1,
+    "casts": 2,
+    "own_class": 2,
+    "residual": 2,
+}
 EXACT = ("ranking", "NMS", "mask targets", "matching of anchors", "matching of RoIs", "samples")
 
 
@@ -36,7 +47,7 @@ def test_dispatch_and_kernels_never_wait_for_the_device():
     pytest.importorskip("triton", reason="the Python package triton is not installed")
     device = torch.device("cuda")
     sizes = GpuPlan().kernels
-    cases = [make_case() for name in COUNTS for make_case in FAMILIES[name](device, sizes)]
+    cases = [make_case(Inputs(device, sizes)) for name in COUNTS for make_case in FAMILIES[name]]
     for case in cases:
         case.kernel()
     torch.cuda.synchronize()

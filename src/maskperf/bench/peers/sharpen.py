@@ -1,4 +1,4 @@
-"""Makes a classifier of random weights as sure of itself as a trained one; used by both sides.
+"""Makes a classifier of random weights as confident as a trained one; used by both sides.
 
 Plain PyTorch that imports nothing of maskperf: it also runs in the Python of a peer.
 """

@@ -1,4 +1,4 @@
-"""torchvision's side of the benchmarks of the network and of single operators.
+"""torchvision in the benchmarks of the network and of single operators.
 
 Started with the Python of the peer; imports nothing of maskperf.
 """
@@ -46,12 +46,9 @@ def step(inputs):
         return {"losses": {name: float(value) for name, value in losses.items()}}
 
     model.roi_heads.select_training_samples = choose_and_count
-    start = time.perf_counter()
-    with FlopCounterMode(display=False) as counter:
-        first = work()
-    seconds = time.perf_counter() - start
+    first, facts = first_call(work, images)
     model.roi_heads.select_training_samples = choose
-    return work, {**counts, "first_losses": first["losses"], "first_seconds": seconds, **facts_of(images, counter)}
+    return work, {**counts, "first_losses": first["losses"], **facts}
 
 
 def infer(inputs):
@@ -62,35 +59,45 @@ def infer(inputs):
     predictor = model.roi_heads.box_predictor
     seen = {}
 
-    def keep_logits(module, arguments, outputs):
+    def save_logits(module, arguments, outputs):
         seen["logits"] = outputs[0]
 
-    watch = predictor.register_forward_hook(keep_logits)
+    hook = predictor.register_forward_hook(save_logits)
     with torch.no_grad():
         model(images)
-    watch.remove()
+    hook.remove()
     sharpen.sharpen(predictor.cls_score, seen["logits"], len(images))
 
     def work():
         with torch.no_grad():
             return {"detections": [len(found["labels"]) for found in model(images)]}
 
+    found, facts = first_call(work, images)
+    return work, found | facts
+
+
+def first_call(work, images):
+    """Return what the work found, and its seconds and FLOP."""
     start = time.perf_counter()
     with FlopCounterMode(display=False) as counter:
         found = work()
     seconds = time.perf_counter() - start
-    return work, {**found, "first_seconds": seconds, **facts_of(images, counter)}
+    return found, {
+        "first_seconds": seconds,
+        "items": len(images),
+        "item": "images",
+        "flop": counter.get_total_flops(),
+    }
 
 
 def make_model(inputs):
-    """Return Mask R-CNN of random weights with frozen batch norms, two frozen stages and the numbers of our recipe.
+    """Return Mask R-CNN of random weights with frozen batch norms, two frozen stages and the numbers of the recipe.
 
-    The backbone is initialized as ours so that proposals and RoIs are alike: torchvision's own way lets the features
-    grow by a factor of thousands where no batch norm tames them.
+    The backbone is initialized as maskperf's so that proposals and RoIs are alike: torchvision's own initialization
+    lets the features grow by a factor of thousands where no batch norm tames them.
     """
     torch.set_num_threads(inputs["threads"])
     torch.manual_seed(SEED)
-    numbers = inputs["numbers"]
     backbone = resnet_fpn_backbone(
         backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3
     )
@@ -104,14 +111,14 @@ def make_model(inputs):
         max_size=max(size_hw),
         image_mean=[0.0, 0.0, 0.0],
         image_std=[1.0, 1.0, 1.0],
-        **numbers,
+        **inputs["numbers"],
     )
-    model.transform.resize = lambda image, target: (image, target)  # pictures come in their final size
+    model.transform.resize = lambda image, target: (image, target)  # images come in their final size
     return model.to(inputs["torch_device"])
 
 
 def read_batch(path, device):
-    """Return pictures and targets as torchvision wants them, masks as bytes at full size."""
+    """Return images and targets in torchvision's form, masks as bytes at full size."""
     images, targets = [], []
     with np.load(path) as arrays:
         width = arrays["pixels"].shape[3]
@@ -123,10 +130,6 @@ def read_batch(path, device):
             target = {"boxes": boxes, "labels": labels.astype(np.int64), "masks": bits}
             targets.append({name: torch.from_numpy(value).to(device) for name, value in target.items()})
     return images, targets
-
-
-def facts_of(images, counter):
-    return {"items": len(images), "item": "images", "flop": counter.get_total_flops()}
 
 
 def roi_align(inputs):
@@ -196,8 +199,8 @@ def mask_targets(inputs):
     def work():
         with torch.no_grad():
             return [
-                project_masks_on_boxes(target["masks"], boxes, places, MASK_SIDE)
-                for target, boxes, places in zip(targets, rois, slots, strict=True)
+                project_masks_on_boxes(target["masks"], boxes, matched, MASK_SIDE)
+                for target, boxes, matched in zip(targets, rois, slots, strict=True)
             ]
 
     share = float(torch.cat(work()).mean())
@@ -205,9 +208,5 @@ def mask_targets(inputs):
 
 
 if __name__ == "__main__":
-    on_gpu = torch.cuda.is_available()
-    serve.serve(
-        {"step": step, "infer": infer, "roi_align": roi_align, "nms": nms, "mask_targets": mask_targets},
-        synchronize=torch.cuda.synchronize if on_gpu else None,
-        device_peak_bytes=torch.cuda.max_memory_allocated if on_gpu else None,
-    )
+    benchmarks = {"step": step, "infer": infer, "roi_align": roi_align, "nms": nms, "mask_targets": mask_targets}
+    serve.serve(benchmarks, torch.cuda if torch.cuda.is_available() else None)

@@ -1,0 +1,249 @@
+"""maskperf in the benchmarks of the whole network: training steps, detections, and the recipe `demo`."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from functools import wraps
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from maskperf.bench.peers.sharpen import sharpen
+from maskperf.config import ModelConfig, OptimizerConfig, RunConfig, SpeedConfig
+from maskperf.data.coco.categories import categories_of, match_categories
+from maskperf.data.coco.index import locate, read_coco
+from maskperf.data.images.capacity import batch_capacity
+from maskperf.engine.build import build_model, keep_memory, prepare_steps
+from maskperf.engine.distributed import Topology, init_topology
+from maskperf.engine.graphs import capture_batch
+from maskperf.engine.optimizer import build_optimizer
+from maskperf.engine.precision import set_precision
+from maskperf.engine.step import StepResult, train_step
+from maskperf.evaluation.detect import detect
+from maskperf.losses.box import sample_rois
+from maskperf.mlperf.log import MlperfLog
+from maskperf.model.mask_rcnn import MaskRcnn, feature_anchors
+from maskperf.model.proposals import append_truth, select_proposals
+from maskperf.overrides import from_json_text
+from maskperf.run.data import OpenedData, micro_batches
+from maskperf.run.session import Session
+from maskperf.structures import LOSS_NAMES, Batch, Images, Polygons, Proposals, Targets, to_device
+from maskperf.techniques import chosen_techniques, using
+
+SEED = 1
+# After the one whose FLOP are counted: nothing is compiled or captured while PyTorch counts.
+WARM_UP_CALLS = {"cpu": 1, "cuda": 5}
+MakeWork = Callable[[dict], tuple[Callable[[], dict], dict]]
+
+
+class Stepper:
+    """A model with its optimizer and one batch; `step` is the training step of a run."""
+
+    def __init__(
+        self, model: ModelConfig, speed: SpeedConfig, optimizer: OptimizerConfig, batch: Batch, topology: Topology
+    ):
+        self.messages: list[str] = []
+        self.speed, self.topology = speed, topology
+        self.batch = to_device(batch, topology.device)
+        self.model = build_model(model, SEED)[0].to(topology.device)
+        self._techniques = chosen_techniques(speed)
+        self._config, self._optimizer = optimizer, build_optimizer(self.model, optimizer)
+        with using(self._techniques):
+            set_precision(self.model, speed.precision, topology.device, self.messages.append)
+            self._captured = capture_batch(self.model, self.batch, topology=topology, say=self.messages.append)
+        self._update = 0
+
+    @property
+    def is_captured(self) -> bool:
+        return self._captured is not None and self._captured.replayed > 0
+
+    def step(self) -> StepResult:
+        self._update += 1
+        with using(self._techniques):
+            return train_step(
+                self.model,
+                self._optimizer,
+                [self.batch],
+                update=self._update,
+                config=self._config,
+                topology=self.topology,
+                captured=self._captured,
+                all_masks=False,
+            )
+
+
+def with_own_techniques(make_work: MakeWork) -> MakeWork:
+    """Return the same benchmark, prepared and done with the techniques of its own configuration."""
+
+    @wraps(make_work)
+    def prepared(inputs: dict) -> tuple[Callable[[], dict], dict]:
+        techniques = chosen_techniques(from_json_text(inputs["config"]).speed)
+        with using(techniques):
+            work, facts = make_work(inputs)
+        return using(techniques)(work), facts
+
+    return prepared
+
+
+@with_own_techniques
+def step(inputs: dict) -> tuple[Callable[[], dict], dict]:
+    """Return one training step, and what it works on: RoIs, positive ones, FLOP as counted by PyTorch."""
+    config, topology = _start(inputs)
+    # The weights hardly move, so that all repeats do the same work on the same proposals.
+    optimizer = replace(config.optimizer, learning_rate=inputs["learning_rate"])
+    stepper = Stepper(config.model, config.speed, optimizer, read_batch(inputs["batch"]), topology)
+
+    def work() -> dict:
+        return {"losses": dict(zip(LOSS_NAMES, stepper.step().losses.tolist(), strict=True))}
+
+    rois = _count_rois(stepper.model, stepper.batch)
+    first, facts = _first_call(work, inputs, config, len(stepper.batch.image_ids), topology)
+    return work, {**rois, "first_losses": first["losses"], "messages": stepper.messages, **facts}
+
+
+@with_own_techniques
+def infer(inputs: dict) -> tuple[Callable[[], dict], dict]:
+    """Return one batch of detections with their masks; the classifier is made as confident as a trained one."""
+    config, topology = _start(inputs)
+    model = build_model(config.model, SEED)[0].to(topology.device).eval()
+    messages: list[str] = []
+    set_precision(model, config.speed.precision, topology.device, messages.append)
+    images = to_device(read_batch(inputs["batch"]).images, topology.device)
+    proposals, features = _proposals(model, images, training=False)
+    with torch.no_grad():
+        logits, _ = model.box_outputs(features, proposals.boxes)
+    sharpen(model.roi_heads["box"].predictor.cls_score, logits.flatten(0, 1), len(images.pixels))
+
+    def work() -> dict:
+        return {"detections": detect(model, images).valid.sum(dim=1).tolist()}
+
+    found, facts = _first_call(work, inputs, config, len(images.pixels), topology)
+    return work, {**found, "messages": messages, **facts}
+
+
+@with_own_techniques
+def demo_chunk(inputs: dict) -> tuple[Callable[[], dict], dict]:
+    """Return the next steps of a training that continues from call to call, with images read from their files.
+
+    The threads that make batches start anew in each call: none of them works while the other side is measured.
+    The very first loss is equal for all ways to compute it, up to rounding; later ones drift apart, since rounding
+    decides which of two near boxes is kept, and training continues from there.
+    """
+    config = from_json_text(inputs["config"])
+    torch.set_num_threads(inputs["threads"])
+    topology = init_topology(config.system.device)
+    paths = locate(config.data)
+    train = read_coco(paths.train_json, paths.train_images, training=True)
+    names = categories_of(train)
+    categories = match_categories(names, names, source="training", file="training", by_name=False)
+    data = OpenedData(paths=paths, train=train, val=train, categories=categories, truth=None)
+    session = Session(config=config, topology=topology, folder=None, log=MlperfLog(None), resources=ExitStack())
+    keep_memory(topology.device)
+    model = build_model(config.model, config.seed)[0].to(topology.device)
+    messages: list[str] = []
+    set_precision(model, config.speed.precision, topology.device, messages.append)
+    optimizer = build_optimizer(model, config.optimizer)
+    captured = prepare_steps(model, config, images=session.images_per_rank, topology=topology, say=messages.append)
+    if captured is not None:
+        captured.make_room(batch_capacity(train, session.images_per_rank))
+    options = {"config": config.optimizer, "topology": topology, "captured": captured}
+    update = 0
+
+    def work() -> dict:
+        nonlocal update
+        losses = []
+        for batches in micro_batches(session, data, update, inputs["steps"]):
+            update += 1
+            losses.append(train_step(model, optimizer, batches, update=update, **options).losses.sum())
+        return {"first_loss": float(losses[0]), "last_loss": float(losses[-1])}
+
+    return work, {"items": inputs["steps"] * config.optimizer.batch_size, "item": "images", "messages": messages}
+
+
+def read_batch(path: str) -> Batch:
+    """Return the batch that `synthetic.write_batch` wrote."""
+    with np.load(path) as file:
+        arrays = {name: torch.from_numpy(file[name]) for name in file.files if name != "masks"}
+    boxes, pixels = arrays["boxes"], arrays["pixels"]
+    count, objects = boxes.shape[:2]
+    targets = Targets(
+        boxes=boxes,
+        labels=arrays["labels"],
+        valid=torch.ones(count, objects, dtype=torch.bool),
+        polygons=one_polygon_each(arrays["points"], arrays["point_offsets"]),
+    )
+    return batch_of(pixels, targets)
+
+
+def one_polygon_each(points: Tensor, point_offsets: Tensor) -> Polygons:
+    """Return the masks of objects of one polygon each."""
+    return Polygons(
+        points=points,
+        point_offsets=point_offsets,
+        ring_offsets=torch.arange(len(point_offsets)),
+        max_points=int(point_offsets.diff().max()),
+        max_rings=1,
+    )
+
+
+def batch_of(pixels: Tensor, targets: Targets) -> Batch:
+    """Return a batch of images that fill their padded size."""
+    count = len(pixels)
+    return Batch(
+        images=Images(pixels=pixels, sizes_hw=torch.tensor([list(pixels.shape[2:])] * count)),
+        targets=targets,
+        image_ids=torch.arange(count),
+        sample_seeds=torch.arange(count) + SEED,
+    )
+
+
+def _start(inputs: dict) -> tuple[RunConfig, Topology]:
+    config = from_json_text(inputs["config"])
+    torch.set_num_threads(inputs["threads"])
+    topology = init_topology(config.system.device)
+    torch.backends.cudnn.benchmark = topology.device.type == "cuda"  # all repeats have the shapes of the first call
+    keep_memory(topology.device)
+    return config, topology
+
+
+@torch.no_grad()
+def _proposals(model: MaskRcnn, images: Images, *, training: bool) -> tuple[Proposals, list[Tensor]]:
+    """Return proposals, and the features they were found in."""
+    features = model.features(images.pixels)
+    anchors, level_counts = feature_anchors(model, features)
+    rpn = model.rpn_output(features)
+    found = select_proposals(rpn, anchors, level_counts, images.sizes_hw, config=model.config, training=training)
+    return found, features
+
+
+@torch.no_grad()
+def _count_rois(model: MaskRcnn, batch: Batch) -> dict:
+    """Return how many RoIs the heads see in the first step, and how many of them are positive, by image."""
+    candidates = append_truth(_proposals(model, batch.images, training=True)[0], batch.targets)
+    rois = sample_rois(
+        candidates,
+        batch.targets,
+        batch.sample_seeds,
+        positive_iou=model.config.roi_positive_iou,
+        num_samples=model.config.roi_samples_per_image,
+        positive_fraction=model.config.roi_positive_fraction,
+    )
+    return {"rois": rois.valid.sum(dim=1).tolist(), "positive_rois": (rois.labels > 0).sum(dim=1).tolist()}
+
+
+def _first_call(
+    work: Callable[[], dict], inputs: dict, config: RunConfig, images: int, topology: Topology
+) -> tuple[dict, dict]:
+    """Return what the work found, and facts with its FLOP."""
+    with FlopCounterMode(display=False) as counter:
+        found = work()
+    return found, {
+        "items": images,
+        "item": "images",
+        "flop": counter.get_total_flops(),
+        "warm_up_calls": WARM_UP_CALLS[topology.device.type],
+        "speed": asdict(config.speed),
+        "summary": inputs.get("summary", ""),
+    }

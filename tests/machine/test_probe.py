@@ -1,0 +1,232 @@
+import dataclasses
+import json
+import platform
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from maskperf.machine import probe as module
+from maskperf.machine.facts import DockerFacts
+from maskperf.machine.probe import (
+    PACKAGES,
+    checkout_folder,
+    container,
+    describe_machine,
+    docker_facts,
+    find_data,
+    gather,
+    installed_version,
+    is_writable_folder,
+    parse_os_release,
+    parse_timedatectl,
+    parse_torch_build,
+    process_limits,
+    read_pins,
+    torch_build,
+    watched,
+)
+from maskperf.machine.sources import Answer, first_number, read_number, read_text, run_program, whole_number
+from maskperf.recipes import coco
+
+
+def test_the_whole_machine_is_json_and_does_not_name_the_host(tmp_path):
+    facts = json.loads(json.dumps(dataclasses.asdict(describe_machine(tmp_path)), allow_nan=False))
+    assert facts["storage"]["path"] == str(tmp_path)
+    assert facts["operating_system"] and facts["kernel"].startswith(platform.system())
+    assert facts["memory"]["total_gib"] > 0.1
+    assert not any("host" in name or "user" in name for name in facts)
+    assert set(facts["software"]) == {"python", *PACKAGES}
+    assert facts["software"]["torch"] == installed_version("torch") is not None
+
+
+def test_everything_about_this_machine(tmp_path):
+    env = gather(coco(), data=str(tmp_path / "coco"), run_dir=str(tmp_path / "runs"))
+    assert env.data.was_asked_for and env.run_folder_writable
+    assert env.machine.storage.path == env.run_storage.path == str(tmp_path)
+    assert env.disk_speed is None
+
+
+def test_no_module_of_machine_loads_torch():
+    code = "import sys, maskperf.machine.checks, maskperf.machine.probe, maskperf.machine.speed; "
+    code += "sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=300, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('NAME="Ubuntu"\nPRETTY_NAME="Ubuntu 24.04.3 LTS"\nID=ubuntu', "Ubuntu 24.04.3 LTS"),
+        ("PRETTY_NAME=Alpine", "Alpine"),
+        ("PRETTY_NAME='Own Linux'", "Own Linux"),
+        ("NAME=x", None),
+        ("", None),
+    ],
+)
+def test_name_of_the_distribution(text, expected):
+    assert parse_os_release(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        ("0::/kubepods.slice/pod1", "kubernetes"),
+        ("4:memory:/docker/abc", "docker"),
+        ("1:name=systemd:/lxc/c1", "lxc"),
+        ("0::/init.scope", None),
+    ],
+)
+def test_container_by_its_group(tmp_path, monkeypatch, groups, expected):
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    (tmp_path / "proc" / "1").mkdir(parents=True)
+    (tmp_path / "proc" / "1" / "cgroup").write_text(groups)
+    assert container(tmp_path) == expected
+
+
+def test_container_by_its_marks(tmp_path, monkeypatch):
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    assert container(tmp_path) is None
+    (tmp_path / ".dockerenv").touch()
+    assert container(tmp_path) == "docker"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".containerenv").touch()
+    assert container(tmp_path) == "podman"
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert container(tmp_path) == "kubernetes"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("cuda: Optional[str] = '13.0'\nhip: Optional[str] = None", "13.0"),
+        ("cuda: Optional[str] = None\nhip: Optional[str] = None", "cpu"),
+        ("cuda: Optional[str] = None\nhip: Optional[str] = '6.4'", "rocm 6.4"),
+        ("cuda = '12.8'", "12.8"),
+        ("", None),
+    ],
+)
+def test_build_of_torch_in_its_version_file(text, expected):
+    assert parse_torch_build(text) == expected
+
+
+def test_build_of_the_installed_torch_is_that_of_torch():
+    import torch
+
+    assert torch_build() == (torch.version.cuda or "cpu")
+    assert installed_version("maskperf-no-such-package") is None
+
+
+def test_variables_that_no_check_looks_at_are_left_out():
+    variables = {"HOME": "/root", "API_TOKEN": "secret", "NCCL_DEBUG": "INFO", "RANK": "0", "OMP_NUM_THREADS": "1"}
+    assert watched(variables) == {"NCCL_DEBUG": "INFO", "RANK": "0", "OMP_NUM_THREADS": "1"}
+
+
+def test_data_and_weights_that_are_there(tmp_path):
+    root = tmp_path / "coco"
+    (root / "annotations").mkdir(parents=True)
+    (root / "annotations" / "instances_train2017.json").touch()
+    (root / "val2017").mkdir()
+    for name in ("1.jpg", "2.jpg", "readme.txt"):
+        (root / "val2017" / name).touch()
+    (tmp_path / "R-50.pkl").touch()
+    data = find_data(root, "data/R-50.pkl", was_asked_for=True)
+    assert (data.train_json, data.val_json) == (True, False)
+    assert (data.train_images, data.val_images) == (None, 2)
+    assert data.weights == str(tmp_path / "R-50.pkl")
+    nothing = find_data(tmp_path / "none", "none.pkl", was_asked_for=False)
+    assert (nothing.train_json, nothing.train_images, nothing.weights) == (False, None, None)
+
+
+def test_pins_of_a_checkout(tmp_path):
+    (tmp_path / "constraints.txt").write_text("# versions\ntorch==2.13.0\nmlperf-logging==4.1.68\n")
+    assert read_pins(tmp_path) == {"torch": "2.13.0", "mlperf-logging": "4.1.68"}
+    assert read_pins(None) == {}
+    assert checkout_folder() is None or "torch" in read_pins(checkout_folder())
+
+
+def test_limits_of_this_process():
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    assert process_limits().open_files == (None if soft == resource.RLIM_INFINITY else soft)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Timezone=UTC\nNTP=yes\nNTPSynchronized=yes\n", True),
+        ("NTPSynchronized=no", False),
+        ("NTP=yes", None),
+        ("", None),
+    ],
+)
+def test_clock(text, expected):
+    assert parse_timedatectl(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("version", "runtimes", "expected"),
+    [
+        (Answer(), Answer(), None),
+        (Answer(output="command not found"), Answer(), None),
+        (Answer(output="Docker version 28.2.2, build x"), Answer(complaint="no daemon"), DockerFacts(version="28.2.2")),
+        (Answer(output="Docker version 28.2.2, build x"), Answer(output="null\n"), DockerFacts(version="28.2.2")),
+        (
+            Answer(output="Docker version 28.2.2, build x"),
+            Answer(output='{"runc":{"path":"runc"},"nvidia":{}}'),
+            DockerFacts(version="28.2.2", runtimes=("nvidia", "runc")),
+        ),
+    ],
+)
+def test_docker_is_absent_silent_or_complete(monkeypatch, version, runtimes, expected):
+    answers = {"--version": version, "info": runtimes}
+    monkeypatch.setattr(module, "run_program", lambda arguments, seconds: answers[arguments[1]])
+    assert docker_facts() == expected
+
+
+def test_a_file_is_no_folder_for_runs(tmp_path):
+    (tmp_path / "file").touch()
+    assert is_writable_folder(tmp_path)
+    assert not is_writable_folder(tmp_path / "file")
+
+
+LAST_LINE = "import sys; print('first', file=sys.stderr); print('last line', file=sys.stderr); sys.exit(3)"
+
+
+@pytest.mark.parametrize(
+    ("code", "output", "complaint"),
+    [
+        ("print('yes')", "yes\n", None),
+        (LAST_LINE, None, "last line"),
+        ("raise SystemExit(3)", None, f"{sys.executable} ended with 3"),
+    ],
+)
+def test_the_answer_of_a_program(code, output, complaint):
+    assert run_program([sys.executable, "-c", code]) == Answer(output=output, complaint=complaint)
+
+
+def test_programs_that_are_missing_or_hang():
+    assert run_program(["maskperf-no-such-program"]) == Answer()
+    assert "0.3 s" in run_program([sys.executable, "-c", "import time; time.sleep(60)"], 0.3).complaint
+
+
+@pytest.mark.parametrize(("text", "expected"), [(None, None), ("max\n", None), ("-1\n", -1), ("", None)])
+def test_numbers_in_small_files(tmp_path, text, expected):
+    if text is not None:
+        (tmp_path / "file").write_text(text)
+    assert read_number(tmp_path / "file") == expected
+    assert read_text(tmp_path / "file") == (None if text is None else text.strip())
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "whole"),
+    [
+        ("400 Gb/sec", 400.0, 400),
+        ("3529.0520", 3529.052, None),
+        ("Unknown", None, None),
+        ("0x41", None, None),
+        ("", None, None),
+        (None, None, None),
+    ],
+)
+def test_number_that_a_text_starts_with(text, number, whole):
+    assert (first_number(text), whole_number(text)) == (number, whole)

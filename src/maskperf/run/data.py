@@ -100,11 +100,11 @@ def generate_data(session: Session) -> None:
     if session.topology.is_first:
         written = ensure_demo_dataset(
             Path(data.root),
-            train_images=data.generate_train_images,
-            val_images=data.generate_val_images,
+            train_images=data.generate_images[0],
+            val_images=data.generate_images[1],
             seed=data.generate_seed,
         )
-        count = data.generate_train_images + data.generate_val_images
+        count = sum(data.generate_images)
         session.say(f"demo data set of {count} images {'written to' if written else 'found in'} {data.root}")
     share_from_first(None, session.topology)  # the others wait until it is there
 
@@ -223,13 +223,12 @@ def micro_batches(session: Session, data: OpenedData, updates_done: int, num_ste
         world=topology.world,
         images_per_rank=session.images_per_rank,
         pin_memory=topology.device.type == "cuda",
-        feeding=feeding_for(config.speed, topology.device),
+        feeding=feeding_for(topology.device),
     )
     prepare = partial(
         prepare_images,
         device=topology.device,
-        dtype=resolve_precision(config.speed, topology.device),
-        kernels=config.speed.triton_kernels,
+        dtype=resolve_precision(config.speed.precision, topology.device),
     )
     batches = iter(loader.batches(updates_done * per_step, num_steps * per_step))
     while of_one_step := list(islice(batches, per_step)):

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from maskperf.config import DataConfig, RunConfig
+from maskperf.config import BACKBONE_MD5, DataConfig, RunConfig
 from maskperf.data.coco.categories import CategoryMatch, categories_of, match_categories
 from maskperf.data.coco.index import CocoIndex, DataPaths, locate, read_coco
 from maskperf.data.coco.verify import check_benchmark_counts, count_notices
@@ -30,7 +30,7 @@ from maskperf.structures import Batch
 
 WEIGHT_FILES = {  # field of the section model: what to do where its file is missing
     "backbone_weights": "Set it to Detectron's R-50.pkl (ImageNetPretrained/MSRA of its model zoo, MD5 "
-    "b19105fdd7baafb40480251377de18f2), or to nothing (model.backbone_weights=) to start from random weights.",
+    f"{BACKBONE_MD5}), or to nothing (model.backbone_weights=) to start from random weights.",
     "initial_weights": "Set it to a model.safetensors of a run or a .pth of the reference, or to nothing.",
 }
 

@@ -4,11 +4,12 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 from synthetic_logs import record, write_log
 
 from maskperf.overrides import to_json_text
 from maskperf.recipes import RECIPES
-from maskperf.run.metrics import MetricsWriter
+from maskperf.schema import StepLine
 
 LOSSES = {"objectness": 0.1, "rpn_box": 0.05, "classification": 0.3, "box": 0.2, "mask": 0.4}
 ENVIRONMENT = {
@@ -42,12 +43,12 @@ def write_run_folder(folder, *, recipe="coco_batch_96", steps=40, minutes=19.3, 
 
 def write_metrics(path, steps, **changes):
     """Write lines of steps; `changes` are put into the losses of the last one."""
-    with MetricsWriter(path) as writer:
+    with open(path, "ab") as stream:
         for step in range(1, steps + 1):
             losses = {**LOSSES, "mask": 0.4 + step / 1000, **(changes if step == steps else {})}
-            writer.step(
-                step=step, epoch=1, losses=losses, learning_rate=0.12, images_per_second=100.0 + step, memory_gib=3.5
-            )
+            speeds = {"learning_rate": 0.12, "images_per_second": 100.0 + step, "memory_gib": 3.5}
+            line = StepLine(step=step, epoch=1, **losses, total=sum(losses.values()), **speeds)
+            stream.write(msgspec.json.encode(line) + b"\n")
 
 
 def write_results(folder, *, status, minutes, targets, **changes):

@@ -1,8 +1,23 @@
-"""What a run writes to disk, once for the writer and every reader."""
+"""The JSON files of a run: each form once, for the run that writes them and for all that read them."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import msgspec
+
+from maskperf.errors import DataError, Problem
+
+CONFIG_FILE = "config.json"
+ENVIRONMENT_FILE = "environment.json"
+LOG_FILE = "mlperf.log"
+METRICS_FILE = "metrics.jsonl"
+RESULTS_FILE = "results.json"
+PICTURES_FILE = "pictures.json"
+SERIES_FILE = "series.json"
 WINDOW_STEPS = 50
+FIX = "Put the file back as the run wrote it, or move it away: the command then does without it."
+SHOWN_BYTES = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,3 +29,209 @@ class LossWindow:
     losses: dict[str, float]
     learning_rate: float  # of the last step
     images_per_second: float
+
+
+class StepLine(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True, tag_field="kind", tag="step"):
+    """One training step in metrics.jsonl; a number that is not finite or not known is None."""
+
+    step: int
+    epoch: int
+    objectness: float | None = None
+    rpn_box: float | None = None
+    classification: float | None = None
+    box: float | None = None
+    mask: float | None = None
+    total: float | None = None
+    learning_rate: float | None = None
+    images_per_second: float | None = None
+    data_wait_seconds: float | None = None
+    step_seconds: float | None = None  # from the end of the step before, the wait for data included
+    memory_gib: float | None = None
+    forward_seconds: float | None = None
+    backward_seconds: float | None = None
+    replay_seconds: float | None = None  # forward and backward as one CUDA graph
+    exchange_seconds: float | None = None
+    optimizer_seconds: float | None = None
+
+
+class EvaluationLine(msgspec.Struct, kw_only=True, frozen=True, tag_field="kind", tag="evaluation"):
+    """One evaluation in metrics.jsonl."""
+
+    step: int
+    epoch: int
+    box_ap: float | None = None
+    mask_ap: float | None = None
+    evaluation_seconds: float | None = None
+    minutes: float | None = None  # since run_start
+
+
+class GuardLine(msgspec.Struct, kw_only=True, frozen=True, tag_field="kind", tag="guard"):
+    """One event of the collapse guard in metrics.jsonl."""
+
+    step: int
+    epoch: int
+    event: str  # "non-finite", "collapse" or "plateau"
+    text: str
+
+
+MetricsLine = StepLine | EvaluationLine | GuardLine
+
+
+class GuardEvent(msgspec.Struct, kw_only=True, frozen=True):
+    """One event of the collapse guard in results.json."""
+
+    event: str  # "non-finite", "collapse" or "plateau"
+    step: int | None = None
+    epoch: int | None = None
+    text: str
+
+
+class GuardResults(msgspec.Struct, kw_only=True, frozen=True):
+    """The record of the collapse guard."""
+
+    steps_checked: int
+    events: tuple[GuardEvent, ...] = ()
+
+
+class EpochRow(msgspec.Struct, kw_only=True, frozen=True):
+    """An evaluated epoch; times in seconds."""
+
+    epoch: int
+    step: int | None = None  # the last of the epoch
+    mean_loss: float | None = None
+    box_ap: float | None
+    mask_ap: float | None
+    images_per_second: float | None = None
+    seconds_since_start: float | None = None  # run_start to the end of this evaluation
+    evaluation_seconds: float | None = None
+
+
+class BestEpoch(EpochRow, kw_only=True, frozen=True):
+    """The evaluated epoch with the highest sum of box AP and mask AP."""
+
+    weights: str = ""
+
+
+class Results(msgspec.Struct, kw_only=True, frozen=True):
+    """results.json; what an older run does not have is empty or None."""
+
+    status: str  # "success", "done" (without targets, trained to its end) or "aborted"
+    reason: str = ""  # why it was aborted
+    epochs: int = 0
+    seconds: float  # run_start to run_stop
+    box_ap: float | None = None  # of the last evaluation
+    mask_ap: float | None = None
+    engine_differences: tuple[str, ...] = ()  # numbers in which the fast COCO engine and the official one differ
+    box_target: float | None = None
+    mask_target: float | None = None
+    engine: str = ""
+    max_detections: int | None = None
+    box_stats: dict[str, float | None] = {}
+    mask_stats: dict[str, float | None] = {}
+    box_ap_per_category: dict[str, float | None] = {}
+    mask_ap_per_category: dict[str, float | None] = {}
+    epochs_table: tuple[EpochRow, ...] = ()
+    best: BestEpoch | None = None
+    notices: tuple[str, ...] = ()
+    time_account: dict[str, float] = {}
+    peak_memory_gib: dict[str, float | None] = {}
+    guard: GuardResults | None = None
+
+
+class SeriesRun(msgspec.Struct, kw_only=True, frozen=True):
+    """One run of a series; None where a failed run left nothing to know it from."""
+
+    folder: str  # inside the folder of the series
+    exit_code: int
+    status: str  # "success", "done" (it had no targets), "aborted" (with results; targets missed), or "failed"
+    minutes: float | None = None  # run_start to run_stop
+    epochs: int | None = None
+    seed: int | None = None
+
+
+class Series(msgspec.Struct, kw_only=True, frozen=True):
+    """series.json."""
+
+    recipe: str = ""
+    runs: tuple[SeriesRun, ...]
+    score_minutes: float | None = None
+    sentence: str = ""
+
+
+class Gpu(msgspec.Struct, kw_only=True, frozen=True):
+    """One GPU of the machine."""
+
+    name: str = ""
+    memory_gib: float | None = None
+
+
+class Environment(msgspec.Struct, kw_only=True, frozen=True):
+    """environment.json: the machine and the software of a run; None where unknown."""
+
+    python: str | None = None
+    packages: dict[str, str | None] = {}
+    operating_system: str | None = None
+    cpu_model: str | None = None
+    cpu_logical_cores: int | None = None
+    cpu_physical_cores: int | None = None
+    memory_gib: float | None = None
+    gpus: tuple[Gpu, ...] = ()
+    cuda: str | None = None
+    torch_threads: int | None = None
+    git_commit: str | None = None
+    git_modified: bool | None = None
+    command_line: str | None = None
+    processes: int | None = None
+
+
+class PictureEntry(msgspec.Struct, kw_only=True, frozen=True):
+    """One validation image in pictures.json, drawn beside its ground truth."""
+
+    kind: str  # "best" or "worst"
+    title: str  # file name
+    caption: str  # what was right or wrong, with its score
+    jpeg_base64: str
+
+
+def read_json(path: Path, form: Any) -> Any:
+    """Return the content of a file of a run as a value of type `form`, None where there is no such file.
+
+    Errors: DataError for a file that cannot be read or is not of this form.
+    """
+    data = read_bytes(path)
+    return None if data is None else _decode(data, msgspec.json.Decoder(form), path, "the file")
+
+
+def read_metrics(path: Path) -> list[MetricsLine]:
+    """Return the lines of a metrics.jsonl, none where there is no such file.
+
+    A last line without its end, cut off by a crash, is left out.
+    Errors: DataError for a file that cannot be read, or a line that is none of the three kinds.
+    """
+    lines = (read_bytes(path) or b"").split(b"\n")[:-1]
+    decoder = msgspec.json.Decoder(MetricsLine)
+    return [_decode(line, decoder, path, f"line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def file_error(path: Path, message: str, *, where: str = "the file", value: str = "-", fix: str = FIX) -> DataError:
+    """Return an error about the content of a file of a run."""
+    return DataError([Problem(file=str(path), where=where, field="content", value=value, message=message, fix=fix)])
+
+
+def read_bytes(path: Path) -> bytes | None:
+    """Return the content of a file, None where there is no such file; otherwise as `read_json`."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise file_error(path, f"The file cannot be read ({error.strerror or error}).") from error
+
+
+def _decode(data: bytes, decoder: msgspec.json.Decoder, path: Path, where: str) -> Any:
+    try:
+        return decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        text = data[:SHOWN_BYTES].decode("utf-8", errors="replace")
+        value = repr(text + "..." if len(data) > SHOWN_BYTES else text)
+        raise file_error(path, f"It cannot be used: {error}.", where=where, value=value) from error

@@ -17,6 +17,7 @@ from maskperf.mlperf.system_description import (
     read_fills,
     unknown_fields,
 )
+from maskperf.schema import Environment, Gpu
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +81,17 @@ def test_without_gpus_their_fields_are_not_asked_for(here):
 
 
 def test_a_run_on_another_machine_is_described_from_what_it_recorded(eight_gpus, here):
-    recorded = {"cpu_model": "EPYC", "gpus": [{"name": "L40S", "memory_gib": 44.5}] * 4, "memory_gib": 503.4}
-    recorded |= {"packages": {"torch": "2.13.0", "numpy": None}, "python": "3.12.1", "cpu_logical_cores": 64}
+    recorded = Environment(
+        cpu_model="EPYC",
+        gpus=(Gpu(name="L40S", memory_gib=44.5),) * 4,
+        memory_gib=503.4,
+        packages={"torch": "2.13.0", "numpy": None},
+        python="3.12.1",
+        cpu_logical_cores=64,
+    )
     assert not is_machine_of(recorded, eight_gpus)
-    assert is_machine_of({"cpu_model": "Xeon 8480", "gpus": [{"name": "NVIDIA H200"}] * 8}, eight_gpus)
+    same = Environment(cpu_model="Xeon 8480", gpus=(Gpu(name="NVIDIA H200"),) * 8)
+    assert is_machine_of(same, eight_gpus)
     description = describe_recorded(recorded)
     assert description["accelerators_per_node"] == "4" and description["accelerator_model_name"] == "L40S"
     assert description["framework"] == "PyTorch 2.13.0, maskperf" and description["host_memory_capacity"] == "503 GiB"

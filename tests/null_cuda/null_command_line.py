@@ -18,7 +18,7 @@ from null_device import recording, used_bytes
 from maskperf.cli.main import main
 from maskperf.engine import under_way
 from maskperf.evaluation import predict
-from maskperf.run import step_recorder
+from maskperf.run import recorder
 from maskperf.structures import Detections
 
 BOX, SCORE, LABEL, MASK_PROBABILITY = (1.0, 1.0, 40.0, 40.0), 0.5, 1, 0.7
@@ -27,9 +27,9 @@ MOST_READ = 100  # places of detections, which is what a picture has room for
 
 def ignore_numbers() -> None:
     """Has nothing decided by numbers of the device."""
-    step_recorder._refuse_dropped_masks = lambda *_: None
-    step_recorder.StepRecorder._check_finite = lambda *_: None
-    step_recorder.StepRecorder._check_collapse = lambda *_: None
+    recorder.StepRecorder._check_dropped_masks = lambda *_: None
+    recorder.StepRecorder._check_finite = lambda *_: None
+    recorder.StepRecorder._check_collapse = lambda *_: None
     under_way.begin_copy_to_host = lambda count: (torch.zeros((), dtype=torch.int64), None)
     code, to_int = predict._code, torch.Tensor.__int__
     predict._code = lambda detections, *rest: code(_same_everywhere(detections), *rest)

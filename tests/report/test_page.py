@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 
 import html5lib
+import msgspec
 import pytest
 from markup_payloads import PAYLOADS
 from plotly.offline import get_plotlyjs
@@ -176,7 +177,7 @@ def test_a_note_of_several_runs_is_shown_once():
 
 def test_a_picture_that_is_no_jpeg_is_left_out_and_counted():
     run = synthetic_run()
-    bad = replace(run.pictures[0], jpeg_base64="not base64!")
+    bad = msgspec.structs.replace(run.pictures[0], jpeg_base64="not base64!")
     assert "1 of 2 pictures cannot be shown" in words(contents_of(replace(run, pictures=(bad, run.pictures[1]))))
 
 

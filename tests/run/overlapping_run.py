@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from maskperf.cli.main import main
-from maskperf.run import evaluator as judge
+from maskperf.run import evaluations
 from maskperf.run import loop as run
 
-honest_score, honest_step = judge.score, run.train_step
+honest_score, honest_step = evaluations.score, run.train_step
 place = Path(sys.argv[1]) / f"last_update_{os.environ['RANK']}"
 is_far_enough = threading.Event()
 
@@ -32,7 +32,7 @@ def step(*arguments, update, **options):
     return result
 
 
-judge.score, run.train_step = score, step
+evaluations.score, run.train_step = score, step
 code = main(sys.argv[2:])
 sys.stdout.flush()
 sys.stderr.flush()

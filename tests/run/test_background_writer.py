@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from maskperf.run.background_writer import BackgroundWriter
+from maskperf.run.session import BackgroundWriter
 
 
 def test_what_is_submitted_is_done_in_order_while_the_caller_goes_on():
@@ -28,7 +28,7 @@ def test_a_failure_reaches_the_next_caller():
         writer.wait()
     writer.submit(_fail)
     writer.submit(lambda: done.append(1))
-    writer._under_way[-1].result()
+    writer._pending[-1].result()
     with pytest.raises(OSError, match="no space left"):
         writer.submit(lambda: done.append(2))
     writer.wait()

@@ -10,8 +10,8 @@ from maskperf.data.coco.index import DataPaths, read_coco
 from maskperf.engine.distributed import Topology
 from maskperf.mlperf.log import MlperfLog
 from maskperf.recipes import demo
-from maskperf.run.batches import micro_batches
-from maskperf.run.session import OpenedData, Session
+from maskperf.run.data import OpenedData, micro_batches
+from maskperf.run.session import Session
 
 FOLDER = Path(__file__).parents[1] / "golden" / "data_path"
 JSON, PICTURES = FOLDER / "instances.json", FOLDER / "images"

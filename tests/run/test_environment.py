@@ -4,6 +4,7 @@ import shlex
 import subprocess
 import sys
 
+import msgspec
 import torch
 
 from maskperf.run import environment
@@ -12,13 +13,13 @@ from maskperf.run.environment import describe_environment
 
 def test_the_description_is_json_and_names_this_process(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["maskperf", "run", "a b"])
-    found = json.loads(json.dumps(describe_environment()))
+    found = json.loads(msgspec.json.encode(describe_environment(2)))
     assert found["python"] == platform.python_version()
     # The metadata of some builds leave out what torch says behind the plus sign.
     assert found["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert set(found["packages"]) == {"maskperf", "torch", "numpy", "pycocotools", "hotcoco", "mlperf-logging"}
     assert found["torch_threads"] == torch.get_num_threads()
-    assert found["memory_gib"] > 0.1
+    assert found["memory_gib"] > 0.1 and found["processes"] == 2
     assert found["command_line"] == f"{shlex.quote(sys.executable)} maskperf run 'a b'"
     assert len(found["gpus"]) == (torch.cuda.device_count() if torch.cuda.is_available() else 0)
 

@@ -17,12 +17,11 @@ from maskperf.mlperf.attempts import find_attempts
 from maskperf.mlperf.read import read_log
 from maskperf.mlperf.traps import check_traps
 from maskperf.model.weights import read_header
-from maskperf.run import evaluator as judge
+from maskperf.run import evaluations
 from maskperf.run import loop as run
-from maskperf.run import stop
 from maskperf.run.black_box import load_black_box
 from maskperf.run.collapse import CollapseEvent
-from maskperf.run.metrics import read_metrics
+from maskperf.schema import StepLine, read_metrics
 from maskperf.structures import LOSS_NAMES
 
 TESTS = Path(__file__).parents[1]
@@ -38,8 +37,8 @@ def _watched(monkeypatch, *, aps=(), known_from=AT_THE_END, change=lambda update
 
     `change` may have another result of a step. Returns what happened, in order: steps, and digests of saved weights.
     """
-    honest_score, honest_step, honest_save = judge.score, run.train_step, run.save_model
-    honest_is_known, happened, scored = judge.Evaluation.is_known, [], []
+    honest_score, honest_step, honest_save = evaluations.score, run.train_step, run.save_model
+    honest_is_known, happened, scored = evaluations.Evaluation.is_known, [], []
 
     def score(truth, boxes, masks, *, engine, **options):
         found = honest_score(truth, boxes, masks, engine=engine, **options)
@@ -66,10 +65,10 @@ def _watched(monkeypatch, *, aps=(), known_from=AT_THE_END, change=lambda update
             time.sleep(0.01)
         return True
 
-    monkeypatch.setattr(judge, "score", score)
+    monkeypatch.setattr(evaluations, "score", score)
     monkeypatch.setattr(run, "train_step", train_step)
     monkeypatch.setattr(run, "save_model", save_model)
-    monkeypatch.setattr(judge.Evaluation, "is_known", is_known)
+    monkeypatch.setattr(evaluations.Evaluation, "is_known", is_known)
     return happened
 
 
@@ -164,7 +163,7 @@ def test_what_an_evaluation_sees_does_not_depend_on_when_its_verdict_comes(tmp_p
             words = (*NO_TARGETS, "optimizer.max_epochs=3", "model.score_threshold=0.001")
             assert small_run(tmp_path / name, *words) == EXIT_DONE
         folder = tmp_path / name / "run"
-        steps = [line for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == "step"]
+        steps = [line for line in read_metrics(folder / "metrics.jsonl") if isinstance(line, StepLine)]
         table = [
             {key: value for key, value in row.items() if "second" not in key}
             for row in _results(folder)["epochs_table"]
@@ -172,7 +171,7 @@ def test_what_an_evaluation_sees_does_not_depend_on_when_its_verdict_comes(tmp_p
         assert [row["epoch"] for row in table] == [1, 2, 3]
         assert (folder / "detections_bbox.json").read_text() != "[]"  # so there is something to compare
         detections = [_sha256(folder / f"detections_{kind}.json") for kind in ("bbox", "segm")]
-        found.append((happened, [[line[name] for name in LOSS_NAMES] for line in steps], table, detections))
+        found.append((happened, [[getattr(line, name) for name in LOSS_NAMES] for line in steps], table, detections))
     assert found[0] == found[1]
 
 
@@ -218,7 +217,7 @@ def test_a_problem_while_an_epoch_is_scored_waits_for_its_verdict_and_is_then_lo
 def test_aps_that_fell_are_met_in_the_middle_of_the_next_epoch(tmp_path, monkeypatch):
     _watched(monkeypatch, aps=[0.1], known_from=5)
     fallen = CollapseEvent(event="collapse", sign="evaluation", text="box AP fell to nothing")
-    monkeypatch.setattr(stop, "evaluation_collapse", lambda points: fallen)
+    monkeypatch.setattr(evaluations, "evaluation_collapse", lambda points: fallen)
     assert small_run(tmp_path, *TARGETS, "optimizer.max_epochs=3") == EXIT_NOT_FINITE
     folder = tmp_path / "run"
     facts = load_black_box(folder / "black_box").facts
@@ -231,7 +230,7 @@ def test_an_error_of_the_scoring_thread_ends_the_run(tmp_path, monkeypatch, caps
         where = {"file": "box results", "where": "result 3", "field": "bbox", "value": "nan"}
         raise DataError([Problem(**where, message="The box is not finite.", fix="Find out why.")])
 
-    monkeypatch.setattr(judge, "score", broken)
+    monkeypatch.setattr(evaluations, "score", broken)
     assert small_run(tmp_path, *NO_TARGETS, "optimizer.max_epochs=2") == EXIT_DATA
     assert "The box is not finite" in capsys.readouterr().err
     assert _events(tmp_path / "run")[-1]["metadata"]["status"] == "aborted"

@@ -30,7 +30,7 @@ from maskperf.errors import (
 from maskperf.mlperf.read import read_log
 from maskperf.model.weights import read_metadata
 from maskperf.overrides import from_json_text
-from maskperf.run import evaluator as judge
+from maskperf.run import evaluations
 from maskperf.run import loop as run
 from maskperf.run.session import save_model
 from maskperf.structures import LOSS_NAMES
@@ -153,7 +153,7 @@ def test_a_run_without_targets_is_done_in_log_and_report(finished):
 )
 def test_with_one_target_the_other_ap_does_not_count(tmp_path, monkeypatch, targets, code):
     monkeypatch.setattr(
-        judge, "score", _scored(lambda kind, epoch: 0.5 if f"{kind}_target=0.3" in str(targets) else 0.0)
+        evaluations, "score", _scored(lambda kind, epoch: 0.5 if f"{kind}_target=0.3" in str(targets) else 0.0)
     )
     assert small_run(tmp_path, *targets, "optimizer.max_epochs=2") == code
     results = msgspec.json.decode((tmp_path / "run" / "results.json").read_bytes())
@@ -162,8 +162,8 @@ def test_with_one_target_the_other_ap_does_not_count(tmp_path, monkeypatch, targ
 
 
 def _scored(ap_of):
-    """Return a judge's `score` whose APs are `ap_of("box" or "mask", number of the evaluation)`."""
-    honest, calls = judge.score, []
+    """Return a `score` whose APs are `ap_of("box" or "mask", number of the evaluation)`."""
+    honest, calls = evaluations.score, []
 
     def score(truth, boxes, masks, *, engine, **options):
         calls.extend([engine] if engine == "fast" else [])
@@ -202,7 +202,7 @@ def test_weights_are_saved_before_an_evaluation_that_is_killed(tmp_path, monkeyp
     def killed(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(judge, "detect_all", killed)
+    monkeypatch.setattr(evaluations, "detect_all", killed)
     assert small_run(tmp_path, *NO_TARGETS) == EXIT_INTERRUPTED
     assert read_metadata(tmp_path / "run" / "model.safetensors")["recipe"] == "demo"
     assert _log_events(tmp_path / "run")[-1]["metadata"]["status"] == "aborted"
@@ -215,7 +215,7 @@ def test_the_best_weights_are_kept_beside_the_last(tmp_path, monkeypatch, has_li
 
     if not has_links:
         monkeypatch.setattr(os, "link", refuse)
-    monkeypatch.setattr(judge, "score", _scored(lambda kind, number: [0.1, 0.4, 0.3][number - 1]))
+    monkeypatch.setattr(evaluations, "score", _scored(lambda kind, number: [0.1, 0.4, 0.3][number - 1]))
     saved = []
     monkeypatch.setattr(run, "save_model", lambda *arguments: saved.append(_saved(*arguments)))
     assert small_run(tmp_path, *NO_TARGETS, "optimizer.max_epochs=3") == EXIT_DONE
@@ -252,13 +252,13 @@ def test_a_missed_target_has_its_own_exit_code(tmp_path, capsys):
 
 def _official(monkeypatch, change):
     """Let `change` have the scores of the official engine."""
-    honest = judge.score
+    honest = evaluations.score
 
     def score(truth, boxes, masks, *, engine, **options):
         scores = honest(truth, boxes, masks, engine=engine, **options)
         return change(scores) if engine == "official" else scores
 
-    monkeypatch.setattr(judge, "score", score)
+    monkeypatch.setattr(evaluations, "score", score)
 
 
 def test_a_run_is_no_success_when_the_engines_differ(tmp_path, monkeypatch, capsys):
@@ -306,13 +306,13 @@ def test_a_confirmation_that_is_cut_short_leaves_no_success(tmp_path, monkeypatc
     ],
 )
 def test_the_official_engine_is_asked_once_where_a_run_ends_well(tmp_path, monkeypatch, words, engines):
-    honest, asked = judge.score, []
+    honest, asked = evaluations.score, []
 
     def score(*arguments, engine, **options):
         asked.append(engine)
         return honest(*arguments, engine=engine, **options)
 
-    monkeypatch.setattr(judge, "score", score)
+    monkeypatch.setattr(evaluations, "score", score)
     small_run(tmp_path, *words)
     assert asked == engines
 

@@ -1,5 +1,8 @@
 import io
 import re
+import time
+from contextlib import closing
+from itertools import count
 
 import pytest
 
@@ -11,17 +14,6 @@ class Terminal(io.StringIO):
 
     def isatty(self):
         return True
-
-
-class Clock:
-    """A clock that goes on by two seconds whenever it is read."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        self.now += 2.0
-        return self.now
 
 
 @pytest.fixture(autouse=True)
@@ -38,9 +30,10 @@ def take_steps(progress, steps, steps_per_epoch=10):
         progress.step(epoch=epoch, step=step, loss=1.0 / step, learning_rate=0.0125, images_per_second=8.25)
 
 
-def test_a_plain_line_has_all_that_a_person_asks_for():
-    stream = io.StringIO()
-    with Progress(2, 10, stream, every_steps=5, clock=Clock()) as progress:
+def test_a_plain_line_has_all_that_a_person_asks_for(monkeypatch):
+    stream, seconds = io.StringIO(), count(0.0, 2.0)
+    monkeypatch.setattr(time, "monotonic", lambda: next(seconds))
+    with closing(Progress(2, 10, stream, every_steps=5)) as progress:
         take_steps(progress, [4, 5])
     line = stream.getvalue().splitlines()[-1]
     # 15 of 20 steps are left, at two seconds a step.
@@ -50,28 +43,28 @@ def test_a_plain_line_has_all_that_a_person_asks_for():
 
 def test_plain_lines_come_at_the_first_step_every_n_steps_and_at_the_end():
     stream = io.StringIO()
-    with Progress(1, 12, stream, every_steps=5) as progress:
+    with closing(Progress(1, 12, stream, every_steps=5)) as progress:
         take_steps(progress, range(1, 13), steps_per_epoch=12)
     assert re.findall(r"step (\d+)/12", stream.getvalue()) == ["1", "5", "10", "12"]
 
 
 def test_plain_lines_come_too_when_only_some_steps_are_told():
     stream = io.StringIO()
-    with Progress(0, 0, stream, every_steps=5) as progress:
+    with closing(Progress(0, 0, stream, every_steps=5)) as progress:
         take_steps(progress, [4, 8, 12, 16])
     assert re.findall(r"step (\d+)", stream.getvalue()) == ["4", "8", "12", "16"]
 
 
 def test_a_plain_line_is_never_wrapped_or_coloured():
     stream = io.StringIO()
-    with Progress(1, 10, stream) as progress:
+    with closing(Progress(1, 10, stream)) as progress:
         progress.message("[red]x[/red] " + "long " * 60 + ":smile: 123")
     assert stream.getvalue() == "[red]x[/red] " + "long " * 60 + ":smile: 123\n"
 
 
 def test_without_a_known_end_no_arrival_is_promised():
     stream = io.StringIO()
-    with Progress(0, 10, stream, every_steps=1) as progress:
+    with closing(Progress(0, 10, stream, every_steps=1)) as progress:
         take_steps(progress, [1, 2])
     last = stream.getvalue().splitlines()[-1]
     assert last.startswith("epoch 1  step 2  loss")
@@ -80,7 +73,7 @@ def test_without_a_known_end_no_arrival_is_promised():
 
 def test_an_evaluation_is_one_line():
     stream = io.StringIO()
-    with Progress(2, 10, stream) as progress:
+    with closing(Progress(2, 10, stream)) as progress:
         progress.evaluation(2, 0.37701, 0.339, 12.34)
     assert stream.getvalue() == "epoch 2  box AP 0.3770  mask AP 0.3390  (evaluated in 12.3 s)\n"
 
@@ -88,7 +81,7 @@ def test_an_evaluation_is_one_line():
 @pytest.mark.parametrize("kind", [io.StringIO, Terminal])
 def test_a_process_that_is_not_the_first_shows_nothing(kind):
     stream = kind()
-    with Progress(2, 10, stream, enabled=False) as progress:
+    with closing(Progress(2, 10, stream, enabled=False)) as progress:
         take_steps(progress, range(1, 21))
         progress.evaluation(1, 0.1, 0.1, 1.0)
         progress.message("text")
@@ -111,7 +104,7 @@ def test_in_a_terminal_the_line_is_renewed_at_every_step_and_gone_at_the_end():
 
 def test_an_error_gives_the_terminal_back():
     stream = Terminal()
-    with pytest.raises(ValueError, match="odd"), Progress(1, 10, stream) as progress:
+    with pytest.raises(ValueError, match="odd"), closing(Progress(1, 10, stream)) as progress:
         take_steps(progress, [1])
         raise ValueError("odd")
     assert "\x1b[?25h" in stream.getvalue()
@@ -120,7 +113,7 @@ def test_an_error_gives_the_terminal_back():
 def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     stream = Terminal()
-    with Progress(1, 10, stream, every_steps=5) as progress:
+    with closing(Progress(1, 10, stream, every_steps=5)) as progress:
         take_steps(progress, range(1, 11))
     assert len(stream.getvalue().splitlines()) == 3
     assert "\x1b[?25l" not in stream.getvalue()

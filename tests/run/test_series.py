@@ -22,7 +22,8 @@ from maskperf.errors import (
     StorageError,
 )
 from maskperf.run import series
-from maskperf.run.series import SERIES_FILE, read_run, run_child, run_series, series_sentence
+from maskperf.run.series import read_run, run_child, run_series, series_sentence
+from maskperf.schema import SERIES_FILE
 
 SOURCES = Path(errors.__file__).resolve().parents[1]
 MISSED, UNTARGETED = "missed", "untargeted"  # outcomes beside minutes and exit codes

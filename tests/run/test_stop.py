@@ -11,8 +11,8 @@ from small_runs import small_run, small_run_words
 from maskperf.cli.main import main
 from maskperf.errors import EXIT_DONE, EXIT_NOT_FINITE, EXIT_TARGET_MISSED
 from maskperf.overrides import from_json_text
+from maskperf.run import evaluations
 from maskperf.run import loop as run_module
-from maskperf.run import stop as stop_module
 from maskperf.run.black_box import load_black_box
 
 TESTS = Path(__file__).parents[1]
@@ -105,14 +105,14 @@ def test_a_problem_in_one_of_two_processes_stops_both_and_names_it(tmp_path, pro
 
 
 def test_a_model_whose_scores_fell_to_nothing_is_lost(tmp_path, monkeypatch):
-    honest = stop_module.evaluation_collapse
+    honest = evaluations.evaluation_collapse
     seen = []
 
     def after_a_good_start(points):
         seen.append(points)
         return honest([(0, 0.3, 0.3), *((epoch, 0.0, 0.0) for epoch, _, _ in points)])
 
-    monkeypatch.setattr(stop_module, "evaluation_collapse", after_a_good_start)
+    monkeypatch.setattr(evaluations, "evaluation_collapse", after_a_good_start)
     assert small_run(tmp_path, "optimizer.max_epochs=3") == EXIT_NOT_FINITE
     assert len(seen) == 1  # no second evaluation of a lost model
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -123,7 +123,7 @@ def test_a_plateau_is_noted_once_and_does_not_stop_the_run(tmp_path, monkeypatch
     class Named:
         sentence = "box AP is 0.0015 short"
 
-    monkeypatch.setattr(stop_module, "find_plateau", lambda points, **limits: Named())
+    monkeypatch.setattr(evaluations, "find_plateau", lambda points, **limits: Named())
     assert small_run(tmp_path, "optimizer.max_epochs=2", "evaluation.box_target=0.99") == EXIT_TARGET_MISSED
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert [(event["event"], event["epoch"]) for event in results["guard"]["events"]] == [("plateau", 1)]

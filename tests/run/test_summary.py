@@ -3,14 +3,9 @@ import math
 
 import pytest
 
-from maskperf.run.summary import (
-    EpochRecord,
-    best_record,
-    final_table,
-    met_targets,
-    verdict_lines,
-    where_to_look,
-)
+from maskperf.run.evaluations import best_row
+from maskperf.run.summary import final_table, met_targets, verdict_lines, where_to_look
+from maskperf.schema import EpochRow, Results
 
 TARGETS = {"box_target": 0.377, "mask_target": 0.339}
 
@@ -26,15 +21,19 @@ def record(epoch, box_ap, mask_ap, **changes):
         "seconds_since_start": 90.0 * epoch,
         "evaluation_seconds": 4.0 * epoch,
     }
-    return EpochRecord(**{**values, **changes})
+    return EpochRow(**{**values, **changes})
 
 
 RECORDS = [record(1, 0.2, 0.1), record(2, 0.377, 0.338), record(3, 0.3771, 0.339)]
 
 
+def results_of(records, status, seconds=275.0, **targets):
+    return Results(status=status, seconds=seconds, epochs_table=tuple(records), **(targets or TARGETS))
+
+
 def table_text(records, status, folder, stream=None):
     stream = stream or io.StringIO()
-    final_table(records, **TARGETS, status=status, total_seconds=275.0, run_folder=folder, stream=stream)
+    final_table(results_of(records, status), folder, stream)
     return stream.getvalue()
 
 
@@ -74,7 +73,7 @@ def test_a_reached_target_is_said_with_its_epoch_and_time(tmp_path):
 
 
 def test_a_missed_target_is_said_with_the_nearest_epoch():
-    lines = verdict_lines([RECORDS[1], RECORDS[0]], **TARGETS, status="aborted", total_seconds=3600.0)
+    lines = verdict_lines(results_of([RECORDS[1], RECORDS[0]], "aborted", 3600.0))
     assert lines[0].startswith("target missed, nearest in epoch 2: box AP 0.3770")
     assert lines[1] == "time spent: 1:00:00"
 
@@ -89,7 +88,7 @@ def test_a_target_of_0_is_never_met(targets, expected):
 
 def test_a_run_without_targets_is_done_and_says_its_last_and_its_best_epoch():
     records = [record(1, 0.2, 0.1), record(2, 0.3, 0.3), record(3, 0.25, 0.25)]
-    lines = verdict_lines(records, box_target=0, mask_target=0, status="done", total_seconds=60.0)
+    lines = verdict_lines(results_of(records, "done", 60.0, box_target=0, mask_target=0))
     assert lines[:3] == [
         "done, without targets: epoch 3, box AP 0.2500, mask AP 0.2500",
         "time spent: 0:01:00",
@@ -99,7 +98,7 @@ def test_a_run_without_targets_is_done_and_says_its_last_and_its_best_epoch():
 
 def test_one_target_alone_decides_which_epoch_is_nearest():
     records = [record(1, 0.9, 0.1), record(2, 0.1, 0.3)]
-    lines = verdict_lines(records, box_target=0, mask_target=0.339, status="aborted", total_seconds=60.0)
+    lines = verdict_lines(results_of(records, "aborted", 60.0, box_target=0, mask_target=0.339))
     assert lines[0] == ("target missed, nearest in epoch 2: box AP 0.1000 (no target), mask AP 0.3000 (target 0.3390)")
 
 
@@ -116,7 +115,7 @@ def test_one_target_alone_decides_which_epoch_is_nearest():
 )
 def test_the_best_epoch_has_the_highest_sum_of_both_aps(pairs, expected):
     records = [record(epoch, *pair) for epoch, pair in enumerate(pairs, start=1)]
-    assert best_record(records).epoch == expected
+    assert best_row(records).epoch == expected
 
 
 def test_a_run_without_an_epoch_is_said_to_have_missed(tmp_path):

@@ -35,7 +35,7 @@ def measure(
             f"maskperf bench gpu: device {plan.device}: PyTorch {torch.__version__} sees no CUDA GPU here. Fix: run it "
             "on a machine with an NVIDIA GPU and a CUDA build of PyTorch (maskperf doctor shows what is missing)."
         )
-    environment = describe_environment()
+    environment = msgspec.to_builtins(describe_environment())
     end = time.monotonic() + plan.seconds
     found = {}
     for section in sections:

@@ -26,8 +26,8 @@ from maskperf.mlperf.log import MlperfLog
 from maskperf.model.mask_rcnn import MaskRcnn, feature_anchors
 from maskperf.model.proposals import append_truth, select_proposals
 from maskperf.overrides import from_json_text
-from maskperf.run.batches import micro_batches
-from maskperf.run.session import OpenedData, Session
+from maskperf.run.data import OpenedData, micro_batches
+from maskperf.run.session import Session
 from maskperf.structures import LOSS_NAMES, Batch, Images, Polygons, Proposals, Targets, to_device
 
 SEED = 1

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 
+import msgspec
 import torch
 
 from maskperf.bench.device_clock import copy_rate, product_rate, synchronize
@@ -42,7 +43,7 @@ def ceiling(inputs: dict) -> tuple[Callable[[], None], dict]:
         "flop_per_second": max(product_rate(best_seconds, side, device, torch.float32) for side in SIDES[device.type]),
         "copy_bytes_per_second": copy_rate(best_seconds, COPIED_NUMBERS[device.type], device),
         "device": device.type,
-        "environment": describe_environment(),
+        "environment": msgspec.to_builtins(describe_environment()),
     }
 
 

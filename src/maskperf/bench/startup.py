@@ -17,7 +17,7 @@ from maskperf.bench.session import CaseResult, side_result
 from maskperf.bench.synthetic_coco import large_folder, large_json
 from maskperf.errors import ConfigError
 from maskperf.mlperf.read import parse_records
-from maskperf.run.metrics import read_metrics
+from maskperf.schema import METRICS_FILE, StepLine, read_metrics
 
 HELP_SECONDS = 60.0
 FIRST_STEP_SECONDS = 1200.0
@@ -101,7 +101,7 @@ def _children_seconds() -> float:
 
 def _first_step(arguments: list[str], run_dir: Path, threads: int) -> Start:
     """Return the times up to the end of the first step; the run is stopped there."""
-    metrics = run_dir / "metrics.jsonl"
+    metrics = run_dir / METRICS_FILE
     log = run_dir.with_suffix(".log")
     command = [sys.executable, "-m", "maskperf", "run", *arguments, f"run_dir={run_dir}", "system.log_every_steps=1"]
     start, cpu, start_ms = time.perf_counter(), _children_seconds(), time.time() * 1000
@@ -124,23 +124,19 @@ def _first_step(arguments: list[str], run_dir: Path, threads: int) -> Start:
     )
 
 
-def _step_of(metrics: Path) -> dict | None:
+def _step_of(metrics: Path) -> StepLine | None:
     """Return the first step that a run recorded, None before there is one."""
-    try:
-        lines = read_metrics(metrics)
-    except OSError:
-        return None
-    return next((line for line in lines if line["kind"] == "step"), None)
+    return next((line for line in read_metrics(metrics) if isinstance(line, StepLine)), None)
 
 
-def _parts(start_ms: float, log: str, step: dict) -> dict[str, float]:
+def _parts(start_ms: float, log: str, step: StepLine) -> dict[str, float]:
     """Return seconds by what they were spent on, from the times in the run's own files."""
     times_ms = {record.key: record.time_ms for record in reversed(parse_records(log)[0])}
-    before = step["data_wait_seconds"]
+    before = step.data_wait_seconds
     return {
         "modules, settings, caches dropped": (times_ms["init_start"] - start_ms) / 1000,
         "model": (times_ms["run_start"] - times_ms["init_start"]) / 1000,
         "data opened": (times_ms["epoch_start"] - times_ms["run_start"]) / 1000,
         "first batch": before,
-        STEP_PART: step["step_seconds"] - before,
+        STEP_PART: step.step_seconds - before,
     }

@@ -1,15 +1,14 @@
 """What the words of `maskperf check` and `maskperf package` name: single logs, a series, a package."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from maskperf.errors import DataError, Problem
+from maskperf.schema import SERIES_FILE, Series, read_json
 
 LOG_NAME = "mlperf.log"
-SERIES_NAME = "series.json"
 RUN_NAME = re.compile(r"run_[0-9]+")
 FIX = "Give logs, a run folder (with mlperf.log), a series (with run_0 ...), or a package (with results and systems)."
 
@@ -67,15 +66,8 @@ def _groups_of_folder(folder: Path) -> list[LogGroup]:
 
 def _names_of_series(folder: Path) -> set[str]:
     """Return the runs that series.json lists, with those that left no folder; none where there is no such file."""
-    path = folder / SERIES_NAME
-    if not path.is_file():
-        return set()
-    try:
-        return {str(run["folder"]) for run in json.loads(path.read_text(encoding="utf-8"))["runs"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            [_problem(path, f"The list of runs cannot be read ({type(error).__name__}: {error}).")]
-        ) from error
+    series = read_json(folder / SERIES_FILE, Series)
+    return set() if series is None else {run.folder for run in series.runs}
 
 
 def _results(folder: Path, package: Path | None) -> LogGroup:

@@ -1,7 +1,6 @@
 """`maskperf package --submitter NAME --system NAME SERIES_FOLDER`: builds the folder of a submission from five runs."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from maskperf import errors
 from maskperf.cli.check_groups import find_groups
 from maskperf.cli.words import WordParser, asks_for_help, path_word, read_words
 from maskperf.errors import EXIT_DONE, EXIT_RULE, ConfigError, DataError, Problem
+from maskperf.schema import ENVIRONMENT_FILE, Environment, read_json
 
 USAGE = "maskperf package --submitter NAME --system NAME [options] SERIES_FOLDER | LOG LOG LOG LOG LOG"
 EXAMPLES = """examples, to copy and paste:
@@ -62,7 +62,7 @@ def _package(choices: argparse.Namespace) -> int:
     folder = Path(choices.output or f"submission/{submitter}")
     logs = tuple(read_log(path) for path in _logs(choices.paths))
     division = check_set(logs, choices.division)
-    environment = _environment(logs[0].path.parent)
+    environment = read_json(logs[0].path.parent / ENVIRONMENT_FILE, Environment)
     description, notices = _describe(choices, logs[0], division, environment)
     remarks = tuple(dict.fromkeys(text for log in logs for text in meanings(log)))
     contents = PackageContents(
@@ -71,7 +71,7 @@ def _package(choices: argparse.Namespace) -> int:
         description=description,
         logs=logs,
         config=_config(logs[0].path.parent),
-        processes=_count(environment.get("processes")),
+        processes=_count(environment and environment.processes),
         remarks=remarks,
         source=find_source(Path(errors.__file__).resolve().parent),
     )
@@ -104,7 +104,7 @@ def _logs(words: Sequence[str]) -> list[Path]:
 
 
 def _describe(
-    choices: argparse.Namespace, log: Any, division: str, environment: dict[str, Any]
+    choices: argparse.Namespace, log: Any, division: str, environment: Environment | None
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the system description, and what has to be said about where it comes from."""
     from maskperf.machine.probe import describe_machine
@@ -126,11 +126,11 @@ def _describe(
         description = describe_system(facts)
         notices = [] if environment else ["The logs do not tell their machine; this one is described. Check it."]
     accelerators = max(1, _count(description["accelerators_per_node"]))
-    if environment and _count(environment.get("processes")) <= accelerators:
+    if environment and _count(environment.processes) <= accelerators:
         description["number_of_nodes"] = "1"
-    if environment.get("git_commit"):
-        changed = ", with local changes" if environment.get("git_modified") else ""
-        description["sw_notes"] = f"maskperf at commit {environment['git_commit']}{changed}"
+    if environment and environment.git_commit:
+        changed = ", with local changes" if environment.git_modified else ""
+        description["sw_notes"] = f"maskperf at commit {environment.git_commit}{changed}"
     statuses = [str(record.value) for record in log.records if record.key == "submission_status"]
     description |= {"status": statuses[0] if statuses else "", "system_name": choices.system}
     description |= {**given, **fills, "submitter": choices.submitter, "division": division}
@@ -147,20 +147,6 @@ def _list_unknown(path: Path, system: str, unknown: Sequence[str]) -> None:
     write_text(path, fill_text(system, unknown))
     print(f"empty in systems/{system}.json, for you to fill in: {', '.join(unknown)}")
     print(f"written: {path}")
-
-
-def _environment(folder: Path) -> dict[str, Any]:
-    """Return what environment.json beside a log says; nothing where there is none."""
-    path = folder / "environment.json"
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, str(error)) from error
-    if not isinstance(content, dict):
-        raise _unreadable(path, "It is no JSON object.")
-    return content
 
 
 def _config(folder: Path) -> Any:

@@ -74,11 +74,13 @@ def run(arguments: list[str]) -> int:
         return run_processes([words.recipe, *words.pairs], words.processes)
     from maskperf.engine.distributed import init_topology
     from maskperf.run.loop import run_benchmark
+    from maskperf.run.summary import show_outcome
 
     topology = init_topology(config.system.device)
     with _reported(topology):
-        result = run_benchmark(config, topology)
-    return EXIT_DONE if result.status in ("success", "done") else EXIT_TARGET_MISSED
+        finished = run_benchmark(config, topology)
+        show_outcome(finished)
+    return EXIT_DONE if finished.results.status in ("success", "done") else EXIT_TARGET_MISSED
 
 
 @contextmanager

@@ -6,12 +6,12 @@ Source: mlperf-logging, system_desc_checker, ruleset 3.1.0; spelling and units a
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from maskperf.errors import ConfigError, DataError, Problem
 from maskperf.files import did_you_mean
 from maskperf.machine.facts import MachineFacts
 from maskperf.machine.gpus import link_summary
+from maskperf.schema import Environment
 
 ACCELERATOR_FIELDS = (
     *("accelerator_model_name", "accelerator_host_interconnect", "accelerator_frequency"),
@@ -68,28 +68,28 @@ def describe_system(facts: MachineFacts) -> Description:
     }
 
 
-def is_machine_of(environment: Mapping[str, Any], facts: MachineFacts) -> bool:
+def is_machine_of(environment: Environment, facts: MachineFacts) -> bool:
     """Return whether a run's environment.json is of this machine, going by its processor and GPUs."""
-    gpus = [gpu.get("name") for gpu in environment.get("gpus") or []]
-    return environment.get("cpu_model") == facts.cpu.model and gpus == [gpu.name for gpu in facts.gpu.gpus]
+    gpus = [gpu.name for gpu in environment.gpus]
+    return environment.cpu_model == facts.cpu.model and gpus == [gpu.name for gpu in facts.gpu.gpus]
 
 
-def describe_recorded(environment: Mapping[str, Any]) -> Description:
+def describe_recorded(environment: Environment) -> Description:
     """Return all 33 fields as recorded in a run's environment.json; empty text for what is not."""
-    gpus = environment.get("gpus") or []
-    packages = {name: version for name, version in (environment.get("packages") or {}).items() if version}
-    stack = {**packages, **{name: environment[name] for name in ("python", "cuda") if environment.get(name)}}
+    gpus = environment.gpus
+    stack = {**environment.packages, "python": environment.python, "cuda": environment.cuda}
+    stack = {name: version for name, version in stack.items() if version}
     return {
         **dict.fromkeys(FIELDS, ""),
-        "host_processor_model_name": environment.get("cpu_model") or "",
-        "host_processor_vcpu_count": _text(environment.get("cpu_logical_cores")),
-        "host_memory_capacity": _text(environment.get("memory_gib"), ".0f", " GiB"),
+        "host_processor_model_name": environment.cpu_model or "",
+        "host_processor_vcpu_count": _text(environment.cpu_logical_cores),
+        "host_memory_capacity": _text(environment.memory_gib, ".0f", " GiB"),
         "accelerators_per_node": str(len(gpus)),
-        "accelerator_model_name": ", ".join(dict.fromkeys(str(gpu.get("name", "")) for gpu in gpus)),
-        "accelerator_memory_capacity": _text(gpus[0].get("memory_gib") if gpus else None, ".0f", " GiB"),
+        "accelerator_model_name": ", ".join(dict.fromkeys(gpu.name for gpu in gpus)),
+        "accelerator_memory_capacity": _text(gpus[0].memory_gib if gpus else None, ".0f", " GiB"),
         "framework": f"PyTorch {stack.pop('torch', '')}".strip() + ", maskperf",
         "other_software_stack": stack,
-        "operating_system": environment.get("operating_system") or "",
+        "operating_system": environment.operating_system or "",
     }
 
 

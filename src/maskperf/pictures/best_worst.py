@@ -25,8 +25,8 @@ from maskperf.pictures.panels import (
     printable_name,
 )
 from maskperf.pictures.pictures import decode_outline
+from maskperf.schema import PICTURES_FILE, PictureEntry
 
-PICTURES_FILE = "pictures.json"
 SURE_SCORE = 0.5  # detections below this are neither judged nor drawn
 LEAST_OVERLAP = 0.1  # a smaller overlap is chance, not an object found
 CROWD_OVERLAP = 0.5  # share of a detection inside a crowd of its category from which it is left out
@@ -97,12 +97,12 @@ def write_picture_entries(
         truth, found = split.annotations[row.id], split.detections.get(row.id, [])
         jpeg = _draw(row, image_folder, truth=truth, found=found, names=names, colours=colours)
         entries.append(
-            {
-                "kind": kind,
-                "title": printable_line(row.file_name),
-                "caption": judgement.caption(),
-                "jpeg_base64": base64.b64encode(jpeg).decode("ascii"),
-            }
+            PictureEntry(
+                kind=kind,
+                title=printable_line(row.file_name),
+                caption=judgement.caption(),
+                jpeg_base64=base64.b64encode(jpeg).decode("ascii"),
+            )
         )
     write_text(folder / PICTURES_FILE, pretty_json(entries))
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from maskperf.schema import PictureEntry
+
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
@@ -49,16 +51,6 @@ class CategoryScore:
     name: str
     box_ap: float | None  # None: the split has no object of this category
     mask_ap: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PictureEntry:
-    """One validation image drawn twice: with its truth and with what was found."""
-
-    kind: str  # "best" or "worst"
-    title: str  # file name
-    caption: str  # what was right or wrong, with its score
-    jpeg_base64: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from maskperf.report.guard_record import guard_entries
 from maskperf.report.losses import loss_points
 from maskperf.report.phases import phases_of
 from maskperf.report.places import place_result, published_band
-from maskperf.report.run_files import LOG_FILE, RunFiles
+from maskperf.report.run_files import RunFiles
 from maskperf.report.run_tables import (
     category_scores,
     median_speed,
@@ -21,6 +21,7 @@ from maskperf.report.run_tables import (
 )
 from maskperf.report.series import read_source, score_of
 from maskperf.report.verdict import evaluation_points, make_verdict, run_notes
+from maskperf.schema import LOG_FILE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from maskperf.report.losses import loss_windows
 from maskperf.report.run_files import RunFiles
 from maskperf.run.collapse import evaluation_collapse, judge_windows
 from maskperf.run.plateau import Plateau, find_plateau
+from maskperf.schema import GuardLine
 
 
 def guard_entries(files: RunFiles, evaluations: Sequence[EvaluationPoint], *, reached: bool) -> tuple[GuardEntry, ...]:
@@ -26,7 +27,7 @@ def guard_entries(files: RunFiles, evaluations: Sequence[EvaluationPoint], *, re
     events = [
         GuardEntry(kind=line.event, step=line.step, epoch=line.epoch, text=line.text)
         for line in files.lines
-        if line.kind == "guard"
+        if isinstance(line, GuardLine)
     ]
     return tuple(events)
 

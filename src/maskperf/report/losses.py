@@ -6,8 +6,8 @@ from statistics import fmean
 from maskperf.mlperf.read import BenchmarkLog, TrackedStats
 from maskperf.report.contents import LossPoint
 from maskperf.report.run_files import RunFiles
-from maskperf.report.run_records import MetricLine
 from maskperf.run.collapse import Window, windows_from_cumulative
+from maskperf.schema import StepLine
 
 TERMS = ("objectness", "rpn_box", "classification", "box", "mask")
 TERM_OF_KEY = {  # the names of published logs
@@ -23,7 +23,7 @@ MOST_POINTS = 400
 
 def loss_points(files: RunFiles) -> tuple[LossPoint, ...]:
     """Return at most about 400 points: from metrics.jsonl, or else from the tracked_stats of the log."""
-    steps = [line for line in files.lines if line.kind == "step"]
+    steps = [line for line in files.lines if isinstance(line, StepLine)]
     if steps:
         return thin([_point_of_line(line) for line in steps])
     return () if files.log is None else thin(points_of_log(files.log))
@@ -107,7 +107,7 @@ def _finite_loss(window: Window) -> float | None:
     return None if window.frozen else window.loss
 
 
-def _point_of_line(line: MetricLine) -> LossPoint:
+def _point_of_line(line: StepLine) -> LossPoint:
     return LossPoint(
         step=line.step,
         total=line.total,

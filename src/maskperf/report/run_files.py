@@ -4,24 +4,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from maskperf.config import RunConfig
-from maskperf.errors import ConfigError, DataError, Problem
+from maskperf.errors import ConfigError
 from maskperf.mlperf.read import TOKEN, BenchmarkLog, read_log
 from maskperf.mlperf.rules import as_given
 from maskperf.overrides import from_json_text, notices_of_age
-from maskperf.report.contents import PictureEntry
-from maskperf.report.run_records import MetricLine, Results
+from maskperf.schema import (
+    CONFIG_FILE,
+    ENVIRONMENT_FILE,
+    LOG_FILE,
+    METRICS_FILE,
+    PICTURES_FILE,
+    RESULTS_FILE,
+    Environment,
+    MetricsLine,
+    PictureEntry,
+    Results,
+    read_bytes,
+    read_json,
+    read_metrics,
+)
 
-CONFIG_FILE = "config.json"
-ENVIRONMENT_FILE = "environment.json"
-LOG_FILE = "mlperf.log"
-METRICS_FILE = "metrics.jsonl"
-RESULTS_FILE = "results.json"
-PICTURES_FILE = "pictures.json"
 RUN_FILES = (CONFIG_FILE, LOG_FILE, METRICS_FILE, RESULTS_FILE)  # a folder with one of them is that of a run
-FIX_FILE = "Put the file back as the run wrote it, or move it away: the report is then made without it."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +38,10 @@ class RunFiles:
     log: BenchmarkLog | None = None
     values: dict[str, Any]  # of config.json, by key such as optimizer.batch_size
     config: RunConfig | None = None  # None also where config.json is that of another version
-    environment: dict[str, Any]
+    environment: Environment = Environment()
     system: dict[str, Any]  # the system description of a submission package
     results: Results | None = None
-    lines: tuple[MetricLine, ...] = ()
+    lines: tuple[MetricsLine, ...] = ()
     pictures: tuple[PictureEntry, ...] = ()
     notes: tuple[str, ...] = ()
     counts: bool = True  # False: its series says that it failed, whatever its files say
@@ -65,21 +69,19 @@ class RunFiles:
 
     @property
     def processes(self) -> int | None:
-        value = self.environment.get("processes")
-        return value if isinstance(value, int) else None
+        return self.environment.processes
 
     @property
     def accelerators(self) -> int | None:
         """How many GPUs the run used; None where it used none, or nothing says so."""
-        if self.environment.get("gpus"):
+        if self.environment.gpus:
             return self.processes
         return _product(self.system.get("number_of_nodes"), self.system.get("accelerators_per_node"))
 
     @property
     def accelerator_name(self) -> str:
-        gpus = self.environment.get("gpus")
-        if isinstance(gpus, list) and gpus and isinstance(gpus[0], dict):
-            return str(gpus[0].get("name", ""))
+        if self.environment.gpus:
+            return self.environment.gpus[0].name
         return str(self.system.get("accelerator_model_name", ""))
 
 
@@ -99,8 +101,7 @@ def read_log_file(path: Path) -> RunFiles:
         is_folder=False,
         log=log,
         values={},
-        environment={},
-        system={} if description is None else _read_json(description, dict[str, Any], {}),
+        system=(read_json(description, dict[str, Any]) or {}) if description is not None else {},
         notes=tuple(f"{path.name}: {problem}" for problem in log.problems),
     )
 
@@ -112,7 +113,7 @@ def read_run_folder(folder: Path) -> RunFiles:
     """
     notes: list[str] = []
     values, config = _read_config(folder / CONFIG_FILE, notes)
-    environment = _read_json(folder / ENVIRONMENT_FILE, dict[str, Any], {})
+    environment = read_json(folder / ENVIRONMENT_FILE, Environment) or Environment()
     log = _read_log(folder / LOG_FILE, notes)
     lines = _read_metrics(folder / METRICS_FILE, notes)
     return RunFiles(
@@ -121,45 +122,19 @@ def read_run_folder(folder: Path) -> RunFiles:
         is_folder=True,
         log=log,
         values=values,
-        config=None if config is None else as_given(config, environment.get("command_line")),
+        config=None if config is None else as_given(config, environment.command_line),
         environment=environment,
         system={},
-        results=_read_json(folder / RESULTS_FILE, Results | None, None),
+        results=read_json(folder / RESULTS_FILE, Results),
         lines=lines,
-        pictures=tuple(_read_json(folder / PICTURES_FILE, list[PictureEntry], [])),
+        pictures=read_json(folder / PICTURES_FILE, tuple[PictureEntry, ...]) or (),
         notes=tuple(notes),
     )
 
 
-def file_error(path: Path, *, where: str, value: str, message: str, fix: str = FIX_FILE) -> DataError:
-    """Return an error about a file of a run."""
-    return DataError([Problem(file=str(path), where=where, field="content", value=value, message=message, fix=fix)])
-
-
-def _read_bytes(path: Path) -> bytes | None:
-    """Return what is in a file, None where there is no such file."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        problem = f"The file cannot be read ({error.strerror or error})."
-        raise file_error(path, where="the file", value="-", message=problem) from error
-
-
-def _read_json(path: Path, kind: Any, missing: Any) -> Any:
-    data = _read_bytes(path)
-    if data is None:
-        return missing
-    try:
-        return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise file_error(path, where="the file", value=_shown(data), message=f"It cannot be used: {error}.") from error
-
-
 def _read_config(path: Path, notes: list[str]) -> tuple[dict[str, Any], RunConfig | None]:
     """Return the values of a config.json by their keys, and the configuration if it is one of this version."""
-    nested = _read_json(path, dict[str, Any], None)
+    nested = read_json(path, dict[str, Any])
     if nested is None:
         notes.append(f"{path.name} is missing: the settings come from the log, and no rule was checked.")
         return {}, None
@@ -180,7 +155,7 @@ def _read_config(path: Path, notes: list[str]) -> tuple[dict[str, Any], RunConfi
 
 
 def _read_log(path: Path, notes: list[str]) -> BenchmarkLog | None:
-    data = _read_bytes(path)
+    data = read_bytes(path)
     if data is None or TOKEN.encode() not in data:
         notes.append(f"{path.name} {'is missing' if data is None else 'has no line yet'}.")
         return None
@@ -189,23 +164,15 @@ def _read_log(path: Path, notes: list[str]) -> BenchmarkLog | None:
     return log
 
 
-def _read_metrics(path: Path, notes: list[str]) -> tuple[MetricLine, ...]:
-    data = _read_bytes(path)
+def _read_metrics(path: Path, notes: list[str]) -> tuple[MetricsLine, ...]:
+    data = read_bytes(path)
     if data is None:
         notes.append(f"{path.name} is missing: there are no losses of single steps.")
         return ()
-    *whole, torn = data.split(b"\n")
-    if torn:
+    lines = tuple(read_metrics(path))
+    if data and not data.endswith(b"\n"):
         notes.append(f"{path.name}: the last line is torn and left out; the run was cut short there.")
-    decoder = msgspec.json.Decoder(MetricLine)
-    found = []
-    for number, line in enumerate(whole, start=1):
-        try:
-            found.append(decoder.decode(line))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            problem = f"The line cannot be used: {error}."
-            raise file_error(path, where=f"line {number}", value=_shown(line), message=problem) from error
-    return tuple(found)
+    return lines
 
 
 def _product(nodes: Any, per_node: Any) -> int | None:
@@ -219,8 +186,3 @@ def _product(nodes: Any, per_node: Any) -> int | None:
 
 def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _shown(data: bytes) -> str:
-    text = data[:60].decode("utf-8", errors="replace")
-    return repr(text + "..." if len(data) > 60 else text)

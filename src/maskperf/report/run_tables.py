@@ -1,11 +1,13 @@
 """The tables of one run: categories, rules, settings, machine, memory."""
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from statistics import median
 
 from maskperf.mlperf.rules import check_rules
 from maskperf.report.contents import CategoryScore, RuleRow
 from maskperf.report.run_files import RunFiles
+from maskperf.schema import Gpu, StepLine
 
 Pairs = tuple[tuple[str, str], ...]
 # Name, key of the configuration, key of a log.
@@ -110,20 +112,20 @@ def system_pairs(files: RunFiles) -> Pairs:
             pairs.append(("start-up before the clock, s", f"{log.init_seconds:.1f}"))
     pairs += [(name, _text(files.system[key])) for name, key in DESCRIPTION if files.system.get(key) not in (None, "")]
     environment = files.environment
-    gpus = _gpu_texts(environment.get("gpus"))
+    gpus = _gpu_texts(environment.gpus)
     pairs += [("GPUs", ", ".join(gpus))] if gpus else []
-    pairs += [(name, _text(environment[key])) for name, key in SYSTEM if environment.get(key) not in (None, "")]
-    if environment.get("git_modified") is True:
+    pairs += [
+        (name, _text(getattr(environment, key))) for name, key in SYSTEM if getattr(environment, key) not in (None, "")
+    ]
+    if environment.git_modified:
         pairs.append(("git state", "changed since that commit"))
-    packages = environment.get("packages")
-    if isinstance(packages, dict):
-        pairs += [(str(name), _text(version)) for name, version in packages.items() if version]
+    pairs += [(name, version) for name, version in environment.packages.items() if version]
     return tuple(pairs)
 
 
 def median_speed(files: RunFiles) -> float | None:
     """Return the median images/s of training, None where nothing was recorded."""
-    speeds: Iterable[float | None] = [line.images_per_second for line in files.lines if line.kind == "step"]
+    speeds: Iterable[float | None] = [line.images_per_second for line in files.lines if isinstance(line, StepLine)]
     if not files.lines and files.log is not None:
         speeds = [entry.values.get("throughput") for entry in files.log.tracked]
     known = [speed for speed in speeds if speed is not None]
@@ -135,18 +137,15 @@ def peak_memory(files: RunFiles) -> tuple[tuple[str, float], ...]:
     if files.results is not None and files.results.peak_memory_gib:
         known = files.results.peak_memory_gib.items()
         return tuple((name, float(gib)) for name, gib in known if gib is not None)
-    seen = [line.memory_gib for line in files.lines if line.memory_gib is not None]
+    seen = [line.memory_gib for line in files.lines if isinstance(line, StepLine) and line.memory_gib is not None]
     return (("highest on record", max(seen)),) if seen else ()
 
 
-def _gpu_texts(gpus: object) -> list[str]:
+def _gpu_texts(gpus: Sequence[Gpu]) -> list[str]:
     """Return one text for each kind of GPU, such as "8 x name, 80 GiB"."""
-    counts: dict[str, int] = {}
-    for gpu in gpus if isinstance(gpus, list) else []:
-        if isinstance(gpu, Mapping):
-            memory = gpu.get("memory_gib")
-            text = f"{gpu.get('name', 'unknown')}" + (f", {_text(memory)} GiB" if memory else "")
-            counts[text] = counts.get(text, 0) + 1
+    counts = Counter(
+        (gpu.name or "unknown") + (f", {_text(gpu.memory_gib)} GiB" if gpu.memory_gib else "") for gpu in gpus
+    )
     return [text if count == 1 else f"{count} x {text}" for text, count in counts.items()]
 
 

@@ -4,33 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import msgspec
-
 from maskperf.config import has_targets
 from maskperf.mlperf.scoring import RUNS, reference_check, score_minutes
 from maskperf.report.contents import EvaluationPoint, SeriesScore, Verdict
-from maskperf.report.run_files import RUN_FILES, RunFiles, file_error, read_log_file, read_run_folder
+from maskperf.report.run_files import RUN_FILES, RunFiles, read_log_file, read_run_folder
 from maskperf.report.verdict import has_coco_targets
+from maskperf.schema import SERIES_FILE, Series, SeriesRun, file_error, read_json
 
-SERIES_FILE = "series.json"
 RESULT_PATTERN = "result_*.txt"
 FIX_PATH = (
     "Give a run folder, the folder of a series (with series.json), a log of the benchmark, or a folder of result_*.txt."
 )
-
-
-class SeriesEntry(msgspec.Struct, kw_only=True, frozen=True):
-    """One run of a series."""
-
-    folder: str
-    exit_code: int
-    status: str
-
-
-class SeriesRecord(msgspec.Struct, kw_only=True, frozen=True):
-    """series.json; the rest of it is found again from the runs."""
-
-    runs: list[SeriesEntry]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +40,9 @@ def read_source(path: Path) -> Source:
         if logs:
             return Source(path=path, runs=tuple(read_log_file(log) for log in logs), is_series=True)
         problem = "It holds no run: neither config.json, mlperf.log nor results.json, no series.json, no result_*.txt."
-        raise file_error(path, where="the folder", value="no known file", message=problem, fix=FIX_PATH)
+        raise file_error(path, problem, where="the folder", value="no known file", fix=FIX_PATH)
     if not path.exists():
-        raise file_error(path, where="the path", value="missing", message="There is no such file.", fix=FIX_PATH)
+        raise file_error(path, "There is no such file.", where="the path", value="missing", fix=FIX_PATH)
     return Source(path=path, runs=(read_log_file(path),), is_series=False)
 
 
@@ -123,14 +107,9 @@ def _convergence(
 
 def _read_series(folder: Path) -> Source:
     path = folder / SERIES_FILE
-    data = path.read_bytes()
-    try:
-        record = msgspec.json.decode(data, type=SeriesRecord)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        fix = "Put the file back as the series wrote it, or give the run folders in it one by one."
-        raise file_error(path, where="the file", value="-", message=f"It cannot be used: {error}.", fix=fix) from error
+    record = read_json(path, Series)
     if not record.runs:
-        raise file_error(path, where="runs", value="[]", message="The series has no run.", fix=FIX_PATH)
+        raise file_error(path, "The series has no run.", where="runs", value="[]", fix=FIX_PATH)
     runs = []
     for entry in record.runs:
         files = (
@@ -143,14 +122,13 @@ def _read_series(folder: Path) -> Source:
     return Source(path=folder, runs=tuple(runs), is_series=True)
 
 
-def _nothing_left(folder: Path, entry: SeriesEntry) -> RunFiles:
+def _nothing_left(folder: Path, entry: SeriesRun) -> RunFiles:
     note = f"The folder {entry.folder} is not there; nothing is known of this run but its place in series.json."
     return RunFiles(
         name=entry.folder,
         path=folder / entry.folder,
         is_folder=True,
         values={},
-        environment={},
         system={},
         notes=(note,),
     )

@@ -8,6 +8,7 @@ from maskperf.report.contents import EvaluationPoint, RuleRow, Verdict
 from maskperf.report.number_text import target_text
 from maskperf.report.phases import last_minutes
 from maskperf.report.run_files import RunFiles
+from maskperf.schema import EvaluationLine, StepLine
 
 LARGEST_CLOCK_STEP_SECONDS = 1.0
 LARGEST_DIFFERENCE = 0.005  # between two clocks of one run
@@ -28,8 +29,8 @@ def evaluation_points(files: RunFiles, notes: list[str]) -> tuple[EvaluationPoin
     found: list[tuple[float | None, float | None, float | None, float | None]] = []
     if files.log is not None and files.log.evaluations:
         found = [(entry.epoch, entry.minutes, entry.box_ap, entry.mask_ap) for entry in files.log.evaluations]
-    elif any(line.kind == "evaluation" for line in files.lines):
-        lines = [line for line in files.lines if line.kind == "evaluation"]
+    elif any(isinstance(line, EvaluationLine) for line in files.lines):
+        lines = [line for line in files.lines if isinstance(line, EvaluationLine)]
         found = [(line.epoch, line.minutes, line.box_ap, line.mask_ap) for line in lines]
     elif files.results is not None:
         rows = files.results.epochs_table
@@ -192,7 +193,7 @@ def _aborted(files: RunFiles, evaluations: Sequence[EvaluationPoint], minutes: f
 
 
 def _unfinished(files: RunFiles, evaluations: Sequence[EvaluationPoint], minutes: float | None) -> str:
-    steps = [line.step for line in files.lines if line.kind == "step"]
+    steps = [line.step for line in files.lines if isinstance(line, StepLine)]
     known = None if files.log is None else last_minutes(files.log)
     done = [f"{steps[-1]} steps"] if steps else []
     done += [f"{known:.1f} minutes"] if known is not None else []

@@ -13,36 +13,38 @@ import maskperf.config
 from maskperf.machine.hardware import system_memory_gib
 from maskperf.machine.probe import installed_version
 from maskperf.machine.processor import describe_cpu, usable_physical_cores
+from maskperf.schema import Environment, Gpu
 
 PACKAGES = ("maskperf", "torch", "numpy", "pycocotools", "hotcoco", "mlperf-logging")
 
 
-def describe_environment() -> dict[str, str | int | float | list | dict | None]:
-    """Return what can be found out about this process and its machine, ready for JSON; None where unknown."""
+def describe_environment(processes: int = 1) -> Environment:
+    """Return what can be found out about this process and its machine."""
     commit, is_modified = _git_state()
     memory_gib = system_memory_gib()
-    return {
-        "python": platform.python_version(),
-        "packages": {name: installed_version(name) for name in PACKAGES},
-        "operating_system": platform.platform(),
-        "cpu_model": describe_cpu().model,
-        "cpu_logical_cores": os.cpu_count(),
-        "cpu_physical_cores": usable_physical_cores(),
-        "memory_gib": None if memory_gib is None else round(memory_gib, 2),
-        "gpus": _gpus(),
-        "cuda": torch.version.cuda,
-        "torch_threads": torch.get_num_threads(),
-        "git_commit": commit,
-        "git_modified": is_modified,
-        "command_line": shlex.join([sys.executable, *sys.argv]),
-    }
+    return Environment(
+        python=platform.python_version(),
+        packages={name: installed_version(name) for name in PACKAGES},
+        operating_system=platform.platform(),
+        cpu_model=describe_cpu().model,
+        cpu_logical_cores=os.cpu_count(),
+        cpu_physical_cores=usable_physical_cores(),
+        memory_gib=None if memory_gib is None else round(memory_gib, 2),
+        gpus=_gpus(),
+        cuda=torch.version.cuda,
+        torch_threads=torch.get_num_threads(),
+        git_commit=commit,
+        git_modified=is_modified,
+        command_line=shlex.join([sys.executable, *sys.argv]),
+        processes=processes,
+    )
 
 
-def _gpus() -> list[dict[str, str | float]]:
+def _gpus() -> tuple[Gpu, ...]:
     if not torch.cuda.is_available():
-        return []
+        return ()
     found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    return [{"name": gpu.name, "memory_gib": round(gpu.total_memory / 2**30, 2)} for gpu in found]
+    return tuple(Gpu(name=gpu.name, memory_gib=round(gpu.total_memory / 2**30, 2)) for gpu in found)
 
 
 def _git_state() -> tuple[str | None, bool | None]:
@@ -57,8 +59,8 @@ def _git_state() -> tuple[str | None, bool | None]:
     return commit, None if changes is None else changes != ""
 
 
-def _git(checkout: Path, *words: str) -> str | None:
-    command = ["git", "--no-optional-locks", "-C", str(checkout), *words]
+def _git(checkout: Path, *arguments: str) -> str | None:
+    command = ["git", "--no-optional-locks", "-C", str(checkout), *arguments]
     try:
         finished = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,20 +1,161 @@
 """The evaluations of a run: each is scored while the next epoch trains; all processes learn the verdict at one step."""
 
-from maskperf.run.evaluator import Evaluation, Judgement, TrainedEpoch
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import torch
+
+from maskperf.config import EvaluationConfig, has_targets, meets_targets
+from maskperf.data.images.loader import evaluation_batches, feeding_for
+from maskperf.engine.distributed import all_say, share_from_first
+from maskperf.errors import LostRunError
+from maskperf.evaluation.predict import batch_size_for, collected, detect_all, gathered
+from maskperf.evaluation.results import BoxResults, MaskResults, PackedTable
+from maskperf.evaluation.scores import GroundTruth, Scores, agree, score
+from maskperf.model.mask_rcnn import MaskRcnn
+from maskperf.run.collapse import evaluation_collapse
+from maskperf.run.data import OpenedData
+from maskperf.run.plateau import find_plateau
+from maskperf.run.recorder import StepRecorder
 from maskperf.run.session import Session, keep_best_model
-from maskperf.run.stop import Training, watch_evaluations
-from maskperf.run.summary import EpochRecord, best_record
+from maskperf.schema import EpochRow
+
+Found = tuple[BoxResults, MaskResults]
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a run trains, and where its numbers go."""
+
+    data: OpenedData
+    model: MaskRcnn
+    optimizer: torch.optim.Optimizer
+    recorder: StepRecorder
+    steps_per_epoch: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of one evaluation, the same in every process."""
+
+    box_ap: float
+    mask_ap: float
+    status: str  # of the run if it ended now: "success", "done" (it has no targets) or "aborted"
+    scores: Scores | None  # first process only
+    found: Found | None  # first process only
+    seconds: float  # of predicting and of scoring
+    differences: tuple[str, ...] = ()  # between the fast engine and the official one, after `confirm`
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the run ends here, even if it has epochs left."""
+        return self.status == "success"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedEpoch:
+    """An epoch whose weights are evaluated."""
+
+    epoch: int
+    step: int  # the last one of the epoch
+    mean_loss: float
+    images_per_second: float
+    is_last: bool  # the recipe has no steps or epochs left
+
+
+class Evaluation:
+    """One evaluation: the model has predicted, and training goes on while threads do the rest.
+
+    In every process threads turn its detections into results; when all are ready they are gathered, and a thread of
+    the first process scores them. Every call is made by all processes at the same step.
+    """
+
+    def __init__(self, session: Session, truth: GroundTruth | None, trained: TrainedEpoch):
+        self.trained = trained
+        self._session = session
+        self._truth = truth
+        self._seconds = 0.0
+        self._coding: Sequence[Future[PackedTable]] = ()
+        self._scoring: Future[tuple[Scores, Found, float]] | None = None  # once gathered, in the first process
+        self._is_gathered = False
+
+    def predict(self, data: OpenedData, model: MaskRcnn) -> None:
+        """Run the model, as it is now, on this process's share of the validation split."""
+        config, topology = self._session.config, self._session.topology
+        self._session.log.evaluation_start(self.trained.epoch)
+        start = time.monotonic()
+        batches = evaluation_batches(
+            data.val,
+            config.data,
+            batch_size=batch_size_for(config.evaluation, topology.device),
+            rank=topology.rank,
+            world=topology.world,
+            pin_memory=topology.device.type == "cuda",
+            feeding=feeding_for(config.speed, topology.device),
+        )
+        self._coding = detect_all(model, batches, data.train.category_ids, topology.device)
+        self._seconds = time.monotonic() - start
+
+    def is_known(self) -> bool:
+        """Return whether the first process has the scores, the same answer in every process.
+
+        Gathers the results where that is the next thing to do. Cost: one number of each process travels.
+        """
+        topology = self._session.topology
+        if self._is_gathered:
+            return all_say(self._scoring is None or self._scoring.done(), topology)
+        if all_say(all(table.done() for table in self._coding), topology):
+            self._gather()
+        return False
+
+    def verdict(self) -> Verdict:
+        """Return the verdict, in every process at once; waits for the scores."""
+        self._gather()
+        session, targets = self._session, self._session.config.evaluation
+        scores, found, numbers = None, None, None
+        if self._scoring is not None:
+            scores, found, seconds = self._scoring.result()
+            limits = {"box_target": targets.box_target, "mask_target": targets.mask_target}
+            status = "aborted"
+            if meets_targets(scores.box_ap, scores.mask_ap, **limits):
+                status = "success"
+            elif self.trained.is_last and not has_targets(**limits):
+                status = "done"
+            numbers = scores.box_ap, scores.mask_ap, status, self._seconds + seconds
+        box_ap, mask_ap, status, seconds = share_from_first(numbers, session.topology)
+        session.log.evaluation_stop(self.trained.epoch, box_ap, mask_ap)
+        return Verdict(box_ap=box_ap, mask_ap=mask_ap, status=status, scores=scores, found=found, seconds=seconds)
+
+    def _gather(self) -> None:
+        """Bring the results of all processes to the first one, waiting for them if need be, and start the scoring."""
+        if self._is_gathered:
+            return
+        self._is_gathered = True
+        tables = gathered(self._coding, self._session.topology)
+        if self._session.topology.is_first:
+            scorer = ThreadPoolExecutor(1, thread_name_prefix="maskperf-scorer")
+            self._scoring = scorer.submit(_scored, tables, self._truth, self._session.config.evaluation)
+            scorer.shutdown(wait=False)  # its thread ends with this one task
+
+
+def _scored(tables: Sequence[PackedTable], truth: GroundTruth, config: EvaluationConfig) -> tuple[Scores, Found, float]:
+    start = time.monotonic()
+    found = collected(tables)
+    scores = score(truth, *found, engine=config.engine, max_detections=config.max_detections)
+    return scores, found, time.monotonic() - start
 
 
 class Evaluations:
     """The evaluation that is being scored, if there is one, and the last verdict.
 
-    What is judged are the weights at the end of an epoch, whatever is trained meanwhile; the file of weights stays
-    theirs until the verdict is in. Every call is made by all processes at the same step.
+    Evaluated are the weights at the end of an epoch, whatever is trained meanwhile; the weights file stays theirs until
+    the verdict is known. Every call is made by all processes at the same step.
     """
 
     def __init__(self, session: Session, training: Training):
-        self.judgement: Judgement | None = None
+        self.verdict: Verdict | None = None
         self._session = session
         self._training = training
         self._pending: Evaluation | None = None
@@ -22,17 +163,17 @@ class Evaluations:
     @property
     def is_final(self) -> bool:
         """Whether the run ends with the last verdict, even if it has epochs left."""
-        return self.judgement is not None and self.judgement.is_final
+        return self.verdict is not None and self.verdict.is_final
 
     def start(self, trained: TrainedEpoch) -> None:
-        """Predict the validation split and leaves the rest to threads. The verdict before must have been taken."""
+        """Predict the validation split and leave the rest to threads. The verdict before must have been taken."""
         training = self._training
         with self._session.account.measure("evaluation"):
             self._pending = Evaluation(self._session, training.data.truth, trained)
             self._pending.predict(training.data, training.model)
 
     def take_known(self, update: int) -> None:
-        """Take the verdict in if the first process has it; `update`: the steps trained so far.
+        """Take the verdict if the first process has it; `update`: the steps trained so far.
 
         Errors: LostRunError where the APs fell to nothing.
         """
@@ -44,38 +185,90 @@ class Evaluations:
             self.take(update)
 
     def take(self, update: int) -> None:
-        """Take the verdict in, waiting for it if need be; nothing where none is due. Otherwise as `take_known`."""
+        """Take the verdict, waiting for it if need be; nothing where none is due. Otherwise as `take_known`."""
         if self._pending is not None:
             self._take(self._pending, update)
-            watch_evaluations(self._session, self._training, update)
+            self._watch(update)
 
     def rescues(self, lost_step: int) -> bool:
-        """Return whether the weights that are being judged meet the targets: what came later does not matter then."""
+        """Return whether the weights that are being evaluated meet the targets: later steps do not matter then."""
         if self._pending is None:
             return False
         self._take(self._pending, lost_step)
         return self.is_final
 
     def _take(self, evaluation: Evaluation, update: int) -> None:
-        """Wait for the verdict, the same in all processes, and writes down everything about it."""
+        """Wait for the verdict, the same in all processes, and record it."""
         session, recorder, trained = self._session, self._training.recorder, evaluation.trained
         self._pending = None
         with session.account.measure("evaluation"):
-            self.judgement = evaluation.judgement()
-        record = EpochRecord(
+            self.verdict = evaluation.verdict()
+        row = EpochRow(
             epoch=trained.epoch,
             step=trained.step,
             mean_loss=trained.mean_loss,
-            box_ap=self.judgement.box_ap,
-            mask_ap=self.judgement.mask_ap,
+            box_ap=self.verdict.box_ap,
+            mask_ap=self.verdict.mask_ap,
             images_per_second=trained.images_per_second,
             seconds_since_start=session.account.total_seconds(),
-            evaluation_seconds=self.judgement.seconds,
+            evaluation_seconds=self.verdict.seconds,
         )
-        recorder.evaluation(record)
-        if best_record(recorder.records) is record:
+        recorder.evaluation(row)
+        if best_row(recorder.rows) is row:
             with session.account.measure("saving"):
                 keep_best_model(session)
         if self.is_final and update > trained.step:
             beyond = update - trained.step
             session.say(f"discarded: the steps beyond epoch {trained.epoch}, trained while it was scored ({beyond})")
+
+    def _watch(self, update: int) -> None:
+        """Note a plateau when it begins.
+
+        Errors: LostRunError where the APs fell to nothing; its step is the last one trained, that of the weights.
+        """
+        recorder, config = self._training.recorder, self._session.config
+        last = recorder.rows[-1]
+        points = [(row.epoch, row.box_ap, row.mask_ap) for row in recorder.rows]
+        collapse = evaluation_collapse(points)
+        if collapse is not None:
+            error = LostRunError(f"step {last.step} (epoch {last.epoch}): {collapse.text}", step=update)
+            recorder.note(error.event, last.step, last.epoch, str(error))
+            if config.system.on_collapse == "stop":
+                raise error
+        plateau = find_plateau(
+            points,
+            box_target=config.evaluation.box_target,
+            mask_target=config.evaluation.mask_target,
+            steps_per_epoch=self._training.steps_per_epoch,
+            last_decay_step=config.optimizer.decay_steps[-1] if config.optimizer.decay_steps else 0,
+        )
+        if plateau is not None and not any(event.event == "plateau" for event in recorder.events):
+            recorder.note("plateau", last.step, last.epoch, plateau.sentence)
+
+
+def best_row(rows: Sequence[EpochRow]) -> EpochRow | None:
+    """Return the evaluation with the highest sum of both APs, of equal ones the first; None without any."""
+    return max(rows, key=lambda row: row.box_ap + row.mask_ap, default=None)
+
+
+def confirm(session: Session, data: OpenedData, verdict: Verdict) -> Verdict:
+    """Return the verdict that a run ends with, after the official engine has scored the same detections.
+
+    The clock has stopped: the fast engine decides, and the official one, some fifty times as slow, confirms. A number
+    in which they differ takes the success back, in the log as well, and so does a confirmation that is cut short.
+    """
+    config, topology = session.config.evaluation, session.topology
+    differences = ()
+    if topology.is_first and verdict.status != "aborted" and config.engine != "official":
+        session.say("the clock has stopped; pycocotools now confirms the scores")
+        try:
+            official = score(data.truth, *verdict.found, engine="official", max_detections=config.max_detections)
+        except BaseException:
+            session.log.withdraw("pycocotools did not come to its end, so that nobody has confirmed the scores")
+            raise
+        differences = tuple(agree(verdict.scores, official))
+    differences = share_from_first(differences, topology)
+    if not differences:
+        return verdict
+    session.log.withdraw("the fast COCO engine and the official one do not agree")
+    return replace(verdict, status="aborted", differences=differences)

@@ -1,124 +1,152 @@
-"""What a run leaves behind when it ends: results, pictures, the table on the screen."""
+"""The end of a run: what it leaves behind, also where it is lost."""
 
-import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
+import numpy as np
+import torch
 
 from maskperf.data.coco.categories import with_written_ids
-from maskperf.data.coco.document import CategoryRow
-from maskperf.data.coco.index import read_annotations
+from maskperf.engine.distributed import gather_to_first, share_from_first
+from maskperf.errors import LostRunError, StorageError
 from maskperf.evaluation.table import score_entries
 from maskperf.files import pretty_json
-from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.model.weights import load_model_weights, save_reference_state
-from maskperf.pictures.best_worst import write_picture_entries
-from maskperf.pictures.pictures import grid_from_results
-from maskperf.run.evaluator import Judgement
-from maskperf.run.memory import peak_memory_gib
-from maskperf.run.session import BEST_WEIGHTS_FILE, WEIGHTS_FILE, OpenedData, Session
-from maskperf.run.step_recorder import StepRecorder
-from maskperf.run.summary import best_record, final_table
+from maskperf.run.black_box import Facts, polygon_limits, save_black_box
+from maskperf.run.data import OpenedData, micro_batches
+from maskperf.run.evaluations import Training, Verdict, best_row
+from maskperf.run.progress import peak_memory_gib
+from maskperf.run.recorder import StepRecorder
+from maskperf.run.session import BEST_WEIGHTS_FILE, WEIGHTS_FILE, Session
+from maskperf.schema import RESULTS_FILE, BestEpoch, GuardResults, Results
+from maskperf.structures import Batch, to_device
 
-PICTURES = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunResult:
-    """What a run achieved."""
-
-    status: str  # "success", "done" (a run without targets came to its end) or "aborted"
-    reason: str  # why it was aborted; empty otherwise
-    epochs: int
-    seconds: float  # run_start to run_stop
-    box_ap: float | None  # None before the first evaluation
-    mask_ap: float | None
-    engine_differences: tuple[str, ...]  # numbers in which the fast engine and the official one differ
+BLACK_BOX = "black_box"
+SHOWN_IMAGE_IDS = 32
 
 
-def finish(
-    session: Session, data: OpenedData, model: MaskRcnn, *, recorder: StepRecorder, judgement: Judgement
-) -> RunResult:
-    """Return what the run achieved; the first process also writes the files of the run and shows its table."""
-    result = save_results(session, recorder, reason=_reason(judgement), judgement=judgement)
-    if session.folder is not None:
-        _write_files(session, data, model, judgement)
-        for difference in judgement.differences:
-            session.say(f"the fast engine and the official one differ: {difference}; the run is not a success")
-        drift = session.log.wall_clock_drift_seconds()
-        if abs(drift) > 1:
-            session.say(f"the wall clock was moved by {drift:.1f} s during the run; no time given here depends on it")
-        final_table(
-            recorder.records,
-            box_target=session.config.evaluation.box_target,
-            mask_target=session.config.evaluation.mask_target,
-            status=judgement.status,
-            total_seconds=result.seconds,
-            run_folder=session.folder,
-            stream=sys.stdout,
-        )
-    return result
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that came to its end; what it found is in the first process only."""
+
+    results: Results
+    folder: Path | None
+    data: OpenedData
+    found: tuple[list[dict], list[dict]] | None  # boxes and masks as entries of COCO's results, with the written ids
 
 
-def _reason(judgement: Judgement) -> str:
+def finish(session: Session, training: Training, verdict: Verdict) -> FinishedRun:
+    """Return what the run achieved; the first process also writes results, detections and reference weights."""
+    results = save_results(session, training.recorder, reason=_reason(verdict), verdict=verdict)
+    if session.folder is None:
+        return FinishedRun(results, None, training.data, None)
+    boxes, masks = (with_written_ids(found, training.data.categories) for found in verdict.found)
+    for name, found in (("detections_bbox.json", boxes), ("detections_segm.json", masks)):
+        session.write(name, msgspec.json.encode(training.data.val.with_image_keys(found)).decode())
+    if session.config.model.batch_norm == "frozen":
+        # Those that were evaluated: training may have gone on from them.
+        load_model_weights(training.model, session.folder / WEIGHTS_FILE)
+        save_reference_state(training.model, session.folder / "model.pth")
+    for difference in verdict.differences:
+        session.say(f"the fast engine and the official one differ: {difference}; the run is not a success")
+    drift = session.log.wall_clock_drift_seconds()
+    if abs(drift) > 1:
+        session.say(f"the wall clock was moved by {drift:.1f} s during the run; no time given here depends on it")
+    return FinishedRun(results, session.folder, training.data, (boxes, masks))
+
+
+def _reason(verdict: Verdict) -> str:
     """Return why the run is aborted; empty where it is not."""
-    if judgement.differences:
+    if verdict.differences:
         return "the fast COCO engine and the official one do not agree"
-    if judgement.status == "aborted":
+    if verdict.status == "aborted":
         return "the steps of the recipe are used up and a target is not met"
     return ""
 
 
-def save_results(
-    session: Session, recorder: StepRecorder, *, reason: str, judgement: Judgement | None = None
-) -> RunResult:
+def save_results(session: Session, recorder: StepRecorder, *, reason: str, verdict: Verdict | None = None) -> Results:
     """Return what the run achieved, after the first process wrote it to results.json.
 
-    Without a judgement the run was cut short, for `reason`.
+    Without a verdict the run was cut short, for `reason`.
     """
     session.account.stop()
-    last, best = recorder.records[-1] if recorder.records else None, best_record(recorder.records)
-    scores = judgement.scores if judgement else None
-    result = RunResult(
-        status=judgement.status if judgement else "aborted",
+    last, best = recorder.rows[-1] if recorder.rows else None, best_row(recorder.rows)
+    scores = score_entries(verdict.scores) if verdict and verdict.scores else {}
+    aps = {"box_ap": last.box_ap if last else None, "mask_ap": last.mask_ap if last else None}
+    results = Results(
+        status=verdict.status if verdict else "aborted",
         reason=reason,
         epochs=last.epoch if last else 0,
         seconds=session.account.total_seconds(),
-        box_ap=last.box_ap if last else None,
-        mask_ap=last.mask_ap if last else None,
-        engine_differences=judgement.differences if judgement else (),
+        engine_differences=verdict.differences if verdict else (),
+        box_target=session.config.evaluation.box_target,
+        mask_target=session.config.evaluation.mask_target,
+        engine=verdict.scores.engine if scores else "",
+        **{**aps, **scores},
+        epochs_table=tuple(recorder.rows),
+        best=BestEpoch(**msgspec.structs.asdict(best), weights=BEST_WEIGHTS_FILE) if best else None,
+        notices=tuple(session.notices),
+        time_account=session.account.phases(),
+        peak_memory_gib=peak_memory_gib(),
+        guard=GuardResults(steps_checked=recorder.steps_checked, events=tuple(recorder.events)),
     )
-    entries = {
-        **asdict(result),
-        "box_target": session.config.evaluation.box_target,
-        "mask_target": session.config.evaluation.mask_target,
-        **({"engine": scores.engine, **score_entries(scores)} if scores else {}),
-        "epochs_table": [asdict(record) for record in recorder.records],
-        "best": {**asdict(best), "weights": BEST_WEIGHTS_FILE} if best else None,
-        "notices": session.notices,
-        "time_account": session.account.phases(),
-        "peak_memory_gib": peak_memory_gib(),
-        "guard": {
-            "steps_checked": recorder.steps_checked,
-            "events": [asdict(event) for event in recorder.events],
-        },
-    }
-    session.write("results.json", pretty_json(entries))
-    return result
+    session.write(RESULTS_FILE, pretty_json(results))
+    return results
 
 
-def _write_files(session: Session, data: OpenedData, model: MaskRcnn, judgement: Judgement) -> None:
-    config, folder = session.config, session.folder
-    boxes, masks = (with_written_ids(results, data.categories) for results in judgement.found)
-    for name, results in (("detections_bbox.json", boxes), ("detections_segm.json", masks)):
-        session.write(name, msgspec.json.encode(data.val.with_image_keys(results)).decode())
-    if config.model.batch_norm == "frozen":
-        load_model_weights(model, folder / WEIGHTS_FILE)  # those that were judged; training may have gone on from them
-        save_reference_state(model, folder / "model.pth")
-    document, images = read_annotations(data.val), data.paths.val_images
-    written_ids = data.categories.written_ids
-    document.categories = [
-        CategoryRow(id=written_ids[identity], name=name) for identity, name in data.categories.names.items()
-    ]
-    grid_from_results(document, images, boxes, masks, num_images=PICTURES, path=folder / "predictions.png")
-    write_picture_entries(document, images, boxes, masks, folder=folder)
+@contextmanager
+def saves_lost_run(session: Session, training: Training, rescues: Callable[[int], bool]) -> Iterator[None]:
+    """Turn a lost run inside the `with` block into a black box, a reason in the log, and results; raise it again.
+
+    Unless `rescues` says that the run had succeeded before this step, by weights that were still being evaluated: then
+    the block just ends. Every process comes here at the same step, because all of them saw the same numbers.
+    """
+    try:
+        yield
+    except LostRunError as error:
+        if rescues(error.step):
+            return
+        text, image_ids = _save_black_box(session, training, error)
+        metadata = {"step": error.step, "event": error.event, "image_ids": image_ids[:SHOWN_IMAGE_IDS]}
+        session.log.reason_of_stop(text, metadata)
+        session.log.abort()
+        save_results(session, training.recorder, reason=text)
+        session.writer.wait()
+        text = share_from_first(text, session.topology)  # nobody leaves before the first process has written all
+        raise type(error)(text, step=error.step) from error
+
+
+def _save_black_box(session: Session, training: Training, error: LostRunError) -> tuple[str, list[int]]:
+    """Return the whole message and the ids of the images of the step, after the black box was written."""
+    own = next(micro_batches(session, training.data, error.step - 1, 1))
+    gathered = gather_to_first([to_device(batch, torch.device("cpu")) for batch in own], session.topology)
+    batches: list[Batch] = [batch for of_process in gathered for batch in of_process]
+    image_ids = [batch.image_ids.tolist() for batch in batches]
+    flat_ids = [image_id for ids in image_ids for image_id in ids]
+    positions = np.searchsorted(training.data.train.image_ids, flat_ids[:SHOWN_IMAGE_IDS])
+    shown = ", ".join(str(training.data.train.image_key(int(position))) for position in positions)
+    more = f" and {len(flat_ids) - SHOWN_IMAGE_IDS} more" if len(flat_ids) > SHOWN_IMAGE_IDS else ""
+    text = f"{error} Image ids: {shown}{more}."
+    if session.folder is None:
+        return text, flat_ids
+    facts = Facts(
+        event=error.event,
+        text=text,
+        update=error.step,
+        epoch=-(-error.step // training.steps_per_epoch),
+        processes=session.topology.world,
+        accumulation_steps=session.config.optimizer.accumulation_steps,
+        image_ids=image_ids,
+        polygon_limits=[polygon_limits(batch) for batch in batches],
+        weights_are_from_before_the_step=error.event == "non-finite",
+    )
+    folder = session.folder / BLACK_BOX
+    try:
+        save_black_box(folder, training.model, training.optimizer, batches, facts=facts, config=session.config)
+    except (OSError, StorageError) as problem:
+        return f"{text} The black box could not be written to {folder} ({problem}).", flat_ids
+    fix = "lower optimizer.learning_rate or lengthen optimizer.warmup_steps; to see the step again:"
+    return f"{text} Fix: {fix} maskperf replay {folder}", flat_ids

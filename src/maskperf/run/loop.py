@@ -1,5 +1,6 @@
 """One run of the benchmark: set up, start the clock, train and evaluate by epochs, stop at the targets."""
 
+import sys
 import time
 from collections.abc import Iterable
 from functools import partial
@@ -18,31 +19,24 @@ from maskperf.engine.step import train_step
 from maskperf.engine.under_way import Step, StepsUnderWay
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.ops.kernels.selection import describe
-from maskperf.run.batches import micro_batches
-from maskperf.run.evaluations import Evaluations
-from maskperf.run.evaluator import TrainedEpoch, confirm
-from maskperf.run.finish import RunResult, finish
-from maskperf.run.session import (
-    Session,
-    clear_caches,
-    generate_data,
-    open_data,
-    open_recorder,
-    open_session,
-    save_model,
-)
-from maskperf.run.stop import Training, keep_black_box
+from maskperf.run.data import clear_caches, complete_config, generate_data, micro_batches, open_data
+from maskperf.run.evaluations import Evaluations, TrainedEpoch, Training, confirm
+from maskperf.run.finish import FinishedRun, finish, saves_lost_run
+from maskperf.run.progress import Progress
+from maskperf.run.recorder import StepRecorder
+from maskperf.run.session import Session, open_session, save_model
+from maskperf.schema import METRICS_FILE
 
 
-def run_benchmark(config: RunConfig, topology: Topology) -> RunResult:
-    """Return what a run achieved: trains a recipe until its targets are met at one evaluation, or its steps are used.
+def run_benchmark(config: RunConfig, topology: Topology) -> FinishedRun:
+    """Train a recipe until its targets are met at one evaluation, or its steps are used up; return what came of it.
 
     An epoch is scored while the next one trains; where its verdict ends the run, what was trained beyond is dropped.
     Errors: LostRunError where a number is not finite or the loss collapsed.
     Source: the sequence and cadence of MLPerf Training rules, `tools/train_mlperf.py` of the reference.
     """
+    config = complete_config(config, topology)
     with open_session(config, topology) as session:
-        config = session.config
         generate_data(session)
         model, optimizer, captured = _initialize(session)
         session.start_clock()
@@ -52,18 +46,17 @@ def run_benchmark(config: RunConfig, topology: Topology) -> RunResult:
         if captured is not None:
             captured.make_room(batch_capacity(data.train, session.images_per_rank))
         num_steps = steps_per_epoch(len(data.train.image_ids), config.optimizer.batch_size)
-        recorder = open_recorder(session, num_steps)
-        training = Training(data, model, optimizer, recorder, num_steps)
+        training = Training(data, model, optimizer, _open_recorder(session, num_steps), num_steps)
         evaluations = Evaluations(session, training)
         train = partial(train_step, model, optimizer, config=config.optimizer, topology=topology, captured=captured)
         note = partial(_note, session, training, evaluations)
         under_way = StepsUnderWay(train, may_drop_masks=captured is not None and captured.mask_places is not None)
         update, epoch = 0, 0
-        with keep_black_box(session, training, evaluations.rescues):
+        with saves_lost_run(session, training, evaluations.rescues):
             while not (evaluations.is_final or _is_used_up(config, update, epoch)):
                 epoch += 1
                 session.log.epoch_start(epoch)
-                recorder.start_epoch()
+                training.recorder.start_epoch()
                 waited = time.monotonic()
                 steps = micro_batches(session, data, update, min(num_steps, config.optimizer.max_steps - update))
                 for batches in steps:
@@ -79,16 +72,14 @@ def run_benchmark(config: RunConfig, topology: Topology) -> RunResult:
                     note(epoch, under_way.rest())
                 if not evaluations.is_final:
                     _end_epoch(session, training, evaluations, epoch, update)
-        judgement = evaluations.judgement
-        session.stop_clock(success=judgement.status != "aborted")
-        recorder.close()
+        session.stop_clock(success=evaluations.verdict.status != "aborted")
+        training.recorder.close()
         session.writer.wait()
-        judgement = confirm(session, data, judgement)
-        return finish(session, data, model, recorder=recorder, judgement=judgement)
+        return finish(session, training, confirm(session, data, evaluations.verdict))
 
 
 def _initialize(session: Session) -> tuple[MaskRcnn, torch.optim.Optimizer, CapturedSteps | None]:
-    """Return model, optimizer and recorded steps, everything that may be done before the clock starts done."""
+    """Return model, optimizer and captured steps: all that may be done before the clock starts."""
     config, topology = session.config, session.topology
     session.log.submission(config)
     clear_caches(session)
@@ -107,8 +98,26 @@ def _initialize(session: Session) -> tuple[MaskRcnn, torch.optim.Optimizer, Capt
     return model, optimizer, captured
 
 
+def _open_recorder(session: Session, steps_per_epoch: int) -> StepRecorder:
+    config = session.config
+    every_steps, is_first = config.system.log_every_steps, session.topology.is_first
+    progress = Progress(
+        config.optimizer.max_epochs, steps_per_epoch, sys.stdout, enabled=is_first, every_steps=every_steps
+    )
+    recorder = StepRecorder(
+        session.folder / METRICS_FILE if session.folder else None,
+        progress,
+        session.account,
+        every_steps=every_steps,
+        world=session.topology.world,
+        stop_on_collapse=config.system.on_collapse == "stop",
+    )
+    session.resources.callback(recorder.close)
+    return recorder
+
+
 def _note(session: Session, training: Training, evaluations: Evaluations, epoch: int, steps: Iterable[Step]) -> None:
-    """Write down steps of an epoch, and takes the verdict on the epoch before where it is known."""
+    """Record steps of an epoch, and take the verdict on the epoch before where it is known."""
     for step in steps:
         was_read = training.recorder.add(
             step.result, epoch=epoch, step=step.update, data_wait_seconds=step.wait_seconds
@@ -119,12 +128,13 @@ def _note(session: Session, training: Training, evaluations: Evaluations, epoch:
 
 
 def _end_epoch(session: Session, training: Training, evaluations: Evaluations, epoch: int, update: int) -> None:
-    """Take the verdict on the epoch before, then saves the weights of this one and begins their evaluation.
+    """Take the verdict on the epoch before, then save the weights of this one and begin their evaluation.
 
-    The weights are copied first, and written meanwhile. The evaluation of the last epoch is waited for.
+    The evaluation of the last epoch is waited for.
     """
-    recorder, config = training.recorder, session.config
-    mean_loss, speed = recorder.epoch_summary()  # a broken model is noticed here at the latest, and never evaluated
+    config = session.config
+    # A broken model is noticed here at the latest, and never evaluated.
+    mean_loss, speed = training.recorder.epoch_summary()
     session.log.epoch_stop(epoch)
     evaluations.take(update)
     if evaluations.is_final:
@@ -143,6 +153,5 @@ def _end_epoch(session: Session, training: Training, evaluations: Evaluations, e
 
 
 def _is_used_up(config: RunConfig, update: int, epoch: int) -> bool:
-    """Return whether the recipe has no steps or epochs left."""
     limits = config.optimizer
     return update >= limits.max_steps or 0 < limits.max_epochs <= epoch

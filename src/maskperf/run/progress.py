@@ -1,23 +1,22 @@
-"""What a person sees while a run goes on: one living line in a terminal, plain lines in a file or a pipe."""
+"""The progress of a run: one live line in a terminal, plain lines in a file or a pipe."""
 
+import resource
 import time
-from collections.abc import Callable
 from io import TextIOBase
-from types import TracebackType
 
 import torch
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from maskperf.run.memory import memory_now_gib
+GIB = 2**30
 
 
 class Progress:
-    """Shows steps, evaluations and messages on a stream; shows nothing at all where `enabled` is False.
+    """Shows steps, evaluations and messages on a stream, or nothing where `enabled` is False.
 
-    `total_epochs` 0 means that nobody knows when the run ends. In a terminal every call of `step` renews the living
-    line; elsewhere a plain line is written for the first call and whenever `every_steps` more steps are done.
+    `total_epochs` 0 means that the end of the run is unknown. In a terminal every call of `step` renews the live line;
+    elsewhere a plain line is written for the first call and whenever `every_steps` more steps are done.
     """
 
     def __init__(
@@ -28,12 +27,10 @@ class Progress:
         *,
         enabled: bool = True,
         every_steps: int = 10,
-        clock: Callable[[], float] = time.monotonic,
     ):
         self._total_epochs = total_epochs
         self._total_steps = total_epochs * steps_per_epoch
         self._every_steps = every_steps
-        self._clock = clock
         self._enabled = enabled
         self._first: tuple[int, float] | None = None  # step and time of the first call
         self._last_line = -1  # number of whole `every_steps` at the last plain line
@@ -42,62 +39,49 @@ class Progress:
         self._closed = False
 
     def step(self, *, epoch: int, step: int, loss: float, learning_rate: float, images_per_second: float) -> None:
-        """Return nothing; `epoch` and `step` count from 1, `step` over the whole run."""
+        """Show a step; `epoch` and `step` count from 1, `step` over the whole run."""
         if not self._enabled or self._closed:
             return
-        now = self._clock()
-        if self._first is None:
-            self._first = (step, now)
+        now = time.monotonic()
+        self._first = self._first or (step, now)
         text = (
             f"{_of('epoch', epoch, self._total_epochs)}  {_of('step', step, self._total_steps)}  loss {loss:.4f}  "
             f"lr {learning_rate:.6f}  {images_per_second:.1f} images/s  {memory_text()}  ETA {self._eta(step, now)}"
         )
         if self._console.is_terminal and not self._console.is_dumb_terminal:
-            self._show_living(text)
+            self._show_live(text)
         elif step // self._every_steps > self._last_line or step == self._total_steps:
             self._last_line = step // self._every_steps
-            self._show_line(text)
+            self.message(text)
 
     def evaluation(self, epoch: int, box_ap: float, mask_ap: float, seconds: float) -> None:
-        """Return nothing; `seconds` is what the evaluation took."""
         self.message(f"epoch {epoch}  box AP {box_ap:.4f}  mask AP {mask_ap:.4f}  (evaluated in {seconds:.1f} s)")
 
     def message(self, text: str) -> None:
-        """Return nothing; the text stays, above the living line."""
+        """Show a line that stays, above the live line."""
         if self._enabled:
-            self._show_line(text)
+            self._console.print(Text(text))
+            self._console.file.flush()
 
     def close(self) -> None:
-        """Take down the living line away. Nothing but messages is shown after it."""
+        """Take the live line away. Nothing but messages is shown after it."""
         self._closed = True
         if self._live is not None:
             self._live.stop()
             self._live = None
 
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _eta(self, step: int, now: float) -> str:
-        first_step, first_time = self._first or (step, now)
+        first_step, first_time = self._first
         if step <= first_step or not self._total_steps:
             return "-"
         return duration_text((self._total_steps - step) * (now - first_time) / (step - first_step))
 
-    def _show_living(self, text: str) -> None:
+    def _show_live(self, text: str) -> None:
         line = Text(text, style="cyan", no_wrap=True, overflow="ellipsis")
         if self._live is None:
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
             self._live.start()
         self._live.update(line, refresh=True)
-
-    def _show_line(self, text: str) -> None:
-        self._console.print(Text(text))
-        self._console.file.flush()
 
 
 def duration_text(seconds: float) -> str:
@@ -107,11 +91,28 @@ def duration_text(seconds: float) -> str:
 
 
 def memory_text() -> str:
-    """Return the memory in use: that of the GPU where this process uses one, else that of the process."""
     memory_gib = memory_now_gib()
     if memory_gib is None:
         return "- GiB"
     return f"{memory_gib:.1f} GiB{' GPU' if torch.cuda.is_initialized() else ''}"
+
+
+def memory_now_gib() -> float | None:
+    """Return the memory in use: of the GPU where this process uses one, else of the process; None where unknown."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.memory_allocated() / GIB
+    try:
+        with open("/proc/self/statm", encoding="ascii") as statm:
+            return int(statm.read().split()[1]) * resource.getpagesize() / GIB
+    except OSError:
+        return None
+
+
+def peak_memory_gib() -> dict[str, float | None]:
+    """Return the peak memory of the process and of its GPU (None without one)."""
+    process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB  # Linux counts in KiB
+    device = torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_initialized() else None
+    return {"process": process, "device": device}
 
 
 def _of(name: str, number: int, total: int) -> str:

@@ -1,13 +1,11 @@
 """Runs of one recipe after another, each in a process of its own, and the score of five of them."""
 
-import json
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 
@@ -20,25 +18,13 @@ from maskperf.files import pretty_json, write_text
 from maskperf.mlperf.scoring import RUNS, score_minutes
 from maskperf.overrides import word_of_path
 from maskperf.run.run_folder import create_run_folder
+from maskperf.schema import CONFIG_FILE, RESULTS_FILE, SERIES_FILE, Results, Series, SeriesRun, read_json
 
-SERIES_FILE = "series.json"
 COLUMNS = ("run", "status", "exit code", "epochs", "minutes", "seed")
 PLAIN_WIDTH_COLUMNS = 120
 ENDED_WELL = ("success", "done")
 SECONDS_TO_END_ALONE = 5.0  # a child that Ctrl-C of a terminal has reached as well as us
 SECONDS_TO_END = ((signal.SIGINT, 30.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0))
-
-
-@dataclass(frozen=True, kw_only=True)
-class SeriesRun:
-    """What one run of a series left; None where a failed run left nothing to know it from."""
-
-    folder: str  # inside the folder of the series
-    exit_code: int
-    status: str  # "success", "done" (it had no targets), "aborted" (with results; targets missed), or "failed"
-    minutes: float | None  # run_start to run_stop
-    epochs: int | None
-    seed: int | None
 
 
 def run_series(recipe: str, words: Sequence[str], *, runs: int, run_dir: str = "") -> int:
@@ -86,17 +72,17 @@ def run_child(command: list[str]) -> int:
 
 def read_run(folder: Path, exit_code: int) -> SeriesRun:
     """Return what is known of a run from its exit code and its folder."""
-    results, config = _read(folder / "results.json"), _read(folder / "config.json")
-    status = results.get("status", "failed")
+    results, config = read_json(folder / RESULTS_FILE, Results), read_json(folder / CONFIG_FILE, dict)
+    status = results.status if results else "failed"
     if status in ENDED_WELL and exit_code != EXIT_DONE:
         status = "failed"  # it came to its end and fell over afterwards
     return SeriesRun(
         folder=folder.name,
         exit_code=exit_code,
         status=status,
-        minutes=results["seconds"] / 60 if results else None,
-        epochs=results.get("epochs"),
-        seed=config.get("seed"),
+        minutes=results.seconds / 60 if results else None,
+        epochs=results.epochs if results else None,
+        seed=config.get("seed") if config else None,
     )
 
 
@@ -123,13 +109,10 @@ def _score(found: Sequence[SeriesRun]) -> float | None:
 
 
 def _write(folder: Path, recipe: str, found: Sequence[SeriesRun], runs: int) -> None:
-    entries = {
-        "recipe": recipe,
-        "runs": [asdict(run) for run in found],
-        "score_minutes": _score(found),
-        "sentence": series_sentence(found, runs),
-    }
-    write_text(folder / SERIES_FILE, pretty_json(entries))
+    series = Series(
+        recipe=recipe, runs=tuple(found), score_minutes=_score(found), sentence=series_sentence(found, runs)
+    )
+    write_text(folder / SERIES_FILE, pretty_json(series))
 
 
 def _show(found: Sequence[SeriesRun], folder: Path, runs: int) -> None:
@@ -149,11 +132,6 @@ def _show(found: Sequence[SeriesRun], folder: Path, runs: int) -> None:
 
 def _text(value: int | None) -> str:
     return "-" if value is None else str(value)
-
-
-def _read(path: Path) -> dict:
-    """Return the JSON object in a file, an empty one where there is no file: a run that failed early wrote none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _free_folder(recipe: str) -> str:

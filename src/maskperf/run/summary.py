@@ -1,7 +1,7 @@
-"""The table and the verdict at the end of a run."""
+"""What a person gets of a finished run: pictures, the table of its evaluations, the verdict, and where to look."""
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from io import TextIOBase
 from pathlib import Path
 
@@ -11,128 +11,105 @@ from rich.table import Table
 from rich.text import Text
 
 from maskperf.config import has_targets, meets_targets
+from maskperf.data.coco.document import CategoryRow
+from maskperf.data.coco.index import read_annotations
+from maskperf.pictures.best_worst import write_picture_entries
+from maskperf.pictures.pictures import grid_from_results
+from maskperf.run.evaluations import best_row
+from maskperf.run.finish import FinishedRun
 from maskperf.run.progress import duration_text
+from maskperf.schema import EpochRow, Results
 
 COLUMNS = ("epoch", "steps", "loss", "box AP", "mask AP", "targets", "images/s", "minutes")
 PLAIN_WIDTH_COLUMNS = 120
+PICTURES = 8
 
 
-@dataclass(frozen=True, kw_only=True)
-class EpochRecord:
-    """What came out of one epoch and its evaluation; `step` is the last of the epoch, times are in seconds."""
+def show_outcome(run: FinishedRun) -> None:
+    """Draw the pictures of a run and print its table, in the first process."""
+    if run.folder is None:
+        return
+    data, (boxes, masks) = run.data, run.found
+    document, images = read_annotations(data.val), data.paths.val_images
+    ids = data.categories.written_ids
+    document.categories = [CategoryRow(id=ids[key], name=name) for key, name in data.categories.names.items()]
+    grid_from_results(document, images, boxes, masks, num_images=PICTURES, path=run.folder / "predictions.png")
+    write_picture_entries(document, images, boxes, masks, folder=run.folder)
+    final_table(run.results, run.folder, sys.stdout)
 
-    epoch: int
-    step: int
-    mean_loss: float
-    box_ap: float
-    mask_ap: float
-    images_per_second: float
-    seconds_since_start: float  # run_start to the end of this evaluation
-    evaluation_seconds: float
 
-
-def final_table(
-    records: Sequence[EpochRecord],
-    *,
-    box_target: float | int,
-    mask_target: float | int,
-    status: str,
-    total_seconds: float,
-    run_folder: Path,
-    stream: TextIOBase,
-) -> None:
-    """Write one row an evaluation, the verdict, and where to look.
-
-    `status` is the decision of the run ("success", "done" or "aborted"); `total_seconds` goes from run_start to
-    run_stop. Colours and lines are left out where the stream is not a terminal.
-    """
+def final_table(results: Results, run_folder: Path, stream: TextIOBase) -> None:
+    """Write one row an evaluation, the verdict, and where to look; plain text where the stream is no terminal."""
     console = Console(file=stream, markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH_COLUMNS
     table = Table(*COLUMNS, box=box.SIMPLE_HEAD if console.is_terminal else None)
     for column in table.columns:
         column.justify = "right"
-    for record in records:
-        met = meets_targets(record.box_ap, record.mask_ap, box_target=box_target, mask_target=mask_target)
-        table.add_row(*_cells(record, box_target, mask_target), style="green" if met else None)
+    for row in results.epochs_table:
+        met = met_targets(row, results.box_target, results.mask_target)
+        all_met = meets_targets(row.box_ap, row.mask_ap, box_target=results.box_target, mask_target=results.mask_target)
+        table.add_row(
+            str(row.epoch),
+            str(row.step),
+            f"{row.mean_loss:.4f}",
+            f"{row.box_ap:.4f}",
+            f"{row.mask_ap:.4f}",
+            met,
+            f"{row.images_per_second:.1f}",
+            f"{row.seconds_since_start / 60:.2f}",
+            style="green" if all_met else None,
+        )
     console.print(table)
-    lines = verdict_lines(
-        records, box_target=box_target, mask_target=mask_target, status=status, total_seconds=total_seconds
-    )
-    for line in lines:
+    for line in verdict_lines(results):
         console.print(Text(line, style="bold"), soft_wrap=True)
     for line in where_to_look(run_folder):
         console.print(Text(line), soft_wrap=True)
     stream.flush()
 
 
-def met_targets(record: EpochRecord, box_target: float | int, mask_target: float | int) -> str:
+def met_targets(row: EpochRow, box_target: float | int, mask_target: float | int) -> str:
     """Return "both", "box", "mask" or "-"; a target is met by an AP that is not below it, unrounded; 0 is none."""
-    box_met = meets_targets(record.box_ap, record.mask_ap, box_target=box_target, mask_target=0)
-    mask_met = meets_targets(record.box_ap, record.mask_ap, box_target=0, mask_target=mask_target)
+    box_met = meets_targets(row.box_ap, row.mask_ap, box_target=box_target, mask_target=0)
+    mask_met = meets_targets(row.box_ap, row.mask_ap, box_target=0, mask_target=mask_target)
     return {(True, True): "both", (True, False): "box", (False, True): "mask", (False, False): "-"}[box_met, mask_met]
 
 
-def verdict_lines(
-    records: Sequence[EpochRecord],
-    *,
-    box_target: float | int,
-    mask_target: float | int,
-    status: str,
-    total_seconds: float,
-) -> list[str]:
-    """Return the verdict in words: targets, time, the best epoch and speed."""
-    reached = status == "success"
-    aims = [f"(target {target:.4f})" if target else "(no target)" for target in (box_target, mask_target)]
-    if not records:
+def verdict_lines(results: Results) -> list[str]:
+    """Return the verdict: targets, time, the best epoch and speed."""
+    rows, targets = results.epochs_table, (results.box_target, results.mask_target)
+    reached = results.status == "success"
+    if not rows:
         lines = ["target missed: no epoch was evaluated"]
-    elif not has_targets(box_target, mask_target):
-        last = records[-1]
-        outcome = "done, without targets" if status == "done" else "not done"
-        lines = [f"{outcome}: epoch {last.epoch}, box AP {last.box_ap:.4f}, mask AP {last.mask_ap:.4f}"]
+    elif not has_targets(*targets):
+        outcome = "done, without targets" if results.status == "done" else "not done"
+        lines = [f"{outcome}: {_aps(rows[-1])}"]
     else:
-        nearest = max(records, key=lambda record: _smallest_margin(record, box_target, mask_target))
-        decisive = records[-1] if reached else nearest
+        shown = rows[-1] if reached else max(rows, key=lambda row: _smallest_margin(row, targets))
+        aims = [f"(target {target:.4f})" if target else "(no target)" for target in targets]
         lines = [
-            f"target {'reached' if reached else 'missed, nearest'} in epoch {decisive.epoch}: "
-            f"box AP {decisive.box_ap:.4f} {aims[0]}, mask AP {decisive.mask_ap:.4f} {aims[1]}"
+            f"target {'reached' if reached else 'missed, nearest'} in epoch {shown.epoch}: "
+            f"box AP {shown.box_ap:.4f} {aims[0]}, mask AP {shown.mask_ap:.4f} {aims[1]}"
         ]
-    lines.append(f"{'time to target' if reached else 'time spent'}: {duration_text(total_seconds)}")
-    best = best_record(records)
-    if best is not None:
-        lines.append(f"best weights: epoch {best.epoch}, box AP {best.box_ap:.4f}, mask AP {best.mask_ap:.4f}")
-        speed = sum(record.images_per_second for record in records) / len(records)
-        evaluation_seconds = sum(record.evaluation_seconds for record in records) / len(records)
+    lines.append(f"{'time to target' if reached else 'time spent'}: {duration_text(results.seconds)}")
+    if rows:
+        speed = sum(row.images_per_second for row in rows) / len(rows)
+        evaluation_seconds = sum(row.evaluation_seconds for row in rows) / len(rows)
+        lines.append(f"best weights: {_aps(best_row(rows))}")
         lines.append(f"training speed: {speed:.1f} images/s; an evaluation took {evaluation_seconds:.1f} s")
     return lines
 
 
-def best_record(records: Sequence[EpochRecord]) -> EpochRecord | None:
-    """Return the evaluation with the highest sum of box AP and mask AP, of equal ones the first; None without any."""
-    return max(records, key=lambda record: record.box_ap + record.mask_ap, default=None)
-
-
-def _smallest_margin(record: EpochRecord, box_target: float | int, mask_target: float | int) -> float:
-    """Return by how much the AP that is furthest from its target is above it; a target of 0 does not count."""
-    pairs = ((record.box_ap, box_target), (record.mask_ap, mask_target))
-    return min(ap - target for ap, target in pairs if target != 0)
-
-
 def where_to_look(run_folder: Path) -> list[str]:
-    """Return the run folder and, in the order of their names, what lies in it."""
+    """Return the run folder and, in the order of their names, what is in it."""
     names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in run_folder.iterdir())
-    visible = [name for name in names if not name.startswith(".")]
-    return [f"where to look: {run_folder}", *(f"  {name}" for name in visible)]
+    return [f"where to look: {run_folder}", *(f"  {name}" for name in names if not name.startswith("."))]
 
 
-def _cells(record: EpochRecord, box_target: float | int, mask_target: float | int) -> list[str]:
-    return [
-        str(record.epoch),
-        str(record.step),
-        f"{record.mean_loss:.4f}",
-        f"{record.box_ap:.4f}",
-        f"{record.mask_ap:.4f}",
-        met_targets(record, box_target, mask_target),
-        f"{record.images_per_second:.1f}",
-        f"{record.seconds_since_start / 60:.2f}",
-    ]
+def _aps(row: EpochRow) -> str:
+    return f"epoch {row.epoch}, box AP {row.box_ap:.4f}, mask AP {row.mask_ap:.4f}"
+
+
+def _smallest_margin(row: EpochRow, targets: Sequence[float | int]) -> float:
+    """Return by how much the AP that is furthest from its target is above it; a target of 0 does not count."""
+    return min(ap - target for ap, target in zip((row.box_ap, row.mask_ap), targets, strict=True) if target != 0)

@@ -1,0 +1,236 @@
+"""The data of a run: the generated or given files, opened and checked, and the batches that a process trains on."""
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from maskperf.config import DataConfig, RunConfig
+from maskperf.data.coco.categories import CategoryMatch, categories_of, match_categories
+from maskperf.data.coco.index import CocoIndex, DataPaths, locate, read_coco
+from maskperf.data.coco.verify import check_benchmark_counts, count_notices
+from maskperf.data.images.files import open_split
+from maskperf.data.images.loader import TrainingLoader, feeding_for
+from maskperf.data.images.page_cache import forget_all_files, forget_files
+from maskperf.data.images.raw_images import prepare_images
+from maskperf.demo.dataset import ensure_demo_dataset
+from maskperf.engine.distributed import Topology, share_from_first
+from maskperf.engine.precision import resolve_precision
+from maskperf.errors import ConfigError, DataError, Problem, joined_errors
+from maskperf.evaluation.detection_limit import detection_notices
+from maskperf.evaluation.scores import GroundTruth
+from maskperf.pictures.fonts import font_notices
+from maskperf.recipes import RECIPES
+from maskperf.run.session import Session
+from maskperf.seeds import entropy_seed
+from maskperf.structures import Batch
+
+WEIGHT_FILES = {  # field of the section model: what to do where its file is missing
+    "backbone_weights": "Set it to Detectron's R-50.pkl (ImageNetPretrained/MSRA of its model zoo, MD5 "
+    "b19105fdd7baafb40480251377de18f2), or to nothing (model.backbone_weights=) to start from random weights.",
+    "initial_weights": "Set it to a model.safetensors of a run or a .pth of the reference, or to nothing.",
+}
+
+
+@dataclass(frozen=True)
+class OpenedData:
+    """The two splits of a data set, and the ground truth of the second in the first process."""
+
+    paths: DataPaths
+    train: CocoIndex
+    val: CocoIndex
+    categories: CategoryMatch
+    truth: GroundTruth | None  # in the categories of the training
+
+
+def complete_config(config: RunConfig, topology: Topology) -> RunConfig:
+    """Return the configuration with its seed and the number of classes of the data, the same in all processes.
+
+    Errors: ConfigError for a batch that cannot be split; DataError for missing files or unusable categories.
+    """
+    parts = topology.world * config.optimizer.accumulation_steps
+    if config.optimizer.batch_size % parts:
+        raise ConfigError(
+            f"optimizer.batch_size={config.optimizer.batch_size} cannot be split over {topology.world} processes "
+            f"with optimizer.accumulation_steps={config.optimizer.accumulation_steps}. "
+            f"Fix: make it a multiple of {parts}."
+        )
+    _demand_files(config)
+    seed = share_from_first(entropy_seed() if config.seed < 0 else config.seed, topology)
+    config = replace(config, seed=seed)
+    if config.model.num_classes:
+        return config
+    paths = locate(config.data)
+    read = partial(read_coco, paths.train_json, paths.train_images, training=True, data=config.data)
+    try:
+        train = _first_before_others(topology, read)
+    except DataError as error:  # shown with all else that is wrong with the data
+        raise joined_errors(_open_splits(paths, config.data)[2]) from error
+    return replace(config, model=replace(config.model, num_classes=len(train.category_ids) + 1))
+
+
+def _demand_files(config: RunConfig) -> None:
+    """Refuse a run whose files are missing, before it has a folder. Nothing is opened.
+
+    Errors: DataError with a problem for each missing file or folder.
+    """
+    problems = []
+    if not config.data.generate:
+        try:
+            locate(config.data)
+        except DataError as error:
+            problems += error.problems
+    for name, fix in WEIGHT_FILES.items():
+        value = getattr(config.model, name)
+        if value and not Path(value).is_file():
+            where = {"file": value, "where": "the file of weights", "field": f"model.{name}", "value": value}
+            problems.append(Problem(**where, message="The file does not exist.", fix=fix))
+    if problems:
+        raise DataError(problems)
+
+
+def generate_data(session: Session) -> None:
+    """Write the synthetic data set of the demo before the clock starts, if the recipe has one."""
+    data = session.config.data
+    if not data.generate:
+        return
+    if session.topology.is_first:
+        written = ensure_demo_dataset(
+            Path(data.root),
+            train_images=data.generate_train_images,
+            val_images=data.generate_val_images,
+            seed=data.generate_seed,
+        )
+        count = data.generate_train_images + data.generate_val_images
+        session.say(f"demo data set of {count} images {'written to' if written else 'found in'} {data.root}")
+    share_from_first(None, session.topology)  # the others wait until it is there
+
+
+def clear_caches(session: Session) -> None:
+    """Drop the data set's files from the operating system's cache, as the benchmark asks for before each run.
+
+    A run of the closed division drops all files of the machine, where its user may.
+    """
+    if not session.topology.is_first:
+        return
+    everything = session.config.mlperf.division == "closed" and forget_all_files()
+    if everything or forget_files(vars(locate(session.config.data)).values()):
+        session.log.cache_clear()
+    else:
+        session.say("this system has no way to drop files from its cache; the log says nothing of a cleared cache")
+
+
+def open_data(session: Session) -> OpenedData:
+    """Return the data set, checked. The clock of the benchmark runs while this reads.
+
+    Errors: DataError with everything that is wrong with the files, or that does not fit the model.
+    """
+    config = session.config
+    paths = locate(config.data)
+    train, val, errors = _first_before_others(session.topology, partial(_open_splits, paths, config.data))
+    if train is not None and val is not None:
+        categories = match_categories(
+            categories_of(train),
+            categories_of(val),
+            source=str(train.json_path),
+            file=str(val.json_path),
+            by_name=config.data.categories_by_name,
+        )
+        problems = [*_class_problems(train, config.model.num_classes), *categories.problems]
+        errors += [DataError(problems)] if problems else []
+    if errors:
+        raise joined_errors(errors)
+    for index in (train, val):
+        for notice in index.notices:
+            session.notice(f"{index.json_path}: {notice}")
+    limits = {
+        "max_detections": config.evaluation.max_detections,
+        "detections_per_image": config.model.detections_per_image,
+    }
+    for notice in (
+        *_own_data_notices(config, train, val),
+        *categories.notices,
+        *detection_notices(val, **limits),
+        *(font_notices(train.category_names) if session.topology.is_first else ()),
+    ):
+        session.notice(notice)
+    if config.data.check_counts:
+        mismatches = check_benchmark_counts(train, val)
+        if mismatches:
+            raise ConfigError(
+                "\n".join([*mismatches, "Fix: get the files of COCO 2017, or set data.check_counts=false"])
+            )
+    truth = GroundTruth(paths.val_json, val, categories) if session.topology.is_first else None
+    return OpenedData(paths=paths, train=train, val=val, categories=categories, truth=truth)
+
+
+def _first_before_others(topology: Topology, read: Callable[[], Any]) -> Any:
+    """Return what `read` returns. The first of several processes reads before the others, which then find its cache."""
+    if topology.is_first and topology.world > 1:
+        with suppress(DataError):  # every process, this one too, finds the same errors below
+            read()
+    share_from_first(None, topology)
+    return read()
+
+
+def _open_splits(paths: DataPaths, data: DataConfig) -> tuple[CocoIndex | None, CocoIndex | None, list[DataError]]:
+    train, train_error = open_split(paths.train_json, paths.train_images, data, training=True)
+    val, val_error = open_split(paths.val_json, paths.val_images, data, training=False)
+    return train, val, [error for error in (train_error, val_error) if error is not None]
+
+
+def _own_data_notices(config: RunConfig, train: CocoIndex, val: CocoIndex) -> list[str]:
+    """Return notices for a data.root with other data than the recipe is made for."""
+    recipe = RECIPES[config.recipe]().data
+    if config.data.train_json:  # other data on purpose
+        return []
+    if recipe.generate and not config.data.generate:
+        return [
+            f"{config.data.root}: holds a data set that this program did not write; it is trained on, with its "
+            f"{len(train.category_ids)} categories, and nothing is generated"
+        ]
+    return count_notices(train, val) if recipe.check_counts and not config.data.check_counts else []
+
+
+def _class_problems(train: CocoIndex, num_classes: int) -> list[Problem]:
+    found = len(train.category_ids) + 1
+    if found == num_classes:
+        return []
+    return [
+        Problem(
+            file=str(train.json_path),
+            where="the list of categories",
+            field="categories",
+            value=f"{found - 1} entries",
+            message=f"model.num_classes={num_classes} wants {num_classes - 1} of them (background is class 0).",
+            fix=f"Set model.num_classes={found}, or 0 to follow the file.",
+        )
+    ]
+
+
+def micro_batches(session: Session, data: OpenedData, updates_done: int, num_steps: int) -> Iterator[list[Batch]]:
+    """Return the micro-batches of each of the next steps, on the device."""
+    config, topology = session.config, session.topology
+    per_step = config.optimizer.accumulation_steps
+    loader = TrainingLoader(
+        data.train,
+        config.data,
+        seed=config.seed,
+        rank=topology.rank,
+        world=topology.world,
+        images_per_rank=session.images_per_rank,
+        pin_memory=topology.device.type == "cuda",
+        feeding=feeding_for(config.speed, topology.device),
+    )
+    prepare = partial(
+        prepare_images,
+        device=topology.device,
+        dtype=resolve_precision(config.speed, topology.device),
+        kernels=config.speed.triton_kernels,
+    )
+    batches = iter(loader.batches(updates_done * per_step, num_steps * per_step))
+    while of_one_step := list(islice(batches, per_step)):
+        yield [prepare(batch) for batch in of_one_step]

@@ -1,0 +1,210 @@
+import io
+import json
+import math
+import time
+
+import pytest
+import torch
+
+from maskperf.engine.step import StepResult
+from maskperf.engine.stopwatch import Stopwatch
+from maskperf.errors import LostRunError, NonFiniteError, UserError
+from maskperf.run.progress import Progress
+from maskperf.run.recorder import MOST_STEPS_UNREAD, OTHER, PHASES, StepRecorder, TimeAccount
+from maskperf.schema import WINDOW_STEPS, EpochRow, EvaluationLine, GuardLine, StepLine, read_metrics
+
+STEP_PHASES = ("forward", "backward", "exchange", "optimizer")
+TERMS = (0.5, 0.25, 1.0, 0.125, 2.0)
+
+
+def step_result(losses=(0.2,) * 5, *, problems=(), world=2, dropped=0, learning_rate=0.02):
+    not_finite = torch.zeros(world, 3)
+    for rank, part in problems:
+        not_finite[rank, part] = 1
+    watch = Stopwatch(torch.device("cpu"))
+    for phase in STEP_PHASES:
+        watch.mark(phase)
+    return StepResult(torch.tensor(losses), torch.tensor(dropped), not_finite, learning_rate, 4, watch)
+
+
+@pytest.fixture
+def make(tmp_path):
+    made = []
+
+    def recorder(every_steps=10, stop_on_collapse=True):
+        account = TimeAccount()
+        account.start()
+        made.append(
+            StepRecorder(
+                tmp_path / "metrics.jsonl",
+                Progress(2, 100, io.StringIO(), every_steps=every_steps),
+                account,
+                every_steps=every_steps,
+                world=2,
+                stop_on_collapse=stop_on_collapse,
+            )
+        )
+        return made[-1], account
+
+    yield recorder
+    for one in made:
+        one.close()
+
+
+def add(recorder, step, result=None, epoch=1, wait=0.0):
+    return recorder.add(result or step_result(), epoch=epoch, step=step, data_wait_seconds=wait)
+
+
+def lines(tmp_path, kind):
+    return [line for line in read_metrics(tmp_path / "metrics.jsonl") if isinstance(line, kind)]
+
+
+def test_a_step_is_one_line_with_every_value_by_its_name_readable_at_once(make, tmp_path):
+    recorder, _ = make(1)
+    for step in (1, 2):
+        assert add(recorder, step, step_result(TERMS), epoch=3, wait=1e-7)
+        text = (tmp_path / "metrics.jsonl").read_text()
+        assert len(text.splitlines()) == step
+        line = json.loads(text.splitlines()[-1])
+    expected = {"kind": "step", "step": 2, "epoch": 3, "objectness": 0.5, "rpn_box": 0.25, "classification": 1.0}
+    expected |= {"box": 0.125, "mask": 2.0, "total": 3.875, "learning_rate": 0.02}
+    assert list(line.items())[:10] == list(expected.items())
+    names = ("images_per_second", "data_wait_seconds", "step_seconds", "memory_gib")
+    assert list(line)[10:] == [*names, *(f"{phase}_seconds" for phase in STEP_PHASES)]
+    assert line["memory_gib"] > 0 and 0 <= line["data_wait_seconds"] <= 1e-7 and line["images_per_second"] > 0
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_not_finite_become_null(make, tmp_path, number):
+    with pytest.raises(LostRunError):
+        add(make(1)[0], 1, step_result((*TERMS[:4], number)))
+    (line,) = lines(tmp_path, StepLine)
+    assert line.mask is None and line.total is None and line.box == 0.125
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_older_lines_stay_and_a_line_cut_off_by_a_crash_is_left_out(make, tmp_path):
+    for step in (1, 2):
+        add(make(1)[0], step)
+    path = tmp_path / "metrics.jsonl"
+    assert [line.step for line in read_metrics(path)] == [1, 2]
+    path.write_bytes(path.read_bytes()[:-20])
+    assert [line.step for line in read_metrics(path)] == [1]
+
+
+def test_an_evaluation_is_a_line_with_its_minutes_since_the_start(make, tmp_path):
+    recorder, _ = make()
+    row = EpochRow(
+        epoch=2,
+        step=20,
+        mean_loss=1.0,
+        box_ap=0.3,
+        mask_ap=0.2,
+        images_per_second=5.0,
+        seconds_since_start=90.0,
+        evaluation_seconds=7.0,
+    )
+    recorder.evaluation(row)
+    expected = EvaluationLine(step=20, epoch=2, box_ap=0.3, mask_ap=0.2, evaluation_seconds=7.0, minutes=1.5)
+    assert lines(tmp_path, EvaluationLine) == [expected] and recorder.rows == [row]
+
+
+def test_a_window_has_the_means_of_its_steps(make, monkeypatch):
+    recorder, _ = make(1)
+    clock = iter(0.5 * step for step in range(1, 10_000))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    recorder.start_epoch()
+    for step in range(1, WINDOW_STEPS + 1):
+        assert recorder.take_windows() == []
+        add(recorder, step, step_result((1.0, 1.0, 1.0, float(step), 1.0), learning_rate=0.01 * step))
+    (window,) = recorder.take_windows()
+    assert (window.step, window.epoch) == (WINDOW_STEPS, 1)
+    assert window.losses["box"] == pytest.approx((WINDOW_STEPS + 1) / 2) and window.losses["mask"] == pytest.approx(1)
+    assert window.learning_rate == pytest.approx(0.01 * WINDOW_STEPS)
+    mean_loss, speed = recorder.epoch_summary()
+    assert mean_loss == pytest.approx(4 + (WINDOW_STEPS + 1) / 2)
+    assert window.images_per_second == speed > 0
+    assert recorder.take_windows() == []
+
+
+@pytest.mark.parametrize("every_steps", [1, 7, 10, 1000])
+@pytest.mark.parametrize("first_bad", [1, 10, 23])
+def test_a_problem_is_known_at_most_ten_steps_after_it_happened(make, every_steps, first_bad):
+    recorder, _ = make(every_steps)
+    for step in range(1, first_bad):
+        add(recorder, step)
+    with pytest.raises(NonFiniteError) as caught:
+        for step in range(first_bad, first_bad + MOST_STEPS_UNREAD):
+            add(recorder, step, step_result(problems=[(1, 1)]))
+    assert caught.value.step == first_bad and step < first_bad + MOST_STEPS_UNREAD
+
+
+def test_the_message_names_step_part_process_losses_and_learning_rate(make, tmp_path):
+    recorder, _ = make(1)
+    with pytest.raises(NonFiniteError) as caught:
+        add(recorder, 42, step_result((math.nan,) * 5, problems=[(1, 0), (0, 2)]), epoch=3)
+    text = str(caught.value)
+    for part in ("step 42", "epoch 3", "loss of process 1", "weight of process 0", "mask nan", "rate: 0.02"):
+        assert part in text
+    assert lines(tmp_path, GuardLine) == [GuardLine(step=42, epoch=3, event="non-finite", text=text)]
+
+
+def test_the_last_steps_of_an_epoch_are_checked_before_its_evaluation(make):
+    recorder, _ = make(10)
+    for step in range(1, 4):
+        add(recorder, step, step_result(problems=[(0, 2)] if step == 3 else ()))
+    with pytest.raises(NonFiniteError, match="step 3 "):
+        recorder.epoch_summary()
+
+
+def collapse(recorder):
+    for step in range(1, 2001):
+        loss = (1.0 if step <= 1200 else 4.0) + 0.02 * math.sin(step)
+        add(recorder, step, step_result((loss / 5,) * 5))
+
+
+def test_a_finite_collapse_stops_the_run(make, tmp_path):
+    with pytest.raises(LostRunError) as caught:
+        collapse(make()[0])
+    assert not isinstance(caught.value, NonFiniteError) and 1200 < caught.value.step <= 1300
+    assert lines(tmp_path, GuardLine)[0].event == "collapse"
+
+
+def test_a_finite_collapse_is_only_named_where_the_user_wants_so(make):
+    recorder, _ = make(stop_on_collapse=False)
+    collapse(recorder)
+    assert [event.event for event in recorder.events] == ["collapse"] and recorder.steps_checked == 2000
+
+
+def test_dropped_masks_end_the_run(make):
+    with pytest.raises(UserError, match="mask_slots_per_image"):
+        add(make(1)[0], 1, step_result(dropped=2))
+
+
+def test_the_time_account_has_the_phases_of_the_steps_and_the_wait(make):
+    recorder, account = make(2)
+    for step in range(1, 5):
+        add(recorder, step, wait=1e-7)
+    assert {"data wait", *STEP_PHASES} <= set(account.phases())
+
+
+def test_phases_and_the_rest_sum_to_the_whole_also_of_a_phase_that_fails():
+    account = TimeAccount()
+    assert account.total_seconds() == 0.0
+    account.start()
+    with pytest.raises(KeyError), account.measure("evaluation"):
+        time.sleep(0.02)
+        raise KeyError
+    account.add("forward", 0.001)
+    account.add("forward", 0.002)
+    time.sleep(0.01)
+    account.stop()
+    total, phases = account.total_seconds(), account.phases()
+    assert sum(phases.values()) == pytest.approx(total, rel=1e-9)
+    assert phases["forward"] == pytest.approx(0.003) and phases["evaluation"] >= 0.02 and phases[OTHER] > 0
+    assert list(phases) == [phase for phase in PHASES if phase in phases]
+    time.sleep(0.01)
+    account.stop()
+    assert account.total_seconds() == total
+    with pytest.raises(ValueError, match="lunch"):
+        account.add("lunch", 1.0)

@@ -74,7 +74,7 @@ def _page_path(output: str | None, first: Path) -> Path:
 
 
 def _write(runs: list[Path], compared: list[Path], page: Path) -> int:
-    from maskperf.report.standing import standing_sentence
+    from maskperf.report.placement import placement_sentence
     from maskperf.report.write import write_report_to
 
     page, summary, contents = write_report_to(runs, compared, page)
@@ -85,7 +85,7 @@ def _write(runs: list[Path], compared: list[Path], page: Path) -> int:
     else:
         lines += [_ap_line(verdict) for verdict in [contents.runs[0].verdict] if verdict.box_ap is not None]
     lines += _note_lines({run.name: run.notes for run in contents.runs})
-    lines += [line for line in (standing_sentence(contents.places), contents.places_note) if line]
+    lines += [line for line in (placement_sentence(contents.places), contents.places_note) if line]
     print("\n".join([*lines, f"written: {page}", f"written: {summary}"]))
     return EXIT_DONE
 

@@ -8,22 +8,13 @@ import json
 import math
 from pathlib import Path
 
+from maskperf.mlperf.system_description import FIELDS
+
 LEFT_OUT = object()
 TRAIN_IMAGES = 117266
 START_MS = 1_700_000_000_000
 SEED = 4_000_000_007  # more than 32-bit floats can hold
 FILE = "/workspace/maskperf/mlperf/log.py"
-SYSTEM_FIELDS = (
-    *("submitter", "division", "status", "system_name", "number_of_nodes", "host_processors_per_node"),
-    *("host_processor_model_name", "host_processor_core_count", "host_processor_vcpu_count"),
-    *("host_processor_frequency", "host_processor_caches", "host_processor_interconnect", "host_memory_capacity"),
-    *("host_storage_type", "host_storage_capacity", "host_networking", "host_networking_topology"),
-    *("host_memory_configuration", "accelerators_per_node", "accelerator_model_name"),
-    *("accelerator_host_interconnect", "accelerator_frequency", "accelerator_on-chip_memories"),
-    *("accelerator_memory_configuration", "accelerator_memory_capacity", "accelerator_interconnect"),
-    *("accelerator_interconnect_topology", "cooling", "hw_notes", "framework", "other_software_stack"),
-    *("operating_system", "sw_notes"),
-)
 KINDS = {"start": "INTERVAL_START", "stop": "INTERVAL_END"}
 
 
@@ -209,7 +200,7 @@ def write_package(folder, runs=None, *, submitter="synthetic", system="synthetic
     """Return `folder`, a submission package of five runs that the official package checker accepts."""
     folder = Path(folder)
     write_logs(folder / "results" / system / "maskrcnn", runs, division=division, **common)
-    description = {**dict.fromkeys(SYSTEM_FIELDS, ""), "submitter": submitter, "division": division}
+    description = {**dict.fromkeys(FIELDS, ""), "submitter": submitter, "division": division}
     description |= {"status": "onprem", "system_name": system, "framework": "maskperf"}
     (folder / "systems").mkdir(parents=True, exist_ok=True)
     (folder / "systems" / f"{system}.json").write_text(json.dumps(description, indent=2), encoding="utf-8")

@@ -14,14 +14,14 @@ MODULES = [path for path in FILES if path.name != "__init__.py"]
 
 # A part may import itself and every part before it. `__main__` is only a door to cli.
 ORDER = (
-    *("errors", "files", "config", "config_limits", "overrides", "seeds", "recipes", "schema", "structures"),
+    *("errors", "files", "config", "overrides", "seeds", "recipes", "schema", "structures"),
     *("machine", "ops", "data", "demo", "download", "model", "losses", "engine", "evaluation", "pictures"),
     *("mlperf", "run", "report", "bench", "cli", "__main__"),
 )
 # Standing alone: the bug report of cli/main.py and `maskperf --help` must not load anything heavy.
 WITHOUT_TORCH = (
-    *("errors.py", "config.py", "config_limits.py", "overrides.py", "seeds.py", "recipes.py"),
-    *("run/run_folder.py", "cli/main.py", "cli/help.py", "cli/run.py", "cli/words.py", "__main__.py"),
+    *("errors.py", "config.py", "overrides.py", "seeds.py", "recipes.py"),
+    *("run/run_folder.py", "cli/main.py", "cli/run.py", "cli/arguments.py", "__main__.py"),
     *("mlperf/rules.py", "mlperf/read.py", "mlperf/published.py", "run/collapse.py", "run/plateau.py"),
     *("machine/probe.py", "cli/doctor.py", "machine/torch_probe.py", "report/page.py", "report/summary.py"),
 )

@@ -1,6 +1,25 @@
-"""Everything a run may choose: frozen dataclasses, one field per choice, defaults as in the benchmark."""
+"""Everything a run may choose: frozen dataclasses whose fields hold type, limits, default and help of one key each."""
 
 from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+FilePath = Annotated[str, Meta(title="path")]  # `~` at its start is a home folder
+Count = Annotated[int, Meta(ge=1)]
+CountOrZero = Annotated[int, Meta(ge=0)]
+Positive = Annotated[float, Meta(gt=0)]
+NonNegative = Annotated[float, Meta(ge=0)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+PositiveFraction = Annotated[float, Meta(gt=0, le=1)]
+Color = Annotated[float, Meta(ge=0, le=255)]
+Seed = Annotated[int, Meta(ge=-1, le=2**62)]  # as maskperf.seeds.entropy_seed
+
+
+def option(default: Any, text: str) -> Any:
+    """Return a field with its default and the line of `maskperf run --help` about it."""
+    return field(default=default, metadata={"help": text})
+
 
 # The benchmark's targets, and how many images of COCO 2017 it uses: of the 118,287 of train2017 those with objects.
 BOX_TARGET, MASK_TARGET = 0.377, 0.339
@@ -11,99 +30,103 @@ NUM_TRAIN_IMAGES, NUM_VAL_IMAGES = 117_266, 5_000
 class DataConfig:
     """Where the images and annotations are, and how an image becomes a tensor."""
 
-    root: str = "data/coco"  # COCO folder: annotations/instances_*.json, train2017/, val2017/
-    train_json: str = ""  # these four replace the folder layout for other data sets
-    train_images: str = ""
-    val_json: str = ""
-    val_images: str = ""
-    generate: bool = False  # write the synthetic data set of the recipe `demo` into `root` first
-    generate_train_images: int = 0
-    generate_val_images: int = 0
-    generate_seed: int = 0
-    check_counts: bool = False  # demand the image and polygon counts of COCO 2017
-    skip_bad: bool = False  # go on without the images and annotations that have errors
-    negatives: bool = False  # train on images without objects too
-    crowd_as_objects: bool = False  # read iscrowd=1 as 0: exports of brush masks set it on every object
-    categories_by_name: bool = False  # match the validation file's categories to the training file's by name
-    max_image_pixels: int = 178_956_970  # larger images are refused before they are decoded; Pillow's own limit
-    short_side: int = 800
-    long_side: int = 1333
-    size_divisor: int = 32  # padded sides are multiples of this
-    pixel_means_bgr: tuple[float, float, float] = (102.9801, 115.9465, 122.7717)
-    flip_probability: float = 0.5
-    shuffle: bool = True
-    group_by_aspect: bool = True
-    loader_threads: int = 2
-    prefetch_batches: int = 4
+    root: FilePath = option("data/coco", "COCO folder: annotations/, train2017/, val2017/")
+    train_json: FilePath = option("", "annotations of own data; these four replace root")
+    train_images: FilePath = option("", "folder of images of own data")
+    val_json: FilePath = option("", "annotations of own validation data")
+    val_images: FilePath = option("", "folder of images of own validation data")
+    generate: bool = option(False, "write the demo's synthetic data set into root first")
+    generate_train_images: CountOrZero = option(0, "training images of the synthetic data set")
+    generate_val_images: CountOrZero = option(0, "validation images of the synthetic data set")
+    generate_seed: CountOrZero = option(0, "seed of the synthetic data set")
+    check_counts: bool = option(False, "demand the image and polygon counts of COCO 2017")
+    skip_bad: bool = option(False, "leave out images and annotations that have problems")
+    negatives: bool = option(False, "train on images without objects too")
+    crowd_as_objects: bool = option(False, "read iscrowd=1 as 0: exports of brush masks set it always")
+    categories_by_name: bool = option(False, "match categories of both files by name, not by id")
+    max_image_pixels: Count = option(178_956_970, "larger images are refused before they are decoded")
+    short_side: Count = option(800, "pixels of an image's shorter side")
+    long_side: Count = option(1333, "pixels of an image's longer side, at most")
+    size_divisor: Annotated[int, Meta(ge=32, multiple_of=32)] = option(32, "padded sides are multiples of this")
+    pixel_means_bgr: tuple[Color, Color, Color] = option(
+        (102.9801, 115.9465, 122.7717), "subtracted from blue, green and red"
+    )
+    flip_probability: Fraction = option(0.5, "of a mirrored training image")
+    shuffle: bool = option(True, "a new order of the training images in each epoch")
+    group_by_aspect: bool = option(True, "batches of images that are all wide or all tall")
+    loader_threads: Count = option(2, "threads that prepare images, in each process")
+    prefetch_batches: Count = option(4, "batches prepared ahead")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Sizes of the network, its proposals, samplers and detections."""
 
-    num_classes: int = 81  # with background; 0 means: as many as the training categories, plus one
-    stage_blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
-    stem_channels: int = 64
-    stage_channels: tuple[int, int, int, int] = (256, 512, 1024, 2048)
-    batch_norm: str = "frozen"  # or "trainable"
-    frozen_stages: int = 2  # stem and first residual stage ("freeze at 2"); 0 trains all
-    backbone_weights: str = ""  # R-50.pkl or its converted .safetensors; empty: random weights
-    initial_weights: str = ""  # a whole model: .pth of the reference or .safetensors
-    fpn_channels: int = 256
-    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
-    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    rpn_positive_iou: float = 0.7
-    rpn_negative_iou: float = 0.3
-    rpn_samples_per_image: int = 256
-    rpn_positive_fraction: float = 0.5
-    rpn_nms_iou: float = 0.7
-    candidates_per_level_train: int = 2000  # kept by score before NMS, and at most after it
-    candidates_per_level_test: int = 1000
-    proposals_train: int = 2000
-    proposal_quota: str = "pooled"  # over the device's batch, or "per_image"
-    proposals_test: int = 1000
-    roi_positive_iou: float = 0.5
-    roi_samples_per_image: int = 512
-    roi_positive_fraction: float = 0.25
-    mask_slots_per_image: int = 0  # 0: room for every positive RoI the sampler may choose
-    box_head_channels: int = 1024
-    mask_head_channels: int = 256
-    mask_head_convs: int = 4
-    score_threshold: float = 0.05
-    detection_nms_iou: float = 0.5
-    detections_per_image: int = 100
+    num_classes: CountOrZero = option(81, "with background; 0: the training categories plus one")
+    stage_blocks: tuple[Count, Count, Count, Count] = option((3, 4, 6, 3), "bottlenecks of each stage")
+    stem_channels: Count = option(64, "channels of the first convolution")
+    stage_channels: tuple[Count, Count, Count, Count] = option((256, 512, 1024, 2048), "output of each stage")
+    batch_norm: Literal["frozen", "trainable"] = option("frozen", "frozen or trainable")
+    frozen_stages: Annotated[int, Meta(ge=0, le=5)] = option(2, "stem and first stages; 0 trains all, 5 none")
+    backbone_weights: FilePath = option("", "R-50.pkl or its .safetensors; empty: random weights")
+    initial_weights: FilePath = option("", "a whole model: .pth of the reference or .safetensors")
+    fpn_channels: Count = option(256, "channels of every pyramid level")
+    anchor_sizes: tuple[Count, ...] = option((32, 64, 128, 256, 512), "pixels, for the levels P2 to P6")
+    anchor_ratios: tuple[Positive, ...] = option((0.5, 1.0, 2.0), "height / width")
+    rpn_positive_iou: PositiveFraction = option(0.7, "IoU from which an anchor is positive")
+    rpn_negative_iou: Fraction = option(0.3, "IoU below which an anchor is negative")
+    rpn_samples_per_image: Count = option(256, "anchors in the loss")
+    rpn_positive_fraction: PositiveFraction = option(0.5, "of the sampled anchors, at most")
+    rpn_nms_iou: PositiveFraction = option(0.7, "IoU above which a proposal is suppressed")
+    candidates_per_level_train: Count = option(2000, "best anchors before NMS, and at most after it")
+    candidates_per_level_test: Count = option(1000, "the same in evaluation")
+    proposals_train: Count = option(2000, "over all levels")
+    proposal_quota: Literal["pooled", "per_image"] = option("pooled", "pooled over the device's batch, or per_image")
+    proposals_test: Count = option(1000, "over all levels in evaluation")
+    roi_positive_iou: PositiveFraction = option(0.5, "IoU from which a proposal is positive")
+    roi_samples_per_image: Count = option(512, "proposals in the loss")
+    roi_positive_fraction: PositiveFraction = option(0.25, "of the sampled proposals, at most")
+    mask_slots_per_image: CountOrZero = option(0, "0: room for every positive RoI the sampler may choose")
+    box_head_channels: Count = option(1024, "width of the box head")
+    mask_head_channels: Count = option(256, "channels of the mask head")
+    mask_head_convs: Count = option(4, "3 x 3 convolutions of the mask head")
+    score_threshold: Fraction = option(0.05, "detections below it are dropped")
+    detection_nms_iou: PositiveFraction = option(0.5, "IoU above which a detection of the class is suppressed")
+    detections_per_image: Count = option(100, "best detections of an image")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """Stochastic gradient descent and its schedule."""
 
-    batch_size: int = 2  # images per step over all devices and micro-batches
-    accumulation_steps: int = 1  # micro-batches per step on each device
-    learning_rate: float = 0.0025
-    bias_learning_rate_factor: float = 2.0
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    bias_weight_decay: float = 0.0
-    warmup_method: str = "linear"  # or "mlperf_linear", "constant"
-    warmup_steps: int = 500
-    warmup_factor: float = 1 / 3
-    decay_steps: tuple[int, ...] = (480000, 640000)
-    decay_factor: float = 0.1
-    max_steps: int = 720000
-    max_epochs: int = 0  # 0: only max_steps ends a run that misses its targets
+    batch_size: Count = option(2, "images per step over all devices and micro-batches")
+    accumulation_steps: Count = option(1, "micro-batches per step on each device")
+    learning_rate: Positive = option(0.0025, "after the warm-up")
+    bias_learning_rate_factor: NonNegative = option(2.0, "learning rate of biases, times this")
+    momentum: Annotated[float, Meta(ge=0, lt=1)] = option(0.9, "of the gradients")
+    weight_decay: NonNegative = option(1e-4, "of weights")
+    bias_weight_decay: NonNegative = option(0.0, "of biases")
+    warmup_method: Literal["linear", "mlperf_linear", "constant"] = option(
+        "linear", "linear, mlperf_linear or constant"
+    )
+    warmup_steps: CountOrZero = option(500, "steps until the full learning rate")
+    warmup_factor: Fraction = option(1 / 3, "of the first step; mlperf_linear: rise per step")
+    decay_steps: tuple[Count, ...] = option((480000, 640000), "where the learning rate falls")
+    decay_factor: PositiveFraction = option(0.1, "learning rate after such a step, times this")
+    max_steps: Count = option(720000, "a run that misses its targets ends here")
+    max_epochs: CountOrZero = option(0, "or here; 0: no limit")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """How a model is judged, and when the run may stop."""
+    """How a model is evaluated, and when the run may stop."""
 
-    box_target: float = BOX_TARGET
-    mask_target: float = MASK_TARGET
-    engine: str = "fast"  # hotcoco decides and pycocotools confirms; "official": pycocotools alone
-    every_epochs: int = 1  # the last epoch is always evaluated
-    max_detections: int = 100  # detections of an image that the metric counts
-    batch_size: int = 0  # images per forward pass and device; 0: 16 on a GPU, 1 on a CPU
+    box_target: Fraction = option(BOX_TARGET, "box AP to reach; 0: no target")
+    mask_target: Fraction = option(MASK_TARGET, "mask AP to reach; 0: no target")
+    engine: Literal["fast", "official"] = option("fast", "fast: hotcoco, confirmed by pycocotools at the end")
+    every_epochs: Count = option(1, "the last epoch is always evaluated")
+    max_detections: Annotated[int, Meta(ge=11)] = option(100, "detections of an image that the metric counts")
+    batch_size: CountOrZero = option(0, "images per forward pass; 0: 16 on a GPU, 1 on a CPU")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +143,7 @@ class SpeedConfig:
     sparse_mask_targets: bool = True  # on a CPU: polygons meet only the columns they cross
     keep_freed_memory: bool = True  # on a CPU with glibc: freed memory stays with the process for the next step
     aspect_buckets: bool = True  # batches of pictures that fill nearly the same canvas
-    precision: str = "auto"  # "bfloat16" (weights stay float32) or "float32"; auto: bfloat16 on a GPU
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     captured_steps: bool = True  # on a GPU: the step replayed as a CUDA graph
     triton_kernels: bool = True  # on a GPU with Triton: own kernels for the operators
     device_preprocessing: bool = True  # on a GPU: pictures travel as bytes and are resized there
@@ -136,20 +159,20 @@ def plain_path() -> SpeedConfig:
 class SystemConfig:
     """The machine a run uses."""
 
-    device: str = "auto"  # or "cpu", "cuda"
-    threads: int = 0  # 0: one per physical core, as far as a container's CPU quota allows
-    log_every_steps: int = 10
-    on_collapse: str = "stop"  # or "warn": go on after the loss collapsed while it is finite
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto, cpu or cuda")
+    threads: CountOrZero = option(0, "0: one per physical core that the CPU quota allows")
+    log_every_steps: Count = option(10, "steps between two lines of metrics.jsonl")
+    on_collapse: Literal["stop", "warn"] = option("stop", "or warn: go on after the loss collapsed but is finite")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MlperfConfig:
     """What the benchmark's log says about the submission."""
 
-    organization: str = "maskperf"
-    platform: str = "local"
-    division: str = "open"
-    status: str = "onprem"
+    organization: str = option("maskperf", "who submits")
+    platform: str = option("local", "name of the system")
+    division: Literal["open", "closed"] = option("open", "closed: every rule of that division is checked at the start")
+    status: Literal["onprem", "cloud", "preview", "research"] = option("onprem", "onprem, cloud, preview or research")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +180,8 @@ class RunConfig:
     """One run, complete."""
 
     recipe: str
-    run_dir: str = ""  # empty: runs/<recipe>-<date>-<time>
-    seed: int = -1  # -1: from the operating system's entropy
+    run_dir: FilePath = option("", "folder of the run; empty: runs/<recipe>-<date>-<time>")
+    seed: Seed = option(-1, "-1: from the operating system's entropy")
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -1,33 +1,39 @@
-"""How words such as `optimizer.max_epochs=1` change a configuration, and which configurations can be used.
+"""Changes of a configuration by `key=value`, its JSON form, and which values its keys may have.
 
-Everywhere here a value is known by its key: `seed` at the top, `optimizer.batch_size` inside a section.
+A value is known by its key everywhere: `seed` at the top, `optimizer.batch_size` inside a section.
 """
 
-import difflib
 import json
 import math
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
-from maskperf.config import RunConfig
-from maskperf.config_limits import CHOICES, PATHS, RANGES
+import msgspec
+from msgspec import inspect
+
+from maskperf.config import FilePath, RunConfig
 from maskperf.errors import ConfigError
+from maskperf.files import did_you_mean, pretty_json
 
 SECTIONS: dict[str, Any] = {entry.name: entry.type for entry in fields(RunConfig) if is_dataclass(entry.type)}
-TYPE_OF_KEY: dict[str, Any] = {
-    **{entry.name: entry.type for entry in fields(RunConfig) if entry.name not in SECTIONS},
-    **{f"{name}.{entry.name}": entry.type for name, section in SECTIONS.items() for entry in fields(section)},
+FIELDS: dict[str, Field] = {
+    **{entry.name: entry for entry in fields(RunConfig) if entry.name not in SECTIONS},
+    **{f"{name}.{entry.name}": entry for name, section in SECTIONS.items() for entry in fields(section)},
 }
+PATHS = tuple(key for key, entry in FIELDS.items() if entry.type == FilePath)
+INTEGER = re.compile(r"[+-]?[0-9]+")
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 MOST_KEYS_NAMED = 10
 
 
 def with_overrides(config: RunConfig, pairs: list[str]) -> RunConfig:
-    """Return `config` with each `key=value` of `pairs` put in; of two with the same key the later one counts.
+    """Return `config` with each `key=value` of `pairs` put in; the last one of a key counts.
 
     Errors: ConfigError with one line per pair that cannot be used, all of them found in one pass.
     """
@@ -46,7 +52,7 @@ def with_overrides(config: RunConfig, pairs: list[str]) -> RunConfig:
 def flatten(config: RunConfig) -> dict[str, Any]:
     """Return every value under its key, in the order of the configuration."""
     values = {}
-    for key in TYPE_OF_KEY:
+    for key in FIELDS:
         section, _, name = key.rpartition(".")
         values[key] = getattr(getattr(config, section) if section else config, name)
     return values
@@ -72,32 +78,28 @@ def format_value(value: Any) -> str:
     return str(value)
 
 
-def path_of_word(word: str) -> str:
-    """Return the path that a user means: `~` and `~name` at its start are home folders, as a shell has it.
+def expand_home(text: str) -> str:
+    """Return a path with `~` and `~name` at its start replaced by home folders, as a shell does.
 
-    A shell leaves them alone behind an equals sign. What really begins with a tilde is reached as `./~`.
+    A shell leaves them alone behind an equals sign. A file whose name begins with a tilde is reached as `./~`.
     Errors: ConfigError for a user who is unknown.
     """
-    path = os.path.expanduser(word)
+    path = os.path.expanduser(text)
     if not path.startswith("~"):
         return path
-    owner = word.partition("/")[0][1:]
+    owner = text.partition("/")[0][1:]
     problem = f"there is no user {owner!r} on this machine" if owner else "this user has no home folder (HOME)"
-    raise ConfigError(f"{word}: {problem}. Fix: give the whole path, or ./{word} for a file of this name")
+    raise ConfigError(f"{text}: {problem}. Fix: give the whole path, or ./{text} for a file of this name")
 
 
-def word_of_path(path: Path) -> str:
-    """Return the word that `path_of_word` makes this path of."""
+def path_as_argument(path: Path) -> str:
+    """Return the text that `expand_home` turns into this path."""
     return f"./{path}" if str(path).startswith("~") else str(path)
 
 
 def to_json_text(config: RunConfig) -> str:
     """Return the configuration as JSON; `from_json_text` gives an equal one back."""
-    nested: dict[str, Any] = {}
-    for key, value in flatten(config).items():
-        section, _, name = key.rpartition(".")
-        (nested.setdefault(section, {}) if section else nested)[name] = value
-    return json.dumps(nested, indent=2, allow_nan=False) + "\n"
+    return pretty_json(config)
 
 
 def from_json_text(text: str) -> RunConfig:
@@ -107,24 +109,24 @@ def from_json_text(text: str) -> RunConfig:
     Errors: ConfigError for text that is not JSON, and for keys that are unknown, doubled or of another type.
     """
     found = _flat_json(text)
-    problems = [f"configuration: {unknown_key_message(key)}" for key in found if key not in TYPE_OF_KEY]
-    problems += ["configuration: recipe is missing"] if "recipe" not in found else []
+    problems = [unknown_key_message(key) for key in found if key not in FIELDS]
+    problems += ["recipe is missing"] if "recipe" not in found else []
     values = {}
-    for key, wanted in TYPE_OF_KEY.items():
+    for key, entry in FIELDS.items():
         if key in found:
             try:
-                values[key] = _check_json_value(key, found[key], wanted)
-            except ConfigError as error:
-                problems.append(f"configuration: {error}")
+                values[key] = check_value(found[key], entry.type)
+            except ValueError as error:
+                problems.append(f"{key}={json.dumps(found[key])}: {error}")
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("\n".join(f"configuration: {problem}" for problem in problems))
     return _from_flat(values)
 
 
 def notices_of_age(text: str) -> list[str]:
     """Return a sentence about the keys that came after a configuration was written; nothing where there are none."""
     found = _flat_json(text)
-    missing = [key for key in TYPE_OF_KEY if key not in found]
+    missing = [key for key in FIELDS if key not in found]
     names = ", ".join(missing[:MOST_KEYS_NAMED])
     more = f" and {len(missing) - MOST_KEYS_NAMED} more" if len(missing) > MOST_KEYS_NAMED else ""
     return [f"written by an earlier version, without {names}{more}; these have their defaults"] if missing else []
@@ -133,7 +135,7 @@ def notices_of_age(text: str) -> list[str]:
 def _flat_json(text: str) -> dict[str, Any]:
     """Return every value of a configuration in JSON under its key, nothing checked but the form."""
     try:
-        nested = json.loads(text, object_pairs_hook=_without_doubles, parse_constant=_refuse_constant)
+        nested = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
     except (json.JSONDecodeError, RecursionError) as error:
         raise ConfigError(f"configuration: not valid JSON, {error}") from error
     if not isinstance(nested, dict):
@@ -148,24 +150,17 @@ def _flat_json(text: str) -> dict[str, Any]:
 
 
 def validate(config: RunConfig) -> None:
-    """Return nothing.
-
-    Errors: one ConfigError with a line for every value that cannot be used, alone or beside another.
-    """
-    values = flatten(config)
-    problems = [
-        f"{key}={values[key]}: unknown; allowed are {', '.join(allowed)}"
-        for key, allowed in CHOICES.items()
-        if values[key] not in allowed
-    ]
-    for allowed, fits, keys in RANGES:
-        for key in keys.split():
-            numbers = values[key] if isinstance(values[key], tuple) else (values[key],)
-            if not all(fits(number) for number in numbers):
-                problems.append(f"{key}={format_value(values[key])}: out of range; allowed is {allowed}")
-    problems += [f"{key}={format_value(values[key])}: {text}" for key, text in _conflicts(config)]
+    """Raise one ConfigError with a line for every value that cannot be used, alone or beside another."""
+    values, problems = flatten(config), {}
+    for key, value in values.items():
+        try:
+            check_value(value, FIELDS[key].type)
+        except ValueError as error:
+            problems[key] = str(error)
+    for key, text in _conflicts(config):
+        problems.setdefault(key, text)
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("\n".join(f"{key}={format_value(values[key])}: {text}" for key, text in problems.items()))
 
 
 def _conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:
@@ -177,11 +172,12 @@ def _conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:
         given = {f"data.{split}_{kind}": getattr(data, f"{split}_{kind}") for kind in ("json", "images")}
         for key in (key for key, value in given.items() if not value and any(given.values())):
             yield key, f"{' and '.join(given)} go together; give this one too"
-    if not data.root and not (data.train_json and data.val_json):
-        yield "data.root", "name the folder of the data set, or give data.train_json, data.val_json and their images"
-    for split in ("train", "val"):
         if data.generate and not getattr(data, f"generate_{split}_images"):
             yield f"data.generate_{split}_images", "must be 1 or more while data.generate=true"
+    if not data.root and not (data.train_json and data.val_json):
+        yield "data.root", "name the folder of the data set, or give data.train_json, data.val_json and their images"
+    if model.num_classes == 1:
+        yield "model.num_classes", "1 is the background alone; give 0 (as many as the data has), or 2 or more"
     if model.rpn_negative_iou > model.rpn_positive_iou:
         yield "model.rpn_negative_iou", f"must not be above model.rpn_positive_iou={model.rpn_positive_iou}"
     if len(model.anchor_sizes) != 5:
@@ -197,100 +193,87 @@ def _conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:
 def unknown_key_message(key: str) -> str:
     """Return a sentence that names the unknown key and the valid keys nearest to it."""
     if key in SECTIONS:
-        return f"{key} is a section; its keys are {', '.join(k for k in TYPE_OF_KEY if k.startswith(key + '.'))}"
-    last = key.rpartition(".")[2]
-    keys_of_name: dict[str, list[str]] = {}
-    for valid in TYPE_OF_KEY:
-        keys_of_name.setdefault(valid.rpartition(".")[2], []).append(valid)
-    nearest = keys_of_name.get(last) or difflib.get_close_matches(key, TYPE_OF_KEY, n=1, cutoff=0.75)
-    if not nearest:
-        names = difflib.get_close_matches(last, keys_of_name, n=1, cutoff=0.6)
-        nearest = keys_of_name[names[0]] if names else []
-    if nearest:
-        return f"unknown key {key!r}; did you mean {' or '.join(nearest)}?"
-    return f"unknown key {key!r}; keys look like {next(k for k in TYPE_OF_KEY if k.startswith('optimizer.'))}"
+        return f"{key} is a section; its keys are {', '.join(k for k in FIELDS if k.startswith(key + '.'))}"
+    same_name = [valid for valid in FIELDS if valid.rpartition(".")[2] == key.rpartition(".")[2]]
+    hint = f"; did you mean {' or '.join(same_name)}?" if same_name else did_you_mean(key, FIELDS, cutoff=0.6)
+    return f"unknown key {key!r}{hint or '; keys look like optimizer.batch_size'}"
 
 
 def _parse_pair(pair: str) -> tuple[str, Any]:
-    key, equals, text = pair.partition("=")
-    key = key.strip()
+    key, equals, text = (part.strip() for part in pair.partition("="))
     if not equals:
         raise ConfigError(f"{pair!r} is not an override; write key=value, for example optimizer.max_epochs=1")
     if key == "recipe":
         raise ConfigError(f"recipe={text}: the recipe cannot be overridden; name it instead: maskperf run {text}")
-    if key not in TYPE_OF_KEY:
+    if key not in FIELDS:
         raise ConfigError(unknown_key_message(key))
-    if key in PATHS:
-        try:
-            return key, path_of_word(text.strip())
-        except ConfigError as error:
-            raise ConfigError(f"{key}={error}") from error
-    return key, _parse_value(key, text.strip(), TYPE_OF_KEY[key])
+    try:
+        return key, expand_home(text) if key in PATHS else parse_value(text, FIELDS[key].type)
+    except ConfigError as error:
+        raise ConfigError(f"{key}={error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{key}={text}: {error}") from error
 
 
-def _parse_value(key: str, text: str, wanted: Any) -> Any:
-    if get_origin(wanted) is tuple:
-        inner = text[1:-1] if (text[:1], text[-1:]) in (("(", ")"), ("[", "]")) else text
-        words = [word.strip() for word in inner.split(",")]
-        if words[-1] == "":
-            words.pop()  # nothing at all, or a comma at the end
-        return tuple(_parse_item(key, text, word, kind) for word, kind in _items(key, text, words, wanted))
-    return _parse_item(key, text, text, wanted)
+def parse_value(text: str, kind: Any) -> Any:
+    """Convert text to a value of a type with limits, such as `Annotated[int, Meta(ge=1)]`.
+
+    Errors: ValueError with what is allowed.
+    """
+    info = inspect.type_info(kind)
+    if isinstance(info, inspect.StrType | inspect.LiteralType):
+        return check_value(text, kind)
+    if not isinstance(info, inspect.TupleType | inspect.VarTupleType):
+        return check_value(_parse_scalar(text), kind)
+    inner = text[1:-1] if (text[:1], text[-1:]) in (("(", ")"), ("[", "]")) else text
+    items = [item.strip() for item in inner.split(",")]
+    if items[-1] == "":
+        items.pop()  # nothing at all, or a comma at the end
+    return check_value(tuple(map(_parse_scalar, items)), kind)
 
 
-def _parse_item(key: str, text: str, word: str, wanted: Any) -> Any:
-    if wanted is str:
-        return word
-    if wanted is bool and word.lower() in ("true", "false"):
-        return word.lower() == "true"
-    if wanted is int and re.fullmatch(r"[+-]?[0-9]+", word):
-        return int(word)
-    if wanted is float and re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", word):
-        number = float(word)
-        if math.isfinite(number):
-            return number
-    raise _wrong_type(key, text, TYPE_OF_KEY[key])
+def _parse_scalar(text: str) -> bool | int | float | str:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if INTEGER.fullmatch(text):
+        return int(text)
+    return float(text) if NUMBER.fullmatch(text) else text
 
 
-def _check_json_value(key: str, value: Any, wanted: Any) -> Any:
-    if get_origin(wanted) is tuple:
-        if not isinstance(value, list):
-            raise _wrong_type(key, json.dumps(value), wanted)
-        return tuple(_check_json_item(key, item, kind) for item, kind in _items(key, json.dumps(value), value, wanted))
-    return _check_json_item(key, value, wanted)
+def check_value(value: Any, kind: Any) -> Any:
+    """Return a value as one of the type, integers as floats where these are wanted; ValueError says what is allowed."""
+    try:
+        converted = msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"cannot be used; allowed is {describe_type(kind)}") from error
+    for item in converted if isinstance(converted, tuple) else (converted,):
+        if isinstance(item, float) and not math.isfinite(item):
+            raise ValueError(f"cannot be used; allowed is {describe_type(kind)}")
+    return converted
 
 
-def _check_json_item(key: str, value: Any, wanted: Any) -> Any:
-    if wanted is float and type(value) is int:
-        return float(value)
-    if type(value) is not wanted or (wanted is float and not math.isfinite(value)):
-        raise _wrong_type(key, json.dumps(value), TYPE_OF_KEY[key])
-    return value
+def describe_type(kind: Any) -> str:
+    """Return the values that a type with limits allows, for example "an integer >= 1"."""
+    return _describe_info(inspect.type_info(kind))
 
 
-def _items(key: str, text: str, items: list, wanted: Any) -> Iterator[tuple[Any, Any]]:
-    """Return each item of a list with the type it must have."""
-    kinds = get_args(wanted)
-    if kinds[-1] is Ellipsis:
-        kinds = kinds[:1] * len(items)
-    if len(items) != len(kinds):
-        raise _wrong_type(key, text, wanted)
-    return zip(items, kinds, strict=True)
-
-
-def _wrong_type(key: str, text: str, wanted: Any) -> ConfigError:
-    singular = {
-        bool: "true or false",
-        int: "a whole number such as 4",
-        float: "a number such as 0.02 or 1e-3",
-        str: "text",
-    }
-    allowed = singular.get(wanted, "")
-    if get_origin(wanted) is tuple:
-        kinds = get_args(wanted)
-        count = "" if kinds[-1] is Ellipsis else f"{len(kinds)} "
-        allowed = f"{count}{'whole numbers' if kinds[0] is int else 'numbers'} with commas, such as 1,2,3,4"
-    return ConfigError(f"{key}={text}: cannot be used; allowed is {allowed}")
+def _describe_info(info: inspect.Type) -> str:
+    match info:
+        case inspect.LiteralType(values=values):
+            return " or ".join(values)
+        case inspect.TupleType(item_types=items):
+            return f"{len(items)} values with commas, each {_describe_info(items[0])}"
+        case inspect.VarTupleType(item_type=item):
+            return f"values with commas, each {_describe_info(item)}"
+        case inspect.IntType() | inspect.FloatType():
+            noun = "an integer" if isinstance(info, inspect.IntType) else "a number"
+            limits = [f"{sign} {limit}" for name, sign in SIGNS.items() if (limit := getattr(info, name)) is not None]
+            multiple = f" that is a multiple of {info.multiple_of}" if info.multiple_of is not None else ""
+            return f"{noun}{multiple} {' and '.join(limits)}".rstrip()
+        case inspect.BoolType():
+            return "true or false"
+        case _:
+            return "text"
 
 
 def _from_flat(values: dict[str, Any]) -> RunConfig:
@@ -302,13 +285,13 @@ def _from_flat(values: dict[str, Any]) -> RunConfig:
     return RunConfig(**top, **{name: section(**parts[name]) for name, section in SECTIONS.items()})
 
 
-def _without_doubles(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_duplicates(entries: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in entries]
-    doubled = sorted({name for name in names if names.count(name) > 1})
-    if doubled:
-        raise ConfigError(f"configuration: {', '.join(doubled)} stands there twice")
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise ConfigError(f"configuration: {', '.join(duplicates)} is given twice")
     return dict(entries)
 
 
-def _refuse_constant(word: str) -> Any:
-    raise ConfigError(f"configuration: {word} is not a number that can be used")
+def _refuse_constant(text: str) -> Any:
+    raise ConfigError(f"configuration: {text} is not a number that can be used")

@@ -6,17 +6,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 
-from maskperf.config import (
-    DataConfig,
-    EvaluationConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RunConfig,
-)
+from maskperf.config import DataConfig, EvaluationConfig, ModelConfig, OptimizerConfig, RunConfig
 
 
 def demo() -> RunConfig:
-    """A small Mask R-CNN from scratch on synthetic pictures: minutes on two cores."""
+    """A small Mask R-CNN from scratch on synthetic images: minutes on two cores."""
     data = DataConfig(
         root="data/demo",
         generate=True,
@@ -60,7 +54,7 @@ def demo() -> RunConfig:
 
 
 def coco() -> RunConfig:
-    """The reference's default: COCO 2017, two images on one device, 0.0025, steps at 480,000 and 640,000."""
+    """The reference's default: COCO 2017, two images a step, learning rate 0.0025."""
     return RunConfig(
         recipe="coco",
         data=DataConfig(check_counts=True),

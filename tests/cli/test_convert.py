@@ -1,8 +1,5 @@
 import json
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +7,6 @@ import pytest
 import torch
 
 from maskperf import errors
-from maskperf.cli import convert as convert_module
 from maskperf.cli.main import main
 from maskperf.engine.build import build_model
 from maskperf.model.backbone_file import load_backbone
@@ -25,18 +21,12 @@ from maskperf.model.weights import (
 from maskperf.overrides import from_json_text, to_json_text, with_overrides
 from maskperf.recipes import coco
 
-SOURCES = Path(convert_module.__file__).resolve().parents[2]
 BACKBONE = ["model.stage_blocks=1,1,1,1", "model.stem_channels=4", "model.stage_channels=8,16,32,64"]
 SIZES = [
     *BACKBONE,
     *("model.num_classes=3", "model.fpn_channels=4", "model.box_head_channels=4", "model.mask_head_channels=4"),
 ]
 CONV = "backbone.body.layer2.0.conv2.weight"
-
-
-@pytest.fixture(autouse=True)
-def in_own_folder(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
 
 
 def config_of(*pairs):
@@ -153,11 +143,11 @@ def test_a_model_comes_back_from_the_reference_form_bit_by_bit(tmp_path, capsys)
     assert from_json_text(metadata["config"]).model == config_of().model
 
 
-def test_without_categories_the_file_says_nothing_of_its_labels_and_the_user_is_told(tmp_path, capsys):
+def test_without_categories_the_file_says_nothing_of_its_labels_and_a_notice_is_shown(tmp_path, capsys):
     model = write_run_model(tmp_path / "model.safetensors")
     assert main(["convert", "model", "model.safetensors", "model.pth"]) == 0
     assert main(["convert", "model", "model.pth", "bare.safetensors", *SIZES]) == 0
-    assert "bare.safetensors: does not tell what its labels mean; --categories FILE" in capsys.readouterr().out
+    assert "bare.safetensors: does not say what its labels mean; --categories FILE" in capsys.readouterr().out
     assert read_header(Path("bare.safetensors")).keys() == {"tensors_sha256"}
     other, _ = build_model(config_of().model, seed=6)
     load_model_weights(other, "bare.safetensors")
@@ -207,23 +197,21 @@ def test_no_file_is_written_over(kind, capsys):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["backbne", "a", "b"], "did you mean backbone?"),
-        (["xyz"], "there are backbone, model"),
-        (["model", "a.pth"], "required: OUT (maskperf convert model --help"),
         (["model", "a.pth", "b.pth"], "one of the two must be a .safetensors"),
         (["model", "a.safetensors", "b.pt"], "one of the two must be a .safetensors"),
         (["model", "a.safetensors", "b.safetensors"], "one of the two must be a .safetensors"),
-        (["model", "a.safetensors", "b.pth", "--categories", "c.json"], "a .pth has no place for them"),
+        (["model", "a.safetensors", "b.pth", "--categories", "c.json"], "a .pth cannot hold them"),
         (["model", "a.pth", "b.safetensors", "--recipee", "c"], "did you mean --recipe?"),
         (["backbone", "a.pkl", "b.pkl"], "a converted backbone is a .safetensors file"),
-        (["backbone", "a.pkl", "b.safetensors", "--storage", "int4"], "choose from"),
+        (["backbone", "a.pkl", "b.safetensors", "--recipe", "coco"], "belongs to maskperf convert model"),
+        (["model", "a.safetensors", "b.pth", "--storage", "int8"], "belongs to maskperf convert backbone"),
         (["backbone", "a.pkl", "b.safetensors", "data.root=x"], "only sizes of the model can be set"),
         (["backbone", "a.pkl", "b.safetensors", "model.initial_weights=x"], "only sizes of the model can be set"),
         (["backbone", "a.pkl", "b.safetensors", "model.num_classes=0"], "no data set to follow"),
         (["backbone", "a.pkl", "b.safetensors", "model.stage_blcks=1"], "did you mean model.stage_blocks?"),
     ],
 )
-def test_words_that_cannot_be_used_are_refused(arguments, named, capsys):
+def test_arguments_that_cannot_be_used_are_refused(arguments, named, capsys):
     assert main(["convert", *arguments]) == errors.EXIT_USAGE
     assert named in capsys.readouterr().err
     assert list(Path().iterdir()) == []
@@ -233,18 +221,3 @@ def test_words_that_cannot_be_used_are_refused(arguments, named, capsys):
 def test_a_missing_backbone_is_named(name, capsys):
     assert main(["convert", "backbone", name, "b.safetensors"]) == errors.EXIT_DATA
     assert f"{name}: whole file, field path" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["model", "-h"]])
-def test_help_loads_no_torch(arguments):
-    code = (
-        "import sys; from maskperf.cli.main import main; "
-        "code = main(['convert', *sys.argv[1:]]); "
-        "assert not {'torch', 'numpy'} & set(sys.modules); sys.exit(code)"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
-    command = [sys.executable, "-c", code, *arguments]
-    finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
-    assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.startswith("usage:")
-    assert "maskperf convert model runs/demo-1/model.safetensors model.pth" in finished.stdout

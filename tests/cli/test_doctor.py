@@ -4,123 +4,203 @@ import sys
 from dataclasses import replace
 
 import pytest
+from PIL import Image
+from rich.console import Console
 
 from maskperf.cli import doctor as module
-from maskperf.cli.doctor import ask_torch, doctor, line_of, show_findings
-from maskperf.cli.main import main
-from maskperf.errors import EXIT_DONE, EXIT_USAGE, ConfigError
+from maskperf.cli.doctor import ask_torch, examine_data, show_findings
+from maskperf.config import DataConfig
+from maskperf.demo.dataset import write_demo_dataset
+from maskperf.errors import EXIT_DONE, EXIT_USAGE
+from maskperf.machine import torch_probe
 from maskperf.machine.facts import DiskSpeed, PictureSpeed, TorchProbe, note, ok, problem
 
-
-def test_quick_says_every_line_with_its_meaning(tmp_path, capsys):
-    code = doctor(["--quick", "--run-dir", str(tmp_path)])
-    output = capsys.readouterr().out
-    assert code in (EXIT_DONE, EXIT_USAGE)
-    assert (code == EXIT_USAGE) == ("\nproblem " in "\n" + output)
-    assert "Python: 3." in output
-    assert str(tmp_path) in output
-    assert "left out by --quick" in output
-    assert "\x1b" not in output
-    assert output.isascii()
+NUM_VAL = 4
 
 
-def test_a_named_folder_without_data_is_a_problem(tmp_path, capsys):
-    assert doctor(["--quick", "--data", str(tmp_path)]) == EXIT_USAGE
-    output = capsys.readouterr().out
-    assert f"problem  COCO 2017: {tmp_path}: missing annotations/instances_train2017.json" in output
-    assert "fix: maskperf prepare coco" in output
+@pytest.fixture
+def root(tmp_path):
+    write_demo_dataset(tmp_path / "demo", train_images=6, val_images=NUM_VAL, seed=1)
+    return tmp_path / "demo"
 
 
-def test_json_holds_findings_and_facts(tmp_path, capsys):
-    doctor(["--quick", "--json", "--data", str(tmp_path)])
-    found = json.loads(capsys.readouterr().out)
+@pytest.fixture
+def quick(maskperf):
+    return lambda *arguments: maskperf("doctor", "--quick", *arguments)
+
+
+def own_data(root, *splits):
+    layout = (("json", "annotations/instances_{}2017.json"), ("images", "{}2017"))
+    return [f"data.{split}_{kind}={root}/{path.format(split)}" for split in splits for kind, path in layout]
+
+
+def cut_short(root, count=3):
+    for path in sorted((root / "val2017").iterdir())[:count]:
+        path.write_bytes(path.read_bytes()[:-400])
+
+
+def lines_of(shown, name):
+    return [line for line in shown.out.splitlines() if f" {name}: " in line]
+
+
+def test_quick_shows_every_line_with_its_meaning(quick, tmp_path):
+    shown = quick("--run-dir", tmp_path)
+    assert shown.code in (EXIT_DONE, EXIT_USAGE)
+    assert (shown.code == EXIT_USAGE) == ("\nproblem " in "\n" + shown.out)
+    assert "Python: 3." in shown.out and str(tmp_path) in shown.out and "left out by --quick" in shown.out
+    assert "\x1b" not in shown.out and shown.out.isascii()
+    assert not lines_of(shown, "training data") and not lines_of(shown, "validation data")
+
+
+def test_a_named_folder_without_data_is_a_problem(quick, tmp_path):
+    shown = quick("--data", tmp_path)
+    assert shown.code == EXIT_USAGE
+    (line,) = lines_of(shown, "COCO 2017")
+    assert line.startswith("problem ") and "missing annotations/instances_train2017.json" in line
+    assert "fix: maskperf prepare coco" in shown.out
+
+
+def test_json_holds_findings_facts_and_every_problem_of_the_data(quick, root):
+    for path in sorted((root / "val2017").iterdir())[:3]:
+        path.unlink()
+    found = json.loads(quick("--json", "--data", root).out)
     assert {"level", "name", "value", "meaning", "fix"} == set(found["findings"][0])
     assert found["machine"]["cpu"]["usable_logical_cores"] >= 1
     assert found["disk_speed"] is None
-    assert any(finding["level"] == "problem" for finding in found["findings"])
+    (finding,) = [entry for entry in found["findings"] if entry["name"] == "validation data"]
+    assert finding["level"] == "problem"
+    assert [error["field"] for error in found["data_errors"]] == ["file_name"] * 3
 
 
-def test_without_quick_the_measurements_are_shown(tmp_path, capsys, monkeypatch):
+def test_without_quick_the_measurements_are_shown(maskperf, tmp_path, monkeypatch):
     disk = DiskSpeed(
         place=str(tmp_path), write_mib_per_second=1.0, read_mib_per_second=2.0, pictures_per_second=777.0, threads=2
     )
     monkeypatch.setattr("maskperf.machine.speed.measure_disk", lambda folder, threads: replace(disk, place=str(folder)))
     monkeypatch.setattr(module, "ask_torch", lambda command: TorchProbe(cpu_gflops=321.0, cpu_threads=2))
     speed = PictureSpeed(decode_per_second=200.0, prepare_per_second=55.0, jpeg_kib=140.0)
-    monkeypatch.setattr(module, "_picture_speed", lambda situation: speed)
-    doctor(["--run-dir", str(tmp_path)])
-    output = capsys.readouterr().out
-    assert "777 images/s" in output
-    assert "321 GFLOP/s" in output
-    assert "55 images/s prepared" in output
+    monkeypatch.setattr(module, "_image_speed", lambda data: speed)
+    shown = maskperf("doctor", "--run-dir", tmp_path)
+    assert all(part in shown.out for part in ("777 ", "321 GFLOP/s", "55 images/s"))
 
 
-def test_a_folder_that_cannot_be_written_is_said(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(module, "ask_torch", lambda command: TorchProbe())
-    monkeypatch.setattr(module, "RATE_SECONDS", 0.03)
-
+def test_a_disk_that_cannot_be_measured_is_a_finding(maskperf, tmp_path, monkeypatch):
     def refuse(folder, threads):
         raise OSError("less than 1 GiB free")
 
+    monkeypatch.setattr(module, "ask_torch", lambda command: TorchProbe())
+    monkeypatch.setattr(module, "RATE_SECONDS", 0.03)
     monkeypatch.setattr("maskperf.machine.speed.measure_disk", refuse)
-    doctor(["--data", str(tmp_path)])
-    assert f"disk speed: not measured; {tmp_path}: less than 1 GiB free" in capsys.readouterr().out
+    shown = maskperf("doctor", "--data", tmp_path)
+    assert f"disk speed: not measured; {tmp_path}: less than 1 GiB free" in shown.out
 
 
-def test_the_probe_of_torch_measures_the_cpu(tmp_path):
-    script = module.Path(module.__file__).parents[1] / "machine" / "torch_probe.py"
-    found = ask_torch([sys.executable, "-P", str(script)])
-    assert found.failure is None
-    assert found.cpu_gflops > 0.5
+def test_the_probe_of_torch_measures_the_cpu():
+    found = ask_torch([sys.executable, "-P", torch_probe.__file__])
+    assert found.failure is None and found.cpu_gflops > 0.5
     assert len(found.gpu_gflops) == len(found.gpu_names)
 
 
-def test_a_torch_that_cannot_be_loaded_is_a_finding_and_no_crash():
-    code = "raise ImportError('libcudart.so.13: cannot open shared object file')"
-    found = ask_torch([sys.executable, "-c", code])
-    assert found.failure == "ImportError: libcudart.so.13: cannot open shared object file"
-
-
-def test_a_torch_that_hangs_is_ended(monkeypatch):
+def test_a_torch_that_crashes_or_hangs_is_a_finding(monkeypatch):
+    error = "ImportError: libcudart.so.13: cannot open shared object file"
+    code = f"raise ImportError({error.partition(': ')[2]!r})"
+    assert ask_torch([sys.executable, "-c", code]).failure == error
     monkeypatch.setattr(module, "PROBE_SECONDS", 0.3)
     assert "no answer" in ask_torch([sys.executable, "-c", "import time; time.sleep(60)"]).failure
 
 
-def test_findings_off_a_terminal_are_lines_and_the_last_one_counts_them():
+def test_findings_in_a_file_are_lines_and_the_last_one_counts_them():
     stream = io.StringIO()
-    show_findings([ok("a", "1", "fine"), note("b", "2", "slow", "wait"), problem("c", "3", "bad", "fix it")], stream)
+    findings = [ok("a", "1", "fine"), note("b", "2", "slow", "wait"), problem("c", "3", "bad " * 100, "fix it")]
+    show_findings(findings, Console(file=stream, markup=False, highlight=False))
     assert stream.getvalue().splitlines() == [
         "ok       a: 1; fine",
         "note     b: 2; slow",
         "         fix: wait",
-        "problem  c: 3; bad",
+        "problem  c: 3; " + "bad " * 100,
         "         fix: fix it",
         "problem: 1, note: 1, ok: 1",
     ]
 
 
-def test_findings_on_a_terminal_are_a_table_with_colours(monkeypatch):
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.delenv("NO_COLOR", raising=False)
+def test_findings_on_a_terminal_are_a_table_with_colours():
     stream = io.StringIO()
-    stream.isatty = lambda: True
-    show_findings([problem("[bold]c", "3", "bad", "fix it")], stream)
-    assert "\x1b[" in stream.getvalue()
+    console = Console(file=stream, force_terminal=True, color_system="standard", markup=False, highlight=False)
+    show_findings([problem("[bold]c", "3", "bad", "fix it")], console)
+    assert "\x1b[" in stream.getvalue() and "fix: fix it" in stream.getvalue()
     assert "[bold]c" in stream.getvalue()  # shown as it is, not taken for markup
 
 
-def test_a_finding_without_a_fix_is_one_line():
-    assert line_of(ok("name", "value", "meaning")) == "ok       name: value; meaning"
+def test_both_splits_of_a_folder_are_looked_at(root, quick):
+    shown = quick("--data", root)
+    (train,), (val,) = lines_of(shown, "training data"), lines_of(shown, "validation data")
+    assert train.startswith("ok ") and val.startswith("ok ")
+    assert f"{NUM_VAL} images in {root}/val2017; head and end of every image were read" in val
+    assert not any(line.startswith("problem") for line in lines_of(shown, "COCO 2017"))
 
 
-@pytest.mark.parametrize("words", [["--dat", "x"], ["--data"], ["--data", ""], ["coco"]])
-def test_words_that_cannot_be_used(words):
-    with pytest.raises(ConfigError):
-        doctor(words)
+def test_own_data_is_named_by_pairs_one_split_or_both(root, quick):
+    shown = quick(*own_data(root, "val"))
+    assert lines_of(shown, "validation data") and not lines_of(shown, "training data")
+    assert lines_of(quick(*own_data(root, "train", "val")), "training data")
 
 
-def test_help_has_examples_and_exit_codes(capsys):
-    assert main(["doctor", "--help"]) == EXIT_DONE
-    output = capsys.readouterr().out
-    assert "maskperf doctor --quick --json" in output
-    assert "exit code: 0 without a problem, 2 with one or more" in output
+def test_problems_are_shown_by_kind_with_the_exit_code(root, quick):
+    cut_short(root)
+    shown = quick("--data", root)
+    (line,) = lines_of(shown, "validation data")
+    assert shown.code == EXIT_USAGE and line.startswith("problem ")
+    assert "and 2 more of this kind (image id " in line and "cut short" in line
+
+
+def test_every_image_is_decoded_unless_quick(root):
+    path = sorted((root / "val2017").iterdir())[1]
+    with Image.open(path) as image:
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+    data = bytearray(buffer.getvalue())
+    data[len(data) // 2 : len(data) // 2 + 200] = bytes(200)  # between a good head and a good end
+    path.write_bytes(data)
+    config = DataConfig(root=str(root))
+    assert examine_data(config, ["train", "val"], decode=False)[1] == []
+    findings, (found,) = examine_data(config, ["train", "val"], decode=True)
+    assert found.file == str(path)
+    assert "every image was decoded" in [entry.meaning for entry in findings]
+    assert [entry.level for entry in findings if entry.name == "validation data"] == ["problem"]
+
+
+def test_notices_are_notes(root, quick):
+    for path in (root / "val2017").iterdir():
+        path.rename(path.with_name(path.name.upper()))
+    first, second = lines_of(quick("--data", root), "validation data")
+    assert first.startswith("note ") and f": {NUM_VAL} of {NUM_VAL} file" in first
+    assert second.startswith("ok ")
+
+
+def test_keys_of_the_configuration_count(root, quick):
+    cut_short(root, 1)
+    first, second = lines_of(quick(*own_data(root, "val"), "data.skip_bad=true"), "validation data")
+    assert "1 images left out (data.skip_bad=true)" in first and f"{NUM_VAL - 1} images in" in second
+
+
+@pytest.mark.parametrize("broken", ["missing", "torn"])
+def test_annotations_that_cannot_be_read_are_a_problem(root, quick, broken):
+    path = root / "annotations" / "instances_val2017.json"
+    path.unlink() if broken == "missing" else path.write_text("{")
+    shown = quick(*own_data(root, "val"))
+    (line,) = lines_of(shown, "validation data")
+    assert shown.code == EXIT_USAGE and line.startswith("problem ") and str(path) in line
+
+
+@pytest.mark.parametrize(
+    ("pair", "named"),
+    [
+        ("model.num_classes=3", "keys of the section data only"),
+        ("data.root=/x", "give --data instead"),
+        ("data.skip_bad=maybe", "data.skip_bad"),
+        ("data.short_side=0", "data.short_side"),
+    ],
+)
+def test_pairs_that_cannot_be_used_are_refused(quick, pair, named):
+    shown = quick(pair)
+    assert shown.code == EXIT_USAGE and named in shown.err

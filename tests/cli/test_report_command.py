@@ -82,7 +82,7 @@ def test_nothing_is_added_inside_a_package(tmp_path, monkeypatch):
     assert main(["report", str(folder)]) == EXIT_STORAGE
 
 
-def test_the_place_of_the_page_can_be_chosen(tmp_path, capsys):
+def test_the_file_of_the_page_can_be_chosen(tmp_path, capsys):
     first, second = write_run_folder(tmp_path / "a"), write_run_folder(tmp_path / "b")
     page = tmp_path / "both.html"
     assert main(["report", str(first), str(second), "--output", str(page)]) == EXIT_DONE
@@ -93,7 +93,7 @@ def test_the_place_of_the_page_can_be_chosen(tmp_path, capsys):
     assert main(["report", str(first), "--output", str(tmp_path / "none" / "page.html")]) == EXIT_STORAGE
 
 
-def test_problems_of_the_user_are_told_in_one_line(tmp_path, capsys):
+def test_user_errors_name_what_is_wrong(tmp_path, capsys):
     assert main(["report", str(tmp_path / "nothing")]) == EXIT_DATA
     assert "There is no such file" in capsys.readouterr().err
     assert main(["report", "a", "--compair", "b"]) == EXIT_USAGE
@@ -102,10 +102,3 @@ def test_problems_of_the_user_are_told_in_one_line(tmp_path, capsys):
     (folder / "results.json").write_text("{")
     assert main(["report", str(folder)]) == EXIT_DATA
     assert "results.json" in capsys.readouterr().err and not (folder / "report.html").exists()
-
-
-@pytest.mark.parametrize("words", [[], ["--help"]])
-def test_the_help_has_examples(words, capsys):
-    assert main(["report", *words]) == EXIT_DONE
-    output = capsys.readouterr().out
-    assert "maskperf report runs/demo-1" in output and "--compare" in output

@@ -1,16 +1,21 @@
+"""`maskperf run`: own data, several runs and processes, and what is refused before anything is made."""
+
 import json
 from pathlib import Path
 
 import pytest
-from small_runs import small_run
+from small_runs import small_run_words
 
-from maskperf.cli.main import main
-from maskperf.cli.run import resolve
+from maskperf.cli.run import read_counts, resolve
 from maskperf.demo.dataset import write_demo_dataset
-from maskperf.errors import EXIT_DATA, EXIT_DONE, EXIT_STORAGE
+from maskperf.errors import EXIT_DATA, EXIT_DONE, EXIT_RULE, EXIT_STORAGE, EXIT_TARGET_MISSED, EXIT_USAGE
+from maskperf.overrides import FIELDS
 
-SPLITS = ("train2017", "val2017")
 NO_TARGETS = ("evaluation.box_target=0", "evaluation.mask_target=0")
+TINY = (
+    *("data.generate_train_images=4", "data.generate_val_images=2", "optimizer.batch_size=4"),
+    *("optimizer.max_steps=1", "system.threads=1"),
+)
 TINY_COCO = (
     *("model.stem_channels=8", "model.stage_channels=16,24,32,48", "model.stage_blocks=1,1,1,1"),
     *("model.fpn_channels=16", "model.box_head_channels=32", "model.mask_head_channels=16", "model.mask_head_convs=1"),
@@ -22,9 +27,8 @@ TINY_COCO = (
 
 def own_data(root: Path, *, lost=None) -> Path:
     """Return a folder in COCO's layout that the demo's generator did not write; its category `lost` has no id."""
-    write_demo_dataset(root, train_images=4, val_images=2, seed=3)
-    (root / "demo.json").unlink()
-    for split in SPLITS:
+    (generated(root) / "demo.json").unlink()
+    for split in ("train2017", "val2017"):
         path = root / "annotations" / f"instances_{split}.json"
         document = json.loads(path.read_text())
         document["categories"] = [entry for entry in document["categories"] if entry["name"] != lost]
@@ -88,40 +92,136 @@ def test_classes_and_counts_follow_data_root_outside_the_closed_division(recipe,
     assert (config.data.check_counts, config.model.num_classes) == expected
 
 
-def test_a_demo_run_on_own_data_says_so_and_follows_its_categories(tmp_path, capsys):
+def test_a_demo_run_on_own_data_reports_it_and_follows_its_categories(tmp_path, maskperf):
     own_data(tmp_path / "data", lost="apple")
     before = sorted(tmp_path.rglob("*"))
-    assert small_run(tmp_path, *NO_TARGETS) == EXIT_DONE
-    notice = f"{tmp_path / 'data'}: holds a data set that this program did not write; it is trained on, with its 7 cat"
-    assert notice in capsys.readouterr().out
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert any(text.startswith(notice) for text in results["notices"])
+    shown = maskperf(*small_run_words(tmp_path, *NO_TARGETS))
+    assert shown.code == EXIT_DONE
+    (notice,) = [line for line in shown.out.splitlines() if line.startswith(f"{tmp_path / 'data'}: holds a data set")]
+    assert "7 cat" in notice
+    assert notice in json.loads((tmp_path / "run" / "results.json").read_text())["notices"]
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["data"]["generate"], config["model"]["num_classes"]) == (False, 8)
     assert sorted(path for path in tmp_path.rglob("*") if tmp_path / "run" not in (path, *path.parents)) == before
 
 
-def test_nobody_is_told_to_remove_own_files(tmp_path, capsys):
+def test_own_files_are_never_to_be_removed(tmp_path, maskperf):
     with_other_files(tmp_path / "data")
-    assert small_run(tmp_path) == EXIT_STORAGE
-    message = capsys.readouterr().err
-    assert "or remove" not in message and "data.train_json" in message and "Set data.root to a folder" in message
+    shown = maskperf(*small_run_words(tmp_path))
+    assert shown.code == EXIT_STORAGE
+    assert "or remove" not in shown.err and "data.train_json" in shown.err and "Set data.root to a folder" in shown.err
     assert (tmp_path / "data" / "mine.txt").read_text() == "mine"
 
 
-def test_own_data_without_its_validation_part_is_named(tmp_path, capsys):
+def test_own_data_without_its_validation_part_is_named(tmp_path, maskperf):
     own_data(tmp_path / "data")
     (tmp_path / "data" / "annotations" / "instances_val2017.json").unlink()
-    assert small_run(tmp_path) == EXIT_DATA
-    assert "instances_val2017.json" in capsys.readouterr().err
+    shown = maskperf(*small_run_words(tmp_path))
+    assert shown.code == EXIT_DATA and "instances_val2017.json" in shown.err
 
 
-def test_a_coco_recipe_trains_on_another_data_root_and_says_that_it_is_not_coco(tmp_path, capsys):
-    words = [f"data.root={own_data(tmp_path / 'data')}", f"run_dir={tmp_path / 'run'}", *TINY_COCO, *NO_TARGETS]
-    assert main(["run", "coco", *words]) == EXIT_DONE
-    shown = capsys.readouterr().out
-    assert "not COCO 2017: " in shown and "instances_train2017.json has " in shown and "6 counts differ." in shown
+def test_a_coco_recipe_trains_on_another_data_root_and_reports_that_it_is_not_coco(tmp_path, maskperf):
+    pairs = [f"data.root={own_data(tmp_path / 'data')}", f"run_dir={tmp_path / 'run'}", *TINY_COCO, *NO_TARGETS]
+    shown = maskperf("run", "coco", *pairs)
+    assert shown.code == EXIT_DONE
+    assert "not COCO 2017: " in shown.out and "instances_train2017.json has " in shown.out
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["data"]["check_counts"], config["model"]["num_classes"]) == (False, 9)
-    report = (tmp_path / "run" / "report.md").read_text()
-    assert "not COCO 2017" in report
+    assert "not COCO 2017" in (tmp_path / "run" / "report.md").read_text()
+
+
+@pytest.fixture
+def start(new_process, tmp_path):
+    """Return a function that starts a tiny run or series, which draws its own seed, in a process of its own."""
+    arguments = small_run_words(tmp_path, *TINY)
+    arguments.remove("seed=7")
+    return lambda *more: new_process("-m", "maskperf", *arguments, *more)
+
+
+def test_each_run_of_a_series_draws_its_own_seed(tmp_path, start):
+    finished = start("runs=2", *NO_TARGETS)
+    assert finished.returncode == EXIT_DONE, finished.stderr
+    found = json.loads((tmp_path / "run" / "series.json").read_text())
+    assert [run["status"] for run in found["runs"]] == ["done"] * 2
+    seeds = [run["seed"] for run in found["runs"]]
+    assert len(set(seeds)) == 2 and min(seeds) >= 0
+    for run in found["runs"]:
+        folder = tmp_path / "run" / run["folder"]
+        assert json.loads((folder / "config.json").read_text())["seed"] == run["seed"]
+        assert run["minutes"] == json.loads((folder / "results.json").read_text())["seconds"] / 60
+        assert f'"key": "seed", "value": {run["seed"]},' in (folder / "mlperf.log").read_text()
+    assert found["score_minutes"] is None
+    assert "run 2 of 2" in finished.stdout and "epoch 1" in finished.stdout and found["sentence"] in finished.stdout
+
+
+def test_several_processes_give_the_exit_code_of_the_run_and_no_traceback(tmp_path, start):
+    finished = start("processes=2", "evaluation.box_target=0.99")
+    assert (finished.returncode, finished.stderr) == (EXIT_TARGET_MISSED, "")
+    assert "2 process(es)" in finished.stdout and "target missed" in finished.stdout
+    assert finished.stdout.count("\n1 thread: system.threads=1\n") == 1
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["status"] == "aborted"
+
+
+def test_several_processes_evaluate_every_second_epoch_and_the_last(tmp_path, start):
+    epochs = ("optimizer.max_epochs=3", "optimizer.max_steps=9", "evaluation.every_epochs=2")
+    finished = start("processes=2", *NO_TARGETS, *epochs)
+    assert (finished.returncode, finished.stderr) == (EXIT_DONE, "")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["status"] == "done" and [row["epoch"] for row in results["epochs_table"]] == [2, 3]
+    assert (tmp_path / "run" / results["best"]["weights"]).exists()
+
+
+@pytest.mark.parametrize("more", [[], ["runs=5"]])
+def test_a_broken_rule_is_refused_before_anything_is_made(tmp_path, maskperf, more):
+    shown = maskperf("run", "demo", "mlperf.division=closed", "run_dir=run", "data.root=data", *more)
+    assert shown.code == EXIT_RULE and "data.generate=true" in shown.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_closed_run_that_keeps_the_rules_goes_on_to_its_files(tmp_path, maskperf):
+    shown = maskperf("run", "coco", "mlperf.division=closed", f"data.root={tmp_path}", "run_dir=run")
+    assert shown.code == EXIT_DATA and "instances_train2017.json" in shown.err
+
+
+@pytest.mark.parametrize("how", ["argument", "torchrun"])
+def test_the_rules_count_the_processes(monkeypatch, maskperf, how):
+    """Two processes have one image each at batch 2, and then 2000 proposals are too many."""
+    if how == "torchrun":
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    shown = maskperf("run", "coco", "mlperf.division=closed", *(["processes=2"] if how == "argument" else []))
+    assert shown.code == EXIT_RULE
+    assert "model.proposals_train=2000" in shown.err and "here 1000" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("pairs", "under_torchrun", "parts"),
+    [
+        (["runs=2", "seed=7"], False, ["seed=7", "runs=2", "leave seed out"]),
+        (["runs=2"], True, ["runs=2", "WORLD_SIZE is set"]),
+        (["processes=2"], True, ["processes=2", "WORLD_SIZE is set"]),
+        *(([count], False, [f"{count}: ", "an integer"]) for count in ("runs=0", "runs=-1", "runs=", "runs=five")),
+        *(([count], False, [f"{count}: ", "an integer"]) for count in ("processes=1.5", "runs")),
+    ],
+)
+def test_counts_that_cannot_be_used_are_refused(monkeypatch, maskperf, tmp_path, pairs, under_torchrun, parts):
+    if under_torchrun:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    shown = maskperf("run", "demo", *pairs)
+    assert shown.code == EXIT_USAGE and "Fix:" in shown.err
+    assert all(part in shown.err for part in parts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_counts_are_taken_out_of_the_settings_and_the_rest_stays_in_order():
+    pairs, counts = read_counts(["seed=-1", "runs=3", "optimizer.max_steps=9", "processes=4", "runs=5"])
+    assert (pairs, counts) == (["seed=-1", "optimizer.max_steps=9"], {"runs": 5, "processes": 4})
+
+
+def test_the_help_lists_recipes_counts_and_every_key_with_default_and_purpose(maskperf):
+    lines = maskperf("run", "--help").out.splitlines()
+    assert max(map(len, lines)) <= 100
+    text = "\n".join(lines)
+    assert all(part in text for part in ("runs=N", "processes=N", "  coco_batch_96 ", "optimizer.max_epochs=0"))
+    for key in FIELDS.keys() - {"recipe"}:
+        (line,) = [line for line in lines if line.startswith(f"  {key}=")]
+        assert len(line.split()) > 2, f"{key} has no help"

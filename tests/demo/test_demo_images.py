@@ -45,7 +45,7 @@ def test_paint_changes_the_figure_and_leaves_far_pixels_alone():
     assert (pixels[60:, 60:] == 128).all()
 
 
-def test_a_image_depends_on_seed_split_and_index():
+def test_an_image_depends_on_seed_split_and_index():
     first = draw_image(0, 0, 3).pixels
     np.testing.assert_array_equal(draw_image(0, 0, 3).pixels, first)
     for other in (draw_image(0, 0, 4), draw_image(1, 0, 3), draw_image(0, 1, 3)):
@@ -82,7 +82,7 @@ def test_every_single_instance_shows_enough_and_has_neither_holes_nor_crumbs(ima
         assert sum(polygon_area(polygon) for polygon in instance.outline) == instance.visible.sum()
 
 
-def test_crowds_and_empty_images_come_at_fixed_places(images):
+def test_crowds_and_empty_images_come_at_fixed_positions(images):
     crowds = [index for index, image in enumerate(images) if any(not instance.outline for instance in image.instances)]
     empty = [index for index, image in enumerate(images) if not image.instances]
     assert crowds == [demo_images.CROWD_INDEX, demo_images.CROWD_INDEX + demo_images.CROWD_EVERY]

@@ -130,14 +130,6 @@ def test_a_second_call_does_nothing(server, order):
     assert contents_of(order.root) == before
 
 
-def test_only_what_is_missing_is_fetched_again(server, order):
-    Run(server, order)
-    shutil.rmtree(order.root / "val2017")
-    run = Run(server, order)
-    assert run.paths == ["/val2017.zip"]
-    assert is_complete(order)
-
-
 def test_archives_are_kept_on_request_and_used_later(server, order):
     order = replace(order, keeps_archives=True)
     Run(server, order)
@@ -146,11 +138,6 @@ def test_archives_are_kept_on_request_and_used_later(server, order):
     run = Run(server, order)
     assert run.paths == []
     assert run.says("train2017.zip: already there")
-
-
-def test_a_kept_archive_that_was_damaged_is_fetched_again(server, order):
-    order = replace(order, keeps_archives=True)
-    Run(server, order)
     shutil.rmtree(order.root / "train2017")
     (order.root / "archives" / "train2017.zip").write_bytes(b"damaged")
     run = Run(server, order)
@@ -167,13 +154,11 @@ def test_files_at_hand_are_used_and_left_as_they_are(server, order, tmp_path):
     assert run.paths == []
     assert contents_of(folder) == {Path(name): content for name, content in FILES.items()}
     assert is_complete(order)
-
-
-def test_what_is_not_at_hand_is_downloaded(server, order, tmp_path):
-    (tmp_path / "val2017.zip").write_bytes(FILES["val2017.zip"])
-    run = Run(server, replace(order, archives_folder=tmp_path))
-    assert run.paths == ["/R-50.pkl", "/annotations_trainval2017.zip", "/train2017.zip"]
-    assert run.says(f"train2017.zip: is not in {tmp_path}")
+    (folder / "val2017.zip").unlink()
+    shutil.rmtree(order.root / "val2017")
+    run = Run(server, replace(order, archives_folder=folder))
+    assert run.paths == ["/val2017.zip"]  # only what is missing
+    assert run.says(f"val2017.zip: is not in {folder}")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -287,30 +272,43 @@ def test_an_incomplete_folder_of_somebody_else_is_refused_and_left(server, order
     assert contents_of(folder) == before
 
 
-def test_an_image_that_is_gone_is_named(server, order):
+IMAGE = "val2017/000000000009.jpg"
+
+
+@pytest.mark.parametrize(
+    ("change", "verifies", "file", "field"),
+    [
+        (Path.unlink, False, IMAGE, "file"),
+        (lambda image: image.write_bytes(b"short"), False, "val2017", "size"),
+        (lambda image: image.write_bytes(image.read_bytes()[::-1]), False, None, ""),
+        (lambda image: image.write_bytes(image.read_bytes()[::-1]), True, IMAGE, "SHA-256"),
+    ],
+    ids=["gone", "size", "content", "content, --verify"],
+)
+def test_a_changed_folder_is_reported(server, order, change, verifies, file, field):
     Run(server, order)
-    gone = order.root / "train2017" / "000000000009.jpg"
-    gone.unlink()
+    change(order.root / IMAGE)
+    if file is None:
+        Run(server, order)  # only --verify reads all files
+        return
+    (problem,) = fail(server, replace(order, verifies=verifies)).problems
+    assert (problem.file, problem.field) == (str(order.root / file), field)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *[("prepared.json", text) for text in (b"", b"{", b"[]", b'{"folders": {"val2017": {}}}', b'{"counted": 5}')],
+        ("SHA256SUMS", b"\xff not a digest\n"),
+    ],
+)
+def test_a_damaged_record_is_reported_and_can_be_removed(server, order, name, content):
+    Run(server, order)
+    (order.root / name).write_bytes(content)
     (problem,) = fail(server, order).problems
-    assert (problem.file, problem.message) == (str(gone), "It is gone.")
-
-
-def test_an_image_of_another_size_is_seen_at_once(server, order):
+    assert problem.file == str(order.root / name)
+    (order.root / name).unlink()
     Run(server, order)
-    (order.root / "train2017" / "000000000009.jpg").write_bytes(b"short")
-    (problem,) = fail(server, order).problems
-    assert "--verify finds which" in problem.message
-
-
-def test_a_changed_byte_is_found_by_verify_alone(server, order):
-    Run(server, order)
-    changed = order.root / "val2017" / "000000000009.jpg"
-    data = bytearray(changed.read_bytes())
-    data[100] ^= 1
-    changed.write_bytes(data)
-    Run(server, order)
-    (problem,) = fail(server, replace(order, verifies=True)).problems
-    assert (problem.file, problem.field) == (str(changed), "SHA-256")
 
 
 def test_verify_reads_all_and_counts_again(server, order):
@@ -329,23 +327,6 @@ def test_a_lost_list_of_digests_is_fixed_as_the_message_says(server, order):
     assert problem.fix.startswith(f"Remove {order.root / 'prepared.json'}")
     (order.root / "prepared.json").unlink()
     assert Run(server, order).says("val2017: taken as it is")
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"folders": {"val2017": {}}}', '{"counted": 5}'])
-def test_a_damaged_stamp_is_reported(server, order, text):
-    Run(server, order)
-    (order.root / "prepared.json").write_text(text)
-    (problem,) = fail(server, order).problems
-    assert problem.file == str(order.root / "prepared.json")
-    (order.root / "prepared.json").unlink()
-    Run(server, order)
-
-
-def test_a_damaged_list_of_archives_is_reported(server, order):
-    Run(server, order)
-    (order.root / "SHA256SUMS").write_bytes(b"\xff not a digest\n")
-    (problem,) = fail(server, order).problems
-    assert problem.file == str(order.root / "SHA256SUMS") and "1" in problem.message
 
 
 def test_wrong_counts_are_an_error_every_time(server, order):

@@ -9,7 +9,7 @@ from by_hand import overlap_by_hand
 from maskperf.config import ModelConfig
 from maskperf.engine.build import build_model
 from maskperf.evaluation.detect import detect, select_detections
-from maskperf.evaluation.results import to_coco_results
+from maskperf.evaluation.results import result_table
 from maskperf.model.mask_rcnn import feature_anchors
 from maskperf.model.proposals import select_proposals
 from maskperf.recipes import demo
@@ -265,4 +265,4 @@ def test_pictures_without_any_detection_give_no_places_and_no_results():
     batch = EvaluationBatch(
         images=images, image_ids=torch.tensor([4, 9]), original_sizes_hw=torch.tensor([[30, 48], [128, 160]])
     )
-    assert [list(kind) for kind in to_coco_results(found, batch, np.array([1, 7, 90]))] == [[], []]
+    assert len(result_table(found, batch, np.array([1, 7, 90]))) == 0

@@ -11,7 +11,7 @@ from maskperf.engine.build import build_model
 from maskperf.engine.distributed import Topology
 from maskperf.evaluation.detect import detect
 from maskperf.evaluation.predict import CODING_THREADS, batch_size_for, collected, detect_all, gathered, predict
-from maskperf.evaluation.results import to_coco_results
+from maskperf.evaluation.results import box_and_mask_results, result_table
 from maskperf.recipes import demo
 from maskperf.structures import EvaluationBatch, Images
 
@@ -23,7 +23,7 @@ ALONE = Topology(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
 
 
 def batch_of(image_ids):
-    """Return one picture for each id, always the same for the same id."""
+    """Return one image for each id, always the same for the same id."""
     pixels = [torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(one)) * 50 for one in image_ids]
     count = len(image_ids)
     return EvaluationBatch(
@@ -45,18 +45,13 @@ def broken_batches():
 
 def test_results_of_all_batches_come_by_image_id(model):
     batches = [batch_of([30, 4]), batch_of([17]), batch_of([1, 99])]
-    boxes, masks = map(list, predict(model, iter(batches), CATEGORY_IDS, ALONE))
-    expected = ([], [])
-    for image_id in (1, 4, 17, 30, 99):
-        (batch,) = [batch for batch in batches if image_id in batch.image_ids]
-        for rows, found in zip(
-            expected, to_coco_results(detect(model, batch.images), batch, CATEGORY_IDS), strict=True
-        ):
-            rows.extend(entry for entry in found if entry["image_id"] == image_id)
-    assert (boxes, masks) == expected
-    assert [entry["image_id"] for entry in boxes] == sorted(entry["image_id"] for entry in masks)
-    assert {entry["image_id"] for entry in boxes} == {1, 4, 17, 30, 99}
-    assert {entry["category_id"] for entry in boxes} <= {3, 7, 90}
+    found = predict(model, iter(batches), CATEGORY_IDS, ALONE)
+    tables = [result_table(detect(model, batch.images), batch, CATEGORY_IDS) for batch in batches]
+    for results, expected in zip(found, zip(*map(box_and_mask_results, tables), strict=True), strict=True):
+        entries = [entry for of_batch in expected for entry in of_batch]
+        assert list(results) == sorted(entries, key=lambda entry: entry["image_id"])
+        assert {entry["image_id"] for entry in results} == {1, 4, 17, 30, 99}
+        assert {entry["category_id"] for entry in results} <= {3, 7, 90}
 
 
 def test_batches_are_large_on_a_gpu_alone_unless_asked_for():
@@ -65,19 +60,14 @@ def test_batches_are_large_on_a_gpu_alone_unless_asked_for():
     assert batch_size_for(EvaluationConfig(batch_size=4), torch.device("cuda")) == 4
 
 
-def test_results_of_an_image_keep_their_falling_scores(model):
-    boxes, masks = predict(model, [batch_of([8, 2])], CATEGORY_IDS, ALONE)
-    for results in (boxes, masks):
+def test_results_of_an_image_keep_their_falling_scores_and_an_image_seen_twice_counts_once(model):
+    once = predict(model, [batch_of([8, 2])], CATEGORY_IDS, ALONE)
+    for results in once:
         for image_id in (2, 8):
             scores = [entry["score"] for entry in results if entry["image_id"] == image_id]
             assert len(scores) >= 6
             assert scores == sorted(scores, reverse=True)
-
-
-def test_an_image_seen_twice_counts_once(model):
-    once = predict(model, [batch_of([6])], CATEGORY_IDS, ALONE)
-    twice = predict(model, [batch_of([6]), batch_of([6])], CATEGORY_IDS, ALONE)
-    assert len(once[0]) >= 6
+    twice = predict(model, [batch_of([8, 2])] * 2, CATEGORY_IDS, ALONE)
     assert [list(kind) for kind in twice] == [list(kind) for kind in once]
 
 
@@ -94,7 +84,7 @@ def slow_coder(coded: list, waiting: threading.Event | None = None):
         else:
             assert waiting.wait(300)
         coded.append(batch.image_ids.tolist())
-        return to_coco_results(detections, batch, category_ids)
+        return result_table(detections, batch, category_ids)
 
     return code
 
@@ -110,7 +100,7 @@ def test_masks_are_coded_while_the_model_goes_on(model, monkeypatch):
                 waiting.set()
             yield batch_of([image_id])
 
-    monkeypatch.setattr("maskperf.evaluation.predict.to_coco_results", slow_coder(coded, waiting))
+    monkeypatch.setattr("maskperf.evaluation.predict.result_table", slow_coder(coded, waiting))
     boxes, _ = predict(model, batches(), CATEGORY_IDS, ALONE)
     assert sorted(coded) == [[image_id] for image_id in range(6)]
     assert begun == sorted({entry["image_id"] for entry in boxes}) == list(range(6))
@@ -118,7 +108,7 @@ def test_masks_are_coded_while_the_model_goes_on(model, monkeypatch):
 
 def test_the_model_does_not_wait_for_coders_but_who_gathers_does(model, monkeypatch):
     coded, waiting = [], threading.Event()
-    monkeypatch.setattr("maskperf.evaluation.predict.to_coco_results", slow_coder(coded, waiting))
+    monkeypatch.setattr("maskperf.evaluation.predict.result_table", slow_coder(coded, waiting))
     tables = detect_all(model, [batch_of([3]), batch_of([1, 2])], CATEGORY_IDS, ALONE.device)
     assert coded == [] and not any(table.done() for table in tables)
     waiting.set()
@@ -128,8 +118,8 @@ def test_the_model_does_not_wait_for_coders_but_who_gathers_does(model, monkeypa
 
 def test_a_slow_coder_holds_the_model_up(model, monkeypatch):
     coded, most = [], 0
-    monkeypatch.setattr("maskperf.evaluation.predict.MOST_WAITING", 2)
-    monkeypatch.setattr("maskperf.evaluation.predict.to_coco_results", slow_coder(coded))
+    monkeypatch.setattr("maskperf.evaluation.predict.MAX_WAITING", 2)
+    monkeypatch.setattr("maskperf.evaluation.predict.result_table", slow_coder(coded))
 
     def batches():
         nonlocal most
@@ -146,7 +136,7 @@ def test_an_error_of_a_coder_ends_the_prediction(model, monkeypatch):
     def broken(detections, batch, category_ids):
         raise ArithmeticError(f"image {batch.image_ids.tolist()}")
 
-    monkeypatch.setattr("maskperf.evaluation.predict.to_coco_results", broken)
+    monkeypatch.setattr("maskperf.evaluation.predict.result_table", broken)
     model.train(True)
     with pytest.raises(ArithmeticError, match="image \\[3\\]"):
         predict(model, [batch_of([3])], CATEGORY_IDS, ALONE)
@@ -158,7 +148,7 @@ def test_an_error_of_a_coder_ends_the_prediction(model, monkeypatch):
 
 
 @pytest.mark.parametrize("was_training", [True, False])
-def test_model_is_switched_to_evaluation_and_back(model, was_training, monkeypatch):
+def test_model_is_switched_to_evaluation_and_back_after_an_error_too(model, was_training, monkeypatch):
     modes = []
 
     def watched_detect(model, images):
@@ -168,18 +158,11 @@ def test_model_is_switched_to_evaluation_and_back(model, was_training, monkeypat
     monkeypatch.setattr("maskperf.evaluation.predict.detect", watched_detect)
     model.train(was_training)
     predict(model, [batch_of([1])], CATEGORY_IDS, ALONE)
-    assert modes == [False]
-    assert model.training is was_training
     assert all(part.training is was_training for part in model.modules())
-
-
-@pytest.mark.parametrize("was_training", [True, False])
-def test_model_is_back_in_its_mode_after_an_error(model, was_training):
-    model.train(was_training)
     with pytest.raises(OSError, match="the disk is gone"):
         predict(model, broken_batches(), CATEGORY_IDS, ALONE)
-    assert model.training is was_training
     assert all(part.training is was_training for part in model.modules())
+    assert modes == [False, False]
 
 
 @pytest.mark.parametrize("batch_norm", ["frozen", "trainable"])

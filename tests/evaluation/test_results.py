@@ -1,5 +1,6 @@
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -10,16 +11,13 @@ from hotcoco import mask as coco_masks  # pycocotools' own decode warns under nu
 from pycocotools import mask as official_masks
 
 from maskperf.evaluation.results import (
-    BoxResults,
-    MaskResults,
     ResultTable,
+    box_and_mask_results,
     boxes_to_xywh,
     joined,
-    packed,
     rescale_boxes,
+    result_table,
     run_length_codes,
-    to_coco_results,
-    unpacked,
     without_repeats,
 )
 from maskperf.evaluation.scores import GroundTruth, score
@@ -46,9 +44,12 @@ def two_image_detections() -> Detections:
     )
 
 
+SIZES_HW, ORIGINAL_SIZES_HW = [[48, 64], [64, 96]], [[96, 32], [64, 96]]
+BATCH = batch_of(SIZES_HW, ORIGINAL_SIZES_HW, [700001, 5])
+
+
 def test_boxes_are_rescaled_per_axis_and_exported_with_plus_one():
-    batch = batch_of([[48, 64], [64, 96]], [[96, 32], [64, 96]], [700001, 5])
-    boxes, _ = to_coco_results(two_image_detections(), batch, CATEGORY_IDS)
+    boxes, _ = box_and_mask_results(result_table(two_image_detections(), BATCH, CATEGORY_IDS))
     # Image 700001: x halves, y doubles. (2, 4, 31, 43) -> (1, 8, 15.5, 86), width 15.5 - 1 + 1, height 86 - 8 + 1.
     assert [(entry["image_id"], entry["category_id"], entry["bbox"]) for entry in boxes] == [
         (700001, 90, [1.0, 8.0, 15.5, 79.0]),
@@ -59,47 +60,31 @@ def test_boxes_are_rescaled_per_axis_and_exported_with_plus_one():
 
 
 def test_masks_are_those_of_the_paste_rule_at_original_size():
-    detections, sizes_hw = two_image_detections(), [(96, 32), (64, 96)]
-    batch = batch_of([[48, 64], [64, 96]], sizes_hw, [700001, 5])
-    boxes, masks = to_coco_results(detections, batch, CATEGORY_IDS)
-    places = [(0, 0), (0, 1), (1, 0)]
-    for (image, slot), box_entry, mask_entry in zip(places, boxes, masks, strict=True):
-        assert [mask_entry[key] for key in ("image_id", "category_id", "score")] == [
-            box_entry[key] for key in ("image_id", "category_id", "score")
-        ]
-        assert "bbox" not in mask_entry
-        box = rescale_boxes(detections.boxes[image], tuple(batch.images.sizes_hw[image].tolist()), sizes_hw[image])
-        expected = paste_masks_reference(detections.mask_probs[image, slot][None], box[slot][None], sizes_hw[image])[0]
+    detections = two_image_detections()
+    boxes, masks = box_and_mask_results(result_table(detections, BATCH, CATEGORY_IDS))
+    slots = [(0, 0), (0, 1), (1, 0)]
+    for (image, slot), box_entry, mask_entry in zip(slots, boxes, masks, strict=True):
+        assert box_entry.keys() - mask_entry.keys() == {"bbox"}
+        assert all(mask_entry[key] == box_entry[key] for key in ("image_id", "category_id", "score"))
+        to_hw = tuple(ORIGINAL_SIZES_HW[image])
+        box = rescale_boxes(detections.boxes[image], tuple(SIZES_HW[image]), to_hw)[slot]
+        expected = paste_masks_reference(detections.mask_probs[image, slot][None], box[None], to_hw)[0]
         decoded = coco_masks.decode(mask_entry["segmentation"])
         assert np.array_equal(decoded.astype(bool), expected.numpy())
         assert expected.any()
 
 
 def test_results_can_be_written_as_json():
-    batch = batch_of([[48, 64], [64, 96]], [[96, 32], [64, 96]], [700001, 5])
-    results = [list(kind) for kind in to_coco_results(two_image_detections(), batch, CATEGORY_IDS)]
+    results = [list(kind) for kind in box_and_mask_results(result_table(two_image_detections(), BATCH, CATEGORY_IDS))]
     assert json.loads(json.dumps(results)) == results
     assert msgspec.json.decode(msgspec.json.encode(results)) == results
 
 
-def test_an_image_without_detections_has_no_results():
+def test_images_without_detections_have_no_results_and_detections_without_masks_are_refused():
     detections = two_image_detections()
-    nothing = Detections(
-        detections.boxes,
-        detections.scores,
-        detections.labels,
-        torch.zeros_like(detections.valid),
-        detections.mask_probs,
-    )
-    batch = batch_of([[48, 64], [64, 96]], [[96, 32], [64, 96]], [700001, 5])
-    assert [list(kind) for kind in to_coco_results(nothing, batch, CATEGORY_IDS)] == [[], []]
-
-
-def test_detections_without_masks_are_refused():
-    detections = two_image_detections()
-    unmasked = Detections(detections.boxes, detections.scores, detections.labels, detections.valid)
+    assert len(result_table(replace(detections, valid=torch.zeros_like(detections.valid)), BATCH, CATEGORY_IDS)) == 0
     with pytest.raises(AssertionError, match="mask head"):
-        to_coco_results(unmasked, batch_of([[48, 64], [64, 96]], [[96, 32], [64, 96]], [1, 2]), CATEGORY_IDS)
+        result_table(replace(detections, mask_probs=None), BATCH, CATEGORY_IDS)
 
 
 def encoded_by_pycocotools(masks: torch.Tensor) -> list[dict]:
@@ -123,7 +108,8 @@ def random_masks(count: int, size_hw: tuple[int, int], seed: int) -> torch.Tenso
 def test_run_length_codes_are_those_of_pycocotools(size_hw):
     for seed in range(2 if size_hw[0] < 1000 else 1):
         masks = random_masks(13, size_hw, seed)
-        codes = run_length_codes(*edges_of_masks(masks), len(masks), size_hw)
+        texts = run_length_codes(*edges_of_masks(masks), len(masks), size_hw)
+        codes = [{"size": list(size_hw), "counts": text} for text in texts]
         assert codes == encoded_by_pycocotools(masks)
         assert all(
             np.array_equal(coco_masks.decode(code).astype(bool), mask.numpy())
@@ -149,17 +135,17 @@ def test_results_of_many_detections_are_those_of_drawn_and_encoded_masks():
         valid=torch.arange(count).expand(2, -1) < torch.tensor([[count], [70]]),
         mask_probs=torch.nn.functional.interpolate(noise, size=(28, 28), mode="bicubic").sigmoid(),
     )
-    _, results = to_coco_results(detections, batch_of([[64, 96], [60, 90]], sizes_hw, [8, 3]), CATEGORY_IDS)
+    found = result_table(detections, batch_of([[64, 96], [60, 90]], sizes_hw, [8, 3]), CATEGORY_IDS)
     wanted = []
     for image, kept in enumerate((count, 70)):
         from_hw = ((64, 96), (60, 90))[image]
         image_boxes = rescale_boxes(detections.boxes[image, :kept], from_hw, sizes_hw[image])
         wanted += encoded_by_pycocotools(paste_masks(detections.mask_probs[image, :kept], image_boxes, sizes_hw[image]))
-    assert [entry["segmentation"] for entry in results] == wanted
-    assert results.table.mask_areas.tolist() == official_masks.area(wanted).tolist()
+    assert found.masks() == wanted
+    assert found.mask_areas.tolist() == official_masks.area(wanted).tolist()
 
 
-def test_the_reference_s_boxes_are_float32_and_its_masks_stay_on_our_canvases():
+def test_the_reference_s_boxes_are_float32_and_its_masks_stay_inside_the_pasted_boxes():
     golden = json.loads((GOLDEN / "results.json").read_text())
     for box_entry, mask_entry in zip(golden["bbox"], golden["segm"], strict=True):
         x, y, width, height = box_entry["bbox"]
@@ -179,34 +165,34 @@ def table_of(*rows: tuple) -> ResultTable:
         category_ids=np.array(category_ids, dtype=np.int64),
         scores=np.array(scores, dtype=np.float64),
         boxes_xywh=np.array(boxes, dtype=np.float64).reshape(-1, 4),
-        masks=[{"size": [4, 4], "counts": text} for text in counts],
         mask_areas=np.array(areas, dtype=np.int64),
+        sizes_hw=np.full((len(rows), 2), 4),
+        codes=np.array(counts, object),
     )
+
+
+def rows_of(table: ResultTable) -> list:
+    return [column.tolist() for column in vars(table).values()]
 
 
 BOX = (1.0, 2.0, 3.0, 4.0)
 ROW = (1, 2, 0.5, BOX, "04", 2)
+OTHER = (6, 1, 0.25, (0.0, 0.5, 1.0, 1.0), "d0", 0)
 
 
-def test_a_packed_table_comes_back_whole_through_a_pickle():
-    other = (6, 1, 0.25, (0.0, 0.5, 1.0, 1.0), "d0", 0)
-    for rows in ((ROW, other, (7, 1, 0.125, BOX, "", 3)), ()):
-        table = table_of(*rows)
-        for place, mask in enumerate(table.masks):
-            mask["size"] = [4, 5 + place % 2]
-        back = unpacked(pickle.loads(pickle.dumps(packed(table))))  # noqa: S301
-        assert list(BoxResults(back)) == list(BoxResults(table)) and back.masks == table.masks
-        assert back.mask_areas.tolist() == table.mask_areas.tolist() and len(back) == len(rows)
+@pytest.mark.parametrize("rows", [(ROW, OTHER, (7, 1, 0.125, BOX, "", 3)), ()])
+def test_a_table_comes_back_whole_through_a_pickle(rows):
+    table = table_of(*rows)
+    assert rows_of(pickle.loads(pickle.dumps(table))) == rows_of(table)  # noqa: S301
 
 
 def test_a_table_is_read_as_entries():
-    other = (6, 1, 0.25, (0.0, 0.5, 1.0, 1.0), "d0", 0)
-    boxes, masks = BoxResults(table_of(ROW, other)), MaskResults(table_of(ROW, other))
     first = {"image_id": 1, "category_id": 2, "score": 0.5}
     second = {"image_id": 6, "category_id": 1, "score": 0.25}
+    boxes, masks = box_and_mask_results(table_of(ROW, OTHER))
     assert list(boxes) == [{**first, "bbox": list(BOX)}, {**second, "bbox": [0.0, 0.5, 1.0, 1.0]}]
-    code, other_code = {"size": [4, 4], "counts": "04"}, {"size": [4, 4], "counts": "d0"}
-    assert list(masks) == [{**first, "segmentation": code}, {**second, "segmentation": other_code}]
+    codes = [{"size": [4, 4], "counts": text} for text in ("04", "d0")]
+    assert list(masks) == [{**first, "segmentation": codes[0]}, {**second, "segmentation": codes[1]}]
     for results in (boxes, masks):
         assert len(results) == 2
         assert [results[0], results[1], results[-1]] == [*results, list(results)[1]]
@@ -223,11 +209,8 @@ def test_only_exactly_equal_rows_are_dropped():
         (1, 2, 0.5, BOX, "03", 1),
         (2, 2, 0.5, BOX, "04", 2),
     ]
-    assert list(MaskResults(without_repeats(table_of(*different)))) == list(MaskResults(table_of(*different)))
-    repeated = table_of(*different, ROW, different[3], ROW)
-    assert list(BoxResults(without_repeats(repeated))) == list(BoxResults(table_of(*different)))
-    assert list(MaskResults(without_repeats(repeated))) == list(MaskResults(table_of(*different)))
-    assert len(without_repeats(table_of())) == 0
+    for rows in (different, [*different, ROW, different[3], ROW], []):
+        assert rows_of(without_repeats(table_of(*rows))) == rows_of(table_of(*different[: len(rows)]))
 
 
 def test_rows_come_by_image_and_keep_their_order_in_it():
@@ -239,7 +222,7 @@ def test_rows_come_by_image_and_keep_their_order_in_it():
 
 
 def write_small_objects(path: Path, boxes_xywh: list[list[float]]) -> list[dict]:
-    """Write a COCO file with one image and these objects, and returns its annotations."""
+    """Write a COCO file with one image and these objects, and return its annotations."""
     annotations = [
         {
             "id": index + 1,
@@ -270,7 +253,7 @@ def test_truth_sent_through_import_and_export_gives_box_ap_one(tmp_path):
         valid=torch.ones((1, 20), dtype=torch.bool),
         mask_probs=torch.ones((1, 20, 28, 28)),
     )
-    results = to_coco_results(detections, batch_of([[300, 300]], [[300, 300]], [31]), CATEGORY_IDS)
-    scores = score(GroundTruth(tmp_path / "truth.json"), *results, engine="official")
+    table = result_table(detections, batch_of([[300, 300]], [[300, 300]], [31]), CATEGORY_IDS)
+    scores = score(GroundTruth(tmp_path / "truth.json"), *box_and_mask_results(table), engine="official")
     assert scores.box_ap == pytest.approx(1, abs=1e-12)
     assert scores.mask_stats[1] == pytest.approx(1, abs=1e-12)  # truncation costs small masks, but never half

@@ -11,7 +11,7 @@ from pycocotools import mask as coco_masks
 import maskperf.evaluation.scores as scores_module
 from maskperf.data.coco.categories import match_categories
 from maskperf.errors import ConfigError, DataError
-from maskperf.evaluation.results import BoxResults, MaskResults, ResultTable
+from maskperf.evaluation.results import Results, ResultTable, box_and_mask_results
 from maskperf.evaluation.scores import GroundTruth, agree, score, stat_names
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "data_path"
@@ -107,6 +107,27 @@ def one_hit() -> tuple[list[dict], list[dict]]:
     return [box], [{**owner, "segmentation": {"size": [40, 50], "counts": code["counts"].decode()}}]
 
 
+def as_entries(boxes: list[dict], masks: list[dict]) -> tuple[list[dict], list[dict]]:
+    return boxes, masks
+
+
+def as_columns(boxes: list[dict], masks: list[dict]) -> tuple[Results, Results]:
+    table = ResultTable(
+        image_ids=np.array([entry["image_id"] for entry in boxes], dtype=np.int64),
+        category_ids=np.array([entry["category_id"] for entry in boxes], dtype=np.int64),
+        scores=np.array([entry["score"] for entry in boxes], dtype=np.float64),
+        boxes_xywh=np.array([entry["bbox"] for entry in boxes], dtype=np.float64).reshape(-1, 4),
+        mask_areas=np.array([coco_masks.area(entry["segmentation"]) for entry in masks], dtype=np.int64),
+        sizes_hw=np.array([entry["segmentation"]["size"] for entry in masks], dtype=np.int64).reshape(-1, 2),
+        codes=np.array([entry["segmentation"]["counts"] for entry in masks], object),
+    )
+    return box_and_mask_results(table)
+
+
+BOTH_ENGINES = pytest.mark.parametrize("engine", ["official", "fast"])
+BOTH_FORMS = pytest.mark.parametrize("form", [as_entries, as_columns])
+
+
 @pytest.fixture
 def write_truth(tmp_path):
     def write(data_set: dict) -> GroundTruth:
@@ -117,11 +138,13 @@ def write_truth(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("engine", ["official", "fast"])
-def test_golden_results_give_the_golden_numbers(engine):
+@BOTH_ENGINES
+@BOTH_FORMS
+def test_golden_results_give_the_golden_numbers(engine, form):
     results = json.loads((GOLDEN / "results.json").read_text())
+    found = form(results["bbox"], results["segm"])
     with np.load(GOLDEN / "expected.npz") as expected:
-        scores = score(GroundTruth(GOLDEN / "instances.json"), results["bbox"], results["segm"], engine=engine)
+        scores = score(GroundTruth(GOLDEN / "instances.json"), *found, engine=engine)
         assert scores.box_stats == tuple(expected["stats/bbox"].tolist())
         assert scores.mask_stats == tuple(expected["stats/segm"].tolist())
     assert (len(scores.box_ap_per_category), scores.engine, scores.seconds > 0) == (80, engine, True)
@@ -150,7 +173,7 @@ def test_category_without_truth_is_left_out_of_the_mean_and_one_without_detectio
     assert scores.box_ap == scores.box_stats[0] and scores.mask_ap == scores.mask_stats[0]
 
 
-@pytest.mark.parametrize("engine", ["official", "fast"])
+@BOTH_ENGINES
 def test_scoring_again_gives_the_same_and_leaves_the_results_alone(write_truth, engine):
     data_set = synthetic_data_set(2)
     truth, results = write_truth(data_set), synthetic_results(data_set, 2)
@@ -160,15 +183,16 @@ def test_scoring_again_gives_the_same_and_leaves_the_results_alone(write_truth, 
     assert replace(first, seconds=0.0) == replace(second, seconds=0.0)
 
 
-@pytest.mark.parametrize("engine", ["official", "fast"])
-def test_no_detections_give_zero(write_truth, engine):
-    scores = score(write_truth(one_object()), [], [], engine=engine)
+@BOTH_ENGINES
+@BOTH_FORMS
+def test_no_detections_give_zero(write_truth, engine, form):
+    scores = score(write_truth(one_object()), *form([], []), engine=engine)
     assert scores.box_ap == scores.mask_ap == 0.0
     assert scores.box_ap_per_category == {"cup": 0.0, "fork": None}
     assert agree(scores, score(write_truth(one_object()), [], [], engine="official")) == []
 
 
-@pytest.mark.parametrize("engine", ["official", "fast"])
+@BOTH_ENGINES
 @pytest.mark.parametrize("identifier", [0, 17])
 def test_a_match_to_annotation_id_zero_counts(write_truth, engine, identifier):
     scores = score(write_truth(one_object(identifier)), *one_hit(), engine=engine)
@@ -176,7 +200,7 @@ def test_a_match_to_annotation_id_zero_counts(write_truth, engine, identifier):
     assert scores.mask_ap == pytest.approx(1, abs=1e-9)
 
 
-@pytest.mark.parametrize("engine", ["official", "fast"])
+@BOTH_ENGINES
 def test_missing_area_and_iscrowd_are_filled_in_and_ignore_has_no_effect(write_truth, engine):
     complete = score(write_truth(one_object()), *one_hit(), engine=engine)
     fixed = score(write_truth(one_object(area=None, iscrowd=None, ignore=1)), *one_hit(), engine=engine)
@@ -186,7 +210,7 @@ def test_missing_area_and_iscrowd_are_filled_in_and_ignore_has_no_effect(write_t
 
 @pytest.mark.parametrize("kind", ["polygons", "uncompressed", "compressed"])
 def test_a_missing_area_is_that_of_the_mask(write_truth, kind):
-    # A mask of 40 x 50 in a picture of 100 x 100 is of medium size; its two polygons overlap by half.
+    # A mask of 40 x 50 in an image of 100 x 100 is of medium size; its two polygons overlap by half.
     mask = np.zeros((100, 100), dtype=np.uint8)
     mask[10:50, 20:70] = 1
     code = coco_masks.encode(np.asfortranarray(mask))
@@ -201,7 +225,7 @@ def test_a_missing_area_is_that_of_the_mask(write_truth, kind):
     assert next(iter(truth.official.anns.values()))["area"] == 2000.0
 
 
-@pytest.mark.parametrize("engine", ["official", "fast"])
+@BOTH_ENGINES
 def test_detections_on_a_crowd_are_neither_right_nor_wrong(write_truth, engine):
     data_set = one_object()
     region = np.zeros((40, 50), dtype=np.uint8)
@@ -233,7 +257,7 @@ def test_the_fast_engine_sees_the_file_s_annotations_after_the_official_one_has_
     assert annotation["segmentation"] == [rectangle([5, 8, 10, 20])]
 
 
-@pytest.mark.parametrize("engine", ["official", "fast"])
+@BOTH_ENGINES
 def test_nothing_is_printed(write_truth, engine, capfd):
     score(write_truth(one_object()), *one_hit(), engine=engine)
     assert capfd.readouterr() == ("", "")
@@ -269,11 +293,12 @@ def test_a_missing_field_is_named(write_truth, field):
         score(write_truth(one_object()), boxes, masks, engine="official")
 
 
-def test_a_mask_of_another_size_is_refused(write_truth):
+@BOTH_FORMS
+def test_a_mask_of_another_size_is_refused(write_truth, form):
     boxes, masks = one_hit()
     masks[0]["segmentation"]["size"] = [50, 40]
-    with pytest.raises(DataError, match="not the image's"):
-        score(write_truth(one_object()), boxes, masks, engine="fast")
+    with pytest.raises(DataError, match="mask results: result 0 .*field segmentation"):
+        score(write_truth(one_object()), *form(boxes, masks), engine="fast")
 
 
 @pytest.mark.parametrize("data_set", [one_object(iscrowd=1), {**one_object(), "annotations": []}])
@@ -302,19 +327,7 @@ def test_every_number_that_differs_is_listed(write_truth):
     assert agree(scores, scores) == []
 
 
-def as_columns(boxes: list[dict], masks: list[dict]) -> tuple[BoxResults, MaskResults]:
-    table = ResultTable(
-        image_ids=np.array([entry["image_id"] for entry in boxes], dtype=np.int64),
-        category_ids=np.array([entry["category_id"] for entry in boxes], dtype=np.int64),
-        scores=np.array([entry["score"] for entry in boxes], dtype=np.float64),
-        boxes_xywh=np.array([entry["bbox"] for entry in boxes], dtype=np.float64).reshape(-1, 4),
-        masks=[entry["segmentation"] for entry in masks],
-        mask_areas=np.array([coco_masks.area(entry["segmentation"]) for entry in masks], dtype=np.int64),
-    )
-    return BoxResults(table), MaskResults(table)
-
-
-@pytest.mark.parametrize("engine", ["official", "fast"])
+@BOTH_ENGINES
 @pytest.mark.parametrize("seed", range(4))
 def test_columns_score_like_entries(write_truth, seed, engine):
     data_set = synthetic_data_set(seed)
@@ -324,21 +337,6 @@ def test_columns_score_like_entries(write_truth, seed, engine):
     assert min(entries.box_stats + entries.mask_stats) > 0
     assert replace(columns, seconds=0.0) == replace(entries, seconds=0.0)
     assert agree(columns, score(truth, *results, engine="official")) == []
-
-
-def test_columns_of_golden_results_give_the_golden_numbers():
-    results = json.loads((GOLDEN / "results.json").read_text())
-    columns = as_columns(results["bbox"], results["segm"])
-    with np.load(GOLDEN / "expected.npz") as expected:
-        scores = score(GroundTruth(GOLDEN / "instances.json"), *columns, engine="fast")
-        assert scores.box_stats == tuple(expected["stats/bbox"].tolist())
-        assert scores.mask_stats == tuple(expected["stats/segm"].tolist())
-
-
-@pytest.mark.parametrize("engine", ["official", "fast"])
-def test_empty_columns_give_zero(write_truth, engine):
-    scores = score(write_truth(one_object()), *as_columns([], []), engine=engine)
-    assert scores.box_ap == scores.mask_ap == 0.0
 
 
 @pytest.mark.parametrize("kind", ["image_id", "category_id"])
@@ -374,13 +372,6 @@ def test_a_bad_row_is_named_as_an_entry_is(write_truth, field, value):
     ]
 
 
-def test_a_row_with_a_mask_of_another_size_is_refused(write_truth):
-    boxes, masks = one_hit()
-    masks[0]["segmentation"]["size"] = [50, 40]
-    with pytest.raises(DataError, match="mask results: result 0 .*not the image's"):
-        score(write_truth(one_object()), *as_columns(boxes, masks), engine="fast")
-
-
 def many_objects(count: int) -> tuple[dict, tuple[list[dict], list[dict]]]:
     """Return a data set of one image with so many objects, and results that find each of them exactly."""
     places = [[12.0 * (number % 20), 12.0 * (number // 20), 10.0, 10.0] for number in range(count)]
@@ -398,7 +389,7 @@ def many_objects(count: int) -> tuple[dict, tuple[list[dict], list[dict]]]:
     return document, (boxes, masks)
 
 
-@pytest.mark.parametrize("engine", ["official", "fast"])
+@BOTH_ENGINES
 @pytest.mark.parametrize(
     ("objects", "limit", "recall", "recall_of_ten"),
     [
@@ -432,7 +423,7 @@ def test_both_engines_agree_with_an_own_limit(write_truth, seed, limit):
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("engine", ["official", "fast"])
+@BOTH_ENGINES
 def test_the_own_summary_is_that_of_the_engines(write_truth, monkeypatch, seed, engine):
     data_set = synthetic_data_set(seed)
     truth, results = write_truth(data_set), synthetic_results(data_set, seed)
@@ -446,7 +437,7 @@ def test_the_own_summary_is_that_of_the_engines(write_truth, monkeypatch, seed, 
 TRAINED = {1: "cat", 3: "kind 3", 7: "kind 7", 8: "kind 8", UNSEEN: f"kind {UNSEEN}", UNFOUND: f"kind {UNFOUND}"}
 
 
-@pytest.mark.parametrize("engine", ["official", "fast"])
+@BOTH_ENGINES
 @pytest.mark.parametrize("seed", range(6))
 def test_categories_without_ground_truth_change_no_number(tmp_path, write_truth, engine, seed):
     data_set = synthetic_data_set(seed)
@@ -463,7 +454,7 @@ def test_categories_without_ground_truth_change_no_number(tmp_path, write_truth,
     assert fewer.box_ap_per_category == {"cat": None, **plain.box_ap_per_category}
 
 
-@pytest.mark.parametrize("engine", ["official", "fast"])
+@BOTH_ENGINES
 def test_ground_truth_matched_by_name_gives_the_same_numbers(tmp_path, write_truth, engine):
     data_set = synthetic_data_set(2)
     results = synthetic_results(data_set, 2)

@@ -1,9 +1,8 @@
 import pytest
-from synthetic_logs import START_MS, log_records, log_text
+from synthetic_logs import START_MS, log_records
 
 from maskperf.mlperf.clock import check_clock
 from maskperf.mlperf.published import published_systems
-from maskperf.mlperf.read import read_log
 
 WHOLE = log_records(tracked_every=400)
 KEYS = [entry["key"] for entry in WHOLE]
@@ -13,15 +12,9 @@ RUN_START, EPOCH_START, EPOCH_STOP, TRACKED, RUN_STOP = (
 
 
 @pytest.fixture
-def check(tmp_path):
+def check(log_of):
     """Return a function that returns what is wrong with the times of records."""
-
-    def write_and_check(records, *, trains_coco=True):
-        path = tmp_path / "log.txt"
-        path.write_text(log_text(records), encoding="utf-8")
-        return check_clock(read_log(path), trains_coco=trains_coco)
-
-    return write_and_check
+    return lambda records, *, trains_coco=True: check_clock(log_of(records), trains_coco=trains_coco)
 
 
 def _timed(change, records=WHOLE):

@@ -11,71 +11,71 @@ from maskperf.schema import LossWindow
 from maskperf.structures import LOSS_NAMES
 
 
-def _records(path):
-    text = path.read_text(encoding="utf-8")
-    assert text.endswith("\n")
-    return [json.loads(line.removeprefix(":::MLLOG ")) for line in text[:-1].split("\n")]
+@pytest.fixture
+def log(tmp_path):
+    return MlperfLog(tmp_path / "mlperf.log")
+
+
+@pytest.fixture
+def records(log, tmp_path):
+    """Return a function that closes the log and returns its records."""
+
+    def close_and_read():
+        log.close()
+        text = (tmp_path / "mlperf.log").read_text(encoding="utf-8")
+        assert text.endswith("\n")
+        return [json.loads(line.removeprefix(":::MLLOG ")) for line in text[:-1].split("\n")]
+
+    return close_and_read
 
 
 @pytest.mark.parametrize("jump_seconds", [-3600.0, 86400.0])
-def test_a_wall_clock_that_jumps_changes_no_time_and_is_mentioned(tmp_path, monkeypatch, jump_seconds):
-    log = MlperfLog(tmp_path / "mlperf.log")
+def test_a_wall_clock_that_jumps_changes_no_time_and_is_mentioned(log, records, monkeypatch, jump_seconds):
     log.init_start()
     log.run_start()
     honest = time.time
     monkeypatch.setattr(time, "time", lambda: honest() + jump_seconds)
     time.sleep(0.05)
     log.run_stop(success=True)
-    log.close()
-    records = _records(tmp_path / "mlperf.log")
-    times = [record["time_ms"] for record in records]
+    written = records()
+    times = [record["time_ms"] for record in written]
     assert times == sorted(times)
     assert 50 <= times[-1] - times[0] < 5000
-    moved = [record["value"] for record in records if record["key"] == "maskperf_wall_clock_moved_seconds"]
+    moved = [record["value"] for record in written if record["key"] == "maskperf_wall_clock_moved_seconds"]
     assert moved == [pytest.approx(jump_seconds, abs=1.0)]
 
 
-def test_a_steady_wall_clock_is_not_mentioned(tmp_path):
-    log = MlperfLog(tmp_path / "mlperf.log")
+def test_a_steady_wall_clock_is_not_mentioned(log, records):
     log.run_start()
     log.run_stop(success=False)
-    log.close()
-    assert [record["key"] for record in _records(tmp_path / "mlperf.log")] == ["init_stop", "run_start", "run_stop"]
+    assert [record["key"] for record in records()] == ["init_stop", "run_start", "run_stop"]
 
 
-def test_names_with_line_breaks_and_quotes_forge_no_record(tmp_path):
+def test_names_with_line_breaks_and_quotes_forge_no_record(log, records):
     forged = 'Acme"\n:::MLLOG {"key": "run_stop", "metadata": {"status": "success"}}\r\u2028'
-    config = replace(demo(), mlperf=MlperfConfig(organization=forged, platform="\x1b[31m" + "x" * 100_000))
-    log = MlperfLog(tmp_path / "mlperf.log")
-    log.submission(config)
-    log.close()
-    records = _records(tmp_path / "mlperf.log")
-    assert [record["key"] for record in records].count("run_stop") == 0
-    values = {record["key"]: record["value"] for record in records}
+    log.submission(replace(demo(), mlperf=MlperfConfig(organization=forged, platform="\x1b[31m" + "x" * 100_000)))
+    values = {record["key"]: record["value"] for record in records()}
+    assert "run_stop" not in values
     assert values["submission_org"] == forged and len(values["submission_platform"]) > 100_000
     assert values["maskperf_recipe"] == "demo" and values["maskperf_targets"] == {"BBOX": 0.55, "SEGM": 0.55}
 
 
-def test_windows_are_written_under_the_published_names(tmp_path):
+def test_windows_are_written_under_the_published_names(log, records):
     assert set(PUBLISHED_LOSS_NAMES) == set(LOSS_NAMES)
     losses = dict(zip(LOSS_NAMES, (0.1, 0.2, 0.3, 0.4, 0.5), strict=True))
-    log = MlperfLog(tmp_path / "mlperf.log")
     log.tracked_stats([LossWindow(step=50, epoch=1, losses=losses, learning_rate=0.01, images_per_second=33.0)])
-    log.close()
-    (record,) = _records(tmp_path / "mlperf.log")
+    (record,) = records()
     assert record["key"] == "tracked_stats" and record["metadata"]["step"] == 50
     assert record["value"]["loss"] == pytest.approx(1.5)
     assert record["value"]["loss_mask"] == 0.5 and record["value"]["throughput"] == 33.0
 
 
-def test_a_success_that_is_taken_back_says_so_at_the_time_of_the_stop(tmp_path):
-    log = MlperfLog(tmp_path / "mlperf.log")
+def test_a_success_that_is_taken_back_says_so_at_the_time_of_the_stop(log, records):
     log.run_start()
     log.run_stop(success=True)
     time.sleep(0.05)
     log.withdraw("the engines differ")
-    log.close()
-    first, second = _records(tmp_path / "mlperf.log")[-2:]
+    first, second = records()[-2:]
     assert first["key"] == second["key"] == "run_stop" and first["time_ms"] == second["time_ms"]
     assert [entry["metadata"]["status"] for entry in (first, second)] == ["success", "aborted"]
     assert [entry["value"] for entry in (first, second)] == [None, "the engines differ"]

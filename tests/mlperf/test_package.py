@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mlperf_logging.repo_checker import repo_checker
 from permissions import UMASKS, modes, umask
-from synthetic_logs import SYSTEM_FIELDS, write_log, write_logs
+from synthetic_logs import log_records, write_log, write_logs
 
 import maskperf
 from maskperf.cli.main import main
@@ -22,17 +22,19 @@ from maskperf.mlperf.package import (
     write_scaling,
 )
 from maskperf.mlperf.read import read_log
+from maskperf.mlperf.system_description import FIELDS
 from maskperf.overrides import with_overrides
 from maskperf.recipes import RECIPES
 
 SOURCE = Path(maskperf.__path__[0]).resolve().parents[1]
+IMPLEMENTATIONS = "benchmarks/maskrcnn/implementations"
 
 
 def _contents(folder, **changes):
     values = {
         "submitter": "me",
         "system": "box",
-        "description": {**dict.fromkeys(SYSTEM_FIELDS, ""), "division": "closed", "submitter": "me"},
+        "description": {**dict.fromkeys(FIELDS, ""), "division": "closed", "submitter": "me"},
         "logs": tuple(read_log(path) for path in write_logs(folder / "logs", recipe="coco_batch_96")),
         "config": None,
         "processes": 1,
@@ -49,28 +51,23 @@ def written(tmp_path_factory):
     return folder / "me"
 
 
-def test_the_official_checkers_accept_a_new_package(written):
+def test_the_official_checkers_accept_a_new_package(written, own_process):
     assert check_package(written).accepted
     repo = [written, *written.rglob("*")]
     assert repo_checker._check_bad_filenames([str(path) for path in repo], [])
     assert repo_checker._check_file_sizes([str(path) for path in repo if path.is_file()])
 
 
-def test_a_package_has_the_prescribed_folders_and_the_logs_unchanged(written):
+def test_a_package_has_the_prescribed_folders_the_logs_unchanged_and_the_whole_code(written):
     results = written / "results" / "box" / "maskrcnn"
     assert sorted(path.name for path in results.iterdir()) == [f"result_{number}.txt" for number in range(5)]
-    for number in range(5):
-        log = written.parent / "logs" / f"result_{number}.txt"
-        assert (results / log.name).read_bytes() == log.read_bytes()
-    system = written / "benchmarks" / "maskrcnn" / "implementations" / "box"
+    for path in results.iterdir():
+        assert path.read_bytes() == (written.parent / "logs" / path.name).read_bytes()
     names = {"box_maskperf.json", "README.md", "setup.sh", "init_datasets.sh", "run_and_time.sh"}
-    assert {path.name for path in system.iterdir()} == names
+    assert {path.name for path in (written / IMPLEMENTATIONS / "box").iterdir()} == names
     assert json.loads((written / "systems" / "box.json").read_text())["submitter"] == "me"
     assert not [path for path in written.parent.iterdir() if path.name.startswith(".")]  # no scratch folder stays
-
-
-def test_the_code_is_there_whole_and_without_caches(written):
-    code = written / "benchmarks" / "maskrcnn" / "implementations" / "maskperf"
+    code = written / IMPLEMENTATIONS / "maskperf"
     modules = {path.relative_to(SOURCE) for path in (SOURCE / "src" / "maskperf").rglob("*.py")}
     assert modules <= {path.relative_to(code) for path in code.rglob("*.py")}
     assert (code / "constraints.txt").is_file() and os.access(code / "run_and_time.sh", os.X_OK)
@@ -88,8 +85,8 @@ def test_a_package_has_the_permissions_of_the_umask_and_programs_stay_programs(t
     assert {found[name] for name in found.keys() - programs} == {f"{0o666 & ~mask:o}"}
 
 
-def _words_of(script, started, folder, *more):
-    """Return the words that a script of the system's folder gives to a file of the implementation."""
+def _arguments_of(script, started, folder, *more):
+    """Return the arguments that a script of the system's folder gives to a file of the implementation."""
     stand_in = folder / "maskperf" / started
     stand_in.parent.mkdir(parents=True)
     stand_in.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
@@ -103,67 +100,59 @@ def _words_of(script, started, folder, *more):
     return finished.stdout.splitlines()
 
 
-def test_the_script_for_the_data_speaks_as_the_command_prepare_understands(written, tmp_path, capsys):
-    script = written / "benchmarks" / "maskrcnn" / "implementations" / "box" / "init_datasets.sh"
-    words = _words_of(script, ".venv/bin/maskperf", tmp_path)
-    assert words == ["prepare", "coco", "--root", "/my data", "--weights", "/b.pkl"]
+def test_the_script_for_the_data_gives_the_command_prepare_what_it_knows(written, tmp_path, capsys):
+    script = written / IMPLEMENTATIONS / "box" / "init_datasets.sh"
+    arguments = _arguments_of(script, ".venv/bin/maskperf", tmp_path)
+    assert arguments == ["prepare", "coco", "--root", "/my data", "--weights", "/b.pkl"]
     main(["prepare", "--help"])
     shown = capsys.readouterr().out
     assert all(word in shown for word in ("coco", "--root FOLDER", "--weights FILE"))
 
 
-def test_the_scripts_start_the_implementation_with_the_words_of_the_runs(written, tmp_path):
-    system = written / "benchmarks" / "maskrcnn" / "implementations" / "box"
+def test_the_scripts_start_the_implementation_with_the_arguments_of_the_runs(written, tmp_path):
+    system = written / IMPLEMENTATIONS / "box"
     for script in system.glob("*.sh"):
         assert os.access(script, os.X_OK)
         subprocess.run(["bash", "-n", str(script)], check=True, timeout=300)
-    said = _words_of(system / "run_and_time.sh", "run_and_time.sh", tmp_path, "seed=3")
-    assert said[:3] == ["coco_batch_96", "data.root=/my data", "model.backbone_weights=/b.pkl"] and said[-1] == "seed=3"
-    config = with_overrides(RECIPES[said[0]](), said[1:])
+    found = _arguments_of(system / "run_and_time.sh", "run_and_time.sh", tmp_path, "seed=3")
+    assert found[:3] == ["coco_batch_96", "data.root=/my data", "model.backbone_weights=/b.pkl"]
+    assert found[-1] == "seed=3"
+    config = with_overrides(RECIPES[found[0]](), found[1:])
     assert config.optimizer.batch_size == 96 and config.optimizer.decay_steps == (12000, 16000)
     assert config.data.root == "/my data" and config.mlperf.division == "closed"
 
 
-def test_the_words_of_a_run_with_its_configuration_hold_no_places(tmp_path):
-    log = read_log(write_log(tmp_path / "a.txt", recipe="coco_batch_96"))
-    places = ["data.root=/home/me/coco", "model.backbone_weights=/home/me/R-50.pkl", "run_dir=/home/me/x", "seed=5"]
-    config = with_overrides(RECIPES["coco_batch_96"](), [*places, "optimizer.learning_rate=0.1", "data.shuffle=false"])
-    words = run_arguments(log, config, 8)
-    assert words == ["coco_batch_96", "processes=8", "data.shuffle=false", "optimizer.learning_rate=0.1"]
+def test_the_arguments_of_a_run_with_its_configuration_hold_no_local_paths(log_of):
+    local = ["data.root=/home/me/coco", "model.backbone_weights=/home/me/R-50.pkl", "run_dir=/home/me/x", "seed=5"]
+    config = with_overrides(RECIPES["coco_batch_96"](), [*local, "optimizer.learning_rate=0.1", "data.shuffle=false"])
+    arguments = run_arguments(log_of(log_records(recipe="coco_batch_96")), config, 8)
+    assert arguments == ["coco_batch_96", "processes=8", "data.shuffle=false", "optimizer.learning_rate=0.1"]
 
 
-def test_nothing_is_written_over(tmp_path, written):
-    before = sorted(written.rglob("*"))
+def test_nothing_is_written_over_and_an_unfinished_package_leaves_nothing(tmp_path, written):
+    contents, before = _contents(tmp_path), sorted(written.rglob("*"))
     with pytest.raises(StorageError, match="exists already"):
-        write_package(written, _contents(tmp_path))
+        write_package(written, contents)
     assert sorted(written.rglob("*")) == before
-
-
-def test_a_package_that_cannot_be_finished_leaves_nothing(tmp_path, monkeypatch):
-    contents = _contents(tmp_path)
     contents.logs[4].path.unlink()
     with pytest.raises(StorageError, match="cannot be written"):
         write_package(tmp_path / "out" / "me", contents)
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_files_unfit_for_a_repository_stay_out(tmp_path, monkeypatch):
-    source = tmp_path / "source"
-    (source / "src" / "maskperf" / "__pycache__").mkdir(parents=True)
+def test_files_unfit_for_a_repository_stay_out(tmp_path):
+    source = tmp_path / "source" / "src" / "maskperf"
+    (source / "__pycache__").mkdir(parents=True)
     for name in ("good.py", "with space.py", ".hidden", "__pycache__/x.pyc"):
-        (source / "src" / "maskperf" / name).write_text("x")
-    with open(source / "src" / "maskperf" / "weights.bin", "wb") as file:
+        (source / name).write_text("x")
+    with open(source / "weights.bin", "wb") as file:
         file.truncate(51 * 2**20)
-    (source / "src" / "maskperf" / "link.py").symlink_to("nowhere.py")
-    left_out = write_package(tmp_path / "me", _contents(tmp_path, source=source))
+    (source / "link.py").symlink_to("nowhere.py")
+    left_out = write_package(tmp_path / "me", _contents(tmp_path, source=tmp_path / "source"))
     assert set(left_out) == {"src/maskperf/with space.py", "src/maskperf/weights.bin"}
-    code = tmp_path / "me" / "benchmarks" / "maskrcnn" / "implementations" / "maskperf"
+    code = tmp_path / "me" / IMPLEMENTATIONS / "maskperf"
     assert [path.name for path in code.rglob("*") if not path.is_dir()] == ["good.py"]
-
-
-def test_the_scaling_factor_is_written_as_the_official_tool_writes_it(tmp_path):
-    write_package(tmp_path / "me", _contents(tmp_path))
-    write_scaling(tmp_path / "me", "box", 1.0125)
+    write_scaling(tmp_path / "me", "box", 1.0125)  # as the official tool does
     path = tmp_path / "me" / "results" / "box" / "maskrcnn" / "scaling.json"
     assert json.loads(path.read_text()) == {"scaling_factor": 1.0125}
 
@@ -172,9 +161,6 @@ def test_the_scaling_factor_is_written_as_the_official_tool_writes_it(tmp_path):
 def test_names_that_cannot_be_folders_are_refused(name):
     with pytest.raises(ConfigError, match="--system"):
         check_name("--system", name)
-
-
-def test_good_names_pass():
     assert check_name("--submitter", "maskperf") == "maskperf" and check_name("--system", "8xH200_n1.v2")
 
 

@@ -1,5 +1,3 @@
-import statistics
-
 import pytest
 
 from maskperf.mlperf.published import band_for, place_among, published_systems
@@ -14,12 +12,6 @@ def test_every_system_has_five_runs_and_six_of_them_all_failed():
     assert sum(run.reached for run in runs) == 109
     assert sum(run.collapsed for run in runs) == 5  # the sixth failure stayed just below its target
     assert not any(run.collapsed and run.reached for run in runs)
-
-
-@pytest.mark.parametrize("system", published_systems(), ids=lambda system: system.system)
-def test_score_is_the_mean_without_the_fastest_and_the_slowest_run(system):
-    minutes = sorted(run.minutes if run.reached else float("inf") for run in system.runs)
-    assert statistics.fmean(minutes[1:4]) == pytest.approx(system.score_minutes, abs=0.001)  # both rounded to 0.001
 
 
 @pytest.mark.parametrize("system", published_systems(), ids=lambda system: system.system)

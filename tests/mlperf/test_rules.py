@@ -12,7 +12,7 @@ from maskperf.engine.optimizer import learning_rates_at
 from maskperf.errors import EXIT_RULE, RuleError
 from maskperf.mlperf import rules
 from maskperf.mlperf.rules import FREE_FIELDS, RULES, check_rules, decay_steps, images_per_device, refuse_broken_rules
-from maskperf.overrides import TYPE_OF_KEY, flatten, with_overrides
+from maskperf.overrides import FIELDS, flatten, with_overrides
 from maskperf.recipes import RECIPES, coco
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,7 +86,7 @@ def other_value(value):
 def test_every_field_of_the_configuration_is_in_a_rule_or_free_and_not_both():
     free = [field for fields in FREE_FIELDS.values() for field in fields.split()]
     ruled = [rule.field for rule in RULES]
-    assert sorted([*free, *ruled]) == sorted(TYPE_OF_KEY), (
+    assert sorted([*free, *ruled]) == sorted(FIELDS), (
         "a field of maskperf.config is not classified, or twice: give it a rule in mlperf/rules.py, "
         "or say in FREE_FIELDS why it is free"
     )

@@ -1,5 +1,4 @@
 import pytest
-from official_checkers import run_in_process
 from synthetic_logs import LEFT_OUT, by_time, later, log_records, log_text, up_to, write_logs
 
 from maskperf.mlperf import checkers
@@ -9,9 +8,8 @@ BEHIND_A_HEAD = [*up_to(log_records(), "seed"), *later(log_records(), 4)]
 
 
 @pytest.fixture
-def checked(tmp_path, monkeypatch):
+def checked(tmp_path):
     """Return a function that writes and checks logs."""
-    monkeypatch.setattr(checkers, "_run", run_in_process)
 
     def write_and_check(runs, **common):
         return [check_log(path) for path in write_logs(tmp_path / "logs", runs, **common)]
@@ -54,13 +52,11 @@ def test_what_is_not_one_closed_set_is_not_compared(checked, runs):
 
 
 @pytest.fixture
-def check_records(tmp_path, monkeypatch):
+def check_records(log_of):
     """Return a function that checks a file of these records, or of this text."""
-    monkeypatch.setattr(checkers, "_run", run_in_process)
 
-    def write_and_check(records):
-        path = tmp_path / "log.txt"
-        path.write_text(records if isinstance(records, str) else log_text(records), encoding="utf-8")
+    def write_and_check(content):
+        path = log_of(content).path
         return check_log(path), checkers.check_compliance(path)
 
     return write_and_check
@@ -74,15 +70,15 @@ def test_of_two_runs_in_a_file_the_whole_one_is_judged_alone(check_records):
     assert [finding.text.split(":")[0] for finding in log.traps.findings] == [
         "line 30"
     ] and log.traps.num_not_shown == 1
-    (run,) = log.alone
-    assert run.lines == "lines 30 to the end" and run.compliance.accepted and run.traps.accepted
+    ((lines, run),) = log.alone
+    assert lines == "lines 30 to the end" and run.compliance.accepted and run.traps.accepted
     assert run.compliance.findings == run.traps.findings == ()
 
 
 def test_what_is_wrong_with_a_run_of_a_file_is_said_with_its_line_of_the_file(check_records):
     second = later(log_records(opt_base_learning_rate=0.13, train_samples=118287), 40)
     log, _ = check_records([*up_to(log_records(), "epoch_start", 2), *second])
-    (run,) = log.alone
+    ((_, run),) = log.alone
     place = 30 + next(n for n, entry in enumerate(second) if entry["key"] == "opt_base_learning_rate")
     assert [finding.explanation.split(": ")[0] for finding in run.compliance.findings] == [f"Line {place} of the file"]
     assert run.traps.findings[0].text.startswith("line 51: train_samples is 118287")
@@ -102,8 +98,8 @@ def test_what_is_wrong_with_a_run_of_a_file_is_said_with_its_line_of_the_file(ch
 )
 def test_each_whole_run_of_a_file_is_accepted_alone(check_records, text, lines):
     log, official = check_records(text)
-    assert [run.lines for run in log.alone] == lines
-    assert all(run.compliance.accepted and run.traps.accepted for run in log.alone)
+    assert [name for name, _ in log.alone] == lines
+    assert all(run.compliance.accepted and run.traps.accepted for _, run in log.alone)
     assert log.compliance.accepted is official.accepted
 
 

@@ -16,14 +16,7 @@ from pycocotools import mask as coco_masks
 
 from maskperf.data.coco.index import read_coco
 from maskperf.data.images.loader import Feeding, TrainingLoader
-from maskperf.evaluation.results import (
-    BoxResults,
-    MaskResults,
-    ResultTable,
-    joined,
-    to_coco_results,
-    without_repeats,
-)
+from maskperf.evaluation.results import ResultTable, box_and_mask_results, joined, result_table, without_repeats
 from maskperf.evaluation.scores import GroundTruth, score
 from maskperf.overrides import from_json_text
 from maskperf.structures import Detections, EvaluationBatch, Images, RawPictures
@@ -96,7 +89,7 @@ def _ground_truth(inputs: dict) -> tuple[GroundTruth, float]:
 
 
 def _aps(truth: GroundTruth, table: ResultTable) -> dict[str, float]:
-    scores = score(truth, BoxResults(table), MaskResults(table), engine="fast")
+    scores = score(truth, *box_and_mask_results(table), engine="fast")
     return {"box_ap": scores.box_ap, "mask_ap": scores.mask_ap}
 
 
@@ -111,8 +104,9 @@ def _read_results(box_file: str, mask_file: str) -> ResultTable:
         category_ids=np.array([entry["category_id"] for entry in boxes]),
         scores=np.array([entry["score"] for entry in boxes]),
         boxes_xywh=np.array([entry["bbox"] for entry in boxes]),
-        masks=masks,
         mask_areas=np.concatenate(areas).astype(np.int64),
+        sizes_hw=np.array([mask["size"] for mask in masks]),
+        codes=np.array([mask["counts"] for mask in masks], object),
     )
 
 
@@ -127,7 +121,7 @@ def detected(inputs: dict) -> tuple[Callable[[], dict], dict]:
 
     def work() -> dict:
         start = time.perf_counter()
-        tables = [to_coco_results(*output, category_ids)[0].table for output in outputs]
+        tables = [result_table(*output, category_ids) for output in outputs]
         table = without_repeats(joined(tables))
         coded_seconds = time.perf_counter() - start
         return _aps(truth, table) | {"coded_seconds": coded_seconds}

@@ -1,21 +1,33 @@
 """`maskperf bench [NAMES]`: measures speed and memory of the parts of a run, alone or beside a peer."""
 
 import argparse
-import difflib
-import json
 import os
 import re
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from maskperf.bench.names import DEMO, GPU, QUICK, STARTUP, SUMMARIES
-from maskperf.cli.words import WordParser, asks_for_help, path_word, read_words, require_new_file
-from maskperf.errors import EXIT_DONE, ConfigError, StorageError
-
-USAGE = (
-    "maskperf bench [NAMES] [--switches] [--peer] [--threads N] [--clock wall|cpu] [--size HxW] [--set key=value ...]"
+from maskperf.cli.arguments import (
+    CommandParser,
+    make_folder,
+    name_from,
+    path_argument,
+    require_new_file,
+    value_of,
 )
+from maskperf.config import Count, RunConfig
+from maskperf.errors import EXIT_DONE, ConfigError, StorageError
+from maskperf.files import pretty_json, write_text
+from maskperf.overrides import validate, with_overrides
+from maskperf.recipes import RECIPES
+
+if TYPE_CHECKING:
+    from maskperf.bench.plan import Plan
+
+USAGE = "[NAMES] [--switches] [--peer] [--threads N] [--clock wall|cpu] [--size HxW] [--set key=value ...]"
 EXAMPLES = """names:
 {names}
 
@@ -35,68 +47,39 @@ examples, to copy and paste:
   # process start to the first training step of a recipe
   maskperf bench startup --recipe coco --set system.device=cpu
 
-Every side is a process of its own; they are measured in turn, and ratios are those of neighbouring measurements.
-Weights and inputs are random with a fixed seed. Large synthetic files are cached in {cache}."""
+Every side is a process of its own; they are measured in turn, and ratios are those of neighbouring
+measurements. Weights and inputs are random with a fixed seed. Large synthetic files are cached in
+{cache}."""
 PEER_VARIABLE = "MASKPERF_PEER_PYTHON"
 SIZE = re.compile(r"([0-9]+)x([0-9]+)")
 SIZE_DIVISOR = 32
 LONG_TASKS = ("step", "infer")
 REPEATS = 5
-OPTIONS_OF_GPU = ("names", "peer", "peer_python", "repeats", "threads", "json", "overwrite")
+OPTIONS_OF_GPU = ("names", "peer", "peer_python", "repeats", "threads", "json", "overwrite", "command")
 
 
-def bench(arguments: list[str]) -> int:
-    """Return the exit code 0; what cannot be measured is an error."""
-    parser = _make_parser()
-    if asks_for_help(arguments):
-        print(parser.format_help(), end="")
-        return EXIT_DONE
-    choices = read_words(parser, arguments)
-    if choices.json:
-        require_new_file(Path(choices.json), choices.overwrite, fix="Choose another file, or add --overwrite.")
-    with tempfile.TemporaryDirectory(prefix="maskperf-bench-") as folder:
-        measure = _bench_gpu if GPU in choices.names else _bench
-        measure(choices, Path(folder), arguments)
-    return EXIT_DONE
-
-
-def _make_parser() -> WordParser:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = WordParser(
-        "maskperf bench",
-        usage=USAGE,
-        epilog=_examples(),
-        formatter_class=formatter,
-        add_help=False,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("names", metavar="NAMES", nargs="*", default=[], help="what to measure; see below")
+def make_parser() -> CommandParser:
+    names = "\n".join(f"  {name:13s} {summary}" for name, summary in SUMMARIES.items())
+    epilog = EXAMPLES.format(names=names, quick=", ".join(QUICK), cache=default_cache())
+    parser = CommandParser("bench", usage=USAGE, epilog=epilog)
+    add, count = parser.add_argument, value_of(Count)
+    add("names", metavar="NAMES", type=name_from(SUMMARIES), nargs="*", default=[], help="what to measure; see below")
     add("--peer", action="store_true", help="measure the same by another implementation, in turn")
-    add(
-        "--peer-python",
-        metavar="PYTHON",
-        type=path_word,
-        help=f"the Python that has the peer's packages (or {PEER_VARIABLE})",
-    )
+    python_help = f"the Python that has the peer's packages (or {PEER_VARIABLE})"
+    add("--peer-python", metavar="PYTHON", type=path_argument, help=python_help)
     add("--switches", action="store_true", help="a training step with one switch of `speed` after another")
-    add("--repeats", metavar="N", type=_count, help="measurements of each side (default: 5; gpu: 10)")
-    add("--threads", metavar="N", type=_count, help="threads of each process (default: as system.threads=0)")
+    add("--repeats", metavar="N", type=count, help="measurements of each side (default: 5; gpu: 10)")
+    add("--threads", metavar="N", type=count, help="threads of each process (default: as system.threads=0)")
     add("--clock", choices=("wall", "cpu"), default="wall", help="what counts: wall (default), or processor time")
-    add("--size", metavar="HxW", type=_size, default=(800, 1344), help="padded pictures (default: 800x1344)")
-    add("--images", metavar="N", type=_count, default=0, help="default: each benchmark has a number of its own")
-    add("--positives", metavar="N", type=_count, default=64, help="objects an image: positive RoIs at least")
-    add("--recipe", metavar="NAME", help="the recipe of startup (default: demo)")
+    add("--size", metavar="HxW", type=_size, default=(800, 1344), help="padded images (default: 800x1344)")
+    add("--images", metavar="N", type=count, default=0, help="default: each benchmark has a number of its own")
+    add("--positives", metavar="N", type=count, default=64, help="objects an image: positive RoIs at least")
+    add("--recipe", metavar="NAME", type=name_from(RECIPES), help="the recipe of startup (default: demo)")
     add("--set", metavar="key=value", dest="pairs", action="append", default=[], help="change the configuration")
-    add("--cache", metavar="FOLDER", type=path_word, help="where large synthetic files stay")
-    add("--json", metavar="FILE", type=path_word, help="write every measurement there")
+    add("--cache", metavar="FOLDER", type=path_argument, default=default_cache(), help="for large synthetic files")
+    add("--json", metavar="FILE", type=path_argument, help="write every measurement there")
     add("--overwrite", action="store_true", help="write over a file that exists")
     return parser
-
-
-def _examples() -> str:
-    names = "\n".join(f"  {name:13s} {summary}" for name, summary in SUMMARIES.items())
-    return EXAMPLES.format(names=names, quick=", ".join(QUICK), cache=default_cache())
 
 
 def default_cache() -> Path:
@@ -104,40 +87,29 @@ def default_cache() -> Path:
     return Path(tempfile.gettempdir()) / f"maskperf-bench-cache-{os.getuid()}"
 
 
-def _cache_folder(choices: argparse.Namespace) -> Path:
-    """Return the folder of large synthetic files, made if need be.
-
-    Errors: StorageError where it cannot be made, or belongs to somebody else, who could change what is measured.
-    """
-    folder = Path(choices.cache) if choices.cache else default_cache()
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        text = f"{folder}: the folder cannot be made ({error.strerror}). Fix: choose another one with --cache."
-        raise StorageError(text) from error
-    if folder.stat().st_uid != os.getuid():
-        raise StorageError(f"{folder}: belongs to another user. Fix: choose another folder with --cache.")
-    return folder
+def bench(options: argparse.Namespace) -> int:
+    """Measure and show everything that is named; what cannot be measured is an error."""
+    if options.json:
+        require_new_file(options.json, overwrite=options.overwrite)
+    with tempfile.TemporaryDirectory(prefix="maskperf-bench-") as folder:
+        measure = _bench_gpu if GPU in options.names else _bench
+        found = measure(options, Path(folder))
+    if options.json:
+        write_text(options.json, pretty_json({"command": options.command, **found}))
+        print(f"written: {options.json}")
+    return EXIT_DONE
 
 
-def _count(word: str) -> int:
-    if not word.isdecimal() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"{word!r} is not a number of 1 or more")
-    return int(word)
-
-
-def _size(word: str) -> tuple[int, int]:
-    found = SIZE.fullmatch(word)
+def _size(text: str) -> tuple[int, int]:
+    found = SIZE.fullmatch(text)
     sides = tuple(int(side) for side in found.groups()) if found else (0, 0)
     if not min(sides) or any(side % SIZE_DIVISOR for side in sides):
-        raise argparse.ArgumentTypeError(f"{word!r} is not HEIGHTxWIDTH in multiples of {SIZE_DIVISOR}, as 800x1344 is")
+        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH in multiples of {SIZE_DIVISOR}, as 800x1344 is")
     return sides
 
 
-def _bench(choices: argparse.Namespace, folder: Path, arguments: list[str]) -> None:
-    """Return nothing, after everything was measured, shown and written."""
-    from dataclasses import replace
-
+def _bench(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Measure and show benchmarks and switches, and return the entries of the JSON file."""
     from maskperf.bench.plan import CASES, refuse_other_network
     from maskperf.bench.session import (
         better_ceiling,
@@ -149,134 +121,101 @@ def _bench(choices: argparse.Namespace, folder: Path, arguments: list[str]) -> N
     )
     from maskperf.bench.startup import measure_startup
     from maskperf.bench.view import everything, show_ceiling, show_results, show_switches
+    from maskperf.cli.console import make_console
 
-    names = _names(choices)
-    plan = _plan(choices, names)
+    if options.recipe and STARTUP not in options.names:
+        raise ConfigError(f"--recipe belongs to {STARTUP}. Fix: maskperf bench {STARTUP} --recipe {options.recipe}")
+    names = tuple(options.names) or (() if options.switches else QUICK)
+    plan = _plan(options, names)
     if plan.peer_python and set(names) & set(LONG_TASKS):
         refuse_other_network(plan.config.model)
     cases = [case for case in CASES if case.benchmark in names]
     check_peers(cases, plan)
-    console = _console()
     ceiling = measure_ceiling(plan)
     plan = replace(plan, device=ceiling["device"])
-    results, switches = [], None
+    results, switches = [], []
     for case in cases:
         _say(f"measuring {case.benchmark}, {case.name}")
         results.append(measure_case(case, plan, folder, _say))
     if STARTUP in names:
         _say(f"measuring {STARTUP}")
-        results += measure_startup(plan, folder, recipe=choices.recipe or "demo", pairs=choices.pairs)
+        results += measure_startup(plan, folder, recipe=options.recipe or DEMO, pairs=options.pairs)
     if DEMO in names:
         _say(f"measuring {DEMO}")
-        results.append(measure_demo(plan, folder, _config_of(DEMO, choices.pairs), _say))
-    if choices.switches:
+        results.append(measure_demo(plan, folder, _config_of(DEMO, options.pairs), _say))
+    if options.switches:
         _say("measuring the switches")
-        switches = measure_switches(plan, folder, _say)
-    ceiling = better_ceiling(ceiling, measure_ceiling(plan))
+        switches.append(measure_switches(plan, folder, _say))
+    ceiling, console = better_ceiling(ceiling, measure_ceiling(plan)), make_console()
     show_ceiling(console, ceiling, plan.threads)
     if results:
         show_results(console, results, ceiling, plan.clock)
-    if switches:
-        show_switches(console, switches)
-    if choices.json:
-        measured = results + ([switches] if switches else [])
-        entries = {"command": ["maskperf", "bench", *arguments], **everything(measured, ceiling, plan)}
-        _write_json(Path(choices.json), entries)
+    for found in switches:
+        show_switches(console, found)
+    return everything(results + switches, ceiling, plan)
 
 
-def _bench_gpu(choices: argparse.Namespace, folder: Path, arguments: list[str]) -> None:
-    """Return nothing, after everything that wants a GPU was measured, shown and written.
-
-    Errors: ConfigError beside other names and options, whose sizes are not those of this measurement.
-    """
-    defaults = vars(_make_parser().parse_args([GPU]))
-    extra = sorted(name for name, value in vars(choices).items() if value != defaults[name])
+def _bench_gpu(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Measure and show everything that wants a GPU; its sizes are its own, so other names and options are refused."""
+    defaults = vars(make_parser().read([GPU]))
+    extra = sorted(name for name, value in vars(options).items() if value != defaults[name])
     foreign = [f"--{'set' if name == 'pairs' else name}" for name in extra if name not in OPTIONS_OF_GPU]
-    if foreign or choices.names != [GPU]:
+    if foreign or options.names != [GPU]:
         what = ", ".join(foreign) or "other names"
         raise ConfigError(f"{GPU} cannot be measured with {what}. Fix: maskperf bench {GPU} [--peer] [--json FILE]")
 
     from maskperf.bench.gpu import measure
     from maskperf.bench.plan import GpuPlan
     from maskperf.bench.view import show_gpu
+    from maskperf.cli.console import make_console
 
-    chosen = {name: value for name in ("repeats", "threads") if (value := getattr(choices, name))}
-    found = measure(GpuPlan(peer_python=_peer_python(choices), **chosen), folder, _say)
-    show_gpu(_console(), found)
-    if choices.json:
-        _write_json(Path(choices.json), {"command": ["maskperf", "bench", *arguments], **found})
-
-
-def _console():
-    from rich.console import Console
-
-    return Console(markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else 200)
+    chosen = {name: value for name in ("repeats", "threads") if (value := getattr(options, name))}
+    found = measure(GpuPlan(peer_python=_peer_python(options), **chosen), folder, _say)
+    show_gpu(make_console(), found)
+    return found
 
 
-def _names(choices: argparse.Namespace) -> tuple[str, ...]:
-    """Return what is to be measured; the quick selection where nothing was named."""
-    for name in choices.names:
-        if name not in SUMMARIES:
-            nearest = difflib.get_close_matches(name, SUMMARIES, n=1, cutoff=0.5)
-            hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(SUMMARIES)}"
-            raise ConfigError(f"unknown benchmark {name!r}; {hint} (maskperf bench --help tells more)")
-    if choices.recipe and STARTUP not in choices.names:
-        raise ConfigError(f"--recipe belongs to {STARTUP}. Fix: maskperf bench {STARTUP} --recipe {choices.recipe}")
-    return tuple(choices.names) or (() if choices.switches else QUICK)
-
-
-def _plan(choices: argparse.Namespace, names: tuple[str, ...]):
+def _plan(options: argparse.Namespace, names: tuple[str, ...]) -> "Plan":
     from maskperf.bench.plan import Plan
     from maskperf.machine.threads import threads_of_process
 
-    recipes = {STARTUP: choices.recipe or DEMO, DEMO: DEMO}
-    only = names[0] if len(names) == 1 and not choices.switches else ""
-    config = _config_of(recipes.get(only, "coco"), choices.pairs)
+    recipes = {STARTUP: options.recipe or DEMO, DEMO: DEMO}
+    only = names[0] if len(names) == 1 and not options.switches else ""
+    config = _config_of(recipes.get(only, "coco"), options.pairs)
     if config.model.num_classes < 2:
         raise ConfigError("model.num_classes=0: there is no data set to follow here. Fix: give a number of 2 or more")
+    make_folder(options.cache, option="--cache", mode=0o700)
+    if options.cache.stat().st_uid != os.getuid():  # its owner could change what is measured
+        raise StorageError(f"{options.cache}: belongs to another user. Fix: choose another folder with --cache.")
     return Plan(
-        size_hw=choices.size,
-        images=choices.images,
-        objects=choices.positives,
-        repeats=choices.repeats or REPEATS,
-        threads=threads_of_process(choices.threads or 0).count,
-        clock=choices.clock,
+        size_hw=options.size,
+        images=options.images,
+        objects=options.positives,
+        repeats=options.repeats or REPEATS,
+        threads=threads_of_process(options.threads or 0).count,
+        clock=options.clock,
         config=config,
-        peer_python=_peer_python(choices),
-        cache=_cache_folder(choices),
+        peer_python=_peer_python(options),
+        cache=options.cache,
     )
 
 
-def _config_of(recipe: str, pairs: list[str]):
+def _config_of(recipe: str, pairs: list[str]) -> RunConfig:
     """Return a recipe with the changes that were asked for, its backbone random."""
-    from dataclasses import replace
-
-    from maskperf.overrides import validate, with_overrides
-    from maskperf.recipes import RECIPES
-
-    if recipe not in RECIPES:
-        raise ConfigError(f"unknown recipe {recipe!r}; there are {', '.join(RECIPES)}")
     base = RECIPES[recipe]()
     config = with_overrides(replace(base, model=replace(base.model, backbone_weights="")), pairs)
     validate(config)
     return config
 
 
-def _peer_python(choices: argparse.Namespace) -> str:
-    """Return the Python of the peer, or nothing where no peer is wanted."""
-    if not choices.peer:
-        if choices.peer_python:
-            raise ConfigError("--peer-python says where a peer is. Fix: add --peer to measure it.")
-        return ""
-    return choices.peer_python or os.environ.get(PEER_VARIABLE) or sys.executable
+def _peer_python(options: argparse.Namespace) -> str:
+    """Return the Python of the peer; empty where no peer is wanted."""
+    if options.peer:
+        return str(options.peer_python or os.environ.get(PEER_VARIABLE) or sys.executable)
+    if options.peer_python:
+        raise ConfigError("--peer-python says where a peer is. Fix: add --peer to measure it.")
+    return ""
 
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _write_json(path: Path, entries: dict) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(json.dumps(entries, indent=2, default=str) + "\n", encoding="utf-8")
-    temporary.replace(path)
-    print(f"written: {path}")

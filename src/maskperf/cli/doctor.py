@@ -1,10 +1,11 @@
-"""`maskperf doctor`: looks at this machine, says what each finding means for a run, and how to fix it."""
+"""`maskperf doctor`: looks at this machine and its data, says what each finding means for a run, and how to fix it."""
 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from io import TextIOBase
+from functools import partial
 from pathlib import Path
 
 from rich import box
@@ -12,22 +13,33 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from maskperf.cli.doctor_data import examine_data
-from maskperf.cli.words import WordParser, asks_for_help, path_word, read_words
+from maskperf.cli.arguments import CommandParser, path_argument
+from maskperf.cli.console import Progress, make_console
 from maskperf.config import DataConfig, RunConfig
-from maskperf.errors import EXIT_DONE, EXIT_USAGE, ConfigError
+from maskperf.errors import EXIT_DONE, EXIT_USAGE, MAX_PROBLEMS_SHOWN, ConfigError, Problem, problems_by_kind
+from maskperf.machine import torch_probe
 from maskperf.machine.checks import examine
-from maskperf.machine.facts import NOTE, OK, PROBLEM, Environment, Finding, PictureSpeed, TorchProbe
+from maskperf.machine.facts import (
+    NOTE,
+    OK,
+    PROBLEM,
+    Environment,
+    Finding,
+    PictureSpeed,
+    TorchProbe,
+    note,
+    ok,
+    problem,
+)
 from maskperf.machine.probe import gather, is_writable_folder
 from maskperf.machine.sources import run_program
 from maskperf.overrides import validate, with_overrides
 from maskperf.recipes import coco
 
-USAGE = "maskperf doctor [--data FOLDER] [--run-dir FOLDER] [--quick] [--json] [data.key=value ...]"
 EXAMPLES = """examples, to copy and paste:
   # look at this machine, and measure its disk, processors and GPUs for some seconds
   maskperf doctor
-  # with the folder of COCO 2017, all of its images decoded, and the place of the runs
+  # with the folder of COCO 2017, all of its images decoded, and the folder of the runs
   maskperf doctor --data /data/coco --run-dir /scratch/runs
   # own data: annotations and images of one split or of both
   maskperf doctor data.train_json=/my/train.json data.train_images=/my/train
@@ -38,129 +50,141 @@ ok: nothing to do. note: costs speed, or should be known. problem: a run would s
 exit code: 0 without a problem, 2 with one or more."""
 PROBE_SECONDS = 60.0  # a cold CUDA library on a busy machine is slow; only a hang takes longer
 RATE_SECONDS = 0.6
-PICTURE_SIZE_HW = (480, 640)
+IMAGE_SIZE_HW = (480, 640)
 STYLES = {OK: "green", NOTE: "yellow", PROBLEM: "bold red"}
+NAME_OF_SPLIT = {"train": "training", "val": "validation"}
 
 
-def doctor(arguments: list[str]) -> int:
-    """Return the exit code: 0, or EXIT_USAGE where the machine has a problem."""
-    parser = _make_parser()
-    if asks_for_help(arguments):
-        print(parser.format_help(), end="")
-        return EXIT_DONE
-    choices = read_words(parser, arguments)
-    if choices.data is not None and not choices.data:
-        raise ConfigError("--data needs the name of a folder. Fix: --data /data/coco")
-    config = _config_of(choices)
-    situation = gather(config, data=choices.data, run_dir=choices.run_dir)
-    if not choices.quick:
-        if sys.stderr.isatty():
-            print("measuring for about ten seconds; --quick leaves this out", file=sys.stderr, flush=True)
-        situation = _measure(situation)
-    data_findings, problems = examine_data(config.data, _splits_of(choices, config.data), decode=not choices.quick)
-    findings = examine(situation) + data_findings
-    if choices.json:
-        entries = {**_entries(situation, findings), "data_errors": [asdict(problem) for problem in problems]}
-        print(json.dumps(entries, indent=2, allow_nan=False))
-    else:
-        show_findings(findings, sys.stdout)
-    return EXIT_USAGE if any(finding.level == PROBLEM for finding in findings) else EXIT_DONE
-
-
-def _make_parser() -> WordParser:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = WordParser(
-        "maskperf doctor", usage=USAGE, epilog=EXAMPLES, formatter_class=formatter, add_help=False, allow_abbrev=False
-    )
+def make_parser() -> CommandParser:
+    usage = "[--data FOLDER] [--run-dir FOLDER] [--quick] [--json] [data.key=value ...]"
+    parser = CommandParser("doctor", usage=usage, epilog=EXAMPLES)
     add = parser.add_argument
     data_help = "data in the layout of COCO 2017: its annotations and images are checked too"
-    add("--data", metavar="FOLDER", type=path_word, help=data_help)
-    add("--run-dir", metavar="FOLDER", type=path_word, help="where runs will leave their files (default: runs)")
+    add("--data", metavar="FOLDER", type=path_argument, help=data_help)
+    add("--run-dir", metavar="FOLDER", type=path_argument, help="where runs will leave their files (default: runs)")
     add("--quick", action="store_true", help="measure nothing, do not load torch, read only heads and ends of images")
     add("--json", action="store_true", help="print findings and facts as JSON")
     add("pairs", metavar="data.key=value", nargs="*", default=[], help="own data, and how it is read")
     return parser
 
 
-def _config_of(choices: argparse.Namespace) -> RunConfig:
-    """Return the configuration of the benchmark with the data that the words name.
+def doctor(options: argparse.Namespace) -> int:
+    """Return 0, or EXIT_USAGE where the machine or the data has a problem."""
+    config, splits = _data_to_check(options)
+    run_dir = str(options.run_dir) if options.run_dir else None
+    environment = gather(config, data=config.data.root if options.data else None, run_dir=run_dir)
+    if not options.quick:
+        if sys.stderr.isatty():
+            print("measuring for about ten seconds; --quick leaves this out", file=sys.stderr, flush=True)
+        environment = _measure(environment)
+    data_findings, problems = examine_data(config.data, splits, decode=not options.quick)
+    findings = examine(environment) + data_findings
+    if options.json:
+        facts = {name: getattr(environment, name) for name in ("machine", "disk_speed", "picture_speed", "torch_probe")}
+        entries = {
+            "findings": [asdict(finding) for finding in findings],
+            **{name: value and asdict(value) for name, value in facts.items()},
+            "data_errors": [asdict(entry) for entry in problems],
+        }
+        print(json.dumps(entries, indent=2, allow_nan=False))
+    else:
+        show_findings(findings, make_console())
+    return EXIT_USAGE if any(finding.level == PROBLEM for finding in findings) else EXIT_DONE
+
+
+def _data_to_check(options: argparse.Namespace) -> tuple[RunConfig, list[str]]:
+    """Return the configuration of the benchmark with the named data, and its splits ("train", "val") to look at.
 
     Errors: ConfigError for a key outside of the section data, and for a value that cannot be used.
     """
-    for pair in choices.pairs:
-        key = pair.partition("=")[0].strip()
+    keys = {pair.partition("=")[0].strip(): pair for pair in options.pairs}
+    for key, pair in keys.items():
         if not key.startswith("data."):
             raise ConfigError(f"{pair}: has no effect here. Fix: give keys of the section data only.")
         if key == "data.root":
             raise ConfigError(f"{pair}: cannot be set here. Fix: give --data instead.")
-    config = with_overrides(coco(), choices.pairs)
+    config = with_overrides(coco(), options.pairs)
     validate(config)
-    return replace(config, data=replace(config.data, root=choices.data)) if choices.data else config
+    splits = [split for split in NAME_OF_SPLIT if {f"data.{split}_json", f"data.{split}_images"} & keys.keys()]
+    if options.data:
+        config = replace(config, data=replace(config.data, root=str(options.data)))
+        files = {split: options.data / "annotations" / f"instances_{split}2017.json" for split in NAME_OF_SPLIT}
+        splits = [split for split, file in files.items() if split in splits or file.is_file()]
+    return config, splits
 
 
-def _splits_of(choices: argparse.Namespace, data: DataConfig) -> list[str]:
-    """Return the splits whose data are looked at: those in the folder of --data, and those named one by one."""
-    keys = {pair.partition("=")[0].strip() for pair in choices.pairs}
-    return [
-        split
-        for split in ("train", "val")
-        if keys & {f"data.{split}_json", f"data.{split}_images"}
-        or (choices.data and (Path(data.root) / "annotations" / f"instances_{split}2017.json").is_file())
-    ]
-
-
-def show_findings(findings: list[Finding], stream: TextIOBase) -> None:
-    """Write a table to a terminal, and lines without colours elsewhere."""
-    console = Console(file=stream, markup=False, highlight=False, emoji=False)
+def show_findings(findings: Sequence[Finding], console: Console) -> None:
+    """Print a table on a terminal, and lines without colours elsewhere."""
     if console.is_terminal:
-        console.print(_table(findings))
+        table = Table("", "what", "found", "what it means for a run", box=box.SIMPLE_HEAD)
+        for finding in findings:
+            meaning = Text(finding.meaning)
+            if finding.fix:
+                meaning.append(f"\nfix: {finding.fix}", style="bold")
+            table.add_row(Text(finding.level, STYLES[finding.level]), finding.name, finding.value, meaning)
+        console.print(table)
     else:
         for finding in findings:
-            stream.write(line_of(finding) + "\n")
-    counts = [(level, sum(finding.level == level for finding in findings)) for level in (PROBLEM, NOTE, OK)]
-    stream.write(", ".join(f"{level}: {count}" for level, count in counts) + "\n")
-    stream.flush()
+            console.out(f"{finding.level:<8} {finding.name}: {finding.value}; {finding.meaning}")
+            if finding.fix:
+                console.out(f"         fix: {finding.fix}")
+    counts = {level: sum(finding.level == level for finding in findings) for level in (PROBLEM, NOTE, OK)}
+    console.out(", ".join(f"{level}: {count}" for level, count in counts.items()))
 
 
-def line_of(finding: Finding) -> str:
-    """Return a finding as text: level, name, value and meaning; the fix stands on a line of its own."""
-    text = f"{finding.level:<8} {finding.name}: {finding.value}; {finding.meaning}"
-    return f"{text}\n         fix: {finding.fix}" if finding.fix else text
+def examine_data(data: DataConfig, splits: Sequence[str], *, decode: bool) -> tuple[list[Finding], list[Problem]]:
+    """Read splits as a run does, look at or decode every image, and return the findings and each problem on its own."""
+    findings, problems = [], []
+    for split in splits:
+        split_findings, split_problems = _examine_split(data, split, decode)
+        findings += split_findings
+        problems += split_problems
+    return findings, problems
 
 
-def _table(findings: list[Finding]) -> Table:
-    table = Table("", "what", "found", "what it means for a run", box=box.SIMPLE_HEAD)
-    for finding in findings:
-        meaning = Text(finding.meaning)
-        if finding.fix:
-            meaning.append(f"\nmend: {finding.fix}", style="bold")
-        table.add_row(Text(finding.level, STYLES[finding.level]), Text(finding.name), Text(finding.value), meaning)
-    return table
+def _examine_split(data: DataConfig, split: str, decode: bool) -> tuple[list[Finding], list[Problem]]:
+    from maskperf.data.coco.index import split_paths
+    from maskperf.data.images.files import open_split
+
+    name = f"{NAME_OF_SPLIT[split]} data"
+    json_path, folder = split_paths(data, split)
+    missing = [path for path, exists in ((json_path, json_path.is_file()), (folder, folder.is_dir())) if not exists]
+    if missing:
+        fix = f"Set data.{split}_json to a file and data.{split}_images to a folder."
+        return [problem(name, f"{path}: not found", "a run would stop", fix) for path in missing], []
+    with Progress("images", console=make_console(stderr=True)) as progress:
+        advance = partial(progress.advance, f"{NAME_OF_SPLIT[split]} images") if decode else None
+        index, error = open_split(json_path, folder, data, training=split == "train", decode=decode, progress=advance)
+    problems = error.problems if error is not None else []
+    findings = [_finding_of(name, alike) for alike in problems_by_kind(problems)]
+    notices = error.notices if error is not None else [f"{json_path}: {notice}" for notice in index.notices]
+    findings += [note(name, notice, "a run reports it as well, and goes on") for notice in notices]
+    if not problems:
+        meaning = "every image was decoded" if decode else "head and end of every image were read; more without --quick"
+        findings.append(ok(name, f"{json_path}: {len(index.image_ids):,} images in {folder}", meaning))
+    return findings, problems
 
 
-def _entries(situation: Environment, findings: list[Finding]) -> dict[str, object]:
-    """Return what --json prints; the configuration and the pins of the checkout are left out."""
-    facts = {
-        name: asdict(value) if value is not None else None
-        for name, value in (
-            ("machine", situation.machine),
-            ("disk_speed", situation.disk_speed),
-            ("picture_speed", situation.picture_speed),
-            ("torch_probe", situation.torch_probe),
-        )
-    }
-    return {"findings": [asdict(finding) for finding in findings], **facts}
+def _finding_of(name: str, alike: Sequence[Problem]) -> Finding:
+    """Return problems of one kind as one finding: the first in full, and where others are."""
+    first = alike[0]
+    value = f"{first.file}: {first.where}, field {first.field}, value {first.value}"
+    if len(alike) > 1:
+        others = ", ".join(entry.where for entry in alike[1 : MAX_PROBLEMS_SHOWN + 1])
+        end = ", ..." if len(alike) > MAX_PROBLEMS_SHOWN + 1 else ""
+        value += f", and {len(alike) - 1} more of this kind ({others}{end})"
+    return problem(name, value, first.message, first.fix)
 
 
-def _measure(situation: Environment) -> Environment:
-    """Return the situation with everything that has to be tried; a part that fails says so in its check."""
-    probe = ask_torch([sys.executable, "-P", str(Path(__file__).parents[1] / "machine" / "torch_probe.py")])
-    situation = replace(situation, torch_probe=probe, picture_speed=_picture_speed(situation))
-    return _with_disk_speed(situation)
+def _measure(environment: Environment) -> Environment:
+    """Return the environment with everything that has to be tried; a part that fails is reported by its check."""
+    probe = ask_torch([sys.executable, "-P", torch_probe.__file__])
+    environment = replace(environment, torch_probe=probe, picture_speed=_image_speed(environment.config.data))
+    return _with_disk_speed(environment)
 
 
 def ask_torch(command: list[str]) -> TorchProbe:
-    """Return what the probe printed; a failure in words where it crashed or did not end."""
+    """Return what the probe printed, or its failure where it crashed or did not end."""
     answer = run_program(command, PROBE_SECONDS)
     if answer.output is None:
         return TorchProbe(failure=answer.complaint or f"{command[0]} cannot be started")
@@ -173,23 +197,23 @@ def ask_torch(command: list[str]) -> TorchProbe:
     )
 
 
-def _picture_speed(situation: Environment) -> PictureSpeed:
-    """Return how fast one thread makes pictures ready, with the functions that a run uses."""
+def _image_speed(data: DataConfig) -> PictureSpeed:
+    """Return how fast one thread prepares images, with the functions that a run uses."""
     import numpy as np
     import simplejpeg
 
     from maskperf.data.images.transforms import normalize_into, resize_and_mirror, target_size_hw
     from maskperf.machine.speed import make_jpeg, measure_rate
 
-    data, jpeg = situation.config.data, make_jpeg()
-    size_hw = target_size_hw(PICTURE_SIZE_HW, data.short_side, data.long_side)
-    canvas = np.empty((*size_hw, 3), np.float32)
+    jpeg = make_jpeg()
+    size_hw = target_size_hw(IMAGE_SIZE_HW, data.short_side, data.long_side)
+    padded = np.empty((*size_hw, 3), np.float32)
 
     def decode():
         return simplejpeg.decode_jpeg(jpeg, colorspace="BGR", fastdct=False, fastupsample=False)
 
     def prepare():
-        normalize_into(canvas, resize_and_mirror(decode(), size_hw, is_mirrored=True), data.pixel_means_bgr)
+        normalize_into(padded, resize_and_mirror(decode(), size_hw, is_mirrored=True), data.pixel_means_bgr)
 
     return PictureSpeed(
         decode_per_second=measure_rate(decode, RATE_SECONDS),
@@ -198,17 +222,15 @@ def _picture_speed(situation: Environment) -> PictureSpeed:
     )
 
 
-def _with_disk_speed(situation: Environment) -> Environment:
-    """Return the situation with the speed of the disk of the data, or why there is none."""
+def _with_disk_speed(environment: Environment) -> Environment:
+    """Return the environment with the speed of the disk of the data, or why there is none."""
     from maskperf.machine.speed import measure_disk
 
-    place = Path(situation.machine.storage.path)
-    if not is_writable_folder(place):
-        return replace(
-            situation, disk_speed_missing=f"this user may not write at {place}; a small file is needed there"
-        )
+    folder = Path(environment.machine.storage.path)
+    if not is_writable_folder(folder):
+        reason = f"this user may not write at {folder}; a small file is needed there"
+        return replace(environment, disk_speed_missing=reason)
     try:
-        speed = measure_disk(place, situation.config.data.loader_threads)
+        return replace(environment, disk_speed=measure_disk(folder, environment.config.data.loader_threads))
     except OSError as error:
-        return replace(situation, disk_speed_missing=f"{place}: {error.strerror or error}")
-    return replace(situation, disk_speed=speed)
+        return replace(environment, disk_speed_missing=f"{folder}: {error.strerror or error}")

@@ -2,21 +2,21 @@
 
 import argparse
 import json
-import math
 import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from maskperf.cli.words import WordParser, asks_for_help, read_words
+from msgspec import Meta
+
+from maskperf.cli.arguments import CommandParser, value_of
 from maskperf.errors import EXIT_DONE, ConfigError
 
 if TYPE_CHECKING:
     from maskperf.mlperf.plan import Plan, PlanQuestion
     from maskperf.mlperf.published import RankedSystem
 
-USAGE = "maskperf plan --accelerators N --per-gpu-images-per-second X [options]"
 EXAMPLES = """examples, to copy and paste:
   # eight devices, each training 186 images a second with 12 images in its part of the batch
   maskperf plan --accelerators 8 --per-gpu-images-per-second 186
@@ -29,73 +29,49 @@ EXAMPLES = """examples, to copy and paste:
 
 The plan prints what it assumes, with the options that change it."""
 NEIGHBOURS_SHOWN = 3
-LARGEST_NUMBER = 1e9
+LARGEST_NUMBER = 10**9
 HEADINGS = (
     *("batch", "per device", "steps/epoch", "epochs", "5..95 %", "step ms", "all-reduce ms"),
     *("evaluation s", "minutes", "score", "5..95 %"),
 )
 
 
-def plan(arguments: list[str]) -> int:
-    """Return the exit code, after the plan was written."""
-    parser = _make_parser()
-    if not arguments or asks_for_help(arguments):
-        print(parser.format_help(), end="")
-        return EXIT_DONE
-    choices = vars(read_words(parser, arguments))
-    as_json, check = choices.pop("json"), choices.pop("check")
-    given = {name: value for name, value in choices.items() if value is not None}
+def make_parser() -> CommandParser:
+    usage = "--accelerators N --per-gpu-images-per-second X [options]"
+    parser = CommandParser("plan", usage=usage, epilog=EXAMPLES)
+    add = parser.add_argument
+    count = value_of(Annotated[int, Meta(ge=1, le=LARGEST_NUMBER)])
+    positive = value_of(Annotated[float, Meta(gt=0, le=LARGEST_NUMBER)])
+    add("--accelerators", metavar="N", type=count, help="devices in all")
+    add(
+        "--per-gpu-images-per-second",
+        metavar="X",
+        type=positive,
+        dest="images_per_second",
+        help="training rate of each device that trains, with as many images as the plan gives it",
+    )
+    add("--batch-size", metavar="B", type=count, help="images per step over all devices (default: chosen)")
+    add("--accelerators-per-node", metavar="N", type=count, help="default: 8")
+    add("--epochs", metavar="E", type=positive, help="epochs that each run needs (default: as others needed)")
+    add("--interconnect-gib-per-second", metavar="G", type=positive, help="of each device, for the all-reduce")
+    add("--json", action="store_true", help="print the plan as JSON")
+    add("--check", action="store_true", help="predict every published score from the other systems")
+    return parser
+
+
+def plan(options: argparse.Namespace) -> int:
+    """Print a plan, or the check of the method against every published score."""
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    as_json, check = given.pop("json"), given.pop("check")
+    del given["command"]
     if check:
         if given:
             raise ConfigError("--check takes no other option but --json. Fix: leave the others out.")
         return _check(as_json)
     for name, option in (("accelerators", "--accelerators"), ("images_per_second", "--per-gpu-images-per-second")):
         if name not in given:
-            raise ConfigError(f"{option} is missing. Fix: add it ({parser.prog} --help shows examples).")
+            raise ConfigError(f"{option} is missing. Fix: add it (see maskperf plan --help).")
     return _plan(given, as_json)
-
-
-def _make_parser() -> WordParser:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = WordParser(
-        "maskperf plan", usage=USAGE, epilog=EXAMPLES, formatter_class=formatter, add_help=False, allow_abbrev=False
-    )
-    add = parser.add_argument
-    add("--accelerators", metavar="N", type=_whole, help="devices in all")
-    add(
-        *("--per-gpu-images-per-second",),
-        metavar="X",
-        type=_above_zero,
-        dest="images_per_second",
-        help="training rate of each device that trains, with as many images as the plan gives it",
-    )
-    add("--batch-size", metavar="B", type=_whole, help="images per step over all devices (default: chosen)")
-    add("--accelerators-per-node", metavar="N", type=_whole, help="default: 8")
-    add("--epochs", metavar="E", type=_above_zero, help="epochs that each run needs (default: as others needed)")
-    add("--interconnect-gib-per-second", metavar="G", type=_above_zero, help="of each device, for the all-reduce")
-    add("--json", action="store_true", help="print the plan as JSON")
-    add("--check", action="store_true", help="predict every published score from the other systems")
-    return parser
-
-
-def _whole(word: str) -> int:
-    try:
-        number = int(word)
-    except ValueError:
-        number = 0
-    if not 1 <= number <= LARGEST_NUMBER:
-        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number from 1 to 1e9")
-    return number
-
-
-def _above_zero(word: str) -> float:
-    try:
-        number = float(word)
-    except ValueError:
-        number = math.nan
-    if not 0 < number <= LARGEST_NUMBER:
-        raise argparse.ArgumentTypeError(f"{word!r} is not a number above 0, and at most 1e9")
-    return number
 
 
 def _plan(given: dict[str, Any], as_json: bool) -> int:
@@ -128,13 +104,15 @@ def _plan(given: dict[str, Any], as_json: bool) -> int:
 
 
 def _show(question: "PlanQuestion", chosen: "Plan", others: Sequence["Plan"]) -> None:
+    from maskperf.cli.console import columns
+
     nodes = f"{chosen.nodes} node{'s' if chosen.nodes > 1 else ''}"
     print(f"{chosen.accelerators} devices in {nodes}, {question.images_per_second:g} training images/s each\n")
-    rows = [HEADINGS, *(_row(row) for row in sorted((chosen, *others), key=lambda row: row.batch_size))]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
-    for row in rows:
-        mark = ">" if others and row[0] == str(chosen.batch_size) else " "
-        print(mark, "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+    plans = sorted((chosen, *others), key=lambda row: row.batch_size)
+    heading, *lines = columns([HEADINGS, *map(_row, plans)], align=str.rjust)
+    print(f"  {heading}")
+    for plan, line in zip(plans, lines, strict=True):
+        print(">" if others and plan is chosen else " ", line)
     print("\nminutes: one run; score: five runs, the fastest and the slowest dropped; run_start to run_stop.")
     print(
         f"The 5..95 % of the score: those of the epochs, and {chosen.times.largest_error:.1%} for the time of an epoch."

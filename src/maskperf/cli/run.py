@@ -1,171 +1,116 @@
 """`maskperf run RECIPE [key=value ...]`: trains a recipe until its targets are met, once or several times."""
 
-import difflib
+import argparse
+import logging
 import os
+import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from maskperf.cli.words import asks_for_help
+from maskperf.cli.arguments import CommandParser, suggestion
 from maskperf.config import RunConfig
-from maskperf.errors import EXIT_DONE, EXIT_TARGET_MISSED, ConfigError, LostRunError
+from maskperf.errors import EXIT_BUG, EXIT_DONE, EXIT_TARGET_MISSED, ConfigError, LostRunError
 from maskperf.mlperf.rules import refuse_broken_rules
-from maskperf.overrides import validate, with_overrides
+from maskperf.overrides import FIELDS, flatten, format_value, validate, with_overrides
 from maskperf.recipes import RECIPES
 from maskperf.run.run_folder import current_run_folder
 
-if TYPE_CHECKING:
-    from maskperf.engine.distributed import Topology
+EXAMPLES = """examples, to copy and paste:
+  # train a small model on synthetic images
+  maskperf run demo
+  # any value of the configuration can be changed
+  maskperf run demo optimizer.max_epochs=2 seed=7
+  # five runs one after another, each with its own seed, and their score
+  maskperf run demo runs=5
+  # the same on the eight GPUs of this machine, one process for each
+  maskperf run coco_batch_96 processes=8 runs=5 model.backbone_weights=/data/R-50.pkl
+  # for the closed division: refused at once where one of its rules is broken (docs/rules.md)
+  maskperf run coco_batch_96 processes=8 data.root=/data/coco mlperf.division=closed
 
-USAGE = "maskperf run RECIPE [runs=N] [processes=N] [key=value ...] [section.key=value ...]"
-EXAMPLES = (
-    ("maskperf run demo", "train a small model on synthetic pictures"),
-    ("maskperf run demo optimizer.max_epochs=2 seed=7", "any value of the configuration can be changed"),
-    ("maskperf run demo runs=5", "five runs one after another, each with its own seed, and their score"),
-    (
-        "maskperf run coco_batch_96 processes=8 runs=5 data.root=/data/coco model.backbone_weights=/data/R-50.pkl",
-        "the same on the eight GPUs of this machine, one process for each",
-    ),
-    (
-        "maskperf run coco_batch_96 processes=8 data.root=/data/coco mlperf.division=closed",
-        "for the closed division: refused at once where one of its rules is broken (docs/rules.md)",
-    ),
-)
-COUNTS = ("runs", "processes")  # words of this command, not of the configuration
+recipes:
+{recipes}
 
+runs=N        N runs, each in a fresh process and folder; afterwards a table and series.json
+processes=N   N processes of this machine, one GPU for each; on several machines use torchrun
 
-@dataclass(frozen=True, kw_only=True)
-class Words:
-    """What the words behind `maskperf run` say."""
-
-    recipe: str
-    pairs: list[str]  # changes of the configuration
-    runs: int
-    processes: int
+keys, with the default of the benchmark:
+{keys}"""
+COUNTS = ("runs", "processes")  # arguments of this command, not of the configuration
 
 
-def run(arguments: list[str]) -> int:
-    """Return the exit code: 0 where the targets are met or there are none, 6 where they are missed.
+def make_parser() -> CommandParser:
+    recipes = [f"  {name:<16} {recipe.__doc__}" for name, recipe in RECIPES.items()]
+    keys = [
+        f"  {f'{key}={format_value(value)}':<38} {FIELDS[key].metadata.get('help', '')}"
+        for key, value in flatten(RunConfig(recipe="")).items()
+        if key != "recipe"
+    ]
+    parser = CommandParser(
+        "run",
+        usage="RECIPE [runs=N] [processes=N] [key=value ...] [section.key=value ...]",
+        epilog=EXAMPLES.format(recipes="\n".join(recipes), keys="\n".join(keys)),
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="what to train, see below")
+    parser.add_argument("settings", metavar="key=value", nargs="*", help="change a value of the configuration")
+    return parser
 
-    Of several runs see `run_series`.
+
+def run(options: argparse.Namespace) -> int:
+    """Return 0 where the targets are met or there are none, 6 where they are missed; of several runs see `run_series`.
+
+    torch is imported only after every mistake in the arguments was found.
     """
-    if not arguments or asks_for_help(arguments):
-        print(help_text())
-        return EXIT_DONE
-    words = read_counts(arguments)
-    config = resolve(words.recipe, words.pairs)
-    _check_counts(words, config)
-    refuse_broken_rules(config, int(os.environ.get("WORLD_SIZE", words.processes)))
-    # torch and what needs it is imported only here, after every mistake in the words was found.
-    if words.runs > 1:
+    pairs, counts = read_counts(options.settings)
+    config = resolve(options.recipe, pairs)
+    _check_counts(counts, config)
+    refuse_broken_rules(config, int(os.environ.get("WORLD_SIZE", counts["processes"])))
+    if counts["runs"] > 1:
         from maskperf.run.series import run_series
 
-        processes = [f"processes={words.processes}"] if words.processes > 1 else []
-        pairs = [pair for pair in words.pairs if pair.partition("=")[0].strip() != "run_dir"]
-        code = run_series(words.recipe, [*pairs, *processes], runs=words.runs, run_dir=config.run_dir)
+        pairs = [pair for pair in pairs if _key_of(pair) != "run_dir"]
+        pairs += [f"processes={counts['processes']}"] if counts["processes"] > 1 else []
+        code = run_series(options.recipe, pairs, runs=counts["runs"], run_dir=config.run_dir)
         _write_report()
         return code
-    if words.processes > 1:
-        from maskperf.cli.processes import run_processes
-
-        return run_processes([words.recipe, *words.pairs], words.processes)
-    from maskperf.engine.distributed import init_topology
-    from maskperf.run.loop import run_benchmark
-    from maskperf.run.summary import show_outcome
-
-    topology = init_topology(config.system.device)
-    with _reported(topology):
-        finished = run_benchmark(config, topology)
-        show_outcome(finished)
-    return EXIT_DONE if finished.results.status in ("success", "done") else EXIT_TARGET_MISSED
+    if counts["processes"] > 1:
+        return _start_processes([options.recipe, *pairs], counts["processes"])
+    return _run_once(config)
 
 
-@contextmanager
-def _reported(topology: "Topology") -> Iterator[None]:
-    """Write the report of the run inside the `with` block, also of a lost one, before any process leaves the group."""
-    from maskperf.engine.distributed import close_topology, share_from_first
+def read_counts(settings: list[str]) -> tuple[list[str], dict[str, int]]:
+    """Return the changes of the configuration, and how many runs and processes there are.
 
-    try:
-        yield
-    except LostRunError:
-        _write_report()
-        share_from_first(None, topology)
-        raise
-    else:
-        _write_report()
-        share_from_first(None, topology)
-    finally:
-        close_topology()
-
-
-def _write_report() -> None:
-    """Write the report of the run or series of this process, if it left results; a problem of the report is shown."""
-    from maskperf.report.write import write_report
-
-    folder = current_run_folder()  # None in all processes but the first
-    if folder is None or not any((*folder.glob("results.json"), *folder.glob("run_*/results.json"))):
-        return
-    try:
-        page, _ = write_report(folder)
-    except Exception as error:  # the result of the run stands, whatever is wrong with its page
-        problem = f"{type(error).__name__}: {error}"
-        print(f"the report could not be written: {problem}. Fix: maskperf report {folder}", file=sys.stderr)
-        return
-    print(f"report: {page}", flush=True)
-
-
-def help_text() -> str:
-    lines = [f"usage: {USAGE}", "", "Examples, to copy and paste:"]
-    for command, purpose in EXAMPLES:
-        lines += [f"  # {purpose}", f"  {command}"]
-    lines += ["", "recipes:"]
-    for name, recipe in RECIPES.items():
-        lines.append(f"  {name:16s} {(recipe.__doc__ or 'A published reference convergence point.').splitlines()[0]}")
-    lines += [
-        "",
-        "runs=N        N runs, each in a fresh process and a folder of its own; afterwards a table and series.json",
-        "processes=N   each run on N processes of this machine, one GPU for each; on several machines use torchrun",
-        "All keys and their values are printed at the start of a run.",
-    ]
-    return "\n".join(lines)
-
-
-def read_counts(arguments: list[str]) -> Words:
-    """Return the words in order: the recipe, the changes of the configuration, how many runs and processes.
-
-    Errors: ConfigError for a count that is not a whole number above 0.
+    Errors: ConfigError for a count that is not an integer above 0.
     """
-    counts, pairs = dict.fromkeys(COUNTS, 1), []
-    for word in arguments[1:]:
-        key, _, text = word.partition("=")
-        if key.strip() not in COUNTS:
-            pairs.append(word)
+    pairs, counts = [], dict.fromkeys(COUNTS, 1)
+    for setting in settings:
+        name, _, text = setting.partition("=")
+        if name.strip() not in COUNTS:
+            pairs.append(setting)
         elif text.strip().isdecimal() and int(text) >= 1:
-            counts[key.strip()] = int(text)
+            counts[name.strip()] = int(text)
         else:
-            raise ConfigError(f"{word}: cannot be used. Fix: give a whole number, 1 or more, such as {key}=5.")
-    return Words(recipe=arguments[0], pairs=pairs, **counts)
+            raise ConfigError(f"{setting}: cannot be used. Fix: give an integer, 1 or more, such as {name}=5.")
+    return pairs, counts
 
 
-def _check_counts(words: Words, config: RunConfig) -> None:
-    """Errors: ConfigError where the number of runs or processes does not go with the rest."""
-    if "WORLD_SIZE" in os.environ and words.processes > 1:
+def _check_counts(counts: dict[str, int], config: RunConfig) -> None:
+    under_torchrun = "under torchrun (WORLD_SIZE is set)"
+    if "WORLD_SIZE" in os.environ and counts["processes"] > 1:
         raise ConfigError(
-            f"processes={words.processes}: torchrun has started the processes of this run already (WORLD_SIZE is set). "
+            f"processes={counts['processes']}: {under_torchrun} the processes of this run are started already. "
             "Fix: leave processes out, or start maskperf without torchrun."
         )
-    if "WORLD_SIZE" in os.environ and words.runs > 1:
+    if "WORLD_SIZE" in os.environ and counts["runs"] > 1:
         raise ConfigError(
-            f"runs={words.runs}: under torchrun (WORLD_SIZE is set) there is one run only. Fix: start maskperf "
-            "without torchrun and give processes=N, or on several machines call torchrun in a loop."
+            f"runs={counts['runs']}: {under_torchrun} there is one run only. Fix: start maskperf without torchrun "
+            "and give processes=N, or on several machines call torchrun in a loop."
         )
-    if words.runs > 1 and config.seed >= 0:
+    if counts["runs"] > 1 and config.seed >= 0:
         raise ConfigError(
-            f"seed={config.seed}: with runs={words.runs} each run draws its own seed, and no two may have the same. "
-            "Fix: leave seed out."
+            f"seed={config.seed}: with runs={counts['runs']} each run draws its own seed, and no two may have the "
+            "same. Fix: leave seed out."
         )
 
 
@@ -177,11 +122,9 @@ def resolve(recipe: str, pairs: list[str]) -> RunConfig:
     Errors: ConfigError for an unknown recipe or key, or a value that cannot be used.
     """
     if recipe not in RECIPES:
-        nearest = difflib.get_close_matches(recipe, RECIPES, n=1)
-        hint = f"Did you mean {nearest[0]}?" if nearest else "Fix: choose a recipe."
-        raise ConfigError(f"recipe {recipe!r} does not exist. {hint} There are {', '.join(RECIPES)}.")
+        raise ConfigError(f"recipe {recipe!r} does not exist{suggestion(recipe, RECIPES)}")
     config = with_overrides(RECIPES[recipe](), pairs)
-    given = {pair.partition("=")[0].strip() for pair in pairs}
+    given = {_key_of(pair) for pair in pairs}
     if "data.train_json" in given or ("data.root" in given and _root_is_own(config, given)):
         if "model.num_classes" not in given:
             config = replace(config, model=replace(config.model, num_classes=0))
@@ -193,6 +136,10 @@ def resolve(recipe: str, pairs: list[str]) -> RunConfig:
     return config
 
 
+def _key_of(pair: str) -> str:
+    return pair.partition("=")[0].strip()
+
+
 def _root_is_own(config: RunConfig, given: set[str]) -> bool:
     """Return whether data.root is a data set with categories and counts of its own, or may be one."""
     if config.data.generate:
@@ -200,3 +147,74 @@ def _root_is_own(config: RunConfig, given: set[str]) -> bool:
 
         return "data.generate" not in given and holds_own_data(Path(config.data.root))
     return config.mlperf.division != "closed"
+
+
+def _run_once(config: RunConfig) -> int:
+    """Run in this process; a lost run has its report too, and all processes stay in the group until it is written."""
+    from maskperf.engine.distributed import close_topology, init_topology, share_from_first
+    from maskperf.run.loop import run_benchmark
+    from maskperf.run.summary import show_outcome
+
+    topology = init_topology(config.system.device)
+    lost: LostRunError | None = None
+    try:
+        try:
+            finished = run_benchmark(config, topology)
+            show_outcome(finished)
+        except LostRunError as error:
+            lost = error
+        _write_report()
+        share_from_first(None, topology)
+    finally:
+        close_topology()
+    if lost is not None:
+        raise lost
+    return EXIT_DONE if finished.results.status in ("success", "done") else EXIT_TARGET_MISSED
+
+
+def _write_report() -> None:
+    """Write the report of the run or series of this process, if it left results; a problem of the report is shown."""
+    from maskperf.report.write import write_report
+
+    folder = current_run_folder()  # None in all processes but the first
+    if folder is None or not any((*folder.glob("results.json"), *folder.glob("run_*/results.json"))):
+        return
+    try:
+        page, _ = write_report(folder)
+        print(f"report: {page}", flush=True)
+    except Exception as error:  # the result of the run stands, whatever is wrong with its page
+        problem = f"{type(error).__name__}: {error}"
+        print(f"the report could not be written: {problem}. Fix: maskperf report {folder}", file=sys.stderr)
+
+
+def _start_processes(arguments: list[str], processes: int) -> int:
+    """Return the exit code of `maskperf run <arguments>` on several processes: that of the first one that failed.
+
+    torchrun's own command would give 1 for each of them, and a traceback for a target that was missed; so its
+    launcher is called here, and is silent: each process says itself why it ends.
+    Errors: KeyboardInterrupt and SystemExit where a signal ended the run, after all processes were stopped.
+    """
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    for name in list(logging.root.manager.loggerDict):  # each has a level of its own
+        if name.startswith("torch.distributed"):
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    command = ["--standalone", f"--nproc-per-node={processes}", "-m", "maskperf", "run", *arguments]
+    try:
+        torchrun.run(torchrun.parse_args(command))
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode > 0:
+            return failure.exitcode
+        name = signal.Signals(-failure.exitcode).name
+        text = f"process {rank} of {processes} was ended by {name}; all are stopped now"
+        fix = " Fix: if memory ran out, a smaller optimizer.batch_size or fewer processes."
+        print(f"error: {text}.{fix if name == 'SIGKILL' else ''}", file=sys.stderr)
+        return EXIT_BUG
+    except SignalException as stop:
+        if stop.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from stop
+        raise SystemExit(128 + stop.sigval) from stop
+    return EXIT_DONE

@@ -66,7 +66,8 @@ def _settings(train_images: int, val_images: int, seed: int) -> dict[str, int]:
 
 def _write_split(root: Path, split_index: int, count: int, seed: int) -> None:
     split = SPLITS[split_index]
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for index in range(count):
         image = draw_image(split_index, index, seed)
         image_id = image_id_of(split_index, index)
@@ -98,12 +99,11 @@ def _write_split(root: Path, split_index: int, count: int, seed: int) -> None:
 
 def _annotation(instance: Instance, image_id: int, annotation_id: int) -> dict:
     is_crowd = not instance.outline
-    if is_crowd:
-        segmentation = {"counts": run_lengths(instance.visible), "size": list(instance.visible.shape)}
-    else:
-        segmentation = [[float(value) for point in polygon for value in point] for polygon in instance.outline]
+    polygons = [[float(value) for point in polygon for value in point] for polygon in instance.outline]
     return {
-        "segmentation": segmentation,
+        "segmentation": {"counts": run_lengths(instance.visible), "size": list(instance.visible.shape)}
+        if is_crowd
+        else polygons,
         "area": float(instance.visible.sum()),
         "iscrowd": int(is_crowd),
         "image_id": image_id,

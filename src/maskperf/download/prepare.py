@@ -224,20 +224,18 @@ class _Preparation:
 
     def _download(self, file: RemoteFile, target: Path) -> Digests:
         """Return the digests of `target`, which is the whole file afterwards; a damaged one is downloaded again."""
-        digests = None
         if target.is_file():
             digests = digests_of_file(target, f"{file.name}: verifying", self.listener)
             if digests.md5 == file.md5:
                 self.listener.say(f"{file.name}: already there")
-            else:
-                self.listener.say(f"{file.name}: MD5 {digests.md5} instead of {file.md5}; removed, downloaded again")
-                target.unlink()
-                digests = None
-        if digests is None:
-            if self.order.archives_folder is not None:
-                self.listener.say(f"{file.name}: is not in {self.order.archives_folder}")
-            self.listener.say(f"{file.name}: downloading {file.url} to {target}")
-            digests = fetch(file, target, listener=self.listener, patience=self.patience)
+                self._check_sha256(file, target, digests)
+                return digests
+            self.listener.say(f"{file.name}: MD5 {digests.md5} instead of {file.md5}; removed, downloaded again")
+            target.unlink()
+        if self.order.archives_folder is not None:
+            self.listener.say(f"{file.name}: is not in {self.order.archives_folder}")
+        self.listener.say(f"{file.name}: downloading {file.url} to {target}")
+        digests = fetch(file, target, listener=self.listener, patience=self.patience)
         self._check_sha256(file, target, digests)
         return digests
 

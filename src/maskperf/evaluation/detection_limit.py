@@ -1,4 +1,4 @@
-"""COCO's metric counts the best 100 detections of an image: what is said where that, or another limit, matters."""
+"""Notes about COCO's limit of the best 100 detections of an image."""
 
 import numpy as np
 

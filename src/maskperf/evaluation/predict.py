@@ -12,13 +12,11 @@ from maskperf.data.images.raw_images import images_on_device
 from maskperf.engine.distributed import Topology, gather_to_first
 from maskperf.evaluation.detect import detect
 from maskperf.evaluation.results import (
-    BoxResults,
-    MaskResults,
-    PackedTable,
+    Results,
+    ResultTable,
+    box_and_mask_results,
     joined,
-    packed,
-    to_coco_results,
-    unpacked,
+    result_table,
     without_repeats,
 )
 from maskperf.model.mask_rcnn import MaskRcnn
@@ -26,7 +24,7 @@ from maskperf.structures import Detections, EvaluationBatch, Images, begin_copy_
 
 GPU_BATCH_SIZE = 16  # on a GPU one image costs as many launches as many; on a CPU padding only adds work
 CODING_THREADS = 2
-MOST_WAITING = 64  # batches; a slower coder holds the model up rather than filling the memory
+MAX_WAITING = 64  # batches; a slower coder holds the model up rather than filling the memory
 
 
 def batch_size_for(config: EvaluationConfig, device: torch.device) -> int:
@@ -36,15 +34,15 @@ def batch_size_for(config: EvaluationConfig, device: torch.device) -> int:
 
 def predict(
     model: MaskRcnn, batches: Iterable[EvaluationBatch], category_ids: np.ndarray, topology: Topology
-) -> tuple[BoxResults, MaskResults]:
+) -> tuple[Results, Results]:
     """Return box and mask results of all processes' images, by image id, in the first process; none in others."""
     return collected(gathered(detect_all(model, batches, category_ids, topology.device), topology))
 
 
 def detect_all(
     model: MaskRcnn, batches: Iterable[EvaluationBatch], category_ids: np.ndarray, device: torch.device
-) -> "list[Future[PackedTable]]":
-    """Returns the results of each batch, some of them still being made: the model has done its part of all.
+) -> "list[Future[ResultTable]]":
+    """Return the results of each batch, some of them still in progress: the model has done its part of all.
 
     Threads turn the detections of one batch into results while the model is at the next ones, and beyond the end.
     The model is switched to evaluation and back.
@@ -52,7 +50,7 @@ def detect_all(
     was_training = model.training
     model.eval()
     coders = ThreadPoolExecutor(CODING_THREADS, thread_name_prefix="maskperf-coder")
-    tables: list[Future[PackedTable]] = []
+    tables: list[Future[ResultTable]] = []
     try:
         for batch in batches:
             images = images_on_device(
@@ -60,39 +58,37 @@ def detect_all(
             )
             on_host = begin_copy_to_host(detect(model, images))
             tables.append(coders.submit(_code, *on_host, _without_pixels(batch), category_ids))
-            if len(tables) > MOST_WAITING:
-                tables[-1 - MOST_WAITING].result()
+            if len(tables) > MAX_WAITING:
+                tables[-1 - MAX_WAITING].result()
     except BaseException:
         coders.shutdown(wait=True, cancel_futures=True)
         raise
     finally:
         model.train(was_training)
-    coders.shutdown(wait=False)  # its threads end with what they have to do
+    coders.shutdown(wait=False)  # its threads end when their work is done
     return tables
 
 
-def gathered(tables: "Sequence[Future[PackedTable]]", topology: Topology) -> list[PackedTable]:
+def gathered(tables: "Sequence[Future[ResultTable]]", topology: Topology) -> list[ResultTable]:
     """Return the results of all processes in the first one, when they are made; an empty list in the others."""
     of_processes = gather_to_first([table.result() for table in tables], topology)
     return [table for of_process in of_processes for table in of_process]
 
 
-def collected(tables: Sequence[PackedTable]) -> tuple[BoxResults, MaskResults]:
+def collected(tables: Sequence[ResultTable]) -> tuple[Results, Results]:
     """Return box and mask results by image id; needs neither the device nor the other processes."""
-    table = without_repeats(joined([unpacked(table) for table in tables]))
-    return BoxResults(table), MaskResults(table)
+    return box_and_mask_results(without_repeats(joined(tables)))
 
 
 def _without_pixels(batch: EvaluationBatch) -> EvaluationBatch:
-    """Return the batch as a coder needs it: while it waits, its pictures must not fill the memory."""
+    """Return the batch as a coder needs it: while it waits, its images must not fill the memory."""
     sizes_hw = batch.images.sizes_hw
     return replace(batch, images=Images(pixels=torch.empty(len(sizes_hw), 3, 0, 0), sizes_hw=sizes_hw))
 
 
 def _code(
     detections: Detections, copied: torch.cuda.Event | None, batch: EvaluationBatch, category_ids: np.ndarray
-) -> PackedTable:
+) -> ResultTable:
     if copied is not None:
         copied.synchronize()
-    boxes, _ = to_coco_results(detections, batch, category_ids)
-    return packed(boxes.table)
+    return result_table(detections, batch, category_ids)

@@ -1,9 +1,9 @@
-"""Average precision of COCO results: the one adapter over the COCO engines (pycocotools judges, hotcoco is fast)."""
+"""Average precision of COCO results: the one adapter over pycocotools (official) and hotcoco (fast)."""
 
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,16 +19,17 @@ from pycocotools.cocoeval import COCOeval
 from maskperf.data.coco.categories import CategoryMatch, in_training_categories
 from maskperf.data.coco.index import CocoIndex, dataset_of
 from maskperf.errors import ConfigError, DataError, Problem
-from maskperf.evaluation.results import BoxResults, MaskResults, ResultTable, result_columns
+from maskperf.evaluation.results import NO_RESULTS, Results
 
 ENGINES = ("fast", "official")
 COCO_DETECTIONS = 100  # of an image, the best of which COCO counts
 FEW_DETECTIONS = (1, 10)  # of an image, for two of the twelve numbers
-# Places in COCO's arrays: IoU thresholds of 0.50 and 0.75, areas of any size, the most detections of an image.
+# Indices into COCO's arrays: IoU thresholds of 0.50 and 0.75, areas of any size, the most detections of an image.
 IOU_50, IOU_75, ALL_AREAS, MOST_DETECTIONS = 0, 5, 0, 2
 LARGEST_EXACT_ID = 2**53  # in an array of floating-point numbers
-# These two print what they do. Standard output cannot be taken from a thread alone, and training speaks meanwhile.
-coco.print = cocoeval.print = lambda *words, **options: None
+FIX_NOT_FINITE = "Find out where the model's output stopped being finite."
+# These two print what they do. Standard output cannot be taken from a thread alone, and training prints meanwhile.
+coco.print = cocoeval.print = lambda *values, **options: None
 
 
 @dataclass(frozen=True)
@@ -48,35 +49,27 @@ class Scores:
 
 def stat_names(max_detections: int) -> tuple[str, ...]:
     """Return what COCO's twelve numbers are, where the best `max_detections` of an image count."""
+    sizes = ("small", "medium", "large")
     return (
-        "AP",
-        "AP at IoU 0.50",
-        "AP at IoU 0.75",
-        "AP of small objects",
-        "AP of medium objects",
-        "AP of large objects",
-        "AR with 1 detection",
-        "AR with 10 detections",
-        f"AR with {max_detections} detections",
-        "AR of small objects",
-        "AR of medium objects",
-        "AR of large objects",
+        *("AP", "AP at IoU 0.50", "AP at IoU 0.75"),
+        *(f"AP of {size} objects" for size in sizes),
+        *("AR with 1 detection", "AR with 10 detections", f"AR with {max_detections} detections"),
+        *(f"AR of {size} objects" for size in sizes),
     )
 
 
 class GroundTruth:
     """The annotations of the validation images, read once and used at every evaluation.
 
-    Two things are fixed on reading, neither of which changes what is true: missing `area` and `iscrowd` are filled
-    in, and if there is an annotation id 0, all are numbered anew in the order of the file.
-
-    Errors: DataError where no annotation counts, since there is no average precision then.
+    Missing `area` and `iscrowd` are filled in, and if there is an annotation id 0, all are renumbered in the order of
+    the file.
     """
 
     def __init__(self, path: str | Path, index: CocoIndex | None = None, categories: CategoryMatch | None = None):
         """Read the file as it is; as `index` reads it, if that changed or left out something.
 
-        With `categories` those of the training take the place of the file's own, in annotations and in results.
+        `categories` replaces the categories of the file by those of the training, in annotations and in results.
+        Errors: DataError where no annotation counts, since there is no average precision then.
         """
         self.path = str(path)
         as_it_is = index is None or index.is_plain
@@ -87,12 +80,20 @@ class GroundTruth:
         self.category_names = _names_by_id(self._dataset["categories"])
         self._dataset["annotations"] = _fixed(self._dataset["annotations"], self.image_sizes_hw)
         if all(annotation["iscrowd"] for annotation in self._dataset["annotations"]):
-            raise DataError([_no_objects(self.path, len(self._dataset["annotations"]))])
+            no_objects = Problem(
+                file=self.path,
+                where="the whole file",
+                field="annotations",
+                value=f"{len(self._dataset['annotations'])} entries",
+                message="There is no object to find (crowd regions do not count), so there is no average precision.",
+                fix="Use a file with objects, or set data.crowd_as_objects=true for iscrowd=1 by mistake of an export.",
+            )
+            raise DataError([no_objects])
 
     @cached_property
     def official(self) -> COCO:
         """The data set as pycocotools wants it."""
-        # pycocotools writes into the annotations it holds, and the other engine shall see those of the file.
+        # pycocotools writes into the annotations it holds, and the other engine must see those of the file.
         annotations = [dict(annotation) for annotation in self._dataset["annotations"]]
         return _official_coco({**self._dataset, "annotations": annotations})
 
@@ -117,8 +118,8 @@ def score(
     No results at all give an AP of 0. The arguments are left as they are. Results of `predict` reach the fast engine as
     columns; lists of entries, which may come from a file, one by one.
     Errors: DataError where a result names an unknown image or category, or holds something that is not a number.
-    Threads: may run in one of its own. The fast engine leaves the others alone while it matches and accumulates; while
-    it takes the results in (0.5 s of 2.5 s for 5,000 images of 100), and for all of pycocotools, they share the GIL.
+    Threads: the fast engine releases the GIL while it matches and accumulates, but not while it takes the results in
+    (0.5 s of 2.5 s for 5,000 images of 100); pycocotools never does.
     """
     if engine not in ENGINES:
         raise ConfigError(f"evaluation.engine is {engine!r}. Fix: use one of {', '.join(ENGINES)}.")
@@ -143,15 +144,11 @@ def score(
 
 def agree(first: Scores, second: Scores) -> list[str]:
     """Return one line for each of the 24 numbers that is not exactly equal in both; empty when the two agree."""
-    differences, names = [], stat_names(first.max_detections)
-    for kind in ("box", "mask"):
-        pairs = zip(names, getattr(first, f"{kind}_stats"), getattr(second, f"{kind}_stats"), strict=True)
-        differences += [
-            f"{kind} {name}: {one!r} ({first.engine}) and {other!r} ({second.engine})"
-            for name, one, other in pairs
-            if one != other
-        ]
-    return differences
+    names = [f"{kind} {name}" for kind in ("box", "mask") for name in stat_names(first.max_detections)]
+    rows = zip(names, first.box_stats + first.mask_stats, second.box_stats + second.mask_stats, strict=True)
+    return [
+        f"{name}: {one!r} ({first.engine}) and {other!r} ({second.engine})" for name, one, other in rows if one != other
+    ]
 
 
 def _evaluate(
@@ -189,9 +186,9 @@ def summary(precision: np.ndarray, recall: np.ndarray) -> tuple[float, ...]:
     sizes = range(1, 4)  # small, medium and large
     parts = [
         ap[..., ALL_AREAS],
-        *(ap[place][..., ALL_AREAS] for place in (IOU_50, IOU_75)),
+        *(ap[threshold][..., ALL_AREAS] for threshold in (IOU_50, IOU_75)),
         *(ap[..., size] for size in sizes),
-        *(recall[:, :, ALL_AREAS, place] for place in range(MOST_DETECTIONS + 1)),
+        *(recall[:, :, ALL_AREAS, limit] for limit in range(MOST_DETECTIONS + 1)),
         *(ar[..., size] for size in sizes),
     ]
     return tuple(-1.0 if (mean := _mean(part)) is None else mean for part in parts)
@@ -203,34 +200,29 @@ def _mean(numbers: np.ndarray) -> float | None:
 
 
 def _fast_results(truth: hotcoco.COCO, results: Sequence[dict], iou_type: str) -> hotcoco.COCO:
-    if not isinstance(results, BoxResults | MaskResults) or not _fits_an_array(results.table):
-        return truth.load_res(_boxless(results) if iou_type == "segm" else list(results))
-    table = results.table
+    table = results.table if isinstance(results, Results) else NO_RESULTS
+    largest_id = max(table.image_ids.max(initial=0), table.category_ids.max(initial=0))
+    if not len(table) or largest_id > LARGEST_EXACT_ID:
+        return truth.load_res(_entries(results, iou_type))
     array = np.column_stack([table.image_ids, table.boxes_xywh, table.scores, table.category_ids])
     if iou_type == "bbox":
         return truth.load_res(array)
-    loaded = truth.load_res(array, segmentation=table.masks)
+    loaded = truth.load_res(array, segmentation=table.masks())
     loaded.update_anns(ids=np.arange(1, len(table) + 1), area=table.mask_areas)  # from an array, it is the box's
     return loaded
 
 
-def _fits_an_array(table: ResultTable) -> bool:
-    return bool(max(table.image_ids.max(initial=0), table.category_ids.max(initial=0)) <= LARGEST_EXACT_ID)
-
-
-def _boxless(results: Sequence[dict]) -> list[dict]:
-    """Return the entries without boxes: with one, COCO would take the area of a mask from it."""
-    if not any("bbox" in entry for entry in results):
-        return list(results)
-    return [{key: value for key, value in entry.items() if key != "bbox"} for entry in results]
-
-
 def _official_results(truth: COCO, results: Sequence[dict], iou_type: str) -> COCO:
     if len(results):
-        entries = _boxless(results) if iou_type == "segm" else results
-        return truth.loadRes([dict(entry) for entry in entries])  # copies, because pycocotools writes into them
+        return truth.loadRes(_entries(results, iou_type))
     # pycocotools looks at the first result to know their kind, and fails without one.
     return _official_coco({**truth.dataset, "annotations": []})
+
+
+def _entries(results: Sequence[dict], iou_type: str) -> list[dict]:
+    """Return copies, as pycocotools writes into them; of masks without boxes, from which COCO would take the area."""
+    left_out = "bbox" if iou_type == "segm" else None
+    return [{key: value for key, value in entry.items() if key != left_out} for entry in results]
 
 
 def _official_coco(dataset: dict) -> COCO:
@@ -243,10 +235,9 @@ def _official_coco(dataset: dict) -> COCO:
 def _names_by_id(categories: list[dict]) -> dict[int, str]:
     """Return the names in the order of the ids, which is that of COCO's arrays; a name used twice shows its id."""
     uses = Counter(category["name"] for category in categories)
-    ordered = sorted(categories, key=lambda category: category["id"])
     return {
         entry["id"]: entry["name"] if uses[entry["name"]] == 1 else f"{entry['name']} ({entry['id']})"
-        for entry in ordered
+        for entry in sorted(categories, key=lambda category: category["id"])
     }
 
 
@@ -271,68 +262,62 @@ def _mask_area(segmentation: list | dict, size_hw: list[int]) -> float:
     return float(coco_masks.area(coco_masks.merge(codes) if isinstance(codes, list) else codes))
 
 
-def _no_objects(path: str, count: int) -> Problem:
-    return Problem(
-        file=path,
-        where="the whole file",
-        field="annotations",
-        value=f"{count} entries",
-        message="There is no object to find (crowd regions do not count), so there is no average precision.",
-        fix="Use a file with objects, or set data.crowd_as_objects=true where iscrowd=1 is a mistake of an export.",
-    )
-
-
 def _problems(ground_truth: GroundTruth, results: Sequence[dict], geometry: str) -> list[Problem]:
-    """Return what is wrong in `results`, whose boxes or masks are in the field `geometry`."""
-    kind = "box results" if geometry == "bbox" else "mask results"
-    suspects = _suspects(ground_truth, results, geometry)
+    """Return the problems of `results`, whose boxes or masks are in the field `geometry`."""
     return [
         Problem(
-            file=kind,
+            file="box results" if geometry == "bbox" else "mask results",
             where=f"result {position} (image id {entry.get('image_id')})",
             field=field,
             value=repr(entry.get(field))[:80],
-            message=problem,
+            message=message,
             fix=fix,
         )
-        for position, entry in enumerate(results if suspects.any() else ())
-        if suspects[position]
-        for field, problem, fix in _entry_problems(ground_truth, entry, geometry)
+        for position in _suspects(ground_truth, results, geometry)
+        for entry in (results[position],)
+        for field, message, fix in _entry_problems(ground_truth, entry, geometry)
     ]
 
 
-def _suspects(ground_truth: GroundTruth, results: Sequence[dict], geometry: str) -> np.ndarray:
-    """Return for each result whether `_entry_problems` may have something to say about it."""
+def _suspects(ground_truth: GroundTruth, results: Sequence[dict], geometry: str) -> Iterable[int]:
+    """Return the positions of the results for which `_entry_problems` may find a problem."""
     try:
-        image_ids, category_ids, scores, shapes = result_columns(results, geometry)
+        if isinstance(results, Results):
+            table = results.table
+            columns = (table.image_ids, table.category_ids, table.scores)
+            shapes = table.boxes_xywh if geometry == "bbox" else table.sizes_hw
+        else:
+            columns = (np.array([entry[key] for entry in results]) for key in ("image_id", "category_id", "score"))
+            shapes = [entry[geometry] if geometry == "bbox" else entry[geometry]["size"] for entry in results]
+        image_ids, category_ids, scores = columns
+        is_good = np.isin(image_ids, list(ground_truth.image_sizes_hw)) & np.isfinite(scores)
+        is_good &= np.isin(category_ids, list(ground_truth.category_names))
+        if geometry == "bbox":
+            is_good &= np.isfinite(np.array(shapes, np.float64).reshape(-1, 4)).all(axis=1)
+        else:
+            sizes_hw = [ground_truth.image_sizes_hw.get(image_id, [0, 0]) for image_id in image_ids.tolist()]
+            is_good &= (np.array(shapes).reshape(-1, 2) == np.array(sizes_hw).reshape(-1, 2)).all(axis=1)
     except (KeyError, TypeError, ValueError):  # something is missing, or is no number
-        return np.ones(len(results), dtype=bool)
-    known = np.isin(image_ids, list(ground_truth.image_sizes_hw))
-    known &= np.isin(category_ids, list(ground_truth.category_names))
-    if geometry == "bbox":
-        return ~(known & np.isfinite(scores) & np.isfinite(shapes).all(axis=1))
-    sizes = map(ground_truth.image_sizes_hw.get, image_ids.tolist())
-    fitting = [list(mask["size"]) == size for mask, size in zip(shapes, sizes, strict=True)]
-    return ~(known & np.isfinite(scores) & np.array(fitting, dtype=bool))
+        return range(len(results))
+    return np.flatnonzero(~is_good).tolist()
 
 
 def _entry_problems(ground_truth: GroundTruth, entry: dict, geometry: str) -> Iterator[tuple[str, str, str]]:
-    """Yield field, problem and fix."""
+    """Yield field, message and fix."""
     missing = [field for field in ("image_id", "category_id", "score", geometry) if field not in entry]
     for field in missing:
         yield field, "The field is missing.", "Add it."
     if missing:
         return
-    if entry["image_id"] not in ground_truth.image_sizes_hw:
+    size_hw = ground_truth.image_sizes_hw.get(entry["image_id"])
+    if size_hw is None:
         yield "image_id", f"No image of {ground_truth.path} has this id.", "Evaluate with the file of these images."
         return
     if entry["category_id"] not in ground_truth.category_names:
         yield "category_id", f"No category of {ground_truth.path} has this id.", "Map labels to the file's own ids."
     if not math.isfinite(entry["score"]):
-        yield "score", "The score is not a finite number.", "Find out where the model's output stopped being finite."
-    if geometry == "bbox":
-        if not all(map(math.isfinite, entry["bbox"])):
-            yield "bbox", "The box is not finite.", "Find out where the model's output stopped being finite."
-    elif list(entry["segmentation"]["size"]) != ground_truth.image_sizes_hw[entry["image_id"]]:
-        size_hw = ground_truth.image_sizes_hw[entry["image_id"]]
+        yield "score", "The score is not a finite number.", FIX_NOT_FINITE
+    if geometry == "bbox" and not all(map(math.isfinite, entry["bbox"])):
+        yield "bbox", "The box is not finite.", FIX_NOT_FINITE
+    if geometry == "segmentation" and list(entry["segmentation"]["size"]) != size_hw:
         yield "segmentation", f"The mask's size is not the image's, {size_hw}.", "Encode it at the original size."

@@ -25,7 +25,7 @@ RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_POR
 
 def numbers_of(version: str) -> tuple[int, ...]:
     """Return the numbers that a version starts with: (2, 13, 0) for "2.13.0+cpu"."""
-    return tuple(int(number) for number in re.match(r"[0-9]*(?:\.[0-9]+)*", version)[0].split(".") if number)
+    return tuple(int(number) for number in re.split(r"[^0-9.]", version)[0].split(".") if number)
 
 
 def check_system(env: Environment) -> Finding:

@@ -175,4 +175,4 @@ def kind_of_disk(folder: Path) -> str | None:
         return "virtual disk"
     if folder.name.startswith("nvme"):
         return "NVMe"
-    return {0: "SSD", 1: "hard disk"}.get(read_number(folder / "queue" / "rotational"))
+    return {"0": "SSD", "1": "hard disk"}.get(read_text(folder / "queue" / "rotational") or "")

@@ -6,6 +6,7 @@ doctor down. It therefore imports nothing of maskperf.
 
 import json
 import time
+from typing import Any
 
 SIZE_ON_CPU = 1024
 SIZE_ON_GPU = 4096
@@ -26,7 +27,7 @@ def probe() -> dict[str, object]:
     }
 
 
-def _gflops(device, size: int) -> float:
+def _gflops(device: Any, size: int) -> float:
     import torch
 
     left, right = (torch.rand(size, size, device=device) for _ in range(2))

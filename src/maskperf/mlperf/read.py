@@ -16,8 +16,8 @@ TOKEN = ":::MLLOG "
 LINE_BREAK, LINE_END = re.compile(r"\r\n?|\n"), re.compile(r"[\r\n]|\Z")
 SHOWN_CHARACTERS = 60
 MS_PER_MINUTE = 60_000
-SETTING_KEYS = (
-    *("global_batch_size", "d_batch_size", "num_image_candidates", "gradient_accumulation_steps"),
+SETTINGS = (  # how the keys of hyperparameters begin
+    *("opt_", "global_batch_size", "d_batch_size", "num_image_candidates", "gradient_accumulation_steps"),
     *("min_image_size", "max_image_size", "train_samples", "eval_samples"),
 )
 EPOCH_FIELDS = {"epoch": "epoch_num", "block": "first_epoch_num"}  # of the metadata of epoch_start, block_start ...
@@ -116,29 +116,28 @@ def read_log(path: Path | str) -> BenchmarkLog:
     by_key: dict[str, list[Record]] = {}
     for record in records:
         by_key.setdefault(record.key, []).append(record)
-    seeds = [(record, whole_number(record.value)) for record in by_key.get("seed", ())]
-    problems += [
-        f"line {record.line}: the seed is not a whole number: {record.value!r}"
-        for record, seed in seeds
-        if seed is None
-    ]
+    seeds = []
+    for record in by_key.get("seed", ()):
+        seeds.append(whole_number(record.value))
+        if seeds[-1] is None:
+            problems.append(f"line {record.line}: the seed is not a whole number: {record.value!r}")
+    first = {key: str(found[0].value or "") for key, found in by_key.items()}
+    times = {key: [record.time_ms for record in found if record.time_ms is not None] for key, found in by_key.items()}
+    start_ms = next(iter(times.get("run_start", ())), None)
     targets = _targets(by_key.get("maskperf_targets", ()))
-    start_ms = _time(by_key, "run_start", 0)
-    texts = {key: str(found[0].value) for key, found in by_key.items() if found[0].value}
-    is_setting = [key for key in by_key if key in SETTING_KEYS or key.startswith("opt_")]
     return BenchmarkLog(
         path=path,
         records=tuple(records),
-        benchmark=texts.get("submission_benchmark", ""),
-        organization=texts.get("submission_org", ""),
-        division=texts.get("submission_division", ""),
-        platform=texts.get("submission_platform", ""),
-        recipe=texts.get("maskperf_recipe"),
+        benchmark=first.get("submission_benchmark", ""),
+        organization=first.get("submission_org", ""),
+        division=first.get("submission_division", ""),
+        platform=first.get("submission_platform", ""),
+        recipe=first.get("maskperf_recipe") or None,
         targets=targets,
-        settings={key: by_key[key][-1].value for key in is_setting},
-        seeds=tuple(dict.fromkeys(seed for _, seed in seeds if seed is not None)),
-        init_seconds=_seconds(_time(by_key, "init_start", 0), _time(by_key, "init_stop", -1)),
-        run_seconds=_seconds(start_ms, _time(by_key, "run_stop", -1)),
+        settings={record.key: record.value for record in records if record.key.startswith(SETTINGS)},
+        seeds=tuple(dict.fromkeys(seed for seed in seeds if seed is not None)),
+        init_seconds=_seconds(times, "init_start", "init_stop"),
+        run_seconds=_seconds(times, "run_start", "run_stop"),
         status=_status(by_key.get("run_stop", ()), targets),
         evaluations=_evaluations(by_key.get("eval_accuracy", ()), start_ms),
         epochs=_epochs(by_key, start_ms),
@@ -236,13 +235,11 @@ def _unreadable(path: Path, message: str, fix: str) -> DataError:
     return DataError([problem])
 
 
-def _time(by_key: dict[str, list[Record]], key: str, index: int) -> float | None:
-    times = [record.time_ms for record in by_key.get(key, ()) if record.time_ms is not None]
-    return times[index] if times else None
-
-
-def _seconds(start_ms: float | None, stop_ms: float | None) -> float | None:
-    return None if start_ms is None or stop_ms is None else (stop_ms - start_ms) / 1000
+def _seconds(times: dict[str, list[float]], start: str, stop: str) -> float | None:
+    """Return the time from the first start to the last stop."""
+    if not times.get(start) or not times.get(stop):
+        return None
+    return (times[stop][-1] - times[start][0]) / 1000
 
 
 def _minutes(record: Record, start_ms: float | None) -> float | None:

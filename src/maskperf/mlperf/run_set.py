@@ -22,15 +22,6 @@ FROM_MIXING = re.compile(
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunAlone:
-    """The verdicts on one of several runs of a file, as if the others were not there."""
-
-    lines: str
-    compliance: Verdict
-    traps: Verdict
-
-
-@dataclass(frozen=True, kw_only=True)
 class CheckedLog:
     """A log, the verdict of the compliance checker and that of maskperf's own checks."""
 
@@ -38,7 +29,7 @@ class CheckedLog:
     compliance: Verdict
     traps: Verdict
     holds_several_runs: bool = False  # then nothing that is counted over the whole file means anything
-    alone: tuple[RunAlone, ...] = ()  # each whole run of such a file
+    alone: tuple[tuple[str, "CheckedLog"], ...] = ()  # each whole run of such a file, by its lines
 
     @property
     def minutes(self) -> float | None:
@@ -79,9 +70,8 @@ def check_log(path: Path) -> CheckedLog:
     """
     log = read_log(path)
     attempts = find_attempts(log.records)
-    several = attempts.are_several
     compliance, traps = check_compliance(path), check_traps(log)
-    checked = CheckedLog(log=log, compliance=compliance, traps=traps, holds_several_runs=several)
+    checked = CheckedLog(log=log, compliance=compliance, traps=traps, holds_several_runs=attempts.are_several)
     if attempts.mixed is not None:
         return _without(checked, lambda finding: FROM_MIXING.search(finding.text) is not None)
     if len(attempts.runs) == 1:
@@ -92,15 +82,16 @@ def check_log(path: Path) -> CheckedLog:
 
 def _without(checked: CheckedLog, is_left_out: Callable[[Finding], bool]) -> CheckedLog:
     """Return a log without some of its findings; they are counted, and no verdict changes."""
-    verdicts = []
-    for verdict in (checked.compliance, checked.traps):
+
+    def shorten(verdict: Verdict) -> Verdict:
         shown = tuple(finding for finding in verdict.findings if not is_left_out(finding))
-        verdicts.append(replace(verdict, findings=shown, num_not_shown=len(verdict.findings) - len(shown)))
-    return replace(checked, compliance=verdicts[0], traps=verdicts[1])
+        return replace(verdict, findings=shown, num_not_shown=len(verdict.findings) - len(shown))
+
+    return replace(checked, compliance=shorten(checked.compliance), traps=shorten(checked.traps))
 
 
-def _check_alone(path: Path, attempts: Attempts) -> tuple[RunAlone, ...]:
-    """Return the verdicts on each whole run of a file; none where two of its runs share a line.
+def _check_alone(path: Path, attempts: Attempts) -> tuple[tuple[str, CheckedLog], ...]:
+    """Return each whole run of a file, checked as if the others were not there; none where two runs share a line.
 
     The other lines are emptied, so that the run's own ones keep their numbers. A record that was torn when its program
     died, and now stands in front of the first one on its line, goes as well.
@@ -108,15 +99,13 @@ def _check_alone(path: Path, attempts: Attempts) -> tuple[RunAlone, ...]:
     found = []
     token = TOKEN.encode()
     for run, (first, last) in zip(attempts.runs, attempts.line_ranges, strict=True):
-        if not run.is_whole or attempts.shared_lines:
-            continue
-        lines = path.read_bytes().split(b"\n")[first - 1 : last]
-        lines[0] = token + lines[0].rpartition(token)[2]
-        with tempfile.TemporaryDirectory(prefix="maskperf-check-") as scratch:
-            part = Path(scratch) / "run.txt"
-            part.write_bytes(b"\n" * (first - 1) + b"\n".join(lines))
-            name = f"lines {first} to {last or 'the end'}"
-            found.append(RunAlone(lines=name, compliance=check_compliance(part), traps=check_traps(read_log(part))))
+        if run.is_whole and not attempts.shared_lines:
+            lines = path.read_bytes().split(b"\n")[first - 1 : last]
+            lines[0] = token + lines[0].rpartition(token)[2]
+            with tempfile.TemporaryDirectory(prefix="maskperf-check-") as scratch:
+                part = Path(scratch) / "run.txt"
+                part.write_bytes(b"\n" * (first - 1) + b"\n".join(lines))
+                found.append((f"lines {first} to {last or 'the end'}", check_log(part)))
     return tuple(found)
 
 

@@ -216,12 +216,8 @@ def _has_not_finite(value: object) -> bool:
 
 def _targets(log: BenchmarkLog) -> Iterator[Finding]:
     box_target, mask_target = log.targets
-    reached = any(
-        evaluation.box_ap is not None
-        and evaluation.mask_ap is not None
-        and meets_targets(evaluation.box_ap, evaluation.mask_ap, box_target=box_target, mask_target=mask_target)
-        for evaluation in log.evaluations
-    )
+    aps = [(entry.box_ap, entry.mask_ap) for entry in log.evaluations if None not in (entry.box_ap, entry.mask_ap)]
+    reached = any(meets_targets(box, mask, box_target=box_target, mask_target=mask_target) for box, mask in aps)
     if log.status == "success" and not reached:
         yield refusal(
             "run_stop says success",

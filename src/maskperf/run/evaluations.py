@@ -12,7 +12,7 @@ from maskperf.data.images.loader import evaluation_batches, feeding_for
 from maskperf.engine.distributed import all_say, share_from_first
 from maskperf.errors import LostRunError
 from maskperf.evaluation.predict import batch_size_for, collected, detect_all, gathered
-from maskperf.evaluation.results import BoxResults, MaskResults, PackedTable
+from maskperf.evaluation.results import Results, ResultTable
 from maskperf.evaluation.scores import GroundTruth, Scores, agree, score
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.run.collapse import evaluation_collapse
@@ -22,7 +22,7 @@ from maskperf.run.recorder import StepRecorder
 from maskperf.run.session import Session, keep_best_model
 from maskperf.schema import EpochRow
 
-Found = tuple[BoxResults, MaskResults]
+Found = tuple[Results, Results]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Evaluation:
         self._session = session
         self._truth = truth
         self._seconds = 0.0
-        self._coding: Sequence[Future[PackedTable]] = ()
+        self._coding: Sequence[Future[ResultTable]] = ()
         self._scoring: Future[tuple[Scores, Found, float]] | None = None  # once gathered, in the first process
         self._is_gathered = False
 
@@ -140,7 +140,7 @@ class Evaluation:
             scorer.shutdown(wait=False)  # its thread ends with this one task
 
 
-def _scored(tables: Sequence[PackedTable], truth: GroundTruth, config: EvaluationConfig) -> tuple[Scores, Found, float]:
+def _scored(tables: Sequence[ResultTable], truth: GroundTruth, config: EvaluationConfig) -> tuple[Scores, Found, float]:
     start = time.monotonic()
     found = collected(tables)
     scores = score(truth, *found, engine=config.engine, max_detections=config.max_detections)

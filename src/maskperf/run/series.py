@@ -16,7 +16,7 @@ from rich.table import Table
 from maskperf.errors import EXIT_DATA, EXIT_DONE, EXIT_RULE, EXIT_TARGET_MISSED, EXIT_USAGE
 from maskperf.files import pretty_json, write_text
 from maskperf.mlperf.scoring import RUNS, score_minutes
-from maskperf.overrides import word_of_path
+from maskperf.overrides import path_as_argument
 from maskperf.run.run_folder import create_run_folder
 from maskperf.schema import CONFIG_FILE, RESULTS_FILE, SERIES_FILE, Results, Series, SeriesRun, read_json
 
@@ -44,7 +44,7 @@ def run_series(recipe: str, words: Sequence[str], *, runs: int, run_dir: str = "
         for number in range(runs):
             name = f"run_{number}"
             print(f"\nrun {number + 1} of {runs}: {folder / name}", flush=True)
-            run_dir = f"run_dir={word_of_path(folder / name)}"
+            run_dir = f"run_dir={path_as_argument(folder / name)}"
             code = run_child([sys.executable, "-m", "maskperf", "run", recipe, *words, run_dir])
             found.append(read_run(folder / name, code))
             _write(folder, recipe, found, runs)

@@ -237,7 +237,7 @@ def test_links_in_the_folder_are_followed_and_circles_end(tmp_path):
 
 
 def test_a_walk_that_is_too_long_ends_and_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(file_names, "MOST_FILES", 3)
+    monkeypatch.setattr(file_names, "MAX_FILES", 3)
     files = [f"s/{number}.jpg" for number in range(9)]
     _, _, ((_, problem),) = resolve_file_names(index_of(tmp_path, ["a.jpg"], files))
     assert "in the subfolders (the first 3 files)" in problem.message

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
-from coco_folder import HEIGHT, WIDTH, annotation, good_document, triangle, write_json
+from coco_folder import HEIGHT, WIDTH, annotation, good_document, triangle, write_images, write_json
 
 from maskperf.config import DataConfig
-from maskperf.data.coco.index import locate, read_coco
+from maskperf.data.coco.index import locate, read_annotations, read_coco
+from maskperf.data.images.loader import load_sample
 from maskperf.errors import DataError
 
 
@@ -29,14 +30,9 @@ def test_the_index_holds_what_the_file_says(tmp_path):
     assert index.category_names == ("dog", "cup")
     assert index.notices == ("1 of 4 annotations are crowd regions and are not trained on",)
     assert index.is_plain and index.run_ends is None and index.image_keys == ()
-
-
-def test_the_arrays_have_the_promised_types(tmp_path):
-    index = read(tmp_path, good_document())
     for name in ("image_ids", "object_offsets", "labels", "polygon_offsets", "point_offsets", "category_ids"):
         assert getattr(index, name).dtype == np.int64
-    assert index.sizes_hw.dtype == np.int32
-    assert index.boxes.dtype == index.points.dtype == np.float32
+    assert index.sizes_hw.dtype == np.int32 and index.boxes.dtype == index.points.dtype == np.float32
 
 
 def test_ids_may_be_anything_in_64_bits(tmp_path):
@@ -50,12 +46,6 @@ def test_ids_may_be_anything_in_64_bits(tmp_path):
     np.testing.assert_array_equal(index.image_ids, [-(2**63), 2**63 - 1])
     np.testing.assert_array_equal(index.category_ids, [-5, 2**62])
     np.testing.assert_array_equal(index.labels, [2, 1, 2])
-
-
-def test_file_names_may_contain_folders(tmp_path):
-    document = good_document()
-    document["images"][1]["file_name"] = "deep/er/a..b.jpg"
-    assert read(tmp_path, document).file_names[0] == "deep/er/a..b.jpg"
 
 
 def test_boxes_are_clipped_and_polygons_are_not(tmp_path):
@@ -100,7 +90,7 @@ def test_a_notice_counts_all_and_names_the_first(tmp_path):
 def test_training_leaves_out_images_without_a_large_annotation(tmp_path):
     document = good_document()
     document["images"] += [
-        {"id": 30, "file_name": "c.jpg", "height": HEIGHT, "width": WIDTH},
+        {"id": 30, "file_name": "deep/er/a..b.jpg", "height": HEIGHT, "width": WIDTH},
         {"id": 5, "file_name": "d.jpg", "height": HEIGHT, "width": WIDTH},
     ]
     document["annotations"].append(annotation(918, 5, bbox=[5, 5, 1, 30]))
@@ -110,12 +100,11 @@ def test_training_leaves_out_images_without_a_large_annotation(tmp_path):
         "1 images without an annotation: left out of training (data.negatives=true keeps them) (first ids: 30)",
         "1 images without an object, only crowd regions or the boxes above: left out of training (first ids: 5)",
     )
-    negatives = read(tmp_path, document, data=DataConfig(negatives=True))
-    np.testing.assert_array_equal(negatives.image_ids, [5, 10, 20, 30])
-    np.testing.assert_array_equal(negatives.object_offsets, [0, 0, 1, 3, 3])
-    evaluation = read(tmp_path, document, training=False)
-    np.testing.assert_array_equal(evaluation.image_ids, [5, 10, 20, 30])
-    np.testing.assert_array_equal(evaluation.object_offsets, [0, 0, 1, 3, 3])
+    for options in ({"data": DataConfig(negatives=True)}, {"training": False}):
+        whole = read(tmp_path, document, **options)
+        np.testing.assert_array_equal(whole.image_ids, [5, 10, 20, 30])
+        np.testing.assert_array_equal(whole.object_offsets, [0, 0, 1, 3, 3])
+        assert whole.file_names[3] == "deep/er/a..b.jpg"
 
 
 @pytest.mark.parametrize("changes", [{"iscrowd": 1}, {"bbox": [WIDTH + 5, 5, 10, 10]}])
@@ -137,7 +126,7 @@ def test_training_without_any_image_left_is_fatal(tmp_path):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_run_length_objects_have_runs_and_no_rings(tmp_path, training):
+def test_run_length_objects_have_runs_and_no_polygons(tmp_path, training):
     document = good_document()
     document["annotations"][0]["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": [100, 20, HEIGHT * WIDTH - 120]}
     index = read(tmp_path, document, training=training)
@@ -173,3 +162,72 @@ def test_locate_names_every_missing_path_at_once(tmp_path):
     assert messages[:2] == ["The file does not exist.", "It is not a folder."]
     assert messages[2:] == ["It is not a file.", "The folder does not exist."]
     assert all(problem.field in problem.fix and str(tmp_path) in problem.value for problem in problems)
+
+
+NUM_IMAGES = 6
+
+
+def whole_document(with_run_lengths: bool, ids=None) -> dict:
+    ids = ids or list(range(10, 10 + NUM_IMAGES))
+    images = [{"id": key, "file_name": f"{at}.png", "height": HEIGHT, "width": WIDTH} for at, key in enumerate(ids)]
+    annotations = []
+    for at, key in enumerate(ids):
+        for number in range(at % 3 + 1):
+            left, top = 3.0 + at, 5.0 + number
+            shapes = [triangle(left, top)] * (number + 1)
+            if with_run_lengths and number == 1:
+                before, column = int(left) * HEIGHT + int(top), [10, HEIGHT - 10]
+                behind = HEIGHT * WIDTH - before - 9 * HEIGHT - 10
+                shapes = {"size": [HEIGHT, WIDTH], "counts": [before, *(column * 9), 10, behind]}
+            box = [left, top, 10.0, 10.0]
+            annotations.append(annotation(len(annotations) + 1, key, bbox=box, segmentation=shapes))
+    return {"images": images, "annotations": annotations, "categories": [{"id": 7, "name": "dog"}]}
+
+
+def index_of(folder, whole):
+    write_images(folder, {**whole, "images": [{**row, "id": at} for at, row in enumerate(whole["images"])]})
+    return read_coco(write_json(folder, whole), folder, training=True)
+
+
+@pytest.mark.parametrize("with_run_lengths", [False, True])
+@pytest.mark.parametrize("left_out", [[0], [5], [1, 2], [0, 3, 5], [], [4, 4]])
+def test_every_sample_of_the_rest_is_as_before(tmp_path, with_run_lengths, left_out):
+    index = index_of(tmp_path, whole_document(with_run_lengths))
+    rest = index.without(left_out)
+    kept = [position for position in range(NUM_IMAGES) if position not in left_out]
+    assert (
+        len(rest.image_ids) == len(rest.file_names) == len(rest.sizes_hw) == len(rest.object_offsets) - 1 == len(kept)
+    )
+    for offsets in (rest.object_offsets, rest.polygon_offsets, rest.point_offsets, rest.run_offsets):
+        assert offsets is None or (offsets.dtype == np.int64 and offsets[0] == 0 and (np.diff(offsets) >= 0).all())
+    assert rest.point_offsets[-1] == len(rest.points)
+    assert (rest.run_ends is not None) == with_run_lengths
+    data = DataConfig(short_side=24, long_side=40)
+    for new, position in enumerate(kept):
+        found, expected = (
+            load_sample(one, at, data=data, seed=1, epoch=1, training=True)
+            for one, at in ((rest, new), (index, position))
+        )
+        assert found.image_id == expected.image_id
+        for name in ("bgr", "boxes", "labels", "ring_offsets", "point_offsets", "points", "run_offsets", "run_ends"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
+
+
+def test_the_annotations_are_those_of_the_rest(tmp_path):
+    index = index_of(tmp_path, whole_document(False))
+    rest = index.without([1, 2])
+    assert not rest.is_plain  # so that the ground truth is made of the rest, not of the whole file
+    found = read_annotations(rest)
+    assert [row.id for row in found.images] == [10, 13, 14, 15]
+    assert {row.image_id for row in found.annotations} == {10, 13, 14, 15}
+
+
+def test_ids_are_shown_as_the_file_has_them(tmp_path):
+    index = index_of(tmp_path, whole_document(False, ["f", "e", "d", "c", "b", "a"]))
+    rest = index.without([0])
+    assert len(rest.image_keys) == NUM_IMAGES - 1
+    assert {index.shown_id(position) for position in range(NUM_IMAGES)} == {"'a'", "'b'", "'c'", "'d'", "'e'", "'f'"}
+    assert [rest.shown_id(position) for position in range(5)] == [index.shown_id(position) for position in range(1, 6)]
+    numbered = index_of(tmp_path, whole_document(False))
+    assert numbered.first_ids([5, 0]) == "first ids: 15, 10"
+    assert numbered.first_ids(range(6)) == "first ids: 10, 11, 12, 13, 14"

@@ -8,16 +8,16 @@ from maskperf.data.coco.index import CocoIndex
 from maskperf.errors import Problem
 
 SHOWN = 10
-THE_LIST = "the list of categories"
+MAY_SCORE = "only categories of the training can be evaluated"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CategoryMatch:
-    """The categories of a model, and those of a file that it is judged on."""
+    """The categories of a model, and those of a file that it is evaluated on."""
 
     names: Mapping[int, str]  # of the training, by id in the order of the labels
     training_ids: Mapping[int, int]  # by the ids of the file
-    written_ids: Mapping[int, int]  # by the ids of the training: what stands for them in files of detections
+    written_ids: Mapping[int, int]  # by the ids of the training: their ids in files of detections
     notices: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()  # with any of them, training_ids lacks categories of the file
 
@@ -36,34 +36,43 @@ def match_categories(
     and so is another name of the same id. With `by_name` the names alone decide.
     """
     ids_by_name = {name: identity for identity, name in trained.items()}
-    if by_name:
-        training_ids = {identity: ids_by_name[name] for identity, name in found.items() if name in ids_by_name}
-        problems = _unknown_names(trained, found, source, file)
-    else:
-        training_ids = {identity: identity for identity, name in found.items() if trained.get(identity) == name}
-        problems = _other_names(trained, found, source, file)
-    missing = [identity for identity in trained if identity not in training_ids.values()]
-    moved = {identity: other for identity, other in training_ids.items() if identity != other}
-    notices = []
+    wanted_ids = {identity: ids_by_name.get(name) if by_name else identity for identity, name in found.items()}
+    training_ids = {own: wanted for own, wanted in wanted_ids.items() if trained.get(wanted) == found[own]}
+    unmatched = [identity for identity in found if identity not in training_ids]
+    written_ids = _written_ids(trained, found, training_ids)
+    notices, problems = [], []
+    if unmatched:
+        explain = _unknown_names if by_name else _other_names
+        values, message, fix = explain(trained, found, unmatched, source)
+        problems = [
+            Problem(
+                file=file,
+                where="the list of categories",
+                field="categories[].name",
+                value=_few(values),
+                message=message,
+                fix=fix,
+            )
+        ]
+    moved = [f"{found[own]!r} is {own} here and {other} there" for own, other in training_ids.items() if own != other]
     if moved:
-        pairs = [f"{found[identity]!r} is {identity} here and {other} there" for identity, other in moved.items()]
-        notices.append(
-            f"{file}: {len(moved)} categories have other ids than in {source}, matched by name: {_few(pairs)}"
-        )
+        notices.append(f"{len(moved)} categories have other ids than in {source}, matched by name: {_few(moved)}")
+    missing = [identity for identity in trained if identity not in training_ids.values()]
     if missing and not problems:
         names = _few([_shown(identity, trained[identity]) for identity in missing])
         text = f"{len(missing)} of the {len(trained)} categories of {source} are not in this file ({names})"
-        notices.append(f"{file}: {text}: they have no ground truth, and do not count in the means")
-    written_ids = _written_ids(trained, found, training_ids)
-    for identity in missing if not problems else ():
-        if written_ids[identity] != identity:
-            text = f"detections of {trained[identity]!r} get the id {written_ids[identity]} in files, because"
-            notices.append(f"{file}: {text} {identity} is {found[identity]!r} here")
+        notices.append(f"{text}: they have no ground truth, and do not count in the means")
+        notices += [
+            f"detections of {trained[identity]!r} get the id {written_ids[identity]} in files, because {identity} is "
+            f"{found[identity]!r} here"
+            for identity in missing
+            if written_ids[identity] != identity
+        ]
     return CategoryMatch(
         names=dict(trained),
         training_ids=training_ids,
         written_ids=written_ids,
-        notices=tuple(notices),
+        notices=tuple(f"{file}: {notice}" for notice in notices),
         problems=tuple(problems),
     )
 
@@ -96,51 +105,41 @@ def _written_ids(
     return written
 
 
-def _other_names(trained: Mapping[int, str], found: Mapping[int, str], source: str, file: str) -> list[Problem]:
-    """Return one problem for all ids that the training lacks, or knows under other names."""
-    other = [identity for identity in found if trained.get(identity) != found[identity]]
-    if not other:
-        return []
-    ids_by_name = {name: identity for identity, name in trained.items()}
-    pairs = [
-        f"{_shown(identity, found[identity])} is {trained[identity]!r} there"
-        if identity in trained
-        else f"{_shown(identity, found[identity])} is not there"
-        for identity in other
-    ]
-    problem = f"{len(other)} of {len(found)} categories are not those of {source}: {_few(pairs)}."
-    if all(name in ids_by_name for name in found.values()):
-        problem += " Every name is there, under another id."
+def _other_names(
+    trained: Mapping[int, str], found: Mapping[int, str], other: list[int], source: str
+) -> tuple[list[str], str, str]:
+    """Return values, message and fix where ids are not in the training, or have other names there."""
+    values = [_shown(identity, found[identity]) for identity in other]
+    there = [f"is {trained[identity]!r} there" if identity in trained else "is not there" for identity in other]
+    pairs = [f"{value} {what}" for value, what in zip(values, there, strict=True)]
+    message = f"{len(other)} of {len(found)} categories are not those of {source}: {_few(pairs)}."
+    if set(found.values()) <= set(trained.values()):
+        message += " Every name is there, under another id."
         fix = "Set data.categories_by_name=true if the annotations mean these names; correct the list if they do not."
-    elif all(_alike(found[identity], trained.get(identity, "")) for identity in other):
-        problem += " Letter case or spaces alone differ."
+    elif all(_plain(found[identity]) == _plain(trained.get(identity, "")) for identity in other):
+        message += " Letter case or spaces alone differ."
         fix = "Write the names alike in both files."
     else:
-        fix = "Give both files the same ids and names; only categories of the training can be judged."
-    return [
-        _problem(file, "categories[].name", [_shown(identity, found[identity]) for identity in other], problem, fix)
+        fix = f"Give both files the same ids and names; {MAY_SCORE}."
+    return values, message, fix
+
+
+def _unknown_names(
+    trained: Mapping[int, str], found: Mapping[int, str], unknown: list[int], source: str
+) -> tuple[list[str], str, str]:
+    """Return values, message and fix where names are not in the training."""
+    similar = {_plain(name): name for name in trained.values()}
+    names = [
+        f"{found[identity]!r}" + (f" (but {similar[plain]!r})" if (plain := _plain(found[identity])) in similar else "")
+        for identity in unknown
     ]
+    message = f"With data.categories_by_name=true the names decide, and {source} does not have {_few(names)}."
+    return [repr(found[identity]) for identity in unknown], message, f"Write the names as they are there; {MAY_SCORE}."
 
 
-def _unknown_names(trained: Mapping[int, str], found: Mapping[int, str], source: str, file: str) -> list[Problem]:
-    """Return one problem for all names that the training does not have."""
-    unknown = [name for name in found.values() if name not in trained.values()]
-    if not unknown:
-        return []
-    known = {name: next((other for other in trained.values() if _alike(name, other)), None) for name in unknown}
-    names = [f"{name!r}" + (f" (but {other!r})" if other else "") for name, other in known.items()]
-    problem = f"With data.categories_by_name=true the names decide, and {source} does not have {_few(names)}."
-    fix = "Write the names as they are there; only categories of the training can be judged."
-    return [_problem(file, "categories[].name", [repr(name) for name in unknown], problem, fix)]
-
-
-def _problem(file: str, field: str, values: Sequence[str], problem: str, fix: str) -> Problem:
-    return Problem(file=file, where=THE_LIST, field=field, value=_few(values), message=problem, fix=fix)
-
-
-def _alike(name: str, other: str) -> bool:
-    """Return whether two names differ in letter case and spaces alone."""
-    return "".join(name.split()).casefold() == "".join(other.split()).casefold()
+def _plain(name: str) -> str:
+    """Return the name without letter case and spaces."""
+    return "".join(name.split()).casefold()
 
 
 def _shown(identity: int, name: str) -> str:

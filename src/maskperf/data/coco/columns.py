@@ -1,5 +1,10 @@
 """The values of an instances JSON, one array per field, and the quick way to them."""
 
+import codecs
+import hashlib
+import mmap
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -20,10 +25,15 @@ from maskperf.data.coco.rules import (
     far_outside_px,
     placeholder_categories,
 )
-from maskperf.data.coco.stream import ListStream, NotPlain
 
 EMPTY = np.zeros(0, np.int64)
-ROWS_AT_ONCE = 1000
+BLOCK_BYTES = 1 << 20
+FREED_BYTES = 1 << 24  # at a time; a multiple of the size of a page
+ROWS_AT_ONCE = 256  # what is made of so many annotations stays in the processor's own memory
+
+
+class NotPlain(Exception):  # noqa: N818 -- no error: the file may be right, but it needs a close look
+    """The JSON is broken, or holds values that the rules could refuse."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -45,36 +55,6 @@ class Columns:
     coordinates: np.ndarray  # float32, x and y in turn
     num_runs: np.ndarray  # int64, of each annotation; 0 unless its mask is run-length encoded
     run_ends: np.ndarray  # int64, first pixel after each run, column by column
-
-
-def stream_columns(path: Path, reading: Reading) -> tuple[Columns, str]:
-    """Return the columns of a file in COCO's form, read block by block, and the file's SHA-256.
-
-    Errors: NotPlain for a file that `read_document` and `repair_document` must look at.
-    """
-    reader = _Reader(reading)
-    takers = {"images": reader.take_images, "annotations": reader.take_annotations}
-    try:
-        with open(path, "rb") as file:
-            sha256 = ListStream(file).read({**takers, "categories": reader.take_categories})
-    except OSError as error:
-        raise NotPlain from error
-    columns = reader.columns()
-    reader.check(columns)
-    return columns, sha256
-
-
-def columns_of_document(document: Document, reading: Reading) -> Columns:
-    """Return the columns of a repaired document without problems."""
-    reader = _Reader(reading)
-    reader.take_images(msgspec.json.encode(document.images))
-    reader.take_categories(msgspec.json.encode(document.categories))
-    for start in range(0, max(len(document.annotations), 1), ROWS_AT_ONCE):
-        reader.take_annotations(msgspec.json.encode(document.annotations[start : start + ROWS_AT_ONCE]))
-    columns = reader.columns()
-    if any(row.key is not None for row in document.annotations):
-        return replace(columns, annotation_ids=np.array([key_of(row) for row in document.annotations], object))
-    return columns
 
 
 class _RunLengths(msgspec.Struct, gc=False):
@@ -108,119 +88,151 @@ class _EvaluatedAnnotation(_Annotation, gc=False):
     area: NotNegative = 0.0
 
 
-class _Reader:
-    """Gathers columns from parts of the lists. Values that the rules could refuse raise ValidationError or NotPlain."""
+class _File(msgspec.Struct, gc=False):
+    images: list[_Image]
+    annotations: list[msgspec.Raw]  # views of the text: as Python objects, COCO's would take over 2 GB
+    categories: list[_Category]
 
-    def __init__(self, reading: Reading):
-        self._reading = reading
-        self._images: list[_Image] = []
-        self._categories: list[_Category] = []
-        # [part, 4] id, image_id, category_id, iscrowd; boxes; polygons of each; numbers of each polygon and the largest
-        self._parts: list[tuple[np.ndarray, ...]] = []
-        self._coordinates = bytearray()  # float32; grows in place, where joining arrays would need twice the memory
-        self._run_lengths: list[tuple[int, int, _RunLengths]] = []  # position of the annotation, image id, outline
-        self._num_annotations = 0
-        self._extents = np.zeros(0)  # largest magnitude of each polygon
-        self._image_decoder = msgspec.json.Decoder(list[_Image])
-        self._category_decoder = msgspec.json.Decoder(list[_Category])
-        row_type = _Annotation if reading.training else _EvaluatedAnnotation
-        self._annotation_decoder = msgspec.json.Decoder(list[row_type])
 
-    def take_images(self, part: bytes) -> None:
-        self._images += self._image_decoder.decode(part)
+def columns_of_document(document: Document, reading: Reading) -> Columns:
+    """Return the columns of a repaired document without problems."""
+    columns = _columns_of_json(msgspec.json.encode(document), reading)
+    if any(row.key is not None for row in document.annotations):
+        return replace(columns, annotation_ids=np.array([key_of(row) for row in document.annotations], object))
+    return columns
 
-    def take_categories(self, part: bytes) -> None:
-        self._categories += self._category_decoder.decode(part)
 
-    def take_annotations(self, part: bytes) -> None:
-        rows = self._annotation_decoder.decode(part)
-        numbers = [(row.id, row.image_id, row.category_id, row.iscrowd) for row in rows]
-        boxes = np.fromiter(chain.from_iterable(row.bbox for row in rows), np.float64, 4 * len(rows))
-        outlines = [row.segmentation for row in rows]
-        of_rows = [outline if type(outline) is list else [] for outline in outlines]
-        num_polygons = np.fromiter(map(len, of_rows), np.int64, len(rows))
-        lengths, extents = self._take_polygons(list(chain.from_iterable(of_rows)))
-        self._parts.append(
-            (np.array(numbers, np.int64).reshape(-1, 4), boxes.reshape(-1, 4), num_polygons, lengths, extents)
-        )
-        for position, row in enumerate(rows, start=self._num_annotations):
+def read_columns(path: Path, reading: Reading) -> tuple[Columns, str]:
+    """Return the columns of a file in COCO's form, and its SHA-256.
+
+    Errors: NotPlain for a file that `read_document` and `repair_document` must look at.
+    """
+    digest, utf8 = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")()
+    try:
+        with open(path, "rb") as file:
+            # A copy that can be given back in parts; the file itself, mapped, could change.
+            memory = mmap.mmap(-1, max(os.fstat(file.fileno()).st_size, 1))
+            while block := file.read(BLOCK_BYTES):
+                memory.write(block)
+                digest.update(block)
+                utf8.decode(block)
+    except (OSError, ValueError) as error:  # cannot be read, has grown, is not UTF-8
+        raise NotPlain from error
+    return _columns_of_json(memory, reading), digest.hexdigest()
+
+
+def _columns_of_json(data: bytes | mmap.mmap, reading: Reading) -> Columns:
+    try:
+        file = msgspec.json.decode(data, type=_File)
+        columns, extents = _columns(file, data, reading)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise NotPlain from error
+    _check(columns, extents, file.categories, reading)
+    return columns
+
+
+def _columns(file: _File, data: bytes | mmap.mmap, reading: Reading) -> tuple[Columns, np.ndarray]:
+    """Return the columns, and the largest magnitude in each polygon."""
+    decoder = msgspec.json.Decoder(list[_Annotation if reading.training else _EvaluatedAnnotation])
+    sizes_hw = {row.id: [row.height, row.width] for row in file.images}
+    coordinates = bytearray()  # grows in place, where joining arrays would need twice the memory
+    parts, ends = [], [EMPTY]
+    for part in _parts(file.annotations, data):
+        rows = decoder.decode(part)
+        num_runs = np.zeros(len(rows), np.int64)
+        for position, row in enumerate(rows):
             if type(row.segmentation) is _RunLengths:
-                self._run_lengths.append((position, row.image_id, row.segmentation))
-            elif not row.segmentation and not (self._reading.training and row.iscrowd == 1):
+                runs = _runs(row.segmentation, sizes_hw.get(row.image_id, [0, 0]))
+                num_runs[position] = len(runs)
+                ends.append(np.cumsum(runs, dtype=np.int64))
+            elif not row.segmentation and not (reading.training and row.iscrowd == 1):
                 raise NotPlain
-        self._num_annotations += len(rows)
-
-    def _take_polygons(self, polygons: list[list[float]]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the count of numbers and the largest magnitude of each polygon."""
-        lengths = np.fromiter(map(len, polygons), np.int64, len(polygons))
-        if (lengths % 2).any():
-            raise NotPlain
-        numbers = np.fromiter(chain.from_iterable(polygons), np.float64, int(lengths.sum()))
-        with np.errstate(over="ignore"):  # what is too large is found by its extent
-            self._coordinates += numbers.astype(np.float32).data
-        if not len(polygons):
-            return lengths, numbers
-        return lengths, np.maximum.reduceat(np.abs(numbers), np.cumsum(lengths) - lengths)
-
-    def columns(self) -> Columns:
-        numbers, boxes, num_polygons, lengths, self._extents = map(np.concatenate, zip(*self._parts, strict=True))
-        num_runs, run_ends = self._runs(len(numbers))
-        return Columns(
-            image_ids=np.array([row.id for row in self._images], np.int64),
-            file_names=[row.file_name for row in self._images],
-            sizes_hw=np.array([(row.height, row.width) for row in self._images], np.int32).reshape(-1, 2),
-            category_ids=np.array([row.id for row in self._categories], np.int64),
-            category_names=[row.name for row in self._categories],
-            annotation_ids=numbers[:, 0].copy(),
-            annotated_images=numbers[:, 1].copy(),
-            annotated_categories=numbers[:, 2].copy(),
-            is_crowd=numbers[:, 3] == 1,
-            boxes_xywh=boxes,
-            num_polygons=num_polygons,
-            polygon_lengths=lengths,
-            coordinates=np.frombuffer(self._coordinates, np.float32),
-            num_runs=num_runs,
-            run_ends=run_ends,
-        )
-
-    def _runs(self, num_annotations: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return how many runs each annotation has, and where they end; now the sizes of all images are known."""
-        sizes_hw = {row.id: [row.height, row.width] for row in self._images}
-        num_runs, ends = np.zeros(num_annotations, np.int64), [EMPTY]
-        for position, image_id, outline in self._run_lengths:
-            runs, problem = read_runs(outline.size, outline.counts, sizes_hw.get(image_id, [0, 0]))
-            if problem or not any(runs[1::2]):  # or a mask without a pixel
-                raise NotPlain
-            ends.append(np.cumsum(runs, dtype=np.int64))
-            num_runs[position] = len(runs)
-        return num_runs, np.concatenate(ends)
-
-    def check(self, columns: Columns) -> None:
-        """Raise NotPlain where the rules would name a problem that no part of a list shows by itself."""
-        ids = (columns.image_ids, columns.category_ids, columns.annotation_ids)
-        may_be_empty = (False, False, not self._reading.training)
-        names = [(row.name, row.supercategory) for row in self._categories]
-        used = set(np.unique(columns.annotated_categories).tolist())
-        if (
-            any(not len(one) and not may for one, may in zip(ids, may_be_empty, strict=True))
-            or any(len(np.unique(one)) < len(one) for one in ids)
-            or len(set(columns.category_names)) < len(names)
-            or placeholder_categories(columns.category_ids.tolist(), names, used)
-            or (self._reading.crowd_as_objects and columns.is_crowd.any())
-        ):
-            raise NotPlain
-        order = np.argsort(columns.image_ids)
-        positions = order[_positions(columns.image_ids[order], columns.annotated_images)]
-        _positions(np.sort(columns.category_ids), columns.annotated_categories)
-        limits_px = far_outside_px(columns.sizes_hw.max(axis=1).astype(np.int64))[positions]
-        are_boxes_near = (np.abs(columns.boxes_xywh) <= limits_px[:, None]).all()
-        if not (are_boxes_near and (self._extents <= np.repeat(limits_px, columns.num_polygons)).all()):
-            raise NotPlain
+        parts.append((*_numbers(rows), num_runs, *_polygons(rows, coordinates)))
+    numbers, boxes, num_runs, num_polygons, lengths, extents = map(np.concatenate, zip(*parts, strict=True))
+    columns = Columns(
+        image_ids=np.array([row.id for row in file.images], np.int64),
+        file_names=[row.file_name for row in file.images],
+        sizes_hw=np.array([(row.height, row.width) for row in file.images], np.int32).reshape(-1, 2),
+        category_ids=np.array([row.id for row in file.categories], np.int64),
+        category_names=[row.name for row in file.categories],
+        annotation_ids=numbers[:, 0].copy(),
+        annotated_images=numbers[:, 1].copy(),
+        annotated_categories=numbers[:, 2].copy(),
+        is_crowd=numbers[:, 3] == 1,
+        boxes_xywh=boxes,
+        num_polygons=num_polygons,
+        polygon_lengths=lengths,
+        coordinates=np.frombuffer(coordinates, np.float32),
+        num_runs=num_runs,
+        run_ends=np.concatenate(ends),
+    )
+    return columns, extents
 
 
-def _positions(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return where each of the wanted ids is among the known, which are sorted."""
-    positions = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
-    if not (known[positions] == wanted).all():
+def _parts(annotations: list[msgspec.Raw], data: bytes | mmap.mmap) -> Iterator[bytes]:
+    """Yield the annotations as JSON lists of some at a time; the memory of those before is given back."""
+    used = freed = 0  # bytes; as there is more in the text, what is used up reaches at least so far
+    for start in range(0, max(len(annotations), 1), ROWS_AT_ONCE):
+        part = b",".join(annotations[start : start + ROWS_AT_ONCE])
+        yield b"[%b]" % part
+        used += len(part)
+        length = (used - freed) // FREED_BYTES * FREED_BYTES
+        if length and isinstance(data, mmap.mmap):
+            data.madvise(mmap.MADV_DONTNEED, freed, length)
+            freed += length
+
+
+def _runs(outline: _RunLengths, size_hw: list[int]) -> list[int]:
+    runs, problem = read_runs(outline.size, outline.counts, size_hw)
+    if problem or not any(runs[1::2]):  # or a mask without a pixel
         raise NotPlain
-    return positions
+    return runs
+
+
+def _numbers(rows: list[_Annotation]) -> tuple[np.ndarray, np.ndarray]:
+    """Return [id, image_id, category_id, iscrowd] and box of each annotation."""
+    numbers = np.array([(row.id, row.image_id, row.category_id, row.iscrowd) for row in rows], np.int64)
+    boxes = np.fromiter(chain.from_iterable(row.bbox for row in rows), np.float64, 4 * len(rows))
+    return numbers.reshape(-1, 4), boxes.reshape(-1, 4)
+
+
+def _polygons(rows: list[_Annotation], coordinates: bytearray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the count of each annotation's polygons; count of numbers and largest magnitude of each polygon.
+
+    The numbers are added to `coordinates`, as float32.
+    """
+    outlines = [row.segmentation if type(row.segmentation) is list else [] for row in rows]
+    num_polygons = np.fromiter(map(len, outlines), np.int64, len(rows))
+    polygons = list(chain.from_iterable(outlines))
+    lengths = np.fromiter(map(len, polygons), np.int64, len(polygons))
+    if (lengths % 2).any():
+        raise NotPlain
+    numbers = np.fromiter(chain.from_iterable(polygons), np.float64, int(lengths.sum()))
+    with np.errstate(over="ignore"):  # what is too large is found by its magnitude
+        coordinates += numbers.astype(np.float32).data
+    starts = np.cumsum(lengths) - lengths
+    return num_polygons, lengths, np.maximum.reduceat(np.abs(numbers), starts) if len(polygons) else numbers
+
+
+def _check(columns: Columns, extents: np.ndarray, categories: list[_Category], reading: Reading) -> None:
+    """Raise NotPlain where the rules would name a problem that no entry shows by itself."""
+    ids = (columns.image_ids, columns.category_ids, columns.annotation_ids)
+    may_be_empty = (False, reading.is_test_set, not reading.training)
+    names = [(row.name, row.supercategory) for row in categories]
+    used = set(np.unique(columns.annotated_categories).tolist())
+    if (
+        any(not len(one) and not may for one, may in zip(ids, may_be_empty, strict=True))
+        or any((np.diff(np.sort(one)) == 0).any() for one in ids)
+        or len(set(columns.category_names)) < len(names)
+        or placeholder_categories(columns.category_ids.tolist(), names, used)
+        or (reading.crowd_as_objects and columns.is_crowd.any())
+        or not np.isin(columns.annotated_images, columns.image_ids).all()
+        or not np.isin(columns.annotated_categories, columns.category_ids).all()
+    ):
+        raise NotPlain
+    order = np.argsort(columns.image_ids)
+    positions = order[np.searchsorted(columns.image_ids, columns.annotated_images, sorter=order)]
+    limits_px = far_outside_px(columns.sizes_hw.max(axis=1).astype(np.int64))[positions]
+    are_boxes_near = (np.abs(columns.boxes_xywh) <= limits_px[:, None]).all()
+    if not (are_boxes_near and (extents <= np.repeat(limits_px, columns.num_polygons)).all()):
+        raise NotPlain

@@ -1,6 +1,7 @@
 """An instances JSON as it was found: reading the file, and where it is broken."""
 
 import gzip
+import hashlib
 import json
 import re
 import zlib
@@ -102,16 +103,23 @@ class Document(msgspec.Struct):
 
 
 def read_document(path: Path, *, is_test_set: bool = False) -> tuple[Document, list[Problem], list[str]]:
+    """Read a file with `read_bytes` and `parse_document`, which see."""
+    data, _, notices = read_bytes(path)
+    document, problems, more_notices = parse_document(path, data, is_test_set=is_test_set)
+    return document, problems, notices + more_notices
+
+
+def parse_document(path: Path, data: bytes, *, is_test_set: bool = False) -> tuple[Document, list[Problem], list[str]]:
     """Return the document, why it is not strict JSON if only a lenient reader could read it, and notices.
 
     A test set may lack the lists of annotations and categories.
-    Errors: DataError when there is nothing to look into: no file, not UTF-8, cut short, not an instances file.
+    Errors: DataError for a file that is cut short, or is not an instances file.
     """
-    data, notices = _read_bytes(path)
     try:
-        return msgspec.json.decode(data, type=Document), [], notices
+        return msgspec.json.decode(data, type=Document), [], []
     except (msgspec.DecodeError, RecursionError) as error:
         refusal = str(error)
+    notices = []
     try:
         plain = _parse_leniently(path, data)
     except DataError:
@@ -119,9 +127,55 @@ def read_document(path: Path, *, is_test_set: bool = False) -> tuple[Document, l
         if not count:
             raise
         plain = _parse_leniently(path, data)
-        notices.append(f"{count} trailing commas before the end of a list or object: ignored, JSON does not allow them")
+        notices = [f"{count} trailing commas before the end of a list or object: ignored, JSON does not allow them"]
     document = _document_of_plain(plain, path, is_test_set=is_test_set)
     return document, _strictness_problems(plain, path, data, refusal), notices
+
+
+def read_bytes(path: Path) -> tuple[bytes, str, list[str]]:
+    """Return the text as UTF-8 without a byte order mark, the SHA-256 of the file, and a notice for what was undone.
+
+    Errors: DataError for a file that cannot be read, is empty or is not UTF-8.
+    """
+    notices = []
+    try:
+        data = path.read_bytes()
+        sha256 = hashlib.sha256(data).hexdigest()
+        if data.startswith(GZIP_MARK):
+            data = gzip.decompress(data)
+            notices.append("the file is compressed with gzip: read as what is in it")
+    except OSError as error:  # gzip's own errors are among them
+        message = "The file does not exist." if isinstance(error, FileNotFoundError) else "The file cannot be read."
+        raise _refusal(path, shown(error.strerror or str(error)), message) from error
+    except (EOFError, zlib.error) as error:
+        raise _refusal(path, shown(str(error)), "The gzip file is cut short or damaged.") from error
+    if data.startswith(UTF16_MARKS):
+        try:
+            data = data.decode("utf-16").encode()
+        except UnicodeError as error:
+            raise _refusal(path, shown(str(error)), "The UTF-16 text is damaged.") from error
+        notices.append("the file is UTF-16: read as such; JSON files should be UTF-8")
+    if data.startswith(BYTE_ORDER_MARK):
+        data = data.removeprefix(BYTE_ORDER_MARK)
+        notices.append("the file starts with a byte order mark, which JSON does not allow: ignored")
+    if not data.strip():
+        raise _refusal(path, f"{len(data)} bytes", "The file is empty.")
+    if data.startswith(ZIP_MARK):
+        fix = "Unpack it, and name the JSON file that is in it."
+        raise _refusal(path, "bytes 50 4B 03 04", "The file is a zip archive.", fix)
+    if not data.isascii():
+        _check_utf8(path, data)
+    return data, sha256, notices
+
+
+def _check_utf8(path: Path, data: bytes) -> None:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        message = f"The file is not UTF-8 at byte {error.start} (line {line})."
+        fix = "Save it as UTF-8; if it is packed, unpack it first."
+        raise _refusal(path, f"byte {data[error.start]:#04x}", message, fix) from error
 
 
 def shown_id(row: Row) -> str:
@@ -149,43 +203,6 @@ def _refusal(path: Path, value: str, message: str, fix: str = FIX_FILE) -> DataE
     return DataError(
         [Problem(file=str(path), where="annotations", field="file", value=value, message=message, fix=fix)]
     )
-
-
-def _read_bytes(path: Path) -> tuple[bytes, list[str]]:
-    """Return the file as UTF-8 without a byte order mark, and a notice for each thing that was undone."""
-    notices = []
-    try:
-        data = path.read_bytes()
-        if data.startswith(GZIP_MARK):
-            data = gzip.decompress(data)
-            notices.append("the file is compressed with gzip: read as what is in it")
-    except OSError as error:  # gzip's own errors are among them
-        message = "The file does not exist." if isinstance(error, FileNotFoundError) else "The file cannot be read."
-        raise _refusal(path, shown(error.strerror or str(error)), message) from error
-    except (EOFError, zlib.error) as error:
-        raise _refusal(path, shown(str(error)), "The gzip file is cut short or damaged.") from error
-    if data.startswith(UTF16_MARKS):
-        try:
-            data = data.decode("utf-16").encode()
-        except UnicodeError as error:
-            raise _refusal(path, shown(str(error)), "The UTF-16 text is damaged.") from error
-        notices.append("the file is UTF-16: read as such; JSON files should be UTF-8")
-    if data.startswith(BYTE_ORDER_MARK):
-        data = data.removeprefix(BYTE_ORDER_MARK)
-        notices.append("the file starts with a byte order mark, which JSON does not allow: ignored")
-    if not data.strip():
-        raise _refusal(path, f"{len(data)} bytes", "The file is empty.")
-    if data.startswith(ZIP_MARK):
-        fix = "Unpack it, and name the JSON file that is in it."
-        raise _refusal(path, "bytes 50 4B 03 04", "The file is a zip archive.", fix)
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        message = f"The file is not UTF-8 at byte {error.start} (line {line})."
-        fix = "Save it as UTF-8; if it is packed, unpack it first."
-        raise _refusal(path, f"byte {data[error.start]:#04x}", message, fix) from error
-    return data, notices
 
 
 def _without_trailing_commas(data: bytes) -> tuple[bytes, int]:

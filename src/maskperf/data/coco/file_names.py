@@ -5,16 +5,18 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
 from maskperf.data.coco.document import shown
 from maskperf.data.coco.index import CocoIndex
 from maskperf.errors import DataError, Problem
 
-MOST_FILES = 1_000_000  # looked at below the image folder when a name is not found
-MOST_READINGS = 20  # tried in full, the best first
+MAX_FILES = 1_000_000  # looked at below the image folder when a name is not found
+MAX_READINGS = 20  # tried in full, the best first
 FIX_NAME = "Put the file there, correct its name in the JSON, or go on without such images: data.skip_bad=true."
 DRIVE = re.compile(r"^[A-Za-z]:")
 
@@ -26,49 +28,50 @@ def resolve_file_names(index: CocoIndex) -> tuple[CocoIndex, tuple[str, ...], li
     It must not give one file to two images. No file outside of the image folder is ever looked at.
     Errors: DataError for an image folder that cannot be listed.
     """
+    names = index.file_names
     try:
         present = set(os.listdir(index.image_folder))
     except OSError as error:
-        raise DataError([_folder_problem(index.image_folder, error)]) from error
-    missing = [position for position, name in enumerate(index.file_names) if not _is_there(index, name, present)]
+        problem = Problem(
+            file=str(index.image_folder),
+            where="the folder of images",
+            field="folder",
+            value=str(error.strerror),
+            message="The folder cannot be listed.",
+            fix="Allow this user to read it, or name another folder.",
+        )
+        raise DataError([problem]) from error
+    missing = [position for position, name in enumerate(names) if not _is_there(index.image_folder, name, present)]
     if not missing:
         return index, (), []
     files = list_files(index.image_folder)
-    absent = set(missing)
-    claimed = {os.path.normpath(name) for at, name in enumerate(index.file_names) if at not in absent}
-    names = sorted({index.file_names[position] for position in missing})
     ends = (_by_end(files, str), _by_end(files, _folded))
-    found, reading = _best_reading(names, ends, claimed)
-    problems = [
-        (position, _problem(index, position, files, ends[True]))
-        for position in missing
-        if index.file_names[position] not in found
-    ]
+    absent = set(missing)
+    claimed = {os.path.normpath(name) for position, name in enumerate(names) if position not in absent}
+    found, reading = _best_reading(sorted({names[position] for position in missing}), ends, claimed)
+    problems = [(at, _problem(index, at, files, ends[True])) for at in missing if names[at] not in found]
     if not found:
         return index, (), problems
-    renamed = tuple(
-        found.get(name, name) if position in absent else name for position, name in enumerate(index.file_names)
-    )
-    first = next(position for position in missing if index.file_names[position] in found)
+    renamed = tuple(found.get(name, name) if at in absent else name for at, name in enumerate(names))
+    first = next(position for position in missing if names[position] in found)
     notice = (
         f"{len(missing) - len(problems)} of {len(missing)} file names that do not exist as written were found "
-        f"{reading.words()}: {shown(index.file_names[first])} -> {shown(renamed[first])}"
+        f"{reading.description()}: {shown(names[first])} -> {shown(renamed[first])}"
     )
     return replace(index, file_names=renamed), (notice,), problems
 
 
-def _is_there(index: CocoIndex, name: str, present: set[str]) -> bool:
-    return name in present or (os.sep in name and _stays_inside(name) and os.path.isfile(index.image_folder / name))
-
-
-def _stays_inside(name: str) -> bool:
-    return not name.startswith("/") and ".." not in name.split("/")
+def _is_there(folder: Path, name: str, present: set[str]) -> bool:
+    if name in present:
+        return True
+    stays_inside = not name.startswith("/") and ".." not in name.split("/")
+    return os.sep in name and stays_inside and os.path.isfile(folder / name)
 
 
 def list_files(folder: Path) -> list[str]:
     """Return the paths of all files below a folder, relative to it; not more than a million."""
     files, waiting, seen = [], [""], set()
-    while waiting and len(files) < MOST_FILES:
+    while waiting and len(files) < MAX_FILES:
         prefix = waiting.pop()
         try:
             state = os.stat(folder / prefix)
@@ -80,7 +83,7 @@ def list_files(folder: Path) -> list[str]:
                     (waiting if entry.is_dir() else files).append(prefix + entry.name + "/" * entry.is_dir())
         except OSError:  # a folder that this user may not read: its files cannot be used either
             continue
-    return sorted(files[:MOST_FILES])
+    return sorted(files[:MAX_FILES])
 
 
 def _with_slashes(name: str) -> str:
@@ -113,11 +116,10 @@ SPELLINGS: tuple[tuple[str, Callable[[str], str]], ...] = (
 )
 
 
-@dataclass(frozen=True)
-class Reading:
+class PathReading(NamedTuple):
     """One way to make the path of a file from a name: spelled anew, leading folders dropped, a folder put in front."""
 
-    spelling: int  # place in SPELLINGS
+    spelling: int  # position in SPELLINGS
     dropped: int | None  # leading folders; None: as many as it takes
     prefix: str | None  # folder with "/" at its end; None: any folder, where only one fits
     ignores_case: bool
@@ -128,7 +130,7 @@ class Reading:
         changes += {0: 0, None: 2}.get(self.dropped, 1) + {"": 0, None: 2}.get(self.prefix, 1)
         return changes, self.spelling, self.prefix is None, self.prefix or "", self.dropped or 0
 
-    def words(self) -> str:
+    def description(self) -> str:
         """Return the reading as the end of "found ..."."""
         parts = [SPELLINGS[self.spelling][0]] if self.spelling else []
         if self.dropped is None:
@@ -146,22 +148,19 @@ class Reading:
 
 def _best_reading(
     names: list[str], ends: tuple[dict[str, list[str]], ...], claimed: set[str]
-) -> tuple[dict[str, str], Reading | None]:
+) -> tuple[dict[str, str], PathReading | None]:
     """Return the file of each name that the best reading finds, and this reading; none where no reading fits.
 
     `ends` are the files by the ends of their paths, as they are and folded.
     """
-    spellings = _different_spellings(names)
-    counts = Counter(key for name in names for key in _fits(name, spellings, ends))
-    ranked = sorted((-count, Reading(*key).simplicity(), key) for key, count in counts.items())
-    for _, _, key in ranked[:MOST_READINGS]:
-        found = {}
-        for name in names:
-            file = _fits(name, spellings, ends).get(key)
-            if file is not None:
-                found[name] = file
+    effects = {tuple(map(spell, names)): number for number, (_, spell) in reversed(list(enumerate(SPELLINGS)))}
+    spellings = sorted(effects.values())  # the first of those that do the same to these names
+    counts = Counter(chain.from_iterable(_fits(name, spellings, ends) for name in names))
+    for reading in sorted(counts, key=lambda one: (-counts[one], one.simplicity()))[:MAX_READINGS]:
+        files = {name: _fits(name, spellings, ends).get(reading) for name in names}  # all at once are too large
+        found = {name: file for name, file in files.items() if file is not None}
         if len(set(found.values())) == len(found) and claimed.isdisjoint(found.values()):
-            return found, Reading(*key)
+            return found, reading
     return {}, None
 
 
@@ -180,14 +179,8 @@ def _folded(path: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
 
 
-def _different_spellings(names: list[str]) -> list[int]:
-    """Return the places of the spellings without those that do to these names what an earlier one does."""
-    seen = {tuple(map(spell, names)): place for place, (_, spell) in reversed(list(enumerate(SPELLINGS)))}
-    return sorted(seen.values())
-
-
-def _fits(name: str, spellings: list[int], ends: tuple[dict[str, list[str]], ...]) -> dict[tuple, str]:
-    """Return the file of each reading (the fields of `Reading`) that makes one of this name."""
+def _fits(name: str, spellings: list[int], ends: tuple[dict[str, list[str]], ...]) -> dict[PathReading, str]:
+    """Return the file of each reading that makes one of this name."""
     found = {}
     for spelling in spellings:
         spelled = DRIVE.sub("", SPELLINGS[spelling][1](name))
@@ -199,8 +192,8 @@ def _fits(name: str, spellings: list[int], ends: tuple[dict[str, list[str]], ...
                 continue
             folders = "/".join(files[0].split("/")[:-kept])
             for prefix in (f"{folders}/" if folders else "", None):
-                found[spelling, dropped, prefix, ignores_case] = files[0]
-                found[spelling, None, prefix, ignores_case] = files[0]
+                for folders_dropped in (dropped, None):
+                    found[PathReading(spelling, folders_dropped, prefix, ignores_case)] = files[0]
     return found
 
 
@@ -214,27 +207,16 @@ def _longest_end(spelled: str, ends: dict[str, list[str]], fold: Callable[[str],
     return len(parts), 0, []
 
 
-def _folder_problem(folder: Path, error: OSError) -> Problem:
-    return Problem(
-        file=str(folder),
-        where="the folder of images",
-        field="folder",
-        value=str(error.strerror),
-        message="The folder cannot be listed.",
-        fix="Allow this user to read it, or name another folder.",
-    )
-
-
 def _problem(index: CocoIndex, position: int, files: list[str], ends: dict[str, list[str]]) -> Problem:
     """Return the problem of a name without a file; it says what was tried."""
     name = index.file_names[position]
     spelled = {spell(name) for _, spell in SPELLINGS}
     doubtful = sorted({tuple(alike) for text in spelled if len(alike := _longest_end(text, ends, _folded)[2]) > 1})
-    tried = list(dict.fromkeys(words for words, spell in SPELLINGS[1:] if spell(name) != name))
+    tried = [description for description, spell in SPELLINGS[1:] if spell(name) != name]
     if len([part for part in _with_slashes(name).split("/") if part]) > 1:
         tried.append("without leading folders")
     if any("/" in file for file in files):
-        tried.append("in the subfolders" + (f" (the first {MOST_FILES:,} files)" if len(files) == MOST_FILES else ""))
+        tried.append("in the subfolders" + (f" (the first {MAX_FILES:,} files)" if len(files) == MAX_FILES else ""))
     tried.append("in other letter case and Unicode form")
     return Problem(
         file=str(index.json_path),

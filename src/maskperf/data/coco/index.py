@@ -11,15 +11,22 @@ import msgspec
 import numpy as np
 
 from maskperf.config import DataConfig
-from maskperf.data.coco.columns import Columns, columns_of_document, stream_columns
-from maskperf.data.coco.document import Document, Reading, key_of, read_document, reading_of, shown
+from maskperf.data.coco.columns import Columns, NotPlain, columns_of_document, read_columns
+from maskperf.data.coco.document import (
+    Document,
+    Reading,
+    key_of,
+    parse_document,
+    read_bytes,
+    read_document,
+    reading_of,
+    shown,
+)
 from maskperf.data.coco.repair import repair_document
 from maskperf.data.coco.rules import IDS_SHOWN
 from maskperf.data.coco.selection import select
-from maskperf.data.coco.stream import NotPlain
-from maskperf.data.coco.table import FileState, Table, file_state, load_table, save_table
+from maskperf.data.coco.table import Table, file_state, load_table, save_table
 from maskperf.errors import DataError, Problem
-from maskperf.files import sha256_of_file
 
 BY_THE_RULES = DataConfig()  # COCO's own
 SMALLEST_CACHED_BYTES = 8 << 20  # smaller files are read anew in a moment
@@ -219,17 +226,8 @@ def dataset_of(index: CocoIndex) -> dict[str, list[dict[str, Any]]]:
 def _read_anew(json_path: Path, reading: Reading) -> Table:
     """Return what the JSON holds, from the cached table if it could be saved, so that processes share its memory."""
     source = file_state(json_path) if json_path.is_file() else None
-    is_plain, notices, keys = True, [], []
-    try:
-        columns, sha256 = stream_columns(json_path, reading)
-    except NotPlain:
-        is_plain = False
-        columns, notices, keys = _read_whole(json_path, reading)
-        sha256 = _digest_if_unchanged(json_path, source)
-    table = select(columns, reading, file=str(json_path), notices=notices, image_keys=keys)
-    table.texts["plain"] = ("yes",) if is_plain else ()
-    del columns  # a large file's are larger than the table
-    if source is None or not sha256 or source.size < SMALLEST_CACHED_BYTES:
+    table, sha256 = _read_table(json_path, reading)
+    if source is None or source.size < SMALLEST_CACHED_BYTES:
         return table
     reason = save_table(json_path, reading.name, table, source=source, sha256=sha256)
     if not reason:
@@ -238,28 +236,36 @@ def _read_anew(json_path: Path, reading: Reading) -> Table:
     return Table(table.arrays, {**table.texts, "notices": (*table.texts["notices"], notice)})
 
 
-def _read_whole(json_path: Path, reading: Reading) -> tuple[Columns, list[str], list[Any]]:
-    """Return the columns of a file that needs a close look, notices, and the ids of its images where they are others.
+def _read_table(json_path: Path, reading: Reading) -> tuple[Table, str]:
+    """Return what the JSON holds, and its SHA-256."""
+    is_plain, notices, keys = True, [], []
+    try:
+        columns, sha256 = read_columns(json_path, reading)
+    except NotPlain:
+        is_plain = False
+        columns, sha256, notices, keys = _repaired_columns(json_path, reading)
+    table = select(columns, reading, file=str(json_path), notices=notices, image_keys=keys)
+    table.texts["plain"] = ("yes",) if is_plain else ()
+    return table, sha256
+
+
+def _repaired_columns(json_path: Path, reading: Reading) -> tuple[Columns, str, list[str], list[Any]]:
+    """Return the columns of a file that needs a close look, its SHA-256, notices, and the ids of its images where they
+    are no numbers.
 
     Errors: DataError with every problem of the file.
     """
-    document, reading_problems, notices = read_document(json_path, is_test_set=reading.is_test_set)
-    problems, more_notices = repair_document(document, reading, file=str(json_path))
-    notices += more_notices
+    data, sha256, notices = read_bytes(json_path)
+    document, reading_problems, reading_notices = parse_document(json_path, data, is_test_set=reading.is_test_set)
+    problems, repair_notices = repair_document(document, reading, file=str(json_path))
+    notices += reading_notices + repair_notices
     named = {(problem.where, problem.field) for problem in problems}
     problems += [problem for problem in reading_problems if (problem.where, problem.field) not in named]
     if problems:
         raise DataError(problems, notices=[f"{json_path}: {notice}" for notice in notices])
     has_keys = any(row.key is not None for row in document.images)
-    return columns_of_document(document, reading), notices, [key_of(row) for row in document.images] if has_keys else []
-
-
-def _digest_if_unchanged(json_path: Path, source: FileState | None) -> str:
-    """Return the SHA-256 of a file that was read without it; empty unless the file is still as it was before."""
-    if source is None or not source.is_settled:
-        return ""
-    sha256 = sha256_of_file(json_path)
-    return sha256 if file_state(json_path) == source else ""
+    keys = [key_of(row) for row in document.images] if has_keys else []
+    return columns_of_document(document, reading), sha256, notices, keys
 
 
 def _owned(offsets: np.ndarray, is_kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

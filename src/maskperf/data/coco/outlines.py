@@ -55,7 +55,7 @@ def read_runs(size_hw: Any, counts: Any, wanted_hw: list[int]) -> tuple[list[int
         message = "The run lengths are text of the form b'...', as Python shows bytes."
         return [], ("counts", message, "Export the text itself: counts.decode().")
     runs = _runs_of_text(counts) if isinstance(counts, str) else counts
-    if not isinstance(runs, list) or not all(type(run) is int and run >= 0 for run in runs):
+    if not isinstance(runs, list) or set(map(type, runs)) - {int} or min(runs, default=0) < 0:
         return [], ("counts", "These are no run lengths.", FIX_RUNS)
     area = wanted_hw[0] * wanted_hw[1]
     if sum(runs) != area:

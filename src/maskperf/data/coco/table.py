@@ -8,10 +8,8 @@ SHA-256 is the same. The table itself carries a checksum.
 import hashlib
 import mmap
 import os
-import secrets
 import time
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
@@ -19,7 +17,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from maskperf.files import sha256_of_file
+from maskperf.errors import StorageError
+from maskperf.files import replace_file, sha256_of_file
 
 MAGIC = b"maskperf table 3"  # the number changes with the form of the file, and with the rules of reading a JSON
 PREFIX_BYTES = len(MAGIC) + 12  # and length (8 bytes) and CRC-32 (4 bytes) of the head
@@ -71,36 +70,30 @@ def file_state(path: Path) -> FileState:
     """
     now_ns = time.time_ns()
     found = path.stat()
-    last_change_ns = max(found.st_mtime_ns, found.st_ctime_ns)
-    return FileState(
-        size=found.st_size,
-        modified_ns=found.st_mtime_ns,
-        changed_ns=found.st_ctime_ns,
-        inode=found.st_ino,
-        is_settled=last_change_ns + REST_NS < now_ns,
-    )
+    is_settled = max(found.st_mtime_ns, found.st_ctime_ns) + REST_NS < now_ns
+    return FileState(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, is_settled)
 
 
 def table_paths(json_path: Path, kind: str) -> list[Path]:
     """Return where a table may lie: beside its JSON, or in the user's cache where that folder cannot be written."""
-    places = [json_path.parent / f".{json_path.name}.{kind}.table"]
+    paths = [json_path.parent / f".{json_path.name}.{kind}.table"]
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:  # a user without a home
-        return places
+        return paths
     key = hashlib.sha256(str(json_path.resolve()).encode()).hexdigest()[:20]
-    return [*places, cache / "maskperf" / f"{json_path.name}.{key}.{kind}.table"]
+    return [*paths, cache / "maskperf" / f"{json_path.name}.{key}.{kind}.table"]
 
 
 def load_table(json_path: Path, kind: str, *, of_any_json: bool = False) -> Table | None:
-    """Return the kept table of the JSON as it is now, with arrays that cannot be written; None where there is none.
+    """Return the cached table of the JSON as it is now, with arrays that cannot be written; None where there is none.
 
     A table that is cut, damaged, of another version or of another state of the JSON counts as none. `of_any_json`: the
     state of the JSON does not matter, as each entry is compared with what it is about.
     """
-    for place in table_paths(json_path, kind):
+    for path in table_paths(json_path, kind):
         try:
-            with open(place, "rb") as file:
+            with open(path, "rb") as file:
                 head, body_start = _read_head(file)
                 if (of_any_json or _is_of(head, json_path)) and _is_whole(file, head, body_start):
                     return _mapped(file, head, body_start)
@@ -110,61 +103,53 @@ def load_table(json_path: Path, kind: str, *, of_any_json: bool = False) -> Tabl
 
 
 def save_table(json_path: Path, kind: str, table: Table, *, source: FileState, sha256: str) -> str:
-    """Return why the table could not be kept; nothing where it was. `source` is the state before the JSON was read.
+    """Return why the table could not be saved; nothing where it was. `source` is the state before the JSON was read.
 
     Several processes may do this at once: a name always points to a whole table.
     """
-    reasons = []
-    for place in table_paths(json_path, kind):
-        temporary = place.with_name(f"{place.name}.{secrets.token_hex(6)}.tmp")
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with open(temporary, "wb") as file:
-                    _write(file, table, source, sha256)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, place)
-                return ""
-            finally:
-                temporary.unlink(missing_ok=True)
-        except OSError as error:
-            reasons.append(f"{place.parent}: {error.strerror}")
-    return "; ".join(reasons)
-
-
-def _write(file: BufferedIOBase, table: Table, source: FileState, sha256: str) -> None:
-    blobs: list[tuple[str, str, tuple[int, ...], memoryview]] = []
-    for name, array in table.arrays.items():
-        data = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-        blobs.append((name, array.dtype.str, array.shape, data))
+    blobs = [(name, array.dtype.str, array.shape, _bytes_of(array)) for name, array in table.arrays.items()]
     for name, texts in table.texts.items():
         data = msgspec.json.encode(texts)
         blobs.append((name, "", (len(data),), memoryview(data)))
     entries, offset, checksum = [], 0, 0
     for name, dtype, shape, data in blobs:
         entries.append(_Entry(name, dtype, shape, offset))
-        padding = -len(data) % ALIGNMENT
-        checksum = zlib.crc32(bytes(padding), zlib.crc32(data, checksum))
-        offset += len(data) + padding
+        padding = bytes(-len(data) % ALIGNMENT)
+        checksum = zlib.crc32(padding, zlib.crc32(data, checksum))
+        offset += len(data) + len(padding)
     head = msgspec.json.encode(_Head(source, sha256, offset, checksum, tuple(entries)))
     head += b" " * (-(PREFIX_BYTES + len(head)) % ALIGNMENT)
-    file.write(MAGIC + len(head).to_bytes(8, "little") + zlib.crc32(head).to_bytes(4, "little") + head)
-    for _, _, _, data in blobs:
-        file.write(data)
-        file.write(bytes(-len(data) % ALIGNMENT))
+
+    def write(path: Path) -> None:
+        with open(path, "wb") as file:
+            file.write(MAGIC + len(head).to_bytes(8, "little") + zlib.crc32(head).to_bytes(4, "little") + head)
+            for *_, data in blobs:
+                file.write(data)
+                file.write(bytes(-len(data) % ALIGNMENT))
+
+    reasons = []
+    for path in table_paths(json_path, kind):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, write)
+            return ""
+        except (OSError, StorageError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            reasons.append(f"{path.parent}: {cause.strerror}")
+    return "; ".join(reasons)
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
 def _read_head(file: BufferedIOBase) -> tuple[_Head, int]:
     """Return the head and where the body starts; ValueError where there is no head of this version."""
     prefix = file.read(PREFIX_BYTES)
-    if len(prefix) < PREFIX_BYTES or not prefix.startswith(MAGIC):
-        raise ValueError("no table of this version")
     length = int.from_bytes(prefix[len(MAGIC) : -4], "little")
-    size = os.fstat(file.fileno()).st_size
-    text = file.read(min(length, size))
-    if len(text) != length or zlib.crc32(text) != int.from_bytes(prefix[-4:], "little"):
-        raise ValueError("the head is damaged")
+    text = file.read(min(length, os.fstat(file.fileno()).st_size))
+    if not prefix.startswith(MAGIC) or zlib.crc32(text) != int.from_bytes(prefix[-4:], "little"):
+        raise ValueError("no table of this version, or a damaged one")
     return msgspec.json.decode(text, type=_Head), PREFIX_BYTES + length
 
 
@@ -177,18 +162,13 @@ def _is_of(head: _Head, json_path: Path) -> bool:
 
 
 def _is_whole(file: BufferedIOBase, head: _Head, body_start: int) -> bool:
+    """Read the body and compare length and checksum."""
     if os.fstat(file.fileno()).st_size != body_start + head.body_bytes:
         return False
-    checksum = 0
-    for chunk in _chunks(file):
-        checksum = zlib.crc32(chunk, checksum)
-    return checksum == head.body_crc32
-
-
-def _chunks(file: BufferedIOBase) -> Iterable[memoryview]:
-    buffer = memoryview(bytearray(CHUNK_BYTES))
+    checksum, buffer = 0, memoryview(bytearray(CHUNK_BYTES))
     while length := file.readinto(buffer):
-        yield buffer[:length]
+        checksum = zlib.crc32(buffer[:length], checksum)
+    return checksum == head.body_crc32
 
 
 def _mapped(file: BufferedIOBase, head: _Head, body_start: int) -> Table:
@@ -196,8 +176,7 @@ def _mapped(file: BufferedIOBase, head: _Head, body_start: int) -> Table:
     memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     arrays, texts = {}, {}
     for entry in head.entries:
-        start = body_start + entry.offset
-        count = int(np.prod(entry.shape, dtype=np.int64))
+        start, count = body_start + entry.offset, int(np.prod(entry.shape, dtype=np.int64))
         if entry.dtype:
             flat = np.frombuffer(memory, np.dtype(entry.dtype), count=count, offset=start)
             arrays[entry.name] = flat.reshape(entry.shape)

@@ -1,0 +1,97 @@
+"""The argument parser of every command, and the paths that arguments name."""
+
+import argparse
+from collections.abc import Callable, Collection
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+from maskperf.errors import ConfigError, StorageError
+from maskperf.files import did_you_mean
+from maskperf.overrides import describe_type, expand_home, parse_value
+
+HELP_COLUMNS = 100
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The parser of one command; arguments it cannot use are ConfigErrors, with the nearest option."""
+
+    def __init__(self, command: str, *, usage: str, epilog: str, description: str | None = None):
+        super().__init__(
+            f"maskperf {command}",
+            usage=f"maskperf {command} {usage}",
+            description=description,
+            epilog=epilog,
+            formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=HELP_COLUMNS),
+            add_help=False,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see {self.prog} --help)")
+
+    def read(self, arguments: list[str]) -> argparse.Namespace:
+        """Return the options; `command` holds the whole command line."""
+        options = list(self._option_string_actions)
+        for argument in arguments:
+            name = argument.partition("=")[0]
+            if name.startswith("-") and name not in options:
+                self.error(f"unknown option {name!r}{suggestion(name, options)}")
+        return self.parse_intermixed_args(arguments, argparse.Namespace(command=[*self.prog.split(), *arguments]))
+
+
+def suggestion(name: str, names: Collection[str]) -> str:
+    """Return the end of an error message: the one of `names` nearest to `name`, or all of them."""
+    return did_you_mean(name, names) or f"; choose from {', '.join(names)}"
+
+
+def name_from(names: Collection[str]) -> Callable[[str], str]:
+    """Return an argument type that accepts one of `names`."""
+
+    def check(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"unknown name {text!r}{suggestion(text, names)}")
+        return text
+
+    return check
+
+
+def value_of(kind: Any) -> Callable[[str], Any]:
+    """Return an argument type that accepts the values of a type with limits, such as `Annotated[int, Meta(ge=1)]`."""
+
+    def convert(text: str) -> Any:
+        try:
+            return parse_value(text, kind)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {describe_type(kind)}") from error
+
+    return convert
+
+
+def path_argument(text: str) -> Path:
+    """Convert an argument to a path; `~` and `~name` at its start are home folders."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    try:
+        return Path(expand_home(text))
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def require_new_file(path: Path, *, overwrite: bool, fix: str = "Choose another file, or add --overwrite.") -> None:
+    """Raise a StorageError where `path` exists and must not be overwritten, or cannot be made."""
+    if path.is_dir():
+        raise StorageError(f"{path}: is a folder, but a file is to be written there. Fix: give the name of a file.")
+    if path.exists() and not overwrite:
+        raise StorageError(f"{path}: exists already, and nothing was changed. Fix: {fix}")
+    if not path.parent.is_dir():
+        raise StorageError(f"{path}: the folder {path.parent} does not exist. Fix: make it, or choose another path.")
+
+
+def make_folder(path: Path, *, option: str, mode: int = 0o777) -> None:
+    """Make the folder that `option` names, with its parents."""
+    try:
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+    except OSError as error:
+        text = f"{path}: the folder cannot be made ({error.strerror}). Fix: choose another {option}."
+        raise StorageError(text) from error

@@ -1,0 +1,55 @@
+"""Every test of a command runs in a folder of its own: a report of a bug would be written there."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from maskperf import errors
+from maskperf.cli.main import main
+
+SOURCES = Path(errors.__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The exit code of a command, and what it wrote to its two streams."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True)
+def in_own_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def maskperf(capsys):
+    """Return a function that runs a command in this process."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        shown = capsys.readouterr()
+        return Finished(code, shown.out, shown.err)
+
+    return run
+
+
+@pytest.fixture
+def new_process(tmp_path):
+    """Return a function that runs Python with these arguments in a process of its own."""
+
+    def run(*arguments, **environment):
+        environment = {**os.environ, "PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1", **environment}
+        command = [sys.executable, *arguments]
+        return subprocess.run(
+            command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        )
+
+    return run

@@ -8,15 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maskperf.cli.arguments import CommandParser, make_folder, path_argument, require_new_file
+from maskperf.cli.arguments import CommandParser, make_folder, require_new_file
 from maskperf.cli.convert import class_count_problems, read_weights_metadata, resolve_for_weights
 from maskperf.config import RunConfig
 from maskperf.errors import EXIT_BUG, EXIT_DONE, ConfigError, DataError, joined_errors
 from maskperf.files import pretty_json, replace_file, sha256_of_file
+from maskperf.overrides import key_of
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from maskperf.data.coco.categories import CategoryMatch
     from maskperf.data.coco.index import CocoIndex
+    from maskperf.engine.distributed import Topology
+    from maskperf.evaluation.results import BoxResults, MaskResults
+    from maskperf.model.mask_rcnn import MaskRcnn
 
 EXAMPLES = """examples, to copy and paste:
   # the weights of a run, on the data set of that run
@@ -47,20 +53,17 @@ DETECTION_FILES = ("detections_bbox.json", "detections_segm.json")
 def make_parser() -> CommandParser:
     usage = "--weights FILE [--data FOLDER | --val-json FILE --val-images FOLDER] [key=value ...]"
     parser = CommandParser("evaluate", usage=usage, epilog=EXAMPLES)
-    add = parser.add_argument
-    weights_help = "model.safetensors of a run, or a .pth of the reference"
-    add("--weights", metavar="FILE", type=path_argument, required=True, help=weights_help)
-    data_help = "folder with annotations/instances_val2017.json and val2017/"
-    add("--data", metavar="FOLDER", type=path_argument, help=data_help)
-    add("--val-json", metavar="FILE", type=path_argument, help="own data: the annotations")
-    add("--val-images", metavar="FOLDER", type=path_argument, help="own data: the images")
+    add, add_path = parser.add_argument, parser.add_path
+    add_path("--weights", "FILE", "model.safetensors of a run, or a .pth of the reference", required=True)
+    add_path("--data", "FOLDER", "folder with annotations/instances_val2017.json and val2017/")
+    add_path("--val-json", "FILE", "own data: the annotations")
+    add_path("--val-images", "FOLDER", "own data: the images")
     add("--recipe", metavar="NAME", help="default: the configuration stored in the weights, or else coco")
     add("--engine", choices=("fast", "official", "both"), help="both: they must find the same numbers")
     add("--per-class", action="store_true", help="show the AP of each category")
-    output_help = "where the numbers go (default: evaluation.json)"
-    add("--output", metavar="FILE", type=path_argument, default=Path("evaluation.json"), help=output_help)
-    detections_help = f"write {' and '.join(DETECTION_FILES)} there"
-    add("--save-detections", metavar="FOLDER", type=path_argument, help=detections_help)
+    output = Path("evaluation.json")
+    add_path("--output", "FILE", f"where the numbers go (default: {output})", default=output)
+    add_path("--save-detections", "FOLDER", f"write {' and '.join(DETECTION_FILES)} there")
     add("--overwrite", action="store_true", help="write over files that exist")
     add("pairs", metavar="key=value", nargs="*", default=[], help="change a value of the configuration")
     return parser
@@ -73,7 +76,7 @@ def evaluate(options: argparse.Namespace) -> int:
     if options.data and options.val_json:
         raise ConfigError("--data and --val-json name two data sets. Fix: give one of them.")
     for pair in options.pairs:
-        key = pair.partition("=")[0].strip()
+        key = key_of(pair)
         if key in OPTION_OF_KEY:
             raise ConfigError(f"{pair}: cannot be set here. Fix: give {OPTION_OF_KEY[key]} instead.")
         if key.startswith(NOT_FOR_EVALUATION):
@@ -105,11 +108,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     import torch
 
     from maskperf.data.coco.index import locate_validation
-    from maskperf.data.images.loader import evaluation_batches, feeding_for
-    from maskperf.engine.build import build_model, keep_memory
+    from maskperf.engine.build import build_model
     from maskperf.engine.distributed import close_topology, init_topology
-    from maskperf.engine.precision import set_precision
-    from maskperf.evaluation.predict import batch_size_for, predict
     from maskperf.evaluation.scores import GroundTruth
     from maskperf.machine.threads import threads_of_process
 
@@ -126,25 +126,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     truth = GroundTruth(val_json, val, match) if has_truth else None
     num_classes = config.model.num_classes or len(match.names) + 1
     loading = replace(config.model, num_classes=num_classes, initial_weights=str(options.weights))
-    model, loaded = build_model(loading, seed=0, speed=config.speed)
+    model, loaded = build_model(loading, seed=0)
     data_notices = _data_notices(val, match, config)
-    batches: Iterable = evaluation_batches(
-        val,
-        config.data,
-        batch_size=batch_size_for(config.evaluation, topology.device),
-        rank=topology.rank,
-        world=topology.world,
-        pin_memory=topology.device.type == "cuda",
-        feeding=feeding_for(config.speed, topology.device),
-    )
     if topology.is_first:
         print("\n".join([*notices, threads.line(), *data_notices, *loaded]), flush=True)
-        batches = _with_progress(batches, len(val.image_ids), topology.world)
     start = time.monotonic()
-    keep_memory(config.speed, topology.device)
-    model.to(topology.device)
-    set_precision(model, topology.device, print if topology.is_first else lambda text: None)
-    results = predict(model, batches, np.array(list(match.names)), topology)
+    results = _predict(model, val, config, topology, category_ids=np.array(list(match.names)))
     seconds, code = time.monotonic() - start, EXIT_DONE
     if topology.is_first:
         facts = {
@@ -157,6 +144,35 @@ def _evaluate(options: argparse.Namespace) -> int:
         code = _report(options, truth, results, config=config, facts=facts, detections=detections)
     close_topology()
     return code
+
+
+def _predict(
+    model: "MaskRcnn", val: "CocoIndex", config: RunConfig, topology: "Topology", *, category_ids: "np.ndarray"
+) -> "tuple[BoxResults, MaskResults]":
+    """Return box and mask results in the first process, which shows how far the evaluation is."""
+    from maskperf.data.images.loader import evaluation_batches, feeding_for
+    from maskperf.engine.build import keep_memory
+    from maskperf.engine.precision import set_precision
+    from maskperf.evaluation.predict import batch_size_for, predict
+    from maskperf.techniques import chosen_techniques, using
+
+    device = topology.device
+    with using(chosen_techniques(config.speed)):
+        batches: Iterable = evaluation_batches(
+            val,
+            config.data,
+            batch_size=batch_size_for(config.evaluation, device),
+            rank=topology.rank,
+            world=topology.world,
+            pin_memory=device.type == "cuda",
+            feeding=feeding_for(device),
+        )
+        if topology.is_first:
+            batches = _with_progress(batches, len(val.image_ids), topology.world)
+        keep_memory(device)
+        model.to(device)
+        set_precision(model, config.speed.precision, device, print if topology.is_first else lambda text: None)
+        return predict(model, batches, category_ids, topology)
 
 
 def _open_validation(

@@ -9,11 +9,11 @@ from itertools import pairwise
 from pathlib import Path
 
 from maskperf.config import BOX_TARGET, MASK_TARGET, has_targets
-from maskperf.errors import DataError, Problem
 from maskperf.files import printable
+from maskperf.schema import file_error, read_bytes
 
 TOKEN = ":::MLLOG "
-LINE_BREAK, LINE_END = re.compile(r"\r\n?|\n"), re.compile(r"[\r\n]|\Z")
+LINE_BREAK = re.compile(r"\r\n?|\n")
 SHOWN_CHARACTERS = 60
 MS_PER_MINUTE = 60_000
 SETTINGS = (  # how the keys of hyperparameters begin
@@ -39,8 +39,8 @@ class Record:
 
     def epoch(self, unit: str = "epoch") -> float | None:
         """Return the number of the epoch that the record is about; of the first one of its block for "block"."""
-        number = self.metadata.get(EPOCH_FIELDS[unit])
-        return float(number) if type(number) in (int, float) and abs(number) < 1e9 else None
+        number = _finite(self.metadata.get(EPOCH_FIELDS[unit]))
+        return number if number is not None and abs(number) < 1e9 else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ def read_log(path: Path | str) -> BenchmarkLog:
     records, problems = parse_records(_read_text(path))
     if not records:
         message = problems[0] if problems else f"No line has the token {TOKEN.strip()!r}."
-        raise _unreadable(path, message, "Give the mlperf.log of a run, or a published result_*.txt.")
+        raise file_error(path, message, fix="Give the mlperf.log of a run, or a published result_*.txt.")
     by_key: dict[str, list[Record]] = {}
     for record in records:
         by_key.setdefault(record.key, []).append(record)
@@ -161,7 +161,7 @@ def parse_records(text: str) -> tuple[list[Record], list[str]]:
         line += text.count("\n", position, start)
         position = start
         if start > line_end:
-            line_end = LINE_END.search(text, start).start()
+            line_end = _line_end(text, start)
             count = 1 + text.count(TOKEN, start, line_end)
             if count > 1:
                 problems.append(f"line {line}: {count} records on one line; the official tools read the last")
@@ -175,13 +175,18 @@ def parse_records(text: str) -> tuple[list[Record], list[str]]:
         lines = 1 + len(LINE_BREAK.findall(text, start, start + length))
         if lines > 1:
             problems.append(f"line {line}: the record goes over {lines} lines; the official tools want one")
-            rest = text[start + length : LINE_END.search(text, start + length).start()]
+            rest = text[start + length : _line_end(text, start + length)]
         if rest.strip():
             problems.append(f"line {line}: text stands behind the record: {_shorten(rest)}")
         record = _record(line, entry, problems)
         if record is not None:
             records.append(record)
     return records, problems
+
+
+def _line_end(text: str, start: int) -> int:
+    found = LINE_BREAK.search(text, start)
+    return len(text) if found is None else found.start()
 
 
 def _decode(text: str) -> tuple[dict | None, int]:
@@ -219,20 +224,13 @@ def _shorten(text: str) -> str:
 
 
 def _read_text(path: Path) -> str:
+    data = read_bytes(path)
+    if data is None:
+        raise file_error(path, "There is no such file.", fix="Check the name.")
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        reason = f"The file cannot be read ({error.strerror or error})."
-        raise _unreadable(path, reason, "Check the name.") from error
-    try:
-        return content.decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError:
-        return content.decode("latin-1")  # what the official tools take every log for
-
-
-def _unreadable(path: Path, message: str, fix: str) -> DataError:
-    problem = Problem(file=str(path), where="the file", field="content", value="(a log)", message=message, fix=fix)
-    return DataError([problem])
+        return data.decode("latin-1")  # what the official tools take every log for
 
 
 def _seconds(times: dict[str, list[float]], start: str, stop: str) -> float | None:
@@ -247,7 +245,7 @@ def _minutes(record: Record, start_ms: float | None) -> float | None:
 
 
 def _finite(value: object) -> float | None:
-    if type(value) not in (int, float) or not abs(value) < 1e300:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
         return None
     return float(value)
 

@@ -1,7 +1,6 @@
-"""What a log of the benchmark says: any MLLOG file, of maskperf or published, as one value."""
+"""A log of the benchmark, any MLLOG file of maskperf or published, as one value."""
 
 import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -104,7 +103,7 @@ class BenchmarkLog:
 
 
 def read_log(path: Path | str) -> BenchmarkLog:
-    """Return what a log says.
+    """Read a log.
 
     Errors: DataError for a file that cannot be opened or has no MLLOG line.
     """
@@ -208,13 +207,14 @@ def _record(line: int, entry: dict, problems: list[str]) -> Record | None:
     if not isinstance(metadata, dict):
         problems.append(f"line {line}: the metadata of {key} is not an object: {_shorten(str(metadata))}")
         metadata = {}
-    try:
-        time_ms = float(entry["time_ms"])  # the official tools take text such as "12" as well
-    except (KeyError, TypeError, ValueError, OverflowError):
-        time_ms = math.nan
-    if not math.isfinite(time_ms) and "time_ms" in entry:
-        problems.append(f"line {line}: the time of {key} is not a number: {_shorten(str(entry['time_ms']))}")
-    time_ms = time_ms if math.isfinite(time_ms) else None
+    time_ms: float | None = None
+    if "time_ms" in entry:
+        try:
+            time_ms = _finite(float(entry["time_ms"]))  # the official tools take text such as "12" as well
+        except (TypeError, ValueError, OverflowError):
+            time_ms = None
+        if time_ms is None:
+            problems.append(f"line {line}: the time of {key} is not a number: {_shorten(str(entry['time_ms']))}")
     return Record(line=line, time_ms=time_ms, key=key, value=entry.get("value"), metadata=metadata)
 
 

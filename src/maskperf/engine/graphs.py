@@ -19,8 +19,9 @@ from maskperf.engine.forward import mask_slots, training_losses
 from maskperf.engine.gradients import BatchResult, Gradients, backward
 from maskperf.engine.stopwatch import Stopwatch
 from maskperf.model.mask_rcnn import MaskRcnn, canvas_anchors
-from maskperf.ops.kernels.selection import is_available
+from maskperf.ops.kernels.selection import uses_kernels
 from maskperf.structures import Batch, BatchCapacity
+from maskperf.techniques import active
 
 PLAIN_STEPS_FIRST = 2  # of a shape that is not known ahead, before it is recorded: a rare one is not worth it
 MOST_GRAPHS = 32
@@ -78,11 +79,11 @@ def capture_steps(
     """Returns the captured steps for batches of so many images; None on a CPU or switched off."""
     if topology.device.type != "cuda":
         return None
-    if not model.speed.captured_steps:
-        say("captured steps: off (speed.captured_steps=false), every step is launched anew")
+    if not active().captured_steps:
+        say("captured steps: off (see speed.without), every step is launched anew")
         return None
     capacities = [fixed_capacity(images)]
-    if not (model.speed.triton_kernels and is_available(topology.device)):
+    if not uses_kernels(topology.device):
         capacities.insert(0, usual_outlines(capacities[0]))
     return _on_gpu(model, capacities, topology, say)
 
@@ -91,7 +92,7 @@ def capture_batch(
     model: MaskRcnn, batch: Batch, *, topology: Topology, say: Callable[[str], None]
 ) -> "CapturedSteps | None":
     """Returns the captured steps for batches of exactly this shape; None on a CPU or switched off."""
-    if topology.device.type != "cuda" or not model.speed.captured_steps:
+    if topology.device.type != "cuda" or not active().captured_steps:
         return None
     return _on_gpu(model, [capacity_of(batch)], topology, say)
 
@@ -106,7 +107,7 @@ def _on_gpu(
         gradients=Gradients(model, topology),
         recorder=CudaRecorder(topology.device),
         say=say,
-        mask_places=round(most_masks * USUAL_MASKS) if model.speed.packed_positives else None,
+        mask_places=round(most_masks * USUAL_MASKS) if active().packed_positives else None,
     )
 
 

@@ -173,7 +173,7 @@ def place_among(
     batch_size: int | None = None,
 ) -> tuple[RankedSystem, ...]:
     """Return the published systems and this one, the fastest first; a tie goes to the published system."""
-    rows = [
+    rows: list[tuple[float, bool, str, int, str, int | None]] = [
         (system.score_minutes, False, system.name, system.accelerators, system.accelerator, system.batch_size)
         for system in published_systems()
     ]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from maskperf.config import ModelConfig, SpeedConfig
+from maskperf.config import ModelConfig
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.structures import Batch, Images, Polygons, Targets
 
@@ -45,8 +45,8 @@ def golden_weight(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.from_numpy(np.asarray(value, dtype=np.float32))
 
 
-def golden_model(speed: SpeedConfig | None = None, **changes) -> MaskRcnn:
-    model = MaskRcnn(ModelConfig(**{**CHANCE_FREE, **changes}), speed)
+def golden_model(**changes) -> MaskRcnn:
+    model = MaskRcnn(ModelConfig(**{**CHANCE_FREE, **changes}))
     state = model.state_dict()
     model.load_state_dict({name: golden_weight(name, tuple(value.shape)) for name, value in state.items()})
     return model

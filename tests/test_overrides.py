@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import inspect
 
-from maskperf.config import DataConfig, EvaluationConfig, ModelConfig, OptimizerConfig, RunConfig
+from maskperf.config import DataConfig, EvaluationConfig, ModelConfig, OptimizerConfig, RunConfig, SpeedConfig
 from maskperf.errors import EXIT_USAGE, ConfigError
 from maskperf.overrides import (
     FIELDS,
@@ -27,6 +27,7 @@ from maskperf.overrides import (
     validate,
     with_overrides,
 )
+from maskperf.techniques import TECHNIQUE_NAMES
 
 DEFAULT = RunConfig(recipe="demo")
 NAMES = {"recipe", "mlperf.organization", "mlperf.platform"}
@@ -92,6 +93,7 @@ def problems_of(*pairs):
         ("model.stage_blocks=1,1,2,1", (1, 1, 2, 1)),
         ("data.pixel_means_bgr=1,2.5,3e0", (1.0, 2.5, 3.0)),
         ("model.backbone_weights=", ""),
+        ("speed.without=packed_positives, triton_kernels", ("packed_positives", "triton_kernels")),
         ("mlperf.organization=1", "1"),
         ("mlperf.organization=~us", "~us"),
     ],
@@ -132,6 +134,7 @@ def test_the_other_values_stay_and_the_later_of_two_overrides_of_one_key_counts(
         ("optimizer.momentum=1.0", "< 1"),
         ("evaluation.max_detections=10", ">= 11"),
         ("system.device=tpu", "auto or cpu or cuda"),
+        ("speed.without=captured_steps,packed_positive", "did you mean packed_positives?"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_refused_with_key_value_and_what_is_allowed(pair, allowed):
@@ -160,7 +163,7 @@ def test_every_key_has_limits_choices_or_is_free_text_and_the_defaults_are_valid
         (["data.train_json=a.json"], "data.train_images="),
         (["data.val_images=a"], "data.val_json="),
         (["data.root="], "data.root="),
-        (["data.generate=true", "data.generate_val_images=3"], "data.generate_train_images=0"),
+        (["data.generate=true", "data.generate_images=0,3"], "data.generate_images=0,3"),
         (["model.num_classes=1"], "model.num_classes=1: 1 is the background alone"),
         (["model.rpn_negative_iou=0.8"], "model.rpn_negative_iou=0.8"),
         (["model.anchor_sizes=32,64"], "model.anchor_sizes=32,64: needs 5 sizes"),
@@ -197,6 +200,8 @@ def test_all_problems_are_named_at_once():
         ("learing_rate=1", "did you mean optimizer.learning_rate?"),
         ("sed=1", "did you mean seed?"),
         ("optimizer=1", "optimizer.learning_rate"),
+        ("speed.triton_kernels=false", "speed.without=triton_kernels"),
+        ("data.generate_val_images=3", "data.generate_images="),
         ("qqqqqq=1", "keys look like optimizer.batch_size"),
         ("recipe=coco", "maskperf run coco"),
         ("optimizer.max_epochs", "key=value"),
@@ -287,6 +292,18 @@ def test_whole_sections_that_came_later_have_their_defaults_and_the_notice_stays
     (notice,) = notices_of_age(json.dumps(nested))
     count = len(fields(ModelConfig)) + len(fields(EvaluationConfig))
     assert f" and {count - 10} more;" in notice and notice.count("model.") == 10
+
+
+def test_switches_of_techniques_and_two_counts_of_an_earlier_configuration_are_read():
+    nested = json.loads(to_json_text(RunConfig(recipe="x", data=DataConfig(generate_images=(1000, 200)))))
+    train, val = nested["data"].pop("generate_images")
+    nested["data"] |= {"generate_train_images": train, "generate_val_images": val}
+    nested["speed"] = {**dict.fromkeys(TECHNIQUE_NAMES, False), "precision": "float32"}
+    config = from_json_text(json.dumps(nested))
+    assert config.speed == SpeedConfig(precision="float32")
+    assert config.data.generate_images == (1000, 200)
+    (notice,) = notices_of_age(json.dumps(nested))
+    assert "speed.path" in notice and "triton" not in notice
 
 
 @pytest.mark.parametrize("key", PATHS)

@@ -1,6 +1,6 @@
 """Everything a run may choose: frozen dataclasses whose fields hold type, limits, default and help of one key each."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta
@@ -14,6 +14,20 @@ Fraction = Annotated[float, Meta(ge=0, le=1)]
 PositiveFraction = Annotated[float, Meta(gt=0, le=1)]
 Color = Annotated[float, Meta(ge=0, le=255)]
 Seed = Annotated[int, Meta(ge=-1, le=2**62)]  # as maskperf.seeds.entropy_seed
+TechniqueName = Literal[  # the fields of maskperf.techniques.Techniques
+    "fast_convolutions",
+    "folded_batch_norm",
+    "grouped_roi_align",
+    "sparse_rpn_backward",
+    "class_selected_outputs",
+    "packed_positives",
+    "sparse_mask_targets",
+    "keep_freed_memory",
+    "aspect_buckets",
+    "captured_steps",
+    "triton_kernels",
+    "device_preprocessing",
+]
 
 
 def option(default: Any, text: str) -> Any:
@@ -21,9 +35,12 @@ def option(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
-# The benchmark's targets, and how many images of COCO 2017 it uses: of the 118,287 of train2017 those with objects.
+# The benchmark's targets, how many images of COCO 2017 it uses (of the files of train2017 those with objects), and the
+# backbone: Detectron's R-50.pkl.
 BOX_TARGET, MASK_TARGET = 0.377, 0.339
 NUM_TRAIN_IMAGES, NUM_VAL_IMAGES = 117_266, 5_000
+NUM_TRAIN_FILES = 118_287
+BACKBONE_MD5 = "b19105fdd7baafb40480251377de18f2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +53,7 @@ class DataConfig:
     val_json: FilePath = option("", "annotations of own validation data")
     val_images: FilePath = option("", "folder of images of own validation data")
     generate: bool = option(False, "write the demo's synthetic data set into root first")
-    generate_train_images: CountOrZero = option(0, "training images of the synthetic data set")
-    generate_val_images: CountOrZero = option(0, "validation images of the synthetic data set")
+    generate_images: tuple[CountOrZero, CountOrZero] = option((0, 0), "its training and its validation images")
     generate_seed: CountOrZero = option(0, "seed of the synthetic data set")
     check_counts: bool = option(False, "demand the image and polygon counts of COCO 2017")
     skip_bad: bool = option(False, "leave out images and annotations that have problems")
@@ -131,28 +147,11 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedConfig:
-    """Less work for the same numbers, up to float32 rounding; all switches off is the plain path."""
+    """Less work for the same numbers, up to float32 rounding; maskperf.techniques explains each technique."""
 
-    # On a CPU: Winograd for 3x3, matrix products for 1x1. On a GPU in bfloat16: bias, sum, ReLU inside cuDNN calls.
-    fast_convolutions: bool = True
-    folded_batch_norm: bool = True  # frozen batch norm inside the weights; frozen stages keep nothing for a backward
-    grouped_roi_align: bool = True  # on a CPU: RoIAlign of neighbouring RoIs together, backward without a scatter
-    sparse_rpn_backward: bool = True  # only the sampled anchors have a gradient
-    class_selected_outputs: bool = True  # mask logits of the one class that is used
-    packed_positives: bool = True  # RoI heads on the places in use alone; on a GPU: mask head on as many as usual
-    sparse_mask_targets: bool = True  # on a CPU: polygons meet only the columns they cross
-    keep_freed_memory: bool = True  # on a CPU with glibc: freed memory stays with the process for the next step
-    aspect_buckets: bool = True  # batches of pictures that fill nearly the same canvas
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    captured_steps: bool = True  # on a GPU: the step replayed as a CUDA graph
-    triton_kernels: bool = True  # on a GPU with Triton: own kernels for the operators
-    device_preprocessing: bool = True  # on a GPU: pictures travel as bytes and are resized there
-
-
-def plain_path() -> SpeedConfig:
-    """Return every switch off: the slow way, which each technique is compared with."""
-    switches = [entry.name for entry in fields(SpeedConfig) if entry.type is bool]
-    return SpeedConfig(**dict.fromkeys(switches, False), precision="float32")
+    path: Literal["fast", "plain"] = option("fast", "or plain: without any technique")
+    without: tuple[TechniqueName, ...] = option((), "techniques that the fast path leaves out")
+    precision: Literal["auto", "float32", "bfloat16"] = option("auto", "of layers; auto: bfloat16 on a GPU")
 
 
 @dataclass(frozen=True, kw_only=True)

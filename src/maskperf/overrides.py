@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from dataclasses import Field, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from msgspec import inspect
 
-from maskperf.config import FilePath, RunConfig
+from maskperf.config import FilePath, RunConfig, TechniqueName
 from maskperf.errors import ConfigError
 from maskperf.files import did_you_mean, pretty_json
 
@@ -30,6 +30,9 @@ INTEGER = re.compile(r"[+-]?[0-9]+")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 MOST_KEYS_NAMED = 10
+# Keys of earlier versions. Techniques never changed results, so their switches are ignored.
+EARLIER_SWITCHES = frozenset(f"speed.{name}" for name in get_args(TechniqueName))
+EARLIER_COUNTS = ("data.generate_train_images", "data.generate_val_images")  # now data.generate_images
 
 
 def with_overrides(config: RunConfig, pairs: list[str]) -> RunConfig:
@@ -146,7 +149,9 @@ def _flat_json(text: str) -> dict[str, Any]:
             found.update({f"{name}.{inner}": item for inner, item in value.items()})
         else:
             found[name] = value
-    return found
+    if all(key in found for key in EARLIER_COUNTS):
+        found["data.generate_images"] = [found.pop(key) for key in EARLIER_COUNTS]
+    return {key: value for key, value in found.items() if key not in EARLIER_SWITCHES}
 
 
 def validate(config: RunConfig) -> None:
@@ -172,8 +177,8 @@ def _conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:
         given = {f"data.{split}_{kind}": getattr(data, f"{split}_{kind}") for kind in ("json", "images")}
         for key in (key for key, value in given.items() if not value and any(given.values())):
             yield key, f"{' and '.join(given)} go together; give this one too"
-        if data.generate and not getattr(data, f"generate_{split}_images"):
-            yield f"data.generate_{split}_images", "must be 1 or more while data.generate=true"
+    if data.generate and not all(data.generate_images):
+        yield "data.generate_images", "both must be 1 or more while data.generate=true"
     if not data.root and not (data.train_json and data.val_json):
         yield "data.root", "name the folder of the data set, or give data.train_json, data.val_json and their images"
     if model.num_classes == 1:
@@ -194,6 +199,10 @@ def unknown_key_message(key: str) -> str:
     """Return a sentence that names the unknown key and the valid keys nearest to it."""
     if key in SECTIONS:
         return f"{key} is a section; its keys are {', '.join(k for k in FIELDS if k.startswith(key + '.'))}"
+    if key in EARLIER_SWITCHES:
+        return f"unknown key {key!r}; a technique is switched off by speed.without={key.partition('.')[2]}"
+    if key in EARLIER_COUNTS:
+        return f"unknown key {key!r}; the numbers of training and validation images are data.generate_images=1000,200"
     same_name = [valid for valid in FIELDS if valid.rpartition(".")[2] == key.rpartition(".")[2]]
     hint = f"; did you mean {' or '.join(same_name)}?" if same_name else did_you_mean(key, FIELDS, cutoff=0.6)
     return f"unknown key {key!r}{hint or '; keys look like optimizer.batch_size'}"
@@ -245,11 +254,21 @@ def check_value(value: Any, kind: Any) -> Any:
     try:
         converted = msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        raise ValueError(f"cannot be used; allowed is {describe_type(kind)}") from error
+        raise ValueError(f"cannot be used; allowed is {describe_type(kind)}{_nearest_choice(value, kind)}") from error
     for item in converted if isinstance(converted, tuple) else (converted,):
         if isinstance(item, float) and not math.isfinite(item):
             raise ValueError(f"cannot be used; allowed is {describe_type(kind)}")
     return converted
+
+
+def _nearest_choice(value: Any, kind: Any) -> str:
+    """Return a hint for the first of some names that is not among the choices."""
+    info = inspect.type_info(kind)
+    info = info.item_type if isinstance(info, inspect.VarTupleType) else info
+    if not isinstance(info, inspect.LiteralType):
+        return ""
+    items = value if isinstance(value, tuple | list) else (value,)
+    return next((did_you_mean(str(item), info.values) for item in items if item not in info.values), "")
 
 
 def describe_type(kind: Any) -> str:

@@ -14,8 +14,7 @@ def demo() -> RunConfig:
     data = DataConfig(
         root="data/demo",
         generate=True,
-        generate_train_images=1000,
-        generate_val_images=200,
+        generate_images=(1000, 200),
         short_side=128,
         long_side=192,
         group_by_aspect=True,

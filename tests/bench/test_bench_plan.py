@@ -1,4 +1,4 @@
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 
@@ -7,9 +7,10 @@ from maskperf.bench.names import QUICK, SUMMARIES
 from maskperf.bench.plan import CASES, IMAGES_OF_BATCH, Plan, peer_numbers
 from maskperf.bench.plan import refuse_other_network as refuse
 from maskperf.bench.switches import ALL_OFF, ALL_ON, loss_difference, techniques_of, waterfall
-from maskperf.config import ModelConfig, SpeedConfig, plain_path
+from maskperf.config import ModelConfig, SpeedConfig
 from maskperf.errors import ConfigError
 from maskperf.recipes import coco, demo
+from maskperf.techniques import TECHNIQUE_NAMES, chosen_techniques, plain
 
 
 def test_every_case_has_a_summary_and_its_scripts_exist():
@@ -42,10 +43,10 @@ def test_the_peer_is_only_compared_with_the_same_network():
 def test_the_waterfall_switches_on_one_after_another(device):
     rows = waterfall(coco(), device)
     assert rows[0].name == ALL_OFF
-    assert rows[0].config.speed == plain_path()
+    assert chosen_techniques(rows[0].config.speed) == plain()
     assert rows[-1].name == ALL_ON
     assert rows[-1].config.speed == SpeedConfig()
-    names = [technique.field for technique in techniques_of(device)]
+    names = [technique.name for technique in techniques_of(device)]
     assert [row.name for row in rows[1:-1]] == [f"+ {name}" for name in names]
     for before, after, name in zip(rows, rows[1:-1], names, strict=False):
         assert changed(before.config.speed, after.config.speed) == [name]
@@ -53,12 +54,14 @@ def test_the_waterfall_switches_on_one_after_another(device):
 
 
 def changed(first, second):
-    return [entry.name for entry in fields(SpeedConfig) if getattr(first, entry.name) != getattr(second, entry.name)]
+    names = [*TECHNIQUE_NAMES] if first.precision == second.precision else ["precision", *TECHNIQUE_NAMES]
+    before, after = chosen_techniques(first), chosen_techniques(second)
+    return [name for name in names if name == "precision" or getattr(before, name) != getattr(after, name)]
 
 
 def test_every_switch_is_in_the_waterfall_of_some_device_or_decides_what_the_batches_are():
-    named = {technique.field for device in ("cpu", "cuda") for technique in techniques_of(device)}
-    assert {entry.name for entry in fields(SpeedConfig)} - named == {"aspect_buckets", "device_preprocessing"}
+    named = {technique.name for device in ("cpu", "cuda") for technique in techniques_of(device)}
+    assert {"precision", *TECHNIQUE_NAMES} - named == {"aspect_buckets", "device_preprocessing"}
 
 
 def test_the_loss_difference_is_that_of_the_worst_term():

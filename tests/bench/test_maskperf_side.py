@@ -13,7 +13,7 @@ from maskperf.bench.peers.sharpen import PASSING_PER_IMAGE, passing, sharpen
 from maskperf.bench.plan import LEARNING_RATE
 from maskperf.bench.synthetic import POOLS, write_batch, write_candidates, write_mask_rois, write_pyramid
 from maskperf.bench.synthetic_coco import large_json, result_files, write_detections, write_images
-from maskperf.config import SystemConfig, plain_path
+from maskperf.config import SpeedConfig, SystemConfig
 from maskperf.overrides import to_json_text
 from maskperf.recipes import coco
 
@@ -56,7 +56,7 @@ def test_a_step_works_on_positive_rois_and_hardly_moves_the_losses(folder):
     assert all(3 <= positive <= 4 for positive in facts["positive_rois"])  # a quarter of the 16 RoIs at most
     assert facts["rois"] == [16, 16]
     assert facts["flop"] > 1e7
-    assert facts["speed"]["packed_positives"] is True
+    assert facts["speed"] == {"path": "fast", "without": (), "precision": "auto"}
     assert facts["messages"] == ["precision: float32 throughout"]
     again = work()["losses"]
     assert again == pytest.approx(facts["first_losses"], rel=1e-3)
@@ -162,7 +162,7 @@ def test_training_goes_on_from_chunk_to_chunk_on_the_same_batches_for_all(folder
     config = replace(config, model=model, data=data, seed=0, system=SystemConfig(device="cpu"))
     optimizer = replace(config.optimizer, learning_rate=1e-3)
     losses = []
-    for speed in (config.speed, plain_path()):
+    for speed in (config.speed, SpeedConfig(path="plain", precision="float32")):
         sided = replace(config, optimizer=optimizer, speed=speed)
         work, facts = demo_chunk(inputs(folder, config=to_json_text(sided), steps=2))
         assert facts == {"items": 4, "item": "images", "messages": ["precision: float32 throughout"]}

@@ -6,7 +6,7 @@ from maskperf.errors import ConfigError
 from maskperf.recipes import demo
 
 TINY = (
-    *("data.generate_train_images=8", "data.generate_val_images=2", "data.short_side=64", "data.long_side=96"),
+    *("data.generate_images=8,2", "data.short_side=64", "data.long_side=96"),
     *("optimizer.batch_size=2", "system.device=cpu"),
 )
 

@@ -7,7 +7,8 @@ from pycocotools import mask as coco_masks
 
 from maskperf.bench import synthetic, synthetic_coco
 from maskperf.bench.synthetic import CLASSES, MASK_ROIS, POOLS, shifted, synthetic_boxes
-from maskperf.bench.synthetic_coco import DETECTIONS, SIZES_HW, TRAIN_IMAGES, large_json, size_of
+from maskperf.bench.synthetic_coco import DETECTIONS, SIZES_HW, large_json, size_of
+from maskperf.config import NUM_TRAIN_FILES
 from maskperf.data.coco.index import read_coco
 from maskperf.evaluation.scores import GroundTruth, score
 
@@ -115,14 +116,14 @@ def test_a_large_json_has_the_annotations_of_its_share_and_no_problem(tmp_path):
     path = large_json(tmp_path, images=300, seed=0)
     document = json.loads(path.read_text(encoding="ascii"))
     assert len(document["images"]) == 300
-    assert len(document["annotations"]) == round(300 * synthetic_coco.TRAIN_ANNOTATIONS / TRAIN_IMAGES)
+    assert len(document["annotations"]) == round(300 * synthetic_coco.TRAIN_ANNOTATIONS / NUM_TRAIN_FILES)
     index = read_coco(path, tmp_path, training=True)
     assert 280 < len(index.image_ids) < 300  # a few have no annotation
     crowds = [entry for entry in document["annotations"] if entry["iscrowd"]]
     assert 5 < len(crowds) < 60
     numbers = [sum(map(len, entry["segmentation"])) for entry in document["annotations"] if not entry["iscrowd"]]
     assert 45 < np.mean(numbers) < 52  # as in train2017
-    whole_mib = path.stat().st_size / 300 * TRAIN_IMAGES / 2**20
+    whole_mib = path.stat().st_size / 300 * NUM_TRAIN_FILES / 2**20
     assert 400 < whole_mib < 470  # the file has 428
 
 

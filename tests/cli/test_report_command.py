@@ -16,8 +16,7 @@ def finished_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("small")
     small_run(
         folder,
-        "data.generate_train_images=8",
-        "data.generate_val_images=4",
+        "data.generate_images=8,4",
         "optimizer.batch_size=4",
         "system.threads=1",
     )

@@ -13,7 +13,7 @@ from maskperf.overrides import FIELDS
 
 NO_TARGETS = ("evaluation.box_target=0", "evaluation.mask_target=0")
 TINY = (
-    *("data.generate_train_images=4", "data.generate_val_images=2", "optimizer.batch_size=4"),
+    *("data.generate_images=4,2", "optimizer.batch_size=4"),
     *("optimizer.max_steps=1", "system.threads=1"),
 )
 TINY_COCO = (

@@ -8,7 +8,7 @@ from refused_waits import refused_waits
 from small_batches import SMALL, small_model
 from varied_batches import varied_batch
 
-from maskperf.config import OptimizerConfig, SpeedConfig
+from maskperf.config import OptimizerConfig
 from maskperf.engine.build import build_model
 from maskperf.engine.distributed import Topology
 from maskperf.engine.forward import training_losses
@@ -19,6 +19,7 @@ from maskperf.engine.step import train_step
 from maskperf.model.mask_rcnn import canvas_anchors
 from maskperf.ops.anchors import pyramid_anchors
 from maskperf.structures import BatchCapacity, to_device
+from maskperf.techniques import plain, using
 
 SMALLER = BatchCapacity(images=2, slots=3, rings=20, points=200, object_rings=3, object_points=30)
 LARGER = BatchCapacity(images=2, slots=6, rings=40, points=400, object_rings=3, object_points=30)
@@ -263,9 +264,9 @@ def test_on_a_cpu_or_switched_off_nothing_is_captured():
     model = small_model(seed=0)
     assert capture_steps(model, [SMALLER], topology=ALONE, say=said.append) is None
     assert said == []
-    model.speed = SpeedConfig(captured_steps=False)
-    assert capture_steps(model, [SMALLER], topology=alone_on(torch.device("cuda")), say=said.append) is None
-    assert len(said) == 1 and "speed.captured_steps=false" in said[0]
+    with using(plain()):
+        assert capture_steps(model, [SMALLER], topology=alone_on(torch.device("cuda")), say=said.append) is None
+    assert len(said) == 1 and "captured steps: off" in said[0]
 
 
 def losses_and_gradients(model, batch):

@@ -11,7 +11,7 @@ from varied_batches import varied_batch
 import maskperf.engine.forward
 import maskperf.losses.rpn
 from maskperf.bench.run_lengths import as_run_lengths
-from maskperf.config import ModelConfig, OptimizerConfig, SpeedConfig
+from maskperf.config import ModelConfig, OptimizerConfig
 from maskperf.engine.build import build_model
 from maskperf.engine.forward import mask_slots, training_losses
 from maskperf.engine.optimizer import build_optimizer, learning_rates_at, set_learning_rates
@@ -20,6 +20,7 @@ from maskperf.ops.boxes import pairwise_iou
 from maskperf.ops.matching import match_to_truth
 from maskperf.recipes import demo
 from maskperf.structures import LOSS_NAMES, Batch, Images, Targets, to_device
+from maskperf.techniques import Techniques, using
 
 SMALL = replace(demo().model, num_classes=4, batch_norm="frozen", frozen_stages=2)
 CHANCE_FREE = replace(
@@ -188,13 +189,15 @@ def test_room_for_more_masks_changes_nothing_and_too_little_room_is_counted(monk
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("labels", [True, False])
 def test_masks_packed_over_the_images_give_the_losses_of_places_in_each_image(dtype, labels):
-    model = build_model(SMALL, 0, SpeedConfig(class_selected_outputs=labels, grouped_roi_align=False))[0]
+    model = model_of()
     model.compute_dtype = dtype
+    techniques = Techniques().without("grouped_roi_align", *(() if labels else ("class_selected_outputs",)))
     batch = varied_batch(0, (3, 0, 2))
     results = []
     for places in (None, 40):
         model.zero_grad()
-        losses = training_losses(model, batch, places)
+        with using(techniques):
+            losses = training_losses(model, batch, places)
         assert losses.dropped_masks.item() == 0
         losses.total().backward()
         gradients = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
@@ -258,7 +261,7 @@ def test_the_check_for_waiting_finds_every_kind_of_wait(wait):
 
 
 # On a CPU, where it costs nothing, these read sizes back.
-WAYS_OF_A_GPU = SpeedConfig(packed_positives=False, grouped_roi_align=False, sparse_mask_targets=False)
+WAYS_OF_A_GPU = Techniques().without("packed_positives", "grouped_roi_align", "sparse_mask_targets")
 
 
 @pytest.mark.parametrize("quota", ["pooled", "per_image"])
@@ -269,14 +272,13 @@ def test_a_step_never_waits_for_the_device(monkeypatch, quota, with_truth, chang
         raise AssertionError("a tensor's value is read on the host")
 
     model = model_of(replace(SMALL, proposal_quota=quota))
-    model.speed = WAYS_OF_A_GPU
     optimizer = build_optimizer(model, OptimizerConfig())
     before = model.rpn["head"].conv.weight.detach().clone()
     batch = change(batch_of([0, 1], with_truth=with_truth))
     with monkeypatch.context() as patch:
         for name in PYTHON_READS:
             patch.setattr(torch.Tensor, name, refuse)
-        with NoWaiting():
+        with using(WAYS_OF_A_GPU), NoWaiting():
             for update in (1, 2):
                 take_step(model, optimizer, batch, update)
     assert not torch.equal(model.rpn["head"].conv.weight, before)
@@ -284,9 +286,9 @@ def test_a_step_never_waits_for_the_device(monkeypatch, quota, with_truth, chang
 
 def test_a_step_in_bfloat16_with_places_shared_by_all_masks_never_waits():
     model, batch = model_of(), batch_of([0, 1])
-    model.speed, model.compute_dtype = WAYS_OF_A_GPU, torch.bfloat16
+    model.compute_dtype = torch.bfloat16
     for _ in range(2):  # what is made once is made in the first
-        with NoWaiting():
+        with using(WAYS_OF_A_GPU), NoWaiting():
             losses = training_losses(model, batch, 12)
             losses.total().backward()
     assert losses.dropped_masks.item() == 0
@@ -306,16 +308,16 @@ class Operators(TorchDispatchMode):
 def test_the_number_of_operators_does_not_follow_that_of_the_objects(monkeypatch, dtype):
     """The kernel that matches anchors stands for one operator; its twin works on some ground truths at a time."""
 
-    def match_at_once(anchors, truth, valid, *, kernels, **rule):
+    def match_at_once(anchors, truth, valid, **rule):
         return match_to_truth(pairwise_iou(anchors[None], truth), valid, **rule, keep_best_of_truth=True)
 
     monkeypatch.setattr(maskperf.losses.rpn, "match_anchors", match_at_once)
     model = model_of()
-    model.speed, model.compute_dtype = WAYS_OF_A_GPU, dtype
+    model.compute_dtype = dtype
     counts = []
     for slots in (2, 2, 8, 90):  # the first makes what is made once
         batch = batch_of([0, 1], slots=slots)
-        with Operators() as operators:
+        with using(WAYS_OF_A_GPU), Operators() as operators:
             training_losses(model, batch, 12).total().backward()
         counts.append(operators.count)
     assert counts[1] == counts[2] == counts[3] > 100
@@ -333,44 +335,44 @@ class NothingOnTheHost(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("switches", [{}, {"sparse_rpn_backward": False, "class_selected_outputs": False}])
+@pytest.mark.parametrize("without", [(), ("sparse_rpn_backward", "class_selected_outputs")])
 @pytest.mark.parametrize("change", [lambda batch: batch, as_run_lengths], ids=["polygons", "run lengths"])
-def test_on_a_device_that_is_no_cpu_nothing_of_a_step_touches_the_host(switches, change):
+def test_on_a_device_that_is_no_cpu_nothing_of_a_step_touches_the_host(without, change):
     """The meta device has shapes and no numbers, so every read of a number fails there, and a GPU's ways are taken.
 
     What is made once for a canvas is made in the first step, as before a capture.
     """
     device = torch.device("meta")
     model = model_of(CHANCE_FREE).to(device)
-    model.speed = replace(model.speed, **switches)
     batch = to_device(change(batch_of([0, 1])), device)
-    training_losses(model, batch).total().backward()
-    with NothingOnTheHost():
+    with using(Techniques().without(*without)):
         training_losses(model, batch).total().backward()
+        with NothingOnTheHost():
+            training_losses(model, batch).total().backward()
     for makes_one in (lambda: torch.ones(2), lambda: torch.tensor(1.0).to(device)):
         with pytest.raises(AssertionError, match="needs the host"), NothingOnTheHost():
             makes_one()
 
 
-def losses_and_gradients(model, batch, speed):
-    model.speed = speed
+def losses_and_gradients(model, batch, techniques):
     model.zero_grad()
-    losses = training_losses(model, batch)
+    with using(techniques):
+        losses = training_losses(model, batch)
     losses.total().backward()
     return losses.stacked().detach(), {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-WORK_SWITCHES = ("sparse_rpn_backward", "class_selected_outputs", "packed_positives")
-NO_SWITCHES = SpeedConfig(**dict.fromkeys(WORK_SWITCHES, False))
+WORK_TECHNIQUES = ("sparse_rpn_backward", "class_selected_outputs", "packed_positives")
+NONE_OF_THEM = Techniques().without(*WORK_TECHNIQUES)
 
 
-@pytest.mark.parametrize("switches", [*((name,) for name in WORK_SWITCHES), WORK_SWITCHES])
+@pytest.mark.parametrize("names", [*((name,) for name in WORK_TECHNIQUES), WORK_TECHNIQUES])
 @pytest.mark.parametrize("with_truth", [True, False])
 @pytest.mark.parametrize("config", [SMALL, CHANCE_FREE, replace(SMALL, mask_slots_per_image=1)])
-def test_less_work_gives_the_same_losses_and_gradients(switches, with_truth, config):
+def test_less_work_gives_the_same_losses_and_gradients(names, with_truth, config):
     model, batch = model_of(config), batch_of([0, 1], with_truth=with_truth)
-    wanted_losses, wanted = losses_and_gradients(model, batch, NO_SWITCHES)
-    losses, found = losses_and_gradients(model, batch, replace(NO_SWITCHES, **dict.fromkeys(switches, True)))
+    wanted_losses, wanted = losses_and_gradients(model, batch, NONE_OF_THEM)
+    losses, found = losses_and_gradients(model, batch, replace(NONE_OF_THEM, **dict.fromkeys(names, True)))
     torch.testing.assert_close(losses, wanted_losses, rtol=1e-6, atol=0)
     for name, gradient in wanted.items():
         assert (found[name] is None) == (gradient is None), name

@@ -5,7 +5,7 @@ import torch
 from small_batches import SMALL
 from varied_batches import varied_batch
 
-from maskperf.config import OptimizerConfig, SpeedConfig
+from maskperf.config import OptimizerConfig
 from maskperf.engine.build import build_model
 from maskperf.engine.distributed import Topology
 from maskperf.engine.forward import training_losses
@@ -15,6 +15,7 @@ from maskperf.engine.step import train_step
 from maskperf.errors import ConfigError
 from maskperf.evaluation.detect import detect
 from maskperf.structures import LOSS_NAMES
+from maskperf.techniques import Techniques, plain, using
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
@@ -22,8 +23,8 @@ ALONE = Topology(rank=0, world=1, local_rank=0, device=CPU)
 EVERY_BOX = replace(SMALL, rpn_samples_per_image=3000, rpn_positive_fraction=1.0, roi_samples_per_image=1000)
 
 
-def model_in(dtype, config=SMALL, seed=0, speed=None):
-    model = build_model(config, seed, speed)[0]
+def model_in(dtype, config=SMALL, seed=0):
+    model = build_model(config, seed)[0]
     model.compute_dtype = dtype
     return model
 
@@ -53,20 +54,20 @@ def distance(found, wanted, part):
     ],
 )
 def test_the_format_follows_the_word_and_the_device(word, device, dtype):
-    assert resolve_precision(SpeedConfig(precision=word), device) == dtype
+    assert resolve_precision(word, device) == dtype
 
 
 @pytest.mark.parametrize("word", ["float16", "", "BFLOAT16", "tf32"])
 def test_an_unknown_format_is_refused_by_name(word):
     with pytest.raises(ConfigError, match=f"speed.precision={word} .*Fix: .*auto, float32, bfloat16"):
-        resolve_precision(SpeedConfig(precision=word), CPU)
+        resolve_precision(word, CPU)
 
 
 @pytest.mark.parametrize(("capable", "slow"), [({"avx512_bf16": True}, False), ({"avx2": True}, True), ({}, True)])
 def test_a_processor_without_instructions_for_bfloat16_is_said_to_be_slow(monkeypatch, capable, slow):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capable)
-    model, said = model_in(FLOAT32, speed=SpeedConfig(precision="bfloat16")), []
-    set_precision(model, CPU, said.append)
+    model, said = model_in(FLOAT32), []
+    set_precision(model, "bfloat16", CPU, said.append)
     assert model.compute_dtype == BFLOAT16 and has_fast_bfloat16(CPU) is not slow
     assert len(said) == 1 and "\n" not in said[0]
     assert ("will be slow" in said[0]) is slow
@@ -96,12 +97,17 @@ def test_bfloat16_gradients_of_the_heads_are_near_below_a_trainable_batch_norm_t
         assert distance(low, gradients, part) <= limit, part
 
 
+@pytest.fixture(params=[True, False], ids=["every technique", "plain"])
+def path(request):
+    with using(Techniques() if request.param else plain()):
+        yield
+
+
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("batch_norm", ["frozen", "trainable"])
-@pytest.mark.parametrize("folded", [True, False])
-def test_features_are_bfloat16_and_everything_that_leaves_the_heads_is_float32(batch_norm, folded):
+def test_features_are_bfloat16_and_everything_that_leaves_the_heads_is_float32(batch_norm):
     batch = varied_batch(0, (2, 1))
-    speed = SpeedConfig(folded_batch_norm=folded)
-    model = model_in(BFLOAT16, replace(SMALL, batch_norm=batch_norm), speed=speed)
+    model = model_in(BFLOAT16, replace(SMALL, batch_norm=batch_norm))
     features = model.features(batch.images.pixels)
     assert {feature.dtype for feature in features} == {BFLOAT16}
     boxes = batch.targets.boxes
@@ -116,9 +122,9 @@ def test_features_are_bfloat16_and_everything_that_leaves_the_heads_is_float32(b
     assert {detections.boxes.dtype, detections.scores.dtype, detections.mask_probs.dtype} == {torch.float32}
 
 
-@pytest.mark.parametrize("grouped", [True, False])
-def test_bfloat16_features_are_pooled_with_weights_and_sums_in_float32(grouped):
-    model = model_in(BFLOAT16, speed=SpeedConfig(grouped_roi_align=grouped))
+@pytest.mark.usefixtures("path")
+def test_bfloat16_features_are_pooled_with_weights_and_sums_in_float32():
+    model = model_in(BFLOAT16)
     generator = torch.Generator().manual_seed(0)
     features = [torch.randn(1, 16, 64 // 2**k, 96 // 2**k, generator=generator).bfloat16() for k in range(2, 7)]
     boxes = torch.tensor([[[3.0, 5.0, 61.0, 47.0], [0.0, 0.0, 90.0, 60.0]]])
@@ -129,10 +135,10 @@ def test_bfloat16_features_are_pooled_with_weights_and_sums_in_float32(grouped):
 
 def test_fast_convolutions_stand_aside_for_bfloat16():
     pixels = varied_batch(0, (1,)).images.pixels
-    fast, plain = (
-        model_in(BFLOAT16, speed=SpeedConfig(fast_convolutions=fast)).features(pixels) for fast in (True, False)
-    )
-    assert all(torch.equal(one, other) for one, other in zip(fast, plain, strict=True))
+    fast = model_in(BFLOAT16).features(pixels)
+    with using(Techniques().without("fast_convolutions")):
+        slow = model_in(BFLOAT16).features(pixels)
+    assert all(torch.equal(one, other) for one, other in zip(fast, slow, strict=True))
 
 
 def test_twenty_bfloat16_steps_reduce_the_loss_as_float32_ones_do():
@@ -164,6 +170,6 @@ def test_twenty_bfloat16_steps_reduce_the_loss_as_float32_ones_do():
 def test_on_a_gpu_the_automatic_format_is_bfloat16_and_near_float32():
     device = torch.device("cuda", torch.cuda.current_device())
     model, said = model_in(FLOAT32, EVERY_BOX).to(device), []
-    set_precision(model, device, said.append)
+    set_precision(model, "auto", device, said.append)
     assert model.features(torch.zeros(1, 3, 64, 96, device=device))[0].dtype == BFLOAT16
     assert "bfloat16" in said[0]

@@ -14,6 +14,7 @@ from maskperf.model.mask_rcnn import feature_anchors
 from maskperf.model.proposals import select_proposals
 from maskperf.recipes import demo
 from maskperf.structures import EvaluationBatch, Images, Proposals
+from maskperf.techniques import Techniques, using
 
 CONFIG = ModelConfig()
 SMALL = replace(demo().model, num_classes=4, batch_norm="frozen", frozen_stages=2)
@@ -235,11 +236,10 @@ def test_masks_are_the_probabilities_of_the_found_class_on_the_final_boxes():
 def test_less_work_gives_the_same_masks_in_every_valid_place(switch):
     model, images = small_scene(score_threshold=0.29, detections_per_image=1000)
     names = ("class_selected_outputs", "packed_positives")
-    none = replace(model.speed, **dict.fromkeys(names, False))
-    model.speed = none
-    wanted = detect(model, images)
-    model.speed = replace(none, **{name: switch in (name, "both") for name in names})
-    found = detect(model, images)
+    with using(Techniques().without(*names)):
+        wanted = detect(model, images)
+    with using(Techniques().without(*(name for name in names if switch not in (name, "both")))):
+        found = detect(model, images)
     assert torch.equal(found.boxes, wanted.boxes) and torch.equal(found.valid, wanted.valid)
     assert wanted.valid.any(dim=1).all() and not wanted.valid.all()  # so one picture has empty places
     # The logits of this noise are so large that some probabilities round to 1: float32 sums of them in another order

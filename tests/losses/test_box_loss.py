@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from loss_options import roi_options
 
 from maskperf.config import ModelConfig
 from maskperf.losses.box import box_losses, first_rois, positive_rois, sample_rois
@@ -49,7 +50,7 @@ def rois_of(boxes, labels, slots=None, valid=None, dtype=torch.float32):
 
 
 def sample(candidates, targets, seeds=(5,), config=CONFIG):
-    return sample_rois(candidates, targets, torch.tensor(seeds), config=config)
+    return sample_rois(candidates, targets, torch.tensor(seeds), **roi_options(config))
 
 
 def mixed_case(images, dtype=torch.float32):

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from loss_options import rpn_options
 
 from maskperf.config import ModelConfig
 from maskperf.losses.rpn import assign_anchors, rpn_losses
@@ -52,7 +53,7 @@ def random_case(images, dtype=torch.float32):
 
 
 def losses_of(truth, anchors, output, *, config=ALL, **batch_changes):
-    objectness, box = rpn_losses(output, torch.tensor(anchors), batch_of(truth, **batch_changes), config=config)
+    objectness, box = rpn_losses(output, torch.tensor(anchors), batch_of(truth, **batch_changes), **rpn_options(config))
     return objectness.item(), box.item()
 
 
@@ -129,10 +130,10 @@ def test_anchors_that_leave_the_true_picture_are_in_no_loss():
     rpn = output_of([[0.0] * 5])
     rpn.logits.requires_grad_()
     batch = batch_of([[TRUTH]], size_hw=(100, 100))
-    rpn_losses(rpn, torch.tensor(anchors), batch, config=ALL)[0].backward()
+    rpn_losses(rpn, torch.tensor(anchors), batch, **rpn_options(ALL))[0].backward()
     assert (rpn.logits.grad != 0).tolist() == [[True, True, False, False, True]]
     rpn.logits.grad = None
-    rpn_losses(rpn, torch.tensor(anchors), batch_of([[TRUTH]], size_hw=(50, 99)), config=ALL)[0].backward()
+    rpn_losses(rpn, torch.tensor(anchors), batch_of([[TRUTH]], size_hw=(50, 99)), **rpn_options(ALL))[0].backward()
     assert (rpn.logits.grad != 0).tolist() == [[True, False, False, False, False]]
 
 
@@ -144,7 +145,8 @@ def test_at_most_256_anchors_are_sampled_and_half_of_them_positive(hits, misses,
     rpn = output_of([[0.0] * (hits + misses)])
     rpn.logits.requires_grad_()
     truth = [TRUTH] if hits else []
-    rpn_losses(rpn, torch.tensor([HIT] * hits + [FAR] * misses), batch_of([truth]), config=ModelConfig())[0].backward()
+    anchors = torch.tensor([HIT] * hits + [FAR] * misses)
+    rpn_losses(rpn, anchors, batch_of([truth]), **rpn_options(ModelConfig()))[0].backward()
     assert ((rpn.logits.grad < 0).sum().item(), (rpn.logits.grad > 0).sum().item()) == expected
     torch.testing.assert_close(rpn.logits.grad.abs().sum(), torch.tensor(0.5))  # 0.5 / sampled for each of them
 
@@ -154,7 +156,7 @@ def test_box_loss_uses_the_sampled_positives_only():
     rpn.logits.requires_grad_()
     rpn.deltas.requires_grad_()
     anchors = torch.tensor([HIT] * 200 + [FAR] * 100)
-    objectness, box = rpn_losses(rpn, anchors, batch_of([[TRUTH]]), config=ModelConfig())
+    objectness, box = rpn_losses(rpn, anchors, batch_of([[TRUTH]]), **rpn_options(ModelConfig()))
     (objectness + box).backward()
     assert torch.equal(rpn.deltas.grad[..., 0] != 0, rpn.logits.grad < 0)
     assert box.item() == pytest.approx(128 * (1 - 1 / 18) / 228)
@@ -172,8 +174,8 @@ def test_outputs_computed_at_the_sampled_anchors_replace_those_of_the_maps():
     nothing = RpnOutput(logits=torch.full((2, 60), torch.nan), deltas=torch.full((2, 60, 4), torch.nan))
     config = replace(ALL, rpn_samples_per_image=6, rpn_positive_fraction=0.5)
     batch = batch_of([truth, truth[:1]])
-    found = rpn_losses(nothing, anchors, batch, config=config, outputs_at=outputs_at)
-    assert torch.equal(torch.stack(found), torch.stack(rpn_losses(output, anchors, batch, config=config)))
+    found = rpn_losses(nothing, anchors, batch, **rpn_options(config), outputs_at=outputs_at)
+    assert torch.equal(torch.stack(found), torch.stack(rpn_losses(output, anchors, batch, **rpn_options(config))))
     assert [tuple(index.shape) for index in asked] == [(2, 6)]
 
 
@@ -182,7 +184,7 @@ def test_draws_follow_the_seed_of_the_image_and_nothing_else():
         rpn = output_of([[0.0] * 500] * len(seeds))
         rpn.logits.requires_grad_()
         batch = batch_of([[TRUTH]] * len(seeds), seeds=seeds)
-        rpn_losses(rpn, torch.tensor([HIT] * 200 + [FAR] * 300), batch, config=ModelConfig())[0].backward()
+        rpn_losses(rpn, torch.tensor([HIT] * 200 + [FAR] * 300), batch, **rpn_options(ModelConfig()))[0].backward()
         return rpn.logits.grad != 0
 
     alone, among_others = sampled([7]), sampled([3, 7, 8])
@@ -194,15 +196,15 @@ def test_draws_follow_the_seed_of_the_image_and_nothing_else():
 def test_more_empty_slots_change_nothing():
     anchors, truth, output = random_case(images=2)
     batches = [batch_of([truth, []], slots=slots) for slots in (2, 9)]
-    few, many = (rpn_losses(output, anchors, batch, config=ALL) for batch in batches)
+    few, many = (rpn_losses(output, anchors, batch, **rpn_options(ALL)) for batch in batches)
     assert torch.equal(torch.stack(few), torch.stack(many))
 
 
 def test_doubled_images_leave_the_losses_as_they_are():
     anchors, truth, once = random_case(images=1, dtype=torch.float64)
     _, _, twice = random_case(images=2, dtype=torch.float64)
-    single = rpn_losses(once, anchors, batch_of([truth], dtype=torch.float64), config=ALL)
-    double = rpn_losses(twice, anchors, batch_of([truth, truth], dtype=torch.float64), config=ALL)
+    single = rpn_losses(once, anchors, batch_of([truth], dtype=torch.float64), **rpn_options(ALL))
+    double = rpn_losses(twice, anchors, batch_of([truth, truth], dtype=torch.float64), **rpn_options(ALL))
     torch.testing.assert_close(torch.stack(double), torch.stack(single), rtol=1e-12, atol=0)
 
 
@@ -211,7 +213,7 @@ def test_batch_without_objects_has_finite_losses_and_zero_box_gradients(config):
     anchors, _, output = random_case(images=2)
     output.logits.requires_grad_()
     output.deltas.requires_grad_()
-    objectness, box = rpn_losses(output, anchors, batch_of([[], []]), config=config)
+    objectness, box = rpn_losses(output, anchors, batch_of([[], []]), **rpn_options(config))
     (objectness + box).backward()
     assert objectness.item() > 0
     assert box.item() == 0
@@ -223,7 +225,7 @@ def test_batch_without_a_single_labelled_anchor_has_zero_losses():
     rpn = output_of([[3.0]])
     rpn.logits.requires_grad_()
     rpn.deltas.requires_grad_()
-    losses = rpn_losses(rpn, torch.tensor([[-5.0, 0, 4, 9]]), batch_of([[TRUTH]]), config=ALL)
+    losses = rpn_losses(rpn, torch.tensor([[-5.0, 0, 4, 9]]), batch_of([[TRUTH]]), **rpn_options(ALL))
     torch.stack(losses).sum().backward()
     assert torch.stack(losses).tolist() == [0, 0]
     assert rpn.logits.grad.tolist() == [[0]]
@@ -238,6 +240,6 @@ def test_gradients_are_the_derivatives_of_the_losses(config):
     logits, deltas = output.logits[:, :20].requires_grad_(), output.deltas[:, :20].requires_grad_()
 
     def losses(logits, deltas):
-        return rpn_losses(RpnOutput(logits=logits, deltas=deltas), anchors, batch, config=config)
+        return rpn_losses(RpnOutput(logits=logits, deltas=deltas), anchors, batch, **rpn_options(config))
 
     assert torch.autograd.gradcheck(losses, (logits, deltas))

@@ -12,7 +12,7 @@ from permissions import UMASKS, common_user, modes, open_folder, umask
 from maskperf.config import ModelConfig
 from maskperf.errors import DataError
 from maskperf.model.backbone_file import (
-    KNOWN_MD5,
+    BACKBONE_MD5,
     convert_names,
     load_backbone,
     load_backbone_weights,
@@ -284,7 +284,7 @@ def test_the_pickle_is_converted_once_and_again_when_it_changed(tmp_path):
     path = write_pickle(tmp_path / "R-50.pkl", blobs)
     converted = tmp_path / "R-50.safetensors"
     first = load_backbone(path, state, cache_dir=tmp_path / "cache")
-    assert f"is not that ({KNOWN_MD5})" in first.notices[0] and str(converted) in first.notices[1]
+    assert f"is not that ({BACKBONE_MD5})" in first.notices[0] and str(converted) in first.notices[1]
     written = converted.stat().st_mtime_ns
     second = load_backbone(path, state, cache_dir=tmp_path / "cache")
     assert converted.stat().st_mtime_ns == written and "stored as float32" in second.notices[1]
@@ -303,7 +303,7 @@ def test_the_benchmarks_own_file_is_recognised(tmp_path, monkeypatch):
     path = write_pickle(tmp_path / "R-50.pkl", random_blobs(ONE_BLOCK, state))
     load_backbone(path, state)
     md5 = read_header(tmp_path / "R-50.safetensors")["source_md5"]
-    monkeypatch.setattr("maskperf.model.backbone_file.KNOWN_MD5", md5)
+    monkeypatch.setattr("maskperf.model.backbone_file.BACKBONE_MD5", md5)
     assert load_backbone(path, state).notices[0].endswith(f"{md5} is that of the file the benchmark names")
 
 

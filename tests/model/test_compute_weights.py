@@ -2,7 +2,6 @@ import pytest
 import torch
 from small_batches import SMALL
 
-from maskperf.config import SpeedConfig
 from maskperf.engine.build import build_model
 from maskperf.model.heads import FLOAT32_BIASES
 from maskperf.model.resnet import FrozenBatchNorm
@@ -10,8 +9,8 @@ from maskperf.model.resnet import FrozenBatchNorm
 BFLOAT16 = torch.bfloat16
 
 
-def model_in_bfloat16(**speed):
-    model = build_model(SMALL, 0, SpeedConfig(**speed))[0]
+def model_in_bfloat16():
+    model = build_model(SMALL, 0)[0]
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, FrozenBatchNorm):
@@ -54,13 +53,14 @@ def test_frozen_batch_norm_is_folded_before_rounding_and_follows_its_buffers():
         block.bn1.running_var.mul_(2.0)
 
 
-def test_factors_keep_their_place_in_memory_when_they_change():
+def test_factors_keep_their_memory_when_they_change():
     model = model_in_bfloat16()
     with model.computing():
-        places = [scale.data_ptr() for scale in model._compute_weights._scales]
+        (weights,) = model._compute_weights.values()
+        addresses = [scale.data_ptr() for scale in weights._scales]
     model.load_state_dict({name: value * 2 for name, value in model.state_dict().items()})
     with model.computing():
-        assert [scale.data_ptr() for scale in model._compute_weights._scales] == places
+        assert [scale.data_ptr() for scale in weights._scales] == addresses
 
 
 def test_blocks_may_be_nested_and_weights_are_cast_once():

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from maskperf.model.fpn import FeaturePyramid, pyramid_conv
+from maskperf.techniques import Techniques, plain, using
 
 
 def transparent_pyramid():
@@ -93,10 +94,9 @@ def test_fast_convolutions_give_the_numbers_and_gradients_of_the_plain_ones():
     stages = [torch.randn(1, 4 + 2 * k, 8 * 2 ** (3 - k), 8 * 2 ** (3 - k), dtype=torch.float64) for k in range(4)]
     stages = [stage.requires_grad_() for stage in stages]
     results = []
-    for fast in (True, False):
-        for conv in pyramid.children():
-            conv.fast = fast
-        outputs = pyramid(stages)
+    for techniques in (Techniques(), plain()):
+        with using(techniques):
+            outputs = pyramid(stages)
         wanted = [*stages, *pyramid.parameters()]
         results.append([*outputs, *torch.autograd.grad(sum(level.square().mean() for level in outputs), wanted)])
     for result, expected in zip(*results, strict=True):

@@ -3,8 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from maskperf.config import ModelConfig, SpeedConfig
-from maskperf.model import mask_rcnn
+from maskperf.config import ModelConfig
 from maskperf.model.mask_rcnn import STRIDES, MaskRcnn
 from maskperf.ops.products import own_class
 from maskperf.ops.roi_align import assign_levels, roi_align_reference
@@ -236,27 +235,6 @@ def test_mask_logits_without_a_valid_place_still_reach_every_parameter(small_mod
     found = small_model.mask_logits(features, BOXES, labels=torch.zeros(2, 2, dtype=torch.int64), valid=none)
     gradients = torch.autograd.grad((found * 0).sum(), list(small_model.roi_heads["mask"].parameters()))
     assert all(gradient.abs().max() == 0 for gradient in gradients)
-
-
-@pytest.mark.parametrize("field", ["grouped_roi_align", "triton_kernels"])
-def test_pooling_follows_its_switches(small_model, monkeypatch, field):
-    asked = []
-    pool = mask_rcnn.pyramid_roi_align
-
-    def record(*arguments, **keywords):
-        asked.append((keywords["grouped"], keywords["kernels"]))
-        return pool(*arguments, **keywords)
-
-    monkeypatch.setattr(mask_rcnn, "pyramid_roi_align", record)
-    monkeypatch.setattr(mask_rcnn, "is_available", lambda device: True)
-    monkeypatch.setattr("maskperf.ops.roi_align.is_available", lambda device: False)
-    features = pyramid(small_model)
-    pooled = {}
-    for value in (True, False):
-        monkeypatch.setattr(small_model, "speed", SpeedConfig(**{field: value}))
-        pooled[value] = small_model.box_outputs(features, BOXES)[0]
-    assert asked == [(True, True), (False, True) if field == "grouped_roi_align" else (True, False)]
-    torch.testing.assert_close(pooled[True], pooled[False], rtol=1e-6, atol=1e-7)
 
 
 def test_roi_heads_do_not_read_the_coarsest_level(small_model):

@@ -4,7 +4,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from maskperf.model.resnet import Bottleneck, FrozenBatchNorm, ResNet, Stem
-from maskperf.ops.convolution import Convolution
+from maskperf.techniques import Techniques, using
+
+UNFOLDED = Techniques().without("folded_batch_norm")
 
 
 def small_backbone(**changes):
@@ -165,10 +167,10 @@ def test_trainable_batch_norm_normalizes_by_the_batch_in_training_only():
 
 
 def twins(**changes):
-    """Return the same backbone folded and plain in float64, with batch norms that are not the identity."""
+    """Return the same backbone twice in float64, with batch norms that are not the identity."""
     pair = []
-    for folded_batch_norm in (True, False):
-        backbone = small_backbone(folded_batch_norm=folded_batch_norm, **changes).double()
+    for _ in range(2):
+        backbone = small_backbone(**changes).double()
         generator = torch.Generator().manual_seed(5)
         for norm in backbone.modules():
             if isinstance(norm, FrozenBatchNorm):
@@ -182,15 +184,12 @@ def twins(**changes):
 @pytest.mark.parametrize("frozen_stages", [0, 2])
 def test_folded_batch_norm_gives_the_numbers_and_gradients_of_the_plain_one(frozen_stages, fast):
     results = []
-    for backbone in twins(
-        frozen_stages=frozen_stages, stage_channels=(16, 24, 512, 40)
-    ):  # 128 in the third stage's 3x3
-        for conv in backbone.modules():
-            if isinstance(conv, Convolution):
-                conv.fast = fast
-        stages = backbone(
-            pictures(256, 288).double()
-        )  # 90 tiles of 4x4 at stride 16, and the 1x1 at stride 4 are large
+    techniques = Techniques() if fast else Techniques().without("fast_convolutions")
+    backbones = twins(frozen_stages=frozen_stages, stage_channels=(16, 24, 512, 40))  # 128 in the third stage's 3x3
+    for backbone, own in zip(backbones, (techniques, techniques.without("folded_batch_norm")), strict=True):
+        # 90 tiles of 4x4 at stride 16, and the 1x1 at stride 4 are large
+        with using(own):
+            stages = backbone(pictures(256, 288).double())
         sum(stage.square().mean() for stage in stages).backward()
         grads = {name: parameter.grad for name, parameter in backbone.named_parameters()}
         results.append((stages, grads))
@@ -210,7 +209,9 @@ def test_folded_batch_norm_follows_a_state_dict_that_is_loaded_later():
     changed = {name: value * 1.25 for name, value in plain.state_dict().items()}
     folded.load_state_dict(changed)
     plain.load_state_dict(changed)
-    for stage, expected, old in zip(folded(x), plain(x), before, strict=True):
+    with using(UNFOLDED):
+        wanted = plain(x)
+    for stage, expected, old in zip(folded(x), wanted, before, strict=True):
         torch.testing.assert_close(stage, expected)
         assert not torch.allclose(stage, old)
 
@@ -232,7 +233,7 @@ def test_frozen_stages_keep_nothing_for_a_backward_pass():
 
 
 def test_trainable_batch_norm_is_never_folded():
-    backbone = small_backbone(batch_norm="trainable", frozen_stages=0, folded_batch_norm=True)
+    backbone = small_backbone(batch_norm="trainable", frozen_stages=0)
     called = []
     backbone.layer3[0].bn2.register_forward_hook(lambda *_: called.append(True))
     backbone(pictures())
@@ -240,7 +241,7 @@ def test_trainable_batch_norm_is_never_folded():
 
 
 def test_on_the_meta_device_every_layer_is_called():
-    backbone = small_backbone(folded_batch_norm=True).to("meta")
+    backbone = small_backbone().to("meta")
     called = []
     layers = [module for module in backbone.modules() if isinstance(module, nn.Conv2d | FrozenBatchNorm)]
     for layer in layers:

@@ -10,7 +10,7 @@ from null_device import recording
 from null_steps import CANVAS_HW
 
 from maskperf.bench.plan import GpuPlan
-from maskperf.config import EvaluationConfig, SpeedConfig
+from maskperf.config import EvaluationConfig
 from maskperf.engine.build import build_model
 from maskperf.engine.distributed import Topology, claim_gpu
 from maskperf.engine.precision import set_precision
@@ -33,8 +33,8 @@ def batch_of(images: int) -> EvaluationBatch:
 def counts() -> dict[str, object]:
     """Return what some batches cost, once nothing is new any more."""
     device = claim_gpu(torch.device("cuda"))
-    model, _ = build_model(GpuPlan().model, 1, SpeedConfig())
-    set_precision(model.to(device), device, lambda line: None)
+    model, _ = build_model(GpuPlan().model, 1)
+    set_precision(model.to(device), "auto", device, lambda line: None)
     images = batch_size_for(EvaluationConfig(), device)
     topology, category_ids = Topology(rank=0, world=1, local_rank=0, device=device), np.arange(1, 91)
     batch = batch_of(images)

@@ -27,7 +27,7 @@ def made_stepper(images: int, objects: int, *, captured: bool) -> Stepper:
     device = claim_gpu(torch.device("cuda"))
     plan = GpuPlan(objects=objects, model=replace(GpuPlan().model, proposals_train=PROPOSALS))
     batch = synthetic_batch(plan, CANVAS_HW, images, device)
-    return make_stepper(plan, SpeedConfig(captured_steps=captured), batch, device)
+    return make_stepper(plan, SpeedConfig(without=() if captured else ("captured_steps",)), batch, device)
 
 
 def counts(images: int, objects: int, *, captured: bool) -> dict[str, object]:

@@ -13,7 +13,7 @@ EXIT_TARGET_MISSED = 6
 
 def run_demo(null_cuda, folder: Path, *settings: str, **options) -> dict:
     """Return what a process of a short run of the demo did on its device."""
-    short = ["optimizer.max_epochs=2", "data.generate_train_images=16", "data.generate_val_images=4"]
+    short = ["optimizer.max_epochs=2", "data.generate_images=16,4"]
     places = [f"data.root={folder / 'data'}", f"run_dir={folder / 'run'}"]
     script = str(Path(__file__).with_name("null_command_line.py"))
     words = [script, "run", "demo", "system.device=cuda", "system.threads=1", *short, *places, *settings]
@@ -38,7 +38,7 @@ def test_the_demo_runs_to_its_report_and_every_step_is_replayed(null_cuda, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("switch", ["speed.captured_steps=false", "speed.triton_kernels=false"])
+@pytest.mark.parametrize("switch", ["speed.without=captured_steps", "speed.without=triton_kernels"])
 def test_the_demo_runs_without_a_switch(null_cuda, tmp_path, switch):
     found = run_demo(null_cuda, tmp_path, switch)
     assert found["violations"] == {}

@@ -7,6 +7,7 @@ from torch import nn
 
 from maskperf.ops import convolution, winograd
 from maskperf.ops.convolution import Convolution, Pointwise, Winograd, pointwise_pays, winograd_pays
+from maskperf.techniques import Techniques, plain, using
 
 
 def random_tensor(*shape, seed=0, dtype=torch.float64):
@@ -22,17 +23,16 @@ def large_layer(kernel, dtype=torch.float64):
     return layer, x
 
 
-def plain_twin(layer):
-    twin = copy.deepcopy(layer)
-    twin.fast = False
-    return twin
-
-
 def outputs_and_gradients(layer, x, **arguments):
     x = x.detach().requires_grad_()
     y = layer(x, **arguments)
     grads = torch.autograd.grad(y, (x, *layer.parameters()), random_tensor(*y.shape, seed=7, dtype=y.dtype))
     return [y.detach(), *grads]
+
+
+def plain_outputs_and_gradients(layer, x):
+    with using(plain()):
+        return outputs_and_gradients(layer, x)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -41,7 +41,7 @@ def test_layer_gives_the_numbers_and_gradients_of_the_plain_layer(kernel, memory
     layer, x = large_layer(kernel)
     x = x.contiguous(memory_format=memory_format)
     results = outputs_and_gradients(layer, x)
-    for result, expected in zip(results, outputs_and_gradients(plain_twin(layer), x), strict=True):
+    for result, expected in zip(results, plain_outputs_and_gradients(layer, x), strict=True):
         torch.testing.assert_close(result, expected, rtol=1e-11, atol=1e-11)
     assert results[0].is_contiguous(memory_format=torch.channels_last)
     assert results[1].is_contiguous(memory_format=torch.channels_last)
@@ -50,22 +50,22 @@ def test_layer_gives_the_numbers_and_gradients_of_the_plain_layer(kernel, memory
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_switched_off_it_is_the_plain_layer_to_the_last_bit(kernel):
     layer, x = large_layer(kernel, torch.float32)
-    plain = nn.Conv2d(128, 128, kernel, padding=kernel // 2)
-    plain.load_state_dict(layer.state_dict())
-    layer.fast = False
-    for result, expected in zip(outputs_and_gradients(layer, x), outputs_and_gradients(plain, x), strict=True):
+    conv = nn.Conv2d(128, 128, kernel, padding=kernel // 2)
+    conv.load_state_dict(layer.state_dict())
+    for result, expected in zip(plain_outputs_and_gradients(layer, x), outputs_and_gradients(conv, x), strict=True):
         assert torch.equal(result, expected)
 
 
-@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("techniques", [Techniques(), plain()], ids=["fast", "plain"])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_sum_and_rectifier_are_those_of_separate_steps(kernel, stride, fast):
+def test_sum_and_rectifier_are_those_of_separate_steps(kernel, stride, techniques):
     layer, x = large_layer(kernel)
-    layer.stride, layer.fast = (stride, stride), fast
+    layer.stride = (stride, stride)
     add = random_tensor(*layer(x).shape, seed=3).requires_grad_()
     before = add.detach().clone()
-    y = layer(x, add=add, relu=True)
+    with using(techniques):
+        y = layer(x, add=add, relu=True)
     expected = torch.relu(F.conv2d(x, layer.weight, layer.bias, stride, kernel // 2) + add)
     grad = random_tensor(*y.shape, seed=4)
     wanted = (add, *layer.parameters())
@@ -140,13 +140,15 @@ def test_gradient_that_is_not_channels_last_is_understood():
     grad = random_tensor(2, 128, 33, 32, seed=5)
     assert not grad.is_contiguous(memory_format=torch.channels_last)
     result = torch.autograd.grad(layer(x), x, grad)[0]
-    torch.testing.assert_close(result, torch.autograd.grad(plain_twin(layer)(x), x, grad)[0])
+    with using(plain()):
+        torch.testing.assert_close(result, torch.autograd.grad(layer(x), x, grad)[0])
 
 
 def test_output_may_be_changed_in_place():
     layer, x = large_layer(kernel=3)
-    twin = plain_twin(layer)
-    y, expected = torch.relu_(layer(x)), torch.relu(twin(x))
+    twin, y = copy.deepcopy(layer), torch.relu_(layer(x))
+    with using(plain()):
+        expected = torch.relu(twin(x))
     torch.testing.assert_close(y, expected)
     y.square().sum().backward()
     expected.square().sum().backward()
@@ -228,5 +230,6 @@ def test_rules_choose_the_path(monkeypatch):
         layer, x = large_layer(kernel)
         layer(x)
         layer(x[:, :, :4, :4])  # too small
-        plain_twin(layer)(x)
+        with using(plain()):
+            layer(x)
     assert taken == ["Pointwise", "Winograd"]

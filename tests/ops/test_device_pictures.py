@@ -10,6 +10,7 @@ from maskperf.data.images.transforms import normalize_into, resize_and_mirror
 from maskperf.ops.kernels import selection
 from maskperf.ops.pictures import to_images, to_images_reference
 from maskperf.structures import RawPictures, to_device
+from maskperf.techniques import plain, using
 
 MEANS_BGR = (102.9801, 115.9465, 122.7717)
 sides = st.integers(1, 40)
@@ -61,9 +62,10 @@ def test_bfloat16_is_rounded_from_float32():
 def test_kernels_are_used_only_where_they_can_be(monkeypatch):
     raw, _ = packed([(8, 9, 13, 14, True)], (16, 16))
     asked = []
-    monkeypatch.setattr(selection, "is_available", lambda device: asked.append(device) or False)
+    monkeypatch.setattr(selection, "missing_part", lambda device: asked.append(device) or "no GPU")
     to_images(raw)
-    to_images(raw, kernels=False)
+    with using(plain()):
+        to_images(raw)
     assert asked == [torch.device("cpu")]
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from golden_reference import GOLDEN_FOLDER, golden_batch, golden_model
+from loss_options import roi_options
 
-from maskperf.config import OptimizerConfig, SpeedConfig, plain_path
+from maskperf.config import OptimizerConfig
 from maskperf.engine.distributed import Topology
 from maskperf.engine.forward import training_losses
 from maskperf.engine.optimizer import build_optimizer, learning_rates_at
@@ -20,6 +21,7 @@ from maskperf.model.mask_rcnn import feature_anchors
 from maskperf.model.proposals import append_truth, select_proposals
 from maskperf.ops.anchors import anchor_visibility
 from maskperf.structures import LOSS_NAMES
+from maskperf.techniques import Techniques, plain, using
 
 REFERENCE_LOSS = {
     "objectness": "loss_objectness",
@@ -37,9 +39,15 @@ def numbers():
         return dict(file)
 
 
-@pytest.fixture(scope="module", params=[SpeedConfig(), plain_path()], ids=["every_technique", "plain_path"])
-def model(request):
-    return golden_model(request.param)
+@pytest.fixture(scope="module", params=[Techniques(), plain()], ids=["every_technique", "plain_path"])
+def techniques(request):
+    with using(request.param):
+        yield request.param
+
+
+@pytest.fixture(scope="module")
+def model(techniques):
+    return golden_model()
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +123,7 @@ def test_training_proposals_equal_the_reference_in_order(image, forward, numbers
 
 @pytest.mark.parametrize("image", [0, 1])
 def test_roi_labels_and_mask_targets_equal_the_reference(image, forward, model, batch, numbers):
-    rois = sample_rois(forward[4], batch.targets, batch.sample_seeds, config=model.config)
+    rois = sample_rois(forward[4], batch.targets, batch.sample_seeds, **roi_options(model.config))
     histogram = torch.bincount(rois.labels[image][rois.valid[image]] + 1, minlength=82)
     np.testing.assert_array_equal(histogram, numbers[f"train/roi_labels{image}_hist"])
     positive, dropped = positive_rois(rois, model.config.mask_slots_per_image)
@@ -140,9 +148,10 @@ def exact_gradients(batch):
 
     def gradient_of(name: str) -> np.ndarray:
         if not kept:
-            model = golden_model(plain_path()).double()
+            model = golden_model().double()
             pixels = batch.images.pixels.double()
-            training_losses(model, replace(batch, images=replace(batch.images, pixels=pixels))).total().backward()
+            with using(plain()):
+                training_losses(model, replace(batch, images=replace(batch.images, pixels=pixels))).total().backward()
             kept.update((name, parameter.grad) for name, parameter in model.named_parameters())
         return kept[name].flatten()[:4].numpy()
 
@@ -194,7 +203,7 @@ def detections(model, batch):
 @pytest.mark.slow
 def test_eight_training_steps_equal_the_reference(batch, numbers):
     # Here every anchor is sampled, so that leaving out the others is a detour of minutes; the gradients above took it.
-    model = golden_model(SpeedConfig(sparse_rpn_backward=False))
+    model = golden_model()
     start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     config = OptimizerConfig(learning_rate=0.002, warmup_steps=4, warmup_factor=1 / 3, decay_steps=(5, 7))
     optimizer = build_optimizer(model, config)
@@ -204,7 +213,8 @@ def test_eight_training_steps_equal_the_reference(batch, numbers):
     for step in range(8):
         rates = learning_rates_at(step + 1, config)
         np.testing.assert_allclose(rates, numbers["traj/lrs_weight_bias"][step], rtol=1e-9)
-        result = train_step(model, optimizer, [batch], update=step + 1, config=config, topology=topology)
+        with using(Techniques().without("sparse_rpn_backward")):
+            result = train_step(model, optimizer, [batch], update=step + 1, config=config, topology=topology)
         tolerance = 1e-3 if step < 4 else 1e-2
         np.testing.assert_allclose(result.losses, numbers["traj/losses"][step][columns], rtol=tolerance)
         assert result.dropped_masks == 0

@@ -107,7 +107,7 @@ def test_results_and_config_tell_what_was_run(finished):
     assert results["best"]["epoch"] == 1 and results["best"]["weights"] == "model_best.safetensors"
     assert len(results["box_stats"]) == 12 and len(results["mask_stats"]) == 12
     config = from_json_text((finished / "config.json").read_text())
-    assert config.seed == 7 and config.data.generate_train_images == 24
+    assert config.seed == 7 and config.data.generate_images == (24, 8)
     metadata = read_metadata(finished / "model.safetensors")
     assert metadata["category_ids"] == [1, 2, 4, 7, 8, 11, 13, 16]
     assert "apple" in metadata["category_names"]

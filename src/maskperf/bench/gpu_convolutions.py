@@ -18,10 +18,10 @@ from maskperf.bench.device_clock import milliseconds_of
 from maskperf.bench.gpu_steps import SEED, synthetic_batch
 from maskperf.bench.measure import Spread, spread_of
 from maskperf.bench.plan import GpuPlan
-from maskperf.config import SpeedConfig
 from maskperf.engine.build import build_model
 from maskperf.engine.forward import training_losses
 from maskperf.ops.fused_convolution import Filters, rectified_convolution
+from maskperf.techniques import Techniques, using
 
 REPEATS = 3
 WARM_UP_CALLS = 2
@@ -84,10 +84,9 @@ class _Recorder(TorchDispatchMode):
 
 def layers_of_a_step(device: torch.device, plan: GpuPlan) -> Counter[Layer]:
     """Return the convolutions of one forward pass at the first padded size, and how often each is done."""
-    speed = SpeedConfig(fast_convolutions=False, precision="float32")
-    model, _ = build_model(plan.model, SEED, speed)
+    model, _ = build_model(plan.model, SEED)
     batch = synthetic_batch(plan, plan.canvases_hw[0], plan.usual_batch, device)
-    with _Recorder() as recorder, torch.no_grad():
+    with using(Techniques().without("fast_convolutions")), _Recorder() as recorder, torch.no_grad():
         training_losses(model.to(device), batch)
     return recorder.layers
 

@@ -21,7 +21,6 @@ from maskperf.bench.gpu_kernels import gpu_kernel_rows
 from maskperf.bench.gpu_steps import step_rows, switch_rows
 from maskperf.bench.plan import CASES, KERNEL_FAMILIES, GpuPlan, Plan
 from maskperf.bench.session import measure_case
-from maskperf.config import SpeedConfig
 from maskperf.engine.build import best_convolutions
 from maskperf.engine.distributed import claim_gpu
 from maskperf.errors import EXIT_DONE, ConfigError, UserError
@@ -61,7 +60,7 @@ def device_rows(device: torch.device, plan: GpuPlan) -> Iterator[dict]:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "packages": {name: installed_version(name) for name in PACKAGES},
-        "kernels": describe(SpeedConfig().triton_kernels, device),
+        "kernels": describe(device),
         "bfloat16_teraflop_per_second": product / 1e12,
         "copy_gb_per_second": copy_rate(best_seconds, COPIED_NUMBERS[device.type], device) / 1e9,
     }

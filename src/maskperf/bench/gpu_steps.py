@@ -6,7 +6,7 @@ Not yet run on a GPU.
 import gc
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -16,9 +16,9 @@ from maskperf.bench.device_clock import wall_milliseconds_of
 from maskperf.bench.maskperf_network import Stepper, batch_of, one_polygon_each
 from maskperf.bench.measure import Spread, measure_in_turn, ratio_spread, spread_of
 from maskperf.bench.plan import GpuPlan
-from maskperf.bench.switches import ALL_OFF, loss_difference, techniques_of
+from maskperf.bench.switches import cumulative_speeds, loss_difference
 from maskperf.bench.synthetic import synthetic_boxes, synthetic_polygon
-from maskperf.config import OptimizerConfig, SpeedConfig, plain_path
+from maskperf.config import OptimizerConfig, SpeedConfig
 from maskperf.engine.distributed import Topology
 from maskperf.structures import LOSS_NAMES, Batch, Polygons, Targets, to_device
 
@@ -61,7 +61,7 @@ def step_rows(device: torch.device, plan: GpuPlan) -> Iterator[StepRow | dict]:
     kinds += [(canvas_hw, plan.usual_batch, MODES[0]) for canvas_hw in others]
     for canvas_hw, images, (precision, captured) in kinds:
         name = f"{precision}, {'captured' if captured else 'eager'}"
-        speed = SpeedConfig(precision=precision, captured_steps=captured)
+        speed = SpeedConfig(precision=precision, without=() if captured else ("captured_steps",))
         try:
             rows = list(_measured({name: speed}, synthetic_batch(plan, canvas_hw, images, device), plan, device))
         except torch.OutOfMemoryError as error:
@@ -72,12 +72,8 @@ def step_rows(device: torch.device, plan: GpuPlan) -> Iterator[StepRow | dict]:
 
 def switch_rows(device: torch.device, plan: GpuPlan) -> Iterator[StepRow]:
     """Yield the waterfall: all switches off, then one more on in each row; all rows measured in turn."""
-    speeds = {ALL_OFF: plain_path()}
-    for technique in techniques_of("cuda"):
-        last = next(reversed(speeds.values()))
-        speeds[f"+ {technique.field}"] = replace(last, **{technique.field: technique.value})
     batch = synthetic_batch(plan, plan.canvases_hw[0], plan.usual_batch, device)
-    yield from _measured(speeds, batch, plan, device)
+    yield from _measured(cumulative_speeds("cuda"), batch, plan, device)
 
 
 def _measured(speeds: dict[str, SpeedConfig], batch: Batch, plan: GpuPlan, device: torch.device) -> Iterator[StepRow]:

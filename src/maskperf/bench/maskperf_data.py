@@ -20,6 +20,7 @@ from maskperf.evaluation.results import ResultTable, box_and_mask_results, joine
 from maskperf.evaluation.scores import GroundTruth, score
 from maskperf.overrides import from_json_text
 from maskperf.structures import Detections, EvaluationBatch, Images, RawPictures
+from maskperf.techniques import chosen_techniques
 
 READ_ONCE = (
     "import sys; from pathlib import Path; from maskperf.data.coco.index import read_coco; "
@@ -36,7 +37,8 @@ def loader(inputs: dict) -> tuple[Callable[[], None], dict]:
     path = Path(inputs["pictures_json"])
     index = read_coco(path, path.parent, training=True)
     data = replace(config.data, loader_threads=1, prefetch_batches=1)
-    feeding = Feeding(aspect_buckets=config.speed.aspect_buckets, raw_pictures=inputs["case"] == "decoded alone")
+    aspect_buckets = chosen_techniques(config.speed).aspect_buckets
+    feeding = Feeding(aspect_buckets=aspect_buckets, raw_pictures=inputs["case"] == "decoded alone")
     batches = TrainingLoader(index, data, seed=1, rank=0, world=1, images_per_rank=images_per_batch, feeding=feeding)
     steps = len(index.image_ids) // images_per_batch
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import wraps
 
 import numpy as np
 import torch
@@ -30,10 +31,12 @@ from maskperf.overrides import from_json_text
 from maskperf.run.data import OpenedData, micro_batches
 from maskperf.run.session import Session
 from maskperf.structures import LOSS_NAMES, Batch, Images, Polygons, Proposals, Targets, to_device
+from maskperf.techniques import chosen_techniques, using
 
 SEED = 1
 # After the one whose FLOP are counted: nothing is compiled or captured while PyTorch counts.
 WARM_UP_CALLS = {"cpu": 1, "cuda": 5}
+MakeWork = Callable[[dict], tuple[Callable[[], dict], dict]]
 
 
 class Stepper:
@@ -45,12 +48,14 @@ class Stepper:
         self.messages: list[str] = []
         self.speed, self.topology = speed, topology
         self.batch = to_device(batch, topology.device)
-        self.model = build_model(model, SEED, speed)[0].to(topology.device)
-        set_precision(self.model, topology.device, self.messages.append)
+        self.model = build_model(model, SEED)[0].to(topology.device)
+        self._techniques = chosen_techniques(speed)
         self._config, self._optimizer = optimizer, build_optimizer(self.model, optimizer)
-        self._captured = capture_steps(
-            self.model, [capacity_of(self.batch)], topology=topology, say=self.messages.append
-        )
+        with using(self._techniques):
+            set_precision(self.model, speed.precision, topology.device, self.messages.append)
+            self._captured = capture_steps(
+                self.model, [capacity_of(self.batch)], topology=topology, say=self.messages.append
+            )
         self._update = 0
 
     @property
@@ -59,18 +64,33 @@ class Stepper:
 
     def step(self) -> StepResult:
         self._update += 1
-        return train_step(
-            self.model,
-            self._optimizer,
-            [self.batch],
-            update=self._update,
-            config=self._config,
-            topology=self.topology,
-            captured=self._captured,
-            all_masks=False,
-        )
+        with using(self._techniques):
+            return train_step(
+                self.model,
+                self._optimizer,
+                [self.batch],
+                update=self._update,
+                config=self._config,
+                topology=self.topology,
+                captured=self._captured,
+                all_masks=False,
+            )
 
 
+def with_own_techniques(make_work: MakeWork) -> MakeWork:
+    """Return the same benchmark, prepared and done with the techniques of its own configuration."""
+
+    @wraps(make_work)
+    def prepared(inputs: dict) -> tuple[Callable[[], dict], dict]:
+        techniques = chosen_techniques(from_json_text(inputs["config"]).speed)
+        with using(techniques):
+            work, facts = make_work(inputs)
+        return using(techniques)(work), facts
+
+    return prepared
+
+
+@with_own_techniques
 def step(inputs: dict) -> tuple[Callable[[], dict], dict]:
     """Return one training step, and what it works on: RoIs, positive ones, FLOP as counted by PyTorch."""
     config, topology = _start(inputs)
@@ -86,12 +106,13 @@ def step(inputs: dict) -> tuple[Callable[[], dict], dict]:
     return work, {**rois, "first_losses": first["losses"], "messages": stepper.messages, **facts}
 
 
+@with_own_techniques
 def infer(inputs: dict) -> tuple[Callable[[], dict], dict]:
     """Return one batch of detections with their masks; the classifier is made as confident as a trained one."""
     config, topology = _start(inputs)
-    model = build_model(config.model, SEED, config.speed)[0].to(topology.device).eval()
+    model = build_model(config.model, SEED)[0].to(topology.device).eval()
     messages: list[str] = []
-    set_precision(model, topology.device, messages.append)
+    set_precision(model, config.speed.precision, topology.device, messages.append)
     images = to_device(read_batch(inputs["batch"]).images, topology.device)
     proposals, features = _proposals(model, images, training=False)
     with torch.no_grad():
@@ -105,6 +126,7 @@ def infer(inputs: dict) -> tuple[Callable[[], dict], dict]:
     return work, {**found, "messages": messages, **facts}
 
 
+@with_own_techniques
 def demo_chunk(inputs: dict) -> tuple[Callable[[], dict], dict]:
     """Return the next steps of a training that continues from call to call, with images read from their files.
 
@@ -121,10 +143,10 @@ def demo_chunk(inputs: dict) -> tuple[Callable[[], dict], dict]:
     categories = match_categories(names, names, source="training", file="training", by_name=False)
     data = OpenedData(paths=paths, train=train, val=train, categories=categories, truth=None)
     session = Session(config=config, topology=topology, folder=None, log=MlperfLog(None), resources=ExitStack())
-    keep_memory(config.speed, topology.device)
-    model = build_model(config.model, config.seed, config.speed)[0].to(topology.device)
+    keep_memory(topology.device)
+    model = build_model(config.model, config.seed)[0].to(topology.device)
     messages: list[str] = []
-    set_precision(model, topology.device, messages.append)
+    set_precision(model, config.speed.precision, topology.device, messages.append)
     optimizer = build_optimizer(model, config.optimizer)
     captured = prepare_steps(model, config, images=session.images_per_rank, topology=topology, say=messages.append)
     if captured is not None:
@@ -185,7 +207,7 @@ def _start(inputs: dict) -> tuple[RunConfig, Topology]:
     torch.set_num_threads(inputs["threads"])
     topology = init_topology(config.system.device)
     torch.backends.cudnn.benchmark = topology.device.type == "cuda"  # all repeats have the shapes of the first call
-    keep_memory(config.speed, topology.device)
+    keep_memory(topology.device)
     return config, topology
 
 
@@ -203,7 +225,14 @@ def _proposals(model: MaskRcnn, images: Images, *, training: bool) -> tuple[Prop
 def _count_rois(model: MaskRcnn, batch: Batch) -> dict:
     """Return how many RoIs the heads see in the first step, and how many of them are positive, by image."""
     candidates = append_truth(_proposals(model, batch.images, training=True)[0], batch.targets)
-    rois = sample_rois(candidates, batch.targets, batch.sample_seeds, config=model.config)
+    rois = sample_rois(
+        candidates,
+        batch.targets,
+        batch.sample_seeds,
+        positive_iou=model.config.roi_positive_iou,
+        num_samples=model.config.roi_samples_per_image,
+        positive_fraction=model.config.roi_positive_fraction,
+    )
     return {"rois": rois.valid.sum(dim=1).tolist(), "positive_rois": (rois.labels > 0).sum(dim=1).tolist()}
 
 

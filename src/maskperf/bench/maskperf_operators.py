@@ -9,7 +9,6 @@ from torch import Tensor
 from maskperf.bench.maskperf_network import read_batch
 from maskperf.bench.run_lengths import as_run_lengths
 from maskperf.bench.synthetic import POOLED_LEVELS, POOLS, STRIDES
-from maskperf.config import SpeedConfig
 from maskperf.engine.build import keep_memory
 from maskperf.engine.distributed import init_topology
 from maskperf.losses.mask import mask_targets as targets_of_rois
@@ -85,7 +84,7 @@ def mask_targets(inputs: dict) -> Work:
 def _start(inputs: dict) -> torch.device:
     torch.set_num_threads(inputs["threads"])
     device = init_topology(inputs["device"]).device
-    keep_memory(SpeedConfig(), device)
+    keep_memory(device)
     return device
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from maskperf.bench.synthetic import write_batch, write_candidates, write_mask_rois, write_pyramid
-from maskperf.bench.synthetic_coco import TRAIN_IMAGES, large_json, result_files, write_detections, write_images
-from maskperf.config import ModelConfig, RunConfig
+from maskperf.bench.synthetic_coco import large_json, result_files, write_detections, write_images
+from maskperf.config import NUM_TRAIN_FILES, ModelConfig, RunConfig
 from maskperf.errors import ConfigError
 from maskperf.machine.threads import threads_of_process
 from maskperf.overrides import to_json_text
@@ -17,7 +17,7 @@ BACKBONE_FIELDS = (
     *("stage_blocks", "stem_channels", "stage_channels", "batch_norm", "frozen_stages", "fpn_channels"),
     *("anchor_sizes", "anchor_ratios", "box_head_channels", "mask_head_channels", "mask_head_convs"),
 )
-IMAGES = {"loader": 16, "index": TRAIN_IMAGES, "scored": 5000, "detected": 200}  # where --images says nothing
+IMAGES = {"loader": 16, "index": NUM_TRAIN_FILES, "scored": 5000, "detected": 200}  # where --images says nothing
 IMAGES_OF_BATCH = 2
 # The sections of `bench gpu` in their order, each with the most seconds it may take: the most important come first, in
 # case the time runs out.

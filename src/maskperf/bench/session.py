@@ -9,9 +9,10 @@ from maskperf.bench.child import Child, MissingPackageError, Side, maskperf_side
 from maskperf.bench.measure import Spread, Timing, measure_in_turn, ratio_spread, spread_of
 from maskperf.bench.names import DEMO
 from maskperf.bench.plan import CASES, SEED, Case, Plan, inputs_of_case, inputs_of_side
-from maskperf.bench.switches import ALL_OFF, ALL_ON, waterfall
-from maskperf.config import RunConfig, plain_path
+from maskperf.bench.switches import ALL_OFF, ALL_ON, speed_with, waterfall
+from maskperf.config import RunConfig
 from maskperf.demo.dataset import ensure_demo_dataset
+from maskperf.techniques import chosen_techniques
 
 DEMO_STEPS = 10  # of one measurement
 
@@ -78,10 +79,11 @@ def measure_demo(plan: Plan, folder: Path, config: RunConfig, say: Say) -> CaseR
     Both sides have `aspect_buckets` as configured, since that switch decides what the batches are.
     """
     data = replace(config.data, root=str(folder / "demo"))
-    counts = {"train_images": data.generate_train_images, "val_images": data.generate_val_images}
-    ensure_demo_dataset(folder / "demo", **counts, seed=data.generate_seed)
+    train_images, val_images = data.generate_images
+    ensure_demo_dataset(folder / "demo", train_images=train_images, val_images=val_images, seed=data.generate_seed)
     config = replace(config, data=data, seed=SEED)
-    plain = replace(config, speed=replace(plain_path(), aspect_buckets=config.speed.aspect_buckets))
+    batching = ("aspect_buckets",) if chosen_techniques(config.speed).aspect_buckets else ()
+    plain = replace(config, speed=speed_with(batching, precision="float32"))
     work = [
         (maskperf_side(name), "demo_chunk", inputs_of_side(plan, side_config) | {"steps": DEMO_STEPS})
         for name, side_config in ((ALL_ON, config), (ALL_OFF, plain))

@@ -13,12 +13,13 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_masks
 
 from maskperf.bench.synthetic import shifted, synthetic_boxes, synthetic_polygon
+from maskperf.config import NUM_TRAIN_FILES
 from maskperf.files import replace_file
 
 SIZES_HW = ((480, 640), (640, 480), (427, 640), (640, 427), (500, 375), (333, 500), (612, 612), (425, 640))
 CATEGORIES = [{"id": number, "name": f"thing {number}"} for number in range(1, 81)]
 OBJECTS_OF_IMAGE = 7
-TRAIN_IMAGES, TRAIN_ANNOTATIONS = 118_287, 860_001  # of train2017
+TRAIN_ANNOTATIONS = 860_001  # of train2017
 POLYGONS_OF_SIZE = 1_000  # different ones for each image size; annotations share them
 CROWD_SHARE = 0.012
 STRIPE_PIXELS = 1000  # of the synthetic mask of a crowd
@@ -90,7 +91,7 @@ def _write_large_json(path: Path, *, images: int, seed: int) -> None:
             entry = {"license": 3, "file_name": f"{number:012d}.jpg", "height": height, "width": width, "id": number}
             file.write(", " * (number > 1) + json.dumps(entry))
         file.write('], "annotations": [')
-        _write_annotations(file, random, images=images, count=round(images * TRAIN_ANNOTATIONS / TRAIN_IMAGES))
+        _write_annotations(file, random, images=images, count=round(images * TRAIN_ANNOTATIONS / NUM_TRAIN_FILES))
         file.write(f'], "categories": {json.dumps(CATEGORIES)}}}')
 
 

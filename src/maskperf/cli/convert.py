@@ -95,7 +95,7 @@ def _read_backbone(path: Path, config: ModelConfig) -> tuple[dict, dict[str, str
         return loaded.tensors, {"source": path.name, **origin}, loaded.notices
     tensors = backbone_file.convert_names(backbone_file.read_detectron_pickle(path), state, file=str(path))
     md5 = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-    relation = "is that" if md5 == backbone_file.KNOWN_MD5 else f"is not that ({backbone_file.KNOWN_MD5})"
+    relation = "is that" if md5 == backbone_file.BACKBONE_MD5 else f"is not that ({backbone_file.BACKBONE_MD5})"
     metadata = {"source": path.name, "source_md5": md5, backbone_file.DIGEST_FIELD: sha256_of_file(path)}
     return tensors, metadata, [f"{path}: MD5 {md5} {relation} of the file the benchmark names"]
 

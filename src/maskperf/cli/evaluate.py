@@ -15,8 +15,13 @@ from maskperf.errors import EXIT_BUG, EXIT_DONE, ConfigError, DataError, joined_
 from maskperf.files import pretty_json, replace_file, sha256_of_file
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from maskperf.data.coco.categories import CategoryMatch
     from maskperf.data.coco.index import CocoIndex
+    from maskperf.engine.distributed import Topology
+    from maskperf.evaluation.results import BoxResults, MaskResults
+    from maskperf.model.mask_rcnn import MaskRcnn
 
 EXAMPLES = """examples, to copy and paste:
   # the weights of a run, on the data set of that run
@@ -105,11 +110,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     import torch
 
     from maskperf.data.coco.index import locate_validation
-    from maskperf.data.images.loader import evaluation_batches, feeding_for
-    from maskperf.engine.build import build_model, keep_memory
+    from maskperf.engine.build import build_model
     from maskperf.engine.distributed import close_topology, init_topology
-    from maskperf.engine.precision import set_precision
-    from maskperf.evaluation.predict import batch_size_for, predict
     from maskperf.evaluation.scores import GroundTruth
     from maskperf.machine.threads import threads_of_process
 
@@ -126,25 +128,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     truth = GroundTruth(val_json, val, match) if has_truth else None
     num_classes = config.model.num_classes or len(match.names) + 1
     loading = replace(config.model, num_classes=num_classes, initial_weights=str(options.weights))
-    model, loaded = build_model(loading, seed=0, speed=config.speed)
+    model, loaded = build_model(loading, seed=0)
     data_notices = _data_notices(val, match, config)
-    batches: Iterable = evaluation_batches(
-        val,
-        config.data,
-        batch_size=batch_size_for(config.evaluation, topology.device),
-        rank=topology.rank,
-        world=topology.world,
-        pin_memory=topology.device.type == "cuda",
-        feeding=feeding_for(config.speed, topology.device),
-    )
     if topology.is_first:
         print("\n".join([*notices, threads.line(), *data_notices, *loaded]), flush=True)
-        batches = _with_progress(batches, len(val.image_ids), topology.world)
     start = time.monotonic()
-    keep_memory(config.speed, topology.device)
-    model.to(topology.device)
-    set_precision(model, topology.device, print if topology.is_first else lambda text: None)
-    results = predict(model, batches, np.array(list(match.names)), topology)
+    results = _predict(model, val, config, topology, category_ids=np.array(list(match.names)))
     seconds, code = time.monotonic() - start, EXIT_DONE
     if topology.is_first:
         facts = {
@@ -157,6 +146,35 @@ def _evaluate(options: argparse.Namespace) -> int:
         code = _report(options, truth, results, config=config, facts=facts, detections=detections)
     close_topology()
     return code
+
+
+def _predict(
+    model: "MaskRcnn", val: "CocoIndex", config: RunConfig, topology: "Topology", *, category_ids: "np.ndarray"
+) -> "tuple[BoxResults, MaskResults]":
+    """Return box and mask results in the first process, which shows how far the evaluation is."""
+    from maskperf.data.images.loader import evaluation_batches, feeding_for
+    from maskperf.engine.build import keep_memory
+    from maskperf.engine.precision import set_precision
+    from maskperf.evaluation.predict import batch_size_for, predict
+    from maskperf.techniques import chosen_techniques, using
+
+    device = topology.device
+    with using(chosen_techniques(config.speed)):
+        batches: Iterable = evaluation_batches(
+            val,
+            config.data,
+            batch_size=batch_size_for(config.evaluation, device),
+            rank=topology.rank,
+            world=topology.world,
+            pin_memory=device.type == "cuda",
+            feeding=feeding_for(device),
+        )
+        if topology.is_first:
+            batches = _with_progress(batches, len(val.image_ids), topology.world)
+        keep_memory(device)
+        model.to(device)
+        set_precision(model, config.speed.precision, device, print if topology.is_first else lambda text: None)
+        return predict(model, batches, category_ids, topology)
 
 
 def _open_validation(

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from maskperf.config import BACKBONE_MD5, NUM_TRAIN_FILES
 from maskperf.data.coco.index import CocoIndex
 from maskperf.data.coco.verify import check_benchmark_counts
 
@@ -72,13 +73,13 @@ COCO_2017 = Release(
             folder="train2017",
             suffix=IMAGE_SUFFIX,
             about_unpacked_bytes=19_700_000_000,
-            num_files=118_287,
+            num_files=NUM_TRAIN_FILES,
         ),
     ),
     weights=RemoteFile(
         name="R-50.pkl",
         url="https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained/MSRA/R-50.pkl",
-        md5="b19105fdd7baafb40480251377de18f2",
+        md5=BACKBONE_MD5,
         about_bytes=102_500_000,
     ),
 )

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from maskperf.config import DataConfig, ModelConfig, RunConfig, SpeedConfig
+from maskperf.config import DataConfig, ModelConfig, RunConfig
 from maskperf.data.images.buckets import round_up
 from maskperf.data.images.collate import Packing, Sample, make_batch
 from maskperf.data.images.loader import feeding_for, static_buckets
@@ -22,16 +22,17 @@ from maskperf.engine.graphs import CapturedSteps, capture_steps
 from maskperf.model.backbone_file import load_backbone_weights
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.model.weights import load_model_weights
-from maskperf.ops.kernels.selection import is_available
+from maskperf.ops.kernels.selection import uses_kernels
 from maskperf.seeds import derive_seed
 from maskperf.structures import Batch
+from maskperf.techniques import active
 
 
-def build_model(config: ModelConfig, seed: int, speed: SpeedConfig | None = None) -> tuple[MaskRcnn, list[str]]:
+def build_model(config: ModelConfig, seed: int) -> tuple[MaskRcnn, list[str]]:
     """Return a model on the CPU and notices about the weights it loaded. Random weights depend on `seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "initial weights") % 2**63)
-        model = MaskRcnn(config, speed)
+        model = MaskRcnn(config)
     notices = []
     if config.backbone_weights:
         notices += load_backbone_weights(model, config.backbone_weights)
@@ -40,15 +41,15 @@ def build_model(config: ModelConfig, seed: int, speed: SpeedConfig | None = None
     return model, notices
 
 
-def keep_memory(speed: SpeedConfig, device: torch.device) -> str:
+def keep_memory(device: torch.device) -> str:
     """Return one line about what becomes of freed memory, after it was decided. Cannot be undone in this process."""
     if device.type != "cpu":
         return "memory: kept by PyTorch's allocator for the GPU"
-    if not speed.keep_freed_memory:
-        return "memory: freed memory goes back to the system (speed.keep_freed_memory=false)"
+    if not active().keep_freed_memory:
+        return "memory: freed memory goes back to the system (keep_freed_memory is off, see speed.without)"
     if keep_freed_memory():
         return "memory: freed memory stays with the process"
-    return "memory: freed memory goes back to the system, although speed.keep_freed_memory=true: there is no glibc here"
+    return "memory: freed memory goes back to the system, although keep_freed_memory is on: there is no glibc here"
 
 
 def padded_size_hw(data: DataConfig) -> SizeHw:
@@ -91,16 +92,16 @@ def prepare_steps(
     device, data = topology.device, config.data
     if device.type != "cuda":
         return None
-    feeding, kernels = feeding_for(model.speed, device), model.speed.triton_kernels
+    feeding = feeding_for(device)
     sizes = static_buckets(data, feeding) or (padded_size_hw(data),)
 
     def batches() -> Iterator[Batch]:
         for padded_hw in reversed(sizes):
             batch = synthetic_batch(data, padded_hw, images, raw_pictures=feeding.raw_pictures)
-            yield prepare_images(batch, device, dtype=model.compute_dtype, kernels=kernels)
+            yield prepare_images(batch, device, dtype=model.compute_dtype)
 
     warm_up(model, batches())
-    capacities = fixed_capacities(images, usual_first=not (kernels and is_available(device)))
+    capacities = fixed_capacities(images, usual_first=not uses_kernels(device))
     captured = capture_steps(model, capacities, topology=topology, say=say)
     if captured is not None:
         with best_convolutions():  # the mask head on its usual slots is new here

@@ -11,9 +11,10 @@ from maskperf.losses.box import box_losses, first_rois, packed_positive_rois, po
 from maskperf.losses.mask import mask_loss, mask_targets
 from maskperf.losses.rpn import rpn_losses
 from maskperf.model.heads import MASK_SIZE
-from maskperf.model.mask_rcnn import feature_anchors, most_positive_rois, packs_places
+from maskperf.model.mask_rcnn import feature_anchors, most_positive_rois, packs_slots
 from maskperf.model.proposals import append_truth, select_proposals
-from maskperf.structures import Batch, Losses
+from maskperf.structures import Batch, Losses, Proposals
+from maskperf.techniques import active
 
 
 def mask_slots(config: ModelConfig) -> int:
@@ -27,26 +28,20 @@ def training_losses(model: nn.Module, batch: Batch, mask_places: int | None = No
     With `mask_places` the mask head works on so many places for the positive RoIs of all images together, and the
     mask loss is right where `dropped_masks` is 0. Without, it has room for all that may be.
     """
-    config, speed = model.config, model.speed
-    kernels = speed.triton_kernels
-    targets = batch.targets
+    config, targets = model.config, batch.targets
     with model.computing():
         features = model.features(batch.images.pixels)
-        anchors, level_counts = feature_anchors(model, features)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not speed.sparse_rpn_backward):
-            rpn = model.rpn_output(features)
-        outputs_at = partial(model.rpn_output_at, features) if speed.sparse_rpn_backward else None
-        objectness_loss, rpn_box_loss = rpn_losses(
-            rpn, anchors, batch, config=config, outputs_at=outputs_at, kernels=kernels
-        )
-
-        sizes_hw = batch.images.sizes_hw
-        proposals = select_proposals(
-            rpn, anchors, level_counts, sizes_hw, config=config, training=True, kernels=kernels
-        )
+        objectness_loss, rpn_box_loss, proposals = _propose(model, features, batch)
         candidates = append_truth(proposals, targets)
-        rois = sample_rois(candidates, targets, batch.sample_seeds, config=config, kernels=kernels)
-        packs = packs_places(model, features)
+        rois = sample_rois(
+            candidates,
+            targets,
+            batch.sample_seeds,
+            positive_iou=config.roi_positive_iou,
+            num_samples=config.roi_samples_per_image,
+            positive_fraction=config.roi_positive_fraction,
+        )
+        packs = packs_slots(batch.images.pixels.device)
         if packs:
             rois = first_rois(rois, _most(rois.valid))
         logits, deltas = model.box_outputs(features, rois.boxes)
@@ -55,15 +50,15 @@ def training_losses(model: nn.Module, batch: Batch, mask_places: int | None = No
         image_offsets = None
         if mask_places is not None:
             slots = targets.valid.shape[1]
-            positive, image_offsets, dropped = packed_positive_rois(rois, slots, mask_places, kernels=kernels)
+            positive, image_offsets, dropped = packed_positive_rois(rois, slots, mask_places)
         else:
             places = min(mask_slots(config), rois.boxes.shape[1])
             positive, dropped = positive_rois(rois, min(places, _most(rois.labels > 0)) if packs else places)
-        wanted = mask_targets(positive, targets, MASK_SIZE, kernels=kernels, sparse=speed.sparse_mask_targets)
+        wanted = mask_targets(positive, targets, MASK_SIZE)
         maps = model.mask_logits(
             features,
             positive.boxes,
-            labels=positive.labels if speed.class_selected_outputs else None,
+            labels=positive.labels if active().class_selected_outputs else None,
             valid=positive.valid if packs and mask_places is None else None,
             image_offsets=image_offsets,
         )
@@ -77,6 +72,27 @@ def training_losses(model: nn.Module, batch: Batch, mask_places: int | None = No
         )
 
 
-def _most(places: Bool[Tensor, "images places"]) -> int:
-    """Return the largest number of true places in an image, 1 at least."""
-    return max(1, int(places.sum(dim=1).max()))
+def _propose(model: nn.Module, features: list[Tensor], batch: Batch) -> tuple[Tensor, Tensor, Proposals]:
+    """Return the two losses of the RPN and its proposals."""
+    config, is_sparse = model.config, active().sparse_rpn_backward
+    anchors, level_counts = feature_anchors(model, features)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not is_sparse):
+        rpn = model.rpn_output(features)
+    objectness_loss, box_loss = rpn_losses(
+        rpn,
+        anchors,
+        batch,
+        positive_iou=config.rpn_positive_iou,
+        negative_iou=config.rpn_negative_iou,
+        num_samples=config.rpn_samples_per_image,
+        positive_fraction=config.rpn_positive_fraction,
+        outputs_at=partial(model.rpn_output_at, features) if is_sparse else None,
+    )
+    sizes_hw = batch.images.sizes_hw
+    proposals = select_proposals(rpn, anchors, level_counts, sizes_hw, config=config, training=True)
+    return objectness_loss, box_loss, proposals
+
+
+def _most(is_used: Bool[Tensor, "images slots"]) -> int:
+    """Return the largest number of slots in use in an image, 1 at least."""
+    return max(1, int(is_used.sum(dim=1).max()))

@@ -21,6 +21,7 @@ from maskperf.engine.gradients import BatchResult, Gradients, backward
 from maskperf.engine.stopwatch import Stopwatch
 from maskperf.model.mask_rcnn import MaskRcnn, canvas_anchors
 from maskperf.structures import Batch, BatchCapacity, map_tensors, tensors_of
+from maskperf.techniques import active
 
 PLAIN_STEPS_FIRST = 2  # of a shape that was not recorded ahead: a rare one is not worth a recording
 MAX_GRAPHS = 32
@@ -69,8 +70,8 @@ def capture_steps(
     """Return the captured steps for batches of these capacities; None on a CPU or switched off."""
     if topology.device.type != "cuda":
         return None
-    if not model.speed.captured_steps:
-        say("captured steps: off (speed.captured_steps=false), every step is launched anew")
+    if not active().captured_steps:
+        say("captured steps: off (see speed.without), every step is launched anew")
         return None
     max_masks = capacities[0].images * mask_slots(model.config)
     return CapturedSteps(
@@ -79,7 +80,7 @@ def capture_steps(
         gradients=Gradients(model, topology),
         recorder=CudaRecorder(topology.device),
         say=say,
-        mask_places=round(max_masks * USUAL_MASKS) if model.speed.packed_positives else None,
+        mask_places=round(max_masks * USUAL_MASKS) if active().packed_positives else None,
     )
 
 

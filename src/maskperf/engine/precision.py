@@ -7,26 +7,26 @@ from collections.abc import Callable
 
 import torch
 
-from maskperf.config import SpeedConfig
 from maskperf.errors import ConfigError
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.ops import fused_convolution
+from maskperf.techniques import active
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
-def resolve_precision(speed: SpeedConfig, device: torch.device) -> torch.dtype:
+def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     """Return the format the network computes in: with "auto" bfloat16 on a GPU and float32 elsewhere.
 
-    Errors: ConfigError for a word that is not one of `PRECISIONS`.
+    Errors: ConfigError for text that is not one of `PRECISIONS`.
     """
-    if speed.precision not in PRECISIONS:
+    if precision not in PRECISIONS:
         raise ConfigError(
-            f"speed.precision={speed.precision} is not a known number format. Fix: use one of {', '.join(PRECISIONS)}."
+            f"speed.precision={precision} is not a known number format. Fix: use one of {', '.join(PRECISIONS)}."
         )
-    if speed.precision == "auto":
+    if precision == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return torch.bfloat16 if speed.precision == "bfloat16" else torch.float32
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -47,9 +47,9 @@ def describe_precision(dtype: torch.dtype, device: torch.device) -> str:
     return f"{line}; this {device.type} has no instructions for bfloat16, so it will be slow (speed.precision=float32)"
 
 
-def set_precision(model: MaskRcnn, device: torch.device, say: Callable[[str], None]) -> None:
-    """Make the model compute in the format its switches ask for on this device, and says which it is."""
-    model.compute_dtype = resolve_precision(model.speed, device)
+def set_precision(model: MaskRcnn, precision: str, device: torch.device, say: Callable[[str], None]) -> None:
+    """Make the model compute in the format that `precision` means on this device, and say which it is."""
+    model.compute_dtype = resolve_precision(precision, device)
     say(describe_precision(model.compute_dtype, device))
-    if device.type == "cuda" and model.compute_dtype == torch.bfloat16 and model.speed.fast_convolutions:
+    if device.type == "cuda" and model.compute_dtype == torch.bfloat16 and active().fast_convolutions:
         say(fused_convolution.describe(device))

@@ -7,12 +7,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from maskperf.config import ModelConfig
-from maskperf.model.mask_rcnn import MaskRcnn, feature_anchors, packs_places
+from maskperf.model.mask_rcnn import MaskRcnn, feature_anchors, packs_slots
 from maskperf.model.proposals import select_proposals
 from maskperf.ops.boxes import BOX_HEAD_WEIGHTS, clip_boxes, decode_boxes
 from maskperf.ops.nms import nms_sorted
 from maskperf.ops.products import own_class
 from maskperf.structures import Detections, Images, Proposals
+from maskperf.techniques import active
 
 
 @torch.no_grad()
@@ -23,21 +24,17 @@ def detect(model: MaskRcnn, images: Images) -> Detections:
     more only where that many tie, so that shapes hardly ever change; the host waits for it once.
     Source: `modeling/roi_heads/*/inference.py` of the reference.
     """
-    config, kernels = model.config, model.speed.triton_kernels
+    config = model.config
     with model.computing():
         features = model.features(images.pixels)
         anchors, level_counts = feature_anchors(model, features)
         rpn = model.rpn_output(features)
-        proposals = select_proposals(
-            rpn, anchors, level_counts, images.sizes_hw, config=config, training=False, kernels=kernels
-        )
+        proposals = select_proposals(rpn, anchors, level_counts, images.sizes_hw, config=config, training=False)
         logits, deltas = model.box_outputs(features, proposals.boxes)
         exact_sizes = images.pixels.device.type == "cpu"
-        found = select_detections(
-            logits, deltas, proposals, images.sizes_hw, config, kernels=kernels, exact_sizes=exact_sizes
-        )
-        valid = found.valid if packs_places(model, features) else None
-        if model.speed.class_selected_outputs:
+        found = select_detections(logits, deltas, proposals, images.sizes_hw, config, exact_sizes=exact_sizes)
+        valid = found.valid if packs_slots(images.pixels.device) else None
+        if active().class_selected_outputs:
             maps = model.mask_logits(features, found.boxes, labels=found.labels, valid=valid)
         else:
             maps = own_class(model.mask_logits(features, found.boxes, valid=valid), found.labels)
@@ -51,7 +48,6 @@ def select_detections(
     sizes_hw: Tensor,
     config: ModelConfig,
     *,
-    kernels: bool = True,
     exact_sizes: bool = True,
 ) -> Detections:
     """Returns the detections that pass the score threshold, suppression within their class, and the best
@@ -71,7 +67,7 @@ def select_detections(
     ranked, index = ranked.topk(most, dim=2)
     boxes = boxes.gather(2, index[..., None].expand(-1, -1, -1, 4))
     passing = (ranked > 0).flatten(0, 1)
-    alive = nms_sorted(boxes.flatten(0, 1), passing, config.detection_nms_iou, kernels=kernels).view_as(ranked)
+    alive = nms_sorted(boxes.flatten(0, 1), passing, config.detection_nms_iou).view_as(ranked)
     labels = torch.arange(1, ranked.shape[1] + 1, device=ranked.device)[None, :, None].expand_as(ranked)
     ranked = torch.where(alive, ranked, -1.0).flatten(1)
     kept = _best_with_ties(ranked, config.detections_per_image)

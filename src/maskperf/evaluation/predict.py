@@ -53,9 +53,7 @@ def detect_all(
     tables: list[Future[ResultTable]] = []
     try:
         for batch in batches:
-            images = images_on_device(
-                batch.images, device, dtype=model.compute_dtype, kernels=model.speed.triton_kernels
-            )
+            images = images_on_device(batch.images, device, dtype=model.compute_dtype)
             on_host = begin_copy_to_host(detect(model, images))
             tables.append(coders.submit(_code, *on_host, _without_pixels(batch), category_ids))
             if len(tables) > MAX_WAITING:

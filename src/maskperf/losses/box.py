@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from maskperf.config import ModelConfig
 from maskperf.ops.boxes import BOX_HEAD_WEIGHTS, encode_boxes
 from maskperf.ops.matching import match_boxes
 from maskperf.ops.products import own_class
@@ -24,31 +23,29 @@ def sample_rois(
     targets: Targets,
     seeds: Int[Tensor, " images"],
     *,
-    config: ModelConfig,
-    kernels: bool = True,
+    positive_iou: float,
+    num_samples: int,
+    positive_fraction: float,
 ) -> SampledRois:
     """Returns the sampled RoIs of each image, positives first, then background, then empty places.
 
-    A candidate takes the label of its best ground truth from `roi_positive_iou` on, else it is background. With the
-    benchmark's 512 RoIs at most 128 are positive. `kernels` allows Triton kernels where the device has them.
+    A candidate takes the label of its best ground truth from `positive_iou` on, else it is background. With the
+    benchmark's 512 RoIs at most 128 are positive.
     Source: `modeling/roi_heads/box_head/loss.py`.
     """
-    threshold = config.roi_positive_iou
     matches = match_boxes(
         candidates.boxes,
         targets.boxes,
         targets.valid,
-        positive_iou=threshold,
-        negative_iou=threshold,
-        kernels=kernels,
+        positive_iou=positive_iou,
+        negative_iou=positive_iou,
     )
     sample = draw_balanced(
         matches.positive & candidates.valid,
         matches.negative & candidates.valid,
         seeds ^ _ROI_SALT,
-        num_samples=config.roi_samples_per_image,
-        positive_fraction=config.roi_positive_fraction,
-        kernels=kernels,
+        num_samples=num_samples,
+        positive_fraction=positive_fraction,
     )
     slots = matches.slots.gather(1, sample.index) * sample.valid
     return SampledRois(
@@ -89,16 +86,15 @@ def positive_rois(rois: SampledRois, mask_slots: int) -> tuple[SampledRois, Int[
 
 
 def packed_positive_rois(
-    rois: SampledRois, slots: int, places: int, *, kernels: bool = True
+    rois: SampledRois, slots: int, places: int
 ) -> tuple[SampledRois, Int[Tensor, " images_plus_1"], Int[Tensor, ""]]:
     """Returns the positive RoIs of all images as those of one, in `places` places, as if it had all objects.
 
     Besides, image i has the RoIs offsets[i]:offsets[i + 1], and how many found no place. `slots` are those of an image.
-    `kernels` allows the Triton kernel where the device has it.
     """
     positive = rois.labels > 0
     images, per_image = positive.shape
-    index = compact(positive.view(1, -1), places, kernels=kernels)
+    index = compact(positive.view(1, -1), places)
     kept = positive.view(1, -1).gather(1, index)
     first_slots = torch.arange(images, device=positive.device)[:, None] * slots
     chosen = SampledRois(

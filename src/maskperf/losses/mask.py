@@ -12,18 +12,13 @@ from maskperf.structures import SampledRois, Targets
 
 
 @torch.no_grad()
-def mask_targets(
-    rois: SampledRois, targets: Targets, size: int, *, kernels: bool = True, sparse: bool = True
-) -> Bool[Tensor, "images masks size size"]:
-    """Returns the ground-truth mask of each positive RoI inside its box, on a canvas of size x size.
-
-    `kernels` and `sparse` choose among equal ways, see `rasterize_crops`.
-    """
+def mask_targets(rois: SampledRois, targets: Targets, size: int) -> Bool[Tensor, "images masks size size"]:
+    """Return the ground-truth mask of each positive RoI inside its box, on a grid of size x size."""
     slots = targets.valid.shape[1]
     first_object = torch.arange(len(rois.boxes), device=rois.boxes.device)[:, None] * slots
     objects = rois.matched_slots + first_object
     boxes = rois.boxes.flatten(0, 1)
-    masks = rasterize_crops(targets.polygons, objects.flatten(), boxes, size, kernels=kernels, sparse=sparse)
+    masks = rasterize_crops(targets.polygons, objects.flatten(), boxes, size)
     if targets.run_lengths is not None:  # an object has polygons or runs, so one of the two masks is empty
         masks = masks | crop_run_lengths(targets.run_lengths, objects.flatten(), boxes, size)
     return masks.unflatten(0, rois.valid.shape)

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from maskperf.config import ModelConfig
 from maskperf.ops.anchors import anchor_visibility
 from maskperf.ops.boxes import RPN_BOX_WEIGHTS, encode_boxes
 from maskperf.ops.matching import Matches, match_anchors
@@ -24,14 +23,13 @@ def assign_anchors(
     *,
     positive_iou: float,
     negative_iou: float,
-    kernels: bool = True,
 ) -> Matches:
     """Returns the matches of all anchors; those that leave the picture are ignored, whatever they match.
 
     The best overlap of a ground truth is looked for among all anchors, visible or not, so an object may end without
     a positive anchor. Source: `modeling/rpn/loss.py`, `modeling/matcher.py`.
     """
-    rule = {"positive_iou": positive_iou, "negative_iou": negative_iou, "kernels": kernels}
+    rule = {"positive_iou": positive_iou, "negative_iou": negative_iou}
     matches = match_anchors(anchors, targets.boxes, targets.valid, **rule)
     return Matches(slots=matches.slots, positive=matches.positive & visible, negative=matches.negative & visible)
 
@@ -41,33 +39,32 @@ def rpn_losses(
     anchors: Float[Tensor, "anchors 4"],
     batch: Batch,
     *,
-    config: ModelConfig,
+    positive_iou: float,
+    negative_iou: float,
+    num_samples: int,
+    positive_fraction: float,
     outputs_at: Callable[[Tensor], RpnOutput] | None = None,
-    kernels: bool = True,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Returns the objectness loss (mean over the sampled anchors of the device's batch) and the box loss
     (smooth L1 with beta 1/9, summed over positives, divided by the number of all sampled anchors).
 
     The sampled anchors' outputs are taken from `rpn`, or computed by `outputs_at` from their indices
-    (images, places): then the gradient flows there and not to `rpn`. `kernels` allows Triton kernels where the device
-    has them.
+    (images, places): then the gradient flows there and not to `rpn`.
     """
     visible = anchor_visibility(anchors, batch.images.sizes_hw)
     matches = assign_anchors(
         anchors,
         visible,
         batch.targets,
-        positive_iou=config.rpn_positive_iou,
-        negative_iou=config.rpn_negative_iou,
-        kernels=kernels,
+        positive_iou=positive_iou,
+        negative_iou=negative_iou,
     )
     sample = draw_balanced(
         matches.positive,
         matches.negative,
         batch.sample_seeds,
-        num_samples=config.rpn_samples_per_image,
-        positive_fraction=config.rpn_positive_fraction,
-        kernels=kernels,
+        num_samples=num_samples,
+        positive_fraction=positive_fraction,
     )
     outputs = outputs_at(sample.index) if outputs_at else _pick(rpn, sample.index)
     num_sampled = sample.valid.sum().clamp(min=1)

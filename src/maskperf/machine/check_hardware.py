@@ -1,5 +1,6 @@
 """Checks of GPUs, processors, memory and storage. A check of something that is absent or unknown returns None."""
 
+from maskperf.config import NUM_TRAIN_FILES, NUM_VAL_IMAGES
 from maskperf.machine.facts import Environment, Finding, note, ok, problem
 from maskperf.machine.gpus import link_pairs, link_summary
 from maskperf.machine.threads import choose_threads
@@ -35,8 +36,6 @@ OPEN_FILES_NEEDED = 256
 COCO_GIB_WITH_ARCHIVES = 40.0
 RUN_GIB_NEEDED = 1.0
 RUN_GIB_COMFORTABLE = 5.0
-TRAIN_IMAGES = 118_287  # files; 117,266 of them are trained on
-VAL_IMAGES = 5_000
 MEANING_OF_STORAGE = {
     "virtual disk": "what lies below a virtual disk is unknown; its speed is measured without --quick",
     "NVMe": "random reads are fast",
@@ -318,7 +317,7 @@ def check_core_files(env: Environment) -> Finding:
 
 def check_data(env: Environment) -> Finding:
     data = env.data
-    counts = (("train2017", data.train_images, TRAIN_IMAGES), ("val2017", data.val_images, VAL_IMAGES))
+    counts = (("train2017", data.train_images, NUM_TRAIN_FILES), ("val2017", data.val_images, NUM_VAL_IMAGES))
     has_json = {"train": data.train_json, "val": data.val_json}
     missing = [f"annotations/instances_{split}2017.json" for split, is_there in has_json.items() if not is_there]
     missing += [f"{folder}/" for folder, found, _ in counts if found is None]
@@ -328,11 +327,11 @@ def check_data(env: Environment) -> Finding:
         if found is not None and found != wanted
     ]
     if not missing and not other:
-        value = f"{data.root}: {TRAIN_IMAGES:,} and {VAL_IMAGES:,} images"
+        value = f"{data.root}: {NUM_TRAIN_FILES:,} and {NUM_VAL_IMAGES:,} images"
         return ok("COCO 2017", value, "complete by its number of files; maskperf run coco checks more")
     if data.was_asked_for and not missing:
         value = f"{data.root}: {data.train_images:,} and {data.val_images:,} JPEG files"
-        return note("COCO 2017", value, f"another data set: COCO 2017 has {TRAIN_IMAGES:,} and {VAL_IMAGES:,}")
+        return note("COCO 2017", value, f"another data set: COCO 2017 has {NUM_TRAIN_FILES:,} and {NUM_VAL_IMAGES:,}")
     value = f"{data.root}: missing {', '.join(missing + other)}"
     fix = "maskperf prepare coco, or name the folder: maskperf doctor --data FOLDER, maskperf run coco data.root=FOLDER"
     if data.was_asked_for:
@@ -352,7 +351,7 @@ def check_weights(env: Environment) -> Finding:
 def check_data_space(env: Environment) -> Finding:
     storage, needed = env.machine.storage, f"{COCO_GIB_WITH_ARCHIVES:g} GiB"
     value = f"{_space(storage.free_gib)} at {storage.path}"
-    if (env.data.train_images or 0) >= TRAIN_IMAGES:
+    if (env.data.train_images or 0) >= NUM_TRAIN_FILES:
         return ok("space for data", value, "the data set is there already")
     if storage.free_gib is not None and storage.free_gib < COCO_GIB_WITH_ARCHIVES:
         meaning = f"COCO 2017 takes up to {needed} while its archives are there, half of it later"

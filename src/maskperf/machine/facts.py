@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from maskperf.config import RunConfig
 
@@ -241,7 +242,7 @@ class Environment:
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Finding:
     """One line of the doctor. A problem stops or spoils a run; a note costs speed, or should be known."""
 
@@ -252,13 +253,6 @@ class Finding:
     fix: str = ""  # empty: nothing to do
 
 
-def ok(name: str, value: str, meaning: str) -> Finding:
-    return Finding(level=OK, name=name, value=value, meaning=meaning)
-
-
-def note(name: str, value: str, meaning: str, fix: str = "") -> Finding:
-    return Finding(level=NOTE, name=name, value=value, meaning=meaning, fix=fix)
-
-
-def problem(name: str, value: str, meaning: str, fix: str) -> Finding:
-    return Finding(level=PROBLEM, name=name, value=value, meaning=meaning, fix=fix)
+ok = partial(Finding, OK)
+note = partial(Finding, NOTE)
+problem = partial(Finding, PROBLEM)

@@ -175,19 +175,16 @@ REFERENCE_FIELDS = (
 )
 FREE_FIELDS = {  # why they are free, and which
     "a name or a path; what it may contain is checked by other rules": "recipe run_dir data.root",
-    "without effect without data.generate": "data.generate_train_images data.generate_val_images data.generate_seed",
+    "without effect without data.generate": "data.generate_images data.generate_seed",
     "free by the table of hyperparameters": "optimizer.batch_size",
     "how the steps are divided, not what is computed": "optimizer.accumulation_steps evaluation.batch_size",
     "only ends a run that misses its targets": "optimizer.max_steps optimizer.max_epochs",
     "changes no number: a run stops where it is too small": "model.mask_slots_per_image data.max_image_pixels",
     "the official COCO code decides in both cases: alone, or by confirming": "evaluation.engine",
     "speed, not results": "data.loader_threads data.prefetch_batches system.device system.threads "
-    "system.log_every_steps speed.keep_freed_memory",
+    "system.log_every_steps",
     "what happens to a run that is lost": "system.on_collapse",
-    "equivalent mathematics, as the rules allow": "speed.fast_convolutions speed.folded_batch_norm "
-    "speed.grouped_roi_align speed.sparse_rpn_backward speed.class_selected_outputs speed.packed_positives "
-    "speed.sparse_mask_targets speed.captured_steps speed.triton_kernels speed.device_preprocessing",
-    "padding and packing of batches, as the rules allow": "speed.aspect_buckets",
+    "equivalent mathematics, padding and packing of batches, as the rules allow": "speed.path speed.without",
     "numerical format, as the rules allow": "speed.precision",
     "names of the submission": "mlperf.organization mlperf.platform mlperf.division mlperf.status",
 }

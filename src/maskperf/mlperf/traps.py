@@ -10,8 +10,15 @@ import struct
 from collections.abc import Iterator
 from itertools import pairwise
 
-from maskperf.config import BOX_TARGET, MASK_TARGET, NUM_TRAIN_IMAGES, NUM_VAL_IMAGES, has_targets, meets_targets
-from maskperf.machine.check_hardware import TRAIN_IMAGES
+from maskperf.config import (
+    BOX_TARGET,
+    MASK_TARGET,
+    NUM_TRAIN_FILES,
+    NUM_TRAIN_IMAGES,
+    NUM_VAL_IMAGES,
+    has_targets,
+    meets_targets,
+)
 from maskperf.mlperf.attempts import Attempt, Attempts, find_attempts
 from maskperf.mlperf.clock import check_clock
 from maskperf.mlperf.findings import Finding, Verdict, note, refusal
@@ -30,8 +37,8 @@ SAMPLES = {  # key: its value in the reference, and what those images are
 }
 SAMPLES_UNKNOWN = "The official checker takes any number; a run on other images is no submission."
 SAMPLES_SEEN = {  # what a number that others logged is
-    ("train_samples", TRAIN_IMAGES): f"{TRAIN_IMAGES:,} is all of train2017, with the "
-    f"{TRAIN_IMAGES - NUM_TRAIN_IMAGES:,} images without annotations that the reference leaves out.",
+    ("train_samples", NUM_TRAIN_FILES): f"{NUM_TRAIN_FILES:,} is all of train2017, with the "
+    f"{NUM_TRAIN_FILES - NUM_TRAIN_IMAGES:,} images without annotations that the reference leaves out.",
     ("train_samples", 40_000): STEPS_SEEN,
     ("train_samples", 20_000): STEPS_SEEN,
     ("eval_samples", 1): "Published logs of round v3.1 have 1 here, which says nothing of images.",

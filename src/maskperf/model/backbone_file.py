@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from maskperf.config import BACKBONE_MD5
 from maskperf.errors import DataError, StorageError
 from maskperf.model.quantize import BACKBONE_FORMAT, load_stored_backbone, store_backbone
 from maskperf.model.weight_problems import model_problems, tensor_problems
 from maskperf.model.weights import COUNTER_SUFFIX, file_error, read_header
 
-KNOWN_MD5 = "b19105fdd7baafb40480251377de18f2"  # R-50.pkl of Detectron's model store, named by the benchmark
 BODY_PREFIX = "backbone.body."
 FOLD_EPSILON = 1e-5  # of detectron2's file, whose batch norms are not folded
 DIGEST_FIELD = "source_sha256"
@@ -188,7 +188,7 @@ def load_backbone(
     data = _read_bytes(path)
     md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
     sha256 = hashlib.sha256(data).hexdigest()
-    relation = "is that" if md5 == KNOWN_MD5 else f"is not that ({KNOWN_MD5})"
+    relation = "is that" if md5 == BACKBONE_MD5 else f"is not that ({BACKBONE_MD5})"
     notices = [f"{path}: MD5 {md5} {relation} of the file the benchmark names"]
     usable = []
     for place in _places(path, sha256, cache_dir):

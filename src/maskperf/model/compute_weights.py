@@ -9,6 +9,7 @@ from torch import nn
 from maskperf.model.heads import FLOAT32_BIASES
 from maskperf.model.resnet import FrozenBatchNorm, ResNet
 from maskperf.ops.casts import Casts, weight_casts
+from maskperf.techniques import active
 
 FROZEN = "frozen"  # the group without gradients
 PRODUCTS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
@@ -21,10 +22,10 @@ class ComputeWeights:
     each a node of the backward graph that is done as soon as all its gradients are there.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, *, fold_batch_norm: bool, kernels: bool):
+    def __init__(self, model: nn.Module, dtype: torch.dtype):
         body = next(module for module in model.modules() if isinstance(module, ResNet))
         pairs = [pair for pair in body.convolutions_with_norms() if isinstance(pair[1], FrozenBatchNorm)]
-        self._norms = [norm for _, norm in pairs] if fold_batch_norm else []
+        self._norms = [norm for _, norm in pairs] if active().folded_batch_norm else []
         self._scales = [torch.empty_like(norm.weight) for norm in self._norms]
         self._shifts = [torch.empty_like(norm.bias, dtype=dtype) for norm in self._norms]
         self._versions: list[int] = []
@@ -34,7 +35,7 @@ class ComputeWeights:
         for group, places in _places_by_group(model).items():
             parameters = [getattr(module, name) for module, name in places]
             scales = [factors.get(module) if name == "weight" else None for module, name in places]
-            casts = weight_casts(parameters, scales, dtype, kernels=kernels)
+            casts = weight_casts(parameters, scales, dtype)
             self._groups.append((places, casts))
             if group != FROZEN:
                 self.trainable.append(casts)

@@ -144,7 +144,7 @@ class MaskPredictor(nn.Module):
         return self.mask_fcn_logits(doubled)
 
     def of_class(
-        self, hidden: Float[Tensor, "rois channels 14 14"], labels: Int[Tensor, " rois"], *, kernels: bool = True
+        self, hidden: Float[Tensor, "rois channels 14 14"], labels: Int[Tensor, " rois"]
     ) -> Float[Tensor, "rois 28 28"]:
         """Returns the map of each RoI's own class alone.
 
@@ -159,7 +159,7 @@ class MaskPredictor(nn.Module):
         weight, bias = self.mask_fcn_logits.weight.flatten(1), self.mask_fcn_logits.bias
         if hidden.dtype == torch.bfloat16:
             squares = linear_relu(rows, matrix.t(), biases, has_rectified_gradient=True).view(shape)
-            logits = own_class_logits(squares, weight, bias, labels, kernels=kernels)
+            logits = own_class_logits(squares, weight, bias, labels)
         else:
             squares = torch.relu_(torch.addmm(biases, rows, matrix)).view(shape)
             offsets = bias.index_select(0, labels)[:, None, None]

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from maskperf.config import ModelConfig, SpeedConfig
+from maskperf.config import ModelConfig
 from maskperf.model.compute_weights import ComputeWeights
 from maskperf.model.fpn import FeaturePyramid
 from maskperf.model.heads import (
@@ -24,11 +24,10 @@ from maskperf.model.patches import cell_patches
 from maskperf.model.resnet import ResNet
 from maskperf.ops.anchors import pyramid_anchors
 from maskperf.ops.casts import Casts
-from maskperf.ops.convolution import Convolution
-from maskperf.ops.kernels.selection import is_available
 from maskperf.ops.roi_align import pyramid_roi_align
 from maskperf.ops.sampling import compact
 from maskperf.structures import RpnOutput
+from maskperf.techniques import Techniques, active
 
 STRIDES = (4, 8, 16, 32, 64)
 POOLED_LEVELS = 4  # P2 to P5; P6 feeds the RPN only
@@ -42,15 +41,14 @@ def most_positive_rois(config: ModelConfig) -> int:
 class MaskRcnn(nn.Module):
     """ResNet-FPN backbone, RPN head, box head, mask head (He et al. 2017). `state_dict` uses the reference's names."""
 
-    def __init__(self, config: ModelConfig, speed: SpeedConfig | None = None):
+    def __init__(self, config: ModelConfig):
         super().__init__()
         if config.num_classes < 2:
             raise ValueError(f"num_classes={config.num_classes}: a model needs the background and one class at least")
         channels = config.fpn_channels
         self.config = config
-        self.speed = speed or SpeedConfig()
         self.compute_dtype = torch.float32  # of features and hidden layers; engine/precision.py chooses it
-        self._compute_weights: ComputeWeights | None = None  # made when they are first needed, on the model's device
+        self._compute_weights: dict[Techniques, ComputeWeights] = {}  # made at the first use, on the model's device
         self._is_computing = False
         self.backbone = nn.ModuleDict(
             {
@@ -60,7 +58,6 @@ class MaskRcnn(nn.Module):
                     stage_channels=config.stage_channels,
                     batch_norm=config.batch_norm,
                     frozen_stages=config.frozen_stages,
-                    folded_batch_norm=self.speed.folded_batch_norm,
                 ),
                 "fpn": FeaturePyramid(config.stage_channels, channels),
             }
@@ -76,9 +73,6 @@ class MaskRcnn(nn.Module):
         )
         self.roi_heads = nn.ModuleDict({"box": box, "mask": mask})
         self.to(memory_format=torch.channels_last)
-        for module in self.modules():
-            if isinstance(module, Convolution):
-                module.fast = self.speed.fast_convolutions
 
     def features(self, pixels: Float[Tensor, "images 3 height width"]) -> list[Tensor]:
         """Return P2 to P6, channels-last."""
@@ -101,7 +95,7 @@ class MaskRcnn(nn.Module):
         Equal to picking them from `rpn_output`, up to the order of sums; backward works on these anchors alone too.
         """
         anchors_per_cell = len(self.config.anchor_ratios)
-        patches = cell_patches(features, index // anchors_per_cell, kernels=self.speed.triton_kernels)
+        patches = cell_patches(features, index // anchors_per_cell)
         with self.computing():
             logits, deltas = self.rpn["head"].of_patches(patches.flatten(0, 1), (index % anchors_per_cell).flatten())
         return RpnOutput(logits=logits.view(index.shape), deltas=deltas.view(*index.shape, 4))
@@ -143,24 +137,18 @@ class MaskRcnn(nn.Module):
         with self.computing():
             if labels is None:
                 return head(pooled)
-            kernels = self.speed.triton_kernels
-            return head.predictor.of_class(head.feature_extractor(pooled), labels, kernels=kernels)
+            return head.predictor.of_class(head.feature_extractor(pooled), labels)
 
     def _pool(
         self, features: list[Tensor], boxes: Tensor, size: int, image_offsets: Tensor | None = None
     ) -> Float[Tensor, "rois channels size size"]:
         """Returns the pooled maps; weights of cells and sums in float32, whatever the format of the features."""
         maps = features[:POOLED_LEVELS]
-        kernels = self.speed.triton_kernels and is_available(boxes.device)
-        if not kernels and maps[0].dtype == torch.bfloat16:
-            maps = [feature.float() for feature in maps]  # the plain forms give weights the format of the maps
         return pyramid_roi_align(
             maps,
             boxes,
             size=size,
             strides=STRIDES[:POOLED_LEVELS],
-            kernels=kernels,
-            grouped=self.speed.grouped_roi_align,
             image_offsets=image_offsets,
             most_of_image=most_positive_rois(self.config),
         )
@@ -186,14 +174,10 @@ class MaskRcnn(nn.Module):
         return [] if self.compute_dtype == torch.float32 else self._weights().trainable
 
     def _weights(self) -> ComputeWeights:
-        if self._compute_weights is None:
-            self._compute_weights = ComputeWeights(
-                self,
-                self.compute_dtype,
-                fold_batch_norm=self.speed.folded_batch_norm,
-                kernels=self.speed.triton_kernels,
-            )
-        return self._compute_weights
+        techniques = active()
+        if techniques not in self._compute_weights:
+            self._compute_weights[techniques] = ComputeWeights(self, self.compute_dtype)
+        return self._compute_weights[techniques]
 
 
 def feature_anchors(model: MaskRcnn, features: list) -> tuple:
@@ -210,9 +194,9 @@ def canvas_anchors(model: MaskRcnn, canvas_hw: tuple[int, int], device: torch.de
     return pyramid_anchors(sizes, STRIDES, model.config.anchor_sizes, model.config.anchor_ratios, device)
 
 
-def packs_places(model: nn.Module, features: list) -> bool:
-    """Return whether the RoI heads leave out empty places: on a CPU, where reading their number costs nothing.
+def packs_slots(device: torch.device) -> bool:
+    """Return whether the RoI heads leave out empty slots: on a CPU, where reading their number costs nothing.
 
-    On a GPU that would stop the step until the device has caught up, so there all places are worked on.
+    On a GPU that would stop the step until the device has caught up, so there all slots are worked on.
     """
-    return model.speed.packed_positives and features[0].device.type == "cpu"
+    return active().packed_positives and device.type == "cpu"

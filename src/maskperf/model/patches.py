@@ -4,20 +4,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from maskperf.ops.kernels.selection import is_available, load
+from maskperf.ops.kernels.selection import load, uses_kernels
 
 OFFSETS = (-1, 0, 1)
 
 
 def cell_patches(
-    features: list[Tensor], cells: Int[Tensor, "images places"], *, kernels: bool = True
+    features: list[Tensor], cells: Int[Tensor, "images places"]
 ) -> Float[Tensor, "images places nine channels"]:
     """Returns the nine cells around each cell, row by row, with zeros outside of its map.
 
     Cells are counted over all levels of an image, P2 first, row by row. Shapes do not depend on values.
-    `kernels` allows the Triton kernels where the device has them.
     """
-    if kernels and is_available(cells.device):
+    if uses_kernels(cells.device):
         return load("patches").cell_patches(features, cells)
     return patches_by_level(features, cells)
 

@@ -21,36 +21,34 @@ def select_proposals(
     *,
     config: ModelConfig,
     training: bool,
-    kernels: bool = True,
 ) -> Proposals:
     """Returns the proposals of each image: in training in the order of levels, in testing by falling score.
 
     In training the quota is taken over all images of the batch together ("pooled") or image by image.
-    `kernels` allows the Triton kernels where the device has them.
     Source: `modeling/rpn/inference.py` of the reference; ranking is by float32 sigmoid scores.
     """
     limit = config.candidates_per_level_train if training else config.candidates_per_level_test
-    boxes, scores, valid = _candidates(rpn, anchors, level_counts, sizes_hw, limit=limit, kernels=kernels)
+    boxes, scores, valid = _candidates(rpn, anchors, level_counts, sizes_hw, limit=limit)
     images, levels, per_level = valid.shape
-    alive = nms_sorted(boxes.flatten(0, 1), valid.flatten(0, 1), config.rpn_nms_iou, kernels=kernels)
+    alive = nms_sorted(boxes.flatten(0, 1), valid.flatten(0, 1), config.rpn_nms_iou)
     boxes, scores = boxes.flatten(1, 2), scores.flatten(1, 2)
     ranked = torch.where(alive.view(images, -1), scores, -1.0)
     if not training:
         best, index = ranked.topk(min(config.proposals_test, ranked.shape[1]), dim=1)
         return _take(boxes, scores, best >= 0, index)
     if config.proposal_quota == "pooled":
-        keep = best_mask(ranked.view(1, -1), config.proposals_train, kernels=kernels).view(ranked.shape)
+        keep = best_mask(ranked.view(1, -1), config.proposals_train).view(ranked.shape)
     else:
-        keep = best_mask(ranked, config.proposals_train, kernels=kernels)
-    index = compact(keep, min(config.proposals_train, ranked.shape[1]), kernels=kernels)
+        keep = best_mask(ranked, config.proposals_train)
+    index = compact(keep, min(config.proposals_train, ranked.shape[1]))
     return _take(boxes, scores, keep.gather(1, index), index)
 
 
 def _candidates(
-    rpn: RpnOutput, anchors: Tensor, level_counts: tuple[int, ...], sizes_hw: Tensor, *, limit: int, kernels: bool
+    rpn: RpnOutput, anchors: Tensor, level_counts: tuple[int, ...], sizes_hw: Tensor, *, limit: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return boxes (images, levels, limit, 4), scores and valid: each level's best anchors, decoded and clipped."""
-    scores, index = best_anchors(rpn.logits, level_counts, min(limit, max(level_counts)), kernels=kernels)
+    scores, index = best_anchors(rpn.logits, level_counts, min(limit, max(level_counts)))
     index = index.flatten(1)
     deltas = rpn.deltas.gather(1, index[..., None].expand(-1, -1, 4))
     boxes = clip_boxes(decode_boxes(deltas, anchors[index], RPN_BOX_WEIGHTS), sizes_hw)

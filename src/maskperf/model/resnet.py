@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from maskperf.ops.convolution import Convolution
 from maskperf.ops.fused_convolution import Filters, residual_block
+from maskperf.techniques import active
 
 
 class FrozenBatchNorm(nn.Module):
@@ -50,9 +51,9 @@ def folded(conv: nn.Conv2d, norm: FrozenBatchNorm) -> tuple[Tensor, Tensor]:
     return conv.weight * scale[:, None, None, None], shift
 
 
-def can_fold(wanted: bool, norm: nn.Module, x: Tensor) -> bool:
-    """True for frozen batch norm on a real device: on the meta device every layer is called, to be listed."""
-    return wanted and isinstance(norm, FrozenBatchNorm) and not x.is_meta
+def can_fold(norm: nn.Module, x: Tensor) -> bool:
+    """Return whether the norm is folded. Not on the meta device: there all layers are called, to be listed."""
+    return active().folded_batch_norm and isinstance(norm, FrozenBatchNorm) and not x.is_meta
 
 
 def backbone_conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> Convolution:
@@ -65,15 +66,14 @@ def backbone_conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> Co
 class Stem(nn.Module):
     """7x7 convolution and 3x3 max-pool: stride 4 in all."""
 
-    def __init__(self, channels: int, batch_norm: str, *, folded_batch_norm: bool = True):
+    def __init__(self, channels: int, batch_norm: str):
         super().__init__()
-        self.folded_batch_norm = folded_batch_norm
         self.conv1 = backbone_conv(3, channels, kernel=7, stride=2)
         self.bn1 = make_batch_norm(batch_norm, channels)
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
 
     def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n channels h_4 w_4"]:
-        if can_fold(self.folded_batch_norm, self.bn1, pixels):
+        if can_fold(self.bn1, pixels):
             weight, shift = folded(self.conv1, self.bn1)
             if (
                 pixels.dtype == torch.bfloat16
@@ -87,9 +87,8 @@ class Stem(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 with a shortcut; a stride sits in the first 1x1 and in the shortcut (MSRA variant)."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, batch_norm: str, *, folded_batch_norm: bool = True):
+    def __init__(self, inputs: int, outputs: int, stride: int, batch_norm: str):
         super().__init__()
-        self.folded_batch_norm = folded_batch_norm
         inner = outputs // 4
         self.conv1 = backbone_conv(inputs, inner, kernel=1, stride=stride)
         self.bn1 = make_batch_norm(batch_norm, inner)
@@ -105,7 +104,7 @@ class Bottleneck(nn.Module):
             )
 
     def forward(self, x: Float[Tensor, "n inputs h w"]) -> Float[Tensor, "n outputs h_out w_out"]:
-        if can_fold(self.folded_batch_norm, self.bn1, x):
+        if can_fold(self.bn1, x):
             return self._forward_folded(x)
         shortcut = x if self.downsample is None else self.downsample(x)
         y = torch.relu_(self.bn1(self.conv1(x)))
@@ -113,7 +112,7 @@ class Bottleneck(nn.Module):
         return torch.relu_(self.bn3(self.conv3(y)) + shortcut)
 
     def _forward_folded(self, x: Float[Tensor, "n inputs h w"]) -> Float[Tensor, "n outputs h_out w_out"]:
-        if x.dtype == torch.bfloat16 and self.conv1.fast:
+        if x.dtype == torch.bfloat16 and active().fast_convolutions:
             pairs = ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3))
             return residual_block(
                 x,
@@ -143,16 +142,15 @@ class ResNet(nn.Module):
         stage_channels: tuple[int, ...],
         batch_norm: str,
         frozen_stages: int,
-        folded_batch_norm: bool = True,
     ):
         super().__init__()
-        self.stem = Stem(stem_channels, batch_norm, folded_batch_norm=folded_batch_norm)
+        self.stem = Stem(stem_channels, batch_norm)
         inputs = stem_channels
         for number, (blocks, outputs) in enumerate(zip(stage_blocks, stage_channels, strict=True), start=1):
             layers = []
             for block in range(blocks):
                 stride = 2 if block == 0 and number > 1 else 1
-                layers.append(Bottleneck(inputs, outputs, stride, batch_norm, folded_batch_norm=folded_batch_norm))
+                layers.append(Bottleneck(inputs, outputs, stride, batch_norm))
                 layers[-1].follows_block, layers[-1].precedes_block = block > 0, block < blocks - 1
                 inputs = outputs
             self.add_module(f"layer{number}", nn.Sequential(*layers))

@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from maskperf.ops.kernels.selection import is_available, load
+from maskperf.ops.kernels.selection import load, uses_kernels
 
 
 @runtime_checkable
@@ -20,16 +20,13 @@ class Casts(Protocol):
     def __call__(self) -> list[Tensor]: ...
 
 
-def weight_casts(
-    parameters: list[Tensor], factors: list[Tensor | None], dtype: torch.dtype, *, kernels: bool = True
-) -> Casts:
+def weight_casts(parameters: list[Tensor], factors: list[Tensor | None], dtype: torch.dtype) -> Casts:
     """Return a function whose every call returns the parameters as they then are: times factors, in `dtype`.
 
     A parameter's factors are one for each entry of its first axis; None: all are 1. Products are float32, and so are
     the gradients that the backward adds to those of the parameters.
-    `kernels` allows the Triton kernels where the device has them.
     """
-    if parameters and kernels and is_available(parameters[0].device):
+    if parameters and uses_kernels(parameters[0].device):
         return load("casts").WeightCasts(parameters, factors, dtype)
     return PlainCasts(parameters, factors, dtype)
 

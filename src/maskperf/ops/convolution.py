@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from maskperf.ops import winograd
 from maskperf.ops.fused_convolution import RectifiedConvolution
+from maskperf.techniques import active
 
 CPU_DTYPES = (torch.float32, torch.float64)
 # Measured against oneDNN on one core with AVX-512, see docs/performance.md. Winograd's way needs channels, for its
@@ -19,9 +20,7 @@ POINTWISE_PIXELS = 2048
 
 
 class Convolution(nn.Conv2d):
-    """nn.Conv2d with fast CPU paths for 3x3 and 1x1; with `fast` set to False it is nn.Conv2d itself."""
-
-    fast: bool = True
+    """nn.Conv2d with fast paths for 3x3 and 1x1; without the technique fast_convolutions it is nn.Conv2d itself."""
 
     def forward(self, x: Tensor, *, add: Tensor | None = None, relu: bool = False) -> Tensor:
         """Return the convolution, plus `add`, rectified where asked."""
@@ -31,9 +30,10 @@ class Convolution(nn.Conv2d):
         self, x: Tensor, weight: Tensor, bias: Tensor | None, *, add: Tensor | None = None, relu: bool = False
     ) -> Tensor:
         """Return the same with another weight and bias."""
-        if self.fast and _keeps_size(self) and runs_on_cpu(x, weight):
+        is_fast = active().fast_convolutions
+        if is_fast and _keeps_size(self) and runs_on_cpu(x, weight):
             return fast_convolution(x, weight, bias, stride=self.stride[0], add=add, relu=relu)
-        if self.fast and x.dtype == torch.bfloat16 and relu and add is None and self.stride == (1, 1):
+        if is_fast and x.dtype == torch.bfloat16 and relu and add is None and self.stride == (1, 1):
             return RectifiedConvolution.apply(x, weight, bias)
         return _finish(self._conv_forward(x, weight, bias), add, relu)
 

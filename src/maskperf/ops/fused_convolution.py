@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from maskperf.ops.kernels.selection import is_available, load
+from maskperf.ops.kernels.selection import load, uses_kernels
 
 GROUPS, NO_GAPS = 1, (1, 1)
 FUSED_CHANNELS = 8  # cuDNN's joined kernels read so many bfloat16 numbers at a time
@@ -138,7 +138,7 @@ class _ResidualBlock(torch.autograd.Function):
         y = rectified_convolution(inner, third, add=passed)
         kept = None if is_rectified else y
         ctx.save_for_backward(x, hidden, inner, kept, first.weight, second.weight, third.weight, shortcut)
-        ctx.stride, ctx.rectifies_input = stride, rectifies_input
+        ctx.stride, ctx.rectifies_input, ctx.uses_kernels = stride, rectifies_input, uses_kernels(x.device)
         return y
 
     @staticmethod
@@ -164,14 +164,10 @@ class _ResidualBlock(torch.autograd.Function):
                 gradient, x, shortcut, stride=ctx.stride, needs=(needs_x, needs_shortcut, False)
             )
         if needs_x:
-            of_x = _sum_of_gradients(of_x, passed, x if ctx.rectifies_input else None)
+            if not ctx.rectifies_input:
+                of_x.add_(passed)
+            elif ctx.uses_kernels:
+                of_x = load("residual").add_rectified(of_x, passed, x)
+            else:
+                of_x = rectified(of_x.add_(passed), x)
         return of_x, of_first, None, of_second, None, of_third, None, of_shortcut, None, None, None
-
-
-def _sum_of_gradients(first: Tensor, second: Tensor, x: Tensor | None) -> Tensor:
-    """Return first + second, 0 where x is not above 0."""
-    if x is None:
-        return first.add_(second)
-    if is_available(x.device):
-        return load("residual").add_rectified(first, second, x)
-    return rectified(first.add_(second), x)

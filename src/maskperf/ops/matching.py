@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from maskperf.ops.boxes import pairwise_iou
-from maskperf.ops.kernels.selection import is_available, load
+from maskperf.ops.kernels.selection import load, uses_kernels
 
 _MAX_OVERLAPS = 1 << 21  # worked on at a time: small enough to stay in a processor's cache
 
@@ -28,14 +28,10 @@ def match_boxes(
     *,
     positive_iou: float,
     negative_iou: float,
-    kernels: bool = True,
 ) -> Matches:
-    """Returns the matches of each image's own boxes, by thresholds alone.
-
-    `kernels` allows the Triton kernels where the device has them.
-    """
+    """Returns the matches of each image's own boxes, by thresholds alone."""
     rule = {"positive_iou": positive_iou, "negative_iou": negative_iou, "keep_best_of_truth": False}
-    if kernels and is_available(boxes.device):
+    if uses_kernels(boxes.device):
         return load("matching").match_boxes(boxes, truth, valid, **rule)
     return match_to_truth(pairwise_iou(boxes, truth), valid, **rule)
 
@@ -47,14 +43,10 @@ def match_anchors(
     *,
     positive_iou: float,
     negative_iou: float,
-    kernels: bool = True,
 ) -> Matches:
-    """Returns the matches of anchors that all images share, with the best of each ground truth kept.
-
-    `kernels` allows the Triton kernels where the device has them.
-    """
+    """Returns the matches of anchors that all images share, with the best of each ground truth kept."""
     rule = {"positive_iou": positive_iou, "negative_iou": negative_iou}
-    if kernels and is_available(truth.device):
+    if uses_kernels(truth.device):
         return load("matching").match_boxes(anchors[None], truth, valid, keep_best_of_truth=True, **rule)
     return match_by_slots(anchors, truth, valid, **rule)
 

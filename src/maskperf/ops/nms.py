@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from maskperf.ops.boxes import pairwise_iou
-from maskperf.ops.kernels.selection import is_available, load
+from maskperf.ops.kernels.selection import load, uses_kernels
 
 _BLOCK = 64  # boxes
 _MAX_OVERLAPS = 1 << 24  # worked on at a time: bounds the memory
@@ -25,14 +25,12 @@ def nms_sorted(
     boxes: Float[Tensor, "groups boxes 4"],
     valid: Bool[Tensor, "groups boxes"],
     iou_threshold: float,
-    *,
-    kernels: bool = True,
 ) -> Bool[Tensor, "groups boxes"]:
     """Returns which boxes survive, for groups whose boxes are already sorted by falling score.
 
-    Invalid boxes neither survive nor suppress. `kernels` allows the Triton kernel where the device has them.
+    Invalid boxes neither survive nor suppress.
     """
-    if kernels and is_available(boxes.device):
+    if uses_kernels(boxes.device):
         return load("nms").nms_sorted(boxes, valid, iou_threshold)
     return blockwise_nms(boxes, valid, iou_threshold)
 

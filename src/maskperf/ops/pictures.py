@@ -9,13 +9,13 @@ from maskperf.ops.resize import resize_bytes
 from maskperf.structures import Images, RawPicture, RawPictures
 
 
-def to_images(raw: RawPictures, *, dtype: torch.dtype = torch.float32, kernels: bool = True) -> Images:
+def to_images(raw: RawPictures, *, dtype: torch.dtype = torch.float32) -> Images:
     """Return the pictures as the network takes them, channels-last, without waiting for the device.
 
     In float32 the same bits as `maskperf.data.images.collate` makes on the CPU; other types are rounded from those.
-    With `kernels`, one Triton kernel does it all where Triton's kernels can be used. Not yet run on a GPU.
+    One Triton kernel does it all where Triton's kernels can be used. Not yet run on a GPU.
     """
-    if kernels and selection.is_available(raw.content.device):
+    if selection.uses_kernels(raw.content.device):
         return Images(selection.load("pictures").resize_pictures(raw, dtype), raw.sizes_hw)
     return to_images_reference(raw, dtype)
 

@@ -9,7 +9,7 @@ from jaxtyping import BFloat16, Float, Float32, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from maskperf.ops.kernels.selection import is_available, load
+from maskperf.ops.kernels.selection import load, uses_kernels
 
 
 def linear_relu(
@@ -81,25 +81,23 @@ def own_class_logits(
     weight: BFloat16[Tensor, "classes channels"],
     bias: Float32[Tensor, " classes"],
     labels: Int[Tensor, " rois"],
-    *,
-    kernels: bool = True,
 ) -> Float32[Tensor, "rois pixels"]:
     """Returns each pixel's logit of its RoI's class alone. `rectified` is the output of a rectifier.
 
     The gradient that flows back is 0 wherever `rectified` is: the rectifier's own rule, so that it need not be
-    applied again. `kernels` allows the Triton kernels where the device has them.
+    applied again.
     """
-    return _OwnClassLogits.apply(rectified, weight, bias, labels, kernels and is_available(rectified.device))
+    return _OwnClassLogits.apply(rectified, weight, bias, labels)
 
 
 class _OwnClassLogits(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rectified: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, kernels: bool) -> Tensor:
+    def forward(ctx, rectified: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
         chosen = weight.index_select(0, labels)
         ctx.save_for_backward(rectified, chosen, labels)
-        ctx.kernels, ctx.num_classes = kernels, len(weight)
+        ctx.uses_kernels, ctx.num_classes = uses_kernels(rectified.device), len(weight)
         offsets = bias.index_select(0, labels)
-        if kernels:
+        if ctx.uses_kernels:
             return load("own_class").logits(rectified, chosen, offsets)
         return (rectified.float() @ chosen.float()[..., None])[..., 0] + offsets[:, None]
 
@@ -107,14 +105,14 @@ class _OwnClassLogits(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rectified, chosen, labels = ctx.saved_tensors
-        if ctx.kernels:
+        if ctx.uses_kernels:
             of_rows, of_weights = load("own_class").gradients(rectified, chosen, gradient)
         else:
             of_weights = (gradient[:, None, :] @ rectified.float())[:, 0]
             of_rows = (gradient[..., None] * chosen.float()[:, None, :]).to(rectified.dtype)
             of_rows = of_rows.masked_fill(rectified == 0, 0.0)
         is_class = (torch.arange(ctx.num_classes, device=labels.device)[:, None] == labels).float()
-        return of_rows, (is_class @ of_weights).to(chosen.dtype), is_class @ gradient.sum(1), None, None
+        return of_rows, (is_class @ of_weights).to(chosen.dtype), is_class @ gradient.sum(1), None
 
 
 def own_class(values: Float[Tensor, "images rois classes *rest"], labels: Int[Tensor, "images rois"]) -> Tensor:

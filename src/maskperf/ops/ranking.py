@@ -5,18 +5,17 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from maskperf.ops.kernels.selection import is_available, load
+from maskperf.ops.kernels.selection import load, uses_kernels
 
 
 def best_anchors(
-    logits: Float[Tensor, "images anchors"], level_counts: tuple[int, ...], limit: int, *, kernels: bool = True
+    logits: Float[Tensor, "images anchors"], level_counts: tuple[int, ...], limit: int
 ) -> tuple[Float[Tensor, "images levels limit"], Int[Tensor, "images levels limit"]]:
     """Returns the sigmoid scores of each level's best anchors, falling, and their indices; else -1 and 0.
 
-    Of equal scores any may be taken. `kernels` allows the Triton kernels where the device has them: they take the
-    first.
+    Of equal scores any may be taken; the Triton kernels take the first.
     """
-    if kernels and is_available(logits.device):
+    if uses_kernels(logits.device):
         return load("ranking").best_anchors(logits, level_counts, limit)
     return best_anchors_by_level(logits, level_counts, limit)
 
@@ -36,15 +35,12 @@ def best_anchors_by_level(
     return torch.stack(all_scores, dim=1), torch.stack(all_indices, dim=1)
 
 
-def best_mask(
-    scores: Float[Tensor, "groups boxes"], quota: int, *, kernels: bool = True
-) -> Bool[Tensor, "groups boxes"]:
+def best_mask(scores: Float[Tensor, "groups boxes"], quota: int) -> Bool[Tensor, "groups boxes"]:
     """Returns a mask of the `quota` best entries of each group, without those below 0.
 
-    Of equal scores any may be taken. `kernels` allows the Triton kernels where the device has them: they take the
-    first.
+    Of equal scores any may be taken; the Triton kernels take the first.
     """
-    if kernels and is_available(scores.device):
+    if uses_kernels(scores.device):
         return load("ranking").best_mask(scores, quota)
     best, index = scores.topk(min(quota, scores.shape[1]), dim=1)
     return torch.zeros_like(scores, dtype=torch.bool).scatter(1, index, best >= 0)

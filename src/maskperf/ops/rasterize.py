@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from maskperf.ops.kernels.selection import is_available, load
+from maskperf.ops.kernels.selection import load, uses_kernels
 from maskperf.structures import Polygons
+from maskperf.techniques import active
 
 _UPSAMPLING = 5  # the contour is walked on a grid of fifths of a pixel (common/maskApi.c, rleFrPoly)
 _MAX_ELEMENTS = 1 << 21  # edges x columns, and cells of rings, worked on at a time: bounds the memory
@@ -129,20 +130,16 @@ def rasterize_crops(
     objects: Int[Tensor, " masks"],
     boxes: Float[Tensor, "masks 4"],
     size: int,
-    *,
-    kernels: bool = True,
-    sparse: bool = True,
 ) -> Bool[Tensor, "masks size size"]:
     """Returns the union of the polygons of each object inside its box, on a canvas of size x size.
 
     The box (x2 - x1, no "+1", at least 1) is stretched to the canvas; points outside are not clipped.
-    `kernels` allows the Triton kernel where the device has them; it takes a size of 64 at most. `sparse` is about the
-    plain form, see there.
+    The Triton kernel takes a size of 64 at most.
     Source: COCO's `rleFrPoly`; spec of the benchmark: `structures/segmentation_mask.py`.
     """
-    if kernels and is_available(boxes.device):
+    if uses_kernels(boxes.device):
         return load("rasterize").rasterize_crops(polygons, objects, boxes, size)
-    return rasterize_by_crossings(polygons, objects, boxes, size, sparse=sparse)
+    return rasterize_by_crossings(polygons, objects, boxes, size)
 
 
 def rasterize_by_crossings(
@@ -150,30 +147,33 @@ def rasterize_by_crossings(
     objects: Int[Tensor, " masks"],
     boxes: Float[Tensor, "masks 4"],
     size: int,
-    *,
-    sparse: bool = True,
 ) -> Bool[Tensor, "masks size size"]:
     """Returns what `rasterize_crops` returns, on any device: the kernel's plain twin.
 
-    `sparse` works on the edges that there are and the columns they cross, on a CPU: their number has to be read first.
+    On a CPU it works on the edges that there are and the columns they cross, whose number has to be read first.
     Otherwise each object has room for as many edges as any, and each edge meets every column.
     The memory does not grow with the number of masks; that for one mask grows with its object's points.
     """
     if polygons.points.shape[0] == 0:
         return torch.zeros(len(objects), size, size, dtype=torch.bool, device=boxes.device)
-    sparse = sparse and boxes.device.type == "cpu"
-    lengths = _chunk_lengths(_costs(polygons, objects, size, sparse=sparse))
+    if active().sparse_mask_targets and boxes.device.type == "cpu":
+        costs, crossings_of = _listed_costs(polygons, objects, size), _listed_crossings
+    else:
+        costs, crossings_of = _padded_costs(polygons, objects, size), _padded_crossings
+    lengths = _chunk_lengths(costs)
     chunks = [
-        _rasterize_chunk(polygons, part, box, size, sparse=sparse)
+        _fill(crossings_of(polygons, part, box, size), len(part), size)
         for part, box in zip(objects.split(lengths), boxes.split(lengths), strict=True)
     ]
     return torch.cat(chunks) if chunks else torch.zeros(0, size, size, dtype=torch.bool, device=boxes.device)
 
 
-def _costs(polygons: Polygons, objects: Tensor, size: int, *, sparse: bool) -> list[int]:
+def _padded_costs(polygons: Polygons, objects: Tensor, size: int) -> list[int]:
     """Return how many elements the work on each mask may need."""
-    if not sparse:
-        return [size * polygons.max_points + size * (size + 1) * polygons.max_rings] * len(objects)
+    return [size * polygons.max_points + size * (size + 1) * polygons.max_rings] * len(objects)
+
+
+def _listed_costs(polygons: Polygons, objects: Tensor, size: int) -> list[int]:
     first, last = polygons.ring_offsets[objects], polygons.ring_offsets[objects + 1]
     num_points = polygons.point_offsets[last] - polygons.point_offsets[first]
     return (size * num_points + size * (size + 1) * (last - first)).tolist()
@@ -191,35 +191,48 @@ def _chunk_lengths(costs: list[int]) -> list[int]:
     return lengths
 
 
-def _rasterize_chunk(polygons: Polygons, objects: Tensor, boxes: Tensor, size: int, *, sparse: bool) -> Tensor:
-    edges = (_list_edges if sparse else _pad_edges)(polygons, objects, boxes, size)
-    ring_columns, grid_y, crosses = (_near_crossings if sparse else _all_crossings)(edges, size)
-    y = ((grid_y + 0.5) / _UPSAMPLING - 0.5).clamp(min=0, max=size).ceil().to(torch.int64)
-    # Each crossing toggles the fill from row y on, in its column and ring; bytes wrap at 256, which keeps the parity.
-    place = ring_columns * (size + 1) + torch.where(crosses, y, size)
-    num_rings = len(edges.ring_owners)
-    toggles = torch.zeros(num_rings * size * (size + 1), dtype=torch.uint8, device=boxes.device)
-    toggles.scatter_add_(0, place, torch.ones_like(place, dtype=torch.uint8))
-    toggles = toggles.view(num_rings, size, size + 1)[..., :size]
-    filled = toggles.cumsum(dim=2, dtype=torch.uint8) % 2
-    masks = torch.zeros(len(objects), size, size, dtype=torch.int32, device=boxes.device)
-    masks.index_add_(0, edges.ring_owners, filled.to(torch.int32))
-    return (masks > 0).transpose(1, 2)  # columns were first
+@dataclass(frozen=True)
+class _Crossings:
+    """Where the edges of some masks may cross the columns of their canvases."""
+
+    ring_columns: Int[Tensor, " pairs"]  # ring * size + column
+    grid_y: Float[Tensor, " pairs"]
+    crosses: Bool[Tensor, " pairs"]
+    ring_owners: Int[Tensor, " rings"]  # the mask of each ring
 
 
-def _near_crossings(edges: _Edges, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ring * size + column, grid y and whether there is a crossing, of every edge with the columns it meets."""
+def _listed_crossings(polygons: Polygons, objects: Tensor, boxes: Tensor, size: int) -> _Crossings:
+    """Return the pairs of every edge with the columns it meets."""
+    edges = _list_edges(polygons, objects, boxes, size)
     left, right = torch.minimum(edges.start[:, 0], edges.end[:, 0]), torch.maximum(edges.start[:, 0], edges.end[:, 0])
     first = ((left - _UPSAMPLING // 2) / _UPSAMPLING).ceil().clamp(0, size).to(torch.int64)
     last = ((right - _UPSAMPLING // 2 - 1) / _UPSAMPLING).floor().clamp(-1, size - 1).to(torch.int64)
     columns, pairs = _ranges(first, (last + 1 - first).clamp(min=0))
     crosses, grid_y = _edge_crossings(edges.start[pairs], edges.end[pairs], columns.double())
-    return edges.rings[pairs] * size + columns, grid_y, crosses
+    return _Crossings(edges.rings[pairs] * size + columns, grid_y, crosses, edges.ring_owners)
 
 
-def _all_crossings(edges: _Edges, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the same of every edge with every column: as many as the host expects."""
+def _padded_crossings(polygons: Polygons, objects: Tensor, boxes: Tensor, size: int) -> _Crossings:
+    """Return the pairs of every edge with every column: as many as the host expects."""
+    edges = _pad_edges(polygons, objects, boxes, size)
     columns = torch.arange(size, device=edges.start.device)
     crosses, grid_y = _edge_crossings(edges.start[:, None], edges.end[:, None], columns.double())
     crosses = crosses & edges.valid[:, None]
-    return (edges.rings[:, None] * size + columns).flatten(), grid_y.flatten(), crosses.flatten()
+    ring_columns = (edges.rings[:, None] * size + columns).flatten()
+    return _Crossings(ring_columns, grid_y.flatten(), crosses.flatten(), edges.ring_owners)
+
+
+def _fill(crossings: _Crossings, num_masks: int, size: int) -> Bool[Tensor, "masks size size"]:
+    """Returns the pixels inside of an odd number of crossings of some ring."""
+    device = crossings.grid_y.device
+    y = ((crossings.grid_y + 0.5) / _UPSAMPLING - 0.5).clamp(min=0, max=size).ceil().to(torch.int64)
+    # Each crossing toggles the fill from row y on, in its column and ring; bytes wrap at 256, which keeps the parity.
+    index = crossings.ring_columns * (size + 1) + torch.where(crossings.crosses, y, size)
+    num_rings = len(crossings.ring_owners)
+    toggles = torch.zeros(num_rings * size * (size + 1), dtype=torch.uint8, device=device)
+    toggles.scatter_add_(0, index, torch.ones_like(index, dtype=torch.uint8))
+    toggles = toggles.view(num_rings, size, size + 1)[..., :size]
+    filled = toggles.cumsum(dim=2, dtype=torch.uint8) % 2
+    masks = torch.zeros(num_masks, size, size, dtype=torch.int32, device=device)
+    masks.index_add_(0, crossings.ring_owners, filled.to(torch.int32))
+    return (masks > 0).transpose(1, 2)  # columns were first

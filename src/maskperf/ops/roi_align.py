@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from maskperf.ops.kernels.selection import is_available, load
+from maskperf.ops.kernels.selection import load, uses_kernels
 from maskperf.ops.roi_align_grouped import grouped_roi_align
 from maskperf.ops.roi_align_samples import SAMPLES, assign_levels, axis_samples, image_of_row
+from maskperf.techniques import active
 
 
 def _bag_rows(
@@ -54,8 +55,6 @@ def pyramid_roi_align(
     *,
     size: int,
     strides: tuple[int, ...],
-    kernels: bool = True,
-    grouped: bool = True,
     image_offsets: Int[Tensor, " images_plus_1"] | None = None,
     most_of_image: int = 0,
 ) -> Float[Tensor, "images_rois channels size size"]:
@@ -63,15 +62,16 @@ def pyramid_roi_align(
 
     start = x1 / stride, extent = max((x2 - x1) / stride, 1): no half-pixel shift and no "+1" (csrc/ROIAlign of the
     reference). Differentiable in the features, not in the boxes.
-    `kernels` allows the Triton kernels where the device has them, `grouped` the form for processors on a CPU.
     `image_offsets`: boxes of all images are in one row, in the order of images; image i has the boxes
     image_offsets[i]:image_offsets[i + 1], `most_of_image` at most. Boxes after the last image's give no gradient.
     """
     device = features[0].device
     packing = {"image_offsets": image_offsets, "most_of_image": most_of_image}
-    if kernels and is_available(device):
+    if uses_kernels(device):
         return load("roi_align").pyramid_roi_align(features, boxes, size=size, strides=strides, **packing)
-    if grouped and device.type == "cpu" and image_offsets is None:
+    if features[0].dtype == torch.bfloat16:
+        features = [feature.float() for feature in features]  # the plain forms give weights the format of the maps
+    if active().grouped_roi_align and device.type == "cpu" and image_offsets is None:
         return grouped_roi_align(features, boxes, size=size, strides=strides)
     return flat_roi_align(features, boxes, size=size, strides=strides, image_offsets=image_offsets)
 

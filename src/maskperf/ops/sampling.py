@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from maskperf.ops.kernels.selection import is_available, load
+from maskperf.ops.kernels.selection import load, uses_kernels
 
 GOLDEN_GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64 (SplitMix64, Steele et al. 2014)
 MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
@@ -45,15 +45,14 @@ def draw_balanced(
     *,
     num_samples: int,
     positive_fraction: float,
-    kernels: bool = True,
 ) -> Sample:
     """Returns the boxes drawn at random: at most `positive_fraction` positives, negatives fill the rest.
 
-    No box is both. `kernels` allows the Triton kernels where the device has them.
+    No box is both.
     Source: `modeling/balanced_positive_negative_sampler.py`, equal in law.
     """
     max_positive = int(num_samples * positive_fraction)
-    draw = load("sampling").draw_balanced if kernels and is_available(seeds.device) else draw_by_rank
+    draw = load("sampling").draw_balanced if uses_kernels(seeds.device) else draw_by_rank
     return draw(positive, negative, seeds, num_samples=num_samples, max_positive=max_positive)
 
 
@@ -112,11 +111,8 @@ def sample_balanced_reference(
     return chosen_positive, chosen_negative
 
 
-def compact(keep: Bool[Tensor, "images boxes"], slots: int, *, kernels: bool = True) -> Int[Tensor, "images slots"]:
-    """Return the indices of the kept boxes in their order, then those of others, cut to `slots` per image.
-
-    `kernels` allows the Triton kernel where the device has it.
-    """
-    if kernels and is_available(keep.device):
+def compact(keep: Bool[Tensor, "images boxes"], slots: int) -> Int[Tensor, "images slots"]:
+    """Return the indices of the kept boxes in their order, then those of others, cut to `slots` per image."""
+    if uses_kernels(keep.device):
         return load("sampling").compact(keep, slots)
     return torch.argsort(~keep, dim=1, stable=True)[:, :slots]

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from maskperf.config import DataConfig, RunConfig
+from maskperf.config import BACKBONE_MD5, DataConfig, RunConfig
 from maskperf.data.coco.categories import CategoryMatch, categories_of, match_categories
 from maskperf.data.coco.index import CocoIndex, DataPaths, locate, read_coco
 from maskperf.data.coco.verify import check_benchmark_counts, count_notices
@@ -30,7 +30,7 @@ from maskperf.structures import Batch
 
 WEIGHT_FILES = {  # field of the section model: what to do where its file is missing
     "backbone_weights": "Set it to Detectron's R-50.pkl (ImageNetPretrained/MSRA of its model zoo, MD5 "
-    "b19105fdd7baafb40480251377de18f2), or to nothing (model.backbone_weights=) to start from random weights.",
+    f"{BACKBONE_MD5}), or to nothing (model.backbone_weights=) to start from random weights.",
     "initial_weights": "Set it to a model.safetensors of a run or a .pth of the reference, or to nothing.",
 }
 
@@ -100,11 +100,11 @@ def generate_data(session: Session) -> None:
     if session.topology.is_first:
         written = ensure_demo_dataset(
             Path(data.root),
-            train_images=data.generate_train_images,
-            val_images=data.generate_val_images,
+            train_images=data.generate_images[0],
+            val_images=data.generate_images[1],
             seed=data.generate_seed,
         )
-        count = data.generate_train_images + data.generate_val_images
+        count = sum(data.generate_images)
         session.say(f"demo data set of {count} images {'written to' if written else 'found in'} {data.root}")
     share_from_first(None, session.topology)  # the others wait until it is there
 
@@ -223,13 +223,12 @@ def micro_batches(session: Session, data: OpenedData, updates_done: int, num_ste
         world=topology.world,
         images_per_rank=session.images_per_rank,
         pin_memory=topology.device.type == "cuda",
-        feeding=feeding_for(config.speed, topology.device),
+        feeding=feeding_for(topology.device),
     )
     prepare = partial(
         prepare_images,
         device=topology.device,
-        dtype=resolve_precision(config.speed, topology.device),
-        kernels=config.speed.triton_kernels,
+        dtype=resolve_precision(config.speed.precision, topology.device),
     )
     batches = iter(loader.batches(updates_done * per_step, num_steps * per_step))
     while of_one_step := list(islice(batches, per_step)):

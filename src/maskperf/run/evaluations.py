@@ -93,7 +93,7 @@ class Evaluation:
             rank=topology.rank,
             world=topology.world,
             pin_memory=topology.device.type == "cuda",
-            feeding=feeding_for(config.speed, topology.device),
+            feeding=feeding_for(topology.device),
         )
         self._coding = detect_all(model, batches, data.train.category_ids, topology.device)
         self._seconds = time.monotonic() - start

@@ -26,6 +26,7 @@ from maskperf.run.progress import Progress
 from maskperf.run.recorder import StepRecorder
 from maskperf.run.session import Session, open_session, save_model
 from maskperf.schema import METRICS_FILE
+from maskperf.techniques import chosen_techniques, using
 
 
 def run_benchmark(config: RunConfig, topology: Topology) -> FinishedRun:
@@ -36,7 +37,7 @@ def run_benchmark(config: RunConfig, topology: Topology) -> FinishedRun:
     Source: the sequence and cadence of MLPerf Training rules, `tools/train_mlperf.py` of the reference.
     """
     config = complete_config(config, topology)
-    with open_session(config, topology) as session:
+    with using(chosen_techniques(config.speed)), open_session(config, topology) as session:
         generate_data(session)
         model, optimizer, captured = _initialize(session)
         session.start_clock()
@@ -85,13 +86,13 @@ def _initialize(session: Session) -> tuple[MaskRcnn, torch.optim.Optimizer, Capt
     clear_caches(session)
     session.log.init_start()
     session.log.hyperparameters(config, config.seed)
-    model, notices = build_model(config.model, config.seed, config.speed)
+    model, notices = build_model(config.model, config.seed)
     for notice in notices:
         session.say(notice)
     model.to(topology.device)
     broadcast_model(model, topology)
-    set_precision(model, topology.device, session.say)
-    for line in (describe(config.speed.triton_kernels, topology.device), keep_memory(config.speed, topology.device)):
+    set_precision(model, config.speed.precision, topology.device, session.say)
+    for line in (describe(topology.device), keep_memory(topology.device)):
         session.say(line)
     optimizer = build_optimizer(model, config.optimizer)
     captured = prepare_steps(model, config, images=session.images_per_rank, topology=topology, say=session.say)

@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from maskperf.engine.distributed import init_topology
+from maskperf.engine.distributed import Topology, init_topology
 from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.precision import resolve_precision
 from maskperf.engine.step import StepResult, train_step
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.run.black_box import BlackBox
 from maskperf.structures import LOSS_NAMES, to_device
+from maskperf.techniques import chosen_techniques, using
 
 MOST_NAMES = 8
 
@@ -49,6 +50,11 @@ def replay(box: BlackBox, device: str) -> Replay:
     The micro-batches of all processes run one after the other; their gradients are averaged as the processes did.
     """
     topology = init_topology(device)
+    with using(chosen_techniques(box.config.speed)):
+        return _replay(box, topology)
+
+
+def _replay(box: BlackBox, topology: Topology) -> Replay:
     optimizer_config = replace(box.config.optimizer, accumulation_steps=len(box.micro_batches))
     batches = [to_device(batch, topology.device) for batch in box.micro_batches]
     per_process = box.facts.accumulation_steps
@@ -80,10 +86,10 @@ def replay(box: BlackBox, device: str) -> Replay:
 
 
 def _restore(box: BlackBox, device: torch.device) -> tuple[MaskRcnn, torch.optim.Optimizer]:
-    model = MaskRcnn(box.config.model, box.config.speed)
+    model = MaskRcnn(box.config.model)
     model.load_state_dict(box.weights)
     model.to(device)
-    model.compute_dtype = resolve_precision(model.speed, device)
+    model.compute_dtype = resolve_precision(box.config.speed.precision, device)
     optimizer = build_optimizer(model, box.config.optimizer)
     for name, parameter in model.named_parameters():
         if name in box.momentum:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from image_folder import image_index, triangle
 
-from maskperf.config import DataConfig, SpeedConfig
+from maskperf.config import DataConfig
 from maskperf.data.images import loader
 from maskperf.data.images.buckets import bucket_sizes, group_numbers, image_buckets
 from maskperf.data.images.collate import make_batch
@@ -21,6 +21,7 @@ from maskperf.data.images.loader import (
 )
 from maskperf.errors import DataError
 from maskperf.seeds import derive_seed
+from maskperf.techniques import plain, using
 
 DATA = DataConfig(short_side=24, long_side=40, size_divisor=8, loader_threads=2, prefetch_batches=3)
 SIZES_HW = [(20, 30), (30, 20), (24, 24), (18, 40), (25, 50), (40, 20), (20, 30)]
@@ -156,12 +157,11 @@ def test_images_of_one_batch_have_the_draws_of_their_own_passes(index):
 
 
 def test_techniques_mean_something_else_on_a_gpu():
-    every, none = SpeedConfig(), SpeedConfig(aspect_buckets=False, device_preprocessing=False)
-    assert feeding_for(every, torch.device("cpu")) == Feeding(aspect_buckets=True)
-    assert feeding_for(none, torch.device("cpu")) == Feeding()
-    on_gpu = feeding_for(every, torch.device("cuda", 0))
+    assert feeding_for(torch.device("cpu")) == Feeding(aspect_buckets=True)
+    on_gpu = feeding_for(torch.device("cuda", 0))
     assert on_gpu == Feeding(aspect_buckets=True, static_canvas=True, raw_pictures=True)
-    assert feeding_for(none, torch.device("cuda", 0)) == Feeding()
+    with using(plain()):
+        assert feeding_for(torch.device("cpu")) == feeding_for(torch.device("cuda", 0)) == Feeding()
 
 
 def test_images_are_not_grouped_where_the_configuration_says_so(index):

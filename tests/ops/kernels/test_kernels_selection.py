@@ -12,6 +12,7 @@ from maskperf.errors import ConfigError
 from maskperf.model import patches
 from maskperf.ops import matching, nms, ranking, rasterize, roi_align, sampling
 from maskperf.ops.kernels import selection
+from maskperf.techniques import plain, using
 
 CUDA = torch.device("cuda", 0)
 
@@ -33,11 +34,11 @@ def machine(monkeypatch, tmp_path):
 
 def test_nothing_is_missing_on_a_fitting_gpu(machine):
     assert selection.missing_part(CUDA) == ""
-    assert selection.is_available(CUDA)
+    assert selection.uses_kernels(CUDA)
 
 
 def test_a_cpu_has_no_kernels():
-    assert not selection.is_available(torch.device("cpu"))
+    assert not selection.uses_kernels(torch.device("cpu"))
     assert "NVIDIA" in selection.missing_part(torch.device("cpu"))
 
 
@@ -54,7 +55,7 @@ def test_triton_must_be_installed(machine):
 @pytest.mark.parametrize(("capability", "is_enough"), [((7, 5), False), ((8, 0), True), ((10, 0), True)])
 def test_the_gpu_must_know_bfloat16(machine, capability, is_enough):
     machine.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert selection.is_available(CUDA) == is_enough
+    assert selection.uses_kernels(CUDA) == is_enough
     assert is_enough or "capability (7, 5)" in selection.missing_part(CUDA)
 
 
@@ -64,7 +65,7 @@ def test_a_c_compiler_is_needed(machine):
     machine.setattr(selection.shutil, "which", lambda name: "/opt/cc" if name == "my-cc" else None)
     selection.missing_part.cache_clear()
     machine.setenv("CC", "my-cc")
-    assert selection.is_available(CUDA)
+    assert selection.uses_kernels(CUDA)
 
 
 def test_a_compiler_that_was_chosen_must_be_there(machine):
@@ -78,62 +79,62 @@ def test_the_headers_of_python_are_needed(machine, tmp_path):
     assert "Python.h" in selection.missing_part(CUDA)
 
 
-def test_the_choice_is_told_with_its_reason(machine):
-    on, off = True, False
-    told = selection.describe(on, CUDA)
-    assert told == f"kernels: our own, in Triton, for {selection.OPERATORS}"
-    assert "triton_kernels=false" in selection.describe(off, CUDA)
-    assert "NVIDIA" in selection.describe(on, torch.device("cpu"))
+def test_the_choice_is_described_with_its_reason(machine):
+    assert selection.OPERATORS in selection.describe(CUDA)
+    with using(plain()):
+        assert "triton_kernels is off" in selection.describe(CUDA)
+        assert not selection.uses_kernels(CUDA)
+    assert "NVIDIA" in selection.describe(torch.device("cpu"))
     machine.setattr(importlib.util, "find_spec", lambda name: None)
     selection.missing_part.cache_clear()
-    assert "pip install triton" in selection.describe(on, CUDA)
+    assert "pip install triton" in selection.describe(CUDA)
 
 
 BOXES = torch.tensor([[[0.0, 0.0, 9.0, 9.0], [0.0, 0.0, 9.0, 9.0]]])
 VALID = torch.ones(1, 2, dtype=torch.bool)
 
 
-def pooled(kernels: bool) -> object:
-    return roi_align.pyramid_roi_align([torch.zeros(1, 2, 8, 8)], BOXES, size=2, strides=(4,), kernels=kernels)
+def pooled() -> object:
+    return roi_align.pyramid_roi_align([torch.zeros(1, 2, 8, 8)], BOXES, size=2, strides=(4,))
 
 
-def suppressed(kernels: bool) -> object:
-    return nms.nms_sorted(BOXES, VALID, 0.5, kernels=kernels)
+def suppressed() -> object:
+    return nms.nms_sorted(BOXES, VALID, 0.5)
 
 
-def drawn(kernels: bool) -> object:
+def drawn() -> object:
     triangle = np.array([[0, 0], [9, 0], [5, 9]], np.float32)
     polygons = flat_polygons([triangle], [0, 1])
-    return rasterize.rasterize_crops(polygons, torch.tensor([0]), BOXES[0, :1], 4, kernels=kernels)
+    return rasterize.rasterize_crops(polygons, torch.tensor([0]), BOXES[0, :1], 4)
 
 
-def matched_anchors(kernels: bool) -> object:
-    return matching.match_anchors(BOXES[0], BOXES, VALID, positive_iou=0.7, negative_iou=0.3, kernels=kernels)
+def matched_anchors() -> object:
+    return matching.match_anchors(BOXES[0], BOXES, VALID, positive_iou=0.7, negative_iou=0.3)
 
 
-def matched_rois(kernels: bool) -> object:
-    return matching.match_boxes(BOXES, BOXES, VALID, positive_iou=0.5, negative_iou=0.5, kernels=kernels)
+def matched_rois() -> object:
+    return matching.match_boxes(BOXES, BOXES, VALID, positive_iou=0.5, negative_iou=0.5)
 
 
-def taken_patches(kernels: bool) -> object:
-    return patches.cell_patches([torch.zeros(1, 2, 8, 8)], torch.zeros(1, 3, dtype=torch.int64), kernels=kernels)
+def taken_patches() -> object:
+    return patches.cell_patches([torch.zeros(1, 2, 8, 8)], torch.zeros(1, 3, dtype=torch.int64))
 
 
-def sampled(kernels: bool) -> object:
+def sampled() -> object:
     rule = {"num_samples": 2, "positive_fraction": 0.5}
-    return sampling.draw_balanced(VALID, ~VALID, torch.tensor([1]), kernels=kernels, **rule)
+    return sampling.draw_balanced(VALID, ~VALID, torch.tensor([1]), **rule)
 
 
-def compacted(kernels: bool) -> object:
-    return sampling.compact(VALID, 2, kernels=kernels)
+def compacted() -> object:
+    return sampling.compact(VALID, 2)
 
 
-def ranked(kernels: bool) -> object:
-    return ranking.best_anchors(BOXES[0, :, :2], (1, 1), 1, kernels=kernels)
+def ranked() -> object:
+    return ranking.best_anchors(BOXES[0, :, :2], (1, 1), 1)
 
 
-def best_masked(kernels: bool) -> object:
-    return ranking.best_mask(BOXES[0], 2, kernels=kernels)
+def best_masked() -> object:
+    return ranking.best_mask(BOXES[0], 2)
 
 
 def parts(result: object) -> list[torch.Tensor]:
@@ -158,19 +159,20 @@ WORK = [
 
 @pytest.mark.parametrize(("work", "module", "name"), WORK)
 def test_an_operator_takes_its_kernel_where_it_may_and_can(work, module, name, monkeypatch):
-    plain = work(kernels=True)
-    assert all(isinstance(part, torch.Tensor) for part in parts(plain))  # here is no GPU
+    expected = work()  # here is no GPU
     taken = []
 
     class Kernels:
         def __getattr__(self, name):
-            return lambda *arguments, **options: taken.append((name, len(options))) or plain
+            return lambda *arguments, **options: taken.append((name, len(options))) or expected
 
-    monkeypatch.setattr(module, "is_available", lambda device: True)
+    monkeypatch.setattr(selection, "missing_part", lambda device: "")
     monkeypatch.setattr(module, "load", lambda name: taken.append(name) or Kernels())
-    assert all(torch.equal(one, other) for one, other in zip(parts(work(kernels=False)), parts(plain), strict=True))
+    with using(plain()):
+        found = work()
+    assert all(torch.equal(one, other) for one, other in zip(parts(found), parts(expected), strict=True))
     assert taken == []
-    assert work(kernels=True) is plain
+    assert work() is expected
     assert taken[0] == module.__name__.rpartition(".")[2]
     assert taken[1][0] == name
 
@@ -185,4 +187,4 @@ def test_a_missing_triton_stops_the_kernels_alone(monkeypatch):
     monkeypatch.delitem(sys.modules, "maskperf.ops.kernels.nms", raising=False)
     with pytest.raises(ModuleNotFoundError, match="triton"):
         selection.load("nms")
-    assert not selection.is_available(torch.device("cpu"))
+    assert not selection.uses_kernels(torch.device("cpu"))

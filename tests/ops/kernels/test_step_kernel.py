@@ -7,12 +7,13 @@ from kernel_device import DEVICE
 
 from maskperf.bench.gpu_steps import synthetic_batch
 from maskperf.bench.plan import GpuPlan
-from maskperf.config import ModelConfig, SpeedConfig
+from maskperf.config import ModelConfig
 from maskperf.engine.build import build_model
 from maskperf.engine.forward import training_losses
 from maskperf.model import patches
 from maskperf.ops import matching, nms, ranking, rasterize, roi_align, sampling
 from maskperf.ops.kernels import selection
+from maskperf.techniques import Techniques, using
 
 MODEL = ModelConfig(
     num_classes=4,
@@ -41,10 +42,10 @@ def losses_and_gradients(with_kernels: bool, monkeypatch) -> tuple[torch.Tensor,
 
         monkeypatch.setattr(module, "load", load)
     monkeypatch.setattr(selection, "missing_part", lambda device: "" if with_kernels else "not wanted")
-    speed = SpeedConfig(fast_convolutions=False, precision="float32", packed_positives=False)
-    model, _ = build_model(MODEL, 3, speed)
-    losses = training_losses(model.to(device), synthetic_batch(PLAN, (64, 96), 1, device))
-    losses.total().backward()
+    model, _ = build_model(MODEL, 3)
+    with using(Techniques().without("fast_convolutions", "packed_positives")):
+        losses = training_losses(model.to(device), synthetic_batch(PLAN, (64, 96), 1, device))
+        losses.total().backward()
     gradients = {name: place.grad for name, place in model.named_parameters() if place.grad is not None}
     return losses.stacked().detach(), gradients, taken
 

@@ -207,15 +207,9 @@ def _refusal(path: Path, value: str, message: str, fix: str = FIX_FILE) -> DataE
 
 def _without_trailing_commas(data: bytes) -> tuple[bytes, int]:
     """Return the text without commas before a closing bracket, and how many there were."""
-    count = 0
-
-    def keep_string(match: re.Match) -> str:
-        nonlocal count
-        count += match[0] == ","
-        return "" if match[0] == "," else match[0]
-
-    text = STRING_OR_TRAILING_COMMA.sub(keep_string, data.decode("utf-8"))
-    return text.encode(), count
+    text = data.decode("utf-8")
+    kept = STRING_OR_TRAILING_COMMA.sub(lambda match: "" if match[0] == "," else match[0], text)
+    return kept.encode(), len(text) - len(kept)
 
 
 def _parse_leniently(path: Path, data: bytes) -> Any:

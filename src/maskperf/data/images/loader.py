@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from maskperf.config import DataConfig, SpeedConfig
+from maskperf.config import DataConfig
 from maskperf.data.coco.index import CocoIndex
 from maskperf.data.images.buckets import Buckets, bucket_sizes, group_numbers, image_buckets
 from maskperf.data.images.collate import Packing, Sample, make_batch, make_evaluation_batch
@@ -22,6 +22,7 @@ from maskperf.data.images.transforms import move_boxes, move_points, target_size
 from maskperf.errors import DataError, Problem
 from maskperf.seeds import derive_seed
 from maskperf.structures import Batch, EvaluationBatch, pinned
+from maskperf.techniques import active
 
 CHECK_LIMIT_SECONDS = 60.0
 
@@ -83,13 +84,13 @@ class Feeding:
     raw_pictures: bool = False  # pictures as decoded, for `prepare_images`
 
 
-def feeding_for(speed: SpeedConfig, device: torch.device) -> Feeding:
-    """Return what the switches mean for this device: few sizes and raw pictures are for a GPU alone."""
-    is_cuda = device.type == "cuda"
+def feeding_for(device: torch.device) -> Feeding:
+    """Return what the active techniques mean for this device: few sizes and raw images are for a GPU alone."""
+    techniques, is_cuda = active(), device.type == "cuda"
     return Feeding(
-        aspect_buckets=speed.aspect_buckets,
-        static_canvas=speed.aspect_buckets and is_cuda,
-        raw_pictures=speed.device_preprocessing and is_cuda,
+        aspect_buckets=techniques.aspect_buckets,
+        static_canvas=techniques.aspect_buckets and is_cuda,
+        raw_pictures=techniques.device_preprocessing and is_cuda,
     )
 
 

@@ -100,13 +100,12 @@ def prepare_images(
     device: torch.device,
     *,
     dtype: torch.dtype = torch.float32,
-    kernels: bool = True,
 ) -> Batch | EvaluationBatch:
     """Return the batch on the device, with its images ready for the network; call it once for a batch.
 
     Errors: RuntimeError when raw images are prepared a second time.
     """
-    images = images_on_device(batch.images, device, dtype=dtype, kernels=kernels)
+    images = images_on_device(batch.images, device, dtype=dtype)
     return to_device(replace(batch, images=images), device)
 
 
@@ -115,7 +114,6 @@ def images_on_device(
     device: torch.device,
     *,
     dtype: torch.dtype = torch.float32,
-    kernels: bool = True,
 ) -> Images:
     """Return the images ready for the network; those that are ready already are moved in their own type.
 
@@ -130,6 +128,6 @@ def images_on_device(
         copied = torch.cuda.Event()
         copied.record(torch.cuda.current_stream(device))
         is_copied = copied.query
-    made = to_images(moved, dtype=dtype, kernels=kernels)
+    made = to_images(moved, dtype=dtype)
     moved.release(is_copied)  # not before: on a CPU nothing is copied, and the buffer itself was read
     return made

@@ -14,13 +14,15 @@ from types import ModuleType
 
 import torch
 
+from maskperf.techniques import active
+
 LEAST_CAPABILITY = (8, 0)  # the first with bfloat16
 OPERATORS = "RoIAlign, ranking, NMS, matching, samples, patches of the RPN, mask targets, weight casts and mask logits"
 
 
-def is_available(device: torch.device) -> bool:
-    """Return whether the kernels run on this device; `missing_part` says why not. Never waits for the device."""
-    return missing_part(device) == ""
+def uses_kernels(device: torch.device) -> bool:
+    """Return whether the operators call the kernels on this device. Never waits for it."""
+    return active().triton_kernels and missing_part(device) == ""
 
 
 @functools.cache
@@ -42,14 +44,14 @@ def missing_part(device: torch.device) -> str:
     return ""
 
 
-def describe(wanted: bool, device: torch.device) -> str:
-    """Return a line that says which code runs the operators that have kernels, and if not ours, why."""
+def describe(device: torch.device) -> str:
+    """Return one line about which code runs the operators that have kernels, and if PyTorch's, why."""
     if device.type == "cpu":
         return "kernels: those of PyTorch (our own are for NVIDIA GPUs)"
-    if not wanted:
-        return "kernels: those of PyTorch (speed.triton_kernels=false)"
+    if not active().triton_kernels:
+        return "kernels: those of PyTorch (triton_kernels is off, see speed.without)"
     if missing := missing_part(device):
-        return f"kernels: those of PyTorch, although speed.triton_kernels=true. {missing}"
+        return f"kernels: those of PyTorch, although triton_kernels is on. {missing}"
     return f"kernels: our own, in Triton, for {OPERATORS}"
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_release import BACKBONE, backbone_arrays
 
 from maskperf import errors
 from maskperf.engine.build import build_model
@@ -20,7 +21,6 @@ from maskperf.model.weights import (
 from maskperf.overrides import from_json_text, to_json_text, with_overrides
 from maskperf.recipes import coco
 
-BACKBONE = ["model.stage_blocks=1,1,1,1", "model.stem_channels=4", "model.stage_channels=8,16,32,64"]
 SIZES = [
     *BACKBONE,
     *("model.num_classes=3", "model.fpn_channels=4", "model.box_head_channels=4", "model.mask_head_channels=4"),
@@ -33,7 +33,7 @@ def config_of(*pairs):
 
 
 def write_run_model(path, *pairs):
-    """Write a model as a run does, and returns it."""
+    """Write a model as a run does, and return it."""
     config = config_of(*pairs)
     model, _ = build_model(config.model, seed=5)
     for name, tensor in model.state_dict().items():
@@ -50,28 +50,9 @@ def write_run_model(path, *pairs):
 
 
 def write_backbone_pickle(path):
-    """Write a small backbone as Detectron would, and returns its arrays."""
-    generator = np.random.default_rng(0)
-    blobs = {"fc1000_w": np.ones((2, 3), np.float32), "fc1000_b": np.ones(2, np.float32)}
-
-    def add(name, norm, *shape):
-        blobs[f"{name}_w"] = generator.normal(size=shape).astype(np.float32)
-        blobs[f"{norm}_bn_s"] = generator.uniform(0.5, 2, shape[0]).astype(np.float32)
-        blobs[f"{norm}_bn_b"] = generator.normal(size=shape[0]).astype(np.float32)
-
-    add("conv1", "res_conv1", 4, 3, 7, 7)
-    inputs = 4
-    for stage, outputs in enumerate((8, 16, 32, 64), start=2):
-        base, middle = f"res{stage}_0_branch", outputs // 4
-        shapes = {
-            "1": (outputs, inputs, 1, 1),
-            "2a": (middle, inputs, 1, 1),
-            "2b": (middle, middle, 3, 3),
-            "2c": (outputs, middle, 1, 1),
-        }
-        for branch, shape in shapes.items():
-            add(base + branch, base + branch, *shape)
-        inputs = outputs
+    """Write a small backbone as Detectron would, and return its arrays."""
+    classifier = {"fc1000_w": np.ones((2, 3), np.float32), "fc1000_b": np.ones(2, np.float32)}
+    blobs = {**classifier, **backbone_arrays()}
     path.write_bytes(pickle.dumps({"blobs": blobs}, protocol=2))
     return blobs
 

@@ -64,7 +64,7 @@ def _default_page(first: Path) -> Path:
 
 
 def _summary_lines(contents: Any) -> list[str]:
-    from maskperf.report.standing import standing_sentence
+    from maskperf.report.placement import placement_sentence
 
     lines = [contents.title, contents.sentence]
     if len(contents.runs) > 1:
@@ -78,7 +78,7 @@ def _summary_lines(contents: Any) -> list[str]:
         ]
         lines.append(f"last evaluation: {', '.join(texts)}")
     lines += _note_lines(contents.runs)
-    return [*lines, *filter(None, (standing_sentence(contents.places), contents.places_note))]
+    return [*lines, *filter(None, (placement_sentence(contents.places), contents.places_note))]
 
 
 def _note_lines(runs: Sequence[Any]) -> list[str]:

@@ -8,51 +8,31 @@ from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from typing import Any
 
+import msgspec
 from PIL import Image, ImageDraw
 
+from maskperf.mlperf.published import BandEpoch, PublishedBand, RankedSystem
+from maskperf.mlperf.rules import RuleResult
 from maskperf.report.contents import (
-    Band,
-    BandPoint,
     CategoryScore,
     EvaluationPoint,
-    GuardEntry,
     LossPoint,
     Phase,
-    PictureEntry,
-    Place,
     ReportContents,
-    RuleRow,
     RunPage,
     SeriesScore,
     Verdict,
 )
+from maskperf.schema import GuardEvent, PictureEntry
 
 BOX_TARGET, MASK_TARGET = 0.377, 0.339
 TERMS = {"objectness": 0.05, "rpn_box": 0.07, "classification": 0.24, "box": 0.2, "mask": 0.28}
 STEPS_AN_EPOCH = 1221
 # These say which of a few known things something is; they are never free text.
-CHOICES = ("state", "kind", "jpeg_base64")
+CHOICES = ("state", "event", "kind", "jpeg_base64")
 THINGS = (
-    "person",
-    "bicycle",
-    "car",
-    "motorcycle",
-    "airplane",
-    "bus",
-    "train",
-    "truck",
-    "boat",
-    "traffic light",
-    "fire hydrant",
-    "stop sign",
-    "parking meter",
-    "bench",
-    "bird",
-    "cat",
-    "dog",
-    "horse",
-    "sheep",
-    "cow",
+    *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light"),
+    *("fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow"),
 )
 
 
@@ -148,9 +128,9 @@ def synthetic_run(name: str = "run_0", seed: int = 0, *, epochs: int = 14, minut
             for kind in ("best", "worst")
             for index in range(4)
         ),
-        guard=(GuardEntry(kind="summary", step=None, epoch=None, text="17,094 steps watched, nothing noticed."),),
+        guard=(GuardEvent(event="summary", step=None, epoch=None, text="17,094 steps watched, nothing noticed."),),
         rules=tuple(
-            RuleRow(
+            RuleResult(
                 rule=f"Rule {number} of the closed division",
                 field=f"optimizer.field_{number}",
                 value=str(number),
@@ -173,14 +153,14 @@ def synthetic_run(name: str = "run_0", seed: int = 0, *, epochs: int = 14, minut
     return replace(page, **changes)
 
 
-def synthetic_places(own_minutes: float = 19.3) -> tuple[Place, ...]:
+def synthetic_places(own_minutes: float = 19.3) -> tuple[RankedSystem, ...]:
     draws = random.Random(3)
     places = []
     for index in range(23):
         count = (8, 8, 8, 16, 64, 384)[index % 6]
         minutes = draws.uniform(15, 42) * (8 / count) ** 0.7
         places.append(
-            Place(
+            RankedSystem(
                 name=f"Submitter {index + 1}: System-{draws.randint(100, 999)}xa",
                 accelerators=count,
                 batch_size=12 * count,
@@ -191,7 +171,7 @@ def synthetic_places(own_minutes: float = 19.3) -> tuple[Place, ...]:
             )
         )
     places.append(
-        Place(
+        RankedSystem(
             name="run_0",
             accelerators=8,
             accelerator="NVIDIA H200",
@@ -204,13 +184,13 @@ def synthetic_places(own_minutes: float = 19.3) -> tuple[Place, ...]:
     return tuple(sorted(places, key=lambda place: place.minutes))
 
 
-def synthetic_band() -> Band:
+def synthetic_band() -> PublishedBand:
     points = synthetic_evaluations(random.Random(77), 15, 21.0)
-    return Band(
+    return PublishedBand(
         batch_size=96,
-        note="35 published runs of 7 systems.",
-        points=tuple(
-            BandPoint(
+        sentence="35 published runs of 7 systems.",
+        epochs=tuple(
+            BandEpoch(
                 epoch=point.epoch,
                 box_mean=point.box_ap,
                 box_deviation=0.006,
@@ -314,10 +294,10 @@ def aborted() -> ReportContents:
         mask_ap=None,
     )
     guard = (
-        GuardEntry(kind="collapse", step=5880, epoch=5, text="the loss is 6.1 times its median of 200 steps"),
-        GuardEntry(kind="non-finite", step=5913, epoch=5, text="loss_mask is nan; images 184613, 397133, 37777"),
-        GuardEntry(kind="plateau", step=None, epoch=5, text="mask AP has not risen for 3 epochs"),
-        GuardEntry(kind="summary", step=None, epoch=None, text="5,913 steps watched."),
+        GuardEvent(event="collapse", step=5880, epoch=5, text="the loss is 6.1 times its median of 200 steps"),
+        GuardEvent(event="non-finite", step=5913, epoch=5, text="loss_mask is nan; images 184613, 397133, 37777"),
+        GuardEvent(event="plateau", step=None, epoch=5, text="mask AP has not risen for 3 epochs"),
+        GuardEvent(event="summary", step=None, epoch=None, text="5,913 steps watched."),
     )
     run = replace(run, verdict=verdict, evaluations=evaluations, losses=losses, guard=guard)
     return contents_of(run, places=(), places_note="No place: the run did not reach the targets.")
@@ -367,6 +347,9 @@ def with_texts(value: Any, change: Callable[[str], str]) -> Any:
         return tuple(with_texts(entry, change) for entry in value)
     if isinstance(value, dict):
         return {change(key): entry for key, entry in value.items()}
+    if isinstance(value, msgspec.Struct):
+        names = [name for name in value.__struct_fields__ if name not in CHOICES]
+        return msgspec.structs.replace(value, **{name: with_texts(getattr(value, name), change) for name in names})
     if is_dataclass(value):
         names = [field.name for field in fields(value) if field.name not in CHOICES]
         return replace(value, **{name: with_texts(getattr(value, name), change) for name in names})

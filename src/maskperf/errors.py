@@ -114,21 +114,24 @@ def problems_by_kind(problems: Sequence[Problem]) -> list[list[Problem]]:
     return list(kinds.values())
 
 
-def describe_problems(problems: list[Problem]) -> str:
-    """Return the problems by kind: the first of each kind in full, and where up to `MAX_PROBLEMS_SHOWN` others are."""
+def describe_problems(problems: Sequence[Problem]) -> str:
+    """Return the first problem of each kind in full, and where up to `MAX_PROBLEMS_SHOWN` others are."""
     lines = []
     for alike in problems_by_kind(problems):
         lines.append(alike[0].line())
-        others = [
-            problem.where if _is_json(problem) else os.path.basename(problem.file)
-            for problem in alike[1 : MAX_PROBLEMS_SHOWN + 1]
-        ]
-        if others:
-            end = ", ..." if len(alike) > len(others) + 1 else ""
-            lines.append(f"  and {len(alike) - 1} more of this kind: {', '.join(others)}{end}")
+        if len(alike) > 1:
+            lines.append(f"  {others_of_kind(alike)}")
     if len(problems) > 1:
         lines.append(f"{len(problems)} problems in all")
     return "\n".join(lines)
+
+
+def others_of_kind(alike: Sequence[Problem]) -> str:
+    """Return "and 2 more of this kind: image id 4, image id 7", empty for a single problem."""
+    others = alike[1 : MAX_PROBLEMS_SHOWN + 1]
+    names = [problem.where if _is_json(problem) else os.path.basename(problem.file) for problem in others]
+    end = ", ..." if len(alike) > len(others) + 1 else ""
+    return f"and {len(alike) - 1} more of this kind: {', '.join(names)}{end}" if others else ""
 
 
 def _is_json(problem: Problem) -> bool:

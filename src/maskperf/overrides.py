@@ -52,6 +52,11 @@ def with_overrides(config: RunConfig, pairs: list[str]) -> RunConfig:
     return _from_flat(values)
 
 
+def key_of(pair: str) -> str:
+    """Return the key of a `key=value`."""
+    return pair.partition("=")[0].strip()
+
+
 def flatten(config: RunConfig) -> dict[str, Any]:
     """Return every value under its key, in the order of the configuration."""
     values = {}

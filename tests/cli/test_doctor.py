@@ -150,7 +150,7 @@ def test_problems_are_shown_by_kind_with_the_exit_code(root, quick):
     shown = quick("--data", root)
     (line,) = lines_of(shown, "validation data")
     assert shown.code == EXIT_USAGE and line.startswith("problem ")
-    assert "and 2 more of this kind (image id " in line and "cut short" in line
+    assert "and 2 more of this kind: " in line and "cut short" in line
 
 
 def test_every_image_is_decoded_unless_quick(root):

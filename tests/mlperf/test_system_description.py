@@ -123,5 +123,5 @@ def test_problems_of_a_description_are_named(tmp_path, text, words):
     path.write_text(text)
     with pytest.raises(DataError, match=words):
         read_description(path)
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="no such file"):
         read_description(tmp_path / "none.json")

@@ -42,8 +42,8 @@ def test_a_whole_log_has_no_findings(check):
         ("run_start is logged 2 times", _start_again(WHOLE)),
         ("s before that of line", [*WHOLE[:40], *later(WHOLE[40:], -60)]),
         ("eval_accuracy stands behind run_stop", _stop_before_evaluation(WHOLE)),
-        ("contains the word eval_accuracy", [*WHOLE, record("note", "eval_accuracy fell", 30)]),
-        ("contains the word global_batch_size", [record("config", {"global_batch_size": 9}, 0), *WHOLE]),
+        ("contains the text eval_accuracy", [*WHOLE, record("note", "eval_accuracy fell", 30)]),
+        ("contains the text global_batch_size", [record("config", {"global_batch_size": 9}, 0), *WHOLE]),
     ],
 )
 def test_what_the_official_checker_lets_pass_is_refused(log_of, words, records):

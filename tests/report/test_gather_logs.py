@@ -8,9 +8,8 @@ from synthetic_logs import LEFT_OUT, log_records, log_text, record, write_log
 
 from maskperf.mlperf.read import read_log
 from maskperf.report.contents import LossPoint
+from maskperf.report.course import phases_of_log, thin
 from maskperf.report.gather import gather
-from maskperf.report.losses import thin
-from maskperf.report.phases import phases_of_log, total
 
 RANKS = 8
 START = 1.0  # minutes, of run_start
@@ -89,7 +88,7 @@ def test_a_collapse_in_a_published_log_is_named(tmp_path):
     losses = [1.0 + 0.01 * (number % 3) for number in range(20)] + [2.0] + [None] * 10
     evaluations = [(epoch, 0.2 if epoch < 3 else 0.0, 0.2 if epoch < 3 else 0.0) for epoch in range(1, 6)]
     page = page_of(write(tmp_path / "log.txt", published_records(losses, evaluations=evaluations, status="aborted")))
-    assert [entry.kind for entry in page.guard] == ["collapse", "collapse", "summary"]
+    assert [entry.event for entry in page.guard] == ["collapse", "collapse", "summary"]
     assert 1050 <= page.guard[0].step <= 1100 and page.guard[1].epoch == 3
     assert page.verdict.state == "missed" and page.verdict.sentence.endswith(
         f"The training collapsed at step {page.guard[0].step}."
@@ -102,7 +101,7 @@ def test_a_plateau_in_a_published_log_is_named_where_it_could_first_be(tmp_path)
     records = published_records([], evaluations=evaluations, status="aborted", decay=(12000, 14000))
     page = page_of(write(tmp_path / "log.txt", records))
     plateau, summary = page.guard
-    assert (plateau.kind, summary.kind) == ("plateau", "summary")
+    assert (plateau.event, summary.event) == ("plateau", "summary")
     assert 13 < plateau.epoch < 25 and "box AP is 0.00200 short of 0.377" in plateau.text
     assert page.verdict.sentence == (
         "Targets not met in 29 epochs (10.0 minutes); nearest in epoch 13: box AP 0.0020 short. "
@@ -112,7 +111,7 @@ def test_a_plateau_in_a_published_log_is_named_where_it_could_first_be(tmp_path)
 
 def test_a_sound_log_gets_a_clean_record(tmp_path):
     page = page_of(write_log(tmp_path / "log.txt", tracked_every=50))
-    assert [entry.kind for entry in page.guard] == ["summary"] and page.guard[0].text.endswith("no collapse.")
+    assert [entry.event for entry in page.guard] == ["summary"] and page.guard[0].text.endswith("no collapse.")
 
 
 def test_the_phases_of_a_log_sum_to_its_wall_clock(tmp_path):
@@ -168,7 +167,7 @@ def test_a_log_without_epochs_has_one_phase(tmp_path):
 
 def test_a_log_without_a_run_has_no_phases(tmp_path):
     log = read_log(write(tmp_path / "log.txt", [record("init_start", None, 0.0)]))
-    assert phases_of_log(log) == () and total([]) == 0.0
+    assert phases_of_log(log) == ()
 
 
 INTERVAL = st.tuples(st.floats(0, 10), st.floats(0, 4))
@@ -207,13 +206,13 @@ def test_a_published_log_has_a_band_a_place_and_the_submitters_name(tmp_path):
     own = next(place for place in contents.places if place.is_this)
     assert own.name == "Made Up: synthetic_system" and own.minutes == pytest.approx(19.35, abs=1e-4)
     assert contents.title == "Mask R-CNN: Made Up: synthetic_system"
-    assert contents.band.batch_size == 96 and len(contents.band.points) >= 13
+    assert contents.band.batch_size == 96 and len(contents.band.epochs) >= 13
     assert contents.runs[0].name == "result_0.txt" and contents.runs[0].rules == ()
 
 
 def test_a_batch_size_nobody_published_names_the_nearest(tmp_path):
     band = gather([write_log(tmp_path / "result_0.txt", batch_size=100)], []).band
-    assert band.batch_size == 96 and "nothing was published with batch 100" in band.note
+    assert band.batch_size == 96 and "nothing was published with batch 100" in band.sentence
 
 
 def test_a_run_that_missed_has_no_place(tmp_path):

@@ -5,8 +5,8 @@ import pytest
 from synthetic_run_folders import append_record, write_metrics, write_results, write_run_folder
 
 from maskperf.errors import DataError, UserError
+from maskperf.report.course import TERMS
 from maskperf.report.gather import gather
-from maskperf.report.losses import TERMS
 from maskperf.structures import LOSS_NAMES
 
 COCO = (0.377, 0.339)
@@ -45,7 +45,7 @@ def test_a_whole_run_folder_fills_every_part(tmp_path):
     ]
     assert [(row.name, row.box_ap, row.mask_ap) for row in page.categories] == [("cat", 0.5, 0.4), ("dog", None, None)]
     assert [picture.title for picture in page.pictures] == ["a.jpg"]
-    assert [(entry.kind, entry.text) for entry in page.guard] == [("summary", "40 steps checked: nothing noticed.")]
+    assert [(entry.event, entry.text) for entry in page.guard] == [("summary", "40 steps checked: nothing noticed.")]
     assert ("batch size", "96") in page.settings and ("seed", "4000000007") in page.settings
     assert ("decay steps", "12000, 16000") in page.settings
     assert ("GPUs", "8 x Made Up GPU, 80 GiB") in page.system and ("torch", "2.13.0") in page.system
@@ -76,7 +76,7 @@ def test_a_coco_run_stands_among_the_published_systems(tmp_path):
     assert (own.minutes, own.accelerators, own.minutes_times_accelerators) == (1.0, 8, 8.0)
     assert (own.accelerator, own.batch_size) == ("Made Up GPU", 96)
     assert contents.places_note.startswith("The time of one run, not the mean")
-    assert contents.band.batch_size == 96 and contents.band.points[0].epoch == 1
+    assert contents.band.batch_size == 96 and contents.band.epochs[0].epoch == 1
 
 
 def test_a_run_without_gpus_has_no_place_per_accelerator(tmp_path):
@@ -131,7 +131,7 @@ def test_a_run_stopped_by_the_guard_gives_the_reason(tmp_path):
     assert page.verdict.sentence.endswith("last evaluation in epoch 2: step 40 (epoch 3): not a finite number.")
     assert page.losses[-1].total is None and page.losses[-1].terms["mask"] is None
     assert page.losses[-1].terms["box"] == 0.2
-    assert [entry.kind for entry in page.guard] == ["non-finite", "summary"]
+    assert [entry.event for entry in page.guard] == ["non-finite", "summary"]
     assert page.guard[-1].text == "40 steps checked: 1 event."
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 import re
 from dataclasses import replace
 from functools import cache
@@ -23,8 +24,9 @@ from synthetic_contents import (
 )
 
 from maskperf.errors import StorageError
-from maskperf.report.contents import PictureEntry, ReportContents
+from maskperf.report.contents import ReportContents
 from maskperf.report.page import page_text, readable_jpegs, write_page
+from maskperf.schema import PictureEntry
 
 PLOTLY = get_plotlyjs()
 
@@ -87,6 +89,13 @@ def test_the_comparison_of_trees_sees_a_new_element_and_a_new_attribute():
 def test_a_payload_is_shown_as_it_is_written():
     payload = "<b onclick='x'>&amp; \"quoted\"</b>"
     assert payload in words(with_texts(small(), lambda text: f"{payload} {text}"))
+
+
+def test_the_numbers_are_json_without_a_character_that_html_reads():
+    text = page_text(with_texts(small(), lambda text: f"</script><!-- & \u2028\u2029 ]]> {text}"))
+    island = re.search(r'<script type="application/json"[^>]*>(.*?)</script>', text, re.DOTALL).group(1)
+    assert json.loads(island)["runs"][0]["name"].startswith("&lt;/script&gt;")
+    assert island.isascii() and not set("<>&") & set(island)
 
 
 def test_every_script_is_one_that_the_policy_names_by_its_digest():

@@ -1,13 +1,12 @@
 """The numbers of the plots: gaps, the published band, targets, and text that is safe in a script element."""
 
-import json
 from dataclasses import replace
 
 import pytest
 from synthetic_contents import aborted, contents_of, five_runs_and_two_compared, one_run, synthetic_run
 
-from maskperf.report.contents import Band, BandPoint
-from maskperf.report.plots import json_island, loss_terms, plot_data, plot_text
+from maskperf.mlperf.published import BandEpoch, PublishedBand
+from maskperf.report.plots import loss_terms, plot_data, plot_text
 
 
 def test_numbers_that_are_not_finite_make_gaps():
@@ -43,21 +42,14 @@ def test_a_target_is_drawn_only_where_all_runs_have_the_same():
 
 
 def test_the_band_goes_from_the_fastest_and_best_around_to_the_slowest_and_worst():
-    point = BandPoint(epoch=1, box_mean=0.2, box_deviation=0.1, mask_mean=0.3, mask_deviation=0.2, minutes_low=4.0,
+    point = BandEpoch(epoch=1, box_mean=0.2, box_deviation=0.1, mask_mean=0.3, mask_deviation=0.2, minutes_low=4.0,
                       minutes_high=6.0, runs=3)  # fmt: skip
-    second = replace(point, epoch=2, box_mean=0.4, minutes_low=None)
-    band = plot_data(replace(one_run(), band=Band(batch_size=8, points=(point, second), note="")))["band"]
+    second = replace(point, epoch=2, box_mean=0.4, minutes_low=8.0, minutes_high=9.0)
+    band = plot_data(replace(one_run(), band=PublishedBand(batch_size=8, epochs=(point, second), sentence="")))["band"]
     epochs, minutes = band["box_ap"]["epochs"], band["box_ap"]["minutes"]
     assert epochs["x"] == [1, 2, 2, 1] and epochs["y"] == [0.3, 0.5, 0.3, 0.1]
     assert epochs["middle_y"] == [0.2, 0.4]
-    assert minutes["x"] == [4.0, 6.0] and minutes["y"] == [0.3, 0.1] and minutes["middle_x"] == []
-
-
-def test_an_island_is_json_without_a_character_that_html_reads():
-    value = {"a": "</script><!-- & \u2028\u2029 ]]>", "b": [1.5, None]}
-    text = json_island(value)
-    assert json.loads(text) == value and text.isascii()
-    assert not set("<>&") & set(text)
+    assert minutes["x"] == [4.0, 8.0, 9.0, 6.0] and minutes["y"] == [0.3, 0.5, 0.3, 0.1] and minutes["middle_x"] == []
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """`maskperf bench gpu`: everything that needs a GPU, measured in one go. Not yet run on a GPU."""
 
-import json
 import os
 import signal
 import subprocess
@@ -35,7 +34,7 @@ def measure(
             f"maskperf bench gpu: device {plan.device}: PyTorch {torch.__version__} sees no CUDA GPU here. Fix: run it "
             "on a machine with an NVIDIA GPU and a CUDA build of PyTorch (maskperf doctor shows what is missing)."
         )
-    environment = msgspec.to_builtins(describe_environment())
+    environment = describe_environment()
     end = time.monotonic() + plan.seconds
     found = {}
     for section in sections:
@@ -47,14 +46,15 @@ def measure(
             found[section] = run_section(section, plan, folder, seconds)
         if error := found[section]["error"]:
             say(f"{section}: {len(found[section]['rows'])} rows, then: {error.splitlines()[-1]}")
-    return {
-        "commit": environment["git_commit"],
-        "modified": environment["git_modified"],
+    everything = {
+        "commit": environment.git_commit,
+        "modified": environment.git_modified,
         "environment": environment,
-        "machine": json.loads(msgspec.json.encode(describe_machine())),
-        "plan": json.loads(msgspec.json.encode(plan)),
+        "machine": describe_machine(),
+        "plan": plan,
         "sections": found,
     }
+    return msgspec.json.decode(msgspec.json.encode(everything))
 
 
 def run_section(section: str, plan: GpuPlan, folder: Path, seconds: float) -> dict[str, object]:

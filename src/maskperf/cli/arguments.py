@@ -27,6 +27,10 @@ class CommandParser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
+    def add_path(self, name: str, metavar: str, help: str, **options: Any) -> None:
+        """Add an option or argument that is a path; it is a Path, or None where it is not given."""
+        self.add_argument(name, metavar=metavar, type=path_argument, help=help, **options)
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (see {self.prog} --help)")
 

@@ -14,7 +14,6 @@ from maskperf.cli.arguments import (
     CommandParser,
     make_folder,
     name_from,
-    path_argument,
     require_new_file,
     value_of,
 )
@@ -65,8 +64,7 @@ def make_parser() -> CommandParser:
     add, count = parser.add_argument, value_of(Count)
     add("names", metavar="NAMES", type=name_from(SUMMARIES), nargs="*", default=[], help="what to measure; see below")
     add("--peer", action="store_true", help="measure the same by another implementation, in turn")
-    python_help = f"the Python that has the peer's packages (or {PEER_VARIABLE})"
-    add("--peer-python", metavar="PYTHON", type=path_argument, help=python_help)
+    parser.add_path("--peer-python", "PYTHON", f"the Python that has the peer's packages (or {PEER_VARIABLE})")
     add("--switches", action="store_true", help="a training step with one switch of `speed` after another")
     add("--repeats", metavar="N", type=count, help="measurements of each side (default: 5; gpu: 10)")
     add("--threads", metavar="N", type=count, help="threads of each process (default: as system.threads=0)")
@@ -76,8 +74,8 @@ def make_parser() -> CommandParser:
     add("--positives", metavar="N", type=count, default=64, help="objects an image: positive RoIs at least")
     add("--recipe", metavar="NAME", type=name_from(RECIPES), help="the recipe of startup (default: demo)")
     add("--set", metavar="key=value", dest="pairs", action="append", default=[], help="change the configuration")
-    add("--cache", metavar="FOLDER", type=path_argument, default=default_cache(), help="for large synthetic files")
-    add("--json", metavar="FILE", type=path_argument, help="write every measurement there")
+    parser.add_path("--cache", "FOLDER", "where large synthetic files stay", default=default_cache())
+    parser.add_path("--json", "FILE", "write every measurement there")
     add("--overwrite", action="store_true", help="write over a file that exists")
     return parser
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maskperf.cli.arguments import CommandParser, path_argument
+from maskperf.cli.arguments import CommandParser
 from maskperf.errors import EXIT_DONE, EXIT_RULE, DataError, Problem
 from maskperf.files import printable
 from maskperf.schema import LOG_FILE, SERIES_FILE, Series, read_json
@@ -56,8 +56,7 @@ class LogGroup:
 
 def make_parser() -> CommandParser:
     parser = CommandParser("check", usage="LOG... | RUN_FOLDER... | SERIES_FOLDER | PACKAGE_FOLDER", epilog=EXAMPLES)
-    paths_help = "logs, run folders, a series or a package"
-    parser.add_argument("paths", metavar="PATH", type=path_argument, nargs="+", help=paths_help)
+    parser.add_path("paths", "PATH", "logs, run folders, a series or a package", nargs="+")
     return parser
 
 

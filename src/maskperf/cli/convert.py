@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from maskperf.cli.arguments import CommandParser, name_from, path_argument, require_new_file
+from maskperf.cli.arguments import CommandParser, name_from, require_new_file
 from maskperf.cli.run import resolve
 from maskperf.config import ModelConfig, RunConfig, SystemConfig
 from maskperf.errors import EXIT_DONE, ConfigError, DataError, Problem
@@ -34,13 +34,12 @@ def make_parser() -> CommandParser:
     parser = CommandParser("convert", usage="backbone|model IN OUT [options] [model.key=value ...]", epilog=EXAMPLES)
     add = parser.add_argument
     add("kind", metavar="backbone|model", type=name_from(OPTIONS_OF_KIND), help="what the file holds")
-    add("source", metavar="IN", type=path_argument, help="the file to read")
-    add("target", metavar="OUT", type=path_argument, help="the file to write")
+    parser.add_path("source", "IN", "the file to read")
+    parser.add_path("target", "OUT", "the file to write")
     add("pairs", metavar="model.key=value", nargs="*", default=[], help="another size of the model")
     add("--storage", choices=STORAGES, help="backbone: number format of the tensors (default: float32)")
-    recipe_help = "model: the configuration (default: the one stored in the weights, or else coco)"
-    add("--recipe", metavar="NAME", help=recipe_help)
-    add("--categories", metavar="FILE", type=path_argument, help="model: annotations that name its categories")
+    add("--recipe", metavar="NAME", help="model: the configuration (default: the one in the weights, or else coco)")
+    parser.add_path("--categories", "FILE", "model: annotations that name its categories")
     return parser
 
 

@@ -8,32 +8,22 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
+import msgspec
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from maskperf.cli.arguments import CommandParser, path_argument
+from maskperf.cli.arguments import CommandParser
 from maskperf.cli.console import Progress, make_console
 from maskperf.config import DataConfig, RunConfig
-from maskperf.errors import EXIT_DONE, EXIT_USAGE, MAX_PROBLEMS_SHOWN, ConfigError, Problem, problems_by_kind
-from maskperf.machine import torch_probe
+from maskperf.errors import EXIT_DONE, EXIT_USAGE, ConfigError, Problem, others_of_kind, problems_by_kind
+from maskperf.machine import facts, torch_probe
 from maskperf.machine.checks import examine
-from maskperf.machine.facts import (
-    NOTE,
-    OK,
-    PROBLEM,
-    Environment,
-    Finding,
-    PictureSpeed,
-    TorchProbe,
-    note,
-    ok,
-    problem,
-)
+from maskperf.machine.facts import NOTE, OK, PROBLEM, Environment, Finding, PictureSpeed, TorchProbe
 from maskperf.machine.probe import gather, is_writable_folder
 from maskperf.machine.sources import run_program
-from maskperf.overrides import validate, with_overrides
+from maskperf.overrides import key_of, validate, with_overrides
 from maskperf.recipes import coco
 
 EXAMPLES = """examples, to copy and paste:
@@ -59,9 +49,8 @@ def make_parser() -> CommandParser:
     usage = "[--data FOLDER] [--run-dir FOLDER] [--quick] [--json] [data.key=value ...]"
     parser = CommandParser("doctor", usage=usage, epilog=EXAMPLES)
     add = parser.add_argument
-    data_help = "data in the layout of COCO 2017: its annotations and images are checked too"
-    add("--data", metavar="FOLDER", type=path_argument, help=data_help)
-    add("--run-dir", metavar="FOLDER", type=path_argument, help="where runs will leave their files (default: runs)")
+    parser.add_path("--data", "FOLDER", "data in the layout of COCO 2017: its annotations and images are checked too")
+    parser.add_path("--run-dir", "FOLDER", "where runs will leave their files (default: runs)")
     add("--quick", action="store_true", help="measure nothing, do not load torch, read only heads and ends of images")
     add("--json", action="store_true", help="print findings and facts as JSON")
     add("pairs", metavar="data.key=value", nargs="*", default=[], help="own data, and how it is read")
@@ -80,10 +69,11 @@ def doctor(options: argparse.Namespace) -> int:
     data_findings, problems = examine_data(config.data, splits, decode=not options.quick)
     findings = examine(environment) + data_findings
     if options.json:
-        facts = {name: getattr(environment, name) for name in ("machine", "disk_speed", "picture_speed", "torch_probe")}
+        names = ("machine", "disk_speed", "picture_speed", "torch_probe")
+        found = {name: getattr(environment, name) for name in names}
         entries = {
             "findings": [asdict(finding) for finding in findings],
-            **{name: value and asdict(value) for name, value in facts.items()},
+            **{name: value and asdict(value) for name, value in found.items()},
             "data_errors": [asdict(entry) for entry in problems],
         }
         print(json.dumps(entries, indent=2, allow_nan=False))
@@ -97,7 +87,7 @@ def _data_to_check(options: argparse.Namespace) -> tuple[RunConfig, list[str]]:
 
     Errors: ConfigError for a key outside of the section data, and for a value that cannot be used.
     """
-    keys = {pair.partition("=")[0].strip(): pair for pair in options.pairs}
+    keys = {key_of(pair): pair for pair in options.pairs}
     for key, pair in keys.items():
         if not key.startswith("data."):
             raise ConfigError(f"{pair}: has no effect here. Fix: give keys of the section data only.")
@@ -151,17 +141,17 @@ def _examine_split(data: DataConfig, split: str, decode: bool) -> tuple[list[Fin
     missing = [path for path, exists in ((json_path, json_path.is_file()), (folder, folder.is_dir())) if not exists]
     if missing:
         fix = f"Set data.{split}_json to a file and data.{split}_images to a folder."
-        return [problem(name, f"{path}: not found", "a run would stop", fix) for path in missing], []
+        return [facts.problem(name, f"{path}: not found", "a run would stop", fix) for path in missing], []
     with Progress("images", console=make_console(stderr=True)) as progress:
         advance = partial(progress.advance, f"{NAME_OF_SPLIT[split]} images") if decode else None
         index, error = open_split(json_path, folder, data, training=split == "train", decode=decode, progress=advance)
     problems = error.problems if error is not None else []
     findings = [_finding_of(name, alike) for alike in problems_by_kind(problems)]
     notices = error.notices if error is not None else [f"{json_path}: {notice}" for notice in index.notices]
-    findings += [note(name, notice, "a run reports it as well, and goes on") for notice in notices]
+    findings += [facts.note(name, notice, "a run reports it as well, and goes on") for notice in notices]
     if not problems:
         meaning = "every image was decoded" if decode else "head and end of every image were read; more without --quick"
-        findings.append(ok(name, f"{json_path}: {len(index.image_ids):,} images in {folder}", meaning))
+        findings.append(facts.ok(name, f"{json_path}: {len(index.image_ids):,} images in {folder}", meaning))
     return findings, problems
 
 
@@ -169,11 +159,7 @@ def _finding_of(name: str, alike: Sequence[Problem]) -> Finding:
     """Return problems of one kind as one finding: the first in full, and where others are."""
     first = alike[0]
     value = f"{first.file}: {first.where}, field {first.field}, value {first.value}"
-    if len(alike) > 1:
-        others = ", ".join(entry.where for entry in alike[1 : MAX_PROBLEMS_SHOWN + 1])
-        end = ", ..." if len(alike) > MAX_PROBLEMS_SHOWN + 1 else ""
-        value += f", and {len(alike) - 1} more of this kind ({others}{end})"
-    return problem(name, value, first.message, first.fix)
+    return facts.problem(name, ", ".join(filter(None, (value, others_of_kind(alike)))), first.message, first.fix)
 
 
 def _measure(environment: Environment) -> Environment:
@@ -188,13 +174,7 @@ def ask_torch(command: list[str]) -> TorchProbe:
     answer = run_program(command, PROBE_SECONDS)
     if answer.output is None:
         return TorchProbe(failure=answer.complaint or f"{command[0]} cannot be started")
-    found = json.loads(answer.output.strip().splitlines()[-1])
-    return TorchProbe(
-        gpu_names=tuple(found["gpu_names"]),
-        gpu_gflops=tuple(found["gpu_gflops"]),
-        cpu_gflops=found["cpu_gflops"],
-        cpu_threads=found["cpu_threads"],
-    )
+    return msgspec.json.decode(answer.output.strip().splitlines()[-1], type=TorchProbe)
 
 
 def _image_speed(data: DataConfig) -> PictureSpeed:

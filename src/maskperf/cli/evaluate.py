@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maskperf.cli.arguments import CommandParser, make_folder, path_argument, require_new_file
+from maskperf.cli.arguments import CommandParser, make_folder, require_new_file
 from maskperf.cli.convert import class_count_problems, read_weights_metadata, resolve_for_weights
 from maskperf.config import RunConfig
 from maskperf.errors import EXIT_BUG, EXIT_DONE, ConfigError, DataError, joined_errors
 from maskperf.files import pretty_json, replace_file, sha256_of_file
+from maskperf.overrides import key_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,20 +53,17 @@ DETECTION_FILES = ("detections_bbox.json", "detections_segm.json")
 def make_parser() -> CommandParser:
     usage = "--weights FILE [--data FOLDER | --val-json FILE --val-images FOLDER] [key=value ...]"
     parser = CommandParser("evaluate", usage=usage, epilog=EXAMPLES)
-    add = parser.add_argument
-    weights_help = "model.safetensors of a run, or a .pth of the reference"
-    add("--weights", metavar="FILE", type=path_argument, required=True, help=weights_help)
-    data_help = "folder with annotations/instances_val2017.json and val2017/"
-    add("--data", metavar="FOLDER", type=path_argument, help=data_help)
-    add("--val-json", metavar="FILE", type=path_argument, help="own data: the annotations")
-    add("--val-images", metavar="FOLDER", type=path_argument, help="own data: the images")
+    add, add_path = parser.add_argument, parser.add_path
+    add_path("--weights", "FILE", "model.safetensors of a run, or a .pth of the reference", required=True)
+    add_path("--data", "FOLDER", "folder with annotations/instances_val2017.json and val2017/")
+    add_path("--val-json", "FILE", "own data: the annotations")
+    add_path("--val-images", "FOLDER", "own data: the images")
     add("--recipe", metavar="NAME", help="default: the configuration stored in the weights, or else coco")
     add("--engine", choices=("fast", "official", "both"), help="both: they must find the same numbers")
     add("--per-class", action="store_true", help="show the AP of each category")
-    output_help = "where the numbers go (default: evaluation.json)"
-    add("--output", metavar="FILE", type=path_argument, default=Path("evaluation.json"), help=output_help)
-    detections_help = f"write {' and '.join(DETECTION_FILES)} there"
-    add("--save-detections", metavar="FOLDER", type=path_argument, help=detections_help)
+    output = Path("evaluation.json")
+    add_path("--output", "FILE", f"where the numbers go (default: {output})", default=output)
+    add_path("--save-detections", "FOLDER", f"write {' and '.join(DETECTION_FILES)} there")
     add("--overwrite", action="store_true", help="write over files that exist")
     add("pairs", metavar="key=value", nargs="*", default=[], help="change a value of the configuration")
     return parser
@@ -78,7 +76,7 @@ def evaluate(options: argparse.Namespace) -> int:
     if options.data and options.val_json:
         raise ConfigError("--data and --val-json name two data sets. Fix: give one of them.")
     for pair in options.pairs:
-        key = pair.partition("=")[0].strip()
+        key = key_of(pair)
         if key in OPTION_OF_KEY:
             raise ConfigError(f"{pair}: cannot be set here. Fix: give {OPTION_OF_KEY[key]} instead.")
         if key.startswith(NOT_FOR_EVALUATION):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from maskperf import errors
-from maskperf.cli.arguments import CommandParser, path_argument
+from maskperf.cli.arguments import CommandParser
 from maskperf.cli.check import find_groups, show_package
 from maskperf.config import RunConfig
 from maskperf.errors import EXIT_DONE, EXIT_RULE, ConfigError, DataError
@@ -32,12 +32,10 @@ def make_parser() -> CommandParser:
     add("--submitter", metavar="NAME", required=True, help="who submits")
     add("--system", metavar="NAME", required=True, help="name of the system, of letters, digits and . _ - +")
     add("--division", choices=("closed", "open"), help="demand this division of the logs (default: that of the logs)")
-    output_help = "where the package goes (default: submission/SUBMITTER)"
-    add("--output", metavar="FOLDER", type=path_argument, help=output_help)
-    add("--system-json", metavar="FILE", type=path_argument, help="take what this system description says")
+    parser.add_path("--output", "FOLDER", "where the package goes (default: submission/SUBMITTER)")
+    parser.add_path("--system-json", "FILE", "take what this system description says")
     add("--fill", metavar="FIELD=VALUE", action="append", default=[], help="a field of the description; any number")
-    paths_help = "a series folder, or five logs or run folders"
-    add("paths", metavar="PATH", type=path_argument, nargs="+", help=paths_help)
+    parser.add_path("paths", "PATH", "a series folder, or five logs or run folders", nargs="+")
     return parser
 
 
@@ -64,7 +62,7 @@ def package(options: argparse.Namespace) -> int:
         description=description,
         logs=logs,
         config=_config(run_folder / CONFIG_FILE),
-        processes=_count(environment and environment.processes),
+        processes=(environment and environment.processes) or 1,
         remarks=remarks,
         source=packages.find_source(Path(errors.__file__).resolve().parent),
     )
@@ -113,8 +111,8 @@ def _describe(
     else:
         description = systems.describe_system(facts)
         notices = [] if environment else ["The logs do not name their machine; this one is described. Check it."]
-    accelerators = max(1, _count(description["accelerators_per_node"]))
-    if environment and _count(environment.processes) <= accelerators:
+    accelerators = max(1, int(description["accelerators_per_node"] or 1))
+    if environment and (environment.processes or 1) <= accelerators:
         description["number_of_nodes"] = "1"
     if environment and environment.git_commit:
         changed = ", with local changes" if environment.git_modified else ""
@@ -133,8 +131,3 @@ def _config(path: Path) -> RunConfig | None:
         return None if data is None else from_json_text(data.decode())
     except (UnicodeDecodeError, ConfigError) as error:
         raise file_error(path, f"It cannot be used: {error}.") from error
-
-
-def _count(value: object) -> int:
-    """Return the number that a count in JSON means; 1 where it does not say."""
-    return int(value) if isinstance(value, int) or (isinstance(value, str) and value.isdecimal()) else 1

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from maskperf.cli.arguments import CommandParser, name_from, path_argument
+from maskperf.cli.arguments import CommandParser, name_from
 from maskperf.errors import EXIT_DONE, ConfigError
 from maskperf.overrides import path_as_argument
 from maskperf.recipes import coco
@@ -41,14 +41,11 @@ another one or was changed, 7 too little space or a folder that cannot be writte
 def make_parser() -> CommandParser:
     usage = "coco [--root FOLDER] [--weights FILE] [--mirror URL] [--archives FOLDER] [options]"
     parser = CommandParser("prepare", usage=usage, epilog=EXAMPLES)
-    add = parser.add_argument
+    add, add_path = parser.add_argument, parser.add_path
     add("dataset", metavar="coco", type=name_from(("coco",)), help="COCO 2017, the data set of the benchmark")
-    root_help = f"where the data set goes (default: {ROOT})"
-    add("--root", metavar="FOLDER", type=path_argument, default=ROOT, help=root_help)
-    weights_help = f"where the pretrained backbone goes (default: {WEIGHTS})"
-    add("--weights", metavar="FILE", type=path_argument, default=WEIGHTS, help=weights_help)
-    archives_help = "take the files that are there; the others are downloaded"
-    add("--archives", metavar="FOLDER", type=path_argument, help=archives_help)
+    add_path("--root", "FOLDER", f"where the data set goes (default: {ROOT})", default=ROOT)
+    add_path("--weights", "FILE", f"where the pretrained backbone goes (default: {WEIGHTS})", default=WEIGHTS)
+    add_path("--archives", "FOLDER", "take the files that are there; the others are downloaded")
     mirror_help = "download from this folder, or NAME=URL for one file; may be given again"
     add("--mirror", metavar="URL", action="append", default=[], help=mirror_help)
     add("--keep-archives", action="store_true", help="do not remove downloaded archives once they are unpacked")

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from maskperf.cli.arguments import CommandParser, path_argument
+from maskperf.cli.arguments import CommandParser
 from maskperf.errors import EXIT_DONE, EXIT_NOT_FINITE
 
 EXAMPLES = """example, to copy and paste:
@@ -19,7 +19,7 @@ SHOWN_NAMES = 5
 
 def make_parser() -> CommandParser:
     parser = CommandParser("replay", usage="BLACK_BOX [--device cpu|cuda|auto]", epilog=EXAMPLES)
-    parser.add_argument("folder", metavar="BLACK_BOX", type=path_argument, help="the folder black_box of a run folder")
+    parser.add_path("folder", "BLACK_BOX", "the folder black_box of a run folder")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     return parser
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from maskperf.cli.arguments import CommandParser, path_argument, require_new_file
+from maskperf.cli.arguments import CommandParser, require_new_file
 from maskperf.errors import EXIT_DONE, ConfigError
 
 EXAMPLES = """A RUN is a run folder, the folder of a series, a log of the benchmark, or a folder of result_*.txt.
@@ -26,12 +26,10 @@ def make_parser() -> CommandParser:
     parser = CommandParser(
         "report", usage="RUN... [--compare RUN...] [--output FILE.html] [--overwrite]", epilog=EXAMPLES
     )
-    add = parser.add_argument
-    add("runs", metavar="RUN", type=path_argument, nargs="+", help="what the page is about")
-    add("--compare", metavar="RUN", type=path_argument, nargs="+", default=[], help="drawn beside it, dashed")
-    output_help = "the page (default: report.html in the first RUN, or beside a log)"
-    add("--output", metavar="FILE.html", type=path_argument, help=output_help)
-    add("--overwrite", action="store_true", help="write over files that exist")
+    parser.add_path("runs", "RUN", "what the page is about", nargs="+")
+    parser.add_path("--compare", "RUN", "drawn beside it, dashed", nargs="+", default=[])
+    parser.add_path("--output", "FILE.html", "the page (default: report.html in the first RUN, or beside a log)")
+    parser.add_argument("--overwrite", action="store_true", help="write over files that exist")
     return parser
 
 
@@ -66,7 +64,7 @@ def _default_page(first: Path) -> Path:
 
 
 def _summary_lines(contents: Any) -> list[str]:
-    from maskperf.report.standing import standing_sentence
+    from maskperf.report.placement import placement_sentence
 
     lines = [contents.title, contents.sentence]
     if len(contents.runs) > 1:
@@ -80,7 +78,7 @@ def _summary_lines(contents: Any) -> list[str]:
         ]
         lines.append(f"last evaluation: {', '.join(texts)}")
     lines += _note_lines(contents.runs)
-    return [*lines, *filter(None, (standing_sentence(contents.places), contents.places_note))]
+    return [*lines, *filter(None, (placement_sentence(contents.places), contents.places_note))]
 
 
 def _note_lines(runs: Sequence[Any]) -> list[str]:

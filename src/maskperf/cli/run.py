@@ -5,14 +5,13 @@ import logging
 import os
 import signal
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from maskperf.cli.arguments import CommandParser, suggestion
-from maskperf.config import RunConfig
+from maskperf.config import Count, RunConfig
 from maskperf.errors import EXIT_BUG, EXIT_DONE, EXIT_TARGET_MISSED, ConfigError, LostRunError
 from maskperf.mlperf.rules import refuse_broken_rules
-from maskperf.overrides import FIELDS, flatten, format_value, validate, with_overrides
+from maskperf.overrides import FIELDS, flatten, format_value, key_of, parse_value, validate, with_overrides
 from maskperf.recipes import RECIPES
 from maskperf.run.run_folder import current_run_folder
 
@@ -37,6 +36,7 @@ processes=N   N processes of this machine, one GPU for each; on several machines
 keys, with the default of the benchmark:
 {keys}"""
 COUNTS = ("runs", "processes")  # arguments of this command, not of the configuration
+FOR_OWN_DATA = ("model.num_classes=0", "data.check_counts=false", "data.generate=false")
 
 
 def make_parser() -> CommandParser:
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     if counts["runs"] > 1:
         from maskperf.run.series import run_series
 
-        pairs = [pair for pair in pairs if _key_of(pair) != "run_dir"]
+        pairs = [pair for pair in pairs if key_of(pair) != "run_dir"]
         pairs += [f"processes={counts['processes']}"] if counts["processes"] > 1 else []
         code = run_series(options.recipe, pairs, runs=counts["runs"], run_dir=config.run_dir)
         _write_report()
@@ -85,28 +85,24 @@ def read_counts(settings: list[str]) -> tuple[list[str], dict[str, int]]:
     """
     pairs, counts = [], dict.fromkeys(COUNTS, 1)
     for setting in settings:
-        name, _, text = setting.partition("=")
-        if name.strip() not in COUNTS:
+        name = key_of(setting)
+        if name not in COUNTS:
             pairs.append(setting)
-        elif text.strip().isdecimal() and int(text) >= 1:
-            counts[name.strip()] = int(text)
-        else:
-            raise ConfigError(f"{setting}: cannot be used. Fix: give an integer, 1 or more, such as {name}=5.")
+            continue
+        try:
+            counts[name] = parse_value(setting.partition("=")[2].strip(), Count)
+        except ValueError as error:
+            raise ConfigError(f"{setting}: {error}. Fix: give a number, such as {name}=5.") from error
     return pairs, counts
 
 
 def _check_counts(counts: dict[str, int], config: RunConfig) -> None:
-    under_torchrun = "under torchrun (WORLD_SIZE is set)"
-    if "WORLD_SIZE" in os.environ and counts["processes"] > 1:
-        raise ConfigError(
-            f"processes={counts['processes']}: {under_torchrun} the processes of this run are started already. "
-            "Fix: leave processes out, or start maskperf without torchrun."
-        )
-    if "WORLD_SIZE" in os.environ and counts["runs"] > 1:
-        raise ConfigError(
-            f"runs={counts['runs']}: {under_torchrun} there is one run only. Fix: start maskperf without torchrun "
-            "and give processes=N, or on several machines call torchrun in a loop."
-        )
+    for name, count in counts.items():
+        if count > 1 and "WORLD_SIZE" in os.environ:
+            raise ConfigError(
+                f"{name}={count}: under torchrun (WORLD_SIZE is set) there is one run, on the processes that torchrun "
+                f"started. Fix: leave {name} out, or start maskperf without torchrun."
+            )
     if counts["runs"] > 1 and config.seed >= 0:
         raise ConfigError(
             f"seed={config.seed}: with runs={counts['runs']} each run draws its own seed, and no two may have the "
@@ -124,20 +120,11 @@ def resolve(recipe: str, pairs: list[str]) -> RunConfig:
     if recipe not in RECIPES:
         raise ConfigError(f"recipe {recipe!r} does not exist{suggestion(recipe, RECIPES)}")
     config = with_overrides(RECIPES[recipe](), pairs)
-    given = {_key_of(pair) for pair in pairs}
+    given = {key_of(pair) for pair in pairs}
     if "data.train_json" in given or ("data.root" in given and _root_is_own(config, given)):
-        if "model.num_classes" not in given:
-            config = replace(config, model=replace(config.model, num_classes=0))
-        if "data.check_counts" not in given:
-            config = replace(config, data=replace(config.data, check_counts=False))
-        if "data.generate" not in given:
-            config = replace(config, data=replace(config.data, generate=False))
+        config = with_overrides(config, [pair for pair in FOR_OWN_DATA if key_of(pair) not in given])
     validate(config)
     return config
-
-
-def _key_of(pair: str) -> str:
-    return pair.partition("=")[0].strip()
 
 
 def _root_is_own(config: RunConfig, given: set[str]) -> bool:

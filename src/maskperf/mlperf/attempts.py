@@ -137,8 +137,9 @@ def _begins_again(part: Sequence[Record], record: Record) -> bool:
 
 def _is_at_once(part: Sequence[Record], record: Record) -> bool:
     before = next(other for other in reversed(part) if other.key == record.key)
-    times = (before.time_ms, record.time_ms)
-    return None not in times and abs(times[1] - times[0]) <= CLOCK_TOLERANCE_MS
+    if before.time_ms is None or record.time_ms is None:
+        return False
+    return abs(record.time_ms - before.time_ms) <= CLOCK_TOLERANCE_MS
 
 
 def _head_in_front(part: Sequence[Record]) -> int:
@@ -184,15 +185,18 @@ def _jump(starts: Sequence[tuple[float, Record]]) -> Mixture | None:
 
 def _late_init_stop(records: Sequence[Record]) -> Mixture | None:
     """Return the lines of two init_stop without an init_start between them, the second one behind run_start."""
-    first, has_run_start = None, False
+    first: Record | None = None
+    has_run_start = False
     for record in records:
         if record.key == "init_start":
             first = None
         elif record.key == "run_start":
             has_run_start = first is not None
-        elif record.key == "init_stop" and first is None:
+        elif record.key != "init_stop":
+            continue
+        elif first is None:
             first, has_run_start = record, False
-        elif record.key == "init_stop" and has_run_start and not _is_at_once([first], record):
+        elif has_run_start and not _is_at_once([first], record):
             return Mixture(first.line, record.line, "both log init_stop, with no init_start between them")
     return None
 
@@ -236,7 +240,7 @@ def _side_by_side(part: Sequence[Record], *, is_resumed: bool) -> Mixture | None
     results: dict[float, Record] = {}
     for record in part:
         number = record.epoch()
-        if record.key == "eval_accuracy" and numbers.count(number) > 1:
+        if record.key == "eval_accuracy" and number is not None and numbers.count(number) > 1:
             first = results.setdefault(number, record)
             if first.value != record.value:
                 return Mixture(first.line, record.line, f"they are two results of epoch {number:g}")

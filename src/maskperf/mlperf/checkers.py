@@ -50,7 +50,7 @@ SEEDS_FAILED = "Seed checker failed and found the following errors: "
 
 @dataclass(frozen=True, kw_only=True)
 class PackageVerdict:
-    """What the package checker says: verdicts of its parts and of the whole, and factors for the scores."""
+    """The package checker's result: verdicts of its parts and of the whole, and factors for the scores."""
 
     verdicts: tuple[Verdict, ...]
     scaling_factors: dict[str, float]  # by system; only those that are not 1
@@ -139,7 +139,7 @@ def check_runs(logs: Sequence[Path], division: str) -> PackageVerdict:
         description = {**dict.fromkeys(FIELDS, ""), "division": division}
         (copy / "systems" / "system.json").write_text(json.dumps(description), encoding="utf-8")
         whole = _check_copy(copy, shown)
-    # The system description is synthesized, so its verdict says nothing.
+    # The system description is synthesized, so its verdict means nothing.
     return replace(whole, verdicts=tuple(verdict for verdict in whole.verdicts if verdict.checker != SYSTEM))
 
 
@@ -167,7 +167,7 @@ def _check_copy(copy: Path, shown: dict[str, str]) -> PackageVerdict:
 def package_verdicts(output: str) -> tuple[Verdict, ...]:
     """Return the verdicts that the output of the package checker means, its own last.
 
-    What it says about the lines of single logs is left out; `check_compliance` finds the same.
+    Its findings about the lines of single logs are left out; `check_compliance` has the same.
     """
     entries = _entries(output)
     accepted = ("INFO", PARTS[PACKAGE][0]) in entries
@@ -186,7 +186,7 @@ def package_verdicts(output: str) -> tuple[Verdict, ...]:
         found[PACKAGE].append(explained("the checker said neither SUCCESS nor why not", refuses=True))
     verdicts = []
     for part, findings in found.items():
-        passed = accepted
+        passed: bool | None = accepted
         if any(finding.refuses for finding in findings):
             passed = False
         elif part != PACKAGE:

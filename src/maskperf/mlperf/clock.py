@@ -13,7 +13,7 @@ from maskperf.mlperf.published import published_systems
 from maskperf.mlperf.read import BenchmarkLog, Record
 
 UNITS = {"seconds": 1, "microseconds": 10**6, "nanoseconds": 10**9}  # how many of them a second has
-FIRST_SECOND, LAST_SECOND = 1.4e9, 2.2e9  # 2014 to 2039: a time of these years says by itself what its unit is
+FIRST_SECOND, LAST_SECOND = 1.4e9, 2.2e9  # 2014 to 2039: a time within these years shows its unit
 SHORTEST_RUN_MS = 60_000  # whoever writes seconds for milliseconds has a whole run within this
 # Logged rates are means over a while, and perhaps those of one device of hundreds: a wrong unit is farther off.
 TOO_HIGH, TOO_LOW = 50, 1 / 500

@@ -29,24 +29,20 @@ Levels = tuple[tuple[float, float], ...]  # numbers of epochs, ascending, each w
 
 
 @dataclass(frozen=True, kw_only=True)
+class Range:
+    """An expected number, and the two that 5 % and 95 % of all outcomes should stay below."""
+
+    expected: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class EpochForecast:
     """Epochs until the targets are met, for runs that meet them."""
 
     levels: Levels
     sentence: str  # what it was learnt from
-
-    def quantile(self, share: float) -> float:
-        return _quantile(self.levels, share)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SeriesForecast:
-    """The mean epochs of the runs that make the score of five: fastest and slowest dropped, one failure allowed."""
-
-    mean_epochs: float
-    low_epochs: float  # 5 % of all series that count are lower
-    high_epochs: float  # 95 %
-    void_share: float  # of series in which more than one run fails, and which have no score
 
 
 def reference_decay_epoch(batch_size: int) -> float:
@@ -109,33 +105,32 @@ def _on_reference_schedule(batch_size: int, systems: Sequence[PublishedSystem]) 
     count = len(runs[low]) + len(runs[high])
     sentence = f"interpolated between {count} runs with batch {low} and batch {high}: reference points and published"
     shares = [(index + 0.5) / INTERPOLATION_LEVELS for index in range(INTERPOLATION_LEVELS)]
-    between = [(1 - weight) * _quantile(below, share) + weight * _quantile(above, share) for share in shares]
+    between = [(1 - weight) * quantile(below, share) + weight * quantile(above, share) for share in shares]
     return EpochForecast(levels=_levels(between), sentence=sentence)
 
 
-def forecast_series(forecast: EpochForecast, failing_share: float) -> SeriesForecast:
-    """Return the score of five runs in epochs, exactly, over every series that can come out.
+def forecast_series(levels: Levels, failing_share: float) -> tuple[Range, float]:
+    """Return the epochs of the score of five runs, exactly, and the share of series without a score.
 
     Source: MLPerf Training rules: the fastest and the slowest of five are dropped; a run that fails is the slowest.
     """
-    levels = [(epochs, share * (1 - failing_share)) for epochs, share in forecast.levels]
+    outcomes = [(epochs, share * (1 - failing_share)) for epochs, share in levels]
     if failing_share > 0:
-        levels.append((math.inf, failing_share))
+        outcomes.append((math.inf, failing_share))
     means: list[tuple[float, float]] = []
-    for series in combinations_with_replacement(range(len(levels)), RUNS):
-        middle = [levels[index][0] for index in series[1:-1]]
-        if middle[-1] == math.inf:
-            continue
-        orders = math.factorial(RUNS) // math.prod(math.factorial(count) for count in Counter(series).values())
-        means.append((sum(middle) / len(middle), orders * math.prod(levels[index][1] for index in series)))
+    for series in combinations_with_replacement(range(len(outcomes)), RUNS):
+        middle = [outcomes[index][0] for index in series[1:-1]]
+        if middle[-1] < math.inf:
+            orders = math.factorial(RUNS) // math.prod(math.factorial(count) for count in Counter(series).values())
+            means.append((sum(middle) / len(middle), orders * math.prod(outcomes[index][1] for index in series)))
     valid = sum(share for _, share in means)
-    means = sorted((mean, share / valid) for mean, share in means)
-    return SeriesForecast(
-        mean_epochs=sum(mean * share for mean, share in means),
-        low_epochs=_quantile(means, 0.05),
-        high_epochs=_quantile(means, 0.95),
-        void_share=1 - valid,
-    )
+    return range_of(tuple(sorted((mean, share / valid) for mean, share in means))), 1 - valid
+
+
+def range_of(levels: Levels) -> Range:
+    """Return the mean of numbers with their shares, and its 5 % and 95 % quantiles."""
+    mean = sum(number * share for number, share in levels)
+    return Range(expected=mean, low=quantile(levels, 0.05), high=quantile(levels, 0.95))
 
 
 def failing_share(systems: Sequence[PublishedSystem]) -> float:
@@ -165,7 +160,8 @@ def _levels(epochs: Sequence[float]) -> Levels:
     return tuple((number, count / len(epochs)) for number, count in sorted(Counter(epochs).items()))
 
 
-def _quantile(levels: Sequence[tuple[float, float]], share: float) -> float:
+def quantile(levels: Levels, share: float) -> float:
+    """Return the lowest number that at least this share of all numbers does not exceed."""
     total = 0.0
     for number, weight in levels:
         total += weight

@@ -1,4 +1,4 @@
-"""What a checker says about a log or a package, and a table that explains the findings of MLPerf's checkers."""
+"""Findings and verdicts about a log or a package, and a table that explains the findings of MLPerf's checkers."""
 
 import re
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from maskperf.config import BOX_TARGET, MASK_TARGET
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing a checker says. Explanation and fix are empty where this program does not know the finding."""
+    """One remark of a checker. Explanation and fix are empty where this program does not know the finding."""
 
     text: str  # as the checker wrote it
     refuses: bool  # False: a warning or a note

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mlperf_logging.mllog import constants as keys
 from mlperf_logging.mllog.mllog import MLLogger
@@ -142,7 +143,9 @@ class MlperfLog:
     def _now_ms(self) -> int:
         return int(self._wall_ms + (time.monotonic() - self._monotonic) * 1000)
 
-    def _write(self, kind: str, key: str, value=None, metadata: dict | None = None, *, time_ms: int | None = None):
+    def _write(
+        self, kind: str, key: str, value: Any = None, metadata: dict | None = None, *, time_ms: int | None = None
+    ) -> None:
         """Write a record with `MLLogger.event`, `.start` or `.end`, as of the caller of this class."""
         if self._logger is not None:
             time_ms = self._now_ms() if time_ms is None else time_ms

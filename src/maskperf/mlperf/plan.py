@@ -17,9 +17,11 @@ from maskperf.errors import ConfigError
 from maskperf.mlperf.convergence import (
     REFERENCE_BATCHES,
     EpochForecast,
+    Range,
     failing_share,
     forecast_epochs,
     forecast_series,
+    range_of,
 )
 from maskperf.mlperf.published import PublishedSystem, published_systems
 
@@ -28,7 +30,6 @@ BYTES_PER_GRADIENT = 4
 OVERLAP_SHARE = 0.5  # of a step, during which gradients travel unseen
 LARGEST_PUBLISHED_IMAGES_PER_DEVICE = 12
 GIB = 2**30
-LOW_SHARE, HIGH_SHARE = 0.05, 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,15 +56,6 @@ class Overheads:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Range:
-    """An expected number, and the two that 5 % and 95 % of all outcomes should stay below."""
-
-    expected: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class PlannedTimes:
     """Where the time of a run goes."""
 
@@ -83,12 +75,12 @@ class PlannedTimes:
         per_epoch = self.epoch_seconds + self.evaluation_seconds
         return (self.start_seconds + self.tail_seconds + epochs * per_epoch) / 60
 
-    def range(self, expected: float, low: float, high: float) -> Range:
+    def range(self, epochs: Range) -> Range:
         """Return the minutes for a range of epochs."""
         return Range(
-            expected=self.minutes(expected),
-            low=self.minutes(low) * (1 - self.largest_error),
-            high=self.minutes(high) * (1 + self.largest_error),
+            expected=self.minutes(epochs.expected),
+            low=self.minutes(epochs.low) * (1 - self.largest_error),
+            high=self.minutes(epochs.high) * (1 + self.largest_error),
         )
 
 
@@ -150,13 +142,9 @@ def make_plan(question: PlanQuestion, systems: Sequence[PublishedSystem] | None 
     else:
         forecast = forecast_epochs(batch_size, known, last_decay_step=question.last_decay_step)
     failing = failing_share(known)
-    series = forecast_series(forecast, failing)
+    epochs = range_of(forecast.levels)
+    score_epochs, void_share = forecast_series(forecast.levels, failing)
     times = _times(question, batch_size, known)
-    epochs = (
-        sum(epochs * share for epochs, share in forecast.levels),
-        forecast.quantile(LOW_SHARE),
-        forecast.quantile(HIGH_SHARE),
-    )
     return Plan(
         accelerators=question.accelerators,
         nodes=_nodes(question),
@@ -164,13 +152,13 @@ def make_plan(question: PlanQuestion, systems: Sequence[PublishedSystem] | None 
         training_devices=training,
         images_per_device=batch_size // training,
         steps_per_epoch=steps_per_epoch(NUM_TRAIN_IMAGES, batch_size),
-        epochs=Range(expected=epochs[0], low=epochs[1], high=epochs[2]),
+        epochs=epochs,
         epochs_source=forecast.sentence,
         times=times,
-        run_minutes=times.range(*epochs),
-        score_minutes=times.range(series.mean_epochs, series.low_epochs, series.high_epochs),
+        run_minutes=times.range(epochs),
+        score_minutes=times.range(score_epochs),
         failing_share=failing,
-        void_share=series.void_share,
+        void_share=void_share,
     )
 
 

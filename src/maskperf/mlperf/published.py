@@ -112,11 +112,11 @@ class RankedSystem:
     """A line of the results table."""
 
     name: str
-    accelerators: int
+    accelerators: int | None  # None: unknown, of this system
     accelerator: str
     batch_size: int | None
     minutes: float
-    minutes_times_accelerators: float
+    minutes_times_accelerators: float | None
     is_this: bool
 
 
@@ -166,14 +166,14 @@ def _band_epoch(epoch: int, runs: list[PublishedRun]) -> BandEpoch:
 
 def place_among(
     score_minutes: float,
-    accelerators: int,
+    accelerators: int | None,
     *,
     name: str = "this system",
     accelerator: str = "",
     batch_size: int | None = None,
 ) -> tuple[RankedSystem, ...]:
     """Return the published systems and this one, the fastest first; a tie goes to the published system."""
-    rows = [
+    rows: list[tuple[float, bool, str, int, str, int | None]] = [
         (system.score_minutes, False, system.name, system.accelerators, system.accelerator, system.batch_size)
         for system in published_systems()
     ]
@@ -185,7 +185,7 @@ def place_among(
             accelerator=model,
             batch_size=size,
             minutes=minutes,
-            minutes_times_accelerators=minutes * count,
+            minutes_times_accelerators=None if count is None else minutes * count,
             is_this=is_this,
         )
         for minutes, is_this, row_name, count, model, size in sorted(rows, key=lambda row: row[:2])

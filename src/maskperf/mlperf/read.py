@@ -1,7 +1,6 @@
-"""What a log of the benchmark says: any MLLOG file, of maskperf or published, as one value."""
+"""A log of the benchmark, any MLLOG file of maskperf or published, as one value."""
 
 import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +8,11 @@ from itertools import pairwise
 from pathlib import Path
 
 from maskperf.config import BOX_TARGET, MASK_TARGET, has_targets
-from maskperf.errors import DataError, Problem
 from maskperf.files import printable
+from maskperf.schema import file_error, read_bytes
 
 TOKEN = ":::MLLOG "
-LINE_BREAK, LINE_END = re.compile(r"\r\n?|\n"), re.compile(r"[\r\n]|\Z")
+LINE_BREAK = re.compile(r"\r\n?|\n")
 SHOWN_CHARACTERS = 60
 MS_PER_MINUTE = 60_000
 SETTINGS = (  # how the keys of hyperparameters begin
@@ -39,8 +38,8 @@ class Record:
 
     def epoch(self, unit: str = "epoch") -> float | None:
         """Return the number of the epoch that the record is about; of the first one of its block for "block"."""
-        number = self.metadata.get(EPOCH_FIELDS[unit])
-        return float(number) if type(number) in (int, float) and abs(number) < 1e9 else None
+        number = _finite(self.metadata.get(EPOCH_FIELDS[unit]))
+        return number if number is not None and abs(number) < 1e9 else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +103,7 @@ class BenchmarkLog:
 
 
 def read_log(path: Path | str) -> BenchmarkLog:
-    """Return what a log says.
+    """Read a log.
 
     Errors: DataError for a file that cannot be opened or has no MLLOG line.
     """
@@ -112,7 +111,7 @@ def read_log(path: Path | str) -> BenchmarkLog:
     records, problems = parse_records(_read_text(path))
     if not records:
         message = problems[0] if problems else f"No line has the token {TOKEN.strip()!r}."
-        raise _unreadable(path, message, "Give the mlperf.log of a run, or a published result_*.txt.")
+        raise file_error(path, message, fix="Give the mlperf.log of a run, or a published result_*.txt.")
     by_key: dict[str, list[Record]] = {}
     for record in records:
         by_key.setdefault(record.key, []).append(record)
@@ -161,7 +160,7 @@ def parse_records(text: str) -> tuple[list[Record], list[str]]:
         line += text.count("\n", position, start)
         position = start
         if start > line_end:
-            line_end = LINE_END.search(text, start).start()
+            line_end = _line_end(text, start)
             count = 1 + text.count(TOKEN, start, line_end)
             if count > 1:
                 problems.append(f"line {line}: {count} records on one line; the official tools read the last")
@@ -175,13 +174,18 @@ def parse_records(text: str) -> tuple[list[Record], list[str]]:
         lines = 1 + len(LINE_BREAK.findall(text, start, start + length))
         if lines > 1:
             problems.append(f"line {line}: the record goes over {lines} lines; the official tools want one")
-            rest = text[start + length : LINE_END.search(text, start + length).start()]
+            rest = text[start + length : _line_end(text, start + length)]
         if rest.strip():
             problems.append(f"line {line}: text stands behind the record: {_shorten(rest)}")
         record = _record(line, entry, problems)
         if record is not None:
             records.append(record)
     return records, problems
+
+
+def _line_end(text: str, start: int) -> int:
+    found = LINE_BREAK.search(text, start)
+    return len(text) if found is None else found.start()
 
 
 def _decode(text: str) -> tuple[dict | None, int]:
@@ -203,13 +207,14 @@ def _record(line: int, entry: dict, problems: list[str]) -> Record | None:
     if not isinstance(metadata, dict):
         problems.append(f"line {line}: the metadata of {key} is not an object: {_shorten(str(metadata))}")
         metadata = {}
-    try:
-        time_ms = float(entry["time_ms"])  # the official tools take text such as "12" as well
-    except (KeyError, TypeError, ValueError, OverflowError):
-        time_ms = math.nan
-    if not math.isfinite(time_ms) and "time_ms" in entry:
-        problems.append(f"line {line}: the time of {key} is not a number: {_shorten(str(entry['time_ms']))}")
-    time_ms = time_ms if math.isfinite(time_ms) else None
+    time_ms: float | None = None
+    if "time_ms" in entry:
+        try:
+            time_ms = _finite(float(entry["time_ms"]))  # the official tools take text such as "12" as well
+        except (TypeError, ValueError, OverflowError):
+            time_ms = None
+        if time_ms is None:
+            problems.append(f"line {line}: the time of {key} is not a number: {_shorten(str(entry['time_ms']))}")
     return Record(line=line, time_ms=time_ms, key=key, value=entry.get("value"), metadata=metadata)
 
 
@@ -219,20 +224,13 @@ def _shorten(text: str) -> str:
 
 
 def _read_text(path: Path) -> str:
+    data = read_bytes(path)
+    if data is None:
+        raise file_error(path, "There is no such file.", fix="Check the name.")
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        reason = f"The file cannot be read ({error.strerror or error})."
-        raise _unreadable(path, reason, "Check the name.") from error
-    try:
-        return content.decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError:
-        return content.decode("latin-1")  # what the official tools take every log for
-
-
-def _unreadable(path: Path, message: str, fix: str) -> DataError:
-    problem = Problem(file=str(path), where="the file", field="content", value="(a log)", message=message, fix=fix)
-    return DataError([problem])
+        return data.decode("latin-1")  # what the official tools take every log for
 
 
 def _seconds(times: dict[str, list[float]], start: str, stop: str) -> float | None:
@@ -247,7 +245,7 @@ def _minutes(record: Record, start_ms: float | None) -> float | None:
 
 
 def _finite(value: object) -> float | None:
-    if type(value) not in (int, float) or not abs(value) < 1e300:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
         return None
     return float(value)
 

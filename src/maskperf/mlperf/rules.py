@@ -28,7 +28,7 @@ CANDIDATES_PER_IMAGE = 1000
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule about one field: which values keep it, as a test and in words."""
+    """One rule about one field: which values keep it, as a test and as text."""
 
     name: str
     field: str  # key of the configuration, for example "optimizer.learning_rate"
@@ -40,7 +40,7 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class RuleResult:
-    """What one rule says about a configuration."""
+    """Whether a configuration keeps one rule."""
 
     rule: str
     field: str
@@ -51,7 +51,7 @@ class RuleResult:
 
 
 def check_rules(config: RunConfig, *, world: int = 1) -> list[RuleResult]:
-    """Return what every rule says about a run of `world` processes, in the order of `RULES`.
+    """Return the result of every rule for a run of `world` processes, in the order of `RULES`.
 
     The configuration must be the one the user gave; for that of a finished run see `as_given`.
     """
@@ -88,7 +88,7 @@ def refuse_broken_rules(config: RunConfig, world: int) -> None:
         lines.append(f"{result.field}={result.value}: the rule '{result.rule}' allows {result.allowed}")
     lines.append(
         "Fix: give values that are allowed, or set mlperf.division=open, where all of this is free. "
-        "docs/rules.md says where each rule comes from."
+        "docs/rules.md has the source of each rule."
     )
     raise RuleError("\n".join(lines))
 

@@ -34,8 +34,9 @@ class CheckedLog:
     @property
     def minutes(self) -> float | None:
         """The time of the run, None for one that does not count: refused, ended without success, or not one run."""
-        counts = self.compliance.accepted and self.epochs is not None and self.log.run_seconds is not None
-        return self.log.run_seconds / 60 if counts else None
+        if not self.compliance.accepted or self.epochs is None or self.log.run_seconds is None:
+            return None
+        return self.log.run_seconds / 60
 
     @property
     def epochs(self) -> int | float | None:
@@ -116,10 +117,10 @@ def is_closed_set(logs: Sequence[CheckedLog]) -> bool:
 
 def set_result(logs: Sequence[CheckedLog]) -> SetResult:
     """Return what logs are worth together: nothing unless there are five."""
-    sizes = {entry.batch_size for entry in logs}
+    size = logs[0].batch_size
     reference = reference_v3_1 = None
-    if is_closed_set(logs) and len(sizes) == 1 and None not in sizes:
-        epochs, size = [entry.epochs for entry in logs], sizes.pop()
+    if is_closed_set(logs) and size is not None and all(entry.batch_size == size for entry in logs):
+        epochs = [entry.epochs for entry in logs]
         reference, reference_v3_1 = reference_check(size, epochs), reference_check(size, epochs, tool="v3.1")
     score = score_minutes([entry.minutes for entry in logs])
     factor = reference.scaling_factor if reference is not None and reference.passed else 1.0

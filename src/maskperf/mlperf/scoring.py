@@ -20,7 +20,7 @@ TOOLS = ("today", "v3.1")  # mlperf-logging since July 2024, and as it was in ro
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceCheck:
-    """What the RCP test says of five runs. Numbers are None where the test has none to compare."""
+    """The result of the RCP test on five runs. Numbers are None where the test has none to compare."""
 
     passed: bool
     mean_epochs: float | None = None  # of the three runs in the middle

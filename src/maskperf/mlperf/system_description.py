@@ -11,7 +11,7 @@ from maskperf.errors import ConfigError, DataError, Problem
 from maskperf.files import did_you_mean
 from maskperf.machine.facts import MachineFacts
 from maskperf.machine.gpus import link_summary
-from maskperf.schema import Environment
+from maskperf.schema import Environment, file_error, read_bytes
 
 ACCELERATOR_FIELDS = (
     *("accelerator_model_name", "accelerator_host_interconnect", "accelerator_frequency"),
@@ -27,6 +27,7 @@ FIELDS = (
     *("framework", "other_software_stack", "operating_system", "sw_notes"),
 )
 COMMAND_FIELDS = {"submitter": "--submitter", "division": "--division"}
+FIX = "Give a system description such as systems/NAME.json of a submission."
 NOTES = ("hw_notes", "sw_notes")  # may stay empty where there is nothing to say
 
 Description = dict[str, str | dict[str, str]]
@@ -124,17 +125,25 @@ def read_description(path: Path) -> Description:
     Errors: DataError for a file that cannot be read, and for every value that is no text (other_software_stack may
     also be an object of texts).
     """
+    data = read_bytes(path)
+    if data is None:
+        raise file_error(path, "There is no such file.", fix=FIX)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError([_problem(path, "content", "(a file)", f"It cannot be read ({error.strerror}).")]) from error
+        content = json.loads(data)
     except ValueError as error:
-        raise DataError([_problem(path, "content", "(JSON)", f"It is no JSON ({error}).")]) from error
+        raise file_error(path, f"It is no JSON ({error}).", fix=FIX) from error
     if not isinstance(content, dict):
-        raise DataError([_problem(path, "content", str(content)[:40], "It must be one JSON object.")])
+        raise file_error(path, "It must be one JSON object.", value=str(content)[:40], fix=FIX)
     known = {name: value for name, value in content.items() if name in FIELDS}
     wrong = [
-        _problem(path, name, repr(value)[:80], "The value must be text.")
+        Problem(
+            file=str(path),
+            where="the file",
+            field=name,
+            value=repr(value)[:80],
+            message="The value must be text.",
+            fix=FIX,
+        )
         for name, value in known.items()
         if not isinstance(value, str) and not (name == "other_software_stack" and _is_texts(value))
     ]
@@ -145,11 +154,6 @@ def read_description(path: Path) -> Description:
 
 def _is_texts(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(entry, str) for entry in value.values())
-
-
-def _problem(path: Path, field: str, value: str, problem: str) -> Problem:
-    fix = "Give a system description such as systems/NAME.json of a submission."
-    return Problem(file=str(path), where="the file", field=field, value=value, message=problem, fix=fix)
 
 
 def _networking(facts: MachineFacts) -> str:

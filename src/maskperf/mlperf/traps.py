@@ -30,7 +30,7 @@ DEMO = "demo"
 # The RCP checker looks for these keys anywhere in a line, and then takes the line for one of that key.
 KEYS_FOUND_ANYWHERE = ("global_batch_size", "submission_benchmark", "eval_accuracy", "eval_error")
 LARGEST_FLOAT_COUNTABLE = 2**24  # above it, 32-bit floats no longer hold every whole number
-STEPS_SEEN = "Published logs of round v3.1 have this number here: their limit of steps, which says nothing of images."
+STEPS_SEEN = "Published logs of round v3.1 have this number here: their limit of steps, not a number of images."
 SAMPLES = {  # key: its value in the reference, and what those images are
     "train_samples": (NUM_TRAIN_IMAGES, "trains on the images of train2017 that have annotations"),
     "eval_samples": (NUM_VAL_IMAGES, "evaluates all images of val2017"),
@@ -41,7 +41,7 @@ SAMPLES_SEEN = {  # what a number that others logged is
     f"{NUM_TRAIN_FILES - NUM_TRAIN_IMAGES:,} images without annotations that the reference leaves out.",
     ("train_samples", 40_000): STEPS_SEEN,
     ("train_samples", 20_000): STEPS_SEEN,
-    ("eval_samples", 1): "Published logs of round v3.1 have 1 here, which says nothing of images.",
+    ("eval_samples", 1): "Published logs of round v3.1 have 1 here, which is no number of images.",
 }
 SIZES = {"min_image_size": 800, "max_image_size": 1333}
 
@@ -100,8 +100,8 @@ def several_runs(log: BenchmarkLog, attempts: Attempts) -> Iterator[Finding]:
         lines = f"lines {attempts.mixed.first_line} and {attempts.mixed.second_line}"
         yield refusal(
             f"{lines}: the lines of two runs are mixed in this file: {attempts.mixed.sign}",
-            "Two programs, or two processes of one, wrote into it at the same time. No line says whose it is, so the "
-            "file cannot be cut into two, and what is counted over all of it means nothing.",
+            "Two programs, or two processes of one, wrote into it at the same time. No line names its program, so "
+            "the file cannot be cut into two, and what is counted over all of it means nothing.",
             "Run again, with a file of its own for each run and one process that writes it.",
         )
     elif len(attempts.runs) > 1:
@@ -123,7 +123,8 @@ def _one_after_the_other(log: BenchmarkLog, attempts: Attempts) -> Finding:
     effect = "The official tools take all of it for one run."
     if not attempts.are_several:
         effect = "Only one of them began to train, so its time and its epochs are counted rightly."
-    outcomes, commands = [], []
+    outcomes: list[str] = []
+    commands: list[str] = []
     for index, (run, (first, last)) in enumerate(zip(attempts.runs, attempts.line_ranges, strict=True)):
         copied = next((other for other in attempts.runs[:index] if _contents(run) == _contents(other)), None)
         outcome = _outcome(run) if copied is None else f"a copy of those from line {copied.first_line} on"
@@ -195,8 +196,8 @@ def _misread(log: BenchmarkLog) -> Iterator[Finding]:
         for key in KEYS_FOUND_ANYWHERE:
             if key in text and record.key != key:
                 yield refusal(
-                    f"line {record.line}: the record {record.key} contains the word {key}",
-                    f"The RCP checker looks for this word anywhere in a line and takes the record for {key}: it "
+                    f"line {record.line}: the record {record.key} contains the text {key}",
+                    f"The RCP checker looks for this text anywhere in a line and takes the record for {key}: it "
                     "reads a wrong value or stops.",
                     f"Do not write {key} into other records, and run again.",
                 )
@@ -227,7 +228,7 @@ def _targets(log: BenchmarkLog) -> Iterator[Finding]:
     reached = any(meets_targets(box, mask, box_target=box_target, mask_target=mask_target) for box, mask in aps)
     if log.status == "success" and not reached:
         yield refusal(
-            "run_stop says success",
+            "run_stop reports success",
             f"No evaluation has box AP {box_target:g} and mask AP {mask_target:g} at once, the targets of this run.",
             "Log success only when both are met at one evaluation, and run again.",
         )
@@ -259,7 +260,7 @@ def _is_float32(number: int) -> bool:
 
 
 def _samples(log: BenchmarkLog) -> Iterator[Finding]:
-    """Return notes about numbers of images that are not COCO's, unless the log says that it is of other data."""
+    """Return notes about numbers of images that are not COCO's, unless the log is openly of other data."""
     if not is_submission(log):
         return
     for key, (wanted, images) in SAMPLES.items():

@@ -1,13 +1,15 @@
-"""What a report shows, as plain values: filled by maskperf.report.gather, drawn by maskperf.report.page and summary."""
+"""The contents of a report as plain values: made by gather, drawn by page and summary."""
 
 from dataclasses import dataclass
 
-from maskperf.schema import PictureEntry
+from maskperf.mlperf.published import PublishedBand, RankedSystem
+from maskperf.mlperf.rules import RuleResult
+from maskperf.schema import GuardEvent, PictureEntry
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The first thing a reader sees."""
+    """The outcome of a run, in one state and one sentence."""
 
     state: str  # "reached", "done" (it had no targets), "missed", "aborted" or "unfinished"
     sentence: str  # for example "Both targets met in epoch 14, after 19.2 minutes."
@@ -54,60 +56,6 @@ class CategoryScore:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuardEntry:
-    """Something the collapse guard noticed, or its closing line."""
-
-    kind: str  # "non-finite", "collapse", "plateau" or "summary"
-    step: int | None
-    epoch: int | None
-    text: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class RuleRow:
-    rule: str
-    field: str
-    value: str
-    allowed: str
-    kept: bool
-    source: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """One line of the comparison with the published systems; the smaller number is the better one."""
-
-    name: str  # "submitter: system"
-    accelerators: int | None
-    accelerator: str
-    batch_size: int | None
-    minutes: float  # score, or the time of the one run there is
-    minutes_times_accelerators: float | None
-    is_this: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class BandPoint:
-    """What published runs of one batch size had after an epoch: mean and standard deviation."""
-
-    epoch: int
-    box_mean: float
-    box_deviation: float
-    mask_mean: float
-    mask_deviation: float
-    minutes_low: float | None  # fastest and slowest of these runs at the end of this epoch
-    minutes_high: float | None
-    runs: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Band:
-    batch_size: int
-    points: tuple[BandPoint, ...]
-    note: str  # says which runs, and which batch size was the nearest one where there is none of this size
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunPage:
     """One run."""
 
@@ -115,15 +63,15 @@ class RunPage:
     path: str
     recipe: str
     notes: tuple[str, ...]  # what a reader must know, e.g. "a demo is not a submission"
-    notices: tuple[str, ...]  # what the run said about its data and settings when it started
+    notices: tuple[str, ...]  # the run's own remarks on its data and settings
     verdict: Verdict
     evaluations: tuple[EvaluationPoint, ...]
     losses: tuple[LossPoint, ...]
     phases: tuple[Phase, ...]
     categories: tuple[CategoryScore, ...]
     pictures: tuple[PictureEntry, ...]
-    guard: tuple[GuardEntry, ...]
-    rules: tuple[RuleRow, ...]
+    guard: tuple[GuardEvent, ...]  # the last one may be a "summary"
+    rules: tuple[RuleResult, ...]
     settings: tuple[tuple[str, str], ...]  # batch size, learning rate, seed, ...
     system: tuple[tuple[str, str], ...]  # machine and software
     images_per_second: float | None  # of training, median
@@ -148,7 +96,7 @@ class ReportContents:
     runs: tuple[RunPage, ...]
     compared: tuple[RunPage, ...]
     score: SeriesScore | None
-    places: tuple[Place, ...]  # sorted by minutes; empty where a comparison makes no sense
+    places: tuple[RankedSystem, ...]  # sorted by minutes; empty where a comparison makes no sense
     places_note: str
-    band: Band | None
+    band: PublishedBand | None
     written_at: str

@@ -1,39 +1,37 @@
-"""Collects what a report shows from runs, series and logs."""
+"""Gathers the contents of a report from runs, series and logs."""
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from maskperf.report.contents import GuardEntry, ReportContents, RunPage, SeriesScore
-from maskperf.report.guard_record import guard_entries
-from maskperf.report.losses import loss_points
-from maskperf.report.phases import phases_of
-from maskperf.report.places import place_result, published_band
-from maskperf.report.run_files import RunFiles
-from maskperf.report.run_tables import (
-    category_scores,
-    median_speed,
-    peak_memory,
-    rule_rows,
-    setting_pairs,
-    system_pairs,
-)
-from maskperf.report.series import read_source, score_of
-from maskperf.report.verdict import evaluation_points, make_verdict, run_notes
+from maskperf.config import has_targets
+from maskperf.mlperf.published import PublishedBand, RankedSystem, band_for, place_among
+from maskperf.mlperf.rules import check_rules
+from maskperf.mlperf.scoring import RUNS, reference_check, score_minutes
+from maskperf.report.contents import CategoryScore, ReportContents, RunPage, SeriesScore
+from maskperf.report.course import guard_events, loss_points, phases_of
+from maskperf.report.sources import RunFiles, Source, read_source
+from maskperf.report.tables import median_speed, peak_memory, setting_pairs, system_pairs
+from maskperf.report.verdict import cause_of, evaluation_points, make_verdict, run_notes
 from maskperf.schema import LOG_FILE
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Gathered:
+class _Run:
     files: RunFiles
     page: RunPage
 
+    @property
+    def minutes(self) -> float | None:
+        """Minutes to the targets; None where they were not reached."""
+        return self.page.verdict.minutes if self.page.verdict.state == "reached" else None
+
 
 def gather(runs: Sequence[Path], compared: Sequence[Path]) -> ReportContents:
-    """Return what a report on `runs` shows, with `compared` beside them.
+    """Return the contents of a report on `runs`, with `compared` beside them.
 
-    A path is a run folder (one of a run that was cut short too), the folder of a series, a log of the benchmark, or a
+    A path is a run folder (also of a run that was cut short), the folder of a series, a log of the benchmark, or a
     folder of result_*.txt. Nothing is written.
     Errors: DataError or ConfigError that names the file which is missing or cannot be read.
     """
@@ -42,9 +40,8 @@ def gather(runs: Sequence[Path], compared: Sequence[Path]) -> ReportContents:
     gathered = _named([_gather_run(files) for source in (*sources, *others) for files in source.runs])
     count = sum(len(source.runs) for source in sources)
     own, beside = gathered[:count], gathered[count:]
-    score = score_of(sources, [(run.files, run.page.verdict, run.page.evaluations) for run in own])
-    judged = [(run.files, run.page.verdict.minutes if run.page.verdict.state == "reached" else None) for run in own]
-    places, places_note = place_result(judged, score)
+    score = _score_of(sources, own)
+    places, places_note = _places(own, score)
     pages = tuple(run.page for run in own)
     return ReportContents(
         title=_title(own),
@@ -54,31 +51,31 @@ def gather(runs: Sequence[Path], compared: Sequence[Path]) -> ReportContents:
         score=score,
         places=places,
         places_note=places_note,
-        band=published_band(own[0].files) if own else None,
+        band=_published_band(own[0].files) if own else None,
         written_at=time.strftime("%Y-%m-%d %H:%M:%S %z"),
     )
 
 
-def _gather_run(files: RunFiles) -> _Gathered:
+def _gather_run(files: RunFiles) -> _Run:
     notes: list[str] = []
     evaluations = evaluation_points(files, notes)
     verdict = make_verdict(files, evaluations)
-    rules = rule_rows(files)
+    rules = () if files.config is None else tuple(check_rules(files.config, world=files.environment.processes or 1))
     phases = phases_of(files, notes)
-    guard = guard_entries(files, evaluations, reached=verdict.state == "reached")
+    guard = guard_events(files, evaluations, reached=verdict.state == "reached")
     if verdict.state == "missed":
-        verdict = replace(verdict, sentence=verdict.sentence + _cause(guard))
+        verdict = replace(verdict, sentence=verdict.sentence + cause_of(guard))
     page = RunPage(
-        name=files.name,
+        name=files.path.name,
         path=str(files.path),
         recipe=files.recipe,
         notes=(*run_notes(files, verdict, rules), *notes, *files.notes),
-        notices=() if files.results is None else tuple(files.results.notices),
+        notices=() if files.results is None else files.results.notices,
         verdict=verdict,
         evaluations=evaluations,
         losses=loss_points(files),
         phases=phases,
-        categories=category_scores(files),
+        categories=_category_scores(files),
         pictures=files.pictures,
         guard=guard,
         rules=rules,
@@ -87,22 +84,19 @@ def _gather_run(files: RunFiles) -> _Gathered:
         images_per_second=median_speed(files),
         peak_memory=peak_memory(files),
     )
-    return _Gathered(files=files, page=page)
+    return _Run(files=files, page=page)
 
 
-def _cause(guard: Sequence[GuardEntry]) -> str:
-    """Return a sentence about the first collapse or plateau, empty where there is none."""
-    found = next((entry for entry in guard if entry.kind in ("collapse", "plateau")), None)
-    if found is None:
-        return ""
-    if found.kind == "plateau":
-        return " The AP stood still." if found.epoch is None else f" The AP stood still, as of epoch {found.epoch}."
-    where = f"step {found.step}" if found.step is not None else f"epoch {found.epoch}"
-    return f" The training collapsed at {where}."
+def _category_scores(files: RunFiles) -> tuple[CategoryScore, ...]:
+    """Return the AP of each category, in the order of the results."""
+    if files.results is None:
+        return ()
+    boxes, masks = files.results.box_ap_per_category, files.results.mask_ap_per_category
+    return tuple(CategoryScore(name=name, box_ap=box_ap, mask_ap=masks.get(name)) for name, box_ap in boxes.items())
 
 
-def _named(runs: Sequence[_Gathered]) -> list[_Gathered]:
-    """Return the runs with names that differ: those that share one get as many folders in front as it takes."""
+def _named(runs: Sequence[_Run]) -> list[_Run]:
+    """Return the runs with names that differ: those that share one get as many folders in front as needed."""
     paths = [run.files.path.resolve() for run in runs]
     named = []
     for run, path in zip(runs, paths, strict=True):
@@ -110,36 +104,114 @@ def _named(runs: Sequence[_Gathered]) -> list[_Gathered]:
         depth = 2 if path.name == LOG_FILE else 1
         while any(other.parts[-depth:] == path.parts[-depth:] for other in alike):
             depth += 1
-        name = "/".join(path.parts[-depth:])
-        named.append(_Gathered(files=run.files, page=replace(run.page, name=name)))
+        named.append(replace(run, page=replace(run.page, name="/".join(path.parts[-depth:]))))
     return named
 
 
-def _title(runs: Sequence[_Gathered]) -> str:
-    names = {run.page.recipe or _submitter(run.files) for run in runs} - {""}
+def _title(runs: Sequence[_Run]) -> str:
+    names = {run.page.recipe or run.files.submitter for run in runs} - {""}
     first = ", ".join(sorted(names)) or runs[0].page.name
     return f"Mask R-CNN: {first}" + (f", {len(runs)} runs" if len(runs) > 1 else "")
-
-
-def _submitter(files: RunFiles) -> str:
-    """Return who ran it on what; empty where no log says so."""
-    if files.log is None:
-        return ""
-    return ": ".join(text for text in (files.log.organization, files.log.platform) if text)
 
 
 def _sentence(pages: Sequence[RunPage], score: SeriesScore | None) -> str:
     if len(pages) == 1:
         return pages[0].verdict.sentence
-    reached = sum(page.verdict.state == "reached" for page in pages)
-    done = sum(page.verdict.state == "done" for page in pages)
-    if done and not reached:
-        return f"{done} of {len(pages)} runs trained to their end, without targets."
-    sentence = f"{reached} of {len(pages)} runs reached their targets"
+    states = [page.verdict.state for page in pages]
+    if "done" in states and "reached" not in states:
+        return f"{states.count('done')} of {len(pages)} runs trained to their end, without targets."
+    sentence = f"{states.count('reached')} of {len(pages)} runs reached their targets"
     if score is None:
         return f"{sentence}."
-    return (
-        f"{sentence}: no score."
-        if score.score_minutes is None
-        else f"{sentence}: score {score.score_minutes:.2f} minutes."
+    minutes = score.score_minutes
+    return f"{sentence}: no score." if minutes is None else f"{sentence}: score {minutes:.2f} minutes."
+
+
+def _score_of(sources: Sequence[Source], runs: Sequence[_Run]) -> SeriesScore | None:
+    """Return the score of a series, or of five single runs of one recipe and batch size; otherwise None.
+
+    Runs without targets have none: there is no time to a target.
+    """
+    if not any(has_targets(*run.files.targets) for run in runs):
+        return None
+    is_one_series = len(sources) == 1 and sources[0].is_series
+    alike = {(run.files.recipe, run.files.batch_size, run.files.targets) for run in runs}
+    if not is_one_series and not (len(runs) == RUNS and len(alike) == 1):
+        return None
+    minutes = [run.minutes if run.files.counts else None for run in runs]
+    score = score_minutes(minutes)
+    if score is None:
+        kept, factor, convergence = (False,) * len(minutes), None, ""
+    else:
+        order = sorted(range(len(minutes)), key=lambda index: (minutes[index] is None, minutes[index] or 0.0))
+        kept = tuple(index in order[1:-1] for index in range(len(minutes)))
+        factor, convergence = _convergence(runs)
+    return SeriesScore(
+        minutes=tuple(minutes),
+        kept=kept,
+        score_minutes=score,
+        scaling_factor=factor,
+        sentence=_score_sentence(minutes, score) + convergence,
     )
+
+
+def _score_sentence(minutes: Sequence[float | None], score: float | None) -> str:
+    reached = sum(took is not None for took in minutes)
+    if score is not None:
+        return f"{reached} of {len(minutes)} runs reached the targets; the score is {score:.3f} minutes."
+    if len(minutes) != RUNS:
+        return f"No score: it takes {RUNS} runs, and there {'is' if len(minutes) == 1 else 'are'} {len(minutes)}."
+    return f"No score: {RUNS - reached} of {RUNS} runs did not reach the targets, and at most one may."
+
+
+def _convergence(runs: Sequence[_Run]) -> tuple[float | None, str]:
+    """Return the scaling factor and a sentence on the test of the reference's epochs; nothing for other targets."""
+    if not all(run.files.has_coco_targets for run in runs):
+        return None, ""
+    batch_sizes = {run.files.batch_size for run in runs}
+    batch_size = batch_sizes.pop()
+    if batch_sizes or batch_size is None:
+        return None, " The epochs were not compared with the reference's: the batch sizes of the runs are not one."
+    epochs = [run.page.evaluations[-1].epoch if run.minutes is not None and run.files.counts else None for run in runs]
+    check = reference_check(batch_size, epochs)
+    return (check.scaling_factor if check.passed else None), f" Epochs compared with the reference's: {check.sentence}"
+
+
+def _places(runs: Sequence[_Run], score: SeriesScore | None) -> tuple[tuple[RankedSystem, ...], str]:
+    """Return the published systems with this result among them, the fastest first, and a note on the comparison.
+
+    The score of five runs is compared, or the time of the first run that reached its targets. Without either, and for
+    other targets than those of COCO, there are no places and the note says why.
+    """
+    refused = "No comparison with the published systems:"
+    if not runs:
+        return (), "There is no run to compare."
+    if not all(run.files.has_coco_targets for run in runs):
+        return (), f"{refused} the targets are not those of the benchmark (0.377, 0.339)."
+    chosen = next((run for run in runs if run.minutes is not None), runs[0])
+    minutes = chosen.minutes if score is None else score.score_minutes
+    if minutes is None:
+        return (), f"{refused} {'no run reached the targets' if score is None else 'the series has no score'}."
+    note = "The time of one run, not the mean of the middle three of five, as the published ones are."
+    if score is not None:
+        note = f"The score of {len(runs)} runs, as published ones are."
+        if score.scaling_factor not in (None, 1.0):
+            minutes *= score.scaling_factor
+            note += f" It is multiplied by the scaling factor {score.scaling_factor:.4f}."
+    files, log = chosen.files, chosen.files.log
+    if files.accelerators is None:
+        note += " How many accelerators were used is not known, so there is no place per accelerator."
+    is_named = log is not None and log.organization and log.platform
+    places = place_among(
+        minutes,
+        files.accelerators,
+        name=files.submitter if is_named else files.path.resolve().name,
+        accelerator=files.accelerator_name,
+        batch_size=files.batch_size,
+    )
+    return places, note
+
+
+def _published_band(files: RunFiles) -> PublishedBand | None:
+    """Return the course of published runs of the nearest batch size; None for targets that are not COCO's."""
+    return band_for(files.batch_size) if files.batch_size is not None and files.has_coco_targets else None

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from maskperf.files import write_text
-from maskperf.report import number_text
-from maskperf.report.clean_text import cleaned
-from maskperf.report.contents import PictureEntry, ReportContents, RunPage
-from maskperf.report.plots import TERM_TITLES, json_island, loss_terms, plot_data
-from maskperf.report.standing import STATE_WORDS, headline_minutes, overall_state, standing_sentence
+from maskperf.report import text as formats
+from maskperf.report.contents import ReportContents, RunPage
+from maskperf.report.placement import headline_minutes, overall_state, placement_sentence
+from maskperf.report.plots import TERM_TITLES, loss_terms, plot_data
+from maskperf.report.text import STATE_TITLES, cleaned, is_number
+from maskperf.schema import PictureEntry
 
 TEMPLATES = Path(__file__).parent / "templates"
 STYLES = ("page.css", "phone_and_print.css")
@@ -30,7 +32,7 @@ JPEG_START = b"\xff\xd8\xff"
 
 @dataclass(frozen=True, kw_only=True)
 class ShownRun:
-    """A run and how the page tells it from the others."""
+    """A run and its marks on the page."""
 
     index: int
     colour: int
@@ -39,7 +41,7 @@ class ShownRun:
 
 
 def write_page(contents: ReportContents, path: Path) -> None:
-    """Return nothing; the file holds the whole report, or is as it was before.
+    """Write the whole report, or leave the file as it was.
 
     Errors: StorageError where it cannot be written.
     """
@@ -62,13 +64,13 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     for name in ("minutes_text", "seconds_text", "ap_text", "target_text", "percent_text", "count_text", "is_number"):
-        environment.filters[name] = getattr(number_text, name)
+        environment.filters[name] = getattr(formats, name)
     environment.filters["readable_jpegs"] = readable_jpegs
     return environment.get_template("page.html")
 
 
 def readable_jpegs(pictures: Sequence[PictureEntry], kind: str) -> list[PictureEntry]:
-    """Return the pictures of this kind that are JPEG in base64."""
+    """Return the entries of this kind whose image is JPEG in base64."""
     return [picture for picture in pictures if picture.kind == kind and _is_jpeg(picture.jpeg_base64)]
 
 
@@ -80,7 +82,7 @@ def _is_jpeg(text: str) -> bool:
 
 
 def _values(contents: ReportContents) -> dict[str, Any]:
-    """Return what the templates draw."""
+    """Return the values of the templates."""
     pages = [*contents.runs, *contents.compared]
     runs = [
         ShownRun(index=index, colour=index % RUN_COLOURS, is_compared=index >= len(contents.runs), page=page)
@@ -94,10 +96,10 @@ def _values(contents: ReportContents) -> dict[str, Any]:
     return {
         "contents": contents,
         "runs": runs,
-        "state": state if state in STATE_WORDS else "unfinished",
-        "state_words": STATE_WORDS,
+        "state": state if state in STATE_TITLES else "unfinished",
+        "state_titles": STATE_TITLES,
         "headline": {"minutes": minutes, "label": minutes_label},
-        "standing": standing_sentence(contents.places),
+        "placement": placement_sentence(contents.places),
         "notes": _notes(runs, "notes"),
         "notices": _notes(runs, "notices"),
         "largest": {
@@ -114,7 +116,7 @@ def _values(contents: ReportContents) -> dict[str, Any]:
         "style": Markup("".join((TEMPLATES / name).read_text(encoding="utf-8") for name in STYLES)),
         "own_script": Markup(own_script),
         "plotly_script": Markup(plotly_script),
-        "numbers": Markup(json_island(numbers)),
+        "numbers": htmlsafe_json_dumps(numbers, allow_nan=False, separators=(",", ":")),
     }
 
 
@@ -128,7 +130,7 @@ def _notes(runs: Sequence[ShownRun], field: str) -> dict[str, list[ShownRun]]:
 
 
 def _largest(values: Iterable[float | int | None]) -> float | int:
-    return max((value for value in values if number_text.is_number(value)), default=0.0)
+    return max((value for value in values if is_number(value)), default=0.0)
 
 
 def _phase_colours(pages: Sequence[RunPage]) -> dict[str, int]:
@@ -138,7 +140,7 @@ def _phase_colours(pages: Sequence[RunPage]) -> dict[str, int]:
 
 
 def content_policy(scripts: Sequence[str]) -> str:
-    """Return a Content-Security-Policy that lets these scripts run and nothing else, and lets nothing be fetched."""
+    """Return a Content-Security-Policy by which only these scripts run and nothing is fetched."""
     digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     sources = " ".join(f"'sha256-{digest}'" for digest in digests)
     return (

@@ -1,11 +1,11 @@
 """The numbers behind the plots, as plain JSON for the script of the page."""
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from maskperf.report.contents import Band, BandPoint, ReportContents, RunPage
-from maskperf.report.number_text import is_number
+from maskperf.mlperf.published import BandEpoch, PublishedBand
+from maskperf.report.contents import ReportContents, RunPage
+from maskperf.report.text import is_number
 
 TERM_TITLES = {
     "objectness": "Objectness (RPN)",
@@ -16,16 +16,6 @@ TERM_TITLES = {
 }
 LONGEST_NAME = 32  # characters, in the labels inside a plot
 DIGITS = 6
-# In a script element these could end it, open a comment, or end a line of JavaScript.
-ISLAND_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
-
-
-def json_island(value: Any) -> str:
-    """Return JSON that can stand inside a script element of HTML without ending it."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    for character, escape in ISLAND_ESCAPES.items():
-        text = text.replace(character, escape)
-    return text
 
 
 def plot_text(text: str) -> str:
@@ -56,37 +46,38 @@ def plot_data(contents: ReportContents) -> dict[str, Any]:
         {"name": plot_text(page.name), "compared": index >= len(contents.runs), **_numbers_of_run(page, terms)}
         for index, page in enumerate(pages)
     ]
-    plots = [plot for plot in _plots(terms, _targets(contents)) if any(_has_numbers(run, plot) for run in runs)]
+    plots = [
+        plot
+        for plot in _plots(terms, _targets(contents))
+        if any(value is not None for run in runs for value in run[plot["key"]])
+    ]
     return {"runs": runs, "plots": plots, "band": _band_numbers(contents.band)}
 
 
 def _numbers_of_run(page: RunPage, terms: Sequence[str]) -> dict[str, Any]:
-    evaluations, losses = page.evaluations, page.losses
+    fields = (("epochs", "epoch"), ("minutes", "minutes"), ("box_ap", "box_ap"), ("mask_ap", "mask_ap"))
+    of_losses = ("total", "learning_rate", "images_per_second", "memory_gib")
     return {
-        "epochs": _rounded(point.epoch for point in evaluations),
-        "minutes": _rounded(point.minutes for point in evaluations),
-        "steps": _rounded(point.step for point in losses),
-        "box_ap": _rounded(point.box_ap for point in evaluations),
-        "mask_ap": _rounded(point.mask_ap for point in evaluations),
-        "total": _rounded(point.total for point in losses),
-        **{f"term_{index}": _rounded(point.terms.get(name) for point in losses) for index, name in enumerate(terms)},
-        "learning_rate": _rounded(point.learning_rate for point in losses),
-        "images_per_second": _rounded(point.images_per_second for point in losses),
-        "memory_gib": _rounded(point.memory_gib for point in losses),
+        **{key: _rounded(getattr(point, field) for point in page.evaluations) for key, field in fields},
+        "steps": _rounded(point.step for point in page.losses),
+        **{key: _rounded(getattr(point, key) for point in page.losses) for key in of_losses},
+        **{
+            f"term_{index}": _rounded(point.terms.get(name) for point in page.losses)
+            for index, name in enumerate(terms)
+        },
         "guard": [
-            {"step": entry.step, "kind": plot_text(entry.kind)}
+            {"step": entry.step, "kind": plot_text(entry.event)}
             for entry in page.guard
-            if entry.kind != "summary" and entry.step is not None
+            if entry.event != "summary" and entry.step is not None
         ],
     }
 
 
 def _rounded(values: Iterable[float | int | None]) -> list[float | int | None]:
-    return [_shortened(value) if is_number(value) else None for value in values]
-
-
-def _shortened(value: float | int) -> float | int:
-    return value if isinstance(value, int) else float(f"{value:.{DIGITS}g}")
+    return [
+        None if not is_number(value) else value if isinstance(value, int) else float(f"{value:.{DIGITS}g}")
+        for value in values
+    ]
 
 
 def _plots(terms: Sequence[str], targets: tuple[float | None, float | None]) -> list[dict[str, Any]]:
@@ -105,54 +96,41 @@ def _plots(terms: Sequence[str], targets: tuple[float | None, float | None]) -> 
 
 def _targets(contents: ReportContents) -> tuple[float | None, float | None]:
     """Return the targets for box and mask where all runs that know theirs have the same ones."""
-    verdicts = [run.verdict for run in contents.runs]
-    boxes = {verdict.box_target for verdict in verdicts if is_number(verdict.box_target)}
-    masks = {verdict.mask_target for verdict in verdicts if is_number(verdict.mask_target)}
-    box_target, mask_target = (found.pop() if len(found) == 1 else None for found in (boxes, masks))
-    return box_target or None, mask_target or None  # 0 is no target, and gets no line
+    found = []
+    for name in ("box_target", "mask_target"):
+        targets = {value for run in contents.runs if is_number(value := getattr(run.verdict, name))}
+        found.append(targets.pop() if len(targets) == 1 else None)
+    return found[0] or None, found[1] or None  # 0 is no target, and gets no line
 
 
-def _has_numbers(run: dict[str, Any], plot: dict[str, Any]) -> bool:
-    return any(value is not None for value in run[plot["key"]])
-
-
-def _band_numbers(band: Band | None) -> dict[str, Any] | None:
+def _band_numbers(band: PublishedBand | None) -> dict[str, Any] | None:
     """Return mean lines and closed outlines of the band, by key and axis."""
-    if band is None or not band.points:
+    if band is None or not band.epochs:
         return None
-    timed = [point for point in band.points if is_number(point.minutes_low) and is_number(point.minutes_high)]
-    return {
-        "batch_size": band.batch_size,
-        **{
-            f"{task}_ap": {
-                "epochs": _outline(band.points, task, low="epoch", high="epoch"),
-                "minutes": _outline(timed, task, low="minutes_low", high="minutes_high"),
-            }
-            for task in ("box", "mask")
-        },
+    numbers = {
+        f"{task}_ap": {
+            "epochs": _outline(band.epochs, task, low="epoch", high="epoch"),
+            "minutes": _outline(band.epochs, task, low="minutes_low", high="minutes_high"),
+        }
+        for task in ("box", "mask")
     }
+    return {"batch_size": band.batch_size, **numbers}
 
 
-def _outline(points: Sequence[BandPoint], task: str, *, low: str, high: str) -> dict[str, Any]:
+def _outline(epochs: Sequence[BandEpoch], task: str, *, low: str, high: str) -> dict[str, Any]:
     """Return the edge from the earliest and highest course around to the latest and lowest one, and the mean.
 
     Over minutes there is no mean: only the fastest and the slowest run are known.
     """
-    upper = [(getattr(point, low), _mean(point, task) + _deviation(point, task)) for point in points]
-    lower = [(getattr(point, high), _mean(point, task) - _deviation(point, task)) for point in points]
-    edge = [*upper, *reversed(lower)]
-    middle = points if low == high else ()
+    means = [getattr(epoch, f"{task}_mean") for epoch in epochs]
+    deviations = [getattr(epoch, f"{task}_deviation") for epoch in epochs]
+    upper = [mean + deviation for mean, deviation in zip(means, deviations, strict=True)]
+    lower = [mean - deviation for mean, deviation in zip(means, deviations, strict=True)]
+    early, late = [getattr(epoch, low) for epoch in epochs], [getattr(epoch, high) for epoch in epochs]
+    has_mean = low == high
     return {
-        "x": _rounded(x for x, _ in edge),
-        "y": _rounded(y for _, y in edge),
-        "middle_x": _rounded(getattr(point, low) for point in middle),
-        "middle_y": _rounded(_mean(point, task) for point in middle),
+        "x": _rounded([*early, *reversed(late)]),
+        "y": _rounded([*upper, *reversed(lower)]),
+        "middle_x": _rounded(early if has_mean else []),
+        "middle_y": _rounded(means if has_mean else []),
     }
-
-
-def _mean(point: BandPoint, task: str) -> float:
-    return point.box_mean if task == "box" else point.mask_mean
-
-
-def _deviation(point: BandPoint, task: str) -> float:
-    return point.box_deviation if task == "box" else point.mask_deviation

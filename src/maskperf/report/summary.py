@@ -3,13 +3,22 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from maskperf.report.clean_text import cleaned
 from maskperf.report.contents import ReportContents, RunPage, SeriesScore
-from maskperf.report.number_text import ap_text, count_text, minutes_text, percent_text, seconds_text, target_text
-from maskperf.report.standing import STATE_WORDS, find_standing, overall_state, places_nearby, standing_sentence
+from maskperf.report.placement import find_placement, overall_state, placement_sentence, places_nearby
+from maskperf.report.text import (
+    STATE_TITLES,
+    ap_text,
+    cleaned,
+    count_text,
+    minutes_text,
+    percent_text,
+    seconds_text,
+    target_text,
+)
 
 PLACES_ON_EACH_SIDE = 3
 MOST_EVALUATIONS = 40
+RUN_HEADER = ("Run", "Result", "Minutes", "Epochs", "Box AP", "Mask AP")
 # Characters that begin or end something within a line of Markdown or HTML.
 INLINE_MARKS = re.compile(
     r"[\\`*\[\]{}|~$^#]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|!(?=\[)|:(?=//)|(?<=www)\.|(?<=WWW)\.|@"
@@ -28,8 +37,7 @@ def markdown_summary(contents: ReportContents) -> str:
     for run in contents.runs:
         blocks += _run(run, several=len(contents.runs) > 1)
     if contents.compared:
-        blocks += ["## Compared with", _table(("Run", "Result", "Minutes", "Epochs", "Box AP", "Mask AP"),
-                                              [_run_row(run) for run in contents.compared])]  # fmt: skip
+        blocks += ["## Compared with", _table(RUN_HEADER, [_run_row(run) for run in contents.compared])]
     blocks.append(f"Written {escape(contents.written_at)}.")
     return "\n\n".join(blocks) + "\n"
 
@@ -44,10 +52,9 @@ def escape(text: str) -> str:
 
 def _verdict(contents: ReportContents) -> list[str]:
     state = overall_state(contents)
-    blocks = [f"**{escape(STATE_WORDS.get(state, state))}.** {escape(contents.sentence)}"]
+    blocks = [f"**{escape(STATE_TITLES.get(state, state))}.** {escape(contents.sentence)}"]
     if len(contents.runs) > 1:
-        header = ("Run", "Result", "Minutes", "Epochs", "Box AP", "Mask AP")
-        return [*blocks, _table(header, [_run_row(run) for run in contents.runs])]
+        blocks.append(_table(RUN_HEADER, [_run_row(run) for run in contents.runs]))
     return blocks
 
 
@@ -55,7 +62,7 @@ def _run_row(run: RunPage) -> tuple[str, ...]:
     verdict = run.verdict
     return (
         escape(run.name),
-        escape(STATE_WORDS.get(verdict.state, verdict.state)),
+        escape(STATE_TITLES.get(verdict.state, verdict.state)),
         minutes_text(verdict.minutes),
         str(run.evaluations[-1].epoch) if run.evaluations else count_text(None),
         ap_text(verdict.box_ap, verdict.box_target),
@@ -84,9 +91,9 @@ def _places(contents: ReportContents) -> list[str]:
         rows.append((str(rank), name, f"{accelerators} x {escape(place.accelerator)}", minutes_text(place.minutes),
                      minutes_text(place.minutes_times_accelerators)))  # fmt: skip
     header = ("Place", "System", "Accelerators", "Minutes", "Minutes x accelerators")
-    lines = [standing_sentence(contents.places), escape(contents.places_note)]
+    lines = [placement_sentence(contents.places), escape(contents.places_note)]
     hidden = len(contents.places) - len(rows)
-    more = [f"{hidden} more systems are not shown."] if hidden and find_standing(contents.places) else []
+    more = [f"{hidden} more systems are not shown."] if hidden and find_placement(contents.places) else []
     return ["## Among the published systems", " ".join(line for line in lines if line), _table(header, rows), *more]
 
 

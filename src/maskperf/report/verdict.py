@@ -1,17 +1,17 @@
-"""What came of a run, in one state and one sentence, and what a reader must know about it."""
+"""The outcome of a run in one state and one sentence, and notes for readers who compare it."""
 
 from collections.abc import Sequence
 
 from maskperf.config import BOX_TARGET, MASK_TARGET, has_targets, meets_targets
 from maskperf.mlperf.read import BenchmarkLog
-from maskperf.report.contents import EvaluationPoint, RuleRow, Verdict
-from maskperf.report.number_text import target_text
-from maskperf.report.phases import last_minutes
-from maskperf.report.run_files import RunFiles
-from maskperf.schema import EvaluationLine, StepLine
+from maskperf.mlperf.rules import RuleResult
+from maskperf.report.contents import EvaluationPoint, Verdict
+from maskperf.report.course import LARGEST_DIFFERENCE, run_interval
+from maskperf.report.sources import RunFiles
+from maskperf.report.text import target_text
+from maskperf.schema import GuardEvent
 
 LARGEST_CLOCK_STEP_SECONDS = 1.0
-LARGEST_DIFFERENCE = 0.005  # between two clocks of one run
 CLOCK_KEY = "maskperf_wall_clock_moved_seconds"
 STOP_KEY = "maskperf_stop"
 DEMO_NOTE = (
@@ -23,19 +23,18 @@ OPEN_NOTE = (
     "be compared with one."
 )
 
+Points = Sequence[EvaluationPoint]
+
 
 def evaluation_points(files: RunFiles, notes: list[str]) -> tuple[EvaluationPoint, ...]:
     """Return the evaluations, from the log, or else from the metrics or the results; unusable ones get a note."""
-    found: list[tuple[float | None, float | None, float | None, float | None]] = []
     if files.log is not None and files.log.evaluations:
         found = [(entry.epoch, entry.minutes, entry.box_ap, entry.mask_ap) for entry in files.log.evaluations]
-    elif any(isinstance(line, EvaluationLine) for line in files.lines):
-        lines = [line for line in files.lines if isinstance(line, EvaluationLine)]
-        found = [(line.epoch, line.minutes, line.box_ap, line.mask_ap) for line in lines]
-    elif files.results is not None:
+    elif files.evaluations or files.results is None:
+        found = [(line.epoch, line.minutes, line.box_ap, line.mask_ap) for line in files.evaluations]
+    else:
         rows = files.results.epochs_table
-        seconds = [row.seconds_since_start for row in rows]
-        minutes = [None if value is None else value / 60 for value in seconds]
+        minutes = [None if row.seconds_since_start is None else row.seconds_since_start / 60 for row in rows]
         found = [(row.epoch, took, row.box_ap, row.mask_ap) for row, took in zip(rows, minutes, strict=True)]
     points = []
     for epoch, took, box_ap, mask_ap in found:
@@ -46,13 +45,12 @@ def evaluation_points(files: RunFiles, notes: list[str]) -> tuple[EvaluationPoin
     return tuple(points)
 
 
-def make_verdict(files: RunFiles, evaluations: Sequence[EvaluationPoint]) -> Verdict:
-    """Return what came of the run.
+def make_verdict(files: RunFiles, evaluations: Points) -> Verdict:
+    """Return the outcome of the run.
 
     "done": trained to its end without targets; "missed": trained to its end without meeting its targets; "aborted":
-    stopped before its end, by the guard, by an error or by hand; "unfinished": nothing says that it ended.
+    stopped before its end, by the guard, by an error or by hand; "unfinished": no end is recorded.
     """
-    box_target, mask_target = files.targets
     state = _state(files, evaluations)
     minutes = _minutes(files)
     sentences = {"reached": _reached, "done": _done, "missed": _missed, "aborted": _aborted, "unfinished": _unfinished}
@@ -62,29 +60,36 @@ def make_verdict(files: RunFiles, evaluations: Sequence[EvaluationPoint]) -> Ver
         minutes=minutes,
         box_ap=evaluations[-1].box_ap if evaluations else None,
         mask_ap=evaluations[-1].mask_ap if evaluations else None,
-        box_target=box_target,
-        mask_target=mask_target,
+        box_target=files.targets[0],
+        mask_target=files.targets[1],
     )
 
 
-def has_coco_targets(files: RunFiles) -> bool:
-    return files.targets == (BOX_TARGET, MASK_TARGET)
+def cause_of(guard: Sequence[GuardEvent]) -> str:
+    """Return a sentence about the first collapse or plateau, empty where there is none."""
+    found = next((entry for entry in guard if entry.event in ("collapse", "plateau")), None)
+    if found is None:
+        return ""
+    if found.event == "plateau":
+        return " The AP stood still." if found.epoch is None else f" The AP stood still, as of epoch {found.epoch}."
+    where = f"step {found.step}" if found.step is not None else f"epoch {found.epoch}"
+    return f" The training collapsed at {where}."
 
 
-def run_notes(files: RunFiles, verdict: Verdict, rules: Sequence[RuleRow]) -> list[str]:
-    """Return what a reader must know before comparing this run with others."""
+def run_notes(files: RunFiles, verdict: Verdict, rules: Sequence[RuleResult]) -> list[str]:
+    """Return notes for readers who compare this run with others."""
     notes = []
     if files.recipe == "demo":
         notes.append(DEMO_NOTE)
     elif not has_targets(*files.targets):
         notes.append(f"The run had no targets; the benchmark's are {BOX_TARGET} and {MASK_TARGET}.")
-    elif None not in files.targets and not has_coco_targets(files):
+    elif None not in files.targets and not files.has_coco_targets:
         targets = " and ".join(target_text(target) for target in files.targets)
         notes.append(f"The targets {targets} are not the benchmark's {BOX_TARGET} and {MASK_TARGET}.")
-    if _division(files) == "open" and files.recipe != "demo":
+    division = files.values.get("mlperf.division", "" if files.log is None else files.log.division)
+    if division == "open" and files.recipe != "demo":
         notes.append(OPEN_NOTE)
-    broken = sum(not row.kept for row in rules)
-    if broken:
+    if broken := sum(not row.kept for row in rules):
         notes.append(
             f"{broken} of {len(rules)} rules of the closed division are not kept; the table of rules says which."
         )
@@ -96,17 +101,13 @@ def run_notes(files: RunFiles, verdict: Verdict, rules: Sequence[RuleRow]) -> li
     return notes
 
 
-def _division(files: RunFiles) -> str:
-    return str(files.values.get("mlperf.division", "" if files.log is None else files.log.division))
-
-
 def _status(files: RunFiles) -> str:
     if files.results is not None:
         return files.results.status
     return "unfinished" if files.log is None else files.log.status
 
 
-def _state(files: RunFiles, evaluations: Sequence[EvaluationPoint]) -> str:
+def _state(files: RunFiles, evaluations: Points) -> str:
     status = _status(files)
     if status == "unfinished":
         return "unfinished"
@@ -114,22 +115,17 @@ def _state(files: RunFiles, evaluations: Sequence[EvaluationPoint]) -> str:
         return "done" if status in ("success", "done") else "aborted"
     if status == "success":
         return "reached" if any(_meets(files, point) for point in evaluations) else "missed"
-    return "aborted" if stop_reason(files) or not _is_whole(files, evaluations) else "missed"
+    return "aborted" if _stop_reason(files) or not _is_whole(files, evaluations) else "missed"
 
 
-def stop_reason(files: RunFiles) -> str:
-    """Return why a run was stopped before its end, in its own words; empty where nothing says so."""
-    if files.log is not None:
-        stops = [record.value for record in files.log.records if record.key == STOP_KEY]
-        if stops:
-            return str(stops[-1])
-    return ""
+def _stop_reason(files: RunFiles) -> str:
+    """Return why a run was stopped before its end; empty where no log says so."""
+    records = () if files.log is None else files.log.records
+    return next((str(record.value) for record in reversed(records) if record.key == STOP_KEY), "")
 
 
-def _is_whole(files: RunFiles, evaluations: Sequence[EvaluationPoint]) -> bool:
+def _is_whole(files: RunFiles, evaluations: Points) -> bool:
     """Return whether the last epoch that began was evaluated: then the run stopped where a run may stop."""
-    if files.results is not None and files.log is None:
-        return bool(evaluations)
     started = [] if files.log is None else [entry.epoch for entry in files.log.epochs]
     return bool(evaluations) and (not started or evaluations[-1].epoch >= max(started))
 
@@ -147,13 +143,13 @@ def _minutes(files: RunFiles) -> float | None:
     return files.log.run_seconds / 60
 
 
-def _reached(files: RunFiles, evaluations: Sequence[EvaluationPoint], minutes: float | None) -> str:
+def _reached(files: RunFiles, evaluations: Points, minutes: float | None) -> str:
     met = next(point for point in evaluations if _meets(files, point))
     both = "Target" if 0 in files.targets else "Both targets"
     return f"{both} met in epoch {met.epoch}{_after(minutes)}."
 
 
-def _done(files: RunFiles, evaluations: Sequence[EvaluationPoint], minutes: float | None) -> str:
+def _done(files: RunFiles, evaluations: Points, minutes: float | None) -> str:
     if not evaluations:
         return f"Trained to its end, without targets{_after(minutes)}; never evaluated."
     best = max(evaluations, key=lambda point: point.box_ap + point.mask_ap)
@@ -161,7 +157,7 @@ def _done(files: RunFiles, evaluations: Sequence[EvaluationPoint], minutes: floa
     return f"Trained to its end, without targets: {_epochs(evaluations)}{_after(minutes)}; {found}."
 
 
-def _missed(files: RunFiles, evaluations: Sequence[EvaluationPoint], minutes: float | None) -> str:
+def _missed(files: RunFiles, evaluations: Points, minutes: float | None) -> str:
     if any(_meets(files, point) for point in evaluations):
         reason = (files.results.reason if files.results is not None else "") or "its log says that it was aborted"
         return f"{_reached(files, evaluations, minutes)} The run is no success all the same: {reason}."
@@ -180,27 +176,24 @@ def _margins(files: RunFiles, point: EvaluationPoint) -> dict[str, float]:
     return {name: ap - target for name, (ap, target) in pairs.items() if target}
 
 
-def _epochs(evaluations: Sequence[EvaluationPoint]) -> str:
-    return f"{evaluations[-1].epoch} epoch{'s' if evaluations[-1].epoch > 1 else ''}"
-
-
-def _aborted(files: RunFiles, evaluations: Sequence[EvaluationPoint], minutes: float | None) -> str:
-    reason = stop_reason(files)
-    if not reason and files.results is not None:
-        reason = files.results.reason
+def _aborted(files: RunFiles, evaluations: Points, minutes: float | None) -> str:
+    reason = _stop_reason(files) or ("" if files.results is None else files.results.reason)
     first = reason.splitlines()[0].partition(". ")[0] if reason else "an error or Ctrl-C, the log does not say which"
     return f"Stopped before its end{_after(minutes)}, {_evaluated(evaluations)}: {first.rstrip('.')}."
 
 
-def _unfinished(files: RunFiles, evaluations: Sequence[EvaluationPoint], minutes: float | None) -> str:
-    steps = [line.step for line in files.lines if isinstance(line, StepLine)]
-    known = None if files.log is None else last_minutes(files.log)
-    done = [f"{steps[-1]} steps"] if steps else []
-    done += [f"{known:.1f} minutes"] if known is not None else []
-    return f"No end on record: still going on, or killed ({', '.join([*done, _evaluated(evaluations)])})."
+def _unfinished(files: RunFiles, evaluations: Points, minutes: float | None) -> str:
+    interval = None if files.log is None else run_interval(files.log)
+    done = [f"{files.steps[-1].step} steps"] if files.steps else []
+    done += [f"{(interval[1] - interval[0]) / 60:.1f} minutes"] if interval is not None else []
+    return f"No end on record: still running, or killed ({', '.join([*done, _evaluated(evaluations)])})."
 
 
-def _evaluated(evaluations: Sequence[EvaluationPoint]) -> str:
+def _epochs(evaluations: Points) -> str:
+    return f"{evaluations[-1].epoch} epoch{'s' if evaluations[-1].epoch > 1 else ''}"
+
+
+def _evaluated(evaluations: Points) -> str:
     return f"last evaluation in epoch {evaluations[-1].epoch}" if evaluations else "no evaluation"
 
 
@@ -213,13 +206,14 @@ def _time_text(minutes: float) -> str:
 
 
 def _clock_notes(files: RunFiles) -> list[str]:
-    notes = []
     log = files.log
     if log is None:
-        return notes
-    for record in log.records:
-        if record.key == CLOCK_KEY:
-            notes.append(f"The wall clock moved by {record.value} s during the run; the times of maskperf ignore it.")
+        return []
+    notes = [
+        f"The wall clock moved by {record.value} s during the run; the times of maskperf ignore it."
+        for record in log.records
+        if record.key == CLOCK_KEY
+    ]
     notes += _backward_notes(log)
     if files.results is not None and log.run_seconds is not None:
         difference = log.run_seconds - files.results.seconds

@@ -1,13 +1,11 @@
-"""The tables of one run: categories, rules, settings, machine, memory."""
+"""The tables of one run: settings, machine, speed, memory."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from statistics import median
 
-from maskperf.mlperf.rules import check_rules
-from maskperf.report.contents import CategoryScore, RuleRow
-from maskperf.report.run_files import RunFiles
-from maskperf.schema import Gpu, StepLine
+from maskperf.report.sources import RunFiles
+from maskperf.schema import Gpu
 
 Pairs = tuple[tuple[str, str], ...]
 # Name, key of the configuration, key of a log.
@@ -59,34 +57,6 @@ DESCRIPTION = (  # of a submission package
 )
 
 
-def category_scores(files: RunFiles) -> tuple[CategoryScore, ...]:
-    """Return the AP of each category, in the order of the results."""
-    if files.results is None:
-        return ()
-    masks = files.results.mask_ap_per_category
-    return tuple(
-        CategoryScore(name=name, box_ap=box_ap, mask_ap=masks.get(name))
-        for name, box_ap in files.results.box_ap_per_category.items()
-    )
-
-
-def rule_rows(files: RunFiles) -> tuple[RuleRow, ...]:
-    """Return what the rules of the closed division say about the configuration; empty where it is not known."""
-    if files.config is None:
-        return ()
-    return tuple(
-        RuleRow(
-            rule=result.rule,
-            field=result.field,
-            value=result.value,
-            allowed=result.allowed,
-            kept=result.kept,
-            source=result.source,
-        )
-        for result in check_rules(files.config, world=files.processes or 1)
-    )
-
-
 def setting_pairs(files: RunFiles) -> Pairs:
     """Return names and values of the settings that matter most, from the configuration or else from the log."""
     logged = {} if files.log is None else files.log.settings
@@ -124,9 +94,9 @@ def system_pairs(files: RunFiles) -> Pairs:
 
 
 def median_speed(files: RunFiles) -> float | None:
-    """Return the median images/s of training, None where nothing was recorded."""
-    speeds: Iterable[float | None] = [line.images_per_second for line in files.lines if isinstance(line, StepLine)]
-    if not files.lines and files.log is not None:
+    """Return the median images/s of training, None without a record."""
+    speeds: Iterable[float | None] = [line.images_per_second for line in files.steps]
+    if not files.steps and files.log is not None:
         speeds = [entry.values.get("throughput") for entry in files.log.tracked]
     known = [speed for speed in speeds if speed is not None]
     return float(median(known)) if known else None
@@ -137,7 +107,7 @@ def peak_memory(files: RunFiles) -> tuple[tuple[str, float], ...]:
     if files.results is not None and files.results.peak_memory_gib:
         known = files.results.peak_memory_gib.items()
         return tuple((name, float(gib)) for name, gib in known if gib is not None)
-    seen = [line.memory_gib for line in files.lines if isinstance(line, StepLine) and line.memory_gib is not None]
+    seen = [line.memory_gib for line in files.steps if line.memory_gib is not None]
     return (("highest on record", max(seen)),) if seen else ()
 
 

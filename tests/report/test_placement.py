@@ -1,4 +1,4 @@
-"""What a report says first: state, the minutes that count, and the place among others."""
+"""The first lines of a report: state, the minutes that count, the placement among others; and texts of numbers."""
 
 from dataclasses import replace
 
@@ -12,7 +12,14 @@ from synthetic_contents import (
     synthetic_run,
 )
 
-from maskperf.report.number_text import (
+from maskperf.report.placement import (
+    find_placement,
+    headline_minutes,
+    overall_state,
+    placement_sentence,
+    places_nearby,
+)
+from maskperf.report.text import (
     UNKNOWN,
     ap_text,
     count_text,
@@ -21,7 +28,6 @@ from maskperf.report.number_text import (
     seconds_text,
     target_text,
 )
-from maskperf.report.standing import find_standing, headline_minutes, overall_state, places_nearby, standing_sentence
 
 
 def test_the_worst_state_is_that_of_the_report():
@@ -46,18 +52,18 @@ def test_the_headline_is_the_score_or_the_time_of_the_one_run():
 def test_places_are_counted_by_what_is_smaller():
     places = synthetic_places()[:5]
     own = replace(places[2], is_this=True, minutes_times_accelerators=1.0)
-    standing = find_standing((*places[:2], own, *places[3:]))
-    assert (standing.place, standing.systems) == (3, 5)
-    assert (standing.place_per_accelerator, standing.systems_per_accelerator) == (1, 5)
+    placement = find_placement((*places[:2], own, *places[3:]))
+    assert (placement.place, placement.systems) == (3, 5)
+    assert (placement.place_per_accelerator, placement.systems_per_accelerator) == (1, 5)
 
 
 def test_without_a_number_of_accelerators_there_is_one_place():
     places = synthetic_places()[:3]
     own = replace(places[0], is_this=True, minutes_times_accelerators=None)
-    assert standing_sentence((own, *places[1:])) == (
+    assert placement_sentence((own, *places[1:])) == (
         "Place 1 of 3 by minutes, among the published v3.1 systems and this one."
     )
-    assert standing_sentence(places) == "" and find_standing(()) is None
+    assert placement_sentence(places) == "" and find_placement(()) is None
 
 
 def test_places_nearby_are_those_on_both_sides():

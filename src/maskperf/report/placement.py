@@ -1,24 +1,17 @@
-"""What a report says first: state, time, and the place among the published systems."""
+"""The first lines of a report: state, time, and placement among the published results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from maskperf.report.contents import Place, ReportContents
-from maskperf.report.number_text import is_number
+from maskperf.mlperf.published import RankedSystem
+from maskperf.report.contents import ReportContents
+from maskperf.report.text import is_number
 
-STATE_WORDS = {
-    "reached": "Targets reached",
-    "done": "Done",
-    "missed": "Targets missed",
-    "aborted": "Aborted",
-    "unfinished": "Unfinished",
-}
-# The worst of several states is that of the report.
 STATES_FROM_WORST = ("aborted", "unfinished", "missed", "done", "reached")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class Placement:
     """Place of this report among all systems listed, 1 is the best."""
 
     place: int
@@ -45,14 +38,14 @@ def headline_minutes(contents: ReportContents) -> tuple[float | None, str]:
     return None, "no score"
 
 
-def find_standing(places: Sequence[Place]) -> Standing | None:
-    """Return the place of the first entry that is this report; None where there is none."""
+def find_placement(places: Sequence[RankedSystem]) -> Placement | None:
+    """Return the placement of the first entry that is this report; None where there is none."""
     own = next((place for place in places if place.is_this), None)
     if own is None:
         return None
     products = [place.minutes_times_accelerators for place in places if is_number(place.minutes_times_accelerators)]
     product = own.minutes_times_accelerators
-    return Standing(
+    return Placement(
         place=1 + sum(place.minutes < own.minutes for place in places),
         place_per_accelerator=1 + sum(other < product for other in products) if is_number(product) else None,
         systems=len(places),
@@ -60,18 +53,18 @@ def find_standing(places: Sequence[Place]) -> Standing | None:
     )
 
 
-def standing_sentence(places: Sequence[Place]) -> str:
-    """Return one sentence about `find_standing`, empty where there is no place."""
-    standing = find_standing(places)
-    if standing is None:
+def placement_sentence(places: Sequence[RankedSystem]) -> str:
+    """Return one sentence about `find_placement`, empty where there is none."""
+    placement = find_placement(places)
+    if placement is None:
         return ""
-    text = f"Place {standing.place} of {standing.systems} by minutes"
-    if standing.place_per_accelerator is not None:
-        text += f", place {standing.place_per_accelerator} of {standing.systems_per_accelerator} per accelerator"
+    text = f"Place {placement.place} of {placement.systems} by minutes"
+    if placement.place_per_accelerator is not None:
+        text += f", place {placement.place_per_accelerator} of {placement.systems_per_accelerator} per accelerator"
     return f"{text}, among the published v3.1 systems and this one."
 
 
-def places_nearby(places: Sequence[Place], count: int) -> list[tuple[int, Place]]:
+def places_nearby(places: Sequence[RankedSystem], count: int) -> list[tuple[int, RankedSystem]]:
     """Return rank and entry of this report and of up to `count` before and after it; the first ones if it has none."""
     middle = next((index for index, place in enumerate(places) if place.is_this), count)
     ranked = list(enumerate(places, start=1))

@@ -1,0 +1,92 @@
+"""Numbers and text of a report for its readers; what is unknown is a dash."""
+
+import math
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import msgspec
+
+from maskperf.files import printable
+
+UNKNOWN = "\u2013"
+STATE_TITLES = {
+    "reached": "Targets reached",
+    "done": "Done",
+    "missed": "Targets missed",
+    "aborted": "Aborted",
+    "unfinished": "Unfinished",
+}
+
+Number = float | int | None
+
+
+def cleaned(value: Any) -> Any:
+    """Return `value` (text, tuple, dict, dataclass or Struct of such) with every text in it made printable."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, tuple):
+        return tuple(cleaned(entry) for entry in value)
+    if isinstance(value, dict):
+        return {cleaned(key): cleaned(entry) for key, entry in value.items()}
+    if isinstance(value, msgspec.Struct):
+        changes = {name: cleaned(getattr(value, name)) for name in value.__struct_fields__}
+        return msgspec.structs.replace(value, **changes)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{field.name: cleaned(getattr(value, field.name)) for field in fields(value)})
+    return value
+
+
+def is_number(value: Number) -> bool:
+    """Return whether the value is known and finite."""
+    return value is not None and math.isfinite(value)
+
+
+def minutes_text(minutes: Number) -> str:
+    """Return minutes with two decimals; three below 1, one from 1000 on."""
+    if not is_number(minutes):
+        return UNKNOWN
+    if abs(minutes) < 1:
+        return f"{minutes:.3f}"
+    return f"{minutes:,.1f}" if abs(minutes) >= 1000 else f"{minutes:.2f}"
+
+
+def seconds_text(seconds: Number) -> str:
+    """Return seconds as "1 h 02 min", "3 min 07 s" or "8.25 s"."""
+    if not is_number(seconds):
+        return UNKNOWN
+    if abs(seconds) < 60:
+        return f"{seconds:.2f} s" if abs(seconds) < 10 else f"{seconds:.1f} s"
+    whole = round(seconds)
+    if abs(whole) < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def ap_text(value: Number, target: Number = None) -> str:
+    """Return an average precision with four decimals; more where four would make a missed target look met."""
+    if not is_number(value):
+        return UNKNOWN
+    if target is None or value >= target:
+        return f"{value:.4f}"
+    texts = (f"{value:.{decimals}f}" for decimals in (4, 5, 6, 8, 10))
+    return next((text for text in texts if float(text) < target), repr(value))
+
+
+def target_text(value: Number) -> str:
+    """Return a target without needless zeros; 0 is none."""
+    if value == 0:
+        return "none"
+    return f"{value:.6g}" if is_number(value) else UNKNOWN
+
+
+def percent_text(part: float | int, whole: float | int) -> str:
+    return f"{100 * part / whole:.1f} %" if is_number(part) and is_number(whole) and whole > 0 else UNKNOWN
+
+
+def count_text(value: Number) -> str:
+    """Return a number with as many decimals as help: none from 100 on, two below 10."""
+    if not is_number(value):
+        return UNKNOWN
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
@@ -92,29 +93,29 @@ class CocoIndex:
 
     def without(self, positions: Iterable[int]) -> "CocoIndex":
         """Return the index without the images at these positions and all that belongs to them."""
-        is_kept = np.ones(len(self.image_ids), bool)
-        is_kept[list(positions)] = False
-        object_offsets, is_kept_object = _owned(self.object_offsets, is_kept)
-        polygon_offsets, is_kept_polygon = _owned(self.polygon_offsets, is_kept_object)
-        point_offsets, is_kept_point = _owned(self.point_offsets, is_kept_polygon)
+        is_in = np.ones(len(self.image_ids), bool)
+        is_in[list(positions)] = False
+        object_offsets, has_object = _owned(self.object_offsets, is_in)
+        polygon_offsets, has_polygon = _owned(self.polygon_offsets, has_object)
+        point_offsets, has_point = _owned(self.point_offsets, has_polygon)
         run_offsets = run_ends = None
         if self.run_ends is not None:
-            run_offsets, is_kept_run = _owned(self.run_offsets, is_kept_object)
-            run_ends = self.run_ends[is_kept_run]
+            run_offsets, has_run = _owned(self.run_offsets, has_object)
+            run_ends = self.run_ends[has_run]
         return replace(
             self,
-            image_ids=self.image_ids[is_kept],
-            file_names=tuple(compress(self.file_names, is_kept)),
-            sizes_hw=self.sizes_hw[is_kept],
+            image_ids=self.image_ids[is_in],
+            file_names=tuple(compress(self.file_names, is_in)),
+            sizes_hw=self.sizes_hw[is_in],
             object_offsets=object_offsets,
-            boxes=self.boxes[is_kept_object],
-            labels=self.labels[is_kept_object],
+            boxes=self.boxes[has_object],
+            labels=self.labels[has_object],
             polygon_offsets=polygon_offsets,
             point_offsets=point_offsets,
-            points=self.points[is_kept_point],
+            points=self.points[has_point],
             run_offsets=run_offsets,
             run_ends=run_ends,
-            image_keys=tuple(compress(self.image_keys, is_kept)),
+            image_keys=tuple(compress(self.image_keys, is_in)),
             is_plain=False,
         )
 
@@ -134,7 +135,7 @@ def locate(data: DataConfig) -> DataPaths:
 def locate_validation(data: DataConfig, fix: str) -> tuple[Path, Path]:
     """Return the annotations and the images of the validation split; the other split need not be there.
 
-    `fix` is what the message tells the user to do.
+    `fix` is the advice in the message.
 
     Errors: DataError with a problem for each of the two that is missing or of the wrong kind.
     """
@@ -238,11 +239,11 @@ def _read_anew(json_path: Path, reading: Reading) -> Table:
 
 def _read_table(json_path: Path, reading: Reading) -> tuple[Table, str]:
     """Return what the JSON holds, and its SHA-256."""
-    is_plain, notices, keys = True, [], []
-    try:
+    columns, notices, keys = None, [], []
+    with suppress(NotPlain):
         columns, sha256 = read_columns(json_path, reading)
-    except NotPlain:
-        is_plain = False
+    is_plain = columns is not None
+    if columns is None:
         columns, sha256, notices, keys = _repaired_columns(json_path, reading)
     table = select(columns, reading, file=str(json_path), notices=notices, image_keys=keys)
     table.texts["plain"] = ("yes",) if is_plain else ()
@@ -268,7 +269,7 @@ def _repaired_columns(json_path: Path, reading: Reading) -> tuple[Columns, str, 
     return columns_of_document(document, reading), sha256, notices, keys
 
 
-def _owned(offsets: np.ndarray, is_kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the offsets of the kept owners, and for each thing they own, all of them, whether its owner is kept."""
+def _owned(offsets: np.ndarray, is_in: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the offsets of the owners that stay, and which of all the parts are theirs."""
     counts = np.diff(offsets)
-    return np.concatenate([[0], np.cumsum(counts[is_kept])]).astype(np.int64), np.repeat(is_kept, counts)
+    return np.concatenate([[0], np.cumsum(counts[is_in])]).astype(np.int64), np.repeat(is_in, counts)

@@ -4,16 +4,16 @@ from functools import partial
 
 import torch
 from jaxtyping import Bool
-from torch import Tensor, nn
+from torch import Tensor
 
 from maskperf.config import ModelConfig
 from maskperf.losses.box import box_losses, first_rois, packed_positive_rois, positive_rois, sample_rois
 from maskperf.losses.mask import mask_loss, mask_targets
 from maskperf.losses.rpn import rpn_losses
 from maskperf.model.heads import MASK_SIZE
-from maskperf.model.mask_rcnn import feature_anchors, most_positive_rois, packs_slots
+from maskperf.model.mask_rcnn import MaskRcnn, feature_anchors, most_positive_rois, packs_slots
 from maskperf.model.proposals import append_truth, select_proposals
-from maskperf.structures import Batch, Losses, Proposals, RpnOutput
+from maskperf.structures import Batch, Images, Losses, Proposals, RpnOutput
 from maskperf.techniques import active
 
 
@@ -22,15 +22,16 @@ def mask_slots(config: ModelConfig) -> int:
     return config.mask_slots_per_image or most_positive_rois(config)
 
 
-def training_losses(model: nn.Module, batch: Batch, mask_places: int | None = None) -> Losses:
+def training_losses(model: MaskRcnn, batch: Batch, mask_places: int | None = None) -> Losses:
     """Return the losses of one device's batch. Proposals come from the same forward pass, without gradient.
 
     With `mask_places` the mask head works on so many places for the positive RoIs of all images together, and the
     mask loss is right where `dropped_masks` is 0. Without, it has room for all that may be.
     """
-    config, targets = model.config, batch.targets
+    config, targets, images = model.config, batch.targets, batch.images
+    assert isinstance(images, Images), "raw images go through prepare_images first"
     with model.computing():
-        features = model.features(batch.images.pixels)
+        features = model.features(images.pixels)
         rpn, anchors, proposals = _propose(model, features, batch)
         objectness_loss, rpn_box_loss = rpn_losses(
             rpn,
@@ -51,7 +52,7 @@ def training_losses(model: nn.Module, batch: Batch, mask_places: int | None = No
             num_samples=config.roi_samples_per_image,
             positive_fraction=config.roi_positive_fraction,
         )
-        packs = packs_slots(batch.images.pixels.device)
+        packs = packs_slots(images.pixels.device)
         if packs:
             rois = first_rois(rois, _most(rois.valid))
         logits, deltas = model.box_outputs(features, rois.boxes)
@@ -82,7 +83,7 @@ def training_losses(model: nn.Module, batch: Batch, mask_places: int | None = No
         )
 
 
-def _propose(model: nn.Module, features: list[Tensor], batch: Batch) -> tuple[RpnOutput, Tensor, Proposals]:
+def _propose(model: MaskRcnn, features: list[Tensor], batch: Batch) -> tuple[RpnOutput, Tensor, Proposals]:
     """Return the outputs of the RPN, their anchors, and the proposals chosen from them."""
     anchors, level_counts = feature_anchors(model, features)
     with torch.set_grad_enabled(torch.is_grad_enabled() and not active().sparse_rpn_backward):

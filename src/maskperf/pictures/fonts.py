@@ -48,7 +48,12 @@ def text_width(text: str, size_px: int) -> float:
 
 
 def draw_text(
-    draw: ImageDraw.ImageDraw, corner: tuple[int | float, int | float], text: str, *, size_px: int, fill: object
+    draw: ImageDraw.ImageDraw,
+    corner: tuple[int | float, int | float],
+    text: str,
+    *,
+    size_px: int,
+    fill: str | tuple[int, int, int],
 ) -> None:
     """Draw a line of text whose left end and middle height are at `corner`."""
     ascent, descent = _load(OWN, size_px).getmetrics()
@@ -136,7 +141,9 @@ def _has(font: FontFile, letter: str) -> bool:
 @cache
 def _load(font: FontFile, size_px: int, layout: ImageFont.Layout | None = None) -> ImageFont.FreeTypeFont:
     if not font.path:
-        return ImageFont.load_default(size_px)
+        own = ImageFont.load_default(size_px)
+        assert isinstance(own, ImageFont.FreeTypeFont)
+        return own
     return ImageFont.truetype(font.path, size_px, index=font.index, layout_engine=layout)
 
 

@@ -19,7 +19,7 @@ from maskperf.engine.distributed import Topology
 from maskperf.engine.forward import mask_slots, training_losses
 from maskperf.engine.gradients import BatchResult, Gradients, backward
 from maskperf.engine.stopwatch import Stopwatch
-from maskperf.model.mask_rcnn import MaskRcnn, canvas_anchors
+from maskperf.model.mask_rcnn import MaskRcnn, padded_anchors
 from maskperf.structures import Batch, BatchCapacity, map_tensors, tensors_of
 from maskperf.techniques import active
 
@@ -223,7 +223,7 @@ class CapturedSteps:
             self._say(f"captured steps: off from now on, every step is launched anew; recording failed: {cause}")
         else:
             pixels = inputs.images.pixels
-            anchors = canvas_anchors(self._model, tuple(pixels.shape[2:]), pixels.device)
+            anchors = padded_anchors(self._model, tuple(pixels.shape[2:]), pixels.device)
             self._recordings[_key(batch, capacity, kind)] = _Recording(inputs, result, replay, anchors)
         with torch.no_grad():
             for tensor, value in zip(changing, before, strict=True):

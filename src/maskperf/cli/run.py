@@ -178,7 +178,7 @@ def _start_processes(arguments: list[str], processes: int) -> int:
     """Return the exit code of `maskperf run <arguments>` on several processes: that of the first one that failed.
 
     torchrun's own command would give 1 for each of them, and a traceback for a target that was missed; so its
-    launcher is called here, and is silent: each process says itself why it ends.
+    launcher is called here, and is silent: each process reports itself why it ends.
     Errors: KeyboardInterrupt and SystemExit where a signal ended the run, after all processes were stopped.
     """
     from torch.distributed import run as torchrun

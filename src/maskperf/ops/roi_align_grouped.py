@@ -1,6 +1,7 @@
 """RoIAlign for a processor: RoIs in groups that read the same level, so that neither pyramid nor gradient is copied."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ def grouped_roi_align(
 
 class _GroupedRoiAlign(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, boxes: Tensor, size: int, strides: tuple[int, ...], *features: Tensor) -> Tensor:
+    def forward(ctx: Any, boxes: Tensor, size: int, strides: tuple[int, ...], *features: Tensor) -> Tensor:
         sizes_hw = [(feature.shape[2], feature.shape[3]) for feature in features]
         ctx.bags = pyramid_bags(boxes, sizes_hw, size, strides)
         ctx.shapes = [feature.shape for feature in features]
@@ -50,7 +51,7 @@ class _GroupedRoiAlign(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, None, *_feature_gradients(ctx.bags, gradient, ctx.shapes)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 class Scratch(threading.local):
     """Memory that is kept between calls, one set for each thread: fresh pages cost more than the work done in them."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def take(self, name: str, dtype: torch.dtype, *shape: int) -> Tensor:

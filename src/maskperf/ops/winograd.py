@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from maskperf.ops.scratch_memory import Scratch
 from maskperf.ops.winograd_chunks import (
     TILE,
     Chunk,
+    Scratch,
     choose_chunk_size,
     count_tiles,
     cut_into_chunks,
@@ -103,7 +103,7 @@ def padded_block(x: Float[Tensor, "images h w channels"], chunk: Chunk) -> Float
 
 
 def is_sparse(grad: Float[Tensor, "images h w channels"]) -> bool:
-    """True where many tiles of a wide map seem to hold zeros alone. It decides on sizes of chunks, not on numbers."""
+    """Return whether many tiles of a wide map seem to hold zeros alone: decides the sizes of chunks, not numbers."""
     if grad.shape[0] == 0 or grad.shape[2] < SPARSE_COLUMNS * TILE:
         return False
     live_pixels = grad[..., :CHANNELS_OF_A_GLANCE].abs().amax(3) != 0
@@ -125,7 +125,7 @@ def transform_patches(
     out: Float[Tensor, "36 tiles channels"],
     columns: Int[Tensor, " live"] | None = None,
 ) -> None:
-    """Writes the 36 numbers of each tile's 6x6 patch, of the given columns of tiles or of all."""
+    """Write the 36 numbers of each tile's 6x6 patch, of the given columns of tiles or of all."""
     padded_rows, images, padded_width, channels = block.shape
     step, count = TILE, padded_width // TILE
     if columns is not None:
@@ -160,7 +160,7 @@ def transform_tiles(
     out: Float[Tensor, "36 tiles channels"],
     columns: Int[Tensor, " live"] | None = None,
 ) -> None:
-    """Writes 36 numbers of each tile's 4x4 pixels by the transposed output map, zeros outside the map."""
+    """Write 36 numbers of each tile's 4x4 pixels by the transposed output map, zeros outside the map."""
     channels = x.shape[3]
     spread = SCRATCH.take("spread", x.dtype, TILE, TILE, chunk.rows, chunk.images, chunk.columns, channels)
     if chunk.first_row + chunk.rows > x.shape[1] // TILE or x.shape[2] % TILE:
@@ -185,7 +185,7 @@ def write_outputs(
     bias: Tensor | None = None,
     relu: bool = False,
 ) -> None:
-    """Writes the outputs of a chunk's tiles, those outside the map left out, and zeros for columns that are not live.
+    """Write the outputs of a chunk's tiles, those outside the map left out, and zeros for columns that are not live.
 
     A bias is for chunks whose columns are all live.
     """
@@ -211,7 +211,7 @@ def write_outputs(
 def _among_zeros(
     tiles: Float[Tensor, "4 4 rows images live channels"], columns: Int[Tensor, " live"], count: int
 ) -> Float[Tensor, "4 4 rows images columns channels"]:
-    """Returns `count` columns: the given ones at their places, zeros elsewhere."""
+    """Return `count` columns: the given ones at their places, zeros elsewhere."""
     spread = tiles.new_zeros((*tiles.shape[:4], count, tiles.shape[5]))
     return spread.index_copy_(4, columns, tiles)
 
@@ -224,7 +224,7 @@ def convolve(
     bias: Tensor | None = None,
     relu: bool = False,
 ) -> None:
-    """Writes the convolution, stride 1 and padding 1, with its bias and rectifier into `out`."""
+    """Write the convolution, stride 1 and padding 1, with its bias and rectifier into `out`."""
     outputs, inputs = weight.shape[:2]
     filters = transform_weight("filters", weight).transpose(1, 2)
     for batch in in_batches(cut_into_chunks(*x.shape[:3], choose_chunk_size(inputs))):
@@ -253,7 +253,7 @@ def convolve_backward(
     grad_x: Float[Tensor, "images h w inputs"] | None,
     grad_weight: Float[Tensor, "outputs inputs 3 3"] | None,
 ) -> None:
-    """Writes the gradients that are given a place. Both use the same transformed patches of `grad`.
+    """Write the gradients that are given a place. Both use the same transformed patches of `grad`.
 
     The input's gradient is the convolution of `grad` with the filters turned by half a turn. The weight's gradient,
     turned as well, is the correlation of patches of `grad` with tiles of `x`. Where all of a chunk's column of tiles
@@ -286,7 +286,7 @@ def convolve_backward(
 def _live_patches(
     grad: Float[Tensor, "images h w outputs"], batch: list[Chunk]
 ) -> tuple[Float[Tensor, "36 live outputs"], list[LivePart]]:
-    """Returns the transformed patches of a batch's live tiles, and where they belong."""
+    """Return the transformed patches of a batch's live tiles, and where they belong."""
     patches = SCRATCH.take("patches", grad.dtype, FREQUENCIES, count_tiles(batch), grad.shape[3])
     parts, first = [], 0
     for chunk in batch:

@@ -1,8 +1,11 @@
-"""How Winograd's convolution cuts maps into tiles of 4x4 pixels, tiles into chunks, and chunks into batches."""
+"""How Winograd's convolution cuts maps into tiles of 4x4 pixels, tiles into chunks, chunks into batches; its memory."""
 
+import math
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -98,3 +101,20 @@ def _whole_and_cut(first: int, count: int, size: int) -> Iterator[tuple[slice, i
         yield slice(0, whole), TILE
     if whole < count:
         yield slice(whole, count), size % TILE
+
+
+class Scratch(threading.local):
+    """Memory that is kept between calls, one set for each thread: fresh pages cost more than the work done in them."""
+
+    def __init__(self):
+        self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def take(self, name: str, dtype: torch.dtype, *shape: int) -> Tensor:
+        """Return an uninitialized tensor; it is valid until the same name is taken again."""
+        count = math.prod(shape)
+        held = self.buffers.get((name, dtype))
+        if held is None or held.numel() < count:
+            with torch.inference_mode(False):
+                held = torch.empty(count, dtype=dtype)
+            self.buffers[name, dtype] = held
+        return held[:count].view(shape)

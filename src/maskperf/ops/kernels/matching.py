@@ -29,7 +29,7 @@ def match_boxes(
     negative_iou: float,
     keep_best_of_truth: bool,
 ) -> Matches:
-    """Returns the matches of each image's own boxes, or of boxes that all images share.
+    """Return the matches of each image's own boxes, or of boxes that all images share.
 
     With `keep_best_of_truth` a first kernel finds the best overlap of every ground truth; a maximum is the same in
     any order, so every run gives the same bits.

@@ -20,7 +20,7 @@ BITS = tl.constexpr(BITS_OF_WORD)  # of a word, and boxes of a block
 def nms_sorted(
     boxes: Float32[Tensor, "groups boxes 4"], valid: Bool[Tensor, "groups boxes"], iou_threshold: float
 ) -> Bool[Tensor, "groups boxes"]:
-    """Returns which boxes survive, for groups whose boxes are already sorted by falling score.
+    """Return which boxes survive, for groups whose boxes are already sorted by falling score.
 
     Invalid boxes neither survive nor suppress. Memory: one bit for every pair of boxes of a group.
     """

@@ -30,9 +30,9 @@ MAX_CHANNELS = 128  # of one program
 
 
 def cell_patches(
-    features: list[Tensor], cells: Int64[Tensor, "images places"]
-) -> Float[Tensor, "images places nine channels"]:
-    """Returns the nine cells around each cell, row by row, with zeros outside of its map.
+    features: list[Tensor], cells: Int64[Tensor, "images samples"]
+) -> Float[Tensor, "images samples nine channels"]:
+    """Return the nine cells around each cell, row by row, with zeros outside of its map.
 
     Cells are counted over all levels of an image. Maps that are not channels-last are copied first.
     """

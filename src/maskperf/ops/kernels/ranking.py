@@ -25,7 +25,7 @@ BLOCKS_AT_A_TIME = tl.constexpr(64)
 def best_anchors(
     logits: Float32[Tensor, "images anchors"], level_counts: tuple[int, ...], limit: int
 ) -> tuple[Float32[Tensor, "images levels limit"], Int64[Tensor, "images levels limit"]]:
-    """Returns the sigmoid scores of each level's best anchors, falling, and their indices; else -1 and 0.
+    """Return the sigmoid scores of each level's best anchors, falling, and their indices; else -1 and 0.
 
     Of equal scores the first are taken, and come in their order.
     """

@@ -1,6 +1,6 @@
 """Overlap of boxes, for the kernels that need it: the order of operations of ops/boxes.py, so ties stay ties.
 
-The kernels are started with enable_fp_fusion=False: a rounding left out would break a tie. Not yet run on a GPU.
+The kernels are started with enable_fp_fusion=False: a rounding left out would break a tie.
 """
 
 from typing import no_type_check

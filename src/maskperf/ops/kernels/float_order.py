@@ -1,4 +1,4 @@
-"""Floats as whole numbers in the same order, for maxima and digits. Not yet run on a GPU."""
+"""Floats as whole numbers in the same order, for maxima and digits."""
 
 from typing import no_type_check
 

@@ -1,6 +1,6 @@
 """Matching of boxes with ground truth as Triton kernels: no matrix of overlaps, two launches for any number of objects.
 
-Twins: ops/matching.py, bit for bit. Not yet run on a GPU.
+Twins: ops/matching.py, bit for bit.
 """
 
 from typing import no_type_check

@@ -1,6 +1,6 @@
 """Non-maximum suppression as two Triton kernels: overlaps as bits, then the survivors block by block.
 
-Twin: ops/nms.py. Not yet run on a GPU.
+Twin: ops/nms.py.
 """
 
 from typing import no_type_check

@@ -1,7 +1,7 @@
 """The 3x3 cells around chosen cells of a pyramid as Triton kernels, in both directions; sums in float32.
 
 Twin: model/patches.py. The backward pass writes the gradient of the whole pyramid once, tile by tile, and every cell
-adds up what it gets in the order of the places: the same bits every time. Not yet run on a GPU.
+adds up what it gets in the order of the places: the same bits every time.
 """
 
 from typing import no_type_check

@@ -1,4 +1,4 @@
-"""Pictures to the network's input in one Triton kernel: resize, mirror, means, zeros. Not yet run on a GPU.
+"""Pictures to the network's input in one Triton kernel: resize, mirror, means, zeros.
 
 The plain twin is maskperf.ops.pictures.to_images_reference.
 """

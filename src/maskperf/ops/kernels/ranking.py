@@ -1,7 +1,7 @@
 """The boxes of best scores as Triton kernels: all images and levels in the same launches.
 
 Twins: ops/ranking.py. The least score to be taken is found digit by digit: four times the numbers that begin with the
-digits found so far are counted by their next digit of 8 bits. Not yet run on a GPU.
+digits found so far are counted by their next digit of 8 bits.
 """
 
 from typing import no_type_check

@@ -1,6 +1,6 @@
 """COCO's polygon rasteriser as one Triton kernel: equal to pycocotools pixel for pixel, without sorting or loops.
 
-Twin: ops/rasterize.py, whose closed form of the crossings this is. Not yet run on a GPU.
+Twin: ops/rasterize.py, whose closed form of the crossings this is.
 """
 
 from typing import no_type_check

@@ -3,7 +3,6 @@
 Twin: ops/roi_align.py. The backward pass is a gather: each tile of 8 x 8 cells first gets the list of the RoIs that
 meet it, in their order, then sums what it gets and is written once. A list has room for all RoIs of the image, so its
 address is known without counting and nothing waits for the device. No atomics: the same bits every time.
-Not yet run on a GPU.
 """
 
 from typing import no_type_check

@@ -1,6 +1,6 @@
 """Balanced random samples and lists of kept boxes as Triton kernels; a fixed number of launches, nothing sorted.
 
-Twins: ops/sampling.py. Not yet run on a GPU.
+Twins: ops/sampling.py.
 """
 
 from typing import no_type_check

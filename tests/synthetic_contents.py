@@ -261,21 +261,9 @@ def without_evaluation() -> ReportContents:
         box_target=None,
         mask_target=None,
     )
-    run = synthetic_run(
-        verdict=verdict,
-        evaluations=(),
-        phases=(),
-        categories=(),
-        pictures=(),
-        guard=(),
-        rules=(),
-        notes=(),
-        settings=(),
-        system=(),
-        images_per_second=None,
-        peak_memory=(),
-        losses=(),
-    )
+    empty = ("evaluations", "phases", "categories", "pictures", "guard", "rules", "notes", "settings", "system")
+    fields = dict.fromkeys((*empty, "peak_memory", "losses"), ())
+    run = synthetic_run(verdict=verdict, images_per_second=None, **fields)
     return contents_of(run, places=(), band=None, places_note="")
 
 
@@ -301,25 +289,6 @@ def aborted() -> ReportContents:
     )
     run = replace(run, verdict=verdict, evaluations=evaluations, losses=losses, guard=guard)
     return contents_of(run, places=(), places_note="No place: the run did not reach the targets.")
-
-
-def eighty_categories() -> ReportContents:
-    draws = random.Random(5)
-    categories = tuple(
-        CategoryScore(
-            name=f"{THINGS[index % 20]} {index}",
-            box_ap=None if index % 27 == 3 else draws.uniform(0.02, 0.8),
-            mask_ap=draws.uniform(0.02, 0.7),
-        )
-        for index in range(80)
-    )
-    return contents_of(synthetic_run(categories=categories))
-
-
-def long_names() -> ReportContents:
-    long = "a-very-long-name-of-a-run-folder-that-somebody-chose-without-thinking-of-those-who-read-it" * 2
-    contents = five_runs_and_two_compared()
-    return with_texts(contents, lambda text: f"{text} {long}")
 
 
 def small() -> ReportContents:

@@ -2,8 +2,7 @@ import pytest
 import torch
 from small_batches import small_batch
 
-from maskperf.engine.graphs import tensors_of
-from maskperf.structures import begin_copy_to_host, pinned, to_device
+from maskperf.structures import begin_copy_to_host, pinned, tensors_of, to_device
 
 
 @pytest.mark.parametrize(("device", "waits"), [("cpu", True), ("meta", False)])

@@ -6,7 +6,7 @@ A boolean `valid` tells which padded places are real; the others hold zeros.
 Boxes are (x1, y1, x2, y2) in pixels of the resized image, corners inclusive (docs/conventions.md).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 
 import torch
@@ -188,50 +188,50 @@ class Detections:
     mask_probs: Float[Tensor, "images detections mask mask"] | None = None
 
 
-def to_device(value, device: torch.device, non_blocking: bool = True):
-    """Return `value` with every tensor inside it (nested dataclasses included) moved to `device`.
-
-    A copy to the host is always waited for: before its end the memory holds anything.
-    """
+def tensors_of(value: object) -> Iterator[Tensor]:
+    """Yield the tensors inside nested dataclasses, in the order of their fields."""
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=non_blocking and device.type != "cpu")
+        yield value
+    elif is_dataclass(value):
+        for entry in fields(value):
+            yield from tensors_of(getattr(value, entry.name))
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value):
+    """Return `value` with `function` applied to every tensor inside it (nested dataclasses included)."""
+    if isinstance(value, Tensor):
+        return function(value)
     if is_dataclass(value):
-        moved = {entry.name: to_device(getattr(value, entry.name), device, non_blocking) for entry in fields(value)}
-        return type(value)(**moved)
+        mapped = {entry.name: map_tensors(function, getattr(value, entry.name)) for entry in fields(value)}
+        return type(value)(**mapped)
     return value
 
 
+def to_device(value, device: torch.device):
+    """Return `value` with its tensors moved to `device`.
+
+    A copy to the host is always waited for: before its end the memory holds anything.
+    """
+    return map_tensors(lambda tensor: tensor.to(device, non_blocking=device.type != "cpu"), value)
+
+
+def pinned(value):
+    """Return `value` with its tensors in pinned memory: no copy from there to a GPU is waited for."""
+    return map_tensors(lambda tensor: tensor if tensor.is_pinned() else tensor.pin_memory(), value)
+
+
 def begin_copy_to_host(value) -> "tuple[object, torch.cuda.Event | None]":
-    """Return `value` with its tensors in the computer's memory, and what to wait for before they are read.
+    """Return `value` with its tensors in the host's memory, and what to wait for before they are read.
 
     Pinned memory: the host would wait for any other at once. What is there already is not copied (None).
     """
-    if not _is_on_gpu(value):
+    if not any(tensor.is_cuda for tensor in tensors_of(value)):
         return value, None
-    on_host = _copied_to_pinned(value)
+    on_host = map_tensors(_begin_copy_to_pinned, value)
     copied = torch.cuda.Event()
     copied.record()
     return on_host, copied
 
 
-def _is_on_gpu(value) -> bool:
-    if is_dataclass(value):
-        return any(_is_on_gpu(getattr(value, entry.name)) for entry in fields(value))
-    return isinstance(value, Tensor) and value.is_cuda
-
-
-def _copied_to_pinned(value):
-    if isinstance(value, Tensor):
-        return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
-    if is_dataclass(value):
-        return type(value)(**{entry.name: _copied_to_pinned(getattr(value, entry.name)) for entry in fields(value)})
-    return value
-
-
-def pinned(value):
-    """Return `value` with every tensor inside it in pinned memory: no copy from there to a GPU is waited for."""
-    if isinstance(value, Tensor):
-        return value if value.is_pinned() else value.pin_memory()
-    if is_dataclass(value):
-        return type(value)(**{entry.name: pinned(getattr(value, entry.name)) for entry in fields(value)})
-    return value
+def _begin_copy_to_pinned(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)

@@ -6,7 +6,7 @@ from maskperf.bench.child import PEERS
 from maskperf.bench.names import QUICK, SUMMARIES
 from maskperf.bench.plan import CASES, IMAGES_OF_BATCH, Plan, peer_numbers
 from maskperf.bench.plan import refuse_other_network as refuse
-from maskperf.bench.switches import ALL_OFF, ALL_ON, loss_difference, techniques_of, waterfall
+from maskperf.bench.switches import ALL_OFF, ALL_ON, TECHNIQUES, loss_difference, waterfall
 from maskperf.config import ModelConfig, SpeedConfig
 from maskperf.errors import ConfigError
 from maskperf.recipes import coco, demo
@@ -41,15 +41,15 @@ def test_the_peer_is_only_compared_with_the_same_network():
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_the_waterfall_switches_on_one_after_another(device):
-    rows = waterfall(coco(), device)
+    rows = waterfall(device)
     assert rows[0].name == ALL_OFF
-    assert chosen_techniques(rows[0].config.speed) == plain()
+    assert chosen_techniques(rows[0].speed) == plain()
     assert rows[-1].name == ALL_ON
-    assert rows[-1].config.speed == SpeedConfig()
-    names = [technique.name for technique in techniques_of(device)]
+    assert rows[-1].speed == SpeedConfig()
+    names = [name for name, (devices, _) in TECHNIQUES.items() if device in devices]
     assert [row.name for row in rows[1:-1]] == [f"+ {name}" for name in names]
     for before, after, name in zip(rows, rows[1:-1], names, strict=False):
-        assert changed(before.config.speed, after.config.speed) == [name]
+        assert changed(before.speed, after.speed) == [name]
     assert all(row.summary for row in rows)
 
 
@@ -60,8 +60,7 @@ def changed(first, second):
 
 
 def test_every_switch_is_in_the_waterfall_of_some_device_or_decides_what_the_batches_are():
-    named = {technique.name for device in ("cpu", "cuda") for technique in techniques_of(device)}
-    assert {"precision", *TECHNIQUE_NAMES} - named == {"aspect_buckets", "device_preprocessing"}
+    assert {"precision", *TECHNIQUE_NAMES} - set(TECHNIQUES) == {"aspect_buckets", "device_preprocessing"}
 
 
 def test_the_loss_difference_is_that_of_the_worst_term():

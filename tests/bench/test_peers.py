@@ -19,14 +19,7 @@ def measured(tmp_path: Path, name: str):
     config = coco()
     config = replace(config, model=replace(config.model, backbone_weights=""))
     plan = Plan(
-        size_hw=(64, 96),
-        images=2,
-        objects=4,
-        repeats=1,
-        clock="cpu",
-        config=config,
-        peer_python=PYTHON,
-        cache=tmp_path,
+        size_hw=(64, 96), images=2, objects=4, repeats=1, clock="cpu", config=config, peer_python=PYTHON, cache=tmp_path
     )
     case = next(case for case in CASES if case.name == name)
     left_out = []

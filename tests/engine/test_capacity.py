@@ -10,17 +10,17 @@ from varied_batches import varied_batch
 from maskperf.bench.run_lengths import as_run_lengths
 from maskperf.data.coco.index import CocoIndex
 from maskperf.data.images.capacity import batch_capacity
-from maskperf.engine.capacity import capacity_of, fits, fixed_capacity, pad_batch, usual_outlines
+from maskperf.engine.capacity import capacity_of, fits, fixed_capacities, fixed_capacity, pad_batch
 from maskperf.engine.forward import training_losses
 from maskperf.structures import BatchCapacity
 
 ROOMY = BatchCapacity(images=2, slots=9, rings=60, points=500, object_rings=5, object_points=40)
 
 
-def index_of(rings_of_images: list[list[list[int]]]) -> CocoIndex:
-    """Return a data set of images, each a list of objects, each a list of numbers of points of its rings."""
-    objects = [entry for image in rings_of_images for entry in image]
-    rings = [count for entry in objects for count in entry]
+def index_of(polygons_of_images: list[list[list[int]]]) -> CocoIndex:
+    """Return a data set of images, each a list of objects, each a list of numbers of points of its polygons."""
+    objects = [entry for image in polygons_of_images for entry in image]
+    polygons = [count for entry in objects for count in entry]
 
     def offsets(counts):
         return np.cumsum([0, *counts]).astype(np.int64)
@@ -28,15 +28,15 @@ def index_of(rings_of_images: list[list[list[int]]]) -> CocoIndex:
     return CocoIndex(
         json_path=Path("synthetic.json"),
         image_folder=Path("synthetic"),
-        image_ids=np.arange(len(rings_of_images)),
-        file_names=tuple(f"{number}.jpg" for number in range(len(rings_of_images))),
-        sizes_hw=np.full((len(rings_of_images), 2), 64, np.int32),
-        object_offsets=offsets([len(image) for image in rings_of_images]),
+        image_ids=np.arange(len(polygons_of_images)),
+        file_names=tuple(f"{number}.jpg" for number in range(len(polygons_of_images))),
+        sizes_hw=np.full((len(polygons_of_images), 2), 64, np.int32),
+        object_offsets=offsets([len(image) for image in polygons_of_images]),
         boxes=np.zeros((len(objects), 4), np.float32),
         labels=np.ones(len(objects), np.int64),
-        ring_offsets=offsets([len(entry) for entry in objects]),
-        point_offsets=offsets(rings),
-        points=np.zeros((sum(rings), 2), np.float32),
+        polygon_offsets=offsets([len(entry) for entry in objects]),
+        point_offsets=offsets(polygons),
+        points=np.zeros((sum(polygons), 2), np.float32),
         category_ids=np.array([1]),
         category_names=("thing",),
         notices=(),
@@ -69,7 +69,8 @@ def test_the_fixed_capacity_holds_the_crowded_images_of_coco():
     for images in (1, 16):
         assert fits(batch_capacity(crowded, images), fixed_capacity(images))
     assert not fits(batch_capacity(index_of([[[4]] * 97]), 2), fixed_capacity(2))
-    usual = usual_outlines(fixed_capacity(2))
+    usual, fixed = fixed_capacities(2, usual_first=True)
+    assert [fixed] == fixed_capacities(2, usual_first=False) == [fixed_capacity(2)]
     assert fits(usual, fixed_capacity(2)) and fits(batch_capacity(index_of([[[30] * 16]]), 2), usual)
     assert not fits(batch_capacity(crowded, 2), usual)
 
@@ -88,35 +89,26 @@ def test_capacity_of_a_data_set_without_objects_has_a_place_of_each_kind():
         )
 
 
-@pytest.mark.parametrize("objects", [(3, 1), (0, 2), (0, 0), (9,)])
-@pytest.mark.parametrize("canvas_hw", [(64, 96)])
-def test_a_padded_batch_has_the_same_losses_and_gradients(objects, canvas_hw):
-    model, batch = small_model(seed=0), varied_batch(1, objects, canvas_hw)
-    padded = pad_batch(batch, ROOMY)
-    assert padded.targets.boxes.shape == (len(objects), 9, 4)
+@pytest.mark.parametrize(
+    ("objects", "is_run_lengths"),
+    [((3, 1), False), ((0, 2), False), ((0, 0), False), ((9,), False), ((3, 1), True), ((0, 2), True)],
+)
+def test_a_padded_batch_has_the_same_losses_and_gradients(objects, is_run_lengths):
+    model, batch = small_model(seed=0), varied_batch(1, objects)
+    roomy = replace(ROOMY, images=len(objects))
+    if is_run_lengths:
+        batch, roomy = as_run_lengths(batch), replace(roomy, runs=5000)
+        with pytest.raises(ValueError, match="does not fit"):
+            pad_batch(batch, replace(roomy, runs=len(batch.targets.run_lengths.ends) - 1))
+    padded = pad_batch(batch, roomy)
+    assert capacity_of(padded) == roomy
     losses, gradients = gradients_of(model, batch)
     found_losses, found = gradients_of(model, padded)
+    assert (losses.mask > 0) == (sum(objects) > 0)
     torch.testing.assert_close(found_losses.stacked(), losses.stacked(), rtol=1e-6, atol=0)
     assert torch.equal(found_losses.dropped_masks, losses.dropped_masks)
     for name, gradient in gradients.items():
         torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-6 * gradient.abs().max().item())
-
-
-@pytest.mark.parametrize("objects", [(3, 1), (0, 2)])
-def test_a_padded_batch_of_run_length_masks_has_the_same_losses_and_gradients(objects):
-    model, batch = small_model(seed=0), as_run_lengths(varied_batch(1, objects))
-    roomy = replace(ROOMY, runs=5000)
-    padded = pad_batch(batch, roomy)
-    assert len(padded.targets.run_lengths.ends) == 5000
-    assert capacity_of(padded) == replace(roomy, images=len(objects))
-    losses, gradients = gradients_of(model, batch)
-    found_losses, found = gradients_of(model, padded)
-    torch.testing.assert_close(found_losses.stacked(), losses.stacked(), rtol=1e-6, atol=0)
-    assert losses.mask > 0
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-6 * gradient.abs().max().item())
-    with pytest.raises(ValueError, match="does not fit"):
-        pad_batch(batch, replace(roomy, runs=len(batch.targets.run_lengths.ends) - 1))
 
 
 def test_the_gradients_that_padding_must_not_change_are_not_all_zero():
@@ -125,42 +117,30 @@ def test_the_gradients_that_padding_must_not_change_are_not_all_zero():
     assert sum(gradient.abs().max() > 0 for gradient in gradients.values()) > 40
 
 
-def test_padding_keeps_every_ring_with_its_object():
+def test_padding_keeps_every_polygon_with_its_object():
     batch = varied_batch(2, (1, 3))
     before, after = batch.targets.polygons, pad_batch(batch, ROOMY).targets.polygons
     slots = batch.targets.valid.shape[1]
-    for image in range(2):
-        for slot in range(ROOMY.slots):
-            rings = after.ring_offsets[image * ROOMY.slots + slot : image * ROOMY.slots + slot + 2].tolist()
-            if slot < slots:
-                old = before.ring_offsets[image * slots + slot : image * slots + slot + 2].tolist()
-                assert rings == old
-            else:
-                assert rings[0] == rings[1]
+    old, new = (
+        torch.stack([offsets[:-1], offsets[1:]], dim=1).view(2, -1, 2)
+        for offsets in (before.ring_offsets, after.ring_offsets)
+    )
+    assert torch.equal(new[:, :slots], old)
+    assert torch.equal(new[:, slots:, 0], new[:, slots:, 1])
     count = len(before.point_offsets)
     assert torch.equal(after.point_offsets[:count], before.point_offsets)
     assert (after.point_offsets[count:] == before.point_offsets[-1]).all()
-    assert len(after.point_offsets) == ROOMY.rings + 1 and len(after.points) == ROOMY.points
     assert torch.equal(after.points[: len(before.points)], before.points)
-    assert (after.max_points, after.max_rings) == (ROOMY.object_points, ROOMY.object_rings)
 
 
 def test_a_batch_of_exactly_the_capacity_is_unchanged():
     batch = varied_batch(3, (2, 2))
-    polygons = batch.targets.polygons
-    exact = BatchCapacity(
-        images=2,
-        slots=2,
-        rings=len(polygons.point_offsets) - 1,
-        points=len(polygons.points),
-        object_rings=polygons.max_rings,
-        object_points=polygons.max_points,
-    )
+    exact = capacity_of(batch)
     padded = pad_batch(batch, exact)
-    assert torch.equal(padded.targets.polygons.ring_offsets, polygons.ring_offsets)
+    assert torch.equal(padded.targets.polygons.ring_offsets, batch.targets.polygons.ring_offsets)
     assert torch.equal(padded.targets.boxes, batch.targets.boxes)
     for name in ("images", "slots", "rings", "points", "object_rings", "object_points"):
         tighter = replace(exact, **{name: getattr(exact, name) - 1})
-        assert not fits(capacity_of(batch), tighter), name
+        assert not fits(exact, tighter), name
         with pytest.raises(ValueError, match="does not fit"):
             pad_batch(batch, tighter)

@@ -28,8 +28,8 @@ CPU = torch.device("cpu")
 ALONE = Topology(rank=0, world=1, local_rank=0, device=CPU)
 
 
-class Repeater:
-    """Stands in for CUDA graphs: recording does nothing, and a replay does the recorded work on the same tensors."""
+class Repeater(CudaRecorder):
+    """A stand-in for CUDA graphs: recording does nothing, and a replay does the recorded work on the same tensors."""
 
     def __init__(self, fails_with=None):
         self.warm_ups, self.recorded = 0, 0
@@ -199,7 +199,7 @@ def test_an_error_that_is_no_failure_of_recording_is_not_hidden():
 
 
 def test_recorded_shapes_are_limited_and_it_is_said(monkeypatch):
-    monkeypatch.setattr("maskperf.engine.graphs.MOST_GRAPHS", 1)
+    monkeypatch.setattr("maskperf.engine.graphs.MAX_GRAPHS", 1)
     model = small_model(seed=0)
     captured, recorder, said = captured_of(model)
     for canvas in ((64, 96), (96, 64)):
@@ -262,10 +262,10 @@ def test_what_a_data_set_needs_beyond_the_known_room_is_recorded_when_it_comes()
 def test_on_a_cpu_or_switched_off_nothing_is_captured():
     said = []
     model = small_model(seed=0)
-    assert capture_steps(model, images=1, topology=ALONE, say=said.append) is None
+    assert capture_steps(model, [SMALLER], topology=ALONE, say=said.append) is None
     assert said == []
     with using(plain()):
-        assert capture_steps(model, images=1, topology=alone_on(torch.device("cuda")), say=said.append) is None
+        assert capture_steps(model, [SMALLER], topology=alone_on(torch.device("cuda")), say=said.append) is None
     assert len(said) == 1 and "captured steps: off" in said[0]
 
 

@@ -7,11 +7,11 @@ from small_batches import small_batch, small_model
 from maskperf.config import OptimizerConfig
 from maskperf.engine import step as step_module
 from maskperf.engine.distributed import Topology
-from maskperf.engine.finite import BAD_PARTS
 from maskperf.engine.optimizer import build_optimizer
-from maskperf.engine.step import train_step
+from maskperf.engine.step import BAD_PARTS, any_not_finite, train_step
 
-ALONE = Topology(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
+CPU = torch.device("cpu")
+ALONE = Topology(rank=0, world=1, local_rank=0, device=CPU)
 CONFIG = OptimizerConfig(batch_size=1, learning_rate=0.01, warmup_steps=0)
 
 
@@ -35,7 +35,7 @@ def test_a_good_step_has_no_problem_and_changes_the_trained_weights():
     changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
     assert changed <= trained
-    assert len(changed) >= len(trained) - 4  # two levels of the pyramid have no RoI in so small a picture
+    assert len(changed) >= len(trained) - 4  # two levels of the pyramid have no RoI in so small an image
 
 
 @pytest.mark.parametrize("problem", ["loss", "gradient"])
@@ -130,3 +130,27 @@ def test_the_stopwatch_of_a_step_has_every_phase():
     seconds = result.stopwatch.seconds()
     assert list(seconds) == ["forward", "backward", "exchange", "optimizer"]
     assert all(value >= 0 for value in seconds.values()) and seconds["backward"] > 0
+
+
+BOTH_WAYS = pytest.mark.parametrize("device", [torch.device("cpu"), torch.device("cuda")])  # of CPU tensors here
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("index", [0, 7, 99])
+def test_one_bad_number_anywhere_is_found(device, bad, index):
+    tensors = [torch.randn(5), torch.randn(100), torch.zeros(0), torch.tensor(2.0)]
+    assert any_not_finite(tensors, device) == 0
+    tensors[1][index] = bad
+    assert any_not_finite(tensors, device) == 1
+
+
+@BOTH_WAYS
+def test_large_finite_numbers_are_no_problem_and_half_precision_is_checked_as_it_is(device):
+    assert any_not_finite([torch.full((10,), 3.4e38), torch.full((10,), -3.4e38)], device) == 0
+    assert any_not_finite([torch.tensor([65504.0], dtype=torch.float16)], device) == 0
+    assert any_not_finite([torch.tensor([70000.0]).to(torch.float16)], device) == 1
+
+
+def test_no_numbers_are_no_problem():
+    assert any_not_finite([], CPU) == 0

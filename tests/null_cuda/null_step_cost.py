@@ -181,7 +181,7 @@ def _kernels_spent(ledger: Ledger, run: Callable) -> Callable:
     return spending
 
 
-class _Relauncher:
+class _Relauncher(captured.CudaRecorder):
     """A recorder whose replay does the work anew, so that its operators can be seen."""
 
     def __init__(self, device: torch.device):

@@ -65,7 +65,7 @@ def test_cumulative_means_of_a_published_log_are_undone(tmp_path):
     assert page.images_per_second == 803.0 and page.losses[0].images_per_second == 801.0
 
 
-def test_window_means_of_our_own_log_are_taken_as_they_are(tmp_path):
+def test_window_means_of_maskperfs_log_are_taken_as_they_are(tmp_path):
     records = published_records([], minutes=10.0)
     records.insert(0, record("maskperf_recipe", "coco_batch_96", 0.0))
     for number, loss in enumerate([2.0, 1.0, 1.5], start=1):
@@ -135,34 +135,32 @@ def log_of(tmp_path, *intervals, stop=10.0):
     return read_log(write(tmp_path / "log.txt", sorted(records, key=lambda entry: entry["time_ms"])))
 
 
-def minutes_of(log):
-    return [round(phase.seconds / 60, 6) for phase in phases_of_log(log)]
+OPEN_ENDS = [("epoch", 1, 0.0, 4.0), ("eval", 1, 4.0, 5.0), ("epoch", 2, 5.0, None), ("eval", 2, 6.0, None)]
 
 
-def test_an_evaluation_beside_the_training_is_taken_out_of_it_once(tmp_path):
-    log = log_of(tmp_path, ("epoch", 1, 0.0, 4.0), ("epoch", 2, 4.0, 8.0), ("eval", 1, 4.0, 5.0), ("eval", 2, 8.0, 9.0))
-    assert minutes_of(log) == [7.0, 2.0, 1.0]
-
-
-def test_evaluations_that_overlap_count_once(tmp_path):
-    log = log_of(tmp_path, ("epoch", 1, 0.0, 8.0), ("eval", 1, 4.0, 6.0), ("eval", 2, 5.0, 7.0))
-    assert minutes_of(log) == [5.0, 3.0, 2.0]
-
-
-def test_what_lies_outside_the_run_does_not_count(tmp_path):
-    log = log_of(tmp_path, ("epoch", 1, 1.0, 9.0), ("eval", 1, 9.0, 12.0))
-    assert minutes_of(log) == [8.0, 1.0, 1.0]
-
-
-def test_a_log_that_ends_early_is_accounted_for_to_its_last_line(tmp_path):
-    open_ends = [("epoch", 2, 5.0, None), ("eval", 2, 6.0, None)]
-    log = log_of(tmp_path, ("epoch", 1, 0.0, 4.0), ("eval", 1, 4.0, 5.0), *open_ends, ("eval", 3, 7.0, 8.0), stop=None)
-    assert minutes_of(log) == [5.0, 3.0, 0.0]
-
-
-def test_a_log_without_epochs_has_one_phase(tmp_path):
-    log = log_of(tmp_path)
-    assert [(phase.name, phase.seconds) for phase in phases_of_log(log)] == [("other", 600.0)]
+@pytest.mark.parametrize(
+    ("intervals", "stop", "minutes"),
+    [
+        # An evaluation beside the training is taken out of it once.
+        (
+            [("epoch", 1, 0.0, 4.0), ("epoch", 2, 4.0, 8.0), ("eval", 1, 4.0, 5.0), ("eval", 2, 8.0, 9.0)],
+            10.0,
+            [7.0, 2.0, 1.0],
+        ),
+        # Evaluations that overlap count once.
+        ([("epoch", 1, 0.0, 8.0), ("eval", 1, 4.0, 6.0), ("eval", 2, 5.0, 7.0)], 10.0, [5.0, 3.0, 2.0]),
+        # What lies outside the run does not count.
+        ([("epoch", 1, 1.0, 9.0), ("eval", 1, 9.0, 12.0)], 10.0, [8.0, 1.0, 1.0]),
+        # A log that ends early is accounted for to its last line.
+        ([*OPEN_ENDS, ("eval", 3, 7.0, 8.0)], None, [5.0, 3.0, 0.0]),
+        # Without epochs there is one phase.
+        ([], 10.0, [10.0]),
+    ],
+)
+def test_training_evaluation_and_the_rest_have_their_minutes(tmp_path, intervals, stop, minutes):
+    phases = phases_of_log(log_of(tmp_path, *intervals, stop=stop))
+    assert [round(phase.seconds / 60, 6) for phase in phases] == minutes
+    assert phases[-1].name == "other"
 
 
 def test_a_log_without_a_run_has_no_phases(tmp_path):
@@ -215,14 +213,11 @@ def test_a_batch_size_nobody_published_names_the_nearest(tmp_path):
     assert band.batch_size == 96 and "nothing was published with batch 100" in band.sentence
 
 
-def test_a_run_that_missed_has_no_place(tmp_path):
+def test_a_run_that_missed_has_no_place_and_a_log_without_a_batch_size_no_band(tmp_path):
     contents = gather([write_log(tmp_path / "log.txt", status="aborted")], [])
     assert contents.places == () and "no run reached the targets" in contents.places_note
     assert contents.runs[0].verdict.state == "missed"
-
-
-def test_a_log_without_a_batch_size_has_no_band(tmp_path):
-    contents = gather([write_log(tmp_path / "log.txt", global_batch_size=LEFT_OUT)], [])
+    contents = gather([write_log(tmp_path / "other.txt", global_batch_size=LEFT_OUT)], [])
     assert contents.band is None and len(contents.places) == 24
 
 
@@ -233,7 +228,7 @@ def test_problems_of_the_log_are_notes(tmp_path):
     assert any(note.startswith("log.txt: ") and "torn" in note for note in page_of(path).notes)
 
 
-def test_an_ap_that_is_no_number_is_left_out_and_told(tmp_path):
+def test_an_ap_that_is_no_number_is_left_out_with_a_note(tmp_path):
     records = log_records(epochs=3)
     place = next(index for index, entry in enumerate(records) if entry["key"] == "eval_accuracy")
     records[place] = {**records[place], "value": {"BBOX": float("nan"), "SEGM": 0.1}}
@@ -242,7 +237,7 @@ def test_an_ap_that_is_no_number_is_left_out_and_told(tmp_path):
     assert any(note.startswith("An evaluation is left out: epoch 1") for note in page.notes)
 
 
-def test_a_package_tells_how_many_accelerators_there_were(tmp_path):
+def test_a_package_has_the_number_of_accelerators(tmp_path):
     path = write_log(tmp_path / "results" / "big" / "maskrcnn" / "result_0.txt", minutes=2.0)
     (tmp_path / "systems").mkdir()
     description = {"number_of_nodes": "4", "accelerators_per_node": 8, "accelerator_model_name": "Chip"}
@@ -263,16 +258,13 @@ def point(step, total):
     )
 
 
-def test_thinned_points_are_means_of_their_windows():
+def test_thinned_points_are_means_of_their_windows_and_few_points_stay():
+    few = [point(step, 1.0) for step in range(1, 401)]
+    assert thin(few) == tuple(few) and thin([]) == ()
     points = thin([point(step, float(step)) for step in range(1, 1001)], 100)
     assert len(points) == 100
     assert (points[0].total, points[0].terms, points[0].step) == (5.5, {"mask": 5.5}, 6)
     assert (points[-1].total, points[-1].images_per_second, points[-1].learning_rate) == (995.5, 1.0, None)
-
-
-def test_few_points_stay_as_they_are():
-    points = [point(step, 1.0) for step in range(1, 401)]
-    assert thin(points) == tuple(points) and thin([]) == ()
 
 
 def test_points_that_are_not_finite_are_never_averaged_away():

@@ -12,22 +12,8 @@ from synthetic_contents import (
     synthetic_run,
 )
 
-from maskperf.report.placement import (
-    find_placement,
-    headline_minutes,
-    overall_state,
-    placement_sentence,
-    places_nearby,
-)
-from maskperf.report.text import (
-    UNKNOWN,
-    ap_text,
-    count_text,
-    minutes_text,
-    percent_text,
-    seconds_text,
-    target_text,
-)
+from maskperf.report.placement import find_placement, headline_minutes, overall_state, placement_sentence, places_nearby
+from maskperf.report.text import UNKNOWN, ap_text, count_text, minutes_text, percent_text, seconds_text, target_text
 
 
 def test_the_worst_state_is_that_of_the_report():

@@ -33,6 +33,7 @@ from maskperf.ops.rasterize import rasterize_by_crossings
 from maskperf.ops.roi_align import flat_roi_align
 from maskperf.ops.sampling import draw_by_rank
 from maskperf.structures import to_device
+from maskperf.techniques import plain, using
 
 MASK_SIZE = 28
 MEANS_BGR = (102.9801, 115.9465, 122.7717)
@@ -213,9 +214,9 @@ def _match_anchors(inputs: Inputs) -> KernelCase:
     anchors = pyramid_anchors(levels, STRIDES, MODEL.anchor_sizes, MODEL.anchor_ratios, inputs.device)
     rule = {"positive_iou": MODEL.rpn_positive_iou, "negative_iou": MODEL.rpn_negative_iou}
     kernel = partial(load("matching").match_boxes, anchors[None], truth, valid, keep_best_of_truth=True, **rule)
-    plain = partial(match_by_slots, anchors, truth, valid, **rule)
+    by_slots = partial(match_by_slots, anchors, truth, valid, **rule)
     shape = f"{sizes.images} x {len(anchors)} anchors, {sizes.objects} objects"
-    return _case("matching of anchors", shape, kernel, plain)
+    return _case("matching of anchors", shape, kernel, by_slots)
 
 
 def _match_rois(inputs: Inputs) -> KernelCase:
@@ -225,8 +226,7 @@ def _match_rois(inputs: Inputs) -> KernelCase:
     rule = {"positive_iou": MODEL.roi_positive_iou, "negative_iou": MODEL.roi_positive_iou, "keep_best_of_truth": False}
     kernel = partial(load("matching").match_boxes, boxes, truth, valid, **rule)
     shape = f"{sizes.images} x {sizes.candidates} boxes, {sizes.objects} objects"
-    plain = lambda: match_to_truth(pairwise_iou(boxes, truth), valid, **rule)  # noqa: E731
-    return _case("matching of RoIs", shape, kernel, plain)
+    return _case("matching of RoIs", shape, kernel, lambda: match_to_truth(pairwise_iou(boxes, truth), valid, **rule))
 
 
 def _masks(inputs: Inputs) -> KernelCase:
@@ -288,13 +288,13 @@ def _own_class(direction: str, inputs: Inputs) -> KernelCase:
     maps = inputs.normal(rois, pixels, sizes.channels, dtype=torch.bfloat16).relu().requires_grad_()
     weights = inputs.normal(rois, sizes.channels, dtype=torch.bfloat16).requires_grad_()
     offsets, labels = inputs.normal(rois), torch.arange(rois, device=inputs.device)
-    plain = partial(own_class_logits, maps, weights, offsets, labels, kernels=False)
+    by_pytorch = using(plain())(partial(own_class_logits, maps, weights, offsets, labels))
     text = f"{rois} RoIs, {MASK_SIZE} x {MASK_SIZE}, {sizes.channels} channels, torch.bfloat16"
     if direction == "forward":
         forward = partial(kernels.logits, maps.detach(), weights.detach(), offsets)
-        return _case("mask logits forward", text, forward, torch.no_grad()(plain))
+        return _case("mask logits forward", text, forward, torch.no_grad()(by_pytorch))
     gradient = inputs.normal(rois, pixels)
-    backward = partial(torch.autograd.grad, plain(), [maps, weights], gradient, retain_graph=True)
+    backward = partial(torch.autograd.grad, by_pytorch(), [maps, weights], gradient, retain_graph=True)
     kernel = partial(kernels.gradients, maps.detach(), weights.detach(), gradient)
     return _case("mask logits backward", text, kernel, backward)
 

@@ -16,7 +16,7 @@ from maskperf.bench.device_clock import wall_milliseconds_of
 from maskperf.bench.maskperf_network import Stepper, batch_of, one_polygon_each
 from maskperf.bench.measure import Spread, measure_in_turn, ratio_spread, spread_of
 from maskperf.bench.plan import GpuPlan
-from maskperf.bench.switches import cumulative_speeds, loss_difference
+from maskperf.bench.switches import ALL_ON, loss_difference, waterfall
 from maskperf.bench.synthetic import synthetic_boxes, synthetic_polygon
 from maskperf.config import OptimizerConfig, SpeedConfig
 from maskperf.engine.distributed import Topology
@@ -73,7 +73,8 @@ def step_rows(device: torch.device, plan: GpuPlan) -> Iterator[StepRow | dict]:
 def switch_rows(device: torch.device, plan: GpuPlan) -> Iterator[StepRow]:
     """Yield the waterfall: all switches off, then one more on in each row; all rows measured in turn."""
     batch = synthetic_batch(plan, plan.canvases_hw[0], plan.usual_batch, device)
-    yield from _measured(cumulative_speeds("cuda"), batch, plan, device)
+    speeds = {row.name: row.speed for row in waterfall("cuda") if row.name != ALL_ON}
+    yield from _measured(speeds, batch, plan, device)
 
 
 def _measured(speeds: dict[str, SpeedConfig], batch: Batch, plan: GpuPlan, device: torch.device) -> Iterator[StepRow]:

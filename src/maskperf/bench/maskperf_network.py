@@ -16,8 +16,9 @@ from maskperf.data.coco.categories import categories_of, match_categories
 from maskperf.data.coco.index import locate, read_coco
 from maskperf.data.images.capacity import batch_capacity
 from maskperf.engine.build import build_model, keep_memory, prepare_steps
+from maskperf.engine.capacity import capacity_of
 from maskperf.engine.distributed import Topology, init_topology
-from maskperf.engine.graphs import capture_batch
+from maskperf.engine.graphs import capture_steps
 from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.precision import set_precision
 from maskperf.engine.step import StepResult, train_step
@@ -52,7 +53,9 @@ class Stepper:
         self._config, self._optimizer = optimizer, build_optimizer(self.model, optimizer)
         with using(self._techniques):
             set_precision(self.model, speed.precision, topology.device, self.messages.append)
-            self._captured = capture_batch(self.model, self.batch, topology=topology, say=self.messages.append)
+            self._captured = capture_steps(
+                self.model, [capacity_of(self.batch)], topology=topology, say=self.messages.append
+            )
         self._update = 0
 
     @property

@@ -1,4 +1,4 @@
-"""The C library's memory allocator: whether a process keeps the memory that it has freed."""
+"""The C library's memory allocator: does a process keep the memory that it has freed."""
 
 import ctypes
 import sys
@@ -12,10 +12,10 @@ NEVER = -1  # as a size without sign: larger than any memory
 
 @cache
 def keep_freed_memory() -> bool:
-    """Return whether this process from now on keeps freed memory for its next use: True with glibc, else False.
+    """Make this process keep freed memory for its next use; return False without glibc.
 
-    By default glibc gives each large block back to the system when it is freed. The next step gets it anew, in pages
-    that the kernel has to clear one by one. Source: mallopt(3).
+    By default glibc returns each large block to the system, and the next step gets it anew, in pages that the kernel
+    has to clear one by one. Source: mallopt(3).
     """
     if not sys.platform.startswith("linux"):
         return False

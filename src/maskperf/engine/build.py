@@ -9,17 +9,20 @@ import numpy as np
 import torch
 
 from maskperf.config import DataConfig, ModelConfig, RunConfig
+from maskperf.data.images.buckets import round_up
 from maskperf.data.images.collate import Packing, Sample, make_batch
 from maskperf.data.images.loader import feeding_for, static_buckets
 from maskperf.data.images.raw_images import BufferRing, prepare_images
 from maskperf.data.images.transforms import SizeHw
 from maskperf.engine.allocator import keep_freed_memory
+from maskperf.engine.capacity import fixed_capacities
 from maskperf.engine.distributed import Topology
 from maskperf.engine.forward import training_losses
 from maskperf.engine.graphs import CapturedSteps, capture_steps
 from maskperf.model.backbone_file import load_backbone_weights
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.model.weights import load_model_weights
+from maskperf.ops.kernels.selection import uses_kernels
 from maskperf.seeds import derive_seed
 from maskperf.structures import Batch
 from maskperf.techniques import active
@@ -49,19 +52,18 @@ def keep_memory(device: torch.device) -> str:
     return "memory: freed memory goes back to the system, although keep_freed_memory is on: there is no glibc here"
 
 
-def padded_size_hw(data: DataConfig) -> tuple[int, int]:
-    """Return the canvas of the widest landscape picture."""
-    divisor = data.size_divisor
-    return -(-data.short_side // divisor) * divisor, -(-data.long_side // divisor) * divisor
+def padded_size_hw(data: DataConfig) -> SizeHw:
+    """Return the padded size of the widest landscape image."""
+    return round_up(data.short_side, data.size_divisor), round_up(data.long_side, data.size_divisor)
 
 
-def synthetic_batch(data: DataConfig, canvas_hw: SizeHw, images: int, *, raw_pictures: bool = False) -> Batch:
-    """Return black pictures that fill the canvas, with one square object each, as the loader would hand them over."""
-    height, width = canvas_hw
-    side = float(min(canvas_hw) // 2)
+def synthetic_batch(data: DataConfig, padded_hw: SizeHw, images: int, *, raw_pictures: bool = False) -> Batch:
+    """Return black images that fill the padded size, with one square object each, as the loader would make them."""
+    height, width = padded_hw
+    side = float(min(padded_hw) // 2)
     sample = Sample(
         bgr=np.zeros((height // 2, width // 2, 3), np.uint8),
-        size_hw=canvas_hw,
+        size_hw=padded_hw,
         is_mirrored=False,
         means_bgr=data.pixel_means_bgr,
         boxes=np.array([[0, 0, side, side]], np.float32),
@@ -75,41 +77,42 @@ def synthetic_batch(data: DataConfig, canvas_hw: SizeHw, images: int, *, raw_pic
     )
     samples = [replace(sample, sample_seed=number) for number in range(images)]
     ring = BufferRing(max_waiting=1, pin_memory=False) if raw_pictures else None
-    return make_batch(samples, data.size_divisor, Packing(buckets=(canvas_hw,), ring=ring))
+    return make_batch(samples, data.size_divisor, Packing(buckets=(padded_hw,), ring=ring))
 
 
 def prepare_steps(
     model: MaskRcnn, config: RunConfig, *, images: int, topology: Topology, say: Callable[[str], None]
 ) -> CapturedSteps | None:
-    """Return what replays forward and backward, where that can be, after a GPU did both once on each canvas.
+    """Return the captured steps, where there can be any, after a GPU ran one step on each padded size.
 
-    Pictures, operators and convolutions are met on synthetic batches and the steps are recorded, so that the timed run
-    begins with replays. No data set is looked at. The largest canvas comes first: the others fit into its memory.
-    A CPU has no kernels to choose, and its first step costs what any step costs: nothing is done there.
+    Synthetic batches warm up kernels and convolutions and are recorded, so that the timed run begins with replays. No
+    data set is read. The largest size comes first: the others fit into its memory. A CPU has no kernels to choose, and
+    its first step costs what any step costs: nothing is done there.
     """
     device, data = topology.device, config.data
     if device.type != "cuda":
         return None
     feeding = feeding_for(device)
-    canvases = static_buckets(data, feeding) or (padded_size_hw(data),)
+    sizes = static_buckets(data, feeding) or (padded_size_hw(data),)
 
     def batches() -> Iterator[Batch]:
-        for canvas_hw in reversed(canvases):
-            batch = synthetic_batch(data, canvas_hw, images, raw_pictures=feeding.raw_pictures)
+        for padded_hw in reversed(sizes):
+            batch = synthetic_batch(data, padded_hw, images, raw_pictures=feeding.raw_pictures)
             yield prepare_images(batch, device, dtype=model.compute_dtype)
 
     warm_up(model, batches())
-    captured = capture_steps(model, images=images, topology=topology, say=say)
+    capacities = fixed_capacities(images, usual_first=not uses_kernels(device))
+    captured = capture_steps(model, capacities, topology=topology, say=say)
     if captured is not None:
-        with best_convolutions():  # the mask head on its usual places is new here
+        with best_convolutions():  # the mask head on its usual slots is new here
             captured.record(batches(), parts=config.optimizer.accumulation_steps)
     return captured
 
 
 def warm_up(model: MaskRcnn, batches: Iterable[Batch]) -> None:
-    """Run forward and backward once on each batch, while cuDNN looks for its best way to do each convolution.
+    """Run forward and backward once on each batch, while cuDNN searches for its best algorithms.
 
-    The model is as it was before: no gradient and no running statistic stays.
+    The model is left as it was: no gradient and no running statistic stays.
     """
     state = copy.deepcopy(model.state_dict())
     with best_convolutions():
@@ -121,10 +124,9 @@ def warm_up(model: MaskRcnn, batches: Iterable[Batch]) -> None:
 
 @contextmanager
 def best_convolutions() -> Iterator[None]:
-    """Has cuDNN try its ways to do each convolution that is new here, and remember the best of them in this process.
+    """Make cuDNN search for the best algorithm of each new convolution, and remember it in this process.
 
-    Outside, a convolution that is new is done in the way that cuDNN's rules of thumb choose: trying takes long, and is
-    not for shapes that come once.
+    Outside, its heuristics choose: a search takes long, and is not for shapes that come once.
     """
     torch.backends.cudnn.benchmark = True
     try:

@@ -1,5 +1,6 @@
-"""Room for the ground truth of any batch: with it, the shapes of a step depend on the canvas and nothing else."""
+"""Room for the ground truth of any batch, so that the shapes of a step depend on the padded size alone."""
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 
 import torch
@@ -9,9 +10,9 @@ from torch import Tensor
 
 from maskperf.structures import RUN_LENGTH_STRIDE, Batch, BatchCapacity, Polygons, RunLengths, Targets
 
-# What one image has room for. The most in train2017 is 93 objects of an image and 190 rings of one object; of the
-# others no more than a mean is known (178 points and 8 rings an image), so there is much room: what is empty costs next
-# to nothing, as Triton's kernel draws the rings and points that there are.
+# Of one image. The most in train2017 is 93 objects of an image and 190 polygons of one object; of the others only the
+# mean is known (178 points and 8 polygons an image), so there is much room. Unused room costs next to nothing, as
+# Triton's kernel draws the polygons and points that there are.
 SLOTS, RINGS, POINTS = 96, 1024, 16384
 OBJECT_RINGS, OBJECT_POINTS = 256, 8192
 USUAL_OBJECT_RINGS, USUAL_OBJECT_POINTS = 16, 512  # of nearly all objects
@@ -29,12 +30,14 @@ def fixed_capacity(images: int) -> BatchCapacity:
     )
 
 
-def usual_outlines(capacity: BatchCapacity) -> BatchCapacity:
-    """Return less room for one object, as most batches need.
+def fixed_capacities(images: int, *, usual_first: bool) -> list[BatchCapacity]:
+    """Return `fixed_capacity`, before it perhaps one with less room for one object, as most batches need.
 
-    For where Triton's kernel does not draw the masks: there each costs as much as the largest there is room for.
+    For masks that Triton's kernel does not draw: there each costs as much as the largest that fits.
     """
-    return replace(capacity, object_rings=USUAL_OBJECT_RINGS, object_points=USUAL_OBJECT_POINTS)
+    fixed = fixed_capacity(images)
+    usual = replace(fixed, object_rings=USUAL_OBJECT_RINGS, object_points=USUAL_OBJECT_POINTS)
+    return [usual, fixed] if usual_first else [fixed]
 
 
 def capacity_of(batch: Batch) -> BatchCapacity:
@@ -57,55 +60,52 @@ def fits(needed: BatchCapacity, room: BatchCapacity) -> bool:
 
 
 def pad_batch(batch: Batch, capacity: BatchCapacity) -> Batch:
-    """Return the batch with empty places up to the capacity, on the same device: same losses, same gradients.
+    """Return the batch with empty slots up to the capacity, on the same device: same losses, same gradients.
 
-    The number of images stays. A batch that does not fit is a ValueError: nothing is ever cut off.
+    The number of images stays.
+    Errors: ValueError where it does not fit, as nothing is ever cut off.
     """
     if not fits(capacity_of(batch), capacity):
         raise ValueError(f"the batch does not fit {capacity}")
     targets = batch.targets
-    images, slots = targets.valid.shape
-    empty = capacity.slots - slots
-    return replace(
-        batch,
-        targets=Targets(
-            boxes=F.pad(targets.boxes, (0, 0, 0, empty)),
-            labels=F.pad(targets.labels, (0, empty)),
-            valid=F.pad(targets.valid, (0, empty)),
-            polygons=_pad_polygons(targets.polygons, images, slots, capacity),
-            run_lengths=_pad_run_lengths(targets.run_lengths, images, slots, capacity),
-        ),
+    empty = capacity.slots - targets.valid.shape[1]
+    runs = targets.run_lengths
+    padded = Targets(
+        boxes=F.pad(targets.boxes, (0, 0, 0, empty)),
+        labels=F.pad(targets.labels, (0, empty)),
+        valid=F.pad(targets.valid, (0, empty)),
+        polygons=_pad_polygons(targets.polygons, targets.valid.shape, capacity),
+        run_lengths=None if runs is None else _pad_run_lengths(runs, targets.valid.shape, capacity),
     )
+    return replace(batch, targets=padded)
 
 
-def _pad_run_lengths(masks: RunLengths | None, images: int, slots: int, capacity: BatchCapacity) -> RunLengths | None:
+def _pad_run_lengths(masks: RunLengths, images_and_slots: Sequence[int], capacity: BatchCapacity) -> RunLengths:
     """Return the same masks under the objects' new numbers; new objects have no runs, new runs belong to no object."""
-    if masks is None:
-        return None
-    empty = capacity.slots - slots
+    slots = images_and_slots[1]
     images_of_runs = masks.ends // RUN_LENGTH_STRIDE // slots
-    ends = masks.ends + images_of_runs * (empty * RUN_LENGTH_STRIDE)
-    counts = F.pad(masks.run_offsets.diff().view(images, slots), (0, empty)).flatten()
+    ends = masks.ends + images_of_runs * ((capacity.slots - slots) * RUN_LENGTH_STRIDE)
     return replace(
         masks,
         ends=torch.cat([ends, ends.new_full((capacity.runs - len(ends),), torch.iinfo(ends.dtype).max)]),
-        run_offsets=F.pad(counts.cumsum(0), (1, 0)),
+        run_offsets=_pad_objects(masks.run_offsets, images_and_slots, capacity.slots),
     )
 
 
-def _pad_polygons(polygons: Polygons, images: int, slots: int, capacity: BatchCapacity) -> Polygons:
-    """Return the same rings; new objects have none, new rings no points, and new points belong to no ring."""
-    rings_of_object = polygons.ring_offsets.diff().view(images, slots)
-    counts = F.pad(rings_of_object, (0, capacity.slots - slots)).flatten()
-    new_rings = capacity.rings + 1 - len(polygons.point_offsets)
+def _pad_polygons(polygons: Polygons, images_and_slots: Sequence[int], capacity: BatchCapacity) -> Polygons:
+    """Return the same polygons; new objects have none, new polygons no points, and new points belong to no polygon."""
+    point_offsets = polygons.point_offsets
+    added = capacity.rings + 1 - len(point_offsets)
     return Polygons(
         points=F.pad(polygons.points, (0, 0, 0, capacity.points - len(polygons.points))),
-        point_offsets=_repeat_last(polygons.point_offsets, new_rings),
-        ring_offsets=F.pad(counts.cumsum(0), (1, 0)),
+        point_offsets=torch.cat([point_offsets, point_offsets[-1:].expand(added)]),
+        ring_offsets=_pad_objects(polygons.ring_offsets, images_and_slots, capacity.slots),
         max_points=capacity.object_points,
         max_rings=capacity.object_rings,
     )
 
 
-def _repeat_last(offsets: Int[Tensor, " before"], times: int) -> Int[Tensor, " after"]:
-    return F.pad(offsets.diff(), (1, times)).cumsum(0) + offsets[:1]
+def _pad_objects(offsets: Int[Tensor, " before"], images_and_slots: Sequence[int], slots: int) -> Int[Tensor, " after"]:
+    """Return the offsets where each image has so many slots; new ones own nothing."""
+    counts = offsets.diff().view(*images_and_slots)
+    return F.pad(F.pad(counts, (0, slots - images_and_slots[1])).flatten().cumsum(0), (1, 0))

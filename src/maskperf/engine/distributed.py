@@ -1,4 +1,4 @@
-"""Processes started by torchrun: who we are, and the few collectives a run needs."""
+"""Processes started by torchrun, and the few collectives a run needs."""
 
 import os
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Topology:
 
 
 def init_topology(device_choice: str) -> Topology:
-    """Return this process's place, read from torchrun's variables; joins the process group if there are several."""
+    """Return this process's topology from torchrun's variables; join the process group if there are several."""
     rank = int(os.environ.get("RANK", "0"))
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -40,10 +40,9 @@ def init_topology(device_choice: str) -> Topology:
 
 
 def claim_gpu(device: torch.device) -> torch.device:
-    """Make this GPU the process's own, with TF32 off; returns it with its index.
+    """Make this GPU the process's own, without TF32, which would round the inputs of float32 products to 10 bits.
 
-    float32 is float32: rounding the inputs of products to TF32's 10 bits is a precision of its own, which nobody asked
-    for here.
+    Return it with its index.
     """
     device = torch.device("cuda", device.index or 0)
     torch.cuda.set_device(device)  # Trap: takes no device without an index
@@ -53,23 +52,9 @@ def claim_gpu(device: torch.device) -> torch.device:
 
 
 def close_topology() -> None:
+    """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def average_gradients(model: nn.Module, topology: Topology) -> None:
-    """Replace every gradient by its mean over the processes, in one exchange. A missing gradient counts as zero."""
-    if topology.world == 1:
-        return
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    flat = torch.cat([parameter.grad.flatten() for parameter in parameters])
-    average_tensor(flat, topology)
-    sizes = [parameter.numel() for parameter in parameters]
-    for parameter, part in zip(parameters, flat.split(sizes), strict=True):
-        parameter.grad.copy_(part.view_as(parameter.grad))
 
 
 def sum_tensor(value: Tensor, topology: Topology) -> Tensor:
@@ -79,29 +64,37 @@ def sum_tensor(value: Tensor, topology: Topology) -> Tensor:
     return value
 
 
-def average_tensor(value: Tensor, topology: Topology) -> Tensor:
-    """Replace `value` by its mean over the processes."""
-    if topology.world > 1:
-        value = sum_tensor(value, topology).div_(topology.world)
-    return value
+def _average(tensors: list[Tensor], topology: Topology) -> None:
+    """Replace every tensor by its mean over the processes, in one exchange."""
+    if topology.world == 1 or not tensors:
+        return
+    flat = sum_tensor(torch.cat([tensor.flatten() for tensor in tensors]), topology).div_(topology.world)
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+def average_gradients(model: nn.Module, topology: Topology) -> None:
+    """Replace every gradient by its mean over the processes. A missing gradient counts as zero."""
+    if topology.world == 1:
+        return
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    _average([parameter.grad for parameter in parameters], topology)
 
 
 def average_buffers(model: nn.Module, topology: Topology) -> None:
-    """Make the running statistics of trainable batch norms the same everywhere: their mean, in one exchange.
+    """Make the running statistics of trainable batch norms the same everywhere: their mean.
 
     Frozen batch norms are equal already, and rounding would change them.
     """
     layers = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    buffers = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)]
-    if topology.world == 1 or not buffers:
-        return
-    flat = average_tensor(torch.cat(buffers), topology)
-    for buffer, part in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
-        buffer.copy_(part)
+    _average([buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)], topology)
 
 
 def wait_for_all(topology: Topology) -> None:
-    """Return when every process has come here, and this one's device has done all that it was given."""
+    """Return when every process has come here, and this one's device has done all its work."""
     sum_tensor(torch.zeros(1, device=topology.device), topology).item()
 
 
@@ -114,13 +107,12 @@ def share_from_first(value, topology: Topology):
     return box[0]
 
 
-def all_say(value: bool, topology: Topology) -> bool:
-    """Return in every process whether `value` is true in all of them. Cost: waits for the device, for one number."""
+def all_true(value: bool, topology: Topology) -> bool:
+    """Return in every process whether `value` is true in all of them; waits for the device."""
     if topology.world == 1:
         return value
-    flag = torch.tensor(value, dtype=torch.float32, device=topology.device)
-    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
-    return flag.item() > 0
+    count = sum_tensor(torch.tensor(float(value), device=topology.device), topology)
+    return count.item() == topology.world
 
 
 def gather_to_first(value, topology: Topology) -> list:

@@ -1,59 +1,50 @@
 """Forward and backward replayed as CUDA graphs: the launches of a step are recorded once for each shape of batch.
 
-Shapes that are known are recorded before training begins (`CapturedSteps.record`), others when they have come some
-times. The exchange of gradients is inside, the optimizer stays outside. Tested on a processor with a stand-in for the
-graphs. Not yet run on a GPU.
+Known shapes are recorded before training begins (`CapturedSteps.record`), others when they have come some times. The
+exchange of gradients is recorded, the optimizer is not. Tested on a CPU with a stand-in for the graphs. Not yet run on
+a GPU.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from maskperf.engine.capacity import capacity_of, fits, fixed_capacity, pad_batch, usual_outlines
+from maskperf.engine.capacity import capacity_of, fits, pad_batch
 from maskperf.engine.distributed import Topology
 from maskperf.engine.forward import mask_slots, training_losses
 from maskperf.engine.gradients import BatchResult, Gradients, backward
 from maskperf.engine.stopwatch import Stopwatch
 from maskperf.model.mask_rcnn import MaskRcnn, canvas_anchors
-from maskperf.ops.kernels.selection import uses_kernels
-from maskperf.structures import Batch, BatchCapacity
+from maskperf.structures import Batch, BatchCapacity, map_tensors, tensors_of
 from maskperf.techniques import active
 
-PLAIN_STEPS_FIRST = 2  # of a shape that is not known ahead, before it is recorded: a rare one is not worth it
-MOST_GRAPHS = 32
+PLAIN_STEPS_FIRST = 2  # of a shape that was not recorded ahead: a rare one is not worth a recording
+MAX_GRAPHS = 32
 WARM_UPS = 2
-USUAL_MASKS = 0.75  # of the positive RoIs that a batch may have: the places of the mask head in a usual step
-
-
-@runtime_checkable
-class Recorder(Protocol):
-    """Runs work before it is recorded, and records it. `CudaRecorder`, or a stand-in in tests."""
-
-    def warm_up(self, work: Callable[[], BatchResult]) -> None: ...
-
-    def record(self, work: Callable[[], BatchResult]) -> tuple[BatchResult, Callable[[], None]]:
-        """Return the tensors that each replay fills anew, and the replay."""
-        ...
+USUAL_MASKS = 0.75  # of the positive RoIs that a batch may have: the slots of the mask head in a usual step
 
 
 class CudaRecorder:
-    """Records CUDA graphs on a stream of their own. All share one pool of memory: they never run at the same time."""
+    """Recorder of CUDA graphs on one stream. All share one pool of memory: they never run at the same time."""
 
     def __init__(self, device: torch.device):
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, work: Callable[[], BatchResult]) -> None:
+        """Run the work before it is recorded."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             work()
         torch.cuda.current_stream().wait_stream(self._stream)
 
     def record(self, work: Callable[[], BatchResult]) -> tuple[BatchResult, Callable[[], None]]:
+        """Return the tensors that each replay fills anew, and the replay."""
         graph = torch.cuda.CUDAGraph()
         before = torch.cuda.current_stream()
         try:
@@ -74,40 +65,22 @@ class _Recording:
 
 
 def capture_steps(
-    model: MaskRcnn, *, images: int, topology: Topology, say: Callable[[str], None]
+    model: MaskRcnn, capacities: Sequence[BatchCapacity], *, topology: Topology, say: Callable[[str], None]
 ) -> "CapturedSteps | None":
-    """Returns the captured steps for batches of so many images; None on a CPU or switched off."""
+    """Return the captured steps for batches of these capacities; None on a CPU or switched off."""
     if topology.device.type != "cuda":
         return None
     if not active().captured_steps:
         say("captured steps: off (see speed.without), every step is launched anew")
         return None
-    capacities = [fixed_capacity(images)]
-    if not uses_kernels(topology.device):
-        capacities.insert(0, usual_outlines(capacities[0]))
-    return _on_gpu(model, capacities, topology, say)
-
-
-def capture_batch(
-    model: MaskRcnn, batch: Batch, *, topology: Topology, say: Callable[[str], None]
-) -> "CapturedSteps | None":
-    """Returns the captured steps for batches of exactly this shape; None on a CPU or switched off."""
-    if topology.device.type != "cuda" or not active().captured_steps:
-        return None
-    return _on_gpu(model, [capacity_of(batch)], topology, say)
-
-
-def _on_gpu(
-    model: MaskRcnn, capacities: Sequence[BatchCapacity], topology: Topology, say: Callable[[str], None]
-) -> "CapturedSteps":
-    most_masks = capacities[0].images * mask_slots(model.config)
+    max_masks = capacities[0].images * mask_slots(model.config)
     return CapturedSteps(
         model,
         capacities,
         gradients=Gradients(model, topology),
         recorder=CudaRecorder(topology.device),
         say=say,
-        mask_places=round(most_masks * USUAL_MASKS) if active().packed_positives else None,
+        mask_places=round(max_masks * USUAL_MASKS) if active().packed_positives else None,
     )
 
 
@@ -132,7 +105,7 @@ class CapturedSteps:
         capacities: Sequence[BatchCapacity],
         *,
         gradients: Gradients,
-        recorder: Recorder,
+        recorder: CudaRecorder,
         say: Callable[[str], None],
         mask_places: int | None = None,
     ):
@@ -181,7 +154,7 @@ class CapturedSteps:
     def run(
         self, batch: Batch, *, part: int, parts: int, all_masks: bool = True, stopwatch: Stopwatch | None = None
     ) -> BatchResult:
-        """Add the batch's gradients, divided by `parts`, to those in the buffer and returns its losses.
+        """Add the batch's gradients, divided by `parts`, to those in the buffer and return its losses.
 
         The last part's backward averages them over the processes, whether it is replayed or launched anew.
         """
@@ -193,10 +166,10 @@ class CapturedSteps:
             exchange = self.gradients.exchanged() if is_last else None
             losses = training_losses(self._model, batch)
             return backward(losses, parts=parts, exchange=exchange, stopwatch=stopwatch)
-        for kept, new in zip(tensors_of(recording.inputs), tensors_of(padded), strict=True):
-            if kept.shape != new.shape or kept.dtype != new.dtype:
-                raise AssertionError(f"a recorded input of {kept.shape} {kept.dtype} meets {new.shape} {new.dtype}")
-            kept.copy_(new)
+        for recorded, new in zip(tensors_of(recording.inputs), tensors_of(padded), strict=True):
+            if recorded.shape != new.shape or recorded.dtype != new.dtype:
+                raise AssertionError(f"recorded: {recorded.shape} {recorded.dtype}; new: {new.shape} {new.dtype}")
+            recorded.copy_(new)
         recording.replay()
         self.replayed += 1
         if stopwatch is not None:
@@ -215,8 +188,8 @@ class CapturedSteps:
             self._seen[key] += 1
             if self._seen[key] <= PLAIN_STEPS_FIRST:
                 return None, batch
-            if len(self._recordings) >= MOST_GRAPHS:
-                self._say_once(f"captured steps: {MOST_GRAPHS} graphs are made; other shapes are launched anew")
+            if len(self._recordings) >= MAX_GRAPHS:
+                self._say_once(f"captured steps: {MAX_GRAPHS} graphs are made; other shapes are launched anew")
                 return None, batch
             self._record(batch, capacity, kind)
             if self._gave_up:
@@ -228,24 +201,21 @@ class CapturedSteps:
         return next((room for room in self._capacities if fits(needed, room)), None)
 
     def _record(self, batch: Batch, capacity: BatchCapacity, kind: _Kind) -> None:
-        """Keep a recording, or gives up. Gradients and running statistics are left as they were."""
+        """Store a recording, or give up. Gradients and running statistics are left as they were."""
         self.gradients.hold()
-        inputs = _cloned(pad_batch(batch, capacity))
+        inputs = map_tensors(Tensor.clone, pad_batch(batch, capacity))
 
-        def work() -> BatchResult:
-            exchange = self.gradients.exchanged() if kind.is_last else None
+        def work(exchange: AbstractContextManager | None = None) -> BatchResult:
             losses = training_losses(self._model, inputs, kind.mask_places)
             return backward(losses, parts=kind.parts, exchange=exchange)
-
-        def work_alone() -> BatchResult:  # other processes may be at something else
-            return backward(training_losses(self._model, inputs, kind.mask_places), parts=kind.parts)
 
         changing = [self.gradients.flat, *self._model.buffers()]
         before = [tensor.clone() for tensor in changing]
         try:
             for _ in range(WARM_UPS):
-                self._recorder.warm_up(work_alone)
-            result, replay = self._recorder.record(work)
+                self._recorder.warm_up(work)  # without an exchange: other processes may be at something else
+            recorded_work = (lambda: work(self.gradients.exchanged())) if kind.is_last else work
+            result, replay = self._recorder.record(recorded_work)
         except RuntimeError as error:
             self._gave_up = True
             self._recordings.clear()
@@ -276,21 +246,3 @@ def _first_cause(error: BaseException) -> str:
     while error.__context__ is not None:
         error = error.__context__
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
-
-
-def tensors_of(value) -> Iterator[Tensor]:
-    """Return the tensors inside nested dataclasses, in the order of their fields."""
-    if isinstance(value, Tensor):
-        yield value
-    elif is_dataclass(value):
-        for entry in fields(value):
-            yield from tensors_of(getattr(value, entry.name))
-
-
-def _cloned(value):
-    """Return `value` with memory of its own for every tensor inside it."""
-    if isinstance(value, Tensor):
-        return value.clone()
-    if is_dataclass(value):
-        return type(value)(**{entry.name: _cloned(getattr(value, entry.name)) for entry in fields(value)})
-    return value

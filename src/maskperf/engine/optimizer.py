@@ -65,5 +65,6 @@ def learning_rates_at(update: int, config: OptimizerConfig) -> tuple[float, floa
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, rates: tuple[float, float]) -> None:
+    """Set the learning rates of weights and biases."""
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate

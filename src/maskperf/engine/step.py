@@ -1,13 +1,15 @@
 """One optimizer step: learning rate, forward, backward, mean over processes, update."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from maskperf.config import OptimizerConfig
 from maskperf.engine.distributed import Topology, average_gradients, sum_tensor
-from maskperf.engine.finite import BAD_PARTS, any_not_finite
 from maskperf.engine.forward import training_losses
 from maskperf.engine.gradients import backward
 from maskperf.engine.graphs import CapturedSteps
@@ -21,14 +23,16 @@ from maskperf.engine.stopwatch import Stopwatch
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.structures import LOSS_NAMES, Batch
 
+BAD_PARTS = ("loss", "gradient", "weight")
+
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step leaves behind; tensors stay on the device until someone reads them."""
+    """What a step returns; tensors stay on the device until someone reads them."""
 
-    losses: Tensor  # the five terms in the order of LOSS_NAMES, mean over micro-batches and processes
-    dropped_masks: Tensor  # in all processes; without room for all masks such a step changes no weight
-    not_finite: Tensor  # [process, part of BAD_PARTS]: above 0 where that part was not finite
+    losses: Float[Tensor, " terms"]  # in the order of LOSS_NAMES, mean over micro-batches and processes
+    dropped_masks: Tensor  # in all processes; a step without slots for all masks changes no weight
+    not_finite: Float[Tensor, "processes parts"]  # above 0 where that part of BAD_PARTS was not finite
     learning_rate: float
     images: int
     stopwatch: Stopwatch
@@ -45,14 +49,15 @@ def train_step(
     captured: CapturedSteps | None = None,
     all_masks: bool = True,
 ) -> StepResult:
-    """Train on the micro-batches of one step and returns its losses. `update` counts from 1.
+    """Train on the micro-batches of one step and return its losses, without waiting for the device.
 
-    With `captured`, forward and backward are replayed for the batches it takes; their phase is then "replay". Without
-    `all_masks` these have fewer places for masks, and where they are too few in a process no process's weights change.
+    `update` counts from 1. With `captured`, forward and backward are replayed for the batches it takes; their phase is
+    then "replay". Without `all_masks` these have fewer mask slots, and where they are too few in a process no process's
+    weights change.
 
     Each micro-batch has its own loss means, as if it were a device; gradients are averaged over micro-batches and
-    processes. Nothing here waits for the device. From the first step on whose loss or gradient is not finite the
-    weights stay as they are, in all processes.
+    processes. From the first step on whose loss or gradient is not finite the weights stay as they are, in all
+    processes.
     """
     rates = learning_rates_at(update, config)
     set_learning_rates(optimizer, rates)
@@ -70,11 +75,11 @@ def train_step(
     dropped = torch.stack([result.dropped_masks for result in results]).sum()
     if captured is None:
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        not_finite, dropped = _problems_before_the_update(mean_terms, gradients, dropped, topology)
-        average_gradients(model, topology)
-    else:  # the last backward has averaged
+    else:
         gradients = [captured.gradients.largest_magnitude()]
-        not_finite, dropped = _problems_before_the_update(mean_terms, gradients, dropped, topology)
+    not_finite, dropped = _problems_before_the_update(mean_terms, gradients, dropped, topology)
+    if captured is None:  # else the last backward has averaged
+        average_gradients(model, topology)
     stopwatch.mark("exchange")
     skip_updates_from_now_on(optimizer, not_finite.sum())
     with skipped_update(optimizer, dropped):
@@ -92,11 +97,23 @@ def train_step(
     )
 
 
+def any_not_finite(tensors: Iterable[Tensor], device: torch.device) -> Float[Tensor, ""]:
+    """Return 1 on the device where one of the numbers is infinite or not a number, else 0, in one pass over memory."""
+    filled = [tensor.detach() for tensor in tensors if tensor.numel()]
+    if not filled:
+        return torch.zeros((), device=device)
+    if device.type == "cpu":  # 15 times as fast there
+        largest = torch.stack([end.float() for tensor in filled for end in torch.aminmax(tensor)])
+    else:  # a launch or two for all tensors, not two for each
+        largest = get_total_norm([tensor.float() for tensor in filled], norm_type=float("inf"))
+    return 1 - torch.isfinite(largest).all().float()
+
+
 def _problems_before_the_update(
     terms: Tensor, gradients: list[Tensor], dropped: Tensor, topology: Topology
 ) -> tuple[Tensor, Tensor]:
-    """Return [process, loss and gradient], of each process's own numbers before an exchange spread their problems, and
-    how many masks all processes have dropped."""
+    """Return [process, loss and gradient], of each process's own numbers before an exchange, and the masks dropped by
+    all processes."""
     numbers = torch.zeros(topology.world * (len(BAD_PARTS) - 1) + 1, device=topology.device)
     problems = numbers[:-1].view(topology.world, -1)
     problems[topology.rank, 0] = any_not_finite([terms], topology.device)

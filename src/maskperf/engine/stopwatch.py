@@ -1,4 +1,4 @@
-"""Where the time of a step goes, told by the device's own clock, without waiting for it."""
+"""The time of a step's phases by the device's own clock, without waiting for it."""
 
 import time
 
@@ -6,7 +6,7 @@ import torch
 
 
 class Stopwatch:
-    """Notes the ends of the phases of one step; on a GPU with events, which are read when the step is long over."""
+    """The ends of the phases of one step; on a GPU events, which are read when the step is long over."""
 
     def __init__(self, device: torch.device):
         self._on_gpu = device.type == "cuda"
@@ -15,12 +15,10 @@ class Stopwatch:
 
     def mark(self, phase: str) -> None:
         """End the phase of this name, which began at the mark before."""
+        now = torch.cuda.Event(enable_timing=True) if self._on_gpu else time.perf_counter()
         if self._on_gpu:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self._marks.append((phase, event))
-        else:
-            self._marks.append((phase, time.perf_counter()))
+            now.record()
+        self._marks.append((phase, now))
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds of each phase; on a GPU the step must be over."""

@@ -1,9 +1,9 @@
-"""Steps whose mask head had too few places are done again, with room for all masks; no step waits for the device.
+"""Steps whose mask head had too few slots are repeated with slots for all masks; no step waits for the device.
 
-How many RoIs of a batch are positive is known to the device alone. A step on few places therefore leaves the weights
-as they are where these were too few, and counts what found no place. The count is read while the device is at the
+The number of positive RoIs of a batch is known to the device alone. A step on few slots therefore leaves the weights as
+they are where these were too few, and counts the masks without a slot. The count is read while the device is at the
 next step already, and the batch is then trained on once more, with the learning rate of its own step. So every batch
-has its update, some one step later than in their order, at the same places in all processes.
+has its update, some one step late, in the same order in all processes.
 """
 
 from collections import deque
@@ -21,26 +21,23 @@ STEPS_UNDER_WAY = 1  # besides the newest, so that the device has work while a c
 
 @dataclass(frozen=True)
 class Step:
-    """A step and the wait for its batches."""
+    """A step, and how long it waited for its batches."""
 
     update: int
     result: StepResult
-    wait_seconds: float  # for its batches
+    wait_seconds: float
 
 
 @dataclass(frozen=True)
 class _StepUnderWay:
     step: Step
     batches: list[Batch]
-    dropped: Tensor  # on the host, once `copied` says so
+    dropped: Tensor  # on the host, once `copied` has come
     copied: torch.cuda.Event | None
 
 
 class StepsUnderWay:
-    """The newest steps, until it is certain that their masks had room. `train` takes batches, update and all_masks.
-
-    Where no step may drop masks each is certain at once, and nothing is read.
-    """
+    """The newest steps, until it is certain that no mask was dropped. `train` takes batches, update and all_masks."""
 
     def __init__(self, train: Callable[..., StepResult], *, may_drop_masks: bool):
         self._train = train
@@ -48,14 +45,14 @@ class StepsUnderWay:
         self._steps: deque[_StepUnderWay] = deque()
 
     def add(self, step: Step, batches: list[Batch]) -> list[Step]:
-        """Take the newest step and its batches; returns the steps that are certain now, in their order."""
+        """Take the newest step and its batches; return the steps that are certain now, in their order."""
         if not self._may_drop_masks:
             return [step]
         self._steps.append(_StepUnderWay(step, batches, *begin_copy_to_host(step.result.dropped_masks)))
         return self._settle(most=STEPS_UNDER_WAY)
 
     def rest(self) -> list[Step]:
-        """Return all steps that are left, certain as well."""
+        """Return all steps that are left, which are certain then."""
         return self._settle(most=0)
 
     def _settle(self, most: int) -> list[Step]:

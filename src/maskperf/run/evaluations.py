@@ -9,7 +9,7 @@ import torch
 
 from maskperf.config import EvaluationConfig, has_targets, meets_targets
 from maskperf.data.images.loader import evaluation_batches, feeding_for
-from maskperf.engine.distributed import all_say, share_from_first
+from maskperf.engine.distributed import all_true, share_from_first
 from maskperf.errors import LostRunError
 from maskperf.evaluation.predict import batch_size_for, collected, detect_all, gathered
 from maskperf.evaluation.results import Results, ResultTable
@@ -105,8 +105,8 @@ class Evaluation:
         """
         topology = self._session.topology
         if self._is_gathered:
-            return all_say(self._scoring is None or self._scoring.done(), topology)
-        if all_say(all(table.done() for table in self._coding), topology):
+            return all_true(self._scoring is None or self._scoring.done(), topology)
+        if all_true(all(table.done() for table in self._coding), topology):
             self._gather()
         return False
 

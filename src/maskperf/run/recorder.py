@@ -10,8 +10,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from maskperf.engine.finite import BAD_PARTS
-from maskperf.engine.step import StepResult
+from maskperf.engine.step import BAD_PARTS, StepResult
 from maskperf.errors import LostRunError, NonFiniteError, UserError
 from maskperf.run.collapse import CollapseGuard
 from maskperf.run.progress import Progress, memory_now_gib

@@ -82,12 +82,7 @@ def first_call(work, images):
     with FlopCounterMode(display=False) as counter:
         found = work()
     seconds = time.perf_counter() - start
-    return found, {
-        "first_seconds": seconds,
-        "items": len(images),
-        "item": "images",
-        "flop": counter.get_total_flops(),
-    }
+    return found, {"first_seconds": seconds, "items": len(images), "item": "images", "flop": counter.get_total_flops()}
 
 
 def make_model(inputs):

@@ -4,7 +4,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from maskperf.ops.winograd_chunks import (
+from maskperf.ops.winograd import (
     TILES_PER_BATCH,
     Scratch,
     choose_chunk_size,

@@ -11,8 +11,7 @@ import triton.language as tl
 from jaxtyping import Bool, Float32
 from torch import Tensor
 
-from maskperf.ops.kernels.box_overlap import corners, overlap
-from maskperf.ops.kernels.float_order import ordered, value_of
+from maskperf.ops.kernels.values import corners, ordered, overlap, value_of
 from maskperf.ops.matching import Matches
 
 BOXES_AT_A_TIME = 512

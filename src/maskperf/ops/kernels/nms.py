@@ -11,7 +11,7 @@ import triton.language as tl
 from jaxtyping import Bool, Float32
 from torch import Tensor
 
-from maskperf.ops.kernels.box_overlap import corners, overlap
+from maskperf.ops.kernels.values import corners, overlap
 
 BITS_OF_WORD = 64
 BITS = tl.constexpr(BITS_OF_WORD)  # of a word, and boxes of a block

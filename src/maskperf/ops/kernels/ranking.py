@@ -12,7 +12,7 @@ import triton.language as tl
 from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
-from maskperf.ops.kernels.float_order import ordered
+from maskperf.ops.kernels.values import ordered
 
 SCORES_AT_A_TIME = 4096
 BLOCK = tl.constexpr(SCORES_AT_A_TIME)

@@ -273,7 +273,7 @@ def _nearest_choice(value: Any, kind: Any) -> str:
     if not isinstance(info, inspect.LiteralType):
         return ""
     items = value if isinstance(value, tuple | list) else (value,)
-    return next((did_you_mean(str(item), info.values) for item in items if item not in info.values), "")
+    return next((did_you_mean(str(item), map(str, info.values)) for item in items if item not in info.values), "")
 
 
 def describe_type(kind: Any) -> str:
@@ -284,7 +284,7 @@ def describe_type(kind: Any) -> str:
 def _describe_info(info: inspect.Type) -> str:
     match info:
         case inspect.LiteralType(values=values):
-            return " or ".join(values)
+            return " or ".join(map(str, values))
         case inspect.TupleType(item_types=items):
             return f"{len(items)} values with commas, each {_describe_info(items[0])}"
         case inspect.VarTupleType(item_type=item):
@@ -302,7 +302,7 @@ def _describe_info(info: inspect.Type) -> str:
 
 def _from_flat(values: dict[str, Any]) -> RunConfig:
     parts: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
-    top = {}
+    top: dict[str, Any] = {}
     for key, value in values.items():
         section, _, name = key.rpartition(".")
         (parts[section] if section else top)[name] = value

@@ -7,11 +7,14 @@ Boxes are (x1, y1, x2, y2) in pixels of the resized image, corners inclusive (do
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -197,17 +200,17 @@ def tensors_of(value: object) -> Iterator[Tensor]:
             yield from tensors_of(getattr(value, entry.name))
 
 
-def map_tensors(function: Callable[[Tensor], Tensor], value):
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     """Return `value` with `function` applied to every tensor inside it (nested dataclasses included)."""
     if isinstance(value, Tensor):
         return function(value)
-    if is_dataclass(value):
+    if is_dataclass(value) and not isinstance(value, type):
         mapped = {entry.name: map_tensors(function, getattr(value, entry.name)) for entry in fields(value)}
-        return type(value)(**mapped)
+        return replace(value, **mapped)
     return value
 
 
-def to_device(value, device: torch.device):
+def to_device(value: T, device: torch.device) -> T:
     """Return `value` with its tensors moved to `device`.
 
     A copy to the host is always waited for: before its end the memory holds anything.
@@ -215,12 +218,12 @@ def to_device(value, device: torch.device):
     return map_tensors(lambda tensor: tensor.to(device, non_blocking=device.type != "cpu"), value)
 
 
-def pinned(value):
+def pinned(value: T) -> T:
     """Return `value` with its tensors in pinned memory: no copy from there to a GPU is waited for."""
     return map_tensors(lambda tensor: tensor if tensor.is_pinned() else tensor.pin_memory(), value)
 
 
-def begin_copy_to_host(value) -> "tuple[object, torch.cuda.Event | None]":
+def begin_copy_to_host(value: T) -> "tuple[T, torch.cuda.Event | None]":
     """Return `value` with its tensors in the host's memory, and what to wait for before they are read.
 
     Pinned memory: the host would wait for any other at once. What is there already is not copied (None).

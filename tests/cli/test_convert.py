@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_release import BACKBONE, backbone_arrays
 
 from maskperf import errors
-from maskperf.cli.main import main
 from maskperf.engine.build import build_model
 from maskperf.model.backbone_file import load_backbone
 from maskperf.model.mask_rcnn import MaskRcnn
@@ -21,7 +21,6 @@ from maskperf.model.weights import (
 from maskperf.overrides import from_json_text, to_json_text, with_overrides
 from maskperf.recipes import coco
 
-BACKBONE = ["model.stage_blocks=1,1,1,1", "model.stem_channels=4", "model.stage_channels=8,16,32,64"]
 SIZES = [
     *BACKBONE,
     *("model.num_classes=3", "model.fpn_channels=4", "model.box_head_channels=4", "model.mask_head_channels=4"),
@@ -34,7 +33,7 @@ def config_of(*pairs):
 
 
 def write_run_model(path, *pairs):
-    """Write a model as a run does, and returns it."""
+    """Write a model as a run does, and return it."""
     config = config_of(*pairs)
     model, _ = build_model(config.model, seed=5)
     for name, tensor in model.state_dict().items():
@@ -51,28 +50,9 @@ def write_run_model(path, *pairs):
 
 
 def write_backbone_pickle(path):
-    """Write a small backbone as Detectron would, and returns its arrays."""
-    generator = np.random.default_rng(0)
-    blobs = {"fc1000_w": np.ones((2, 3), np.float32), "fc1000_b": np.ones(2, np.float32)}
-
-    def add(name, norm, *shape):
-        blobs[f"{name}_w"] = generator.normal(size=shape).astype(np.float32)
-        blobs[f"{norm}_bn_s"] = generator.uniform(0.5, 2, shape[0]).astype(np.float32)
-        blobs[f"{norm}_bn_b"] = generator.normal(size=shape[0]).astype(np.float32)
-
-    add("conv1", "res_conv1", 4, 3, 7, 7)
-    inputs = 4
-    for stage, outputs in enumerate((8, 16, 32, 64), start=2):
-        base, middle = f"res{stage}_0_branch", outputs // 4
-        shapes = {
-            "1": (outputs, inputs, 1, 1),
-            "2a": (middle, inputs, 1, 1),
-            "2b": (middle, middle, 3, 3),
-            "2c": (outputs, middle, 1, 1),
-        }
-        for branch, shape in shapes.items():
-            add(base + branch, base + branch, *shape)
-        inputs = outputs
+    """Write a small backbone as Detectron would, and return its arrays."""
+    classifier = {"fc1000_w": np.ones((2, 3), np.float32), "fc1000_b": np.ones(2, np.float32)}
+    blobs = {**classifier, **backbone_arrays()}
     path.write_bytes(pickle.dumps({"blobs": blobs}, protocol=2))
     return blobs
 
@@ -81,61 +61,80 @@ def stored_backbone(path):
     return load_backbone(path, MaskRcnn(config_of().model).state_dict()).tensors
 
 
-def test_a_pickle_becomes_a_file_that_a_model_can_load_and_nothing_else_is_written(tmp_path, capsys):
+@pytest.fixture
+def convert(maskperf):
+    """Return a function that converts a file and returns what was shown, its errors where another code is expected."""
+
+    def run(*arguments, code=errors.EXIT_DONE):
+        shown = maskperf("convert", *arguments)
+        assert shown.code == code, shown.err
+        return shown.out if code == errors.EXIT_DONE else shown.err
+
+    return run
+
+
+def test_a_pickle_becomes_a_file_that_a_model_can_load_and_nothing_else_is_written(convert, tmp_path):
     blobs = write_backbone_pickle(Path("R.pkl"))
-    assert main(["convert", "backbone", "R.pkl", "R-new.safetensors", *BACKBONE]) == 0
+    shown = convert("backbone", "R.pkl", "R-new.safetensors", *BACKBONE)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["R-new.safetensors", "R.pkl"]
     tensors = stored_backbone("R-new.safetensors")
     assert np.array_equal(tensors[CONV].numpy(), blobs["res3_0_branch2b_w"])
     assert np.array_equal(tensors["backbone.body.stem.bn1.bias"].numpy(), blobs["res_conv1_bn_b"])
-    shown = capsys.readouterr().out
-    assert "all tensors: equal to the original" in shown
+    assert "all tensors: equal to the original" in shown and "written: R-new.safetensors (float32)" in shown
     assert "is not that (" in shown  # the MD5 of the benchmark's file
-    assert "written: R-new.safetensors (float32)" in shown
 
 
 @pytest.mark.parametrize(("storage", "kind"), [("float16", torch.float16), ("int8", torch.int8)])
-def test_fewer_bits_cost_what_is_printed(storage, kind, capsys):
+def test_fewer_bits_cost_what_is_printed(convert, storage, kind):
     blobs = write_backbone_pickle(Path("R.pkl"))
-    assert main(["convert", "backbone", "--storage", storage, "R.pkl", "small.safetensors", *BACKBONE]) == 0
+    shown = convert("backbone", "--storage", storage, "R.pkl", "small.safetensors", *BACKBONE)
     assert read_tensor_file("small.safetensors").tensors[CONV].dtype == kind
     exact, restored = torch.from_numpy(blobs["res3_0_branch2b_w"]), stored_backbone("small.safetensors")[CONV]
     assert 0 < (exact - restored).abs().max() < 0.02 * exact.abs().max()
-    shown = capsys.readouterr().out
     assert "all tensors: largest error" in shown and "signal-to-noise" in shown
     assert f"written: small.safetensors ({storage})" in shown
 
 
-def test_a_converted_backbone_can_be_converted_again_and_keeps_its_origin_only_if_it_is_exact():
+def test_a_converted_backbone_can_be_converted_again_and_keeps_its_origin_only_if_it_is_exact(convert):
     write_backbone_pickle(Path("R.pkl"))
-    assert main(["convert", "backbone", "R.pkl", "exact.safetensors", *BACKBONE]) == 0
-    assert main(["convert", "backbone", "exact.safetensors", "small.safetensors", *BACKBONE, "--storage", "int8"]) == 0
-    assert main(["convert", "backbone", "small.safetensors", "again.safetensors", *BACKBONE]) == 0
-    digest = read_header(Path("exact.safetensors"))["source_sha256"]
-    assert read_header(Path("small.safetensors"))["source_sha256"] == digest
-    assert "source_sha256" not in read_header(Path("again.safetensors"))
-    assert read_header(Path("again.safetensors"))["source"] == "small.safetensors"
+    convert("backbone", "R.pkl", "exact.safetensors", *BACKBONE)
+    convert("backbone", "exact.safetensors", "small.safetensors", *BACKBONE, "--storage", "int8")
+    convert("backbone", "small.safetensors", "again.safetensors", *BACKBONE)
+    exact, small, again = (read_header(Path(f"{name}.safetensors")) for name in ("exact", "small", "again"))
+    assert small["source_sha256"] == exact["source_sha256"] and "source_sha256" not in again
+    assert again["source"] == "small.safetensors"
     assert torch.equal(stored_backbone("again.safetensors")[CONV], stored_backbone("small.safetensors")[CONV])
 
 
-def test_a_backbone_of_other_sizes_is_refused(capsys):
+def test_a_backbone_of_other_sizes_is_refused(convert):
     write_backbone_pickle(Path("R.pkl"))
-    assert main(["convert", "backbone", "R.pkl", "new.safetensors"]) == errors.EXIT_DATA
-    message = capsys.readouterr().err
-    assert "R.pkl: 159 tensors (conv1_w, " in message and "Set model.stem_channels=4 " in message
+    shown = convert("backbone", "R.pkl", "new.safetensors", code=errors.EXIT_DATA)
+    assert "R.pkl: 159 tensors (conv1_w, " in shown and "Set model.stem_channels=4 " in shown
     assert not Path("new.safetensors").exists()
 
 
-def test_a_model_comes_back_from_the_reference_form_bit_by_bit(tmp_path, capsys):
-    model = write_run_model(tmp_path / "model.safetensors")
-    assert main(["convert", "model", "model.safetensors", "model.pth"]) == 0
+@pytest.fixture
+def reference(convert):
+    """Return a function that writes a run's model, converts it to model.pth, and returns it with what was shown."""
+
+    def run(*pairs):
+        model = write_run_model("model.safetensors", *pairs)
+        return model, convert("model", "model.safetensors", "model.pth")
+
+    return run
+
+
+def write_categories(path, *categories):
+    image = {"id": 1, "file_name": "a.jpg", "height": 4, "width": 4}
+    Path(path).write_text(json.dumps({"images": [image], "annotations": [], "categories": categories}))
+
+
+def test_a_model_comes_back_from_the_reference_form_bit_by_bit(convert, reference):
+    model, _ = reference()
     assert list(torch.load("model.pth", weights_only=True)) == ["model"]
-    instances = {"images": [], "annotations": [], "categories": [{"id": 7, "name": "dog"}, {"id": 3, "name": "cup"}]}
-    instances["images"].append({"id": 1, "file_name": "a.jpg", "height": 4, "width": 4})
-    Path("instances.json").write_text(json.dumps(instances))
-    back = ["convert", "model", "model.pth", "back.safetensors", "--categories", "instances.json"]
-    assert main([*back, *SIZES]) == 0
-    assert "written: back.safetensors" in capsys.readouterr().out
+    write_categories("two.json", {"id": 7, "name": "dog"}, {"id": 3, "name": "cup"})
+    shown = convert("model", "model.pth", "back.safetensors", "--categories", "two.json", *SIZES)
+    assert "written: back.safetensors" in shown
     tensors, metadata = read_tensor_file("back.safetensors").tensors, read_metadata("back.safetensors")
     assert tensors.keys() == model.state_dict().keys()
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in model.state_dict().items())
@@ -143,54 +142,44 @@ def test_a_model_comes_back_from_the_reference_form_bit_by_bit(tmp_path, capsys)
     assert from_json_text(metadata["config"]).model == config_of().model
 
 
-def test_without_categories_the_file_says_nothing_of_its_labels_and_a_notice_is_shown(tmp_path, capsys):
-    model = write_run_model(tmp_path / "model.safetensors")
-    assert main(["convert", "model", "model.safetensors", "model.pth"]) == 0
-    assert main(["convert", "model", "model.pth", "bare.safetensors", *SIZES]) == 0
-    assert "bare.safetensors: does not say what its labels mean; --categories FILE" in capsys.readouterr().out
+def test_without_categories_the_file_says_nothing_of_its_labels_and_a_notice_is_shown(convert, reference):
+    model, _ = reference()
+    assert "--categories FILE" in convert("model", "model.pth", "bare.safetensors", *SIZES)
     assert read_header(Path("bare.safetensors")).keys() == {"tensors_sha256"}
     other, _ = build_model(config_of().model, seed=6)
     load_model_weights(other, "bare.safetensors")
     assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
-def test_categories_of_another_number_than_the_model_has_are_refused(tmp_path, capsys):
-    write_run_model(tmp_path / "model.safetensors")
-    assert main(["convert", "model", "model.safetensors", "model.pth"]) == 0
-    instances = {"images": [{"id": 1, "file_name": "a.jpg", "height": 4, "width": 4}], "annotations": []}
-    Path("one.json").write_text(json.dumps({**instances, "categories": [{"id": 7, "name": "dog"}]}))
-    back = ["convert", "model", "model.pth", "back.safetensors", "--categories", "one.json", *SIZES]
-    assert main(back) == errors.EXIT_DATA
-    assert "one.json: the list of categories, field categories, value 1 entries" in capsys.readouterr().err
+def test_categories_of_another_number_than_the_model_has_are_refused(convert, reference):
+    reference()
+    write_categories("one.json", {"id": 7, "name": "dog"})
+    command = ["model", "model.pth", "back.safetensors", "--categories", "one.json", *SIZES]
+    shown = convert(*command, code=errors.EXIT_DATA)
+    assert "one.json: the list of categories, field categories, value 1 entries" in shown
     assert not Path("back.safetensors").exists()
 
 
-def test_trainable_batch_norms_lose_their_epsilon_to_the_variances_exactly_once(tmp_path, capsys):
-    model = write_run_model(tmp_path / "model.safetensors", "model.batch_norm=trainable")
-    assert main(["convert", "model", "model.safetensors", "model.pth"]) == 0
-    assert "epsilon of the batch norms" in capsys.readouterr().out
-    assert main(["convert", "model", "model.pth", "back.safetensors", *SIZES]) == 0
+def test_trainable_batch_norms_lose_their_epsilon_to_the_variances_exactly_once(convert, reference):
+    model, shown = reference("model.batch_norm=trainable")
+    assert "epsilon of the batch norms" in shown
+    convert("model", "model.pth", "back.safetensors", *SIZES)
     tensors = read_tensor_file("back.safetensors").tensors
     name = "backbone.body.stem.bn1.running_var"
     assert torch.equal(tensors[name], model.state_dict()[name] + 1e-5)
     assert not any(name.endswith("num_batches_tracked") for name in tensors)
 
 
-def test_a_model_without_metadata_is_taken_for_that_of_coco(capsys, tmp_path):
-    write_run_model(tmp_path / "model.safetensors")
-    assert main(["convert", "model", "model.safetensors", "model.pth"]) == 0
-    assert main(["convert", "model", "model.pth", "back.safetensors"]) == errors.EXIT_DATA
-    assert "this model has 64; " in capsys.readouterr().err
+def test_a_model_without_metadata_is_taken_for_that_of_coco(convert, reference):
+    reference()
+    assert "this model has 64; " in convert("model", "model.pth", "back.safetensors", code=errors.EXIT_DATA)
 
 
-@pytest.mark.parametrize("kind", ["backbone", "model"])
-def test_no_file_is_written_over(kind, capsys):
-    for name in ("a.pkl", "a.pth"):
-        Path(name).write_text("x")
+@pytest.mark.parametrize(("kind", "source"), [("backbone", "a.pkl"), ("model", "a.pth")])
+def test_no_file_is_written_over(convert, kind, source):
+    Path(source).write_text("x")
     Path("b.safetensors").write_text("precious")
-    source = {"backbone": "a.pkl", "model": "a.pth"}[kind]
-    assert main(["convert", kind, source, "b.safetensors"]) == errors.EXIT_STORAGE
-    assert "b.safetensors: exists already" in capsys.readouterr().err
+    assert "b.safetensors: exists already" in convert(kind, source, "b.safetensors", code=errors.EXIT_STORAGE)
     assert Path("b.safetensors").read_text() == "precious"
 
 
@@ -211,13 +200,11 @@ def test_no_file_is_written_over(kind, capsys):
         (["backbone", "a.pkl", "b.safetensors", "model.stage_blcks=1"], "did you mean model.stage_blocks?"),
     ],
 )
-def test_arguments_that_cannot_be_used_are_refused(arguments, named, capsys):
-    assert main(["convert", *arguments]) == errors.EXIT_USAGE
-    assert named in capsys.readouterr().err
-    assert list(Path().iterdir()) == []
+def test_arguments_that_cannot_be_used_are_refused(convert, arguments, named, tmp_path):
+    assert named in convert(*arguments, code=errors.EXIT_USAGE)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["none.pkl", "none.safetensors"])
-def test_a_missing_backbone_is_named(name, capsys):
-    assert main(["convert", "backbone", name, "b.safetensors"]) == errors.EXIT_DATA
-    assert f"{name}: whole file, field path" in capsys.readouterr().err
+def test_a_missing_backbone_is_named(convert, name):
+    assert f"{name}: whole file, field path" in convert("backbone", name, "b.safetensors", code=errors.EXIT_DATA)

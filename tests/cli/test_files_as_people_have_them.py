@@ -1,4 +1,4 @@
-"""Small inputs as people have them: what a command ends with, and the facts it tells. Skipped where they are absent."""
+"""Small inputs as people have them: exit codes, and the facts that are reported. Skipped where they are absent."""
 
 import json
 import shutil
@@ -11,45 +11,26 @@ from maskperf.errors import EXIT_DATA, EXIT_DONE, EXIT_RULE
 
 CASES = Path(__file__).resolve().parents[2].parent / "shared" / "cases"
 TINY = [
-    "data.short_side=48",
-    "data.long_side=64",
-    "optimizer.batch_size=2",
-    "optimizer.max_epochs=1",
-    "optimizer.decay_steps=500,600",
-    "evaluation.batch_size=2",
-    "evaluation.box_target=0",
-    "evaluation.mask_target=0",
-    "system.threads=1",
-    "seed=1",
-    "model.anchor_sizes=8,16,32,64,96",
-    "model.stem_channels=8",
-    "model.stage_channels=16,24,32,48",
-    "model.fpn_channels=16",
-    "model.box_head_channels=32",
-    "model.mask_head_channels=16",
-    "model.proposals_train=20",
-    "model.proposals_test=10",
-    "model.candidates_per_level_train=20",
-    "model.candidates_per_level_test=20",
+    *("data.short_side=48", "data.long_side=64", "optimizer.batch_size=2", "optimizer.max_epochs=1"),
+    *("optimizer.decay_steps=500,600", "evaluation.batch_size=2", "evaluation.box_target=0"),
+    *("evaluation.mask_target=0", "system.threads=1", "seed=1", "model.anchor_sizes=8,16,32,64,96"),
+    *("model.stem_channels=8", "model.stage_channels=16,24,32,48", "model.fpn_channels=16"),
+    *("model.box_head_channels=32", "model.mask_head_channels=16", "model.proposals_train=20"),
+    *("model.proposals_test=10", "model.candidates_per_level_train=20", "model.candidates_per_level_test=20"),
     "model.roi_samples_per_image=16",
 ]
 
 pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="the folder of inputs is not beside this checkout")
 
 
-@pytest.fixture(autouse=True)
-def inside(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-def run(case: str, *words: str) -> int:
+def run(case: str, *pairs: str) -> int:
     """Train one tiny epoch on a copy of a case's data set."""
     here = Path("data")
     if not here.exists():
         shutil.copytree(CASES / case, here)
     paths = [f"data.{split}_{kind}={here / name}" for split in ("train", "val") for kind, name in
              (("json", f"{split}.json"), ("images", split))]  # fmt: skip
-    return main(["run", "demo", *TINY, f"run_dir={Path('run')}", *paths, *words])
+    return main(["run", "demo", *TINY, f"run_dir={Path('run')}", *paths, *pairs])
 
 
 SKIP, MANY = ("data.skip_bad=true",), "model.detections_per_image=300"
@@ -76,13 +57,13 @@ TRAINED = [
 
 
 @pytest.mark.parametrize(
-    ("case", "words", "told"), TRAINED, ids=[f"{case} {' '.join(words)}" for case, words, _ in TRAINED]
+    ("case", "pairs", "reported"), TRAINED, ids=[f"{case} {' '.join(pairs)}" for case, pairs, _ in TRAINED]
 )
-def test_what_has_a_plain_meaning_is_trained_on_with_notices(case, words, told, capsys):
-    assert run(case, *words) == EXIT_DONE
+def test_what_has_a_plain_meaning_is_trained_on_with_notices(case, pairs, reported, capsys):
+    assert run(case, *pairs) == EXIT_DONE
     output = capsys.readouterr().out
     results = json.loads(Path("run/results.json").read_text())
-    for text in told:
+    for text in reported:
         assert text in output
         assert any(text in notice for notice in results["notices"])
     document = json.loads(Path("data/val.json").read_text())
@@ -101,11 +82,11 @@ REFUSED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("case", "told"), REFUSED, ids=[case for case, _ in REFUSED])
-def test_what_has_none_is_refused_before_the_first_step(case, told, capsys):
+@pytest.mark.parametrize(("case", "reported"), REFUSED, ids=[case for case, _ in REFUSED])
+def test_what_has_none_is_refused_before_the_first_step(case, reported, capsys):
     assert run(case) == EXIT_DATA
     message = capsys.readouterr().err
-    assert all(text in message for text in told), message
+    assert all(text in message for text in reported), message
     assert "Traceback" not in message
     assert not Path("run/metrics.jsonl").exists() or not Path("run/metrics.jsonl").read_text()
     listed = list(Path().rglob("maskperf-errors-*.txt"))
@@ -153,8 +134,8 @@ LOGS = [
 ]
 
 
-@pytest.mark.parametrize(("case", "code", "told"), LOGS, ids=[case for case, _, _ in LOGS])
-def test_logs_as_people_have_them(case, code, told, capsys):
+@pytest.mark.parametrize(("case", "code", "reported"), LOGS, ids=[case for case, _, _ in LOGS])
+def test_logs_as_people_have_them(case, code, reported, capsys):
     assert main(["check", str(CASES / case / "result_0.txt")]) == code
     output = capsys.readouterr().out
-    assert all(text in output for text in told), output
+    assert all(text in output for text in reported), output

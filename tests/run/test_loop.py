@@ -21,7 +21,6 @@ from maskperf.errors import (
     EXIT_DATA,
     EXIT_DONE,
     EXIT_INTERRUPTED,
-    EXIT_NOT_FINITE,
     EXIT_RULE,
     EXIT_STORAGE,
     EXIT_TARGET_MISSED,
@@ -315,14 +314,6 @@ def test_the_official_engine_is_asked_once_where_a_run_ends_well(tmp_path, monke
     monkeypatch.setattr(evaluations, "score", score)
     small_run(tmp_path, *words)
     assert asked == engines
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
-    code = small_run(tmp_path, "optimizer.learning_rate=1e30", "optimizer.warmup_steps=0")
-    assert code == EXIT_NOT_FINITE
-    message = capsys.readouterr().err
-    assert "not a finite number" in message and "Traceback" not in message
-    assert _log_events(tmp_path / "run")[-1]["metadata"]["status"] == "aborted"
 
 
 def test_an_existing_run_folder_is_left_alone(tmp_path, capsys):

@@ -41,18 +41,16 @@ def test_a_plain_line_has_all_that_a_person_asks_for(monkeypatch):
     assert re.fullmatch(expected, line)
 
 
-def test_plain_lines_come_at_the_first_step_every_n_steps_and_at_the_end():
+@pytest.mark.parametrize(
+    ("total_epochs", "steps", "shown"),
+    [(1, range(1, 13), [1, 5, 10, 12]), (0, [4, 8, 12, 16], [4, 8, 12, 16])],
+    ids=["every step", "only some steps"],
+)
+def test_plain_lines_come_at_the_first_step_every_n_steps_and_at_the_end(total_epochs, steps, shown):
     stream = io.StringIO()
-    with closing(Progress(1, 12, stream, every_steps=5)) as progress:
-        take_steps(progress, range(1, 13), steps_per_epoch=12)
-    assert re.findall(r"step (\d+)/12", stream.getvalue()) == ["1", "5", "10", "12"]
-
-
-def test_plain_lines_come_too_when_only_some_steps_are_told():
-    stream = io.StringIO()
-    with closing(Progress(0, 0, stream, every_steps=5)) as progress:
-        take_steps(progress, [4, 8, 12, 16])
-    assert re.findall(r"step (\d+)", stream.getvalue()) == ["4", "8", "12", "16"]
+    with closing(Progress(total_epochs, 12, stream, every_steps=5)) as progress:
+        take_steps(progress, steps, steps_per_epoch=12)
+    assert [int(step) for step in re.findall(r"step (\d+)", stream.getvalue())] == shown
 
 
 def test_a_plain_line_is_never_wrapped_or_coloured():
@@ -98,16 +96,12 @@ def test_in_a_terminal_the_line_is_renewed_at_every_step_and_gone_at_the_end():
     progress.message("kept")
     assert "kept\n" in stream.getvalue()[before_message:]
     progress.close()
-    assert stream.getvalue().endswith("\x1b[1A\x1b[2K")  # the line is taken away
-    assert "\x1b[?25h" in stream.getvalue()  # cursor back
-
-
-def test_an_error_gives_the_terminal_back():
-    stream = Terminal()
-    with pytest.raises(ValueError, match="odd"), closing(Progress(1, 10, stream)) as progress:
-        take_steps(progress, [1])
-        raise ValueError("odd")
-    assert "\x1b[?25h" in stream.getvalue()
+    progress.close()
+    shown = stream.getvalue()
+    assert shown.endswith("\x1b[1A\x1b[2K")  # the line is taken away
+    assert "\x1b[?25h" in shown  # cursor back
+    take_steps(progress, [4])
+    assert stream.getvalue() == shown
 
 
 def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(monkeypatch):
@@ -117,17 +111,6 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(monkeypatch):
         take_steps(progress, range(1, 11))
     assert len(stream.getvalue().splitlines()) == 3
     assert "\x1b[?25l" not in stream.getvalue()
-
-
-def test_closing_twice_is_harmless_and_later_steps_show_nothing():
-    stream = Terminal()
-    progress = Progress(1, 10, stream)
-    take_steps(progress, [1])
-    progress.close()
-    progress.close()
-    shown = stream.getvalue()
-    take_steps(progress, [2])
-    assert stream.getvalue() == shown
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ def _log(folder):
 def stopped(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stopped")
     assert small_run(folder, *HUGE_RATE) == EXIT_NOT_FINITE
+    assert (folder / "run" / "report.md").exists()
     return folder / "run"
 
 

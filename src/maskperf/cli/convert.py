@@ -16,7 +16,7 @@ from maskperf.overrides import from_json_text, notices_of_age, to_json_text, val
 
 STORAGES = ("float32", "float16", "bfloat16", "int8")
 EXAMPLES = """backbone: Detectron's R-50.pkl (or a .safetensors made from it) becomes a .safetensors, in fewer
-bits if --storage says so; what that costs in precision is printed.
+bits with --storage; what that costs in precision is printed.
 model: model.safetensors of a run becomes a .pth as the reference reads it, or the other way round.
 No file is written over.
 
@@ -73,7 +73,7 @@ def _convert_backbone(options: argparse.Namespace, source: Path, target: Path) -
 
 
 def _read_backbone(path: Path, config: ModelConfig) -> tuple[dict, dict[str, str], list[str]]:
-    """Return the backbone's tensors by name, what a file made from them shall say of their origin, and notices.
+    """Return the backbone's tensors by name, the metadata of a file made from them, and notices.
 
     No file is cached beside the source, unlike when a run reads it.
     """

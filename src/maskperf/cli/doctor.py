@@ -1,4 +1,4 @@
-"""`maskperf doctor`: looks at this machine and its data, says what each finding means for a run, and how to fix it."""
+"""`maskperf doctor`: checks this machine and its data, with what each finding means for a run, and its fix."""
 
 import argparse
 import json

@@ -23,7 +23,7 @@ COMMANDS = {
     "evaluate": "find the box AP and mask AP of trained weights",
     "convert": "change the form of weight files",
     "prepare": "download, check and unpack COCO 2017 and the backbone",
-    "doctor": "look at this machine and say what it means for a run",
+    "doctor": "check whether this machine is ready for a run, and how to fix it",
     "plan": "predict time to target and score for a number of devices",
     "report": "write a page about one run or several",
     "check": "run MLPerf's own checkers on logs, and explain their findings",

@@ -33,7 +33,7 @@ def make_parser() -> CommandParser:
     add("--system", metavar="NAME", required=True, help="name of the system, of letters, digits and . _ - +")
     add("--division", choices=("closed", "open"), help="demand this division of the logs (default: that of the logs)")
     parser.add_path("--output", "FOLDER", "where the package goes (default: submission/SUBMITTER)")
-    parser.add_path("--system-json", "FILE", "take what this system description says")
+    parser.add_path("--system-json", "FILE", "take all fields of this system description")
     add("--fill", metavar="FIELD=VALUE", action="append", default=[], help="a field of the description; any number")
     parser.add_path("paths", "PATH", "a series folder, or five logs or run folders", nargs="+")
     return parser

@@ -138,14 +138,14 @@ def _row(plan: "Plan") -> tuple[str, ...]:
 
 
 def _show_place(places: Sequence["RankedSystem"]) -> None:
-    ours = next(index for index, place in enumerate(places) if place.is_this)
-    print(f"\nAmong the published systems of MLPerf Training v3.1: place {ours + 1} of {len(places)}")
-    first = max(0, min(ours - NEIGHBOURS_SHOWN, len(places) - 2 * NEIGHBOURS_SHOWN - 1))
+    own = next(index for index, system in enumerate(places) if system.is_this)
+    print(f"\nAmong the published systems of MLPerf Training v3.1: place {own + 1} of {len(places)}")
+    first = max(0, min(own - NEIGHBOURS_SHOWN, len(places) - 2 * NEIGHBOURS_SHOWN - 1))
     for index in range(first, min(len(places), first + 2 * NEIGHBOURS_SHOWN + 1)):
-        place = places[index]
-        mark = ">" if place.is_this else " "
-        about = f"{place.accelerators:>5} x {place.accelerator}" if place.accelerator else f"{place.accelerators:>5}"
-        print(f"{mark} {index + 1:>3}. {place.minutes:8.2f} min  {about:<30}  {place.name}")
+        system = places[index]
+        mark = ">" if system.is_this else " "
+        about = f"{system.accelerators:>5}" + (f" x {system.accelerator}" if system.accelerator else "")
+        print(f"{mark} {index + 1:>3}. {system.minutes:8.2f} min  {about:<30}  {system.name}")
 
 
 def _show_list(title: str, sentences: Sequence[str]) -> None:

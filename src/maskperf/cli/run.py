@@ -5,7 +5,10 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from maskperf.cli.arguments import CommandParser, suggestion
 from maskperf.config import Count, RunConfig
@@ -14,6 +17,9 @@ from maskperf.mlperf.rules import refuse_broken_rules
 from maskperf.overrides import FIELDS, flatten, format_value, key_of, parse_value, validate, with_overrides
 from maskperf.recipes import RECIPES
 from maskperf.run.run_folder import current_run_folder
+
+if TYPE_CHECKING:
+    from maskperf.engine.distributed import Topology
 
 EXAMPLES = """examples, to copy and paste:
   # train a small model on synthetic images
@@ -75,7 +81,15 @@ def run(options: argparse.Namespace) -> int:
         return code
     if counts["processes"] > 1:
         return _start_processes([options.recipe, *pairs], counts["processes"])
-    return _run_once(config)
+    from maskperf.engine.distributed import init_topology
+    from maskperf.run.loop import run_benchmark
+    from maskperf.run.summary import show_outcome
+
+    topology = init_topology(config.system.device)
+    with _reported(topology):
+        finished = run_benchmark(config, topology)
+        show_outcome(finished)
+    return EXIT_DONE if finished.results.status in ("success", "done") else EXIT_TARGET_MISSED
 
 
 def read_counts(settings: list[str]) -> tuple[list[str], dict[str, int]]:
@@ -136,18 +150,15 @@ def _root_is_own(config: RunConfig, given: set[str]) -> bool:
     return config.mlperf.division != "closed"
 
 
-def _run_once(config: RunConfig) -> int:
-    """Run in this process; a lost run has its report too, and all processes stay in the group until it is written."""
-    from maskperf.engine.distributed import close_topology, init_topology, share_from_first
-    from maskperf.run.loop import run_benchmark
-    from maskperf.run.summary import show_outcome
+@contextmanager
+def _reported(topology: "Topology") -> Iterator[None]:
+    """Write the report after the run, also a lost one; all processes stay in the group until it is written."""
+    from maskperf.engine.distributed import close_topology, share_from_first
 
-    topology = init_topology(config.system.device)
     lost: LostRunError | None = None
     try:
         try:
-            finished = run_benchmark(config, topology)
-            show_outcome(finished)
+            yield
         except LostRunError as error:
             lost = error
         _write_report()
@@ -156,7 +167,6 @@ def _run_once(config: RunConfig) -> int:
         close_topology()
     if lost is not None:
         raise lost
-    return EXIT_DONE if finished.results.status in ("success", "done") else EXIT_TARGET_MISSED
 
 
 def _write_report() -> None:
@@ -178,7 +188,7 @@ def _start_processes(arguments: list[str], processes: int) -> int:
     """Return the exit code of `maskperf run <arguments>` on several processes: that of the first one that failed.
 
     torchrun's own command would give 1 for each of them, and a traceback for a target that was missed; so its
-    launcher is called here, and is silent: each process says itself why it ends.
+    launcher is called here, and is silent: each process reports itself why it ends.
     Errors: KeyboardInterrupt and SystemExit where a signal ended the run, after all processes were stopped.
     """
     from torch.distributed import run as torchrun

@@ -3,11 +3,13 @@
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+T = TypeVar("T")
 TIMEOUT = timedelta(minutes=10)
 
 
@@ -46,7 +48,8 @@ def claim_gpu(device: torch.device) -> torch.device:
     """
     device = torch.device("cuda", device.index or 0)
     torch.cuda.set_device(device)  # Trap: takes no device without an index
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # Trap: cuDNN's convolutions are TF32 by default
+    # Trap: cuDNN's convolutions are TF32 by default
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # missing in PyTorch's stubs
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     return device
 
@@ -81,7 +84,7 @@ def average_gradients(model: nn.Module, topology: Topology) -> None:
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    _average([parameter.grad for parameter in parameters], topology)
+    _average([parameter.grad for parameter in parameters if parameter.grad is not None], topology)
 
 
 def average_buffers(model: nn.Module, topology: Topology) -> None:
@@ -90,7 +93,8 @@ def average_buffers(model: nn.Module, topology: Topology) -> None:
     Frozen batch norms are equal already, and rounding would change them.
     """
     layers = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    _average([buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)], topology)
+    buffers = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var) if buffer is not None]
+    _average(buffers, topology)
 
 
 def wait_for_all(topology: Topology) -> None:
@@ -98,7 +102,7 @@ def wait_for_all(topology: Topology) -> None:
     sum_tensor(torch.zeros(1, device=topology.device), topology).item()
 
 
-def share_from_first(value, topology: Topology):
+def share_from_first(value: T, topology: Topology) -> T:
     """Return the first process's `value` (any picklable object) in every process."""
     if topology.world == 1:
         return value
@@ -115,11 +119,11 @@ def all_true(value: bool, topology: Topology) -> bool:
     return count.item() == topology.world
 
 
-def gather_to_first(value, topology: Topology) -> list:
+def gather_to_first(value: T, topology: Topology) -> list[T]:
     """Return the values of all processes, in the order of ranks, in the first one; an empty list in the others."""
     if topology.world == 1:
         return [value]
-    values = [None] * topology.world if topology.is_first else None
+    values: list[Any] | None = [None] * topology.world if topology.is_first else None
     dist.gather_object(value, values, dst=0)
     return values or []
 

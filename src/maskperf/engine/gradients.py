@@ -57,7 +57,7 @@ class Gradients:
         self._casts = model.weight_casts()
         together = [casts.parameters for casts in self._casts]
         known = {parameter for parameters in together for parameter in parameters}
-        others = [value for value in model.parameters() if value.requires_grad and value not in known]
+        others: list[Tensor] = [value for value in model.parameters() if value.requires_grad and value not in known]
         places, ends, end = [], [], 0
         for parameters in (*together, others):
             for parameter in parameters:

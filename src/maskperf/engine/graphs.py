@@ -20,7 +20,7 @@ from maskperf.engine.forward import mask_slots, training_losses
 from maskperf.engine.gradients import BatchResult, Gradients, backward
 from maskperf.engine.stopwatch import Stopwatch
 from maskperf.model.mask_rcnn import MaskRcnn, canvas_anchors
-from maskperf.structures import Batch, BatchCapacity, map_tensors, tensors_of
+from maskperf.structures import Batch, BatchCapacity, Images, map_tensors, tensors_of
 from maskperf.techniques import active
 
 PLAIN_STEPS_FIRST = 2  # of a shape that was not recorded ahead: a rare one is not worth a recording
@@ -203,7 +203,7 @@ class CapturedSteps:
     def _record(self, batch: Batch, capacity: BatchCapacity, kind: _Kind) -> None:
         """Store a recording, or give up. Gradients and running statistics are left as they were."""
         self.gradients.hold()
-        inputs = map_tensors(Tensor.clone, pad_batch(batch, capacity))
+        inputs: Batch = map_tensors(Tensor.clone, pad_batch(batch, capacity))
 
         def work(exchange: AbstractContextManager | None = None) -> BatchResult:
             losses = training_losses(self._model, inputs, kind.mask_places)
@@ -222,8 +222,9 @@ class CapturedSteps:
             cause = _first_cause(error)
             self._say(f"captured steps: off from now on, every step is launched anew; recording failed: {cause}")
         else:
-            pixels = inputs.images.pixels
-            anchors = canvas_anchors(self._model, tuple(pixels.shape[2:]), pixels.device)
+            assert isinstance(inputs.images, Images)
+            height, width = inputs.images.pixels.shape[2:]
+            anchors = canvas_anchors(self._model, (height, width), inputs.images.pixels.device)
             self._recordings[_key(batch, capacity, kind)] = _Recording(inputs, result, replay, anchors)
         with torch.no_grad():
             for tensor, value in zip(changing, before, strict=True):
@@ -237,6 +238,7 @@ class CapturedSteps:
 
 def _key(batch: Batch, capacity: BatchCapacity, kind: _Kind) -> tuple:
     """Return what a recording depends on, besides the numbers that are copied into it."""
+    assert isinstance(batch.images, Images)
     pixels = batch.images.pixels
     return pixels.shape, pixels.dtype, pixels.stride(), capacity, kind
 

@@ -31,7 +31,8 @@ def skip_updates_from_now_on(optimizer: torch.optim.Optimizer, problem: Tensor) 
     """Make every later update leave weights and momentum alone if `problem` is above 0. Decided on the device."""
     before = getattr(optimizer, "found_inf", None)  # where PyTorch's fused updates look
     problem = (problem > 0).float()
-    optimizer.found_inf = problem if before is None else torch.maximum(before, problem)
+    problem = problem if before is None else torch.maximum(before, problem)
+    optimizer.found_inf = problem  # type: ignore[attr-defined]  # set by PyTorch's own GradScaler too
 
 
 @contextmanager
@@ -40,7 +41,7 @@ def skipped_update(optimizer: torch.optim.Optimizer, problem: Tensor) -> Iterato
     before = getattr(optimizer, "found_inf", None)
     skip_updates_from_now_on(optimizer, problem)
     yield
-    optimizer.found_inf = before
+    optimizer.found_inf = before  # type: ignore[attr-defined]
 
 
 def learning_rates_at(update: int, config: OptimizerConfig) -> tuple[float, float]:

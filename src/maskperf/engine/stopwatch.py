@@ -1,6 +1,7 @@
 """The time of a step's phases by the device's own clock, without waiting for it."""
 
 import time
+from typing import Any
 
 import torch
 
@@ -10,12 +11,12 @@ class Stopwatch:
 
     def __init__(self, device: torch.device):
         self._on_gpu = device.type == "cuda"
-        self._marks: list[tuple[str, float | torch.cuda.Event]] = []
+        self._marks: list[tuple[str, Any]] = []  # times in seconds, or events
         self.mark("")
 
     def mark(self, phase: str) -> None:
         """End the phase of this name, which began at the mark before."""
-        now = torch.cuda.Event(enable_timing=True) if self._on_gpu else time.perf_counter()
+        now: Any = torch.cuda.Event(enable_timing=True) if self._on_gpu else time.perf_counter()
         if self._on_gpu:
             now.record()
         self._marks.append((phase, now))

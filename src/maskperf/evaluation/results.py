@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ NO_RESULTS = ResultTable(
 )
 
 
-class Results(Sequence):
+class Results(Sequence[dict[str, Any]]):
     """The boxes ("bbox") or masks ("segmentation") of a table as entries of COCO's result format, made when read."""
 
     def __init__(self, table: ResultTable, geometry: str):
@@ -62,7 +63,7 @@ class Results(Sequence):
     def __len__(self) -> int:
         return len(self.table)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]  # takes no slices
         return next(iter(Results(self.table.rows(np.array([range(len(self))[index]])), self.geometry)))
 
     def __iter__(self) -> Iterator[dict]:

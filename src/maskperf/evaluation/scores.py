@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import hotcoco
 import msgspec
@@ -72,8 +73,10 @@ class GroundTruth:
         Errors: DataError where no annotation counts, since there is no average precision then.
         """
         self.path = str(path)
-        as_it_is = index is None or index.is_plain
-        self._dataset = msgspec.json.decode(Path(path).read_bytes()) if as_it_is else dataset_of(index)
+        if index is None or index.is_plain:
+            self._dataset = msgspec.json.decode(Path(path).read_bytes())
+        else:
+            self._dataset = dataset_of(index)
         if categories is not None:
             self._dataset = in_training_categories(self._dataset, categories)
         self.image_sizes_hw = {image["id"]: [image["height"], image["width"]] for image in self._dataset["images"]}
@@ -207,7 +210,7 @@ def _fast_results(truth: hotcoco.COCO, results: Sequence[dict], iou_type: str) -
     array = np.column_stack([table.image_ids, table.boxes_xywh, table.scores, table.category_ids])
     if iou_type == "bbox":
         return truth.load_res(array)
-    loaded = truth.load_res(array, segmentation=table.masks())
+    loaded = truth.load_res(array, segmentation=list(table.masks()))
     loaded.update_anns(ids=np.arange(1, len(table) + 1), area=table.mask_areas)  # from an array, it is the box's
     return loaded
 
@@ -282,6 +285,8 @@ def _problems(ground_truth: GroundTruth, results: Sequence[dict], geometry: str)
 def _suspects(ground_truth: GroundTruth, results: Sequence[dict], geometry: str) -> Iterable[int]:
     """Return the positions of the results for which `_entry_problems` may find a problem."""
     try:
+        columns: Iterable[np.ndarray]
+        shapes: np.ndarray | list[Any]
         if isinstance(results, Results):
             table = results.table
             columns = (table.image_ids, table.category_ids, table.scores)

@@ -1,7 +1,7 @@
 """COCO's numbers on the screen and as entries of a results file."""
 
 from collections.abc import Iterable
-from io import TextIOBase
+from typing import TextIO
 
 from rich import box
 from rich.console import Console
@@ -14,7 +14,7 @@ PLAIN_WIDTH_COLUMNS = 120
 NOTHING_TO_AVERAGE = -1.0
 
 
-def show_scores(scores: Scores, stream: TextIOBase, *, per_category: bool) -> None:
+def show_scores(scores: Scores, stream: TextIO, *, per_category: bool) -> None:
     """Write the 12 numbers for boxes beside those for masks, and each category's AP if asked for.
 
     Without a terminal there are neither colours nor lines.

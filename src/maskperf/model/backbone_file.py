@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,49 +47,49 @@ class _ForbiddenGlobal(pickle.UnpicklingError):
 # What a pickle may build: inert stand-ins for numpy's types, so no code of anyone runs on a stranger's arguments.
 # Each class has __setstate__: without it the opcode BUILD could set attributes of the class itself.
 class _Inert:
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         raise pickle.UnpicklingError("this object takes no state")
 
 
 class _Bytes(_Inert):
-    def __new__(cls, text, encoding):
+    def __new__(cls, text: Any, encoding: Any) -> Any:
         if encoding not in ("latin1", "latin-1"):
             raise pickle.UnpicklingError(f"bytes in encoding {encoding!r}; only latin-1 is allowed")
         return text.encode("latin-1")
 
 
 class _NumberType:
-    def __init__(self, code, align=False, copy=False):
+    def __init__(self, code: Any, align: Any = False, copy: Any = False):
         if not re.fullmatch("[fiub][1248]", code):  # float, integer, unsigned, boolean
             raise pickle.UnpicklingError(f"arrays of type {code!r} are not plain numbers")
         self.dtype = np.dtype(code)
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         self.dtype = self.dtype.newbyteorder(state[1])
 
 
 class _Array:
-    def __init__(self, array_type, shape, code):
-        self.values = None  # comes with __setstate__
+    def __init__(self, array_type: Any, shape: Any, code: Any):
+        self.values: np.ndarray | None = None  # comes with __setstate__
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         _, shape, number_type, is_column_major, content = state
         self.values = _numbers(number_type, content).reshape(tuple(shape), order="F" if is_column_major else "C")
 
 
 class _Scalar(_Inert):
-    def __init__(self, number_type, content):
+    def __init__(self, number_type: Any, content: Any):
         self.values = _numbers(number_type, content).reshape(())
 
 
 def _refuse_huge_memo(data: bytes) -> None:
     # Trap: one opcode can make the unpickler fill 64 GiB with empty places; a sound pickle numbers them in order.
     for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(data):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument is not None and argument > len(data):
             raise pickle.UnpicklingError(f"place {argument} of the memo cannot exist")
 
 
-def _numbers(number_type, content) -> np.ndarray:
+def _numbers(number_type: Any, content: Any) -> np.ndarray:
     if not isinstance(number_type, _NumberType) or not isinstance(content, (str, bytes)):
         raise pickle.UnpicklingError("an array that does not hold plain numbers")
     raw = content.encode("latin-1") if isinstance(content, str) else content
@@ -107,7 +108,7 @@ ALLOWED_GLOBALS = {
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
-    def find_class(self, module_name, global_name):
+    def find_class(self, module_name: str, global_name: str) -> Any:
         allowed = ALLOWED_GLOBALS.get((module_name, global_name))
         if allowed is None:
             raise _ForbiddenGlobal(f"{module_name}.{global_name}")

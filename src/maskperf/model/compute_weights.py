@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from maskperf.model.heads import FLOAT32_BIASES
 from maskperf.model.resnet import FrozenBatchNorm, ResNet
@@ -24,12 +24,12 @@ class ComputeWeights:
 
     def __init__(self, model: nn.Module, dtype: torch.dtype):
         body = next(module for module in model.modules() if isinstance(module, ResNet))
-        pairs = [pair for pair in body.convolutions_with_norms() if isinstance(pair[1], FrozenBatchNorm)]
+        pairs = [(conv, norm) for conv, norm in body.convolutions_with_norms() if isinstance(norm, FrozenBatchNorm)]
         self._norms = [norm for _, norm in pairs] if active().folded_batch_norm else []
         self._scales = [torch.empty_like(norm.weight) for norm in self._norms]
         self._shifts = [torch.empty_like(norm.bias, dtype=dtype) for norm in self._norms]
         self._versions: list[int] = []
-        factors = {conv: scale for (conv, _), scale in zip(pairs, self._scales, strict=False)}
+        factors: dict[nn.Module, Tensor] = {conv: scale for (conv, _), scale in zip(pairs, self._scales, strict=False)}
         self._groups = []
         self.trainable: list[Casts] = []
         for group, places in _places_by_group(model).items():
@@ -51,7 +51,7 @@ class ComputeWeights:
             for places, cast in self._groups:
                 for (module, name), tensor in zip(places, cast(), strict=True):
                     kept.append((module, name, module._parameters[name]))
-                    module._parameters[name] = tensor
+                    module._parameters[name] = tensor  # type: ignore[assignment]  # stands in for a Parameter
             yield
         finally:
             for module, name, parameter in kept:

@@ -4,18 +4,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskperf.ops.convolution import Convolution
+from maskperf.ops.convolution import Convolution, bias_of
 
 
 def pyramid_conv(inputs: int, outputs: int, kernel: int) -> Convolution:
     conv = Convolution(inputs, outputs, kernel, padding=kernel // 2)
     nn.init.kaiming_uniform_(conv.weight, a=1)
-    nn.init.zeros_(conv.bias)
+    nn.init.zeros_(bias_of(conv))
     return conv
 
 
 class FeaturePyramid(nn.Module):
     """Lateral 1x1 and output 3x3 convolutions, top-down by nearest doubling and addition (Lin et al. 2017)."""
+
+    fpn_inner4: Convolution
+    fpn_layer4: Convolution
 
     def __init__(self, stage_channels: tuple[int, ...], channels: int):
         super().__init__()
@@ -37,7 +40,7 @@ class FeaturePyramid(nn.Module):
 def _merge(lateral: Convolution, stage: Tensor, top_down: Tensor) -> Tensor:
     """Return the lateral convolution plus the coarser map at twice its size."""
     if stage.dtype == torch.bfloat16:  # the bias is added to the coarser map, which is a quarter of the size
-        doubled = _doubled(top_down + lateral.bias[:, None, None])
+        doubled = _doubled(top_down + bias_of(lateral)[:, None, None])
         return lateral.convolve(stage, lateral.weight, None, add=doubled)
     return lateral(stage, add=_doubled(top_down))
 

@@ -1,12 +1,13 @@
 """The heads: RPN, box and mask. Their parameters carry the names of the reference's state dict."""
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from maskperf.ops.convolution import Convolution
+from maskperf.ops.convolution import Convolution, bias_of
 from maskperf.ops.products import float32_linear, linear_relu, own_class_logits
 
 BOX_POOL_SIZE = 7
@@ -17,10 +18,12 @@ FAN_OUT = {"mode": "fan_out", "nonlinearity": "relu"}  # of kaiming_normal_
 # in, and so are their biases.
 FLOAT32_BIASES = ("cls_logits", "bbox_pred", "cls_score", "mask_fcn_logits")
 
+Layer = TypeVar("Layer", bound=nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
 
-def _initialized(layer: nn.Module, initialize: Callable[..., Tensor], **options) -> nn.Module:
+
+def _initialized(layer: Layer, initialize: Callable[..., Tensor], **options: Any) -> Layer:
     initialize(layer.weight, **options)
-    nn.init.zeros_(layer.bias)
+    nn.init.zeros_(bias_of(layer))
     return layer
 
 
@@ -49,11 +52,11 @@ class RpnHead(nn.Module):
         """Return logit and deltas of one anchor for each place: number `numbers` of the cell in the patch's middle."""
         kernel = self.conv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # row, column and input channel; output channel
         if patches.dtype == torch.bfloat16:
-            logits, deltas = self._outputs(linear_relu(patches.flatten(1), kernel.t(), self.conv.bias))
+            logits, deltas = self._outputs(linear_relu(patches.flatten(1), kernel.t(), bias_of(self.conv)))
         else:
-            hidden = torch.relu_(torch.addmm(self.conv.bias, patches.flatten(1), kernel))
-            logits = torch.addmm(self.cls_logits.bias, hidden, self.cls_logits.weight.flatten(1).t())
-            deltas = torch.addmm(self.bbox_pred.bias, hidden, self.bbox_pred.weight.flatten(1).t())
+            hidden = torch.relu_(torch.addmm(bias_of(self.conv), patches.flatten(1), kernel))
+            logits = torch.addmm(bias_of(self.cls_logits), hidden, self.cls_logits.weight.flatten(1).t())
+            deltas = torch.addmm(bias_of(self.bbox_pred), hidden, self.bbox_pred.weight.flatten(1).t())
         deltas = deltas.unflatten(1, (-1, 4))
         own = numbers[:, None]
         return logits.gather(1, own)[:, 0], deltas.gather(1, own[..., None].expand(-1, 1, 4))[:, 0]
@@ -61,8 +64,8 @@ class RpnHead(nn.Module):
     def _outputs(self, rows: Float[Tensor, "cells channels"]) -> tuple[Tensor, Tensor]:
         """Return logits (cells, anchors) and deltas (cells, anchors * 4) of hidden cells, by one product."""
         weight = torch.cat([self.cls_logits.weight, self.bbox_pred.weight]).flatten(1)
-        bias = torch.cat([self.cls_logits.bias, self.bbox_pred.bias])
-        return float32_linear(rows, weight, bias).split([len(self.cls_logits.bias), len(self.bbox_pred.bias)], dim=1)
+        biases = [bias_of(self.cls_logits), bias_of(self.bbox_pred)]
+        return float32_linear(rows, weight, torch.cat(biases)).split([len(bias) for bias in biases], dim=1)
 
 
 class BoxFeatures(nn.Module):
@@ -129,7 +132,7 @@ class MaskPredictor(nn.Module):
         doubled = torch.relu_(self.conv5_mask(hidden))
         if doubled.dtype == torch.bfloat16:
             rows, layer = doubled.permute(0, 2, 3, 1), self.mask_fcn_logits
-            logits = float32_linear(rows.flatten(0, 2), layer.weight.flatten(1), layer.bias)
+            logits = float32_linear(rows.flatten(0, 2), layer.weight.flatten(1), bias_of(layer))
             return logits.view(*rows.shape[:3], -1).permute(0, 3, 1, 2)
         return self.mask_fcn_logits(doubled)
 
@@ -144,9 +147,9 @@ class MaskPredictor(nn.Module):
         """
         matrix = self.conv5_mask.weight.permute(0, 2, 3, 1).flatten(1)  # input; row, column in the square and output
         pixels = hidden.permute(0, 2, 3, 1)
-        rows, biases = pixels.flatten(0, 2), self.conv5_mask.bias.repeat(4)
+        rows, biases = pixels.flatten(0, 2), bias_of(self.conv5_mask).repeat(4)
         shape = (len(hidden), 4 * pixels.shape[1] * pixels.shape[2], matrix.shape[1] // 4)
-        weight, bias = self.mask_fcn_logits.weight.flatten(1), self.mask_fcn_logits.bias
+        weight, bias = self.mask_fcn_logits.weight.flatten(1), bias_of(self.mask_fcn_logits)
         if hidden.dtype == torch.bfloat16:
             squares = linear_relu(rows, matrix.t(), biases, has_rectified_gradient=True).view(shape)
             logits = own_class_logits(squares, weight, bias, labels)
@@ -165,5 +168,5 @@ class RoiHead(nn.Module):
         self.feature_extractor = feature_extractor
         self.predictor = predictor
 
-    def forward(self, pooled: Tensor):
+    def forward(self, pooled: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         return self.predictor(self.feature_extractor(pooled))

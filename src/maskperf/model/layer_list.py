@@ -1,7 +1,9 @@
 """Every layer of the model with its output, parameters and arithmetic, from shapes alone: nothing is computed."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +49,7 @@ def list_layers(
     layers = {name: module for name, module in model.named_modules() if _own_tensors(module)}
     calls: dict[str, list[tuple[tuple[int, ...], int]]] = defaultdict(list)
 
-    def record(name: str):
+    def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             calls[name].append((tuple(output.shape), _multiply_adds(module, inputs[0], output)))
 
@@ -107,7 +109,7 @@ def _run_on_shapes(
         _call(model.roi_heads["mask"], torch.empty(pooled, device="meta"))
 
 
-def _call(module: nn.Module, argument: Tensor | list[Tensor]):
+def _call(module: nn.Module, argument: Tensor | list[Tensor]) -> Any:
     """Return the module's output for an argument on the meta device; the module's own tensors stay where they are."""
     tensors = [*module.named_parameters(), *module.named_buffers()]
     return functional_call(module, {name: tensor.to("meta") for name, tensor in tensors}, (argument,))

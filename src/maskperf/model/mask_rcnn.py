@@ -72,7 +72,7 @@ class MaskRcnn(nn.Module):
             MaskPredictor(config.mask_head_channels, config.num_classes),
         )
         self.roi_heads = nn.ModuleDict({"box": box, "mask": mask})
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in PyTorch's stubs
 
     def features(self, pixels: Float[Tensor, "images 3 height width"]) -> list[Tensor]:
         """Return P2 to P6, channels-last."""
@@ -96,8 +96,10 @@ class MaskRcnn(nn.Module):
         """
         anchors_per_cell = len(self.config.anchor_ratios)
         patches = cell_patches(features, index // anchors_per_cell)
+        head = self.rpn["head"]
+        assert isinstance(head, RpnHead)
         with self.computing():
-            logits, deltas = self.rpn["head"].of_patches(patches.flatten(0, 1), (index % anchors_per_cell).flatten())
+            logits, deltas = head.of_patches(patches.flatten(0, 1), (index % anchors_per_cell).flatten())
         return RpnOutput(logits=logits.view(index.shape), deltas=deltas.view(*index.shape, 4))
 
     def box_outputs(self, features: list[Tensor], boxes: Float[Tensor, "images rois 4"]) -> tuple[Tensor, Tensor]:
@@ -127,13 +129,14 @@ class MaskRcnn(nn.Module):
         if valid is None or bool(valid.all()):
             return self._mask_head(pooled, own_labels).unflatten(0, boxes.shape[:2])
         places = compact(valid.view(1, -1), max(1, int(valid.sum())))[0]
-        kept_labels = None if labels is None else own_labels.index_select(0, places)
+        kept_labels = None if own_labels is None else own_labels.index_select(0, places)
         logits = self._mask_head(pooled.index_select(0, places), kept_labels)
         zeros = logits.new_zeros(valid.numel(), *logits.shape[1:])
         return zeros.index_copy(0, places, logits).unflatten(0, boxes.shape[:2])
 
     def _mask_head(self, pooled: Tensor, labels: Tensor | None) -> Tensor:
         head = self.roi_heads["mask"]
+        assert isinstance(head, RoiHead) and isinstance(head.predictor, MaskPredictor)
         with self.computing():
             if labels is None:
                 return head(pooled)
@@ -180,7 +183,7 @@ class MaskRcnn(nn.Module):
         return self._compute_weights[techniques]
 
 
-def feature_anchors(model: MaskRcnn, features: list) -> tuple:
+def feature_anchors(model: MaskRcnn, features: list[Tensor]) -> tuple[Tensor, tuple[int, ...]]:
     """Return the anchors of all levels for these feature maps, and how many each level has."""
     config = model.config
     sizes = tuple((feature.shape[2], feature.shape[3]) for feature in features)

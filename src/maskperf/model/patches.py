@@ -27,7 +27,7 @@ def patches_by_level(
     """Return what `cell_patches` returns, on any device: the kernels' plain twin."""
     images, channels = features[0].shape[:2]
     image = torch.arange(images, device=cells.device)[:, None, None]
-    patches = None
+    patches: Tensor | None = None
     start = 0
     for feature in features:
         height, width = feature.shape[2:]
@@ -42,6 +42,7 @@ def patches_by_level(
         table = feature.permute(0, 2, 3, 1).reshape(-1, channels)  # no copy where the feature is channels-last
         found = table.index_select(0, index.flatten()).masked_fill(~inside.view(-1, 1), 0.0)
         patches = found if patches is None else patches + found
+    assert patches is not None, "a pyramid has a level"
     return patches.view(*cells.shape, len(OFFSETS) ** 2, channels)
 
 

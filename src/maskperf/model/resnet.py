@@ -21,6 +21,11 @@ class FrozenBatchNorm(nn.Module):
     All four vectors are buffers: nothing of it is trained. Source: spec of the benchmark, `layers/batch_norm.py`.
     """
 
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, channels: int):
         super().__init__()
         self.register_buffer("weight", torch.ones(channels))
@@ -43,8 +48,9 @@ def make_batch_norm(kind: str, channels: int) -> nn.Module:
     return FrozenBatchNorm(channels) if kind == "frozen" else nn.BatchNorm2d(channels)
 
 
-def folded(conv: nn.Conv2d, norm: FrozenBatchNorm) -> tuple[Tensor, Tensor]:
-    """Return the weight and bias that stand for the convolution and the batch norm after it."""
+def folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return the weight and bias that stand for the convolution and the frozen batch norm after it."""
+    assert isinstance(norm, FrozenBatchNorm)
     if norm.folded_shift is not None:
         return conv.weight, norm.folded_shift
     scale, shift = norm.scale_and_shift()
@@ -61,6 +67,12 @@ def backbone_conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> Co
     conv = Convolution(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_uniform_(conv.weight, a=1)  # overwritten by the pretrained weights where there are any
     return conv
+
+
+def _conv_and_norm(layers: nn.Sequential) -> tuple[Convolution, nn.Module]:
+    conv, norm = layers
+    assert isinstance(conv, Convolution)
+    return conv, norm
 
 
 class Stem(nn.Module):
@@ -97,7 +109,7 @@ class Bottleneck(nn.Module):
         self.conv3 = backbone_conv(inner, outputs, kernel=1)
         self.bn3 = make_batch_norm(batch_norm, outputs)
         self.follows_block = self.precedes_block = False  # of the same stage: nobody else takes what is between them
-        self.downsample = None
+        self.downsample: nn.Sequential | None = None
         if inputs != outputs or stride != 1:
             self.downsample = nn.Sequential(
                 backbone_conv(inputs, outputs, kernel=1, stride=stride), make_batch_norm(batch_norm, outputs)
@@ -113,18 +125,21 @@ class Bottleneck(nn.Module):
 
     def _forward_folded(self, x: Float[Tensor, "n inputs h w"]) -> Float[Tensor, "n outputs h_out w_out"]:
         if x.dtype == torch.bfloat16 and active().fast_convolutions:
-            pairs = ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3))
             return residual_block(
                 x,
-                tuple(Filters(*folded(*pair)) for pair in pairs),
-                None if self.downsample is None else Filters(*folded(*self.downsample)),
+                (
+                    Filters(*folded(self.conv1, self.bn1)),
+                    Filters(*folded(self.conv2, self.bn2)),
+                    Filters(*folded(self.conv3, self.bn3)),
+                ),
+                None if self.downsample is None else Filters(*folded(*_conv_and_norm(self.downsample))),
                 stride=self.conv1.stride[0],
                 rectifies_input_gradient=self.follows_block,
                 has_rectified_gradient=self.precedes_block,
             )
         shortcut = x
         if self.downsample is not None:
-            conv, norm = self.downsample
+            conv, norm = _conv_and_norm(self.downsample)
             shortcut = conv.convolve(x, *folded(conv, norm))
         y = self.conv1.convolve(x, *folded(self.conv1, self.bn1), relu=True)
         y = self.conv2.convolve(y, *folded(self.conv2, self.bn2), relu=True)
@@ -133,6 +148,11 @@ class Bottleneck(nn.Module):
 
 class ResNet(nn.Module):
     """Four residual stages; returns C2, C3, C4, C5 at strides 4, 8, 16, 32."""
+
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
 
     def __init__(
         self,
@@ -164,7 +184,7 @@ class ResNet(nn.Module):
         for block in (module for module in self.modules() if isinstance(module, Bottleneck)):
             yield from ((block.conv1, block.bn1), (block.conv2, block.bn2), (block.conv3, block.bn3))
             if block.downsample is not None:
-                yield tuple(block.downsample)
+                yield _conv_and_norm(block.downsample)
 
     def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> list[Tensor]:
         c2 = self.layer1(self.stem(pixels))

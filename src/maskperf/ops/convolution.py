@@ -1,5 +1,7 @@
 """A convolution layer with fast CPU paths: the parameters of nn.Conv2d, and its numbers up to rounding."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -7,6 +9,7 @@ from torch import Tensor, nn
 
 from maskperf.ops import winograd
 from maskperf.ops.fused_convolution import RectifiedConvolution
+from maskperf.ops.winograd import TILE
 from maskperf.techniques import active
 
 CPU_DTYPES = (torch.float32, torch.float64)
@@ -36,6 +39,12 @@ class Convolution(nn.Conv2d):
         if is_fast and x.dtype == torch.bfloat16 and relu and add is None and self.stride == (1, 1):
             return RectifiedConvolution.apply(x, weight, bias)
         return _finish(self._conv_forward(x, weight, bias), add, relu)
+
+
+def bias_of(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
+    """Return the bias of a layer that was made with one."""
+    assert layer.bias is not None
+    return layer.bias
 
 
 def runs_on_cpu(x: Tensor, weight: Tensor) -> bool:
@@ -72,8 +81,8 @@ def winograd_pays(x: Tensor, weight: Tensor) -> bool:
     if tuple(weight.shape[2:]) != (3, 3) or min(weight.shape[:2]) < WINOGRAD_CHANNELS:
         return False
     images, height, width = x.shape[0], x.shape[2], x.shape[3]
-    tiles = images * (-(-height // winograd.TILE)) * (-(-width // winograd.TILE))
-    return tiles >= WINOGRAD_TILES and images * height * width >= WINOGRAD_FILLED * winograd.TILE**2 * tiles
+    tiles = images * (-(-height // TILE)) * (-(-width // TILE))
+    return tiles >= WINOGRAD_TILES and images * height * width >= WINOGRAD_FILLED * TILE**2 * tiles
 
 
 def _keeps_size(layer: nn.Conv2d) -> bool:
@@ -109,7 +118,7 @@ class Pointwise(torch.autograd.Function):
     """A 1x1 convolution as one matrix product over all pixels, onto what is to be added."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, relu: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, relu: bool) -> Tensor:
         y = _empty_maps(x, weight.shape[0])
         rows, matrix, results = _pixel_rows(x), weight.flatten(1).t(), _pixel_rows(y)
         if add is not None:
@@ -128,7 +137,7 @@ class Pointwise(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, y = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, needs_add, _ = ctx.needs_input_grad
         if y is not None:
@@ -147,7 +156,7 @@ class Winograd(torch.autograd.Function):
     """A 3x3 convolution of stride 1 with bias and rectifier; keeps input, weight and, for a rectifier, output."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
         y = _empty_maps(x, weight.shape[0])
         pixels = x.permute(0, 2, 3, 1).contiguous()
         winograd.convolve(pixels, weight, y.permute(0, 2, 3, 1), bias=bias, relu=relu)
@@ -155,7 +164,7 @@ class Winograd(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, y = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
         if y is not None:

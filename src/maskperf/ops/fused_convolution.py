@@ -6,7 +6,7 @@ same functions are made of PyTorch's plain ones.
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -31,14 +31,14 @@ def missing_fusion(device: torch.device) -> str:
     """Return why cuDNN cannot join a convolution with what follows on this device; empty where it can."""
     if device.type != "cuda":
         return f"the device is {device.type}"
-    kind = {"dtype": torch.bfloat16, "device": device}
+    zeros = functools.partial(torch.zeros, dtype=torch.bfloat16, device=device)
     try:
         for kernel in (1, 3):
-            x = torch.zeros(1, 64, 8, 8, **kind).contiguous(memory_format=torch.channels_last)
-            weight = torch.zeros(64, 64, kernel, kernel, **kind).contiguous(memory_format=torch.channels_last)
+            x = zeros(1, 64, 8, 8).contiguous(memory_format=torch.channels_last)
+            weight = zeros(64, 64, kernel, kernel).contiguous(memory_format=torch.channels_last)
             settings = ([1, 1], [kernel // 2, kernel // 2], NO_GAPS, GROUPS)
-            torch.cudnn_convolution_relu(x, weight, torch.zeros(64, **kind), *settings)
-            torch.cudnn_convolution_add_relu(x, weight, x, 1.0, torch.zeros(64, **kind), *settings)
+            torch.cudnn_convolution_relu(x, weight, zeros(64), *settings)
+            torch.cudnn_convolution_add_relu(x, weight, x, 1.0, zeros(64), *settings)
     except RuntimeError as error:
         return str(error).splitlines()[0]
     return ""
@@ -86,14 +86,14 @@ class RectifiedConvolution(torch.autograd.Function):
     """relu(convolution + bias), of stride 1."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         y = rectified_convolution(x, Filters(weight, bias))
         ctx.save_for_backward(x, weight, y)
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, y = ctx.saved_tensors
         return convolution_gradients(rectified(gradient, y), x, weight, stride=1, needs=ctx.needs_input_grad)
 
@@ -129,7 +129,7 @@ class _ResidualBlock(torch.autograd.Function):
     """The biases are those of frozen batch norms: they have no gradient."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, *arguments) -> Tensor:
+    def forward(ctx: Any, x: Tensor, *arguments: Any) -> Tensor:
         *weights, shortcut, stride, rectifies_input, is_rectified = arguments
         first, second, third = (Filters(*weights[place : place + 2]) for place in (0, 2, 4))
         hidden = rectified_convolution(x, first, stride=stride)
@@ -143,7 +143,7 @@ class _ResidualBlock(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, hidden, inner, y, first, second, third, shortcut = ctx.saved_tensors
         needs_x, needs_first, _, needs_second, _, needs_third = ctx.needs_input_grad[:6]
         needs_shortcut = ctx.needs_input_grad[7]
@@ -152,18 +152,21 @@ class _ResidualBlock(torch.autograd.Function):
         of_inner, of_third, _ = convolution_gradients(
             gradient, inner, third, stride=1, needs=(True, needs_third, False)
         )
+        assert of_inner is not None
         of_hidden, of_second, _ = convolution_gradients(
             rectified(of_inner, inner), hidden, second, stride=1, needs=(True, needs_second, False)
         )
+        assert of_hidden is not None
         of_x, of_first, _ = convolution_gradients(
             rectified(of_hidden, hidden), x, first, stride=ctx.stride, needs=(needs_x, needs_first, False)
         )
-        passed, of_shortcut = gradient, None
+        passed: Tensor | None = gradient
+        of_shortcut = None
         if shortcut is not None:
             passed, of_shortcut, _ = convolution_gradients(
                 gradient, x, shortcut, stride=ctx.stride, needs=(needs_x, needs_shortcut, False)
             )
-        if needs_x:
+        if of_x is not None and passed is not None:
             if not ctx.rectifies_input:
                 of_x.add_(passed)
             elif ctx.uses_kernels:

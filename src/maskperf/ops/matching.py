@@ -30,10 +30,10 @@ def match_boxes(
     negative_iou: float,
 ) -> Matches:
     """Return the matches of each image's own boxes, by thresholds alone."""
-    rule = {"positive_iou": positive_iou, "negative_iou": negative_iou, "keep_best_of_truth": False}
+    rule = {"positive_iou": positive_iou, "negative_iou": negative_iou}
     if uses_kernels(boxes.device):
-        return load("matching").match_boxes(boxes, truth, valid, **rule)
-    return match_to_truth(pairwise_iou(boxes, truth), valid, **rule)
+        return load("matching").match_boxes(boxes, truth, valid, keep_best_of_truth=False, **rule)
+    return match_to_truth(pairwise_iou(boxes, truth), valid, keep_best_of_truth=False, **rule)
 
 
 def match_anchors(

@@ -5,7 +5,7 @@ those of any other layer are. No backward here needs atomics, so all give the sa
 """
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import BFloat16, Float, Float32, Int
@@ -68,14 +68,14 @@ def linear_relu(
 
 class _LinearRelu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows: Tensor, weight: Tensor, bias: Tensor, has_rectified_gradient: bool) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, has_rectified_gradient: bool) -> Tensor:
         result = torch._addmm_activation(bias, rows, weight.t())
         ctx.save_for_backward(rows, weight, None if has_rectified_gradient else result)
         return result
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, result = ctx.saved_tensors
         if result is not None:
             gradient = torch.ops.aten.threshold_backward(gradient, result, 0)
@@ -103,13 +103,13 @@ def _product(first: Tensor, second: Tensor) -> Float32[Tensor, "n m"]:
 
 class _Float32Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(rows, weight)
         return _product(rows, weight.t())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight = ctx.saved_tensors
         gradient = gradient.to(rows.dtype)
         needs_rows, needs_weight = ctx.needs_input_grad
@@ -132,7 +132,7 @@ def own_class_logits(
 
 class _OwnClassLogits(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rectified: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
+    def forward(ctx: Any, rectified: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
         chosen = weight.index_select(0, labels)
         ctx.save_for_backward(rectified, chosen, labels)
         ctx.uses_kernels, ctx.num_classes = uses_kernels(rectified.device), len(weight)
@@ -143,7 +143,7 @@ class _OwnClassLogits(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rectified, chosen, labels = ctx.saved_tensors
         if ctx.uses_kernels:
             of_rows, of_weights = load("own_class").gradients(rectified, chosen, gradient)

@@ -181,7 +181,8 @@ def _listed_costs(polygons: Polygons, objects: Tensor, size: int) -> list[int]:
 
 def _chunk_lengths(costs: list[int]) -> list[int]:
     """Return how many masks to work on at a time, so that each part stays below the limit or is a single mask."""
-    lengths, so_far = [], 0
+    lengths: list[int] = []
+    so_far = 0
     for cost in costs:
         if not lengths or so_far + cost > _MAX_ELEMENTS:
             lengths.append(0)
@@ -215,6 +216,7 @@ def _listed_crossings(polygons: Polygons, objects: Tensor, boxes: Tensor, size: 
 def _padded_crossings(polygons: Polygons, objects: Tensor, boxes: Tensor, size: int) -> _Crossings:
     """Return the pairs of every edge with every column: as many as the host expects."""
     edges = _pad_edges(polygons, objects, boxes, size)
+    assert edges.valid is not None
     columns = torch.arange(size, device=edges.start.device)
     crosses, grid_y = _edge_crossings(edges.start[:, None], edges.end[:, None], columns.double())
     crosses = crosses & edges.valid[:, None]

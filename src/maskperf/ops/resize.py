@@ -62,4 +62,5 @@ def _resample(picture: Tensor, table: Tensor, *, axis: int) -> Tensor:
     for tap, weights in enumerate(table[1:]):
         part = picture.index_select(axis, (first + tap).clamp(max=last)).to(torch.int32)
         total = total + part * weights.view(-1, *[1] * (2 - axis))
+    assert isinstance(total, Tensor)  # a table has one line of weights at least
     return (total >> WEIGHT_BITS).clamp(0, 255).to(torch.uint8)

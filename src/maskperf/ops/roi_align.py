@@ -6,6 +6,7 @@ so that neither pyramid nor gradient is copied. `roi_align_reference` is the slo
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -176,7 +177,7 @@ def grouped_roi_align(
 
 class _GroupedRoiAlign(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, boxes: Tensor, size: int, strides: tuple[int, ...], *features: Tensor) -> Tensor:
+    def forward(ctx: Any, boxes: Tensor, size: int, strides: tuple[int, ...], *features: Tensor) -> Tensor:
         sizes_hw = [(feature.shape[2], feature.shape[3]) for feature in features]
         ctx.bags = pyramid_bags(boxes, sizes_hw, size, strides)
         ctx.shapes = [feature.shape for feature in features]
@@ -188,7 +189,7 @@ class _GroupedRoiAlign(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, None, *_feature_gradients(ctx.bags, gradient, ctx.shapes)
 
 

@@ -122,7 +122,7 @@ def _whole_and_cut(first: int, count: int, size: int) -> Iterator[tuple[slice, i
 class Scratch(threading.local):
     """Memory that is kept between calls, one set for each thread: fresh pages cost more than the work done in them."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def take(self, name: str, dtype: torch.dtype, *shape: int) -> Tensor:
@@ -327,7 +327,7 @@ def convolve(
     """Write the convolution, stride 1 and padding 1, with its bias and rectifier into `out`."""
     outputs, inputs = weight.shape[:2]
     filters = transform_weight("filters", weight).transpose(1, 2)
-    for batch in in_batches(cut_into_chunks(*x.shape[:3], choose_chunk_size(inputs))):
+    for batch in in_batches(cut_into_chunks(x.shape[0], x.shape[1], x.shape[2], choose_chunk_size(inputs))):
         patches = SCRATCH.take("patches", x.dtype, FREQUENCIES, count_tiles(batch), inputs)
         for chunk, places in with_places(batch):
             transform_patches(padded_block(x, chunk), patches[:, places])
@@ -366,7 +366,7 @@ def convolve_backward(
         filters = transform_weight("filters", weight.flip(2, 3))
     if grad_weight is not None:
         sums = SCRATCH.take("sums", x.dtype, FREQUENCIES, outputs, inputs).zero_()
-    for batch in in_batches(cut_into_chunks(*grad.shape[:3], tiles_per_chunk)):
+    for batch in in_batches(cut_into_chunks(grad.shape[0], grad.shape[1], grad.shape[2], tiles_per_chunk)):
         patches, parts = _live_patches(grad, batch)
         if grad_weight is not None:
             tiles = SCRATCH.take("tiles", x.dtype, FREQUENCIES, patches.shape[1], inputs)

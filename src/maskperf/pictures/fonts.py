@@ -1,8 +1,4 @@
-"""Draws text in any script that this machine has a font for.
-
-Pillow's own font, the same everywhere, is used for all it has, which is little more than ASCII; for the rest the
-system's fonts are searched, with fontconfig where that is installed.
-"""
+"""Text in any script that this machine has a font for: Pillow's own font first, then those of the system."""
 
 import re
 import sys
@@ -52,7 +48,12 @@ def text_width(text: str, size_px: int) -> float:
 
 
 def draw_text(
-    draw: ImageDraw.ImageDraw, corner: tuple[int | float, int | float], text: str, *, size_px: int, fill: object
+    draw: ImageDraw.ImageDraw,
+    corner: tuple[int | float, int | float],
+    text: str,
+    *,
+    size_px: int,
+    fill: str | tuple[int, int, int],
 ) -> None:
     """Draw a line of text whose left end and middle height are at `corner`."""
     ascent, descent = _load(OWN, size_px).getmetrics()
@@ -76,13 +77,14 @@ def missing_letters(texts: Iterable[str]) -> list[str]:
 
 
 def font_notices(texts: Sequence[str]) -> list[str]:
-    """Return a sentence about letters that cannot be drawn, with what to install; nothing where all can be."""
+    """Return a notice about letters that cannot be drawn, with what to install; none where all can be."""
     missing = missing_letters(texts)
     if not missing:
         return []
     named = ", ".join(f"{letter} (U+{ord(letter):04X})" for letter in missing[:MOST_LETTERS_NAMED])
     more = f" and {len(missing) - MOST_LETTERS_NAMED} more" if len(missing) > MOST_LETTERS_NAMED else ""
-    packages = dict.fromkeys(_package_of(letter) for letter in missing)
+    scripts = (unicodedata.name(letter, "").partition(" ")[0] for letter in missing)
+    packages = dict.fromkeys(PACKAGES.get(script, OTHER_PACKAGE) for script in scripts)
     return [
         f"no font on this machine has letters such as {named}{more}; pictures show ? and the category's id instead. "
         f"Fix: install a font, for example {' and '.join(packages)} (Debian, Ubuntu)"
@@ -92,10 +94,6 @@ def font_notices(texts: Sequence[str]) -> list[str]:
 def _composed(text: str) -> str:
     """Return the text with letters and their accents as one, as more fonts have them."""
     return unicodedata.normalize("NFC", text)
-
-
-def _package_of(letter: str) -> str:
-    return PACKAGES.get(unicodedata.name(letter, "").partition(" ")[0], OTHER_PACKAGE)
 
 
 def _parts(text: str) -> Iterator[tuple[FontFile, str]]:
@@ -134,20 +132,18 @@ def _has(font: FontFile, letter: str) -> bool:
     if font.ranges is not None and not any(first <= code <= last for first, last in font.ranges):
         return False
     try:
-        return _glyph(font, letter) != _glyph(font, ABSENT)
-    except (OSError, ValueError):  # not a font that Pillow can scale, such as one of coloured pictures
+        glyph, absent = (_load(font, PROBE_PX, ImageFont.Layout.BASIC).getmask(text) for text in (letter, ABSENT))
+    except (OSError, ValueError):  # not a font that Pillow can scale, such as one of coloured images
         return False
-
-
-def _glyph(font: FontFile, letter: str) -> tuple[tuple[int, int], bytes]:
-    mask = _load(font, PROBE_PX, ImageFont.Layout.BASIC).getmask(letter)
-    return mask.size, bytes(mask)
+    return (glyph.size, bytes(glyph)) != (absent.size, bytes(absent))
 
 
 @cache
 def _load(font: FontFile, size_px: int, layout: ImageFont.Layout | None = None) -> ImageFont.FreeTypeFont:
     if not font.path:
-        return ImageFont.load_default(size_px)
+        own = ImageFont.load_default(size_px)
+        assert isinstance(own, ImageFont.FreeTypeFont)
+        return own
     return ImageFont.truetype(font.path, size_px, index=font.index, layout_engine=layout)
 
 
@@ -162,7 +158,9 @@ def system_fonts() -> tuple[FontFile, ...]:
     """Return the fonts of this machine, plain ones first."""
     listed = run_program(["fc-list", "--format", "%{file}\t%{index}\t%{charset}\n"]).output
     fonts = parse_fc_list(listed) if listed is not None else fonts_of_folders(FOLDERS.get(sys.platform, ()))
-    return tuple(sorted(fonts, key=_rank))
+    return tuple(
+        sorted(fonts, key=lambda font: (len(SPECIAL_FACES.findall(Path(font.path).name)), font.path, font.index))
+    )
 
 
 def parse_fc_list(text: str) -> list[FontFile]:
@@ -182,7 +180,3 @@ def fonts_of_folders(folders: Iterable[str]) -> list[FontFile]:
     """Return the first face of every font file below some folders; those that are not there have none."""
     paths = [path for folder in folders for path in Path(folder).expanduser().rglob("*")]
     return [FontFile(str(path)) for path in paths if path.suffix.lower() in FONT_ENDINGS]
-
-
-def _rank(font: FontFile) -> tuple[int, str, int]:
-    return len(SPECIAL_FACES.findall(Path(font.path).name)), font.path, font.index

@@ -7,7 +7,7 @@ from maskperf.config import NUM_TRAIN_IMAGES
 from maskperf.mlperf.read import BenchmarkLog, TrackedStats
 from maskperf.report.contents import EvaluationPoint, LossPoint, Phase
 from maskperf.report.sources import RunFiles
-from maskperf.run.collapse import Window, evaluation_collapse, judge_windows, windows_from_cumulative
+from maskperf.run.collapse import Window, evaluation_collapse, find_collapse, windows_from_cumulative
 from maskperf.run.plateau import Plateau, find_plateau
 from maskperf.schema import GuardEvent
 
@@ -229,7 +229,7 @@ def _events_of_log(
     has_losses = any("loss" in entry.values for entry in log.tracked)
     windows = _loss_windows(log) if has_losses else []
     triples = [(point.epoch, point.box_ap, point.mask_ap) for point in evaluations]
-    collapses = [event for event in (judge_windows(windows), evaluation_collapse(triples)) if event is not None]
+    collapses = [event for event in (find_collapse(windows), evaluation_collapse(triples)) if event is not None]
     events = [GuardEvent(event=entry.event, step=entry.step, epoch=entry.epoch, text=entry.text) for entry in collapses]
     plateau = None if reached or events else _first_plateau(log, triples)
     if plateau is not None:

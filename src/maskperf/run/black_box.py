@@ -35,7 +35,7 @@ class Facts(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     processes: int
     accumulation_steps: int
     image_ids: list[list[int]]  # of each micro-batch, those of the first process first
-    polygon_limits: list[tuple[int, int]]  # most points and rings of an object, of each micro-batch
+    polygon_limits: list[tuple[int, int]]  # most points and polygons of an object, of each micro-batch
     weights_are_from_before_the_step: bool
 
 

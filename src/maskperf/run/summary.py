@@ -13,16 +13,14 @@ from rich.text import Text
 from maskperf.config import has_targets, meets_targets
 from maskperf.data.coco.document import CategoryRow
 from maskperf.data.coco.index import read_annotations
-from maskperf.pictures.best_worst import write_picture_entries
-from maskperf.pictures.pictures import grid_from_results
+from maskperf.pictures.choice import Predictions
 from maskperf.run.evaluations import best_row
 from maskperf.run.finish import FinishedRun
 from maskperf.run.progress import duration_text
-from maskperf.schema import EpochRow, Results
+from maskperf.schema import PICTURES_FILE, EpochRow, Results
 
 COLUMNS = ("epoch", "steps", "loss", "box AP", "mask AP", "targets", "images/s", "minutes")
 PLAIN_WIDTH_COLUMNS = 120
-PICTURES = 8
 
 
 def show_outcome(run: FinishedRun) -> None:
@@ -30,11 +28,12 @@ def show_outcome(run: FinishedRun) -> None:
     if run.folder is None:
         return
     data, (boxes, masks) = run.data, run.found
-    document, images = read_annotations(data.val), data.paths.val_images
+    document = read_annotations(data.val)
     ids = data.categories.written_ids
     document.categories = [CategoryRow(id=ids[key], name=name) for key, name in data.categories.names.items()]
-    grid_from_results(document, images, boxes, masks, num_images=PICTURES, path=run.folder / "predictions.png")
-    write_picture_entries(document, images, boxes, masks, folder=run.folder)
+    predictions = Predictions(document, data.paths.val_images, boxes, masks)
+    predictions.write_grid(run.folder / "predictions.png")
+    predictions.write_best_and_worst(run.folder / PICTURES_FILE)
     final_table(run.results, run.folder, sys.stdout)
 
 

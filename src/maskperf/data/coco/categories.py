@@ -37,7 +37,9 @@ def match_categories(
     """
     ids_by_name = {name: identity for identity, name in trained.items()}
     wanted_ids = {identity: ids_by_name.get(name) if by_name else identity for identity, name in found.items()}
-    training_ids = {own: wanted for own, wanted in wanted_ids.items() if trained.get(wanted) == found[own]}
+    training_ids = {
+        own: wanted for own, wanted in wanted_ids.items() if wanted is not None and trained.get(wanted) == found[own]
+    }
     unmatched = [identity for identity in found if identity not in training_ids]
     written_ids = _written_ids(trained, found, training_ids)
     notices, problems = [], []

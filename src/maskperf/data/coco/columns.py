@@ -133,7 +133,9 @@ def _columns_of_json(data: bytes | mmap.mmap, reading: Reading) -> Columns:
 
 def _columns(file: _File, data: bytes | mmap.mmap, reading: Reading) -> tuple[Columns, np.ndarray]:
     """Return the columns, and the largest magnitude in each polygon."""
-    decoder = msgspec.json.Decoder(list[_Annotation if reading.training else _EvaluatedAnnotation])
+    decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(
+        list[_Annotation] if reading.training else list[_EvaluatedAnnotation]
+    )
     sizes_hw = {row.id: [row.height, row.width] for row in file.images}
     coordinates = bytearray()  # grows in place, where joining arrays would need twice the memory
     parts, ends = [], [EMPTY]

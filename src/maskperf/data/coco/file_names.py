@@ -50,7 +50,7 @@ def resolve_file_names(index: CocoIndex) -> tuple[CocoIndex, tuple[str, ...], li
     claimed = {os.path.normpath(name) for position, name in enumerate(names) if position not in absent}
     found, reading = _best_reading(sorted({names[position] for position in missing}), ends, claimed)
     problems = [(at, _problem(index, at, files, ends[True])) for at in missing if names[at] not in found]
-    if not found:
+    if reading is None:
         return index, (), problems
     renamed = tuple(found.get(name, name) if at in absent else name for at, name in enumerate(names))
     first = next(position for position in missing if names[position] in found)
@@ -70,7 +70,8 @@ def _is_there(folder: Path, name: str, present: set[str]) -> bool:
 
 def list_files(folder: Path) -> list[str]:
     """Return the paths of all files below a folder, relative to it; not more than a million."""
-    files, waiting, seen = [], [""], set()
+    files: list[str] = []
+    waiting, seen = [""], set()
     while waiting and len(files) < MAX_FILES:
         prefix = waiting.pop()
         try:

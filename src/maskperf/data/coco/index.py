@@ -99,7 +99,7 @@ class CocoIndex:
         polygon_offsets, has_polygon = _owned(self.polygon_offsets, has_object)
         point_offsets, has_point = _owned(self.point_offsets, has_polygon)
         run_offsets = run_ends = None
-        if self.run_ends is not None:
+        if self.run_offsets is not None and self.run_ends is not None:
             run_offsets, has_run = _owned(self.run_offsets, has_object)
             run_ends = self.run_ends[has_run]
         return replace(
@@ -182,11 +182,9 @@ def read_coco(
     """
     reading = reading_of(data, training=training, is_test_set=is_test_set)
     table = load_table(json_path, reading.name) or _read_anew(json_path, reading)
-    texts = dict(table.texts)
-    is_plain = bool(texts.pop("plain"))
-    return CocoIndex(
-        json_path=json_path, image_folder=image_folder, reading=reading, is_plain=is_plain, **table.arrays, **texts
-    )
+    values: dict[str, Any] = {**table.arrays, **table.texts}
+    is_plain = bool(values.pop("plain"))
+    return CocoIndex(json_path=json_path, image_folder=image_folder, reading=reading, is_plain=is_plain, **values)
 
 
 def read_annotations(index: CocoIndex) -> Document:
@@ -239,7 +237,9 @@ def _read_anew(json_path: Path, reading: Reading) -> Table:
 
 def _read_table(json_path: Path, reading: Reading) -> tuple[Table, str]:
     """Return what the JSON holds, and its SHA-256."""
-    columns, notices, keys = None, [], []
+    columns: Columns | None = None
+    notices: list[str] = []
+    keys: list[Any] = []
     with suppress(NotPlain):
         columns, sha256 = read_columns(json_path, reading)
     is_plain = columns is not None

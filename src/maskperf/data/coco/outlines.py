@@ -66,7 +66,8 @@ def read_runs(size_hw: Any, counts: Any, wanted_hw: list[int]) -> tuple[list[int
 
 def _runs_of_text(text: str) -> list[int] | None:
     """Return the run lengths of COCO's compressed text: 5 bits a character, from the third on as differences."""
-    runs, value, shift = [], 0, 0
+    runs: list[int] = []
+    value = shift = 0
     for character in text:
         bits = ord(character) - 48
         if not 0 <= bits < 64:

@@ -167,7 +167,7 @@ def _drop_placeholder_categories(document: Document, findings: Findings) -> None
 def _skip_bad(document: Document, findings: Findings) -> None:
     """Leave out images and annotations with problems, and the annotations of images that were left out."""
     bad: list[Row] = []
-    others = []
+    others: list[tuple[Row | None, Problem]] = []
     seen = set()
     for row, problem in findings.problems:
         if not isinstance(row, ImageRow | AnnotationRow):

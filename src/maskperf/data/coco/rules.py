@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard
 
 import msgspec
 import numpy as np
@@ -133,7 +133,7 @@ def fits(value: Any, wanted: Any) -> bool:
     return type(value) is not float or isfinite(value)
 
 
-def is_size(image: ImageRow | None) -> bool:
+def is_size(image: ImageRow | None) -> TypeGuard[ImageRow]:
     """Return whether the entry has a height and a width that an image can have."""
     return image is not None and fits(image.height, Side) and fits(image.width, Side)
 
@@ -165,7 +165,8 @@ def check_entries(document: Document, reading: Reading, findings: Findings) -> N
     images = {row.id: row for row in document.images if fits(row.id, Id)}
     categories = {row.id for row in document.categories if fits(row.id, Id)}
     names = set()
-    for row in (*document.images, *document.categories, *document.annotations):
+    entries: list[Row] = [*document.images, *document.categories, *document.annotations]
+    for row in entries:
         rules = RULES[type(row)]
         if isinstance(row, AnnotationRow) and not reading.training and row.area is not msgspec.UNSET:
             rules = (*rules, AREA_RULE)

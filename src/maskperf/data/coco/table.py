@@ -109,8 +109,8 @@ def save_table(json_path: Path, kind: str, table: Table, *, source: FileState, s
     """
     blobs = [(name, array.dtype.str, array.shape, _bytes_of(array)) for name, array in table.arrays.items()]
     for name, texts in table.texts.items():
-        data = msgspec.json.encode(texts)
-        blobs.append((name, "", (len(data),), memoryview(data)))
+        text = msgspec.json.encode(texts)
+        blobs.append((name, "", (len(text),), memoryview(text)))
     entries, offset, checksum = [], 0, 0
     for name, dtype, shape, data in blobs:
         entries.append(_Entry(name, dtype, shape, offset))
@@ -135,12 +135,13 @@ def save_table(json_path: Path, kind: str, table: Table, *, source: FileState, s
             return ""
         except (OSError, StorageError) as error:
             cause = error if isinstance(error, OSError) else error.__cause__
+            assert isinstance(cause, OSError)
             reasons.append(f"{path.parent}: {cause.strerror}")
     return "; ".join(reasons)
 
 
 def _bytes_of(array: np.ndarray) -> memoryview:
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _read_head(file: BufferedIOBase) -> tuple[_Head, int]:

@@ -118,7 +118,9 @@ def _make_polygons(samples: list[Sample], num_slots: int) -> Polygons:
 
 
 def _make_run_lengths(samples: list[Sample], num_slots: int) -> RunLengths:
-    runs_of_slot = _padded([np.diff(sample.run_offsets) for sample in samples], num_slots).numpy()
+    runs_of_slot = _padded(
+        [np.diff(sample.run_offsets) for sample in samples if sample.run_offsets is not None], num_slots
+    ).numpy()
     objects = np.repeat(np.arange(runs_of_slot.size), runs_of_slot.reshape(-1))
     ends = np.concatenate([sample.run_ends for sample in samples])
     return RunLengths(

@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
 from PIL import ExifTags, Image
+from PIL.ImageFile import ImageFile
 
 from maskperf.data.coco.index import CocoIndex
 from maskperf.errors import DataError, Problem
@@ -20,6 +22,7 @@ from maskperf.errors import DataError, Problem
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 CHECK_THREADS = 8
 MAX_PIXELS_AT_ONCE = 200_000_000  # of the images that are decoded at the same time when all are checked
+BYTE_ORDERS: dict[bytes, Literal["little", "big"]] = {b"II": "little", b"MM": "big"}  # of EXIF
 TURNED_ORIENTATIONS = (5, 6, 7, 8)  # by 90 degrees, so that a viewer shows height and width exchanged
 DECODING_BYTES_PER_PIXEL = 13  # measured: 3 for a JPEG, 10 for a PNG, 13 for a TIFF
 FIX_FILE = "Fetch or export it again, remove it from the JSON, or go on without such images: data.skip_bad=true."
@@ -95,7 +98,7 @@ def check_images(
     return problems, num_unchecked
 
 
-def is_deeper_than_8_bits(image: Image.Image) -> bool:
+def is_deeper_than_8_bits(image: ImageFile) -> bool:
     """Return whether an opened image has samples that do not fit a byte."""
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         return True
@@ -106,7 +109,7 @@ def is_deeper_than_8_bits(image: Image.Image) -> bool:
 def exif_orientation(exif: bytes) -> int:
     """Return the orientation in EXIF bytes; 1 where they have none, or a broken one. Pillow would warn there."""
     exif = exif.removeprefix(b"Exif\0\0")
-    order = {b"II": "little", b"MM": "big"}.get(exif[:2])
+    order = BYTE_ORDERS.get(exif[:2])
     if order is None:
         return 1
     start = int.from_bytes(exif[4:8], order)

@@ -6,12 +6,13 @@ import struct
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from io import BufferedReader
 from itertools import chain
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
+from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from maskperf.data.coco.index import CocoIndex
 from maskperf.data.coco.table import NO_SOURCE, REST_NS, Table, load_table, save_table, table_paths
@@ -67,7 +68,9 @@ def check_headers(
     settled_ns = time.time_ns() - REST_NS
     found = _look_at_all(index, positions, known, max_pixels)
     unsure = [
-        position for position, (is_sure, state) in found.items() if not is_sure or (decode and not state.is_decoded)
+        position
+        for position, (is_sure, state) in found.items()
+        if not is_sure or state is None or (decode and not state.is_decoded)
     ]
     problems, _ = check_images(index, unsure, max_pixels=max_pixels, progress=progress)
     bad = {position for position, _ in problems}
@@ -96,7 +99,7 @@ def look_at(path: str, *, expected_size_hw: tuple[int, int], max_pixels: int) ->
         with open(path, "rb", buffering=HEAD_BYTES) as file:
             file_bytes = os.fstat(file.fileno()).st_size
             tail = os.pread(file.fileno(), TAIL_BYTES, max(file_bytes - TAIL_BYTES, 0))
-            if file.peek(2).startswith(JPEG_START):
+            if file.read(len(JPEG_START)) == JPEG_START:
                 size_hw, orientation = _jpeg_head(file)
                 is_complete = JPEG_END in tail
             else:
@@ -133,7 +136,7 @@ def _look_at_all(
         return dict(zip(positions, chain.from_iterable(looks), strict=True))
 
 
-def _jpeg_head(file: BufferedReader) -> tuple[tuple[int, int] | None, int]:
+def _jpeg_head(file: BinaryIO) -> tuple[tuple[int, int] | None, int]:
     """Return height and width, None for what is unusual, and the EXIF orientation."""
     position, orientation = len(JPEG_START), 1
     while True:
@@ -149,7 +152,7 @@ def _jpeg_head(file: BufferedReader) -> tuple[tuple[int, int] | None, int]:
         position += 2 + length
 
 
-def _other_head(file: BufferedReader, file_bytes: int, tail: bytes) -> tuple[tuple[int, int] | None, int, bool]:
+def _other_head(file: BinaryIO, file_bytes: int, tail: bytes) -> tuple[tuple[int, int] | None, int, bool]:
     """Return height and width, None for deep samples, the EXIF orientation, and whether the end is surely there."""
     with Image.open(file, formats=FORMATS) as image:
         size_hw = None if is_deeper_than_8_bits(image) else (image.height, image.width)
@@ -165,9 +168,9 @@ def _other_head(file: BufferedReader, file_bytes: int, tail: bytes) -> tuple[tup
     return size_hw, orientation, is_complete
 
 
-def _end_of_pixels(image: Image.Image) -> int | float:
+def _end_of_pixels(image: ImageFile) -> int | float:
     """Return the end of the pixels in a TIFF, BMP or PPM, in bytes; infinity where it is unknown."""
-    if image.format == "TIFF":
+    if isinstance(image, TiffImageFile):
         for offsets_tag, counts_tag in TIFF_OFFSETS_AND_COUNTS:
             offsets, counts = image.tag_v2.get(offsets_tag), image.tag_v2.get(counts_tag)
             if offsets and counts and len(offsets) == len(counts):

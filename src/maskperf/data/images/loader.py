@@ -40,7 +40,7 @@ def load_sample(index: CocoIndex, position: int, *, data: DataConfig, seed: int,
     ring_offsets = index.polygon_offsets[objects.start : objects.stop + 1]
     point_offsets = index.point_offsets[ring_offsets[0] : ring_offsets[-1] + 1]
     run_offsets = run_ends = None
-    if index.run_ends is not None:
+    if index.run_ends is not None and index.run_offsets is not None:
         run_offsets = index.run_offsets[objects.start : objects.stop + 1]
         run_ends = index.run_ends[run_offsets[0] : run_offsets[-1]]
         run_offsets = run_offsets - run_offsets[0]
@@ -132,14 +132,15 @@ class TrainingLoader:
         Close the iterator (or use it up) to end its threads.
         Errors: DataError when an image cannot be used; it then lists the problems of all images of the folder.
         """
+        batches: Iterator[tuple[np.ndarray, np.ndarray, Buckets]]
         if static_buckets(self.data, self.feeding):
             batch_size = self.sampling.world * self.sampling.images_per_rank
             sizes = image_buckets(self.index.sizes_hw, self.data, min_images=batch_size)
             stream = bucket_stream(group_numbers(sizes), self.sampling, first_step)
             batches = ((passes, positions, (tuple(sizes[positions[0]].tolist()),)) for passes, positions in stream)
         else:
-            stream = stream_batches(self.groups(), self.sampling, first_step)
-            batches = ((np.full(len(positions), number), positions, ()) for number, positions in stream)
+            numbered = stream_batches(self.groups(), self.sampling, first_step)
+            batches = ((np.full(len(positions), number), positions, ()) for number, positions in numbered)
         packing = _packing(self.feeding, self.data, self.pin_memory)
         jobs = (partial(self._make, *batch, packing) for batch in islice(batches, num_steps))
         return _run_ahead(jobs, self.index, self.data)

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from maskperf.ops.pictures import to_images
 from maskperf.ops.resize import resize_table
 from maskperf.structures import Batch, EvaluationBatch, Images, RawPicture, RawPictures, to_device
 
+AnyBatch = TypeVar("AnyBatch", Batch, EvaluationBatch)
 NUMBER_BYTES = 4  # images begin at multiples of it, as the tables before them must
 
 
@@ -95,12 +97,7 @@ def pack_pictures(
     )
 
 
-def prepare_images(
-    batch: Batch | EvaluationBatch,
-    device: torch.device,
-    *,
-    dtype: torch.dtype = torch.float32,
-) -> Batch | EvaluationBatch:
+def prepare_images(batch: AnyBatch, device: torch.device, *, dtype: torch.dtype = torch.float32) -> AnyBatch:
     """Return the batch on the device, with its images ready for the network; call it once for a batch.
 
     Errors: RuntimeError when raw images are prepared a second time.

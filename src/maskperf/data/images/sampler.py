@@ -81,7 +81,7 @@ def bucket_batches(groups: Groups, sampling: Sampling, pass_number: int) -> list
     """
     batch_size = sampling.world * sampling.images_per_rank
     order_of = cache(lambda number: sampling.order(len(groups), number))
-    batches = []
+    batches: list[tuple[np.ndarray, np.ndarray]] = []
     for group, size in enumerate(np.bincount(groups).tolist()):
         start, stop = (number * size // batch_size * batch_size for number in (pass_number - 1, pass_number))
         numbers = np.arange(start, stop)  # of the group's images, counted from the first pass on

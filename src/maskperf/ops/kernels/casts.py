@@ -4,7 +4,7 @@ Twin: ops/products.py.
 """
 
 from collections.abc import Callable
-from typing import no_type_check
+from typing import Any, no_type_check
 
 import torch
 import triton
@@ -99,14 +99,14 @@ class WeightCasts:
 
 class _Casts(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, casts: WeightCasts, *parameters: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, casts: WeightCasts, *parameters: Tensor) -> tuple[Tensor, ...]:
         ctx.casts = casts
         ctx.set_materialize_grads(False)
         return casts.fill()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *gradients: Tensor | None) -> tuple[None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, ...]:
         ctx.casts.add_gradients(gradients)
         return (None, *(None for _ in gradients))
 

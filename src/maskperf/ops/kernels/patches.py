@@ -4,7 +4,7 @@ Twin: model/patches.py. The backward pass writes the gradient of the whole pyram
 adds up what it gets in the order of the places: the same bits every time.
 """
 
-from typing import no_type_check
+from typing import Any, no_type_check
 
 import torch
 import triton
@@ -41,7 +41,7 @@ def cell_patches(
 
 class _CellPatches(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, cells: Tensor, *features: Tensor) -> Tensor:
+    def forward(ctx: Any, cells: Tensor, *features: Tensor) -> Tensor:
         ctx.save_for_backward(cells)
         ctx.shapes = [level.shape for level in features]
         channels = features[0].shape[1]
@@ -54,7 +54,7 @@ class _CellPatches(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (cells,) = ctx.saved_tensors
         images, places, _, channels = gradient.shape
         maps = empty_maps(ctx.shapes, gradient)

@@ -29,8 +29,9 @@ def channels_last(level: Tensor) -> Tensor:
 
 def empty_maps(shapes: list[torch.Size], like: Tensor) -> list[Tensor]:
     """Return room for a pyramid of these shapes, channels-last."""
-    kind = {"dtype": like.dtype, "device": like.device, "memory_format": torch.channels_last}
-    return [torch.empty(shape, **kind) for shape in shapes]
+    return [
+        torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last) for shape in shapes
+    ]
 
 
 def count_tiles(shapes: list[torch.Size]) -> int:

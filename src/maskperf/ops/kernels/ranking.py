@@ -54,9 +54,8 @@ def _select(values: Tensor, counts: tuple[int, ...], limit: int, outputs: tuple[
     blocks = triton.cdiv(max(*counts, limit), SCORES_AT_A_TIME)
     # Floats, because Triton would compile a new kernel for every pattern of integers; float32 holds these exactly.
     parts = tuple((float(sum(counts[:part])), float(count)) for part, count in enumerate(counts))
-    kind = {"device": values.device, "dtype": torch.int32}
-    digits = torch.zeros((NUM_ROUNDS, groups, NUM_DIGITS), **kind)
-    sizes = torch.empty((groups, blocks, 2), **kind)
+    digits = torch.zeros((NUM_ROUNDS, groups, NUM_DIGITS), device=values.device, dtype=torch.int32)
+    sizes = torch.empty((groups, blocks, 2), device=values.device, dtype=torch.int32)
     grid, row = (blocks, groups), values.shape[1]
     for number in range(NUM_ROUNDS):
         _count_digits[grid](digits, values, parts, row, limit, number, num_warps=8)

@@ -5,7 +5,7 @@ meet it, in their order, then sums what it gets and is written once. A list has 
 address is known without counting and nothing waits for the device. No atomics: the same bits every time.
 """
 
-from typing import no_type_check
+from typing import Any, no_type_check
 
 import torch
 import triton
@@ -54,7 +54,15 @@ def pyramid_roi_align(
 
 class _PyramidRoiAlign(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, boxes: Tensor, image_offsets: Tensor, size: int, strides: tuple, most: int, *features: Tensor):
+    def forward(
+        ctx: Any,
+        boxes: Tensor,
+        image_offsets: Tensor,
+        size: int,
+        strides: tuple[int, ...],
+        most: int,
+        *features: Tensor,
+    ) -> Tensor:
         levels = assign_levels(boxes, len(strides))
         ctx.save_for_backward(boxes, image_offsets, levels)
         ctx.most_of_image, ctx.strides, ctx.shapes = most, strides, [level.shape for level in features]
@@ -77,7 +85,7 @@ class _PyramidRoiAlign(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         maps = pyramid_gradient(
             gradient, *ctx.saved_tensors, shapes=ctx.shapes, strides=ctx.strides, most_of_image=ctx.most_of_image
         )

@@ -3,6 +3,7 @@
 Twins: ops/sampling.py.
 """
 
+import functools
 from typing import no_type_check
 
 import torch
@@ -41,14 +42,14 @@ def draw_balanced(
     to be drawn is looked for bit by bit. Should two keys be equal, just there, the first box is drawn.
     """
     images, count = positive.shape
-    kind = {"device": seeds.device, "dtype": torch.int32}
+    empty = functools.partial(torch.empty, device=seeds.device, dtype=torch.int32)
     index = torch.empty((images, min(num_samples, count)), device=seeds.device, dtype=torch.int64)
     is_positive, valid = (torch.empty_like(index, dtype=torch.bool) for _ in range(2))
     if index.numel() > 0:
         masks, seeds = (positive.contiguous(), negative.contiguous()), seeds.contiguous()
         blocks = triton.cdiv(count, BOXES_AT_A_TIME)
-        sizes = torch.empty((images, 2, blocks, NUM_CLASSES), **kind)
-        candidates, num_candidates = torch.empty((images, 2, count), **kind), torch.empty((images, 2), **kind)
+        sizes = empty((images, 2, blocks, NUM_CLASSES))
+        candidates, num_candidates = empty((images, 2, count)), empty((images, 2))
         limits = (max_positive, num_samples)
         _count_classes[(blocks, images)](sizes, masks, seeds, count, num_warps=8)
         found = (candidates, num_candidates)

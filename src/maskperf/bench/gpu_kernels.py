@@ -18,7 +18,7 @@ from maskperf.bench.measure import Spread, measure_in_turn, ratio_spread, spread
 from maskperf.bench.plan import GpuPlan, KernelSizes
 from maskperf.bench.synthetic import POOLED_LEVELS, STRIDES, cells_of, synthetic_boxes
 from maskperf.config import ModelConfig
-from maskperf.data.images.raw_images import BufferRing, pack_pictures
+from maskperf.data.images.raw_images import BufferRing, pack_images
 from maskperf.errors import ConfigError
 from maskperf.model.patches import patches_by_level
 from maskperf.ops.anchors import pyramid_anchors
@@ -26,7 +26,7 @@ from maskperf.ops.boxes import pairwise_iou
 from maskperf.ops.kernels.selection import load, missing_part
 from maskperf.ops.matching import match_by_slots, match_to_truth
 from maskperf.ops.nms import blockwise_nms
-from maskperf.ops.pictures import to_images_reference
+from maskperf.ops.preprocess import to_images_reference
 from maskperf.ops.products import PlainCasts, own_class_logits
 from maskperf.ops.ranking import best_anchors_by_level
 from maskperf.ops.rasterize import rasterize_by_crossings
@@ -243,17 +243,17 @@ def _images(dtype: torch.dtype, inputs: Inputs) -> KernelCase:
     """Images of three quarters of the size, as COCO's are, with their resize."""
     images, (height, width) = inputs.sizes.images, inputs.sizes.size_hw
     old_hw = (height * 3 // 4, width * 3 // 4)
-    raw = pack_pictures(
+    raw = pack_images(
         [inputs.random.integers(0, 256, (*old_hw, 3), np.uint8) for _ in range(images)],
         [(height, width)] * images,
         [image % 2 == 0 for image in range(images)],
-        canvas_hw=(height, width),
+        padded_hw=(height, width),
         means_bgr=MEANS_BGR,
         ring=BufferRing(max_waiting=1, pin_memory=False),
     )
     raw = to_device(raw, inputs.device)
     shape = f"{images} x {old_hw[0]} x {old_hw[1]} to {height} x {width}, {dtype}"
-    kernel = partial(load("pictures").resize_pictures, raw, dtype)
+    kernel = partial(load("preprocess").resize_images, raw, dtype)
     return _case("pictures to input", shape, kernel, lambda: to_images_reference(raw, dtype).pixels)
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from maskperf.data.coco.categories import CategoryMatch
     from maskperf.data.coco.index import CocoIndex
     from maskperf.engine.distributed import Topology
-    from maskperf.evaluation.results import BoxResults, MaskResults
+    from maskperf.evaluation.results import Results
     from maskperf.model.mask_rcnn import MaskRcnn
 
 EXAMPLES = """examples, to copy and paste:
@@ -148,7 +148,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _predict(
     model: "MaskRcnn", val: "CocoIndex", config: RunConfig, topology: "Topology", *, category_ids: "np.ndarray"
-) -> "tuple[BoxResults, MaskResults]":
+) -> "tuple[Results, Results]":
     """Return box and mask results in the first process, which shows how far the evaluation is."""
     from maskperf.data.images.loader import evaluation_batches, feeding_for
     from maskperf.engine.build import keep_memory

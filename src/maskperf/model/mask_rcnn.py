@@ -191,9 +191,9 @@ def feature_anchors(model: MaskRcnn, features: list[Tensor]) -> tuple[Tensor, tu
     return anchors, tuple(height * width * len(config.anchor_ratios) for height, width in sizes)
 
 
-def canvas_anchors(model: MaskRcnn, canvas_hw: tuple[int, int], device: torch.device) -> Tensor:
+def padded_anchors(model: MaskRcnn, padded_hw: tuple[int, int], device: torch.device) -> Tensor:
     """Return the anchors of a padded size, which a forward pass of that size takes as well."""
-    sizes = tuple((-(-canvas_hw[0] // stride), -(-canvas_hw[1] // stride)) for stride in STRIDES)
+    sizes = tuple((-(-padded_hw[0] // stride), -(-padded_hw[1] // stride)) for stride in STRIDES)
     return pyramid_anchors(sizes, STRIDES, model.config.anchor_sizes, model.config.anchor_ratios, device)
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -40,7 +41,8 @@ def size_of(image_id: int) -> tuple[int, int]:
 def write_images(folder: Path, *, images: int, seed: int) -> Path:
     """Write JPEG files of 640 x 480 and 480 x 640 with 7 objects each on average; return the path of their JSON."""
     random = np.random.default_rng(seed)
-    entries, annotations = [], []
+    entries: list[dict] = []
+    annotations: list[dict] = []
     for number in range(1, images + 1):
         height, width = SIZES_HW[number % 2]
         name = f"{number:012d}.jpg"
@@ -162,8 +164,7 @@ def result_files(cache: Path, truth_json: Path, *, seed: int) -> dict[str, str]:
     if not all(path.exists() for path in paths.values()):
         results = _results(_objects_of_images(truth_json), np.random.default_rng(seed))
         for path, entries in zip(paths.values(), results, strict=True):
-            content = msgspec.json.encode(entries)
-            replace_file(path, lambda temporary, content=content: temporary.write_bytes(content))
+            replace_file(path, partial(Path.write_bytes, data=msgspec.json.encode(entries)))
     return {kind: str(path) for kind, path in paths.items()}
 
 

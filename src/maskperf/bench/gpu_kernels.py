@@ -23,12 +23,11 @@ from maskperf.errors import ConfigError
 from maskperf.model.patches import patches_by_level
 from maskperf.ops.anchors import pyramid_anchors
 from maskperf.ops.boxes import pairwise_iou
-from maskperf.ops.casts import PlainCasts
 from maskperf.ops.kernels.selection import load, missing_part
 from maskperf.ops.matching import Matches, match_by_slots, match_to_truth
 from maskperf.ops.nms import blockwise_nms
 from maskperf.ops.preprocess import to_images_reference
-from maskperf.ops.products import own_class_logits
+from maskperf.ops.products import PlainCasts, own_class_logits
 from maskperf.ops.ranking import best_anchors_by_level
 from maskperf.ops.rasterize import rasterize_by_crossings
 from maskperf.ops.roi_align import flat_roi_align

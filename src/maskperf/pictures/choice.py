@@ -199,7 +199,8 @@ def _match(row: ImageRow, truth: list[AnnotationRow], found: list[dict]) -> tupl
     wrong = 0
     for category_id in sorted({entry["category_id"] for entry in found}):
         masks = [entry["segmentation"] for entry in found if entry["category_id"] == category_id]
-        objects, crowds = [], []
+        objects: list[dict] = []
+        crowds: list[dict] = []
         for annotation in truth:
             if annotation.category_id == category_id:
                 outline = _packed(outline_of(annotation), (row.height, row.width))

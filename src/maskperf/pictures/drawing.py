@@ -240,7 +240,7 @@ def _draw_header(page: Image.Image, left: int, slot_width: int) -> None:
 
 def _draw_legend(colours: Mapping[str, Colour], page_width: int) -> Image.Image:
     """Return a strip with a square and a name for each colour, on as many lines as it needs."""
-    entries = [(printable_name(name), colour) for name, colour in colours.items()]
+    entries: list[tuple[str, Colour | None]] = [(printable_name(name), colour) for name, colour in colours.items()]
     if len(entries) > MOST_LEGEND_NAMES:
         entries[MOST_LEGEND_NAMES:] = [(f"and {len(entries) - MOST_LEGEND_NAMES} more", None)]
     corners, x, line = [], MARGIN_PX, 0

@@ -3,10 +3,10 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TextIO
 
 import msgspec
 import numpy as np
@@ -93,12 +93,13 @@ def _write_large_json(path: Path, *, images: int, seed: int) -> None:
             entry = {"license": 3, "file_name": f"{number:012d}.jpg", "height": height, "width": width, "id": number}
             file.write(", " * (number > 1) + json.dumps(entry))
         file.write('], "annotations": [')
-        _write_annotations(file, random, images=images, count=round(images * TRAIN_ANNOTATIONS / NUM_TRAIN_FILES))
+        count = round(images * TRAIN_ANNOTATIONS / NUM_TRAIN_FILES)
+        file.writelines(_annotation_texts(random, images=images, count=count))
         file.write(f'], "categories": {json.dumps(CATEGORIES)}}}')
 
 
-def _write_annotations(file: TextIO, random: np.random.Generator, *, images: int, count: int) -> None:
-    """Write annotations in random order: an object of its own for every image that is not empty, others at random."""
+def _annotation_texts(random: np.random.Generator, *, images: int, count: int) -> Iterator[str]:
+    """Yield annotations in random order: an object of its own for every image that is not empty, others at random."""
     different = min(POLYGONS_OF_SIZE, count)
     outlines = [[_outline_text(random, size) for _ in range(different)] for size in SIZES_HW]
     crowd_texts = [_crowd_text(size) for size in SIZES_HW]
@@ -115,7 +116,7 @@ def _write_annotations(file: TextIO, random: np.random.Generator, *, images: int
         size = image % len(SIZES_HW)
         text = crowd_texts[size] if is_crowd else outlines[size][outline]
         owner = f'"image_id": {image}, "category_id": {kind}, "id": {number}'
-        file.write(f"{', ' * (number > 1)}{{{text}, {owner}}}")
+        yield f"{', ' * (number > 1)}{{{text}, {owner}}}"
 
 
 def _outline_text(random: np.random.Generator, size_hw: tuple[int, int]) -> str:

@@ -97,13 +97,13 @@ class EpochRow(msgspec.Struct, kw_only=True, frozen=True):
     """An evaluated epoch; times in seconds."""
 
     epoch: int
-    step: int | None = None  # the last of the epoch
-    mean_loss: float | None = None
-    box_ap: float | None
-    mask_ap: float | None
-    images_per_second: float | None = None
-    seconds_since_start: float | None = None  # run_start to the end of this evaluation
-    evaluation_seconds: float | None = None
+    step: int  # the last of the epoch
+    mean_loss: float
+    box_ap: float
+    mask_ap: float
+    images_per_second: float
+    seconds_since_start: float  # run_start to the end of this evaluation
+    evaluation_seconds: float
 
 
 class BestEpoch(EpochRow, kw_only=True, frozen=True):

@@ -168,6 +168,7 @@ def test_a_run_without_its_log_is_reported_from_its_results(tmp_path):
     folder = write_run_folder(tmp_path / "run")
     (folder / "mlperf.log").unlink()
     row = {"epoch": 3, "step": 9, "box_ap": 0.38, "mask_ap": 0.34, "seconds_since_start": 90.0, "mean_loss": 1.0}
+    row |= {"images_per_second": 8.0, "evaluation_seconds": 5.0}
     write_results(folder, status="success", minutes=2.0, targets=COCO, epochs_table=[row])
     page = page_of(folder)
     assert [(point.epoch, point.minutes) for point in page.evaluations] == [(3, 1.5)]

@@ -1,4 +1,3 @@
-import io
 import json
 import math
 import time
@@ -37,7 +36,7 @@ def make(tmp_path):
         made.append(
             StepRecorder(
                 tmp_path / "metrics.jsonl",
-                Progress(2, 100, io.StringIO(), every_steps=every_steps),
+                Progress(2, 100, every_steps=every_steps),
                 account,
                 every_steps=every_steps,
                 world=2,

@@ -1,7 +1,7 @@
 """COCO's numbers on the screen and as entries of a results file."""
 
 from collections.abc import Iterable
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console
@@ -35,7 +35,7 @@ def show_scores(scores: Scores, stream: TextIO, *, per_category: bool) -> None:
     stream.flush()
 
 
-def score_entries(scores: Scores) -> dict[str, object]:
+def score_entries(scores: Scores) -> dict[str, Any]:
     """Return the numbers under the names they have in a results file, unrounded."""
     names = stat_names(scores.max_detections)
     return {

@@ -1,6 +1,6 @@
 """The data of a run: the generated or given files, opened and checked, and the batches that a process trains on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -211,7 +211,9 @@ def _class_problems(train: CocoIndex, num_classes: int) -> list[Problem]:
     ]
 
 
-def micro_batches(session: Session, data: OpenedData, updates_done: int, num_steps: int) -> Iterator[list[Batch]]:
+def micro_batches(
+    session: Session, data: OpenedData, updates_done: int, num_steps: int
+) -> Generator[list[Batch], None, None]:
     """Return the micro-batches of each of the next steps, on the device."""
     config, topology = session.config, session.topology
     per_step = config.optimizer.accumulation_steps

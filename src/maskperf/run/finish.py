@@ -41,9 +41,9 @@ class FinishedRun:
 def finish(session: Session, training: Training, verdict: Verdict) -> FinishedRun:
     """Return what the run achieved; the first process also writes results, detections and reference weights."""
     results = save_results(session, training.recorder, reason=_reason(verdict), verdict=verdict)
-    if session.folder is None:
+    if session.folder is None or verdict.scored is None:
         return FinishedRun(results, None, training.data, None)
-    boxes, masks = (with_written_ids(found, training.data.categories) for found in verdict.found)
+    boxes, masks = (with_written_ids(found, training.data.categories) for found in verdict.scored.found)
     for name, found in (("detections_bbox.json", boxes), ("detections_segm.json", masks)):
         session.write(name, msgspec.json.encode(training.data.val.with_image_keys(found)).decode())
     if session.config.model.batch_norm == "frozen":
@@ -73,8 +73,9 @@ def save_results(session: Session, recorder: StepRecorder, *, reason: str, verdi
     Without a verdict the run was cut short, for `reason`.
     """
     session.account.stop()
-    last, best = recorder.rows[-1] if recorder.rows else None, best_row(recorder.rows)
-    scores = score_entries(verdict.scores) if verdict and verdict.scores else {}
+    last, best = (recorder.rows[-1], best_row(recorder.rows)) if recorder.rows else (None, None)
+    scored = verdict.scored if verdict else None
+    scores = score_entries(scored.scores) if scored else {}
     aps = {"box_ap": last.box_ap if last else None, "mask_ap": last.mask_ap if last else None}
     results = Results(
         status=verdict.status if verdict else "aborted",
@@ -84,7 +85,7 @@ def save_results(session: Session, recorder: StepRecorder, *, reason: str, verdi
         engine_differences=verdict.differences if verdict else (),
         box_target=session.config.evaluation.box_target,
         mask_target=session.config.evaluation.mask_target,
-        engine=verdict.scores.engine if scores else "",
+        engine=scored.scores.engine if scored else "",
         **{**aps, **scores},
         epochs_table=tuple(recorder.rows),
         best=BestEpoch(**msgspec.structs.asdict(best), weights=BEST_WEIGHTS_FILE) if best else None,

@@ -1,6 +1,5 @@
 """One run of the benchmark: set up, start the clock, train and evaluate by epochs, stop at the targets."""
 
-import sys
 import time
 from collections.abc import Iterable
 from functools import partial
@@ -73,10 +72,12 @@ def run_benchmark(config: RunConfig, topology: Topology) -> FinishedRun:
                     note(epoch, under_way.rest())
                 if not evaluations.is_final:
                     _end_epoch(session, training, evaluations, epoch, update)
-        session.stop_clock(success=evaluations.verdict.status != "aborted")
+        verdict = evaluations.verdict
+        assert verdict is not None  # the last epoch is always evaluated
+        session.stop_clock(success=verdict.status != "aborted")
         training.recorder.close()
         session.writer.wait()
-        return finish(session, training, confirm(session, data, evaluations.verdict))
+        return finish(session, training, confirm(session, data, verdict))
 
 
 def _initialize(session: Session) -> tuple[MaskRcnn, torch.optim.Optimizer, CapturedSteps | None]:
@@ -102,9 +103,7 @@ def _initialize(session: Session) -> tuple[MaskRcnn, torch.optim.Optimizer, Capt
 def _open_recorder(session: Session, steps_per_epoch: int) -> StepRecorder:
     config = session.config
     every_steps, is_first = config.system.log_every_steps, session.topology.is_first
-    progress = Progress(
-        config.optimizer.max_epochs, steps_per_epoch, sys.stdout, enabled=is_first, every_steps=every_steps
-    )
+    progress = Progress(config.optimizer.max_epochs, steps_per_epoch, enabled=is_first, every_steps=every_steps)
     recorder = StepRecorder(
         session.folder / METRICS_FILE if session.folder else None,
         progress,

@@ -263,7 +263,7 @@ def _report(
     for path, content in files.items():  # before the table: no terminal can take the numbers away
         replace_file(path, partial(Path.write_bytes, data=content))
     if scores is not None:
-        show_scores(scores, sys.stdout, per_category=options.per_class)
+        show_scores(scores, per_category=options.per_class)
     by_engine = f"engine: {engine}" if scores is not None else "no ground truth, so no AP"
     print(f"{facts['images']} images, {facts['images_per_second']:.2f} images/s; {by_engine}")
     print("\n".join(f"written: {path}" for path in files))

@@ -4,10 +4,10 @@ import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
 
 from PIL import ImageDraw, ImageFont
 
@@ -32,7 +32,8 @@ MOST_LETTERS_NAMED = 5
 VARIATION_SELECTORS = re.compile("[\ufe00-\ufe0f]")  # emoji or plain: fonts decide
 
 
-class FontFile(NamedTuple):
+@dataclass(frozen=True, order=True)
+class FontFile:
     """One face of a font file."""
 
     path: str  # empty: Pillow's own

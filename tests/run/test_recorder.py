@@ -1,6 +1,7 @@
 import json
 import math
 import time
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -30,27 +31,25 @@ def step_result(losses=(0.2,) * 5, *, problems=(), world=2, dropped=0, learning_
 
 @pytest.fixture
 def make(tmp_path):
-    made = []
+    with ExitStack() as resources:
 
-    def recorder(every_steps=10, stop_on_collapse=True):
-        account = TimeAccount()
-        account.start()
-        made.append(
-            StepRecorder(
+        def recorder(every_steps=10, stop_on_collapse=True):
+            account, log = TimeAccount(), MlperfLog(tmp_path / "mlperf.log")
+            account.start()
+            made = StepRecorder(
                 tmp_path / "metrics.jsonl",
                 Progress(2, 100, every_steps=every_steps),
                 account,
-                MlperfLog(tmp_path / "mlperf.log"),
+                log,
                 every_steps=every_steps,
                 world=2,
                 stop_on_collapse=stop_on_collapse,
             )
-        )
-        return made[-1], account
+            resources.callback(log.close)
+            resources.callback(made.close)
+            return made, account
 
-    yield recorder
-    for one in made:
-        one.close()
+        yield recorder
 
 
 def add(recorder, step, result=None, epoch=1, wait=0.0):

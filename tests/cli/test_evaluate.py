@@ -323,7 +323,7 @@ def test_images_with_more_objects_than_count_are_reported_and_the_limit_can_be_s
     ("weights", "more", "named"),
     [
         ("none.safetensors", [], "none.safetensors: whole file, field path"),
-        ("none.pth", ["--recipe", "demo"], "none.pth: whole file, field path"),
+        ("none.pth", ["--recipe", "demo", "--data", "{folder}/demo"], "none.pth: whole file, field path"),
         # Without metadata the recipe coco is taken, and its 81 classes demanded.
         ("{folder}/model.pth", ["--data", "{folder}/demo"], "The model has 80 (model.num_classes=81"),
         ("{folder}/model.safetensors", ["--data", "nowhere"], "nowhere/annotations/instances_val2017.json"),

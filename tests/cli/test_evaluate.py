@@ -19,8 +19,7 @@ from maskperf.cli.convert import class_count_problems
 from maskperf.demo.dataset import write_demo_dataset
 from maskperf.demo.shapes import CATEGORIES
 from maskperf.engine.build import build_model
-from maskperf.evaluation.scores import GroundTruth, score, stat_names
-from maskperf.evaluation.table import score_entries
+from maskperf.evaluation.scores import GroundTruth, score, score_entries, stat_names
 from maskperf.model.weights import save_model_weights, save_reference_state
 from maskperf.overrides import to_json_text, with_overrides
 from maskperf.recipes import demo

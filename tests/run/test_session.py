@@ -30,14 +30,12 @@ def named(tmp_path):
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_a_run_says_once_that_no_font_has_the_names_and_writes_all_its_files(named, encoding, tmp_path, monkeypatch):
-    monkeypatch.setattr(fonts, "_fonts", lambda: iter([fonts.OWN]))
-    for function in (fonts._font_of_all, fonts._font_of_letter):
-        function.cache_clear()
+    monkeypatch.setattr(fonts, "system_fonts", lambda letters: [])
+    fonts._font_of.cache_clear()
     terminal = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     monkeypatch.setattr(sys, "stdout", terminal)
     assert main(named) == 0
-    for function in (fonts._font_of_all, fonts._font_of_letter):
-        function.cache_clear()
+    fonts._font_of.cache_clear()
     shown = terminal.buffer.getvalue().decode(encoding)
     assert shown.count("no font on this machine has letters such as ") == 1
     assert "\n1 thread: system.threads=1\n" in shown

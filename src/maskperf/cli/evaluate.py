@@ -249,8 +249,8 @@ def _report(
     detections: list[bytes],
 ) -> int:
     """Write every file, show the scores and return the exit code; there are no scores without truth."""
-    from maskperf.evaluation.scores import agree, score
-    from maskperf.evaluation.table import score_entries, show_scores
+    from maskperf.evaluation.scores import agree, score, score_entries
+    from maskperf.evaluation.table import show_scores
 
     engine, limit = options.engine or config.evaluation.engine, config.evaluation.max_detections
     scores, differences, entries = None, [], facts

@@ -1,7 +1,6 @@
-"""COCO's numbers on the screen and as entries of a results file."""
+"""COCO's numbers on the screen."""
 
 from collections.abc import Iterable
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -33,20 +32,6 @@ def show_scores(scores: Scores, *, per_category: bool) -> None:
         if None in scores.box_ap_per_category.values():
             console.print(Text("-: the data set has no objects of this category"))
     console.file.flush()
-
-
-def score_entries(scores: Scores) -> dict[str, Any]:
-    """Return the numbers under the names they have in a results file, unrounded."""
-    names = stat_names(scores.max_detections)
-    return {
-        "max_detections": scores.max_detections,
-        "box_ap": scores.box_ap,
-        "mask_ap": scores.mask_ap,
-        "box_stats": dict(zip(names, scores.box_stats, strict=True)),
-        "mask_stats": dict(zip(names, scores.mask_stats, strict=True)),
-        "box_ap_per_category": scores.box_ap_per_category,
-        "mask_ap_per_category": scores.mask_ap_per_category,
-    }
 
 
 def _print_table(console: Console, first_column: str, rows: Iterable[tuple[str, float | None, float | None]]) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 from mlperf_logging.mllog import constants as keys
 from mlperf_logging.mllog.mllog import MLLogger
 
-from maskperf.config import RunConfig
-from maskperf.mlperf.rules import BENCHMARK
+from maskperf.config import BENCHMARK, RunConfig
 from maskperf.schema import LossWindow
 
 LARGEST_CLOCK_DRIFT_SECONDS = 1.0

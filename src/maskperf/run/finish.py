@@ -12,7 +12,7 @@ import torch
 from maskperf.data.coco.categories import with_written_ids
 from maskperf.engine.distributed import gather_to_first, share_from_first
 from maskperf.errors import LostRunError, StorageError
-from maskperf.evaluation.table import score_entries
+from maskperf.evaluation.scores import score_entries
 from maskperf.files import pretty_json
 from maskperf.model.weights import load_model_weights, save_reference_state
 from maskperf.run.black_box import Facts, polygon_limits, save_black_box

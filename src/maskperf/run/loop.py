@@ -18,7 +18,7 @@ from maskperf.engine.step import train_step
 from maskperf.engine.under_way import Step, StepsUnderWay
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.ops.kernels.selection import describe
-from maskperf.run.data import clear_caches, complete_config, generate_data, micro_batches, open_data
+from maskperf.run.data import clear_caches, complete_config, micro_batches, open_data
 from maskperf.run.evaluations import Evaluations, TrainedEpoch, Training, confirm
 from maskperf.run.finish import FinishedRun, finish, saves_lost_run
 from maskperf.run.progress import Progress
@@ -37,7 +37,6 @@ def run_benchmark(config: RunConfig, topology: Topology) -> FinishedRun:
     """
     config = complete_config(config, topology)
     with using(chosen_techniques(config.speed)), open_session(config, topology) as session:
-        generate_data(session)
         model, optimizer, captured = _initialize(session)
         session.start_clock()
         with session.account.measure("opening the data"):

@@ -32,7 +32,7 @@ WITHOUT_TORCH = (
 # Numpy is welcome here, torch is not.
 WITHOUT_TORCH_ALONE = (
     *("mlperf/scoring.py", "mlperf/plan.py", "mlperf/package.py", "mlperf/checkers.py", "report/gather.py"),
-    "report/write.py",
+    *("report/write.py", "download/prepare.py"),
 )
 MAX_FILE_LINES = 500
 STEP_LINES = 4650  # of all modules that maskperf.engine.step brings in

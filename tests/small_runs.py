@@ -9,7 +9,7 @@ from maskperf.cli.main import main
 NO_TARGETS = ("evaluation.box_target=0", "evaluation.mask_target=0")
 
 
-def small_run_words(folder: Path, *more: str) -> list[str]:
+def small_run_arguments(folder: Path, *more: str) -> list[str]:
     """Return the arguments of a demo run of a few steps on 24 images, everything inside `folder`."""
     return [
         "run",
@@ -29,7 +29,7 @@ def small_run_words(folder: Path, *more: str) -> list[str]:
 
 def small_run(folder: Path, *more: str) -> int:
     """Return the exit code of such a run."""
-    return main(small_run_words(folder, *more))
+    return main(small_run_arguments(folder, *more))
 
 
 def log_events(run: Path) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from mlperf_logging.compliance_checker import mlp_compliance
-from small_runs import NO_TARGETS, log_events, read_results, small_run, small_run_words
+from small_runs import NO_TARGETS, log_events, read_results, small_run, small_run_arguments
 
 from maskperf.errors import EXIT_DATA, EXIT_DONE, EXIT_NOT_FINITE, DataError, Problem
 from maskperf.mlperf.attempts import find_attempts
@@ -149,8 +149,8 @@ def test_what_an_evaluation_sees_does_not_depend_on_when_its_verdict_comes(tmp_p
     for name, known_from in (("early", 0), ("late", AT_THE_END)):
         with monkeypatch.context() as patch:
             happened = _watched(patch, known_from=known_from)
-            words = (*NO_TARGETS, "optimizer.max_epochs=3", "model.score_threshold=0.001")
-            assert small_run(tmp_path / name, *words) == EXIT_DONE
+            arguments = (*NO_TARGETS, "optimizer.max_epochs=3", "model.score_threshold=0.001")
+            assert small_run(tmp_path / name, *arguments) == EXIT_DONE
         folder = tmp_path / name / "run"
         steps = [line for line in read_metrics(folder / "metrics.jsonl") if isinstance(line, StepLine)]
         table = [
@@ -230,8 +230,8 @@ def test_two_processes_stop_at_one_step(tmp_path):
     environment["OMP_NUM_THREADS"] = "1"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [str(TESTS / "run" / "overlapping_run.py"), str(tmp_path)]
-    words = small_run_words(tmp_path, *TARGETS, "optimizer.max_epochs=3", "system.log_every_steps=1")
-    done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, timeout=240)
+    arguments = small_run_arguments(tmp_path, *TARGETS, "optimizer.max_epochs=3", "system.log_every_steps=1")
+    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     last = [int((tmp_path / f"last_update_{rank}").read_text()) for rank in (0, 1)]
     assert last[0] == last[1] and last[0] in (5, 6)

@@ -119,8 +119,8 @@ def test_the_official_checker_accepts_the_form_of_the_log(finished, capsys):
 def test_with_one_target_the_other_ap_does_not_count(tmp_path, monkeypatch, targets, code):
     wanted = dict(zip(("box", "mask"), targets, strict=True))
     monkeypatch.setattr(evaluations, "score", _scored(lambda kind, epoch: 0.5 if wanted[kind] else 0.0))
-    words = [f"evaluation.{kind}_target={target}" for kind, target in wanted.items()]
-    assert small_run(tmp_path, *words, "optimizer.max_epochs=2") == code
+    arguments = [f"evaluation.{kind}_target={target}" for kind, target in wanted.items()]
+    assert small_run(tmp_path, *arguments, "optimizer.max_epochs=2") == code
     results = read_results(tmp_path / "run")
     expected = ("success", 1) if code == EXIT_DONE else ("aborted", 2)
     assert (results["status"], results["epochs"]) == expected
@@ -150,8 +150,8 @@ def _scored(ap_of):
     ],
 )
 def test_every_so_many_epochs_are_evaluated_and_always_the_last(tmp_path, every_epochs, limit, evaluated):
-    words = (f"evaluation.every_epochs={every_epochs}", "optimizer.max_epochs=0", limit)
-    assert small_run(tmp_path, *NO_TARGETS, *words) == EXIT_DONE
+    arguments = (f"evaluation.every_epochs={every_epochs}", "optimizer.max_epochs=0", limit)
+    assert small_run(tmp_path, *NO_TARGETS, *arguments) == EXIT_DONE
     events = log_events(tmp_path / "run")
     logged = {key: [event["metadata"]["epoch_num"] for event in events if event["key"] == key] for key in EPOCH_KEYS}
     assert logged["eval_start"] == logged["eval_accuracy"] == logged["eval_stop"] == list(evaluated)
@@ -260,14 +260,14 @@ def test_a_confirmation_that_is_cut_short_leaves_no_success(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("words", "engines"),
+    ("arguments", "engines"),
     [
         (NO_TARGETS, ["fast", "official"]),
         ((*NO_TARGETS, "evaluation.engine=official"), ["official"]),
         (("evaluation.box_target=0.99",), ["fast"]),
     ],
 )
-def test_the_official_engine_is_asked_once_where_a_run_ends_well(tmp_path, monkeypatch, words, engines):
+def test_the_official_engine_is_asked_once_where_a_run_ends_well(tmp_path, monkeypatch, arguments, engines):
     honest, asked = evaluations.score, []
 
     def score(*arguments, engine, **options):
@@ -275,7 +275,7 @@ def test_the_official_engine_is_asked_once_where_a_run_ends_well(tmp_path, monke
         return honest(*arguments, engine=engine, **options)
 
     monkeypatch.setattr(evaluations, "score", score)
-    small_run(tmp_path, *words)
+    small_run(tmp_path, *arguments)
     assert asked == engines
 
 
@@ -290,14 +290,14 @@ def test_an_existing_run_folder_is_left_alone(tmp_path, capsys):
 def _own_data(folder, change):
     """Return the arguments of a run on the demo's images, after `change` was made to the validation file."""
     write_demo_dataset(folder / "source", train_images=24, val_images=8, seed=3)
-    words = list(NO_TARGETS)
+    arguments = list(NO_TARGETS)
     for split in ("train", "val"):
         path = folder / "source" / "annotations" / f"instances_{split}2017.json"
-        words += [f"data.{split}_json={path}", f"data.{split}_images={folder / 'source' / f'{split}2017'}"]
+        arguments += [f"data.{split}_json={path}", f"data.{split}_images={folder / 'source' / f'{split}2017'}"]
         document = json.loads(path.read_text())
         change(split, document)
         path.write_text(json.dumps(document))
-    return [*words, "model.score_threshold=0.01"]
+    return [*arguments, "model.score_threshold=0.01"]
 
 
 def _own_val(folder, number_of):
@@ -317,8 +317,8 @@ def _renumbered(document, number_of):
 
 def test_own_data_with_its_own_ids(tmp_path):
     ids = {identity: 10**12 + 7 * identity for identity in (1, 2, 4, 7, 8, 11, 13, 16)}
-    words = _own_data(tmp_path, lambda split, document: _renumbered(document, ids))
-    assert small_run(tmp_path, *words) == EXIT_DONE
+    arguments = _own_data(tmp_path, lambda split, document: _renumbered(document, ids))
+    assert small_run(tmp_path, *arguments) == EXIT_DONE
     metadata = read_metadata(tmp_path / "run" / "model.safetensors")
     assert metadata["category_ids"] == list(ids.values())
     found = json.loads((tmp_path / "run" / "detections_bbox.json").read_text())
@@ -326,8 +326,8 @@ def test_own_data_with_its_own_ids(tmp_path):
 
 
 def test_a_validation_file_with_fewer_categories_is_evaluated_with_a_notice(tmp_path):
-    words = _own_val(tmp_path, {identity: identity for identity in (2, 4, 7, 8, 11, 13)})
-    assert small_run(tmp_path, *words) == EXIT_DONE
+    arguments = _own_val(tmp_path, {identity: identity for identity in (2, 4, 7, 8, 11, 13)})
+    assert small_run(tmp_path, *arguments) == EXIT_DONE
     folder = tmp_path / "run"
     results = read_results(folder)
     assert sum("2 of the 8 categories of " in notice for notice in results["notices"]) == 1
@@ -339,12 +339,12 @@ def test_a_validation_file_with_fewer_categories_is_evaluated_with_a_notice(tmp_
 
 def test_categories_matched_by_name_are_written_with_the_files_own_ids(tmp_path, capsys):
     number_of = {16: 1, 13: 2, 11: 4, 2: 90, 4: 91, 8: 92}  # 1 and 7 are left out
-    words = _own_val(tmp_path, number_of)
-    assert small_run(tmp_path, *words) == EXIT_DATA
+    arguments = _own_val(tmp_path, number_of)
+    assert small_run(tmp_path, *arguments) == EXIT_DATA
     message = capsys.readouterr().err
     assert "data.categories_by_name=true" in message and "problems in all" not in message
     shutil.rmtree(tmp_path / "run")
-    assert small_run(tmp_path, *words, "data.categories_by_name=true") == EXIT_DONE
+    assert small_run(tmp_path, *arguments, "data.categories_by_name=true") == EXIT_DONE
     found = json.loads((tmp_path / "run" / "detections_segm.json").read_text())
     assert found and {entry["category_id"] for entry in found} <= {1, 2, 4, 90, 91, 92, 7, 93}  # 93 is training's 1
     notices = read_results(tmp_path / "run")["notices"]
@@ -382,8 +382,8 @@ def test_a_problem_of_the_annotations_is_named_beside_those_of_images(tmp_path, 
     document = json.loads(json_path.read_text())
     document["annotations"][0]["bbox"] = [1, 2]
     json_path.write_text(json.dumps(document))
-    for word in ("model.num_classes=9", "model.num_classes=0"):
-        assert small_run(tmp_path, word, f"run_dir={tmp_path / word}") == EXIT_DATA
+    for argument in ("model.num_classes=9", "model.num_classes=0"):
+        assert small_run(tmp_path, argument, f"run_dir={tmp_path / argument}") == EXIT_DATA
         message = capsys.readouterr().err
         assert "field bbox" in message
         assert "6 problems in all" in message  # with three images of this split and two of the other
@@ -430,8 +430,8 @@ def test_six_calls_and_six_files_lead_from_the_command_to_a_loss_formula(tmp_pat
 
 
 def test_missing_data_and_weights_are_all_named_and_no_folder_is_made(tmp_path, capsys):
-    words = ["run", "coco", f"data.root={tmp_path / 'coco'}", f"run_dir={tmp_path / 'run'}"]
-    assert main([*words, f"model.backbone_weights={tmp_path / 'R-50.pkl'}"]) == EXIT_DATA
+    arguments = ["run", "coco", f"data.root={tmp_path / 'coco'}", f"run_dir={tmp_path / 'run'}"]
+    assert main([*arguments, f"model.backbone_weights={tmp_path / 'R-50.pkl'}"]) == EXIT_DATA
     message = capsys.readouterr().err
     assert "instances_train2017.json" in message and "val2017" in message and "5 problems in all" in message
     assert "model.backbone_weights" in message and "MSRA" in message

@@ -130,8 +130,8 @@ def test_each_run_is_a_fresh_python_with_a_folder_of_its_own(tmp_path, run_synth
     given = ["optimizer.max_epochs=1", "processes=2"]
     _, _, commands = run_synthetic([1.0, 1.0], given)
     for number, command in enumerate(commands):
-        words = ["run", "coco", *given, f"run_dir={tmp_path / 's'}/run_{number}"]
-        assert command == [sys.executable, "-m", "maskperf", *words]
+        arguments = ["run", "coco", *given, f"run_dir={tmp_path / 's'}/run_{number}"]
+        assert command == [sys.executable, "-m", "maskperf", *arguments]
 
 
 def test_the_default_folder_is_named_after_the_recipe(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
-from small_runs import log_events, read_results, small_run, small_run_words
+from small_runs import log_events, read_results, small_run, small_run_arguments
 
 from maskperf.cli.main import main
 from maskperf.errors import EXIT_DONE, EXIT_NOT_FINITE, EXIT_TARGET_MISSED
@@ -82,7 +82,7 @@ def test_a_problem_in_one_of_two_processes_stops_both_and_names_it(tmp_path, pro
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [str(TESTS / "run" / "stopping_run.py"), problem, str(rank), "2"]
     done = subprocess.run(
-        [*command, *small_run_words(tmp_path)], env=environment, capture_output=True, text=True, timeout=240
+        [*command, *small_run_arguments(tmp_path)], env=environment, capture_output=True, text=True, timeout=240
     )
     assert done.returncode != 0
     message = read_results(tmp_path / "run")["reason"]

@@ -9,22 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from PIL import Image
 from pycocotools import mask as coco_masks
 
 from maskperf.data.coco.document import AnnotationRow, Document, ImageRow, outline_of
 from maskperf.data.images.decode import decode_image
-from maskperf.files import pretty_json, write_text
+from maskperf.files import pretty_json, printable, write_text
 from maskperf.pictures.drawing import (
     Overlay,
-    Pair,
     category_colours,
     draw_pair,
     draw_panel,
     drawable_names,
-    printable_line,
-    printable_name,
+    short_name,
     write_page,
 )
 from maskperf.schema import PictureEntry
@@ -92,7 +90,7 @@ class Predictions:
         shown |= {boxes["category_id"] for image in rows for boxes, _ in self._found[image.id]}
         names = {self._names[category_id] for category_id in shown}
         legend = {name: colour for name, colour in self._colours.items() if name in names}
-        write_page([self._pair(row) for row in rows], legend, path)
+        write_page([(row.file_name, self._draw(row)) for row in rows], legend, path)
 
     def write_best_and_worst(self, path: Path, count: int = BEST_AND_WORST) -> None:
         """Write the `count` best and the `count` worst images, each drawn with its truth and its detections.
@@ -103,8 +101,8 @@ class Predictions:
         entries = []
         for kind, scored in choose_best_and_worst(self.image_scores(), count):
             row = rows[scored.image_id]
-            jpeg = base64.b64encode(_jpeg(draw_pair(self._pair(row)))).decode("ascii")
-            title = printable_line(row.file_name)
+            jpeg = base64.b64encode(_jpeg(self._draw(row))).decode("ascii")
+            title = printable(row.file_name)
             entries.append(PictureEntry(kind=kind, title=title, caption=scored.caption(), jpeg_base64=jpeg))
         write_text(path, pretty_json(entries))
 
@@ -115,18 +113,32 @@ class Predictions:
         detections. Detections and objects of one category are paired one to one, the largest overlap first, down to an
         overlap of 0.1; a detection left over is wrong, unless half of it is inside a crowd of its category.
         """
-        scores = []
-        for row in self.document.images:
-            objects = sum(not annotation.iscrowd for annotation in self._truth[row.id])
-            if objects:
-                overlaps, wrong = _match(row, self._truth[row.id], [masks for _, masks in self._found[row.id]])
-                score = sum(overlaps) / (objects + wrong)
-                scores.append(
-                    ImageScore(image_id=row.id, score=score, objects=objects, overlaps=tuple(overlaps), wrong=wrong)
-                )
-        return scores
+        filled = {row.image_id for row in self.document.annotations if not row.iscrowd}
+        return [self._score(row) for row in self.document.images if row.id in filled]
 
-    def _pair(self, row: ImageRow) -> Pair:
+    def _score(self, row: ImageRow) -> ImageScore:
+        overlaps = self._overlaps(row)
+        is_crowd = np.array([bool(annotation.iscrowd) for annotation in self._truth[row.id]])
+        paired = _pair_largest_first(overlaps[:, ~is_crowd])
+        is_ignored = overlaps[:, is_crowd].max(axis=1, initial=0) >= CROWD_OVERLAP
+        wrong = sum(index not in paired and not is_ignored[index] for index in range(len(overlaps)))
+        objects = int((~is_crowd).sum())
+        found = tuple(paired.values())
+        score = sum(found) / (objects + wrong)
+        return ImageScore(image_id=row.id, score=score, objects=objects, overlaps=found, wrong=wrong)
+
+    def _overlaps(self, row: ImageRow) -> Float[np.ndarray, "detections objects"]:
+        """Return the overlap of each detection with each object of its category; its share inside it for a crowd."""
+        truth, found = self._truth[row.id], self._found[row.id]
+        if not found:
+            return np.zeros((0, len(truth)))
+        outlines = [_packed(outline_of(annotation), (row.height, row.width)) for annotation in truth]
+        masks = [mask["segmentation"] for _, mask in found]
+        overlaps = coco_masks.iou(masks, outlines, [bool(annotation.iscrowd) for annotation in truth])
+        found_ids = np.array([boxes["category_id"] for boxes, _ in found])
+        return overlaps * (found_ids[:, None] == [annotation.category_id for annotation in truth])
+
+    def _draw(self, row: ImageRow) -> Image.Image:
         size_hw = (row.height, row.width)
         pixels = decode_image(
             self._image_folder / row.file_name,
@@ -137,7 +149,7 @@ class Predictions:
 
         def overlay(box: Sequence, outline: list | dict, category_id: int, note: str) -> Overlay:
             name = self._names[category_id]
-            return Overlay(box, decode_outline(outline, size_hw), printable_name(name) + note, self._colours[name])
+            return Overlay(box, decode_outline(outline, size_hw), short_name(name) + note, self._colours[name])
 
         truth = [
             overlay(truth.bbox, outline_of(truth), truth.category_id, ", crowd" if truth.iscrowd else "")
@@ -147,8 +159,7 @@ class Predictions:
             overlay(boxes["bbox"], masks["segmentation"], boxes["category_id"], f" {boxes['score']:.2f}")
             for boxes, masks in self._found[row.id]
         ]
-        panels = draw_panel(pixels, truth, "no objects"), draw_panel(pixels, found, "nothing found")
-        return Pair(*panels, row.file_name)
+        return draw_pair(draw_panel(pixels, truth, "no objects"), draw_panel(pixels, found, "nothing found"))
 
 
 def choose_images(document: Document, num_images: int) -> list[ImageRow]:
@@ -193,40 +204,13 @@ def _packed(outline: list | dict, size_hw: tuple[int, int]) -> Any:
     return coco_masks.frPyObjects(outline, *size_hw) if isinstance(outline["counts"], list) else outline
 
 
-def _match(row: ImageRow, truth: list[AnnotationRow], found: list[dict]) -> tuple[list[float], int]:
-    """Return the overlaps of the objects that were found, and the number of wrong detections."""
-    overlaps: list[float] = []
-    wrong = 0
-    for category_id in sorted({entry["category_id"] for entry in found}):
-        masks = [entry["segmentation"] for entry in found if entry["category_id"] == category_id]
-        objects: list[dict] = []
-        crowds: list[dict] = []
-        for annotation in truth:
-            if annotation.category_id == category_id:
-                outline = _packed(outline_of(annotation), (row.height, row.width))
-                (crowds if annotation.iscrowd else objects).append(outline)
-        paired = _pair_largest_first(coco_masks.iou(masks, objects, [False] * len(objects))) if objects else {}
-        overlaps += paired.values()
-        left = [mask for index, mask in enumerate(masks) if index not in paired]
-        wrong += len(left)
-        if left and crowds:
-            in_crowd = np.asarray(coco_masks.iou(left, crowds, [True] * len(crowds))).max(axis=1) >= CROWD_OVERLAP
-            wrong -= int(in_crowd.sum())
-    return overlaps, wrong
-
-
-def _pair_largest_first(overlaps: np.ndarray) -> dict[int, float]:
-    """Return the overlap of each detection (row) that got an object (column)."""
-    paired: dict[int, float] = {}
-    taken = set()
-    for flat in np.argsort(-overlaps, axis=None, kind="stable"):
-        detection, index = divmod(int(flat), overlaps.shape[1])
-        overlap = float(overlaps[detection, index])
-        if overlap < LEAST_OVERLAP:
-            break
-        if detection not in paired and index not in taken:
-            paired[detection] = overlap
-            taken.add(index)
+def _pair_largest_first(overlaps: Float[np.ndarray, "detections objects"]) -> dict[int, float]:
+    """Return the overlap of each detection that got an object."""
+    left, paired = overlaps.copy(), {}
+    while left.size and left.max() >= LEAST_OVERLAP:
+        detection, index = np.unravel_index(left.argmax(), left.shape)
+        paired[int(detection)] = float(left[detection, index])
+        left[detection], left[:, index] = 0, 0
     return paired
 
 

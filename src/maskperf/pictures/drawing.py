@@ -1,7 +1,6 @@
 """Drawing of images with boxes, masks and labels: panels, pairs of truth and predictions, and the page of pairs."""
 
 import colorsys
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from maskperf.errors import StorageError
+from maskperf.files import printable, replace_file
 from maskperf.pictures.fonts import draw_text, drawable, missing_letters, text_width
 
 LARGEST_PANEL_PX = (460, 400)  # width, height; four panels and their margins stay under 2000 px
@@ -19,25 +18,21 @@ MASK_OPACITY = 0.4
 RIM_OPACITY = 0.55
 LONGEST_NAME = 18  # characters
 LABEL_PX = 14
-VARIATION_SELECTORS = frozenset(map(chr, range(0xFE00, 0xFE10)))  # emoji or plain: fonts decide
 # Far apart for most eyes; more categories than this get hues a golden section apart.
 FIRST_COLOURS = ((230, 57, 70), (251, 120, 20), (29, 122, 230), (255, 190, 11), (0, 180, 190), (157, 78, 221),
                  (239, 71, 155), (42, 168, 96), (140, 100, 60), (130, 190, 30))  # fmt: skip
 
-CARD_PADDING_PX = 10
 MARGIN_PX = 16
-SMALLEST_SLOT_PX = 200
+SMALLEST_PAIR_PX = 400
 CAPTION_PX = 24
-HEADER_PX = 38
+HEADER_PX = 26
+GAP_PX = 8
 LEGEND_LINE_PX = 28
 LEGEND_PX = 16
 MOST_LEGEND_NAMES = 40
-PAIR_HEADER_PX = 26
-PAIR_GAP_PX = 8
 
 PAGE_COLOUR = (232, 235, 240)
-CARD_EDGE_COLOUR = (206, 211, 219)
-SLOT_COLOUR = (244, 245, 247)
+PAIR_COLOUR = (244, 245, 247)
 TEXT_COLOUR = (40, 44, 52)
 FAINT_TEXT_COLOUR = (120, 126, 138)
 NOTE_COLOUR = (90, 96, 108)
@@ -57,15 +52,6 @@ class Overlay:
     colour: Colour
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two equally large panels of one image: with its ground truth, and with what the model found."""
-
-    truth: Image.Image
-    found: Image.Image
-    caption: str
-
-
 def category_colours(names: Sequence[str]) -> dict[str, Colour]:
     """Return a colour for each different name; it depends on the position of the name only."""
     distinct = list(dict.fromkeys(names))
@@ -77,25 +63,19 @@ def category_colours(names: Sequence[str]) -> dict[str, Colour]:
     return dict(zip(distinct, colours, strict=False))
 
 
-def printable_name(name: str) -> str:
+def short_name(name: str) -> str:
     """Return the name as one short line."""
-    line = printable_line(name) or "(no name)"
+    line = printable(name).strip() or "(no name)"
     return line if len(line) <= LONGEST_NAME else line[: LONGEST_NAME - 3].rstrip() + "..."
-
-
-def printable_line(text: str) -> str:
-    """Return the text on one line, with a question mark for what cannot be shown, without signs that have no shape."""
-    shown = (letter for letter in text if unicodedata.category(letter) != "Cf" and letter not in VARIATION_SELECTORS)
-    return " ".join("".join(letter if letter.isprintable() or letter.isspace() else "?" for letter in shown).split())
 
 
 def drawable_names(names: Mapping[int, str]) -> dict[int, str]:
     """Return the names of categories by their ids; one with letters that no font has is preceded by its id."""
     found = {}
     for identity, name in names.items():
-        line = drawable(printable_line(name))
+        line = drawable(name)
         numbered = f"{identity}: {line}" if any(map(str.isalnum, line)) else f"category {identity}"
-        found[identity] = numbered if missing_letters([printable_line(name)]) else name
+        found[identity] = numbered if missing_letters([name]) else name
     return found
 
 
@@ -134,10 +114,10 @@ def _tint(zoomed: np.ndarray, overlay: Overlay, size: tuple[int, int]) -> None:
     wider = np.asarray(inside.filter(ImageFilter.MaxFilter(3))) > 0
     widest = np.asarray(inside.filter(ImageFilter.MaxFilter(5))) > 0
     is_edge = wider & (np.asarray(inside.filter(ImageFilter.MinFilter(3))) == 0)
+    is_rim = widest & ~wider  # white around the edge, for objects of the overlay's own colour
     colour = np.array(overlay.colour, dtype=np.float32)
     zoomed[is_inside] += (colour - zoomed[is_inside]) * MASK_OPACITY
     zoomed[is_edge] = colour
-    is_rim = widest & ~wider  # white around the edge, for objects of the overlay's own colour
     zoomed[is_rim] += (255 - zoomed[is_rim]) * RIM_OPACITY
 
 
@@ -167,82 +147,49 @@ def _draw_tag(draw: ImageDraw.ImageDraw, corner: tuple[Number, Number], text: st
     width, height = _tag_size(text)
     left, top = corner
     draw.rounded_rectangle((left, top, left + width, top + height), radius=3, fill=colour)
-    red, green, blue = colour
-    is_light = 0.3 * red + 0.59 * green + 0.11 * blue > 150
-    fill = (20, 20, 20) if is_light else "white"
-    draw_text(draw, (left + 4, top + height / 2), text, size_px=LABEL_PX, fill=fill)
+    is_light = np.dot(colour, (0.3, 0.59, 0.11)) > 150
+    draw_text(draw, (left + 4, top + height / 2), text, size_px=LABEL_PX, fill=(20, 20, 20) if is_light else "white")
 
 
-def draw_pair(pair: Pair) -> Image.Image:
-    """Return both panels side by side under their headings."""
-    width, height = pair.truth.size
-    page = Image.new("RGB", (2 * width + PAIR_GAP_PX, height + PAIR_HEADER_PX), SLOT_COLOUR)
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(15)
-    for left, panel, text in ((0, pair.truth, "truth"), (width + PAIR_GAP_PX, pair.found, "found")):
-        page.paste(panel, (left, PAIR_HEADER_PX))
-        draw.text((left + width / 2, PAIR_HEADER_PX / 2), text, fill=TEXT_COLOUR, font=font, anchor="mm")
-    return page
+def draw_pair(truth: Image.Image, found: Image.Image) -> Image.Image:
+    """Return two equally large panels side by side under their headings."""
+    width, height = truth.size
+    pair = Image.new("RGB", (2 * width + GAP_PX, height + HEADER_PX), PAIR_COLOUR)
+    draw, font = ImageDraw.Draw(pair), ImageFont.load_default(15)
+    for left, panel, text in ((0, truth, "truth"), (width + GAP_PX, found, "found")):
+        pair.paste(panel, (left, HEADER_PX))
+        draw.text((left + width / 2, HEADER_PX / 2), text, fill=TEXT_COLOUR, font=font, anchor="mm")
+    return pair
 
 
-def write_page(pairs: list[Pair], legend: Mapping[str, Colour], path: Path) -> None:
-    """Write one PNG: per image a card with the ground truth on its left and the predictions on its right.
+def write_page(pairs: Sequence[tuple[str, Image.Image]], legend: Mapping[str, Colour], path: Path) -> None:
+    """Write one PNG with every pair above its caption, and the legend at the bottom.
 
-    Errors: StorageError when `path` cannot be written.
+    Errors: StorageError where `path` cannot be written.
     """
     columns = 1 if len(pairs) <= 2 else 2
     rows = [pairs[first : first + columns] for first in range(0, len(pairs), columns)]
-    slot_width = max(SMALLEST_SLOT_PX, *(pair.truth.width for pair in pairs))
-    card_width = 2 * slot_width + 3 * CARD_PADDING_PX
-    page_width = columns * (card_width + MARGIN_PX) + MARGIN_PX
-    strip = _draw_legend(legend, page_width)
-    slot_heights = [max(pair.truth.height for pair in row) for row in rows]
-    page_height = HEADER_PX + sum(slot_heights) + len(rows) * (CARD_PADDING_PX + CAPTION_PX + MARGIN_PX)
-    page = Image.new("RGB", (page_width, page_height + strip.height), PAGE_COLOUR)
-    top = HEADER_PX
+    slot_width = max(SMALLEST_PAIR_PX, *(pair.width for _, pair in pairs))
+    slot_heights = [max(pair.height for _, pair in row) + CAPTION_PX + MARGIN_PX for row in rows]
+    strip = _draw_legend(legend, columns * (slot_width + MARGIN_PX) + MARGIN_PX)
+    page = Image.new("RGB", (strip.width, MARGIN_PX + sum(slot_heights) + strip.height), PAGE_COLOUR)
+    draw, top = ImageDraw.Draw(page), MARGIN_PX
     for row, slot_height in zip(rows, slot_heights, strict=True):
-        for column, pair in enumerate(row):
-            left = MARGIN_PX + column * (card_width + MARGIN_PX)
-            _draw_card(page, pair, (left, top), (slot_width, slot_height))
-            if top == HEADER_PX:
-                _draw_header(page, left, slot_width)
-        top += CARD_PADDING_PX + slot_height + CAPTION_PX + MARGIN_PX
-    page.paste(strip, (0, page_height))
-    try:
-        page.save(path, format="PNG")
-    except OSError as error:
-        raise StorageError(f"{path}: cannot write the page of predictions: {error}. Free some space.") from error
-
-
-def _draw_card(page: Image.Image, pair: Pair, corner: tuple[int, int], slot_size: tuple[int, int]) -> None:
-    """Draw both panels side by side, each in the middle of its slot, with the caption under them."""
-    draw = ImageDraw.Draw(page)
-    left, top = corner
-    width, height = slot_size
-    right = left + 2 * width + 3 * CARD_PADDING_PX
-    bottom = top + CARD_PADDING_PX + height + CAPTION_PX
-    draw.rounded_rectangle((left, top, right, bottom), radius=8, fill="white", outline=CARD_EDGE_COLOUR)
-    top += CARD_PADDING_PX
-    for panel in (pair.truth, pair.found):
-        left += CARD_PADDING_PX
-        draw.rectangle((left, top, left + width - 1, top + height - 1), fill=SLOT_COLOUR)
-        page.paste(panel, (left + (width - panel.width) // 2, top + (height - panel.height) // 2))
-        left += width
-    line = (corner[0] + CARD_PADDING_PX, top + height + CAPTION_PX / 2)
-    draw_text(draw, line, drawable(printable_line(pair.caption)), size_px=13, fill=FAINT_TEXT_COLOUR)
-
-
-def _draw_header(page: Image.Image, left: int, slot_width: int) -> None:
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(20)
-    for index, text in enumerate(("ground truth", "predictions")):
-        middle = left + CARD_PADDING_PX + index * (slot_width + CARD_PADDING_PX) + slot_width / 2
-        draw.text((middle, HEADER_PX / 2 + 2), text, fill=TEXT_COLOUR, font=font, anchor="mm")
+        for column, (caption, pair) in enumerate(row):
+            left = MARGIN_PX + column * (slot_width + MARGIN_PX) + (slot_width - pair.width) // 2
+            page.paste(pair, (left, top))
+            line = drawable(printable(caption))
+            draw_text(draw, (left, top + pair.height + CAPTION_PX / 2), line, size_px=13, fill=FAINT_TEXT_COLOUR)
+        top += slot_height
+    page.paste(strip, (0, top))
+    replace_file(path, lambda temporary: page.save(temporary, format="PNG"))
 
 
 def _draw_legend(colours: Mapping[str, Colour], page_width: int) -> Image.Image:
     """Return a strip with a square and a name for each colour, on as many lines as it needs."""
-    entries: list[tuple[str, Colour | None]] = [(printable_name(name), colour) for name, colour in colours.items()]
+    entries: list[tuple[str, Colour]] = [(short_name(name), colour) for name, colour in colours.items()]
     if len(entries) > MOST_LEGEND_NAMES:
-        entries[MOST_LEGEND_NAMES:] = [(f"and {len(entries) - MOST_LEGEND_NAMES} more", None)]
+        entries[MOST_LEGEND_NAMES:] = [(f"and {len(entries) - MOST_LEGEND_NAMES} more", PAGE_COLOUR)]
     corners, x, line = [], MARGIN_PX, 0
     for text, _ in entries:
         width = round(text_width(text, LEGEND_PX)) + 46
@@ -253,7 +200,6 @@ def _draw_legend(colours: Mapping[str, Colour], page_width: int) -> Image.Image:
     legend = Image.new("RGB", (page_width, (line + 1) * LEGEND_LINE_PX + 8), PAGE_COLOUR)
     draw = ImageDraw.Draw(legend)
     for (text, colour), (left, top) in zip(entries, corners, strict=True):
-        if colour is not None:
-            draw.rounded_rectangle((left, top + 4, left + 16, top + 20), radius=4, fill=colour)
+        draw.rounded_rectangle((left, top + 4, left + 16, top + 20), radius=4, fill=colour)
         draw_text(draw, (left + 24, top + 12), text, size_px=LEGEND_PX, fill=TEXT_COLOUR)
     return legend

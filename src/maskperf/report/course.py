@@ -81,13 +81,13 @@ def _mean_of(values: Sequence[float | None]) -> float | None:
     return fmean(known) if known else None
 
 
-def _rising(tracked: Sequence[TrackedStats]) -> list[TrackedStats]:
-    """Return the entries whose step is higher than that of the one before; several ranks may have logged the same."""
-    kept: list[TrackedStats] = []
+def _rising(tracked: Sequence[TrackedStats]) -> dict[int, dict[str, float | None]]:
+    """Return the values by step, without steps that do not rise: several ranks may have logged the same."""
+    values: dict[int, dict[str, float | None]] = {}
     for entry in tracked:
-        if entry.step is not None and entry.step > (kept[-1].step if kept else 0):
-            kept.append(entry)
-    return kept
+        if entry.step is not None and entry.step > max(values, default=0):
+            values[entry.step] = entry.values
+    return values
 
 
 def _loss_windows(log: BenchmarkLog, key: str = "loss") -> list[Window]:
@@ -97,8 +97,7 @@ def _loss_windows(log: BenchmarkLog, key: str = "loss") -> list[Window]:
     so far. None for a mean that is not finite, or that no longer moves: those trainers leave out what is not finite.
     """
     entries = _rising(log.tracked)
-    steps = [entry.step for entry in entries]
-    means = [entry.values.get(key) for entry in entries]
+    steps, means = list(entries), [values.get(key) for values in entries.values()]
     if log.recipe is None:
         return windows_from_cumulative(steps, means)
     firsts = [1, *(step + 1 for step in steps[:-1])]
@@ -108,7 +107,7 @@ def _loss_windows(log: BenchmarkLog, key: str = "loss") -> list[Window]:
 
 def _points_of_log(log: BenchmarkLog) -> list[LossPoint]:
     """Return a point for each window of the tracked_stats; its step is the middle of the window."""
-    entries = {entry.step: entry.values for entry in _rising(log.tracked)}
+    entries = _rising(log.tracked)
     names = {key for values in entries.values() for key in values}
     by_term = {
         TERM_OF_KEY[key]: {window.last_step: _finite_loss(window) for window in _loss_windows(log, key)}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
+from typing import TypeGuard
 
 from maskperf.errors import UserError
 from maskperf.schema import WINDOW_STEPS
@@ -130,13 +131,12 @@ def windows_from_cumulative(steps: Sequence[int], cumulative_means: Sequence[flo
                 f"the loss log, field step, value {step}: it comes after step {last}. Fix: give the log of one run."
             )
         last = step
-        finite = _is_finite(mean)
-        if finite and step - begin < WINDOW_STEPS:
-            continue
-        loss = (mean * step - begin_mean * begin) / (step - begin) if finite else None
-        frozen = finite and begin > 0 and mean == begin_mean
-        windows.append(Window(first_step=begin + 1, last_step=step, loss=loss, frozen=frozen))
-        if finite:
+        if not _is_finite(mean):
+            windows.append(Window(first_step=begin + 1, last_step=step, loss=None))
+        elif step - begin >= WINDOW_STEPS:
+            loss = (mean * step - begin_mean * begin) / (step - begin)
+            frozen = begin > 0 and mean == begin_mean
+            windows.append(Window(first_step=begin + 1, last_step=step, loss=loss, frozen=frozen))
             begin, begin_mean = step, mean
     return windows
 
@@ -278,7 +278,7 @@ def _mean_without_spikes(losses: Sequence[float]) -> float:
     return sum(min(loss, ceiling) for loss in losses) / len(losses)
 
 
-def _is_finite(loss: float | None) -> bool:
+def _is_finite(loss: float | None) -> TypeGuard[float]:
     return loss is not None and math.isfinite(loss)
 
 

@@ -13,7 +13,8 @@ from rich.table import Table
 
 from maskperf.errors import EXIT_DATA, EXIT_DONE, EXIT_RULE, EXIT_TARGET_MISSED, EXIT_USAGE
 from maskperf.files import pretty_json, write_text
-from maskperf.mlperf.scoring import RUNS, score_minutes
+from maskperf.mlperf.rules import RUNS
+from maskperf.mlperf.scoring import score_minutes
 from maskperf.overrides import path_as_argument
 from maskperf.run.run_folder import create_run_folder
 from maskperf.schema import CONFIG_FILE, RESULTS_FILE, SERIES_FILE, Results, Series, SeriesRun, read_json

@@ -3,8 +3,7 @@ import torch
 from kernel_device import DEVICE, stored_as
 
 from maskperf.ops.kernels.pyramid import TILE_SIDE
-from maskperf.ops.kernels.roi_align import pyramid_roi_align
-from maskperf.ops.kernels.roi_align_gradient import ROIS_AT_A_TIME, pyramid_gradient
+from maskperf.ops.kernels.roi_align import ROIS_AT_A_TIME, pyramid_gradient, pyramid_roi_align
 from maskperf.ops.roi_align import assign_levels, flat_roi_align
 
 STRIDES = (4, 8, 16, 32)

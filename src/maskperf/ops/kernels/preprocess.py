@@ -1,4 +1,4 @@
-"""Images to the network's input in one Triton kernel: resize, mirror, means, zeros. Not yet run on a GPU.
+"""Images to the network's input in one Triton kernel: resize, mirror, means, zeros.
 
 The plain twin is maskperf.ops.preprocess.to_images_reference.
 """

@@ -41,7 +41,8 @@ def match_categories(trained: Names, found: Names, *, source: str, file: str, by
     }
     unmatched = {identity: name for identity, name in found.items() if identity not in training_ids}
     written_ids = _written_ids(trained, found, training_ids)
-    notices, problems = [], ()
+    notices: list[str] = []
+    problems: tuple[Problem, ...] = ()
     if unmatched:
         explain = _unknown_names if by_name else _other_names
         problems = (explain(trained, found, unmatched, source, file),)

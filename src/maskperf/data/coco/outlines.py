@@ -23,7 +23,8 @@ def repair_outlines(document: Document, reading: Reading, findings: Findings) ->
     images = images_by_id(document)
     num_problems = len(findings.problems)
     objects = [row for row in document.annotations if row.iscrowd != 1]
-    usable, without = [], []
+    usable: list[AnnotationRow] = []
+    without: list[AnnotationRow] = []
     for row in document.annotations:
         image = images.get(row.image_id) if fits(row.image_id, Id) else None
         is_right = _repair_outline(row, image, findings)

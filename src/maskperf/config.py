@@ -38,6 +38,7 @@ def option(default: Any, text: str) -> Any:
 # The benchmark's targets, how many images of COCO 2017 it uses (of the files of train2017 those with objects), and the
 # backbone: Detectron's R-50.pkl.
 BOX_TARGET, MASK_TARGET = 0.377, 0.339
+BENCHMARK = "maskrcnn"
 NUM_TRAIN_IMAGES, NUM_VAL_IMAGES = 117_266, 5_000
 NUM_TRAIN_FILES = 118_287
 BACKBONE_MD5 = "b19105fdd7baafb40480251377de18f2"

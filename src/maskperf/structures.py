@@ -1,8 +1,8 @@
 """The tensors that cross package borders, with their shapes.
 
-Legend of axes: images (of one device's batch), slots (places for ground truth, padded), rings (polygons), points,
-anchors, proposals, rois, masks (places for positive RoIs), detections, channels, height, width.
-A boolean `valid` tells which padded places are real; the others hold zeros.
+Legend of axes: images (of one device's batch), slots (for ground truth, padded), rings (polygons), points,
+anchors, proposals, rois, masks (slots for positive RoIs), detections, channels, height, width.
+A boolean `valid` tells which padded entries are real; the others hold zeros.
 Boxes are (x1, y1, x2, y2) in pixels of the resized image, corners inclusive (docs/conventions.md).
 """
 
@@ -19,15 +19,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Images:
-    """Pictures, top-left in a common canvas, BGR, mean subtracted, zero where padded."""
+    """Images, top-left in a common padded size, BGR, mean subtracted, zero where padded."""
 
     pixels: Float[Tensor, "images 3 height width"]
-    sizes_hw: Int[Tensor, "images 2"]  # true size of each picture inside the canvas
+    sizes_hw: Int[Tensor, "images 2"]  # true size of each image without padding
 
 
 @dataclass(frozen=True, kw_only=True)
-class RawPicture:
-    """Where one decoded picture and the tables of its resize lie, and what is to become of it; known on the host.
+class RawImage:
+    """Where one decoded image and the tables of its resize lie, and what is to become of it; known on the host.
 
     A table says for each new row (column) which is the first old one it takes from, then the weight of that one, of
     the next and so on: 1 + taps lines of one number for each new row (column). See maskperf.ops.resize.
@@ -46,13 +46,13 @@ class RawPicture:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RawPictures:
-    """Pictures as they were decoded, to be resized on the device; `Images` once `prepare_images` was called."""
+class RawImages:
+    """Images as they were decoded, to be resized on the device; `Images` after `prepare_images`."""
 
-    content: UInt8[Tensor, " bytes"]  # tables of int32, and pictures: rows of B, G, R
-    places: tuple[RawPicture, ...]
-    sizes_hw: Int[Tensor, "images 2"]  # true size of each picture inside the canvas, after the resize
-    canvas_hw: tuple[int, int]
+    content: UInt8[Tensor, " bytes"]  # tables of int32, and images: rows of B, G, R
+    entries: tuple[RawImage, ...]
+    sizes_hw: Int[Tensor, "images 2"]  # true size of each image without padding, after the resize
+    padded_hw: tuple[int, int]
     means_bgr: Float[Tensor, "3"]
     # To be called once, when `content` was read or its copying has begun: its memory may then be used again, as soon
     # as the function handed over (None: at once) says that the copy is done.
@@ -103,7 +103,7 @@ class Targets:
 class Batch:
     """What one device trains on in one forward pass."""
 
-    images: Images | RawPictures
+    images: Images | RawImages
     targets: Targets
     image_ids: Int[Tensor, " images"]  # the data set's own ids
     sample_seeds: Int[Tensor, " images"]  # keys of all random draws for these images in this epoch
@@ -111,7 +111,7 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchCapacity:
-    """How much ground truth a batch of `images` pictures has room for."""
+    """How much ground truth a batch of `images` images has room for."""
 
     images: int
     slots: int  # objects of one image
@@ -126,7 +126,7 @@ class BatchCapacity:
 class EvaluationBatch:
     """What one device predicts in one forward pass."""
 
-    images: Images | RawPictures
+    images: Images | RawImages
     image_ids: Int[Tensor, " images"]
     original_sizes_hw: Int[Tensor, "images 2"]  # as in the file, before the resize
 

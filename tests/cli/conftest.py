@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from official_checkers import run_in_process
 
 from maskperf import errors
 from maskperf.cli.main import main
+from maskperf.mlperf import checkers
 
 SOURCES = Path(errors.__file__).resolve().parents[1]
 
@@ -53,3 +55,9 @@ def new_process(tmp_path):
         )
 
     return run
+
+
+@pytest.fixture
+def checkers_in_process(monkeypatch):
+    """Run MLPerf's checkers in this process: the same text without their start."""
+    monkeypatch.setattr(checkers, "_run", run_in_process)

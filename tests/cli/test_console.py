@@ -6,10 +6,16 @@ from rich.console import Console
 from maskperf.cli.console import Progress, columns
 
 
-def progress_on(*, terminal, unit="MB", scale=1e6):
-    stream, now = io.StringIO(), [100.0]
-    console = Console(file=stream, force_terminal=terminal, width=100, markup=False, highlight=False)
-    return Progress(unit, scale=scale, console=console, clock=lambda: now[0]), stream, now
+@pytest.fixture
+def clocked():
+    """Return a function that makes a progress in MB on a stream; `now` holds the time its clock shows."""
+
+    def make(*, is_terminal):
+        stream, now = io.StringIO(), [100.0]
+        console = Console(file=stream, force_terminal=is_terminal, width=100, markup=False, highlight=False)
+        return Progress("MB", scale=1e6, console=console, clock=lambda: now[0]), stream, now
+
+    return make
 
 
 @pytest.mark.parametrize(
@@ -25,32 +31,23 @@ def test_progress_has_amount_share_rate_and_time_left(progress, amounts, rate, e
     assert progress.text("a.zip", *amounts, rate=rate) == f"a.zip  {expected}"
 
 
-def test_a_file_gets_a_plain_line_every_few_seconds():
-    progress, stream, now = progress_on(terminal=False)
+def test_a_file_gets_a_plain_line_every_few_seconds(clocked):
+    progress, stream, now = clocked(is_terminal=False)
     with progress:
         for second in range(31):
             now[0] = 100.0 + second
-            progress.advance("a.zip", 1_000_000 * second, 100_000_000)
+            progress.advance("a.zip", 50_000_000 + 1_000_000 * second, 100_000_000)  # the first 50 came earlier
         progress.say("[bold] done")
     assert stream.getvalue().splitlines() == [
-        "a.zip  10.0 of 100.0 MB  10%  1.0 MB/s  1:30 left",
-        "a.zip  20.0 of 100.0 MB  20%  1.0 MB/s  1:20 left",
-        "a.zip  30.0 of 100.0 MB  30%  1.0 MB/s  1:10 left",
+        "a.zip  60.0 of 100.0 MB  60%  1.0 MB/s  0:40 left",
+        "a.zip  70.0 of 100.0 MB  70%  1.0 MB/s  0:30 left",
+        "a.zip  80.0 of 100.0 MB  80%  1.0 MB/s  0:20 left",
         "[bold] done",
     ]
 
 
-def test_the_rate_of_a_continued_download_counts_only_what_came_since():
-    progress, stream, now = progress_on(terminal=False)
-    with progress:
-        progress.advance("a.zip", 50_000_000, 100_000_000)
-        now[0] += 10
-        progress.advance("a.zip", 60_000_000, 100_000_000)
-    assert stream.getvalue().strip() == "a.zip  60.0 of 100.0 MB  60%  1.0 MB/s  0:40 left"
-
-
-def test_a_terminal_gets_one_live_line_that_goes_away():
-    progress, stream, now = progress_on(terminal=True)
+def test_a_terminal_gets_one_live_line_that_goes_away(clocked):
+    progress, stream, now = clocked(is_terminal=True)
     with progress:
         for _ in range(5):
             now[0] += 1

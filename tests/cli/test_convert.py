@@ -91,11 +91,10 @@ def test_fewer_bits_cost_what_is_printed(convert, storage, kind):
     assert read_tensor_file("small.safetensors").tensors[CONV].dtype == kind
     exact, restored = torch.from_numpy(blobs["res3_0_branch2b_w"]), stored_backbone("small.safetensors")[CONV]
     assert 0 < (exact - restored).abs().max() < 0.02 * exact.abs().max()
-    assert "all tensors: largest error" in shown and "signal-to-noise" in shown
-    assert f"written: small.safetensors ({storage})" in shown
+    assert all(part in shown for part in ("all tensors: largest error", "signal-to-noise", f"({storage})"))
 
 
-def test_a_converted_backbone_can_be_converted_again_and_keeps_its_origin_only_if_it_is_exact(convert):
+def test_a_converted_backbone_can_be_converted_again_and_names_its_origin_only_if_it_is_exact(convert):
     write_backbone_pickle(Path("R.pkl"))
     convert("backbone", "R.pkl", "exact.safetensors", *BACKBONE)
     convert("backbone", "exact.safetensors", "small.safetensors", *BACKBONE, "--storage", "int8")
@@ -104,13 +103,6 @@ def test_a_converted_backbone_can_be_converted_again_and_keeps_its_origin_only_i
     assert small["source_sha256"] == exact["source_sha256"] and "source_sha256" not in again
     assert again["source"] == "small.safetensors"
     assert torch.equal(stored_backbone("again.safetensors")[CONV], stored_backbone("small.safetensors")[CONV])
-
-
-def test_a_backbone_of_other_sizes_is_refused(convert):
-    write_backbone_pickle(Path("R.pkl"))
-    shown = convert("backbone", "R.pkl", "new.safetensors", code=errors.EXIT_DATA)
-    assert "R.pkl: 159 tensors (conv1_w, " in shown and "Set model.stem_channels=4 " in shown
-    assert not Path("new.safetensors").exists()
 
 
 @pytest.fixture
@@ -142,22 +134,13 @@ def test_a_model_comes_back_from_the_reference_form_bit_by_bit(convert, referenc
     assert from_json_text(metadata["config"]).model == config_of().model
 
 
-def test_without_categories_the_file_says_nothing_of_its_labels_and_a_notice_is_shown(convert, reference):
+def test_without_categories_the_file_has_no_labels_and_a_notice_is_shown(convert, reference):
     model, _ = reference()
     assert "--categories FILE" in convert("model", "model.pth", "bare.safetensors", *SIZES)
     assert read_header(Path("bare.safetensors")).keys() == {"tensors_sha256"}
     other, _ = build_model(config_of().model, seed=6)
     load_model_weights(other, "bare.safetensors")
     assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in model.state_dict().items())
-
-
-def test_categories_of_another_number_than_the_model_has_are_refused(convert, reference):
-    reference()
-    write_categories("one.json", {"id": 7, "name": "dog"})
-    command = ["model", "model.pth", "back.safetensors", "--categories", "one.json", *SIZES]
-    shown = convert(*command, code=errors.EXIT_DATA)
-    assert "one.json: the list of categories, field categories, value 1 entries" in shown
-    assert not Path("back.safetensors").exists()
 
 
 def test_trainable_batch_norms_lose_their_epsilon_to_the_variances_exactly_once(convert, reference):
@@ -170,9 +153,25 @@ def test_trainable_batch_norms_lose_their_epsilon_to_the_variances_exactly_once(
     assert not any(name.endswith("num_batches_tracked") for name in tensors)
 
 
-def test_a_model_without_metadata_is_taken_for_that_of_coco(convert, reference):
+MODEL = ["model", "model.pth", "b.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["backbone", "R.pkl", "b.safetensors"], "R.pkl: 159 tensors (conv1_w, "),  # of other sizes
+        (["backbone", "none.pkl", "b.safetensors"], "none.pkl: whole file, field path"),
+        (["backbone", "none.safetensors", "b.safetensors"], "none.safetensors: whole file, field path"),
+        ([*MODEL, "--categories", "one.json", *SIZES], "one.json: the list of categories, field categories, value 1 "),
+        (MODEL, "this model has 64; "),  # without metadata it is taken for that of COCO
+    ],
+)
+def test_files_that_do_not_fit_are_refused(convert, reference, arguments, named):
     reference()
-    assert "this model has 64; " in convert("model", "model.pth", "back.safetensors", code=errors.EXIT_DATA)
+    write_backbone_pickle(Path("R.pkl"))
+    write_categories("one.json", {"id": 7, "name": "dog"})
+    assert named in convert(*arguments, code=errors.EXIT_DATA)
+    assert not Path("b.safetensors").exists()
 
 
 @pytest.mark.parametrize(("kind", "source"), [("backbone", "a.pkl"), ("model", "a.pth")])
@@ -186,25 +185,21 @@ def test_no_file_is_written_over(convert, kind, source):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["model", "a.pth", "b.pth"], "one of the two must be a .safetensors"),
-        (["model", "a.safetensors", "b.pt"], "one of the two must be a .safetensors"),
-        (["model", "a.safetensors", "b.safetensors"], "one of the two must be a .safetensors"),
-        (["model", "a.safetensors", "b.pth", "--categories", "c.json"], "a .pth cannot hold them"),
-        (["model", "a.pth", "b.safetensors", "--recipee", "c"], "did you mean --recipe?"),
-        (["backbone", "a.pkl", "b.pkl"], "a converted backbone is a .safetensors file"),
-        (["backbone", "a.pkl", "b.safetensors", "--recipe", "coco"], "belongs to maskperf convert model"),
-        (["model", "a.safetensors", "b.pth", "--storage", "int8"], "belongs to maskperf convert backbone"),
-        (["backbone", "a.pkl", "b.safetensors", "data.root=x"], "only sizes of the model can be set"),
-        (["backbone", "a.pkl", "b.safetensors", "model.initial_weights=x"], "only sizes of the model can be set"),
-        (["backbone", "a.pkl", "b.safetensors", "model.num_classes=0"], "no data set to follow"),
-        (["backbone", "a.pkl", "b.safetensors", "model.stage_blcks=1"], "did you mean model.stage_blocks?"),
+        *(
+            (f"model {files}", "one of the two must be a .safetensors")
+            for files in ("a.pth b.pth", "a.safetensors b.pt", "a.safetensors b.safetensors")
+        ),
+        ("model a.safetensors b.pth --categories c.json", "a .pth cannot hold them"),
+        ("model a.pth b.safetensors --recipee c", "did you mean --recipe?"),
+        ("backbone a.pkl b.pkl", "a converted backbone is a .safetensors file"),
+        ("backbone a.pkl b.safetensors --recipe coco", "belongs to maskperf convert model"),
+        ("model a.safetensors b.pth --storage int8", "belongs to maskperf convert backbone"),
+        ("backbone a.pkl b.safetensors data.root=x", "only sizes of the model can be set"),
+        ("backbone a.pkl b.safetensors model.initial_weights=x", "only sizes of the model can be set"),
+        ("backbone a.pkl b.safetensors model.num_classes=0", "no data set to follow"),
+        ("backbone a.pkl b.safetensors model.stage_blcks=1", "did you mean model.stage_blocks?"),
     ],
 )
 def test_arguments_that_cannot_be_used_are_refused(convert, arguments, named, tmp_path):
-    assert named in convert(*arguments, code=errors.EXIT_USAGE)
+    assert named in convert(*arguments.split(), code=errors.EXIT_USAGE)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("name", ["none.pkl", "none.safetensors"])
-def test_a_missing_backbone_is_named(convert, name):
-    assert f"{name}: whole file, field path" in convert("backbone", name, "b.safetensors", code=errors.EXIT_DATA)

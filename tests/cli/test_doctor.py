@@ -1,7 +1,6 @@
 import io
 import json
 import sys
-from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -45,19 +44,17 @@ def lines_of(shown, name):
 
 def test_quick_shows_every_line_with_its_meaning(quick, tmp_path):
     shown = quick("--run-dir", tmp_path)
-    assert shown.code in (EXIT_DONE, EXIT_USAGE)
-    assert (shown.code == EXIT_USAGE) == ("\nproblem " in "\n" + shown.out)
-    assert "Python: 3." in shown.out and str(tmp_path) in shown.out and "left out by --quick" in shown.out
+    assert shown.code == (EXIT_USAGE if "\nproblem " in "\n" + shown.out else EXIT_DONE)
+    assert all(part in shown.out for part in ("Python: 3.", str(tmp_path), "left out by --quick"))
     assert "\x1b" not in shown.out and shown.out.isascii()
     assert not lines_of(shown, "training data") and not lines_of(shown, "validation data")
 
 
 def test_a_named_folder_without_data_is_a_problem(quick, tmp_path):
     shown = quick("--data", tmp_path)
-    assert shown.code == EXIT_USAGE
     (line,) = lines_of(shown, "COCO 2017")
+    assert shown.code == EXIT_USAGE and "fix: maskperf prepare coco" in shown.out
     assert line.startswith("problem ") and "missing annotations/instances_train2017.json" in line
-    assert "fix: maskperf prepare coco" in shown.out
 
 
 def test_json_holds_findings_facts_and_every_problem_of_the_data(quick, root):
@@ -65,34 +62,33 @@ def test_json_holds_findings_facts_and_every_problem_of_the_data(quick, root):
         path.unlink()
     found = json.loads(quick("--json", "--data", root).out)
     assert {"level", "name", "value", "meaning", "fix"} == set(found["findings"][0])
-    assert found["machine"]["cpu"]["usable_logical_cores"] >= 1
-    assert found["disk_speed"] is None
-    (finding,) = [entry for entry in found["findings"] if entry["name"] == "validation data"]
-    assert finding["level"] == "problem"
+    assert found["machine"]["cpu"]["usable_logical_cores"] >= 1 and found["disk_speed"] is None
+    assert [entry["level"] for entry in found["findings"] if entry["name"] == "validation data"] == ["problem"]
     assert [error["field"] for error in found["data_errors"]] == ["file_name"] * 3
 
 
-def test_without_quick_the_measurements_are_shown(maskperf, tmp_path, monkeypatch):
-    disk = DiskSpeed(
-        place=str(tmp_path), write_mib_per_second=1.0, read_mib_per_second=2.0, pictures_per_second=777.0, threads=2
-    )
-    monkeypatch.setattr("maskperf.machine.speed.measure_disk", lambda folder, threads: replace(disk, place=str(folder)))
+@pytest.mark.parametrize("is_full", [False, True])
+def test_without_quick_the_measurements_are_shown(maskperf, tmp_path, monkeypatch, is_full):
+    def measure_disk(folder, threads):
+        if is_full:
+            raise OSError("less than 1 GiB free")
+        return DiskSpeed(
+            place=str(folder), write_mib_per_second=1.0, read_mib_per_second=2.0, pictures_per_second=777.0, threads=2
+        )
+
+    monkeypatch.setattr("maskperf.machine.speed.measure_disk", measure_disk)
     monkeypatch.setattr(module, "ask_torch", lambda command: TorchProbe(cpu_gflops=321.0, cpu_threads=2))
     speed = PictureSpeed(decode_per_second=200.0, prepare_per_second=55.0, jpeg_kib=140.0)
     monkeypatch.setattr(module, "_image_speed", lambda data: speed)
-    shown = maskperf("doctor", "--run-dir", tmp_path)
-    assert all(part in shown.out for part in ("777 ", "321 GFLOP/s", "55 images/s"))
-
-
-def test_a_disk_that_cannot_be_measured_is_a_finding(maskperf, tmp_path, monkeypatch):
-    def refuse(folder, threads):
-        raise OSError("less than 1 GiB free")
-
-    monkeypatch.setattr(module, "ask_torch", lambda command: TorchProbe())
-    monkeypatch.setattr(module, "RATE_SECONDS", 0.03)
-    monkeypatch.setattr("maskperf.machine.speed.measure_disk", refuse)
     shown = maskperf("doctor", "--data", tmp_path)
-    assert f"disk speed: not measured; {tmp_path}: less than 1 GiB free" in shown.out
+    disk = f"disk speed: not measured; {tmp_path}: less than 1 GiB free" if is_full else "777 "
+    assert all(part in shown.out for part in (disk, "321 GFLOP/s", "55 images/s"))
+
+
+def test_the_speed_of_images_is_measured(monkeypatch):
+    monkeypatch.setattr(module, "RATE_SECONDS", 0.03)
+    speed = module._image_speed(DataConfig())
+    assert min(speed.prepare_per_second, speed.decode_per_second) > 0 and speed.jpeg_kib > 10
 
 
 def test_the_probe_of_torch_measures_the_cpu():
@@ -155,8 +151,8 @@ def test_problems_are_shown_by_kind_with_the_exit_code(root, quick):
 
 def test_every_image_is_decoded_unless_quick(root):
     path = sorted((root / "val2017").iterdir())[1]
+    buffer = io.BytesIO()
     with Image.open(path) as image:
-        buffer = io.BytesIO()
         image.save(buffer, "PNG")
     data = bytearray(buffer.getvalue())
     data[len(data) // 2 : len(data) // 2 + 200] = bytes(200)  # between a good head and a good end
@@ -164,8 +160,7 @@ def test_every_image_is_decoded_unless_quick(root):
     config = DataConfig(root=str(root))
     assert examine_data(config, ["train", "val"], decode=False)[1] == []
     findings, (found,) = examine_data(config, ["train", "val"], decode=True)
-    assert found.file == str(path)
-    assert "every image was decoded" in [entry.meaning for entry in findings]
+    assert found.file == str(path) and "every image was decoded" in [entry.meaning for entry in findings]
     assert [entry.level for entry in findings if entry.name == "validation data"] == ["problem"]
 
 

@@ -70,10 +70,14 @@ def test_options_change_what_they_name(plan):
     [
         (["--accelerators", "8"], "--per-gpu-images-per-second is missing"),
         (["--per-gpu-images-per-second", "8"], "--accelerators is missing"),
-        (["--accelerators", "0", "--per-gpu-images-per-second", "8"], "'0' is not an integer >= 1"),
-        (["--accelerators", "2.5", "--per-gpu-images-per-second", "8"], "'2.5' is not an integer >= 1"),
-        (["--accelerators", "8", "--per-gpu-images-per-second", "nan"], "'nan' is not a number > 0"),
-        (["--accelerators", "8", "--per-gpu-images-per-second", "1e999"], "'1e999' is not a number > 0"),
+        *(
+            (["--per-gpu-images-per-second", "8", "--accelerators", text], f"{text!r} is not an integer >= 1")
+            for text in ("0", "2.5")
+        ),
+        *(
+            (["--accelerators", "8", "--per-gpu-images-per-second", text], f"{text!r} is not a number > 0")
+            for text in ("nan", "1e999")
+        ),
         ([*EIGHT, "--epochs", "soon"], "'soon' is not a number > 0"),
         ([*EIGHT, "--batch-size", "100"], "96 or 104"),
         ([*EIGHT, "--batch-size", "1000"], "no reference point above batch 272"),

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from small_runs import small_run_words
+from small_runs import small_run_arguments
 
 from maskperf.cli.run import read_counts, resolve
 from maskperf.demo.dataset import write_demo_dataset
@@ -12,10 +12,7 @@ from maskperf.errors import EXIT_DATA, EXIT_DONE, EXIT_RULE, EXIT_STORAGE, EXIT_
 from maskperf.overrides import FIELDS
 
 NO_TARGETS = ("evaluation.box_target=0", "evaluation.mask_target=0")
-TINY = (
-    *("data.generate_images=4,2", "optimizer.batch_size=4"),
-    *("optimizer.max_steps=1", "system.threads=1"),
-)
+TINY = ("data.generate_images=4,2", "optimizer.batch_size=4", "optimizer.max_steps=1", "system.threads=1")
 TINY_COCO = (
     *("model.stem_channels=8", "model.stage_channels=16,24,32,48", "model.stage_blocks=1,1,1,1"),
     *("model.fpn_channels=16", "model.box_head_channels=32", "model.mask_head_channels=16", "model.mask_head_convs=1"),
@@ -95,7 +92,7 @@ def test_classes_and_counts_follow_data_root_outside_the_closed_division(recipe,
 def test_a_demo_run_on_own_data_reports_it_and_follows_its_categories(tmp_path, maskperf):
     own_data(tmp_path / "data", lost="apple")
     before = sorted(tmp_path.rglob("*"))
-    shown = maskperf(*small_run_words(tmp_path, *NO_TARGETS))
+    shown = maskperf(*small_run_arguments(tmp_path, *NO_TARGETS))
     assert shown.code == EXIT_DONE
     (notice,) = [line for line in shown.out.splitlines() if line.startswith(f"{tmp_path / 'data'}: holds a data set")]
     assert "7 cat" in notice
@@ -107,7 +104,7 @@ def test_a_demo_run_on_own_data_reports_it_and_follows_its_categories(tmp_path, 
 
 def test_own_files_are_never_to_be_removed(tmp_path, maskperf):
     with_other_files(tmp_path / "data")
-    shown = maskperf(*small_run_words(tmp_path))
+    shown = maskperf(*small_run_arguments(tmp_path))
     assert shown.code == EXIT_STORAGE
     assert "remove" not in shown.err.partition("Fix")[2] and "data.train_json" in shown.err
     assert (tmp_path / "data" / "mine.txt").read_text() == "mine"
@@ -116,7 +113,7 @@ def test_own_files_are_never_to_be_removed(tmp_path, maskperf):
 def test_own_data_without_its_validation_part_is_named(tmp_path, maskperf):
     own_data(tmp_path / "data")
     (tmp_path / "data" / "annotations" / "instances_val2017.json").unlink()
-    shown = maskperf(*small_run_words(tmp_path))
+    shown = maskperf(*small_run_arguments(tmp_path))
     assert shown.code == EXIT_DATA and "instances_val2017.json" in shown.err
 
 
@@ -133,7 +130,7 @@ def test_a_coco_recipe_trains_on_another_data_root_and_reports_that_it_is_not_co
 @pytest.fixture
 def start(new_process, tmp_path):
     """Return a function that starts a tiny run or series, which draws its own seed, in a process of its own."""
-    arguments = small_run_words(tmp_path, *TINY)
+    arguments = small_run_arguments(tmp_path, *TINY)
     arguments.remove("seed=7")
     return lambda *more: new_process("-m", "maskperf", *arguments, *more)
 
@@ -154,62 +151,45 @@ def test_each_run_of_a_series_draws_its_own_seed(tmp_path, start):
     assert "run 2 of 2" in finished.stdout and "epoch 1" in finished.stdout and found["sentence"] in finished.stdout
 
 
-def test_several_processes_give_the_exit_code_of_the_run_and_no_traceback(tmp_path, start):
-    finished = start("processes=2", "evaluation.box_target=0.99")
+def test_several_processes_give_the_exit_code_of_the_run_and_its_evaluated_epochs(tmp_path, start):
+    epochs = ("optimizer.max_epochs=3", "optimizer.max_steps=9", "evaluation.every_epochs=2")
+    finished = start("processes=2", "evaluation.box_target=0.99", *epochs)
     assert (finished.returncode, finished.stderr) == (EXIT_TARGET_MISSED, "")
     assert "2 process(es)" in finished.stdout and "target missed" in finished.stdout
     assert finished.stdout.count("\n1 thread: system.threads=1\n") == 1
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["status"] == "aborted"
-
-
-def test_several_processes_evaluate_every_second_epoch_and_the_last(tmp_path, start):
-    epochs = ("optimizer.max_epochs=3", "optimizer.max_steps=9", "evaluation.every_epochs=2")
-    finished = start("processes=2", *NO_TARGETS, *epochs)
-    assert (finished.returncode, finished.stderr) == (EXIT_DONE, "")
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["status"] == "done" and [row["epoch"] for row in results["epochs_table"]] == [2, 3]
+    assert results["status"] == "aborted" and [row["epoch"] for row in results["epochs_table"]] == [2, 3]
     assert (tmp_path / "run" / results["best"]["weights"]).exists()
 
 
-@pytest.mark.parametrize("more", [[], ["runs=5"]])
-def test_a_broken_rule_is_refused_before_anything_is_made(tmp_path, maskperf, more):
-    shown = maskperf("run", "demo", "mlperf.division=closed", "run_dir=run", "data.root=data", *more)
-    assert shown.code == EXIT_RULE and "data.generate=true" in shown.err
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_closed_run_that_keeps_the_rules_goes_on_to_its_files(tmp_path, maskperf):
-    shown = maskperf("run", "coco", "mlperf.division=closed", f"data.root={tmp_path}", "run_dir=run")
-    assert shown.code == EXIT_DATA and "instances_train2017.json" in shown.err
-
-
-@pytest.mark.parametrize("how", ["argument", "torchrun"])
-def test_the_rules_count_the_processes(monkeypatch, maskperf, how):
-    """Two processes have one image each at batch 2, and then 2000 proposals are too many."""
-    if how == "torchrun":
-        monkeypatch.setenv("WORLD_SIZE", "2")
-    shown = maskperf("run", "coco", "mlperf.division=closed", *(["processes=2"] if how == "argument" else []))
-    assert shown.code == EXIT_RULE
-    assert "model.proposals_train=2000" in shown.err and "here 1000" in shown.err
-
-
 @pytest.mark.parametrize(
-    ("pairs", "under_torchrun", "parts"),
+    ("arguments", "variables", "code", "parts"),
     [
-        (["runs=2", "seed=7"], False, ["seed=7", "runs=2", "leave seed out"]),
-        (["runs=2"], True, ["runs=2", "WORLD_SIZE is set"]),
-        (["processes=2"], True, ["processes=2", "WORLD_SIZE is set"]),
-        *(([count], False, [f"{count}: ", "an integer"]) for count in ("runs=0", "runs=-1", "runs=", "runs=five")),
-        *(([count], False, [f"{count}: ", "an integer"]) for count in ("processes=1.5", "runs")),
+        # A broken rule, of one run and of a series.
+        ("demo mlperf.division=closed data.root=data", {}, EXIT_RULE, ["data.generate=true"]),
+        ("demo mlperf.division=closed runs=5", {}, EXIT_RULE, ["data.generate=true"]),
+        # Two processes have one image each at batch 2, and then 2000 proposals are too many.
+        ("coco mlperf.division=closed processes=2", {}, EXIT_RULE, ["model.proposals_train=2000", "here 1000"]),
+        ("coco mlperf.division=closed", {"WORLD_SIZE": "2"}, EXIT_RULE, ["model.proposals_train=2000", "here 1000"]),
+        # A closed run that obeys the rules goes on to its files.
+        ("coco mlperf.division=closed data.root=.", {}, EXIT_DATA, ["instances_train2017.json"]),
+        ("demo runs=2 seed=7", {}, EXIT_USAGE, ["seed=7", "runs=2", "leave seed out"]),
+        ("demo runs=2", {"WORLD_SIZE": "2"}, EXIT_USAGE, ["runs=2", "WORLD_SIZE is set"]),
+        ("demo processes=2", {"WORLD_SIZE": "2"}, EXIT_USAGE, ["processes=2", "WORLD_SIZE is set"]),
+        *(
+            (f"demo {count}", {}, EXIT_USAGE, [f"{count}: ", "an integer"])
+            for count in ("runs=0", "runs=-1", "runs=", "runs=five", "processes=1.5", "runs")
+        ),
     ],
 )
-def test_counts_that_cannot_be_used_are_refused(monkeypatch, maskperf, tmp_path, pairs, under_torchrun, parts):
-    if under_torchrun:
-        monkeypatch.setenv("WORLD_SIZE", "2")
-    shown = maskperf("run", "demo", *pairs)
-    assert shown.code == EXIT_USAGE and "Fix:" in shown.err
-    assert all(part in shown.err for part in parts)
-    assert list(tmp_path.iterdir()) == []
+def test_what_cannot_be_run_is_refused_before_anything_is_made(
+    arguments, variables, code, parts, monkeypatch, maskperf, tmp_path
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    shown = maskperf("run", *arguments.split())
+    assert shown.code == code and all(part in shown.err for part in ["Fix: ", *parts]), shown.err
+    assert code == EXIT_DATA or list(tmp_path.iterdir()) == []
 
 
 def test_counts_are_taken_out_of_the_settings_and_the_rest_stays_in_order():

@@ -101,9 +101,9 @@ def test_warm_up_would_show_in_trainable_batch_norms_without_its_restore():
     assert any(name.endswith("num_batches_tracked") for name in changed)
 
 
-@pytest.mark.parametrize("raw_pictures", [False, True])
-def test_synthetic_batch_fills_its_canvas_and_has_one_object_an_image(raw_pictures):
-    batch = prepare_images(synthetic_batch(DataConfig(), (800, 1216), 3, raw_pictures=raw_pictures), CPU)
+@pytest.mark.parametrize("raw_images", [False, True])
+def test_synthetic_batch_fills_its_canvas_and_has_one_object_an_image(raw_images):
+    batch = prepare_images(synthetic_batch(DataConfig(), (800, 1216), 3, raw_images=raw_images), CPU)
     assert batch.images.pixels.shape == (3, 3, 800, 1216)
     assert batch.images.pixels.is_contiguous(memory_format=torch.channels_last)
     assert batch.images.sizes_hw.tolist() == [[800, 1216]] * 3
@@ -112,17 +112,17 @@ def test_synthetic_batch_fills_its_canvas_and_has_one_object_an_image(raw_pictur
     assert batch.targets.polygons.ring_offsets.tolist() == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("raw_pictures", [False, True])
-def test_a_step_recorded_on_synthetic_batches_takes_those_of_the_loader(raw_pictures):
+@pytest.mark.parametrize("raw_images", [False, True])
+def test_a_step_recorded_on_synthetic_batches_takes_those_of_the_loader(raw_images):
     """Shapes, types, strides and capacity must be those of the batches to come, or they would be recorded anew."""
     index = read_coco(FOLDER / "instances.json", FOLDER / "images", training=True)
     data = replace(DATA, short_side=32, long_side=64, loader_threads=1)
-    feeding = Feeding(static_canvas=True, raw_pictures=raw_pictures)
+    feeding = Feeding(static_sizes=True, raw_images=raw_images)
     model, _ = build_model(replace(SMALL, num_classes=81), seed=6)
     gradients, recorder = Gradients(model, ALONE), Repeater()
     captured = CapturedSteps(model, [fixed_capacity(2)], gradients=gradients, recorder=recorder, say=print)
     canvases = static_buckets(data, feeding)
-    synthetic = [synthetic_batch(data, canvas_hw, 2, raw_pictures=raw_pictures) for canvas_hw in canvases]
+    synthetic = [synthetic_batch(data, padded_hw, 2, raw_images=raw_images) for padded_hw in canvases]
     captured.record([prepare_images(batch, CPU) for batch in synthetic], parts=1)
     loader = TrainingLoader(index, data, seed=1, rank=0, world=1, images_per_rank=2, feeding=feeding)
     batches = [prepare_images(batch, CPU) for batch in loader.batches(0, 6)]
@@ -177,8 +177,8 @@ def test_on_a_gpu_every_canvas_is_recorded_before_the_first_step(micro_batches):
     canvases = bucket_sizes(DATA)
     num_recorded = 2 * len(canvases) * micro_batches  # with places for the usual number of masks, and for all
     assert said == [f"captured steps: {num_recorded} recorded, each with room for 96 objects an image"]
-    for canvas_hw in canvases:
-        batch = prepare_images(synthetic_batch(DATA, canvas_hw, 2, raw_pictures=True), device)
+    for padded_hw in canvases:
+        batch = prepare_images(synthetic_batch(DATA, padded_hw, 2, raw_images=True), device)
         captured.gradients.zero()
         for part in range(1, micro_batches + 1):
             captured.run(batch, part=part, parts=micro_batches)

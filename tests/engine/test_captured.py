@@ -16,7 +16,7 @@ from maskperf.engine.gradients import BatchResult, Gradients
 from maskperf.engine.graphs import PLAIN_STEPS_FIRST, CapturedSteps, CudaRecorder, capture_steps
 from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.step import train_step
-from maskperf.model.mask_rcnn import canvas_anchors
+from maskperf.model.mask_rcnn import padded_anchors
 from maskperf.ops.anchors import pyramid_anchors
 from maskperf.structures import BatchCapacity, to_device
 from maskperf.techniques import plain, using
@@ -157,7 +157,7 @@ def test_a_recording_owns_the_anchors_that_its_graph_reads():
     pyramid_anchors.cache_clear()
     for _ in range(PLAIN_STEPS_FIRST + 1):
         run_once(captured, varied_batch(0, (2, 1)))
-    used = weakref.ref(canvas_anchors(model, (64, 96), CPU))
+    used = weakref.ref(padded_anchors(model, (64, 96), CPU))
     (recording,) = captured._recordings.values()
     assert used() is recording.anchors
     pyramid_anchors.cache_clear()  # as other canvases would do in time

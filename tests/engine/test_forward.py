@@ -15,7 +15,7 @@ from maskperf.config import ModelConfig, OptimizerConfig
 from maskperf.engine.build import build_model
 from maskperf.engine.forward import mask_slots, training_losses
 from maskperf.engine.optimizer import build_optimizer, learning_rates_at, set_learning_rates
-from maskperf.model.mask_rcnn import canvas_anchors, feature_anchors
+from maskperf.model.mask_rcnn import feature_anchors, padded_anchors
 from maskperf.ops.boxes import pairwise_iou
 from maskperf.ops.matching import match_to_truth
 from maskperf.recipes import demo
@@ -224,12 +224,12 @@ def test_mask_slots_hold_every_positive_the_sampler_may_choose():
     assert mask_slots(ModelConfig(roi_samples_per_image=2)) == 1
 
 
-@pytest.mark.parametrize("canvas_hw", [(64, 96), (96, 64), (128, 224)])
-def test_the_anchors_of_a_padded_size_are_those_of_its_forward_pass(canvas_hw):
+@pytest.mark.parametrize("padded_hw", [(64, 96), (96, 64), (128, 224)])
+def test_the_anchors_of_a_padded_size_are_those_of_its_forward_pass(padded_hw):
     model = model_of()
-    features = model.features(torch.zeros(1, 3, *canvas_hw))
+    features = model.features(torch.zeros(1, 3, *padded_hw))
     anchors, _ = feature_anchors(model, features)
-    assert canvas_anchors(model, canvas_hw, torch.device("cpu")) is anchors
+    assert padded_anchors(model, padded_hw, torch.device("cpu")) is anchors
 
 
 def test_anchors_of_the_feature_maps_are_counted_by_level():

@@ -9,7 +9,7 @@ from maskperf.structures import Batch, Images, Targets
 CANVAS_HW = (64, 96)
 
 
-def varied_batch(seed: int, objects: tuple[int, ...], canvas_hw: tuple[int, int] = CANVAS_HW) -> Batch:
+def varied_batch(seed: int, objects: tuple[int, ...], padded_hw: tuple[int, int] = CANVAS_HW) -> Batch:
     """Return noisy pictures with so many objects each; every object has one to three rings of three to nine points."""
     random = np.random.default_rng(seed)
     slots = max(1, *objects)
@@ -29,8 +29,8 @@ def varied_batch(seed: int, objects: tuple[int, ...], canvas_hw: tuple[int, int]
     generator = torch.Generator().manual_seed(seed)
     return Batch(
         images=Images(
-            pixels=torch.randn(len(objects), 3, *canvas_hw, generator=generator) * 50,
-            sizes_hw=torch.tensor([[canvas_hw[0] - 4, canvas_hw[1] - 6]] * len(objects)),
+            pixels=torch.randn(len(objects), 3, *padded_hw, generator=generator) * 50,
+            sizes_hw=torch.tensor([[padded_hw[0] - 4, padded_hw[1] - 6]] * len(objects)),
         ),
         targets=Targets(boxes=boxes, labels=labels, valid=labels > 0, polygons=flat_polygons(rings, ring_offsets)),
         image_ids=torch.arange(len(objects)),

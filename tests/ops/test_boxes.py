@@ -43,14 +43,9 @@ def box_lists(draw, min_size: int = 1):
     return torch.tensor([[x, y, x + w, y + h] for x, y, w, h in rows], dtype=torch.float64)
 
 
-def test_area_counts_both_corner_pixels():
-    boxes = torch.tensor([[10.0, 20.0, 49.0, 79.0], [5.0, 5.0, 5.0, 5.0], [0.0, 0.0, 0.5, 1.0]])
-    assert box_area(boxes).tolist() == [2400.0, 1.0, 3.0]
-
-
-def test_area_is_zero_or_negative_only_for_crossed_corners():
-    assert box_area(torch.tensor([[5.0, 5.0, 4.0, 9.0]])).item() == 0.0
-    assert box_area(torch.tensor([[5.0, 5.0, 3.0, 9.0]])).item() == -5.0
+def test_area_counts_both_corner_pixels_and_is_zero_or_negative_only_for_crossed_corners():
+    boxes = [[10.0, 20.0, 49.0, 79.0], [5.0, 5.0, 5.0, 5.0], [0.0, 0.0, 0.5, 1.0], [5.0, 5.0, 4.0, 9.0], [5, 5, 3, 9]]
+    assert box_area(torch.tensor(boxes)).tolist() == [2400.0, 1.0, 3.0, 0.0, -5.0]
 
 
 def test_iou_has_the_known_value_with_inclusive_corners():
@@ -95,20 +90,19 @@ def test_iou_of_a_box_with_itself_is_one(boxes):
     assert torch.allclose(itself, torch.ones_like(itself), rtol=0, atol=1e-12)
 
 
-def test_boxes_side_by_side_do_not_overlap_but_boxes_sharing_a_pixel_column_do():
-    left = torch.tensor([[0.0, 0.0, 9.0, 9.0]])
-    assert pairwise_iou(left, torch.tensor([[10.0, 0.0, 19.0, 9.0]])).item() == 0.0
-    shared = pairwise_iou(left, torch.tensor([[9.0, 0.0, 18.0, 9.0]])).item()
-    assert shared == pytest.approx(10 / 190)
-
-
-def test_one_pixel_boxes_have_an_overlap_of_one_or_none():
-    pixels = torch.tensor([[3.0, 4.0, 3.0, 4.0], [4.0, 4.0, 4.0, 4.0]])
-    assert pairwise_iou(pixels, pixels).tolist() == [[1.0, 0.0], [0.0, 1.0]]
-
-
-def test_a_box_without_area_overlaps_nothing():
-    assert pairwise_iou(torch.tensor([[5.0, 5.0, 4.0, 4.0]]), torch.tensor([[0.0, 0.0, 9.0, 9.0]])).item() == 0.0
+@pytest.mark.parametrize(
+    ("first", "second", "overlap"),
+    [
+        ((0, 0, 9, 9), (10, 0, 19, 9), 0),  # side by side
+        ((0, 0, 9, 9), (9, 0, 18, 9), 10 / 190),  # sharing a column of pixels
+        ((3, 4, 3, 4), (3, 4, 3, 4), 1),  # one pixel each
+        ((3, 4, 3, 4), (4, 4, 4, 4), 0),
+        ((5, 5, 4, 4), (0, 0, 9, 9), 0),  # without area
+    ],
+)
+def test_overlaps_at_the_borders(first, second, overlap):
+    pair = (torch.tensor([box], dtype=torch.float32) for box in (first, second))
+    assert pairwise_iou(*pair).item() == pytest.approx(overlap)
 
 
 def test_empty_sets_of_boxes_keep_their_shapes():
@@ -144,31 +138,22 @@ def test_offsets_have_the_known_values(weights, expected):
     assert decoded[0].tolist() == pytest.approx(SECOND[0].tolist(), abs=2e-5)
 
 
-def test_zero_offsets_give_the_anchor():
-    assert decode_boxes(torch.zeros(1, 4), FIRST, HEAD)[0].tolist() == FIRST[0].tolist()
-
-
-def test_growth_is_clamped_at_sixty_two_and_a_half_times():
+@pytest.mark.parametrize(
+    ("growth", "weights", "factors"),
+    [
+        ((MAX_LOG_RATIO, MAX_LOG_RATIO), ONES, (62.5, 62.5)),
+        ((4.2, 100.0), ONES, (62.5, 62.5)),
+        ((5.0, 40.0), HEAD, (math.e, 62.5)),  # clamped after the weights are taken out: divided by 5, 1 and 8
+        ((-12.0, -12.0), ONES, (math.exp(-12.0),) * 2),  # shrinking is not clamped
+        ((0.0, 0.0), HEAD, (1.0, 1.0)),
+    ],
+)
+def test_growth_is_clamped_at_sixty_two_and_a_half_times(growth, weights, factors):
     assert abs(MAX_LOG_RATIO - 4.135166556742356) < 1e-15
     anchor = torch.tensor([[0.0, 0.0, 7.0, 15.0]], dtype=torch.float64)  # 8 x 16 pixels
-    for growth in (MAX_LOG_RATIO, 4.2, 100.0):
-        box = decode_boxes(torch.tensor([[0.0, 0.0, growth, growth]], dtype=torch.float64), anchor, ONES)[0]
-        assert (box[2] - box[0] + 1).item() == pytest.approx(500.0)
-        assert (box[3] - box[1] + 1).item() == pytest.approx(1000.0)
-
-
-def test_growth_is_clamped_after_the_weights_are_taken_out():
-    anchor = torch.tensor([[0.0, 0.0, 9.0, 9.0]], dtype=torch.float64)
-    deltas = torch.tensor([[0.0, 0.0, 5.0, 40.0]], dtype=torch.float64)  # divided by 5: 1 and 8
-    box = decode_boxes(deltas, anchor, HEAD)[0]
-    assert (box[2] - box[0] + 1).item() == pytest.approx(10 * math.e)
-    assert (box[3] - box[1] + 1).item() == pytest.approx(625.0)
-
-
-def test_shrinking_is_not_clamped():
-    anchor = torch.tensor([[0.0, 0.0, 9.0, 9.0]], dtype=torch.float64)
-    box = decode_boxes(torch.tensor([[0.0, 0.0, -12.0, -12.0]], dtype=torch.float64), anchor, ONES)[0]
-    assert (box[2] - box[0] + 1).item() == pytest.approx(10 * math.exp(-12.0))
+    box = decode_boxes(torch.tensor([[0.0, 0.0, *growth]], dtype=torch.float64), anchor, weights)[0]
+    assert (box[2] - box[0] + 1).item() == pytest.approx(8 * factors[0])
+    assert (box[3] - box[1] + 1).item() == pytest.approx(16 * factors[1])
 
 
 @settings(max_examples=60)

@@ -279,13 +279,13 @@ def test_the_size_of_a_chunk_does_not_matter(monkeypatch, limit):
         [[place(around(generator, 6), box) for _ in range(1 + i % 3)] for i, box in enumerate(boxes)]
     )
     drawn = []
-    whole_chunk = rasterize._rasterize_chunk
+    fill = rasterize._fill
 
-    def draw(*part, **ways):
-        drawn.append(len(part[1]))
-        return whole_chunk(*part, **ways)
+    def draw(crossings, num_masks, size):
+        drawn.append(num_masks)
+        return fill(crossings, num_masks, size)
 
-    monkeypatch.setattr(rasterize, "_rasterize_chunk", draw)
+    monkeypatch.setattr(rasterize, "_fill", draw)
     arguments = (polygons, torch.arange(41), torch.from_numpy(boxes), SIZE)
     at_once = rasterize_crops(*arguments)
     assert drawn == [41]

@@ -2,9 +2,7 @@ import pytest
 import torch
 from random_pyramids import STRIDES, random_pyramid, random_rois
 
-from maskperf.ops.roi_align import flat_roi_align, pyramid_roi_align
-from maskperf.ops.roi_align_grouped import grouped_roi_align, pyramid_bags
-from maskperf.ops.roi_align_samples import assign_levels
+from maskperf.ops.roi_align import assign_levels, flat_roi_align, grouped_roi_align, pyramid_bags, pyramid_roi_align
 
 CANVAS = (256, 320)
 

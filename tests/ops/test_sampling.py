@@ -98,18 +98,26 @@ def test_the_largest_keys_of_the_eligible_are_chosen():
     eligible = bools([[1, 0, 1, 1, 1], [1, 1, 1, 0, 0]])
     chosen = choose_random(eligible, keys, 3, torch.tensor([2, 3]))
     assert chosen.tolist() == bools([[1, 0, 0, 1, 0], [1, 1, 1, 0, 0]]).tolist()
-
-
-def test_each_image_has_its_own_count_but_none_more_than_the_limit():
-    keys = random_keys(torch.arange(5), 8)
-    chosen = choose_random(torch.ones((5, 8), dtype=torch.bool), keys, 4, torch.tensor([0, 1, 3, 4, 7]))
-    assert chosen.sum(dim=1).tolist() == [0, 1, 3, 4, 4]
+    all_of_eight = torch.ones((5, 8), dtype=torch.bool)
+    chosen = choose_random(all_of_eight, random_keys(torch.arange(5), 8), 4, torch.tensor([0, 1, 3, 4, 7]))
+    assert chosen.sum(dim=1).tolist() == [0, 1, 3, 4, 4]  # each image its own count, none more than the limit
 
 
 def test_every_eligible_one_is_chosen_when_the_quota_is_large():
     eligible = random_bools(6, 40, share=0.3, seed=0)
     chosen = choose_random(eligible, random_keys(torch.arange(6), 40), 1000, torch.full((6,), 1000))
     assert torch.equal(chosen, eligible)
+
+
+def test_without_boxes_a_sample_is_empty_and_the_box_head_takes_at_most_a_quarter_positives():
+    for positive, expected in (
+        (random_bools(3, 2000, share=0.5, seed=2), ([128] * 3, [384] * 3)),
+        (torch.zeros((3, 0), dtype=torch.bool), ([0] * 3, [0] * 3)),
+    ):
+        chosen = sample_balanced_reference(
+            positive, ~positive, torch.arange(3), num_samples=512, positive_fraction=0.25
+        )
+        assert tuple(kind.sum(dim=1).tolist() for kind in chosen) == expected
 
 
 @pytest.mark.parametrize(
@@ -131,13 +139,6 @@ def test_numbers_of_the_rpn_sample(num_positive, num_negative, expected):
     negative = ((order >= 600) & (order < 600 + num_negative))[None]
     chosen = sample_balanced_reference(positive, negative, torch.tensor([9]), num_samples=256, positive_fraction=0.5)
     assert (chosen[0].sum().item(), chosen[1].sum().item()) == expected
-
-
-def test_the_box_head_takes_at_most_a_quarter_positives():
-    positive = random_bools(3, 2000, share=0.5, seed=2)
-    chosen = sample_balanced_reference(positive, ~positive, torch.arange(3), num_samples=512, positive_fraction=0.25)
-    assert chosen[0].sum(dim=1).tolist() == [128, 128, 128]
-    assert chosen[1].sum(dim=1).tolist() == [384, 384, 384]
 
 
 ANY_SAMPLE = given(
@@ -212,20 +213,11 @@ def test_boxes_that_are_not_eligible_can_be_appended_without_effect():
         assert torch.equal(torch.cat([without, more], 1), with_more)
 
 
-def test_no_boxes_give_an_empty_sample():
-    none = torch.zeros((2, 0), dtype=torch.bool)
-    chosen = sample_balanced_reference(none, none, torch.tensor([1, 2]), num_samples=256, positive_fraction=0.5)
-    assert chosen[0].shape == chosen[1].shape == (2, 0)
-
-
 def test_compact_puts_the_kept_first_and_keeps_both_orders():
     keep = bools([[0, 1, 0, 1, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]])
     assert compact(keep, 4).tolist() == [[1, 3, 4, 0], [0, 1, 2, 3], [0, 1, 2, 3]]
     assert compact(keep, 2).tolist() == [[1, 3], [0, 1], [0, 1]]
-
-
-def test_compact_has_no_more_places_than_boxes():
-    assert compact(bools([[0, 1, 1]]), 10).tolist() == [[1, 2, 0]]
+    assert compact(bools([[0, 1, 1]]), 10).tolist() == [[1, 2, 0]]  # no more than there are
 
 
 def test_compact_equals_a_sort_by_hand_on_many_boxes():

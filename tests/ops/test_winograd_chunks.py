@@ -1,10 +1,12 @@
+import threading
 from itertools import pairwise
 
 import pytest
 import torch
 
-from maskperf.ops.winograd_chunks import (
+from maskperf.ops.winograd import (
     TILES_PER_BATCH,
+    Scratch,
     choose_chunk_size,
     count_tiles,
     cut_into_chunks,
@@ -49,3 +51,25 @@ def test_places_of_the_tiles_of_a_batch_follow_each_other():
 
 def test_chunks_of_more_channels_have_fewer_tiles():
     assert [choose_chunk_size(channels) for channels in (0, 1, 128, 256, 512, 10**6)] == [256, 256, 256, 168, 84, 1]
+
+
+def test_memory_is_kept_grows_where_needed_and_is_apart_for_names_and_formats():
+    scratch = Scratch()
+    first = scratch.take("a", torch.float32, 2, 3)
+    assert first.shape == (2, 3)
+    assert scratch.take("a", torch.float32, 4).data_ptr() == first.data_ptr()
+    assert scratch.take("b", torch.float32, 4).data_ptr() != first.data_ptr()
+    assert scratch.take("a", torch.float64, 4).dtype == torch.float64
+    grown = scratch.take("a", torch.float32, 7)
+    assert grown.shape == (7,)
+    assert scratch.buffers["a", torch.float32].numel() == 7
+
+
+def test_each_thread_has_its_own():
+    scratch = Scratch()
+    own = scratch.take("a", torch.float32, 5)
+    taken = []
+    thread = threading.Thread(target=lambda: taken.append(scratch.take("a", torch.float32, 5)))
+    thread.start()
+    thread.join()
+    assert taken[0].data_ptr() != own.data_ptr()

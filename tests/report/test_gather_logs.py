@@ -4,7 +4,7 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic_logs import LEFT_OUT, log_records, log_text, record, write_log
+from synthetic_logs import LEFT_OUT, later, log_records, log_text, record, up_to, write_log
 
 from maskperf.mlperf.read import read_log
 from maskperf.report.contents import LossPoint
@@ -55,9 +55,12 @@ def page_of(path):
     return gather([path], []).runs[0]
 
 
-def test_cumulative_means_of_a_published_log_are_undone(tmp_path):
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_cumulative_means_of_a_published_log_are_undone(tmp_path, ranks):
     losses = [2.0, 1.0, 1.6, 0.5, 0.7]
-    page = page_of(write(tmp_path / "result_0.txt", published_records(losses)))
+    records = published_records(losses)
+    records = [entry for entry in records for _ in range(ranks if entry["key"] == "tracked_stats" else 1)]
+    page = page_of(write(tmp_path / "result_0.txt", records))
     assert [point.total for point in page.losses] == pytest.approx(losses)
     assert [point.terms["mask"] for point in page.losses] == pytest.approx([loss / 2 for loss in losses])
     assert [point.terms["rpn_box"] for point in page.losses] == pytest.approx([loss / 10 for loss in losses])
@@ -77,22 +80,13 @@ def test_window_means_of_maskperfs_log_are_taken_as_they_are(tmp_path):
     assert page.recipe == "coco_batch_96"
 
 
-def test_lines_that_two_ranks_logged_count_once(tmp_path):
-    records = published_records([2.0, 1.0])
-    twice = [entry for entry in records for _ in range(2 if entry["key"] == "tracked_stats" else 1)]
-    page = page_of(write(tmp_path / "log.txt", twice))
-    assert [point.total for point in page.losses] == pytest.approx([2.0, 1.0])
-
-
 def test_a_collapse_in_a_published_log_is_named(tmp_path):
     losses = [1.0 + 0.01 * (number % 3) for number in range(20)] + [2.0] + [None] * 10
     evaluations = [(epoch, 0.2 if epoch < 3 else 0.0, 0.2 if epoch < 3 else 0.0) for epoch in range(1, 6)]
     page = page_of(write(tmp_path / "log.txt", published_records(losses, evaluations=evaluations, status="aborted")))
     assert [entry.event for entry in page.guard] == ["collapse", "collapse", "summary"]
     assert 1050 <= page.guard[0].step <= 1100 and page.guard[1].epoch == 3
-    assert page.verdict.state == "missed" and page.verdict.sentence.endswith(
-        f"The training collapsed at step {page.guard[0].step}."
-    )
+    assert page.verdict.state == "missed" and f"collapsed at step {page.guard[0].step}" in page.verdict.sentence
     assert page.losses[-1].total is None and page.losses[20].total == pytest.approx(2.0)
 
 
@@ -103,20 +97,14 @@ def test_a_plateau_in_a_published_log_is_named_where_it_could_first_be(tmp_path)
     plateau, summary = page.guard
     assert (plateau.event, summary.event) == ("plateau", "summary")
     assert 13 < plateau.epoch < 25 and "box AP is 0.00200 short of 0.377" in plateau.text
-    assert page.verdict.sentence == (
-        "Targets not met in 29 epochs (10.0 minutes); nearest in epoch 13: box AP 0.0020 short. "
-        f"The AP stood still, as of epoch {plateau.epoch}."
-    )
+    parts = ("29 epochs (10.0 minutes)", "epoch 13: box AP 0.0020 short", f"as of epoch {plateau.epoch}")
+    assert all(part in page.verdict.sentence for part in parts)
 
 
-def test_a_sound_log_gets_a_clean_record(tmp_path):
-    page = page_of(write_log(tmp_path / "log.txt", tracked_every=50))
+def test_a_sound_log_has_no_event_and_phases_that_sum_to_its_wall_clock(tmp_path):
+    page = page_of(write_log(tmp_path / "log.txt", tracked_every=50, minutes=19.3))
     assert [entry.event for entry in page.guard] == ["summary"] and page.guard[0].text.endswith("no collapse.")
-
-
-def test_the_phases_of_a_log_sum_to_its_wall_clock(tmp_path):
-    log = read_log(write_log(tmp_path / "log.txt", minutes=19.3))
-    phases = {phase.name: phase.seconds for phase in phases_of_log(log)}
+    phases = {phase.name: phase.seconds for phase in page.phases}
     assert list(phases) == ["training", "evaluation", "other"]
     assert sum(phases.values()) == pytest.approx(19.3 * 60, rel=1e-6)
     assert phases["training"] == pytest.approx(19.3 * 60 * 0.99 * 0.9, rel=1e-3)
@@ -161,11 +149,8 @@ def test_training_evaluation_and_the_rest_have_their_minutes(tmp_path, intervals
     phases = phases_of_log(log_of(tmp_path, *intervals, stop=stop))
     assert [round(phase.seconds / 60, 6) for phase in phases] == minutes
     assert phases[-1].name == "other"
-
-
-def test_a_log_without_a_run_has_no_phases(tmp_path):
-    log = read_log(write(tmp_path / "log.txt", [record("init_start", None, 0.0)]))
-    assert phases_of_log(log) == ()
+    without_run = write(tmp_path / "log.txt", [record("init_start", None, 0.0)])
+    assert phases_of_log(read_log(without_run)) == ()
 
 
 INTERVAL = st.tuples(st.floats(0, 10), st.floats(0, 4))
@@ -183,20 +168,13 @@ def test_phases_sum_to_the_wall_clock_whatever_overlaps(epochs, evaluations, tmp
 
 def test_a_clock_that_went_back_is_named_and_accounts_for_nothing(tmp_path):
     records = log_records(minutes=19.3)
-    place = next(index for index, entry in enumerate(records) if entry["key"] == "eval_stop")
-    moved = [
-        {**entry, "time_ms": entry["time_ms"] - (3_600_000 if number > place else 0)}
-        for number, entry in enumerate(records)
-    ]
-    page = page_of(write(tmp_path / "log.txt", moved))
-    notes = [note for note in page.notes if note.startswith("The wall clock moved")]
-    assert len(notes) == 1 and 3590 < float(re.search(r"is ([0-9.]+) s before", notes[0]).group(1)) <= 3600
+    head = up_to(records, "eval_stop")
+    page = page_of(write(tmp_path / "log.txt", [*head, *later(records[len(head) :], -60)]))
+    (note,) = [note for note in page.notes if note.startswith("The wall clock moved")]
+    assert 3590 < float(re.search(r"is ([0-9.]+) s before", note).group(1)) <= 3600
     assert page.verdict.minutes is None and page.phases == ()
-
-
-def test_ranks_that_start_at_other_times_are_no_moved_clock(tmp_path):
-    records = published_records([1.0], evaluations=[(1, 0.38, 0.34)])
-    assert page_of(write(tmp_path / "log.txt", records)).notes == ()
+    ranks_start_apart = published_records([1.0], evaluations=[(1, 0.38, 0.34)])
+    assert page_of(write(tmp_path / "log.txt", ranks_start_apart)).notes == ()
 
 
 def test_a_published_log_has_a_band_a_place_and_the_submitters_name(tmp_path):
@@ -206,9 +184,6 @@ def test_a_published_log_has_a_band_a_place_and_the_submitters_name(tmp_path):
     assert contents.title == "Mask R-CNN: Made Up: synthetic_system"
     assert contents.band.batch_size == 96 and len(contents.band.epochs) >= 13
     assert contents.runs[0].name == "result_0.txt" and contents.runs[0].rules == ()
-
-
-def test_a_batch_size_nobody_published_names_the_nearest(tmp_path):
     band = gather([write_log(tmp_path / "result_0.txt", batch_size=100)], []).band
     assert band.batch_size == 96 and "nothing was published with batch 100" in band.sentence
 
@@ -221,19 +196,15 @@ def test_a_run_that_missed_has_no_place_and_a_log_without_a_batch_size_no_band(t
     assert contents.band is None and len(contents.places) == 24
 
 
-def test_problems_of_the_log_are_notes(tmp_path):
-    path = write_log(tmp_path / "log.txt")
+def test_a_torn_line_and_an_ap_that_is_no_number_are_left_out_with_notes(tmp_path):
+    records = log_records(epochs=3)
+    next(entry for entry in records if entry["key"] == "eval_accuracy")["value"]["BBOX"] = float("nan")
+    path = write(tmp_path / "log.txt", records)
     with path.open("a") as stream:
         stream.write(':::MLLOG {"torn')
-    assert any(note.startswith("log.txt: ") and "torn" in note for note in page_of(path).notes)
-
-
-def test_an_ap_that_is_no_number_is_left_out_with_a_note(tmp_path):
-    records = log_records(epochs=3)
-    place = next(index for index, entry in enumerate(records) if entry["key"] == "eval_accuracy")
-    records[place] = {**records[place], "value": {"BBOX": float("nan"), "SEGM": 0.1}}
-    page = page_of(write(tmp_path / "log.txt", records))
+    page = page_of(path)
     assert [point.epoch for point in page.evaluations] == [2, 3]
+    assert any(note.startswith("log.txt: ") and "torn" in note for note in page.notes)
     assert any(note.startswith("An evaluation is left out: epoch 1") for note in page.notes)
 
 
@@ -244,11 +215,8 @@ def test_a_package_has_the_number_of_accelerators(tmp_path):
     (tmp_path / "systems" / "big.json").write_text(json.dumps(description))
     contents = gather([path], [])
     own = next(place for place in contents.places if place.is_this)
-    assert (own.accelerators, own.accelerator, own.minutes_times_accelerators) == (
-        32,
-        "Chip",
-        pytest.approx(64.0, abs=0.01),
-    )
+    assert (own.accelerators, own.accelerator) == (32, "Chip")
+    assert own.minutes_times_accelerators == pytest.approx(64.0, abs=0.01)
     assert ("accelerator", "Chip") in contents.runs[0].system
 
 

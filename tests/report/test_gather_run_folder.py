@@ -1,5 +1,7 @@
 import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 from synthetic_run_folders import append_record, write_metrics, write_results, write_run_folder
@@ -38,22 +40,15 @@ def test_a_whole_run_folder_fills_every_part(tmp_path):
     assert 0 < page.evaluations[0].minutes < page.evaluations[-1].minutes < 19.3
     assert len(page.losses) == 40 and page.losses[4].total == pytest.approx(1.055)
     assert page.losses[4].terms == {**page.losses[4].terms, "mask": 0.405, "objectness": 0.1}
-    assert [(phase.name, round(phase.seconds)) for phase in page.phases] == [
-        ("forward", 579),
-        ("backward", 347),
-        ("other", 232),
-    ]
+    phases = {phase.name: round(phase.seconds) for phase in page.phases}
+    assert phases == {"forward": 579, "backward": 347, "other": 232}
     assert [(row.name, row.box_ap, row.mask_ap) for row in page.categories] == [("cat", 0.5, 0.4), ("dog", None, None)]
     assert [picture.title for picture in page.pictures] == ["a.jpg"]
     assert [(entry.event, entry.text) for entry in page.guard] == [("summary", "40 steps checked: nothing noticed.")]
     assert ("batch size", "96") in page.settings and ("seed", "4000000007") in page.settings
     assert ("decay steps", "12000, 16000") in page.settings
     assert ("GPUs", "8 x Made Up GPU, 80 GiB") in page.system and ("torch", "2.13.0") in page.system
-    assert page.images_per_second == 120.5
-    assert page.peak_memory == (("process", 4.25),)
-
-
-def test_the_terms_are_those_of_the_losses():
+    assert page.images_per_second == 120.5 and page.peak_memory == (("process", 4.25),)
     assert TERMS == LOSS_NAMES
 
 
@@ -66,7 +61,7 @@ def test_every_rule_is_shown_and_a_drawn_seed_breaks_none(tmp_path):
     (folder / "environment.json").write_text(json.dumps(environment))
     page = page_of(folder)
     assert [row.field for row in page.rules if not row.kept] == ["seed"]
-    assert f"1 of {len(rules)} rules of the closed division are not kept; the table of rules says which." in page.notes
+    assert any(note.startswith(f"1 of {len(rules)} rules of the closed division") for note in page.notes)
 
 
 def test_a_coco_run_has_a_place_among_the_published_systems(tmp_path):
@@ -77,12 +72,8 @@ def test_a_coco_run_has_a_place_among_the_published_systems(tmp_path):
     assert (own.accelerator, own.batch_size) == ("Made Up GPU", 96)
     assert contents.places_note.startswith("The time of one run, not the mean")
     assert contents.band.batch_size == 96 and contents.band.epochs[0].epoch == 1
-
-
-def test_a_run_without_gpus_has_no_place_per_accelerator(tmp_path):
-    folder = write_run_folder(tmp_path / "run")
-    (folder / "environment.json").write_text(json.dumps({"gpus": [], "processes": 2}))
-    contents = gather([folder], [])
+    (tmp_path / "run" / "environment.json").write_text(json.dumps({"gpus": [], "processes": 2}))
+    contents = gather([tmp_path / "run"], [])
     own = next(place for place in contents.places if place.is_this)
     assert (own.accelerators, own.minutes_times_accelerators) == (None, None)
     assert "not known" in contents.places_note
@@ -97,9 +88,8 @@ def test_a_demo_says_that_it_is_no_submission_and_has_no_place(tmp_path):
 
 def test_a_run_that_missed_says_what_was_nearest(tmp_path):
     verdict = page_of(write_run_folder(tmp_path / "run", status="aborted")).verdict
-    assert verdict.state == "missed"
-    near = "nearest in epoch 14: box AP 0.0070 and mask AP 0.0090 short."
-    assert verdict.sentence == f"Targets not met in 14 epochs (19.3 minutes); {near}"
+    assert verdict.state == "missed" and "14 epochs (19.3 minutes)" in verdict.sentence
+    assert verdict.sentence.endswith("epoch 14: box AP 0.0070 and mask AP 0.0090 short.")
 
 
 def test_a_run_stopped_by_the_guard_gives_the_reason(tmp_path):
@@ -114,10 +104,9 @@ def test_a_run_stopped_by_the_guard_gives_the_reason(tmp_path):
     page = page_of(folder)
     assert page.verdict.state == "aborted"
     assert page.verdict.sentence.endswith("last evaluation in epoch 2: step 40 (epoch 3): not a finite number.")
-    assert page.losses[-1].total is None and page.losses[-1].terms["mask"] is None
-    assert page.losses[-1].terms["box"] == 0.2
-    assert [entry.event for entry in page.guard] == ["non-finite", "summary"]
-    assert page.guard[-1].text == "40 steps checked: 1 event."
+    last = page.losses[-1]
+    assert (last.total, last.terms["mask"], last.terms["box"]) == (None, None, 0.2)
+    assert [(entry.event, entry.text) for entry in page.guard[1:]] == [("summary", "40 steps checked: 1 event.")]
 
 
 def test_a_stop_before_the_first_evaluation_is_reported(tmp_path):
@@ -125,7 +114,7 @@ def test_a_stop_before_the_first_evaluation_is_reported(tmp_path):
     write_results(folder, status="aborted", minutes=0.5, targets=COCO, box_ap=None, mask_ap=None, time_account={})
     append_record(folder / "mlperf.log", "maskperf_stop", "the loss is lost", 3.0, step=7)
     page = page_of(folder)
-    assert page.verdict.sentence == "Stopped before its end after 30.0 seconds, no evaluation: the loss is lost."
+    assert page.verdict.sentence.endswith("30.0 seconds, no evaluation: the loss is lost.")
     assert (page.verdict.box_ap, page.evaluations) == (None, ())
 
 
@@ -168,6 +157,7 @@ def test_a_run_without_its_log_is_reported_from_its_results(tmp_path):
     folder = write_run_folder(tmp_path / "run")
     (folder / "mlperf.log").unlink()
     row = {"epoch": 3, "step": 9, "box_ap": 0.38, "mask_ap": 0.34, "seconds_since_start": 90.0, "mean_loss": 1.0}
+    row |= {"images_per_second": 8.0, "evaluation_seconds": 5.0}
     write_results(folder, status="success", minutes=2.0, targets=COCO, epochs_table=[row])
     page = page_of(folder)
     assert [(point.epoch, point.minutes) for point in page.evaluations] == [(3, 1.5)]
@@ -271,16 +261,12 @@ def test_a_run_without_targets_is_done_at_its_end(tmp_path, results, state, text
     assert not any("calls itself a success" in note for note in page.notes)
 
 
-def test_a_log_alone_says_that_a_run_without_targets_is_done(tmp_path):
-    without_targets(tmp_path / "run")
-    assert page_of(tmp_path / "run" / "mlperf.log").verdict.state == "done"
-
-
-def test_five_runs_without_targets_have_no_score(tmp_path):
+def test_five_runs_without_targets_have_no_score_and_their_logs_alone_are_done_too(tmp_path):
     for number in range(5):
         without_targets(tmp_path / f"run_{number}")
     contents = gather([tmp_path / f"run_{number}" for number in range(5)], [])
-    assert contents.score is None and contents.sentence == "5 of 5 runs trained to their end, without targets."
+    assert contents.score is None and contents.sentence.startswith("5 of 5 runs trained to their end")
+    assert page_of(tmp_path / "run_0" / "mlperf.log").verdict.state == "done"
 
 
 @pytest.mark.parametrize(
@@ -300,18 +286,13 @@ def test_five_runs_without_targets_have_no_score(tmp_path):
 def test_a_broken_file_is_named_with_its_fix(name, text, expected, tmp_path):
     folder = write_run_folder(tmp_path / "run")
     (folder / name).write_text(text)
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError, match=f"{re.escape(str(folder / name))}.*Fix:") as caught:
         gather([folder], [])
-    assert str(folder / name) in str(caught.value) and expected in str(caught.value) and "Fix:" in str(caught.value)
+    assert expected in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["missing", "empty folder", "text file"])
-def test_a_path_that_is_no_run_is_refused(kind, tmp_path):
-    path = tmp_path / "odd"
-    if kind == "empty folder":
-        path.mkdir()
-    elif kind == "text file":
-        path.write_text("hello\n")
-    with pytest.raises(UserError) as caught:
-        gather([path], [])
-    assert str(path) in str(caught.value) and "Fix:" in str(caught.value)
+@pytest.mark.parametrize("make", [lambda path: None, Path.mkdir, lambda path: path.write_text("hello\n")])
+def test_a_path_that_is_no_run_is_refused(make, tmp_path):
+    make(tmp_path / "odd")
+    with pytest.raises(UserError, match=r"odd.*Fix:"):
+        gather([tmp_path / "odd"], [])

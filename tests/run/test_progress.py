@@ -1,5 +1,6 @@
 import io
 import re
+import sys
 import time
 from contextlib import closing
 from itertools import count
@@ -10,7 +11,7 @@ from maskperf.run.progress import Progress, duration_text, memory_text
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self):
         return True
@@ -24,110 +25,93 @@ def known_terminal(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.fixture
+def shown(capsys):
+    """Return a function that returns the lines on standard output, which is no terminal, since the last call."""
+    return lambda: capsys.readouterr().out.splitlines()
+
+
 def take_steps(progress, steps, steps_per_epoch=10):
     for step in steps:
         epoch = (step - 1) // steps_per_epoch + 1
         progress.step(epoch=epoch, step=step, loss=1.0 / step, learning_rate=0.0125, images_per_second=8.25)
 
 
-def test_a_plain_line_has_all_that_a_person_asks_for(monkeypatch):
-    stream, seconds = io.StringIO(), count(0.0, 2.0)
+def test_a_plain_line_has_all_that_a_person_asks_for(shown, monkeypatch):
+    seconds = count(0.0, 2.0)
     monkeypatch.setattr(time, "monotonic", lambda: next(seconds))
-    with closing(Progress(2, 10, stream, every_steps=5)) as progress:
+    with closing(Progress(2, 10, every_steps=5)) as progress:
         take_steps(progress, [4, 5])
-    line = stream.getvalue().splitlines()[-1]
+    line = shown()[-1]
     # 15 of 20 steps are left, at two seconds a step.
     expected = r"epoch 1/2  step 5/20  loss 0\.2000  lr 0\.012500  8\.2 images/s  [0-9.]+ GiB( GPU)?  ETA 0:00:30"
     assert re.fullmatch(expected, line)
 
 
-def test_plain_lines_come_at_the_first_step_every_n_steps_and_at_the_end():
-    stream = io.StringIO()
-    with closing(Progress(1, 12, stream, every_steps=5)) as progress:
-        take_steps(progress, range(1, 13), steps_per_epoch=12)
-    assert re.findall(r"step (\d+)/12", stream.getvalue()) == ["1", "5", "10", "12"]
+@pytest.mark.parametrize(
+    ("total_epochs", "steps", "expected"),
+    [(1, range(1, 13), [1, 5, 10, 12]), (0, [4, 8, 12, 16], [4, 8, 12, 16])],
+    ids=["every step", "only some steps"],
+)
+def test_plain_lines_come_at_the_first_step_every_n_steps_and_at_the_end(shown, total_epochs, steps, expected):
+    with closing(Progress(total_epochs, 12, every_steps=5)) as progress:
+        take_steps(progress, steps, steps_per_epoch=12)
+    assert [int(step) for step in re.findall(r"step (\d+)", "\n".join(shown()))] == expected
 
 
-def test_plain_lines_come_too_when_only_some_steps_are_told():
-    stream = io.StringIO()
-    with closing(Progress(0, 0, stream, every_steps=5)) as progress:
-        take_steps(progress, [4, 8, 12, 16])
-    assert re.findall(r"step (\d+)", stream.getvalue()) == ["4", "8", "12", "16"]
-
-
-def test_a_plain_line_is_never_wrapped_or_coloured():
-    stream = io.StringIO()
-    with closing(Progress(1, 10, stream)) as progress:
+def test_messages_and_evaluations_are_plain_lines_never_wrapped_or_coloured(shown):
+    with closing(Progress(1, 10)) as progress:
         progress.message("[red]x[/red] " + "long " * 60 + ":smile: 123")
-    assert stream.getvalue() == "[red]x[/red] " + "long " * 60 + ":smile: 123\n"
-
-
-def test_without_a_known_end_no_arrival_is_promised():
-    stream = io.StringIO()
-    with closing(Progress(0, 10, stream, every_steps=1)) as progress:
-        take_steps(progress, [1, 2])
-    last = stream.getvalue().splitlines()[-1]
-    assert last.startswith("epoch 1  step 2  loss")
-    assert last.endswith("ETA -")
-
-
-def test_an_evaluation_is_one_line():
-    stream = io.StringIO()
-    with closing(Progress(2, 10, stream)) as progress:
         progress.evaluation(2, 0.37701, 0.339, 12.34)
-    assert stream.getvalue() == "epoch 2  box AP 0.3770  mask AP 0.3390  (evaluated in 12.3 s)\n"
+    first, second = shown()
+    assert first == "[red]x[/red] " + "long " * 60 + ":smile: 123"
+    assert second == "epoch 2  box AP 0.3770  mask AP 0.3390  (evaluated in 12.3 s)"
+
+
+def test_without_a_known_end_no_arrival_is_promised(shown):
+    with closing(Progress(0, 10, every_steps=1)) as progress:
+        take_steps(progress, [1, 2])
+    last = shown()[-1]
+    assert last.startswith("epoch 1  step 2  loss") and last.endswith("ETA -")
 
 
 @pytest.mark.parametrize("kind", [io.StringIO, Terminal])
-def test_a_process_that_is_not_the_first_shows_nothing(kind):
-    stream = kind()
-    with closing(Progress(2, 10, stream, enabled=False)) as progress:
+def test_a_process_that_is_not_the_first_shows_nothing(kind, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", kind())
+    with closing(Progress(2, 10, enabled=False)) as progress:
         take_steps(progress, range(1, 21))
         progress.evaluation(1, 0.1, 0.1, 1.0)
         progress.message("text")
-    assert stream.getvalue() == ""
+    assert sys.stdout.getvalue() == ""
 
 
-def test_in_a_terminal_the_line_is_renewed_at_every_step_and_gone_at_the_end():
+def test_in_a_terminal_the_line_is_renewed_at_every_step_and_gone_at_the_end(monkeypatch):
     stream = Terminal()
-    progress = Progress(1, 10, stream, every_steps=100)
+    monkeypatch.setattr(sys, "stdout", stream)
+    progress = Progress(1, 10, every_steps=100)
     take_steps(progress, [1, 2, 3])
     assert "\x1b[?25l" in stream.getvalue()  # cursor hidden
     assert re.findall(r"step (\d+)/10", stream.getvalue()) == ["1", "2", "3"]
     before_message = len(stream.getvalue())
-    progress.message("kept")
-    assert "kept\n" in stream.getvalue()[before_message:]
+    progress.message("stays")
+    assert "stays\n" in stream.getvalue()[before_message:]
     progress.close()
-    assert stream.getvalue().endswith("\x1b[1A\x1b[2K")  # the line is taken away
-    assert "\x1b[?25h" in stream.getvalue()  # cursor back
-
-
-def test_an_error_gives_the_terminal_back():
-    stream = Terminal()
-    with pytest.raises(ValueError, match="odd"), closing(Progress(1, 10, stream)) as progress:
-        take_steps(progress, [1])
-        raise ValueError("odd")
-    assert "\x1b[?25h" in stream.getvalue()
+    progress.close()
+    shown = stream.getvalue()
+    assert shown.endswith("\x1b[1A\x1b[2K")  # the line is taken away
+    assert "\x1b[?25h" in shown  # cursor back
+    take_steps(progress, [4])
+    assert stream.getvalue() == shown
 
 
 def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     stream = Terminal()
-    with closing(Progress(1, 10, stream, every_steps=5)) as progress:
+    monkeypatch.setattr(sys, "stdout", stream)
+    with closing(Progress(1, 10, every_steps=5)) as progress:
         take_steps(progress, range(1, 11))
     assert len(stream.getvalue().splitlines()) == 3
     assert "\x1b[?25l" not in stream.getvalue()
-
-
-def test_closing_twice_is_harmless_and_later_steps_show_nothing():
-    stream = Terminal()
-    progress = Progress(1, 10, stream)
-    take_steps(progress, [1])
-    progress.close()
-    progress.close()
-    shown = stream.getvalue()
-    take_steps(progress, [2])
-    assert stream.getvalue() == shown
 
 
 @pytest.mark.parametrize(
@@ -139,5 +123,4 @@ def test_durations_are_hours_minutes_and_seconds(seconds, text):
 
 def test_the_memory_of_this_process_is_not_nothing():
     amount = re.match(r"([0-9.]+) GiB", memory_text())
-    assert amount is not None
-    assert float(amount[1]) > 0
+    assert amount is not None and float(amount[1]) > 0

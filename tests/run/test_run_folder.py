@@ -15,26 +15,18 @@ def fresh_place(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
-def test_the_default_folder_is_named_by_recipe_and_time():
-    folder = create_run_folder("", "demo")
-    assert folder.is_dir()
-    assert re.fullmatch(r"runs/demo-\d{8}-\d{6}", str(folder))
-
-
-def test_a_default_name_that_is_taken_gets_a_number(monkeypatch):
+def test_the_default_folder_is_named_by_recipe_and_time_and_never_shared(monkeypatch):
+    assert re.fullmatch(r"runs/demo-\d{8}-\d{6}", str(create_run_folder("", "demo")))
     monkeypatch.setattr(run_folder.time, "strftime", lambda form: "20300102-030405")
-    names = [create_run_folder("", "demo").name for _ in range(3)]
-    assert names == ["demo-20300102-030405", "demo-20300102-030405-2", "demo-20300102-030405-3"]
+    folders = [create_run_folder("", "demo") for _ in range(3)]
+    assert [folder.name for folder in folders] == [f"demo-20300102-030405{number}" for number in ("", "-2", "-3")]
+    assert all(folder.is_dir() for folder in folders)
 
 
-def test_a_given_folder_is_made_with_its_parents(tmp_path):
-    assert create_run_folder("a/b c/run", "demo").is_dir()
-    assert (tmp_path / "a" / "b c" / "run").is_dir()
-
-
-def test_a_given_folder_that_is_empty_is_used(tmp_path):
-    (tmp_path / "empty").mkdir()
-    assert create_run_folder("empty", "demo").name == "empty"
+def test_a_given_folder_is_made_with_its_parents_and_used_where_it_is_empty(tmp_path):
+    for _ in range(2):
+        create_run_folder("a/b c/run", "demo")
+        assert (tmp_path / "a" / "b c" / "run").is_dir()
 
 
 def test_a_given_folder_that_holds_anything_is_refused_and_left_as_it_is(tmp_path):

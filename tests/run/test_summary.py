@@ -1,8 +1,10 @@
 import io
 import math
+import sys
 
 import pytest
 
+from maskperf.config import has_targets, meets_targets
 from maskperf.run.evaluations import best_row
 from maskperf.run.summary import final_table, met_targets, verdict_lines, where_to_look
 from maskperf.schema import EpochRow, Results
@@ -10,18 +12,17 @@ from maskperf.schema import EpochRow, Results
 TARGETS = {"box_target": 0.377, "mask_target": 0.339}
 
 
-def record(epoch, box_ap, mask_ap, **changes):
-    values = {
-        "epoch": epoch,
-        "step": 100 * epoch,
-        "mean_loss": 2.0 / epoch,
-        "box_ap": box_ap,
-        "mask_ap": mask_ap,
-        "images_per_second": 10.0 * epoch,
-        "seconds_since_start": 90.0 * epoch,
-        "evaluation_seconds": 4.0 * epoch,
-    }
-    return EpochRow(**{**values, **changes})
+def record(epoch, box_ap, mask_ap):
+    return EpochRow(
+        epoch=epoch,
+        step=100 * epoch,
+        mean_loss=2.0 / epoch,
+        box_ap=box_ap,
+        mask_ap=mask_ap,
+        images_per_second=10.0 * epoch,
+        seconds_since_start=90.0 * epoch,
+        evaluation_seconds=4.0 * epoch,
+    )
 
 
 RECORDS = [record(1, 0.2, 0.1), record(2, 0.377, 0.338), record(3, 0.3771, 0.339)]
@@ -31,28 +32,45 @@ def results_of(records, status, seconds=275.0, **targets):
     return Results(status=status, seconds=seconds, epochs_table=tuple(records), **(targets or TARGETS))
 
 
-def table_text(records, status, folder, stream=None):
-    stream = stream or io.StringIO()
-    final_table(results_of(records, status), folder, stream)
-    return stream.getvalue()
+@pytest.mark.parametrize(
+    ("targets", "expected"), [((0.3, 0), True), ((0, 0.3), True), ((0, 0), False), ((None, None), True)]
+)
+def test_a_target_of_0_is_none_and_an_unknown_one_may_be_one(targets, expected):
+    assert has_targets(*targets) == expected
 
 
 @pytest.mark.parametrize(
-    ("box_ap", "mask_ap", "expected"),
+    ("aps", "targets", "met"),
     [
-        (0.377, 0.339, "both"),
-        (0.377, math.nextafter(0.339, 0), "box"),
-        (math.nextafter(0.377, 0), 0.339, "mask"),
-        (0.0, 0.0, "-"),
-        (math.nan, math.nan, "-"),
+        ((0.377, 0.339), (0.377, 0.339), "both"),
+        ((0.377, math.nextafter(0.339, 0)), (0.377, 0.339), "box"),
+        ((math.nextafter(0.377, 0), 0.339), (0.377, 0.339), "mask"),
+        ((math.nan, math.nan), (0.377, 0.339), "-"),
+        ((0.377, 0.0), (0.377, 0), "box"),
+        ((0.376, 1.0), (0.377, 0), "-"),
+        ((0.0, 0.339), (0, 0.339), "mask"),
+        ((1.0, 1.0), (0, 0), "-"),
     ],
 )
-def test_targets_are_met_by_equal_or_more_without_rounding(box_ap, mask_ap, expected):
-    assert met_targets(record(1, box_ap, mask_ap), 0.377, 0.339) == expected
+def test_targets_are_met_by_equal_or_more_without_rounding_and_0_is_none(aps, targets, met):
+    assert met_targets(record(1, *aps), *targets) == met
+    is_met = met == "both" or (0 in targets and met != "-")
+    assert meets_targets(*aps, box_target=targets[0], mask_target=targets[1]) == is_met
 
 
-def test_the_plain_table_has_one_row_an_epoch_in_columns(tmp_path):
-    lines = table_text(RECORDS, "success", tmp_path).splitlines()
+def test_an_unknown_target_is_met_by_any_ap():
+    assert meets_targets(0.1, 0.4, box_target=None, mask_target=0.339)
+    assert not meets_targets(0.9, 0.3, box_target=None, mask_target=0.339)
+
+
+def test_the_plain_table_has_one_row_an_epoch_the_verdict_and_the_files(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    folder = tmp_path / ("long" * 40)
+    (folder / "pictures").mkdir(parents=True)
+    for name in ("metrics.jsonl", "config.json", ".hidden"):
+        (folder / name).write_text("")
+    final_table(results_of(RECORDS, "success"), folder)
+    lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["epoch", "steps", "loss", "box", "AP", "mask", "AP", "targets", "images/s", "minutes"]
     assert [line.split() for line in lines[1:4]] == [
         ["1", "100", "2.0000", "0.2000", "0.1000", "-", "10.0", "1.50"],
@@ -60,46 +78,53 @@ def test_the_plain_table_has_one_row_an_epoch_in_columns(tmp_path):
         ["3", "300", "0.6667", "0.3771", "0.3390", "both", "30.0", "4.50"],
     ]
     assert len({len(line) for line in lines[:4]}) == 1
+    assert lines[4:8] == [
+        "target reached in epoch 3: box AP 0.3771 (target 0.3770), mask AP 0.3390 (target 0.3390)",
+        "time to target: 0:04:35",
+        "best weights: epoch 3, box AP 0.3771, mask AP 0.3390",
+        "training speed: 20.0 images/s; an evaluation took 8.0 s",
+    ]
+    assert lines[8:] == [f"where to look: {folder}", "  config.json", "  metrics.jsonl", "  pictures/"]
+    assert lines[8:] == where_to_look(folder) and "\x1b" not in "".join(lines)
 
 
-def test_a_reached_target_is_said_with_its_epoch_and_time(tmp_path):
-    text = table_text(RECORDS, "success", tmp_path)
-    assert (
-        "target reached in epoch 3: box AP 0.3771 (target 0.3770), mask AP 0.3390 (target 0.3390)\n"
-        "time to target: 0:04:35\n"
-        "best weights: epoch 3, box AP 0.3771, mask AP 0.3390\n"
-        "training speed: 20.0 images/s; an evaluation took 8.0 s\n"
-    ) in text
+def test_a_terminal_gets_the_same_numbers_with_colour(tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
 
-
-def test_a_missed_target_is_said_with_the_nearest_epoch():
-    lines = verdict_lines(results_of([RECORDS[1], RECORDS[0]], "aborted", 3600.0))
-    assert lines[0].startswith("target missed, nearest in epoch 2: box AP 0.3770")
-    assert lines[1] == "time spent: 1:00:00"
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    final_table(results_of(RECORDS, "success"), tmp_path)
+    text = sys.stdout.getvalue()
+    assert "\x1b[32m" in text and "0.3771" in text and "target reached in epoch 3" in text
 
 
 @pytest.mark.parametrize(
-    ("targets", "expected"),
-    [((0.377, 0), "box"), ((0.378, 0), "-"), ((0, 0.339), "mask"), ((0, 0.34), "-"), ((0, 0), "-"), ((0, 1), "-")],
+    ("aps", "status", "targets", "verdict"),
+    [
+        ([], "aborted", TARGETS, "target missed: no epoch"),
+        ([(0.377, 0.338), (0.2, 0.1)], "aborted", TARGETS, "target missed, nearest in epoch 1: box AP 0.3770"),
+        (  # one target alone decides which is nearest
+            [(0.9, 0.1), (0.1, 0.3)],
+            "aborted",
+            {"box_target": 0, "mask_target": 0.339},
+            "target missed, nearest in epoch 2: box AP 0.1000 (no target), mask AP 0.3000 (target 0.3390)",
+        ),
+        (
+            [(0.2, 0.1), (0.3, 0.3), (0.25, 0.25)],
+            "done",
+            {"box_target": 0, "mask_target": 0},
+            "done, without targets: epoch 3, box AP 0.2500, mask AP 0.2500",
+        ),
+    ],
 )
-def test_a_target_of_0_is_never_met(targets, expected):
-    assert met_targets(record(1, 0.377, 0.339), *targets) == expected
-
-
-def test_a_run_without_targets_is_done_and_says_its_last_and_its_best_epoch():
-    records = [record(1, 0.2, 0.1), record(2, 0.3, 0.3), record(3, 0.25, 0.25)]
-    lines = verdict_lines(results_of(records, "done", 60.0, box_target=0, mask_target=0))
-    assert lines[:3] == [
-        "done, without targets: epoch 3, box AP 0.2500, mask AP 0.2500",
-        "time spent: 0:01:00",
-        "best weights: epoch 2, box AP 0.3000, mask AP 0.3000",
-    ]
-
-
-def test_one_target_alone_decides_which_epoch_is_nearest():
-    records = [record(1, 0.9, 0.1), record(2, 0.1, 0.3)]
-    lines = verdict_lines(results_of(records, "aborted", 60.0, box_target=0, mask_target=0.339))
-    assert lines[0] == ("target missed, nearest in epoch 2: box AP 0.1000 (no target), mask AP 0.3000 (target 0.3390)")
+def test_the_verdict_of_a_run_that_met_no_targets(aps, status, targets, verdict):
+    records = [record(epoch, *pair) for epoch, pair in enumerate(aps, start=1)]
+    lines = verdict_lines(results_of(records, status, 3600.0, **targets))
+    assert lines[0].startswith(verdict) and lines[1] == "time spent: 1:00:00"
+    assert len(lines) == (4 if aps else 2)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +132,6 @@ def test_one_target_alone_decides_which_epoch_is_nearest():
     [
         ([(0.1, 0.1)], 1),
         ([(0.1, 0.1), (0.2, 0.1)], 2),
-        ([(0.2, 0.1), (0.1, 0.1)], 1),
         ([(0.1, 0.2), (0.2, 0.1)], 1),  # equal sums: the first
         ([(0.5, 0.0), (0.2, 0.25), (0.3, 0.3)], 3),
         ([(0.0, 0.0), (0.0, 0.0)], 1),
@@ -116,42 +140,3 @@ def test_one_target_alone_decides_which_epoch_is_nearest():
 def test_the_best_epoch_has_the_highest_sum_of_both_aps(pairs, expected):
     records = [record(epoch, *pair) for epoch, pair in enumerate(pairs, start=1)]
     assert best_row(records).epoch == expected
-
-
-def test_a_run_without_an_epoch_is_said_to_have_missed(tmp_path):
-    text = table_text([], "aborted", tmp_path)
-    assert "target missed: no epoch was evaluated\ntime spent: 0:04:35\nwhere to look" in text
-
-
-def test_the_files_of_the_run_folder_are_listed(tmp_path):
-    for name in ("metrics.jsonl", "config.json", ".hidden"):
-        (tmp_path / name).write_text("")
-    (tmp_path / "pictures").mkdir()
-    expected = [f"where to look: {tmp_path}", "  config.json", "  metrics.jsonl", "  pictures/"]
-    assert where_to_look(tmp_path) == expected
-    assert table_text(RECORDS, "success", tmp_path).splitlines()[-4:] == expected
-
-
-def test_a_plain_stream_gets_no_colours_and_no_wrapped_lines(tmp_path, monkeypatch):
-    monkeypatch.delenv("FORCE_COLOR", raising=False)
-    folder = tmp_path / ("long" * 40)
-    folder.mkdir()
-    text = table_text(RECORDS, "success", folder)
-    assert "\x1b" not in text
-    assert text.isascii()
-    assert f"where to look: {folder}\n" in text
-
-
-def test_a_terminal_gets_the_same_numbers_with_colour(tmp_path, monkeypatch):
-    class Terminal(io.StringIO):
-        """A stream that says it is a terminal."""
-
-        def isatty(self):
-            return True
-
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    text = table_text(RECORDS, "success", tmp_path, Terminal())
-    assert "\x1b[32m" in text
-    assert "0.3771" in text
-    assert "target reached in epoch 3" in text

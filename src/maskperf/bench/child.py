@@ -106,9 +106,11 @@ class Child:
             raise ConfigError(f"{text} Fix: give the path of a Python with --peer-python.") from error
 
     def _ask(self, command: str, **arguments: object) -> dict:
+        stdin = self._process.stdin
+        assert stdin is not None  # a pipe, as below
         try:
-            self._process.stdin.write(json.dumps({"command": command, "arguments": arguments}).encode() + b"\n")
-            self._process.stdin.flush()
+            stdin.write(json.dumps({"command": command, "arguments": arguments}).encode() + b"\n")
+            stdin.flush()
         except BrokenPipeError:
             raise self._early_end() from None
         answer = json.loads(self._read_line())
@@ -119,13 +121,14 @@ class Child:
         return answer["done"]
 
     def _read_line(self) -> bytes:
-        deadline = time.monotonic() + LONGEST_ANSWER_SECONDS
+        stdout, deadline = self._process.stdout, time.monotonic() + LONGEST_ANSWER_SECONDS
+        assert stdout is not None
         while b"\n" not in self._buffer:
-            ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, deadline - time.monotonic()))
+            ready, _, _ = select.select([stdout], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
                 text = f"{self.side.name}: no answer within {LONGEST_ANSWER_SECONDS:.0f} s."
                 raise ConfigError(f"{text} Fix: choose less work with --size or --images.")
-            data = os.read(self._process.stdout.fileno(), 1 << 16)
+            data = os.read(stdout.fileno(), 1 << 16)
             if not data:
                 raise self._early_end()
             self._buffer += data

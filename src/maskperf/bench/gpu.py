@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -36,7 +37,7 @@ def measure(
         )
     environment = describe_environment()
     end = time.monotonic() + plan.seconds
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for section in sections:
         seconds = min(SECTION_SECONDS[section], end - time.monotonic())
         if seconds < LEAST_SECONDS:
@@ -57,7 +58,7 @@ def measure(
     return msgspec.json.decode(msgspec.json.encode(everything))
 
 
-def run_section(section: str, plan: GpuPlan, folder: Path, seconds: float) -> dict[str, object]:
+def run_section(section: str, plan: GpuPlan, folder: Path, seconds: float) -> dict[str, Any]:
     """Return the rows of a section measured in a process of its own, its error ("" for none) and its seconds."""
     rows_file, log_file = folder / f"{section}.jsonl", folder / f"{section}.log"
     command = [sys.executable, "-m", "maskperf.bench.gpu_section", section, str(rows_file)]

@@ -6,9 +6,10 @@ bfloat16 and channels-last, as in a step on a GPU. Not yet run on a GPU.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,11 +65,13 @@ class ConvolutionRow:
 class _Recorder(TorchDispatchMode):
     """Counts the convolutions that are done while it is active."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.layers: Counter[Layer] = Counter()
 
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+    def __torch_dispatch__(
+        self, function: Callable, types: Sequence[type], arguments: tuple = (), options: dict | None = None
+    ) -> Any:
         if function is torch.ops.aten.convolution.default:
             pixels, weight, _, stride, padding, _, transposed, *_ = arguments
             layer = Layer(
@@ -104,10 +107,8 @@ def directions_of(layer: Layer) -> tuple[str, ...]:
     side = layer.weight_shape[2]
     if layer.transposed or layer.padding != (side // 2, side // 2):
         return PASSES
-    directions = (*PASSES, WITH_RELU)
-    if side == 1 and layer.stride == (1, 1):
-        directions += tuple(direction + AS_A_PRODUCT for direction in PASSES)
-    return directions
+    is_product = side == 1 and layer.stride == (1, 1)
+    return (*PASSES, WITH_RELU, *(direction + AS_A_PRODUCT for direction in PASSES if is_product))
 
 
 def measure_layer(layer: Layer, direction: str, times_in_a_step: int, device: torch.device) -> ConvolutionRow:

@@ -4,7 +4,7 @@ Not yet run on a GPU.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,17 +18,16 @@ from maskperf.bench.measure import Spread, measure_in_turn, ratio_spread, spread
 from maskperf.bench.plan import GpuPlan, KernelSizes
 from maskperf.bench.synthetic import POOLED_LEVELS, STRIDES, cells_of, synthetic_boxes
 from maskperf.config import ModelConfig
-from maskperf.data.images.raw_images import BufferRing, pack_pictures
+from maskperf.data.images.raw_images import BufferRing, pack_images
 from maskperf.errors import ConfigError
 from maskperf.model.patches import patches_by_level
 from maskperf.ops.anchors import pyramid_anchors
 from maskperf.ops.boxes import pairwise_iou
-from maskperf.ops.casts import PlainCasts
 from maskperf.ops.kernels.selection import load, missing_part
-from maskperf.ops.matching import match_by_slots, match_to_truth
+from maskperf.ops.matching import Matches, match_by_slots, match_to_truth
 from maskperf.ops.nms import blockwise_nms
-from maskperf.ops.pictures import to_images_reference
-from maskperf.ops.products import own_class_logits
+from maskperf.ops.preprocess import to_images_reference
+from maskperf.ops.products import PlainCasts, own_class_logits
 from maskperf.ops.ranking import best_anchors_by_level
 from maskperf.ops.rasterize import rasterize_by_crossings
 from maskperf.ops.roi_align import flat_roi_align
@@ -144,9 +143,10 @@ def _tensors(result: object) -> list[Tensor]:
 
 
 def _in_direction(
-    name: str, shape: str, sides: list[Callable[[], Tensor]], leaves: list[Tensor], inputs: Inputs, direction: str
+    name: str, shape: str, sides: Sequence[Callable[[], Tensor]], leaves: list[Tensor], inputs: Inputs, direction: str
 ) -> KernelCase:
     """Return a case of the forward or the backward pass of two functions of these leaves."""
+    work: list[Callable[[], object]]
     if direction == "forward":
         work = [torch.no_grad()(side) for side in sides]
     else:
@@ -224,10 +224,14 @@ def _match_rois(inputs: Inputs) -> KernelCase:
     sizes = inputs.sizes
     truth, valid = inputs.truth()
     boxes = inputs.boxes(sizes.images, sizes.candidates)
-    rule = {"positive_iou": MODEL.roi_positive_iou, "negative_iou": MODEL.roi_positive_iou, "keep_best_of_truth": False}
-    kernel = partial(load("matching").match_boxes, boxes, truth, valid, **rule)
+    thresholds = {"positive_iou": MODEL.roi_positive_iou, "negative_iou": MODEL.roi_positive_iou}
+    kernel = partial(load("matching").match_boxes, boxes, truth, valid, keep_best_of_truth=False, **thresholds)
     shape = f"{sizes.images} x {sizes.candidates} boxes, {sizes.objects} objects"
-    return _case("matching of RoIs", shape, kernel, lambda: match_to_truth(pairwise_iou(boxes, truth), valid, **rule))
+
+    def plain_side() -> Matches:
+        return match_to_truth(pairwise_iou(boxes, truth), valid, keep_best_of_truth=False, **thresholds)
+
+    return _case("matching of RoIs", shape, kernel, plain_side)
 
 
 def _masks(inputs: Inputs) -> KernelCase:
@@ -244,17 +248,17 @@ def _images(dtype: torch.dtype, inputs: Inputs) -> KernelCase:
     """Images of three quarters of the size, as COCO's are, with their resize."""
     images, (height, width) = inputs.sizes.images, inputs.sizes.size_hw
     old_hw = (height * 3 // 4, width * 3 // 4)
-    raw = pack_pictures(
+    raw = pack_images(
         [inputs.random.integers(0, 256, (*old_hw, 3), np.uint8) for _ in range(images)],
         [(height, width)] * images,
         [image % 2 == 0 for image in range(images)],
-        canvas_hw=(height, width),
+        padded_hw=(height, width),
         means_bgr=MEANS_BGR,
         ring=BufferRing(max_waiting=1, pin_memory=False),
     )
     raw = to_device(raw, inputs.device)
     shape = f"{images} x {old_hw[0]} x {old_hw[1]} to {height} x {width}, {dtype}"
-    kernel = partial(load("pictures").resize_pictures, raw, dtype)
+    kernel = partial(load("preprocess").resize_images, raw, dtype)
     return _case("pictures to input", shape, kernel, lambda: to_images_reference(raw, dtype).pixels)
 
 
@@ -266,11 +270,11 @@ def _casts(direction: str, inputs: Inputs) -> KernelCase:
     factors = [inputs.normal(channels).abs() for _ in shapes]
     gradients = [inputs.normal(*shape, dtype=torch.bfloat16) for shape in shapes]
 
-    def side(make_casts: Callable) -> Callable[[], list[Tensor]]:
+    def side(make_casts: Callable) -> Callable[[], object]:
         parameters = [weight.clone().requires_grad_() for weight in weights]
         casts = make_casts(parameters, factors, torch.bfloat16)
 
-        def backward() -> list[Tensor]:
+        def backward() -> list[Tensor | None]:
             for parameter in parameters:
                 parameter.grad = None
             torch.autograd.backward(casts(), gradients)

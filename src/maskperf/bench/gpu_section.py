@@ -94,7 +94,11 @@ def peer_rows(device: torch.device, plan: GpuPlan, cases: tuple[tuple[str, str],
 def plan_of_session(plan: GpuPlan, device: torch.device, folder: Path) -> Plan:
     """Return the plan of the benchmarks that are also compared elsewhere, for this GPU."""
     base = coco()
-    config = replace(base, model=plan.model, system=replace(base.system, device=device.type, threads=plan.threads))
+    config = replace(
+        base,
+        model=plan.model,
+        system=replace(base.system, device="cuda" if device.type == "cuda" else "cpu", threads=plan.threads),
+    )
     return Plan(
         size_hw=plan.canvases_hw[0],
         objects=plan.objects,

@@ -20,7 +20,7 @@ from maskperf.bench.switches import ALL_ON, loss_difference, waterfall
 from maskperf.bench.synthetic import synthetic_boxes, synthetic_polygon
 from maskperf.config import OptimizerConfig, SpeedConfig
 from maskperf.engine.distributed import Topology
-from maskperf.structures import LOSS_NAMES, Batch, Polygons, Targets, to_device
+from maskperf.structures import LOSS_NAMES, Batch, Images, Polygons, Targets, to_device
 
 SEED = 1
 GIB = 2**30
@@ -63,11 +63,10 @@ def step_rows(device: torch.device, plan: GpuPlan) -> Iterator[StepRow | dict]:
         name = f"{precision}, {'captured' if captured else 'eager'}"
         speed = SpeedConfig(precision=precision, without=() if captured else ("captured_steps",))
         try:
-            rows = list(_measured({name: speed}, synthetic_batch(plan, canvas_hw, images, device), plan, device))
+            yield from list(_measured({name: speed}, synthetic_batch(plan, canvas_hw, images, device), plan, device))
         except torch.OutOfMemoryError as error:
             text = str(error).splitlines()[0]
-            rows = [{"name": name, "canvas_hw": canvas_hw, "images": images, "error": text}]
-        yield from rows
+            yield {"name": name, "canvas_hw": canvas_hw, "images": images, "error": text}
 
 
 def switch_rows(device: torch.device, plan: GpuPlan) -> Iterator[StepRow]:
@@ -88,13 +87,15 @@ def _measured(speeds: dict[str, SpeedConfig], batch: Batch, plan: GpuPlan, devic
         for name, stepper in steppers.items()
     }
     times = measure_in_turn(clocks, plan.repeats)
+    assert isinstance(batch.images, Images)
+    height, width = batch.images.pixels.shape[2:]
     images = len(batch.image_ids)
     first = next(iter(speeds))
     for name, stepper in steppers.items():
         milliseconds = spread_of(times[name])
         yield StepRow(
             name=name,
-            canvas_hw=tuple(batch.images.pixels.shape[2:]),
+            canvas_hw=(height, width),
             images=images,
             precision=stepper.speed.precision,
             captured=stepper.is_captured,

@@ -19,7 +19,7 @@ from maskperf.data.images.loader import Feeding, TrainingLoader
 from maskperf.evaluation.results import ResultTable, box_and_mask_results, joined, result_table, without_repeats
 from maskperf.evaluation.scores import GroundTruth, score
 from maskperf.overrides import from_json_text
-from maskperf.structures import Detections, EvaluationBatch, Images, RawPictures
+from maskperf.structures import Detections, EvaluationBatch, Images, RawImages
 from maskperf.techniques import chosen_techniques
 
 READ_ONCE = (
@@ -38,14 +38,14 @@ def loader(inputs: dict) -> tuple[Callable[[], None], dict]:
     index = read_coco(path, path.parent, training=True)
     data = replace(config.data, loader_threads=1, prefetch_batches=1)
     aspect_buckets = chosen_techniques(config.speed).aspect_buckets
-    feeding = Feeding(aspect_buckets=aspect_buckets, raw_pictures=inputs["case"] == "decoded alone")
+    feeding = Feeding(aspect_buckets=aspect_buckets, raw_images=inputs["case"] == "decoded alone")
     batches = TrainingLoader(index, data, seed=1, rank=0, world=1, images_per_rank=images_per_batch, feeding=feeding)
     steps = len(index.image_ids) // images_per_batch
 
     def work() -> None:
         for batch in batches.batches(0, steps):
             assert len(batch.image_ids) == images_per_batch
-            if isinstance(batch.images, RawPictures):
+            if isinstance(batch.images, RawImages):
                 batch.images.release(None)
 
     return work, {"items": steps * images_per_batch, "item": "images"}

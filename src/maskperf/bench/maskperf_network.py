@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from functools import wraps
+from functools import partial, wraps
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from maskperf.engine.step import StepResult, train_step
 from maskperf.evaluation.detect import detect
 from maskperf.losses.box import sample_rois
 from maskperf.mlperf.log import MlperfLog
+from maskperf.model.heads import RoiHead
 from maskperf.model.mask_rcnn import MaskRcnn, feature_anchors
 from maskperf.model.proposals import append_truth, select_proposals
 from maskperf.overrides import from_json_text
@@ -114,10 +115,12 @@ def infer(inputs: dict) -> tuple[Callable[[], dict], dict]:
     messages: list[str] = []
     set_precision(model, config.speed.precision, topology.device, messages.append)
     images = to_device(read_batch(inputs["batch"]).images, topology.device)
+    box_head = model.roi_heads["box"]
+    assert isinstance(images, Images) and isinstance(box_head, RoiHead)
     proposals, features = _proposals(model, images, training=False)
     with torch.no_grad():
         logits, _ = model.box_outputs(features, proposals.boxes)
-    sharpen(model.roi_heads["box"].predictor.cls_score, logits.flatten(0, 1), len(images.pixels))
+    sharpen(box_head.predictor.cls_score, logits.flatten(0, 1), len(images.pixels))
 
     def work() -> dict:
         return {"detections": detect(model, images).valid.sum(dim=1).tolist()}
@@ -151,7 +154,7 @@ def demo_chunk(inputs: dict) -> tuple[Callable[[], dict], dict]:
     captured = prepare_steps(model, config, images=session.images_per_rank, topology=topology, say=messages.append)
     if captured is not None:
         captured.make_room(batch_capacity(train, session.images_per_rank))
-    options = {"config": config.optimizer, "topology": topology, "captured": captured}
+    train_once = partial(train_step, model, optimizer, config=config.optimizer, topology=topology, captured=captured)
     update = 0
 
     def work() -> dict:
@@ -159,7 +162,7 @@ def demo_chunk(inputs: dict) -> tuple[Callable[[], dict], dict]:
         losses = []
         for batches in micro_batches(session, data, update, inputs["steps"]):
             update += 1
-            losses.append(train_step(model, optimizer, batches, update=update, **options).losses.sum())
+            losses.append(train_once(batches, update=update).losses.sum())
         return {"first_loss": float(losses[0]), "last_loss": float(losses[-1])}
 
     return work, {"items": inputs["steps"] * config.optimizer.batch_size, "item": "images", "messages": messages}
@@ -224,6 +227,7 @@ def _proposals(model: MaskRcnn, images: Images, *, training: bool) -> tuple[Prop
 @torch.no_grad()
 def _count_rois(model: MaskRcnn, batch: Batch) -> dict:
     """Return how many RoIs the heads see in the first step, and how many of them are positive, by image."""
+    assert isinstance(batch.images, Images)
     candidates = append_truth(_proposals(model, batch.images, training=True)[0], batch.targets)
     rois = sample_rois(
         candidates,

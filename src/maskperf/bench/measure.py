@@ -1,6 +1,6 @@
 """Medians and their spread, and sides measured in turn."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median, quantiles
 from typing import TypeVar
@@ -49,7 +49,7 @@ def ratio_spread(values: list[float], others: list[float]) -> Spread:
     return spread_of([other / value for value, other in zip(values, others, strict=True)])
 
 
-def measure_in_turn(sides: dict[str, Callable[[], Measured]], repeats: int) -> dict[str, list[Measured]]:
+def measure_in_turn(sides: Mapping[str, Callable[[], Measured]], repeats: int) -> dict[str, list[Measured]]:
     """Return the measurements of each side, taken as A B A B ...: a machine that slows down slows all sides down."""
     found: dict[str, list[Measured]] = {name: [] for name in sides}
     for _ in range(repeats):

@@ -131,12 +131,14 @@ def _step_of(metrics: Path) -> StepLine | None:
 
 def _parts(start_ms: float, log: str, step: StepLine) -> dict[str, float]:
     """Return seconds by what they were spent on, from the times in the run's own files."""
-    times_ms = {record.key: record.time_ms for record in reversed(parse_records(log)[0])}
-    before = step.data_wait_seconds
+    records = reversed(parse_records(log)[0])
+    times_ms = {record.key: record.time_ms for record in records if record.time_ms is not None}
+    waiting, whole = step.data_wait_seconds, step.step_seconds
+    assert waiting is not None and whole is not None  # a run measures both
     return {
         "modules, settings, caches dropped": (times_ms["init_start"] - start_ms) / 1000,
         "model": (times_ms["run_start"] - times_ms["init_start"]) / 1000,
         "data opened": (times_ms["epoch_start"] - times_ms["run_start"]) / 1000,
-        "first batch": before,
-        STEP_PART: step.step_seconds - before,
+        "first batch": waiting,
+        STEP_PART: whole - waiting,
     }

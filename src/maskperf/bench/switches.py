@@ -2,9 +2,9 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-from maskperf.config import SpeedConfig
-from maskperf.techniques import TECHNIQUE_NAMES
+from maskperf.config import SpeedConfig, TechniqueName
 
 ALL_OFF, ALL_ON = "all off", "all on"
 PRECISION = "precision"
@@ -45,18 +45,17 @@ def waterfall(device: str) -> list[Row]:
     for name, (devices, summary) in TECHNIQUES.items():
         if device in devices:
             names.append(name)
-            precision = "bfloat16" if PRECISION in names else "float32"
-            rows.append(Row(name=f"+ {name}", summary=summary, speed=speed_with(names, precision=precision)))
+            speed = speed_with(names, precision="bfloat16" if PRECISION in names else "float32")
+            rows.append(Row(name=f"+ {name}", summary=summary, speed=speed))
     return [*rows, Row(name=ALL_ON, summary="as a run has it", speed=SpeedConfig())]
 
 
-def speed_with(names: Collection[str], *, precision: str) -> SpeedConfig:
+def speed_with(names: Collection[str], *, precision: Literal["float32", "bfloat16"]) -> SpeedConfig:
     """Return the configuration in which these techniques are on, and no others."""
-    others = tuple(name for name in TECHNIQUE_NAMES if name not in names)
-    is_plain = len(others) == len(TECHNIQUE_NAMES)
-    return (
-        SpeedConfig(path="plain", precision=precision) if is_plain else SpeedConfig(without=others, precision=precision)
-    )
+    others = tuple(name for name in get_args(TechniqueName) if name not in names)
+    if len(others) == len(get_args(TechniqueName)):
+        return SpeedConfig(path="plain", precision=precision)
+    return SpeedConfig(without=others, precision=precision)
 
 
 def loss_difference(losses: dict[str, float], plain: dict[str, float]) -> float:

@@ -82,7 +82,8 @@ def write_pyramid(path: Path, *, size_hw: tuple[int, int], images: int, seed: in
         f"boxes_{name}": synthetic_boxes(random, images * count, size_hw).reshape(images, count, 4)
         for name, (_, count) in POOLS.items()
     }
-    np.savez(path, size_hw=np.array(size_hw), **levels, **boxes)
+    # NumPy's stubs let any keyword be allow_pickle
+    np.savez(path, size_hw=np.array(size_hw), **levels, **boxes)  # type: ignore[arg-type]
 
 
 def write_candidates(path: Path, *, size_hw: tuple[int, int], images: int, seed: int) -> None:
@@ -98,7 +99,7 @@ def write_candidates(path: Path, *, size_hw: tuple[int, int], images: int, seed:
         boxes[valid] = np.concatenate(groups)
         scores = -np.sort(-random.uniform(0.05, 1.0, valid.shape).astype(np.float32), axis=1) * valid
         arrays.update({f"{name}_boxes": boxes, f"{name}_valid": valid, f"{name}_scores": scores})
-    np.savez(path, images=images, **arrays)
+    np.savez(path, images=images, **arrays)  # type: ignore[arg-type]  # as above
 
 
 def _level_candidates(random: np.random.Generator, stride: int, size_hw: tuple[int, int]) -> np.ndarray:

@@ -3,9 +3,10 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TextIO
 
 import msgspec
 import numpy as np
@@ -40,7 +41,8 @@ def size_of(image_id: int) -> tuple[int, int]:
 def write_images(folder: Path, *, images: int, seed: int) -> Path:
     """Write JPEG files of 640 x 480 and 480 x 640 with 7 objects each on average; return the path of their JSON."""
     random = np.random.default_rng(seed)
-    entries, annotations = [], []
+    entries: list[dict] = []
+    annotations: list[dict] = []
     for number in range(1, images + 1):
         height, width = SIZES_HW[number % 2]
         name = f"{number:012d}.jpg"
@@ -91,12 +93,13 @@ def _write_large_json(path: Path, *, images: int, seed: int) -> None:
             entry = {"license": 3, "file_name": f"{number:012d}.jpg", "height": height, "width": width, "id": number}
             file.write(", " * (number > 1) + json.dumps(entry))
         file.write('], "annotations": [')
-        _write_annotations(file, random, images=images, count=round(images * TRAIN_ANNOTATIONS / NUM_TRAIN_FILES))
+        count = round(images * TRAIN_ANNOTATIONS / NUM_TRAIN_FILES)
+        file.writelines(_annotation_texts(random, images=images, count=count))
         file.write(f'], "categories": {json.dumps(CATEGORIES)}}}')
 
 
-def _write_annotations(file: TextIO, random: np.random.Generator, *, images: int, count: int) -> None:
-    """Write annotations in random order: an object of its own for every image that is not empty, others at random."""
+def _annotation_texts(random: np.random.Generator, *, images: int, count: int) -> Iterator[str]:
+    """Yield annotations in random order: an object of its own for every image that is not empty, others at random."""
     different = min(POLYGONS_OF_SIZE, count)
     outlines = [[_outline_text(random, size) for _ in range(different)] for size in SIZES_HW]
     crowd_texts = [_crowd_text(size) for size in SIZES_HW]
@@ -113,7 +116,7 @@ def _write_annotations(file: TextIO, random: np.random.Generator, *, images: int
         size = image % len(SIZES_HW)
         text = crowd_texts[size] if is_crowd else outlines[size][outline]
         owner = f'"image_id": {image}, "category_id": {kind}, "id": {number}'
-        file.write(f"{', ' * (number > 1)}{{{text}, {owner}}}")
+        yield f"{', ' * (number > 1)}{{{text}, {owner}}}"
 
 
 def _outline_text(random: np.random.Generator, size_hw: tuple[int, int]) -> str:
@@ -162,8 +165,7 @@ def result_files(cache: Path, truth_json: Path, *, seed: int) -> dict[str, str]:
     if not all(path.exists() for path in paths.values()):
         results = _results(_objects_of_images(truth_json), np.random.default_rng(seed))
         for path, entries in zip(paths.values(), results, strict=True):
-            content = msgspec.json.encode(entries)
-            replace_file(path, lambda temporary, content=content: temporary.write_bytes(content))
+            replace_file(path, partial(Path.write_bytes, data=msgspec.json.encode(entries)))
     return {kind: str(path) for kind, path in paths.items()}
 
 

@@ -100,10 +100,10 @@ def bench(options: argparse.Namespace) -> int:
 
 def _size(text: str) -> tuple[int, int]:
     found = SIZE.fullmatch(text)
-    sides = tuple(int(side) for side in found.groups()) if found else (0, 0)
-    if not min(sides) or any(side % SIZE_DIVISOR for side in sides):
+    height, width = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not (height and width) or height % SIZE_DIVISOR or width % SIZE_DIVISOR:
         raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH in multiples of {SIZE_DIVISOR}, as 800x1344 is")
-    return sides
+    return height, width
 
 
 def _bench(options: argparse.Namespace, folder: Path) -> dict[str, Any]:

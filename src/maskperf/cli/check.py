@@ -189,10 +189,10 @@ def _log_table(logs: Sequence["CheckedLog"]) -> list[str]:
             last = log.evaluations[-1] if log.evaluations else None
             outcome = (
                 log.status,
-                _number(log.run_seconds and log.run_seconds / 60, 3),
+                _number(None if log.run_seconds is None else log.run_seconds / 60, 3),
                 _number(entry.last_epoch, 0),
-                _number(last and last.box_ap, 4),
-                _number(last and last.mask_ap, 4),
+                _number(last.box_ap if last else None, 4),
+                _number(last.mask_ap if last else None, 4),
             )
         seeds = ", ".join(map(str, log.seeds)) or "-"
         rows.append((str(log.path), entry.compliance.label, entry.traps.label, *outcome, seeds))
@@ -265,8 +265,9 @@ def _set_lines(logs: Sequence["CheckedLog"], *, accepted: bool) -> list[str]:
         if result.reference is None
         else f"  epochs of the reference: {result.reference.sentence}"
     ]
-    if result.reference_v3_1 is not None and result.reference_v3_1.passed != result.reference.passed:
-        lines.append(f"  by the tool of round v3.1: {result.reference_v3_1.sentence}")
+    reference, older = result.reference, result.reference_v3_1
+    if reference is not None and older is not None and older.passed != reference.passed:
+        lines.append(f"  by the tool of round v3.1: {older.sentence}")
     lost = [entry for entry in logs if entry.minutes is None]
     if lost:
         lines.append(f"  without a time that counts: {', '.join(str(entry.log.path) for entry in lost)}")

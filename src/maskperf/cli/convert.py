@@ -9,7 +9,7 @@ from typing import Any
 
 from maskperf.cli.arguments import CommandParser, name_from, require_new_file
 from maskperf.cli.run import resolve
-from maskperf.config import ModelConfig, RunConfig, SystemConfig
+from maskperf.config import BACKBONE_MD5, ModelConfig, RunConfig, SystemConfig
 from maskperf.errors import EXIT_DONE, ConfigError, DataError, Problem
 from maskperf.files import sha256_of_file
 from maskperf.overrides import from_json_text, notices_of_age, to_json_text, validate, with_overrides
@@ -94,7 +94,7 @@ def _read_backbone(path: Path, config: ModelConfig) -> tuple[dict, dict[str, str
         return loaded.tensors, {"source": path.name, **origin}, loaded.notices
     tensors = backbone_file.convert_names(backbone_file.read_detectron_pickle(path), state, file=str(path))
     md5 = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-    relation = "is that" if md5 == backbone_file.BACKBONE_MD5 else f"is not that ({backbone_file.BACKBONE_MD5})"
+    relation = "is that" if md5 == BACKBONE_MD5 else f"is not that ({BACKBONE_MD5})"
     metadata = {"source": path.name, "source_md5": md5, backbone_file.DIGEST_FIELD: sha256_of_file(path)}
     return tensors, metadata, [f"{path}: MD5 {md5} {relation} of the file the benchmark names"]
 

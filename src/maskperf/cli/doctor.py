@@ -145,14 +145,14 @@ def _examine_split(data: DataConfig, split: str, decode: bool) -> tuple[list[Fin
     with Progress("images", console=make_console(stderr=True)) as progress:
         advance = partial(progress.advance, f"{NAME_OF_SPLIT[split]} images") if decode else None
         index, error = open_split(json_path, folder, data, training=split == "train", decode=decode, progress=advance)
-    problems = error.problems if error is not None else []
-    findings = [_finding_of(name, alike) for alike in problems_by_kind(problems)]
-    notices = error.notices if error is not None else [f"{json_path}: {notice}" for notice in index.notices]
-    findings += [facts.note(name, notice, "a run reports it as well, and goes on") for notice in notices]
-    if not problems:
-        meaning = "every image was decoded" if decode else "head and end of every image were read; more without --quick"
-        findings.append(facts.ok(name, f"{json_path}: {len(index.image_ids):,} images in {folder}", meaning))
-    return findings, problems
+    note = partial(facts.note, name, meaning="a run reports it as well, and goes on")
+    if error is not None:
+        findings = [_finding_of(name, alike) for alike in problems_by_kind(error.problems)]
+        return [*findings, *map(note, error.notices)], error.problems
+    assert index is not None
+    meaning = "every image was decoded" if decode else "head and end of every image were read; more without --quick"
+    found = facts.ok(name, f"{json_path}: {len(index.image_ids):,} images in {folder}", meaning)
+    return [*(note(f"{json_path}: {notice}") for notice in index.notices), found], []
 
 
 def _finding_of(name: str, alike: Sequence[Problem]) -> Finding:
@@ -189,10 +189,10 @@ def _image_speed(data: DataConfig) -> PictureSpeed:
     size_hw = target_size_hw(IMAGE_SIZE_HW, data.short_side, data.long_side)
     padded = np.empty((*size_hw, 3), np.float32)
 
-    def decode():
+    def decode() -> np.ndarray:
         return simplejpeg.decode_jpeg(jpeg, colorspace="BGR", fastdct=False, fastupsample=False)
 
-    def prepare():
+    def prepare() -> None:
         normalize_into(padded, resize_and_mirror(decode(), size_hw, is_mirrored=True), data.pixel_means_bgr)
 
     return PictureSpeed(

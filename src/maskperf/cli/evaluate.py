@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from maskperf.data.coco.categories import CategoryMatch
     from maskperf.data.coco.index import CocoIndex
     from maskperf.engine.distributed import Topology
-    from maskperf.evaluation.results import BoxResults, MaskResults
+    from maskperf.evaluation.results import Results
     from maskperf.model.mask_rcnn import MaskRcnn
 
 EXAMPLES = """examples, to copy and paste:
@@ -148,7 +149,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _predict(
     model: "MaskRcnn", val: "CocoIndex", config: RunConfig, topology: "Topology", *, category_ids: "np.ndarray"
-) -> "tuple[BoxResults, MaskResults]":
+) -> "tuple[Results, Results]":
     """Return box and mask results in the first process, which shows how far the evaluation is."""
     from maskperf.data.images.loader import evaluation_batches, feeding_for
     from maskperf.engine.build import keep_memory
@@ -188,6 +189,7 @@ def _open_validation(
 
     val, error = open_split(val_json, val_images, config.data, training=False, is_test_set=is_test_set)
     if val is None:
+        assert error is not None
         raise error
     trained = dict(zip(metadata.get("category_ids", []), metadata.get("category_names", []), strict=True))
     found, file = categories_of(val), str(val_json)
@@ -247,8 +249,8 @@ def _report(
     detections: list[bytes],
 ) -> int:
     """Write every file, show the scores and return the exit code; there are no scores without truth."""
-    from maskperf.evaluation.scores import agree, score
-    from maskperf.evaluation.table import score_entries, show_scores
+    from maskperf.evaluation.scores import agree, score, score_entries
+    from maskperf.evaluation.table import show_scores
 
     engine, limit = options.engine or config.evaluation.engine, config.evaluation.max_detections
     scores, differences, entries = None, [], facts
@@ -259,9 +261,9 @@ def _report(
         entries = {**facts, "engine": engine, "engine_differences": differences, **score_entries(scores)}
     files = dict(zip(_files_to_write(options), [pretty_json(entries).encode(), *detections], strict=True))
     for path, content in files.items():  # before the table: no terminal can take the numbers away
-        replace_file(path, lambda temporary, content=content: temporary.write_bytes(content))
+        replace_file(path, partial(Path.write_bytes, data=content))
     if scores is not None:
-        show_scores(scores, sys.stdout, per_category=options.per_class)
+        show_scores(scores, per_category=options.per_class)
     by_engine = f"engine: {engine}" if scores is not None else "no ground truth, so no AP"
     print(f"{facts['images']} images, {facts['images_per_second']:.2f} images/s; {by_engine}")
     print("\n".join(f"written: {path}" for path in files))

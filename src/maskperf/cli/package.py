@@ -111,7 +111,7 @@ def _describe(
     else:
         description = systems.describe_system(facts)
         notices = [] if environment else ["The logs do not name their machine; this one is described. Check it."]
-    accelerators = max(1, int(description["accelerators_per_node"] or 1))
+    accelerators = max(1, int(str(description["accelerators_per_node"]) or 1))
     if environment and (environment.processes or 1) <= accelerators:
         description["number_of_nodes"] = "1"
     if environment and environment.git_commit:

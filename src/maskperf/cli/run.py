@@ -5,15 +5,21 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from maskperf.cli.arguments import CommandParser, suggestion
-from maskperf.config import Count, RunConfig
+from maskperf.config import Count, DataConfig, RunConfig
 from maskperf.errors import EXIT_BUG, EXIT_DONE, EXIT_TARGET_MISSED, ConfigError, LostRunError
 from maskperf.mlperf.rules import refuse_broken_rules
 from maskperf.overrides import FIELDS, flatten, format_value, key_of, parse_value, validate, with_overrides
 from maskperf.recipes import RECIPES
 from maskperf.run.run_folder import current_run_folder
+
+if TYPE_CHECKING:
+    from maskperf.engine.distributed import Topology
 
 EXAMPLES = """examples, to copy and paste:
   # train a small model on synthetic images
@@ -75,7 +81,16 @@ def run(options: argparse.Namespace) -> int:
         return code
     if counts["processes"] > 1:
         return _start_processes([options.recipe, *pairs], counts["processes"])
-    return _run_once(config)
+    from maskperf.engine.distributed import init_topology
+    from maskperf.run.loop import run_benchmark
+    from maskperf.run.summary import show_outcome
+
+    topology = init_topology(config.system.device)
+    with _reported(topology):
+        _generate_data(config.data, topology)
+        finished = run_benchmark(config, topology)
+        show_outcome(finished)
+    return EXIT_DONE if finished.results.status in ("success", "done") else EXIT_TARGET_MISSED
 
 
 def read_counts(settings: list[str]) -> tuple[list[str], dict[str, int]]:
@@ -136,18 +151,30 @@ def _root_is_own(config: RunConfig, given: set[str]) -> bool:
     return config.mlperf.division != "closed"
 
 
-def _run_once(config: RunConfig) -> int:
-    """Run in this process; a lost run has its report too, and all processes stay in the group until it is written."""
-    from maskperf.engine.distributed import close_topology, init_topology, share_from_first
-    from maskperf.run.loop import run_benchmark
-    from maskperf.run.summary import show_outcome
+def _generate_data(data: DataConfig, topology: "Topology") -> None:
+    """Write the synthetic data set of the demo before the run, if the recipe has one."""
+    from maskperf.demo.dataset import ensure_demo_dataset
+    from maskperf.engine.distributed import share_from_first
 
-    topology = init_topology(config.system.device)
+    if not data.generate:
+        return
+    if topology.is_first:
+        train, val = data.generate_images
+        written = ensure_demo_dataset(Path(data.root), train_images=train, val_images=val, seed=data.generate_seed)
+        where = f"{'written to' if written else 'found in'} {data.root}"
+        print(f"demo data set of {train + val} images {where}", flush=True)
+    share_from_first(None, topology)  # the others wait until it is there
+
+
+@contextmanager
+def _reported(topology: "Topology") -> Iterator[None]:
+    """Write the report after the run, also a lost one; all processes stay in the group until it is written."""
+    from maskperf.engine.distributed import close_topology, share_from_first
+
     lost: LostRunError | None = None
     try:
         try:
-            finished = run_benchmark(config, topology)
-            show_outcome(finished)
+            yield
         except LostRunError as error:
             lost = error
         _write_report()
@@ -156,7 +183,6 @@ def _run_once(config: RunConfig) -> int:
         close_topology()
     if lost is not None:
         raise lost
-    return EXIT_DONE if finished.results.status in ("success", "done") else EXIT_TARGET_MISSED
 
 
 def _write_report() -> None:

@@ -57,7 +57,7 @@ def padded_size_hw(data: DataConfig) -> SizeHw:
     return round_up(data.short_side, data.size_divisor), round_up(data.long_side, data.size_divisor)
 
 
-def synthetic_batch(data: DataConfig, padded_hw: SizeHw, images: int, *, raw_pictures: bool = False) -> Batch:
+def synthetic_batch(data: DataConfig, padded_hw: SizeHw, images: int, *, raw_images: bool = False) -> Batch:
     """Return black images that fill the padded size, with one square object each, as the loader would make them."""
     height, width = padded_hw
     side = float(min(padded_hw) // 2)
@@ -76,7 +76,7 @@ def synthetic_batch(data: DataConfig, padded_hw: SizeHw, images: int, *, raw_pic
         original_size_hw=(height // 2, width // 2),
     )
     samples = [replace(sample, sample_seed=number) for number in range(images)]
-    ring = BufferRing(max_waiting=1, pin_memory=False) if raw_pictures else None
+    ring = BufferRing(max_waiting=1, pin_memory=False) if raw_images else None
     return make_batch(samples, data.size_divisor, Packing(buckets=(padded_hw,), ring=ring))
 
 
@@ -97,7 +97,7 @@ def prepare_steps(
 
     def batches() -> Iterator[Batch]:
         for padded_hw in reversed(sizes):
-            batch = synthetic_batch(data, padded_hw, images, raw_pictures=feeding.raw_pictures)
+            batch = synthetic_batch(data, padded_hw, images, raw_images=feeding.raw_images)
             yield prepare_images(batch, device, dtype=model.compute_dtype)
 
     warm_up(model, batches())

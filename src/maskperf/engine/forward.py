@@ -13,7 +13,7 @@ from maskperf.losses.rpn import rpn_losses
 from maskperf.model.heads import MASK_SIZE
 from maskperf.model.mask_rcnn import MaskRcnn, feature_anchors, most_positive_rois, packs_slots
 from maskperf.model.proposals import append_truth, select_proposals
-from maskperf.structures import Batch, Images, Losses, Proposals
+from maskperf.structures import Batch, Images, Losses, Proposals, RpnOutput
 from maskperf.techniques import active
 
 
@@ -32,7 +32,17 @@ def training_losses(model: MaskRcnn, batch: Batch, mask_places: int | None = Non
     assert isinstance(images, Images), "raw images go through prepare_images first"
     with model.computing():
         features = model.features(images.pixels)
-        objectness_loss, rpn_box_loss, proposals = _propose(model, features, batch)
+        rpn, anchors, proposals = _propose(model, features, batch)
+        objectness_loss, rpn_box_loss = rpn_losses(
+            rpn,
+            anchors,
+            batch,
+            positive_iou=config.rpn_positive_iou,
+            negative_iou=config.rpn_negative_iou,
+            num_samples=config.rpn_samples_per_image,
+            positive_fraction=config.rpn_positive_fraction,
+            outputs_at=partial(model.rpn_output_at, features) if active().sparse_rpn_backward else None,
+        )
         candidates = append_truth(proposals, targets)
         rois = sample_rois(
             candidates,
@@ -73,25 +83,14 @@ def training_losses(model: MaskRcnn, batch: Batch, mask_places: int | None = Non
         )
 
 
-def _propose(model: MaskRcnn, features: list[Tensor], batch: Batch) -> tuple[Tensor, Tensor, Proposals]:
-    """Return the two losses of the RPN and its proposals."""
-    config, is_sparse = model.config, active().sparse_rpn_backward
+def _propose(model: MaskRcnn, features: list[Tensor], batch: Batch) -> tuple[RpnOutput, Tensor, Proposals]:
+    """Return the outputs of the RPN, their anchors, and the proposals chosen from them."""
     anchors, level_counts = feature_anchors(model, features)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not is_sparse):
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not active().sparse_rpn_backward):
         rpn = model.rpn_output(features)
-    objectness_loss, box_loss = rpn_losses(
-        rpn,
-        anchors,
-        batch,
-        positive_iou=config.rpn_positive_iou,
-        negative_iou=config.rpn_negative_iou,
-        num_samples=config.rpn_samples_per_image,
-        positive_fraction=config.rpn_positive_fraction,
-        outputs_at=partial(model.rpn_output_at, features) if is_sparse else None,
-    )
     sizes_hw = batch.images.sizes_hw
-    proposals = select_proposals(rpn, anchors, level_counts, sizes_hw, config=config, training=True)
-    return objectness_loss, box_loss, proposals
+    proposals = select_proposals(rpn, anchors, level_counts, sizes_hw, config=model.config, training=True)
+    return rpn, anchors, proposals
 
 
 def _most(is_used: Bool[Tensor, "images slots"]) -> int:

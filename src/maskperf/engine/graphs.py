@@ -19,7 +19,7 @@ from maskperf.engine.distributed import Topology
 from maskperf.engine.forward import mask_slots, training_losses
 from maskperf.engine.gradients import BatchResult, Gradients, backward
 from maskperf.engine.stopwatch import Stopwatch
-from maskperf.model.mask_rcnn import MaskRcnn, canvas_anchors
+from maskperf.model.mask_rcnn import MaskRcnn, padded_anchors
 from maskperf.structures import Batch, BatchCapacity, Images, map_tensors, tensors_of
 from maskperf.techniques import active
 
@@ -224,7 +224,7 @@ class CapturedSteps:
         else:
             assert isinstance(inputs.images, Images)
             height, width = inputs.images.pixels.shape[2:]
-            anchors = canvas_anchors(self._model, (height, width), inputs.images.pixels.device)
+            anchors = padded_anchors(self._model, (height, width), inputs.images.pixels.device)
             self._recordings[_key(batch, capacity, kind)] = _Recording(inputs, result, replay, anchors)
         with torch.no_grad():
             for tensor, value in zip(changing, before, strict=True):

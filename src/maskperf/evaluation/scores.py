@@ -59,6 +59,20 @@ def stat_names(max_detections: int) -> tuple[str, ...]:
     )
 
 
+def score_entries(scores: Scores) -> dict[str, Any]:
+    """Return the numbers under the names they have in a results file, unrounded."""
+    names = stat_names(scores.max_detections)
+    return {
+        "max_detections": scores.max_detections,
+        "box_ap": scores.box_ap,
+        "mask_ap": scores.mask_ap,
+        "box_stats": dict(zip(names, scores.box_stats, strict=True)),
+        "mask_stats": dict(zip(names, scores.mask_stats, strict=True)),
+        "box_ap_per_category": scores.box_ap_per_category,
+        "mask_ap_per_category": scores.mask_ap_per_category,
+    }
+
+
 class GroundTruth:
     """The annotations of the validation images, read once and used at every evaluation.
 

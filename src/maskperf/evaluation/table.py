@@ -1,7 +1,6 @@
-"""COCO's numbers on the screen and as entries of a results file."""
+"""COCO's numbers on the screen."""
 
 from collections.abc import Iterable
-from typing import TextIO
 
 from rich import box
 from rich.console import Console
@@ -14,12 +13,12 @@ PLAIN_WIDTH_COLUMNS = 120
 NOTHING_TO_AVERAGE = -1.0
 
 
-def show_scores(scores: Scores, stream: TextIO, *, per_category: bool) -> None:
-    """Write the 12 numbers for boxes beside those for masks, and each category's AP if asked for.
+def show_scores(scores: Scores, *, per_category: bool) -> None:
+    """Print the 12 numbers for boxes beside those for masks, and each category's AP if asked for.
 
     Without a terminal there are neither colours nor lines.
     """
-    console = Console(file=stream, markup=False, highlight=False, emoji=False)
+    console = Console(markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH_COLUMNS
     names = stat_names(scores.max_detections)
@@ -32,21 +31,7 @@ def show_scores(scores: Scores, stream: TextIO, *, per_category: bool) -> None:
         _print_table(console, "AP of category", rows)
         if None in scores.box_ap_per_category.values():
             console.print(Text("-: the data set has no objects of this category"))
-    stream.flush()
-
-
-def score_entries(scores: Scores) -> dict[str, object]:
-    """Return the numbers under the names they have in a results file, unrounded."""
-    names = stat_names(scores.max_detections)
-    return {
-        "max_detections": scores.max_detections,
-        "box_ap": scores.box_ap,
-        "mask_ap": scores.mask_ap,
-        "box_stats": dict(zip(names, scores.box_stats, strict=True)),
-        "mask_stats": dict(zip(names, scores.mask_stats, strict=True)),
-        "box_ap_per_category": scores.box_ap_per_category,
-        "mask_ap_per_category": scores.mask_ap_per_category,
-    }
+    console.file.flush()
 
 
 def _print_table(console: Console, first_column: str, rows: Iterable[tuple[str, float | None, float | None]]) -> None:

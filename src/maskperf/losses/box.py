@@ -27,7 +27,7 @@ def sample_rois(
     num_samples: int,
     positive_fraction: float,
 ) -> SampledRois:
-    """Returns the sampled RoIs of each image, positives first, then background, then empty places.
+    """Return the sampled RoIs of each image, positives first, then background, then empty places.
 
     A candidate takes the label of its best ground truth from `positive_iou` on, else it is background. With the
     benchmark's 512 RoIs at most 128 are positive.
@@ -62,7 +62,7 @@ def box_losses(
     rois: SampledRois,
     targets: Targets,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Returns cross-entropy over all RoIs, and smooth L1 of the true class's offsets over the positive ones,
+    """Return cross-entropy over all RoIs, and smooth L1 of the true class's offsets over the positive ones,
     both divided by the number of all RoIs of the device's batch."""
     num_rois = rois.valid.sum().clamp(min=1)
     entropy = F.cross_entropy(logits.flatten(0, 1), rois.labels.flatten(), reduction="none")
@@ -88,7 +88,7 @@ def positive_rois(rois: SampledRois, mask_slots: int) -> tuple[SampledRois, Int[
 def packed_positive_rois(
     rois: SampledRois, slots: int, places: int
 ) -> tuple[SampledRois, Int[Tensor, " images_plus_1"], Int[Tensor, ""]]:
-    """Returns the positive RoIs of all images as those of one, in `places` places, as if it had all objects.
+    """Return the positive RoIs of all images as those of one, in `places` places, as if it had all objects.
 
     Besides, image i has the RoIs offsets[i]:offsets[i + 1], and how many found no place. `slots` are those of an image.
     """

@@ -29,7 +29,7 @@ def mask_loss(
     rois: SampledRois,
     wanted: Bool[Tensor, "images masks size size"],
 ) -> Float[Tensor, ""]:
-    """Returns the mean over positive RoIs and pixels, on the map of the true class only; 0 without positive RoIs.
+    """Return the mean over positive RoIs and pixels, on the map of the true class only; 0 without positive RoIs.
 
     `logits` are those of all classes or of the true one.
     The zero stays connected to the logits, so every parameter gets a gradient in every process.

@@ -24,7 +24,7 @@ def assign_anchors(
     positive_iou: float,
     negative_iou: float,
 ) -> Matches:
-    """Returns the matches of all anchors; those that leave the picture are ignored, whatever they match.
+    """Return the matches of all anchors; those that leave the picture are ignored, whatever they match.
 
     The best overlap of a ground truth is looked for among all anchors, visible or not, so an object may end without
     a positive anchor. Source: `modeling/rpn/loss.py`, `modeling/matcher.py`.
@@ -45,7 +45,7 @@ def rpn_losses(
     positive_fraction: float,
     outputs_at: Callable[[Tensor], RpnOutput] | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Returns the objectness loss (mean over the sampled anchors of the device's batch) and the box loss
+    """Return the objectness loss (mean over the sampled anchors of the device's batch) and the box loss
     (smooth L1 with beta 1/9, summed over positives, divided by the number of all sampled anchors).
 
     The sampled anchors' outputs are taken from `rpn`, or computed by `outputs_at` from their indices
@@ -76,19 +76,19 @@ def rpn_losses(
     return objectness_loss, box_loss / num_sampled
 
 
-def _pick(rpn: RpnOutput, index: Int[Tensor, "images places"]) -> RpnOutput:
+def _pick(rpn: RpnOutput, index: Int[Tensor, "images samples"]) -> RpnOutput:
     rows = index[..., None].expand(-1, -1, 4)
     return RpnOutput(logits=rpn.logits.gather(1, index), deltas=rpn.deltas.gather(1, rows))
 
 
 def _positive_box_loss(
-    deltas: Float[Tensor, "images places 4"],
-    anchors: Float[Tensor, "images places 4"],
-    slots: Int[Tensor, "images places"],
-    positive: Bool[Tensor, "images places"],
+    deltas: Float[Tensor, "images samples 4"],
+    anchors: Float[Tensor, "images samples 4"],
+    slots: Int[Tensor, "images samples"],
+    positive: Bool[Tensor, "images samples"],
     targets: Targets,
 ) -> Float[Tensor, ""]:
-    """Returns the summed smooth L1 of the positive anchors."""
+    """Return the summed smooth L1 of the positive anchors."""
     truth = targets.boxes.gather(1, slots[..., None].expand(-1, -1, 4))
     truth = torch.where(positive[..., None], truth, anchors)  # keeps the logarithm finite where unused
     wanted = encode_boxes(truth, anchors, RPN_BOX_WEIGHTS)

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from maskperf.config import BENCHMARK
 from maskperf.errors import DataError, Problem
 from maskperf.mlperf.findings import Finding, Verdict, explained, refusal
 from maskperf.mlperf.read import TOKEN
-from maskperf.mlperf.rules import BENCHMARK
 from maskperf.mlperf.system_description import FIELDS
 
 USAGE = "training"

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from maskperf.config import RunConfig
+from maskperf.config import BENCHMARK, RunConfig
 from maskperf.errors import ConfigError, RuleError, StorageError
 from maskperf.mlperf.read import BenchmarkLog
-from maskperf.mlperf.rules import BENCHMARK, RUNS
+from maskperf.mlperf.rules import RUNS
 from maskperf.overrides import differences, format_value
 from maskperf.recipes import RECIPES
 

@@ -15,7 +15,6 @@ from maskperf.overrides import flatten, format_value
 from maskperf.recipes import coco, reference_points
 
 RUNS = 5  # of a result
-BENCHMARK = "maskrcnn"
 TABLE = "MLPerf training rules, Hyperparameters"  # the table with one line for each hyperparameter
 DEFAULT = "MLPerf training rules, Hyperparameters: by default the same as the reference"
 CHECKER = "MLPerf's checker, training_3.1.0/closed_maskrcnn.yaml"

@@ -12,7 +12,8 @@ from functools import cache
 import numpy as np
 from mlperf_logging.rcp_checker.rcp_checker import RCP_Checker
 
-from maskperf.mlperf.rules import BENCHMARK, RUNS
+from maskperf.config import BENCHMARK
+from maskperf.mlperf.rules import RUNS
 
 POINTS = "pruned_rcps"  # the reference points that count
 TOOLS = ("today", "v3.1")  # mlperf-logging since July 2024, and as it was in round v3.1

@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from maskperf.config import (
+    BENCHMARK,
     BOX_TARGET,
     MASK_TARGET,
     NUM_TRAIN_FILES,
@@ -24,7 +25,7 @@ from maskperf.mlperf.attempts import Attempt, Attempts, find_attempts
 from maskperf.mlperf.clock import check_clock
 from maskperf.mlperf.findings import Finding, Verdict, note, refusal
 from maskperf.mlperf.read import TOKEN, BenchmarkLog, whole_number
-from maskperf.mlperf.rules import BENCHMARK, DECAY_IMAGES_PER_TENTH
+from maskperf.mlperf.rules import DECAY_IMAGES_PER_TENTH
 
 CHECKER = "maskperf's own checks"
 DEMO = "demo"

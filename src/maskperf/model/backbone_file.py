@@ -141,7 +141,7 @@ def read_detectron_pickle(path: str | Path) -> dict[str, np.ndarray]:
 def convert_names(
     blobs: Mapping[str, np.ndarray], model_state: Mapping[str, Tensor], *, file: str = "R-50.pkl"
 ) -> dict[str, Tensor]:
-    """Returns the backbone's tensors in float32 under the model's names, every convolution and batch norm of it.
+    """Return the backbone's tensors in float32 under the model's names, every convolution and batch norm of it.
 
     Batch norms of the file are one scale and one shift per channel; the mean becomes 0 and the variance 1. Those of
     detectron2's file of the same name (`_bn_gamma` and so on) are folded into such a pair first. Convolution biases

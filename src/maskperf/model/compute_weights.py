@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from maskperf.model.heads import FLOAT32_BIASES
 from maskperf.model.resnet import FrozenBatchNorm, ResNet
-from maskperf.ops.casts import Casts, weight_casts
+from maskperf.ops.products import Casts, weight_casts
 from maskperf.techniques import active
 
 FROZEN = "frozen"  # the group without gradients

@@ -1,6 +1,7 @@
 """The heads: RPN, box and mask. Their parameters carry the names of the reference's state dict."""
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -12,8 +13,7 @@ from maskperf.ops.products import float32_linear, linear_relu, own_class_logits
 BOX_POOL_SIZE = 7
 MASK_POOL_SIZE = 14
 MASK_SIZE = 2 * MASK_POOL_SIZE
-
-
+FAN_OUT = {"mode": "fan_out", "nonlinearity": "relu"}  # of kaiming_normal_
 # The layers of the last maps, by their names in each head: their results are float32 whatever the layers before are
 # in, and so are their biases.
 FLOAT32_BIASES = ("cls_logits", "bbox_pred", "cls_score", "mask_fcn_logits")
@@ -21,20 +21,8 @@ FLOAT32_BIASES = ("cls_logits", "bbox_pred", "cls_score", "mask_fcn_logits")
 Layer = TypeVar("Layer", bound=nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
 
 
-def _normal(layer: Layer, std: float) -> Layer:
-    nn.init.normal_(layer.weight, std=std)
-    nn.init.zeros_(bias_of(layer))
-    return layer
-
-
-def _kaiming_uniform(layer: Layer) -> Layer:
-    nn.init.kaiming_uniform_(layer.weight, a=1)
-    nn.init.zeros_(bias_of(layer))
-    return layer
-
-
-def _kaiming_fan_out(layer: Layer) -> Layer:
-    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+def _initialized(layer: Layer, initialize: Callable[..., Tensor], **options: Any) -> Layer:
+    initialize(layer.weight, **options)
     nn.init.zeros_(bias_of(layer))
     return layer
 
@@ -44,9 +32,9 @@ class RpnHead(nn.Module):
 
     def __init__(self, channels: int, anchors_per_cell: int):
         super().__init__()
-        self.conv = _normal(Convolution(channels, channels, 3, padding=1), std=0.01)
-        self.cls_logits = _normal(Convolution(channels, anchors_per_cell, 1), std=0.01)
-        self.bbox_pred = _normal(Convolution(channels, 4 * anchors_per_cell, 1), std=0.01)
+        self.conv = _initialized(Convolution(channels, channels, 3, padding=1), nn.init.normal_, std=0.01)
+        self.cls_logits = _initialized(Convolution(channels, anchors_per_cell, 1), nn.init.normal_, std=0.01)
+        self.bbox_pred = _initialized(Convolution(channels, 4 * anchors_per_cell, 1), nn.init.normal_, std=0.01)
 
     def forward(self, feature: Float[Tensor, "n channels h w"]) -> tuple[Tensor, Tensor]:
         """Return logits (n, h * w * anchors) and deltas (n, h * w * anchors, 4): row, column, anchor fastest."""
@@ -59,9 +47,9 @@ class RpnHead(nn.Module):
         return logits, deltas
 
     def of_patches(
-        self, patches: Float[Tensor, "places nine channels"], numbers: Int[Tensor, " places"]
-    ) -> tuple[Float[Tensor, " places"], Float[Tensor, "places 4"]]:
-        """Returns logit and deltas of one anchor for each place: number `numbers` of the cell in the patch's middle."""
+        self, patches: Float[Tensor, "samples nine channels"], numbers: Int[Tensor, " samples"]
+    ) -> tuple[Float[Tensor, " samples"], Float[Tensor, "samples 4"]]:
+        """Return logit and deltas of one anchor for each place: number `numbers` of the cell in the patch's middle."""
         kernel = self.conv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # row, column and input channel; output channel
         if patches.dtype == torch.bfloat16:
             logits, deltas = self._outputs(linear_relu(patches.flatten(1), kernel.t(), bias_of(self.conv)))
@@ -85,8 +73,8 @@ class BoxFeatures(nn.Module):
 
     def __init__(self, inputs: int, channels: int):
         super().__init__()
-        self.fc6 = _kaiming_uniform(nn.Linear(inputs * BOX_POOL_SIZE**2, channels))
-        self.fc7 = _kaiming_uniform(nn.Linear(channels, channels))
+        self.fc6 = _initialized(nn.Linear(inputs * BOX_POOL_SIZE**2, channels), nn.init.kaiming_uniform_, a=1)
+        self.fc7 = _initialized(nn.Linear(channels, channels), nn.init.kaiming_uniform_, a=1)
 
     def forward(self, pooled: Float[Tensor, "rois inputs 7 7"]) -> Float[Tensor, "rois channels"]:
         if pooled.dtype == torch.bfloat16:
@@ -102,8 +90,8 @@ class BoxPredictor(nn.Module):
 
     def __init__(self, channels: int, num_classes: int):
         super().__init__()
-        self.cls_score = _normal(nn.Linear(channels, num_classes), std=0.01)
-        self.bbox_pred = _normal(nn.Linear(channels, 4 * num_classes), std=0.001)
+        self.cls_score = _initialized(nn.Linear(channels, num_classes), nn.init.normal_, std=0.01)
+        self.bbox_pred = _initialized(nn.Linear(channels, 4 * num_classes), nn.init.normal_, std=0.001)
 
     def forward(self, hidden: Float[Tensor, "rois channels"]) -> tuple[Tensor, Tensor]:
         """Return logits (rois, classes) and deltas (rois, classes, 4)."""
@@ -123,7 +111,7 @@ class MaskFeatures(nn.Module):
         self.num_convs = num_convs
         for number in range(1, num_convs + 1):
             conv = Convolution(inputs if number == 1 else channels, channels, 3, padding=1)
-            self.add_module(f"mask_fcn{number}", _kaiming_fan_out(conv))
+            self.add_module(f"mask_fcn{number}", _initialized(conv, nn.init.kaiming_normal_, **FAN_OUT))
 
     def forward(self, pooled: Float[Tensor, "rois inputs 14 14"]) -> Float[Tensor, "rois channels 14 14"]:
         for number in range(1, self.num_convs + 1):
@@ -136,8 +124,9 @@ class MaskPredictor(nn.Module):
 
     def __init__(self, channels: int, num_classes: int):
         super().__init__()
-        self.conv5_mask = _kaiming_fan_out(nn.ConvTranspose2d(channels, channels, 2, stride=2))
-        self.mask_fcn_logits = _kaiming_fan_out(Convolution(channels, num_classes, 1))
+        transposed = nn.ConvTranspose2d(channels, channels, 2, stride=2)
+        self.conv5_mask = _initialized(transposed, nn.init.kaiming_normal_, **FAN_OUT)
+        self.mask_fcn_logits = _initialized(Convolution(channels, num_classes, 1), nn.init.kaiming_normal_, **FAN_OUT)
 
     def forward(self, hidden: Float[Tensor, "rois channels 14 14"]) -> Float[Tensor, "rois classes 28 28"]:
         doubled = torch.relu_(self.conv5_mask(hidden))
@@ -150,7 +139,7 @@ class MaskPredictor(nn.Module):
     def of_class(
         self, hidden: Float[Tensor, "rois channels 14 14"], labels: Int[Tensor, " rois"]
     ) -> Float[Tensor, "rois 28 28"]:
-        """Returns the map of each RoI's own class alone.
+        """Return the map of each RoI's own class alone.
 
         The transposed convolution turns every pixel into a square of four, and no two squares meet: one matrix product
         gives them all. A logit is then one dot product with the class's weights. Only the logits, one number a pixel,

@@ -23,7 +23,7 @@ from maskperf.model.heads import (
 from maskperf.model.patches import cell_patches
 from maskperf.model.resnet import ResNet
 from maskperf.ops.anchors import pyramid_anchors
-from maskperf.ops.casts import Casts
+from maskperf.ops.products import Casts
 from maskperf.ops.roi_align import pyramid_roi_align
 from maskperf.ops.sampling import compact
 from maskperf.structures import RpnOutput
@@ -89,7 +89,7 @@ class MaskRcnn(nn.Module):
             deltas=torch.cat([deltas for _, deltas in levels], dim=1),
         )
 
-    def rpn_output_at(self, features: list[Tensor], index: Int[Tensor, "images places"]) -> RpnOutput:
+    def rpn_output_at(self, features: list[Tensor], index: Int[Tensor, "images samples"]) -> RpnOutput:
         """Return logits and deltas of these anchors alone, from the 3x3 cells around each.
 
         Equal to picking them from `rpn_output`, up to the order of sums; backward works on these anchors alone too.
@@ -118,7 +118,7 @@ class MaskRcnn(nn.Module):
         valid: Bool[Tensor, "images masks"] | None = None,
         image_offsets: Int[Tensor, " images_plus_1"] | None = None,
     ) -> Float[Tensor, "images masks *classes 28 28"]:
-        """Returns the mask logits of every class, or with `labels` of each RoI's own class alone.
+        """Return the mask logits of every class, or with `labels` of each RoI's own class alone.
 
         With `valid`, the head works on the valid places alone, which waits for the device; the others are zeros. One
         place is always worked on, so that every parameter has a gradient.
@@ -145,7 +145,7 @@ class MaskRcnn(nn.Module):
     def _pool(
         self, features: list[Tensor], boxes: Tensor, size: int, image_offsets: Tensor | None = None
     ) -> Float[Tensor, "rois channels size size"]:
-        """Returns the pooled maps; weights of cells and sums in float32, whatever the format of the features."""
+        """Return the pooled maps; weights of cells and sums in float32, whatever the format of the features."""
         maps = features[:POOLED_LEVELS]
         return pyramid_roi_align(
             maps,
@@ -191,9 +191,9 @@ def feature_anchors(model: MaskRcnn, features: list[Tensor]) -> tuple[Tensor, tu
     return anchors, tuple(height * width * len(config.anchor_ratios) for height, width in sizes)
 
 
-def canvas_anchors(model: MaskRcnn, canvas_hw: tuple[int, int], device: torch.device) -> Tensor:
+def padded_anchors(model: MaskRcnn, padded_hw: tuple[int, int], device: torch.device) -> Tensor:
     """Return the anchors of a padded size, which a forward pass of that size takes as well."""
-    sizes = tuple((-(-canvas_hw[0] // stride), -(-canvas_hw[1] // stride)) for stride in STRIDES)
+    sizes = tuple((-(-padded_hw[0] // stride), -(-padded_hw[1] // stride)) for stride in STRIDES)
     return pyramid_anchors(sizes, STRIDES, model.config.anchor_sizes, model.config.anchor_ratios, device)
 
 

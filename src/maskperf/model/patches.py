@@ -10,9 +10,9 @@ OFFSETS = (-1, 0, 1)
 
 
 def cell_patches(
-    features: list[Tensor], cells: Int[Tensor, "images places"]
-) -> Float[Tensor, "images places nine channels"]:
-    """Returns the nine cells around each cell, row by row, with zeros outside of its map.
+    features: list[Tensor], cells: Int[Tensor, "images samples"]
+) -> Float[Tensor, "images samples nine channels"]:
+    """Return the nine cells around each cell, row by row, with zeros outside of its map.
 
     Cells are counted over all levels of an image, P2 first, row by row. Shapes do not depend on values.
     """
@@ -22,9 +22,9 @@ def cell_patches(
 
 
 def patches_by_level(
-    features: list[Tensor], cells: Int[Tensor, "images places"]
-) -> Float[Tensor, "images places nine channels"]:
-    """Returns what `cell_patches` returns, on any device: the kernels' plain twin."""
+    features: list[Tensor], cells: Int[Tensor, "images samples"]
+) -> Float[Tensor, "images samples nine channels"]:
+    """Return what `cell_patches` returns, on any device: the kernels' plain twin."""
     images, channels = features[0].shape[:2]
     image = torch.arange(images, device=cells.device)[:, None, None]
     patches: Tensor | None = None

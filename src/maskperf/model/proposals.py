@@ -22,7 +22,7 @@ def select_proposals(
     config: ModelConfig,
     training: bool,
 ) -> Proposals:
-    """Returns the proposals of each image: in training in the order of levels, in testing by falling score.
+    """Return the proposals of each image: in training in the order of levels, in testing by falling score.
 
     In training the quota is taken over all images of the batch together ("pooled") or image by image.
     Source: `modeling/rpn/inference.py` of the reference; ranking is by float32 sigmoid scores.

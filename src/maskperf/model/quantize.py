@@ -96,7 +96,7 @@ def load_stored_backbone(path: str | Path) -> StoredBackbone:
 def quantize_channels(
     weight: Float[Tensor, "channels ..."],
 ) -> tuple[Int8[Tensor, "channels ..."], Float[Tensor, " channels"]]:
-    """Returns (values, scales): weight is about values * scales, symmetric, one scale per output channel.
+    """Return (values, scales): weight is about values * scales, symmetric, one scale per output channel.
 
     scale = largest magnitude of the channel / 127, in float32; a channel of zeros has scale 0. The quotient is taken
     in float64, so the error of values * scales is at most scale / 2.
@@ -110,7 +110,7 @@ def quantize_channels(
 def restore_channels(
     values: Int8[Tensor, "channels ..."], scales: Float[Tensor, " channels"]
 ) -> Float[Tensor, "channels ..."]:
-    """Returns values * scales in float32."""
+    """Return values * scales in float32."""
     return values.float() * _per_channel(scales, values)
 
 

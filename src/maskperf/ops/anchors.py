@@ -41,7 +41,7 @@ def pyramid_anchors(
     ratios: tuple[float, ...],
     device: torch.device,
 ) -> Float[Tensor, "anchors 4"]:
-    """Returns the anchors of all levels, P2 first. Made once per set of sizes and kept on the device."""
+    """Return the anchors of all levels, P2 first. Made once per set of sizes and kept on the device."""
     levels = [
         level_anchors(cell_anchors(stride, size, ratios), stride, size_hw)
         for stride, size, size_hw in zip(strides, sizes, level_sizes_hw, strict=True)
@@ -52,7 +52,7 @@ def pyramid_anchors(
 def anchor_visibility(
     anchors: Float[Tensor, "anchors 4"], sizes_hw: Int[Tensor, "images 2"]
 ) -> Bool[Tensor, "images anchors"]:
-    """Returns whether an anchor lies inside the true picture: x1, y1 >= 0, x2 < width, y2 < height."""
+    """Return whether an anchor lies inside the image without padding: x1, y1 >= 0, x2 < width, y2 < height."""
     inside_left_top = (anchors[:, :2] >= 0).all(dim=1)
     limits = sizes_hw.flip(1).to(anchors.dtype)  # width, height
     inside_right_bottom = (anchors[None, :, 2:] < limits[:, None, :]).all(dim=2)

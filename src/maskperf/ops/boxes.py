@@ -19,7 +19,7 @@ def box_area(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
 def pairwise_iou(
     first: Float[Tensor, "*#batch a 4"], second: Float[Tensor, "*#batch b 4"]
 ) -> Float[Tensor, "*#batch a b"]:
-    """Returns intersection over union of every pair, with the "+1" of inclusive corners.
+    """Return intersection over union of every pair, with the "+1" of inclusive corners.
 
     Source: `structures/boxlist_ops.py` of the reference; the order of operations is kept, so ties stay ties.
     Cost: five matrices of the size of the result at most.
@@ -42,7 +42,7 @@ def _overlap(first: Tensor, second: Tensor, axis: int) -> Tensor:
 def clip_boxes(
     boxes: Float[Tensor, "images boxes 4"], sizes_hw: Int[Tensor, "images 2"]
 ) -> Float[Tensor, "images boxes 4"]:
-    """Returns the boxes with x in [0, width - 1] and y in [0, height - 1] of their image."""
+    """Return the boxes with x in [0, width - 1] and y in [0, height - 1] of their image."""
     limits = sizes_hw.flip(1).repeat(1, 2).to(boxes.dtype)[:, None, :] - 1  # width, height, width, height
     return torch.minimum(boxes.clamp(min=0), limits)
 
@@ -50,7 +50,7 @@ def clip_boxes(
 def encode_boxes(
     truth: Float[Tensor, "*batch 4"], anchors: Float[Tensor, "*batch 4"], weights: tuple[float, float, float, float]
 ) -> Float[Tensor, "*batch 4"]:
-    """Returns the offsets (dx, dy, dw, dh) that turn `anchors` into `truth`, times `weights`.
+    """Return the offsets (dx, dy, dw, dh) that turn `anchors` into `truth`, times `weights`.
 
     Source: `modeling/box_coder.py` of the reference.
     """
@@ -73,7 +73,7 @@ def encode_boxes(
 def decode_boxes(
     deltas: Float[Tensor, "*batch 4"], anchors: Float[Tensor, "*batch 4"], weights: tuple[float, float, float, float]
 ) -> Float[Tensor, "*batch 4"]:
-    """Returns the boxes that offsets make of anchors; x2 = centre + width / 2 - 1. The inverse of `encode_boxes`."""
+    """Return the boxes that offsets make of anchors; x2 = centre + width / 2 - 1. The inverse of `encode_boxes`."""
     anchor_sides = anchors[..., 2:] - anchors[..., :2] + 1
     anchor_centres = anchors[..., :2] + 0.5 * anchor_sides
     columns = [deltas[..., axis] / weights[axis] for axis in range(4)]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from maskperf.ops import winograd
 from maskperf.ops.fused_convolution import RectifiedConvolution
-from maskperf.ops.winograd_chunks import TILE
+from maskperf.ops.winograd import TILE
 from maskperf.techniques import active
 
 CPU_DTYPES = (torch.float32, torch.float64)
@@ -48,7 +48,7 @@ def bias_of(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
 
 
 def runs_on_cpu(x: Tensor, weight: Tensor) -> bool:
-    """True where the fast paths apply: on a CPU, in its own number formats."""
+    """Return whether the fast paths apply: on a CPU, in its own number formats."""
     on_cpu = x.device.type == "cpu" and weight.device.type == "cpu"
     return on_cpu and x.dim() == 4 and x.dtype == weight.dtype and x.dtype in CPU_DTYPES
 
@@ -62,7 +62,7 @@ def fast_convolution(
     add: Float[Tensor, "n outputs h_out w_out"] | None = None,
     relu: bool = False,
 ) -> Float[Tensor, "n outputs h_out w_out"]:
-    """Returns F.conv2d(x, weight, bias, stride, padding=k // 2) + add, rectified where asked, by the fastest way."""
+    """Return F.conv2d(x, weight, bias, stride, padding=k // 2) + add, rectified where asked, by the fastest way."""
     if stride == 1 and pointwise_pays(x, weight):
         return Pointwise.apply(x, weight, bias, add, relu)
     if stride == 1 and winograd_pays(x, weight):
@@ -72,12 +72,12 @@ def fast_convolution(
 
 
 def pointwise_pays(x: Tensor, weight: Tensor) -> bool:
-    """True for 1x1 convolutions of so many pixels that a matrix product is at least as fast as oneDNN."""
+    """Return whether a 1x1 convolution has so many pixels that a matrix product is at least as fast as oneDNN."""
     return tuple(weight.shape[2:]) == (1, 1) and x.shape[0] * x.shape[2] * x.shape[3] >= POINTWISE_PIXELS
 
 
 def winograd_pays(x: Tensor, weight: Tensor) -> bool:
-    """True for 3x3 convolutions that are faster by Winograd's way than by oneDNN, forward and backward together."""
+    """Return whether a 3x3 convolution is faster by Winograd than by oneDNN, forward and backward together."""
     if tuple(weight.shape[2:]) != (3, 3) or min(weight.shape[:2]) < WINOGRAD_CHANNELS:
         return False
     images, height, width = x.shape[0], x.shape[2], x.shape[3]
@@ -86,7 +86,7 @@ def winograd_pays(x: Tensor, weight: Tensor) -> bool:
 
 
 def _keeps_size(layer: nn.Conv2d) -> bool:
-    """True for a layer that keeps the map's size up to its stride, without groups or gaps."""
+    """Return whether a layer keeps the map's size up to its stride, without groups or gaps."""
     size = layer.kernel_size[0] // 2
     return (
         layer.groups == 1

@@ -58,7 +58,7 @@ def rectified_convolution(
     stride: int = 1,
     add: Float[Tensor, "n outputs h_out w_out"] | None = None,
 ) -> Float[Tensor, "n outputs h_out w_out"]:
-    """Returns relu(convolution + bias + add) with padding k // 2. No gradient: what is differentiable calls this."""
+    """Return relu(convolution + bias + add) with padding k // 2. No gradient: what is differentiable calls this."""
     weight, bias = filters
     padding = weight.shape[2] // 2
     has_odd_channels = any(channels % FUSED_CHANNELS for channels in weight.shape[:2])
@@ -112,7 +112,7 @@ def residual_block(
     rectifies_input_gradient: bool = False,
     has_rectified_gradient: bool = False,
 ) -> Float[Tensor, "n outputs h_out w_out"]:
-    """Returns relu(third(second(first(x))) + shortcut(x)), the first two rectified as well.
+    """Return relu(third(second(first(x))) + shortcut(x)), the first two rectified as well.
 
     `rectifies_input_gradient`: x is the result of a rectifier and goes nowhere else, so the gradient of x is made 0
     where x is, in the pass that sums it. `has_rectified_gradient`: whoever takes the result does so with its gradient.

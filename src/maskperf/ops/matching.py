@@ -29,7 +29,7 @@ def match_boxes(
     positive_iou: float,
     negative_iou: float,
 ) -> Matches:
-    """Returns the matches of each image's own boxes, by thresholds alone."""
+    """Return the matches of each image's own boxes, by thresholds alone."""
     rule = {"positive_iou": positive_iou, "negative_iou": negative_iou}
     if uses_kernels(boxes.device):
         return load("matching").match_boxes(boxes, truth, valid, keep_best_of_truth=False, **rule)
@@ -44,7 +44,7 @@ def match_anchors(
     positive_iou: float,
     negative_iou: float,
 ) -> Matches:
-    """Returns the matches of anchors that all images share, with the best of each ground truth kept."""
+    """Return the matches of anchors that all images share, with the best of each ground truth kept."""
     rule = {"positive_iou": positive_iou, "negative_iou": negative_iou}
     if uses_kernels(truth.device):
         return load("matching").match_boxes(anchors[None], truth, valid, keep_best_of_truth=True, **rule)
@@ -59,7 +59,7 @@ def match_to_truth(
     negative_iou: float,
     keep_best_of_truth: bool,
 ) -> Matches:
-    """Returns matches by thresholds: positive from `positive_iou` on, negative below `negative_iou`.
+    """Return matches by thresholds: positive from `positive_iou` on, negative below `negative_iou`.
 
     With `keep_best_of_truth`, all boxes that share the highest overlap of some ground truth are positive too, each
     matched to its own best ground truth. Padded slots never match. Source: `modeling/matcher.py`.
@@ -84,7 +84,7 @@ def match_by_slots(
     positive_iou: float,
     negative_iou: float,
 ) -> Matches:
-    """Returns what `match_anchors` returns, on any device.
+    """Return what `match_anchors` returns, on any device.
 
     Equal to `match_to_truth` of all overlaps, which for many anchors and objects are too many to keep: here a few
     ground truths at a time are compared with all anchors.

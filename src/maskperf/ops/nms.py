@@ -26,7 +26,7 @@ def nms_sorted(
     valid: Bool[Tensor, "groups boxes"],
     iou_threshold: float,
 ) -> Bool[Tensor, "groups boxes"]:
-    """Returns which boxes survive, for groups whose boxes are already sorted by falling score.
+    """Return which boxes survive, for groups whose boxes are already sorted by falling score.
 
     Invalid boxes neither survive nor suppress.
     """
@@ -38,7 +38,7 @@ def nms_sorted(
 def blockwise_nms(
     boxes: Float[Tensor, "groups boxes 4"], valid: Bool[Tensor, "groups boxes"], iou_threshold: float
 ) -> Bool[Tensor, "groups boxes"]:
-    """Returns what `nms_sorted` returns, on any device: the kernel's plain twin.
+    """Return what `nms_sorted` returns, on any device: the kernel's plain twin.
 
     The number of steps is the number of boxes, whatever their values, so nothing waits for the device.
     Cost: half of boxes x boxes overlaps per group, a bounded number of them at a time.

@@ -33,7 +33,7 @@ def paste_edges(
     boxes: Float[Tensor, "detections 4"],
     size_hw: tuple[int, int],
 ) -> tuple[Int[np.ndarray, " edges"], Int[np.ndarray, " edges"]]:
-    """Returns where the masks of `paste_masks` begin and end, and the detection of each such edge.
+    """Return where the masks of `paste_masks` begin and end, and the detection of each such edge.
 
     An edge is a place in the image read column by column (column * height + row). Each detection has an even number
     of edges, rising: its mask begins at the first, has ended before the second, begins again at the third.
@@ -57,7 +57,7 @@ def paste_edges(
 def edges_of_masks(
     masks: Bool[Tensor, "masks height width"],
 ) -> tuple[Int[np.ndarray, " edges"], Int[np.ndarray, " edges"]]:
-    """Returns the edges of drawn masks and the mask of each, as `paste_edges` does."""
+    """Return the edges of drawn masks and the mask of each, as `paste_edges` does."""
     columns = masks.transpose(1, 2).flatten(1).numpy()  # pixels column by column
     edges = [np.flatnonzero(np.diff(pixels, prepend=False, append=False)) for pixels in columns]
     owners = np.repeat(np.arange(len(edges)), [len(places) for places in edges])
@@ -82,7 +82,7 @@ def sample_positions(source_size: int, size: int) -> Float[np.ndarray, " positio
 def _crossings(
     probs: Tensor, boxes: Tensor, size_hw: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, Bool[np.ndarray, " detections"]]:
-    """Returns edges, the detection of each, and the detections of which rounding could move an edge."""
+    """Return edges, the detection of each, and the detections of which rounding could move an edge."""
     height, width = size_hw
     ring_size = probs.shape[1] + 2
     doubtful = np.zeros(len(boxes), dtype=bool)
@@ -172,7 +172,7 @@ def paste_masks(
     boxes: Float[Tensor, "detections 4"],
     size_hw: tuple[int, int],
 ) -> Bool[Tensor, "detections height width"]:
-    """Returns each detection's mask on the whole image, true where the resized probability is above one half.
+    """Return each detection's mask on the whole image, true where the resized probability is above one half.
 
     `boxes` are at the scale of the image of `size_hw`. Works on the CPU, wherever the inputs are, as the reference
     does: the last bit of a resize decides pixels at one half.
@@ -200,7 +200,7 @@ def paste_masks_reference(
     boxes: Float[Tensor, "detections 4"],
     size_hw: tuple[int, int],
 ) -> Bool[Tensor, "detections height width"]:
-    """Returns what `paste_masks` returns, one detection and one step of the rule at a time."""
+    """Return what `paste_masks` returns, one detection and one step of the rule at a time."""
     pasted = [_paste_one(probs, box, size_hw) for probs, box in zip(mask_probs, boxes, strict=True)]
     return torch.stack(pasted) if pasted else torch.zeros((0, *size_hw), dtype=torch.bool)
 

@@ -1,10 +1,11 @@
-"""Matrix products of layers that compute in bfloat16: with the rectifier inside, or with a float32 result.
+"""Layers that compute in bfloat16: casts of their weights, products with the rectifier inside or a float32 result.
 
 Inputs and weights are bfloat16; every product is summed in float32. Gradients of results are rounded to bfloat16, as
 those of any other layer are. No backward here needs atomics, so all give the same bits every time.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import BFloat16, Float, Float32, Int
@@ -14,6 +15,43 @@ from torch.autograd.function import once_differentiable
 from maskperf.ops.kernels.selection import load, uses_kernels
 
 
+@runtime_checkable
+class Casts(Protocol):
+    """Some parameters, and how they are cast. What a call returned before may change with the next call."""
+
+    parameters: list[Tensor]
+    # Called by each backward once it has added to the parameters' gradients, where casts do that themselves.
+    after_gradients: Callable[[], None] | None
+
+    def __call__(self) -> list[Tensor]: ...
+
+
+def weight_casts(parameters: list[Tensor], factors: list[Tensor | None], dtype: torch.dtype) -> Casts:
+    """Return a function whose every call returns the parameters as they then are: times factors, in `dtype`.
+
+    A parameter's factors are one for each entry of its first axis; None: all are 1. Products are float32, and so are
+    the gradients that the backward adds to those of the parameters.
+    """
+    if parameters and uses_kernels(parameters[0].device):
+        return load("casts").WeightCasts(parameters, factors, dtype)
+    return PlainCasts(parameters, factors, dtype)
+
+
+class PlainCasts:
+    """The casts by PyTorch's operators, two for each parameter: the kernels' plain twin."""
+
+    def __init__(self, parameters: list[Tensor], factors: list[Tensor | None], dtype: torch.dtype):
+        self.parameters = parameters
+        self.after_gradients: Callable[[], None] | None = None  # never called: autograd adds the gradients later
+        self._factors, self._dtype = factors, dtype
+
+    def __call__(self) -> list[Tensor]:
+        return [
+            (parameter if scale is None else parameter * scale.view(-1, *[1] * (parameter.ndim - 1))).to(self._dtype)
+            for parameter, scale in zip(self.parameters, self._factors, strict=True)
+        ]
+
+
 def linear_relu(
     rows: BFloat16[Tensor, "n inputs"],
     weight: BFloat16[Tensor, "outputs inputs"],
@@ -21,7 +59,7 @@ def linear_relu(
     *,
     has_rectified_gradient: bool = False,
 ) -> BFloat16[Tensor, "n outputs"]:
-    """Returns relu(rows @ weight.t() + bias), without a pass of its own for bias and rectifier where a GPU can.
+    """Return relu(rows @ weight.t() + bias), without a pass of its own for bias and rectifier where a GPU can.
 
     `has_rectified_gradient`: the gradient that comes back is 0 already wherever the result is.
     """
@@ -53,7 +91,7 @@ class _LinearRelu(torch.autograd.Function):
 def float32_linear(
     rows: BFloat16[Tensor, "n inputs"], weight: BFloat16[Tensor, "outputs inputs"], bias: Float32[Tensor, " outputs"]
 ) -> Float32[Tensor, "n outputs"]:
-    """Returns rows @ weight.t() + bias in float32."""
+    """Return rows @ weight.t() + bias in float32."""
     return _Float32Product.apply(rows, weight).add_(bias)
 
 
@@ -84,7 +122,7 @@ def own_class_logits(
     bias: Float32[Tensor, " classes"],
     labels: Int[Tensor, " rois"],
 ) -> Float32[Tensor, "rois pixels"]:
-    """Returns each pixel's logit of its RoI's class alone. `rectified` is the output of a rectifier.
+    """Return each pixel's logit of its RoI's class alone. `rectified` is the output of a rectifier.
 
     The gradient that flows back is 0 wherever `rectified` is: the rectifier's own rule, so that it need not be
     applied again.

@@ -11,7 +11,7 @@ from maskperf.ops.kernels.selection import load, uses_kernels
 def best_anchors(
     logits: Float[Tensor, "images anchors"], level_counts: tuple[int, ...], limit: int
 ) -> tuple[Float[Tensor, "images levels limit"], Int[Tensor, "images levels limit"]]:
-    """Returns the sigmoid scores of each level's best anchors, falling, and their indices; else -1 and 0.
+    """Return the sigmoid scores of each level's best anchors, falling, and their indices; else -1 and 0.
 
     Of equal scores any may be taken; the Triton kernels take the first.
     """
@@ -23,7 +23,7 @@ def best_anchors(
 def best_anchors_by_level(
     logits: Float[Tensor, "images anchors"], level_counts: tuple[int, ...], limit: int
 ) -> tuple[Float[Tensor, "images levels limit"], Int[Tensor, "images levels limit"]]:
-    """Returns what `best_anchors` returns, on any device: the kernels' plain twin."""
+    """Return what `best_anchors` returns, on any device: the kernels' plain twin."""
     all_scores, all_indices = [], []
     start = 0
     for count in level_counts:
@@ -36,7 +36,7 @@ def best_anchors_by_level(
 
 
 def best_mask(scores: Float[Tensor, "groups boxes"], quota: int) -> Bool[Tensor, "groups boxes"]:
-    """Returns a mask of the `quota` best entries of each group, without those below 0.
+    """Return a mask of the `quota` best entries of each group, without those below 0.
 
     Of equal scores any may be taken; the Triton kernels take the first.
     """

@@ -131,7 +131,7 @@ def rasterize_crops(
     boxes: Float[Tensor, "masks 4"],
     size: int,
 ) -> Bool[Tensor, "masks size size"]:
-    """Returns the union of the polygons of each object inside its box, on a canvas of size x size.
+    """Return the union of the polygons of each object inside its box, on a canvas of size x size.
 
     The box (x2 - x1, no "+1", at least 1) is stretched to the canvas; points outside are not clipped.
     The Triton kernel takes a size of 64 at most.
@@ -148,7 +148,7 @@ def rasterize_by_crossings(
     boxes: Float[Tensor, "masks 4"],
     size: int,
 ) -> Bool[Tensor, "masks size size"]:
-    """Returns what `rasterize_crops` returns, on any device: the kernel's plain twin.
+    """Return what `rasterize_crops` returns, on any device: the kernel's plain twin.
 
     On a CPU it works on the edges that there are and the columns they cross, whose number has to be read first.
     Otherwise each object has room for as many edges as any, and each edge meets every column.
@@ -225,7 +225,7 @@ def _padded_crossings(polygons: Polygons, objects: Tensor, boxes: Tensor, size: 
 
 
 def _fill(crossings: _Crossings, num_masks: int, size: int) -> Bool[Tensor, "masks size size"]:
-    """Returns the pixels inside of an odd number of crossings of some ring."""
+    """Return the pixels inside of an odd number of crossings of some ring."""
     device = crossings.grid_y.device
     y = ((crossings.grid_y + 0.5) / _UPSAMPLING - 0.5).clamp(min=0, max=size).ceil().to(torch.int64)
     # Each crossing toggles the fill from row y on, in its column and ring; bytes wrap at 256, which keeps the parity.

@@ -47,7 +47,7 @@ def resize_bytes(
     row_table: Int32[Tensor, "row_lines new_height"],
     column_table: Int32[Tensor, "column_lines new_width"],
 ) -> UInt8[Tensor, "new_height new_width channels"]:
-    """Returns the picture at the size the two tables are for: the bytes of Pillow before its version 13.
+    """Return the picture at the size the two tables are for: the bytes of Pillow before its version 13.
 
     Since then Pillow begins with the rows where they shrink most; see maskperf.data.images.transforms.
     """

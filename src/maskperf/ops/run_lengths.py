@@ -10,7 +10,7 @@ from maskperf.structures import RUN_LENGTH_STRIDE, RunLengths
 def crop_run_lengths(
     masks: RunLengths, objects: Int[Tensor, " crops"], boxes: Float[Tensor, "crops 4"], size: int
 ) -> Bool[Tensor, "crops size size"]:
-    """Returns the mask of each object inside its box, on a grid of size x size; empty for objects without runs.
+    """Return the mask of each object inside its box, on a grid of size x size; empty for objects without runs.
 
     The box (x2 - x1, no "+1", at least 1) is stretched over the grid as for polygons. A cell of the grid has the value
     of the pixel of the original mask that its center lies in: decode, resize by nearest neighbor, crop. Where the

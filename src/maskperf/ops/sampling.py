@@ -33,9 +33,9 @@ class Sample:
     First positives, then negatives, both in order of their indices; index 0 in the places that are left.
     """
 
-    index: Int[Tensor, "images places"]
-    positive: Bool[Tensor, "images places"]
-    valid: Bool[Tensor, "images places"]
+    index: Int[Tensor, "images samples"]
+    positive: Bool[Tensor, "images samples"]
+    valid: Bool[Tensor, "images samples"]
 
 
 def draw_balanced(
@@ -46,7 +46,7 @@ def draw_balanced(
     num_samples: int,
     positive_fraction: float,
 ) -> Sample:
-    """Returns the boxes drawn at random: at most `positive_fraction` positives, negatives fill the rest.
+    """Return the boxes drawn at random: at most `positive_fraction` positives, negatives fill the rest.
 
     No box is both.
     Source: `modeling/balanced_positive_negative_sampler.py`, equal in law.
@@ -64,7 +64,7 @@ def draw_by_rank(
     num_samples: int,
     max_positive: int,
 ) -> Sample:
-    """Returns what `draw_balanced` returns, on any device: the kernels' plain twin."""
+    """Return what `draw_balanced` returns, on any device: the kernels' plain twin."""
     count = positive.shape[1]
     keys = random_keys(seeds, count)
     positives, is_positive = _draw(positive, keys, max_positive, seeds.new_full(seeds.shape, max_positive))
@@ -79,7 +79,7 @@ def draw_by_rank(
 def choose_random(
     eligible: Bool[Tensor, "images boxes"], keys: Int[Tensor, "images boxes"], limit: int, count: Int[Tensor, " images"]
 ) -> Bool[Tensor, "images boxes"]:
-    """Returns a mask of `count` (at most `limit`) eligible boxes per image, or all eligible ones if there are fewer.
+    """Return a mask of `count` (at most `limit`) eligible boxes per image, or all eligible ones if there are fewer.
 
     The boxes of the largest keys are taken, so with uniform keys every subset is equally likely.
     """
@@ -102,7 +102,7 @@ def sample_balanced_reference(
     num_samples: int,
     positive_fraction: float,
 ) -> tuple[Bool[Tensor, "images boxes"], Bool[Tensor, "images boxes"]]:
-    """Returns which boxes `draw_balanced` draws as positives and as negatives: the slow, obvious form."""
+    """Return which boxes `draw_balanced` draws as positives and as negatives: the slow, obvious form."""
     keys = random_keys(seeds, positive.shape[1])
     max_positive = int(num_samples * positive_fraction)
     chosen_positive = choose_random(positive, keys, max_positive, seeds.new_full(seeds.shape, max_positive))

@@ -8,6 +8,9 @@ chunks, so that what lies between the three maps stays in the processor's cache 
 Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015; the points are chosen here.
 """
 
+import math
+import threading
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,24 +19,124 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from maskperf.ops.scratch_memory import Scratch
-from maskperf.ops.winograd_chunks import (
-    TILE,
-    Chunk,
-    choose_chunk_size,
-    count_tiles,
-    cut_into_chunks,
-    in_batches,
-    matching_parts,
-    with_places,
-)
-
+TILE = 4
+# Chunks are for the transforms: what lies between two passes stays in the cache. Batches of chunks are for the matrix
+# products, which are faster in larger pieces. Measured at 128, 256 and 512 channels.
+NUMBERS_PER_CHUNK = 168 * 256
+MOST_TILES_PER_CHUNK = 256
+TILES_PER_BATCH = 640
 PATCH = 6
 FREQUENCIES = PATCH * PATCH
 LOW_POINT, HIGH_POINT = 2 / 3, 3 / 2
 SPARSE_SHARE = 0.9  # of the tiles; below it the rows of tiles of a gradient are worked off one by one
 SPARSE_COLUMNS = 16  # fewer tiles are too few for passes of their own
 CHANNELS_OF_A_GLANCE = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Some rows of tiles of some images; either all rows or one image. Tiles are ordered by row, image, column."""
+
+    first_image: int
+    images: int
+    first_row: int
+    rows: int
+    columns: int
+
+    @property
+    def tiles(self) -> int:
+        return self.rows * self.images * self.columns
+
+
+def choose_chunk_size(channels: int) -> int:
+    """Return the number of tiles in a chunk of maps with so many channels."""
+    return max(1, min(NUMBERS_PER_CHUNK // max(1, channels), MOST_TILES_PER_CHUNK))
+
+
+def cut_into_chunks(images: int, height: int, width: int, tiles_per_chunk: int) -> Iterator[Chunk]:
+    """Yield chunks of about `tiles_per_chunk` tiles that cover the maps, or of single rows where those have more."""
+    rows, columns = -(-height // TILE), -(-width // TILE)
+    if rows * columns <= tiles_per_chunk:
+        step = tiles_per_chunk // (rows * columns)
+        for first in range(0, images, step):
+            count = min(step, images - first)
+            yield Chunk(first_image=first, images=count, first_row=0, rows=rows, columns=columns)
+        return
+    step = max(1, tiles_per_chunk // columns)
+    for image in range(images):
+        for first in range(0, rows, step):
+            yield Chunk(first_image=image, images=1, first_row=first, rows=min(step, rows - first), columns=columns)
+
+
+def in_batches(chunks: Iterable[Chunk], tiles_per_batch: int = TILES_PER_BATCH) -> Iterator[list[Chunk]]:
+    """Yield the chunks in lists of at most `tiles_per_batch` tiles, or of one chunk."""
+    batch: list[Chunk] = []
+    for chunk in chunks:
+        if batch and count_tiles(batch) + chunk.tiles > tiles_per_batch:
+            yield batch
+            batch = []
+        batch.append(chunk)
+    if batch:
+        yield batch
+
+
+def count_tiles(chunks: Iterable[Chunk]) -> int:
+    return sum(chunk.tiles for chunk in chunks)
+
+
+def with_places(batch: list[Chunk]) -> Iterator[tuple[Chunk, slice]]:
+    """Yield each chunk and the places of its tiles among those of the batch."""
+    first = 0
+    for chunk in batch:
+        yield chunk, slice(first, first + chunk.tiles)
+        first += chunk.tiles
+
+
+def matching_parts(
+    tiles: Float[Tensor, "4 4 rows images columns channels"],
+    pixels: Float[Tensor, "all_images h w channels"],
+    chunk: Chunk,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields views of the tiles and of the same pixels, in the tiles' order of axes: whole tiles, then cut ones."""
+    height, width = pixels.shape[1:3]
+    pixels = pixels[chunk.first_image : chunk.first_image + chunk.images]
+    for tile_rows, used_rows in _whole_and_cut(chunk.first_row, chunk.rows, height):
+        top = TILE * (chunk.first_row + tile_rows.start)
+        count = tile_rows.stop - tile_rows.start
+        band = pixels[:, top : top + count * used_rows].unflatten(1, (count, used_rows))
+        for tile_columns, used_columns in _whole_and_cut(0, chunk.columns, width):
+            left, across = TILE * tile_columns.start, tile_columns.stop - tile_columns.start
+            part = band[:, :, :, left : left + across * used_columns].unflatten(3, (across, used_columns))
+            yield tiles[:used_rows, :used_columns, tile_rows, :, tile_columns], part.permute(2, 4, 1, 0, 3, 5)
+
+
+def _whole_and_cut(first: int, count: int, size: int) -> Iterator[tuple[slice, int]]:
+    """Yield the tiles, counted from `first`, that lie in the map whole, and the last one if its edge is cut."""
+    whole = min(count, size // TILE - first)
+    if whole > 0:
+        yield slice(0, whole), TILE
+    if whole < count:
+        yield slice(whole, count), size % TILE
+
+
+class Scratch(threading.local):
+    """Memory that is kept between calls, one set for each thread: fresh pages cost more than the work done in them."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def take(self, name: str, dtype: torch.dtype, *shape: int) -> Tensor:
+        """Return an uninitialized tensor; it is valid until the same name is taken again."""
+        count = math.prod(shape)
+        held = self.buffers.get((name, dtype))
+        if held is None or held.numel() < count:
+            with torch.inference_mode(False):
+                held = torch.empty(count, dtype=dtype)
+            self.buffers[name, dtype] = held
+        return held[:count].view(shape)
+
+
+SCRATCH = Scratch()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +176,6 @@ def transforms(dtype: torch.dtype) -> Transforms:
     )
 
 
-SCRATCH = Scratch()
-
-
 def transform_weight(name: str, weight: Float[Tensor, "outputs inputs 3 3"]) -> Float[Tensor, "36 outputs inputs"]:
     """Return the filters' 36 numbers, in scratch memory of this name."""
     outputs, inputs = weight.shape[:2]
@@ -103,7 +203,7 @@ def padded_block(x: Float[Tensor, "images h w channels"], chunk: Chunk) -> Float
 
 
 def is_sparse(grad: Float[Tensor, "images h w channels"]) -> bool:
-    """True where many tiles of a wide map seem to hold zeros alone. It decides on sizes of chunks, not on numbers."""
+    """Return whether many tiles of a wide map seem to hold zeros alone: decides the sizes of chunks, not numbers."""
     if grad.shape[0] == 0 or grad.shape[2] < SPARSE_COLUMNS * TILE:
         return False
     live_pixels = grad[..., :CHANNELS_OF_A_GLANCE].abs().amax(3) != 0
@@ -125,7 +225,7 @@ def transform_patches(
     out: Float[Tensor, "36 tiles channels"],
     columns: Int[Tensor, " live"] | None = None,
 ) -> None:
-    """Writes the 36 numbers of each tile's 6x6 patch, of the given columns of tiles or of all."""
+    """Write the 36 numbers of each tile's 6x6 patch, of the given columns of tiles or of all."""
     padded_rows, images, padded_width, channels = block.shape
     step, count = TILE, padded_width // TILE
     if columns is not None:
@@ -160,7 +260,7 @@ def transform_tiles(
     out: Float[Tensor, "36 tiles channels"],
     columns: Int[Tensor, " live"] | None = None,
 ) -> None:
-    """Writes 36 numbers of each tile's 4x4 pixels by the transposed output map, zeros outside the map."""
+    """Write 36 numbers of each tile's 4x4 pixels by the transposed output map, zeros outside the map."""
     channels = x.shape[3]
     spread = SCRATCH.take("spread", x.dtype, TILE, TILE, chunk.rows, chunk.images, chunk.columns, channels)
     if chunk.first_row + chunk.rows > x.shape[1] // TILE or x.shape[2] % TILE:
@@ -185,7 +285,7 @@ def write_outputs(
     bias: Tensor | None = None,
     relu: bool = False,
 ) -> None:
-    """Writes the outputs of a chunk's tiles, those outside the map left out, and zeros for columns that are not live.
+    """Write the outputs of a chunk's tiles, those outside the map left out, and zeros for columns that are not live.
 
     A bias is for chunks whose columns are all live.
     """
@@ -211,7 +311,7 @@ def write_outputs(
 def _among_zeros(
     tiles: Float[Tensor, "4 4 rows images live channels"], columns: Int[Tensor, " live"], count: int
 ) -> Float[Tensor, "4 4 rows images columns channels"]:
-    """Returns `count` columns: the given ones at their places, zeros elsewhere."""
+    """Return `count` columns: the given ones at their places, zeros elsewhere."""
     spread = tiles.new_zeros((*tiles.shape[:4], count, tiles.shape[5]))
     return spread.index_copy_(4, columns, tiles)
 
@@ -224,7 +324,7 @@ def convolve(
     bias: Tensor | None = None,
     relu: bool = False,
 ) -> None:
-    """Writes the convolution, stride 1 and padding 1, with its bias and rectifier into `out`."""
+    """Write the convolution, stride 1 and padding 1, with its bias and rectifier into `out`."""
     outputs, inputs = weight.shape[:2]
     filters = transform_weight("filters", weight).transpose(1, 2)
     for batch in in_batches(cut_into_chunks(x.shape[0], x.shape[1], x.shape[2], choose_chunk_size(inputs))):
@@ -253,7 +353,7 @@ def convolve_backward(
     grad_x: Float[Tensor, "images h w inputs"] | None,
     grad_weight: Float[Tensor, "outputs inputs 3 3"] | None,
 ) -> None:
-    """Writes the gradients that are given a place. Both use the same transformed patches of `grad`.
+    """Write the gradients that are given a place. Both use the same transformed patches of `grad`.
 
     The input's gradient is the convolution of `grad` with the filters turned by half a turn. The weight's gradient,
     turned as well, is the correlation of patches of `grad` with tiles of `x`. Where all of a chunk's column of tiles
@@ -286,7 +386,7 @@ def convolve_backward(
 def _live_patches(
     grad: Float[Tensor, "images h w outputs"], batch: list[Chunk]
 ) -> tuple[Float[Tensor, "36 live outputs"], list[LivePart]]:
-    """Returns the transformed patches of a batch's live tiles, and where they belong."""
+    """Return the transformed patches of a batch's live tiles, and where they belong."""
     patches = SCRATCH.take("patches", grad.dtype, FREQUENCIES, count_tiles(batch), grad.shape[3])
     parts, first = [], 0
     for chunk in batch:

@@ -1,8 +1,4 @@
-"""Draws text in any script that this machine has a font for.
-
-Pillow's own font, the same everywhere, is used for all it has, which is little more than ASCII; for the rest the
-system's fonts are searched, with fontconfig where that is installed.
-"""
+"""Text in any script that this machine has a font for: Pillow's own font first, then those of the system."""
 
 import re
 import sys
@@ -10,6 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 
 from PIL import ImageDraw, ImageFont
@@ -19,7 +16,7 @@ from maskperf.machine.sources import run_program
 PROBE_PX = 40  # large enough for two glyphs that differ to differ in some pixel
 ABSENT = "\U0010ffff"  # no font has a glyph for this one, so that each draws its box for missing ones
 FONT_ENDINGS = (".ttf", ".otf", ".ttc", ".otc")
-FOLDERS = {
+FOLDERS = {  # searched where there is no fontconfig
     "darwin": ("/System/Library/Fonts", "/Library/Fonts", "~/Library/Fonts"),
     "linux": ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts"),
 }
@@ -32,15 +29,15 @@ PACKAGES = {
 }
 OTHER_PACKAGE = "fonts-noto-core"
 MOST_LETTERS_NAMED = 5
+VARIATION_SELECTORS = re.compile("[\ufe00-\ufe0f]")  # emoji or plain: fonts decide
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, order=True)
 class FontFile:
     """One face of a font file."""
 
     path: str  # empty: Pillow's own
     index: int = 0
-    ranges: tuple[tuple[int, int], ...] | None = None  # first and last code points it may have; None: nobody says
 
 
 OWN = FontFile("")
@@ -69,84 +66,82 @@ def draw_text(
 
 
 def drawable(text: str) -> str:
-    """Return the text with a question mark for each letter that no font has."""
+    """Return the text with a question mark for each letter that no font has, without signs that have no shape."""
     missing = missing_letters([text])
-    return "".join("?" if letter in missing else letter for letter in _composed(text))
+    return "".join("?" if letter in missing else letter for letter in _letters(text))
 
 
 def missing_letters(texts: Iterable[str]) -> list[str]:
     """Return the letters that no font of this machine has, each once, in the order of the texts."""
-    letters = dict.fromkeys(letter for text in texts for letter in _composed(text) if letter.isprintable())
-    return [letter for letter in letters if not letter.isspace() and _font_of_letter(letter) is None]
+    letters = [letter for letter in dict.fromkeys(_letters("".join(texts))) if not letter.isspace()]
+    if _font_of(frozenset(letters)) is not None:
+        return []
+    return [letter for letter in letters if _font_of(frozenset(letter)) is None]
 
 
 def font_notices(texts: Sequence[str]) -> list[str]:
-    """Return a sentence about letters that cannot be drawn, with what to install; nothing where all can be."""
+    """Return a notice about letters that cannot be drawn, with what to install; none where all can be."""
     missing = missing_letters(texts)
     if not missing:
         return []
     named = ", ".join(f"{letter} (U+{ord(letter):04X})" for letter in missing[:MOST_LETTERS_NAMED])
     more = f" and {len(missing) - MOST_LETTERS_NAMED} more" if len(missing) > MOST_LETTERS_NAMED else ""
-    packages = dict.fromkeys(_package_of(letter) for letter in missing)
+    scripts = (unicodedata.name(letter, "").partition(" ")[0] for letter in missing)
+    packages = dict.fromkeys(PACKAGES.get(script, OTHER_PACKAGE) for script in scripts)
     return [
         f"no font on this machine has letters such as {named}{more}; pictures show ? and the category's id instead. "
         f"Fix: install a font, for example {' and '.join(packages)} (Debian, Ubuntu)"
     ]
 
 
-def _composed(text: str) -> str:
-    """Return the text with letters and their accents as one, as more fonts have them."""
-    return unicodedata.normalize("NFC", text)
+def system_fonts(letters: Iterable[str]) -> list[FontFile]:
+    """Return the fonts of this machine that may have all these letters, plain ones first."""
+    charset = " ".join(f"{ord(letter):x}" for letter in sorted(letters))
+    listed = run_program(["fc-list", "--format", "%{file}\t%{index}\n", f":charset={charset}"]).output
+    if listed is None:
+        paths = (path for folder in FOLDERS.get(sys.platform, ()) for path in Path(folder).expanduser().rglob("*"))
+        found = {FontFile(str(path)) for path in paths}
+    else:
+        lines = (line.rpartition("\t") for line in listed.splitlines())
+        # The upper bits of an index are instances of a variable font.
+        found = {FontFile(path, int(index) & 0xFFFF) for path, _, index in lines if index.isdecimal()}
+    fonts = [font for font in found if font.path.lower().endswith(FONT_ENDINGS)]
+    return sorted(fonts, key=lambda font: (len(SPECIAL_FACES.findall(Path(font.path).name)), font))
 
 
-def _package_of(letter: str) -> str:
-    return PACKAGES.get(unicodedata.name(letter, "").partition(" ")[0], OTHER_PACKAGE)
+def _letters(text: str) -> str:
+    """Return the text with letters and their accents as one, as more fonts have them, without signs of no shape."""
+    visible = "".join(letter for letter in text if letter.isprintable() or letter.isspace())
+    return unicodedata.normalize("NFC", VARIATION_SELECTORS.sub("", visible))
 
 
 def _parts(text: str) -> Iterator[tuple[FontFile, str]]:
     """Yield the text in parts that one font has: the whole of it if any font does."""
-    text = _composed(text)
-    whole = _font_of_all(frozenset(letter for letter in text if not letter.isspace()))
+    text = _letters(text)
+    whole = _font_of(frozenset(text))
     if whole is not None:
         yield whole, text
         return
-    font, part = OWN, ""
-    for letter in text:
-        fits = letter.isspace() or _has(font, letter)
-        chosen = font if fits else _font_of_letter(letter) or OWN
-        if chosen is not font and part:
-            yield font, part
-            part = ""
-        font, part = chosen, part + letter
-    if part:
-        yield font, part
+    for font, part in groupby(text, key=lambda letter: _font_of(frozenset(letter)) or OWN):
+        yield font, "".join(part)
 
 
 @cache
-def _font_of_all(letters: frozenset[str]) -> FontFile | None:
-    return next((font for font in _fonts() if all(_has(font, letter) for letter in letters)), None)
-
-
-@cache
-def _font_of_letter(letter: str) -> FontFile | None:
-    return next((font for font in _fonts() if _has(font, letter)), None)
+def _font_of(letters: frozenset[str]) -> FontFile | None:
+    """Return the first font that draws something of its own for each of these letters."""
+    letters = frozenset(letter for letter in letters if not letter.isspace())
+    if all(_has(OWN, letter) for letter in letters):
+        return OWN
+    return next((font for font in system_fonts(letters) if all(_has(font, letter) for letter in letters)), None)
 
 
 @cache
 def _has(font: FontFile, letter: str) -> bool:
-    """Return whether the font draws something of its own for a letter."""
-    code = ord(letter)
-    if font.ranges is not None and not any(first <= code <= last for first, last in font.ranges):
-        return False
     try:
-        return _glyph(font, letter) != _glyph(font, ABSENT)
-    except (OSError, ValueError):  # not a font that Pillow can scale, such as one of coloured pictures
+        glyph, absent = (_load(font, PROBE_PX, ImageFont.Layout.BASIC).getmask(text) for text in (letter, ABSENT))
+    except (OSError, ValueError):  # not a font that Pillow can scale, such as one of coloured images
         return False
-
-
-def _glyph(font: FontFile, letter: str) -> tuple[tuple[int, int], bytes]:
-    mask = _load(font, PROBE_PX, ImageFont.Layout.BASIC).getmask(letter)
-    return mask.size, bytes(mask)
+    return (glyph.size, bytes(glyph)) != (absent.size, bytes(absent))
 
 
 @cache
@@ -156,40 +151,3 @@ def _load(font: FontFile, size_px: int, layout: ImageFont.Layout | None = None) 
         assert isinstance(own, ImageFont.FreeTypeFont)
         return own
     return ImageFont.truetype(font.path, size_px, index=font.index, layout_engine=layout)
-
-
-def _fonts() -> Iterator[FontFile]:
-    """Yield Pillow's own font, then those of the system, which nobody looks for before they are needed."""
-    yield OWN
-    yield from system_fonts()
-
-
-@cache
-def system_fonts() -> tuple[FontFile, ...]:
-    """Return the fonts of this machine, plain ones first."""
-    listed = run_program(["fc-list", "--format", "%{file}\t%{index}\t%{charset}\n"]).output
-    fonts = parse_fc_list(listed) if listed is not None else fonts_of_folders(FOLDERS.get(sys.platform, ()))
-    return tuple(sorted(fonts, key=_rank))
-
-
-def parse_fc_list(text: str) -> list[FontFile]:
-    """Return the faces in lines of file, index and code points in hexadecimal, such as "20-7e a0"."""
-    fonts = []
-    for line in text.splitlines():
-        path, _, rest = line.partition("\t")
-        index, _, charset = rest.partition("\t")
-        if path.lower().endswith(FONT_ENDINGS) and index.isdecimal():
-            pairs = [word.partition("-") for word in charset.split()]
-            ranges = tuple((int(first, 16), int(last or first, 16)) for first, _, last in pairs)
-            fonts.append(FontFile(path, int(index) & 0xFFFF, ranges))  # above: instances of a variable font
-    return fonts
-
-
-def fonts_of_folders(folders: Iterable[str]) -> list[FontFile]:
-    """Return the first face of every font file below some folders; those that are not there have none."""
-    paths = [path for folder in folders for path in Path(folder).expanduser().rglob("*")]
-    return [FontFile(str(path)) for path in paths if path.suffix.lower() in FONT_ENDINGS]
-
-
-def _rank(font: FontFile) -> tuple[int, str, int]:
-    return len(SPECIAL_FACES.findall(Path(font.path).name)), font.path, font.index

@@ -7,7 +7,7 @@ from maskperf.config import NUM_TRAIN_IMAGES
 from maskperf.mlperf.read import BenchmarkLog, TrackedStats
 from maskperf.report.contents import EvaluationPoint, LossPoint, Phase
 from maskperf.report.sources import RunFiles
-from maskperf.run.collapse import Window, evaluation_collapse, judge_windows, windows_from_cumulative
+from maskperf.run.collapse import Window, evaluation_collapse, find_collapse, windows_from_cumulative
 from maskperf.run.plateau import Plateau, find_plateau
 from maskperf.schema import GuardEvent
 
@@ -81,13 +81,13 @@ def _mean_of(values: Sequence[float | None]) -> float | None:
     return fmean(known) if known else None
 
 
-def _rising(tracked: Sequence[TrackedStats]) -> list[TrackedStats]:
-    """Return the entries whose step is higher than that of the one before; several ranks may have logged the same."""
-    kept: list[TrackedStats] = []
+def _rising(tracked: Sequence[TrackedStats]) -> dict[int, dict[str, float | None]]:
+    """Return the values by step, without steps that do not rise: several ranks may have logged the same."""
+    values: dict[int, dict[str, float | None]] = {}
     for entry in tracked:
-        if entry.step is not None and entry.step > (kept[-1].step if kept else 0):
-            kept.append(entry)
-    return kept
+        if entry.step is not None and entry.step > max(values, default=0):
+            values[entry.step] = entry.values
+    return values
 
 
 def _loss_windows(log: BenchmarkLog, key: str = "loss") -> list[Window]:
@@ -97,8 +97,7 @@ def _loss_windows(log: BenchmarkLog, key: str = "loss") -> list[Window]:
     so far. None for a mean that is not finite, or that no longer moves: those trainers leave out what is not finite.
     """
     entries = _rising(log.tracked)
-    steps = [entry.step for entry in entries]
-    means = [entry.values.get(key) for entry in entries]
+    steps, means = list(entries), [values.get(key) for values in entries.values()]
     if log.recipe is None:
         return windows_from_cumulative(steps, means)
     firsts = [1, *(step + 1 for step in steps[:-1])]
@@ -108,7 +107,7 @@ def _loss_windows(log: BenchmarkLog, key: str = "loss") -> list[Window]:
 
 def _points_of_log(log: BenchmarkLog) -> list[LossPoint]:
     """Return a point for each window of the tracked_stats; its step is the middle of the window."""
-    entries = {entry.step: entry.values for entry in _rising(log.tracked)}
+    entries = _rising(log.tracked)
     names = {key for values in entries.values() for key in values}
     by_term = {
         TERM_OF_KEY[key]: {window.last_step: _finite_loss(window) for window in _loss_windows(log, key)}
@@ -229,7 +228,7 @@ def _events_of_log(
     has_losses = any("loss" in entry.values for entry in log.tracked)
     windows = _loss_windows(log) if has_losses else []
     triples = [(point.epoch, point.box_ap, point.mask_ap) for point in evaluations]
-    collapses = [event for event in (judge_windows(windows), evaluation_collapse(triples)) if event is not None]
+    collapses = [event for event in (find_collapse(windows), evaluation_collapse(triples)) if event is not None]
     events = [GuardEvent(event=entry.event, step=entry.step, epoch=entry.epoch, text=entry.text) for entry in collapses]
     plateau = None if reached or events else _first_plateau(log, triples)
     if plateau is not None:

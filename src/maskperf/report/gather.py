@@ -7,8 +7,8 @@ from pathlib import Path
 
 from maskperf.config import has_targets
 from maskperf.mlperf.published import PublishedBand, RankedSystem, band_for, place_among
-from maskperf.mlperf.rules import check_rules
-from maskperf.mlperf.scoring import RUNS, reference_check, score_minutes
+from maskperf.mlperf.rules import RUNS, check_rules
+from maskperf.mlperf.scoring import reference_check, score_minutes
 from maskperf.report.contents import CategoryScore, ReportContents, RunPage, SeriesScore
 from maskperf.report.course import guard_events, loss_points, phases_of
 from maskperf.report.sources import RunFiles, Source, read_source

@@ -130,7 +130,7 @@ def _notes(runs: Sequence[ShownRun], field: str) -> dict[str, list[ShownRun]]:
 
 
 def _largest(values: Iterable[float | int | None]) -> float | int:
-    return max((value for value in values if is_number(value)), default=0.0)
+    return max(filter(is_number, values), default=0.0)
 
 
 def _phase_colours(pages: Sequence[RunPage]) -> dict[str, int]:

@@ -43,7 +43,7 @@ def find_placement(places: Sequence[RankedSystem]) -> Placement | None:
     own = next((place for place in places if place.is_this), None)
     if own is None:
         return None
-    products = [place.minutes_times_accelerators for place in places if is_number(place.minutes_times_accelerators)]
+    products = [product for place in places if is_number(product := place.minutes_times_accelerators)]
     product = own.minutes_times_accelerators
     return Placement(
         place=1 + sum(place.minutes < own.minutes for place in places),

@@ -37,6 +37,10 @@ FIX_PATH = (
 )
 
 
+def _target(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunFiles:
     """Everything known about one run; None or empty where the file is not there."""
@@ -65,8 +69,7 @@ class RunFiles:
     def targets(self) -> tuple[float | None, float | None]:
         """Box AP and mask AP that the run was to reach."""
         if "evaluation.box_target" in self.values:
-            targets = (self.values["evaluation.box_target"], self.values.get("evaluation.mask_target"))
-            return tuple(float(value) if type(value) in (int, float) else None for value in targets)
+            return _target(self.values["evaluation.box_target"]), _target(self.values.get("evaluation.mask_target"))
         if self.log is not None:
             return self.log.targets
         return (None, None) if self.results is None else (self.results.box_target, self.results.mask_target)
@@ -88,8 +91,8 @@ class RunFiles:
         if self.environment.gpus:
             return self.environment.processes
         try:  # descriptions have these numbers as numbers or as text
-            count = int(self.system.get("number_of_nodes")) * int(self.system.get("accelerators_per_node"))
-        except (TypeError, ValueError):
+            count = int(self.system["number_of_nodes"]) * int(self.system["accelerators_per_node"])
+        except (KeyError, TypeError, ValueError):
             return None
         return count if count > 0 else None
 

@@ -116,9 +116,9 @@ def _run(run: RunPage, *, several: bool) -> list[str]:
         blocks.append("No evaluation was recorded.")
     if run.phases:
         whole = sum(phase.seconds for phase in run.phases)
-        rows = [(escape(phase.name), seconds_text(phase.seconds), percent_text(phase.seconds, whole))
-                for phase in run.phases]  # fmt: skip
-        blocks.append(_table(("Where the time went", "Time", "Part"), [*rows, ("all", seconds_text(whole), "")]))
+        parts = [(escape(phase.name), seconds_text(phase.seconds), percent_text(phase.seconds, whole))
+                 for phase in run.phases]  # fmt: skip
+        blocks.append(_table(("Where the time went", "Time", "Part"), [*parts, ("all", seconds_text(whole), "")]))
     broken = [row for row in run.rules if not row.kept]
     if run.rules:
         blocks.append(f"Rules: {len(run.rules) - len(broken)} of {len(run.rules)} kept.")

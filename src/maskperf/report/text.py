@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 
@@ -36,7 +36,7 @@ def cleaned(value: Any) -> Any:
     return value
 
 
-def is_number(value: Number) -> bool:
+def is_number(value: Number) -> TypeGuard[float | int]:
     """Return whether the value is known and finite."""
     return value is not None and math.isfinite(value)
 

@@ -34,8 +34,7 @@ def evaluation_points(files: RunFiles, notes: list[str]) -> tuple[EvaluationPoin
         found = [(line.epoch, line.minutes, line.box_ap, line.mask_ap) for line in files.evaluations]
     else:
         rows = files.results.epochs_table
-        minutes = [None if row.seconds_since_start is None else row.seconds_since_start / 60 for row in rows]
-        found = [(row.epoch, took, row.box_ap, row.mask_ap) for row, took in zip(rows, minutes, strict=True)]
+        found = [(row.epoch, row.seconds_since_start / 60, row.box_ap, row.mask_ap) for row in rows]
     points = []
     for epoch, took, box_ap, mask_ap in found:
         if epoch is None or box_ap is None or mask_ap is None:

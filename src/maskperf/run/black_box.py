@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -15,10 +16,10 @@ from maskperf.errors import ConfigError, DataError, Problem
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.model.weights import write_tensor_file
 from maskperf.overrides import from_json_text, to_json_text
+from maskperf.schema import CONFIG_FILE
 from maskperf.structures import Batch, Images, Polygons, RunLengths, Targets
 
 FACTS_FILE = "facts.json"
-CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "weights.safetensors"
 MOMENTUM_FILE = "momentum.safetensors"
 BATCHES_FILE = "batches.safetensors"
@@ -35,7 +36,7 @@ class Facts(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     processes: int
     accumulation_steps: int
     image_ids: list[list[int]]  # of each micro-batch, those of the first process first
-    polygon_limits: list[tuple[int, int]]  # most points and rings of an object, of each micro-batch
+    polygon_limits: list[tuple[int, int]]  # most points and polygons of an object, of each micro-batch
     weights_are_from_before_the_step: bool
 
 
@@ -51,7 +52,13 @@ class BlackBox:
 
 
 def save_black_box(
-    folder: Path, model: MaskRcnn, optimizer: torch.optim.Optimizer, batches: Sequence[Batch], *, facts: Facts, config
+    folder: Path,
+    model: MaskRcnn,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[Batch],
+    *,
+    facts: Facts,
+    config: RunConfig,
 ) -> None:
     """Write the black box; `batches` are the micro-batches of all processes, on the CPU.
 
@@ -102,7 +109,7 @@ def polygon_limits(batch: Batch) -> tuple[int, int]:
     return batch.targets.polygons.max_points, batch.targets.polygons.max_rings
 
 
-def _tensors_of(value) -> dict[str, Tensor]:
+def _tensors_of(value: Any) -> dict[str, Tensor]:
     """Return every tensor inside nested dataclasses under its dotted name."""
     found = {}
     for entry in fields(value):
@@ -115,7 +122,7 @@ def _tensors_of(value) -> dict[str, Tensor]:
 
 
 def _batch_of(tensors: dict[str, Tensor], number: int, limits: tuple[int, int]) -> Batch:
-    def part(kind: type, prefix: str, **more):
+    def part(kind: type, prefix: str, **more: Any) -> Any:
         names = [entry.name for entry in fields(kind) if entry.name not in more]
         return kind(**{name: tensors[f"{number}.{prefix}{name}"] for name in names}, **more)
 

@@ -1,19 +1,4 @@
-"""Names a collapse: a loss that is not finite, or a training that is lost although its loss still is.
-
-One rule judges two kinds of series of 50-step windows: the losses of each step of a run that goes on (`CollapseGuard`),
-and the cumulative means that published logs carry (`windows_from_cumulative`, `judge_windows`).
-
-Signs, each against the level (median of the five windows before) and beyond the noise of the series itself:
-* not finite: named at once, at any step;
-* sustained rise: two windows in a row above 1.35 times the level; a single high window is never enough;
-* drift: the median of eight windows above 1.5 times the lowest such median so far;
-* frozen (logs only): trainers that leave losses out of their mean when they are not finite show a mean that stops
-  moving. One unmoved window after a window 1.1 times above the level, or three unmoved windows in a row.
-
-Margins on the 109 successes and the plateau of MLPerf Training v3.1 (46,281 windows): sustained rise at most 1.157 (in
-the runs with one image per device; 1.110 elsewhere), drift at most 1.125 (1.067 elsewhere), not one frozen window. The
-five collapses end in a window 1.318 to 36.8 times above the level. tests/run/test_collapse.py repeats these figures.
-"""
+"""Collapse of a training: a loss that is not finite, or a training that is lost although its loss is finite."""
 
 import math
 from collections import deque
@@ -21,15 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
+from typing import TypeGuard
 
 from maskperf.errors import UserError
+from maskperf.schema import WINDOW_STEPS
 
-WINDOW_STEPS = 50  # the cadence of `tracked_stats`
-STRIDE_STEPS = 10  # a live run is judged this often; divides WINDOW_STEPS
+STRIDE_STEPS = 10  # a live run is checked this often; divides WINDOW_STEPS
 LEVEL_WINDOWS = 5
 DRIFT_WINDOWS = 8
 NOISE_WINDOWS = 40
-FEWEST_WINDOWS = 6  # before a rise is judged
+FEWEST_WINDOWS = 6  # before a rise is named
 LOWEST_WORKING_AP = 0.05
 LOST_AP_FRACTION = 0.1
 FEW_CHANGES = 10.0  # so many changes between windows may look half as noisy as they are
@@ -40,9 +26,13 @@ NORMAL_PER_MEDIAN_DEVIATION = 1.4826  # standard deviation of normal noise per m
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Where the rule draws its lines. Rises are factors of the level; noise is in standard deviations of a window."""
+    """Where the rule draws its lines. Rises are factors of the level; noise is in standard deviations of a window.
 
-    first_step: int = 300  # the steep and noisy beginning before it is not judged, but for finiteness
+    Margins on the 109 successes of MLPerf Training v3.1: sustained rise at most 1.157, drift at most 1.125, not one
+    frozen window. The five collapses end in a window 1.318 to 36.8 times above the level.
+    """
+
+    first_step: int = 300  # the steep and noisy beginning before it is only checked for finiteness
     sustained_rise: float = 1.35
     sustained_noise: float = 4.5
     drift_rise: float = 1.5
@@ -68,7 +58,7 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True)
 class CollapseEvent:
-    """What was found. `step` is where it can first be named, `since_step` where it began; epochs for evaluations."""
+    """A collapse. `step` is where it can first be named, `since_step` where it began; epochs for evaluations."""
 
     event: str  # "non-finite" or "collapse", as in metrics.jsonl
     sign: str  # "not finite", "sustained rise", "drift", "frozen", "evaluation"
@@ -79,10 +69,10 @@ class CollapseEvent:
 
 
 class CollapseGuard:
-    """Watches a run as it goes: takes the total loss of every step, and names a collapse once.
+    """Takes the total loss of every step of a run, and names a collapse once.
 
-    Five interleaved series of windows, each ten steps after the other, are judged by the same rule: a lasting jump to
-    1.6 times is named within 100 steps wherever it falls, later where the losses are noisy.
+    Five interleaved series of windows, each ten steps after the other, follow the same rule: a lasting jump to 1.6
+    times is named within 100 steps wherever it falls, later where the losses are noisy.
     """
 
     def __init__(self, limits: Limits = LIMITS):
@@ -141,25 +131,20 @@ def windows_from_cumulative(steps: Sequence[int], cumulative_means: Sequence[flo
                 f"the loss log, field step, value {step}: it comes after step {last}. Fix: give the log of one run."
             )
         last = step
-        finite = _is_finite(mean)
-        if finite and step - begin < WINDOW_STEPS:
-            continue
-        loss = (mean * step - begin_mean * begin) / (step - begin) if finite else None
-        frozen = finite and begin > 0 and mean == begin_mean
-        windows.append(Window(first_step=begin + 1, last_step=step, loss=loss, frozen=frozen))
-        if finite:
+        if not _is_finite(mean):
+            windows.append(Window(first_step=begin + 1, last_step=step, loss=None))
+        elif step - begin >= WINDOW_STEPS:
+            loss = (mean * step - begin_mean * begin) / (step - begin)
+            frozen = begin > 0 and mean == begin_mean
+            windows.append(Window(first_step=begin + 1, last_step=step, loss=loss, frozen=frozen))
             begin, begin_mean = step, mean
     return windows
 
 
-def judge_windows(windows: Sequence[Window], limits: Limits = LIMITS) -> CollapseEvent | None:
+def find_collapse(windows: Sequence[Window], limits: Limits = LIMITS) -> CollapseEvent | None:
     """Return the first collapse in a series of windows, or None. `step` of the event is the end of a window."""
     series = _Series(limits)
-    for window in windows:
-        found = series.add(window)
-        if found is not None:
-            return found
-    return None
+    return next((found for found in map(series.add, windows) if found is not None), None)
 
 
 def evaluation_collapse(evaluations: Sequence[tuple[int, float | None, float | None]]) -> CollapseEvent | None:
@@ -184,7 +169,12 @@ def evaluation_collapse(evaluations: Sequence[tuple[int, float | None, float | N
 
 
 class _Series:
-    """The rule: takes windows one after the other and keeps what it must remember of those before."""
+    """The rule, for windows one after the other, each against the level (median of the five windows before it).
+
+    Signs, all beyond the noise of the series itself: not finite, at any step; a sustained rise of two windows in a row;
+    a drift of the median of eight windows above the lowest such median; and, in logs of trainers that leave losses out
+    of their mean when they are not finite, a mean that is frozen.
+    """
 
     def __init__(self, limits: Limits):
         self._limits = limits
@@ -194,18 +184,18 @@ class _Series:
         self._lowest_median = math.inf
 
     def add(self, window: Window) -> CollapseEvent | None:
-        if window.loss is None or not math.isfinite(window.loss):
+        if not _is_finite(window.loss):
             return _not_finite(window.first_step, window.last_step)
         if window.frozen:
             self._frozen.append(window)
-            return self._judge_frozen()
+            return self._find_frozen()
         self._frozen = []
         self._windows.append(window)
         self._losses.append(window.loss)
         del self._losses[: -(NOISE_WINDOWS + 2)]
-        return self._judge_rise() or self._judge_drift()
+        return self._find_rise() or self._find_drift()
 
-    def _judge_frozen(self) -> CollapseEvent | None:
+    def _find_frozen(self) -> CollapseEvent | None:
         rise = self._rise(newest=1)
         risen = rise > self._line(self._limits.frozen_rise, self._limits.frozen_noise, newest=1)
         if not risen and len(self._frozen) < self._limits.frozen_windows:
@@ -218,9 +208,9 @@ class _Series:
         )
         return _collapse("frozen", self._windows[-1] if risen else first, last, text)
 
-    def _judge_rise(self) -> CollapseEvent | None:
+    def _find_rise(self) -> CollapseEvent | None:
         rise = self._rise(newest=2)
-        if rise <= self._limits.sustained_rise:  # the noise is dear to find, and can only raise the line
+        if rise <= self._limits.sustained_rise:  # the noise is costly to find, and can only raise the line
             return None
         line = self._line(self._limits.sustained_rise, self._limits.sustained_noise, newest=2)
         first, last = self._windows[-2], self._windows[-1]
@@ -234,7 +224,7 @@ class _Series:
         )
         return _collapse("sustained rise", first, last, text)
 
-    def _judge_drift(self) -> CollapseEvent | None:
+    def _find_drift(self) -> CollapseEvent | None:
         if len(self._losses) < DRIFT_WINDOWS:
             return None
         smoothed = median(self._losses[-DRIFT_WINDOWS:])
@@ -254,13 +244,13 @@ class _Series:
         return median(self._losses[-newest - LEVEL_WINDOWS : -newest])
 
     def _rise(self, *, newest: int) -> float:
-        """The lowest of the newest windows over the level before them; 0 where it is too early to judge."""
+        """Return the lowest of the newest windows over the level before them; 0 where it is too early to tell."""
         if len(self._losses) < FEWEST_WINDOWS + newest or self._windows[-newest].last_step <= self._limits.first_step:
             return 0.0
         return min(self._losses[-newest:]) / max(self._level(newest=newest), SMALLEST_LOSS)
 
     def _line(self, rise: float, noise: float, *, newest: int) -> float:
-        """The factor that a rise must pass: `rise`, or more where the windows before the newest are noisy."""
+        """Return the factor that a rise must pass: `rise`, or more where the windows before the newest are noisy."""
         return max(rise, math.exp(noise * _relative_noise(self._losses[: len(self._losses) - newest])))
 
 
@@ -269,10 +259,10 @@ def _collapse(sign: str, first: Window, last: Window, text: str) -> CollapseEven
 
 
 def _relative_noise(losses: Sequence[float]) -> float:
-    """Return the standard deviation of one window's noise, as a fraction; careful where there are few windows.
+    """Return the standard deviation of one window's noise, as a fraction.
 
-    From the changes between neighbours, so that a falling loss is not taken for noise, and by medians, so that one
-    spike is not either. Few windows may look calm by chance, hence the allowance for their number.
+    From the median of the changes between neighbours, so that neither a falling loss nor one spike counts as noise. Few
+    windows may look calm by chance, hence the allowance for their number.
     """
     changes = [math.log(max(after, SMALLEST_LOSS) / max(before, SMALLEST_LOSS)) for before, after in pairwise(losses)]
     if not changes:
@@ -283,12 +273,12 @@ def _relative_noise(losses: Sequence[float]) -> float:
 
 
 def _mean_without_spikes(losses: Sequence[float]) -> float:
-    """Return the mean, with single values limited: one odd picture is no collapse, and most of the ten are not odd."""
+    """Return the mean, with single values limited: one odd image is no collapse, and most of the ten are not odd."""
     ceiling = SPIKE_FACTOR * median(losses)
     return sum(min(loss, ceiling) for loss in losses) / len(losses)
 
 
-def _is_finite(loss: float | None) -> bool:
+def _is_finite(loss: float | None) -> TypeGuard[float]:
     return loss is not None and math.isfinite(loss)
 
 

@@ -1,6 +1,6 @@
 """The data of a run: the generated or given files, opened and checked, and the batches that a process trains on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +16,6 @@ from maskperf.data.images.files import open_split
 from maskperf.data.images.loader import TrainingLoader, feeding_for
 from maskperf.data.images.page_cache import forget_all_files, forget_files
 from maskperf.data.images.raw_images import prepare_images
-from maskperf.demo.dataset import ensure_demo_dataset
 from maskperf.engine.distributed import Topology, share_from_first
 from maskperf.engine.precision import resolve_precision
 from maskperf.errors import ConfigError, DataError, Problem, joined_errors
@@ -78,11 +77,10 @@ def _demand_files(config: RunConfig) -> None:
     Errors: DataError with a problem for each missing file or folder.
     """
     problems = []
-    if not config.data.generate:
-        try:
-            locate(config.data)
-        except DataError as error:
-            problems += error.problems
+    try:
+        locate(config.data)
+    except DataError as error:
+        problems += error.problems
     for name, fix in WEIGHT_FILES.items():
         value = getattr(config.model, name)
         if value and not Path(value).is_file():
@@ -90,23 +88,6 @@ def _demand_files(config: RunConfig) -> None:
             problems.append(Problem(**where, message="The file does not exist.", fix=fix))
     if problems:
         raise DataError(problems)
-
-
-def generate_data(session: Session) -> None:
-    """Write the synthetic data set of the demo before the clock starts, if the recipe has one."""
-    data = session.config.data
-    if not data.generate:
-        return
-    if session.topology.is_first:
-        written = ensure_demo_dataset(
-            Path(data.root),
-            train_images=data.generate_images[0],
-            val_images=data.generate_images[1],
-            seed=data.generate_seed,
-        )
-        count = sum(data.generate_images)
-        session.say(f"demo data set of {count} images {'written to' if written else 'found in'} {data.root}")
-    share_from_first(None, session.topology)  # the others wait until it is there
 
 
 def clear_caches(session: Session) -> None:
@@ -197,21 +178,20 @@ def _own_data_notices(config: RunConfig, train: CocoIndex, val: CocoIndex) -> li
 
 def _class_problems(train: CocoIndex, num_classes: int) -> list[Problem]:
     found = len(train.category_ids) + 1
-    if found == num_classes:
-        return []
-    return [
-        Problem(
-            file=str(train.json_path),
-            where="the list of categories",
-            field="categories",
-            value=f"{found - 1} entries",
-            message=f"model.num_classes={num_classes} wants {num_classes - 1} of them (background is class 0).",
-            fix=f"Set model.num_classes={found}, or 0 to follow the file.",
-        )
-    ]
+    problem = Problem(
+        file=str(train.json_path),
+        where="the list of categories",
+        field="categories",
+        value=f"{found - 1} entries",
+        message=f"model.num_classes={num_classes} wants {num_classes - 1} of them (background is class 0).",
+        fix=f"Set model.num_classes={found}, or 0 to follow the file.",
+    )
+    return [] if found == num_classes else [problem]
 
 
-def micro_batches(session: Session, data: OpenedData, updates_done: int, num_steps: int) -> Iterator[list[Batch]]:
+def micro_batches(
+    session: Session, data: OpenedData, updates_done: int, num_steps: int
+) -> Generator[list[Batch], None, None]:
     """Return the micro-batches of each of the next steps, on the device."""
     config, topology = session.config, session.topology
     per_step = config.optimizer.accumulation_steps

@@ -5,13 +5,12 @@ import platform
 import shlex
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 import maskperf.config
-from maskperf.machine.hardware import system_memory_gib
-from maskperf.machine.probe import installed_version
 from maskperf.machine.processor import describe_cpu, usable_physical_cores
 from maskperf.schema import Environment, Gpu
 
@@ -21,15 +20,14 @@ PACKAGES = ("maskperf", "torch", "numpy", "pycocotools", "hotcoco", "mlperf-logg
 def describe_environment(processes: int = 1) -> Environment:
     """Return what can be found out about this process and its machine."""
     commit, is_modified = _git_state()
-    memory_gib = system_memory_gib()
     return Environment(
         python=platform.python_version(),
-        packages={name: installed_version(name) for name in PACKAGES},
+        packages={name: _installed_version(name) for name in PACKAGES},
         operating_system=platform.platform(),
         cpu_model=describe_cpu().model,
         cpu_logical_cores=os.cpu_count(),
         cpu_physical_cores=usable_physical_cores(),
-        memory_gib=None if memory_gib is None else round(memory_gib, 2),
+        memory_gib=round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 2),
         gpus=_gpus(),
         cuda=torch.version.cuda,
         torch_threads=torch.get_num_threads(),
@@ -38,6 +36,13 @@ def describe_environment(processes: int = 1) -> Environment:
         command_line=shlex.join([sys.executable, *sys.argv]),
         processes=processes,
     )
+
+
+def _installed_version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _gpus() -> tuple[Gpu, ...]:

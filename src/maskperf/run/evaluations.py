@@ -19,10 +19,19 @@ from maskperf.run.collapse import evaluation_collapse
 from maskperf.run.data import OpenedData
 from maskperf.run.plateau import find_plateau
 from maskperf.run.recorder import StepRecorder
-from maskperf.run.session import Session, keep_best_model
+from maskperf.run.session import Session, save_best_model
 from maskperf.schema import EpochRow
 
-Found = tuple[Results, Results]
+ENGINES_DIFFER = "the fast COCO engine and the official one do not agree"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The detections of all processes with their scores, in the first process."""
+
+    scores: Scores
+    found: tuple[Results, Results]  # boxes and masks
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -43,8 +52,7 @@ class Verdict:
     box_ap: float
     mask_ap: float
     status: str  # of the run if it ended now: "success", "done" (it has no targets) or "aborted"
-    scores: Scores | None  # first process only
-    found: Found | None  # first process only
+    scored: Scored | None  # first process only
     seconds: float  # of predicting and of scoring
     differences: tuple[str, ...] = ()  # between the fast engine and the official one, after `confirm`
 
@@ -78,7 +86,7 @@ class Evaluation:
         self._truth = truth
         self._seconds = 0.0
         self._coding: Sequence[Future[ResultTable]] = ()
-        self._scoring: Future[tuple[Scores, Found, float]] | None = None  # once gathered, in the first process
+        self._scoring: Future[Scored] | None = None  # once gathered, in the first process
         self._is_gathered = False
 
     def predict(self, data: OpenedData, model: MaskRcnn) -> None:
@@ -114,19 +122,20 @@ class Evaluation:
         """Return the verdict, in every process at once; waits for the scores."""
         self._gather()
         session, targets = self._session, self._session.config.evaluation
-        scores, found, numbers = None, None, None
-        if self._scoring is not None:
-            scores, found, seconds = self._scoring.result()
+        scored = self._scoring.result() if self._scoring is not None else None
+        numbers = 0.0, 0.0, "aborted", 0.0  # in other processes, which get those of the first
+        if scored is not None:
+            scores = scored.scores
             limits = {"box_target": targets.box_target, "mask_target": targets.mask_target}
             status = "aborted"
             if meets_targets(scores.box_ap, scores.mask_ap, **limits):
                 status = "success"
             elif self.trained.is_last and not has_targets(**limits):
                 status = "done"
-            numbers = scores.box_ap, scores.mask_ap, status, self._seconds + seconds
+            numbers = scores.box_ap, scores.mask_ap, status, self._seconds + scored.seconds
         box_ap, mask_ap, status, seconds = share_from_first(numbers, session.topology)
         session.log.evaluation_stop(self.trained.epoch, box_ap, mask_ap)
-        return Verdict(box_ap=box_ap, mask_ap=mask_ap, status=status, scores=scores, found=found, seconds=seconds)
+        return Verdict(box_ap=box_ap, mask_ap=mask_ap, status=status, scored=scored, seconds=seconds)
 
     def _gather(self) -> None:
         """Bring the results of all processes to the first one, waiting for them if need be, and start the scoring."""
@@ -134,17 +143,17 @@ class Evaluation:
             return
         self._is_gathered = True
         tables = gathered(self._coding, self._session.topology)
-        if self._session.topology.is_first:
+        if self._truth is not None:
             scorer = ThreadPoolExecutor(1, thread_name_prefix="maskperf-scorer")
             self._scoring = scorer.submit(_scored, tables, self._truth, self._session.config.evaluation)
             scorer.shutdown(wait=False)  # its thread ends with this one task
 
 
-def _scored(tables: Sequence[ResultTable], truth: GroundTruth, config: EvaluationConfig) -> tuple[Scores, Found, float]:
+def _scored(tables: Sequence[ResultTable], truth: GroundTruth, config: EvaluationConfig) -> Scored:
     start = time.monotonic()
     found = collected(tables)
     scores = score(truth, *found, engine=config.engine, max_detections=config.max_detections)
-    return scores, found, time.monotonic() - start
+    return Scored(scores, found, time.monotonic() - start)
 
 
 class Evaluations:
@@ -216,7 +225,7 @@ class Evaluations:
         recorder.evaluation(row)
         if best_row(recorder.rows) is row:
             with session.account.measure("saving"):
-                keep_best_model(session)
+                save_best_model(session)
         if self.is_final and update > trained.step:
             beyond = update - trained.step
             session.say(f"discarded: the steps beyond epoch {trained.epoch}, trained while it was scored ({beyond})")
@@ -246,9 +255,9 @@ class Evaluations:
             recorder.note("plateau", last.step, last.epoch, plateau.sentence)
 
 
-def best_row(rows: Sequence[EpochRow]) -> EpochRow | None:
-    """Return the evaluation with the highest sum of both APs, of equal ones the first; None without any."""
-    return max(rows, key=lambda row: row.box_ap + row.mask_ap, default=None)
+def best_row(rows: Sequence[EpochRow]) -> EpochRow:
+    """Return the evaluation with the highest sum of both APs, of equal ones the first."""
+    return max(rows, key=lambda row: row.box_ap + row.mask_ap)
 
 
 def confirm(session: Session, data: OpenedData, verdict: Verdict) -> Verdict:
@@ -258,17 +267,17 @@ def confirm(session: Session, data: OpenedData, verdict: Verdict) -> Verdict:
     in which they differ takes the success back, in the log as well, and so does a confirmation that is cut short.
     """
     config, topology = session.config.evaluation, session.topology
-    differences = ()
-    if topology.is_first and verdict.status != "aborted" and config.engine != "official":
+    scored, differences = verdict.scored, tuple[str, ...]()
+    if scored is not None and data.truth is not None and verdict.status != "aborted" and config.engine != "official":
         session.say("the clock has stopped; pycocotools now confirms the scores")
         try:
-            official = score(data.truth, *verdict.found, engine="official", max_detections=config.max_detections)
+            official = score(data.truth, *scored.found, engine="official", max_detections=config.max_detections)
         except BaseException:
             session.log.withdraw("pycocotools did not come to its end, so that nobody has confirmed the scores")
             raise
-        differences = tuple(agree(verdict.scores, official))
+        differences = tuple(agree(scored.scores, official))
     differences = share_from_first(differences, topology)
     if not differences:
         return verdict
-    session.log.withdraw("the fast COCO engine and the official one do not agree")
+    session.log.withdraw(ENGINES_DIFFER)
     return replace(verdict, status="aborted", differences=differences)

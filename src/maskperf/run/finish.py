@@ -12,12 +12,12 @@ import torch
 from maskperf.data.coco.categories import with_written_ids
 from maskperf.engine.distributed import gather_to_first, share_from_first
 from maskperf.errors import LostRunError, StorageError
-from maskperf.evaluation.table import score_entries
+from maskperf.evaluation.scores import score_entries
 from maskperf.files import pretty_json
 from maskperf.model.weights import load_model_weights, save_reference_state
 from maskperf.run.black_box import Facts, polygon_limits, save_black_box
 from maskperf.run.data import OpenedData, micro_batches
-from maskperf.run.evaluations import Training, Verdict, best_row
+from maskperf.run.evaluations import ENGINES_DIFFER, Training, Verdict, best_row
 from maskperf.run.progress import peak_memory_gib
 from maskperf.run.recorder import StepRecorder
 from maskperf.run.session import BEST_WEIGHTS_FILE, WEIGHTS_FILE, Session
@@ -25,6 +25,7 @@ from maskperf.schema import RESULTS_FILE, BestEpoch, GuardResults, Results
 from maskperf.structures import Batch, to_device
 
 BLACK_BOX = "black_box"
+TARGETS_MISSED = "the steps of the recipe are used up and a target is not met"
 SHOWN_IMAGE_IDS = 32
 
 
@@ -40,10 +41,11 @@ class FinishedRun:
 
 def finish(session: Session, training: Training, verdict: Verdict) -> FinishedRun:
     """Return what the run achieved; the first process also writes results, detections and reference weights."""
-    results = save_results(session, training.recorder, reason=_reason(verdict), verdict=verdict)
-    if session.folder is None:
+    reason = ENGINES_DIFFER if verdict.differences else TARGETS_MISSED if verdict.status == "aborted" else ""
+    results = save_results(session, training.recorder, reason=reason, verdict=verdict)
+    if session.folder is None or verdict.scored is None:
         return FinishedRun(results, None, training.data, None)
-    boxes, masks = (with_written_ids(found, training.data.categories) for found in verdict.found)
+    boxes, masks = (with_written_ids(found, training.data.categories) for found in verdict.scored.found)
     for name, found in (("detections_bbox.json", boxes), ("detections_segm.json", masks)):
         session.write(name, msgspec.json.encode(training.data.val.with_image_keys(found)).decode())
     if session.config.model.batch_norm == "frozen":
@@ -58,23 +60,15 @@ def finish(session: Session, training: Training, verdict: Verdict) -> FinishedRu
     return FinishedRun(results, session.folder, training.data, (boxes, masks))
 
 
-def _reason(verdict: Verdict) -> str:
-    """Return why the run is aborted; empty where it is not."""
-    if verdict.differences:
-        return "the fast COCO engine and the official one do not agree"
-    if verdict.status == "aborted":
-        return "the steps of the recipe are used up and a target is not met"
-    return ""
-
-
 def save_results(session: Session, recorder: StepRecorder, *, reason: str, verdict: Verdict | None = None) -> Results:
     """Return what the run achieved, after the first process wrote it to results.json.
 
     Without a verdict the run was cut short, for `reason`.
     """
     session.account.stop()
-    last, best = recorder.rows[-1] if recorder.rows else None, best_row(recorder.rows)
-    scores = score_entries(verdict.scores) if verdict and verdict.scores else {}
+    last, best = (recorder.rows[-1], best_row(recorder.rows)) if recorder.rows else (None, None)
+    scored = verdict.scored if verdict else None
+    scores = score_entries(scored.scores) if scored else {}
     aps = {"box_ap": last.box_ap if last else None, "mask_ap": last.mask_ap if last else None}
     results = Results(
         status=verdict.status if verdict else "aborted",
@@ -84,7 +78,7 @@ def save_results(session: Session, recorder: StepRecorder, *, reason: str, verdi
         engine_differences=verdict.differences if verdict else (),
         box_target=session.config.evaluation.box_target,
         mask_target=session.config.evaluation.mask_target,
-        engine=verdict.scores.engine if scores else "",
+        engine=scored.scores.engine if scored else "",
         **{**aps, **scores},
         epochs_table=tuple(recorder.rows),
         best=BestEpoch(**msgspec.structs.asdict(best), weights=BEST_WEIGHTS_FILE) if best else None,

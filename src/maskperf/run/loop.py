@@ -1,6 +1,5 @@
 """One run of the benchmark: set up, start the clock, train and evaluate by epochs, stop at the targets."""
 
-import sys
 import time
 from collections.abc import Iterable
 from functools import partial
@@ -19,7 +18,7 @@ from maskperf.engine.step import train_step
 from maskperf.engine.under_way import Step, StepsUnderWay
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.ops.kernels.selection import describe
-from maskperf.run.data import clear_caches, complete_config, generate_data, micro_batches, open_data
+from maskperf.run.data import clear_caches, complete_config, micro_batches, open_data
 from maskperf.run.evaluations import Evaluations, TrainedEpoch, Training, confirm
 from maskperf.run.finish import FinishedRun, finish, saves_lost_run
 from maskperf.run.progress import Progress
@@ -38,7 +37,6 @@ def run_benchmark(config: RunConfig, topology: Topology) -> FinishedRun:
     """
     config = complete_config(config, topology)
     with using(chosen_techniques(config.speed)), open_session(config, topology) as session:
-        generate_data(session)
         model, optimizer, captured = _initialize(session)
         session.start_clock()
         with session.account.measure("opening the data"):
@@ -73,10 +71,12 @@ def run_benchmark(config: RunConfig, topology: Topology) -> FinishedRun:
                     note(epoch, under_way.rest())
                 if not evaluations.is_final:
                     _end_epoch(session, training, evaluations, epoch, update)
-        session.stop_clock(success=evaluations.verdict.status != "aborted")
+        verdict = evaluations.verdict
+        assert verdict is not None  # the last epoch is always evaluated
+        session.stop_clock(success=verdict.status != "aborted")
         training.recorder.close()
         session.writer.wait()
-        return finish(session, training, confirm(session, data, evaluations.verdict))
+        return finish(session, training, confirm(session, data, verdict))
 
 
 def _initialize(session: Session) -> tuple[MaskRcnn, torch.optim.Optimizer, CapturedSteps | None]:
@@ -102,13 +102,12 @@ def _initialize(session: Session) -> tuple[MaskRcnn, torch.optim.Optimizer, Capt
 def _open_recorder(session: Session, steps_per_epoch: int) -> StepRecorder:
     config = session.config
     every_steps, is_first = config.system.log_every_steps, session.topology.is_first
-    progress = Progress(
-        config.optimizer.max_epochs, steps_per_epoch, sys.stdout, enabled=is_first, every_steps=every_steps
-    )
+    progress = Progress(config.optimizer.max_epochs, steps_per_epoch, enabled=is_first, every_steps=every_steps)
     recorder = StepRecorder(
         session.folder / METRICS_FILE if session.folder else None,
         progress,
         session.account,
+        session.log,
         every_steps=every_steps,
         world=session.topology.world,
         stop_on_collapse=config.system.on_collapse == "stop",
@@ -120,10 +119,7 @@ def _open_recorder(session: Session, steps_per_epoch: int) -> StepRecorder:
 def _note(session: Session, training: Training, evaluations: Evaluations, epoch: int, steps: Iterable[Step]) -> None:
     """Record steps of an epoch, and take the verdict on the epoch before where it is known."""
     for step in steps:
-        was_read = training.recorder.add(
-            step.result, epoch=epoch, step=step.update, data_wait_seconds=step.wait_seconds
-        )
-        session.log.tracked_stats(training.recorder.take_windows())
+        was_read = training.recorder.add(step, epoch)
         if was_read and not evaluations.is_final:
             evaluations.take_known(step.update)
 

@@ -1,15 +1,16 @@
-"""Names a plateau: the last drop of the learning rate is past, a target is missed, and the AP has stopped rising."""
+"""A plateau: the last drop of the learning rate is past, a target is missed, and the AP has stopped rising."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import linear_regression
 
 from maskperf.config import has_targets, meets_targets
 from maskperf.run.collapse import evaluation_collapse
 
 SLOPE_EVALUATIONS = 5
 PATIENCE_EVALUATIONS = 5  # a target that the slope reaches within as many is no plateau
-FLAT_FRACTION = 0.01  # of the target; who rises by more over five evaluations is on its way, however far it is
+FLAT_FRACTION = 0.01  # of the target; a larger rise over five evaluations is on its way, however far it is
 SMALLEST_SLOPE = 1e-6  # a tenth of the last digit that logs give an AP; less is no rise
 
 
@@ -24,18 +25,19 @@ class MissingMetric:
     evaluations_needed: int | None  # at that slope, from the fitted line; None: never
 
     @property
-    def missing(self) -> float:
-        return self.target - self.average_precision
-
     def sentence(self) -> str:
-        if self.evaluations_needed is None:
-            outlook = "the target is never reached at that slope"
-        else:
+        outlook = "the target is never reached at that slope"
+        if self.evaluations_needed is not None:
             outlook = f"the target needs {self.evaluations_needed} more evaluations at that slope"
         return (
-            f"{self.name} is {self.missing:.5f} short of {self.target:g}, slope over the last {SLOPE_EVALUATIONS} "
-            f"evaluations {self.slope_per_evaluation:+.5f} per evaluation: {outlook}"
+            f"{self.name} is {self.target - self.average_precision:.5f} short of {self.target:g}, slope over the last "
+            f"{SLOPE_EVALUATIONS} evaluations {self.slope_per_evaluation:+.5f} per evaluation: {outlook}"
         )
+
+    @property
+    def is_stuck(self) -> bool:
+        flat = self.slope_per_evaluation * SLOPE_EVALUATIONS < FLAT_FRACTION * self.target
+        return flat and (self.evaluations_needed is None or self.evaluations_needed > PATIENCE_EVALUATIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +50,10 @@ class Plateau:
 
     @property
     def sentence(self) -> str:
-        """One sentence for people, for example in a log or a report."""
-        if self.exhausted_epoch is None:
-            exhausted = "the learning rate never falls"
-        else:
+        exhausted = "the learning rate never falls"
+        if self.exhausted_epoch is not None:
             exhausted = f"learning rate exhausted since epoch {self.exhausted_epoch}"
-        return f"epoch {self.epoch}: {'; '.join(metric.sentence() for metric in self.missing)}; {exhausted}"
+        return f"epoch {self.epoch}: {'; '.join(metric.sentence for metric in self.missing)}; {exhausted}"
 
 
 def find_plateau(
@@ -71,7 +71,6 @@ def find_plateau(
     run that reached its targets at once is done, one without targets misses none, and a lost model
     (`evaluation_collapse`, or nothing but zeros) is no plateau. Evaluations with an unknown AP (None) are passed over.
     `last_decay_step` is 0 where the rate never falls.
-    Measured on MLPerf Training v3.1: tests/run/test_plateau.py.
     """
     known = [(epoch, box, mask) for epoch, box, mask in evaluations if box is not None and mask is not None]
     if not has_targets(box_target, mask_target) or evaluation_collapse(known):
@@ -85,7 +84,7 @@ def find_plateau(
         _missing_metric("box AP", box_target, [box for _, box, _ in newest]),
         _missing_metric("mask AP", mask_target, [mask for _, _, mask in newest]),
     )
-    stuck = tuple(metric for metric in metrics if metric is not None and _is_stuck(metric))
+    stuck = tuple(metric for metric in metrics if metric is not None and metric.is_stuck)
     if not stuck:
         return None
     exhausted = math.floor(last_decay_step / steps_per_epoch) + 1 if last_decay_step > 0 else None
@@ -96,11 +95,8 @@ def _missing_metric(name: str, target: float | int, values: Sequence[float]) -> 
     """Return how far the newest value is from its target and how fast the values rise, or None where it is reached."""
     if values[-1] >= target:
         return None
-    centre = (len(values) - 1) / 2
-    mean = sum(values) / len(values)
-    spread = sum((place - centre) ** 2 for place in range(len(values)))
-    slope = sum((place - centre) * (value - mean) for place, value in enumerate(values)) / spread
-    fitted_newest = mean + slope * centre
+    slope, intercept = linear_regression(range(len(values)), values)
+    fitted_newest = intercept + slope * (len(values) - 1)
     needed = max(1, math.ceil((target - fitted_newest) / slope)) if slope > SMALLEST_SLOPE else None
     return MissingMetric(
         name=name,
@@ -109,8 +105,3 @@ def _missing_metric(name: str, target: float | int, values: Sequence[float]) -> 
         slope_per_evaluation=slope,
         evaluations_needed=needed,
     )
-
-
-def _is_stuck(metric: MissingMetric) -> bool:
-    flat = metric.slope_per_evaluation * SLOPE_EVALUATIONS < FLAT_FRACTION * metric.target
-    return flat and (metric.evaluations_needed is None or metric.evaluations_needed > PATIENCE_EVALUATIONS)

@@ -2,7 +2,6 @@
 
 import resource
 import time
-from io import TextIOBase
 
 import torch
 from rich.console import Console
@@ -13,28 +12,20 @@ GIB = 2**30
 
 
 class Progress:
-    """Shows steps, evaluations and messages on a stream, or nothing where `enabled` is False.
+    """Shows steps, evaluations and messages on standard output, or nothing where `enabled` is False.
 
     `total_epochs` 0 means that the end of the run is unknown. In a terminal every call of `step` renews the live line;
     elsewhere a plain line is written for the first call and whenever `every_steps` more steps are done.
     """
 
-    def __init__(
-        self,
-        total_epochs: int,
-        steps_per_epoch: int,
-        stream: TextIOBase,
-        *,
-        enabled: bool = True,
-        every_steps: int = 10,
-    ):
+    def __init__(self, total_epochs: int, steps_per_epoch: int, *, enabled: bool = True, every_steps: int = 10):
         self._total_epochs = total_epochs
         self._total_steps = total_epochs * steps_per_epoch
         self._every_steps = every_steps
         self._enabled = enabled
         self._first: tuple[int, float] | None = None  # step and time of the first call
         self._last_line = -1  # number of whole `every_steps` at the last plain line
-        self._console = Console(file=stream, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        self._console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
         self._live: Live | None = None
         self._closed = False
 
@@ -43,10 +34,12 @@ class Progress:
         if not self._enabled or self._closed:
             return
         now = time.monotonic()
-        self._first = self._first or (step, now)
+        if self._first is None:
+            self._first = (step, now)
         text = (
             f"{_of('epoch', epoch, self._total_epochs)}  {_of('step', step, self._total_steps)}  loss {loss:.4f}  "
-            f"lr {learning_rate:.6f}  {images_per_second:.1f} images/s  {memory_text()}  ETA {self._eta(step, now)}"
+            f"lr {learning_rate:.6f}  {images_per_second:.1f} images/s  {memory_text()}  "
+            f"ETA {self._eta(self._first, step, now)}"
         )
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._show_live(text)
@@ -70,8 +63,8 @@ class Progress:
             self._live.stop()
             self._live = None
 
-    def _eta(self, step: int, now: float) -> str:
-        first_step, first_time = self._first
+    def _eta(self, first: tuple[int, float], step: int, now: float) -> str:
+        first_step, first_time = first
         if step <= first_step or not self._total_steps:
             return "-"
         return duration_text((self._total_steps - step) * (now - first_time) / (step - first_step))

@@ -12,10 +12,8 @@ from maskperf.engine.precision import resolve_precision
 from maskperf.engine.step import StepResult, train_step
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.run.black_box import BlackBox
-from maskperf.structures import LOSS_NAMES, to_device
+from maskperf.structures import LOSS_NAMES, Images, to_device
 from maskperf.techniques import chosen_techniques, using
-
-MOST_NAMES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +62,7 @@ def _replay(box: BlackBox, topology: Topology) -> Replay:
         result = train_step(
             model, optimizer, [batch], update=box.facts.update, config=optimizer_config, topology=topology
         )
+        assert isinstance(batch.images, Images)  # what a black box holds
         gradients = ((name, value.grad) for name, value in model.named_parameters() if value.grad is not None)
         alone.append(
             MicroBatchReplay(

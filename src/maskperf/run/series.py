@@ -3,10 +3,8 @@
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import count
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich import box
@@ -15,7 +13,8 @@ from rich.table import Table
 
 from maskperf.errors import EXIT_DATA, EXIT_DONE, EXIT_RULE, EXIT_TARGET_MISSED, EXIT_USAGE
 from maskperf.files import pretty_json, write_text
-from maskperf.mlperf.scoring import RUNS, score_minutes
+from maskperf.mlperf.rules import RUNS
+from maskperf.mlperf.scoring import score_minutes
 from maskperf.overrides import path_as_argument
 from maskperf.run.run_folder import create_run_folder
 from maskperf.schema import CONFIG_FILE, RESULTS_FILE, SERIES_FILE, Results, Series, SeriesRun, read_json
@@ -27,16 +26,16 @@ SECONDS_TO_END_ALONE = 5.0  # a child that Ctrl-C of a terminal has reached as w
 SECONDS_TO_END = ((signal.SIGINT, 30.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0))
 
 
-def run_series(recipe: str, words: Sequence[str], *, runs: int, run_dir: str = "") -> int:
+def run_series(recipe: str, arguments: Sequence[str], *, runs: int, run_dir: str = "") -> int:
     """Return the exit code of the series: 0 where there is a score, or where all runs ended well.
 
-    Each run is `maskperf run <recipe> <words> run_dir=...` in a fresh Python, into a folder of its own. One that fails
-    is kept and counted, and the next goes on; but a mistake that stops the first run would stop them all, so its
-    exit code is that of the series. `series.json` is renewed after every run.
+    Each run is `maskperf run <recipe> <arguments> run_dir=...` in a fresh Python, into its own folder. A failed run
+    is counted, and the next goes on; but a mistake that stops the first run would stop them all, so its exit code is
+    that of the series. `series.json` is renewed after every run.
 
     Errors: StorageError where the folder of the series cannot be made or is not empty.
     """
-    folder = create_run_folder(run_dir or _free_folder(recipe), recipe)
+    folder = create_run_folder(run_dir, recipe, "-series")
     print(f"series of {runs} runs in {folder}", flush=True)
     found: list[SeriesRun] = []
     _write(folder, recipe, found, runs)
@@ -45,7 +44,7 @@ def run_series(recipe: str, words: Sequence[str], *, runs: int, run_dir: str = "
             name = f"run_{number}"
             print(f"\nrun {number + 1} of {runs}: {folder / name}", flush=True)
             run_dir = f"run_dir={path_as_argument(folder / name)}"
-            code = run_child([sys.executable, "-m", "maskperf", "run", recipe, *words, run_dir])
+            code = run_child([sys.executable, "-m", "maskperf", "run", recipe, *arguments, run_dir])
             found.append(read_run(folder / name, code))
             _write(folder, recipe, found, runs)
             if number == 0 and code in (EXIT_USAGE, EXIT_DATA, EXIT_RULE):
@@ -65,7 +64,7 @@ def run_child(command: list[str]) -> int:
     try:
         code = child.wait()  # without a limit: nobody knows how long a run takes
     except BaseException as reason:
-        _end(child, is_told=isinstance(reason, KeyboardInterrupt))
+        _end(child, was_interrupted=isinstance(reason, KeyboardInterrupt))
         raise
     return code if code >= 0 else 128 - code
 
@@ -87,7 +86,7 @@ def read_run(folder: Path, exit_code: int) -> SeriesRun:
 
 
 def series_sentence(found: Sequence[SeriesRun], runs: int) -> str:
-    """Return the outcome in words."""
+    """Return the outcome of the runs so far."""
     done = sum(run.status == "done" for run in found)
     if done:
         return f"{done} of {runs} runs trained to their end; without targets there is no score."
@@ -134,35 +133,22 @@ def _text(value: int | None) -> str:
     return "-" if value is None else str(value)
 
 
-def _free_folder(recipe: str) -> str:
-    name = f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}-series"
-    names = (name if number == 1 else f"{name}-{number}" for number in count(1))
-    return next(path for path in (f"runs/{name}" for name in names) if not Path(path).exists())
-
-
-def _end(child: subprocess.Popen, *, is_told: bool) -> None:
-    """End a child, each time less kindly; `is_told` if Ctrl-C of a terminal may have reached it already.
+def _end(child: subprocess.Popen, *, was_interrupted: bool) -> None:
+    """End a child, each time less kindly; `was_interrupted` if Ctrl-C of a terminal may have reached it already.
 
     A second SIGINT would break off its tidying up, so such a child is first left some time.
     """
+    signals = [(None, SECONDS_TO_END_ALONE)] if was_interrupted else []
     try:
-        if is_told and _has_ended(child, SECONDS_TO_END_ALONE):
-            return
-        for sent, seconds in SECONDS_TO_END:
-            child.send_signal(sent)
-            if _has_ended(child, seconds):
+        for sent, seconds in (*signals, *SECONDS_TO_END):
+            if sent is not None:
+                child.send_signal(sent)
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(seconds)
                 return
     finally:
         if child.poll() is None:  # a second Ctrl-C came meanwhile
             child.kill()
-
-
-def _has_ended(child: subprocess.Popen, seconds: float) -> bool:
-    try:
-        child.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
 
 
 @contextmanager

@@ -1,8 +1,6 @@
 """What a person gets of a finished run: pictures, the table of its evaluations, the verdict, and where to look."""
 
-import sys
 from collections.abc import Sequence
-from io import TextIOBase
 from pathlib import Path
 
 from rich import box
@@ -13,34 +11,33 @@ from rich.text import Text
 from maskperf.config import has_targets, meets_targets
 from maskperf.data.coco.document import CategoryRow
 from maskperf.data.coco.index import read_annotations
-from maskperf.pictures.best_worst import write_picture_entries
-from maskperf.pictures.pictures import grid_from_results
+from maskperf.pictures.choice import Predictions
 from maskperf.run.evaluations import best_row
 from maskperf.run.finish import FinishedRun
 from maskperf.run.progress import duration_text
-from maskperf.schema import EpochRow, Results
+from maskperf.schema import PICTURES_FILE, EpochRow, Results
 
 COLUMNS = ("epoch", "steps", "loss", "box AP", "mask AP", "targets", "images/s", "minutes")
 PLAIN_WIDTH_COLUMNS = 120
-PICTURES = 8
 
 
 def show_outcome(run: FinishedRun) -> None:
     """Draw the pictures of a run and print its table, in the first process."""
-    if run.folder is None:
+    if run.folder is None or run.found is None:
         return
     data, (boxes, masks) = run.data, run.found
-    document, images = read_annotations(data.val), data.paths.val_images
+    document = read_annotations(data.val)
     ids = data.categories.written_ids
     document.categories = [CategoryRow(id=ids[key], name=name) for key, name in data.categories.names.items()]
-    grid_from_results(document, images, boxes, masks, num_images=PICTURES, path=run.folder / "predictions.png")
-    write_picture_entries(document, images, boxes, masks, folder=run.folder)
-    final_table(run.results, run.folder, sys.stdout)
+    predictions = Predictions(document, data.paths.val_images, boxes, masks)
+    predictions.write_grid(run.folder / "predictions.png")
+    predictions.write_best_and_worst(run.folder / PICTURES_FILE)
+    final_table(run.results, run.folder)
 
 
-def final_table(results: Results, run_folder: Path, stream: TextIOBase) -> None:
-    """Write one row an evaluation, the verdict, and where to look; plain text where the stream is no terminal."""
-    console = Console(file=stream, markup=False, highlight=False, emoji=False)
+def final_table(results: Results, run_folder: Path) -> None:
+    """Print one row an evaluation, the verdict, and where to look; plain text where standard output is no terminal."""
+    console = Console(markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH_COLUMNS
     table = Table(*COLUMNS, box=box.SIMPLE_HEAD if console.is_terminal else None)
@@ -65,10 +62,10 @@ def final_table(results: Results, run_folder: Path, stream: TextIOBase) -> None:
         console.print(Text(line, style="bold"), soft_wrap=True)
     for line in where_to_look(run_folder):
         console.print(Text(line), soft_wrap=True)
-    stream.flush()
+    console.file.flush()
 
 
-def met_targets(row: EpochRow, box_target: float | int, mask_target: float | int) -> str:
+def met_targets(row: EpochRow, box_target: float | int | None, mask_target: float | int | None) -> str:
     """Return "both", "box", "mask" or "-"; a target is met by an AP that is not below it, unrounded; 0 is none."""
     box_met = meets_targets(row.box_ap, row.mask_ap, box_target=box_target, mask_target=0)
     mask_met = meets_targets(row.box_ap, row.mask_ap, box_target=0, mask_target=mask_target)
@@ -110,6 +107,6 @@ def _aps(row: EpochRow) -> str:
     return f"epoch {row.epoch}, box AP {row.box_ap:.4f}, mask AP {row.mask_ap:.4f}"
 
 
-def _smallest_margin(row: EpochRow, targets: Sequence[float | int]) -> float:
+def _smallest_margin(row: EpochRow, targets: Sequence[float | int | None]) -> float:
     """Return by how much the AP that is furthest from its target is above it; a target of 0 does not count."""
-    return min(ap - target for ap, target in zip((row.box_ap, row.mask_ap), targets, strict=True) if target != 0)
+    return min(ap - target for ap, target in zip((row.box_ap, row.mask_ap), targets, strict=True) if target)

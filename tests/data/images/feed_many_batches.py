@@ -57,7 +57,7 @@ def growth_of(index: CocoIndex, feeding: Feeding, num_steps: int, kept: list | N
 if __name__ == "__main__":
     torch.set_num_threads(1)
     read = read_coco(Path(sys.argv[1]), Path(sys.argv[2]), training=True)
-    raw = Feeding(aspect_buckets=True, static_canvas=True, raw_pictures=True)
+    raw = Feeding(aspect_buckets=True, static_sizes=True, raw_images=True)
     found = {
         "plain": growth_of(read, Feeding(aspect_buckets=True), NUM_STEPS, None),
         "raw": growth_of(read, raw, NUM_STEPS, None),

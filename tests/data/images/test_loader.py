@@ -25,7 +25,7 @@ from maskperf.techniques import plain, using
 
 DATA = DataConfig(short_side=24, long_side=40, size_divisor=8, loader_threads=2, prefetch_batches=3)
 SIZES_HW = [(20, 30), (30, 20), (24, 24), (18, 40), (25, 50), (40, 20), (20, 30)]
-STATIC = Feeding(static_canvas=True)
+STATIC = Feeding(static_sizes=True)
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def test_images_of_one_batch_have_the_draws_of_their_own_passes(index):
 def test_techniques_mean_something_else_on_a_gpu():
     assert feeding_for(torch.device("cpu")) == Feeding(aspect_buckets=True)
     on_gpu = feeding_for(torch.device("cuda", 0))
-    assert on_gpu == Feeding(aspect_buckets=True, static_canvas=True, raw_pictures=True)
+    assert on_gpu == Feeding(aspect_buckets=True, static_sizes=True, raw_images=True)
     with using(plain()):
         assert feeding_for(torch.device("cpu")) == feeding_for(torch.device("cuda", 0)) == Feeding()
 

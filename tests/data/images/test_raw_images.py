@@ -7,12 +7,12 @@ from image_folder import image_index, triangle
 
 from maskperf.config import DataConfig
 from maskperf.data.images.loader import Feeding, TrainingLoader, evaluation_batches
-from maskperf.data.images.raw_images import BufferRing, images_on_device, pack_pictures, prepare_images
-from maskperf.structures import Batch, Images, RawPictures, Targets
+from maskperf.data.images.raw_images import BufferRing, images_on_device, pack_images, prepare_images
+from maskperf.structures import Batch, Images, RawImages, Targets
 
 CPU = torch.device("cpu")
 DATA = DataConfig(short_side=24, long_side=40, size_divisor=8, loader_threads=2, prefetch_batches=3)
-RAW = Feeding(raw_pictures=True)
+RAW = Feeding(raw_images=True)
 SIZES_HW = [(20, 30), (30, 20), (24, 24), (18, 40), (60, 90), (40, 20), (20, 30)]
 
 
@@ -51,10 +51,10 @@ def test_the_ring_keeps_its_largest_buffers_and_no_more_than_it_may(ring):
 
 def test_batches_that_are_held_do_not_share_memory(ring):
     images = [np.full((4, 5, 3), value, np.uint8) for value in range(8)]
-    options = {"canvas_hw": (8, 8), "means_bgr": (0.0, 0.0, 0.0), "ring": ring}
-    held = [pack_pictures([image], [(4, 5)], [False], **options) for image in images]
+    options = {"padded_hw": (8, 8), "means_bgr": (0.0, 0.0, 0.0), "ring": ring}
+    held = [pack_images([image], [(4, 5)], [False], **options) for image in images]
     for value, raw in enumerate(held):
-        first_byte = raw.places[0].first_byte
+        first_byte = raw.entries[0].first_byte
         assert raw.content[first_byte : first_byte + 60].eq(value).all()
 
 
@@ -69,12 +69,12 @@ def batches_of(index, feeding: Feeding, num_steps: int = 12, pin_memory: bool = 
 
 
 @pytest.mark.parametrize("aspect_buckets", [False, True])
-@pytest.mark.parametrize("static_canvas", [False, True])
-def test_raw_images_become_the_batches_of_the_cpu(index, aspect_buckets, static_canvas):
-    feeding = Feeding(aspect_buckets=aspect_buckets, static_canvas=static_canvas)
-    raw = batches_of(index, replace(feeding, raw_pictures=True))
+@pytest.mark.parametrize("static_sizes", [False, True])
+def test_raw_images_become_the_batches_of_the_cpu(index, aspect_buckets, static_sizes):
+    feeding = Feeding(aspect_buckets=aspect_buckets, static_sizes=static_sizes)
+    raw = batches_of(index, replace(feeding, raw_images=True))
     for expected, batch in zip(batches_of(index, feeding), raw, strict=True):
-        assert isinstance(batch.images, RawPictures)
+        assert isinstance(batch.images, RawImages)
         found = prepare_images(batch, CPU)
         assert isinstance(found.images, Images)
         assert torch.equal(found.images.pixels, expected.images.pixels)
@@ -88,7 +88,7 @@ def test_raw_images_become_the_batches_of_the_cpu(index, aspect_buckets, static_
 def test_evaluation_takes_raw_images_too(index):
     options = {"batch_size": 2, "rank": 0, "world": 1}
     made = list(evaluation_batches(index, DATA, **options))
-    feeding = Feeding(raw_pictures=True, static_canvas=True)
+    feeding = Feeding(raw_images=True, static_sizes=True)
     for expected, batch in zip(made, evaluation_batches(index, DATA, feeding=feeding, **options), strict=True):
         assert torch.equal(images_on_device(batch.images, CPU).pixels, expected.images.pixels)
         assert batch.images.sizes_hw.tolist() == expected.images.sizes_hw.tolist()
@@ -130,8 +130,8 @@ def test_all_batches_may_be_held_before_the_first_is_prepared(index):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 def test_on_a_gpu_the_bits_are_those_of_the_cpu_while_buffers_go_round(index):
-    feeding = Feeding(aspect_buckets=True, static_canvas=True)
-    raw = batches_of(index, replace(feeding, raw_pictures=True), num_steps=60, pin_memory=True)
+    feeding = Feeding(aspect_buckets=True, static_sizes=True)
+    raw = batches_of(index, replace(feeding, raw_images=True), num_steps=60, pin_memory=True)
     prepared = [prepare_images(batch, torch.device("cuda")) for batch in raw]
     for expected, found in zip(batches_of(index, feeding, num_steps=60), prepared, strict=True):
         assert torch.equal(found.images.pixels.cpu(), expected.images.pixels)

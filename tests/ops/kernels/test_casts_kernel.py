@@ -2,8 +2,8 @@ import pytest
 import torch
 from kernel_device import DEVICE, stored_as
 
-from maskperf.ops.casts import PlainCasts
 from maskperf.ops.kernels.casts import NUMBERS_AT_A_TIME, WeightCasts
+from maskperf.ops.products import PlainCasts
 
 BFLOAT16 = torch.bfloat16
 

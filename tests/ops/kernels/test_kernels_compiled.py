@@ -13,13 +13,13 @@ triton = pytest.importorskip("triton", reason="the Python package triton is not 
 from triton.backends.compiler import GPUTarget  # noqa: E402 -- after the check that there is a Triton
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-from maskperf.data.images.raw_images import BufferRing, pack_pictures  # noqa: E402
+from maskperf.data.images.raw_images import BufferRing, pack_images  # noqa: E402
 from maskperf.ops.kernels import own_class  # noqa: E402
 from maskperf.ops.kernels.casts import WeightCasts  # noqa: E402
 from maskperf.ops.kernels.matching import match_boxes  # noqa: E402
 from maskperf.ops.kernels.nms import nms_sorted  # noqa: E402
 from maskperf.ops.kernels.patches import cell_patches  # noqa: E402
-from maskperf.ops.kernels.pictures import resize_pictures  # noqa: E402
+from maskperf.ops.kernels.preprocess import resize_images  # noqa: E402
 from maskperf.ops.kernels.ranking import best_anchors, best_mask  # noqa: E402
 from maskperf.ops.kernels.rasterize import rasterize_crops  # noqa: E402
 from maskperf.ops.kernels.residual import add_rectified  # noqa: E402
@@ -159,15 +159,15 @@ def test_ranking_on_any_canvas(compiled, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_pictures(dtype, compiled, tmp_path):
-    raw = pack_pictures(
+    raw = pack_images(
         [np.zeros((20, 40, 3), np.uint8)],
         [(30, 60)],
         [True],
-        canvas_hw=(32, 64),
+        padded_hw=(32, 64),
         means_bgr=(1.0, 2.0, 3.0),
         ring=BufferRing(max_waiting=1, pin_memory=False),
     )
-    resize_pictures(raw, dtype)
+    resize_images(raw, dtype)
     assert_compiled(compiled, {"_resize_row"}, tmp_path)
     assert "st.global.v4.b32" in compiled["_resize_row"].asm["ptx"]
 

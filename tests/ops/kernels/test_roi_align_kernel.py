@@ -3,8 +3,7 @@ import torch
 from kernel_device import DEVICE, stored_as
 
 from maskperf.ops.kernels.pyramid import TILE_SIDE
-from maskperf.ops.kernels.roi_align import pyramid_roi_align
-from maskperf.ops.kernels.roi_align_gradient import ROIS_AT_A_TIME, pyramid_gradient
+from maskperf.ops.kernels.roi_align import ROIS_AT_A_TIME, pyramid_gradient, pyramid_roi_align
 from maskperf.ops.roi_align import assign_levels, flat_roi_align
 
 STRIDES = (4, 8, 16, 32)
@@ -24,17 +23,17 @@ AT_THE_BORDER = (
 
 
 def random_pyramid(
-    images: int, channels: int, canvas_hw: tuple[int, int], dtype=torch.float32, seed: int = 0
+    images: int, channels: int, padded_hw: tuple[int, int], dtype=torch.float32, seed: int = 0
 ) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    shapes = [(images, channels, -(-canvas_hw[0] // stride), -(-canvas_hw[1] // stride)) for stride in STRIDES]
+    shapes = [(images, channels, -(-padded_hw[0] // stride), -(-padded_hw[1] // stride)) for stride in STRIDES]
     return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
 
 
-def random_rois(images: int, rois: int, canvas_hw: tuple[int, int], seed: int) -> torch.Tensor:
+def random_rois(images: int, rois: int, padded_hw: tuple[int, int], seed: int) -> torch.Tensor:
     """Return boxes from a point to wider than the canvas, on all four levels; many leave the canvas."""
     generator = torch.Generator().manual_seed(seed)
-    extent = torch.tensor([canvas_hw[1], canvas_hw[0]])
+    extent = torch.tensor([padded_hw[1], padded_hw[0]])
     scale = 1000 ** torch.rand((images, rois, 1), generator=generator) - 1
     sides = scale * 2 ** torch.randn((images, rois, 2), generator=generator)
     centres = (torch.rand((images, rois, 2), generator=generator) * 1.6 - 0.3) * extent

@@ -33,7 +33,7 @@ def loader(inputs):
     with open(inputs["pictures_json"], encoding="ascii") as file:
         document = json.load(file)
     folder = os.path.dirname(inputs["pictures_json"])
-    owned = {image["id"]: [] for image in document["images"]}
+    owned: dict[int, list] = {image["id"]: [] for image in document["images"]}
     for annotation in document["annotations"]:
         owned[annotation["image_id"]].append(annotation)
     samples = [(os.path.join(folder, entry["file_name"]), owned[entry["id"]]) for entry in document["images"]]

@@ -8,7 +8,7 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from maskperf.data.images.buckets import Buckets, padded_size
-from maskperf.data.images.raw_images import BufferRing, pack_pictures
+from maskperf.data.images.raw_images import BufferRing, pack_images
 from maskperf.data.images.transforms import normalize_into, resize_and_mirror
 from maskperf.structures import (
     RUN_LENGTH_STRIDE,
@@ -16,7 +16,7 @@ from maskperf.structures import (
     EvaluationBatch,
     Images,
     Polygons,
-    RawPictures,
+    RawImages,
     RunLengths,
     Targets,
 )
@@ -83,16 +83,16 @@ def make_evaluation_batch(
     )
 
 
-def _make_images(samples: list[Sample], size_divisor: int, packing: Packing) -> Images | RawPictures:
+def _make_images(samples: list[Sample], size_divisor: int, packing: Packing) -> Images | RawImages:
     """Return the images in channels-last memory, where each pixel was written once, or as they were decoded."""
     sizes_hw = [sample.size_hw for sample in samples]
     padded_hw = padded_size(tuple(map(max, zip(*sizes_hw, strict=True))), packing.buckets, size_divisor)
     if packing.ring is not None:
-        return pack_pictures(
+        return pack_images(
             [sample.bgr for sample in samples],
             sizes_hw,
             [sample.is_mirrored for sample in samples],
-            canvas_hw=padded_hw,
+            padded_hw=padded_hw,
             means_bgr=samples[0].means_bgr,
             ring=packing.ring,
         )

@@ -79,9 +79,9 @@ def is_flipped(seed: int, epoch: int, image_id: int, probability: float) -> bool
 class Feeding:
     """How images come together and are handed over. The defaults are the reference's way."""
 
-    aspect_buckets: bool = False  # batches of images of one canvas, not only of wide or of upright ones
-    static_canvas: bool = False  # every batch is full and fills a canvas, the same in all processes: few shapes
-    raw_pictures: bool = False  # pictures as decoded, for `prepare_images`
+    aspect_buckets: bool = False  # batches of images of one bucket, not only of wide or of others
+    static_sizes: bool = False  # every batch is full and fills a bucket, the same in all processes: few shapes
+    raw_images: bool = False  # pictures as decoded, for `prepare_images`
 
 
 def feeding_for(device: torch.device) -> Feeding:
@@ -89,14 +89,14 @@ def feeding_for(device: torch.device) -> Feeding:
     techniques, is_cuda = active(), device.type == "cuda"
     return Feeding(
         aspect_buckets=techniques.aspect_buckets,
-        static_canvas=techniques.aspect_buckets and is_cuda,
-        raw_pictures=techniques.device_preprocessing and is_cuda,
+        static_sizes=techniques.aspect_buckets and is_cuda,
+        raw_images=techniques.device_preprocessing and is_cuda,
     )
 
 
 def static_buckets(data: DataConfig, feeding: Feeding) -> Buckets:
     """Return the padded sizes that training batches have; none where each is as large as its images need."""
-    return bucket_sizes(data) if feeding.static_canvas and data.group_by_aspect else ()
+    return bucket_sizes(data) if feeding.static_sizes and data.group_by_aspect else ()
 
 
 AS_THE_REFERENCE = Feeding()
@@ -191,7 +191,7 @@ def evaluation_batches(
 
 def _packing(feeding: Feeding, data: DataConfig, pin_memory: bool) -> Packing:
     max_waiting = max(data.loader_threads, 1) + data.prefetch_batches
-    ring = BufferRing(max_waiting=max_waiting, pin_memory=pin_memory) if feeding.raw_pictures else None
+    ring = BufferRing(max_waiting=max_waiting, pin_memory=pin_memory) if feeding.raw_images else None
     return Packing(pin_memory=pin_memory, ring=ring)
 
 

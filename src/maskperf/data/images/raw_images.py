@@ -11,9 +11,9 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from maskperf.ops.pictures import to_images
+from maskperf.ops.preprocess import to_images
 from maskperf.ops.resize import resize_table
-from maskperf.structures import Batch, EvaluationBatch, Images, RawPicture, RawPictures, to_device
+from maskperf.structures import Batch, EvaluationBatch, Images, RawImage, RawImages, to_device
 
 AnyBatch = TypeVar("AnyBatch", Batch, EvaluationBatch)
 NUMBER_BYTES = 4  # images begin at multiples of it, as the tables before them must
@@ -55,21 +55,21 @@ class BufferRing:
             del self._waiting[: -self.max_waiting]
 
 
-def pack_pictures(
+def pack_images(
     images: list[UInt8[np.ndarray, "_ _ 3"]],
     new_sizes_hw: list[tuple[int, int]],
     are_mirrored: list[bool],
     *,
-    canvas_hw: tuple[int, int],
+    padded_hw: tuple[int, int],
     means_bgr: tuple[float, float, float],
     ring: BufferRing,
-) -> RawPictures:
+) -> RawImages:
     """Return the images and the tables of their resize in one buffer of the ring."""
     entries, parts, end = [], [], 0
     for image, new_hw, is_mirrored in zip(images, new_sizes_hw, are_mirrored, strict=True):
         rows, columns = (resize_table(old, new) for old, new in zip(image.shape[:2], new_hw, strict=True))
         first_byte = end + rows.nbytes + columns.nbytes
-        entry = RawPicture(
+        entry = RawImage(
             first_byte=first_byte,
             height=image.shape[0],
             width=image.shape[1],
@@ -87,11 +87,11 @@ def pack_pictures(
         end = first_byte + image.size + len(padding)
     buffer, release = ring.take(end)
     np.concatenate(parts, out=buffer.numpy()[:end])  # not torch: loader threads must not each start its threads
-    return RawPictures(
+    return RawImages(
         content=buffer[:end],
-        places=tuple(entries),
+        entries=tuple(entries),
         sizes_hw=torch.tensor(new_sizes_hw, dtype=torch.int64),
-        canvas_hw=canvas_hw,
+        padded_hw=padded_hw,
         means_bgr=torch.tensor(means_bgr, dtype=torch.float32),
         release=release,
     )
@@ -107,7 +107,7 @@ def prepare_images(batch: AnyBatch, device: torch.device, *, dtype: torch.dtype 
 
 
 def images_on_device(
-    images: Images | RawPictures,
+    images: Images | RawImages,
     device: torch.device,
     *,
     dtype: torch.dtype = torch.float32,

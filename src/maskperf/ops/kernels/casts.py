@@ -1,6 +1,6 @@
 """Casts of all weights as one Triton kernel, and their gradients back to float32 as another.
 
-Twin: ops/casts.py. Not yet run on a GPU.
+Twin: ops/products.py.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """Matching of boxes with ground truth as Triton kernels: no matrix of overlaps, two launches for any number of objects.
 
-Twins: ops/matching.py, bit for bit. Not yet run on a GPU.
+Twins: ops/matching.py, bit for bit.
 """
 
 from typing import no_type_check
@@ -11,8 +11,7 @@ import triton.language as tl
 from jaxtyping import Bool, Float32
 from torch import Tensor
 
-from maskperf.ops.kernels.box_overlap import corners, overlap
-from maskperf.ops.kernels.float_order import ordered, value_of
+from maskperf.ops.kernels.values import corners, ordered, overlap, value_of
 from maskperf.ops.matching import Matches
 
 BOXES_AT_A_TIME = 512
@@ -29,7 +28,7 @@ def match_boxes(
     negative_iou: float,
     keep_best_of_truth: bool,
 ) -> Matches:
-    """Returns the matches of each image's own boxes, or of boxes that all images share.
+    """Return the matches of each image's own boxes, or of boxes that all images share.
 
     With `keep_best_of_truth` a first kernel finds the best overlap of every ground truth; a maximum is the same in
     any order, so every run gives the same bits.

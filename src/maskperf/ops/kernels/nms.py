@@ -1,6 +1,6 @@
 """Non-maximum suppression as two Triton kernels: overlaps as bits, then the survivors block by block.
 
-Twin: ops/nms.py. Not yet run on a GPU.
+Twin: ops/nms.py.
 """
 
 from typing import no_type_check
@@ -11,7 +11,7 @@ import triton.language as tl
 from jaxtyping import Bool, Float32
 from torch import Tensor
 
-from maskperf.ops.kernels.box_overlap import corners, overlap
+from maskperf.ops.kernels.values import corners, overlap
 
 BITS_OF_WORD = 64
 BITS = tl.constexpr(BITS_OF_WORD)  # of a word, and boxes of a block
@@ -20,7 +20,7 @@ BITS = tl.constexpr(BITS_OF_WORD)  # of a word, and boxes of a block
 def nms_sorted(
     boxes: Float32[Tensor, "groups boxes 4"], valid: Bool[Tensor, "groups boxes"], iou_threshold: float
 ) -> Bool[Tensor, "groups boxes"]:
-    """Returns which boxes survive, for groups whose boxes are already sorted by falling score.
+    """Return which boxes survive, for groups whose boxes are already sorted by falling score.
 
     Invalid boxes neither survive nor suppress. Memory: one bit for every pair of boxes of a group.
     """

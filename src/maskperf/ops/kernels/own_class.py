@@ -1,7 +1,7 @@
 """Mask logits of each RoI's own class as a Triton kernel, and their gradients as another.
 
 Twin: ops/products.py. Both read the head's largest map once; the gradients are written in the same pass and without
-atomics. Not yet run on a GPU.
+atomics.
 """
 
 from typing import no_type_check

@@ -1,7 +1,7 @@
 """The 3x3 cells around chosen cells of a pyramid as Triton kernels, in both directions; sums in float32.
 
 Twin: model/patches.py. The backward pass writes the gradient of the whole pyramid once, tile by tile, and every cell
-adds up what it gets in the order of the places: the same bits every time. Not yet run on a GPU.
+adds up what it gets in the order of the places: the same bits every time.
 """
 
 from typing import Any, no_type_check
@@ -30,9 +30,9 @@ MAX_CHANNELS = 128  # of one program
 
 
 def cell_patches(
-    features: list[Tensor], cells: Int64[Tensor, "images places"]
-) -> Float[Tensor, "images places nine channels"]:
-    """Returns the nine cells around each cell, row by row, with zeros outside of its map.
+    features: list[Tensor], cells: Int64[Tensor, "images samples"]
+) -> Float[Tensor, "images samples nine channels"]:
+    """Return the nine cells around each cell, row by row, with zeros outside of its map.
 
     Cells are counted over all levels of an image. Maps that are not channels-last are copied first.
     """

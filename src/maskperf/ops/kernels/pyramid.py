@@ -2,7 +2,6 @@
 
 A pyramid is a tuple of levels, and a level is a tuple (pointer to rows of channels, height, width, 1 / stride). The
 sizes are floats because Triton would compile a new kernel for every pattern of integers; float32 holds them exactly.
-Not yet run on a GPU.
 """
 
 from typing import no_type_check

@@ -1,7 +1,7 @@
 """The boxes of best scores as Triton kernels: all images and levels in the same launches.
 
 Twins: ops/ranking.py. The least score to be taken is found digit by digit: four times the numbers that begin with the
-digits found so far are counted by their next digit of 8 bits. Not yet run on a GPU.
+digits found so far are counted by their next digit of 8 bits.
 """
 
 from typing import no_type_check
@@ -12,7 +12,7 @@ import triton.language as tl
 from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
-from maskperf.ops.kernels.float_order import ordered
+from maskperf.ops.kernels.values import ordered
 
 SCORES_AT_A_TIME = 4096
 BLOCK = tl.constexpr(SCORES_AT_A_TIME)
@@ -25,7 +25,7 @@ BLOCKS_AT_A_TIME = tl.constexpr(64)
 def best_anchors(
     logits: Float32[Tensor, "images anchors"], level_counts: tuple[int, ...], limit: int
 ) -> tuple[Float32[Tensor, "images levels limit"], Int64[Tensor, "images levels limit"]]:
-    """Returns the sigmoid scores of each level's best anchors, falling, and their indices; else -1 and 0.
+    """Return the sigmoid scores of each level's best anchors, falling, and their indices; else -1 and 0.
 
     Of equal scores the first are taken, and come in their order.
     """

@@ -1,6 +1,6 @@
 """COCO's polygon rasteriser as one Triton kernel: equal to pycocotools pixel for pixel, without sorting or loops.
 
-Twin: ops/rasterize.py, whose closed form of the crossings this is. Not yet run on a GPU.
+Twin: ops/rasterize.py, whose closed form of the crossings this is.
 """
 
 from typing import no_type_check
@@ -20,7 +20,7 @@ EDGES = tl.constexpr(16)  # worked on at a time
 def rasterize_crops(
     polygons: Polygons, objects: Int64[Tensor, " masks"], boxes: Float32[Tensor, "masks 4"], size: int
 ) -> Bool[Tensor, "masks size size"]:
-    """Returns the union of the polygons of each object inside its box, on a canvas of size x size, at most 64.
+    """Return the union of the polygons of each object inside its box, on a canvas of size x size, at most 64.
 
     The box (x2 - x1, no "+1", at least 1) is stretched to the canvas; points outside are not clipped.
     Source: COCO's `rleFrPoly`; spec of the benchmark: `structures/segmentation_mask.py`.

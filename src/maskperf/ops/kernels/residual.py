@@ -1,6 +1,6 @@
 """The sum of two gradients before a rectifier, as one Triton kernel.
 
-Twin: ops/fused_convolution.py. Not yet run on a GPU.
+Twin: ops/fused_convolution.py.
 """
 
 from typing import no_type_check

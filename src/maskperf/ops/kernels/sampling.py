@@ -1,6 +1,6 @@
 """Balanced random samples and lists of kept boxes as Triton kernels; a fixed number of launches, nothing sorted.
 
-Twins: ops/sampling.py. Not yet run on a GPU.
+Twins: ops/sampling.py.
 """
 
 import functools
@@ -35,7 +35,7 @@ def draw_balanced(
     num_samples: int,
     max_positive: int,
 ) -> Sample:
-    """Returns at most `max_positive` positives of largest keys, then negatives until there are `num_samples`.
+    """Return at most `max_positive` positives of largest keys, then negatives until there are `num_samples`.
 
     Keys fall into classes: half of all keys are in the first, a quarter in the second and so on. From the sizes of
     the classes follows which of them hold the boxes to be drawn, some hundred candidates; among these the least key

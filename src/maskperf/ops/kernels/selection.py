@@ -1,6 +1,7 @@
 """Whether the kernels can be used on a device. Triton itself is imported with a kernel, at its first use.
 
-The public functions of the operators that have kernels ask here.
+The public functions of the operators that have kernels ask here. No kernel of this package has run on a GPU yet; all
+are tested in Triton's interpreter.
 """
 
 import functools

@@ -1,12 +1,15 @@
-"""Overlap of boxes, for the kernels that need it: the order of operations of ops/boxes.py, so ties stay ties.
+"""Overlaps of boxes, and floats as whole numbers in the same order, for the kernels that need them.
 
-The kernels are started with enable_fp_fusion=False: a rounding left out would break a tie. Not yet run on a GPU.
+Overlaps have the order of operations of ops/boxes.py, so ties stay ties. Their kernels are started with
+enable_fp_fusion=False: a rounding left out would break a tie.
 """
 
 from typing import no_type_check
 
 import triton
 import triton.language as tl
+
+NOT_A_NUMBER = tl.constexpr(0x7FC00000)
 
 
 @triton.jit
@@ -28,3 +31,18 @@ def overlap(first, second):
     height = tl.minimum(first[3], second[3]) - tl.maximum(first[1], second[1]) + 1.0
     intersection = tl.maximum(width, 0.0) * tl.maximum(height, 0.0)
     return tl.div_rn(intersection, first[4] + second[4] - intersection)
+
+
+@triton.jit
+@no_type_check
+def ordered(values):
+    """Return whole numbers of 32 bits in the order of float32 values; what is no number is above all that are."""
+    bits = values.to(tl.int32, bitcast=True)
+    return tl.where(values == values, bits ^ ((bits >> 31) & 0x7FFFFFFF), NOT_A_NUMBER)
+
+
+@triton.jit
+@no_type_check
+def value_of(order):
+    """Return the values of which `ordered` made these numbers."""
+    return (order ^ ((order >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)

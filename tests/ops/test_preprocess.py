@@ -5,41 +5,41 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from refused_waits import refused_waits
 
-from maskperf.data.images.raw_images import BufferRing, pack_pictures
+from maskperf.data.images.raw_images import BufferRing, pack_images
 from maskperf.data.images.transforms import normalize_into, resize_and_mirror
 from maskperf.ops.kernels import selection
-from maskperf.ops.pictures import to_images, to_images_reference
-from maskperf.structures import RawPictures, to_device
+from maskperf.ops.preprocess import to_images, to_images_reference
+from maskperf.structures import RawImages, to_device
 from maskperf.techniques import plain, using
 
 MEANS_BGR = (102.9801, 115.9465, 122.7717)
 sides = st.integers(1, 40)
-pictures = st.tuples(sides, sides, sides, sides, st.booleans())
+images = st.tuples(sides, sides, sides, sides, st.booleans())
 
 
-def packed(cases: list[tuple], canvas_hw: tuple[int, int], seed: int = 0) -> tuple[RawPictures, np.ndarray]:
-    """Return noisy pictures of (height, width, new height, new width, mirrored), and what the CPU makes of them."""
+def packed(cases: list[tuple], padded_hw: tuple[int, int], seed: int = 0) -> tuple[RawImages, np.ndarray]:
+    """Return noisy images of (height, width, new height, new width, mirrored), and what the CPU makes of them."""
     random = np.random.default_rng(seed)
     bytes_of = [random.integers(0, 256, (case[0], case[1], 3), np.uint8) for case in cases]
-    raw = pack_pictures(
+    raw = pack_images(
         bytes_of,
         [case[2:4] for case in cases],
         [case[4] for case in cases],
-        canvas_hw=canvas_hw,
+        padded_hw=padded_hw,
         means_bgr=MEANS_BGR,
         ring=BufferRing(max_waiting=1, pin_memory=False),
     )
-    expected = np.full((len(cases), *canvas_hw, 3), np.nan, np.float32)
-    for canvas, picture, case in zip(expected, bytes_of, cases, strict=True):
-        normalize_into(canvas, resize_and_mirror(picture, case[2:4], is_mirrored=case[4]), MEANS_BGR)
+    expected = np.full((len(cases), *padded_hw, 3), np.nan, np.float32)
+    for canvas, image, case in zip(expected, bytes_of, cases, strict=True):
+        normalize_into(canvas, resize_and_mirror(image, case[2:4], is_mirrored=case[4]), MEANS_BGR)
     return raw, expected.transpose(0, 3, 1, 2)
 
 
 @settings(max_examples=60)
-@given(st.lists(pictures, min_size=1, max_size=4), st.integers(0, 99))
+@given(st.lists(images, min_size=1, max_size=4), st.integers(0, 99))
 def test_the_same_bits_as_the_cpu_path(cases, seed):
-    canvas_hw = (max(case[2] for case in cases) + seed % 3, max(case[3] for case in cases) + seed % 5)
-    raw, expected = packed(cases, canvas_hw, seed)
+    padded_hw = (max(case[2] for case in cases) + seed % 3, max(case[3] for case in cases) + seed % 5)
+    raw, expected = packed(cases, padded_hw, seed)
     images = to_images(raw)
     assert images.pixels.dtype == torch.float32
     assert images.pixels.is_contiguous(memory_format=torch.channels_last)

@@ -3,22 +3,22 @@ import pytest
 import torch
 from kernel_device import DEVICE, stored_as
 
-from maskperf.data.images.raw_images import BufferRing, pack_pictures
-from maskperf.ops.kernels import pictures
-from maskperf.ops.kernels.pictures import resize_pictures
-from maskperf.ops.pictures import to_images_reference
-from maskperf.structures import RawPictures, to_device
+from maskperf.data.images.raw_images import BufferRing, pack_images
+from maskperf.ops.kernels import preprocess
+from maskperf.ops.kernels.preprocess import resize_images
+from maskperf.ops.preprocess import to_images_reference
+from maskperf.structures import RawImages, to_device
 
 MEANS_BGR = (102.9801, 115.9465, 122.7717)
 
 
-def raw_pictures(sizes: list, new_sizes: list, mirrored: list[bool], canvas_hw: tuple[int, int]) -> RawPictures:
+def raw_images(sizes: list, new_sizes: list, mirrored: list[bool], padded_hw: tuple[int, int]) -> RawImages:
     random = np.random.default_rng(0)
-    return pack_pictures(
+    return pack_images(
         [random.integers(0, 256, (*size, 3), np.uint8) for size in sizes],
         new_sizes,
         mirrored,
-        canvas_hw=canvas_hw,
+        padded_hw=padded_hw,
         means_bgr=MEANS_BGR,
         ring=BufferRing(max_waiting=1, pin_memory=False),
     )
@@ -28,8 +28,8 @@ def raw_pictures(sizes: list, new_sizes: list, mirrored: list[bool], canvas_hw: 
 def test_equals_the_twin_bit_for_bit(dtype):
     sizes = [(6, 9), (17, 11), (1, 1), (7, 4), (8, 12), (30, 5)]
     new_sizes = [(9, 14), (5, 3), (4, 3), (7, 9), (8, 12), (3, 16)]
-    raw = raw_pictures(sizes, new_sizes, [True, False, True, False, True, False], (12, 16))
-    found = resize_pictures(to_device(raw, torch.device(DEVICE)), dtype)
+    raw = raw_images(sizes, new_sizes, [True, False, True, False, True, False], (12, 16))
+    found = resize_images(to_device(raw, torch.device(DEVICE)), dtype)
     assert found.dtype == dtype
     assert found.is_contiguous(memory_format=torch.channels_last)
     exact = to_images_reference(raw, torch.float32).pixels
@@ -37,7 +37,7 @@ def test_equals_the_twin_bit_for_bit(dtype):
 
 
 def test_rows_longer_than_a_program_takes():
-    width = pictures.BYTES_AT_A_TIME // 3 + 50
-    raw = raw_pictures([(2, 200), (1, width)], [(3, width), (2, width - 9)], [True, False], (3, width + 2))
-    found = resize_pictures(to_device(raw, torch.device(DEVICE)), torch.float32)
+    width = preprocess.BYTES_AT_A_TIME // 3 + 50
+    raw = raw_images([(2, 200), (1, width)], [(3, width), (2, width - 9)], [True, False], (3, width + 2))
+    found = resize_images(to_device(raw, torch.device(DEVICE)), torch.float32)
     assert torch.equal(found.cpu(), to_images_reference(raw, torch.float32).pixels)

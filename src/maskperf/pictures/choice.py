@@ -1,0 +1,224 @@
+"""The validation images that a run shows: some spread over the split, and those with the best and worst predictions."""
+
+import base64
+import io
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+from PIL import Image
+from pycocotools import mask as coco_masks
+
+from maskperf.data.coco.document import AnnotationRow, Document, ImageRow, outline_of
+from maskperf.data.images.decode import decode_image
+from maskperf.files import pretty_json, printable, write_text
+from maskperf.pictures.drawing import (
+    Overlay,
+    category_colours,
+    draw_pair,
+    draw_panel,
+    drawable_names,
+    short_name,
+    write_page,
+)
+from maskperf.schema import PictureEntry
+
+PAGE_IMAGES = 8
+BEST_AND_WORST = 4  # of each
+SURE_SCORE = 0.5  # detections below this are neither scored nor drawn
+LEAST_OVERLAP = 0.1  # a smaller overlap is chance, not an object found
+CROWD_OVERLAP = 0.5  # share of a detection inside a crowd of its category from which it is left out
+LARGEST_JPEG_BYTES = 80_000
+QUALITIES = (88, 80, 70, 60, 50, 40, 30)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageScore:
+    """How well the objects of one image were found."""
+
+    image_id: int
+    score: float
+    objects: int
+    overlaps: tuple[float, ...]  # mask overlap of each object that was found
+    wrong: int  # detections without an object
+
+    def caption(self) -> str:
+        found = f"{len(self.overlaps)} of {self.objects} object{'s' if self.objects > 1 else ''} found"
+        if self.overlaps:
+            found += f", mean mask overlap {sum(self.overlaps) / len(self.overlaps):.2f}"
+        wrong = f"{self.wrong} wrong detection{'s' if self.wrong > 1 else ''}" if self.wrong else "no wrong detection"
+        return f"score {self.score:.2f}: {found}, {wrong}"
+
+
+class Predictions:
+    """A validation split in COCO's form with the sure detections of a model, image by image.
+
+    Results are entries of COCO's result format; entry k of both lists describes the same detection.
+    Errors: ValueError for results that do not belong together.
+    """
+
+    def __init__(
+        self, document: Document, image_folder: Path, box_results: Sequence[dict], mask_results: Sequence[dict]
+    ):
+        if len(box_results) != len(mask_results):
+            raise ValueError(f"{len(box_results)} box results, but {len(mask_results)} mask results")
+        self.document = document
+        self._image_folder = image_folder
+        self._names = drawable_names({row.id: str(row.name) for row in document.categories})
+        self._colours = category_colours(list(self._names.values()))
+        self._truth: dict[int, list[AnnotationRow]] = defaultdict(list)
+        self._found: dict[int, list[tuple[dict, dict]]] = defaultdict(list)
+        for annotation in document.annotations:
+            self._truth[annotation.image_id].append(annotation)
+        for boxes, masks in zip(box_results, mask_results, strict=True):
+            if boxes["image_id"] != masks["image_id"] or boxes["category_id"] != masks["category_id"]:
+                raise ValueError("box_results and mask_results do not describe the same detections in the same order")
+            if boxes["score"] >= SURE_SCORE:
+                self._found[boxes["image_id"]].append((boxes, masks))
+
+    def write_grid(self, path: Path, num_images: int = PAGE_IMAGES) -> None:
+        """Write the page of images spread over the split, one with a crowd among them if there is one.
+
+        Errors: DataError for an image that cannot be read; StorageError where the page cannot be written.
+        """
+        rows = choose_images(self.document, num_images)
+        shown = {row.category_id for image in rows for row in self._truth[image.id]}
+        shown |= {boxes["category_id"] for image in rows for boxes, _ in self._found[image.id]}
+        names = {self._names[category_id] for category_id in shown}
+        legend = {name: colour for name, colour in self._colours.items() if name in names}
+        write_page([(row.file_name, self._draw(row)) for row in rows], legend, path)
+
+    def write_best_and_worst(self, path: Path, count: int = BEST_AND_WORST) -> None:
+        """Write the `count` best and the `count` worst images, each drawn with its truth and its detections.
+
+        Errors: as `write_grid`.
+        """
+        rows = {row.id: row for row in self.document.images}
+        entries = []
+        for kind, scored in choose_best_and_worst(self.image_scores(), count):
+            row = rows[scored.image_id]
+            jpeg = base64.b64encode(_jpeg(self._draw(row))).decode("ascii")
+            title = printable(row.file_name)
+            entries.append(PictureEntry(kind=kind, title=title, caption=scored.caption(), jpeg_base64=jpeg))
+        write_text(path, pretty_json(entries))
+
+    def image_scores(self) -> list[ImageScore]:
+        """Return the score of each image that has an object (crowds are none).
+
+        It is the sum of the mask overlaps of the objects found, divided by the number of objects plus that of wrong
+        detections. Detections and objects of one category are paired one to one, the largest overlap first, down to an
+        overlap of 0.1; a detection left over is wrong, unless half of it is inside a crowd of its category.
+        """
+        filled = {row.image_id for row in self.document.annotations if not row.iscrowd}
+        return [self._score(row) for row in self.document.images if row.id in filled]
+
+    def _score(self, row: ImageRow) -> ImageScore:
+        overlaps = self._overlaps(row)
+        is_crowd = np.array([bool(annotation.iscrowd) for annotation in self._truth[row.id]])
+        paired = _pair_largest_first(overlaps[:, ~is_crowd])
+        is_ignored = overlaps[:, is_crowd].max(axis=1, initial=0) >= CROWD_OVERLAP
+        wrong = sum(index not in paired and not is_ignored[index] for index in range(len(overlaps)))
+        objects = int((~is_crowd).sum())
+        found = tuple(paired.values())
+        score = sum(found) / (objects + wrong)
+        return ImageScore(image_id=row.id, score=score, objects=objects, overlaps=found, wrong=wrong)
+
+    def _overlaps(self, row: ImageRow) -> Float[np.ndarray, "detections objects"]:
+        """Return the overlap of each detection with each object of its category; its share inside it for a crowd."""
+        truth, found = self._truth[row.id], self._found[row.id]
+        if not found:
+            return np.zeros((0, len(truth)))
+        outlines = [_packed(outline_of(annotation), (row.height, row.width)) for annotation in truth]
+        masks = [mask["segmentation"] for _, mask in found]
+        overlaps = coco_masks.iou(masks, outlines, [bool(annotation.iscrowd) for annotation in truth])
+        found_ids = np.array([boxes["category_id"] for boxes, _ in found])
+        return overlaps * (found_ids[:, None] == [annotation.category_id for annotation in truth])
+
+    def _draw(self, row: ImageRow) -> Image.Image:
+        size_hw = (row.height, row.width)
+        pixels = decode_image(
+            self._image_folder / row.file_name,
+            image_id=row.id,
+            expected_size_hw=size_hw,
+            max_pixels=row.height * row.width,
+        )
+
+        def overlay(box: Sequence, outline: list | dict, category_id: int, note: str) -> Overlay:
+            name = self._names[category_id]
+            return Overlay(box, decode_outline(outline, size_hw), short_name(name) + note, self._colours[name])
+
+        truth = [
+            overlay(truth.bbox, outline_of(truth), truth.category_id, ", crowd" if truth.iscrowd else "")
+            for truth in self._truth[row.id]
+        ]
+        found = [
+            overlay(boxes["bbox"], masks["segmentation"], boxes["category_id"], f" {boxes['score']:.2f}")
+            for boxes, masks in self._found[row.id]
+        ]
+        return draw_pair(draw_panel(pixels, truth, "no objects"), draw_panel(pixels, found, "nothing found"))
+
+
+def choose_images(document: Document, num_images: int) -> list[ImageRow]:
+    """Return that many images at equal distances in the order of their ids, one with a crowd if there is one.
+
+    Images without objects are taken only where there are no others.
+    """
+    filled = {row.image_id for row in document.annotations if not row.iscrowd}
+    crowded = {row.image_id for row in document.annotations if row.iscrowd}
+    ordered = sorted(document.images, key=lambda row: row.id)
+    shown = [row for row in ordered if row.id in filled] or ordered
+    count = min(num_images, len(shown))
+    chosen = [shown[(2 * index + 1) * len(shown) // (2 * count)] for index in range(count)]
+    with_crowd = [row for row in ordered if row.id in crowded]
+    if chosen and with_crowd and not any(row.id in crowded for row in chosen):
+        chosen[-1] = with_crowd[len(with_crowd) // 2]
+    return sorted(chosen, key=lambda row: row.id)
+
+
+def choose_best_and_worst(scores: Sequence[ImageScore], count: int) -> list[tuple[str, ImageScore]]:
+    """Return up to `count` best images, the best one first, then up to `count` worst, the worst one first.
+
+    No image is both, and where there are too few each kind gets a half; a score of 0 is never among the best. Of equal
+    scores the image with more objects and wrong detections is chosen, then the smaller id.
+    """
+    best = sorted(scores, key=lambda entry: (-entry.score, -entry.objects - entry.wrong, entry.image_id))
+    worst = sorted(scores, key=lambda entry: (entry.score, -entry.objects - entry.wrong, entry.image_id))
+    chosen = [entry for entry in best[: min(count, (len(best) + 1) // 2)] if entry.score > 0]
+    left = [entry for entry in worst if entry not in chosen][:count]
+    return [("best", entry) for entry in chosen] + [("worst", entry) for entry in left]
+
+
+def decode_outline(outline: list | dict, size_hw: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
+    """Return the mask of polygons, or of run lengths, packed or not, as COCO's own tool draws them."""
+    return coco_masks.decode(_packed(outline, size_hw)).astype(bool)
+
+
+def _packed(outline: list | dict, size_hw: tuple[int, int]) -> Any:
+    """Return the outline as run lengths in COCO's packed form."""
+    if isinstance(outline, list):
+        return coco_masks.merge(coco_masks.frPyObjects(outline, *size_hw))
+    return coco_masks.frPyObjects(outline, *size_hw) if isinstance(outline["counts"], list) else outline
+
+
+def _pair_largest_first(overlaps: Float[np.ndarray, "detections objects"]) -> dict[int, float]:
+    """Return the overlap of each detection that got an object."""
+    left, paired = overlaps.copy(), {}
+    while left.size and left.max() >= LEAST_OVERLAP:
+        detection, index = np.unravel_index(left.argmax(), left.shape)
+        paired[int(detection)] = float(left[detection, index])
+        left[detection], left[:, index] = 0, 0
+    return paired
+
+
+def _jpeg(page: Image.Image) -> bytes:
+    """Return the page as a JPEG of at most `LARGEST_JPEG_BYTES`, or else of the lowest quality."""
+    for quality in QUALITIES:
+        stream = io.BytesIO()
+        page.save(stream, format="JPEG", quality=quality, optimize=True)
+        if stream.tell() <= LARGEST_JPEG_BYTES:
+            break
+    return stream.getvalue()

@@ -1,0 +1,205 @@
+"""Drawing of images with boxes, masks and labels: panels, pairs of truth and predictions, and the page of pairs."""
+
+import colorsys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from maskperf.files import printable, replace_file
+from maskperf.pictures.fonts import draw_text, drawable, missing_letters, text_width
+
+LARGEST_PANEL_PX = (460, 400)  # width, height; four panels and their margins stay under 2000 px
+LARGEST_ZOOM = 3.0
+MASK_OPACITY = 0.4
+RIM_OPACITY = 0.55
+LONGEST_NAME = 18  # characters
+LABEL_PX = 14
+# Far apart for most eyes; more categories than this get hues a golden section apart.
+FIRST_COLOURS = ((230, 57, 70), (251, 120, 20), (29, 122, 230), (255, 190, 11), (0, 180, 190), (157, 78, 221),
+                 (239, 71, 155), (42, 168, 96), (140, 100, 60), (130, 190, 30))  # fmt: skip
+
+MARGIN_PX = 16
+SMALLEST_PAIR_PX = 400
+CAPTION_PX = 24
+HEADER_PX = 26
+GAP_PX = 8
+LEGEND_LINE_PX = 28
+LEGEND_PX = 16
+MOST_LEGEND_NAMES = 40
+
+PAGE_COLOUR = (232, 235, 240)
+PAIR_COLOUR = (244, 245, 247)
+TEXT_COLOUR = (40, 44, 52)
+FAINT_TEXT_COLOUR = (120, 126, 138)
+NOTE_COLOUR = (90, 96, 108)
+
+Colour = tuple[int, int, int]
+Number = int | float
+Rectangle = tuple[Number, Number, Number, Number]  # left, top, right, bottom
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """One object to draw over an image."""
+
+    box: Sequence[Number]  # x, y, width, height
+    mask: Bool[np.ndarray, "height width"]
+    label: str
+    colour: Colour
+
+
+def category_colours(names: Sequence[str]) -> dict[str, Colour]:
+    """Return a colour for each different name; it depends on the position of the name only."""
+    distinct = list(dict.fromkeys(names))
+    colours = list(FIRST_COLOURS)
+    for index in range(len(distinct) - len(FIRST_COLOURS)):
+        hue = (0.1 + index * 0.618034) % 1
+        red, green, blue = colorsys.hsv_to_rgb(hue, (0.85, 0.6)[index % 2], (0.7, 0.95)[index % 2])
+        colours.append((round(255 * red), round(255 * green), round(255 * blue)))
+    return dict(zip(distinct, colours, strict=False))
+
+
+def short_name(name: str) -> str:
+    """Return the name as one short line."""
+    line = printable(name).strip() or "(no name)"
+    return line if len(line) <= LONGEST_NAME else line[: LONGEST_NAME - 3].rstrip() + "..."
+
+
+def drawable_names(names: Mapping[int, str]) -> dict[int, str]:
+    """Return the names of categories by their ids; one with letters that no font has is preceded by its id."""
+    found = {}
+    for identity, name in names.items():
+        line = drawable(name)
+        numbered = f"{identity}: {line}" if any(map(str.isalnum, line)) else f"category {identity}"
+        found[identity] = numbered if missing_letters([name]) else name
+    return found
+
+
+def draw_panel(pixels: UInt8[np.ndarray, "height width 3"], overlays: list[Overlay], note: str) -> Image.Image:
+    """Return the image at its zoom with its overlays, large ones below small ones; the note if there are none."""
+    height, width = pixels.shape[:2]
+    zoom = min(LARGEST_PANEL_PX[0] / width, LARGEST_PANEL_PX[1] / height, LARGEST_ZOOM)
+    size = (max(1, round(width * zoom)), max(1, round(height * zoom)))
+    zoomed = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)).astype(np.float32)
+    overlays = sorted(overlays, key=lambda overlay: -int(overlay.mask.sum()))
+    for overlay in overlays:
+        _tint(zoomed, overlay, size)
+    panel = Image.fromarray(np.clip(np.rint(zoomed), 0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(panel)
+    boxes = []
+    for overlay in overlays:
+        x, y, box_width, box_height = (float(value) * zoom for value in overlay.box)
+        left, top = min(max(x, 0), size[0] - 1), min(max(y, 0), size[1] - 1)
+        right, bottom = max(x + box_width - 1, left), max(y + box_height - 1, top)
+        boxes.append((left, top, min(right, size[0] - 1), min(bottom, size[1] - 1)))
+        draw.rectangle(boxes[-1], outline=overlay.colour, width=2)
+    labels: list[Rectangle] = []
+    for overlay, box in zip(overlays, boxes, strict=True):
+        labels.append(_draw_label(draw, overlay, box, labels))
+    if not overlays:
+        _draw_tag(draw, (6, 6), note, NOTE_COLOUR)
+    return panel
+
+
+def _tint(zoomed: np.ndarray, overlay: Overlay, size: tuple[int, int]) -> None:
+    """Colour the mask's pixels of the zoomed image in place, and draw its edge."""
+    # Zoomed softly and cut at one half, so that a mask of few pixels gets a round edge instead of steps.
+    soft = Image.fromarray(overlay.mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)
+    inside = soft.point([255 * (level >= 128) for level in range(256)])
+    is_inside = np.asarray(inside) > 0
+    wider = np.asarray(inside.filter(ImageFilter.MaxFilter(3))) > 0
+    widest = np.asarray(inside.filter(ImageFilter.MaxFilter(5))) > 0
+    is_edge = wider & (np.asarray(inside.filter(ImageFilter.MinFilter(3))) == 0)
+    is_rim = widest & ~wider  # white around the edge, for objects of the overlay's own colour
+    colour = np.array(overlay.colour, dtype=np.float32)
+    zoomed[is_inside] += (colour - zoomed[is_inside]) * MASK_OPACITY
+    zoomed[is_edge] = colour
+    zoomed[is_rim] += (255 - zoomed[is_rim]) * RIM_OPACITY
+
+
+def _draw_label(draw: ImageDraw.ImageDraw, overlay: Overlay, box: Rectangle, taken: list[Rectangle]) -> Rectangle:
+    """Draw the label near its box, where it covers no other label if it can; return its rectangle."""
+    width, height = _tag_size(overlay.label)
+    limit_x, limit_y = draw.im.size[0] - width, draw.im.size[1] - height
+    left, top, right, bottom = box
+    corners = [(left, top - height), (left, bottom + 1), (left, top), (right - width, bottom - height),
+               (right - width, top - height), (right - width, bottom + 1)]  # fmt: skip
+    inside = [(max(0, min(x, limit_x)), max(0, min(y, limit_y))) for x, y in corners]
+    tags = [(x, y, x + width, y + height) for x, y in inside]
+    chosen = next((tag for tag in tags if not any(_overlap(tag, other) for other in taken)), tags[0])
+    _draw_tag(draw, chosen[:2], overlay.label, overlay.colour)
+    return chosen
+
+
+def _overlap(first: Rectangle, second: Rectangle) -> bool:
+    return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]
+
+
+def _tag_size(text: str) -> tuple[int, int]:
+    return round(text_width(text, LABEL_PX)) + 8, 18
+
+
+def _draw_tag(draw: ImageDraw.ImageDraw, corner: tuple[Number, Number], text: str, colour: Colour) -> None:
+    width, height = _tag_size(text)
+    left, top = corner
+    draw.rounded_rectangle((left, top, left + width, top + height), radius=3, fill=colour)
+    is_light = np.dot(colour, (0.3, 0.59, 0.11)) > 150
+    draw_text(draw, (left + 4, top + height / 2), text, size_px=LABEL_PX, fill=(20, 20, 20) if is_light else "white")
+
+
+def draw_pair(truth: Image.Image, found: Image.Image) -> Image.Image:
+    """Return two equally large panels side by side under their headings."""
+    width, height = truth.size
+    pair = Image.new("RGB", (2 * width + GAP_PX, height + HEADER_PX), PAIR_COLOUR)
+    draw, font = ImageDraw.Draw(pair), ImageFont.load_default(15)
+    for left, panel, text in ((0, truth, "truth"), (width + GAP_PX, found, "found")):
+        pair.paste(panel, (left, HEADER_PX))
+        draw.text((left + width / 2, HEADER_PX / 2), text, fill=TEXT_COLOUR, font=font, anchor="mm")
+    return pair
+
+
+def write_page(pairs: Sequence[tuple[str, Image.Image]], legend: Mapping[str, Colour], path: Path) -> None:
+    """Write one PNG with every pair above its caption, and the legend at the bottom.
+
+    Errors: StorageError where `path` cannot be written.
+    """
+    columns = 1 if len(pairs) <= 2 else 2
+    rows = [pairs[first : first + columns] for first in range(0, len(pairs), columns)]
+    slot_width = max(SMALLEST_PAIR_PX, *(pair.width for _, pair in pairs))
+    slot_heights = [max(pair.height for _, pair in row) + CAPTION_PX + MARGIN_PX for row in rows]
+    strip = _draw_legend(legend, columns * (slot_width + MARGIN_PX) + MARGIN_PX)
+    page = Image.new("RGB", (strip.width, MARGIN_PX + sum(slot_heights) + strip.height), PAGE_COLOUR)
+    draw, top = ImageDraw.Draw(page), MARGIN_PX
+    for row, slot_height in zip(rows, slot_heights, strict=True):
+        for column, (caption, pair) in enumerate(row):
+            left = MARGIN_PX + column * (slot_width + MARGIN_PX) + (slot_width - pair.width) // 2
+            page.paste(pair, (left, top))
+            line = drawable(printable(caption))
+            draw_text(draw, (left, top + pair.height + CAPTION_PX / 2), line, size_px=13, fill=FAINT_TEXT_COLOUR)
+        top += slot_height
+    page.paste(strip, (0, top))
+    replace_file(path, lambda temporary: page.save(temporary, format="PNG"))
+
+
+def _draw_legend(colours: Mapping[str, Colour], page_width: int) -> Image.Image:
+    """Return a strip with a square and a name for each colour, on as many lines as it needs."""
+    entries: list[tuple[str, Colour]] = [(short_name(name), colour) for name, colour in colours.items()]
+    if len(entries) > MOST_LEGEND_NAMES:
+        entries[MOST_LEGEND_NAMES:] = [(f"and {len(entries) - MOST_LEGEND_NAMES} more", PAGE_COLOUR)]
+    corners, x, line = [], MARGIN_PX, 0
+    for text, _ in entries:
+        width = round(text_width(text, LEGEND_PX)) + 46
+        if x > MARGIN_PX and x + width > page_width:
+            x, line = MARGIN_PX, line + 1
+        corners.append((x, line * LEGEND_LINE_PX))
+        x += width
+    legend = Image.new("RGB", (page_width, (line + 1) * LEGEND_LINE_PX + 8), PAGE_COLOUR)
+    draw = ImageDraw.Draw(legend)
+    for (text, colour), (left, top) in zip(entries, corners, strict=True):
+        draw.rounded_rectangle((left, top + 4, left + 16, top + 20), radius=4, fill=colour)
+        draw_text(draw, (left + 24, top + 12), text, size_px=LEGEND_PX, fill=TEXT_COLOUR)
+    return legend

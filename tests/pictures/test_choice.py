@@ -1,0 +1,234 @@
+import base64
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_masks
+
+from maskperf.data.coco.document import outline_of, read_document
+from maskperf.demo.dataset import write_demo_dataset
+from maskperf.errors import DataError
+from maskperf.pictures import choice
+from maskperf.pictures.choice import (
+    LARGEST_JPEG_BYTES,
+    ImageScore,
+    Predictions,
+    choose_best_and_worst,
+    choose_images,
+    decode_outline,
+)
+
+# pycocotools' decode predates numpy 2 and says so.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+HEIGHT, WIDTH = 60, 80
+CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}]
+
+
+def square(x, y, side):
+    return [x, y, x + side, y, x + side, y + side, x, y + side]
+
+
+def truth(annotation_id, image_id, x, *, crowd=False):
+    """Return a cat of 20 by 20 pixels, or a crowd of cats over the whole image."""
+    return {
+        "id": annotation_id,
+        "image_id": image_id,
+        "category_id": 3,
+        "bbox": [x, 10, 20, 20],
+        "area": 400,
+        "iscrowd": int(crowd),
+        "segmentation": {"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH]} if crowd else [square(x, 10, 20)],
+    }
+
+
+def found(image_id, x, *, score=0.9, category_id=3):
+    """Return the entries of a detection of 20 by 20 pixels: boxes, masks."""
+    code = coco_masks.merge(coco_masks.frPyObjects([square(x, 10, 20)], HEIGHT, WIDTH))
+    owner = {"image_id": image_id, "category_id": category_id, "score": score}
+    rle = {"size": list(code["size"]), "counts": code["counts"].decode()}
+    return {**owner, "bbox": [x, 10, 20, 20]}, {**owner, "segmentation": rle}
+
+
+def predictions_of(folder, annotations, detections, *, images=1, size_hw=(HEIGHT, WIDTH)):
+    """Return the predictions for noisy images 1 ... `images`."""
+    height, width = size_hw
+    rows = [{"id": n, "file_name": f"{n}.png", "height": height, "width": width} for n in range(1, images + 1)]
+    for row in rows:
+        pixels = np.random.default_rng(row["id"]).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / row["file_name"])
+    path = folder / "val.json"
+    path.write_text(json.dumps({"images": rows, "annotations": annotations, "categories": CATEGORIES}))
+    boxes, masks = [box for box, _ in detections], [mask for _, mask in detections]
+    return Predictions(read_document(path)[0], folder, boxes, masks)
+
+
+def entries_of(folder, *arguments, count=4, **options):
+    """Return what is in pictures.json."""
+    predictions_of(folder, *arguments, **options).write_best_and_worst(folder / "pictures.json", count)
+    return json.loads((folder / "pictures.json").read_text())
+
+
+CAT, CROWD = truth(1, 1, 5), truth(2, 1, 0, crowd=True)
+
+
+@pytest.mark.parametrize(
+    ("annotations", "detections", "score", "overlaps", "wrong"),
+    [
+        pytest.param([CAT], [found(1, 5)], 1, 1, 0, id="perfect"),
+        pytest.param([CAT], [found(1, 15)], 1 / 3, 1, 0, id="the overlap counts, 200 of 600 pixels"),
+        pytest.param([CAT, truth(2, 1, 50)], [found(1, 5), found(1, 28)], 1 / 3, 1, 1, id="one missed, one wrong"),
+        pytest.param([CAT], [found(1, 5), found(1, 6), found(1, 7)], 1 / 3, 1, 2, id="found three times"),
+        pytest.param([CAT], [found(1, 5, category_id=7)], 0, 0, 1, id="wrong category"),
+        pytest.param([CAT], [found(1, 5, score=0.49)], 0, 0, 0, id="not sure"),
+        pytest.param([CAT], [found(1, 10, score=0.99), found(1, 5, score=0.5)], 0.5, 1, 1, id="larger overlap"),
+        pytest.param([CAT], [found(1, 23)], 0, 0, 1, id="by chance, 40 of 760 pixels"),
+        pytest.param(
+            [CAT, CROWD], [found(1, 5), found(1, 50), found(1, 50, category_id=7)], 0.5, 1, 1, id="in a crowd"
+        ),
+    ],
+)
+def test_the_score_of_an_image(tmp_path, annotations, detections, score, overlaps, wrong):
+    (scored,) = predictions_of(tmp_path, annotations, detections).image_scores()
+    assert scored.score == pytest.approx(score) and (len(scored.overlaps), scored.wrong) == (overlaps, wrong)
+    assert scored.objects == sum(not annotation["iscrowd"] for annotation in annotations)
+
+
+def test_the_entry_of_an_image_has_its_score_in_words(tmp_path):
+    (entry,) = entries_of(tmp_path, [CAT, truth(2, 1, 50)], [found(1, 5), found(1, 28, score=0.6)])
+    assert (entry["kind"], entry["title"]) == ("best", "1.png")
+    assert entry["caption"] == "score 0.33: 1 of 2 objects found, mean mask overlap 1.00, 1 wrong detection"
+
+
+def test_images_without_objects_are_left_out(tmp_path):
+    annotations = [CAT, truth(2, 2, 0, crowd=True)]
+    entries = entries_of(tmp_path, annotations, [found(1, 5), found(3, 5)], images=3)
+    assert [(entry["kind"], entry["title"]) for entry in entries] == [("best", "1.png")]
+
+
+def test_the_best_come_first_then_the_worst(tmp_path):
+    annotations = [truth(number, number, 5) for number in range(1, 7)]
+    detections = [found(number, 5 + 2 * number) for number in range(1, 7)]
+    entries = entries_of(tmp_path, annotations, detections, images=6, count=2)
+    shown = [(entry["kind"], entry["title"]) for entry in entries]
+    assert shown == [("best", "1.png"), ("best", "2.png"), ("worst", "6.png"), ("worst", "5.png")]
+
+
+@pytest.mark.parametrize(
+    ("scores", "count", "expected"),
+    [
+        ([(0.5, 1), (0.9, 1), (0.1, 1)], 4, [("best", 2), ("best", 1), ("worst", 3)]),
+        ([(0.0, 1), (0.0, 5)], 1, [("worst", 2)]),
+        ([], 4, []),
+    ],
+)
+def test_no_image_is_best_and_worst_and_a_score_of_0_never_best(scores, count, expected):
+    entries = [
+        ImageScore(image_id=number, score=score, objects=objects, overlaps=(), wrong=0)
+        for number, (score, objects) in enumerate(scores, start=1)
+    ]
+    assert [(kind, entry.image_id) for kind, entry in choose_best_and_worst(entries, count)] == expected
+
+
+def test_the_truth_is_on_the_left_and_what_was_found_on_the_right(tmp_path):
+    (entry,) = entries_of(tmp_path, [CAT], [found(1, 40, category_id=7)])
+    with Image.open(io.BytesIO(base64.b64decode(entry["jpeg_base64"]))) as page:
+        assert page.format == "JPEG" and page.width <= 930
+        pixels = np.asarray(page.convert("RGB")).astype(int)
+    middle = pixels.shape[1] // 2
+    cat, dog = (np.abs(pixels - colour).max(axis=-1) < 25 for colour in ((230, 57, 70), (251, 120, 20)))
+    assert cat[:, :middle].sum() > 100 > cat[:, middle:].sum()
+    assert dog[:, middle:].sum() > 100 > dog[:, :middle].sum()
+
+
+def test_a_noisy_image_stays_small(tmp_path):
+    (entry,) = entries_of(tmp_path, [CAT], [], size_hw=(400, 460))
+    assert 20_000 < len(base64.b64decode(entry["jpeg_base64"])) <= 1.5 * LARGEST_JPEG_BYTES  # at the lowest quality
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path):
+    predictions = predictions_of(tmp_path, [CAT], [])
+    (tmp_path / "1.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"1\.png"):
+        predictions.write_best_and_worst(tmp_path / "pictures.json")
+    with pytest.raises(DataError, match=r"1\.png"):
+        predictions.write_grid(tmp_path / "page.png")
+
+
+def test_results_that_do_not_belong_together_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="same detections"):
+        predictions_of(tmp_path, [CAT], [(found(1, 5)[0], found(2, 5)[1])])
+    document = predictions_of(tmp_path, [CAT], []).document
+    with pytest.raises(ValueError, match="1 box results, but 0 mask results"):
+        Predictions(document, tmp_path, [found(1, 5)[0]], [])
+
+
+def test_all_ways_to_write_an_outline_decode_to_the_same_mask():
+    expected = np.zeros((5, 7), dtype=bool)
+    expected[1:3, 2:6] = True
+    polygons = [[2.0, 1.0, 4.0, 1.0, 4.0, 3.0, 2.0, 3.0], [4.0, 1.0, 6.0, 1.0, 6.0, 3.0, 4.0, 3.0]]
+    counts = {"counts": [11, 2, 3, 2, 3, 2, 3, 2, 7], "size": [5, 7]}
+    packed = coco_masks.encode(np.asfortranarray(expected.astype(np.uint8)))
+    as_text = {"counts": packed["counts"].decode(), "size": [5, 7]}
+    for outline in (polygons, counts, packed, as_text):
+        np.testing.assert_array_equal(decode_outline(outline, (5, 7)), expected)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    root = tmp_path_factory.mktemp("demo") / "data"
+    write_demo_dataset(root, train_images=1, val_images=18, seed=5)
+    return root
+
+
+def document_of(demo):
+    return read_document(demo / "annotations" / "instances_val2017.json")[0]
+
+
+def test_truth_and_perfect_detections_are_drawn_alike_on_the_page(demo, tmp_path, monkeypatch):
+    document, boxes, masks = document_of(demo), [], []
+    sizes = {row.id: (row.height, row.width) for row in document.images}
+    for row in document.annotations:
+        if not row.iscrowd:
+            code = coco_masks.merge(coco_masks.frPyObjects(outline_of(row), *sizes[row.image_id]))
+            shared = {"image_id": row.image_id, "category_id": row.category_id, "score": 0.9 if row.id % 2 else 0.3}
+            boxes.append({**shared, "bbox": row.bbox})
+            masks.append({**shared, "segmentation": {"size": code["size"], "counts": code["counts"].decode()}})
+    panels, draw_panel = [], choice.draw_panel
+
+    def watched(pixels, overlays, note):
+        panels.append(overlays)
+        return draw_panel(pixels, overlays, note)
+
+    monkeypatch.setattr(choice, "draw_panel", watched)
+    Predictions(document, demo / "val2017", boxes, masks).write_grid(tmp_path / "page.png", 6)
+    with Image.open(tmp_path / "page.png") as page:
+        assert page.format == "PNG" and page.height > 400
+    assert len(panels) == 12 and sum(map(len, panels[1::2])) > 0
+    for true, sure in zip(panels[::2], panels[1::2], strict=True):
+        assert len(sure) < len(true)  # those with a score of 0.3 are left out
+        for overlay in sure:
+            (same,) = [other for other in true if list(other.box) == list(overlay.box)]
+            assert overlay.label == f"{same.label} 0.90" and overlay.colour == same.colour
+            np.testing.assert_array_equal(overlay.mask, same.mask)
+
+
+def test_a_crowd_is_among_the_images_and_empty_ones_are_not(demo):
+    document = document_of(demo)
+    crowded = {row.image_id for row in document.annotations if row.iscrowd}
+    filled = {row.image_id for row in document.annotations}
+    for count in (1, 2, 5, 17):
+        chosen = [row.id for row in choose_images(document, count)]
+        assert len(chosen) == count and chosen == sorted(set(chosen)) and set(chosen) <= filled
+        assert crowded & set(chosen)
+    assert len(choose_images(document, 1000)) == len(filled) == 17
+
+
+def test_the_choice_is_spread_over_the_split(demo):
+    document = document_of(demo)
+    document.annotations = [row for row in document.annotations if not row.iscrowd]
+    ids = [row.id for row in choose_images(document, 4)]
+    assert ids[0] < 10 and ids[-1] > 26 and all(4 <= gap <= 14 for gap in np.diff(ids))
+    document.annotations = []
+    assert len(choose_images(document, 3)) == 3

@@ -193,10 +193,11 @@ def _late_init_stop(records: Sequence[Record]) -> Mixture | None:
             first = None
         elif record.key == "run_start":
             has_run_start = first is not None
-        elif record.key == "init_stop" and first is None:
-            first, has_run_start = record, False
-        elif record.key == "init_stop" and has_run_start and not _is_at_once([first], record):
-            return Mixture(first.line, record.line, "both log init_stop, with no init_start between them")
+        elif record.key == "init_stop":
+            if first is None:
+                first, has_run_start = record, False
+            elif has_run_start and not _is_at_once([first], record):
+                return Mixture(first.line, record.line, "both log init_stop, with no init_start between them")
     return None
 
 

@@ -279,35 +279,38 @@ def _evaluations(records: Sequence[Record], start_ms: float | None) -> tuple[Log
     found: dict[tuple, LoggedEvaluation] = {}
     for record in records:
         box_ap, mask_ap = _both_aps(record)
-        epoch = _plain(record.epoch())
-        minutes = _minutes(record, start_ms)
-        evaluation = LoggedEvaluation(epoch=epoch, minutes=minutes, box_ap=box_ap, mask_ap=mask_ap)
+        number = record.epoch()
+        epoch = None if number is None else _plain(number)
+        evaluation = LoggedEvaluation(epoch=epoch, minutes=_minutes(record, start_ms), box_ap=box_ap, mask_ap=mask_ap)
         found.setdefault((epoch, box_ap, mask_ap), evaluation)
     return tuple(found.values())
 
 
-def _plain(number: float | None) -> int | float | None:
+def _plain(number: float) -> int | float:
     """Return 14 for 14.0, so that it is shown as people write it."""
-    return int(number) if number is not None and number.is_integer() else number
+    return int(number) if number.is_integer() else number
 
 
 def _epochs(by_key: dict[str, list[Record]], start_ms: float | None) -> tuple[LoggedEpoch, ...]:
     """Return the epochs in the order of the log, blocks where it has no epochs; one that is logged twice comes once."""
     unit = "epoch" if "epoch_start" in by_key else "block"
+    stops: dict[float | None, Record] = {}
+    for stop in by_key.get(f"{unit}_stop", ()):
+        stops.setdefault(stop.epoch(unit), stop)
     epochs: dict[float, LoggedEpoch] = {}
     for start in by_key.get(f"{unit}_start", ()):
         number = start.epoch(unit)
         if number is None or number in epochs:
             continue
-        stop = next((entry for entry in by_key.get(f"{unit}_stop", ()) if entry.epoch(unit) == number), None)
+        stopped = stops.get(number)
         count = start.metadata.get("epoch_count") if unit == "block" else 1
         epochs[number] = LoggedEpoch(
             epoch=_plain(number),
             count=count if type(count) is int and count > 0 else 1,
             start=start,
-            stop=stop,
+            stop=stopped,
             start_minutes=_minutes(start, start_ms),
-            stop_minutes=None if stop is None else _minutes(stop, start_ms),
+            stop_minutes=None if stopped is None else _minutes(stopped, start_ms),
         )
     return tuple(epochs.values())
 

@@ -1,6 +1,5 @@
 """The JSON files of a run: each form once, for the run that writes them and for all that read them."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,6 @@ SERIES_FILE = "series.json"
 WINDOW_STEPS = 50
 FIX = "Put the file back as the run wrote it, or move it away: the command then does without it."
 SHOWN_BYTES = 60
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossWindow:
-    """The means of the steps up to and including `step`."""
-
-    step: int
-    epoch: int
-    losses: dict[str, float]
-    learning_rate: float  # of the last step
-    images_per_second: float
 
 
 class StepLine(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True, tag_field="kind", tag="step"):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from small_runs import small_run_words
+from small_runs import small_run_arguments
 
 from maskperf.cli.run import read_counts, resolve
 from maskperf.demo.dataset import write_demo_dataset
@@ -92,7 +92,7 @@ def test_classes_and_counts_follow_data_root_outside_the_closed_division(recipe,
 def test_a_demo_run_on_own_data_reports_it_and_follows_its_categories(tmp_path, maskperf):
     own_data(tmp_path / "data", lost="apple")
     before = sorted(tmp_path.rglob("*"))
-    shown = maskperf(*small_run_words(tmp_path, *NO_TARGETS))
+    shown = maskperf(*small_run_arguments(tmp_path, *NO_TARGETS))
     assert shown.code == EXIT_DONE
     (notice,) = [line for line in shown.out.splitlines() if line.startswith(f"{tmp_path / 'data'}: holds a data set")]
     assert "7 cat" in notice
@@ -104,7 +104,7 @@ def test_a_demo_run_on_own_data_reports_it_and_follows_its_categories(tmp_path, 
 
 def test_own_files_are_never_to_be_removed(tmp_path, maskperf):
     with_other_files(tmp_path / "data")
-    shown = maskperf(*small_run_words(tmp_path))
+    shown = maskperf(*small_run_arguments(tmp_path))
     assert shown.code == EXIT_STORAGE
     assert "remove" not in shown.err.partition("Fix")[2] and "data.train_json" in shown.err
     assert (tmp_path / "data" / "mine.txt").read_text() == "mine"
@@ -113,7 +113,7 @@ def test_own_files_are_never_to_be_removed(tmp_path, maskperf):
 def test_own_data_without_its_validation_part_is_named(tmp_path, maskperf):
     own_data(tmp_path / "data")
     (tmp_path / "data" / "annotations" / "instances_val2017.json").unlink()
-    shown = maskperf(*small_run_words(tmp_path))
+    shown = maskperf(*small_run_arguments(tmp_path))
     assert shown.code == EXIT_DATA and "instances_val2017.json" in shown.err
 
 
@@ -130,7 +130,7 @@ def test_a_coco_recipe_trains_on_another_data_root_and_reports_that_it_is_not_co
 @pytest.fixture
 def start(new_process, tmp_path):
     """Return a function that starts a tiny run or series, which draws its own seed, in a process of its own."""
-    arguments = small_run_words(tmp_path, *TINY)
+    arguments = small_run_arguments(tmp_path, *TINY)
     arguments.remove("seed=7")
     return lambda *more: new_process("-m", "maskperf", *arguments, *more)
 

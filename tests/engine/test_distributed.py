@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from small_batches import small_batch, small_model
-from small_runs import small_run_words
+from small_runs import small_run_arguments
 
 from maskperf.config import OptimizerConfig
 from maskperf.engine import distributed
@@ -106,7 +106,7 @@ def test_losses_are_means_over_the_processes(two_processes, one_process):
 
 
 def test_the_demo_runs_under_torchrun_on_two_processes(tmp_path):
-    words = small_run_words(tmp_path, "evaluation.box_target=0", "evaluation.mask_target=0")
+    words = small_run_arguments(tmp_path, "evaluation.box_target=0", "evaluation.mask_target=0")
     done = _torchrun("-m", "maskperf", *words)
     assert done.returncode == EXIT_DONE, done.stderr
     assert done.stdout.count("done, without targets") == 1  # one process speaks

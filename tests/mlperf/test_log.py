@@ -7,7 +7,6 @@ import pytest
 from maskperf.config import MlperfConfig
 from maskperf.mlperf.log import PUBLISHED_LOSS_NAMES, MlperfLog
 from maskperf.recipes import demo
-from maskperf.schema import LossWindow
 from maskperf.structures import LOSS_NAMES
 
 
@@ -63,7 +62,7 @@ def test_names_with_line_breaks_and_quotes_forge_no_record(log, records):
 def test_windows_are_written_under_the_published_names(log, records):
     assert set(PUBLISHED_LOSS_NAMES) == set(LOSS_NAMES)
     losses = dict(zip(LOSS_NAMES, (0.1, 0.2, 0.3, 0.4, 0.5), strict=True))
-    log.tracked_stats([LossWindow(step=50, epoch=1, losses=losses, learning_rate=0.01, images_per_second=33.0)])
+    log.tracked_stats(50, 1, losses, learning_rate=0.01, images_per_second=33.0)
     (record,) = records()
     assert record["key"] == "tracked_stats" and record["metadata"]["step"] == 50
     assert record["value"]["loss"] == pytest.approx(1.5)

@@ -133,9 +133,9 @@ def test_no_image_is_best_and_worst_and_a_score_of_0_never_best(scores, count, e
 
 def test_the_truth_is_on_the_left_and_what_was_found_on_the_right(tmp_path):
     (entry,) = entries_of(tmp_path, [CAT], [found(1, 40, category_id=7)])
-    with Image.open(io.BytesIO(base64.b64decode(entry["jpeg_base64"]))) as picture:
-        assert picture.format == "JPEG" and picture.width <= 930
-        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    with Image.open(io.BytesIO(base64.b64decode(entry["jpeg_base64"]))) as page:
+        assert page.format == "JPEG" and page.width <= 930
+        pixels = np.asarray(page.convert("RGB")).astype(int)
     middle = pixels.shape[1] // 2
     cat, dog = (np.abs(pixels - colour).max(axis=-1) < 25 for colour in ((230, 57, 70), (251, 120, 20)))
     assert cat[:, :middle].sum() > 100 > cat[:, middle:].sum()

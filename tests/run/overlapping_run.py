@@ -1,6 +1,6 @@
 """Started by torchrun in test_evaluations.py: a run whose first evaluation meets the targets, known after step 4.
 
-Words: a folder for the number of the last step of each process, then the words of the run.
+Arguments: a folder for the number of the last step of each process, then the arguments of the run.
 """
 
 import os
@@ -14,7 +14,7 @@ from maskperf.run import evaluations
 from maskperf.run import loop as run
 
 honest_score, honest_step = evaluations.score, run.train_step
-place = Path(sys.argv[1]) / f"last_update_{os.environ['RANK']}"
+path = Path(sys.argv[1]) / f"last_update_{os.environ['RANK']}"
 is_far_enough = threading.Event()
 
 
@@ -26,7 +26,7 @@ def score(*arguments, **options):
 
 def step(*arguments, update, **options):
     result = honest_step(*arguments, update=update, **options)
-    place.write_text(str(update))
+    path.write_text(str(update))
     if update == 4:
         is_far_enough.set()
     return result

@@ -1,6 +1,6 @@
 """Started by torchrun in test_stop.py: a small run in which one process meets a planted problem at one step.
 
-Words: the problem ("loss", "gradient", "weight"), the process, the update, then the words of the run.
+Arguments: the problem ("loss", "gradient", "weight"), the process, the update, then the arguments of the run.
 """
 
 import os

@@ -14,13 +14,13 @@ from maskperf.run.data import OpenedData, micro_batches
 from maskperf.run.session import Session
 
 FOLDER = Path(__file__).parents[1] / "golden" / "data_path"
-JSON, PICTURES = FOLDER / "instances.json", FOLDER / "images"
-PATHS = DataPaths(train_json=JSON, train_images=PICTURES, val_json=JSON, val_images=PICTURES)
+JSON, IMAGES = FOLDER / "instances.json", FOLDER / "images"
+PATHS = DataPaths(train_json=JSON, train_images=IMAGES, val_json=JSON, val_images=IMAGES)
 
 
 @pytest.fixture(scope="module")
 def data():
-    train = read_coco(JSON, PICTURES, training=True)
+    train = read_coco(JSON, IMAGES, training=True)
     names = categories_of(train)
     categories = match_categories(names, names, source="train.json", file="val.json", by_name=False)
     return OpenedData(paths=PATHS, train=train, val=train, categories=categories, truth=None)

@@ -82,8 +82,8 @@ def telling_runs():
 
 def series(losses, window_steps=50):
     return [
-        Window(first_step=place * window_steps + 1, last_step=(place + 1) * window_steps, loss=loss)
-        for place, loss in enumerate(losses)
+        Window(first_step=index * window_steps + 1, last_step=(index + 1) * window_steps, loss=loss)
+        for index, loss in enumerate(losses)
     ]
 
 
@@ -168,8 +168,8 @@ def test_moving_the_limits_by_fifteen_percent_changes_nothing(fields, change):
 def largest_sustained_rise(windows):
     """Compute the statistic in a plain second way: the lower of two neighbours over the median of the five before."""
     losses = [window.loss for window in windows]
-    places = [place for place in range(6, len(losses) - 1) if windows[place].last_step > 300]
-    return max((min(losses[place : place + 2]) / median(losses[place - 5 : place]) for place in places), default=0.0)
+    indices = [index for index in range(6, len(losses) - 1) if windows[index].last_step > 300]
+    return max((min(losses[index : index + 2]) / median(losses[index - 5 : index]) for index in indices), default=0.0)
 
 
 def last_rise(windows):
@@ -220,7 +220,7 @@ def test_noise_on_the_published_losses_hides_no_collapse(run, seed):
 @pytest.mark.parametrize("step", [1, 7, 1234])
 def test_a_loss_that_is_not_finite_is_named_at_once(step, loss):
     guard = CollapseGuard()
-    assert all(guard.add(place, 1.0) is None for place in range(1, step))
+    assert all(guard.add(index, 1.0) is None for index in range(1, step))
     event = guard.add(step, loss)
     assert (event.event, event.step) == ("non-finite", step)
     assert f"step {step}:" in event.text

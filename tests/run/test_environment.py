@@ -31,8 +31,8 @@ def test_the_commit_is_that_of_the_checkout_the_package_runs_from(tmp_path, monk
     monkeypatch.setattr(environment.maskperf.config, "__file__", str(package / "config.py"))
     assert environment._git_state() == (None, None)
 
-    def git(*words):
-        command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.invalid", *words]
+    def git(*arguments):
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.invalid", *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     git("init", "--quiet")

@@ -1,5 +1,4 @@
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from mlperf_logging.compliance_checker import mlp_compliance
-from small_runs import small_run, small_run_words
+from small_runs import NO_TARGETS, log_events, read_results, small_run, small_run_arguments
 
 from maskperf.errors import EXIT_DATA, EXIT_DONE, EXIT_NOT_FINITE, DataError, Problem
 from maskperf.mlperf.attempts import find_attempts
@@ -25,7 +24,6 @@ from maskperf.schema import StepLine, read_metrics
 from maskperf.structures import LOSS_NAMES
 
 TESTS = Path(__file__).parents[1]
-NO_TARGETS = ("evaluation.box_target=0", "evaluation.mask_target=0")
 TARGETS = ("evaluation.box_target=0.3", "evaluation.mask_target=0.3")
 FROZEN = ("model.batch_norm=frozen", "model.frozen_stages=2", "optimizer.learning_rate=0.0001")
 STEPS = 3  # of an epoch; the device is read after the second and after the last
@@ -81,15 +79,6 @@ def _sha256(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _events(folder):
-    lines = (folder / "mlperf.log").read_text().splitlines()
-    return [json.loads(line.removeprefix(":::MLLOG ")) for line in lines]
-
-
-def _results(folder):
-    return json.loads((folder / "results.json").read_text())
-
-
 @pytest.mark.parametrize(("known_from", "stops_after"), [(5, 5), pytest.param(AT_THE_END, 6, marks=pytest.mark.slow)])
 def test_a_success_found_while_the_next_epoch_trains_is_that_of_the_epoch_before(
     tmp_path, monkeypatch, capsys, known_from, stops_after
@@ -113,10 +102,10 @@ def test_a_success_found_while_the_next_epoch_trains_is_that_of_the_epoch_before
     for name in ("detections_bbox.json", "detections_segm.json"):
         assert _sha256(folder / name) == _sha256(reference / name)
 
-    results = _results(folder)
+    results = read_results(folder)
     assert (results["status"], results["epochs"], results["box_ap"]) == ("success", 1, 0.5)
     assert [(row["epoch"], row["step"]) for row in results["epochs_table"]] == [(1, STEPS)]
-    assert results["epochs_table"][0]["mean_loss"] == _results(reference)["epochs_table"][0]["mean_loss"]
+    assert results["epochs_table"][0]["mean_loss"] == read_results(reference)["epochs_table"][0]["mean_loss"]
     account = results["time_account"]
     assert sum(account.values()) <= results["seconds"] * 1.001 and account["evaluation"] > 0
     assert "**Targets reached.** Both targets met in epoch 1" in (folder / "report.md").read_text()
@@ -146,8 +135,8 @@ def test_the_log_of_such_a_run_is_accepted_and_counts_the_evaluated_epoch(tmp_pa
     for epoch in (1, 2):
         order = ("epoch_start", epoch), ("epoch_stop", epoch), ("eval_start", epoch), ("epoch_start", epoch + 1)
         order = (*order, ("eval_accuracy", epoch), ("eval_stop", epoch))
-        places = [keys.index(key) for key in order]
-        assert places == sorted(places), keys
+        positions = [keys.index(key) for key in order]
+        assert positions == sorted(positions), keys
     assert keys.count(("epoch_stop", 3)) == (known_from == AT_THE_END)
     assert log.records[-1].key == "run_stop"
     times = [record.time_ms for record in log.records]
@@ -160,13 +149,13 @@ def test_what_an_evaluation_sees_does_not_depend_on_when_its_verdict_comes(tmp_p
     for name, known_from in (("early", 0), ("late", AT_THE_END)):
         with monkeypatch.context() as patch:
             happened = _watched(patch, known_from=known_from)
-            words = (*NO_TARGETS, "optimizer.max_epochs=3", "model.score_threshold=0.001")
-            assert small_run(tmp_path / name, *words) == EXIT_DONE
+            arguments = (*NO_TARGETS, "optimizer.max_epochs=3", "model.score_threshold=0.001")
+            assert small_run(tmp_path / name, *arguments) == EXIT_DONE
         folder = tmp_path / name / "run"
         steps = [line for line in read_metrics(folder / "metrics.jsonl") if isinstance(line, StepLine)]
         table = [
             {key: value for key, value in row.items() if "second" not in key}
-            for row in _results(folder)["epochs_table"]
+            for row in read_results(folder)["epochs_table"]
         ]
         assert [row["epoch"] for row in table] == [1, 2, 3]
         assert (folder / "detections_bbox.json").read_text() != "[]"  # so there is something to compare
@@ -194,11 +183,11 @@ def _lost_at(lost_update):
 def test_a_problem_beyond_the_evaluated_epoch_takes_no_success_away(tmp_path, monkeypatch):
     _watched(monkeypatch, aps=[0.5], change=_lost_at(4))
     assert small_run(tmp_path, *TARGETS, "optimizer.max_epochs=3") == EXIT_DONE
-    results = _results(tmp_path / "run")
+    results = read_results(tmp_path / "run")
     assert (results["status"], results["epochs"]) == ("success", 1)
     assert [(event["event"], event["step"]) for event in results["guard"]["events"]] == [("non-finite", 4)]
     assert not (tmp_path / "run" / "black_box").exists()
-    last = _events(tmp_path / "run")[-1]
+    last = log_events(tmp_path / "run")[-1]
     assert last["key"] == "run_stop" and last["metadata"]["status"] == "success"
 
 
@@ -206,10 +195,10 @@ def test_a_problem_while_an_epoch_is_scored_waits_for_its_verdict_and_is_then_lo
     _watched(monkeypatch, aps=[0.1], change=_lost_at(4))
     assert small_run(tmp_path, *TARGETS, "optimizer.max_epochs=3") == EXIT_NOT_FINITE
     folder = tmp_path / "run"
-    results = _results(folder)
+    results = read_results(folder)
     assert results["status"] == "aborted" and "step 4" in results["reason"]
     assert [row["epoch"] for row in results["epochs_table"]] == [1] and results["best"]["epoch"] == 1
-    keys = [event["key"] for event in _events(folder)]
+    keys = [event["key"] for event in log_events(folder)]
     assert keys[-4:] == ["eval_accuracy", "eval_stop", "maskperf_stop", "run_stop"]
     assert load_black_box(folder / "black_box").facts.update == 4
 
@@ -222,7 +211,7 @@ def test_aps_that_fell_are_met_in_the_middle_of_the_next_epoch(tmp_path, monkeyp
     folder = tmp_path / "run"
     facts = load_black_box(folder / "black_box").facts
     assert (facts.update, facts.epoch, facts.weights_are_from_before_the_step) == (5, 2, False)
-    assert "step 3 (epoch 1): box AP fell to nothing" in _results(folder)["reason"]
+    assert "step 3 (epoch 1): box AP fell to nothing" in read_results(folder)["reason"]
 
 
 def test_an_error_of_the_scoring_thread_ends_the_run(tmp_path, monkeypatch, capsys):
@@ -233,7 +222,7 @@ def test_an_error_of_the_scoring_thread_ends_the_run(tmp_path, monkeypatch, caps
     monkeypatch.setattr(evaluations, "score", broken)
     assert small_run(tmp_path, *NO_TARGETS, "optimizer.max_epochs=2") == EXIT_DATA
     assert "The box is not finite" in capsys.readouterr().err
-    assert _events(tmp_path / "run")[-1]["metadata"]["status"] == "aborted"
+    assert log_events(tmp_path / "run")[-1]["metadata"]["status"] == "aborted"
 
 
 def test_two_processes_stop_at_one_step(tmp_path):
@@ -241,11 +230,11 @@ def test_two_processes_stop_at_one_step(tmp_path):
     environment["OMP_NUM_THREADS"] = "1"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [str(TESTS / "run" / "overlapping_run.py"), str(tmp_path)]
-    words = small_run_words(tmp_path, *TARGETS, "optimizer.max_epochs=3", "system.log_every_steps=1")
-    done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, timeout=240)
+    arguments = small_run_arguments(tmp_path, *TARGETS, "optimizer.max_epochs=3", "system.log_every_steps=1")
+    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     last = [int((tmp_path / f"last_update_{rank}").read_text()) for rank in (0, 1)]
     assert last[0] == last[1] and last[0] in (5, 6)
-    results = _results(tmp_path / "run")
+    results = read_results(tmp_path / "run")
     assert (results["status"], results["epochs"], results["box_ap"]) == ("success", 1, 0.5)
     assert [row["step"] for row in results["epochs_table"]] == [STEPS]

@@ -5,14 +5,13 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 import torch.nn.functional as F
 from mlperf_logging.compliance_checker import mlp_compliance
 from permissions import modes, umask
 from PIL import Image
-from small_runs import small_run
+from small_runs import NO_TARGETS, log_events, read_results, small_run
 
 from maskperf import errors
 from maskperf.cli.main import main
@@ -32,13 +31,12 @@ from maskperf.overrides import from_json_text
 from maskperf.run import evaluations
 from maskperf.run import loop as run
 from maskperf.run.session import save_model
+from maskperf.schema import EvaluationLine, StepLine, read_metrics
 from maskperf.structures import LOSS_NAMES
 
 PACKAGE = Path(errors.__file__).parent
 UNUSUAL_UMASK = 0o026  # so that no file has these permissions by chance
 EPOCH_KEYS = ("epoch_start", "epoch_stop", "eval_start", "eval_accuracy", "eval_stop")
-NO_EPOCHS = "optimizer.max_epochs=0"
-NO_TARGETS = ("evaluation.box_target=0", "evaluation.mask_target=0")
 
 
 @pytest.fixture(scope="module")
@@ -50,32 +48,15 @@ def finished(tmp_path_factory):
     return folder / "run"
 
 
-def _log_events(folder):
-    lines = (folder / "mlperf.log").read_text().splitlines()
-    assert all(line.startswith(":::MLLOG {") for line in lines)
-    return [json.loads(line.removeprefix(":::MLLOG ")) for line in lines]
-
-
 def test_a_run_leaves_all_its_files(finished):
     names = {path.name for path in finished.iterdir()}
     assert names == {
-        "config.json",
-        "environment.json",
-        "layers.txt",
-        "metrics.jsonl",
-        "results.json",
-        "detections_bbox.json",
-        "detections_segm.json",
-        "mlperf.log",
-        "pictures.json",
-        "report.html",
-        "report.md",
-        "model.safetensors",
-        "model_best.safetensors",
-        "predictions.png",
+        *("config.json", "environment.json", "layers.txt", "metrics.jsonl", "results.json", "mlperf.log"),
+        *("detections_bbox.json", "detections_segm.json", "model.safetensors", "model_best.safetensors"),
+        *("pictures.json", "predictions.png", "report.html", "report.md"),
     }
-    with Image.open(finished / "predictions.png") as picture:
-        assert picture.width > 300 and np.asarray(picture).std() > 10
+    with Image.open(finished / "predictions.png") as page:
+        assert page.width > 300 and np.asarray(page).std() > 10
 
 
 def test_every_file_of_a_run_and_its_data_has_the_permissions_of_the_umask(finished):
@@ -85,21 +66,19 @@ def test_every_file_of_a_run_and_its_data_has_the_permissions_of_the_umask(finis
 
 
 def test_metrics_have_every_step_with_five_losses(finished):
-    lines = [msgspec.json.decode(line) for line in (finished / "metrics.jsonl").read_bytes().splitlines()]
-    steps = [line for line in lines if line["kind"] == "step"]
-    assert [line["step"] for line in steps] == [1, 2, 3]  # 23 images with objects, 8 a step, one step over
+    *steps, last = read_metrics(finished / "metrics.jsonl")
+    assert [line.step for line in steps] == [1, 2, 3]  # 23 images with objects, 8 a step, one step over
     for line in steps:
-        assert all(line[name] > 0 for name in LOSS_NAMES)
-        assert line["total"] == pytest.approx(sum(line[name] for name in LOSS_NAMES))
-        assert line["images_per_second"] > 0 and line["data_wait_seconds"] >= 0 and line["learning_rate"] > 0
-    assert [line["kind"] for line in lines[3:]] == ["evaluation"]
+        losses = [getattr(line, name) for name in LOSS_NAMES]
+        assert min(losses) > 0 and line.total == pytest.approx(sum(losses))
+        assert line.images_per_second > 0 and line.data_wait_seconds >= 0 and line.learning_rate > 0
+    assert isinstance(last, EvaluationLine)
 
 
-def test_results_and_config_tell_what_was_run(finished):
-    results = msgspec.json.decode((finished / "results.json").read_bytes())
+def test_results_report_and_config_have_what_was_run(finished):
+    results, report = read_results(finished), (finished / "report.md").read_text()
     assert results["status"] == "done" and results["reason"] == "" and results["epochs"] == 1
     assert results["engine_differences"] == []
-    report = (finished / "report.md").read_text()
     assert any("left out of training" in notice for notice in results["notices"])
     assert any("are crowd regions and are not trained on" in notice for notice in results["notices"])
     assert all(notice.split(": ", 1)[1] in report for notice in results["notices"])
@@ -108,17 +87,19 @@ def test_results_and_config_tell_what_was_run(finished):
     config = from_json_text((finished / "config.json").read_text())
     assert config.seed == 7 and config.data.generate_images == (24, 8)
     metadata = read_metadata(finished / "model.safetensors")
-    assert metadata["category_ids"] == [1, 2, 4, 7, 8, 11, 13, 16]
-    assert "apple" in metadata["category_names"]
+    assert metadata["category_ids"] == [1, 2, 4, 7, 8, 11, 13, 16] and "apple" in metadata["category_names"]
+    assert read_log(finished / "mlperf.log").status == "done"
+    assert "Targets: box AP none, mask AP none." in report and "missed" not in report
+    assert 'class="badge state-done"' in (finished / "report.html").read_text()
 
 
 def test_the_log_has_the_benchmarks_sequence(finished):
-    events = _log_events(finished)
+    events = log_events(finished)
     keys = [event["key"] for event in events]
     order = "submission_benchmark cache_clear init_start seed global_batch_size opt_base_learning_rate init_stop"
     order += " run_start train_samples eval_samples epoch_start epoch_stop eval_start eval_accuracy eval_stop run_stop"
-    places = [keys.index(key) for key in order.split()]
-    assert places == sorted(places)
+    positions = [keys.index(key) for key in order.split()]
+    assert positions == sorted(positions)
     accuracy = events[keys.index("eval_accuracy")]
     assert set(accuracy["value"]) == {"BBOX", "SEGM"} and accuracy["metadata"]["epoch_num"] == 1
     assert events[keys.index("run_stop")]["metadata"]["status"] == "success"
@@ -132,30 +113,15 @@ def test_the_official_checker_accepts_the_form_of_the_log(finished, capsys):
     assert valid, capsys.readouterr().out
 
 
-def test_a_run_without_targets_is_done_in_log_and_report(finished):
-    assert _log_events(finished)[-1]["metadata"]["status"] == "success"
-    assert read_log(finished / "mlperf.log").status == "done"
-    report = (finished / "report.md").read_text()
-    assert "**Done.** Trained to its end, without targets: 1 epoch" in report
-    assert "Targets: box AP none, mask AP none." in report and "missed" not in report
-    assert 'class="badge state-done"' in (finished / "report.html").read_text()
-
-
 @pytest.mark.parametrize(
-    ("targets", "code"),
-    [
-        (("evaluation.box_target=0", "evaluation.mask_target=0.9"), EXIT_TARGET_MISSED),
-        (("evaluation.box_target=0.9", "evaluation.mask_target=0"), EXIT_TARGET_MISSED),
-        (("evaluation.box_target=0", "evaluation.mask_target=0.3"), EXIT_DONE),
-        (("evaluation.box_target=0.3", "evaluation.mask_target=0"), EXIT_DONE),
-    ],
+    ("targets", "code"), [((0, 0.9), EXIT_TARGET_MISSED), ((0, 0.3), EXIT_DONE), ((0.3, 0), EXIT_DONE)]
 )
 def test_with_one_target_the_other_ap_does_not_count(tmp_path, monkeypatch, targets, code):
-    monkeypatch.setattr(
-        evaluations, "score", _scored(lambda kind, epoch: 0.5 if f"{kind}_target=0.3" in str(targets) else 0.0)
-    )
-    assert small_run(tmp_path, *targets, "optimizer.max_epochs=2") == code
-    results = msgspec.json.decode((tmp_path / "run" / "results.json").read_bytes())
+    wanted = dict(zip(("box", "mask"), targets, strict=True))
+    monkeypatch.setattr(evaluations, "score", _scored(lambda kind, epoch: 0.5 if wanted[kind] else 0.0))
+    arguments = [f"evaluation.{kind}_target={target}" for kind, target in wanted.items()]
+    assert small_run(tmp_path, *arguments, "optimizer.max_epochs=2") == code
+    results = read_results(tmp_path / "run")
     expected = ("success", 1) if code == EXIT_DONE else ("aborted", 2)
     assert (results["status"], results["epochs"]) == expected
 
@@ -175,26 +141,23 @@ def _scored(ap_of):
 
 
 @pytest.mark.parametrize(
-    ("every_epochs", "max_epochs", "evaluated"),
-    [(1, 3, [1, 2, 3]), (2, 4, [2, 4]), (2, 3, [2, 3]), (3, 2, [2]), (5, 1, [1]), (4, 4, [4])],
+    ("every_epochs", "limit", "evaluated"),
+    [
+        (1, "optimizer.max_epochs=3", {1: 3, 2: 6, 3: 9}),
+        (2, "optimizer.max_epochs=4", {2: 6, 4: 12}),
+        (2, "optimizer.max_epochs=3", {2: 6, 3: 9}),
+        (3, "optimizer.max_steps=5", {2: 5}),
+    ],
 )
-def test_every_so_many_epochs_are_evaluated_and_always_the_last(tmp_path, every_epochs, max_epochs, evaluated):
-    epochs = (f"evaluation.every_epochs={every_epochs}", f"optimizer.max_epochs={max_epochs}")
-    assert small_run(tmp_path, *NO_TARGETS, *epochs) == EXIT_DONE
-    events = _log_events(tmp_path / "run")
+def test_every_so_many_epochs_are_evaluated_and_always_the_last(tmp_path, every_epochs, limit, evaluated):
+    arguments = (f"evaluation.every_epochs={every_epochs}", "optimizer.max_epochs=0", limit)
+    assert small_run(tmp_path, *NO_TARGETS, *arguments) == EXIT_DONE
+    events = log_events(tmp_path / "run")
     logged = {key: [event["metadata"]["epoch_num"] for event in events if event["key"] == key] for key in EPOCH_KEYS}
-    assert logged["eval_start"] == logged["eval_accuracy"] == logged["eval_stop"] == evaluated
-    assert logged["epoch_start"] == logged["epoch_stop"] == list(range(1, max_epochs + 1))
-    results = msgspec.json.decode((tmp_path / "run" / "results.json").read_bytes())
-    assert [row["epoch"] for row in results["epochs_table"]] == evaluated and results["epochs"] == max_epochs
-
-
-def test_the_last_evaluation_is_that_of_the_last_step_too(tmp_path):
-    assert (
-        small_run(tmp_path, *NO_TARGETS, "evaluation.every_epochs=3", "optimizer.max_steps=5", NO_EPOCHS) == EXIT_DONE
-    )
-    results = msgspec.json.decode((tmp_path / "run" / "results.json").read_bytes())
-    assert [(row["epoch"], row["step"]) for row in results["epochs_table"]] == [(2, 5)]
+    assert logged["eval_start"] == logged["eval_accuracy"] == logged["eval_stop"] == list(evaluated)
+    results = read_results(tmp_path / "run")
+    assert logged["epoch_start"] == logged["epoch_stop"] == list(range(1, results["epochs"] + 1))
+    assert {row["epoch"]: row["step"] for row in results["epochs_table"]} == evaluated
 
 
 def test_weights_are_saved_before_an_evaluation_that_is_killed(tmp_path, monkeypatch):
@@ -204,11 +167,11 @@ def test_weights_are_saved_before_an_evaluation_that_is_killed(tmp_path, monkeyp
     monkeypatch.setattr(evaluations, "detect_all", killed)
     assert small_run(tmp_path, *NO_TARGETS) == EXIT_INTERRUPTED
     assert read_metadata(tmp_path / "run" / "model.safetensors")["recipe"] == "demo"
-    assert _log_events(tmp_path / "run")[-1]["metadata"]["status"] == "aborted"
+    assert log_events(tmp_path / "run")[-1]["metadata"]["status"] == "aborted"
 
 
 @pytest.mark.parametrize("has_links", [True, False])
-def test_the_best_weights_are_kept_beside_the_last(tmp_path, monkeypatch, has_links):
+def test_the_best_weights_are_saved_beside_the_last(tmp_path, monkeypatch, has_links):
     def refuse(*arguments):
         raise OSError("no links here")
 
@@ -221,7 +184,7 @@ def test_the_best_weights_are_kept_beside_the_last(tmp_path, monkeypatch, has_li
     folder = tmp_path / "run"
     assert (folder / "model.safetensors").read_bytes() == saved[2]
     assert (folder / "model_best.safetensors").read_bytes() == saved[1] and len(set(saved)) == 3
-    results = msgspec.json.decode((folder / "results.json").read_bytes())
+    results = read_results(folder)
     assert results["best"]["epoch"] == 2 and results["best"]["box_ap"] == 0.4
     assert not [path.name for path in folder.iterdir() if path.name.endswith(".tmp")]
 
@@ -237,8 +200,8 @@ def test_two_runs_with_one_seed_are_equal(finished, tmp_path):
     assert small_run(tmp_path, *NO_TARGETS) == EXIT_DONE
 
     def losses(folder):
-        lines = [msgspec.json.decode(line) for line in (folder / "metrics.jsonl").read_bytes().splitlines()]
-        return [[line[name] for name in LOSS_NAMES] for line in lines if line["kind"] == "step"]
+        lines = [line for line in read_metrics(folder / "metrics.jsonl") if isinstance(line, StepLine)]
+        return [[getattr(line, name) for name in LOSS_NAMES] for line in lines]
 
     assert losses(tmp_path / "run") == losses(finished)
 
@@ -246,7 +209,7 @@ def test_two_runs_with_one_seed_are_equal(finished, tmp_path):
 def test_a_missed_target_has_its_own_exit_code(tmp_path, capsys):
     assert small_run(tmp_path, "evaluation.box_target=0.99") == EXIT_TARGET_MISSED
     assert "target missed" in capsys.readouterr().out
-    assert _log_events(tmp_path / "run")[-1]["metadata"]["status"] == "aborted"
+    assert log_events(tmp_path / "run")[-1]["metadata"]["status"] == "aborted"
 
 
 def _official(monkeypatch, change):
@@ -264,7 +227,7 @@ def test_a_run_is_no_success_when_the_engines_differ(tmp_path, monkeypatch, caps
     folder, at_confirmation = tmp_path / "run", []
 
     def differing(scores):
-        at_confirmation.extend(_log_events(folder))
+        at_confirmation.extend(log_events(folder))
         return replace(scores, box_stats=(0.123, *scores.box_stats[1:]))
 
     _official(monkeypatch, differing)
@@ -273,17 +236,17 @@ def test_a_run_is_no_success_when_the_engines_differ(tmp_path, monkeypatch, caps
     assert at_confirmation[-1]["metadata"]["status"] == "success"
     shown = capsys.readouterr().out
     assert "0.123" in shown and "not done: epoch 1" in shown
-    events = _log_events(folder)
+    events = log_events(folder)
     assert [event["key"] for event in events[-2:]] == ["run_stop", "run_stop"]
     assert events[-1]["metadata"]["status"] == "aborted" and "do not agree" in events[-1]["value"]
     assert events[-1]["time_ms"] == events[-2]["time_ms"]
-    results = json.loads((folder / "results.json").read_text())
+    results = read_results(folder)
     assert results["status"] == "aborted" and "do not agree" in results["reason"]
     assert any("0.123" in difference for difference in results["engine_differences"])
     assert "0.123" in (folder / "report.md").read_text()
     assert main(["check", str(folder)]) == EXIT_RULE
     shown = capsys.readouterr().out
-    assert "the success of line" in shown and "found 2 with different values" in shown  # both ours and theirs
+    assert "the success of line" in shown and "found 2 with different values" in shown  # own checks and MLPerf's
 
 
 def test_a_confirmation_that_is_cut_short_leaves_no_success(tmp_path, monkeypatch):
@@ -297,14 +260,14 @@ def test_a_confirmation_that_is_cut_short_leaves_no_success(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("words", "engines"),
+    ("arguments", "engines"),
     [
         (NO_TARGETS, ["fast", "official"]),
         ((*NO_TARGETS, "evaluation.engine=official"), ["official"]),
         (("evaluation.box_target=0.99",), ["fast"]),
     ],
 )
-def test_the_official_engine_is_asked_once_where_a_run_ends_well(tmp_path, monkeypatch, words, engines):
+def test_the_official_engine_is_asked_once_where_a_run_ends_well(tmp_path, monkeypatch, arguments, engines):
     honest, asked = evaluations.score, []
 
     def score(*arguments, engine, **options):
@@ -312,7 +275,7 @@ def test_the_official_engine_is_asked_once_where_a_run_ends_well(tmp_path, monke
         return honest(*arguments, engine=engine, **options)
 
     monkeypatch.setattr(evaluations, "score", score)
-    small_run(tmp_path, *words)
+    small_run(tmp_path, *arguments)
     assert asked == engines
 
 
@@ -324,41 +287,26 @@ def test_an_existing_run_folder_is_left_alone(tmp_path, capsys):
     assert str(tmp_path / "run") in capsys.readouterr().err
 
 
-def test_own_data_with_its_own_layout_and_ids(tmp_path):
-    write_demo_dataset(tmp_path / "source", train_images=24, val_images=8, seed=3)
-    for split, name in (("train2017", "a"), ("val2017", "b")):
-        shutil.move(tmp_path / "source" / split, tmp_path / name)
-        document = json.loads((tmp_path / "source" / f"annotations/instances_{split}.json").read_text())
-        number_of = {category["id"]: 10**12 + 7 * category["id"] for category in document["categories"]}
-        for category in document["categories"]:
-            category["id"] = number_of[category["id"]]
-        for annotation in document["annotations"]:
-            annotation["category_id"] = number_of[annotation["category_id"]]
-        (tmp_path / f"{name}.json").write_text(json.dumps(document))
-    paths = [f"data.train_json={tmp_path}/a.json", f"data.train_images={tmp_path}/a"]
-    paths += [f"data.val_json={tmp_path}/b.json", f"data.val_images={tmp_path}/b"]
-    assert small_run(tmp_path, *NO_TARGETS, *paths) == EXIT_DONE
-    metadata = read_metadata(tmp_path / "run" / "model.safetensors")
-    assert metadata["category_ids"][0] == 10**12 + 7
-    found = json.loads((tmp_path / "run" / "detections_bbox.json").read_text())
-    assert {entry["category_id"] for entry in found} <= set(metadata["category_ids"])
-
-
-def _with_own_val(folder, change):
-    """Return the words of a run on the demo's pictures, after `change` was made to the validation file."""
+def _own_data(folder, change):
+    """Return the arguments of a run on the demo's images, after `change` was made to the validation file."""
     write_demo_dataset(folder / "source", train_images=24, val_images=8, seed=3)
-    path = folder / "source" / "annotations" / "instances_val2017.json"
-    document = json.loads(path.read_text())
-    change(document)
-    path.write_text(json.dumps(document))
-    train = folder / "source" / "annotations" / "instances_train2017.json"
-    words = [f"data.train_json={train}", f"data.train_images={folder / 'source' / 'train2017'}"]
-    words += [f"data.val_json={path}", f"data.val_images={folder / 'source' / 'val2017'}"]
-    return [*words, "model.score_threshold=0.01", *NO_TARGETS]
+    arguments = list(NO_TARGETS)
+    for split in ("train", "val"):
+        path = folder / "source" / "annotations" / f"instances_{split}2017.json"
+        arguments += [f"data.{split}_json={path}", f"data.{split}_images={folder / 'source' / f'{split}2017'}"]
+        document = json.loads(path.read_text())
+        change(split, document)
+        path.write_text(json.dumps(document))
+    return [*arguments, "model.score_threshold=0.01"]
+
+
+def _own_val(folder, number_of):
+    """Return the arguments of a run whose validation file has the categories of `number_of` alone, with other ids."""
+    return _own_data(folder, lambda split, document: split == "val" and _renumbered(document, number_of))
 
 
 def _renumbered(document, number_of):
-    """Give the categories of `number_of` other ids, and takes the others out of the document."""
+    """Give the categories of `number_of` other ids, and take the others out of the document."""
     document["categories"] = [entry for entry in document["categories"] if entry["id"] in number_of]
     document["annotations"] = [entry for entry in document["annotations"] if entry["category_id"] in number_of]
     for entry in document["categories"]:
@@ -367,11 +315,21 @@ def _renumbered(document, number_of):
         entry["category_id"] = number_of[entry["category_id"]]
 
 
-def test_a_validation_file_with_fewer_categories_is_judged_with_a_notice(tmp_path):
-    kept = {identity: identity for identity in (2, 4, 7, 8, 11, 13)}
-    assert small_run(tmp_path, *_with_own_val(tmp_path, lambda document: _renumbered(document, kept))) == EXIT_DONE
+def test_own_data_with_its_own_ids(tmp_path):
+    ids = {identity: 10**12 + 7 * identity for identity in (1, 2, 4, 7, 8, 11, 13, 16)}
+    arguments = _own_data(tmp_path, lambda split, document: _renumbered(document, ids))
+    assert small_run(tmp_path, *arguments) == EXIT_DONE
+    metadata = read_metadata(tmp_path / "run" / "model.safetensors")
+    assert metadata["category_ids"] == list(ids.values())
+    found = json.loads((tmp_path / "run" / "detections_bbox.json").read_text())
+    assert found and {entry["category_id"] for entry in found} <= set(ids.values())
+
+
+def test_a_validation_file_with_fewer_categories_is_evaluated_with_a_notice(tmp_path):
+    arguments = _own_val(tmp_path, {identity: identity for identity in (2, 4, 7, 8, 11, 13)})
+    assert small_run(tmp_path, *arguments) == EXIT_DONE
     folder = tmp_path / "run"
-    results = msgspec.json.decode((folder / "results.json").read_bytes())
+    results = read_results(folder)
     assert sum("2 of the 8 categories of " in notice for notice in results["notices"]) == 1
     assert sum(ap is None for ap in results["box_ap_per_category"].values()) >= 2
     found = json.loads((folder / "detections_bbox.json").read_text())
@@ -381,15 +339,15 @@ def test_a_validation_file_with_fewer_categories_is_judged_with_a_notice(tmp_pat
 
 def test_categories_matched_by_name_are_written_with_the_files_own_ids(tmp_path, capsys):
     number_of = {16: 1, 13: 2, 11: 4, 2: 90, 4: 91, 8: 92}  # 1 and 7 are left out
-    words = _with_own_val(tmp_path, lambda document: _renumbered(document, number_of))
-    assert small_run(tmp_path, *words) == EXIT_DATA
+    arguments = _own_val(tmp_path, number_of)
+    assert small_run(tmp_path, *arguments) == EXIT_DATA
     message = capsys.readouterr().err
     assert "data.categories_by_name=true" in message and "problems in all" not in message
     shutil.rmtree(tmp_path / "run")
-    assert small_run(tmp_path, *words, "data.categories_by_name=true") == EXIT_DONE
+    assert small_run(tmp_path, *arguments, "data.categories_by_name=true") == EXIT_DONE
     found = json.loads((tmp_path / "run" / "detections_segm.json").read_text())
     assert found and {entry["category_id"] for entry in found} <= {1, 2, 4, 90, 91, 92, 7, 93}  # 93 is training's 1
-    notices = msgspec.json.decode((tmp_path / "run" / "results.json").read_bytes())["notices"]
+    notices = read_results(tmp_path / "run")["notices"]
     assert sum("get the id 93 in files" in notice for notice in notices) == 1
     assert sum("matched by name" in notice for notice in notices) == 1
     assert read_metadata(tmp_path / "run" / "model.safetensors")["category_ids"] == [1, 2, 4, 7, 8, 11, 13, 16]
@@ -415,7 +373,7 @@ def test_every_bad_image_of_both_splits_is_named_before_training(tmp_path, capsy
     assert all(f"{root}/annotations/instances_{split}2017.json: image id" in message for split in ("train", "val"))
     assert all(f"{root}/{split}2017/" in message for split in ("train", "val"))
     assert "data.skip_bad=true" in message and "Traceback" not in message
-    assert not any(event["key"] == "epoch_start" for event in _log_events(tmp_path / "run"))
+    assert not any(event["key"] == "epoch_start" for event in log_events(tmp_path / "run"))
 
 
 def test_a_problem_of_the_annotations_is_named_beside_those_of_images(tmp_path, capsys):
@@ -424,8 +382,8 @@ def test_a_problem_of_the_annotations_is_named_beside_those_of_images(tmp_path, 
     document = json.loads(json_path.read_text())
     document["annotations"][0]["bbox"] = [1, 2]
     json_path.write_text(json.dumps(document))
-    for word in ("model.num_classes=9", "model.num_classes=0"):
-        assert small_run(tmp_path, word, f"run_dir={tmp_path / word}") == EXIT_DATA
+    for argument in ("model.num_classes=9", "model.num_classes=0"):
+        assert small_run(tmp_path, argument, f"run_dir={tmp_path / argument}") == EXIT_DATA
         message = capsys.readouterr().err
         assert "field bbox" in message
         assert "6 problems in all" in message  # with three images of this split and two of the other
@@ -437,7 +395,7 @@ def test_a_run_goes_on_without_bad_images_where_this_was_asked_for(tmp_path, cap
     output = capsys.readouterr().out
     assert output.count("images left out (data.skip_bad=true)") == 4
     assert "1 images left out (data.skip_bad=true): The image is cut short or broken (first ids: " in output
-    events = {event["key"]: event["value"] for event in _log_events(tmp_path / "run")}
+    events = {event["key"]: event["value"] for event in log_events(tmp_path / "run")}
     assert events["eval_samples"] == 6
     found = json.loads((tmp_path / "run" / "detections_bbox.json").read_text())
     assert len({entry["image_id"] for entry in found}) <= 6
@@ -472,8 +430,8 @@ def test_six_calls_and_six_files_lead_from_the_command_to_a_loss_formula(tmp_pat
 
 
 def test_missing_data_and_weights_are_all_named_and_no_folder_is_made(tmp_path, capsys):
-    words = ["run", "coco", f"data.root={tmp_path / 'coco'}", f"run_dir={tmp_path / 'run'}"]
-    assert main([*words, f"model.backbone_weights={tmp_path / 'R-50.pkl'}"]) == EXIT_DATA
+    arguments = ["run", "coco", f"data.root={tmp_path / 'coco'}", f"run_dir={tmp_path / 'run'}"]
+    assert main([*arguments, f"model.backbone_weights={tmp_path / 'R-50.pkl'}"]) == EXIT_DATA
     message = capsys.readouterr().err
     assert "instances_train2017.json" in message and "val2017" in message and "5 problems in all" in message
     assert "model.backbone_weights" in message and "MSRA" in message

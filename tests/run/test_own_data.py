@@ -17,16 +17,16 @@ PHOTOGRAPHS, FEWEST_OBJECTS, MOST_OBJECTS = 16, 1, 12
 
 
 def documented_words(heading: str) -> list[str]:
-    """Return the words of the command below a heading of the page, without those that name files."""
+    """Return the arguments of the command below a heading of the page, without those that name files."""
     section = (ROOT / "docs" / "small-data-sets.md").read_text(encoding="utf-8").split(f"\n## {heading}\n")[1]
     command = re.search(r"```\n(.*?)```", section, re.DOTALL)[1].replace("\\\n", " ")
-    program, *words = shlex.split(command)
-    assert program == "maskperf" and words[:2] == ["run", "demo"]
-    return [word for word in words if not word.startswith(FILE_KEYS)]
+    program, *arguments = shlex.split(command)
+    assert program == "maskperf" and arguments[:2] == ["run", "demo"]
+    return [argument for argument in arguments if not argument.startswith(FILE_KEYS)]
 
 
-def train(words: list[str], train: RealSplit, val: RealSplit, folder: Path) -> dict:
-    """Return results.json of a run with the words of a documented command, ended once its targets are met."""
+def train(arguments: list[str], train: RealSplit, val: RealSplit, folder: Path) -> dict:
+    """Return results.json of a run with the arguments of a documented command, ended once its targets are met."""
     files = [
         f"data.train_json={train.json_path}",
         f"data.train_images={train.image_folder}",
@@ -34,7 +34,7 @@ def train(words: list[str], train: RealSplit, val: RealSplit, folder: Path) -> d
         f"data.val_images={val.image_folder}",
     ]
     # one thread: the same numbers on every run, however busy the machine is
-    assert main([*words, *files, "seed=1", "system.threads=1", f"run_dir={folder}"]) == EXIT_DONE
+    assert main([*arguments, *files, "seed=1", "system.threads=1", f"run_dir={folder}"]) == EXIT_DONE
     return json.loads((folder / "results.json").read_text())
 
 

@@ -11,7 +11,7 @@ from maskperf.run.progress import Progress, duration_text, memory_text
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self):
         return True

@@ -1,15 +1,18 @@
 import json
 import math
 import time
+from contextlib import ExitStack
 
 import pytest
 import torch
 
 from maskperf.engine.step import StepResult
 from maskperf.engine.stopwatch import Stopwatch
+from maskperf.engine.under_way import Step
 from maskperf.errors import LostRunError, NonFiniteError, UserError
+from maskperf.mlperf.log import MlperfLog
 from maskperf.run.progress import Progress
-from maskperf.run.recorder import MOST_STEPS_UNREAD, OTHER, PHASES, StepRecorder, TimeAccount
+from maskperf.run.recorder import MOST_STEPS_UNREAD, PHASES, StepRecorder, TimeAccount
 from maskperf.schema import WINDOW_STEPS, EpochRow, EvaluationLine, GuardLine, StepLine, read_metrics
 
 STEP_PHASES = ("forward", "backward", "exchange", "optimizer")
@@ -28,30 +31,29 @@ def step_result(losses=(0.2,) * 5, *, problems=(), world=2, dropped=0, learning_
 
 @pytest.fixture
 def make(tmp_path):
-    made = []
+    with ExitStack() as resources:
 
-    def recorder(every_steps=10, stop_on_collapse=True):
-        account = TimeAccount()
-        account.start()
-        made.append(
-            StepRecorder(
+        def recorder(every_steps=10, stop_on_collapse=True):
+            account, log = TimeAccount(), MlperfLog(tmp_path / "mlperf.log")
+            account.start()
+            made = StepRecorder(
                 tmp_path / "metrics.jsonl",
                 Progress(2, 100, every_steps=every_steps),
                 account,
+                log,
                 every_steps=every_steps,
                 world=2,
                 stop_on_collapse=stop_on_collapse,
             )
-        )
-        return made[-1], account
+            resources.callback(log.close)
+            resources.callback(made.close)
+            return made, account
 
-    yield recorder
-    for one in made:
-        one.close()
+        yield recorder
 
 
 def add(recorder, step, result=None, epoch=1, wait=0.0):
-    return recorder.add(result or step_result(), epoch=epoch, step=step, data_wait_seconds=wait)
+    return recorder.add(Step(step, result or step_result(), wait), epoch)
 
 
 def lines(tmp_path, kind):
@@ -108,22 +110,22 @@ def test_an_evaluation_is_a_line_with_its_minutes_since_the_start(make, tmp_path
     assert lines(tmp_path, EvaluationLine) == [expected] and recorder.rows == [row]
 
 
-def test_a_window_has_the_means_of_its_steps(make, monkeypatch):
+def test_a_window_is_logged_with_the_means_of_its_steps(make, tmp_path, monkeypatch):
     recorder, _ = make(1)
     clock = iter(0.5 * step for step in range(1, 10_000))
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     recorder.start_epoch()
     for step in range(1, WINDOW_STEPS + 1):
-        assert recorder.take_windows() == []
+        assert (tmp_path / "mlperf.log").read_text() == ""
         add(recorder, step, step_result((1.0, 1.0, 1.0, float(step), 1.0), learning_rate=0.01 * step))
-    (window,) = recorder.take_windows()
-    assert (window.step, window.epoch) == (WINDOW_STEPS, 1)
-    assert window.losses["box"] == pytest.approx((WINDOW_STEPS + 1) / 2) and window.losses["mask"] == pytest.approx(1)
-    assert window.learning_rate == pytest.approx(0.01 * WINDOW_STEPS)
+    window = json.loads((tmp_path / "mlperf.log").read_text().removeprefix(":::MLLOG "))
+    assert (window["metadata"]["step"], window["metadata"]["epoch_num"]) == (WINDOW_STEPS, 1)
+    values = window["value"]
+    assert values["loss_box_reg"] == pytest.approx((WINDOW_STEPS + 1) / 2) and values["loss_mask"] == pytest.approx(1)
+    assert values["learning_rate"] == pytest.approx(0.01 * WINDOW_STEPS)
     mean_loss, speed = recorder.epoch_summary()
     assert mean_loss == pytest.approx(4 + (WINDOW_STEPS + 1) / 2)
-    assert window.images_per_second == speed > 0
-    assert recorder.take_windows() == []
+    assert values["throughput"] == speed > 0
 
 
 @pytest.mark.parametrize("every_steps", [1, 7, 10, 1000])
@@ -200,10 +202,10 @@ def test_phases_and_the_rest_sum_to_the_whole_also_of_a_phase_that_fails():
     account.stop()
     total, phases = account.total_seconds(), account.phases()
     assert sum(phases.values()) == pytest.approx(total, rel=1e-9)
-    assert phases["forward"] == pytest.approx(0.003) and phases["evaluation"] >= 0.02 and phases[OTHER] > 0
-    assert list(phases) == [phase for phase in PHASES if phase in phases]
+    assert phases["forward"] == pytest.approx(0.003) and phases["evaluation"] >= 0.02 and phases["other"] > 0
+    assert list(phases) == [phase for phase in (*PHASES, "other") if phase in phases]
     time.sleep(0.01)
     account.stop()
     assert account.total_seconds() == total
-    with pytest.raises(ValueError, match="lunch"):
+    with pytest.raises(KeyError, match="lunch"):
         account.add("lunch", 1.0)

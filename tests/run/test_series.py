@@ -29,164 +29,125 @@ SOURCES = Path(errors.__file__).resolve().parents[1]
 MISSED, UNTARGETED = "missed", "untargeted"  # outcomes beside minutes and exit codes
 
 
+def read_series(folder):
+    return json.loads((folder / SERIES_FILE).read_text())
+
+
 @pytest.fixture
-def synthetic(monkeypatch):
-    """Return a function that lets the runs of a series end as told, and the list of the commands they would be.
+def run_synthetic(tmp_path, monkeypatch):
+    """Return a function that has a series with these outcomes; it returns exit code, series.json and the commands.
 
     An outcome is the minutes of a successful run, MISSED, UNTARGETED (a run without targets came to its end), or the
     exit code of a run that left no results.
     """
-    commands, waiting = [], []
+    commands, seen = [], []
 
     def child(command):
+        seen.append(read_series(tmp_path / "s"))
         commands.append(command)
         folder = Path(command[-1].removeprefix("run_dir="))
         outcome = waiting.pop(0)
         if isinstance(outcome, int):
             return outcome
         folder.mkdir()
-        is_missed = outcome == MISSED
         results = {"status": {MISSED: "aborted", UNTARGETED: "done"}.get(outcome, "success"), "epochs": 3}
         results["seconds"] = 600.0 if isinstance(outcome, str) else outcome * 60
         (folder / "results.json").write_text(json.dumps(results))
         (folder / "config.json").write_text(json.dumps({"seed": 100 + len(commands)}))
-        return EXIT_TARGET_MISSED if is_missed else EXIT_DONE
+        return EXIT_TARGET_MISSED if outcome == MISSED else EXIT_DONE
 
+    waiting = []
     monkeypatch.setattr(series, "run_child", child)
 
-    def outcomes(*wanted):
-        waiting.extend(wanted)
-        return commands
+    def run(outcomes, arguments=()):
+        waiting.extend(outcomes)
+        code = run_series("coco", list(arguments), runs=len(outcomes), run_dir=str(tmp_path / "s"))
+        assert len(seen) < 2 or [len(found["runs"]) for found in seen[:2]] == [0, 1]  # renewed after every run
+        return code, read_series(tmp_path / "s"), commands
 
-    return outcomes
-
-
-def read_series(folder):
-    return json.loads((folder / SERIES_FILE).read_text())
+    return run
 
 
-def test_five_runs_have_a_score_and_a_table(tmp_path, synthetic, capsys):
-    synthetic(5.0, 1.0, 2.0, 3.0, 4.0)
-    assert run_series("coco", [], runs=5, run_dir=str(tmp_path / "s")) == EXIT_DONE
-    found = read_series(tmp_path / "s")
-    assert set(found) == {"recipe", "runs", "score_minutes", "sentence"}
+def test_five_runs_have_a_score_and_a_table(run_synthetic, capsys):
+    code, found, _ = run_synthetic([5.0, 1.0, 2.0, 3.0, 4.0])
+    assert code == EXIT_DONE and set(found) == {"recipe", "runs", "score_minutes", "sentence"}
     assert found["recipe"] == "coco" and found["score_minutes"] == pytest.approx(3.0)
-    assert found["runs"][1] == {
-        "folder": "run_1",
-        "exit_code": 0,
-        "status": "success",
-        "minutes": 1.0,
-        "epochs": 3,
-        "seed": 102,
-    }
+    known = {"folder": "run_1", "exit_code": 0, "status": "success", "minutes": 1.0, "epochs": 3, "seed": 102}
+    assert found["runs"][1] == known
     text = capsys.readouterr().out
     assert "run 5 of 5" in text and "run_4" in text and "105" in text
     assert found["sentence"] in text and "score 3.000 minutes" in found["sentence"]
 
 
 @pytest.mark.parametrize("failure", [MISSED, EXIT_BUG, EXIT_NOT_FINITE, EXIT_STORAGE])
-def test_one_failed_run_counts_as_the_slowest(tmp_path, synthetic, failure):
-    commands = synthetic(4.0, 1.0, failure, 3.0, 2.0)
-    assert run_series("coco", [], runs=5, run_dir=str(tmp_path / "s")) == EXIT_DONE
-    assert len(commands) == 5
-    found = read_series(tmp_path / "s")
+def test_one_failed_run_counts_as_the_slowest(run_synthetic, failure):
+    code, found, commands = run_synthetic([4.0, 1.0, failure, 3.0, 2.0])
+    assert code == EXIT_DONE and len(commands) == 5
     assert found["score_minutes"] == pytest.approx((2 + 3 + 4) / 3)
     assert "the failed run counts as the slowest" in found["sentence"]
     assert found["runs"][2]["status"] == ("aborted" if failure == MISSED else "failed")
 
 
-def test_two_failed_runs_leave_no_score(tmp_path, synthetic, capsys):
-    synthetic(EXIT_BUG, 1.0, MISSED, 3.0, 2.0)
-    assert run_series("coco", [], runs=5, run_dir=str(tmp_path / "s")) == EXIT_TARGET_MISSED
-    found = read_series(tmp_path / "s")
+def test_two_failed_runs_leave_no_score(run_synthetic, capsys):
+    code, found, _ = run_synthetic([EXIT_BUG, 1.0, MISSED, 3.0, 2.0])
+    assert code == EXIT_TARGET_MISSED
     assert found["score_minutes"] is None and "no score" in found["sentence"]
-    assert found["runs"][0] == {
-        "folder": "run_0",
-        "exit_code": 1,
-        "status": "failed",
-        "minutes": None,
-        "epochs": None,
-        "seed": None,
-    }
+    unknown = dict.fromkeys(("minutes", "epochs", "seed"))
+    assert found["runs"][0] == {"folder": "run_0", "exit_code": 1, "status": "failed", **unknown}
     assert found["runs"][2]["minutes"] == 10.0  # known, but no time to the targets
     assert "run_0  failed   1          -       -        -" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("outcomes", "code"), [((1.0, 2.0), EXIT_DONE), ((1.0, MISSED), EXIT_TARGET_MISSED), ((1.0,) * 6, EXIT_DONE)]
-)
-def test_without_five_runs_there_is_no_score_and_all_must_succeed(tmp_path, synthetic, outcomes, code):
-    synthetic(*outcomes)
-    assert run_series("coco", [], runs=len(outcomes), run_dir=str(tmp_path / "s")) == code
-    found = read_series(tmp_path / "s")
-    assert found["score_minutes"] is None and "a score needs 5 runs" in found["sentence"]
-
-
-@pytest.mark.parametrize(
     ("outcomes", "code", "sentence"),
     [
+        ([1.0, 2.0], EXIT_DONE, "a score needs 5 runs"),
+        ([1.0, MISSED], EXIT_TARGET_MISSED, "a score needs 5 runs"),
+        ([1.0] * 6, EXIT_DONE, "a score needs 5 runs"),
         ([UNTARGETED] * 5, EXIT_DONE, "5 of 5 runs trained to their end; without targets there is no score."),
-        ([UNTARGETED] * 2, EXIT_DONE, "2 of 2 runs trained to their end; without targets there is no score."),
         ([UNTARGETED, EXIT_BUG], EXIT_TARGET_MISSED, "1 of 2 runs trained to their end"),
     ],
 )
-def test_runs_without_targets_are_done_and_have_no_score(tmp_path, synthetic, outcomes, code, sentence):
-    synthetic(*outcomes)
-    assert run_series("coco", [], runs=len(outcomes), run_dir=str(tmp_path / "s")) == code
-    found = read_series(tmp_path / "s")
-    assert found["sentence"].startswith(sentence) and found["score_minutes"] is None
+def test_other_series_have_no_score_and_all_their_runs_must_end_well(run_synthetic, outcomes, code, sentence):
+    found_code, found, _ = run_synthetic(outcomes)
+    assert found_code == code and found["score_minutes"] is None and sentence in found["sentence"]
 
 
 @pytest.mark.parametrize("code", [EXIT_USAGE, EXIT_DATA, EXIT_RULE])
-def test_a_mistake_that_stops_the_first_run_ends_the_series(tmp_path, synthetic, code, capsys):
-    commands = synthetic(code, 1.0, 1.0, 1.0, 1.0)
-    assert run_series("coco", [], runs=5, run_dir=str(tmp_path / "s")) == code
-    assert len(commands) == 1 and "the other runs would meet the same" in capsys.readouterr().out
-    assert read_series(tmp_path / "s")["sentence"].startswith("1 of 5 runs are done")
+def test_a_mistake_that_stops_the_first_run_ends_the_series(run_synthetic, code, capsys):
+    found_code, found, commands = run_synthetic([code, 1.0, 1.0, 1.0, 1.0])
+    assert found_code == code and len(commands) == 1
+    assert "the other runs would meet the same" in capsys.readouterr().out
+    assert found["sentence"].startswith("1 of 5 runs are done")
 
 
-def test_the_same_code_of_a_later_run_does_not(tmp_path, synthetic):
-    commands = synthetic(1.0, EXIT_DATA, 1.0, 1.0, 1.0)
-    assert run_series("coco", [], runs=5, run_dir=str(tmp_path / "s")) == EXIT_DONE
-    assert len(commands) == 5
+def test_the_same_code_of_a_later_run_does_not(run_synthetic):
+    code, _, commands = run_synthetic([1.0, EXIT_DATA, 1.0, 1.0, 1.0])
+    assert code == EXIT_DONE and len(commands) == 5
 
 
-def test_each_run_is_a_fresh_python_with_a_folder_of_its_own(tmp_path, synthetic):
-    commands = synthetic(1.0, 1.0)
-    run_series("demo", ["optimizer.max_epochs=1", "processes=2"], runs=2, run_dir=str(tmp_path / "s"))
+def test_each_run_is_a_fresh_python_with_a_folder_of_its_own(tmp_path, run_synthetic):
+    given = ["optimizer.max_epochs=1", "processes=2"]
+    _, _, commands = run_synthetic([1.0, 1.0], given)
     for number, command in enumerate(commands):
-        words = ["run", "demo", "optimizer.max_epochs=1", "processes=2", f"run_dir={tmp_path / 's'}/run_{number}"]
-        assert command == [sys.executable, "-m", "maskperf", *words]
+        arguments = ["run", "coco", *given, f"run_dir={tmp_path / 's'}/run_{number}"]
+        assert command == [sys.executable, "-m", "maskperf", *arguments]
 
 
-def test_the_file_of_the_series_is_renewed_after_every_run(tmp_path, synthetic, monkeypatch):
-    synthetic(1.0, 2.0)
-    child, seen = series.run_child, []
-
-    def watched(command):
-        seen.append(read_series(tmp_path / "s"))
-        return child(command)
-
-    monkeypatch.setattr(series, "run_child", watched)
-    run_series("coco", [], runs=2, run_dir=str(tmp_path / "s"))
-    assert [len(found["runs"]) for found in seen] == [0, 1]
-    assert seen[1]["sentence"] == "1 of 2 runs are done, 1 of them met their targets."
-
-
-def test_the_default_folder_is_named_after_the_recipe(tmp_path, synthetic, monkeypatch):
+def test_the_default_folder_is_named_after_the_recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    synthetic(1.0)
+    monkeypatch.setattr(series, "run_child", lambda command: EXIT_BUG)
     run_series("coco", [], runs=1)
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.startswith("coco-") and folder.name.endswith("-series")
 
 
-def test_a_folder_with_something_in_it_is_left_alone(tmp_path, synthetic):
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(series, "run_child", None)  # not called
     (tmp_path / "precious.txt").write_text("mine")
-    commands = synthetic(1.0)
     with pytest.raises(StorageError, match="not empty"):
         run_series("coco", [], runs=1, run_dir=str(tmp_path))
-    assert commands == [] and [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
 
 
 def test_a_run_that_fell_over_after_its_success_is_a_failed_one(tmp_path):

@@ -13,19 +13,19 @@ NAMES = ["Gr\u00f6\u00dfe", "\u7bb1\u5b50", "\u043a\u043e\u043d\u0443\u0441", "\
 
 @pytest.fixture
 def named(tmp_path):
-    """Return the words of a short run on a data set whose categories have names of several scripts."""
+    """Return the arguments of a short run on a data set whose categories have names of several scripts."""
     write_demo_dataset(tmp_path / "data", train_images=4, val_images=2, seed=3)
-    words = ["run", "demo", "seed=1", "system.threads=1", "optimizer.max_steps=1", "optimizer.batch_size=2"]
-    words += ["data.short_side=64", "data.long_side=96", f"run_dir={tmp_path / 'run'}"]
-    words += ["evaluation.box_target=0", "evaluation.mask_target=0"]
+    arguments = ["run", "demo", "seed=1", "system.threads=1", "optimizer.max_steps=1", "optimizer.batch_size=2"]
+    arguments += ["data.short_side=64", "data.long_side=96", f"run_dir={tmp_path / 'run'}"]
+    arguments += ["evaluation.box_target=0", "evaluation.mask_target=0"]
     for split in ("train", "val"):
         path = tmp_path / "data" / "annotations" / f"instances_{split}2017.json"
         document = json.loads(path.read_text())
-        for place, category in enumerate(document["categories"]):
-            category["name"] = NAMES[place] if place < len(NAMES) else f"thing {place}"
+        for index, category in enumerate(document["categories"]):
+            category["name"] = NAMES[index] if index < len(NAMES) else f"thing {index}"
         path.write_text(json.dumps(document))
-        words += [f"data.{split}_json={path}", f"data.{split}_images={tmp_path / 'data' / f'{split}2017'}"]
-    return words
+        arguments += [f"data.{split}_json={path}", f"data.{split}_images={tmp_path / 'data' / f'{split}2017'}"]
+    return arguments
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])

@@ -1,4 +1,3 @@
-import json
 import os
 import subprocess
 import sys
@@ -6,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
-from small_runs import small_run, small_run_words
+from small_runs import log_events, read_results, small_run, small_run_arguments
 
 from maskperf.cli.main import main
 from maskperf.errors import EXIT_DONE, EXIT_NOT_FINITE, EXIT_TARGET_MISSED
@@ -19,11 +18,6 @@ TESTS = Path(__file__).parents[1]
 HUGE_RATE = ("optimizer.learning_rate=1e30", "optimizer.warmup_steps=0")
 
 
-def _log(folder):
-    lines = (folder / "mlperf.log").read_text().splitlines()
-    return [json.loads(line.removeprefix(":::MLLOG ")) for line in lines]
-
-
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stopped")
@@ -32,20 +26,17 @@ def stopped(tmp_path_factory):
     return folder / "run"
 
 
-def test_the_log_says_aborted_and_why(stopped):
-    events = _log(stopped)
+def test_a_lost_run_is_aborted_with_its_reason_and_its_model_never_evaluated_nor_saved(stopped):
+    events = log_events(stopped)
     assert [event["key"] for event in events[-2:]] == ["maskperf_stop", "run_stop"]
+    assert not [event for event in events if event["key"] in ("eval_start", "eval_accuracy")]
     assert events[-1]["metadata"]["status"] == "aborted"
     reason = events[-2]
     assert reason["metadata"]["step"] == 2 and len(reason["metadata"]["image_ids"]) == 8
     for part in ("step 2", "objectness nan", "Learning rate: 1e+30", "Image ids: "):
         assert part in reason["value"]
-
-
-def test_a_broken_model_is_never_evaluated_nor_saved(stopped):
-    assert not [event for event in _log(stopped) if event["key"] in ("eval_start", "eval_accuracy")]
     assert not (stopped / "model.safetensors").exists()
-    results = json.loads((stopped / "results.json").read_text())
+    results = read_results(stopped)
     assert results["status"] == "aborted" and results["box_ap"] is None
     assert [event["event"] for event in results["guard"]["events"]] == ["non-finite"]
 
@@ -91,15 +82,15 @@ def test_a_problem_in_one_of_two_processes_stops_both_and_names_it(tmp_path, pro
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [str(TESTS / "run" / "stopping_run.py"), problem, str(rank), "2"]
     done = subprocess.run(
-        [*command, *small_run_words(tmp_path)], env=environment, capture_output=True, text=True, timeout=240
+        [*command, *small_run_arguments(tmp_path)], env=environment, capture_output=True, text=True, timeout=240
     )
     assert done.returncode != 0
-    message = json.loads((tmp_path / "run" / "results.json").read_text())["reason"]
+    message = read_results(tmp_path / "run")["reason"]
     assert f"{problem} of process {rank}" in message and "step 2" in message
     if problem != "weight":
         assert f"of process {1 - rank}" not in message
     assert f"exitcode  : {EXIT_NOT_FINITE}" in done.stderr and done.stderr.count("error: step 2") == 2
-    assert _log(tmp_path / "run")[-1]["metadata"]["status"] == "aborted"
+    assert log_events(tmp_path / "run")[-1]["metadata"]["status"] == "aborted"
     box = load_black_box(tmp_path / "run" / "black_box")
     assert box.facts.processes == 2 and len(box.micro_batches) == 2
     assert sorted(map(len, box.facts.image_ids)) == [4, 4]
@@ -116,7 +107,7 @@ def test_a_model_whose_scores_fell_to_nothing_is_lost(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluations, "evaluation_collapse", after_a_good_start)
     assert small_run(tmp_path, "optimizer.max_epochs=3") == EXIT_NOT_FINITE
     assert len(seen) == 1  # no second evaluation of a lost model
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    results = read_results(tmp_path / "run")
     assert results["status"] == "aborted" and "fell to 0.0000" in results["reason"]
 
 
@@ -126,5 +117,5 @@ def test_a_plateau_is_noted_once_and_does_not_stop_the_run(tmp_path, monkeypatch
 
     monkeypatch.setattr(evaluations, "find_plateau", lambda points, **limits: Named())
     assert small_run(tmp_path, "optimizer.max_epochs=2", "evaluation.box_target=0.99") == EXIT_TARGET_MISSED
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    results = read_results(tmp_path / "run")
     assert [(event["event"], event["epoch"]) for event in results["guard"]["events"]] == [("plateau", 1)]

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from maskperf.config import has_targets, meets_targets
 from maskperf.run.evaluations import best_row
 from maskperf.run.summary import final_table, met_targets, verdict_lines, where_to_look
 from maskperf.schema import EpochRow, Results
@@ -32,21 +33,34 @@ def results_of(records, status, seconds=275.0, **targets):
 
 
 @pytest.mark.parametrize(
-    ("aps", "targets", "expected"),
+    ("targets", "expected"), [((0.3, 0), True), ((0, 0.3), True), ((0, 0), False), ((None, None), True)]
+)
+def test_a_target_of_0_is_none_and_an_unknown_one_may_be_one(targets, expected):
+    assert has_targets(*targets) == expected
+
+
+@pytest.mark.parametrize(
+    ("aps", "targets", "met"),
     [
         ((0.377, 0.339), (0.377, 0.339), "both"),
         ((0.377, math.nextafter(0.339, 0)), (0.377, 0.339), "box"),
         ((math.nextafter(0.377, 0), 0.339), (0.377, 0.339), "mask"),
-        ((0.0, 0.0), (0.377, 0.339), "-"),
         ((math.nan, math.nan), (0.377, 0.339), "-"),
-        ((0.377, 0.339), (0.377, 0), "box"),
-        ((0.377, 0.339), (0.378, 0), "-"),
-        ((0.377, 0.339), (0, 0.339), "mask"),
-        ((0.377, 0.339), (0, 0), "-"),
+        ((0.377, 0.0), (0.377, 0), "box"),
+        ((0.376, 1.0), (0.377, 0), "-"),
+        ((0.0, 0.339), (0, 0.339), "mask"),
+        ((1.0, 1.0), (0, 0), "-"),
     ],
 )
-def test_targets_are_met_by_equal_or_more_without_rounding_and_0_is_none(aps, targets, expected):
-    assert met_targets(record(1, *aps), *targets) == expected
+def test_targets_are_met_by_equal_or_more_without_rounding_and_0_is_none(aps, targets, met):
+    assert met_targets(record(1, *aps), *targets) == met
+    is_met = met == "both" or (0 in targets and met != "-")
+    assert meets_targets(*aps, box_target=targets[0], mask_target=targets[1]) == is_met
+
+
+def test_an_unknown_target_is_met_by_any_ap():
+    assert meets_targets(0.1, 0.4, box_target=None, mask_target=0.339)
+    assert not meets_targets(0.9, 0.3, box_target=None, mask_target=0.339)
 
 
 def test_the_plain_table_has_one_row_an_epoch_the_verdict_and_the_files(tmp_path, capsys, monkeypatch):

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ from mlperf_logging.mllog import constants as keys
 from mlperf_logging.mllog.mllog import MLLogger
 
 from maskperf.config import BENCHMARK, RunConfig
-from maskperf.schema import LossWindow
 
 LARGEST_CLOCK_DRIFT_SECONDS = 1.0
 # The names that published logs use for the five losses.
@@ -93,13 +92,13 @@ class MlperfLog:
     def epoch_stop(self, epoch: int) -> None:
         self._write("end", keys.EPOCH_STOP, metadata={"epoch_num": epoch})
 
-    def tracked_stats(self, windows: Sequence[LossWindow]) -> None:
-        """Write the means over each window of steps, under the names that published logs use."""
-        for window in windows:
-            losses = {PUBLISHED_LOSS_NAMES[name]: value for name, value in window.losses.items()}
-            rates = {"learning_rate": window.learning_rate, "throughput": window.images_per_second}
-            metadata = {"step": window.step, "epoch_num": window.epoch}
-            self._write("event", "tracked_stats", {"loss": sum(losses.values()), **losses, **rates}, metadata)
+    def tracked_stats(
+        self, step: int, epoch: int, losses: Mapping[str, float], *, learning_rate: float, images_per_second: float
+    ) -> None:
+        """Write the means over a window of steps, under the names that published logs use; `step` is its last."""
+        values = {"loss": sum(losses.values()), **{PUBLISHED_LOSS_NAMES[name]: loss for name, loss in losses.items()}}
+        values |= {"learning_rate": learning_rate, "throughput": images_per_second}
+        self._write("event", "tracked_stats", values, {"step": step, "epoch_num": epoch})
 
     def evaluation_start(self, epoch: int) -> None:
         self._write("start", keys.EVAL_START, metadata={"epoch_num": epoch})

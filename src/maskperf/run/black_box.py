@@ -16,10 +16,10 @@ from maskperf.errors import ConfigError, DataError, Problem
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.model.weights import write_tensor_file
 from maskperf.overrides import from_json_text, to_json_text
+from maskperf.schema import CONFIG_FILE
 from maskperf.structures import Batch, Images, Polygons, RunLengths, Targets
 
 FACTS_FILE = "facts.json"
-CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "weights.safetensors"
 MOMENTUM_FILE = "momentum.safetensors"
 BATCHES_FILE = "batches.safetensors"

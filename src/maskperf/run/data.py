@@ -178,18 +178,15 @@ def _own_data_notices(config: RunConfig, train: CocoIndex, val: CocoIndex) -> li
 
 def _class_problems(train: CocoIndex, num_classes: int) -> list[Problem]:
     found = len(train.category_ids) + 1
-    if found == num_classes:
-        return []
-    return [
-        Problem(
-            file=str(train.json_path),
-            where="the list of categories",
-            field="categories",
-            value=f"{found - 1} entries",
-            message=f"model.num_classes={num_classes} wants {num_classes - 1} of them (background is class 0).",
-            fix=f"Set model.num_classes={found}, or 0 to follow the file.",
-        )
-    ]
+    problem = Problem(
+        file=str(train.json_path),
+        where="the list of categories",
+        field="categories",
+        value=f"{found - 1} entries",
+        message=f"model.num_classes={num_classes} wants {num_classes - 1} of them (background is class 0).",
+        fix=f"Set model.num_classes={found}, or 0 to follow the file.",
+    )
+    return [] if found == num_classes else [problem]
 
 
 def micro_batches(

@@ -19,8 +19,10 @@ from maskperf.run.collapse import evaluation_collapse
 from maskperf.run.data import OpenedData
 from maskperf.run.plateau import find_plateau
 from maskperf.run.recorder import StepRecorder
-from maskperf.run.session import Session, keep_best_model
+from maskperf.run.session import Session, save_best_model
 from maskperf.schema import EpochRow
+
+ENGINES_DIFFER = "the fast COCO engine and the official one do not agree"
 
 
 @dataclass(frozen=True)
@@ -223,7 +225,7 @@ class Evaluations:
         recorder.evaluation(row)
         if best_row(recorder.rows) is row:
             with session.account.measure("saving"):
-                keep_best_model(session)
+                save_best_model(session)
         if self.is_final and update > trained.step:
             beyond = update - trained.step
             session.say(f"discarded: the steps beyond epoch {trained.epoch}, trained while it was scored ({beyond})")
@@ -277,5 +279,5 @@ def confirm(session: Session, data: OpenedData, verdict: Verdict) -> Verdict:
     differences = share_from_first(differences, topology)
     if not differences:
         return verdict
-    session.log.withdraw("the fast COCO engine and the official one do not agree")
+    session.log.withdraw(ENGINES_DIFFER)
     return replace(verdict, status="aborted", differences=differences)

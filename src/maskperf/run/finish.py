@@ -17,7 +17,7 @@ from maskperf.files import pretty_json
 from maskperf.model.weights import load_model_weights, save_reference_state
 from maskperf.run.black_box import Facts, polygon_limits, save_black_box
 from maskperf.run.data import OpenedData, micro_batches
-from maskperf.run.evaluations import Training, Verdict, best_row
+from maskperf.run.evaluations import ENGINES_DIFFER, Training, Verdict, best_row
 from maskperf.run.progress import peak_memory_gib
 from maskperf.run.recorder import StepRecorder
 from maskperf.run.session import BEST_WEIGHTS_FILE, WEIGHTS_FILE, Session
@@ -25,6 +25,7 @@ from maskperf.schema import RESULTS_FILE, BestEpoch, GuardResults, Results
 from maskperf.structures import Batch, to_device
 
 BLACK_BOX = "black_box"
+TARGETS_MISSED = "the steps of the recipe are used up and a target is not met"
 SHOWN_IMAGE_IDS = 32
 
 
@@ -40,7 +41,8 @@ class FinishedRun:
 
 def finish(session: Session, training: Training, verdict: Verdict) -> FinishedRun:
     """Return what the run achieved; the first process also writes results, detections and reference weights."""
-    results = save_results(session, training.recorder, reason=_reason(verdict), verdict=verdict)
+    reason = ENGINES_DIFFER if verdict.differences else TARGETS_MISSED if verdict.status == "aborted" else ""
+    results = save_results(session, training.recorder, reason=reason, verdict=verdict)
     if session.folder is None or verdict.scored is None:
         return FinishedRun(results, None, training.data, None)
     boxes, masks = (with_written_ids(found, training.data.categories) for found in verdict.scored.found)
@@ -56,15 +58,6 @@ def finish(session: Session, training: Training, verdict: Verdict) -> FinishedRu
     if abs(drift) > 1:
         session.say(f"the wall clock was moved by {drift:.1f} s during the run; no time given here depends on it")
     return FinishedRun(results, session.folder, training.data, (boxes, masks))
-
-
-def _reason(verdict: Verdict) -> str:
-    """Return why the run is aborted; empty where it is not."""
-    if verdict.differences:
-        return "the fast COCO engine and the official one do not agree"
-    if verdict.status == "aborted":
-        return "the steps of the recipe are used up and a target is not met"
-    return ""
 
 
 def save_results(session: Session, recorder: StepRecorder, *, reason: str, verdict: Verdict | None = None) -> Results:

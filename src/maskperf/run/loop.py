@@ -107,6 +107,7 @@ def _open_recorder(session: Session, steps_per_epoch: int) -> StepRecorder:
         session.folder / METRICS_FILE if session.folder else None,
         progress,
         session.account,
+        session.log,
         every_steps=every_steps,
         world=session.topology.world,
         stop_on_collapse=config.system.on_collapse == "stop",
@@ -118,10 +119,7 @@ def _open_recorder(session: Session, steps_per_epoch: int) -> StepRecorder:
 def _note(session: Session, training: Training, evaluations: Evaluations, epoch: int, steps: Iterable[Step]) -> None:
     """Record steps of an epoch, and take the verdict on the epoch before where it is known."""
     for step in steps:
-        was_read = training.recorder.add(
-            step.result, epoch=epoch, step=step.update, data_wait_seconds=step.wait_seconds
-        )
-        session.log.tracked_stats(training.recorder.take_windows())
+        was_read = training.recorder.add(step, epoch)
         if was_read and not evaluations.is_final:
             evaluations.take_known(step.update)
 

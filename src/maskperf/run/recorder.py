@@ -4,14 +4,16 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 import torch
 
-from maskperf.engine.step import BAD_PARTS, StepResult
+from maskperf.engine.step import BAD_PARTS
+from maskperf.engine.under_way import Step
 from maskperf.errors import LostRunError, NonFiniteError, UserError
+from maskperf.mlperf.log import MlperfLog
 from maskperf.run.collapse import CollapseGuard
 from maskperf.run.progress import Progress, memory_now_gib
 from maskperf.schema import (
@@ -20,19 +22,17 @@ from maskperf.schema import (
     EvaluationLine,
     GuardEvent,
     GuardLine,
-    LossWindow,
     MetricsLine,
     StepLine,
 )
 from maskperf.structures import LOSS_NAMES
 
 MOST_STEPS_UNREAD = 10  # the host knows of a problem at most this many steps after it happened
-OTHER = "other"
 PHASES = (
     *("opening the data", "data wait", "forward", "backward"),
     "replay",  # forward and backward as one CUDA graph
     "exchange",  # of gradients between processes
-    *("optimizer", "evaluation", "saving", OTHER),
+    *("optimizer", "evaluation", "saving"),
 )
 
 
@@ -40,7 +40,7 @@ class TimeAccount:
     """Seconds by phase between start and stop. Phases do not overlap, so their sum is at most the whole."""
 
     def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
+        self._seconds = dict.fromkeys(PHASES, 0.0)
         self._start: float | None = None
         self._stop: float | None = None
 
@@ -59,9 +59,7 @@ class TimeAccount:
         return (time.monotonic() if self._stop is None else self._stop) - self._start
 
     def add(self, phase: str, seconds: float) -> None:
-        if phase not in PHASES:
-            raise ValueError(f"{phase!r} is not one of {', '.join(PHASES)}")
-        self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
+        self._seconds[phase] += seconds
 
     @contextmanager
     def measure(self, phase: str) -> Iterator[None]:
@@ -74,36 +72,33 @@ class TimeAccount:
 
     def phases(self) -> dict[str, float]:
         """Return every phase that took time, in the order of `PHASES`; what no phase claims is "other"."""
-        named = {phase: self._seconds[phase] for phase in PHASES if phase in self._seconds and phase != OTHER}
-        return {**named, OTHER: max(0.0, self.total_seconds() - sum(named.values()))}
+        named = {phase: seconds for phase, seconds in self._seconds.items() if seconds}
+        return {**named, "other": max(0.0, self.total_seconds() - sum(named.values()))}
 
 
 @dataclass(frozen=True)
 class _UnreadStep:
-    result: StepResult
+    step: Step
     epoch: int
-    step: int
-    data_wait_seconds: float
-    step_seconds: float
+    seconds: float  # since the end of the step before
 
 
+@dataclass
 class _Sums:
-    """Losses, images and seconds of some steps of all processes."""
+    """Some steps of all processes."""
 
-    def __init__(self, world: int):
-        self._world = world
-        self.losses: list[list[float]] = []  # the five terms of each step
-        self._images = 0
-        self._seconds = 0.0
+    losses: list[list[float]] = field(default_factory=list)  # the five terms of each step
+    images: int = 0
+    seconds: float = 0.0
 
     def add(self, losses: list[float], images: int, seconds: float) -> None:
         self.losses.append(losses)
-        self._images += images * self._world
-        self._seconds += seconds
+        self.images += images
+        self.seconds += seconds
 
     @property
     def images_per_second(self) -> float:
-        return self._images / max(self._seconds, 1e-9)
+        return self.images / max(self.seconds, 1e-9)
 
 
 class StepRecorder:
@@ -118,6 +113,7 @@ class StepRecorder:
         path: Path | None,
         progress: Progress,
         account: TimeAccount,
+        log: MlperfLog,
         *,
         every_steps: int,
         world: int,
@@ -126,7 +122,7 @@ class StepRecorder:
         self.rows: list[EpochRow] = []
         self.events: list[GuardEvent] = []
         self.steps_checked = 0
-        self._account = account
+        self._account, self._log = account, log
         self._stream = path.open("ab") if path is not None else None
         self._progress = progress
         self._read_every = min(every_steps, MOST_STEPS_UNREAD)
@@ -134,32 +130,26 @@ class StepRecorder:
         self._stop_on_collapse = stop_on_collapse
         self._guard = CollapseGuard()
         self._unread: list[_UnreadStep] = []
-        self._epoch, self._window = _Sums(world), _Sums(world)
-        self._complete_windows: list[LossWindow] = []
+        self._epoch, self._window = _Sums(), _Sums()
         self._last_time = time.monotonic()
 
     def start_epoch(self) -> None:
         self._last_time = time.monotonic()
-        self._epoch = _Sums(self._world)
+        self._epoch = _Sums()
 
-    def add(self, result: StepResult, *, epoch: int, step: int, data_wait_seconds: float) -> bool:
-        """Take one step's result; time is counted from the end of the step before, its wait for data included.
+    def add(self, step: Step, epoch: int) -> bool:
+        """Take a step; its time is counted from the end of the step before, the wait for data included.
 
         Return whether the device was waited for and read, which happens at the same steps in every process.
         Errors: LostRunError as soon as a problem or a collapse is read.
         """
         now = time.monotonic()
-        self._unread.append(_UnreadStep(result, epoch, step, data_wait_seconds, now - self._last_time))
+        self._unread.append(_UnreadStep(step, epoch, now - self._last_time))
         self._last_time = now
         if len(self._unread) < self._read_every:
             return False
         self._flush()
         return True
-
-    def take_windows(self) -> list[LossWindow]:
-        """Return the windows of `WINDOW_STEPS` steps that were completed since the last call."""
-        complete, self._complete_windows = self._complete_windows, []
-        return complete
 
     def epoch_summary(self) -> tuple[float, float]:
         """Return the epoch's mean loss and its images/s over all processes, data waits included."""
@@ -196,101 +186,100 @@ class StepRecorder:
     def _flush(self) -> None:
         if not self._unread:
             return
-        steps, self._unread = self._unread, []
-        losses = torch.stack([step.result.losses for step in steps]).tolist()
-        problems = torch.stack([step.result.not_finite for step in steps]).tolist()
-        dropped = torch.stack([step.result.dropped_masks for step in steps]).tolist()
-        for step, terms, problem, num_dropped in zip(steps, losses, problems, dropped, strict=True):
-            self._record(step, terms)
+        unread, self._unread = self._unread, []
+        results = [entry.step.result for entry in unread]
+        losses = torch.stack([result.losses for result in results]).tolist()
+        problems = torch.stack([result.not_finite for result in results]).tolist()
+        dropped = torch.stack([result.dropped_masks for result in results]).tolist()
+        shown = _Sums()
+        for entry, terms, problem, num_dropped in zip(unread, losses, problems, dropped, strict=True):
+            self._record(entry, terms)
             self.steps_checked += 1
-            self._check_dropped_masks(step, num_dropped)
-            self._check_finite(step, terms, problem)
-            self._check_collapse(step, sum(terms))
-        shown = _Sums(self._world)
-        for step, terms in zip(steps, losses, strict=True):
-            shown.add(terms, step.result.images, step.step_seconds)
+            self._check_dropped_masks(entry, num_dropped)
+            self._check_finite(entry, terms, problem)
+            self._check_collapse(entry, sum(terms))
+            shown.add(terms, entry.step.result.images * self._world, entry.seconds)
         self._progress.step(
-            epoch=steps[-1].epoch,
-            step=steps[-1].step,
+            epoch=unread[-1].epoch,
+            step=unread[-1].step.update,
             loss=sum(losses[-1]),
-            learning_rate=steps[-1].result.learning_rate,
+            learning_rate=results[-1].learning_rate,
             images_per_second=shown.images_per_second,
         )
 
-    def _record(self, step: _UnreadStep, terms: list[float]) -> None:
-        result = step.result
+    def _record(self, entry: _UnreadStep, terms: list[float]) -> None:
+        step, result = entry.step, entry.step.result
         phases = result.stopwatch.seconds()
-        for phase, seconds in phases.items():
-            self._account.add(phase, seconds)
         # On a GPU the step's phases run while the host waits for data: only what they leave counts as waiting.
-        waited = min(step.data_wait_seconds, max(0.0, step.step_seconds - sum(phases.values())))
-        self._account.add("data wait", waited)
-        self._epoch.add(terms, result.images, step.step_seconds)
-        self._window.add(terms, result.images, step.step_seconds)
+        waited = min(step.wait_seconds, max(0.0, entry.seconds - sum(phases.values())))
+        for phase, seconds in {**phases, "data wait": waited}.items():
+            self._account.add(phase, seconds)
+        images = result.images * self._world
+        for sums in (self._epoch, self._window):
+            sums.add(terms, images, entry.seconds)
         if len(self._window.losses) == WINDOW_STEPS:
-            self._complete_windows.append(self._finished_window(step))
-            self._window = _Sums(self._world)
+            self._finish_window(entry)
         line = StepLine(
-            step=step.step,
-            epoch=step.epoch,
+            step=step.update,
+            epoch=entry.epoch,
             **dict(zip(LOSS_NAMES, terms, strict=True)),
             total=sum(terms),
             learning_rate=result.learning_rate,
-            images_per_second=result.images * self._world / max(step.step_seconds, 1e-9),
+            images_per_second=images / max(entry.seconds, 1e-9),
             data_wait_seconds=waited,
-            step_seconds=step.step_seconds,
+            step_seconds=entry.seconds,
             memory_gib=memory_now_gib(),
             **{f"{phase}_seconds": seconds for phase, seconds in phases.items()},
         )
         self._write(line)
 
-    def _finished_window(self, last: _UnreadStep) -> LossWindow:
+    def _finish_window(self, last: _UnreadStep) -> None:
         means = [sum(values) / WINDOW_STEPS for values in zip(*self._window.losses, strict=True)]
-        return LossWindow(
-            step=last.step,
-            epoch=last.epoch,
-            losses=dict(zip(LOSS_NAMES, means, strict=True)),
-            learning_rate=last.result.learning_rate,
+        self._log.tracked_stats(
+            last.step.update,
+            last.epoch,
+            dict(zip(LOSS_NAMES, means, strict=True)),
+            learning_rate=last.step.result.learning_rate,
             images_per_second=self._window.images_per_second,
         )
+        self._window = _Sums()
 
     def _write(self, line: MetricsLine) -> None:
         if self._stream is not None:
             self._stream.write(msgspec.json.encode(line) + b"\n")  # msgspec writes NaN and infinity as null
             self._stream.flush()
 
-    def _check_dropped_masks(self, step: _UnreadStep, num_dropped: int) -> None:
+    def _check_dropped_masks(self, entry: _UnreadStep, num_dropped: int) -> None:
         if num_dropped:
             raise UserError(
-                f"step {step.step}: {num_dropped} positive RoIs found no slot in the mask head. "
+                f"step {entry.step.update}: {num_dropped} positive RoIs found no slot in the mask head. "
                 "Fix: set model.mask_slots_per_image=0, which makes room for all of them."
             )
 
-    def _check_finite(self, step: _UnreadStep, terms: list[float], problems: list[list[float]]) -> None:
+    def _check_finite(self, entry: _UnreadStep, terms: list[float], problems: list[list[float]]) -> None:
         found = [
             f"{part} of process {rank}"
             for rank, parts in enumerate(problems)
             for part, count in zip(BAD_PARTS, parts, strict=True)
             if count > 0
         ]
-        if not found:
-            return
-        losses = ", ".join(f"{name} {term:.4g}" for name, term in zip(LOSS_NAMES, terms, strict=True))
-        text = (
-            f"step {step.step} (epoch {step.epoch}): not a finite number: {', '.join(found)}. "
-            f"Losses: {losses}. Learning rate: {step.result.learning_rate:.6g}."
-        )
-        self._lose(NonFiniteError(text, step=step.step), step)
+        if found:
+            step = entry.step
+            losses = ", ".join(f"{name} {term:.4g}" for name, term in zip(LOSS_NAMES, terms, strict=True))
+            text = (
+                f"step {step.update} (epoch {entry.epoch}): not a finite number: {', '.join(found)}. "
+                f"Losses: {losses}. Learning rate: {step.result.learning_rate:.6g}."
+            )
+            self._lose(NonFiniteError(text, step=step.update), entry.epoch, stop=True)
 
-    def _check_collapse(self, step: _UnreadStep, total: float) -> None:
-        event = self._guard.add(step.step, total if math.isfinite(total) else None)
-        if event is None:
-            return
-        error = LostRunError(f"step {step.step} (epoch {step.epoch}): {event.text}", step=step.step)
-        if self._stop_on_collapse:
-            self._lose(error, step)
-        self.note(error.event, step.step, step.epoch, str(error))
+    def _check_collapse(self, entry: _UnreadStep, total: float) -> None:
+        step = entry.step.update
+        event = self._guard.add(step, total if math.isfinite(total) else None)
+        if event is not None:
+            error = LostRunError(f"step {step} (epoch {entry.epoch}): {event.text}", step=step)
+            self._lose(error, entry.epoch, stop=self._stop_on_collapse)
 
-    def _lose(self, error: LostRunError, step: _UnreadStep) -> None:
-        self.note(error.event, step.step, step.epoch, str(error))
-        raise error
+    def _lose(self, error: LostRunError, epoch: int, *, stop: bool) -> None:
+        self.note(error.event, error.step, epoch, str(error))
+        if stop:
+            raise error

@@ -15,8 +15,6 @@ from maskperf.run.black_box import BlackBox
 from maskperf.structures import LOSS_NAMES, Images, to_device
 from maskperf.techniques import chosen_techniques, using
 
-MOST_NAMES = 8
-
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatchReplay:

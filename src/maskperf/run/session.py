@@ -58,7 +58,7 @@ class BackgroundWriter:
             self._pending.popleft().result()
 
     def close(self) -> None:
-        """Return when everything is written or has failed, silently: another error is on its way."""
+        """Wait for the writes in silence, even where they fail: another error is on its way."""
         self._thread.shutdown(wait=True)
 
 
@@ -103,7 +103,7 @@ class Session:
             print(text, flush=True)
 
     def notice(self, text: str) -> None:
-        """Print what the user should know about the data or the settings, and keep it for results and report."""
+        """Print what the user should know about the data or the settings, and save it for results and report."""
         self.notices.append(text)
         self.say(text)
 
@@ -162,8 +162,8 @@ def save_model(session: Session, model: MaskRcnn, categories: CocoIndex) -> None
         session.writer.submit(partial(save_state, state, session.folder / WEIGHTS_FILE, metadata))
 
 
-def keep_best_model(session: Session) -> None:
-    """Keep the weights that were saved last as those of the best evaluation."""
+def save_best_model(session: Session) -> None:
+    """Save the weights that were saved last as those of the best evaluation, too."""
     if session.folder is not None:
         last, best = session.folder / WEIGHTS_FILE, session.folder / BEST_WEIGHTS_FILE
         session.writer.submit(partial(replace_file, best, partial(_link_or_copy, last)))

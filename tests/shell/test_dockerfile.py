@@ -136,9 +136,9 @@ def test_the_commands_of_the_page_are_commands_of_maskperf():
     calls = [shlex.split(line) for line in re.findall(rf"docker run [^\n`]*{re.escape(image)}[^\n`]*", whole)]
     assert len(calls) == 4
     for call in calls:
-        command, *words = call[call.index(image) + 1 :]
+        command, *arguments = call[call.index(image) + 1 :]
         assert command in COMMANDS
         if command == "run":
-            recipe, *pairs = words
+            recipe, *pairs = arguments
             validate(with_overrides(RECIPES[recipe](), [pair for pair in pairs if "." in pair.partition("=")[0]]))
             assert {pair.partition("=")[0] for pair in pairs} <= {"runs", "processes"}

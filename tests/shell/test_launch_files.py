@@ -292,8 +292,8 @@ def test_the_pod_that_prepares_the_data_is_whole():
 
 
 def test_five_runs_on_kubernetes_differ_in_name_and_folder_only():
-    words = re.search(r'sed "([^"]+)"', PAGES["kubernetes"])[1].replace("$number", "3")
-    command = ["sed", words, str(ROOT / "launch/kubernetes.yaml")]
+    expression = re.search(r'sed "([^"]+)"', PAGES["kubernetes"])[1].replace("$number", "3")
+    command = ["sed", expression, str(ROOT / "launch/kubernetes.yaml")]
     changed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
     *setup, job = yaml.safe_load_all(changed)
     assert setup == DOCUMENTS[:-1]
@@ -312,11 +312,11 @@ def test_every_key_with_a_value_can_be_used(name):
 def test_every_command_of_maskperf_can_be_used(name):
     whole = re.sub(r"\\\n\s*", "", TEXTS[name])
     for line in re.findall(r"(?m)^(?:`|\$ )?maskperf ([^\n`]+)", whole):
-        command, *words = shlex.split(line, comments=True)
+        command, *arguments = shlex.split(line, comments=True)
         assert command in COMMANDS, line
         if command == "run":
-            pairs, _ = read_counts(words[1:])
-            validate(with_overrides(RECIPES[words[0]](), pairs))
+            pairs, _ = read_counts(arguments[1:])
+            validate(with_overrides(RECIPES[arguments[0]](), pairs))
     for command in re.findall(r"`maskperf (\w+)", whole):
         assert command in COMMANDS
 

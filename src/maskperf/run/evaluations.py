@@ -56,11 +56,6 @@ class Verdict:
     seconds: float  # of predicting and of scoring
     differences: tuple[str, ...] = ()  # between the fast engine and the official one, after `confirm`
 
-    @property
-    def is_final(self) -> bool:
-        """Whether the run ends here, even if it has epochs left."""
-        return self.status == "success"
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedEpoch:
@@ -74,25 +69,20 @@ class TrainedEpoch:
 
 
 class Evaluation:
-    """One evaluation: the model has predicted, and training goes on while threads do the rest.
+    """One evaluation: the model predicts when this is made, and training goes on while threads do the rest.
 
     In every process threads turn its detections into results; when all are ready they are gathered, and a thread of
     the first process scores them. Every call is made by all processes at the same step.
     """
 
-    def __init__(self, session: Session, truth: GroundTruth | None, trained: TrainedEpoch):
+    def __init__(self, session: Session, data: OpenedData, model: MaskRcnn, trained: TrainedEpoch):
+        config, topology = session.config, session.topology
         self.trained = trained
         self._session = session
-        self._truth = truth
-        self._seconds = 0.0
-        self._coding: Sequence[Future[ResultTable]] = ()
+        self._truth = data.truth
         self._scoring: Future[Scored] | None = None  # once gathered, in the first process
         self._is_gathered = False
-
-    def predict(self, data: OpenedData, model: MaskRcnn) -> None:
-        """Run the model, as it is now, on this process's share of the validation split."""
-        config, topology = self._session.config, self._session.topology
-        self._session.log.evaluation_start(self.trained.epoch)
+        session.log.evaluation_start(trained.epoch)
         start = time.monotonic()
         batches = evaluation_batches(
             data.val,
@@ -121,20 +111,18 @@ class Evaluation:
     def verdict(self) -> Verdict:
         """Return the verdict, in every process at once; waits for the scores."""
         self._gather()
-        session, targets = self._session, self._session.config.evaluation
+        session, config = self._session, self._session.config.evaluation
         scored = self._scoring.result() if self._scoring is not None else None
-        numbers = 0.0, 0.0, "aborted", 0.0  # in other processes, which get those of the first
+        numbers = 0.0, 0.0, 0.0  # in other processes, which get those of the first
         if scored is not None:
-            scores = scored.scores
-            limits = {"box_target": targets.box_target, "mask_target": targets.mask_target}
-            status = "aborted"
-            if meets_targets(scores.box_ap, scores.mask_ap, **limits):
-                status = "success"
-            elif self.trained.is_last and not has_targets(**limits):
-                status = "done"
-            numbers = scores.box_ap, scores.mask_ap, status, self._seconds + scored.seconds
-        box_ap, mask_ap, status, seconds = share_from_first(numbers, session.topology)
+            numbers = scored.scores.box_ap, scored.scores.mask_ap, self._seconds + scored.seconds
+        box_ap, mask_ap, seconds = share_from_first(numbers, session.topology)
         session.log.evaluation_stop(self.trained.epoch, box_ap, mask_ap)
+        status = "aborted"
+        if meets_targets(box_ap, mask_ap, box_target=config.box_target, mask_target=config.mask_target):
+            status = "success"
+        elif self.trained.is_last and not has_targets(config.box_target, config.mask_target):
+            status = "done"
         return Verdict(box_ap=box_ap, mask_ap=mask_ap, status=status, scored=scored, seconds=seconds)
 
     def _gather(self) -> None:
@@ -172,14 +160,13 @@ class Evaluations:
     @property
     def is_final(self) -> bool:
         """Whether the run ends with the last verdict, even if it has epochs left."""
-        return self.verdict is not None and self.verdict.is_final
+        return self.verdict is not None and self.verdict.status == "success"
 
     def start(self, trained: TrainedEpoch) -> None:
         """Predict the validation split and leave the rest to threads. The verdict before must have been taken."""
         training = self._training
         with self._session.account.measure("evaluation"):
-            self._pending = Evaluation(self._session, training.data.truth, trained)
-            self._pending.predict(training.data, training.model)
+            self._pending = Evaluation(self._session, training.data, training.model, trained)
 
     def take_known(self, update: int) -> None:
         """Take the verdict if the first process has it; `update`: the steps trained so far.

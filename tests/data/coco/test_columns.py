@@ -46,6 +46,7 @@ def columns_reference(document: dict) -> dict[str, np.ndarray | list[str]]:
     polygons = [polygon for of_object in polygons_of for polygon in of_object]
     return {
         "image_ids": np.array([row["id"] for row in document["images"]]),
+        "image_keys": [],
         "file_names": [row["file_name"] for row in document["images"]],
         "sizes_hw": np.array([(row["height"], row["width"]) for row in document["images"]], np.int32),
         "category_ids": np.array([row["id"] for row in document["categories"]]),

@@ -43,7 +43,7 @@ def forbid_reading(monkeypatch):
         raise AssertionError("the JSON was read again")
 
     monkeypatch.setattr(coco, "read_columns", forbidden)
-    monkeypatch.setattr(coco, "read_bytes", forbidden)
+    monkeypatch.setattr(coco, "read_text", forbidden)
 
 
 def assert_equal(first, second):
@@ -125,7 +125,7 @@ def changed_tables(whole: bytes, change: str) -> list[bytes]:
     if change == "cut":
         return [whole[:length] for length in positions]
     if change == "version":
-        return [whole.replace(b"maskperf table 3", b"maskperf table 2")]
+        return [whole.replace(b"maskperf table 4", b"maskperf table 3")]
     return [whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :] for at in positions]
 
 

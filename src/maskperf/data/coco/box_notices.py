@@ -78,7 +78,7 @@ def _starts(counts: Int[np.ndarray, " parts"]) -> Int[np.ndarray, " filled"]:
 def _run_bounds(columns: Columns, heights: Int[np.ndarray, " masks"]) -> Boxes:
     """Return the bounds of run-length masks: columns of their pixels, and rows unless a run passes a column's end."""
     counts = columns.num_runs[columns.num_runs > 0]
-    starts = np.cumsum(counts) - counts
+    starts = _starts(counts)
     owners = np.repeat(np.arange(len(counts)), counts)
     begins = np.concatenate([[0], columns.run_ends[:-1]])
     begins[starts] = 0
@@ -86,19 +86,11 @@ def _run_bounds(columns: Columns, heights: Int[np.ndarray, " masks"]) -> Boxes:
     owners, first, last = owners[is_object], begins[is_object], columns.run_ends[is_object] - 1
     height = heights[owners]
     is_tall = first // height != last // height
-    top, bottom = np.where(is_tall, 0, first % height), np.where(is_tall, height - 1, last % height)
-    first_run = np.flatnonzero(np.diff(owners, prepend=-1))
-    bounds = np.zeros((len(counts), 4))
-    bounds[owners[first_run]] = np.stack(
-        [
-            np.minimum.reduceat(first // height, first_run),
-            np.minimum.reduceat(top, first_run),
-            np.maximum.reduceat(last // height, first_run) + 1,
-            np.maximum.reduceat(bottom, first_run) + 1,
-        ],
-        axis=1,
-    )
-    return bounds
+    low = np.stack([first // height, np.where(is_tall, 0, first % height)], axis=1)
+    high = np.stack([last // height, np.where(is_tall, height - 1, last % height)], axis=1)
+    first_runs = np.flatnonzero(np.diff(owners, prepend=-1))  # every mask has a pixel
+    bounds = (np.minimum.reduceat(low, first_runs), np.maximum.reduceat(high, first_runs) + 1)
+    return np.concatenate(bounds, axis=1).astype(np.float64)
 
 
 def _from_corner(boxes: np.ndarray) -> Boxes:

@@ -41,6 +41,7 @@ class Columns:
     """What a file without problems holds, in the order of the file."""
 
     image_ids: np.ndarray  # int64
+    image_keys: list[Any]  # the file's own ids where they are others; else empty
     file_names: list[str]
     sizes_hw: np.ndarray  # int32 [images, 2]
     category_ids: np.ndarray  # int64
@@ -97,9 +98,12 @@ class _File(msgspec.Struct, gc=False):
 def columns_of_document(document: Document, reading: Reading) -> Columns:
     """Return the columns of a repaired document without problems."""
     columns = _columns_of_json(msgspec.json.encode(document), reading)
-    if any(row.key is not None for row in document.annotations):
-        return replace(columns, annotation_ids=np.array([key_of(row) for row in document.annotations], object))
-    return columns
+    image_keys, annotation_keys = (
+        [key_of(row) for row in rows] if any(row.key is not None for row in rows) else []
+        for rows in (document.images, document.annotations)
+    )
+    annotation_ids = np.array(annotation_keys, object) if annotation_keys else columns.annotation_ids
+    return replace(columns, image_keys=image_keys, annotation_ids=annotation_ids)
 
 
 def read_columns(path: Path, reading: Reading) -> tuple[Columns, str]:
@@ -133,9 +137,7 @@ def _columns_of_json(data: bytes | mmap.mmap, reading: Reading) -> Columns:
 
 def _columns(file: _File, data: bytes | mmap.mmap, reading: Reading) -> tuple[Columns, np.ndarray]:
     """Return the columns, and the largest magnitude in each polygon."""
-    decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(
-        list[_Annotation] if reading.training else list[_EvaluatedAnnotation]
-    )
+    decoder = msgspec.json.Decoder(list[_Annotation if reading.training else _EvaluatedAnnotation])  # type: ignore[misc]
     sizes_hw = {row.id: [row.height, row.width] for row in file.images}
     coordinates = bytearray()  # grows in place, where joining arrays would need twice the memory
     parts, ends = [], [EMPTY]
@@ -144,15 +146,21 @@ def _columns(file: _File, data: bytes | mmap.mmap, reading: Reading) -> tuple[Co
         num_runs = np.zeros(len(rows), np.int64)
         for position, row in enumerate(rows):
             if type(row.segmentation) is _RunLengths:
-                runs = _runs(row.segmentation, sizes_hw.get(row.image_id, [0, 0]))
+                size_hw = sizes_hw.get(row.image_id, [0, 0])
+                runs, problem = read_runs(row.segmentation.size, row.segmentation.counts, size_hw)
+                if problem or not any(runs[1::2]):  # or a mask without a pixel
+                    raise NotPlain
                 num_runs[position] = len(runs)
                 ends.append(np.cumsum(runs, dtype=np.int64))
             elif not row.segmentation and not (reading.training and row.iscrowd == 1):
                 raise NotPlain
-        parts.append((*_numbers(rows), num_runs, *_polygons(rows, coordinates)))
+        numbers = np.array([(row.id, row.image_id, row.category_id, row.iscrowd) for row in rows], np.int64)
+        boxes = np.fromiter(chain.from_iterable(row.bbox for row in rows), np.float64, 4 * len(rows))
+        parts.append((numbers.reshape(-1, 4), boxes.reshape(-1, 4), num_runs, *_polygons(rows, coordinates)))
     numbers, boxes, num_runs, num_polygons, lengths, extents = map(np.concatenate, zip(*parts, strict=True))
     columns = Columns(
         image_ids=np.array([row.id for row in file.images], np.int64),
+        image_keys=[],
         file_names=[row.file_name for row in file.images],
         sizes_hw=np.array([(row.height, row.width) for row in file.images], np.int32).reshape(-1, 2),
         category_ids=np.array([row.id for row in file.categories], np.int64),
@@ -182,20 +190,6 @@ def _parts(annotations: list[msgspec.Raw], data: bytes | mmap.mmap) -> Iterator[
         if length and isinstance(data, mmap.mmap):
             data.madvise(mmap.MADV_DONTNEED, freed, length)
             freed += length
-
-
-def _runs(outline: _RunLengths, size_hw: list[int]) -> list[int]:
-    runs, problem = read_runs(outline.size, outline.counts, size_hw)
-    if problem or not any(runs[1::2]):  # or a mask without a pixel
-        raise NotPlain
-    return runs
-
-
-def _numbers(rows: list[_Annotation]) -> tuple[np.ndarray, np.ndarray]:
-    """Return [id, image_id, category_id, iscrowd] and box of each annotation."""
-    numbers = np.array([(row.id, row.image_id, row.category_id, row.iscrowd) for row in rows], np.int64)
-    boxes = np.fromiter(chain.from_iterable(row.bbox for row in rows), np.float64, 4 * len(rows))
-    return numbers.reshape(-1, 4), boxes.reshape(-1, 4)
 
 
 def _polygons(rows: list[_Annotation], coordinates: bytearray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -22,7 +22,7 @@ FIX_FILE = "Fetch or export the file again."
 FIX_TYPE = "Use an instances file: an object with the lists `images`, `annotations` and `categories`."
 FIX_NUMBER = "Replace it by a finite number; JSON has no NaN and no Infinity."
 NO_OUTLINE = msgspec.Raw(b"null")
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = "\ufeff"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 GZIP_MARK, ZIP_MARK = b"\x1f\x8b", b"PK\x03\x04"
 # A string, which stays as it is, or a comma before the end of a list or object.
@@ -103,39 +103,17 @@ class Document(msgspec.Struct):
 
 
 def read_document(path: Path, *, is_test_set: bool = False) -> tuple[Document, list[Problem], list[str]]:
-    """Read a file with `read_bytes` and `parse_document`, which see."""
-    data, _, notices = read_bytes(path)
-    document, problems, more_notices = parse_document(path, data, is_test_set=is_test_set)
-    return document, problems, notices + more_notices
+    """Return `parse_document` of the text of a file.
 
-
-def parse_document(path: Path, data: bytes, *, is_test_set: bool = False) -> tuple[Document, list[Problem], list[str]]:
-    """Return the document, why it is not strict JSON if only a lenient reader could read it, and notices.
-
-    A test set may lack the lists of annotations and categories.
-    Errors: DataError for a file that is cut short, or is not an instances file.
+    Errors: those of `read_text` and `parse_document`.
     """
-    try:
-        return msgspec.json.decode(data, type=Document), [], []
-    except (msgspec.DecodeError, RecursionError) as error:
-        refusal = str(error)
-    notices = []
-    try:
-        plain = _parse_leniently(path, data)
-    except DataError:
-        data, count = _without_trailing_commas(data)
-        if not count:
-            raise
-        plain = _parse_leniently(path, data)
-        notices = [f"{count} trailing commas before the end of a list or object: ignored, JSON does not allow them"]
-    document = _document_of_plain(plain, path, is_test_set=is_test_set)
-    return document, _strictness_problems(plain, path, data, refusal), notices
+    return parse_document(path, read_text(path)[0], is_test_set=is_test_set)
 
 
-def read_bytes(path: Path) -> tuple[bytes, str, list[str]]:
-    """Return the text as UTF-8 without a byte order mark, the SHA-256 of the file, and a notice for what was undone.
+def read_text(path: Path) -> tuple[str, str, list[str]]:
+    """Return the text without a byte order mark, the SHA-256 of the file, and a notice for what was undone.
 
-    Errors: DataError for a file that cannot be read, is empty or is not UTF-8.
+    Errors: DataError for a file that cannot be read, is empty, or is neither UTF-8 nor marked as UTF-16.
     """
     notices = []
     try:
@@ -144,38 +122,55 @@ def read_bytes(path: Path) -> tuple[bytes, str, list[str]]:
         if data.startswith(GZIP_MARK):
             data = gzip.decompress(data)
             notices.append("the file is compressed with gzip: read as what is in it")
+        if data.startswith(ZIP_MARK):
+            fix = "Unpack it, and name the JSON file that is in it."
+            raise _refusal(path, "bytes 50 4B 03 04", "The file is a zip archive.", fix)
+        is_utf16 = data.startswith(UTF16_MARKS)
+        text = data.decode("utf-16" if is_utf16 else "utf-8")
+    except UnicodeDecodeError as error:
+        if is_utf16:
+            raise _refusal(path, shown(str(error)), "The UTF-16 text is damaged.") from error
+        line = data.count(b"\n", 0, error.start) + 1
+        message = f"The file is not UTF-8 at byte {error.start} (line {line})."
+        fix = "Save it as UTF-8; if it is packed, unpack it first."
+        raise _refusal(path, f"byte {data[error.start]:#04x}", message, fix) from error
     except OSError as error:  # gzip's own errors are among them
         message = "The file does not exist." if isinstance(error, FileNotFoundError) else "The file cannot be read."
         raise _refusal(path, shown(error.strerror or str(error)), message) from error
     except (EOFError, zlib.error) as error:
         raise _refusal(path, shown(str(error)), "The gzip file is cut short or damaged.") from error
-    if data.startswith(UTF16_MARKS):
-        try:
-            data = data.decode("utf-16").encode()
-        except UnicodeError as error:
-            raise _refusal(path, shown(str(error)), "The UTF-16 text is damaged.") from error
+    if is_utf16:
         notices.append("the file is UTF-16: read as such; JSON files should be UTF-8")
-    if data.startswith(BYTE_ORDER_MARK):
-        data = data.removeprefix(BYTE_ORDER_MARK)
+    if text.startswith(BYTE_ORDER_MARK):
+        text = text.removeprefix(BYTE_ORDER_MARK)
         notices.append("the file starts with a byte order mark, which JSON does not allow: ignored")
-    if not data.strip():
+    if not text.strip():
         raise _refusal(path, f"{len(data)} bytes", "The file is empty.")
-    if data.startswith(ZIP_MARK):
-        fix = "Unpack it, and name the JSON file that is in it."
-        raise _refusal(path, "bytes 50 4B 03 04", "The file is a zip archive.", fix)
-    if not data.isascii():
-        _check_utf8(path, data)
-    return data, sha256, notices
+    return text, sha256, notices
 
 
-def _check_utf8(path: Path, data: bytes) -> None:
+def parse_document(path: Path, text: str, *, is_test_set: bool = False) -> tuple[Document, list[Problem], list[str]]:
+    """Return the document, why it is not strict JSON if only a lenient reader could read it, and notices.
+
+    A test set may lack the lists of annotations and categories.
+    Errors: DataError for a file that is cut short, or is not an instances file.
+    """
     try:
-        data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        message = f"The file is not UTF-8 at byte {error.start} (line {line})."
-        fix = "Save it as UTF-8; if it is packed, unpack it first."
-        raise _refusal(path, f"byte {data[error.start]:#04x}", message, fix) from error
+        return msgspec.json.decode(text, type=Document), [], []
+    except (msgspec.DecodeError, RecursionError) as error:
+        refusal = str(error)
+    notices = []
+    try:
+        plain = _parse_leniently(path, text)
+    except DataError:
+        complete = STRING_OR_TRAILING_COMMA.sub(lambda match: "" if match[0] == "," else match[0], text)
+        count = len(text) - len(complete)
+        if not count:
+            raise
+        text, plain = complete, _parse_leniently(path, complete)
+        notices = [f"{count} trailing commas before the end of a list or object: ignored, JSON does not allow them"]
+    document = _document_of_plain(plain, path, is_test_set=is_test_set)
+    return document, _strictness_problems(plain, path, text, refusal), notices
 
 
 def shown_id(row: Row) -> str:
@@ -193,10 +188,19 @@ def outline_of(row: AnnotationRow) -> Any:
     return json.loads(bytes(row.segmentation))
 
 
+def raw_json(value: Any) -> msgspec.Raw:
+    """Return the value as JSON text, NaN and Infinity included."""
+    return msgspec.Raw(json.dumps(value).encode())
+
+
 def shown(value: Any) -> str:
     """Return the value as text, at most 80 characters."""
     text = "missing" if value is None else repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _problem(path: Path, where: str, field: str, value: Any, message: str, fix: str) -> Problem:
+    return Problem(file=str(path), where=where, field=field, value=shown(value), message=message, fix=fix)
 
 
 def _refusal(path: Path, value: str, message: str, fix: str = FIX_FILE) -> DataError:
@@ -205,16 +209,8 @@ def _refusal(path: Path, value: str, message: str, fix: str = FIX_FILE) -> DataE
     )
 
 
-def _without_trailing_commas(data: bytes) -> tuple[bytes, int]:
-    """Return the text without commas before a closing bracket, and how many there were."""
-    text = data.decode("utf-8")
-    kept = STRING_OR_TRAILING_COMMA.sub(lambda match: "" if match[0] == "," else match[0], text)
-    return kept.encode(), len(text) - len(kept)
-
-
-def _parse_leniently(path: Path, data: bytes) -> Any:
-    """Return what Python's reader makes of the bytes; it takes NaN and Infinity, and knows where JSON is broken."""
-    text = data.decode("utf-8")
+def _parse_leniently(path: Path, text: str) -> Any:
+    """Return what Python's reader makes of the text; it takes NaN and Infinity, and knows where JSON is broken."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -232,17 +228,11 @@ def _parse_leniently(path: Path, data: bytes) -> Any:
 
 
 def _document_of_plain(plain: Any, path: Path, *, is_test_set: bool) -> Document:
-    problems = []
-
-    def refuse(field: str, value: Any, message: str, fix: str = FIX_TYPE) -> None:
-        problems.append(
-            Problem(file=str(path), where="top level", field=field, value=shown(value), message=message, fix=fix)
-        )
-
     if not isinstance(plain, dict):
         hint = " It looks like a file of results." if isinstance(plain, list) else ""
-        refuse("file", plain, f"This is not an instances file: the top level is not an object.{hint}")
-        raise DataError(problems)
+        message = f"This is not an instances file: the top level is not an object.{hint}"
+        raise DataError([_problem(path, "top level", "file", plain, message, FIX_TYPE)])
+    problems = []
     for name in LISTS:
         rows = plain.get(name)
         if rows is None and is_test_set and name != "images":
@@ -251,38 +241,33 @@ def _document_of_plain(plain: Any, path: Path, *, is_test_set: bool) -> Document
             is_test_set_perhaps = name == "annotations" and isinstance(plain.get("images"), list)
             hint = "For a test set without annotations: maskperf evaluate --save-detections FOLDER. "
             message = f"This is not an instances file: the list `{name}` is missing."
-            refuse(name, rows, message, hint * is_test_set_perhaps + FIX_TYPE)
+            problems.append(_problem(path, "top level", name, rows, message, hint * is_test_set_perhaps + FIX_TYPE))
         else:
-            for index, row in enumerate(rows):
-                if not isinstance(row, dict):
-                    refuse(f"{name}[{index}]", row, "The entry is not an object.")
+            problems += [
+                _problem(path, "top level", f"{name}[{index}]", row, "The entry is not an object.", FIX_TYPE)
+                for index, row in enumerate(rows)
+                if not isinstance(row, dict)
+            ]
     if problems:
         raise DataError(problems)
-    annotations = [_row(AnnotationRow, row) for row in plain["annotations"]]
-    for row in annotations:
-        if row.segmentation is not NO_OUTLINE:
-            row.segmentation = msgspec.Raw(json.dumps(row.segmentation).encode())
-    images = [_row(ImageRow, row) for row in plain["images"]]
-    return Document(images, annotations, [_row(CategoryRow, row) for row in plain["categories"]])
+    annotations = [
+        {**row, "segmentation": raw_json(row["segmentation"])} if "segmentation" in row else row
+        for row in plain["annotations"]
+    ]
+    return msgspec.convert({**plain, "annotations": annotations}, Document)
 
 
-def _row(kind: type[Row], plain: dict[str, Any]) -> Any:
-    names = zip(kind.__struct_fields__, kind.__struct_encode_fields__, strict=True)
-    return kind(**{name: plain[member] for name, member in names if member in plain})
-
-
-def _strictness_problems(plain: dict[str, Any], path: Path, data: bytes, refusal: str) -> list[Problem]:
+def _strictness_problems(plain: dict[str, Any], path: Path, text: str, refusal: str) -> list[Problem]:
     """Return one problem for each field that holds NaN or Infinity, or else the message of the strict reader."""
     try:
-        msgspec.json.decode(data)
+        msgspec.json.decode(text)
         return []  # refused for what is in it, not for how it is written
     except (msgspec.DecodeError, RecursionError):
         odd = [entry for entry in _fields_of(plain) if not _is_strict(entry[2])]
     if not odd:
         return _refusal(path, refusal, "The file is not strict JSON.").problems
-    message = "The value holds a number that is not finite."
     return [
-        Problem(file=str(path), where=where, field=field, value=shown(value), message=message, fix=FIX_NUMBER)
+        _problem(path, where, field, value, "The value holds a number that is not finite.", FIX_NUMBER)
         for where, field, value in odd
         if not (where.startswith("annotation id") and field in CHECKED_LATER)
     ]

@@ -71,19 +71,17 @@ def _is_there(folder: Path, name: str, present: set[str]) -> bool:
 def list_files(folder: Path) -> list[str]:
     """Return the paths of all files below a folder, relative to it; not more than a million."""
     files: list[str] = []
-    waiting, seen = [""], set()
-    while waiting and len(files) < MAX_FILES:
-        prefix = waiting.pop()
-        try:
-            state = os.stat(folder / prefix)
-            if (state.st_dev, state.st_ino) in seen:  # a link that leads in circles
-                continue
-            seen.add((state.st_dev, state.st_ino))
-            with os.scandir(folder / prefix) as entries:
-                for entry in entries:
-                    (waiting if entry.is_dir() else files).append(prefix + entry.name + "/" * entry.is_dir())
-        except OSError:  # a folder that this user may not read: its files cannot be used either
+    seen = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):  # passes over what this user may not read
+        state = os.stat(parent)
+        if (state.st_dev, state.st_ino) in seen:  # a link that leads in circles
+            folders.clear()
             continue
+        seen.add((state.st_dev, state.st_ino))
+        prefix = Path(parent).relative_to(folder)
+        files += [str(prefix / name) for name in names]
+        if len(files) >= MAX_FILES:
+            break
     return sorted(files[:MAX_FILES])
 
 
@@ -133,18 +131,15 @@ class PathReading(NamedTuple):
 
     def description(self) -> str:
         """Return the reading as the end of "found ..."."""
-        parts = [SPELLINGS[self.spelling][0]] if self.spelling else []
-        if self.dropped is None:
-            parts.append("without the leading folders")
-        elif self.dropped:
-            parts.append(f"without the first {self.dropped} of their folders")
-        if self.prefix is None:
-            parts.append("in a subfolder")
-        elif self.prefix:
-            parts.append(f"in the subfolder {self.prefix}")
-        if self.ignores_case:
-            parts.append("in other letter case or Unicode form")
-        return ", ".join(parts) or "below the image folder"
+        parts = (
+            (self.spelling, SPELLINGS[self.spelling][0]),
+            (self.dropped is None, "without the leading folders"),
+            (self.dropped, f"without the first {self.dropped} of their folders"),
+            (self.prefix is None, "in a subfolder"),
+            (self.prefix, f"in the subfolder {self.prefix}"),
+            (self.ignores_case, "in other letter case or Unicode form"),
+        )
+        return ", ".join(text for applies, text in parts if applies) or "below the image folder"
 
 
 def _best_reading(

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
@@ -16,10 +15,9 @@ from maskperf.data.coco.columns import Columns, NotPlain, columns_of_document, r
 from maskperf.data.coco.document import (
     Document,
     Reading,
-    key_of,
     parse_document,
-    read_bytes,
     read_document,
+    read_text,
     reading_of,
     shown,
 )
@@ -120,16 +118,20 @@ class CocoIndex:
         )
 
 
+def split_paths(data: DataConfig, split: str) -> tuple[Path, Path]:
+    """Return where annotations and images of "train" or "val" should be."""
+    root = Path(data.root)
+    json_path = getattr(data, f"{split}_json") or root / "annotations" / f"instances_{split}2017.json"
+    return Path(json_path), Path(getattr(data, f"{split}_images") or root / f"{split}2017")
+
+
 def locate(data: DataConfig) -> DataPaths:
     """Return the paths of the data set: the explicit fields, or the COCO layout under `data.root`.
 
     Errors: DataError with one problem for each path that is missing or of the wrong kind.
     """
-    paths = [path for split in ("train", "val") for path in split_paths(data, split)]
-    names = ("train_json", "train_images", "val_json", "val_images")
-    fixes = [f"Put the data set under data.root (now {data.root}), or set data.{name} to its path." for name in names]
-    _demand_paths(names, paths, fixes)
-    return DataPaths(*paths)
+    fix = f"Put the data set under data.root (now {data.root}), or set DATA_KEY to its path."
+    return DataPaths(*_existing_paths(data, ("train", "val"), fix))
 
 
 def locate_validation(data: DataConfig, fix: str) -> tuple[Path, Path]:
@@ -139,30 +141,34 @@ def locate_validation(data: DataConfig, fix: str) -> tuple[Path, Path]:
 
     Errors: DataError with a problem for each of the two that is missing or of the wrong kind.
     """
-    paths = split_paths(data, "val")
-    _demand_paths(("val_json", "val_images"), paths, [fix, fix])
-    return paths
+    json_path, folder = _existing_paths(data, ("val",), fix)
+    return json_path, folder
 
 
-def split_paths(data: DataConfig, split: str) -> tuple[Path, Path]:
-    """Return where annotations and images of "train" or "val" should be."""
-    root = Path(data.root)
-    json_path = getattr(data, f"{split}_json") or root / "annotations" / f"instances_{split}2017.json"
-    return Path(json_path), Path(getattr(data, f"{split}_images") or root / f"{split}2017")
-
-
-def _demand_paths(names: Sequence[str], paths: Sequence[Path], fixes: Sequence[str]) -> None:
-    problems = []
-    for name, path, fix in zip(names, paths, fixes, strict=True):
-        found, kind = (path.is_file(), "file") if name.endswith("json") else (path.is_dir(), "folder")
-        if not found:
-            message = f"It is not a {kind}." if path.exists() else f"The {kind} does not exist."
-            where, field = f"the {kind} of data.{name}", f"data.{name}"
-            problems.append(
-                Problem(file=str(path), where=where, field=field, value=str(path), message=message, fix=fix)
-            )
+def _existing_paths(data: DataConfig, splits: Sequence[str], fix: str) -> list[Path]:
+    """Return annotations and images of each split; DATA_KEY in `fix` stands for the key of a missing one."""
+    paths, problems = [], []
+    for split in splits:
+        json_path, folder = split_paths(data, split)
+        for field, path, kind, is_there in (
+            (f"data.{split}_json", json_path, "file", json_path.is_file()),
+            (f"data.{split}_images", folder, "folder", folder.is_dir()),
+        ):
+            paths.append(path)
+            if not is_there:
+                problems.append(
+                    Problem(
+                        file=str(path),
+                        where=f"the {kind} of {field}",
+                        field=field,
+                        value=str(path),
+                        message=f"It is not a {kind}." if path.exists() else f"The {kind} does not exist.",
+                        fix=fix.replace("DATA_KEY", field),
+                    )
+                )
     if problems:
         raise DataError(problems)
+    return paths
 
 
 def read_coco(
@@ -225,7 +231,15 @@ def dataset_of(index: CocoIndex) -> dict[str, list[dict[str, Any]]]:
 def _read_anew(json_path: Path, reading: Reading) -> Table:
     """Return what the JSON holds, from the cached table if it could be saved, so that processes share its memory."""
     source = file_state(json_path) if json_path.is_file() else None
-    table, sha256 = _read_table(json_path, reading)
+    notices: list[str] = []
+    try:
+        columns, sha256 = read_columns(json_path, reading)
+        is_plain = True
+    except NotPlain:
+        columns, sha256, notices = _repaired_columns(json_path, reading)
+        is_plain = False
+    table = select(columns, reading, file=str(json_path), notices=notices)
+    table.texts["plain"] = ("yes",) if is_plain else ()
     if source is None or source.size < SMALLEST_CACHED_BYTES:
         return table
     reason = save_table(json_path, reading.name, table, source=source, sha256=sha256)
@@ -235,38 +249,20 @@ def _read_anew(json_path: Path, reading: Reading) -> Table:
     return Table(table.arrays, {**table.texts, "notices": (*table.texts["notices"], notice)})
 
 
-def _read_table(json_path: Path, reading: Reading) -> tuple[Table, str]:
-    """Return what the JSON holds, and its SHA-256."""
-    columns: Columns | None = None
-    notices: list[str] = []
-    keys: list[Any] = []
-    with suppress(NotPlain):
-        columns, sha256 = read_columns(json_path, reading)
-    is_plain = columns is not None
-    if columns is None:
-        columns, sha256, notices, keys = _repaired_columns(json_path, reading)
-    table = select(columns, reading, file=str(json_path), notices=notices, image_keys=keys)
-    table.texts["plain"] = ("yes",) if is_plain else ()
-    return table, sha256
-
-
-def _repaired_columns(json_path: Path, reading: Reading) -> tuple[Columns, str, list[str], list[Any]]:
-    """Return the columns of a file that needs a close look, its SHA-256, notices, and the ids of its images where they
-    are no numbers.
+def _repaired_columns(json_path: Path, reading: Reading) -> tuple[Columns, str, list[str]]:
+    """Return the columns of a file that needs a close look, its SHA-256, and notices.
 
     Errors: DataError with every problem of the file.
     """
-    data, sha256, notices = read_bytes(json_path)
-    document, reading_problems, reading_notices = parse_document(json_path, data, is_test_set=reading.is_test_set)
+    text, sha256, notices = read_text(json_path)
+    document, reading_problems, reading_notices = parse_document(json_path, text, is_test_set=reading.is_test_set)
     problems, repair_notices = repair_document(document, reading, file=str(json_path))
     notices += reading_notices + repair_notices
     named = {(problem.where, problem.field) for problem in problems}
     problems += [problem for problem in reading_problems if (problem.where, problem.field) not in named]
     if problems:
         raise DataError(problems, notices=[f"{json_path}: {notice}" for notice in notices])
-    has_keys = any(row.key is not None for row in document.images)
-    keys = [key_of(row) for row in document.images] if has_keys else []
-    return columns_of_document(document, reading), sha256, notices, keys
+    return columns_of_document(document, reading), sha256, notices
 
 
 def _owned(offsets: np.ndarray, is_in: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,14 +1,12 @@
 """Outlines: polygons and run-length codes as people have them, brought into COCO's form, or refused."""
 
-import json
 from typing import Any
 
-import msgspec
 import numpy as np
 from pycocotools import mask as coco_masks
 
-from maskperf.data.coco.document import NO_OUTLINE, AnnotationRow, Document, ImageRow, Reading, outline_of
-from maskperf.data.coco.rules import Findings, Id, as_number, as_whole_number, fits, is_finite, is_size, limit_px
+from maskperf.data.coco.document import NO_OUTLINE, AnnotationRow, Document, ImageRow, Reading, outline_of, raw_json
+from maskperf.data.coco.rules import Findings, Id, as_numbers, as_whole_number, fits, images_by_id, is_size, limit_px
 
 SMALLEST_POLYGON = 6  # numbers; pycocotools takes four of them for a box and fails
 FIX_POLYGONS = "Write the outline as [[x1, y1, x2, y2, x3, y3, ...], ...] in pixels, or remove the annotation."
@@ -22,22 +20,21 @@ def repair_outlines(document: Document, reading: Reading, findings: Findings) ->
 
     Annotations left without an outline are left out, unless no object has one.
     """
-    images = {row.id: row for row in document.images if fits(row.id, Id)}
+    images = images_by_id(document)
     num_problems = len(findings.problems)
-    with_outline, without = [], []
+    objects = [row for row in document.annotations if row.iscrowd != 1]
+    usable: list[AnnotationRow] = []
+    without: list[AnnotationRow] = []
     for row in document.annotations:
         image = images.get(row.image_id) if fits(row.image_id, Id) else None
         is_right = _repair_outline(row, image, findings)
         has_outline = row.segmentation != NO_OUTLINE
-        if has_outline or not is_right or (reading.training and row.iscrowd == 1):
-            with_outline.append(row)
-        else:
-            without.append(row)
+        may_lack_it = not is_right or (reading.training and row.iscrowd == 1)
+        (usable if has_outline or may_lack_it else without).append(row)
         if row.bbox in (None, []) and is_right and has_outline:
-            _derive_box(row, image, findings)
-    objects = [row for row in document.annotations if row.iscrowd != 1]
-    document.annotations = with_outline
-    if objects and len(findings.problems) == num_problems and not any(row.iscrowd != 1 for row in with_outline):
+            _derive_box(row, findings)
+    document.annotations = usable
+    if objects and len(findings.problems) == num_problems and not any(row.iscrowd != 1 for row in usable):
         _refuse_all(objects, findings)
         return
     for row in without:
@@ -85,17 +82,16 @@ def _runs_of_text(text: str) -> list[int] | None:
 
 def _repair_outline(row: AnnotationRow, image: ImageRow | None, findings: Findings) -> bool:
     """Rewrite the outline of one annotation (null: it has none); return whether it is right."""
-    outline = outline_of(row)
+    outline = written = outline_of(row)
     if not outline:
         row.segmentation = NO_OUTLINE
         return True
     parts = outline if isinstance(outline, list) else [outline]
-    if any(isinstance(part, dict) for part in parts):
-        # without a size, the image's own problem is named
-        return not is_size(image) or _repair_runs(row, parts, image, findings)
-    if isinstance(outline, list) and all(isinstance(polygon, list) for polygon in outline):
-        numbers = [[as_number(value) if type(value) is str else value for value in polygon] for polygon in outline]
-        if numbers != outline and not any(None in polygon for polygon in numbers):
+    if any(isinstance(part, dict) for part in parts):  # without a size, the image's own problem is named
+        return is_size(image) and _repair_runs(row, parts, image, findings)
+    if isinstance(outline, list):
+        numbers = [as_numbers(polygon) for polygon in outline]
+        if numbers != outline:
             findings.note("annotations have an outline whose numbers are text: read as the numbers", row)
             outline = numbers
     if not _check_polygons(row, outline, image, findings):
@@ -104,26 +100,27 @@ def _repair_outline(row: AnnotationRow, image: ImageRow | None, findings: Findin
     if long_polygons and len(long_polygons) < len(outline):
         text = "annotations have polygons of fewer than three points beside others: those polygons left out"
         findings.note(text, row)
-    row.segmentation = _raw(long_polygons or None)
+    if long_polygons != written:
+        row.segmentation = raw_json(long_polygons or None)
     return True
 
 
 def _check_polygons(row: AnnotationRow, outline: Any, image: ImageRow | None, findings: Findings) -> bool:
     """Refuse what cannot be polygons; those of fewer than three points are right."""
-    message, fix = _form_problem(outline)
-    if message:
-        findings.refuse(row, "segmentation", outline, message, fix=fix)
+    if not fits(outline, list[list[float]]) or (len(outline) >= 3 and fits(outline, list[tuple[float, float]])):
+        findings.refuse(row, "segmentation", outline, *_form_problem(outline))
         return False
     limit = limit_px(image)
     is_right = True
     for position, polygon in enumerate(outline):
         if len(polygon) < SMALLEST_POLYGON:
             continue
-        if not all(map(is_finite, polygon)):
+        extent = np.abs(polygon).max()
+        if not np.isfinite(extent):
             message = "The polygon holds a value that is not a finite number."
         elif len(polygon) % 2:
             message = f"The polygon has an odd count of numbers ({len(polygon)})."
-        elif max(map(abs, polygon)) > limit:
+        elif extent > limit:
             message = f"The polygon has a point more than {limit} pixels from the origin, far outside of the image."
         else:
             continue
@@ -133,20 +130,13 @@ def _check_polygons(row: AnnotationRow, outline: Any, image: ImageRow | None, fi
 
 
 def _form_problem(outline: Any) -> tuple[str, str]:
-    """Return message and fix where the outline is no list of lists of numbers; or else empty texts."""
-    if isinstance(outline, list) and all(map(_is_number, outline)):
+    """Return message and fix where the outline is no list of lists of numbers."""
+    if fits(outline, list[float]):
         return "The outline is one flat list of numbers.", "Put it into another pair of brackets: [[x1, y1, ...]]."
-    is_nested = isinstance(outline, list) and all(isinstance(polygon, list) for polygon in outline)
-    if is_nested and len(outline) >= 3 and all(len(polygon) == 2 for polygon in outline):
+    if isinstance(outline, list) and len(outline) >= 3 and fits(outline, list[tuple[Any, Any]]):
         fix = "Write all numbers into one list: [[x1, y1, x2, y2, ...]]."
         return "The outline is a list of points [x, y].", fix
-    if not is_nested or not all(_is_number(value) for polygon in outline for value in polygon):
-        return "The outline is not a list of lists of numbers.", FIX_POLYGONS
-    return "", ""
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
+    return "The outline is not a list of lists of numbers.", FIX_POLYGONS
 
 
 def _repair_runs(row: AnnotationRow, parts: list, image: ImageRow, findings: Findings) -> bool:
@@ -171,7 +161,7 @@ def _repair_runs(row: AnnotationRow, parts: list, image: ImageRow, findings: Fin
         findings.note("annotations have run-length codes in a list: read as the union of its parts", row)
         merged = coco_masks.merge(codes)
         plain = {"size": merged["size"], "counts": merged["counts"].decode("ascii")}
-    row.segmentation = _raw(plain) if coco_masks.area(merged) else NO_OUTLINE
+    row.segmentation = raw_json(plain) if coco_masks.area(merged) else NO_OUTLINE
     return True
 
 
@@ -191,16 +181,14 @@ def _compressed(code: dict[str, Any]) -> dict[str, Any]:
     return {**code, "counts": code["counts"].encode("ascii")}
 
 
-def _derive_box(row: AnnotationRow, image: ImageRow | None, findings: Findings) -> None:
+def _derive_box(row: AnnotationRow, findings: Findings) -> None:
     outline = outline_of(row)
     if isinstance(outline, list):
         points = np.concatenate(outline).reshape(-1, 2)
         low, high = points.min(axis=0), points.max(axis=0)
         row.bbox = [*low.tolist(), *(high - low).tolist()]
-    elif is_size(image):
-        row.bbox = coco_masks.toBbox(_compressed(outline)).tolist()
     else:
-        return
+        row.bbox = coco_masks.toBbox(_compressed(outline)).tolist()
     findings.note("annotations have no box: taken from their outline", row)
 
 
@@ -212,7 +200,3 @@ def _refuse_all(objects: list[AnnotationRow], findings: Findings) -> None:
         )
     fix = "Export with `segmentation`: polygons [[x1, y1, x2, y2, x3, y3, ...], ...] or run-length codes (RLE)."
     findings.refuse_file("segmentation", f"{len(objects)} annotations", message, fix)
-
-
-def _raw(value: Any) -> msgspec.Raw:
-    return msgspec.Raw(json.dumps(value).encode())

@@ -3,7 +3,7 @@
 What is changed or left out is counted in notices; what cannot be used is a problem, or left out with `skip_bad`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -11,9 +11,11 @@ import msgspec
 from maskperf.data.coco.document import AnnotationRow, Document, ImageRow, Reading, Row
 from maskperf.data.coco.outlines import repair_outlines
 from maskperf.data.coco.rules import (
+    KINDS,
     Findings,
     Id,
     as_number,
+    as_numbers,
     as_whole_number,
     check_entries,
     check_lists,
@@ -33,10 +35,10 @@ def repair_document(document: Document, reading: Reading, *, file: str) -> tuple
     category_numbers = _number_categories(document, findings)
     _number_rows(document.annotations, findings)
     for image in document.images:
-        _repair_image(image, findings)
+        _repair_values(image, reading, findings)
     for row in document.annotations:
         row.category_id = _matched(row, "category_id", category_numbers, findings)
-        _repair_annotation(row, reading, findings)
+        _repair_values(row, reading, findings)
     _match_images(document, image_numbers, findings)
     repair_outlines(document, reading, findings)
     _drop_placeholder_categories(document, findings)
@@ -84,37 +86,43 @@ def _number_categories(document: Document, findings: Findings) -> dict[Any, int]
     return numbers
 
 
-def _repair_image(row: ImageRow, findings: Findings) -> None:
-    for field in ("height", "width"):
+def _crowd_mark(value: Any) -> int | None:
+    return CROWD_MARKS.get(value) if type(value) in (bool, float, str, type(None)) else None
+
+
+# By kind of entry: field, what gives the value that is meant (None, or the value itself: nothing to repair), notice.
+REPAIRS: dict[type[Row], tuple[tuple[str, Callable[[Any], Any], str], ...]] = {
+    ImageRow: (
+        ("height", as_whole_number, "images have a height such as {}: read as the number"),
+        ("width", as_whole_number, "images have a width such as {}: read as the number"),
+    ),
+    AnnotationRow: (
+        ("iscrowd", _crowd_mark, "annotations have iscrowd={}: read as NEW"),
+        ("area", as_number, "annotations have an area that is text: read as the number"),
+        ("bbox", as_numbers, "annotations have a box whose numbers are text: read as the numbers"),
+    ),
+}
+
+
+def _repair_values(row: ImageRow | AnnotationRow, reading: Reading, findings: Findings) -> None:
+    """Replace the values whose meaning is plain by themselves, without a look at other entries."""
+    for field, meaning_of, text in REPAIRS[type(row)]:
         value = getattr(row, field)
-        number = as_whole_number(value)
-        if number is not None and type(value) is not int:
-            findings.note(f"images have a {field} such as {{}}: read as the number", row, example=value)
-            setattr(row, field, number)
-    urls = [url for url in (row.coco_url, row.flickr_url) if type(url) is str and url]
-    if urls and not row.file_name:
-        findings.note("images have a URL and no file_name: the last part of the URL is looked for", row)
-        row.file_name = urls[0]
-
-
-def _repair_annotation(row: AnnotationRow, reading: Reading, findings: Findings) -> None:
-    if type(row.iscrowd) in (bool, float, str, type(None)) and row.iscrowd in CROWD_MARKS:
-        mark = CROWD_MARKS[row.iscrowd]
-        findings.note(f"annotations have iscrowd={{}}: read as {mark}", row, example=row.iscrowd)
-        row.iscrowd = mark
+        meant = meaning_of(value)
+        if meant is not None and meant is not value:
+            findings.note(text.replace("NEW", str(meant)), row, example=value)
+            setattr(row, field, meant)
+    if isinstance(row, ImageRow):
+        urls = [url for url in (row.coco_url, row.flickr_url) if type(url) is str and url]
+        if urls and not row.file_name:
+            findings.note("images have a URL and no file_name: the last part of the URL is looked for", row)
+            row.file_name = urls[0]
+        return
+    if row.area is None:
+        row.area = msgspec.UNSET
     if reading.crowd_as_objects and row.iscrowd == 1:
         findings.note("annotations have iscrowd=1: read as objects (data.crowd_as_objects=true)", row)
         row.iscrowd = 0
-    if row.area is None:
-        row.area = msgspec.UNSET
-    elif type(row.area) is str and as_number(row.area) is not None:
-        findings.note("annotations have an area that is text: read as the number", row)
-        row.area = as_number(row.area)
-    if isinstance(row.bbox, list) and any(type(value) is str for value in row.bbox):
-        numbers = [as_number(value) for value in row.bbox]
-        if None not in numbers:
-            findings.note("annotations have a box whose numbers are text: read as the numbers", row)
-            row.bbox = numbers
 
 
 def _matched(row: AnnotationRow, field: str, numbers: dict[Any, int], findings: Findings) -> Any:
@@ -166,21 +174,15 @@ def _drop_placeholder_categories(document: Document, findings: Findings) -> None
 
 def _skip_bad(document: Document, findings: Findings) -> None:
     """Leave out images and annotations with problems, and the annotations of images that were left out."""
-    bad: list[Row] = []
-    others: list[tuple[Row | None, Problem]] = []
-    seen = set()
+    bad: dict[int, Row] = {}  # by identity, as rows are mutable
     for row, problem in findings.problems:
-        if not isinstance(row, ImageRow | AnnotationRow):
-            others.append((row, problem))
-        elif id(row) not in seen:
-            seen.add(id(row))
-            bad.append(row)
-            kind = "images" if isinstance(row, ImageRow) else "annotations"
-            field = problem.field.partition("[")[0]
+        if isinstance(row, ImageRow | AnnotationRow) and id(row) not in bad:
+            bad[id(row)] = row
+            kind, field = f"{KINDS[type(row)]}s", problem.field.partition("[")[0]
             findings.note(f"{kind} left out (data.skip_bad=true), {field}: {problem.message}", row)
-    findings.problems = others
-    document.images = _without(document.images, bad)
-    document.annotations = _without(document.annotations, bad)
+    findings.problems = [(row, problem) for row, problem in findings.problems if id(row) not in bad]
+    document.images = _without(document.images, bad.values())
+    document.annotations = _without(document.annotations, bad.values())
     known = {row.id for row in document.images}
     orphans = [row for row in document.annotations if row.image_id not in known]
     for row in orphans:
@@ -188,6 +190,6 @@ def _skip_bad(document: Document, findings: Findings) -> None:
     document.annotations = _without(document.annotations, orphans)
 
 
-def _without(rows: list, left_out: Sequence[Row]) -> list:
+def _without(rows: list, left_out: Iterable[Row]) -> list:
     dropped = set(map(id, left_out))
     return [row for row in rows if id(row) not in dropped]

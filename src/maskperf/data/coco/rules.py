@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import isfinite
 from typing import Annotated, Any, Literal, TypeGuard
 
@@ -10,7 +9,17 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from maskperf.data.coco.document import AnnotationRow, CategoryRow, Document, ImageRow, Reading, Row, shown, shown_id
+from maskperf.data.coco.document import (
+    AnnotationRow,
+    CategoryRow,
+    Document,
+    ImageRow,
+    Reading,
+    Row,
+    key_of,
+    shown,
+    shown_id,
+)
 from maskperf.errors import Problem
 
 LARGEST_ID = 2**63 - 1
@@ -35,31 +44,17 @@ FIXES = {
 }
 
 
-@dataclass(frozen=True)
-class Rule:
-    """The type that a field must have."""
-
-    field: str
-    wanted: Any  # a type for msgspec
-    message: str
-    fix: str = ""  # empty: that of FIXES
-
-
 SIDE = "The side is not a whole number of pixels above 0."
-AREA = "Evaluation sorts objects by their area, and this is no number of at least 0."
-RULES = {
-    ImageRow: (
-        Rule("height", Side, SIDE),
-        Rule("width", Side, SIDE),
-        Rule("file_name", FileName, "This is no file name."),
-    ),
-    CategoryRow: (Rule("name", Name, "The category has no name."),),
+RULES: dict[type[Row], tuple[tuple[str, Any, str], ...]] = {  # field, its type for msgspec, message
+    ImageRow: (("height", Side, SIDE), ("width", Side, SIDE), ("file_name", FileName, "This is no file name.")),
+    CategoryRow: (("name", Name, "The category has no name."),),
     AnnotationRow: (
-        Rule("image_id", Id, "No entry of `images` has this id."),
-        Rule("iscrowd", CrowdMark, "The value is neither 0 (one object) nor 1 (a crowd region)."),
+        ("image_id", Id, "No entry of `images` has this id."),
+        ("iscrowd", CrowdMark, "The value is neither 0 (one object) nor 1 (a crowd region)."),
     ),
 }
-AREA_RULE = Rule("area", NotNegative, AREA, "Write the object's area in square pixels, or leave the field out.")
+AREA = "Evaluation sorts objects by their area, and this is no number of at least 0."
+FIX_AREA = "Write the object's area in square pixels, or leave the field out."
 
 
 class Findings:
@@ -68,18 +63,17 @@ class Findings:
     def __init__(self, file: str):
         self.file = file
         self.problems: list[tuple[Row | None, Problem]] = []  # the entry with it; None: the whole file
-        self._ids: dict[str, list[str]] = {}
-        self._examples: dict[str, str] = {}
+        self._notes: dict[str, tuple[str, list[str]]] = {}  # by text: the first example, and the ids
 
     def note(self, text: str, row: Row, *, example: Any = None) -> None:
         """Count one entry; the first `example` of this text is shown in place of {}."""
-        self._ids.setdefault(text, []).append(shown_id(row))
-        self._examples.setdefault(text, json.dumps(example, ensure_ascii=False))
+        _, ids = self._notes.setdefault(text, (json.dumps(example, ensure_ascii=False), []))
+        ids.append(shown_id(row))
 
     def notices(self) -> list[str]:
-        return [counted(text.replace("{}", self._examples[text]), ids) for text, ids in self._ids.items()]
+        return [counted(text.replace("{}", example), ids) for text, (example, ids) in self._notes.items()]
 
-    def refuse(self, row: Row, field: str, value: Any, message: str, *, fix: str = "", where: str = "") -> None:
+    def refuse(self, row: Row, field: str, value: Any, message: str, fix: str = "", *, where: str = "") -> None:
         """Add a problem of one entry."""
         where = where or f"{KINDS[type(row)]} id {shown_id(row)}"
         fix = fix or FIXES[type(row)]
@@ -99,10 +93,7 @@ def counted(text: str, ids: Sequence[Any]) -> str:
 
 def is_finite(value: Any) -> bool:
     """Return whether the value is a JSON number that a float can hold."""
-    try:
-        return type(value) in (int, float) and isfinite(value)
-    except OverflowError:
-        return False
+    return type(value) is not bool and fits(value, float)
 
 
 def as_number(value: Any) -> int | float | None:
@@ -114,6 +105,14 @@ def as_number(value: Any) -> int | float | None:
     except ValueError:
         return None
     return number if isfinite(number) else None
+
+
+def as_numbers(values: Any) -> Any:
+    """Return a list with the numbers that texts in it stand for; anything else, and a list without such, as it is."""
+    if not isinstance(values, list) or str not in map(type, values):
+        return values
+    numbers = [as_number(value) for value in values]
+    return values if None in numbers else numbers
 
 
 def as_whole_number(value: Any) -> int | None:
@@ -148,6 +147,11 @@ def limit_px(image: ImageRow | None) -> int:
     return int(far_outside_px(max(image.height, image.width) if is_size(image) else 0))
 
 
+def images_by_id(document: Document) -> dict[int, ImageRow]:
+    """Return the first image of each id."""
+    return {row.id: row for row in reversed(document.images) if fits(row.id, Id)}
+
+
 def check_lists(document: Document, reading: Reading, findings: Findings) -> None:
     """Refuse lists that must not be empty, but are."""
     needed = ["images"] if reading.is_test_set else ["images", "categories"]
@@ -162,24 +166,22 @@ def check_entries(document: Document, reading: Reading, findings: Findings) -> N
     """Refuse every entry that breaks a rule, but for outlines."""
     for rows in (document.images, document.categories, document.annotations):
         _check_ids(rows, findings)
-    images = {row.id: row for row in document.images if fits(row.id, Id)}
+    images = images_by_id(document)
     categories = {row.id for row in document.categories if fits(row.id, Id)}
     names = set()
     entries: list[Row] = [*document.images, *document.categories, *document.annotations]
     for row in entries:
-        rules = RULES[type(row)]
-        if isinstance(row, AnnotationRow) and not reading.training and row.area is not msgspec.UNSET:
-            rules = (*rules, AREA_RULE)
-        for rule in rules:
-            value = getattr(row, rule.field)
-            if not fits(value, rule.wanted):
-                findings.refuse(row, rule.field, value, rule.message, fix=rule.fix)
+        for field, wanted, message in RULES[type(row)]:
+            if not fits(getattr(row, field), wanted):
+                findings.refuse(row, field, getattr(row, field), message)
         if isinstance(row, CategoryRow) and fits(row.name, Name):
             if row.name in names:
                 fix = "Merge the two categories, or rename one of them."
                 findings.refuse(row, "name", row.name, "Two categories with annotations have the same name.", fix=fix)
             names.add(row.name)
         if isinstance(row, AnnotationRow):
+            if not (reading.training or row.area is msgspec.UNSET or fits(row.area, NotNegative)):
+                findings.refuse(row, "area", row.area, AREA, fix=FIX_AREA)
             if not (fits(row.category_id, Id) and row.category_id in categories):
                 findings.refuse(row, "category_id", row.category_id, "No entry of `categories` has this id.")
             _check_box(row, images.get(row.image_id) if fits(row.image_id, Id) else None, findings)
@@ -189,15 +191,14 @@ def _check_ids(rows: Sequence[Row], findings: Findings) -> None:
     seen = set()
     for number, row in enumerate(rows):
         kind = KINDS[type(row)]
-        value = row.id if row.key is None else row.key
         if not fits(row.id, Id):
             or_text = "" if kind == "category" else ", or text"
             message = f"The id is not a whole number of at most 64 bits{or_text}."
             where = f"{kind} number {number} of its list (from 0)"
-            findings.refuse(row, "id", value, message, fix=f"Give the {kind} an id of its own.", where=where)
+            findings.refuse(row, "id", key_of(row), message, fix=f"Give the {kind} an id of its own.", where=where)
         elif row.id in seen:
             fix = "Remove one of them, or give it an id of its own."
-            findings.refuse(row, "id", value, f"Two entries have this {kind} id.", fix=fix)
+            findings.refuse(row, "id", key_of(row), f"Two entries have this {kind} id.", fix=fix)
         else:
             seen.add(row.id)
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import compress
 from typing import Any
 
@@ -19,72 +18,47 @@ BRUSH = "Exports of masks drawn with a brush often set iscrowd=1 on every object
 POLYGONS_AT_ONCE = 1 << 16  # bounds the memory for the positions of their points
 
 
-def select(
-    columns: Columns, reading: Reading, *, file: str, notices: Sequence[str] = (), image_keys: Sequence[Any] = ()
-) -> Table:
-    """Return the arrays and texts of an index, as `CocoIndex` names them.
+def select(columns: Columns, reading: Reading, *, file: str, notices: Sequence[str] = ()) -> Table:
+    """Return the arrays and texts of an index, as `CocoIndex` names them; `notices` are those of the reading.
 
-    `notices` are those of the reading; `image_keys` are the ids of the images in the file's order, where they are not
-    the numbers in the columns.
     Errors: DataError when nothing is left to train on.
     """
-    found = _locate(columns)
-    rows = np.flatnonzero(found.is_object)
-    rows = rows[np.argsort(found.image_positions[rows], kind="stable")]  # file order within an image
-    num_objects = np.bincount(found.image_positions[rows], minlength=len(found.image_ids))
+    order = np.argsort(columns.image_ids)
+    image_ids, sizes_hw = columns.image_ids[order], columns.sizes_hw[order]
+    positions = np.searchsorted(image_ids, columns.annotated_images)  # of each annotation's image
+    corners, limits = _corners(columns), (sizes_hw[positions][:, [1, 0, 1, 0]] - 1).astype(np.float32)
+    boxes = np.minimum(np.maximum(corners, 0), limits)
+    rows = np.flatnonzero(~columns.is_crowd & _has_extent(boxes))
+    rows = rows[np.argsort(positions[rows], kind="stable")]  # file order within an image
+    num_objects = np.bincount(positions[rows], minlength=len(image_ids))
     is_used = num_objects > 0 if reading.training and not reading.negatives else np.ones(len(num_objects), bool)
-    used = np.flatnonzero(is_used)
-    box_lines = box_notices(columns, found.sizes_hw[found.image_positions])
+    box_lines = box_notices(columns, sizes_hw[positions])
     if reading.training and not len(rows):
         raise DataError([_nothing_to_train_on(columns, file)], notices=[f"{file}: {n}" for n in (*notices, *box_lines)])
     categories = np.argsort(columns.category_ids)
     arrays = {
-        "image_ids": found.image_ids[used],
-        "sizes_hw": found.sizes_hw[used],
-        "object_offsets": _offsets(num_objects[used]),
-        "boxes": found.boxes[rows],
-        "labels": found.labels[rows],
+        "image_ids": image_ids[is_used],
+        "sizes_hw": sizes_hw[is_used],
+        "object_offsets": _offsets(num_objects[is_used]),
+        "boxes": boxes[rows],
+        "labels": np.searchsorted(columns.category_ids, columns.annotated_categories[rows], sorter=categories) + 1,
         **_outlines(columns, rows),
         "category_ids": columns.category_ids[categories],
     }
-    keys = [image_keys[row] for row in found.image_rows.tolist()] if image_keys else found.image_ids.tolist()
+    keys = [columns.image_keys[row] for row in order.tolist()] if columns.image_keys else image_ids.tolist()
     own_notices = [
         *_crowd_notices(columns, reading),
         *box_lines,
-        *_box_extent_notices(columns, found, reading),
-        *(_left_out_notices(columns, found, keys, is_used) if reading.training else ()),
+        *_extent_notices(columns, corners, boxes, reading),
+        *(_left_out_notices(columns, positions, keys, is_used) if reading.training else ()),
     ]
     texts = {
-        "file_names": tuple(columns.file_names[row] for row in found.image_rows[used].tolist()),
+        "file_names": tuple(columns.file_names[row] for row in order[is_used].tolist()),
         "category_names": tuple(columns.category_names[row] for row in categories.tolist()),
         "notices": (*notices, *own_notices),
-        "image_keys": tuple(json.dumps(keys[position]) for position in used.tolist()) if image_keys else (),
+        "image_keys": tuple(map(json.dumps, compress(keys, is_used))) if columns.image_keys else (),
     }
     return Table(arrays, texts)
-
-
-@dataclass(frozen=True, eq=False)
-class _Located:
-    """Images in ascending order of their ids; the annotations in the order of the file, with their position there."""
-
-    image_ids: np.ndarray
-    image_rows: np.ndarray  # position in the file
-    sizes_hw: np.ndarray
-    image_positions: np.ndarray  # of each annotation
-    labels: np.ndarray
-    boxes: np.ndarray  # float32, clipped corners
-    is_object: np.ndarray
-
-
-def _locate(columns: Columns) -> _Located:
-    image_rows = np.argsort(columns.image_ids)
-    image_ids, sizes_hw = columns.image_ids[image_rows], columns.sizes_hw[image_rows]
-    positions = np.searchsorted(image_ids, columns.annotated_images)
-    labels = np.searchsorted(np.sort(columns.category_ids), columns.annotated_categories) + 1
-    limits = (sizes_hw[positions][:, [1, 0, 1, 0]] - 1).astype(np.float32)
-    boxes = np.minimum(np.maximum(_corners(columns), 0), limits)
-    is_object = ~columns.is_crowd & _has_extent(boxes)
-    return _Located(image_ids, image_rows, sizes_hw, positions, labels.astype(np.int64), boxes, is_object)
 
 
 def _corners(columns: Columns) -> np.ndarray:
@@ -132,23 +106,13 @@ def _outlines(columns: Columns, rows: np.ndarray) -> dict[str, np.ndarray]:
 
 def _nothing_to_train_on(columns: Columns, file: str) -> Problem:
     num_crowds, total = int(columns.is_crowd.sum()), len(columns.is_crowd)
+    field, value = "annotations", f"{total} annotations, {num_crowds} of them crowd regions"
+    message, fix = "No image has an object wider and higher than one pixel.", "Use a file with objects to train on."
     if num_crowds == total:
-        return Problem(
-            file=file,
-            where="top level",
-            field="iscrowd",
-            value="1",
-            message=f"All {total} annotations are crowd regions (iscrowd=1), which are not trained on. {BRUSH}",
-            fix="Set data.crowd_as_objects=true to read them as objects, or export again.",
-        )
-    return Problem(
-        file=file,
-        where="top level",
-        field="annotations",
-        value=f"{total} annotations, {num_crowds} of them crowd regions",
-        message="No image has an object wider and higher than one pixel.",
-        fix="Use a file with objects to train on.",
-    )
+        field, value = "iscrowd", "1"
+        message = f"All {total} annotations are crowd regions (iscrowd=1), which are not trained on. {BRUSH}"
+        fix = "Set data.crowd_as_objects=true to read them as objects, or export again."
+    return Problem(file=file, where="top level", field=field, value=value, message=message, fix=fix)
 
 
 def _crowd_notices(columns: Columns, reading: Reading) -> Iterator[str]:
@@ -158,11 +122,12 @@ def _crowd_notices(columns: Columns, reading: Reading) -> Iterator[str]:
         yield f"{num_crowds} of {total} annotations are crowd regions and are not trained on{hint}"
 
 
-def _box_extent_notices(columns: Columns, found: _Located, reading: Reading) -> Iterator[str]:
+def _extent_notices(columns: Columns, corners: np.ndarray, boxes: np.ndarray, reading: Reading) -> Iterator[str]:
+    """Yield one line for each reason why boxes, `corners` before they were clipped, have no extent."""
     fate = "left out of training" if reading.training else "left to pycocotools as they are"
-    is_dropped = ~columns.is_crowd & ~_has_extent(found.boxes)
+    is_dropped = ~columns.is_crowd & ~_has_extent(boxes)
     is_empty = (columns.boxes_xywh[:, 2:] == 0).any(axis=1)
-    was_whole = _has_extent(_corners(columns))
+    was_whole = _has_extent(corners)
     for what, chosen in (
         ("of zero width or height", is_dropped & is_empty),
         ("outside of the image", is_dropped & ~is_empty & was_whole),
@@ -173,17 +138,17 @@ def _box_extent_notices(columns: Columns, found: _Located, reading: Reading) -> 
 
 
 def _left_out_notices(
-    columns: Columns, found: _Located, image_keys: Sequence[Any], is_used: np.ndarray
+    columns: Columns, positions: np.ndarray, keys: Sequence[Any], is_used: np.ndarray
 ) -> Iterator[str]:
     """Yield one line for each reason why training has no use for images or categories."""
-    has_annotation = np.bincount(found.image_positions, minlength=len(is_used)) > 0
+    has_annotation = np.bincount(positions, minlength=len(is_used)) > 0
     for what, chosen in (
         ("images without an annotation: left out of training (data.negatives=true keeps them)", ~has_annotation),
         ("images without an object, only crowd regions or the boxes above: left out of training", has_annotation),
     ):
-        left_out = np.flatnonzero(~is_used & chosen).tolist()
+        left_out = list(compress(keys, ~is_used & chosen))
         if left_out:
-            yield counted(what, [image_keys[position] for position in left_out])
+            yield counted(what, left_out)
     names = list(compress(columns.category_names, ~np.isin(columns.category_ids, columns.annotated_categories)))
     if names:
         shown = ", ".join(names[:IDS_SHOWN]) + (", ..." if len(names) > IDS_SHOWN else "")

@@ -20,7 +20,7 @@ import numpy as np
 from maskperf.errors import StorageError
 from maskperf.files import replace_file, sha256_of_file
 
-MAGIC = b"maskperf table 3"  # the number changes with the form of the file, and with the rules of reading a JSON
+MAGIC = b"maskperf table 4"  # the number changes with the form of the file, and with the rules of reading a JSON
 PREFIX_BYTES = len(MAGIC) + 12  # and length (8 bytes) and CRC-32 (4 bytes) of the head
 ALIGNMENT = 64
 REST_NS = 5_000_000_000  # coarser than the clock of any file system
@@ -50,8 +50,8 @@ NO_SOURCE = FileState(size=0, modified_ns=0, changed_ns=0, inode=0, is_settled=F
 
 class _Entry(msgspec.Struct, frozen=True):
     name: str
-    dtype: str  # empty: texts, as JSON
-    shape: tuple[int, ...]  # of texts: the bytes
+    dtype: str
+    shape: tuple[int, ...]
     offset: int  # from the start of the body
 
 
@@ -61,6 +61,7 @@ class _Head(msgspec.Struct, frozen=True):
     body_bytes: int
     body_crc32: int
     entries: tuple[_Entry, ...]
+    texts: dict[str, tuple[str, ...]]
 
 
 def file_state(path: Path) -> FileState:
@@ -107,25 +108,21 @@ def save_table(json_path: Path, kind: str, table: Table, *, source: FileState, s
 
     Several processes may do this at once: a name always points to a whole table.
     """
-    blobs = [(name, array.dtype.str, array.shape, _bytes_of(array)) for name, array in table.arrays.items()]
-    for name, texts in table.texts.items():
-        text = msgspec.json.encode(texts)
-        blobs.append((name, "", (len(text),), memoryview(text)))
-    entries, offset, checksum = [], 0, 0
-    for name, dtype, shape, data in blobs:
-        entries.append(_Entry(name, dtype, shape, offset))
-        padding = bytes(-len(data) % ALIGNMENT)
-        checksum = zlib.crc32(padding, zlib.crc32(data, checksum))
-        offset += len(data) + len(padding)
-    head = msgspec.json.encode(_Head(source, sha256, offset, checksum, tuple(entries)))
+    blobs, entries, offset, checksum = [], [], 0, 0
+    for name, array in table.arrays.items():
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        entries.append(_Entry(name, array.dtype.str, array.shape, offset))
+        for blob in (data, bytes(-len(data) % ALIGNMENT)):
+            blobs.append(blob)
+            offset += len(blob)
+            checksum = zlib.crc32(blob, checksum)
+    head = msgspec.json.encode(_Head(source, sha256, offset, checksum, tuple(entries), table.texts))
     head += b" " * (-(PREFIX_BYTES + len(head)) % ALIGNMENT)
+    prefix = MAGIC + len(head).to_bytes(8, "little") + zlib.crc32(head).to_bytes(4, "little")
 
     def write(path: Path) -> None:
         with open(path, "wb") as file:
-            file.write(MAGIC + len(head).to_bytes(8, "little") + zlib.crc32(head).to_bytes(4, "little") + head)
-            for *_, data in blobs:
-                file.write(data)
-                file.write(bytes(-len(data) % ALIGNMENT))
+            file.writelines([prefix, head, *blobs])
 
     reasons = []
     for path in table_paths(json_path, kind):
@@ -138,10 +135,6 @@ def save_table(json_path: Path, kind: str, table: Table, *, source: FileState, s
             assert isinstance(cause, OSError)
             reasons.append(f"{path.parent}: {cause.strerror}")
     return "; ".join(reasons)
-
-
-def _bytes_of(array: np.ndarray) -> memoryview:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _read_head(file: BufferedIOBase) -> tuple[_Head, int]:
@@ -175,12 +168,9 @@ def _is_whole(file: BufferedIOBase, head: _Head, body_start: int) -> bool:
 def _mapped(file: BufferedIOBase, head: _Head, body_start: int) -> Table:
     # Nobody writes into a table under its name, so what was checked is what is mapped, also after a replacement.
     memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    arrays, texts = {}, {}
+    arrays = {}
     for entry in head.entries:
-        start, count = body_start + entry.offset, int(np.prod(entry.shape, dtype=np.int64))
-        if entry.dtype:
-            flat = np.frombuffer(memory, np.dtype(entry.dtype), count=count, offset=start)
-            arrays[entry.name] = flat.reshape(entry.shape)
-        else:
-            texts[entry.name] = msgspec.json.decode(memory[start : start + count], type=tuple[str, ...])
-    return Table(arrays, texts)
+        count = int(np.prod(entry.shape, dtype=np.int64))
+        flat = np.frombuffer(memory, np.dtype(entry.dtype), count=count, offset=body_start + entry.offset)
+        arrays[entry.name] = flat.reshape(entry.shape)
+    return Table(arrays, head.texts)

@@ -21,8 +21,7 @@ def test_every_case_has_a_summary_and_its_scripts_exist():
 
 def test_each_benchmark_has_its_own_number_of_images_by_default(tmp_path):
     plan = Plan(config=coco(), cache=tmp_path)
-    assert plan.images_of("step") == IMAGES_OF_BATCH
-    assert plan.images_of("scored") == 5000
+    assert (plan.images_of("step"), plan.images_of("scored")) == (IMAGES_OF_BATCH, 5000)
     assert replace(plan, images=3).images_of("scored") == 3
 
 
@@ -42,10 +41,8 @@ def test_the_peer_is_only_compared_with_the_same_network():
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_the_waterfall_switches_on_one_after_another(device):
     rows = waterfall(device)
-    assert rows[0].name == ALL_OFF
-    assert chosen_techniques(rows[0].speed) == plain()
-    assert rows[-1].name == ALL_ON
-    assert rows[-1].speed == SpeedConfig()
+    assert rows[0].name == ALL_OFF and chosen_techniques(rows[0].speed) == plain()
+    assert rows[-1].name == ALL_ON and rows[-1].speed == SpeedConfig()
     names = [name for name, (devices, _) in TECHNIQUES.items() if device in devices]
     assert [row.name for row in rows[1:-1]] == [f"+ {name}" for name in names]
     for before, after, name in zip(rows, rows[1:-1], names, strict=False):

@@ -22,10 +22,8 @@ def small_batch(path, seed=0):
 
 
 def assert_inside(boxes, size_hw):
-    assert (boxes[..., 2:] - boxes[..., :2] > 0).all()
-    assert (boxes >= 0).all()
-    assert (boxes[..., [0, 2]] <= size_hw[1]).all()
-    assert (boxes[..., [1, 3]] <= size_hw[0]).all()
+    assert (boxes[..., 2:] - boxes[..., :2] > 0).all() and (boxes >= 0).all()
+    assert (boxes <= [size_hw[1], size_hw[0], size_hw[1], size_hw[0]]).all()
 
 
 @pytest.mark.parametrize("size_hw", [(64, 96), (800, 1344), (1344, 800)])
@@ -33,9 +31,7 @@ def test_boxes_are_inside_and_of_all_scales(size_hw):
     boxes = synthetic_boxes(np.random.default_rng(0), 2000, size_hw)
     assert_inside(boxes, size_hw)
     sides = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1))
-    largest = min(600, 0.8 * min(size_hw))
-    assert sides.min() < 20
-    assert sides.max() > 0.8 * largest
+    assert sides.min() < 20 and sides.max() > 0.8 * min(600, 0.8 * min(size_hw))
 
 
 def test_a_polygon_fills_its_box():
@@ -68,8 +64,7 @@ def test_masks_of_a_batch_are_its_polygons(tmp_path):
         codes = coco_masks.frPyObjects([polygon.ravel().astype(float).tolist()], *SIZE_HW)
         mine = coco_masks.encode(np.asfortranarray(mask[:, :, None]))
         assert coco_masks.iou(mine, codes, [0])[0, 0] > 0.6  # the two draw the outline itself differently
-    assert arrays["labels"].min() >= 1
-    assert arrays["labels"].max() <= 4
+    assert arrays["labels"].min() >= 1 and arrays["labels"].max() <= 4
 
 
 def test_the_pyramid_has_four_levels_and_boxes_for_both_pools(tmp_path):
@@ -88,8 +83,7 @@ def test_candidates_fall_in_score_and_are_grouped(tmp_path):
         for name, groups in (("levels", 10), ("classes", 2 * CLASSES)):
             scores, valid = arrays[f"{name}_scores"], arrays[f"{name}_valid"]
             assert len(valid) == groups
-            assert (np.diff(scores, axis=1) <= 0).all()
-            assert ((scores > 0) == valid).all()
+            assert (np.diff(scores, axis=1) <= 0).all() and ((scores > 0) == valid).all()
             assert (arrays[f"{name}_boxes"][~valid] == 0).all()
         assert arrays["classes_valid"].sum() == 2 * 1000
 
@@ -115,12 +109,11 @@ def test_images_and_their_json_can_be_trained_on(tmp_path):
 def test_a_large_json_has_the_annotations_of_its_share_and_no_problem(tmp_path):
     path = large_json(tmp_path, images=300, seed=0)
     document = json.loads(path.read_text(encoding="ascii"))
-    assert len(document["images"]) == 300
+    crowds = [entry for entry in document["annotations"] if entry["iscrowd"]]
+    assert len(document["images"]) == 300 and 5 < len(crowds) < 60
     assert len(document["annotations"]) == round(300 * synthetic_coco.TRAIN_ANNOTATIONS / NUM_TRAIN_FILES)
     index = read_coco(path, tmp_path, training=True)
     assert 280 < len(index.image_ids) < 300  # a few have no annotation
-    crowds = [entry for entry in document["annotations"] if entry["iscrowd"]]
-    assert 5 < len(crowds) < 60
     numbers = [sum(map(len, entry["segmentation"])) for entry in document["annotations"] if not entry["iscrowd"]]
     assert 45 < np.mean(numbers) < 52  # as in train2017
     whole_mib = path.stat().st_size / 300 * NUM_TRAIN_FILES / 2**20
@@ -130,8 +123,7 @@ def test_a_large_json_has_the_annotations_of_its_share_and_no_problem(tmp_path):
 def test_a_file_in_the_cache_is_used_again(tmp_path):
     path = large_json(tmp_path, images=8, seed=0)
     before = path.stat().st_mtime_ns
-    assert large_json(tmp_path, images=8, seed=0) == path
-    assert path.stat().st_mtime_ns == before
+    assert large_json(tmp_path, images=8, seed=0) == path and path.stat().st_mtime_ns == before
     assert large_json(tmp_path, images=8, seed=1) != path
     assert [entry.name for entry in tmp_path.iterdir() if entry.suffix in (".part", ".tmp")] == []
 
@@ -149,8 +141,7 @@ def test_results_are_plausible_and_can_be_scored(tmp_path):
     boxes, masks = (json.loads((tmp_path / name).read_text(encoding="ascii")) for name in files.values())
     assert len(boxes) == len(masks) == 12 * DETECTIONS
     scores = score(GroundTruth(truth_json), boxes, masks, engine="fast")
-    assert 0.3 < scores.box_ap < 0.95
-    assert 0.1 < scores.mask_ap < scores.box_ap
+    assert 0.3 < scores.box_ap < 0.95 and 0.1 < scores.mask_ap < scores.box_ap
 
 
 def test_detections_have_soft_masks_and_are_sorted_by_score(tmp_path):
@@ -160,12 +151,9 @@ def test_detections_have_soft_masks_and_are_sorted_by_score(tmp_path):
         probabilities, boxes = arrays["probabilities"], arrays["boxes"]
         assert probabilities.shape == (2, DETECTIONS, 28, 28)
         assert 0 <= probabilities.min() < probabilities.max() <= 1
-        inside = (probabilities > 0.5).mean(axis=(2, 3))
-        assert 0.3 < inside.mean() < 0.8
+        assert 0.3 < (probabilities > 0.5).mean() < 0.8
         soft = ((probabilities > 0.1) & (probabilities < 0.9)).mean()
         assert 0.05 < soft < 0.4  # the edges alone
-        assert boxes.shape == (2, DETECTIONS, 4)
-        assert (boxes[..., 2:] > boxes[..., :2]).all()
-        assert (np.diff(arrays["scores"], axis=1) <= 0).all()
-        assert arrays["labels"].min() >= 1
+        assert boxes.shape == (2, DETECTIONS, 4) and (boxes[..., 2:] > boxes[..., :2]).all()
+        assert (np.diff(arrays["scores"], axis=1) <= 0).all() and arrays["labels"].min() >= 1
         assert arrays["sizes_hw"].tolist() == [list(size_of(number)) for number in arrays["image_ids"].tolist()]

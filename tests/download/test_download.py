@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,14 +32,14 @@ def without_proxies(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-class Said(list):
+class Messages(list):
     """The messages of a download, and its progress."""
 
     def __init__(self):
         self.progress = []
 
     def listener(self):
-        return Listener(say=self.append, advance=lambda *words: self.progress.append(words))
+        return Listener(say=self.append, advance=lambda *amounts: self.progress.append(amounts))
 
 
 def remote(url, **changes):
@@ -46,25 +47,23 @@ def remote(url, **changes):
 
 
 def get(server, target, patience=QUICK, **changes):
-    """Return what was said, after the file was fetched and found to be right."""
-    said = Said()
-    digests = fetch(remote(server.url + PATH, **changes), target, listener=said.listener(), patience=patience)
+    """Return the messages, after the file was fetched and found to be right."""
+    messages = Messages()
+    digests = fetch(remote(server.url + PATH, **changes), target, listener=messages.listener(), patience=patience)
     assert target.read_bytes() == CONTENT
-    assert digests.md5 == MD5
-    assert digests.sha256 == hashlib.sha256(CONTENT).hexdigest()
+    assert (digests.md5, digests.sha256) == (MD5, hashlib.sha256(CONTENT).hexdigest())
     assert [path.name for path in target.parent.iterdir()] == [target.name]
-    return said
+    return messages
 
 
 def fail(server, target, patience=QUICK, **changes):
-    """Return the only problem and what was said, after the file could not be had."""
-    said = Said()
+    """Return the only problem and the messages, after the file could not be had."""
+    messages = Messages()
     with pytest.raises(DataError) as caught:
-        fetch(remote(server.url + PATH, **changes), target, listener=said.listener(), patience=patience)
-    assert caught.value.exit_code == EXIT_DATA
-    assert not target.exists()
+        fetch(remote(server.url + PATH, **changes), target, listener=messages.listener(), patience=patience)
+    assert caught.value.exit_code == EXIT_DATA and not target.exists()
     (problem,) = caught.value.problems
-    return problem, said
+    return problem, messages
 
 
 def serving(*answers, content=CONTENT):
@@ -78,10 +77,9 @@ def target(tmp_path):
 
 def test_a_file_is_fetched_in_one_request(target):
     with serving() as server:
-        said = get(server, target)
-    assert server.ranges() == [None]
-    assert said == []
-    assert {("file.zip", SIZE, SIZE), ("file.zip: verifying", SIZE, SIZE)} <= set(said.progress)
+        messages = get(server, target)
+    assert server.ranges() == [None] and messages == []
+    assert {("file.zip", SIZE, SIZE), ("file.zip: verifying", SIZE, SIZE)} <= set(messages.progress)
 
 
 PAGE = b"\n<!DOCTYPE html><html><body>Please sign in</body></html>"
@@ -127,8 +125,7 @@ def test_a_slow_server_is_replaced_though_no_single_read_takes_long(target):
     patience = Patience(first_wait_seconds=0.001, slowest_bytes_per_second=5000.0, window_seconds=0.2)
     with serving(Answer(piece_bytes=10, piece_seconds=0.02)) as server:
         messages = get(server, target, patience)
-    assert "bytes per second" in messages[0]
-    assert server.ranges()[1].startswith("bytes=")
+    assert "bytes per second" in messages[0] and server.ranges()[1].startswith("bytes=")
 
 
 def redirect(address):
@@ -153,14 +150,12 @@ def test_a_lasting_failure_ends_the_download_the_second_time(target, answer, cha
         problem, messages = fail(server, target, **changes)
     requests = [request for request in server.requests if request.path == PATH]
     assert len(requests) == 2 or (len(requests) <= 12 and answer.headers["Location"] == PATH)
-    assert reason in problem.value
-    assert list(target.parent.iterdir()) == []
+    assert reason in problem.value and list(target.parent.iterdir()) == []
     assert all(text.isprintable() for text in [*messages, problem.line()])
 
 
 def test_many_cuts_are_no_failure_as_long_as_each_connection_brings_enough(target):
-    cuts = [Answer(sends_bytes=40_000) for _ in range(6)]
-    with serving(*cuts) as server:
+    with serving(*[Answer(sends_bytes=40_000) for _ in range(6)]) as server:
         get(server, target, Patience(tries=2, first_wait_seconds=0.001, progress_bytes=40_000))
     assert len(server.requests) == 7
 
@@ -168,8 +163,7 @@ def test_many_cuts_are_no_failure_as_long_as_each_connection_brings_enough(targe
 def test_connections_that_bring_too_little_are_given_up(target):
     with serving(*[Answer(sends_bytes=10) for _ in range(9)]) as server:
         problem, _ = fail(server, target, Patience(tries=3, first_wait_seconds=0.001, progress_bytes=1000))
-    assert len(server.requests) == 3
-    assert problem.field == "download"
+    assert len(server.requests) == 3 and problem.field == "download"
     assert (target.parent / "file.zip.partial").stat().st_size == 30
 
 
@@ -208,8 +202,7 @@ def test_another_address_continues_the_same_file_without_the_validator_of_the_fi
         fail(server, target)
     with serving(Answer(etag='"two"')) as mirror:
         get(mirror, target)
-    assert mirror.ranges() == ["bytes=100000-"]
-    assert "If-Range" not in mirror.requests[0].headers
+    assert mirror.ranges() == ["bytes=100000-"] and "If-Range" not in mirror.requests[0].headers
 
 
 def test_a_weak_etag_is_not_used_to_continue_but_the_date_is(target):
@@ -223,16 +216,15 @@ def test_a_weak_etag_is_not_used_to_continue_but_the_date_is(target):
 
 def test_a_file_without_a_length_is_fetched(target):
     with serving(Answer(without=("Content-Length",))) as server:
-        said = get(server, target)
-    assert ("file.zip", SIZE, 0) in said.progress
+        messages = get(server, target)
+    assert ("file.zip", SIZE, 0) in messages.progress
 
 
 def test_one_byte_that_is_always_wrong_is_an_error_with_both_digests(target):
     with serving(content=WRONG_BYTE) as server:
         problem, _ = fail(server, target)
-    assert len(server.requests) == 2
+    assert len(server.requests) == 2 and list(target.parent.iterdir()) == []
     assert problem.value == f"{hashlib.md5(WRONG_BYTE).hexdigest()} instead of {MD5}"
-    assert list(target.parent.iterdir()) == []
 
 
 def test_the_wait_that_the_server_asks_for_is_kept_within_reason(target, monkeypatch):
@@ -261,21 +253,17 @@ def test_a_redirect_is_followed_and_keeps_the_range(target):
 def test_a_redirect_never_leaves_the_safe_transport(old, new, is_followed):
     request = download_module.urllib.request.Request(f"{old}://a.example/x")
     follow = download_module._Redirects().redirect_request
-    with open(os.devnull, "rb") as answer:
-        if is_followed:
-            assert follow(request, answer, 302, "Found", {}, f"{new}://b.example/y").full_url == f"{new}://b.example/y"
-        else:
-            with pytest.raises(download_module._AttemptFailed, match="not followed"):
-                follow(request, answer, 302, "Found", {}, f"{new}://b.example/y")
+    address, refused = f"{new}://b.example/y", pytest.raises(download_module._AttemptFailed, match="not followed")
+    with open(os.devnull, "rb") as answer, nullcontext() if is_followed else refused:
+        assert follow(request, answer, 302, "Found", {}, address).full_url == address
 
 
 def test_without_a_network_the_message_explains_how_to_do_it_by_hand(target):
     with refused_url() as nobody, pytest.raises(DataError) as caught:
         url = nobody + PATH
-        fetch(remote(url), target, listener=Said().listener(), patience=Patience(tries=2, first_wait_seconds=0.001))
-    line = str(caught.value)
-    assert "refused" in line
-    assert f"fetch {url} by other means (MD5 {MD5}) and put it at {target}" in line
+        fetch(remote(url), target, listener=Messages().listener(), patience=Patience(tries=2, first_wait_seconds=0.001))
+    parts = ("refused", f"fetch {url} by other means (MD5 {MD5}) and put it at {target}")
+    assert all(part in str(caught.value) for part in parts)
 
 
 KILLED = """
@@ -283,7 +271,7 @@ import sys
 from pathlib import Path
 from maskperf.download.download import Listener, fetch
 from maskperf.download.release import RemoteFile
-say = lambda *words: print(*words, flush=True)
+say = lambda *texts: print(*texts, flush=True)
 file = RemoteFile(name="file.zip", url=sys.argv[1], md5=sys.argv[3], about_bytes=int(sys.argv[4]))
 fetch(file, Path(sys.argv[2]), listener=Listener(say=say, advance=say))
 """
@@ -292,9 +280,8 @@ fetch(file, Path(sys.argv[2]), listener=Listener(say=say, advance=say))
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_killed_download_is_continued(target, number):
     with serving(Answer(sends_bytes=150_000, stalls=True)) as server:
-        words = [server.url + PATH, str(target), MD5, str(SIZE)]
         environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
-        command = [sys.executable, "-c", KILLED, *words]
+        command = [sys.executable, "-c", KILLED, server.url + PATH, str(target), MD5, str(SIZE)]
         with default_signals():
             started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
         with started as process:

@@ -64,7 +64,7 @@ def refuse(path, root, archive=ARCHIVE):
 def test_all_files_are_there_with_their_digests_and_the_modes_of_the_umask(tmp_path, root, method, mask):
     path = write_zip(tmp_path / "x.zip", {f"val2017/{name}": content for name, content in FILES.items()}, method)
     progress = []
-    listener = Listener(say=lambda text: None, advance=lambda *words: progress.append(words))
+    listener = Listener(say=lambda text: None, advance=lambda *amounts: progress.append(amounts))
     with umask(mask):
         record = unpack(path, replace(ARCHIVE, num_files=len(FILES)), root, listener)
     folder, sums = root / "val2017", root / "checksums" / "val2017.sha256"

@@ -34,11 +34,19 @@ def test_compared_runs_come_after_the_runs_and_are_marked():
     assert [run["compared"] for run in runs] == [False] * 5 + [True] * 2
 
 
-def test_a_target_is_drawn_only_where_all_runs_have_the_same():
+@pytest.mark.parametrize(
+    ("targets", "lines"),
+    [
+        ([(0.377, 0.339), (0.5, 0.339)], [None, 0.339]),  # drawn only where all runs have the same
+        ([(0.377, 0.0)], [0.377, None]),
+        ([(0.0, 0.0)], [None, None]),
+    ],
+)
+def test_a_target_that_all_runs_have_gets_a_line(targets, lines):
     run = synthetic_run()
-    other = replace(run, verdict=replace(run.verdict, box_target=0.5))
-    by_key = {plot["key"]: plot["target"] for plot in plot_data(contents_of(run, other))["plots"]}
-    assert by_key["box_ap"] is None and by_key["mask_ap"] == 0.339
+    verdicts = [replace(run.verdict, box_target=box, mask_target=mask) for box, mask in targets]
+    plots = plot_data(contents_of(*(replace(run, verdict=verdict) for verdict in verdicts)))["plots"]
+    assert [plot["target"] for plot in plots if plot["key"] in ("box_ap", "mask_ap")] == lines
 
 
 def test_the_band_goes_from_the_fastest_and_best_around_to_the_slowest_and_worst():
@@ -54,19 +62,8 @@ def test_the_band_goes_from_the_fastest_and_best_around_to_the_slowest_and_worst
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("<b>", "&lt;b&gt;"), ("a & b", "a &amp; b"), ("&lt;", "&amp;lt;"), ("$x$", "&#36;x&#36;"), ("run_0", "run_0")],
+    [("<b>", "&lt;b&gt;"), ("a & b", "a &amp; b"), ("&lt;", "&amp;lt;"), ("$x$", "&#36;x&#36;"), ("run_0", "run_0")]
+    + [("first-" + "x" * 200 + "-last", "first-xxxxxxxx...xxxxxxxxxx-last")],
 )
-def test_a_label_has_no_markup_for_plotly(text, expected):
+def test_a_label_has_no_markup_for_plotly_and_both_its_ends(text, expected):
     assert plot_text(text) == expected
-
-
-def test_a_long_label_keeps_its_beginning_and_its_end():
-    assert plot_text("first-" + "x" * 200 + "-last") == "first-xxxxxxxx...xxxxxxxxxx-last"
-
-
-@pytest.mark.parametrize(("targets", "lines"), [((0.377, 0.0), [0.377, None]), ((0.0, 0.0), [None, None])])
-def test_a_target_of_0_gets_no_line(targets, lines):
-    run = synthetic_run()
-    verdict = replace(run.verdict, box_target=targets[0], mask_target=targets[1])
-    plots = plot_data(contents_of(replace(run, verdict=verdict)))["plots"]
-    assert [plot["target"] for plot in plots if plot["key"] in ("box_ap", "mask_ap")] == lines

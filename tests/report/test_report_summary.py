@@ -45,23 +45,9 @@ def test_the_comparison_of_structures_sees_markup():
     "text",
     [
         *(printable(payload).strip() for payload in PAYLOADS),
-        "# no heading",
-        "- no list",
-        "+ no list",
-        "1. no list",
-        "12) no list",
-        "> no quote",
-        "=====",
-        "---",
-        "***",
-        "~~~",
-        "    no code",
-        "a | b",
-        "trailing backslash\\",
-        "2.5 images/s",
-        "run_0_of_1",
-        "C:\\runs\\new",
-        "[x]: y",
+        *("# no heading", "- no list", "+ no list", "1. no list", "12) no list", "> no quote", "    no code"),
+        *("=====", "---", "***", "~~~", "a | b", "[x]: y", "2.5 images/s", "run_0_of_1"),
+        *("trailing backslash\\", "C:\\runs\\new"),
     ],
 )
 def test_escaped_text_reads_as_it_was(text):
@@ -73,44 +59,32 @@ def test_bare_addresses_do_not_become_links():
     assert "https://" not in text and "www.example" not in text
 
 
-def test_the_verdict_comes_first():
+@pytest.mark.parametrize(
+    ("make", "texts"),
+    [
+        (one_run, ["| 14 | 19.30 | 0.3779 | 0.3421 |", "| evaluation | 2 min 06 s | 10.9 % |"]),
+        (one_run, ["Rules: 7 of 8 kept.", "- Rule 3 of the closed division: optimizer.field_3 is 3"]),
+        (one_run, ["17,094 steps watched, nothing noticed.", "17 more systems are not shown."]),
+        (one_run, ["Notices:\n\n- val.json: 2 images without an object are evaluated too"]),
+        (five_runs_and_two_compared, ["**19.28 minutes**. Mean of three of five runs", "| 3 | 20.80 | left out |"]),
+        (five_runs_and_two_compared, ["## Compared with", "baseline-h100"]),
+        (without_evaluation, ["No evaluation was recorded."]),
+        (aborted, ["- step 5913, epoch 5: loss_mask is nan; images 184613, 397133, 37777"]),
+    ],
+)
+def test_the_summary_holds(make, texts):
+    summary = markdown_summary(make())
+    assert [text for text in texts if text not in summary] == []
+
+
+def test_the_verdict_comes_first_and_only_places_nearby_are_listed():
     lines = markdown_summary(one_run()).splitlines()
     assert lines[0].startswith("# ") and lines[2].startswith("**Targets reached.** Both targets met in epoch 14")
-
-
-def test_evaluations_times_rules_and_guard_are_there():
-    text = markdown_summary(one_run())
-    assert "| 14 | 19.30 | 0.3779 | 0.3421 |" in text
-    assert "| evaluation | 2 min 06 s | 10.9 % |" in text
-    assert "Rules: 7 of 8 kept." in text and "- Rule 3 of the closed division: optimizer.field_3 is 3" in text
-    assert "17,094 steps watched, nothing noticed." in text
-
-
-def test_only_places_nearby_are_listed():
-    text = markdown_summary(one_run())
-    rows = [line for line in text.splitlines() if "Submitter" in line or "(this one)" in line]
+    rows = [line for line in lines if "Submitter" in line or "(this one)" in line]
     assert len(rows) == 7 and "(this one)" in rows[3]
-    assert "17 more systems are not shown." in text
 
 
-def test_the_score_of_five_runs_is_shown_with_what_was_left_out():
-    text = markdown_summary(five_runs_and_two_compared())
-    assert "**19.28 minutes**. Mean of three of five runs" in text
-    assert "| 3 | 20.80 | left out |" in text
-    assert "## Compared with" in text and "baseline-h100" in text
-
-
-def test_what_is_missing_is_said():
-    assert "No evaluation was recorded." in markdown_summary(without_evaluation())
-
-
-def test_guard_lines_say_where():
-    assert "- step 5913, epoch 5: loss_mask is nan; images 184613, 397133, 37777" in markdown_summary(aborted())
-
-
-def test_notices_are_listed_where_there_are_any():
+def test_without_notices_there_is_no_list_of_them():
     contents = one_run()
-    text = markdown_summary(contents)
-    assert "Notices:\n\n- val.json: 2 images without an object are evaluated too" in text
     without = replace(contents, runs=tuple(replace(run, notices=()) for run in contents.runs))
     assert "Notices" not in markdown_summary(without)

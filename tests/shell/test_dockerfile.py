@@ -62,10 +62,9 @@ def test_installs_leave_no_cache_in_a_layer():
 
 
 def test_the_layer_of_the_dependencies_comes_before_the_sources():
-    order = [
-        index for index, (word, rest) in enumerate(INSTRUCTIONS) if word in ("COPY", "RUN") and "groupadd" not in rest
+    first, install, *others = [
+        (word, rest) for word, rest in INSTRUCTIONS if word in ("COPY", "RUN") and "groupadd" not in rest
     ]
-    first, install, *others = [INSTRUCTIONS[index] for index in order]
     assert first == ("COPY", "constraints.txt pyproject.toml ./")
     assert "--requirement dependencies.txt" in install[1]
     assert [word for word, _ in others] == ["COPY", "COPY", "COPY", "RUN"]
@@ -91,8 +90,7 @@ def test_the_volumes_belong_to_the_user_and_the_defaults_of_the_recipes_lead_to_
 
 
 def test_maskperf_is_what_starts():
-    assert all_of("ENTRYPOINT") == ['["maskperf"]']
-    assert all_of("CMD") == ['["--help"]']
+    assert (all_of("ENTRYPOINT"), all_of("CMD")) == (['["maskperf"]'], ['["--help"]'])
     assert "maskperf" in PROJECT["scripts"]
 
 
@@ -135,14 +133,12 @@ def test_the_page_names_arguments_that_there_are():
 def test_the_commands_of_the_page_are_commands_of_maskperf():
     whole = re.sub(r"\\\n\s*", "", PAGE)
     image = f"maskperf:{PROJECT['version']}"
-    calls = [
-        shlex.split(line.strip("`")) for line in re.findall(rf"docker run [^\n`]*{re.escape(image)}[^\n`]*", whole)
-    ]
+    calls = [shlex.split(line) for line in re.findall(rf"docker run [^\n`]*{re.escape(image)}[^\n`]*", whole)]
     assert len(calls) == 4
     for call in calls:
-        command, *words = call[call.index(image) + 1 :]
+        command, *arguments = call[call.index(image) + 1 :]
         assert command in COMMANDS
         if command == "run":
-            recipe, *pairs = words
+            recipe, *pairs = arguments
             validate(with_overrides(RECIPES[recipe](), [pair for pair in pairs if "." in pair.partition("=")[0]]))
             assert {pair.partition("=")[0] for pair in pairs} <= {"runs", "processes"}

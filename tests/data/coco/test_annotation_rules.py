@@ -243,6 +243,14 @@ def test_bad_entries_are_left_out_where_that_is_wanted(tmp_path):
         assert expected in index.notices
 
 
+def test_of_two_images_with_one_id_the_first_counts(tmp_path):
+    document = good_document()
+    document["images"].append({"id": 10, "file_name": "c.jpg", "height": HEIGHT, "width": WIDTH + 1})
+    index = read_coco(write_json(tmp_path, document), tmp_path, training=False, data=DataConfig(skip_bad=True))
+    np.testing.assert_array_equal(index.sizes_hw, [[HEIGHT, WIDTH]] * 2)
+    assert len(index.labels) == 3 and any("Two entries have this image id" in notice for notice in index.notices)
+
+
 def test_where_only_bad_entries_are_found_nothing_remains(tmp_path):
     document = good_document() | {"annotations": [annotation(1, 10, bbox=[1, 2, -3, 4])]}
     with pytest.raises(DataError, match="Nothing is in the list"):

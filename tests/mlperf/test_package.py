@@ -13,7 +13,6 @@ from maskperf.cli.main import main
 from maskperf.errors import ConfigError, RuleError, StorageError
 from maskperf.mlperf.checkers import check_package
 from maskperf.mlperf.package import (
-    PackageContents,
     check_name,
     check_set,
     find_source,
@@ -32,22 +31,20 @@ IMPLEMENTATIONS = "benchmarks/maskrcnn/implementations"
 
 def _contents(folder, **changes):
     values = {
-        "submitter": "me",
         "system": "box",
         "description": {**dict.fromkeys(FIELDS, ""), "division": "closed", "submitter": "me"},
         "logs": tuple(read_log(path) for path in write_logs(folder / "logs", recipe="coco_batch_96")),
-        "config": None,
-        "processes": 1,
+        "arguments": ("coco_batch_96", "mlperf.division=closed"),
         "remarks": (),
         "source": SOURCE,
     }
-    return PackageContents(**{**values, **changes})
+    return {**values, **changes}
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("package")
-    assert write_package(folder / "me", _contents(folder)) == []
+    assert write_package(folder / "me", **_contents(folder)) == []
     return folder / "me"
 
 
@@ -77,7 +74,7 @@ def test_a_package_has_the_prescribed_folders_the_logs_unchanged_and_the_whole_c
 @pytest.mark.parametrize("mask", UMASKS)
 def test_a_package_has_the_permissions_of_the_umask_and_programs_stay_programs(tmp_path, mask):
     with umask(mask):
-        write_package(tmp_path / "me", _contents(tmp_path))
+        write_package(tmp_path / "me", **_contents(tmp_path))
     found = modes(tmp_path / "me")
     programs = {name for name, mode in found.items() if int(mode, 8) & 0o111}
     assert {"setup.sh", "init_datasets.sh", "run_and_time.sh", "install.sh"} <= programs
@@ -132,11 +129,11 @@ def test_the_arguments_of_a_run_with_its_configuration_hold_no_local_paths(log_o
 def test_nothing_is_written_over_and_an_unfinished_package_leaves_nothing(tmp_path, written):
     contents, before = _contents(tmp_path), sorted(written.rglob("*"))
     with pytest.raises(StorageError, match="exists already"):
-        write_package(written, contents)
+        write_package(written, **contents)
     assert sorted(written.rglob("*")) == before
-    contents.logs[4].path.unlink()
+    contents["logs"][4].path.unlink()
     with pytest.raises(StorageError, match="cannot be written"):
-        write_package(tmp_path / "out" / "me", contents)
+        write_package(tmp_path / "out" / "me", **contents)
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -148,7 +145,7 @@ def test_files_unfit_for_a_repository_stay_out(tmp_path):
     with open(source / "weights.bin", "wb") as file:
         file.truncate(51 * 2**20)
     (source / "link.py").symlink_to("nowhere.py")
-    left_out = write_package(tmp_path / "me", _contents(tmp_path, source=tmp_path / "source"))
+    left_out = write_package(tmp_path / "me", **_contents(tmp_path, source=tmp_path / "source"))
     assert set(left_out) == {"src/maskperf/with space.py", "src/maskperf/weights.bin"}
     code = tmp_path / "me" / IMPLEMENTATIONS / "maskperf"
     assert [path.name for path in code.rglob("*") if not path.is_dir()] == ["good.py"]

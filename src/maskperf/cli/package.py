@@ -56,22 +56,24 @@ def package(options: argparse.Namespace) -> int:
     environment = read_json(run_folder / ENVIRONMENT_FILE, Environment)
     description, notices = _describe(options, logs[0], division, environment)
     remarks = tuple(dict.fromkeys(text for log in logs for text in meanings(log)))
-    contents = packages.PackageContents(
-        submitter=submitter,
-        system=system,
-        description=description,
-        logs=logs,
-        config=_config(run_folder / CONFIG_FILE),
-        processes=(environment and environment.processes) or 1,
-        remarks=remarks,
-        source=packages.find_source(Path(errors.__file__).resolve().parent),
+    arguments = packages.run_arguments(
+        logs[0], _config(run_folder / CONFIG_FILE), (environment and environment.processes) or 1
     )
+    source = packages.find_source(Path(errors.__file__).resolve().parent)
     unknown = unknown_fields(description)
     fill_file = folder.with_name(f"{folder.name}-to-fill.txt")
     for path in (folder, fill_file) if unknown else (folder,):
         packages.refuse_existing(path)
     print("\n".join([*remarks, *notices]))
-    left_out = packages.write_package(folder, contents)
+    left_out = packages.write_package(
+        folder,
+        system=system,
+        description=description,
+        logs=logs,
+        arguments=arguments,
+        remarks=remarks,
+        source=source,
+    )
     print(f"written: {folder}")
     for name in left_out:
         print(f"left out, not fit for a repository: {name}")

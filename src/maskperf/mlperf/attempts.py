@@ -1,8 +1,9 @@
 """Which runs a log holds: one as it should be, several one after the other, one taken up again, or two mixed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
+from itertools import pairwise, takewhile
 
 from maskperf.mlperf.read import Record
 
@@ -22,25 +23,32 @@ class Attempt:
 
     records: tuple[Record, ...]
 
+    @cached_property
+    def keys(self) -> frozenset[str]:
+        return frozenset(record.key for record in self.records)
+
+    @cached_property
+    def starts(self) -> tuple[tuple[float, int], ...]:
+        """The number of each epoch that it starts, and the index of that record; of blocks where it logs only those."""
+        key = "epoch_start" if "epoch_start" in self.keys else "block_start"
+        found = [(record.epoch(STARTS[key]), index) for index, record in enumerate(self.records) if record.key == key]
+        return tuple((number, index) for number, index in found if number is not None)
+
+    @property
+    def epochs(self) -> tuple[float, ...]:
+        return tuple(number for number, _ in self.starts)
+
     @property
     def first_line(self) -> int:
         return self.records[0].line
 
     @property
-    def epochs(self) -> tuple[float, ...]:
-        """The numbers of the epochs that it starts, in the order of the file; of blocks where it logs only those."""
-        return tuple(number for number, _ in _epoch_starts(self.records))
-
-    @property
     def has_begun(self) -> bool:
-        return bool(self.epochs) or self.has("run_start")
+        return bool(self.starts) or "run_start" in self.keys
 
     @property
     def is_whole(self) -> bool:
-        return all(self.has(key) for key in ("init_start", "run_start", "run_stop"))
-
-    def has(self, key: str) -> bool:
-        return any(record.key == key for record in self.records)
+        return self.keys >= {"init_start", "run_start", "run_stop"}
 
 
 @dataclass(frozen=True)
@@ -79,24 +87,24 @@ class Attempts:
 
 def find_attempts(records: Sequence[Record]) -> Attempts:
     """Return the runs that a file holds."""
-    parts: list[list[Record]] = []
+    runs: list[Attempt] = []
     resumed, mixed = [], _late_init_stop(records)
     for part in _parts(records):
-        before = parts[-1] if parts else []
-        mixed = mixed or _left_over(before, part)
-        if before and _goes_on(before, part):
-            resumed.append(part[0].line)
-            before += part
+        if runs:
+            mixed = mixed or _left_over(runs[-1], part)
+        if runs and _goes_on(runs[-1], part):
+            resumed.append(part.first_line)
+            runs[-1] = Attempt(runs[-1].records + part.records)
         else:
-            parts.append(part)
-    for part in parts:
-        mixed = mixed or _side_by_side(part, is_resumed=bool(resumed))
+            runs.append(part)
+    for run in runs:
+        mixed = mixed or _jump(run) or (None if resumed else _two_results(run))
     if mixed is not None:
         return Attempts(runs=(Attempt(tuple(records)),), mixed=mixed)
-    return Attempts(runs=tuple(Attempt(tuple(part)) for part in parts), resumed=tuple(resumed))
+    return Attempts(runs=tuple(runs), resumed=tuple(resumed))
 
 
-def _parts(records: Sequence[Record]) -> list[list[Record]]:
+def _parts(records: Sequence[Record]) -> list[Attempt]:
     """Return the records cut wherever a head begins again, or the epochs do without one."""
     parts: list[list[Record]] = [[]]
     for record in records:
@@ -109,10 +117,10 @@ def _parts(records: Sequence[Record]) -> list[list[Record]]:
         # Of two processes that logged one run, the head without init_stop goes on in the next part.
         stops = sum(record.key == "init_stop" for record in part)
         if joined and stops > 1 and not any(record.key in ("init_stop", *BODY) for record in joined[-1]):
-            joined[-1] = joined[-1] + part
+            joined[-1] += part
         else:
             joined.append(part)
-    return [piece for part in joined for piece in _cut_where_epochs_restart(part)]
+    return [piece for part in joined for piece in _cut_where_epochs_restart(Attempt(tuple(part)))]
 
 
 def _begins_again(part: Sequence[Record], record: Record) -> bool:
@@ -124,15 +132,16 @@ def _begins_again(part: Sequence[Record], record: Record) -> bool:
     if record.key not in HEAD:
         return False
     seen = {other.key for other in part}
-    if seen.isdisjoint(BODY):
+    is_repeated, body = record.key in seen, seen.intersection(BODY)
+    if not body:
         if record.key == "submission_benchmark":
-            return record.key in seen and "init_start" in seen and not _is_at_once(part, record)
-        return record.key == "init_start" and record.key in seen and "init_stop" in seen
-    if seen.intersection(BODY) <= STARTS.keys() and record.key in seen:
+            return is_repeated and "init_start" in seen and not _is_at_once(part, record)
+        return is_repeated and record.key == "init_start" and "init_stop" in seen
+    if is_repeated and body <= STARTS.keys():
         return not _is_at_once(part, record)
     # A first run may have lost its head; a run_stop alone that stands in front is a misplaced line.
-    has_lost_head = "run_start" not in seen and not seen.intersection(BODY) <= {"run_stop"}
-    return record.key in seen or (record.key == "init_start" and has_lost_head)
+    has_lost_head = "run_start" not in seen and body != {"run_stop"}
+    return is_repeated or (record.key == "init_start" and has_lost_head)
 
 
 def _is_at_once(part: Sequence[Record], record: Record) -> bool:
@@ -152,34 +161,26 @@ def _head_in_front(part: Sequence[Record]) -> int:
     first = set(HEAD)
     if set(keys).isdisjoint(BODY):
         first &= set(keys[: keys.index("submission_benchmark")] if "submission_benchmark" in keys else [])
-    count = next((count for count, key in enumerate(reversed(keys)) if key not in first), len(keys))
+    count = len(list(takewhile(first.__contains__, reversed(keys))))
     return count if count < len(keys) else 0
 
 
-def _epoch_starts(records: Sequence[Record]) -> list[tuple[float, Record]]:
-    """Return each start of an epoch with its number; of each block where no epoch is logged."""
-    key = "epoch_start" if any(record.key == "epoch_start" for record in records) else "block_start"
-    found = [(record.epoch(STARTS[key]), record) for record in records if record.key == key]
-    return [(number, record) for number, record in found if number is not None]
+def _cut_where_epochs_restart(run: Attempt) -> Iterable[Attempt]:
+    """Return a run cut where its epochs begin anew; whole where they go up and down, as those of two runs do."""
+    if _jump(run) is not None:
+        return [run]
+    cuts = [index for (before, _), (number, index) in pairwise(run.starts) if number < before]
+    cuts = [index - (run.records[index - 1].key == "block_start") for index in cuts]  # the block of this epoch
+    return [Attempt(run.records[first:last]) for first, last in pairwise([0, *cuts, len(run.records)])]
 
 
-def _cut_where_epochs_restart(part: list[Record]) -> list[list[Record]]:
-    """Return a part cut where its epochs begin anew; whole where they go up and down, as those of two runs do."""
-    starts = _epoch_starts(part)
-    if _jump(starts) is not None:
-        return [part]
-    again = [record for (before, _), (number, record) in pairwise(starts) if number < before]
-    cuts = [index for index, record in enumerate(part) if any(record is other for other in again)]
-    cuts = [index - (part[index - 1].key == "block_start") for index in cuts]  # the block of this epoch
-    return [part[first:last] for first, last in pairwise([0, *cuts, len(part)])]
-
-
-def _jump(starts: Sequence[tuple[float, Record]]) -> Mixture | None:
+def _jump(run: Attempt) -> Mixture | None:
     """Return two lines whose epochs are those of two runs: in one run epochs follow each other, or begin anew."""
-    steps = [(number - before, first, record) for (before, first), (number, record) in pairwise(starts)]
+    steps = [(number - before, first, second) for (before, first), (number, second) in pairwise(run.starts)]
     if any(step < 0 for step, _, _ in steps) and any(step > 1 for step, _, _ in steps):
-        first, record = next(entry[1:] for entry in steps if entry[0] < 0 or entry[0] > 1)
-        return Mixture(first.line, record.line, "from there on, the numbers of the epochs go to and fro")
+        first, second = next((first, second) for step, first, second in steps if step < 0 or step > 1)
+        sign = "from there on, the numbers of the epochs go to and fro"
+        return Mixture(run.records[first].line, run.records[second].line, sign)
     return None
 
 
@@ -192,55 +193,44 @@ def _late_init_stop(records: Sequence[Record]) -> Mixture | None:
             first = None
         elif record.key == "run_start":
             has_run_start = first is not None
-        elif record.key != "init_stop":
-            continue
-        elif first is None:
-            first, has_run_start = record, False
-        elif has_run_start and not _is_at_once([first], record):
-            return Mixture(first.line, record.line, "both log init_stop, with no init_start between them")
+        elif record.key == "init_stop":
+            if first is None:
+                first, has_run_start = record, False
+            elif has_run_start and not _is_at_once([first], record):
+                return Mixture(first.line, record.line, "both log init_stop, with no init_start between them")
     return None
 
 
-def _goes_on(before: Sequence[Record], part: Sequence[Record]) -> bool:
+def _goes_on(before: Attempt, part: Attempt) -> bool:
     """Return whether a part is the same run, taken up again: its epochs go on, or it has none but ends the run."""
-    starts = _epoch_starts(part)
-    if starts:
-        return bool(_epoch_starts(before)) and starts[0][0] > 1
-    keys = {record.key for record in part}
-    has_ended = any(record.key == "run_stop" for record in before)
-    return not has_ended and not keys.isdisjoint(BODY) and keys.isdisjoint(("submission_benchmark", "init_start"))
+    if part.starts:
+        return bool(before.starts) and part.epochs[0] > 1
+    ends_it = "run_stop" not in before.keys and not part.keys.isdisjoint(BODY)
+    return ends_it and part.keys.isdisjoint(("submission_benchmark", "init_start"))
 
 
-def _left_over(before: Sequence[Record], part: Sequence[Record]) -> Mixture | None:
+def _left_over(before: Attempt, part: Attempt) -> Mixture | None:
     """Return the first line of a part, and that of a record in it that the run before it must have written."""
-    old = {number for number, _ in _epoch_starts(before)}
-    epochs = [number for number, _ in _epoch_starts(part)]
-    if not old or not epochs or min(epochs) > 1:
+    if not before.starts or not part.starts or min(part.epochs) > 1:
         return None
     new: set[float | None] = set()
-    has_ended = any(record.key == "run_stop" for record in before)
-    for record in part:
+    for record in part.records:
         if record.key in STARTS:
             new.add(record.epoch(STARTS[record.key]))
         number = record.epoch()
-        is_of_before = record.key in OF_AN_EPOCH and number in old and number not in new
-        if is_of_before or (record.key == "run_stop" and not new and not has_ended):
-            first = part[0].line
+        is_of_before = record.key in OF_AN_EPOCH and number in before.epochs and number not in new
+        if is_of_before or (record.key == "run_stop" and not new and "run_stop" not in before.keys):
+            first = part.first_line
             return Mixture(first, record.line, f"a run begins at line {first}, and the one before it goes on")
     return None
 
 
-def _side_by_side(part: Sequence[Record], *, is_resumed: bool) -> Mixture | None:
-    """Return two lines that only two runs in one can have: epochs that jump, or two results of one epoch."""
-    starts = _epoch_starts(part)
-    jump = _jump(starts)
-    if jump is not None or is_resumed:
-        return jump
-    numbers = [number for number, _ in starts]
+def _two_results(run: Attempt) -> Mixture | None:
+    """Return two lines with different results of an epoch that is started twice."""
     results: dict[float, Record] = {}
-    for record in part:
+    for record in run.records:
         number = record.epoch()
-        if record.key == "eval_accuracy" and number is not None and numbers.count(number) > 1:
+        if record.key == "eval_accuracy" and number is not None and run.epochs.count(number) > 1:
             first = results.setdefault(number, record)
             if first.value != record.value:
                 return Mixture(first.line, record.line, f"they are two results of epoch {number:g}")

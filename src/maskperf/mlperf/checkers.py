@@ -88,9 +88,7 @@ def compliance_verdict(output: str, lines: Sequence[int] = ()) -> Verdict:
         if line and finding.explanation and int(line[1]) < len(lines):
             finding = replace(finding, explanation=f"Line {lines[int(line[1])]} of the file: {finding.explanation}")
         findings.append(finding)
-    findings += _stops(output)
-    if not accepted and not any(finding.refuses for finding in findings):
-        findings.append(explained("the checker said neither SUCCESS nor why not:\n" + output.strip(), refuses=True))
+    findings += _without_verdict(output, f"SUCCESS nor why not:\n{output.strip()}", accepted, findings)
     return Verdict(checker=COMPLIANCE, accepted=accepted, findings=tuple(findings))
 
 
@@ -118,9 +116,7 @@ def check_repository(folder: Path) -> Verdict:
     entries = _entries(output)
     findings = [explained(text, refuses=True) for level, text in entries if level == "ERROR"]
     accepted = ("INFO", "ALL CHECKS PASSED.") in entries and not findings
-    findings += _stops(output)
-    if not accepted and not findings:
-        findings.append(explained("the checker said neither PASSED nor why not", refuses=True))
+    findings += _without_verdict(output, "PASSED nor why not", accepted, findings)
     return Verdict(checker=REPOSITORY, accepted=accepted, findings=tuple(findings))
 
 
@@ -148,9 +144,6 @@ def _check_copy(copy: Path, shown: dict[str, str]) -> PackageVerdict:
     for file in copy.rglob("scaling.json"):
         file.unlink()  # the checker writes it anew where it is needed
     output = _run("package_checker", [str(copy), USAGE, RULESET])
-    factors = {}
-    for file in sorted(copy.glob(f"results/*/{BENCHMARK}/scaling.json")):
-        factors[file.parts[-3]] = float(json.loads(file.read_text(encoding="utf-8"))["scaling_factor"])
     for path, name in shown.items():
         output = output.replace(path, name)
     verdicts = package_verdicts(output)
@@ -161,6 +154,8 @@ def _check_copy(copy: Path, shown: dict[str, str]) -> PackageVerdict:
             f"Put the logs into results/SYSTEM/{BENCHMARK}/result_0.txt to result_4.txt.",
         )
         verdicts = (*verdicts, Verdict(checker="maskperf's own checks", accepted=False, findings=(nothing,)))
+    written = sorted(copy.glob(f"results/*/{BENCHMARK}/scaling.json"))
+    factors = {file.parts[-3]: float(json.loads(file.read_bytes())["scaling_factor"]) for file in written}
     return PackageVerdict(verdicts=verdicts, scaling_factors=factors)
 
 
@@ -181,9 +176,8 @@ def package_verdicts(output: str) -> tuple[Verdict, ...]:
                 found[_part_of(text)].append(explained(text, refuses=refuses))
     for text in PYTHON_WARNING.findall(output):
         found[_part_of(text)].append(explained(text, refuses=False))
-    found[PACKAGE] += _stops(output)
-    if not accepted and not any(finding.refuses for findings in found.values() for finding in findings):
-        found[PACKAGE].append(explained("the checker said neither SUCCESS nor why not", refuses=True))
+    all_findings = [finding for findings in found.values() for finding in findings]
+    found[PACKAGE] += _without_verdict(output, "SUCCESS nor why not", accepted, all_findings)
     verdicts = []
     for part, findings in found.items():
         passed: bool | None = accepted
@@ -198,6 +192,16 @@ def package_verdicts(output: str) -> tuple[Verdict, ...]:
 def _part_of(text: str) -> str:
     """Return the part of the package checker that a finding belongs to."""
     return next(part for part, (_, pattern) in PARTS.items() if re.search(pattern, text))
+
+
+def _without_verdict(output: str, missing: str, accepted: bool, findings: Sequence[Finding]) -> list[Finding]:
+    """Return what stopped a checker in the middle (some logs reach bugs of it), or that it refuses without a reason."""
+    if "Traceback (most recent call last)" in output:
+        last = re.findall(r"^\w[\w.]*(?:Error|Exception)\b.*", output, re.MULTILINE)
+        return [explained(f"the checker stopped with an error: {last[-1] if last else output.strip()}", refuses=True)]
+    if accepted or any(finding.refuses for finding in findings):
+        return []
+    return [explained(f"the checker said neither {missing}", refuses=True)]
 
 
 def _run(module: str, arguments: list[str]) -> str:
@@ -237,11 +241,3 @@ def _compliance_texts(entries: Sequence[tuple[str, str]]) -> list[str]:
         else:
             texts += [part.strip() for part in text.split(f"\n{BAR}\n")]
     return texts
-
-
-def _stops(output: str) -> list[Finding]:
-    """Return what stopped a checker in the middle: it has bugs that some logs reach."""
-    if "Traceback (most recent call last)" not in output:
-        return []
-    last = re.findall(r"^\w[\w.]*(?:Error|Exception)\b.*", output, re.MULTILINE)
-    return [explained(f"the checker stopped with an error: {last[-1] if last else output.strip()}", refuses=True)]

@@ -28,7 +28,7 @@ REFERENCE_BATCHES = tuple(reference_points())
 Levels = tuple[tuple[float, float], ...]  # numbers of epochs, ascending, each with its share
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Range:
     """An expected number, and the two that 5 % and 95 % of all outcomes should stay below."""
 
@@ -37,12 +37,12 @@ class Range:
     high: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class EpochForecast:
-    """Epochs until the targets are met, for runs that meet them."""
+    """Epochs until the targets are met, for runs that meet them, and what they were learnt from."""
 
     levels: Levels
-    sentence: str  # what it was learnt from
+    sentence: str
 
 
 def reference_decay_epoch(batch_size: int) -> float:
@@ -75,38 +75,37 @@ def forecast_epochs(
     if abs(decay - usual) < SAME_SCHEDULE_EPOCHS:
         return forecast
     alike = [
-        float(run.epochs)
+        epochs
         for system in systems
-        for run in system.runs
-        if run.reached
-        and max(system.batch_size / batch_size, batch_size / system.batch_size) <= NEAR_BATCH_FACTOR
+        if max(system.batch_size / batch_size, batch_size / system.batch_size) <= NEAR_BATCH_FACTOR
         and abs(_decay_epoch(system) - decay) < SAME_SCHEDULE_EPOCHS
+        for epochs in _reached_epochs(system)
     ]
     if alike:
         sentence = f"{len(alike)} published runs with about this batch and the last decay at epoch {decay:.1f}"
-        return EpochForecast(levels=_levels(alike), sentence=sentence)
+        return EpochForecast(_levels(alike), sentence)
     later = max(0.0, decay - usual)
     sentence = f"{forecast.sentence}; moved by {later:.1f}: the last decay is at epoch {decay:.1f}, not {usual:.1f}"
-    return EpochForecast(levels=tuple((epochs + later, share) for epochs, share in forecast.levels), sentence=sentence)
+    return EpochForecast(tuple((epochs + later, share) for epochs, share in forecast.levels), sentence)
 
 
 def _on_reference_schedule(batch_size: int, systems: Sequence[PublishedSystem]) -> EpochForecast:
-    runs = {batch: [float(epochs) for epochs in point.epochs] for batch, point in reference_points().items()}
+    runs = {batch: list(map(float, point.epochs)) for batch, point in reference_points().items()}
     for system in systems:
         if abs(_decay_epoch(system) - reference_decay_epoch(system.batch_size)) < SAME_SCHEDULE_EPOCHS:
-            runs.setdefault(system.batch_size, []).extend(float(run.epochs) for run in system.runs if run.reached)
+            runs.setdefault(system.batch_size, []).extend(_reached_epochs(system))
     low, high, weight = _neighbours(batch_size, sorted(runs))
     below, above = _levels(runs[low]), _levels(runs[high])
     if low == high:
         sentence = f"{len(runs[low])} runs with batch {low}: reference point and published"
         if batch_size < low:
             sentence += f"; below batch {low} there is no reference point"
-        return EpochForecast(levels=below, sentence=sentence)
+        return EpochForecast(below, sentence)
     count = len(runs[low]) + len(runs[high])
     sentence = f"interpolated between {count} runs with batch {low} and batch {high}: reference points and published"
     shares = [(index + 0.5) / INTERPOLATION_LEVELS for index in range(INTERPOLATION_LEVELS)]
     between = [(1 - weight) * quantile(below, share) + weight * quantile(above, share) for share in shares]
-    return EpochForecast(levels=_levels(between), sentence=sentence)
+    return EpochForecast(_levels(between), sentence)
 
 
 def forecast_series(levels: Levels, failing_share: float) -> tuple[Range, float]:
@@ -130,13 +129,27 @@ def forecast_series(levels: Levels, failing_share: float) -> tuple[Range, float]
 def range_of(levels: Levels) -> Range:
     """Return the mean of numbers with their shares, and its 5 % and 95 % quantiles."""
     mean = sum(number * share for number, share in levels)
-    return Range(expected=mean, low=quantile(levels, 0.05), high=quantile(levels, 0.95))
+    return Range(mean, quantile(levels, 0.05), quantile(levels, 0.95))
+
+
+def quantile(levels: Levels, share: float) -> float:
+    """Return the lowest number that at least this share of all numbers does not exceed."""
+    total = 0.0
+    for number, weight in levels:
+        total += weight
+        if total >= share - ROUNDING:
+            return number
+    return levels[-1][0]
 
 
 def failing_share(systems: Sequence[PublishedSystem]) -> float:
     """Return the share of published runs that did not reach the targets."""
     runs = [run for system in systems for run in system.runs]
     return sum(not run.reached for run in runs) / len(runs)
+
+
+def _reached_epochs(system: PublishedSystem) -> list[float]:
+    return [float(run.epochs) for run in system.runs if run.reached]
 
 
 def _epoch_of(step: int, batch_size: int) -> float:
@@ -158,13 +171,3 @@ def _neighbours(batch_size: int, batches: Sequence[int]) -> tuple[int, int, floa
 
 def _levels(epochs: Sequence[float]) -> Levels:
     return tuple((number, count / len(epochs)) for number, count in sorted(Counter(epochs).items()))
-
-
-def quantile(levels: Levels, share: float) -> float:
-    """Return the lowest number that at least this share of all numbers does not exceed."""
-    total = 0.0
-    for number, weight in levels:
-        total += weight
-        if total >= share - ROUNDING:
-            return number
-    return levels[-1][0]

@@ -9,9 +9,10 @@ import shlex
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from maskperf.config import BENCHMARK, RunConfig
 from maskperf.errors import ConfigError, RuleError, StorageError
@@ -45,43 +46,12 @@ KEY_OF_SETTING = {  # for logs without a config.json beside them
     "opt_learning_rate_warmup_steps": "optimizer.warmup_steps",
     "opt_learning_rate_warmup_factor": "optimizer.warmup_factor",
 }
-# The scripts of a system's folder. {arguments} are those of `maskperf run`.
-HERE = 'here=$(CDPATH=\'\' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)'
-DATA_PATHS = f"""root=${{DATA_ROOT:-$here/../{IMPLEMENTATION}/data/coco}}
-backbone=${{BACKBONE:-$here/../{IMPLEMENTATION}/data/R-50.pkl}}"""
-SETUP = f"""#!/usr/bin/env bash
-# Installs the implementation into its own .venv.
-set -euo pipefail
-
-{HERE}
-exec "$here/../{IMPLEMENTATION}/install.sh"
-"""
-NO_DATA = """#!/usr/bin/env bash
-# The demo draws its images itself when it is run.
-set -euo pipefail
-"""
-PREPARE_DATA = f"""#!/usr/bin/env bash
-# Fetches and checks COCO 2017 (into DATA_ROOT) and Detectron's R-50.pkl (BACKBONE).
-set -euo pipefail
-
-{HERE}
-{DATA_PATHS}
-exec "$here/../{IMPLEMENTATION}/.venv/bin/maskperf" prepare coco --root "$root" --weights "$backbone"
-"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PackageContents:
-    """What goes into a package."""
-
-    submitter: str
-    system: str
-    description: Mapping[str, str | dict[str, str]]
-    logs: tuple[BenchmarkLog, ...]
-    config: RunConfig | None  # of the first run, where its folder has one
-    processes: int
-    remarks: tuple[str, ...]  # on the nature of the logs: a demo, for example
-    source: Path  # the source tree of this program
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).with_name("templates")),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    keep_trailing_newline=True,
+)
 
 
 def check_name(option: str, name: str) -> str:
@@ -140,8 +110,19 @@ def refuse_existing(path: Path) -> None:
         raise StorageError(text)
 
 
-def write_package(folder: Path, contents: PackageContents) -> list[str]:
+def write_package(
+    folder: Path,
+    *,
+    system: str,
+    description: Mapping[str, str | dict[str, str]],
+    logs: Sequence[BenchmarkLog],
+    arguments: Sequence[str],
+    remarks: Sequence[str],
+    source: Path,
+) -> list[str]:
     """Return the names of source files that were left out, after the package was written to `folder` as a whole.
+
+    arguments: those of `maskperf run`; remarks: on the nature of the logs; source: the source tree of this program.
 
     Errors: StorageError where the folder exists or cannot be made.
     """
@@ -150,7 +131,21 @@ def write_package(folder: Path, contents: PackageContents) -> list[str]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".maskperf-package-", dir=folder.parent) as scratch:
             building = Path(scratch) / "package"
-            left_out = _fill(building, contents)
+            results = building / "results" / system / BENCHMARK
+            results.mkdir(parents=True)
+            for number, log in enumerate(logs):
+                shutil.copyfile(log.path, results / f"result_{number}.txt")
+            (building / "systems").mkdir()
+            text = json.dumps(description, indent=2) + "\n"
+            (building / "systems" / f"{system}.json").write_text(text, encoding="utf-8")
+            implementations = building / "benchmarks" / BENCHMARK / "implementations"
+            left_out = _copy_code(source, implementations / IMPLEMENTATION)
+            (implementations / system).mkdir()
+            for name, text in _texts(system, logs, arguments, remarks).items():
+                path = implementations / system / name
+                path.write_text(text, encoding="utf-8")
+                if path.suffix == ".sh":
+                    _make_executable(path)
             building.rename(folder)
     except OSError as error:
         text = f"{folder}: cannot be written ({error.strerror or error}). Fix: choose another --output."
@@ -162,34 +157,6 @@ def write_scaling(folder: Path, system: str, factor: float) -> None:
     """Write the factor that a score is multiplied by where the official tools look for it."""
     path = folder / "results" / system / BENCHMARK / "scaling.json"
     path.write_text(json.dumps({"scaling_factor": factor}), encoding="utf-8")
-
-
-def _fill(folder: Path, contents: PackageContents) -> list[str]:
-    system = contents.system
-    results = folder / "results" / system / BENCHMARK
-    results.mkdir(parents=True)
-    for number, log in enumerate(contents.logs):
-        shutil.copyfile(log.path, results / f"result_{number}.txt")
-    (folder / "systems").mkdir()
-    text = json.dumps(contents.description, indent=2) + "\n"
-    (folder / "systems" / f"{system}.json").write_text(text, encoding="utf-8")
-    implementations = folder / "benchmarks" / BENCHMARK / "implementations"
-    left_out = _copy_code(contents.source, implementations / IMPLEMENTATION)
-    arguments = run_arguments(contents.logs[0], contents.config, contents.processes)
-    texts = {
-        "setup.sh": SETUP,
-        "init_datasets.sh": NO_DATA if arguments[0] == "demo" else PREPARE_DATA,
-        "run_and_time.sh": _run_script(arguments),
-        f"{system}_{IMPLEMENTATION}.json": _implementation_json(system, contents.logs[0], arguments),
-        "README.md": _readme(contents, arguments),
-    }
-    (implementations / system).mkdir()
-    for name, text in texts.items():
-        path = implementations / system / name
-        path.write_text(text, encoding="utf-8")
-        if path.suffix == ".sh":
-            _make_executable(path)
-    return left_out
 
 
 def run_arguments(log: BenchmarkLog, config: RunConfig | None, processes: int) -> list[str]:
@@ -206,64 +173,43 @@ def run_arguments(log: BenchmarkLog, config: RunConfig | None, processes: int) -
     return [recipe, *([f"processes={processes}"] if processes > 1 else []), *pairs]
 
 
-def _run_script(arguments: Sequence[str]) -> str:
-    """Return a script that makes one run with these arguments; more may be given to it."""
-    lines = ["#!/usr/bin/env bash", "# Makes one run as those of the results were made."]
-    own_paths = []
-    if arguments[0] != "demo":
-        lines.append("# DATA_ROOT: the folder of COCO 2017; BACKBONE: Detectron's R-50.pkl.")
-        own_paths = ['data.root="$root"', 'model.backbone_weights="$backbone"']
-    lines += ["set -euo pipefail", "", HERE, *([DATA_PATHS] if own_paths else [])]
-    parts = [shlex.quote(arguments[0]), *own_paths, *map(shlex.quote, arguments[1:]), '"$@"']
-    lines.append(f'exec "$here/../{IMPLEMENTATION}/run_and_time.sh" ' + " \\\n    ".join(parts))
-    return "\n".join(lines) + "\n"
-
-
-def _readme(contents: PackageContents, arguments: Sequence[str]) -> str:
-    lines = [f"# Mask R-CNN on {contents.system}", "", *contents.remarks, *([""] if contents.remarks else [])]
-    lines += ["| step | script |", "|---|---|", "| install | `./setup.sh` |", "| data | `./init_datasets.sh` |"]
-    lines += ["| one run | `./run_and_time.sh` |", "", f"Code: `../{IMPLEMENTATION}`. One run is"]
-    lines += ["", "```", shlex.join(["maskperf", "run", *arguments]), "```", ""]
-    lines += ["| log | seed | status | epochs | minutes |", "|---|---|---|---|---|"]
-    for number, log in enumerate(contents.logs):
-        minutes = "" if log.run_seconds is None else f"{log.run_seconds / 60:.2f}"
+def _texts(
+    system: str, logs: Sequence[BenchmarkLog], arguments: Sequence[str], remarks: Sequence[str]
+) -> dict[str, str]:
+    """Return the files of a system's folder: its scripts, a README and the JSON file with the hyperparameters."""
+    command = shlex.join(["maskperf", "run", *arguments])
+    rows = []
+    for log in logs:
         epoch = log.evaluations[-1].epoch if log.evaluations else ""
-        seeds = ", ".join(map(str, log.seeds))
-        lines.append(f"| result_{number}.txt | {seeds} | {log.status} | {epoch} | {minutes} |")
-    return "\n".join(lines) + "\n"
-
-
-def _implementation_json(system: str, log: BenchmarkLog, arguments: Sequence[str]) -> str:
+        minutes = "" if log.run_seconds is None else f"{log.run_seconds / 60:.2f}"
+        rows.append((", ".join(map(str, log.seeds)), log.status, epoch, minutes))
+    recipe, *others = map(shlex.quote, arguments)
+    values = {"system": system, "recipe": recipe, "arguments": others, "command": command}
+    texts = {
+        name: TEMPLATES.get_template(name).render(**values, implementation=IMPLEMENTATION, remarks=remarks, rows=rows)
+        for name in TEMPLATES.list_templates()
+    }
     content = {
-        "benchmark": log.benchmark,
+        "benchmark": logs[0].benchmark,
         "system": system,
         "implementation": IMPLEMENTATION,
         "recipe": arguments[0],
-        "command": shlex.join(["maskperf", "run", *arguments]),
-        "targets": {"BBOX": log.targets[0], "SEGM": log.targets[1]},
-        "hyperparameters": log.settings,
+        "command": command,
+        "targets": {"BBOX": logs[0].targets[0], "SEGM": logs[0].targets[1]},
+        "hyperparameters": logs[0].settings,
     }
-    return json.dumps(content, indent=2) + "\n"
-
-
-def fill_text(system: str, unknown: Sequence[str]) -> str:
-    """Return the list of empty fields of a system description, for the user to fill in."""
-    names = "\n".join(f"  {name}" for name in unknown)
-    return f"""Empty fields of systems/{system}.json, which only people can know.
-
-{names}
-
-Write them into that file, or build the package again in another folder, with
-
-  --fill {unknown[0]}="..." for each of them, or --system-json FILE for all
-"""
+    return {**texts, f"{system}_{IMPLEMENTATION}.json": json.dumps(content, indent=2) + "\n"}
 
 
 def _copy_code(source: Path, target: Path) -> list[str]:
-    """Return what was left out; everything a submission may hold is copied, programs as programs."""
+    """Copy everything a submission may hold, programs as programs, and return what was left out."""
     left_out = []
-    for path in _code_of(source):
+    paths = [source / name for name in CODE_FILES]
+    paths += [path for name in CODE_FOLDERS for path in sorted((source / name).rglob("*"))]
+    for path in filter(Path.is_file, paths):
         relative = path.relative_to(source)
+        if any(part == "__pycache__" or part.startswith(".") for part in relative.parts):
+            continue
         if path.is_symlink() or path.stat().st_size > LARGEST_FILE_BYTES or " " in str(relative):
             left_out.append(relative.as_posix())
             continue
@@ -280,12 +226,14 @@ def _make_executable(path: Path) -> None:
     path.chmod(mode | (mode & 0o444) >> 2)
 
 
-def _code_of(source: Path) -> Iterator[Path]:
-    for name in CODE_FILES:
-        if (source / name).is_file():
-            yield source / name
-    for name in CODE_FOLDERS:
-        for path in sorted((source / name).rglob("*")):
-            parts = path.relative_to(source).parts
-            if path.is_file() and not any(part == "__pycache__" or part.startswith(".") for part in parts):
-                yield path
+def fill_text(system: str, unknown: Sequence[str]) -> str:
+    """Return the list of empty fields of a system description, for the user to fill in."""
+    names = "\n".join(f"  {name}" for name in unknown)
+    return f"""Empty fields of systems/{system}.json, which only people can know.
+
+{names}
+
+Write them into that file, or build the package again in another folder, with
+
+  --fill {unknown[0]}="..." for each of them, or --system-json FILE for all
+"""

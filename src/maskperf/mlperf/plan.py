@@ -7,7 +7,7 @@ published runs.
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
@@ -71,17 +71,11 @@ class PlannedTimes:
     init_seconds: float  # before the clock starts
     largest_error: float  # of published minutes where the epochs are known, as a share; widens the ranges
 
-    def minutes(self, epochs: float) -> float:
-        per_epoch = self.epoch_seconds + self.evaluation_seconds
-        return (self.start_seconds + self.tail_seconds + epochs * per_epoch) / 60
-
-    def range(self, epochs: Range) -> Range:
+    def minutes(self, epochs: Range) -> Range:
         """Return the minutes for a range of epochs."""
-        return Range(
-            expected=self.minutes(epochs.expected),
-            low=self.minutes(epochs.low) * (1 - self.largest_error),
-            high=self.minutes(epochs.high) * (1 + self.largest_error),
-        )
+        once, per_epoch = self.start_seconds + self.tail_seconds, self.epoch_seconds + self.evaluation_seconds
+        expected, low, high = ((once + number * per_epoch) / 60 for number in astuple(epochs))
+        return Range(expected, low * (1 - self.largest_error), high * (1 + self.largest_error))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,16 +132,17 @@ def make_plan(question: PlanQuestion, systems: Sequence[PublishedSystem] | None 
             f"{below + training}, or another number of devices."
         )
     if question.epochs is not None:
-        forecast = EpochForecast(levels=((question.epochs, 1.0),), sentence="given with --epochs")
+        forecast = EpochForecast(((question.epochs, 1.0),), "given with --epochs")
     else:
         forecast = forecast_epochs(batch_size, known, last_decay_step=question.last_decay_step)
     failing = failing_share(known)
     epochs = range_of(forecast.levels)
     score_epochs, void_share = forecast_series(forecast.levels, failing)
-    times = _times(question, batch_size, known)
+    nodes = math.ceil(question.accelerators / question.accelerators_per_node)
+    times = _times(question, batch_size, nodes, known)
     return Plan(
         accelerators=question.accelerators,
-        nodes=_nodes(question),
+        nodes=nodes,
         batch_size=batch_size,
         training_devices=training,
         images_per_device=batch_size // training,
@@ -155,8 +150,8 @@ def make_plan(question: PlanQuestion, systems: Sequence[PublishedSystem] | None 
         epochs=epochs,
         epochs_source=forecast.sentence,
         times=times,
-        run_minutes=times.range(epochs),
-        score_minutes=times.range(score_epochs),
+        run_minutes=times.minutes(epochs),
+        score_minutes=times.minutes(score_epochs),
         failing_share=failing,
         void_share=void_share,
     )
@@ -204,13 +199,13 @@ def check_against_published() -> tuple[PlanCheck, ...]:
     return tuple(checks)
 
 
-def fit_overheads(systems: tuple[PublishedSystem, ...]) -> Overheads:
+def fit_overheads(systems: Sequence[PublishedSystem]) -> Overheads:
     """Return the overheads that fit the systems best, by least squares of errors relative to the time of a run.
 
     Scores are computed beside training in all published systems, so only the predictions of an evaluation cost time:
     on the training devices after every epoch, or once, at the end, where other devices evaluate.
     """
-    rows, overheads = [], []
+    rows, shares = [], []
     for system in systems:
         runs = [run for run in system.runs if run.reached]
         seconds = statistics.fmean(60 * run.minutes for run in runs)
@@ -219,9 +214,9 @@ def fit_overheads(systems: tuple[PublishedSystem, ...]) -> Overheads:
         evaluations = 1 if spare else statistics.fmean(run.epochs for run in runs)
         images = evaluations * NUM_VAL_IMAGES / ((spare or system.accelerators) * system.images_per_second)
         rows.append(np.array([images, 1 / system.nodes, 1.0]) / seconds)
-        overheads.append((seconds - training_seconds) / seconds)
-    fitted = np.linalg.lstsq(np.array(rows), np.array(overheads), rcond=None)[0]
-    errors = np.abs(np.array(rows) @ fitted - np.array(overheads))
+        shares.append((seconds - training_seconds) / seconds)
+    fitted = np.linalg.lstsq(np.array(rows), np.array(shares), rcond=None)[0]
+    errors = np.abs(np.array(rows) @ fitted - np.array(shares))
     slowness, start, tail = fitted.tolist()
     return Overheads(
         images_evaluated_per_trained=1 / slowness,
@@ -231,11 +226,7 @@ def fit_overheads(systems: tuple[PublishedSystem, ...]) -> Overheads:
     )
 
 
-def _nodes(question: PlanQuestion) -> int:
-    return math.ceil(question.accelerators / question.accelerators_per_node)
-
-
-def _times(question: PlanQuestion, batch_size: int, systems: tuple[PublishedSystem, ...]) -> PlannedTimes:
+def _times(question: PlanQuestion, batch_size: int, nodes: int, systems: Sequence[PublishedSystem]) -> PlannedTimes:
     overheads = fit_overheads(systems)
     training = min(question.accelerators, batch_size)
     compute_seconds = batch_size / training / question.images_per_second
@@ -263,7 +254,7 @@ def _times(question: PlanQuestion, batch_size: int, systems: tuple[PublishedSyst
         evaluation_seconds=evaluation_seconds,
         evaluation_images_per_second=rate,
         evaluation_is_beside=last_evaluation_seconds > 0,
-        start_seconds=overheads.start_node_seconds / _nodes(question),
+        start_seconds=overheads.start_node_seconds / nodes,
         tail_seconds=overheads.tail_seconds + last_evaluation_seconds,
         init_seconds=statistics.median(run.init_seconds for system in systems for run in system.runs),
         largest_error=overheads.largest_error,

@@ -1,4 +1,4 @@
-"""What keeps a planned run from being faster, and what the plan takes for granted, in sentences."""
+"""What keeps a planned run from being faster, and what the plan assumes, in sentences."""
 
 import math
 
@@ -20,34 +20,40 @@ LARGEST_BATCH_WITHOUT_MORE_EPOCHS = 128
 def limits(plan: Plan, alternatives: tuple[Plan, ...] = ()) -> tuple[str, ...]:
     """Return what limits the plan, the most fundamental first; `alternatives` are plans with other batch sizes."""
     largest, batch_size = REFERENCE_BATCHES[-1], plan.batch_size
-    found = []
-    if batch_size > largest:
-        found.append(
-            f"no reference point above batch {largest}: the rules ask for your own, ten runs of the reference or more"
-        )
-    if plan.accelerators > plan.training_devices:
-        found.append(_spare_devices(plan))
-    if plan.images_per_device < LARGEST_PUBLISHED_IMAGES_PER_DEVICE:
-        found.append(_few_images(plan))
-    if batch_size > LARGEST_BATCH_WITHOUT_MORE_EPOCHS:
-        found.append(
-            f"batch {batch_size} needs {plan.epochs.expected:.1f} epochs, where 14 are enough up to batch"
-            f" {LARGEST_BATCH_WITHOUT_MORE_EPOCHS}: more images for the same result"
-        )
-    found += _times(plan)
-    best = min(alternatives, key=lambda other: other.score_minutes.expected, default=plan)
-    if best.score_minutes.expected < plan.score_minutes.expected:
-        found.append(
+    times, epochs = plan.times, plan.epochs.expected
+    exposed_seconds = epochs * plan.steps_per_epoch * times.exposed_exchange_ms / 1000
+    once_seconds = times.start_seconds + times.tail_seconds
+    training_seconds = epochs * times.epoch_seconds - exposed_seconds
+    parts = (exposed_seconds, epochs * times.evaluation_seconds, once_seconds, training_seconds)
+    exposed, evaluation, once, training = (seconds / (60 * plan.run_minutes.expected) for seconds in parts)
+    best = min((plan, *alternatives), key=lambda other: other.score_minutes.expected)
+    found = [
+        (
+            batch_size > largest,
+            f"no reference point above batch {largest}: the rules ask for your own, ten runs of the reference or more",
+        ),
+        (plan.accelerators > plan.training_devices, _spare_devices(plan)),
+        (plan.images_per_device < LARGEST_PUBLISHED_IMAGES_PER_DEVICE, _few_images(plan)),
+        (
+            batch_size > LARGEST_BATCH_WITHOUT_MORE_EPOCHS,
+            f"batch {batch_size} needs {epochs:.1f} epochs, where 14 are enough up to batch"
+            f" {LARGEST_BATCH_WITHOUT_MORE_EPOCHS}: more images for the same result",
+        ),
+        (
+            exposed >= WORTH_MENTIONING,
+            f"all-reduce: {times.exposed_exchange_ms:.1f} of its {times.exchange_ms or 0:.1f} ms do not fit behind a"
+            f" step, {exposed:.0%} of the run",
+        ),
+        (evaluation >= WORTH_MENTIONING, f"evaluation: training stands still for {evaluation:.0%} of the run"),
+        (once >= WORTH_MENTIONING, f"start and end: {once_seconds:.1f} s, {once:.0%} of the run"),
+        (
+            best is not plan,
             f"batch {best.batch_size} would score {best.score_minutes.expected:.1f} minutes if a device kept this rate"
-            f" with {best.images_per_device} in the batch for each, which must be measured"
-        )
-    exposed_seconds = plan.steps_per_epoch * plan.times.exposed_exchange_ms / 1000
-    training = _share(plan, plan.epochs.expected * (plan.times.epoch_seconds - exposed_seconds))
-    return (*found, f"training steps: {training:.0%} of the run")
-
-
-def _share(plan: Plan, seconds: float) -> float:
-    return seconds / (60 * plan.run_minutes.expected)
+            f" with {best.images_per_device} in the batch for each, which must be measured",
+        ),
+        (True, f"training steps: {training:.0%} of the run"),
+    ]
+    return tuple(sentence for applies, sentence in found if applies)
 
 
 def _spare_devices(plan: Plan) -> str:
@@ -79,25 +85,8 @@ def _few_images(plan: Plan) -> str:
     )
 
 
-def _times(plan: Plan) -> list[str]:
-    times, epochs = plan.times, plan.epochs.expected
-    once_seconds = times.start_seconds + times.tail_seconds
-    exposed = _share(plan, epochs * plan.steps_per_epoch * times.exposed_exchange_ms / 1000)
-    evaluation, once = _share(plan, epochs * times.evaluation_seconds), _share(plan, once_seconds)
-    found = [
-        (
-            exposed,
-            f"all-reduce: {times.exposed_exchange_ms:.1f} of its {times.exchange_ms or 0:.1f} ms do not fit behind a"
-            f" step, {exposed:.0%} of the run",
-        ),
-        (evaluation, f"evaluation: training stands still for {evaluation:.0%} of the run"),
-        (once, f"start and end: {once_seconds:.1f} s, {once:.0%} of the run"),
-    ]
-    return [sentence for share, sentence in found if share >= WORTH_MENTIONING]
-
-
 def assumptions(question: PlanQuestion, plan: Plan) -> tuple[str, ...]:
-    """Return what the plan takes for granted, with the options that change it."""
+    """Return what the plan assumes, with the options that change it."""
     times, nodes = plan.times, f"{plan.nodes} node{'s' * (plan.nodes > 1)}"
     exchange = "the given rate was measured with all devices at work, all-reduce included"
     if question.interconnect_gib_per_second is not None:

@@ -4,6 +4,7 @@ import functools
 import statistics
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 import msgspec
 
@@ -24,14 +25,13 @@ class PublishedRun(msgspec.Struct, frozen=True, kw_only=True):
 
     minutes: float  # from run_start to run_stop, as logged
     init_seconds: float  # before run_start, not in `minutes`
-    status: str
+    status: str  # "success" where both targets were met
     epochs: int
     median_epoch_seconds: float  # of training alone
     evaluations: tuple[PublishedEvaluation, ...]
 
     @property
     def reached(self) -> bool:
-        """Whether both targets were met."""
         return self.status == "success"
 
     @property
@@ -72,15 +72,12 @@ class PublishedSystem(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def images_per_second(self) -> float:
-        """The images per second of each device that trains."""
+        """The training rate of each device that trains."""
         return NUM_TRAIN_IMAGES / self.epoch_seconds / self.training_devices
 
 
 class PublishedResults(msgspec.Struct, frozen=True):
-    """The published results as stored beside this module.
-
-    Source: mlcommons/training_results_v3.1, result logs and system descriptions.
-    """
+    """The file beside this module. Source: mlcommons/training_results_v3.1, result logs and system descriptions."""
 
     systems: tuple[PublishedSystem, ...]
 
@@ -122,7 +119,6 @@ class RankedSystem:
 
 @functools.cache
 def published_systems() -> tuple[PublishedSystem, ...]:
-    """Return the published systems in the order of submitters and systems."""
     content = resources.files("maskperf.mlperf").joinpath("published_v3_1.json").read_bytes()
     return msgspec.json.decode(content, type=PublishedResults).systems
 
@@ -141,27 +137,25 @@ def band_for(batch_size: int) -> PublishedBand:
         sentence += f"; {len(all_runs) - len(runs)} more collapsed and are left out"
     if nearest != batch_size:
         sentence += f"; nothing was published with batch {batch_size}, this is the nearest batch"
-    epochs = sorted({evaluation.epoch for run in runs for evaluation in run.evaluations})
-    return PublishedBand(
-        batch_size=nearest, epochs=tuple(_band_epoch(epoch, runs) for epoch in epochs), sentence=sentence
-    )
-
-
-def _band_epoch(epoch: int, runs: list[PublishedRun]) -> BandEpoch:
-    found = [(run, entry) for run in runs for entry in run.evaluations if entry.epoch == epoch]
-    box = [entry.box_ap for _, entry in found]
-    mask = [entry.mask_ap for _, entry in found]
-    minutes = [run.minutes * epoch / run.epochs for run, _ in found]
-    return BandEpoch(
-        epoch=epoch,
-        runs=len(found),
-        box_mean=statistics.fmean(box),
-        box_deviation=statistics.pstdev(box),
-        mask_mean=statistics.fmean(mask),
-        mask_deviation=statistics.pstdev(mask),
-        minutes_low=min(minutes),
-        minutes_high=max(minutes),
-    )
+    evaluated = [(run, evaluation) for run in runs for evaluation in run.evaluations]
+    epochs = []
+    for epoch in sorted({evaluation.epoch for _, evaluation in evaluated}):
+        found = [(run, evaluation) for run, evaluation in evaluated if evaluation.epoch == epoch]
+        box, mask = ([getattr(evaluation, name) for _, evaluation in found] for name in ("box_ap", "mask_ap"))
+        minutes = [run.minutes * epoch / run.epochs for run, _ in found]
+        epochs.append(
+            BandEpoch(
+                epoch=epoch,
+                runs=len(found),
+                box_mean=statistics.fmean(box),
+                box_deviation=statistics.pstdev(box),
+                mask_mean=statistics.fmean(mask),
+                mask_deviation=statistics.pstdev(mask),
+                minutes_low=min(minutes),
+                minutes_high=max(minutes),
+            )
+        )
+    return PublishedBand(batch_size=nearest, epochs=tuple(epochs), sentence=sentence)
 
 
 def place_among(
@@ -173,20 +167,14 @@ def place_among(
     batch_size: int | None = None,
 ) -> tuple[RankedSystem, ...]:
     """Return the published systems and this one, the fastest first; a tie goes to the published system."""
-    rows: list[tuple[float, bool, str, int, str, int | None]] = [
-        (system.score_minutes, False, system.name, system.accelerators, system.accelerator, system.batch_size)
-        for system in published_systems()
-    ]
-    rows.append((score_minutes, True, name, accelerators, accelerator, batch_size))
-    return tuple(
-        RankedSystem(
-            name=row_name,
-            accelerators=count,
-            accelerator=model,
-            batch_size=size,
-            minutes=minutes,
-            minutes_times_accelerators=None if count is None else minutes * count,
-            is_this=is_this,
-        )
-        for minutes, is_this, row_name, count, model, size in sorted(rows, key=lambda row: row[:2])
-    )
+
+    def ranked(minutes: float, devices: int | None, **about: Any) -> RankedSystem:
+        product = None if devices is None else minutes * devices
+        return RankedSystem(minutes=minutes, accelerators=devices, minutes_times_accelerators=product, **about)
+
+    own = {"name": name, "accelerator": accelerator, "batch_size": batch_size, "is_this": True}
+    found = [ranked(score_minutes, accelerators, **own)]
+    for system in published_systems():
+        about = {"name": system.name, "accelerator": system.accelerator, "batch_size": system.batch_size}
+        found.append(ranked(system.score_minutes, system.accelerators, **about, is_this=False))
+    return tuple(sorted(found, key=lambda row: (row.minutes, row.is_this)))

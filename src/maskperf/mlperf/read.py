@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 from maskperf.config import BOX_TARGET, MASK_TARGET, has_targets
@@ -115,11 +114,10 @@ def read_log(path: Path | str) -> BenchmarkLog:
     by_key: dict[str, list[Record]] = {}
     for record in records:
         by_key.setdefault(record.key, []).append(record)
-    seeds = []
     for record in by_key.get("seed", ()):
-        seeds.append(whole_number(record.value))
-        if seeds[-1] is None:
+        if whole_number(record.value) is None:
             problems.append(f"line {record.line}: the seed is not a whole number: {record.value!r}")
+    seeds = dict.fromkeys(whole_number(record.value) for record in by_key.get("seed", ()))
     first = {key: str(found[0].value or "") for key, found in by_key.items()}
     times = {key: [record.time_ms for record in found if record.time_ms is not None] for key, found in by_key.items()}
     start_ms = next(iter(times.get("run_start", ())), None)
@@ -134,7 +132,7 @@ def read_log(path: Path | str) -> BenchmarkLog:
         recipe=first.get("maskperf_recipe") or None,
         targets=targets,
         settings={record.key: record.value for record in records if record.key.startswith(SETTINGS)},
-        seeds=tuple(dict.fromkeys(seed for seed in seeds if seed is not None)),
+        seeds=tuple(seed for seed in seeds if seed is not None),
         init_seconds=_seconds(times, "init_start", "init_stop"),
         run_seconds=_seconds(times, "run_start", "run_stop"),
         status=_status(by_key.get("run_stop", ()), targets),
@@ -151,50 +149,43 @@ def parse_records(text: str) -> tuple[list[Record], list[str]]:
     Text before the token is ignored. Two records on one line, text behind a record and records of several lines are
     read as they were meant, and named: the official tools lose or refuse them.
     """
-    starts = [match.end() for match in re.finditer(TOKEN, text)]
+    head, *pieces = text.split(TOKEN)
     records: list[Record] = []
     problems: list[str] = []
-    line, position, line_end = 1, 0, -1
-    for start, next_start in pairwise([*starts, len(text) + len(TOKEN)]):
-        stop = next_start - len(TOKEN)
-        line += text.count("\n", position, start)
-        position = start
-        if start > line_end:
-            line_end = _line_end(text, start)
-            count = 1 + text.count(TOKEN, start, line_end)
-            if count > 1:
-                problems.append(f"line {line}: {count} records on one line; the official tools read the last")
-        entry, length = _decode(text[start:stop])
-        rest = text[start + length : max(start + length, min(line_end, stop))]
-        if entry is None:
-            is_end = stop == len(text) and not text[line_end:].strip()
-            kind = "the last line is torn" if is_end else "no JSON object can be read behind the token"
-            problems.append(f"line {line}: {kind}: {_shorten(text[start : min(line_end, stop)])}")
-            continue
-        lines = 1 + len(LINE_BREAK.findall(text, start, start + length))
-        if lines > 1:
-            problems.append(f"line {line}: the record goes over {lines} lines; the official tools want one")
-            rest = text[start + length : _line_end(text, start + length)]
-        if rest.strip():
-            problems.append(f"line {line}: text stands behind the record: {_shorten(rest)}")
-        record = _record(line, entry, problems)
+    line, on_line, line_problems = 1 + head.count("\n"), 0, 0
+    for left, piece in zip(range(len(pieces) - 1, -1, -1), pieces, strict=True):
+        on_line += 1
+        record, found = _parse_piece(line, piece, is_last=left == 0)
+        problems += found
         if record is not None:
             records.append(record)
+        if LINE_BREAK.search(piece) or left == 0:
+            if on_line > 1:
+                text = f"line {line}: {on_line} records on one line; the official tools read the last"
+                problems.insert(line_problems, text)
+            line, on_line, line_problems = line + piece.count("\n"), 0, len(problems)
     return records, problems
 
 
-def _line_end(text: str, start: int) -> int:
-    found = LINE_BREAK.search(text, start)
-    return len(text) if found is None else found.start()
-
-
-def _decode(text: str) -> tuple[dict | None, int]:
-    """Return the JSON object at the start of a text, and where it ends."""
+def _parse_piece(line: int, piece: str, *, is_last: bool) -> tuple[Record | None, list[str]]:
+    """Return the record at the start of what stands between two tokens, and what is wrong with it."""
+    own_line = LINE_BREAK.split(piece, maxsplit=1)[0]
     try:
-        entry, end = json.JSONDecoder().raw_decode(text, len(text) - len(text.lstrip()))
+        entry, end = json.JSONDecoder().raw_decode(piece, len(piece) - len(piece.lstrip()))
     except (ValueError, RecursionError):  # RecursionError: brackets within brackets, thousands deep
-        return None, 0
-    return (entry, end) if isinstance(entry, dict) else (None, 0)
+        entry, end = None, 0
+    if not isinstance(entry, dict):
+        is_torn = is_last and not piece[len(own_line) :].strip()
+        kind = "the last line is torn" if is_torn else "no JSON object can be read behind the token"
+        return None, [f"line {line}: {kind}: {_shorten(own_line)}"]
+    problems = []
+    lines = 1 + len(LINE_BREAK.findall(piece[:end]))
+    if lines > 1:
+        problems.append(f"line {line}: the record goes over {lines} lines; the official tools want one")
+    rest = LINE_BREAK.split(piece[end:], maxsplit=1)[0]
+    if rest.strip():
+        problems.append(f"line {line}: text stands behind the record: {_shorten(rest)}")
+    return _record(line, entry, problems), problems
 
 
 def _record(line: int, entry: dict, problems: list[str]) -> Record | None:
@@ -288,35 +279,38 @@ def _evaluations(records: Sequence[Record], start_ms: float | None) -> tuple[Log
     found: dict[tuple, LoggedEvaluation] = {}
     for record in records:
         box_ap, mask_ap = _both_aps(record)
-        epoch = _plain(record.epoch())
-        minutes = _minutes(record, start_ms)
-        evaluation = LoggedEvaluation(epoch=epoch, minutes=minutes, box_ap=box_ap, mask_ap=mask_ap)
+        number = record.epoch()
+        epoch = None if number is None else _plain(number)
+        evaluation = LoggedEvaluation(epoch=epoch, minutes=_minutes(record, start_ms), box_ap=box_ap, mask_ap=mask_ap)
         found.setdefault((epoch, box_ap, mask_ap), evaluation)
     return tuple(found.values())
 
 
-def _plain(number: float | None) -> int | float | None:
+def _plain(number: float) -> int | float:
     """Return 14 for 14.0, so that it is shown as people write it."""
-    return int(number) if number is not None and number.is_integer() else number
+    return int(number) if number.is_integer() else number
 
 
 def _epochs(by_key: dict[str, list[Record]], start_ms: float | None) -> tuple[LoggedEpoch, ...]:
     """Return the epochs in the order of the log, blocks where it has no epochs; one that is logged twice comes once."""
     unit = "epoch" if "epoch_start" in by_key else "block"
+    stops: dict[float | None, Record] = {}
+    for stop in by_key.get(f"{unit}_stop", ()):
+        stops.setdefault(stop.epoch(unit), stop)
     epochs: dict[float, LoggedEpoch] = {}
     for start in by_key.get(f"{unit}_start", ()):
         number = start.epoch(unit)
         if number is None or number in epochs:
             continue
-        stop = next((entry for entry in by_key.get(f"{unit}_stop", ()) if entry.epoch(unit) == number), None)
+        stopped = stops.get(number)
         count = start.metadata.get("epoch_count") if unit == "block" else 1
         epochs[number] = LoggedEpoch(
             epoch=_plain(number),
             count=count if type(count) is int and count > 0 else 1,
             start=start,
-            stop=stop,
+            stop=stopped,
             start_minutes=_minutes(start, start_ms),
-            stop_minutes=None if stop is None else _minutes(stop, start_ms),
+            stop_minutes=None if stopped is None else _minutes(stopped, start_ms),
         )
     return tuple(epochs.values())
 

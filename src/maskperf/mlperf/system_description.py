@@ -78,8 +78,8 @@ def is_machine_of(environment: Environment, facts: MachineFacts) -> bool:
 def describe_recorded(environment: Environment) -> Description:
     """Return all 33 fields as recorded in a run's environment.json; empty text for what is not."""
     gpus = environment.gpus
-    stack = {**environment.packages, "python": environment.python, "cuda": environment.cuda}
-    stack = {name: version for name, version in stack.items() if version}
+    versions = {**environment.packages, "python": environment.python, "cuda": environment.cuda}
+    stack = {name: version for name, version in versions.items() if version}
     return {
         **dict.fromkeys(FIELDS, ""),
         "host_processor_model_name": environment.cpu_model or "",
@@ -134,26 +134,16 @@ def read_description(path: Path) -> Description:
         raise file_error(path, f"It is no JSON ({error}).", fix=FIX) from error
     if not isinstance(content, dict):
         raise file_error(path, "It must be one JSON object.", value=str(content)[:40], fix=FIX)
-    known = {name: value for name, value in content.items() if name in FIELDS}
-    wrong = [
-        Problem(
-            file=str(path),
-            where="the file",
-            field=name,
-            value=repr(value)[:80],
-            message="The value must be text.",
-            fix=FIX,
-        )
-        for name, value in known.items()
-        if not isinstance(value, str) and not (name == "other_software_stack" and _is_texts(value))
-    ]
-    if wrong:
-        raise DataError(wrong)
+    known = {name: content[name] for name in content if name in FIELDS}
+    problems = []
+    for name, value in known.items():
+        texts = value.values() if name == "other_software_stack" and isinstance(value, dict) else [value]
+        if not all(isinstance(text, str) for text in texts):
+            about = {"file": str(path), "where": "the file", "field": name, "value": repr(value)[:80], "fix": FIX}
+            problems.append(Problem(**about, message="The value must be text."))
+    if problems:
+        raise DataError(problems)
     return {name: value for name, value in known.items() if value}
-
-
-def _is_texts(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(entry, str) for entry in value.values())
 
 
 def _networking(facts: MachineFacts) -> str:

@@ -9,6 +9,7 @@ import shlex
 import struct
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 from maskperf.config import (
     BENCHMARK,
@@ -36,7 +37,6 @@ SAMPLES = {  # key: its value in the reference, and what those images are
     "train_samples": (NUM_TRAIN_IMAGES, "trains on the images of train2017 that have annotations"),
     "eval_samples": (NUM_VAL_IMAGES, "evaluates all images of val2017"),
 }
-SAMPLES_UNKNOWN = "The official checker takes any number; a run on other images is no submission."
 SAMPLES_SEEN = {  # what a number that others logged is
     ("train_samples", NUM_TRAIN_FILES): f"{NUM_TRAIN_FILES:,} is all of train2017, with the "
     f"{NUM_TRAIN_FILES - NUM_TRAIN_IMAGES:,} images without annotations that the reference leaves out.",
@@ -44,6 +44,7 @@ SAMPLES_SEEN = {  # what a number that others logged is
     ("train_samples", 20_000): STEPS_SEEN,
     ("eval_samples", 1): "Published logs of round v3.1 have 1 here, which is no number of images.",
 }
+FORM_FIX = "Let one process write the log, whole lines at a time, and run again."
 SIZES = {"min_image_size": 800, "max_image_size": 1333}
 
 
@@ -51,10 +52,12 @@ def check_traps(log: BenchmarkLog) -> Verdict:
     """Return the verdict of maskperf's own checks; notes do not refuse."""
     findings = [
         *several_runs(log, find_attempts(log.records)),
-        *_form(log),
+        *(
+            refusal(problem, "The official tools lose or refuse what is on this line.", FORM_FIX)
+            for problem in log.problems
+        ),
         *check_clock(log, trains_coco=is_submission(log)),
-        *_order(log),
-        *_withdrawn(log),
+        *_stops(log),
         *_misread(log),
         *_not_finite(log),
         *_targets(log),
@@ -62,8 +65,8 @@ def check_traps(log: BenchmarkLog) -> Verdict:
         *_samples(log),
         *_reviewed_rules(log),
     ]
-    refused = any(finding.refuses for finding in findings)
-    return Verdict(checker=CHECKER, accepted=not refused, findings=tuple(findings))
+    accepted = not any(finding.refuses for finding in findings)
+    return Verdict(checker=CHECKER, accepted=accepted, findings=tuple(findings))
 
 
 def is_submission(log: BenchmarkLog) -> bool:
@@ -116,18 +119,18 @@ def several_runs(log: BenchmarkLog, attempts: Attempts) -> Iterator[Finding]:
 
 
 def _one_after_the_other(log: BenchmarkLog, attempts: Attempts) -> Finding:
-    starts = [run.first_line for run in attempts.runs[1:]]
-    lines = ", ".join(map(str, starts))
+    runs = attempts.runs
+    lines = ", ".join(str(run.first_line) for run in runs[1:])
     text = f"line {lines}: a second run begins; this file holds 2 runs"
-    if len(starts) > 1:
-        text = f"lines {lines}: further runs begin; this file holds {len(attempts.runs)} runs"
-    effect = "The official tools take all of it for one run."
-    if not attempts.are_several:
-        effect = "Only one of them began to train, so its time and its epochs are counted rightly."
+    if len(runs) > 2:
+        text = f"lines {lines}: further runs begin; this file holds {len(runs)} runs"
+    effect = "Only one of them began to train, so its time and its epochs are counted rightly."
+    if attempts.are_several:
+        effect = "The official tools take all of it for one run."
     outcomes: list[str] = []
     commands: list[str] = []
-    for index, (run, (first, last)) in enumerate(zip(attempts.runs, attempts.line_ranges, strict=True)):
-        copied = next((other for other in attempts.runs[:index] if _contents(run) == _contents(other)), None)
+    for index, (run, (first, last)) in enumerate(zip(runs, attempts.line_ranges, strict=True)):
+        copied = next((other for other in runs[:index] if _contents(run) == _contents(other)), None)
         outcome = _outcome(run) if copied is None else f"a copy of those from line {copied.first_line} on"
         outcomes.append(f"lines {first} to {last or 'the end'}: {outcome}")
         if run.is_whole and copied is None:
@@ -140,7 +143,7 @@ def _one_after_the_other(log: BenchmarkLog, attempts: Attempts) -> Finding:
         shared = ", ".join(map(str, attempts.shared_lines))
         fix = f"Line {shared} has records of both: put a line break in front of each {TOKEN.strip()}, and check again."
     elif commands:
-        fix = f"Cut at line{'s' if len(starts) > 1 else ''} {lines}, and change nothing else: {'; '.join(commands)}"
+        fix = f"Cut at line{'s' if len(runs) > 2 else ''} {lines}, and change nothing else: {'; '.join(commands)}"
     explanation = f"{effect} {'; '.join(outcomes).capitalize()}."
     return Finding(text=text, refuses=attempts.are_several, explanation=explanation, fix=fix)
 
@@ -150,7 +153,7 @@ def _contents(run: Attempt) -> list[tuple]:
 
 
 def _outcome(run: Attempt) -> str:
-    head = "" if run.has("init_start") else "no head, "
+    head = "" if "init_start" in run.keys else "no head, "
     if not run.has_begun:
         return f"{head}stopped before the training began"
     where = f"epoch {run.epochs[-1]:g}" if run.epochs else "the first epoch"
@@ -160,31 +163,21 @@ def _outcome(run: Attempt) -> str:
     return f"{head}{'success' if stops[-1] == 'success' else 'aborted'} in {where}"
 
 
-def _form(log: BenchmarkLog) -> Iterator[Finding]:
-    for problem in log.problems:
-        yield refusal(
-            problem,
-            "The official tools lose or refuse what is on this line.",
-            "Let one process write the log, whole lines at a time, and run again.",
-        )
-
-
-def _order(log: BenchmarkLog) -> Iterator[Finding]:
-    stops = [record.line for record in log.records if record.key == "run_stop"]
-    late = [entry.line for entry in log.records if entry.key == "eval_accuracy" and stops and entry.line > stops[0]]
+def _stops(log: BenchmarkLog) -> Iterator[Finding]:
+    """Yield findings about an evaluation behind run_stop, and about a success that was taken back."""
+    clock = [record for record in log.records if record.key in ("run_start", "run_stop")]
+    stop = next((record.line for record in clock if record.key == "run_stop"), math.inf)
+    late = [record.line for record in log.records if record.key == "eval_accuracy" and record.line > stop]
     if late:
         yield refusal(
-            f"line {late[-1]}: eval_accuracy stands behind run_stop of line {stops[0]}",
+            f"line {late[-1]}: eval_accuracy stands behind run_stop of line {stop}",
             "The RCP checker counts the epochs up to run_stop only, and so one too few.",
             "Log run_stop after the last evaluation, and run again.",
         )
-
-
-def _withdrawn(log: BenchmarkLog) -> Iterator[Finding]:
-    for stop, other in pairwise(record for record in log.records if record.key in ("run_start", "run_stop")):
-        if stop.key == other.key == "run_stop" and stop.status == "success" != other.status:
+    for first, other in pairwise(clock):
+        if first.key == other.key == "run_stop" and first.status == "success" != other.status:
             yield refusal(
-                f"line {other.line}: the success of line {stop.line} was taken back: {other.value}",
+                f"line {other.line}: the success of line {first.line} was taken back: {other.value}",
                 "What was found after the clock had stopped counts: this run is no success, although the official "
                 "tools that count its time go by the first run_stop.",
                 "Find out why, and run again.",
@@ -206,7 +199,9 @@ def _misread(log: BenchmarkLog) -> Iterator[Finding]:
 
 def _not_finite(log: BenchmarkLog) -> Iterator[Finding]:
     for record in log.records:
-        if _has_not_finite([record.value, record.metadata]):
+        try:
+            json.dumps([record.value, record.metadata], allow_nan=False)
+        except ValueError:
             yield Finding(
                 text=f"line {record.line}: {record.key} holds a number that is not finite (NaN or Infinity)",
                 refuses=record.key == "eval_accuracy",
@@ -216,27 +211,23 @@ def _not_finite(log: BenchmarkLog) -> Iterator[Finding]:
             )
 
 
-def _has_not_finite(value: object) -> bool:
-    if isinstance(value, float):
-        return not math.isfinite(value)
-    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return any(_has_not_finite(entry) for entry in values)
-
-
 def _targets(log: BenchmarkLog) -> Iterator[Finding]:
     box_target, mask_target = log.targets
-    aps = [(entry.box_ap, entry.mask_ap) for entry in log.evaluations if None not in (entry.box_ap, entry.mask_ap)]
-    reached = any(meets_targets(box, mask, box_target=box_target, mask_target=mask_target) for box, mask in aps)
+    reached = any(
+        meets_targets(entry.box_ap, entry.mask_ap, box_target=box_target, mask_target=mask_target)
+        for entry in log.evaluations
+        if entry.box_ap is not None and entry.mask_ap is not None
+    )
     if log.status == "success" and not reached:
         yield refusal(
             "run_stop reports success",
             f"No evaluation has box AP {box_target:g} and mask AP {mask_target:g} at once, the targets of this run.",
             "Log success only when both are met at one evaluation, and run again.",
         )
-    epochs = [evaluation.epoch for evaluation in log.evaluations if evaluation.epoch is not None]
-    if epochs and min(epochs) < 1:
+    first = min((entry.epoch for entry in log.evaluations if entry.epoch is not None), default=1)
+    if first < 1:
         yield refusal(
-            f"the first evaluation is of epoch {min(epochs)}",
+            f"the first evaluation is of epoch {first}",
             "Epochs are counted from 1; the RCP checker now counts too few.",
             "Count epochs from 1, and run again.",
         )
@@ -261,23 +252,25 @@ def _is_float32(number: int) -> bool:
 
 
 def _samples(log: BenchmarkLog) -> Iterator[Finding]:
-    """Return notes about numbers of images that are not COCO's, unless the log is openly of other data."""
+    """Yield notes about numbers of images that are not COCO's, unless the log is openly of other data."""
     if not is_submission(log):
         return
     for key, (wanted, images) in SAMPLES.items():
         found = next((record for record in log.records if record.key == key), None)
-        if found is not None and whole_number(found.value) != wanted:
-            seen = SAMPLES_SEEN.get((key, whole_number(found.value)), SAMPLES_UNKNOWN)
+        number = None if found is None else whole_number(found.value)
+        if found is not None and number != wanted:
             yield note(
                 f"line {found.line}: {key} is {json.dumps(found.value)}; the reference {images}: {wanted:,}",
-                seen,
+                SAMPLES_SEEN.get(
+                    (key, number or 0), "The official checker takes any number; a run on other images is no submission."
+                ),
                 f"Where the run had other images, run again with those {wanted:,}; where only the number is another "
                 f"one, log {wanted} from now on.",
             )
 
 
 def _reviewed_rules(log: BenchmarkLog) -> Iterator[Finding]:
-    """Return notes about values of a closed run that no checker looks at, but a person reviewing it may."""
+    """Yield notes about values of a closed run that no checker looks at, but a person reviewing it may."""
     if log.division != "closed":
         return
     explanation = "The official checker does not look at this value of the closed division; a review may."
@@ -286,7 +279,7 @@ def _reviewed_rules(log: BenchmarkLog) -> Iterator[Finding]:
             fix = f"Train with {wanted}, as the reference does."
             yield note(f"{key} is {log.settings[key]!r}, not {wanted}", explanation, fix)
     steps, batch_size = log.settings.get("opt_learning_rate_decay_steps"), log.settings.get("global_batch_size")
-    if _are_numbers(steps) and _are_numbers([batch_size, 0]) and not _is_decay_rule(steps, batch_size):
+    if not _is_decay_rule(steps, batch_size):
         yield note(
             f"opt_learning_rate_decay_steps is {steps} at batch size {batch_size}",
             explanation,
@@ -294,14 +287,11 @@ def _reviewed_rules(log: BenchmarkLog) -> Iterator[Finding]:
         )
 
 
-def _are_numbers(values: object) -> bool:
-    if not isinstance(values, list) or len(values) != 2:
-        return False
-    return all(type(value) in (int, float) and abs(value) < 1e15 for value in values)
-
-
-def _is_decay_rule(steps: list, batch_size: int | float) -> bool:
-    """Return whether both steps are, to the rounding of steps, one multiple of the reference's."""
+def _is_decay_rule(steps: Any, batch_size: Any) -> bool:
+    """Return whether two steps are, to the rounding of steps, one multiple of the reference's; True for odd values."""
+    numbers = [*steps, batch_size] if isinstance(steps, list) else []
+    if len(numbers) != 3 or not all(type(number) in (int, float) and abs(number) < 1e15 for number in numbers):
+        return True
     tenths = round(steps[0] * batch_size / DECAY_IMAGES_PER_TENTH[0])
     pairs = zip(steps, DECAY_IMAGES_PER_TENTH, strict=True)
     return tenths >= 1 and all(abs(step - tenths * images / batch_size) <= 1 for step, images in pairs)

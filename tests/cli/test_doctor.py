@@ -12,7 +12,7 @@ from maskperf.config import DataConfig
 from maskperf.demo.dataset import write_demo_dataset
 from maskperf.errors import EXIT_DONE, EXIT_USAGE
 from maskperf.machine import torch_probe
-from maskperf.machine.facts import DiskSpeed, PictureSpeed, TorchProbe, note, ok, problem
+from maskperf.machine.facts import DiskSpeed, ImageSpeed, TorchProbe, note, ok, problem
 
 NUM_VAL = 4
 
@@ -78,7 +78,7 @@ def test_without_quick_the_measurements_are_shown(maskperf, tmp_path, monkeypatc
 
     monkeypatch.setattr("maskperf.machine.speed.measure_disk", measure_disk)
     monkeypatch.setattr(module, "ask_torch", lambda command: TorchProbe(cpu_gflops=321.0, cpu_threads=2))
-    speed = PictureSpeed(decode_per_second=200.0, prepare_per_second=55.0, jpeg_kib=140.0)
+    speed = ImageSpeed(decode_per_second=200.0, prepare_per_second=55.0, jpeg_kib=140.0)
     monkeypatch.setattr(module, "_image_speed", lambda data: speed)
     shown = maskperf("doctor", "--data", tmp_path)
     disk = f"disk speed: not measured; {tmp_path}: less than 1 GiB free" if is_full else "777 "

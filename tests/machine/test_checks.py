@@ -15,9 +15,9 @@ from maskperf.machine.facts import (
     DockerFacts,
     GpuGroup,
     GpuProcess,
+    ImageSpeed,
     InfinibandFacts,
     MemoryFacts,
-    PictureSpeed,
     ProcessLimits,
     TorchProbe,
 )
@@ -103,7 +103,7 @@ def with_port(state, rate=None, env=None):
 
 
 def prepared(per_second):
-    return PictureSpeed(decode_per_second=300.0, prepare_per_second=per_second, jpeg_kib=140.0)
+    return ImageSpeed(decode_per_second=300.0, prepare_per_second=per_second, jpeg_kib=140.0)
 
 
 ONE_GPU, BOTH_GPUS = TorchProbe(gpu_names=("H100",)), TorchProbe(gpu_names=("H100", "H100"))

@@ -19,7 +19,7 @@ from maskperf.machine.probe import (
     gather,
     installed_version,
     is_writable_folder,
-    parse_os_release,
+    operating_system,
     parse_timedatectl,
     parse_torch_build,
     process_limits,
@@ -54,18 +54,12 @@ def test_no_module_of_machine_loads_torch():
     assert subprocess.run([sys.executable, "-c", code], timeout=300, check=False).returncode == 0
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ('NAME="Ubuntu"\nPRETTY_NAME="Ubuntu 24.04.3 LTS"\nID=ubuntu', "Ubuntu 24.04.3 LTS"),
-        ("PRETTY_NAME=Alpine", "Alpine"),
-        ("PRETTY_NAME='Own Linux'", "Own Linux"),
-        ("NAME=x", None),
-        ("", None),
-    ],
-)
-def test_name_of_the_distribution(text, expected):
-    assert parse_os_release(text) == expected
+def test_name_of_a_system_without_a_distribution(monkeypatch):
+    def refuse():
+        raise OSError
+
+    monkeypatch.setattr(platform, "freedesktop_os_release", refuse)
+    assert operating_system() == platform.platform()
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from maskperf.config import DataConfig, RunConfig
 from maskperf.errors import EXIT_DONE, EXIT_USAGE, ConfigError, Problem, others_of_kind, problems_by_kind
 from maskperf.machine import facts, torch_probe
 from maskperf.machine.checks import examine
-from maskperf.machine.facts import NOTE, OK, PROBLEM, Environment, Finding, PictureSpeed, TorchProbe
+from maskperf.machine.facts import NOTE, OK, PROBLEM, Environment, Finding, ImageSpeed, TorchProbe
 from maskperf.machine.probe import gather, is_writable_folder
 from maskperf.machine.sources import run_program
 from maskperf.overrides import key_of, validate, with_overrides
@@ -177,7 +177,7 @@ def ask_torch(command: list[str]) -> TorchProbe:
     return msgspec.json.decode(answer.output.strip().splitlines()[-1], type=TorchProbe)
 
 
-def _image_speed(data: DataConfig) -> PictureSpeed:
+def _image_speed(data: DataConfig) -> ImageSpeed:
     """Return how fast one thread prepares images, with the functions that a run uses."""
     import numpy as np
     import simplejpeg
@@ -195,7 +195,7 @@ def _image_speed(data: DataConfig) -> PictureSpeed:
     def prepare() -> None:
         normalize_into(padded, resize_and_mirror(decode(), size_hw, is_mirrored=True), data.pixel_means_bgr)
 
-    return PictureSpeed(
+    return ImageSpeed(
         decode_per_second=measure_rate(decode, RATE_SECONDS),
         prepare_per_second=measure_rate(prepare, RATE_SECONDS),
         jpeg_kib=len(jpeg) / 1024,

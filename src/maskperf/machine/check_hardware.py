@@ -220,7 +220,7 @@ def check_cpu_speed(env: Environment) -> Verdict | None:
     return OK, value, "what training on the CPU can count on"
 
 
-def check_picture_speed(env: Environment) -> Verdict | None:
+def check_image_speed(env: Environment) -> Verdict | None:
     """Compare the cores with the images that the GPUs want."""
     speed, cores, gpus = env.picture_speed, env.machine.cpu.usable_physical_cores, len(env.gpus)
     if speed is None:

@@ -262,7 +262,7 @@ CHECKS: dict[str, Callable[[Environment], Verdict | None]] = {
     "other work": hardware.check_load,
     "thread variables": check_thread_variables,
     "matrix products, CPU": hardware.check_cpu_speed,
-    "images": hardware.check_picture_speed,
+    "images": hardware.check_image_speed,
     "memory": hardware.check_memory,
     "/dev/shm": hardware.check_shared_memory,
     "open files (ulimit -n)": hardware.check_open_files,

@@ -197,7 +197,7 @@ class DiskSpeed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureSpeed:
+class ImageSpeed:
     """Images per second that one thread prepares."""
 
     decode_per_second: float  # JPEG to pixels alone
@@ -235,7 +235,7 @@ class Environment:
     docker: DockerFacts | None = None
     disk_speed: DiskSpeed | None = None
     disk_speed_missing: str = "left out by --quick"
-    picture_speed: PictureSpeed | None = None
+    picture_speed: ImageSpeed | None = None
     torch_probe: TorchProbe | None = None
 
     @property

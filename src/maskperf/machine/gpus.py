@@ -5,6 +5,7 @@ not have reads "[N/A]", "N/A" or "[Not Supported]".
 """
 
 import re
+from collections import Counter
 from pathlib import Path
 
 from maskperf.machine.facts import GpuFacts, GpuGroup, GpuProcess
@@ -17,6 +18,7 @@ FIELDS = (
     *("index", "name", "memory.total", "memory.used", "power.limit", "clocks.max.sm", "clocks.max.memory"),
     *("pcie.link.gen.max", "pcie.link.width.max", "mig.mode.current", "driver_version"),
 )
+PROCESS_QUERY = "--query-compute-apps=pid,process_name,used_memory"
 FORMAT = "--format=csv,noheader,nounits"
 
 
@@ -35,9 +37,7 @@ def describe_gpus() -> GpuGroup:
         driver_version=driver if re.fullmatch(r"[0-9]+(\.[0-9]+)+", driver) else None,
         driver_cuda=cuda[1] if cuda else None,
         links=parse_links(_nvidia_smi("topo", "-m").output or "", len(rows)) if len(rows) > 1 else (),
-        processes=parse_processes(
-            _nvidia_smi("--query-compute-apps=pid,process_name,used_memory", FORMAT).output or ""
-        ),
+        processes=parse_processes(_nvidia_smi(PROCESS_QUERY, FORMAT).output or ""),
     )
 
 
@@ -80,9 +80,8 @@ def parse_links(text: str, count: int) -> tuple[tuple[str, ...], ...]:
 
 def link_summary(links: tuple[tuple[str, ...], ...]) -> str | None:
     """Return the kinds of link between two GPUs with the number of pairs, such as "NV18 (28 pairs)"."""
-    pairs = link_pairs(links)
-    kinds = sorted(set(pairs), key=lambda kind: (-pairs.count(kind), kind))
-    return ", ".join(f"{kind} ({pairs.count(kind)} pairs)" for kind in kinds) or None
+    kinds = sorted(Counter(link_pairs(links)).items(), key=lambda entry: (-entry[1], entry[0]))
+    return ", ".join(f"{kind} ({pairs} pairs)" for kind, pairs in kinds) or None
 
 
 def link_pairs(links: tuple[tuple[str, ...], ...]) -> list[str]:

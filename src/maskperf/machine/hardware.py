@@ -99,19 +99,16 @@ def describe_network(folder: Path = NETWORK_FOLDER) -> tuple[NetworkFacts, ...]:
 
 def describe_infiniband(folder: Path = INFINIBAND_FOLDER) -> tuple[InfinibandFacts, ...]:
     """Return the ports by name."""
-    found = []
-    for port in sorted(folder.glob("*/ports/*")):
-        state, rate = read_text(port / "state"), read_text(port / "rate")
-        found.append(
-            InfinibandFacts(
-                name=f"{port.parts[-3]} port {port.name}",
-                state=state.partition(": ")[2] or state if state else None,
-                rate=rate,
-                link_layer=read_text(port / "link_layer"),
-                gigabits_per_second=first_number(rate),
-            )
+    return tuple(
+        InfinibandFacts(
+            name=f"{port.parts[-3]} port {port.name}",
+            state=(read_text(port / "state") or "").rpartition(": ")[2] or None,
+            rate=read_text(port / "rate"),
+            link_layer=read_text(port / "link_layer"),
+            gigabits_per_second=first_number(read_text(port / "rate")),
         )
-    return tuple(found)
+        for port in sorted(folder.glob("*/ports/*"))
+    )
 
 
 def describe_storage(path: str | Path) -> StorageFacts:

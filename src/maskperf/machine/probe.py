@@ -42,7 +42,7 @@ def describe_machine(storage_path: str | Path = ".") -> MachineFacts:
     Nothing is changed and nothing is measured. Names of the host and of its users are left out.
     """
     return MachineFacts(
-        operating_system=parse_os_release(read_text(Path("/etc/os-release")) or "") or platform.platform(),
+        operating_system=operating_system(),
         kernel=f"{platform.system()} {platform.release()}",
         container=container(),
         cpu=describe_cpu(),
@@ -77,10 +77,12 @@ def gather(config: RunConfig, *, data: str | None, run_dir: str | None) -> Envir
     )
 
 
-def parse_os_release(text: str) -> str | None:
-    """Return the field PRETTY_NAME. Source: the manual page os-release(5)."""
-    match = re.search(r"""^PRETTY_NAME=(["']?)(.*)\1$""", text, re.MULTILINE)
-    return match[2] if match and match[2] else None
+def operating_system() -> str:
+    """Return the name of the distribution, or what Python knows of a system without one."""
+    try:
+        return platform.freedesktop_os_release()["PRETTY_NAME"]
+    except OSError:
+        return platform.platform()
 
 
 def container(root: Path = Path("/")) -> str | None:

@@ -32,7 +32,7 @@ def index_of(folder, names, files, image_ids=None):
     return read_coco(write_json(folder, document), images, training=True)
 
 
-# what the JSON says, what there is, what the notice says of the reading
+# names in the JSON, files in the folder, what the notice reports of the reading
 FITTING = {
     "backslash": (["sub\\a.jpg", "sub\\b.jpg"], ["sub/a.jpg", "sub/b.jpg"], "with / for each backslash"),
     "two backslashes": (["x\\y\\a.jpg"], ["x/y/a.jpg"], "with / for each backslash"),
@@ -119,7 +119,7 @@ def test_the_id_of_a_message_is_that_of_the_file_and_only_what_changes_a_name_wa
     assert problems[0][1].message.endswith(". Looked for as well: in other letter case and Unicode form.")
 
 
-# what the JSON says, what there is, what is resolved, which fact the notice names
+# names in the JSON, files in the folder, what is resolved, which fact the notice names
 PARTLY = {
     "the reading that finds most": (
         ["sub\\a.jpg", "sub\\b.jpg", "x%20.jpg"],

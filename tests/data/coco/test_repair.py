@@ -25,7 +25,7 @@ def read(tmp_path):
 
 
 def with_ids(change) -> dict[str, Any]:
-    """Return the good document with every image id changed, in both places."""
+    """Return the good document with every image id changed, in images and annotations."""
     document = good_document()
     for row in document["images"]:
         row["id"] = change(row["id"])

@@ -215,7 +215,7 @@ def _parse_leniently(path: Path, text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         rest = text[error.pos :]
-        # The reader points at the start of what it could not finish: a string, a word like "true", or nothing.
+        # The reader points at the start of what it could not finish: a string, a literal like "true", or nothing.
         is_partial = len(rest.strip()) < len("false") and error.msg != "Extra data"
         cut_short = is_partial or error.msg.startswith("Unterminated")
         end = len(text) if cut_short else error.pos

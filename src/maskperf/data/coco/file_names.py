@@ -183,10 +183,10 @@ def _fits(name: str, spellings: list[int], ends: tuple[dict[str, list[str]], ...
         if "://" in spelled:  # what stands before the path of a URL is no folder
             continue
         for ignores_case in (False, True):
-            dropped, kept, files = _longest_end(spelled, ends[ignores_case], _folded if ignores_case else str)
+            dropped, length, files = _longest_end(spelled, ends[ignores_case], _folded if ignores_case else str)
             if len(files) != 1:  # none, or nobody knows which: the same names may be in images/ and in masks/
                 continue
-            folders = "/".join(files[0].split("/")[:-kept])
+            folders = "/".join(files[0].split("/")[:-length])
             for prefix in (f"{folders}/" if folders else "", None):
                 for folders_dropped in (dropped, None):
                     found[PathReading(spelling, folders_dropped, prefix, ignores_case)] = files[0]
@@ -204,7 +204,7 @@ def _longest_end(spelled: str, ends: dict[str, list[str]], fold: Callable[[str],
 
 
 def _problem(index: CocoIndex, position: int, files: list[str], ends: dict[str, list[str]]) -> Problem:
-    """Return the problem of a name without a file; it says what was tried."""
+    """Return the problem of a name without a file, with what was tried."""
     name = index.file_names[position]
     spelled = {spell(name) for _, spell in SPELLINGS}
     doubtful = sorted({tuple(alike) for text in spelled if len(alike := _longest_end(text, ends, _folded)[2]) > 1})

@@ -181,7 +181,7 @@ def read_coco(
 ) -> CocoIndex:
     """Return the index of one part of a data set. What is read of a large file is cached in a table.
 
-    `data` says how freely the file is read. Training leaves out images without an object, unless it keeps them.
+    `data` decides how freely the file is read. Training leaves out images without an object, unless it keeps them.
     Crowd regions, and boxes that have no extent once clipped, are never objects. Boxes are clipped, masks are not.
     Errors: DataError with every problem of the file, and its notices; also where nothing is left to train on.
     Source: the reference's COCO data set class; it stops on images without objects.

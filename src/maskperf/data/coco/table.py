@@ -36,7 +36,7 @@ class Table:
 
 
 class FileState(msgspec.Struct, frozen=True):
-    """What the file system says of a file, and whether its last change was long past."""
+    """What the file system reports of a file, and whether its last change was long past."""
 
     size: int
     modified_ns: int

@@ -109,9 +109,9 @@ def test_every_option_that_is_a_path_knows_the_tilde(name):
         "run demo data.generate=false data.root=~/x",
         "run demo data.train_json=~/x data.train_images=a data.val_json=b data.val_images=c",
         "run coco model.backbone_weights=~/x.pkl",
-        "run demo model.initial_weights=~/x.pth",
+        "run demo model.initial_weights=~/x.pth data.generate_images=1,1",
         "run demo runs=2 run_dir=~/file/x",
-        "run demo run_dir=~/file/x",
+        "run demo run_dir=~/file/x data.generate_images=1,1",
     ],
 )
 def test_a_command_looks_in_the_home_folder(command, home, maskperf):

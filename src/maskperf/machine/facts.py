@@ -238,6 +238,10 @@ class Environment:
     picture_speed: PictureSpeed | None = None
     torch_probe: TorchProbe | None = None
 
+    @property
+    def gpus(self) -> tuple[GpuFacts, ...]:
+        return self.machine.gpu.gpus
+
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 
@@ -256,3 +260,6 @@ class Finding:
 ok = partial(Finding, OK)
 note = partial(Finding, NOTE)
 problem = partial(Finding, PROBLEM)
+
+# What a check returns: level, value, meaning, and a fix where there is one.
+Verdict = tuple[str, str, str] | tuple[str, str, str, str]

@@ -5,7 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from maskperf.data.coco.index import read_coco
+from maskperf.errors import DataError, Problem
 
 HEIGHT, WIDTH = 40, 60
 
@@ -46,10 +50,33 @@ def good_document() -> dict[str, Any]:
     }
 
 
+def with_annotation(image_id: Any = 20, *, key: Any = 918, **changes: Any) -> dict[str, Any]:
+    """Return the good document with one more annotation, on an image that has others."""
+    document = good_document()
+    document["annotations"].append(annotation(key, image_id, **changes))
+    return document
+
+
 def write_json(folder: Path, document: Any) -> Path:
     path = folder / "instances.json"
-    path.write_text(json.dumps(document))
+    path.write_bytes(document if isinstance(document, bytes) else json.dumps(document).encode())
     return path
+
+
+def problems_of(folder: Path, document: Any, *, training: bool = True) -> list[Problem]:
+    """Return the problems of a document or of the bytes of a file, each complete."""
+    path = write_json(folder, document)
+    with pytest.raises(DataError) as caught:
+        read_coco(path, folder, training=training)
+    for problem in caught.value.problems:
+        assert problem.file == str(path)
+        assert all((problem.where, problem.field, problem.value, problem.message, problem.fix))
+    return caught.value.problems
+
+
+def only_problem(folder: Path, document: Any, *, training: bool = True) -> Problem:
+    (problem,) = problems_of(folder, document, training=training)
+    return problem
 
 
 def write_images(folder: Path, document: dict[str, Any]) -> None:

@@ -4,7 +4,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from coco_folder import HEIGHT, WIDTH, annotation, good_document, triangle, write_json
+from coco_folder import (
+    HEIGHT,
+    WIDTH,
+    annotation,
+    good_document,
+    only_problem,
+    problems_of,
+    triangle,
+    with_annotation,
+    write_json,
+)
 from pycocotools import mask
 
 from maskperf.config import DataConfig
@@ -13,30 +23,6 @@ from maskperf.errors import DataError
 
 AREA = HEIGHT * WIDTH
 NAN, INFINITY = float("nan"), float("inf")
-
-
-def problems_of(folder, document, *, training: bool = True):
-    path = write_json(folder, document)
-    try:
-        read_coco(path, folder, training=training)
-    except DataError as error:
-        for problem in error.problems:
-            assert problem.file == str(path)
-            assert all((problem.where, problem.field, problem.value, problem.message, problem.fix))
-        return error.problems
-    return []
-
-
-def only_problem(folder, document, *, training: bool = True):
-    (problem,) = problems_of(folder, document, training=training)
-    return problem
-
-
-def with_annotation(**changes: Any) -> dict[str, Any]:
-    """Return a document whose annotation 918, on an image with other objects, is the good one with changes."""
-    document = good_document()
-    document["annotations"].append(annotation(918, changes.pop("image_id", 20), **changes))
-    return document
 
 
 def with_image(**changes: Any) -> dict[str, Any]:
@@ -50,8 +36,8 @@ def with_image(**changes: Any) -> dict[str, Any]:
     "document", [good_document(), with_annotation(area=...), with_annotation(iscrowd=...), with_image()]
 )
 @pytest.mark.parametrize("training", [True, False])
-def test_good_documents_have_no_problems(tmp_path, document, training):
-    assert problems_of(tmp_path, document, training=training) == []
+def test_good_documents_are_read_as_they_are(tmp_path, document, training):
+    assert read_coco(write_json(tmp_path, document), tmp_path, training=training).is_plain
 
 
 @pytest.mark.parametrize(
@@ -64,7 +50,7 @@ def test_ids_are_whole_numbers_and_different(tmp_path, name, kind, copied, value
     twin = {**document[name][0], "name": "other", "id": copied if value == "the same" else value}
     document[name].append(twin)
     if (name, value) == ("annotations", None):  # nothing refers to them
-        assert problems_of(tmp_path, document) == []
+        assert len(read_coco(write_json(tmp_path, document), tmp_path, training=True).labels) == 4
         return
     problem = only_problem(tmp_path, document)
     if value == "the same":
@@ -184,11 +170,13 @@ def test_compressed_runs_are_read_as_pycocotools_writes_them(tmp_path, density):
     pixels = np.asfortranarray(np.random.default_rng(0).random((HEIGHT, WIDTH)) < density, np.uint8)
     counts = mask.encode(pixels)["counts"].decode()
     document = with_annotation(iscrowd=1, segmentation={"size": [HEIGHT, WIDTH], "counts": counts})
-    assert problems_of(tmp_path, document, training=False) == []
+    assert read_coco(write_json(tmp_path, document), tmp_path, training=False).is_plain
 
 
 @pytest.mark.parametrize("value", ["five", -1, NAN, [5], True])
-def test_evaluation_refuses_an_area_that_is_none(tmp_path, value):
+def test_evaluation_alone_refuses_an_area_that_is_none(tmp_path, value):
+    if value is not NAN:  # which is no JSON
+        assert read_coco(write_json(tmp_path, with_annotation(area=value)), tmp_path, training=True)
     problem = only_problem(tmp_path, with_annotation(area=value), training=False)
     assert (problem.where, problem.field) == ("annotation id 918", "area")
 
@@ -211,7 +199,7 @@ def test_an_empty_list_is_named(tmp_path, name):
     problem = problems_of(tmp_path, document)[0]
     assert (problem.where, problem.field) == ("top level", name)
     if name == "annotations":
-        assert problems_of(tmp_path, document, training=False) == []
+        assert len(read_coco(write_json(tmp_path, document), tmp_path, training=False).labels) == 0
 
 
 @pytest.mark.parametrize(
@@ -253,6 +241,14 @@ def test_bad_entries_are_left_out_where_that_is_wanted(tmp_path):
         "1 annotations of images that were left out: left out too (first ids: 920)",
     ):
         assert expected in index.notices
+
+
+def test_of_two_images_with_one_id_the_first_counts(tmp_path):
+    document = good_document()
+    document["images"].append({"id": 10, "file_name": "c.jpg", "height": HEIGHT, "width": WIDTH + 1})
+    index = read_coco(write_json(tmp_path, document), tmp_path, training=False, data=DataConfig(skip_bad=True))
+    np.testing.assert_array_equal(index.sizes_hw, [[HEIGHT, WIDTH]] * 2)
+    assert len(index.labels) == 3 and any("Two entries have this image id" in notice for notice in index.notices)
 
 
 def test_where_only_bad_entries_are_found_nothing_remains(tmp_path):

@@ -1,13 +1,12 @@
 import dataclasses
 import hashlib
-import json
 
 import numpy as np
 import pytest
-from coco_folder import HEIGHT, WIDTH, annotation, good_document, triangle, write_json
+from coco_folder import HEIGHT, WIDTH, annotation, good_document, write_json
 
 from maskperf.data.coco import columns
-from maskperf.data.coco.columns import NotPlain, columns_of_document, read_columns
+from maskperf.data.coco.columns import columns_of_document, read_columns
 from maskperf.data.coco.document import Reading, read_document
 from maskperf.data.coco.repair import repair_document
 
@@ -83,80 +82,3 @@ def test_both_ways_to_the_columns_agree_with_the_obvious_one(tmp_path, monkeypat
             np.testing.assert_array_equal(
                 getattr(found, name), value, err_msg=name, strict=isinstance(value, np.ndarray)
             )
-
-
-def refused(folder, document: dict | bytes, *, training: bool = True) -> bool:
-    path = folder / "instances.json"
-    path.write_bytes(document if isinstance(document, bytes) else json.dumps(document).encode())
-    try:
-        read_columns(path, Reading(training=training))
-    except NotPlain:
-        return True
-    return False
-
-
-def runs(counts, size=(HEIGHT, WIDTH)) -> dict:
-    return {"size": list(size), "counts": counts}
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"id": 101},
-        {"id": 2**63},
-        {"id": 3.0},
-        {"image_id": 99},
-        {"category_id": 8},
-        {"iscrowd": 2},
-        {"bbox": [1, 2, -3, 4]},
-        {"bbox": [1e8, 2, 3, 4]},
-        {"bbox": [1, 2, 3]},
-        {"segmentation": []},
-        {"segmentation": None},
-        {"segmentation": [[1, 2, 3, 4]]},
-        {"segmentation": [triangle(1, 1), [1, 2, 3, 4, 5, 6, 7]]},
-        {"segmentation": [[1, 2, 3, 4, 5, 1e300]]},
-        {"segmentation": runs([HEIGHT * WIDTH])},  # a mask without a pixel
-        {"segmentation": [runs([0, HEIGHT * WIDTH])]},
-        {"iscrowd": 1, "segmentation": runs([1, 2])},
-        {"iscrowd": 1, "segmentation": runs([HEIGHT * WIDTH], (WIDTH, HEIGHT))},
-        {"iscrowd": 1, "segmentation": runs("oo")},
-    ],
-)
-def test_a_problem_of_an_annotation_is_never_passed_over(tmp_path, changes):
-    document = good_document()
-    document["annotations"].append({**annotation(918, 20), **changes})
-    assert refused(tmp_path, document)
-
-
-def test_a_problem_that_only_evaluation_minds_is_passed_over_in_training(tmp_path):
-    document = good_document()
-    document["annotations"].append(annotation(918, 20, area=-1))
-    assert not refused(tmp_path, document)
-    assert refused(tmp_path, document, training=False)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        *({name: []} for name in ("images", "annotations", "categories")),
-        *({"images": [{"id": 10, "file_name": name, "height": 5, "width": 5}]} for name in ("", " ", "a\0.jpg")),
-        {"info": float("nan")},
-    ],
-)
-def test_an_empty_list_an_odd_name_and_a_value_that_is_not_finite_need_a_close_look(tmp_path, change):
-    assert refused(tmp_path, good_document() | change)
-
-
-def test_broken_files_need_a_close_look(tmp_path):
-    data = json.dumps(good_document() | {"note": "K\u00e4se }, { ]"}, ensure_ascii=False).encode()
-    assert not refused(tmp_path, data + b"\n")
-    for length in range(0, len(data), 29):
-        assert refused(tmp_path, data[:length]), length
-    deep = b', "deep": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
-    note = b"K\xc3\xa4se"
-    broken = (data + b"1", b"[" + data + b"]", b"\xef\xbb\xbf" + data, data.replace(b"}]", b"},]"), data[:-1] + deep)
-    for bad in (*broken, data.replace(note, b"K\xff"), data.replace(note, b"K\xc3"), data[:-1] + b"\xc3"):
-        assert refused(tmp_path, bad), bad[:40]
-    with pytest.raises(NotPlain):
-        read_columns(tmp_path / "missing.json", Reading(training=True))

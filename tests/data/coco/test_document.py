@@ -4,30 +4,14 @@ import gzip
 import json
 
 import pytest
-from coco_folder import annotation, good_document
+from coco_folder import annotation, good_document, only_problem, problems_of, write_json
 
 from maskperf.data.coco.index import read_coco
 from maskperf.errors import DataError
 
 
 def read(folder, data: bytes):
-    path = folder / "instances.json"
-    path.write_bytes(data)
-    return read_coco(path, folder, training=True)
-
-
-def problems_of(folder, data: bytes):
-    with pytest.raises(DataError) as caught:
-        read(folder, data)
-    for problem in caught.value.problems:
-        assert problem.file == str(folder / "instances.json")
-        assert all((problem.where, problem.field, problem.value, problem.message, problem.fix))
-    return caught.value.problems
-
-
-def only_problem(folder, data: bytes):
-    (problem,) = problems_of(folder, data)
-    return problem
+    return read_coco(write_json(folder, data), folder, training=True)
 
 
 def good_bytes(indent=None) -> bytes:
@@ -63,6 +47,8 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path, name, fact):
         (GOOD.replace(b'"id": 101', b'"id": ' + b"1" * 5000), ["too long"]),
         (GOOD.replace(b'"cup"', b'"\\ud800"'), ["not strict JSON"]),
         (b'[{"image_id": 1, "score": 0.5}]', ["looks like a file of results"]),
+        (GOOD + b"1", ["malformed", "Extra data"]),
+        (GOOD[:-1] + b"\xc3", [f"not UTF-8 at byte {len(GOOD) - 1}"]),
     ],
 )
 def test_what_is_no_text_or_no_instances_file_is_named(tmp_path, data, facts):

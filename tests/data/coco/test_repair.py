@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from coco_folder import HEIGHT, WIDTH, annotation, good_document, triangle, write_json
+from coco_folder import HEIGHT, WIDTH, annotation, good_document, triangle, with_annotation, write_json
 from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
 
@@ -22,12 +22,6 @@ def read(tmp_path):
         return read_coco(write_json(tmp_path, document), tmp_path, training=training, data=DataConfig(**options))
 
     return read_document
-
-
-def with_annotation(image_id: Any = 20, *, key: Any = 918, **changes: Any) -> dict[str, Any]:
-    document = good_document()
-    document["annotations"].append(annotation(key, image_id, **changes))
-    return document
 
 
 def with_ids(change) -> dict[str, Any]:

@@ -216,7 +216,8 @@ def _parse_leniently(path: Path, text: str) -> Any:
     except json.JSONDecodeError as error:
         rest = text[error.pos :]
         # The reader points at the start of what it could not finish: a string, a word like "true", or nothing.
-        cut_short = error.msg.startswith("Unterminated") or len(rest.strip()) < len("false")
+        is_partial = len(rest.strip()) < len("false") and error.msg != "Extra data"
+        cut_short = is_partial or error.msg.startswith("Unterminated")
         end = len(text) if cut_short else error.pos
         line = text.count("\n", 0, end) + 1
         what = "The file ends in the middle of the JSON" if cut_short else f"The JSON is malformed ({error.msg})"

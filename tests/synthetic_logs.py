@@ -142,6 +142,28 @@ def later(records, minutes):
     return [{**entry, "time_ms": entry["time_ms"] + round(minutes * 60_000)} for entry in records]
 
 
+def blocks(records, epoch_count=1):
+    """Return the same records with blocks of epochs in place of epochs."""
+    names = {"epoch_start": "block_start", "epoch_stop": "block_stop"}
+    return [
+        {
+            **entry,
+            "key": names[entry["key"]],
+            "metadata": {"first_epoch_num": entry["metadata"]["epoch_num"], "epoch_count": epoch_count},
+        }
+        if entry["key"] in names
+        else entry
+        for entry in records
+    ]
+
+
+def moved(records, key, before):
+    """Return the same records with those of a key in front of the first one of another key."""
+    others = [entry for entry in records if entry["key"] != key]
+    index = next(index for index, entry in enumerate(others) if entry["key"] == before)
+    return [*others[:index], *(entry for entry in records if entry["key"] == key), *others[index:]]
+
+
 def by_time(*logs):
     """Return the records of programs that wrote into one file at the same time."""
     return sorted((entry for records in logs for entry in records), key=lambda entry: entry["time_ms"])

@@ -1,5 +1,5 @@
 import pytest
-from synthetic_logs import by_time, later, log_records, log_text, record, up_to
+from synthetic_logs import blocks, by_time, later, log_records, log_text, moved, record, up_to
 
 from maskperf.mlperf.attempts import HEAD, find_attempts
 from maskperf.mlperf.read import parse_records
@@ -19,21 +19,13 @@ def _first_lines(records):
 
 
 def _init_first(records):
-    """Return a log that tells about the submission only after cache_clear and init_start."""
+    """Return a log that names the submission only after cache_clear and init_start."""
     first = [entry for entry in records if entry["key"] in ("cache_clear", "init_start")]
     return [*first, *(entry for entry in records if entry not in first)]
 
 
 def _blocks(records):
-    """Return a log with blocks of epochs instead of epochs."""
-    names = {"epoch_start": "block_start", "epoch_stop": "block_stop"}
-    kept = [entry for entry in records if entry["key"] not in ("eval_start", "eval_stop")]
-    return [
-        {**entry, "key": names[entry["key"]], "metadata": {"first_epoch_num": entry["metadata"]["epoch_num"]}}
-        if entry["key"] in names
-        else entry
-        for entry in kept
-    ]
+    return blocks([entry for entry in records if entry["key"] not in ("eval_start", "eval_stop")])
 
 
 @pytest.mark.parametrize(
@@ -61,6 +53,14 @@ def test_each_run_of_a_file_begins_where_its_head_does(records, lines):
     assert _first_lines(records) == lines
 
 
+def _evaluations_beside_training(records):
+    """Return a log in which each evaluation but the last stands behind the next epoch_start."""
+    records = list(records)
+    for index in [index for index, entry in enumerate(records) if entry["key"] == "eval_accuracy"][:-1]:
+        records[index], records[index + 2] = records[index + 2], records[index]
+    return records
+
+
 @pytest.mark.parametrize(
     "records",
     [
@@ -74,19 +74,12 @@ def test_each_run_of_a_file_begins_where_its_head_does(records, lines):
         by_time(WHOLE, later(WHOLE, 0.01)),  # two processes of one run, half a second apart
         [*WHOLE[5:], *WHOLE[:5]],  # what says whose run it was stands at the end
         [entry for entry in WHOLE if entry["key"] not in HEAD],
-        [WHOLE[-1], *WHOLE[:-1]],
+        moved(WHOLE, "run_stop", "submission_benchmark"),
+        _evaluations_beside_training(WHOLE),
     ],
 )
 def test_one_run_is_one_run(records):
-    attempts = _find(records)
-    assert len(attempts.runs) == 1 and attempts.mixed is None and attempts.resumed == () and not attempts.are_several
-
-
-def test_an_evaluation_beside_the_next_epoch_is_no_second_run():
-    records = list(WHOLE)
-    for place in [place for place, entry in enumerate(records) if entry["key"] == "eval_accuracy"][:-1]:
-        records[place], records[place + 2] = records[place + 2], records[place]  # behind the next epoch_start
-    assert _first_lines(records) == [1]
+    assert _first_lines(records) == [1] and not _find(records).are_several
 
 
 def test_epochs_that_begin_anew_without_a_head_are_a_second_run():
@@ -94,7 +87,7 @@ def test_epochs_that_begin_anew_without_a_head_are_a_second_run():
     first = up_to(WHOLE, "epoch_start", 3)
     attempts = _find([*first, *without_head])
     (line,) = [run.first_line for run in attempts.runs[1:]]
-    assert line == len(first) + 1 + next(n for n, entry in enumerate(without_head) if entry["key"] == "epoch_start")
+    assert line == len(first) + len(up_to(without_head, "epoch_start"))
     assert attempts.are_several and not any(run.is_whole for run in attempts.runs)
 
 
@@ -104,9 +97,9 @@ def test_two_runs_at_the_same_time_are_mixed(offset):
     for entry in other:
         if entry["key"] == "eval_accuracy":
             entry["value"] = {name: ap - 0.0001 for name, ap in entry["value"].items()}
-    attempts = _find(by_time(WHOLE, other))
-    assert attempts.mixed is not None and attempts.are_several and len(attempts.runs) == 1
     lines = by_time(WHOLE, other)
+    attempts = _find(lines)
+    assert attempts.mixed is not None and attempts.are_several and len(attempts.runs) == 1
     pair = [lines[attempts.mixed.first_line - 1], lines[attempts.mixed.second_line - 1]]
     assert [entry in WHOLE for entry in pair] in ([True, False], [False, True])  # one line of each
 
@@ -118,8 +111,7 @@ def test_two_processes_of_one_run_that_are_seconds_apart_are_mixed():
 @pytest.mark.parametrize("marker", ["run_start", "init_start"])
 def test_a_run_that_was_taken_up_again_is_one_run(marker):
     first = up_to(WHOLE, "epoch_start", 4)
-    again = record(marker, None, 9)
-    attempts = _find([*first, again, first[-1], *WHOLE[len(first) :]])
+    attempts = _find([*first, record(marker, None, 9), first[-1], *WHOLE[len(first) :]])
     assert len(attempts.runs) == 1 and attempts.resumed == (len(first) + 1,) and not attempts.are_several
 
 
@@ -136,8 +128,8 @@ def test_a_line_that_two_runs_share_is_known():
 
 @pytest.mark.parametrize("number", ["1", None, [1], True, 10**400])
 def test_epochs_with_odd_numbers_are_no_bug(number):
-    records = log_records()
-    for entry in records:
-        if "epoch_num" in entry["metadata"]:
-            entry["metadata"]["epoch_num"] = number
+    records = [
+        {**entry, "metadata": {**entry["metadata"], "epoch_num": number}} if "epoch_num" in entry["metadata"] else entry
+        for entry in WHOLE
+    ]
     assert [run.first_line for run in _find([*records, *AGAIN]).runs] == [1, 95]

@@ -64,18 +64,19 @@ def test_band_has_the_golden_curve_of_batch_96():
 
 
 def test_band_gives_the_minutes_of_the_fastest_and_slowest_run():
-    band = band_for(96)
-    assert band.epochs[0].minutes_low == pytest.approx(19.161 / 14)
-    assert [entry.minutes_low for entry in band.epochs] == sorted(entry.minutes_low for entry in band.epochs)
+    minutes = [entry.minutes_low for entry in band_for(96).epochs]
+    assert minutes[0] == pytest.approx(19.161 / 14) and minutes == sorted(minutes)
 
 
-def test_band_leaves_collapsed_runs_out_and_says_so():
-    band = band_for(110)
-    assert band.sentence.startswith("8 published runs")
-    assert "2 more collapsed" in band.sentence
+@pytest.mark.parametrize(
+    ("batch_size", "runs", "collapsed"),
+    [(110, 8, "2 more collapsed"), (88, 14, "1 more collapsed"), (48, 25, "")],  # 88: the run on a plateau stays in
+)
+def test_band_leaves_collapsed_runs_out_and_says_so(batch_size, runs, collapsed):
+    band = band_for(batch_size)
+    assert band.sentence.startswith(f"{runs} published runs") and collapsed in band.sentence
+    assert bool(collapsed) == ("collapsed" in band.sentence)
     assert min(entry.box_mean for entry in band.epochs[5:]) > 0.2
-    assert "collapsed" not in band_for(48).sentence
-    assert band_for(88).sentence.startswith("14 published runs")  # the run on a plateau did not collapse
 
 
 @pytest.mark.parametrize(("asked", "found"), [(8, 48), (68, 48), (70, 88), (103, 96), (128, 110), (272, 256)])
@@ -87,12 +88,10 @@ def test_band_of_a_batch_size_that_nobody_published_is_that_of_the_nearest_and_s
 
 
 def test_own_score_stands_where_its_minutes_put_it():
-    places = place_among(19.2, 8, name="ours", accelerator="GPU", batch_size=96)
+    places = place_among(19.2, 8, name="own", accelerator="GPU", batch_size=96)
     minutes = [place.minutes for place in places]
-    assert minutes == sorted(minutes)
-    assert len(places) == 24
-    assert [index for index, place in enumerate(places) if place.is_this] == [3]
-    assert places[3].name == "ours"
+    assert minutes == sorted(minutes) and len(places) == 24
+    assert [place.name for place in places if place.is_this] == ["own"] == [places[3].name]
     assert places[3].minutes_times_accelerators == pytest.approx(153.6)
     assert places[0].name == "NVIDIA: eos_n48_ngc23.04_pytorch"
     assert places[0].minutes_times_accelerators == pytest.approx(1.466 * 384)

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from refused_waits import refused_waits
 
-from maskperf.data.images.raw_images import BufferRing, pack_images
+from maskperf.data.images.raw_images import UploadBuffers, pack_images
 from maskperf.data.images.transforms import normalize_into, resize_and_mirror
 from maskperf.ops.kernels import selection
 from maskperf.ops.preprocess import to_images, to_images_reference
@@ -27,7 +27,7 @@ def packed(cases: list[tuple], padded_hw: tuple[int, int], seed: int = 0) -> tup
         [case[4] for case in cases],
         padded_hw=padded_hw,
         means_bgr=MEANS_BGR,
-        ring=BufferRing(max_waiting=1, pin_memory=False),
+        buffers=UploadBuffers(max_waiting=1, pin_memory=False),
     )
     expected = np.full((len(cases), *padded_hw, 3), np.nan, np.float32)
     for canvas, image, case in zip(expected, bytes_of, cases, strict=True):

@@ -173,7 +173,7 @@ def test_equals_pycocotools_on_a_canvas_of_another_size():
 
 
 def test_equals_pycocotools_on_more_crossings_in_a_column_than_a_byte_holds():
-    # 301 and 600 points that go to and fro over the same columns, one ring on one line, the other spread.
+    # 301 and 600 points that go back and forth over the same columns, one ring on one line, the other spread.
     line = np.stack([np.tile([3.0, 20.0], 300), np.full(600, 7.0)], axis=1)
     spread = np.stack([np.resize([3.0, 20.0, 12.0], 301), np.linspace(0, 27, 301)], axis=1)
     box = np.array([[0, 0, 28, 28]] * 2, np.float32)

@@ -18,7 +18,7 @@ from maskperf.bench.measure import Spread, measure_in_turn, ratio_spread, spread
 from maskperf.bench.plan import GpuPlan, KernelSizes
 from maskperf.bench.synthetic import POOLED_LEVELS, STRIDES, cells_of, synthetic_boxes
 from maskperf.config import ModelConfig
-from maskperf.data.images.raw_images import BufferRing, pack_images
+from maskperf.data.images.raw_images import UploadBuffers, pack_images
 from maskperf.errors import ConfigError
 from maskperf.model.patches import patches_by_level
 from maskperf.ops.anchors import pyramid_anchors
@@ -254,7 +254,7 @@ def _images(dtype: torch.dtype, inputs: Inputs) -> KernelCase:
         [image % 2 == 0 for image in range(images)],
         padded_hw=(height, width),
         means_bgr=MEANS_BGR,
-        ring=BufferRing(max_waiting=1, pin_memory=False),
+        buffers=UploadBuffers(max_waiting=1, pin_memory=False),
     )
     raw = to_device(raw, inputs.device)
     shape = f"{images} x {old_hw[0]} x {old_hw[1]} to {height} x {width}, {dtype}"

@@ -12,7 +12,7 @@ from maskperf.config import DataConfig, ModelConfig, RunConfig
 from maskperf.data.images.buckets import round_up
 from maskperf.data.images.collate import Packing, Sample, make_batch
 from maskperf.data.images.loader import feeding_for, static_buckets
-from maskperf.data.images.raw_images import BufferRing, prepare_images
+from maskperf.data.images.raw_images import UploadBuffers, prepare_images
 from maskperf.data.images.transforms import SizeHw
 from maskperf.engine.allocator import keep_freed_memory
 from maskperf.engine.capacity import fixed_capacities
@@ -76,8 +76,8 @@ def synthetic_batch(data: DataConfig, padded_hw: SizeHw, images: int, *, raw_ima
         original_size_hw=(height // 2, width // 2),
     )
     samples = [replace(sample, sample_seed=number) for number in range(images)]
-    ring = BufferRing(max_waiting=1, pin_memory=False) if raw_images else None
-    return make_batch(samples, data.size_divisor, Packing(buckets=(padded_hw,), ring=ring))
+    buffers = UploadBuffers(max_waiting=1, pin_memory=False) if raw_images else None
+    return make_batch(samples, data.size_divisor, Packing(buckets=(padded_hw,), buffers=buffers))
 
 
 def prepare_steps(

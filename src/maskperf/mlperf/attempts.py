@@ -179,7 +179,7 @@ def _jump(run: Attempt) -> Mixture | None:
     steps = [(number - before, first, second) for (before, first), (number, second) in pairwise(run.starts)]
     if any(step < 0 for step, _, _ in steps) and any(step > 1 for step, _, _ in steps):
         first, second = next((first, second) for step, first, second in steps if step < 0 or step > 1)
-        sign = "from there on, the numbers of the epochs go to and fro"
+        sign = "from there on, the numbers of the epochs go back and forth"
         return Mixture(run.records[first].line, run.records[second].line, sign)
     return None
 

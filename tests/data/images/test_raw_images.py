@@ -7,7 +7,7 @@ from image_folder import image_index, triangle
 
 from maskperf.config import DataConfig
 from maskperf.data.images.loader import Feeding, TrainingLoader, evaluation_batches
-from maskperf.data.images.raw_images import BufferRing, images_on_device, pack_images, prepare_images
+from maskperf.data.images.raw_images import UploadBuffers, images_on_device, pack_images, prepare_images
 from maskperf.structures import Batch, Images, RawImages, Targets
 
 CPU = torch.device("cpu")
@@ -17,41 +17,41 @@ SIZES_HW = [(20, 30), (30, 20), (24, 24), (18, 40), (60, 90), (40, 20), (20, 30)
 
 
 @pytest.fixture
-def ring():
-    return BufferRing(max_waiting=2, pin_memory=False)
+def buffers():
+    return UploadBuffers(max_waiting=2, pin_memory=False)
 
 
-def test_a_buffer_is_used_again_after_it_came_back_once(ring):
-    first, give_back = ring.take(100)
-    assert ring.take(100)[0].data_ptr() != first.data_ptr()
+def test_a_buffer_is_used_again_after_it_came_back_once(buffers):
+    first, give_back = buffers.take(100)
+    assert buffers.take(100)[0].data_ptr() != first.data_ptr()
     give_back(None)
     with pytest.raises(RuntimeError, match="prepared before"):
         give_back(None)
-    assert ring.take(1000)[0].numel() >= 1000  # too small for this
-    assert ring.take(90)[0].data_ptr() == first.data_ptr()
+    assert buffers.take(1000)[0].numel() >= 1000  # too small for this
+    assert buffers.take(90)[0].data_ptr() == first.data_ptr()
 
 
-def test_a_buffer_waits_until_its_copy_is_done(ring):
+def test_a_buffer_waits_until_its_copy_is_done(buffers):
     done = []
-    first, give_back = ring.take(100)
+    first, give_back = buffers.take(100)
     give_back(lambda: bool(done))
-    assert ring.take(100)[0].data_ptr() != first.data_ptr()
+    assert buffers.take(100)[0].data_ptr() != first.data_ptr()
     done.append(True)
-    assert ring.take(100)[0].data_ptr() == first.data_ptr()
+    assert buffers.take(100)[0].data_ptr() == first.data_ptr()
 
 
-def test_the_ring_keeps_its_largest_buffers_and_no_more_than_it_may(ring):
-    lent = [ring.take(size) for size in (1000, 10, 100_000, 500)]
+def test_the_buffers_keep_its_largest_buffers_and_no_more_than_it_may(buffers):
+    lent = [buffers.take(size) for size in (1000, 10, 100_000, 500)]
     for _, give_back in lent:
         give_back(None)
     kept = {buffer.data_ptr() for buffer, _ in lent if buffer.numel() >= 1000}
-    assert {ring.take(800)[0].data_ptr(), ring.take(800)[0].data_ptr()} == kept
-    assert ring.take(1)[0].numel() < 100  # a new one
+    assert {buffers.take(800)[0].data_ptr(), buffers.take(800)[0].data_ptr()} == kept
+    assert buffers.take(1)[0].numel() < 100  # a new one
 
 
-def test_batches_that_are_held_do_not_share_memory(ring):
+def test_batches_that_are_held_do_not_share_memory(buffers):
     images = [np.full((4, 5, 3), value, np.uint8) for value in range(8)]
-    options = {"padded_hw": (8, 8), "means_bgr": (0.0, 0.0, 0.0), "ring": ring}
+    options = {"padded_hw": (8, 8), "means_bgr": (0.0, 0.0, 0.0), "buffers": buffers}
     held = [pack_images([image], [(4, 5)], [False], **options) for image in images]
     for value, raw in enumerate(held):
         first_byte = raw.entries[0].first_byte

@@ -13,7 +13,7 @@ triton = pytest.importorskip("triton", reason="the Python package triton is not 
 from triton.backends.compiler import GPUTarget  # noqa: E402 -- after the check that there is a Triton
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-from maskperf.data.images.raw_images import BufferRing, pack_images  # noqa: E402
+from maskperf.data.images.raw_images import UploadBuffers, pack_images  # noqa: E402
 from maskperf.ops.kernels import own_class  # noqa: E402
 from maskperf.ops.kernels.casts import WeightCasts  # noqa: E402
 from maskperf.ops.kernels.matching import match_boxes  # noqa: E402
@@ -165,7 +165,7 @@ def test_pictures(dtype, compiled, tmp_path):
         [True],
         padded_hw=(32, 64),
         means_bgr=(1.0, 2.0, 3.0),
-        ring=BufferRing(max_waiting=1, pin_memory=False),
+        buffers=UploadBuffers(max_waiting=1, pin_memory=False),
     )
     resize_images(raw, dtype)
     assert_compiled(compiled, {"_resize_row"}, tmp_path)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from kernel_device import DEVICE, stored_as
 
-from maskperf.data.images.raw_images import BufferRing, pack_images
+from maskperf.data.images.raw_images import UploadBuffers, pack_images
 from maskperf.ops.kernels import preprocess
 from maskperf.ops.kernels.preprocess import resize_images
 from maskperf.ops.preprocess import to_images_reference
@@ -20,7 +20,7 @@ def raw_images(sizes: list, new_sizes: list, mirrored: list[bool], padded_hw: tu
         mirrored,
         padded_hw=padded_hw,
         means_bgr=MEANS_BGR,
-        ring=BufferRing(max_waiting=1, pin_memory=False),
+        buffers=UploadBuffers(max_waiting=1, pin_memory=False),
     )
 
 

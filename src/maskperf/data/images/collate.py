@@ -8,7 +8,7 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from maskperf.data.images.buckets import Buckets, padded_size
-from maskperf.data.images.raw_images import BufferRing, pack_images
+from maskperf.data.images.raw_images import UploadBuffers, pack_images
 from maskperf.data.images.transforms import normalize_into, resize_and_mirror
 from maskperf.structures import (
     RUN_LENGTH_STRIDE,
@@ -48,7 +48,7 @@ class Packing:
 
     buckets: Buckets = ()  # sizes a batch may have, the smallest first; none: what its largest image needs
     pin_memory: bool = False  # lets the images go to a CUDA device while it computes
-    ring: BufferRing | None = None  # hands the images over as decoded, in a buffer of this ring
+    buffers: UploadBuffers | None = None  # hands the images over as decoded, in one of these buffers
 
 
 AS_THE_REFERENCE = Packing()
@@ -87,14 +87,14 @@ def _make_images(samples: list[Sample], size_divisor: int, packing: Packing) -> 
     """Return the images in channels-last memory, where each pixel was written once, or as they were decoded."""
     sizes_hw = [sample.size_hw for sample in samples]
     padded_hw = padded_size(tuple(map(max, zip(*sizes_hw, strict=True))), packing.buckets, size_divisor)
-    if packing.ring is not None:
+    if packing.buffers is not None:
         return pack_images(
             [sample.bgr for sample in samples],
             sizes_hw,
             [sample.is_mirrored for sample in samples],
             padded_hw=padded_hw,
             means_bgr=samples[0].means_bgr,
-            ring=packing.ring,
+            buffers=packing.buffers,
         )
     pixels = torch.empty((len(samples), *padded_hw, 3), pin_memory=packing.pin_memory)
     # numpy, not torch: loader threads must not each start torch's own threads for a copy

@@ -16,7 +16,7 @@ from maskperf.data.coco.index import CocoIndex
 from maskperf.data.images.buckets import Buckets, bucket_sizes, group_numbers, image_buckets
 from maskperf.data.images.collate import Packing, Sample, make_batch, make_evaluation_batch
 from maskperf.data.images.decode import check_images, decode_image
-from maskperf.data.images.raw_images import BufferRing
+from maskperf.data.images.raw_images import UploadBuffers
 from maskperf.data.images.sampler import Sampling, aspect_groups, bucket_stream, evaluation_order, stream_batches
 from maskperf.data.images.transforms import move_boxes, move_points, target_size_hw
 from maskperf.errors import DataError, Problem
@@ -191,8 +191,8 @@ def evaluation_batches(
 
 def _packing(feeding: Feeding, data: DataConfig, pin_memory: bool) -> Packing:
     max_waiting = max(data.loader_threads, 1) + data.prefetch_batches
-    ring = BufferRing(max_waiting=max_waiting, pin_memory=pin_memory) if feeding.raw_images else None
-    return Packing(pin_memory=pin_memory, ring=ring)
+    buffers = UploadBuffers(max_waiting=max_waiting, pin_memory=pin_memory) if feeding.raw_images else None
+    return Packing(pin_memory=pin_memory, buffers=buffers)
 
 
 def _run_ahead(jobs: Iterator[Callable[[], Any]], index: CocoIndex, data: DataConfig) -> Iterator[Any]:

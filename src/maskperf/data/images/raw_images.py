@@ -19,7 +19,7 @@ AnyBatch = TypeVar("AnyBatch", Batch, EvaluationBatch)
 NUMBER_BYTES = 4  # images begin at multiples of it, as the tables before them must
 
 
-class BufferRing:
+class UploadBuffers:
     """Byte buffers for loader threads; one comes back when its batch was copied to the device.
 
     At most `max_waiting` buffers wait here, the largest, so memory is bounded by them and by the batches that someone
@@ -62,9 +62,9 @@ def pack_images(
     *,
     padded_hw: tuple[int, int],
     means_bgr: tuple[float, float, float],
-    ring: BufferRing,
+    buffers: UploadBuffers,
 ) -> RawImages:
-    """Return the images and the tables of their resize in one buffer of the ring."""
+    """Return the images and the tables of their resize in one of the buffers."""
     entries, parts, end = [], [], 0
     for image, new_hw, is_mirrored in zip(images, new_sizes_hw, are_mirrored, strict=True):
         rows, columns = (resize_table(old, new) for old, new in zip(image.shape[:2], new_hw, strict=True))
@@ -85,7 +85,7 @@ def pack_images(
         padding = np.zeros(-image.size % NUMBER_BYTES, np.uint8)
         parts += [*(table.reshape(-1).view(np.uint8) for table in (rows, columns)), image.reshape(-1), padding]
         end = first_byte + image.size + len(padding)
-    buffer, release = ring.take(end)
+    buffer, release = buffers.take(end)
     np.concatenate(parts, out=buffer.numpy()[:end])  # not torch: loader threads must not each start its threads
     return RawImages(
         content=buffer[:end],
@@ -114,7 +114,7 @@ def images_on_device(
 ) -> Images:
     """Return the images ready for the network; those that are ready already are moved in their own type.
 
-    Does not wait for the device. The memory of raw images goes back to their ring.
+    Does not wait for the device. The memory of raw images goes back to their buffers.
     Errors: RuntimeError when raw images come a second time.
     """
     moved = to_device(images, device)

@@ -324,7 +324,7 @@ def test_a_damaged_record_is_reported_and_made_anew(index, looks, spoil):
 
 def test_a_record_of_other_contents_is_reported(index, looks):
     other = headers.Table({"file_bytes": np.zeros(4, np.int64)}, {"file_names": ("a", "b", "c", "d")})
-    headers.save_table(index.json_path, "images", other, source=headers.NO_SOURCE, sha256="")
+    headers.save_table(index.json_path, "images", other)
     _, notices = check(index)
     assert "damaged, or of another version" in notices[0]
     assert sorted(looks) == ["a", "b", "c", "d"]

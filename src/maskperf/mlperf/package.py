@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from maskperf.config import BENCHMARK, RunConfig
 from maskperf.errors import ConfigError, RuleError, StorageError
+from maskperf.mlperf.log import HYPERPARAMETERS
 from maskperf.mlperf.read import BenchmarkLog
 from maskperf.mlperf.rules import RUNS
 from maskperf.overrides import differences, format_value
@@ -34,18 +35,6 @@ LOCAL_KEYS = (
     *("run_dir", "seed", "recipe", "system.threads", "model.backbone_weights", "model.initial_weights"),
     *("data.root", "data.train_json", "data.train_images", "data.val_json", "data.val_images"),
 )
-KEY_OF_SETTING = {  # for logs without a config.json beside them
-    "global_batch_size": "optimizer.batch_size",
-    "gradient_accumulation_steps": "optimizer.accumulation_steps",
-    "num_image_candidates": "model.proposals_train",
-    "min_image_size": "data.short_side",
-    "max_image_size": "data.long_side",
-    "opt_base_learning_rate": "optimizer.learning_rate",
-    "opt_learning_rate_decay_factor": "optimizer.decay_factor",
-    "opt_learning_rate_decay_steps": "optimizer.decay_steps",
-    "opt_learning_rate_warmup_steps": "optimizer.warmup_steps",
-    "opt_learning_rate_warmup_factor": "optimizer.warmup_factor",
-}
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).with_name("templates")),
     undefined=StrictUndefined,
@@ -166,7 +155,7 @@ def run_arguments(log: BenchmarkLog, config: RunConfig | None, processes: int) -
         changed = differences(config, RECIPES[recipe]())
         changed = {key: value for key, value in changed.items() if key not in LOCAL_KEYS}
     else:
-        changed = {key: log.settings[name] for name, key in KEY_OF_SETTING.items() if name in log.settings}
+        changed = {key: log.settings[name] for name, key in HYPERPARAMETERS.items() if name in log.settings}
         changed = {key: tuple(value) if isinstance(value, list) else value for key, value in changed.items()}
         changed["mlperf.division"] = log.division
     pairs = [f"{key}={format_value(value)}" for key, value in changed.items()]

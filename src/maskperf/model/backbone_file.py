@@ -267,7 +267,7 @@ def _cache_paths(path: Path, sha256: str, cache_dir: str | Path | None) -> list[
 
 def _save_conversion(tensors: Mapping[str, Tensor], paths: list[Path], metadata: Mapping[str, str]) -> list[str]:
     """Return notices, after the converted backbone was written to the first path where that is possible."""
-    notices = []
+    notices: list[str] = []
     for path in paths:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from image_folder import image_index, triangle
 
 from maskperf.config import DataConfig
 from maskperf.data.images.loader import Feeding, TrainingLoader, evaluation_batches
-from maskperf.data.images.raw_images import UploadBuffers, images_on_device, pack_images, prepare_images
+from maskperf.data.images.raw_images import UploadBuffers, pack_images, prepare_images
 from maskperf.structures import Batch, Images, RawImages, Targets
 
 CPU = torch.device("cpu")
@@ -90,7 +90,7 @@ def test_evaluation_takes_raw_images_too(index):
     made = list(evaluation_batches(index, DATA, **options))
     feeding = Feeding(raw_images=True, static_sizes=True)
     for expected, batch in zip(made, evaluation_batches(index, DATA, feeding=feeding, **options), strict=True):
-        assert torch.equal(images_on_device(batch.images, CPU).pixels, expected.images.pixels)
+        assert torch.equal(prepare_images(batch, CPU).images.pixels, expected.images.pixels)
         assert batch.images.sizes_hw.tolist() == expected.images.sizes_hw.tolist()
         assert batch.original_sizes_hw.tolist() == expected.original_sizes_hw.tolist()
 

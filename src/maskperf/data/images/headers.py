@@ -17,7 +17,7 @@ from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from maskperf.data.coco.index import CocoIndex
-from maskperf.data.coco.table import NO_SOURCE, REST_NS, Table, load_table, save_table, table_paths
+from maskperf.data.coco.table import REST_NS, Table, load_table, save_table, table_paths
 from maskperf.data.images.decode import (
     CHECK_THREADS,
     FORMATS,
@@ -176,5 +176,5 @@ def _remember(index: CocoIndex, entries: dict[str, _Known]) -> list[str]:
     """Write what is known of good files beside the JSON; return notices."""
     states = np.array(list(entries.values()), np.int64).reshape(-1, len(_Known._fields))
     table = Table({"states": states}, {"file_names": tuple(entries)})
-    reason = save_table(index.json_path, KIND, table, source=NO_SOURCE, sha256="")
+    reason = save_table(index.json_path, KIND, table)
     return [f"which images are good could not be saved; the next start reads them again ({reason})"] if reason else []

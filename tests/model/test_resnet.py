@@ -5,7 +5,7 @@ from torch import nn
 from weight_files import assert_equal
 
 from maskperf.config import ModelConfig
-from maskperf.model.resnet import Bottleneck, FrozenBatchNorm, ResNet, Stem
+from maskperf.model.resnet import Bottleneck, FrozenBatchNorm, ResNet
 from maskperf.techniques import Techniques, using
 
 UNFOLDED = Techniques().without("folded_batch_norm")
@@ -77,23 +77,6 @@ def test_block_adds_the_shortcut_before_the_last_relu():
     nn.init.zeros_(block.conv3.weight)
     assert block.downsample is None
     assert torch.equal(block(x), x.relu())
-
-
-def test_stem_is_a_7x7_convolution_and_a_3x3_pool_of_stride_two_each():
-    stem = Stem(8, "frozen")
-    x = images()
-    expected = F.max_pool2d(F.conv2d(x, stem.conv1.weight, stride=2, padding=3).relu(), 3, stride=2, padding=1)
-    torch.testing.assert_close(stem(x), expected)
-    assert stem.conv1.weight.shape == (8, 3, 7, 7)
-
-
-@pytest.mark.parametrize("size_hw", [(64, 96), (32, 32), (96, 64)])
-def test_stages_come_at_strides_4_to_32(size_hw):
-    height, width = size_hw
-    shapes = [tuple(stage.shape) for stage in small_backbone()(images(height, width))]
-    channels = (16, 24, 32, 40)
-    strides = (4, 8, 16, 32)
-    assert shapes == [(2, c, height // s, width // s) for c, s in zip(channels, strides, strict=True)]
 
 
 @pytest.mark.parametrize("batch_norm", ["frozen", "trainable"])

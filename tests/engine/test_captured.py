@@ -5,13 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 from refused_waits import refused_waits
-from small_batches import SMALL, small_model
-from varied_batches import varied_batch
+from small_batches import SMALL, losses_and_gradients, small_model, varied_batch
 
 from maskperf.config import OptimizerConfig
 from maskperf.engine.build import build_model
 from maskperf.engine.distributed import Topology
-from maskperf.engine.forward import training_losses
 from maskperf.engine.gradients import BatchResult, Gradients
 from maskperf.engine.graphs import PLAIN_STEPS_FIRST, CapturedSteps, CudaRecorder, capture_steps
 from maskperf.engine.optimizer import build_optimizer
@@ -25,7 +23,7 @@ SMALLER = BatchCapacity(images=2, slots=3, rings=20, points=200, object_rings=3,
 LARGER = BatchCapacity(images=2, slots=6, rings=40, points=400, object_rings=3, object_points=30)
 CONFIG = OptimizerConfig(batch_size=2, learning_rate=1e-4, warmup_steps=0)
 CPU = torch.device("cpu")
-ALONE = Topology(rank=0, world=1, local_rank=0, device=CPU)
+ALONE = Topology()
 
 
 class Repeater(CudaRecorder):
@@ -60,10 +58,6 @@ def captured_of(model, capacities=(SMALLER, LARGER), recorder=None):
     return CapturedSteps(model, capacities, gradients=gradients, recorder=recorder, say=said.append), recorder, said
 
 
-def alone_on(device):
-    return Topology(rank=0, world=1, local_rank=0, device=device)
-
-
 def run_once(captured, batch, parts=1):
     """Return the result of a micro-batch that begins with gradients of zero, the only one whose result is read."""
     captured.gradients.zero()
@@ -71,7 +65,7 @@ def run_once(captured, batch, parts=1):
 
 
 def step(model, optimizer, batches, update, captured=None, device=CPU):
-    topology = alone_on(device)
+    topology = Topology(device=device)
     return train_step(model, optimizer, batches, update=update, config=CONFIG, topology=topology, captured=captured)
 
 
@@ -265,16 +259,13 @@ def test_on_a_cpu_or_switched_off_nothing_is_captured():
     assert capture_steps(model, [SMALLER], topology=ALONE, say=said.append) is None
     assert said == []
     with using(plain()):
-        assert capture_steps(model, [SMALLER], topology=alone_on(torch.device("cuda")), say=said.append) is None
+        assert capture_steps(model, [SMALLER], topology=Topology(device=torch.device("cuda")), say=said.append) is None
     assert len(said) == 1 and "captured steps: off" in said[0]
 
 
-def losses_and_gradients(model, batch):
-    """Return both, and no part of the graph: a capture must not meet nodes from outside."""
-    model.zero_grad(set_to_none=True)
-    losses = training_losses(model, batch)
-    losses.total().backward()
-    return losses.stacked().detach(), [parameter.grad.clone() for parameter in model.parameters()]
+def detached(losses, gradients):
+    """Return both without any part of the graph: a capture must not meet nodes from outside."""
+    return losses.stacked().detach(), [gradient.clone() for gradient in gradients.values()]
 
 
 @pytest.mark.gpu
@@ -285,10 +276,10 @@ def test_on_a_gpu_graphs_give_the_losses_and_gradients_of_plain_steps(dtype):
     model = small_model(seed=0).to(device)
     model.compute_dtype = dtype
     said = []
-    gradients, recorder = Gradients(model, alone_on(device)), CudaRecorder(device)
+    gradients, recorder = Gradients(model, Topology(device=device)), CudaRecorder(device)
     captured = CapturedSteps(model, (SMALLER, LARGER), gradients=gradients, recorder=recorder, say=said.append)
     for batch in [to_device(micro_batches[0], device) for micro_batches in VARIED]:
-        terms, gradients = losses_and_gradients(model, batch)
+        terms, gradients = detached(*losses_and_gradients(model, batch))
         replayed = captured.replayed
         result = run_once(captured, batch)
         if captured.replayed > replayed:
@@ -304,7 +295,7 @@ def test_on_a_gpu_graphs_give_the_losses_and_gradients_of_plain_steps(dtype):
 def test_on_a_gpu_a_step_never_waits_plain_or_replayed():
     device = torch.device("cuda", torch.cuda.current_device())
     model = small_model(seed=0).to(device)
-    gradients, recorder = Gradients(model, alone_on(device)), CudaRecorder(device)
+    gradients, recorder = Gradients(model, Topology(device=device)), CudaRecorder(device)
     captured = CapturedSteps(model, (SMALLER,), gradients=gradients, recorder=recorder, say=print)
     optimizer = build_optimizer(model, CONFIG)
     batch = to_device(varied_batch(0, (2, 1)), device)

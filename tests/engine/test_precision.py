@@ -2,13 +2,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_batches import SMALL
-from varied_batches import varied_batch
+from small_batches import SMALL, losses_and_gradients, varied_batch
 
 from maskperf.config import OptimizerConfig
 from maskperf.engine.build import build_model
 from maskperf.engine.distributed import Topology
-from maskperf.engine.forward import training_losses
 from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.precision import describe_precision, has_fast_bfloat16, resolve_precision, set_precision
 from maskperf.engine.step import train_step
@@ -19,7 +17,7 @@ from maskperf.techniques import Techniques, plain, using
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
-ALONE = Topology(rank=0, world=1, local_rank=0, device=CPU)
+ALONE = Topology()
 EVERY_BOX = replace(SMALL, rpn_samples_per_image=3000, rpn_positive_fraction=1.0, roi_samples_per_image=1000)
 
 
@@ -27,12 +25,6 @@ def model_in(dtype, config=SMALL, seed=0):
     model = build_model(config, seed)[0]
     model.compute_dtype = dtype
     return model
-
-
-def losses_and_gradients(model, batch):
-    losses = training_losses(model, batch)
-    losses.total().backward()
-    return losses, {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
 def distance(found, wanted, part):

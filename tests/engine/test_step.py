@@ -11,7 +11,7 @@ from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.step import BAD_PARTS, any_not_finite, train_step
 
 CPU = torch.device("cpu")
-ALONE = Topology(rank=0, world=1, local_rank=0, device=CPU)
+ALONE = Topology()
 CONFIG = OptimizerConfig(batch_size=1, learning_rate=0.01, warmup_steps=0)
 
 

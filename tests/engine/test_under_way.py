@@ -1,7 +1,6 @@
 import torch
-from small_batches import SMALL
-from test_captured import CONFIG, SMALLER, Repeater, alone_on
-from varied_batches import varied_batch
+from small_batches import SMALL, varied_batch
+from test_captured import ALONE, CONFIG, SMALLER, Repeater
 
 from maskperf.engine.build import build_model
 from maskperf.engine.forward import training_losses
@@ -60,7 +59,7 @@ def small_training(mask_places):
     captured = CapturedSteps(
         model,
         [SMALLER],
-        gradients=Gradients(model, alone_on(CPU)),
+        gradients=Gradients(model, ALONE),
         recorder=Repeater(),
         say=lambda text: None,
         mask_places=mask_places,
@@ -75,7 +74,7 @@ def small_training(mask_places):
             batches,
             update=update,
             config=CONFIG,
-            topology=alone_on(CPU),
+            topology=ALONE,
             captured=captured,
             all_masks=all_masks,
         )

@@ -1,3 +1,5 @@
+from functools import partial
+
 import torch
 from small_batches import SMALL, varied_batch
 from test_captured import ALONE, CONFIG, SMALLER, Repeater
@@ -56,30 +58,11 @@ def test_where_no_step_may_drop_masks_nothing_is_read():
 
 def small_training(mask_places):
     model = build_model(SMALL, 0)[0]
-    captured = CapturedSteps(
-        model,
-        [SMALLER],
-        gradients=Gradients(model, ALONE),
-        recorder=Repeater(),
-        say=lambda text: None,
-        mask_places=mask_places,
-    )
+    options = {"gradients": Gradients(model, ALONE), "recorder": Repeater(), "say": print}
+    captured = CapturedSteps(model, [SMALLER], **options, mask_places=mask_places)
     captured.record([varied_batch(0, (2, 1))], parts=1)
-    optimizer = build_optimizer(model, CONFIG)
-
-    def train(batches, *, update, all_masks):
-        return train_step(
-            model,
-            optimizer,
-            batches,
-            update=update,
-            config=CONFIG,
-            topology=ALONE,
-            captured=captured,
-            all_masks=all_masks,
-        )
-
-    return model, train
+    always = {"config": CONFIG, "topology": ALONE, "captured": captured}
+    return model, partial(train_step, model, build_optimizer(model, CONFIG), **always)
 
 
 def test_weights_are_those_of_every_batch_once_the_crowded_one_a_step_later():

@@ -80,10 +80,10 @@ def test_capacity_of_a_data_set_without_objects_has_a_place_of_each_kind():
         )
 
 
-@pytest.mark.parametrize(
-    ("objects", "is_run_lengths"),
-    [((3, 1), False), ((0, 2), False), ((0, 0), False), ((9,), False), ((3, 1), True), ((0, 2), True)],
-)
+PADDED = [((3, 1), False), ((0, 2), False), ((0, 0), False), ((9,), False), ((3, 1), True), ((0, 2), True)]
+
+
+@pytest.mark.parametrize(("objects", "is_run_lengths"), PADDED)
 def test_a_padded_batch_has_the_same_losses_and_gradients(objects, is_run_lengths):
     model, batch = small_model(seed=0), varied_batch(1, objects)
     roomy = replace(ROOMY, images=len(objects))
@@ -100,12 +100,8 @@ def test_a_padded_batch_has_the_same_losses_and_gradients(objects, is_run_length
     assert torch.equal(found_losses.dropped_masks, losses.dropped_masks)
     for name, gradient in gradients.items():
         torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-6 * gradient.abs().max().item())
-
-
-def test_the_gradients_that_padding_must_not_change_are_not_all_zero():
-    losses, gradients = losses_and_gradients(small_model(seed=0), varied_batch(1, (3, 1)))
-    assert (losses.stacked() > 0).all()
-    assert sum(gradient.abs().max() > 0 for gradient in gradients.values()) > 40
+    if objects == (3, 1):
+        assert (losses.stacked() > 0).all() and sum(bool(one.any()) for one in gradients.values()) > 40
 
 
 def test_padding_keeps_every_polygon_with_its_object():

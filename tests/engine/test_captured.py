@@ -78,20 +78,25 @@ def run_of(batches_of_steps, model, captured=None):
     return losses, results
 
 
-def assert_same_weights(found, wanted):
-    for (name, one), other in zip(found.state_dict().items(), wanted.state_dict().values(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+def assert_trains_as_plain(steps, model, captured, *, config=SMALL, rtol=1e-5, atol=1e-6):
+    """Train on the steps, and compare losses and weights with those of a new model without captured steps."""
+    plain = build_model(config, 0)[0]
+    wanted, _ = run_of(steps, plain)
+    found, results = run_of(steps, model, captured)
+    torch.testing.assert_close(found, wanted, rtol=rtol, atol=atol)
+    torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=1e-5, atol=1e-6)
+    return results
 
 
 VARIED = [
-    [varied_batch(seed, objects, canvas)]
-    for seed, (objects, canvas) in enumerate(
+    [varied_batch(seed, objects, size)]
+    for seed, (objects, size) in enumerate(
         [
             *[((2, 1), (64, 96))] * (PLAIN_STEPS_FIRST + 1),
             ((0, 3), (64, 96)),
             ((5, 1), (64, 96)),  # the larger capacity
             ((1,), (64, 96)),  # a short batch
-            ((1, 1), (96, 64)),  # another canvas
+            ((1, 1), (96, 64)),  # another padded size
             *[((6, 4), (64, 96))] * PLAIN_STEPS_FIRST,
             ((7, 1), (64, 96)),  # fits none
             ((3, 3), (64, 96)),
@@ -101,12 +106,9 @@ VARIED = [
 
 
 def test_steps_that_are_replayed_train_as_plain_ones_do():
-    plain, model = small_model(seed=0), small_model(seed=0)
+    model = small_model(seed=0)
     captured, recorder, said = captured_of(model)
-    wanted, _ = run_of(VARIED, plain)
-    found, results = run_of(VARIED, model, captured)
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
-    assert_same_weights(model, plain)
+    results = assert_trains_as_plain(VARIED, model, captured)
     assert recorder.recorded == 2 and (captured.replayed, captured.plain) == (4, 7)
     assert "replay" in results[3].stopwatch.seconds() and "forward" in results[0].stopwatch.seconds()
     assert len(said) == 1 and "more ground truth than there is room for" in said[0]
@@ -114,14 +116,12 @@ def test_steps_that_are_replayed_train_as_plain_ones_do():
 
 def test_recording_leaves_gradients_and_running_statistics_as_they_were():
     config = replace(SMALL, batch_norm="trainable")
-    plain, model = build_model(config, 0)[0], build_model(config, 0)[0]
+    model = build_model(config, 0)[0]
     captured, recorder, _ = captured_of(model)
     steps = [[varied_batch(seed, (2, 1)), varied_batch(seed + 50, (1, 2))] for seed in range(4)]  # two micro-batches
-    wanted, _ = run_of(steps, plain)
-    found, _ = run_of(steps, model, captured)
+    # The weights are compared with num_batches_tracked and the running statistics.
+    assert_trains_as_plain(steps, model, captured, config=config, rtol=1e-4, atol=1e-5)
     assert captured.replayed == 8 - 2 * PLAIN_STEPS_FIRST and recorder.warm_ups > 0  # first and last part apart
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-    assert_same_weights(model, plain)  # with num_batches_tracked and the running statistics
 
 
 def test_replay_works_on_the_tensors_it_was_recorded_with():
@@ -154,7 +154,7 @@ def test_a_recording_owns_the_anchors_that_its_graph_reads():
     used = weakref.ref(padded_anchors(model, (64, 96), CPU))
     (recording,) = captured._recordings.values()
     assert used() is recording.anchors
-    pyramid_anchors.cache_clear()  # as other canvases would do in time
+    pyramid_anchors.cache_clear()  # as other sizees would do in time
     gc.collect()
     assert used() is not None
 
@@ -171,15 +171,13 @@ def test_gradients_are_divided_by_the_number_of_micro_batches():
     torch.testing.assert_close(sizes[1], 4 * sizes[4])
 
 
-def test_after_a_failed_recording_every_step_is_plain_and_the_cause_is_said_once():
+def test_after_a_failed_recording_every_step_is_plain_and_the_cause_is_reported_once():
     error = RuntimeError("the capture was made invalid")
     error.__context__ = RuntimeError("operation not permitted\nwhen stream is capturing")
-    plain, model = small_model(seed=0), small_model(seed=0)
+    model = small_model(seed=0)
     captured, recorder, said = captured_of(model, recorder=Repeater(fails_with=error))
     steps = [[varied_batch(seed, (2, 1))] for seed in range(PLAIN_STEPS_FIRST + 3)]
-    wanted, _ = run_of(steps, plain)
-    found, _ = run_of(steps, model, captured)
-    assert torch.equal(found, wanted)
+    assert_trains_as_plain(steps, model, captured, rtol=0, atol=0)
     assert (captured.replayed, captured.plain) == (0, len(steps))
     assert len(said) == 1 and "operation not permitted when stream is capturing" in said[0]
 
@@ -192,31 +190,28 @@ def test_an_error_that_is_no_failure_of_recording_is_not_hidden():
     assert said == []
 
 
-def test_recorded_shapes_are_limited_and_it_is_said(monkeypatch):
+def test_recorded_shapes_are_limited_and_it_is_reported(monkeypatch):
     monkeypatch.setattr("maskperf.engine.graphs.MAX_GRAPHS", 1)
     model = small_model(seed=0)
     captured, recorder, said = captured_of(model)
-    for canvas in ((64, 96), (96, 64)):
+    for size in ((64, 96), (96, 64)):
         for seed in range(PLAIN_STEPS_FIRST + 2):
-            run_once(captured, varied_batch(seed, (1, 1), canvas))
+            run_once(captured, varied_batch(seed, (1, 1), size))
     assert recorder.recorded == 1 and captured.replayed == 2
     assert said == ["captured steps: 1 graphs are made; other shapes are launched anew"]
 
 
 def test_shapes_recorded_ahead_are_replayed_from_the_first_step():
-    plain, model = small_model(seed=0), small_model(seed=0)
+    model = small_model(seed=0)
     captured, recorder, said = captured_of(model)
-    captured.record([varied_batch(99, (1, 1), canvas) for canvas in ((64, 96), (96, 64))], parts=1)
+    captured.record([varied_batch(99, (1, 1), size) for size in ((64, 96), (96, 64))], parts=1)
     assert recorder.recorded == 2
     assert said == ["captured steps: 2 recorded, each with room for 3 objects an image"]
     steps = [
-        [varied_batch(seed, objects, canvas)]
-        for seed, (objects, canvas) in enumerate([((2, 1), (64, 96)), ((3, 0), (96, 64)), ((1, 1), (64, 96))])
+        [varied_batch(seed, objects, size)]
+        for seed, (objects, size) in enumerate([((2, 1), (64, 96)), ((3, 0), (96, 64)), ((1, 1), (64, 96))])
     ]
-    wanted, _ = run_of(steps, plain)
-    found, _ = run_of(steps, model, captured)
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
-    assert_same_weights(model, plain)
+    assert_trains_as_plain(steps, model, captured)
     assert (captured.replayed, captured.plain) == (3, 0)
     run_of([[varied_batch(9, (1, 1)), varied_batch(8, (1, 1))]], model, captured)
     assert captured.plain == 2  # another number of micro-batches is another recording
@@ -227,10 +222,10 @@ def test_shapes_recorded_ahead_are_replayed_from_the_first_step():
     assert (captured.replayed, captured.plain) == (5, 2)
 
 
-def test_a_recording_ahead_that_fails_is_said_and_every_step_is_plain():
+def test_a_recording_ahead_that_fails_is_reported_and_every_step_is_plain():
     model = small_model(seed=0)
     captured, recorder, said = captured_of(model, recorder=Repeater(fails_with=RuntimeError("no memory")))
-    captured.record([varied_batch(99, (1, 1), canvas) for canvas in ((64, 96), (96, 64))], parts=1)
+    captured.record([varied_batch(99, (1, 1), size) for size in ((64, 96), (96, 64))], parts=1)
     captured.make_room(LARGER)
     run_of([[varied_batch(0, (1, 1))]], model, captured)
     assert (captured.replayed, captured.plain) == (0, 1)
@@ -238,7 +233,7 @@ def test_a_recording_ahead_that_fails_is_said_and_every_step_is_plain():
 
 
 def test_what_a_data_set_needs_beyond_the_known_room_is_recorded_when_it_comes():
-    plain, model = small_model(seed=0), small_model(seed=0)
+    model = small_model(seed=0)
     captured, recorder, said = captured_of(model, capacities=(SMALLER,))
     captured.record([varied_batch(99, (1, 1))], parts=1)
     captured.make_room(replace(SMALLER, slots=2))
@@ -246,9 +241,7 @@ def test_what_a_data_set_needs_beyond_the_known_room_is_recorded_when_it_comes()
     captured.make_room(LARGER)
     assert len(said) == 2 and "need more room" in said[1]
     steps = [[varied_batch(seed, (6, 2))] for seed in range(PLAIN_STEPS_FIRST + 2)] + [[varied_batch(50, (2, 1))]]
-    wanted, _ = run_of(steps, plain)
-    found, _ = run_of(steps, model, captured)
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    assert_trains_as_plain(steps, model, captured)
     assert (captured.replayed, captured.plain) == (3, PLAIN_STEPS_FIRST)
     assert recorder.recorded == 2 and len(said) == 2
 

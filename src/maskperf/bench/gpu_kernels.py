@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,18 +21,17 @@ from maskperf.bench.synthetic import POOLED_LEVELS, STRIDES, cells_of, synthetic
 from maskperf.config import ModelConfig
 from maskperf.data.images.raw_images import UploadBuffers, pack_images
 from maskperf.errors import ConfigError
-from maskperf.model.patches import patches_by_level
+from maskperf.model.patches import cell_patches
 from maskperf.ops.anchors import pyramid_anchors
-from maskperf.ops.boxes import pairwise_iou
 from maskperf.ops.kernels.selection import load, missing_part
-from maskperf.ops.matching import Matches, match_by_slots, match_to_truth
-from maskperf.ops.nms import blockwise_nms
-from maskperf.ops.preprocess import to_images_reference
+from maskperf.ops.matching import match_boxes
+from maskperf.ops.nms import nms_sorted
+from maskperf.ops.preprocess import to_images
 from maskperf.ops.products import PlainCasts, own_class_logits
-from maskperf.ops.ranking import best_anchors_by_level
-from maskperf.ops.rasterize import rasterize_by_crossings
-from maskperf.ops.roi_align import flat_roi_align
-from maskperf.ops.sampling import draw_by_rank
+from maskperf.ops.ranking import best_anchors
+from maskperf.ops.rasterize import rasterize_crops
+from maskperf.ops.roi_align import pyramid_roi_align
+from maskperf.ops.sampling import draw_balanced
 from maskperf.structures import to_device
 from maskperf.techniques import plain, using
 
@@ -131,6 +131,16 @@ def measure_case(case: KernelCase, device: torch.device, plan: GpuPlan) -> Kerne
     )
 
 
+def both_forms(module: str, operator: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return an operator's kernel and its plain form."""
+    return getattr(load(module), operator.__name__), by_pytorch(operator)
+
+
+def by_pytorch(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the operator without its kernel."""
+    return using(plain())(operator)
+
+
 def _case(name: str, shape: str, kernel: Callable[[], object], plain: Callable[[], object]) -> KernelCase:
     """Return a case whose two sides return a tensor, several, or a dataclass of tensors."""
     return KernelCase(name=name, shape=shape, kernel=lambda: _tensors(kernel()), plain=lambda: _tensors(plain()))
@@ -161,7 +171,7 @@ def _roi_align(pool: str, dtype: torch.dtype, direction: str, inputs: Inputs) ->
     size, rois = {"box": (7, sizes.box_rois), "mask": (14, sizes.mask_rois)}[pool]
     strides = STRIDES[:POOLED_LEVELS]
     boxes, features = inputs.boxes(sizes.images, rois), inputs.pyramid(strides, dtype)
-    functions = (load("roi_align").pyramid_roi_align, flat_roi_align)
+    functions = both_forms("roi_align", pyramid_roi_align)
     sides = [partial(function, features, boxes, size=size, strides=strides) for function in functions]
     shape = f"{sizes.images} x {rois} RoIs, {size} x {size}, {sizes.channels} channels, {dtype}"
     return _in_direction("RoIAlign", shape, sides, features, inputs, direction)
@@ -172,7 +182,7 @@ def _patches(dtype: torch.dtype, direction: str, inputs: Inputs) -> KernelCase:
     features = inputs.pyramid(STRIDES, dtype)
     num_cells = sum(level.shape[2] * level.shape[3] for level in features)
     cells = inputs.integers(num_cells, sizes.images, sizes.sampled_anchors)
-    sides = [partial(function, features, cells) for function in (load("patches").cell_patches, patches_by_level)]
+    sides = [partial(function, features, cells) for function in both_forms("patches", cell_patches)]
     shape = f"{sizes.images} x {sizes.sampled_anchors} positions, {sizes.channels} channels, {dtype}"
     return _in_direction("patches", shape, sides, features, inputs, direction)
 
@@ -185,7 +195,7 @@ def _samples(inputs: Inputs) -> KernelCase:
     max_positive = int(sizes.sampled_anchors * MODEL.rpn_positive_fraction)
     sides = [
         partial(function, *arguments, num_samples=sizes.sampled_anchors, max_positive=max_positive)
-        for function in (load("sampling").draw_balanced, draw_by_rank)
+        for function in both_forms("sampling", draw_balanced)
     ]
     return _case("samples", f"{sizes.images} x {sizes.sampled_anchors} of {num_anchors} anchors", *sides)
 
@@ -195,7 +205,7 @@ def _ranking(inputs: Inputs) -> KernelCase:
     sizes, counts = inputs.sizes, inputs.anchor_counts()
     logits = np.stack([inputs.random.permutation(sum(counts)) for _ in range(sizes.images)]) / sum(counts) * 8 - 4
     arguments = (torch.from_numpy(logits.astype(np.float32)).to(inputs.device), counts, sizes.candidates)
-    sides = [partial(function, *arguments) for function in (load("ranking").best_anchors, best_anchors_by_level)]
+    sides = [partial(function, *arguments) for function in both_forms("ranking", best_anchors)]
     shape = f"{sizes.images} x {sum(counts)} anchors of {len(counts)} levels, {sizes.candidates} of each"
     return _case("ranking", shape, *sides)
 
@@ -204,7 +214,7 @@ def _nms(inputs: Inputs) -> KernelCase:
     groups, candidates = inputs.sizes.images * len(STRIDES), inputs.sizes.candidates
     boxes = inputs.boxes(groups, candidates)
     valid = torch.from_numpy(inputs.random.uniform(size=(groups, candidates)) < 0.95).to(inputs.device)
-    sides = [partial(function, boxes, valid, IOU_THRESHOLD) for function in (load("nms").nms_sorted, blockwise_nms)]
+    sides = [partial(function, boxes, valid, IOU_THRESHOLD) for function in both_forms("nms", nms_sorted)]
     return _case("NMS", f"{groups} x {candidates} boxes", *sides)
 
 
@@ -214,10 +224,12 @@ def _match_anchors(inputs: Inputs) -> KernelCase:
     levels = tuple(cells_of(sizes.size_hw, stride) for stride in STRIDES)
     anchors = pyramid_anchors(levels, STRIDES, MODEL.anchor_sizes, MODEL.anchor_ratios, inputs.device)
     rule = {"positive_iou": MODEL.rpn_positive_iou, "negative_iou": MODEL.rpn_negative_iou}
-    kernel = partial(load("matching").match_boxes, anchors[None], truth, valid, keep_best_of_truth=True, **rule)
-    by_slots = partial(match_by_slots, anchors, truth, valid, **rule)
+    sides = [
+        partial(function, anchors[None], truth, valid, keep_best_of_truth=True, **rule)
+        for function in both_forms("matching", match_boxes)
+    ]
     shape = f"{sizes.images} x {len(anchors)} anchors, {sizes.objects} objects"
-    return _case("matching of anchors", shape, kernel, by_slots)
+    return _case("matching of anchors", shape, *sides)
 
 
 def _match_rois(inputs: Inputs) -> KernelCase:
@@ -225,13 +237,12 @@ def _match_rois(inputs: Inputs) -> KernelCase:
     truth, valid = inputs.truth()
     boxes = inputs.boxes(sizes.images, sizes.candidates)
     thresholds = {"positive_iou": MODEL.roi_positive_iou, "negative_iou": MODEL.roi_positive_iou}
-    kernel = partial(load("matching").match_boxes, boxes, truth, valid, keep_best_of_truth=False, **thresholds)
+    sides = [
+        partial(function, boxes, truth, valid, keep_best_of_truth=False, **thresholds)
+        for function in both_forms("matching", match_boxes)
+    ]
     shape = f"{sizes.images} x {sizes.candidates} boxes, {sizes.objects} objects"
-
-    def plain_side() -> Matches:
-        return match_to_truth(pairwise_iou(boxes, truth), valid, keep_best_of_truth=False, **thresholds)
-
-    return _case("matching of RoIs", shape, kernel, plain_side)
+    return _case("matching of RoIs", shape, *sides)
 
 
 def _masks(inputs: Inputs) -> KernelCase:
@@ -240,7 +251,7 @@ def _masks(inputs: Inputs) -> KernelCase:
     polygons = to_device(synthetic_polygons(inputs.random, object_boxes), inputs.device)
     objects = inputs.integers(len(object_boxes), sizes.images * sizes.mask_rois)
     arguments = (polygons, objects, torch.from_numpy(object_boxes).to(inputs.device)[objects], MASK_SIZE)
-    sides = [partial(side, *arguments) for side in (load("rasterize").rasterize_crops, rasterize_by_crossings)]
+    sides = [partial(side, *arguments) for side in both_forms("rasterize", rasterize_crops)]
     return _case("mask targets", f"{len(objects)} RoIs, {MASK_SIZE} x {MASK_SIZE}", *sides)
 
 
@@ -259,7 +270,7 @@ def _images(dtype: torch.dtype, inputs: Inputs) -> KernelCase:
     raw = to_device(raw, inputs.device)
     shape = f"{images} x {old_hw[0]} x {old_hw[1]} to {height} x {width}, {dtype}"
     kernel = partial(load("preprocess").resize_images, raw, dtype)
-    return _case("pictures to input", shape, kernel, lambda: to_images_reference(raw, dtype).pixels)
+    return _case("pictures to input", shape, kernel, lambda: by_pytorch(to_images)(raw, dtype=dtype).pixels)
 
 
 def _casts(direction: str, inputs: Inputs) -> KernelCase:
@@ -293,13 +304,13 @@ def _own_class(direction: str, inputs: Inputs) -> KernelCase:
     maps = inputs.normal(rois, pixels, sizes.channels, dtype=torch.bfloat16).relu().requires_grad_()
     weights = inputs.normal(rois, sizes.channels, dtype=torch.bfloat16).requires_grad_()
     offsets, labels = inputs.normal(rois), torch.arange(rois, device=inputs.device)
-    by_pytorch = using(plain())(partial(own_class_logits, maps, weights, offsets, labels))
+    plain_side = by_pytorch(partial(own_class_logits, maps, weights, offsets, labels))
     text = f"{rois} RoIs, {MASK_SIZE} x {MASK_SIZE}, {sizes.channels} channels, torch.bfloat16"
     if direction == "forward":
         forward = partial(kernels.logits, maps.detach(), weights.detach(), offsets)
-        return _case("mask logits forward", text, forward, torch.no_grad()(by_pytorch))
+        return _case("mask logits forward", text, forward, torch.no_grad()(plain_side))
     gradient = inputs.normal(rois, pixels)
-    backward = partial(torch.autograd.grad, by_pytorch(), [maps, weights], gradient, retain_graph=True)
+    backward = partial(torch.autograd.grad, plain_side(), [maps, weights], gradient, retain_graph=True)
     kernel = partial(kernels.gradients, maps.detach(), weights.detach(), gradient)
     return _case("mask logits backward", text, kernel, backward)
 

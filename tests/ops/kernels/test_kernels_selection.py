@@ -109,11 +109,11 @@ def drawn() -> object:
 
 
 def matched_anchors() -> object:
-    return matching.match_anchors(BOXES[0], BOXES, VALID, positive_iou=0.7, negative_iou=0.3)
+    return matching.match_boxes(BOXES, BOXES, VALID, positive_iou=0.7, negative_iou=0.3, keep_best_of_truth=True)
 
 
 def matched_rois() -> object:
-    return matching.match_boxes(BOXES, BOXES, VALID, positive_iou=0.5, negative_iou=0.5)
+    return matching.match_boxes(BOXES, BOXES, VALID, positive_iou=0.5, negative_iou=0.5, keep_best_of_truth=False)
 
 
 def taken_patches() -> object:
@@ -121,7 +121,7 @@ def taken_patches() -> object:
 
 
 def sampled() -> object:
-    rule = {"num_samples": 2, "positive_fraction": 0.5}
+    rule = {"num_samples": 2, "max_positive": 1}
     return sampling.draw_balanced(VALID, ~VALID, torch.tensor([1]), **rule)
 
 
@@ -167,7 +167,7 @@ def test_an_operator_takes_its_kernel_where_it_may_and_can(work, module, name, m
             return lambda *arguments, **options: taken.append((name, len(options))) or expected
 
     monkeypatch.setattr(selection, "missing_part", lambda device: "")
-    monkeypatch.setattr(module, "load", lambda name: taken.append(name) or Kernels())
+    monkeypatch.setattr(selection, "load", lambda name: taken.append(name) or Kernels())
     with using(plain()):
         found = work()
     assert all(torch.equal(one, other) for one, other in zip(parts(found), parts(expected), strict=True))

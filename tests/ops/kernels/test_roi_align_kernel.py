@@ -4,7 +4,11 @@ from kernel_device import DEVICE, stored_as
 
 from maskperf.ops.kernels.pyramid import TILE_SIDE
 from maskperf.ops.kernels.roi_align import ROIS_AT_A_TIME, pyramid_gradient, pyramid_roi_align
-from maskperf.ops.roi_align import assign_levels, flat_roi_align
+from maskperf.ops.roi_align import assign_levels
+from maskperf.ops.roi_align import pyramid_roi_align as operator
+from maskperf.techniques import plain, using
+
+flat_roi_align = using(plain())(operator)
 
 STRIDES = (4, 8, 16, 32)
 AT_THE_BORDER = (

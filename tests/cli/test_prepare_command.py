@@ -184,7 +184,7 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(server, prepare):
         started = subprocess.Popen(command, text=True, env=environment, **pipes)
     with started as process:
         assert any(line.startswith("train2017.zip: downloading") for line in process.stdout)
-        while not Path("data/coco/archives/train2017.zip.partial.json").exists():
+        while not Path("data/coco/archives/train2017.zip.partial").exists():
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=300) == errors.EXIT_INTERRUPTED

@@ -127,6 +127,26 @@ def test_a_coco_recipe_trains_on_another_data_root_and_reports_that_it_is_not_co
     assert "not COCO 2017" in (tmp_path / "run" / "report.md").read_text()
 
 
+@pytest.mark.parametrize("more", [(), ("runs=2",)])
+@pytest.mark.parametrize(
+    ("setting", "code"),
+    [
+        ("model.initial_weights=none.pth", EXIT_DATA),
+        ("model.backbone_weights=none.pkl", EXIT_DATA),
+        ("run_dir=file", EXIT_STORAGE),
+        ("run_dir=file/run", EXIT_STORAGE),
+        ("run_dir=full", EXIT_STORAGE),
+    ],
+)
+def test_a_start_that_is_refused_generates_no_images_and_leaves_nothing_behind(tmp_path, maskperf, setting, code, more):
+    (tmp_path / "file").write_text("")
+    with_other_files(tmp_path / "full")
+    before = sorted(tmp_path.rglob("*"))
+    shown = maskperf("run", "demo", "data.generate_images=1,1", setting, *more)
+    assert shown.code == code and setting.partition("=")[2] in shown.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.fixture
 def start(new_process, tmp_path):
     """Return a function that starts a tiny run or series, which draws its own seed, in a process of its own."""

@@ -1,12 +1,10 @@
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import shutil
-import signal
 import subprocess
-import sys
+import zipfile
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -18,14 +16,11 @@ from small_release import small_files, small_release, zipped
 from maskperf.config import DataConfig
 from maskperf.data.coco.file_names import resolve_file_names
 from maskperf.data.coco.index import locate, read_coco
-from maskperf.download import folder as folder_module
-from maskperf.download import prepare as prepare_module
 from maskperf.download.download import Listener, Patience
 from maskperf.download.prepare import Order, prepare
 from maskperf.download.release import COCO_2017
 from maskperf.errors import EXIT_DATA, EXIT_STORAGE, DataError, StorageError
 
-SOURCES = Path(prepare_module.__file__).resolve().parents[2]
 FILES = small_files()
 FOLDERS = ["annotations", "train2017", "val2017"]
 ALL_PATHS = ["/R-50.pkl", "/annotations_trainval2017.zip", "/val2017.zip", "/train2017.zip"]
@@ -165,17 +160,6 @@ def test_another_backbone_that_is_there_is_refused_and_left(server, order):
     assert order.weights.read_bytes() == b"mine" and server.requests == []
 
 
-def test_a_backbone_that_cannot_be_read_is_checked_again_next_time(server, order):
-    def refuse(path):
-        raise DataError([])
-
-    listener = Listener(say=lambda text: None, advance=lambda *amounts: None)
-    with pytest.raises(DataError):
-        prepare(small_release(FILES, server.url), order, listener=listener, check_backbone=refuse, patience=QUICK)
-    assert Run(server, order).checked == [order.weights]
-    assert Run(server, order).checked == []
-
-
 def test_a_forged_file_with_the_right_md5_is_refused(server, order):
     Run(server, order)
     path = order.root / "SHA256SUMS"
@@ -308,25 +292,6 @@ def test_images_that_the_annotations_do_not_name_are_no_replacement(server, orde
     assert [problem.value for problem in problems] == ["'000000000004.jpg'", "'000000000009.jpg'"]
 
 
-def test_a_hostile_archive_with_the_right_digest_leaves_nothing(server, order):
-    files = {**FILES, "val2017.zip": zipped({"val2017/a.jpg": b"x", "../../evil.jpg": b"y"})}
-    server.files["/val2017.zip"] = files["val2017.zip"]
-    fail(server, order, release=small_release(files, server.url))
-    assert not any(order.root.parent.parent.rglob("evil*"))
-    assert not (order.root / "val2017").exists()
-
-
-def test_cuts_stalls_and_errors_on_the_way_do_not_matter(server, order):
-    server.plans = {
-        "/R-50.pkl": [Answer(status=500), Answer(sends_bytes=100)],
-        "/annotations_trainval2017.zip": [Answer(sends_bytes=10), Answer(ignores_range=True)],
-        "/val2017.zip": [Answer(body=b"x" * len(FILES["val2017.zip"]))],
-        "/train2017.zip": [Answer(sends_bytes=500), Answer(etag='"two"')],
-    }
-    Run(server, order)
-    assert is_complete(order)
-
-
 def test_what_is_complete_stays_when_a_later_file_cannot_be_had(server, order):
     (order.root / "train2017").mkdir(parents=True)  # an empty folder is filled
     server.plans["/train2017.zip"] = [Answer(status=403)] * 2
@@ -351,57 +316,16 @@ def test_a_file_system_without_locks_is_reported_and_used(server, order, monkeyp
     assert Run(server, order).shows("without a lock")
 
 
-def test_a_root_that_cannot_be_made_is_a_storage_error(server, order, tmp_path):
-    (tmp_path / "file").write_text("")
-    error = fail(server, replace(order, root=tmp_path / "file" / "coco"), StorageError)
-    assert "Fix: Choose a folder with space that you own" in str(error)
-
-
 def test_a_full_disk_is_a_storage_error_and_nothing_half_unpacked_stays(server, order, monkeypatch):
     def full(opened, member, path):
-        path.write_bytes(b"as much as there was room for")
+        path.mkdir()
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(folder_module, "_extract", full)
+    monkeypatch.setattr(zipfile.ZipFile, "extract", full)
     assert "No space left on device" in str(fail(server, order, StorageError))
     monkeypatch.undo()
     assert not any(path.name.startswith(".unpacking") for path in order.root.iterdir())
-    Run(server, order)
-
-
-KILLED = """
-import json, os, sys, time
-from pathlib import Path
-sys.path[:0] = json.loads(sys.argv[1])
-from small_release import small_files, small_release
-from maskperf.download import folder
-from maskperf.download.download import Listener
-from maskperf.download.prepare import Order, prepare
-extract = folder._extract
-def slow(opened, member, path):
-    print(path.parent.name, flush=True)
-    if "train" in path.parent.name:
-        path.write_bytes(b"half")
-        time.sleep(60)
-    extract(opened, member, path)
-folder._extract = slow
-order = Order(root=Path(sys.argv[3]), weights=Path(sys.argv[4]))
-listener = Listener(say=lambda text: None, advance=lambda *amounts: None)
-prepare(small_release(small_files(), sys.argv[2]), order, listener=listener, check_backbone=lambda path: None)
-"""
-
-
-def test_a_killed_unpacking_is_started_again(server, order):
-    paths = json.dumps([str(SOURCES), str(Path(__file__).resolve().parents[1])])
-    command = [sys.executable, "-c", KILLED, paths, server.url, str(order.root), str(order.weights)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert any("train" in line for line in process.stdout)
-        process.send_signal(signal.SIGKILL)
-        process.wait(timeout=300)
-    assert (order.root / ".unpacking-train2017").is_dir()
-    run = Run(server, order)
-    assert run.paths == [] and run.shows("train2017.zip: already there") and is_complete(order)
-    assert not (order.root / ".unpacking-train2017").exists()
+    assert Run(server, order).shows("annotations_trainval2017.zip: already there") and is_complete(order)
 
 
 def test_coco_2017_is_what_the_benchmark_names():

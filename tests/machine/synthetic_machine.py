@@ -46,25 +46,10 @@ def plain_env(**changes):
         limits=CgroupFacts(),
         software={"torch": "2.13.0+cpu"},
     )
-    values = {
-        "machine": machine,
-        "config": coco(),
-        "data": DataFolder(
-            root="/data/coco",
-            was_asked_for=False,
-            train_json=True,
-            val_json=True,
-            train_images=118287,
-            val_images=5000,
-            weights="/data/R-50.pkl",
-        ),
-        "run_storage": STORAGE,
-        "run_folder_writable": True,
-        "torch_build": "cpu",
-        "load_average": 0.1,
-        "clock_synchronized": True,
-    }
-    return Environment(**{**values, **changes})
+    counts = {"train_images": 118287, "val_images": 5000, "train_json": True, "val_json": True}
+    data = DataFolder(root="/data/coco", was_asked_for=False, weights="/data/R-50.pkl", **counts)
+    values = {"machine": machine, "config": coco(), "data": data, "run_storage": STORAGE, "run_folder_writable": True}
+    return Environment(**values | {"torch_build": "cpu", "load_average": 0.1, "clock_synchronized": True} | changes)
 
 
 def with_machine(env, **changes):
@@ -77,27 +62,15 @@ def with_cpu(env=None, **changes):
 
 
 def gpu(index=0, **changes):
-    values = {
-        "index": index,
-        "name": "NVIDIA H100 80GB HBM3",
-        "memory_gib": 79.6,
-        "memory_used_gib": 0.01,
-        "pcie_lanes": 16,
-    }
-    return GpuFacts(**{**values, **changes})
+    values = {"name": "NVIDIA H100 80GB HBM3", "memory_gib": 79.6, "memory_used_gib": 0.01, "pcie_lanes": 16}
+    return GpuFacts(index=index, **values | changes)
 
 
 def gpu_env(count, *, gpus=None, group=None, **changes):
     """Return a machine with H100s linked by NVLink, a torch for CUDA 13 and cores for all of them."""
     links = tuple(tuple("X" if row == column else "NV18" for column in range(count)) for row in range(count))
-    values = {
-        "cards_on_bus": count,
-        "gpus": tuple(gpu(index) for index in range(count)) if gpus is None else gpus,
-        "driver_version": "580.95.05",
-        "driver_cuda": "13.0",
-        "links": links if count > 1 else (),
-        **(group or {}),
-    }
-    base = plain_env(torch_build="13.0", **changes)
+    values = {"gpus": gpus or tuple(map(gpu, range(count))), "links": links if count > 1 else (), "cards_on_bus": count}
+    values |= {"driver_version": "580.95.05", "driver_cuda": "13.0", **(group or {})}
     cpu = replace(CPU, usable_physical_cores=96, usable_logical_cores=192, physical_cores=96, logical_cores=192)
+    base = plain_env(**{"torch_build": "13.0", **changes})
     return with_machine(base, gpu=GpuGroup(**values), cpu=cpu, software={"torch": "2.13.0+cu130"})

@@ -1,13 +1,11 @@
-import inspect
 from dataclasses import replace
 
 import pytest
 from synthetic_machine import STORAGE, gpu, gpu_env, plain_env, with_cpu, with_machine
 
 from maskperf.config import OptimizerConfig
-from maskperf.machine import check_hardware, checks
 from maskperf.machine.check_hardware import FIXED_GIB, GIB_PER_IMAGE
-from maskperf.machine.checks import CHECKS, examine, numbers_of
+from maskperf.machine.checks import examine, numbers_of
 from maskperf.machine.facts import (
     CgroupFacts,
     DataFolder,
@@ -23,54 +21,15 @@ from maskperf.machine.facts import (
 )
 
 # What these checks look at is not there, or not measured, on a good machine.
-NO_OBJECT = {"torch loads", "package versions", "GPU splitting (MIG)", "PCIe", "CPU limit (cgroup)", "network card"}
-NO_OBJECT |= {
-    "GPUs seen by torch",
-    "matrix products, GPU",
-    "matrix products, CPU",
-    "images",
-    "locked memory (ulimit -l)",
+NO_OBJECT = {
+    *("torch loads", "GPUs seen by torch", "package versions", "GPU splitting (MIG)", "PCIe", "matrix products, GPU"),
+    *("CPU limit (cgroup)", "matrix products, CPU", "images", "locked memory (ulimit -l)", "network card"),
 }
 GPUS_ALONE = {"GPU driver", "GPUs", "GPU memory", "GPUs in use", "GPU links"}
 
 
 def finding_of(name, env):
     return {finding.name: finding for finding in examine(env)}.get(name)
-
-
-def test_every_check_that_is_written_is_used_once():
-    written = {
-        function
-        for module in (checks, check_hardware)
-        for name, function in inspect.getmembers(module, inspect.isfunction)
-        if name.startswith("check_")
-    }
-    assert set(CHECKS.values()) == written and len(CHECKS) == len(written) == 42
-
-
-@pytest.mark.parametrize(("env", "missing"), [(plain_env(), NO_OBJECT | GPUS_ALONE), (gpu_env(8), NO_OBJECT)])
-def test_a_good_machine_has_nothing_to_fix_and_a_line_of_each_check_with_an_object(env, missing):
-    findings = examine(env)
-    assert [finding for finding in findings if finding.level != "ok" or finding.fix] == []
-    assert {finding.name for finding in findings} == set(CHECKS) - missing and len(findings) == len(CHECKS) - len(
-        missing
-    )
-
-
-@pytest.mark.parametrize(
-    ("version", "expected"),
-    [("2.13.0+cpu", (2, 13, 0)), ("13.0", (13, 0)), ("cpu", ()), ("", ()), ("2.14.0a0", (2, 14, 0))],
-)
-def test_numbers_at_the_start_of_a_version(version, expected):
-    assert numbers_of(version) == expected
-
-
-@pytest.mark.parametrize("memory_gib", [4.0, 8.0, 11.0, 79.6])
-def test_the_number_of_images_reported_to_fit_does_fit(memory_gib):
-    env = gpu_env(1, gpus=(gpu(0, memory_gib=memory_gib),))
-    one = replace(env, config=replace(env.config, optimizer=OptimizerConfig(batch_size=1)))
-    fitting = int(finding_of("GPU memory", one).meaning.split()[1])
-    assert FIXED_GIB + GIB_PER_IMAGE * fitting <= memory_gib < FIXED_GIB + GIB_PER_IMAGE * (fitting + 1)
 
 
 def with_memory(env, **changes):
@@ -85,16 +44,20 @@ def with_storage(env, **changes):
     return with_machine(env, storage=replace(STORAGE, **changes))
 
 
+def with_run_space(free_gib):
+    return plain_env(run_storage=replace(STORAGE, free_gib=free_gib))
+
+
+def shell(**variables):
+    return plain_env(variables=variables)
+
+
 def with_limit(cores):
     return with_machine(plain_env(), limits=CgroupFacts(cpu_cores=cores))
 
 
 def limited(env, **limits):
     return replace(env, process_limits=ProcessLimits(**limits))
-
-
-def with_build(build, env):
-    return replace(env, torch_build=build)
 
 
 def with_port(state, rate=None, env=None):
@@ -133,13 +96,13 @@ CASES = [
     ("torch loads", plain_env(torch_probe=BROKEN_TORCH), "problem", "libcudart"),
     ("torch loads", plain_env(torch_probe=TorchProbe()), None, ""),
     ("torch loads", gpu_env(1, torch_probe=BROKEN_TORCH), None, ""),  # reported once, by torch_sees_gpus
-    ("torch and GPU", with_build("cpu", gpu_env(1)), "problem", "CUDA"),
-    ("torch and GPU", with_build("rocm 6.4", gpu_env(1)), "problem", ""),
+    ("torch and GPU", gpu_env(1, torch_build="cpu"), "problem", "CUDA"),
+    ("torch and GPU", gpu_env(1, torch_build="rocm 6.4"), "problem", ""),
     ("torch and GPU", with_machine(plain_env(), gpu=GpuGroup(cards_on_bus=2)), "problem", ""),
     ("torch and GPU", plain_env(torch_build="13.0"), "note", ""),
     ("torch and GPU", plain_env(torch_build=None), None, ""),
     *[
-        ("GPU driver", with_build(build, gpu_env(1, group={"driver_cuda": cuda})), level, text)
+        ("GPU driver", gpu_env(1, group={"driver_cuda": cuda}, torch_build=build), level, text)
         for cuda, build, level, text in (
             ("13.0", "13.0", "ok", ""),
             ("13.1", "13.0", "ok", ""),
@@ -159,18 +122,8 @@ CASES = [
     ("GPUs seen by torch", gpu_env(1, torch_probe=BROKEN_TORCH), "problem", "libcudart"),
     ("GPUs seen by torch", plain_env(torch_probe=BOTH_GPUS), None, ""),
     ("package versions", plain_env(pinned=PINNED), "ok", ""),
-    (
-        "package versions",
-        plain_env(pinned={**PINNED, "numpy": ("2.4.6", "2.5.0")}),
-        "note",
-        "numpy 2.5.0 (pinned: 2.4.6)",
-    ),
-    (
-        "package versions",
-        plain_env(pinned={f"package{number}": ("1", "2") for number in range(9)}),
-        "note",
-        "and 3 more",
-    ),
+    ("package versions", plain_env(pinned=PINNED | {"numpy": ("2.4.6", "2.5.0")}), "note", "2.5.0 (pinned: 2.4.6)"),
+    ("package versions", plain_env(pinned={f"p{number}": ("1", "2") for number in range(9)}), "note", "and 3 more"),
     ("GPUs", gpu_env(2), "ok", "2 x NVIDIA H100 80GB HBM3"),
     ("GPUs", gpu_env(2, gpus=(gpu(0), gpu(1, name="NVIDIA L40S"))), "note", "1 x NVIDIA L40S"),
     ("GPU memory", gpu_env(2, gpus=(gpu(0), gpu(1, memory_gib=2.0))), "note", "2.0 GiB each"),
@@ -205,8 +158,8 @@ CASES = [
     ("other work", plain_env(load_average=8.0), "ok", ""),  # a quarter of 32 logical cores
     ("other work", plain_env(load_average=8.1), "note", ""),
     ("other work", plain_env(load_average=None), None, ""),
-    ("thread variables", plain_env(variables={"OMP_NUM_THREADS": "1"}), "ok", "OMP_NUM_THREADS=1"),
-    ("thread variables", plain_env(variables={"KMP_AFFINITY": "compact"}), "note", "Unset KMP_AFFINITY"),
+    ("thread variables", shell(OMP_NUM_THREADS="1"), "ok", "OMP_NUM_THREADS=1"),
+    ("thread variables", shell(KMP_AFFINITY="compact"), "note", "Unset KMP_AFFINITY"),
     ("matrix products, CPU", plain_env(torch_probe=TorchProbe(cpu_gflops=1500.0, cpu_threads=16)), "ok", ""),
     ("matrix products, CPU", plain_env(torch_probe=TorchProbe(cpu_gflops=150.0, cpu_threads=16)), "note", ""),
     ("matrix products, CPU", plain_env(torch_probe=BROKEN_TORCH), None, ""),
@@ -249,21 +202,11 @@ CASES = [
     ("space for data", with_storage(with_data(train_images=None), free_gib=10.0), "note", ""),
     ("space for data", with_storage(with_data(train_images=8), free_gib=10.0), "note", ""),
     ("space for data", with_data(train_images=None), "ok", ""),
-    *[
-        (
-            "space for runs",
-            plain_env(run_storage=replace(STORAGE, free_gib=free), run_folder_writable=writable),
-            level,
-            "",
-        )
-        for free, writable, level in (
-            (100.0, True, "ok"),
-            (3.0, True, "note"),
-            (0.2, True, "problem"),
-            (100.0, False, "problem"),
-            (None, True, "note"),
-        )
-    ],
+    ("space for runs", with_run_space(100.0), "ok", ""),
+    ("space for runs", with_run_space(3.0), "note", ""),
+    ("space for runs", with_run_space(0.2), "problem", ""),
+    ("space for runs", with_run_space(None), "note", ""),
+    ("space for runs", plain_env(run_folder_writable=False), "problem", ""),
     *[
         ("storage of data", with_storage(plain_env(), kind=kind), level, kind or "unknown kind")
         for level, kinds in (
@@ -280,26 +223,18 @@ CASES = [
     ("network", with_port("DOWN", "10 Gb/sec (4X SDR)"), "note", ""),
     ("network", with_port("ACTIVE", "400 Gb/sec (4X NDR)"), "ok", "400 Gb/sec"),
     *[
-        ("network card", plain_env(variables={"NCCL_SOCKET_IFNAME": named}), None, "")
+        ("network card", shell(NCCL_SOCKET_IFNAME=named), None, "")
         for named in ("eth0", "eth", "ib0,eth", "lo", "^docker0", "=eth0", "")
     ],
-    *[
-        ("network card", plain_env(variables={"GLOO_SOCKET_IFNAME": named}), "problem", named)
-        for named in ("ib0", "eth1", "bond0,ib")
-    ],
-    (
-        "NCCL and CUDA variables",
-        plain_env(variables={"NCCL_P2P_DISABLE": "0", "TORCH_DISTRIBUTED_DEBUG": "OFF"}),
-        "ok",
-        "",
-    ),
-    ("NCCL and CUDA variables", plain_env(variables={"NCCL_P2P_DISABLE": "1"}), "note", "Unset NCCL_P2P_DISABLE"),
-    ("NCCL and CUDA variables", plain_env(variables={"TORCH_DISTRIBUTED_DEBUG": "detail"}), "note", "=detail"),
-    ("torchrun variables", plain_env(variables={"WORLD_SIZE": "1", "RANK": "0"}), "ok", ""),
-    ("torchrun variables", plain_env(variables=RANKS), "note", "one of 2 processes"),
-    ("torchrun variables", plain_env(variables={"WORLD_SIZE": "2"}), "problem", "MASTER_ADDR"),
-    ("torchrun variables", plain_env(variables={**RANKS, "RANK": "first"}), "problem", "RANK=first"),
-    ("torchrun variables", plain_env(variables={"RANK": ""}), "problem", ""),
+    *[("network card", shell(GLOO_SOCKET_IFNAME=named), "problem", named) for named in ("ib0", "eth1", "bond0,ib")],
+    ("NCCL and CUDA variables", shell(NCCL_P2P_DISABLE="0", TORCH_DISTRIBUTED_DEBUG="OFF"), "ok", ""),
+    ("NCCL and CUDA variables", shell(NCCL_P2P_DISABLE="1"), "note", "Unset NCCL_P2P_DISABLE"),
+    ("NCCL and CUDA variables", shell(TORCH_DISTRIBUTED_DEBUG="detail"), "note", "=detail"),
+    ("torchrun variables", shell(WORLD_SIZE="1", RANK="0"), "ok", ""),
+    ("torchrun variables", shell(**RANKS), "note", "one of 2 processes"),
+    ("torchrun variables", shell(WORLD_SIZE="2"), "problem", "MASTER_ADDR"),
+    ("torchrun variables", shell(**RANKS | {"RANK": "first"}), "problem", "RANK=first"),
+    ("torchrun variables", shell(RANK=""), "problem", ""),
     ("clock", plain_env(clock_synchronized=False), "note", "timedatectl"),
     ("clock", plain_env(clock_synchronized=None), "ok", ""),
     ("Docker", plain_env(), "ok", "not found"),
@@ -319,3 +254,27 @@ def test_finding(name, env, level, text):
     if finding:
         assert text in f"{finding.value} {finding.meaning} {finding.fix}"
         assert level != "problem" or finding.fix
+
+
+@pytest.mark.parametrize(("env", "missing"), [(plain_env(), NO_OBJECT | GPUS_ALONE), (gpu_env(8), NO_OBJECT)])
+def test_a_good_machine_has_nothing_to_fix_and_a_line_of_each_check_with_an_object(env, missing):
+    findings, names = examine(env), list(dict.fromkeys(name for name, *_ in CASES))
+    assert [finding for finding in findings if finding.level != "ok" or finding.fix] == []
+    assert [finding.name for finding in findings] == [name for name in names if name not in missing]
+    assert len(names) == 42
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [("2.13.0+cpu", (2, 13, 0)), ("13.0", (13, 0)), ("cpu", ()), ("", ()), ("2.14.0a0", (2, 14, 0))],
+)
+def test_numbers_at_the_start_of_a_version(version, expected):
+    assert numbers_of(version) == expected
+
+
+@pytest.mark.parametrize("memory_gib", [4.0, 8.0, 11.0, 79.6])
+def test_the_number_of_images_reported_to_fit_does_fit(memory_gib):
+    env = gpu_env(1, gpus=(gpu(0, memory_gib=memory_gib),))
+    one = replace(env, config=replace(env.config, optimizer=OptimizerConfig(batch_size=1)))
+    fitting = int(finding_of("GPU memory", one).meaning.split()[1])
+    assert FIXED_GIB + GIB_PER_IMAGE * fitting <= memory_gib < FIXED_GIB + GIB_PER_IMAGE * (fitting + 1)

@@ -2,15 +2,6 @@ import pytest
 
 from maskperf.machine import gpus
 from maskperf.machine.facts import GpuFacts, GpuGroup, GpuProcess
-from maskperf.machine.gpus import (
-    count_cards,
-    describe_gpus,
-    gpu_of_row,
-    link_summary,
-    parse_links,
-    parse_processes,
-    query_rows,
-)
 from maskperf.machine.sources import Answer
 
 # Written by hand in the form that nvidia-smi documents.
@@ -42,7 +33,7 @@ def answers(monkeypatch, outputs):
 
 
 def test_fields_of_two_gpus():
-    first, second = map(gpu_of_row, query_rows(TWO_H100))
+    first, second = map(gpus.gpu_of_row, gpus.query_rows(TWO_H100))
     assert first == GpuFacts(
         index=0,
         name="NVIDIA H100 80GB HBM3",
@@ -59,7 +50,7 @@ def test_fields_of_two_gpus():
 
 
 def test_a_value_that_a_gpu_does_not_have_is_unknown():
-    (gpu,) = map(gpu_of_row, query_rows(LAPTOP))
+    (gpu,) = map(gpus.gpu_of_row, gpus.query_rows(LAPTOP))
     assert (gpu.power_limit_watts, gpu.is_split, gpu.memory_gib, gpu.pcie_lanes) == (None, None, 2.0, 4)
 
 
@@ -67,29 +58,29 @@ def test_a_value_that_a_gpu_does_not_have_is_unknown():
     "text", ["", "No devices were found", 'Field "mig.mode.current" is not a valid field to query.']
 )
 def test_other_text_is_no_gpu(text):
-    assert query_rows(text) == []
+    assert gpus.query_rows(text) == []
 
 
 def test_links_among_gpus_without_network_cards():
-    links = parse_links(TOPOLOGY, 2)
+    links = gpus.parse_links(TOPOLOGY, 2)
     assert links == (("X", "NV18"), ("NV18", "X"))
-    assert link_summary(links) == "NV18 (1 pairs)"
+    assert gpus.link_summary(links) == "NV18 (1 pairs)"
 
 
 def test_links_of_another_number_of_gpus_are_unknown():
-    assert parse_links(TOPOLOGY, 3) == ()
-    assert parse_links("", 2) == ()
-    assert link_summary(()) is None
+    assert gpus.parse_links(TOPOLOGY, 3) == ()
+    assert gpus.parse_links("", 2) == ()
+    assert gpus.link_summary(()) is None
 
 
 def test_several_kinds_of_link_are_counted():
     links = (("X", "PIX", "SYS"), ("PIX", "X", "SYS"), ("SYS", "SYS", "X"))
-    assert link_summary(links) == "SYS (2 pairs), PIX (1 pairs)"
+    assert gpus.link_summary(links) == "SYS (2 pairs), PIX (1 pairs)"
 
 
 def test_computing_programs():
     text = "4242, /usr/bin/python3, 39000\n4243, odd, name, [N/A]\nNo running processes found\n"
-    assert parse_processes(text) == (
+    assert gpus.parse_processes(text) == (
         GpuProcess(process_id=4242, name="/usr/bin/python3", memory_gib=39000 / 1024),
         GpuProcess(process_id=4243, name="odd, name", memory_gib=None),
     )
@@ -109,7 +100,7 @@ def test_a_whole_machine(monkeypatch, head, cuda):
             "nvidia-smi": Answer(output=head),
         },
     )
-    group = describe_gpus()
+    group = gpus.describe_gpus()
     assert (len(group.gpus), group.driver_version, group.driver_cuda) == (2, "580.95.05", cuda)
     assert group.links[0] == ("X", "NV18")
     assert group.processes[0].process_id == 7
@@ -119,7 +110,7 @@ def test_a_whole_machine(monkeypatch, head, cuda):
 def test_a_driver_that_does_not_answer_leaves_its_message(monkeypatch):
     message = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
     answers(monkeypatch, {"nvidia-smi": Answer(complaint=message)})
-    assert describe_gpus() == GpuGroup(cards_on_bus=2, complaint=message)
+    assert gpus.describe_gpus() == GpuGroup(cards_on_bus=2, complaint=message)
 
 
 def test_cards_on_the_bus_are_counted_by_maker_and_class(tmp_path):
@@ -132,5 +123,5 @@ def test_cards_on_the_bus_are_counted_by_maker_and_class(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "vendor").write_text(vendor + "\n")
         (tmp_path / name / "class").write_text(kind + "\n")
-    assert count_cards(tmp_path) == 2
-    assert count_cards(tmp_path / "none") == 0
+    assert gpus.count_cards(tmp_path) == 2
+    assert gpus.count_cards(tmp_path / "none") == 0

@@ -4,20 +4,6 @@ import pytest
 
 from maskperf.machine import hardware
 from maskperf.machine.facts import DimmFacts
-from maskperf.machine.hardware import (
-    describe_infiniband,
-    describe_memory,
-    describe_network,
-    describe_storage,
-    disks_below,
-    existing_folder,
-    file_system_of,
-    kind_of_disk,
-    parse_dmidecode,
-    parse_meminfo,
-    read_modules,
-    system_memory_gib,
-)
 
 # Written by hand in the form of `dmidecode --type memory`.
 DMIDECODE = """# dmidecode 3.5
@@ -71,28 +57,28 @@ def write(folder, **texts):
 
 def test_sizes_of_meminfo_are_gib():
     text = "MemTotal:       16777216 kB\nMemAvailable:    8388608 kB\nHugePages_Total:       0\nSwapTotal: 0 kB\n"
-    assert parse_meminfo(text) == {"MemTotal": 16.0, "MemAvailable": 8.0, "SwapTotal": 0.0}
+    assert hardware.parse_meminfo(text) == {"MemTotal": 16.0, "MemAvailable": 8.0, "SwapTotal": 0.0}
 
 
 def test_modules_of_dmidecode_are_grouped_by_kind_without_empty_slots():
-    assert parse_dmidecode(DMIDECODE) == (
+    assert hardware.parse_dmidecode(DMIDECODE) == (
         DimmFacts(count=2, size_gib=64.0, kind="DDR5", megatransfers_per_second=4800.0),
         DimmFacts(count=1, size_gib=16.0, kind=None, megatransfers_per_second=None),
     )
-    assert parse_dmidecode("/dev/mem: Permission denied") == parse_dmidecode("") == ()
+    assert hardware.parse_dmidecode("/dev/mem: Permission denied") == hardware.parse_dmidecode("") == ()
 
 
 def test_modules_of_the_error_counters(tmp_path):
     for name in ("mc0/dimm0", "mc0/dimm3", "mc1/dimm0"):
         write(tmp_path / name, size=32768, dimm_mem_type="Registered-DDR4")
     write(tmp_path / "mc1" / "dimm1", size=0)
-    assert read_modules(tmp_path) == (DimmFacts(count=3, size_gib=32.0, kind="DDR4"),)
+    assert hardware.read_modules(tmp_path) == (DimmFacts(count=3, size_gib=32.0, kind="DDR4"),)
 
 
 def test_this_machine_has_memory():
-    memory = describe_memory()
+    memory = hardware.describe_memory()
     assert 0 < memory.available_gib <= memory.total_gib
-    assert abs(memory.total_gib - system_memory_gib()) < 0.01 * memory.total_gib
+    assert abs(memory.total_gib - hardware.system_memory_gib()) < 0.01 * memory.total_gib
 
 
 @pytest.mark.parametrize(("speed", "expected"), [(100000, 100.0), (-1, None), ("", None)])
@@ -102,15 +88,15 @@ def test_cards_have_speed_state_and_driver_and_virtual_ones_are_left_out(tmp_pat
     write(card / "device")
     (card / "device" / "driver").symlink_to(driver)
     write(tmp_path / "lo", speed=10000)
-    (found,) = describe_network(tmp_path)
+    (found,) = hardware.describe_network(tmp_path)
     assert (found.name, found.gigabits_per_second, found.state, found.driver) == ("eth0", expected, "down", "mlx5_core")
 
 
 def test_ports_of_infiniband(tmp_path):
-    assert describe_infiniband(tmp_path / "none") == ()
+    assert hardware.describe_infiniband(tmp_path / "none") == ()
     port = tmp_path / "mlx5_0" / "ports" / "1"
     write(port, state="4: ACTIVE", rate="400 Gb/sec (4X NDR)", link_layer="InfiniBand")
-    (found,) = describe_infiniband(tmp_path)
+    (found,) = hardware.describe_infiniband(tmp_path)
     assert (found.name, found.state, found.gigabits_per_second) == ("mlx5_0 port 1", "ACTIVE", 400.0)
     assert (found.rate, found.link_layer) == ("400 Gb/sec (4X NDR)", "InfiniBand")
 
@@ -125,8 +111,8 @@ def test_ports_of_infiniband(tmp_path):
     ],
 )
 def test_the_longest_mount_point_and_the_last_of_equals_counts(path, expected):
-    assert file_system_of(MOUNTS, Path(path)) == expected
-    assert file_system_of("", Path(path)) is None
+    assert hardware.file_system_of(MOUNTS, Path(path)) == expected
+    assert hardware.file_system_of("", Path(path)) is None
 
 
 def make_disk(folder, rotational=None):
@@ -147,10 +133,10 @@ def test_a_volume_is_described_by_the_disks_below_it(tmp_path, monkeypatch):
     write(raid / "slaves")
     (raid / "slaves" / "nvme0n1").symlink_to(disks[0])
     (raid / "slaves" / "nvme1n1p1").symlink_to(add_partition(disks[1], "nvme1n1p1"))
-    found = disks_below(raid)
+    found = hardware.disks_below(raid)
     monkeypatch.setattr(hardware, "disks_below", lambda link: found)
     monkeypatch.setattr(hardware, "file_system_of", lambda mounts, folder: "xfs")
-    facts = describe_storage(tmp_path)
+    facts = hardware.describe_storage(tmp_path)
     assert (facts.device, facts.kind, facts.model) == ("nvme0n1+nvme1n1", "NVMe", "WD SN850")
     assert facts.device_gib == 2.0
 
@@ -158,15 +144,15 @@ def test_a_volume_is_described_by_the_disks_below_it(tmp_path, monkeypatch):
 def test_a_partition_is_its_disk_and_no_device_is_no_disk(tmp_path):
     disk = make_disk(tmp_path / "nvme0n1")
     (tmp_path / "259:2").symlink_to(add_partition(disk, "nvme0n1p2"))
-    assert disks_below(tmp_path / "259:2") == [disk]
-    assert disks_below(tmp_path / "0:51") == []
+    assert hardware.disks_below(tmp_path / "259:2") == [disk]
+    assert hardware.disks_below(tmp_path / "0:51") == []
 
 
 def test_disks_of_two_kinds_have_none(tmp_path, monkeypatch):
     disks = [make_disk(tmp_path / name, rotational) for name, rotational in (("sda", 1), ("sdb", 0))]
     monkeypatch.setattr(hardware, "disks_below", lambda link: disks)
     monkeypatch.setattr(hardware, "file_system_of", lambda mounts, folder: "ext4")
-    assert describe_storage(tmp_path).kind is None
+    assert hardware.describe_storage(tmp_path).kind is None
 
 
 @pytest.mark.parametrize(
@@ -180,17 +166,17 @@ def test_disks_of_two_kinds_have_none(tmp_path, monkeypatch):
     ],
 )
 def test_kinds_of_disk(tmp_path, name, rotational, expected):
-    assert kind_of_disk(make_disk(tmp_path / name, rotational)) == expected
+    assert hardware.kind_of_disk(make_disk(tmp_path / name, rotational)) == expected
 
 
 def test_a_folder_that_does_not_exist_yet_is_described_by_the_one_above(tmp_path):
-    assert existing_folder(tmp_path / "a" / "b") == tmp_path
-    facts = describe_storage(tmp_path / "a" / "b")
+    assert hardware.existing_folder(tmp_path / "a" / "b") == tmp_path
+    facts = hardware.describe_storage(tmp_path / "a" / "b")
     assert facts.path == str(tmp_path)
     assert 0 < facts.free_gib <= facts.size_gib
 
 
 def test_shared_memory_is_memory():
-    if file_system_of(Path("/proc/self/mountinfo").read_text(), Path("/dev/shm")) != "tmpfs":
+    if hardware.file_system_of(Path("/proc/self/mountinfo").read_text(), Path("/dev/shm")) != "tmpfs":
         pytest.skip("/dev/shm is no tmpfs here")
-    assert describe_storage("/dev/shm").kind == "memory"
+    assert hardware.describe_storage("/dev/shm").kind == "memory"

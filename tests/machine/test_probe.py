@@ -7,42 +7,24 @@ import sys
 
 import pytest
 
-from maskperf.machine import probe as module
+from maskperf.machine import probe
 from maskperf.machine.facts import DockerFacts
-from maskperf.machine.probe import (
-    PACKAGES,
-    checkout_folder,
-    container,
-    describe_machine,
-    docker_facts,
-    find_data,
-    gather,
-    installed_version,
-    is_writable_folder,
-    operating_system,
-    parse_timedatectl,
-    parse_torch_build,
-    process_limits,
-    read_pins,
-    torch_build,
-    watched,
-)
 from maskperf.machine.sources import Answer, first_number, read_number, read_text, run_program, whole_number
 from maskperf.recipes import coco
 
 
 def test_the_whole_machine_is_json_and_does_not_name_the_host(tmp_path):
-    facts = json.loads(json.dumps(dataclasses.asdict(describe_machine(tmp_path)), allow_nan=False))
+    facts = json.loads(json.dumps(dataclasses.asdict(probe.describe_machine(tmp_path)), allow_nan=False))
     assert facts["storage"]["path"] == str(tmp_path)
     assert facts["operating_system"] and facts["kernel"].startswith(platform.system())
     assert facts["memory"]["total_gib"] > 0.1
     assert not any("host" in name or "user" in name for name in facts)
-    assert set(facts["software"]) == {"python", *PACKAGES}
-    assert facts["software"]["torch"] == installed_version("torch") is not None
+    assert set(facts["software"]) == {"python", *probe.PACKAGES}
+    assert facts["software"]["torch"] == probe.installed_version("torch") is not None
 
 
 def test_everything_about_this_machine(tmp_path):
-    env = gather(coco(), data=str(tmp_path / "coco"), run_dir=str(tmp_path / "runs"))
+    env = probe.gather(coco(), data=str(tmp_path / "coco"), run_dir=str(tmp_path / "runs"))
     assert env.data.was_asked_for and env.run_folder_writable
     assert env.machine.storage.path == env.run_storage.path == str(tmp_path)
     assert env.disk_speed is None
@@ -59,7 +41,7 @@ def test_name_of_a_system_without_a_distribution(monkeypatch):
         raise OSError
 
     monkeypatch.setattr(platform, "freedesktop_os_release", refuse)
-    assert operating_system() == platform.platform()
+    assert probe.operating_system() == platform.platform()
 
 
 @pytest.mark.parametrize(
@@ -75,19 +57,19 @@ def test_container_by_its_group(tmp_path, monkeypatch, groups, expected):
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     (tmp_path / "proc" / "1").mkdir(parents=True)
     (tmp_path / "proc" / "1" / "cgroup").write_text(groups)
-    assert container(tmp_path) == expected
+    assert probe.container(tmp_path) == expected
 
 
 def test_container_by_its_marks(tmp_path, monkeypatch):
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    assert container(tmp_path) is None
+    assert probe.container(tmp_path) is None
     (tmp_path / ".dockerenv").touch()
-    assert container(tmp_path) == "docker"
+    assert probe.container(tmp_path) == "docker"
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".containerenv").touch()
-    assert container(tmp_path) == "podman"
+    assert probe.container(tmp_path) == "podman"
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    assert container(tmp_path) == "kubernetes"
+    assert probe.container(tmp_path) == "kubernetes"
 
 
 @pytest.mark.parametrize(
@@ -101,19 +83,19 @@ def test_container_by_its_marks(tmp_path, monkeypatch):
     ],
 )
 def test_build_of_torch_in_its_version_file(text, expected):
-    assert parse_torch_build(text) == expected
+    assert probe.parse_torch_build(text) == expected
 
 
 def test_build_of_the_installed_torch_is_that_of_torch():
     import torch
 
-    assert torch_build() == (torch.version.cuda or "cpu")
-    assert installed_version("maskperf-no-such-package") is None
+    assert probe.torch_build() == (torch.version.cuda or "cpu")
+    assert probe.installed_version("maskperf-no-such-package") is None
 
 
 def test_variables_that_no_check_looks_at_are_left_out():
     variables = {"HOME": "/root", "API_TOKEN": "secret", "NCCL_DEBUG": "INFO", "RANK": "0", "OMP_NUM_THREADS": "1"}
-    assert watched(variables) == {"NCCL_DEBUG": "INFO", "RANK": "0", "OMP_NUM_THREADS": "1"}
+    assert probe.watched(variables) == {"NCCL_DEBUG": "INFO", "RANK": "0", "OMP_NUM_THREADS": "1"}
 
 
 def test_data_and_weights_that_are_there(tmp_path):
@@ -124,24 +106,24 @@ def test_data_and_weights_that_are_there(tmp_path):
     for name in ("1.jpg", "2.jpg", "readme.txt"):
         (root / "val2017" / name).touch()
     (tmp_path / "R-50.pkl").touch()
-    data = find_data(root, "data/R-50.pkl", was_asked_for=True)
+    data = probe.find_data(root, "data/R-50.pkl", was_asked_for=True)
     assert (data.train_json, data.val_json) == (True, False)
     assert (data.train_images, data.val_images) == (None, 2)
     assert data.weights == str(tmp_path / "R-50.pkl")
-    nothing = find_data(tmp_path / "none", "none.pkl", was_asked_for=False)
+    nothing = probe.find_data(tmp_path / "none", "none.pkl", was_asked_for=False)
     assert (nothing.train_json, nothing.train_images, nothing.weights) == (False, None, None)
 
 
 def test_pins_of_a_checkout(tmp_path):
     (tmp_path / "constraints.txt").write_text("# versions\ntorch==2.13.0\nmlperf-logging==4.1.68\n")
-    assert read_pins(tmp_path) == {"torch": "2.13.0", "mlperf-logging": "4.1.68"}
-    assert read_pins(None) == {}
-    assert checkout_folder() is None or "torch" in read_pins(checkout_folder())
+    assert probe.read_pins(tmp_path) == {"torch": "2.13.0", "mlperf-logging": "4.1.68"}
+    assert probe.read_pins(None) == {}
+    assert probe.checkout_folder() is None or "torch" in probe.read_pins(probe.checkout_folder())
 
 
 def test_limits_of_this_process():
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    assert process_limits().open_files == (None if soft == resource.RLIM_INFINITY else soft)
+    assert probe.process_limits().open_files == (None if soft == resource.RLIM_INFINITY else soft)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +136,7 @@ def test_limits_of_this_process():
     ],
 )
 def test_clock(text, expected):
-    assert parse_timedatectl(text) == expected
+    assert probe.parse_timedatectl(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -173,14 +155,14 @@ def test_clock(text, expected):
 )
 def test_docker_is_absent_silent_or_complete(monkeypatch, version, runtimes, expected):
     answers = {"--version": version, "info": runtimes}
-    monkeypatch.setattr(module, "run_program", lambda arguments, seconds: answers[arguments[1]])
-    assert docker_facts() == expected
+    monkeypatch.setattr(probe, "run_program", lambda arguments, seconds: answers[arguments[1]])
+    assert probe.docker_facts() == expected
 
 
 def test_a_file_is_no_folder_for_runs(tmp_path):
     (tmp_path / "file").touch()
-    assert is_writable_folder(tmp_path)
-    assert not is_writable_folder(tmp_path / "file")
+    assert probe.is_writable_folder(tmp_path)
+    assert not probe.is_writable_folder(tmp_path / "file")
 
 
 LAST_LINE = "import sys; print('first', file=sys.stderr); print('last line', file=sys.stderr); sys.exit(3)"

@@ -4,18 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from maskperf.machine import processor
 from maskperf.machine.facts import CacheFacts, CgroupFacts
-from maskperf.machine.processor import (
-    caches_of_lscpu,
-    count_cores,
-    cpu_facts,
-    describe_cpu,
-    describe_limits,
-    parse_cpu_max,
-    parse_lscpu,
-    read_limits,
-    usable_physical_cores,
-)
 
 # Written by hand in the form of lscpu -J: util-linux 2.37 and older are flat, newer ones may nest.
 TWO_SOCKET_AMD = {
@@ -66,7 +56,7 @@ def lscpu_text(fields):
 
 
 def cpu_of(lscpu, cpuinfo="", frequency=Path("/nonexistent")):
-    return cpu_facts(parse_lscpu(lscpu), cpuinfo, frequency)
+    return processor.cpu_facts(processor.parse_lscpu(lscpu), cpuinfo, frequency)
 
 
 def test_two_sockets_of_amd():
@@ -102,12 +92,12 @@ def test_nothing_at_all_is_unknown_and_no_error():
 
 @pytest.mark.parametrize("text", ["", "lscpu: failed", "[]", "{}", "null"])
 def test_text_that_is_no_answer_of_lscpu_has_no_fields(text):
-    assert parse_lscpu(text) == {}
+    assert processor.parse_lscpu(text) == {}
 
 
 def test_a_dash_of_lscpu_is_unknown_and_clusters_count_where_arm_has_no_sockets():
-    assert parse_lscpu(lscpu_text({"Model name:": "-", "CPU(s):": "4"})) == {"CPU(s)": "4"}
-    assert count_cores({"Socket(s)": "-", "Core(s) per cluster": "4", "Cluster(s)": "2"}) == (None, 8)
+    assert processor.parse_lscpu(lscpu_text({"Model name:": "-", "CPU(s):": "4"})) == {"CPU(s)": "4"}
+    assert processor.count_cores({"Socket(s)": "-", "Core(s) per cluster": "4", "Cluster(s)": "2"}) == (None, 8)
 
 
 def test_frequency_folder_of_sys_is_in_khz(tmp_path):
@@ -129,20 +119,20 @@ def test_frequency_folder_of_sys_is_in_khz(tmp_path):
 )
 def test_sizes_of_caches_in_old_and_new_form(text, kib, instances):
     expected = CacheFacts(name="L2", total_kib=kib, instances=instances)
-    assert caches_of_lscpu({"L2 cache": text}) == (expected,)
+    assert processor.caches_of_lscpu({"L2 cache": text}) == (expected,)
 
 
 def test_two_threads_of_one_core_are_one_usable_core(monkeypatch):
     monkeypatch.setattr("maskperf.machine.processor.read_text", lambda path: "0-1")
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
-    assert usable_physical_cores() == 1
+    assert processor.usable_physical_cores() == 1
 
 
 def test_this_machine_can_be_described():
-    cpu = describe_cpu()
+    cpu = processor.describe_cpu()
     assert cpu.architecture == os.uname().machine
     assert 1 <= cpu.usable_physical_cores <= cpu.usable_logical_cores <= (cpu.logical_cores or os.cpu_count())
-    limits = describe_limits()
+    limits = processor.describe_limits()
     assert limits.cpu_cores is None or limits.cpu_cores > 0
 
 
@@ -151,7 +141,7 @@ def test_this_machine_can_be_described():
     [("150000 100000", 1.5), ("max 100000", None), ("-1 100000", None), (None, None), ("None None", None), ("", None)],
 )
 def test_cores_of_a_quota(text, expected):
-    assert parse_cpu_max(text) == expected
+    assert processor.parse_cpu_max(text) == expected
 
 
 def test_version_2_takes_the_smallest_limit_of_all_groups_above(tmp_path):
@@ -159,13 +149,13 @@ def test_version_2_takes_the_smallest_limit_of_all_groups_above(tmp_path):
     write(tmp_path / "job" / "memory.max", "max")
     write(tmp_path / "job" / "step" / "cpu.max", "max 100000")
     write(tmp_path / "job" / "step" / "memory.max", 64 * 2**30)
-    assert read_limits(tmp_path, "0::/job/step") == CgroupFacts(cpu_cores=8.0, memory_gib=64.0)
+    assert processor.read_limits(tmp_path, "0::/job/step") == CgroupFacts(cpu_cores=8.0, memory_gib=64.0)
 
 
 def test_in_a_container_the_root_itself_holds_the_limit(tmp_path):
     write(tmp_path / "cpu.max", "200000 100000")
     write(tmp_path / "memory.max", 4 * 2**30)
-    assert read_limits(tmp_path, "0::/") == CgroupFacts(cpu_cores=2.0, memory_gib=4.0)
+    assert processor.read_limits(tmp_path, "0::/") == CgroupFacts(cpu_cores=2.0, memory_gib=4.0)
 
 
 def test_version_1_has_a_folder_per_controller(tmp_path):
@@ -175,9 +165,9 @@ def test_version_1_has_a_folder_per_controller(tmp_path):
     write(tmp_path / "memory" / "docker" / "memory.limit_in_bytes", 2**31)
     write(tmp_path / "memory" / "memory.limit_in_bytes", 9223372036854771712)
     membership = "9:name=systemd:/\n4:memory:/docker\n2:cpu,cpuacct:/docker\n0::/"
-    assert read_limits(tmp_path, membership) == CgroupFacts(cpu_cores=0.5, memory_gib=2.0)
+    assert processor.read_limits(tmp_path, membership) == CgroupFacts(cpu_cores=0.5, memory_gib=2.0)
 
 
 def test_no_limits_are_none(tmp_path):
-    assert read_limits(tmp_path, "0::/gone") == CgroupFacts()
-    assert read_limits(tmp_path, "") == CgroupFacts()
+    assert processor.read_limits(tmp_path, "0::/gone") == CgroupFacts()
+    assert processor.read_limits(tmp_path, "") == CgroupFacts()

@@ -5,12 +5,12 @@ from synthetic_logs import LEFT_OUT, log_records, log_text, moved, record, write
 from maskperf.errors import DataError
 from maskperf.mlperf import checkers
 from maskperf.mlperf.checkers import FILES, PACKAGE, REFERENCE, REPOSITORY, SEEDS, SYSTEM
-from maskperf.mlperf.findings import KEY_RULES
+from maskperf.mlperf.findings import explanations
 
 SEVERAL_TIMES = (
     *("cache_clear", "init_start", "epoch_start", "epoch_stop", "eval_start", "eval_stop", "eval_accuracy"),
 )
-ONCE = tuple(key for key in KEY_RULES if key not in (*SEVERAL_TIMES, "block_start", "block_stop"))
+ONCE = tuple(key for key in explanations().values if key not in (*SEVERAL_TIMES, "block_start", "block_stop"))
 WRONG_VALUES = {
     "submission_benchmark": ["mask_rcnn"],
     "submission_division": ["close"],

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_masks
 
-from maskperf.data.coco.document import outline_of, read_document
+from maskperf.data.coco.document import parse_document
 from maskperf.demo.dataset import write_demo_dataset
 from maskperf.errors import DataError
 from maskperf.pictures import choice
@@ -61,7 +61,7 @@ def predictions_of(folder, annotations, detections, *, images=1, size_hw=(HEIGHT
     path = folder / "val.json"
     path.write_text(json.dumps({"images": rows, "annotations": annotations, "categories": CATEGORIES}))
     boxes, masks = [box for box, _ in detections], [mask for _, mask in detections]
-    return Predictions(read_document(path)[0], folder, boxes, masks)
+    return Predictions(parse_document(path, path.read_text())[0], folder, boxes, masks)
 
 
 def entries_of(folder, *arguments, count=4, **options):
@@ -183,7 +183,8 @@ def demo(tmp_path_factory):
 
 
 def document_of(demo):
-    return read_document(demo / "annotations" / "instances_val2017.json")[0]
+    path = demo / "annotations" / "instances_val2017.json"
+    return parse_document(path, path.read_text())[0]
 
 
 def test_truth_and_perfect_detections_are_drawn_alike_on_the_page(demo, tmp_path, monkeypatch):
@@ -191,7 +192,7 @@ def test_truth_and_perfect_detections_are_drawn_alike_on_the_page(demo, tmp_path
     sizes = {row.id: (row.height, row.width) for row in document.images}
     for row in document.annotations:
         if not row.iscrowd:
-            code = coco_masks.merge(coco_masks.frPyObjects(outline_of(row), *sizes[row.image_id]))
+            code = coco_masks.merge(coco_masks.frPyObjects(row.outline, *sizes[row.image_id]))
             shared = {"image_id": row.image_id, "category_id": row.category_id, "score": 0.9 if row.id % 2 else 0.3}
             boxes.append({**shared, "bbox": row.bbox})
             masks.append({**shared, "segmentation": {"size": code["size"], "counts": code["counts"].decode()}})

@@ -50,7 +50,7 @@ def test_a_file_in_the_way_is_refused_and_left_as_it_is(given, tmp_path):
 
 def test_a_file_named_runs_is_a_storage_error(tmp_path):
     (tmp_path / "runs").write_text("mine")
-    with pytest.raises(StorageError, match="cannot be made"):
+    with pytest.raises(StorageError, match="a file is in the way"):
         create_run_folder("", "demo")
 
 
@@ -59,7 +59,7 @@ def test_a_folder_without_permission_is_a_storage_error(tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
     with pytest.raises(StorageError, match="no permission"):
         create_run_folder("locked", "demo")
-    with pytest.raises(StorageError, match="cannot be made"):
+    with pytest.raises(StorageError, match="no permission"):
         create_run_folder("locked/below", "demo")
 
 

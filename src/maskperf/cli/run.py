@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maskperf.cli.arguments import CommandParser, suggestion
-from maskperf.config import Count, DataConfig, RunConfig
+from maskperf.config import Count, RunConfig
 from maskperf.errors import EXIT_BUG, EXIT_DONE, EXIT_TARGET_MISSED, ConfigError, LostRunError
 from maskperf.mlperf.rules import refuse_broken_rules
 from maskperf.overrides import FIELDS, flatten, format_value, key_of, parse_value, validate, with_overrides
@@ -73,7 +73,9 @@ def run(options: argparse.Namespace) -> int:
     refuse_broken_rules(config, int(os.environ.get("WORLD_SIZE", counts["processes"])))
     if counts["runs"] > 1:
         from maskperf.run.series import run_series
+        from maskperf.run.start import check_start
 
+        check_start(config)
         pairs = [pair for pair in pairs if key_of(pair) != "run_dir"]
         pairs += [f"processes={counts['processes']}"] if counts["processes"] > 1 else []
         code = run_series(options.recipe, pairs, runs=counts["runs"], run_dir=config.run_dir)
@@ -87,7 +89,6 @@ def run(options: argparse.Namespace) -> int:
 
     topology = init_topology(config.system.device)
     with _reported(topology):
-        _generate_data(config.data, topology)
         finished = run_benchmark(config, topology)
         show_outcome(finished)
     return EXIT_DONE if finished.results.status in ("success", "done") else EXIT_TARGET_MISSED
@@ -149,21 +150,6 @@ def _root_is_own(config: RunConfig, given: set[str]) -> bool:
 
         return "data.generate" not in given and holds_own_data(Path(config.data.root))
     return config.mlperf.division != "closed"
-
-
-def _generate_data(data: DataConfig, topology: "Topology") -> None:
-    """Write the synthetic data set of the demo before the run, if the recipe has one."""
-    from maskperf.demo.dataset import ensure_demo_dataset
-    from maskperf.engine.distributed import share_from_first
-
-    if not data.generate:
-        return
-    if topology.is_first:
-        train, val = data.generate_images
-        written = ensure_demo_dataset(Path(data.root), train_images=train, val_images=val, seed=data.generate_seed)
-        where = f"{'written to' if written else 'found in'} {data.root}"
-        print(f"demo data set of {train + val} images {where}", flush=True)
-    share_from_first(None, topology)  # the others wait until it is there
 
 
 @contextmanager

@@ -10,15 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-
-import msgspec
 
 from maskperf.download.release import RemoteFile
 from maskperf.errors import DataError, Problem
-from maskperf.files import pretty_json, printable, write_text
+from maskperf.files import printable
 
 CHUNK_BYTES = 1 << 20
 PARTIAL_SUFFIX = ".partial"
@@ -71,71 +67,32 @@ def digests_of_file(path: Path, activity: str, listener: Listener) -> Digests:
     return Digests(md5=md5.hexdigest(), sha256=sha256.hexdigest())
 
 
+def size_of(path: Path) -> int:
+    """Return the bytes of a file, 0 where there is none."""
+    return path.stat().st_size if path.is_file() else 0
+
+
 def fetch(file: RemoteFile, target: Path, *, listener: Listener, patience: Patience | None = None) -> Digests:
     """Download `file` to `target` and return its digests; resume what an interrupted call left in `<target>.partial`.
 
+    Whatever the bytes there are, only the published MD5 makes them the file.
     Errors: DataError if the file cannot be downloaded, or twice has a wrong MD5.
     """
-    partial = _Partial(target)
+    partial = target.with_name(target.name + PARTIAL_SUFFIX)
     wrong: list[str] = []
     while len(wrong) < 2:
         _complete(file, partial, patience or Patience(), listener)
-        digests = digests_of_file(partial.path, f"{file.name}: verifying", listener)
+        digests = digests_of_file(partial, f"{file.name}: verifying", listener)
         if digests.md5 == file.md5:
-            partial.finish()
+            with open(partial, "rb+") as whole:
+                os.fsync(whole.fileno())  # the name must never point to data that a power cut can lose
+            os.replace(partial, target)
             return digests
         wrong.append(digests.md5)
-        partial.discard()
+        partial.unlink()
         listener.say(f"{file.name}: MD5 {digests.md5} instead of {file.md5}; the download was removed")
     message = f"Two downloads had a wrong MD5 ({', '.join(wrong)}) and were removed."
-    raise _problem(file, target, "MD5", f"{wrong[-1]} instead of {file.md5}", message)
-
-
-class _Origin(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the bytes of a partial file come from; saved beside them as JSON."""
-
-    url: str
-    validator: Annotated[str, msgspec.Meta(pattern="^[ -~]*$")]  # strong ETag or Last-Modified; empty: neither sent
-    num_bytes: int  # 0: unknown
-
-
-class _Partial:
-    """The bytes of a download so far (`<target>.partial`), and the record of their origin."""
-
-    def __init__(self, target: Path):
-        self.target = target
-        self.path = target.with_name(target.name + PARTIAL_SUFFIX)
-        self.record = self.path.with_name(self.path.name + ".json")
-        try:
-            self.origin = msgspec.json.decode(self.record.read_bytes(), type=_Origin)
-            self.size = self.path.stat().st_size
-        except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
-            self.discard()
-        else:
-            if self.size > self.origin.num_bytes > 0:
-                self.discard()
-
-    @property
-    def is_complete(self) -> bool:
-        return 0 < self.origin.num_bytes == self.size
-
-    def begin(self, origin: _Origin) -> None:
-        """Empty the file and record its new origin."""
-        self.discard()
-        self.origin = origin
-        write_text(self.record, pretty_json(origin))
-
-    def discard(self) -> None:
-        self.path.unlink(missing_ok=True)
-        self.record.unlink(missing_ok=True)
-        self.origin, self.size = _Origin(url="", validator="", num_bytes=0), 0
-
-    def finish(self) -> None:
-        """Give the file its final name."""
-        with open(self.path, "rb+") as file:
-            os.fsync(file.fileno())  # the name must never point to data that a power cut can lose
-        os.replace(self.path, self.target)
-        self.record.unlink(missing_ok=True)
+    raise _problem(file, partial, "MD5", f"{wrong[-1]} instead of {file.md5}", message)
 
 
 class _AttemptFailed(Exception):
@@ -148,51 +105,70 @@ class _AttemptFailed(Exception):
         self.wait_seconds = wait_seconds
 
 
-def _complete(file: RemoteFile, partial: _Partial, patience: Patience, listener: Listener) -> None:
+def _complete(file: RemoteFile, partial: Path, patience: Patience, listener: Listener) -> None:
     """Receive all missing bytes, in as many attempts as `patience` allows."""
-    failures, lasting, most_bytes = 0, 0, partial.size
-    while not partial.is_complete:
+    failures, lasting, most_bytes = 0, 0, size_of(partial)
+    while True:
         try:
             _receive(file, partial, patience, listener)
             return
         except _AttemptFailed as failure:
-            if failure.status == RANGE_NOT_SATISFIABLE and partial.size:
-                return  # the server has no more bytes than these, whatever length it sent before; the MD5 decides
-            has_progress = partial.size - most_bytes >= patience.progress_bytes
-            most_bytes = max(most_bytes, partial.size)
-            failures = 1 if has_progress else failures + 1
+            size = size_of(partial)
+            if failure.status == RANGE_NOT_SATISFIABLE and size:
+                return  # the server has no more bytes than these; the MD5 decides
+            failures = 1 if size - most_bytes >= patience.progress_bytes else failures + 1
+            most_bytes = max(most_bytes, size)
             lasting += failure.is_lasting
             if failures >= patience.tries or lasting >= MAX_LASTING_FAILURES:
                 message = f"The download failed {failures} time{'s' if failures > 1 else ''} in a row."
-                raise _problem(file, partial.target, "download", str(failure), message) from failure
+                raise _problem(file, partial, "download", str(failure), message) from failure
             wait_seconds = max(failure.wait_seconds, patience.first_wait_seconds * 2 ** (failures - 1))
             wait_seconds = min(wait_seconds, patience.longest_wait_seconds)
             listener.say(
                 f"{file.name}: {failure}; attempt {failures + 1} of {patience.tries} in {wait_seconds:.0f} s, "
-                f"from byte {partial.size:,} on"
+                f"from byte {size:,} on"
             )
             time.sleep(wait_seconds)
 
 
-def _receive(file: RemoteFile, partial: _Partial, patience: Patience, listener: Listener) -> None:
-    """Receive the missing bytes over one connection."""
-    headers = {"User-Agent": "maskperf", "Accept-Encoding": "identity"}
-    if partial.size:
-        headers["Range"] = f"bytes={partial.size}-"
-        if partial.origin.validator and partial.origin.url == file.url:  # another mirror has other validators
-            headers["If-Range"] = partial.origin.validator
-    request = urllib.request.Request(file.url, headers=headers)
+def _receive(file: RemoteFile, partial: Path, patience: Patience, listener: Listener) -> None:
+    """Receive the missing bytes over one connection, or all of them where the server cannot resume."""
+    size = size_of(partial)
+    request = urllib.request.Request(file.url, headers={"User-Agent": "maskperf", "Accept-Encoding": "identity"})
+    if size:
+        request.add_header("Range", f"bytes={size}-")
     with _network_errors():
-        response = urllib.request.build_opener(_Redirects()).open(request, timeout=patience.timeout_seconds)
+        response = urllib.request.urlopen(request, timeout=patience.timeout_seconds)
     with response:
+        is_rest = response.status == 206
+        if is_rest and not response.headers.get("Content-Range", "").startswith(f"bytes {size}-"):
+            partial.unlink(missing_ok=True)
+            raise _AttemptFailed("the server sent another part than the missing one")
         total = response.length or 0  # 0: unknown; it counts down while the answer is read
-        total += partial.size if total and response.status == 206 else 0
-        first = _read(response)
-        _check_answer(file, response, first, total)
-        _align(file, partial, response, total, listener)
-        _copy(file, partial, response, first, patience, listener)
-    if partial.size < partial.origin.num_bytes:
-        raise _AttemptFailed(f"the connection was cut at byte {partial.size:,} of {partial.origin.num_bytes:,}")
+        total += size if total and is_rest else 0
+        chunk = _read(response)
+        _check_answer(file, response, chunk, total)
+        if size and not is_rest:
+            listener.say(f"{file.name}: the server starts from byte 0 (it cannot resume)")
+            size = 0
+        window_start, window_size = time.monotonic(), size
+        with open(partial, "ab" if is_rest else "wb") as out:
+            while chunk:
+                out.write(chunk)
+                size += len(chunk)
+                listener.advance(file.name, size, total)
+                if size > (total or file.about_bytes * WRONG_SIZE_FACTOR):
+                    partial.unlink()
+                    raise _AttemptFailed("the server sends more than the file can have", is_lasting=True)
+                seconds = time.monotonic() - window_start
+                if seconds >= patience.window_seconds:
+                    rate = (size - window_size) / seconds
+                    if rate < patience.slowest_bytes_per_second:
+                        raise _AttemptFailed(f"the server sends only {rate:.0f} bytes per second")
+                    window_start, window_size = time.monotonic(), size
+                chunk = _read(response)
+    if size < total:
+        raise _AttemptFailed(f"the connection was cut at byte {size:,} of {total:,}")
 
 
 @contextmanager
@@ -217,21 +193,6 @@ def _network_errors() -> Iterator[None]:
         raise _AttemptFailed(f"no connection ({reason or type(reason).__name__})", is_lasting=is_lasting) from error
 
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows a few redirects to web addresses, and never from https to http."""
-
-    max_redirections = 5
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
-    ) -> urllib.request.Request | None:
-        old, new = urlsplit(req.full_url).scheme, urlsplit(newurl).scheme
-        if new != "https" and (old, new) != ("http", "http"):
-            fp.close()
-            raise _AttemptFailed(f"a redirect from {old} to {new} is not followed", is_lasting=True)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
 def _read(response: http.client.HTTPResponse) -> bytes:
     with _network_errors():
         return response.read1(CHUNK_BYTES)  # what has arrived; a slow server must not delay the check of its speed
@@ -247,52 +208,8 @@ def _check_answer(file: RemoteFile, response: http.client.HTTPResponse, first: b
         raise _AttemptFailed(reason, is_lasting=True)
 
 
-def _align(
-    file: RemoteFile, partial: _Partial, response: http.client.HTTPResponse, total: int, listener: Listener
-) -> None:
-    """Make the bytes of the answer belong at the end of `partial`, which is emptied where they do not."""
-    if response.status == 206:
-        if response.headers.get("Content-Range", "").startswith(f"bytes {partial.size}-"):
-            return
-        partial.discard()
-        raise _AttemptFailed("the server sent another part than the missing one")
-    if partial.size:
-        listener.say(f"{file.name}: the server starts from byte 0 (it cannot resume, or the file has changed)")
-    validator = response.headers.get("ETag", "")
-    if not validator or validator.startswith("W/"):  # a weak one does not promise the same bytes
-        validator = response.headers.get("Last-Modified", "")
-    partial.begin(_Origin(url=file.url, validator=validator, num_bytes=total))
-
-
-def _copy(
-    file: RemoteFile,
-    partial: _Partial,
-    response: http.client.HTTPResponse,
-    chunk: bytes,
-    patience: Patience,
-    listener: Listener,
-) -> None:
-    """Append `chunk` and the rest of the answer; stop a server that is too slow, or sends too much."""
-    most_bytes = partial.origin.num_bytes or file.about_bytes * WRONG_SIZE_FACTOR
-    window_start, window_size = time.monotonic(), partial.size
-    with open(partial.path, "ab") as out:
-        while chunk:
-            if partial.size + len(chunk) > most_bytes:
-                partial.discard()
-                raise _AttemptFailed("the server sends more than the file can have", is_lasting=True)
-            out.write(chunk)
-            partial.size += len(chunk)
-            listener.advance(file.name, partial.size, partial.origin.num_bytes)
-            seconds = time.monotonic() - window_start
-            if seconds >= patience.window_seconds:
-                rate = (partial.size - window_size) / seconds
-                if rate < patience.slowest_bytes_per_second:
-                    raise _AttemptFailed(f"the server sends only {rate:.0f} bytes per second")
-                window_start, window_size = time.monotonic(), partial.size
-            chunk = _read(response)
-
-
-def _problem(file: RemoteFile, target: Path, field: str, value: str, message: str) -> DataError:
+def _problem(file: RemoteFile, partial: Path, field: str, value: str, message: str) -> DataError:
+    target = partial.with_suffix("")
     fix = (
         f"Check the network and the address; or fetch {file.url} by other means (MD5 {file.md5}) and put it at "
         f"{target}. Then start again."

@@ -6,7 +6,7 @@ import re
 import shutil
 import zipfile
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,10 +20,6 @@ from maskperf.files import pretty_json, sha256_of_file, write_text
 SUMS_FOLDER = "checksums"
 STAMP_NAME = "prepared.json"
 SUM_LINE = re.compile(r"([0-9a-f]{64}) [ *]([^\x00-\x1f]+)")
-PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-BROKEN_ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
-DOWNLOAD_AGAIN = "Remove the archive and download it again."
-COPY_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,28 +84,28 @@ def write_sums(path: Path, sums: Mapping[str, str]) -> str:
 def unpack(path: Path, archive: Archive, root: Path, listener: Listener) -> FolderRecord:
     """Extract the archive at `path` to the new folder `root`/`archive.folder`, which appears whole or not at all.
 
-    Errors: DataError for an archive that is damaged, or holds other files than it should.
+    The archive is the published one, as its MD5 was right; zipfile keeps any name below the folder it extracts to.
+    Errors: DataError for an archive that was damaged since.
     """
     unfinished = remove_unfinished(root, archive)
-    unfinished.mkdir()
     sums, done = {}, 0
     try:
         with zipfile.ZipFile(path) as opened:
-            members = _members_by_name(opened, archive)
-            _check_names(members, archive, path, DOWNLOAD_AGAIN)
-            total = sum(member.file_size for member in members.values())
-            for name, member in members.items():
-                _extract(opened, member, unfinished / name)
-                sums[name] = sha256_of_file(unfinished / name)
+            members = [member for member in opened.infolist() if not member.is_dir()]
+            total = sum(member.file_size for member in members)
+            for member in members:
+                file = Path(opened.extract(member, unfinished))
+                sums[file.name] = sha256_of_file(file)
                 done += member.file_size
                 listener.advance(f"{archive.folder}: unpacking", done, total)
         os.sync()  # the folder must never get its name before its files are on the disk
-        os.rename(unfinished, root / archive.folder)
-    except BROKEN_ARCHIVE_ERRORS as error:
+        os.rename(unfinished / archive.folder, root / archive.folder)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         message = f"It cannot be unpacked: {error}."
-        raise DataError([content_problem(path, "content", "damaged", message, DOWNLOAD_AGAIN)]) from error
+        fix = "Remove the archive and download it again."
+        raise DataError([content_problem(path, "content", "damaged", message, fix)]) from error
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        remove_unfinished(root, archive)
     return _record(root, archive, sums, total)
 
 
@@ -119,34 +115,6 @@ def remove_unfinished(root: Path, archive: Archive) -> Path:
     if unfinished.exists():
         shutil.rmtree(unfinished)
     return unfinished
-
-
-def _members_by_name(opened: zipfile.ZipFile, archive: Archive) -> dict[str, zipfile.ZipInfo]:
-    """Return the files by their name within the folder. Errors: BadZipFile for a name that could leave it."""
-    members: dict[str, zipfile.ZipInfo] = {}
-    for member in opened.infolist():
-        folder, _, name = member.filename.partition("/")
-        if member.filename == f"{archive.folder}/":
-            continue
-        is_expected = folder == archive.folder and PLAIN_NAME.fullmatch(name) and name.endswith(archive.suffix)
-        if not is_expected or name in members or member.header_offset < 0:
-            raise zipfile.BadZipFile(f"it holds {member.filename[:80]!r}, which does not belong there")
-        members[name] = member
-    return members
-
-
-def _extract(opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None:
-    with opened.open(member) as source, open(path, "xb") as out:
-        shutil.copyfileobj(source, out, COPY_BYTES)
-
-
-def _check_names(names: Collection[str], archive: Archive, path: Path, fix: str) -> None:
-    """Check how many files there are, and that the required ones are among them."""
-    missing = [name for name in archive.required_names if name not in names]
-    if missing or archive.num_files not in (None, len(names)):
-        expected = ", ".join(missing) or f"{archive.num_files:,} {archive.suffix} files"
-        message = f"It does not hold what it should: {expected}."
-        raise DataError([content_problem(path, "files", f"{len(names):,}", message, fix)])
 
 
 def _record(root: Path, archive: Archive, sums: Mapping[str, str], num_bytes: int) -> FolderRecord:
@@ -165,57 +133,49 @@ def adopt_folder(root: Path, archive: Archive, listener: Listener) -> FolderReco
     """
     folder = root / archive.folder
     sizes = {name: size for name, size in _sizes(folder).items() if name.endswith(archive.suffix)}
-    _check_names(sizes, archive, folder, "Move it away, then start again.")
+    missing = [name for name in archive.required_names if name not in sizes]
+    if missing or archive.num_files not in (None, len(sizes)):
+        expected = ", ".join(missing) or f"{archive.num_files:,} {archive.suffix} files"
+        message, fix = f"It does not hold what it should: {expected}.", "Move it away, then start again."
+        raise DataError([content_problem(folder, "files", f"{len(sizes):,}", message, fix)])
     sums = _digests(folder, sizes, f"{archive.folder}: reading", listener)
     return _record(root, archive, sums, sum(sizes.values()))
 
 
-def find_changes(root: Path, archive: Archive, record: FolderRecord) -> list[Problem]:
-    """Return a problem for each file that is gone, or one for sizes that changed; only the folder is listed."""
+def find_changes(
+    root: Path, archive: Archive, record: FolderRecord, listener: Listener, *, verifies: bool
+) -> list[Problem]:
+    """Return a problem for each file that is gone, or one for sizes that changed; only the folder is listed.
+
+    `verifies`: read all files, and return a problem for each whose content is not what it was.
+    """
     path, folder = _sums_path(root, archive), root / archive.folder
     if not path.is_file() or sha256_of_file(path) != record.sums_sha256:
         fix = f"Remove {root / STAMP_NAME}, then start again: the folder is taken as it is, and the list written again."
         return [content_problem(path, "digests", "changed or gone", "The list of the files was changed.", fix)]
-    fix, sizes, names = _unpack_again(folder), _sizes(folder), _expected(root, archive)
-    problems = [
-        content_problem(folder / name, "file", "none", "It is gone.", fix) for name in names if name not in sizes
-    ]
-    num_bytes = sum(sizes[name] for name in names if name in sizes)
-    if not problems and num_bytes != record.num_bytes:
-        value = f"{num_bytes:,} bytes instead of {record.num_bytes:,}"
-        problems.append(content_problem(folder, "size", value, "Files were changed; --verify finds which ones.", fix))
-    return problems
-
-
-def find_wrong_digests(root: Path, archive: Archive, listener: Listener) -> list[Problem]:
-    """Return a problem for each file whose content is not what it was; all of it is read."""
-    folder, expected = root / archive.folder, _expected(root, archive)
+    fix = f"Move {folder} away, then start again: it is unpacked again."
+    expected = {name.partition("/")[2]: digest for name, digest in read_sums(path).items()}
     sizes = {name: size for name, size in _sizes(folder).items() if name in expected}
-    fix = _unpack_again(folder)
-    return [
-        content_problem(
-            folder / name, "SHA-256", f"{digest} instead of {expected[name]}", "Its content was changed.", fix
-        )
-        for name, digest in _digests(folder, sizes, f"{archive.folder}: verifying", listener).items()
-        if digest != expected[name]
-    ]
+    gone = [name for name in expected if name not in sizes]
+    if gone:
+        return [content_problem(folder / name, "file", "none", "It is gone.", fix) for name in gone]
+    if verifies:
+        digests = _digests(folder, sizes, f"{archive.folder}: verifying", listener)
+        message, changed = "Its content was changed.", [name for name in expected if digests[name] != expected[name]]
+        values = {name: f"{digests[name]} instead of {expected[name]}" for name in changed}
+        return [content_problem(folder / name, "SHA-256", values[name], message, fix) for name in changed]
+    num_bytes = sum(sizes.values())
+    value = f"{num_bytes:,} bytes instead of {record.num_bytes:,}"
+    problem = content_problem(folder, "size", value, "Files were changed; --verify finds which ones.", fix)
+    return [] if num_bytes == record.num_bytes else [problem]
 
 
 def content_problem(path: Path, field: str, value: str, message: str, fix: str) -> Problem:
     return Problem(file=str(path), where="content", field=field, value=value, message=message, fix=fix)
 
 
-def _unpack_again(folder: Path) -> str:
-    return f"Move {folder} away, then start again: it is unpacked again."
-
-
 def _sums_path(root: Path, archive: Archive) -> Path:
     return root / SUMS_FOLDER / f"{archive.folder}.sha256"
-
-
-def _expected(root: Path, archive: Archive) -> dict[str, str]:
-    """Return the digests of the list by name within the folder."""
-    return {name.partition("/")[2]: digest for name, digest in read_sums(_sums_path(root, archive)).items()}
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -1,7 +1,6 @@
 """COCO 2017 and the pretrained backbone, from the network to the folders that a run expects."""
 
 import fcntl
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,13 +9,12 @@ from pathlib import Path
 
 from maskperf.data.coco.file_names import resolve_file_names
 from maskperf.data.coco.index import read_coco
-from maskperf.download.download import PARTIAL_SUFFIX, Digests, Listener, Patience, digests_of_file, fetch
+from maskperf.download.download import PARTIAL_SUFFIX, Digests, Listener, Patience, digests_of_file, fetch, size_of
 from maskperf.download.folder import (
     FolderRecord,
     adopt_folder,
     content_problem,
     find_changes,
-    find_wrong_digests,
     read_stamp,
     read_sums,
     remove_unfinished,
@@ -109,7 +107,7 @@ class _Preparation:
             unpacked += archive.about_unpacked_bytes
             if self._file_of_user(archive.file) is None:
                 path = root / ARCHIVES_FOLDER / archive.file.name
-                own_bytes = _size(path) or _size(path.with_name(path.name + PARTIAL_SUFFIX))
+                own_bytes = size_of(path) or size_of(path.with_name(path.name + PARTIAL_SUFFIX))
                 fetched.append(max(archive.file.about_bytes - own_bytes, 0))
         weights.parent.mkdir(parents=True, exist_ok=True)
         needs = {root: unpacked + (sum(fetched) if self.order.keeps_archives else max(fetched))}
@@ -155,12 +153,10 @@ class _Preparation:
             record = adopt_folder(root, archive, self.listener)
             how = "taken as it is"
         else:
-            problems = find_changes(root, archive, record)
-            if self.order.verifies and not problems:
-                problems = find_wrong_digests(root, archive, self.listener)
-                how = "already there, every file verified"
+            problems = find_changes(root, archive, record, self.listener, verifies=self.order.verifies)
             if problems:
                 raise DataError(problems)
+            how += ", every file verified" if self.order.verifies else ""
         write_stamp(root, replace(stamp, folders={**stamp.folders, folder: record}))
         self.listener.say(f"{folder}: {how} ({record.files:,} files, {record.num_bytes / 1e9:.2f} GB)")
 
@@ -253,11 +249,4 @@ class _Preparation:
 
 
 def _is_empty_or_absent(folder: Path) -> bool:
-    if not folder.is_dir():
-        return not folder.exists()
-    with os.scandir(folder) as entries:
-        return next(entries, None) is None
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))

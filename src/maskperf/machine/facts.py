@@ -260,6 +260,3 @@ class Finding:
 ok = partial(Finding, OK)
 note = partial(Finding, NOTE)
 problem = partial(Finding, PROBLEM)
-
-# What a check returns: level, value, meaning, and a fix where there is one.
-Verdict = tuple[str, str, str] | tuple[str, str, str, str]

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise, takewhile
 
-from maskperf.mlperf.read import Record
+from maskperf.mlperf.read import Number, Record
 
 CLOCK_TOLERANCE_MS = 1000  # several writers of one log may be out of order by milliseconds
 HEAD = (  # what a run logs before its first epoch and not again
     *("submission_benchmark", "submission_org", "submission_division", "submission_status", "submission_platform"),
     *("cache_clear", "init_start", "init_stop", "run_start"),
 )
-STARTS = {"epoch_start": "epoch", "block_start": "block"}  # and the unit that they start
+STARTS = ("epoch_start", "block_start")
 BODY = (*STARTS, "epoch_stop", "block_stop", "eval_start", "eval_stop", "eval_accuracy", "run_stop")
 OF_AN_EPOCH = ("epoch_stop", "eval_start", "eval_stop", "eval_accuracy")
 
@@ -28,14 +28,14 @@ class Attempt:
         return frozenset(record.key for record in self.records)
 
     @cached_property
-    def starts(self) -> tuple[tuple[float, int], ...]:
+    def starts(self) -> tuple[tuple[Number, int], ...]:
         """The number of each epoch that it starts, and the index of that record; of blocks where it logs only those."""
-        key = "epoch_start" if "epoch_start" in self.keys else "block_start"
-        found = [(record.epoch(STARTS[key]), index) for index, record in enumerate(self.records) if record.key == key]
+        key = STARTS["epoch_start" not in self.keys]
+        found = [(record.epoch, index) for index, record in enumerate(self.records) if record.key == key]
         return tuple((number, index) for number, index in found if number is not None)
 
     @property
-    def epochs(self) -> tuple[float, ...]:
+    def epochs(self) -> tuple[Number, ...]:
         return tuple(number for number, _ in self.starts)
 
     @property
@@ -137,7 +137,7 @@ def _begins_again(part: Sequence[Record], record: Record) -> bool:
         if record.key == "submission_benchmark":
             return is_repeated and "init_start" in seen and not _is_at_once(part, record)
         return is_repeated and record.key == "init_start" and "init_stop" in seen
-    if is_repeated and body <= STARTS.keys():
+    if is_repeated and body.issubset(STARTS):
         return not _is_at_once(part, record)
     # A first run may have lost its head; a run_stop alone that stands in front is a misplaced line.
     has_lost_head = "run_start" not in seen and body != {"run_stop"}
@@ -213,11 +213,11 @@ def _left_over(before: Attempt, part: Attempt) -> Mixture | None:
     """Return the first line of a part, and that of a record in it that the run before it must have written."""
     if not before.starts or not part.starts or min(part.epochs) > 1:
         return None
-    new: set[float | None] = set()
+    new: set[Number | None] = set()
     for record in part.records:
         if record.key in STARTS:
-            new.add(record.epoch(STARTS[record.key]))
-        number = record.epoch()
+            new.add(record.epoch)
+        number = record.epoch
         is_of_before = record.key in OF_AN_EPOCH and number in before.epochs and number not in new
         if is_of_before or (record.key == "run_stop" and not new and "run_stop" not in before.keys):
             first = part.first_line
@@ -227,9 +227,9 @@ def _left_over(before: Attempt, part: Attempt) -> Mixture | None:
 
 def _two_results(run: Attempt) -> Mixture | None:
     """Return two lines with different results of an epoch that is started twice."""
-    results: dict[float, Record] = {}
+    results: dict[Number, Record] = {}
     for record in run.records:
-        number = record.epoch()
+        number = record.epoch
         if record.key == "eval_accuracy" and number is not None and run.epochs.count(number) > 1:
             first = results.setdefault(number, record)
             if first.value != record.value:

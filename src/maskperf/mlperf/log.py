@@ -10,6 +10,7 @@ from mlperf_logging.mllog import constants as keys
 from mlperf_logging.mllog.mllog import MLLogger
 
 from maskperf.config import BENCHMARK, RunConfig
+from maskperf.overrides import flatten
 
 LARGEST_CLOCK_DRIFT_SECONDS = 1.0
 # The names that published logs use for the five losses.
@@ -19,6 +20,20 @@ PUBLISHED_LOSS_NAMES = {
     "classification": "loss_classifier",
     "box": "loss_box_reg",
     "mask": "loss_mask",
+}
+# The field of the configuration behind each key. The batch size comes before the learning rate: the checker needs it
+# there for small batches.
+HYPERPARAMETERS = {
+    keys.GLOBAL_BATCH_SIZE: "optimizer.batch_size",
+    keys.GRADIENT_ACCUMULATION_STEPS: "optimizer.accumulation_steps",
+    keys.NUM_IMAGE_CANDIDATES: "model.proposals_train",
+    keys.MIN_IMAGE_SIZE: "data.short_side",
+    keys.MAX_IMAGE_SIZE: "data.long_side",
+    keys.OPT_BASE_LR: "optimizer.learning_rate",
+    keys.OPT_LR_DECAY_FACTOR: "optimizer.decay_factor",
+    keys.OPT_LR_DECAY_STEPS: "optimizer.decay_steps",
+    keys.OPT_LR_WARMUP_STEPS: "optimizer.warmup_steps",
+    keys.OPT_LR_WARMUP_FACTOR: "optimizer.warmup_factor",
 }
 
 
@@ -62,20 +77,11 @@ class MlperfLog:
         self._write("start", keys.INIT_START)
 
     def hyperparameters(self, config: RunConfig, seed: int) -> None:
-        """The batch size comes before the learning rate: the checker needs it there for small batches."""
-        optimizer = config.optimizer
+        values = flatten(config)
         self._write("event", keys.SEED, seed)
-        self._write("event", keys.GLOBAL_BATCH_SIZE, optimizer.batch_size)
-        self._write("event", keys.NUM_IMAGE_CANDIDATES, config.model.proposals_train)
-        self._write("event", keys.GRADIENT_ACCUMULATION_STEPS, optimizer.accumulation_steps)
-        self._write("event", keys.MIN_IMAGE_SIZE, config.data.short_side)
-        self._write("event", keys.MAX_IMAGE_SIZE, config.data.long_side)
         self._write("event", keys.OPT_NAME, "sgd_with_momentum")
-        self._write("event", keys.OPT_LR_DECAY_FACTOR, optimizer.decay_factor)
-        self._write("event", keys.OPT_BASE_LR, optimizer.learning_rate)
-        self._write("event", keys.OPT_LR_DECAY_STEPS, list(optimizer.decay_steps))
-        self._write("event", keys.OPT_LR_WARMUP_STEPS, optimizer.warmup_steps)
-        self._write("event", keys.OPT_LR_WARMUP_FACTOR, optimizer.warmup_factor)
+        for key, field in HYPERPARAMETERS.items():
+            self._write("event", key, values[field])
 
     def run_start(self) -> None:
         self._write("end", keys.INIT_STOP)

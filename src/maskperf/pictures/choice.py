@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from pycocotools import mask as coco_masks
 
-from maskperf.data.coco.document import AnnotationRow, Document, ImageRow, outline_of
+from maskperf.data.coco.document import AnnotationRow, Document, ImageRow
 from maskperf.data.images.decode import decode_image
 from maskperf.files import pretty_json, printable, write_text
 from maskperf.pictures.drawing import (
@@ -132,7 +132,7 @@ class Predictions:
         truth, found = self._truth[row.id], self._found[row.id]
         if not found:
             return np.zeros((0, len(truth)))
-        outlines = [_packed(outline_of(annotation), (row.height, row.width)) for annotation in truth]
+        outlines = [_packed(annotation.outline, (row.height, row.width)) for annotation in truth]
         masks = [mask["segmentation"] for _, mask in found]
         overlaps = coco_masks.iou(masks, outlines, [bool(annotation.iscrowd) for annotation in truth])
         found_ids = np.array([boxes["category_id"] for boxes, _ in found])
@@ -152,7 +152,7 @@ class Predictions:
             return Overlay(box, decode_outline(outline, size_hw), short_name(name) + note, self._colours[name])
 
         truth = [
-            overlay(truth.bbox, outline_of(truth), truth.category_id, ", crowd" if truth.iscrowd else "")
+            overlay(truth.bbox, truth.outline, truth.category_id, ", crowd" if truth.iscrowd else "")
             for truth in self._truth[row.id]
         ]
         found = [

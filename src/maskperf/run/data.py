@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from maskperf.config import BACKBONE_MD5, DataConfig, RunConfig
+from maskperf.config import DataConfig, RunConfig
 from maskperf.data.coco.categories import CategoryMatch, categories_of, match_categories
 from maskperf.data.coco.index import CocoIndex, DataPaths, locate, read_coco
 from maskperf.data.coco.verify import check_benchmark_counts, count_notices
@@ -16,6 +16,7 @@ from maskperf.data.images.files import open_split
 from maskperf.data.images.loader import TrainingLoader, feeding_for
 from maskperf.data.images.page_cache import forget_all_files, forget_files
 from maskperf.data.images.raw_images import prepare_images
+from maskperf.demo.dataset import write_demo_dataset
 from maskperf.engine.distributed import Topology, share_from_first
 from maskperf.engine.precision import resolve_precision
 from maskperf.errors import ConfigError, DataError, Problem, joined_errors
@@ -24,14 +25,9 @@ from maskperf.evaluation.scores import GroundTruth
 from maskperf.pictures.fonts import font_notices
 from maskperf.recipes import RECIPES
 from maskperf.run.session import Session
+from maskperf.run.start import check_start
 from maskperf.seeds import entropy_seed
 from maskperf.structures import Batch
-
-WEIGHT_FILES = {  # field of the section model: what to do where its file is missing
-    "backbone_weights": "Set it to Detectron's R-50.pkl (ImageNetPretrained/MSRA of its model zoo, MD5 "
-    f"{BACKBONE_MD5}), or to nothing (model.backbone_weights=) to start from random weights.",
-    "initial_weights": "Set it to a model.safetensors of a run or a .pth of the reference, or to nothing.",
-}
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,9 @@ class OpenedData:
 def complete_config(config: RunConfig, topology: Topology) -> RunConfig:
     """Return the configuration with its seed and the number of classes of the data, the same in all processes.
 
-    Errors: ConfigError for a batch that cannot be split; DataError for missing files or unusable categories.
+    Synthetic data is written here, once nothing else can stop the start.
+    Errors: ConfigError for a batch that cannot be split; DataError for missing files or unusable categories;
+    StorageError for folders that cannot be written.
     """
     parts = topology.world * config.optimizer.accumulation_steps
     if config.optimizer.batch_size % parts:
@@ -57,7 +55,9 @@ def complete_config(config: RunConfig, topology: Topology) -> RunConfig:
             f"with optimizer.accumulation_steps={config.optimizer.accumulation_steps}. "
             f"Fix: make it a multiple of {parts}."
         )
-    _demand_files(config)
+    if topology.is_first:
+        check_start(config)
+        _generate(config.data)
     seed = share_from_first(entropy_seed() if config.seed < 0 else config.seed, topology)
     config = replace(config, seed=seed)
     if config.model.num_classes:
@@ -71,23 +71,13 @@ def complete_config(config: RunConfig, topology: Topology) -> RunConfig:
     return replace(config, model=replace(config.model, num_classes=len(train.category_ids) + 1))
 
 
-def _demand_files(config: RunConfig) -> None:
-    """Refuse a run whose files are missing, before it has a folder. Nothing is opened.
-
-    Errors: DataError with a problem for each missing file or folder.
-    """
-    problems = []
-    try:
-        locate(config.data)
-    except DataError as error:
-        problems += error.problems
-    for name, fix in WEIGHT_FILES.items():
-        value = getattr(config.model, name)
-        if value and not Path(value).is_file():
-            where = {"file": value, "where": "the file of weights", "field": f"model.{name}", "value": value}
-            problems.append(Problem(**where, message="The file does not exist.", fix=fix))
-    if problems:
-        raise DataError(problems)
+def _generate(data: DataConfig) -> None:
+    """Write the synthetic data set of the demo, if the configuration asks for it and it is not there."""
+    if data.generate:
+        train, val = data.generate_images
+        written = write_demo_dataset(Path(data.root), train_images=train, val_images=val, seed=data.generate_seed)
+        where = f"{'written to' if written else 'found in'} {data.root}"
+        print(f"demo data set of {train + val} images {where}", flush=True)
 
 
 def clear_caches(session: Session) -> None:

@@ -16,12 +16,13 @@ def create_run_folder(run_dir: str, recipe: str, suffix: str = "") -> Path:
 
     A default name that is taken gets a number. The folder becomes that of `current_run_folder`.
 
-    Errors: StorageError where `run_dir` is a file or holds anything, and where no folder can be made.
+    Errors: as `require_run_folder`.
     """
+    require_run_folder(run_dir)
     folder = Path(run_dir or f"runs/{recipe}-{time.strftime('%Y%m%d-%H%M%S')}{suffix}")
     try:
         if run_dir:
-            _claim_given_folder(folder)
+            folder.mkdir(parents=True, exist_ok=True)
         else:
             folder = _claim_default_folder(folder)
     except OSError as error:
@@ -32,6 +33,25 @@ def create_run_folder(run_dir: str, recipe: str, suffix: str = "") -> Path:
     return folder
 
 
+def require_run_folder(run_dir: str) -> None:
+    """Raise a StorageError where the folder is a file, holds anything or cannot be made; empty text: one in runs."""
+    folder = Path(run_dir or "runs")
+    try:
+        nearest = next(path for path in (folder, *folder.parents) if path.exists())
+        problem, fix = "", "choose another run_dir"
+        if not nearest.is_dir():
+            problem = "a file is in the way"
+        elif run_dir and nearest == folder and any(folder.iterdir()):
+            problem = "the folder is not empty, and a run never writes over another"
+            fix += ", or move the folder away"
+        elif not os.access(nearest, os.W_OK | os.X_OK):
+            problem = "no permission to write there"
+    except OSError as error:
+        problem = f"the folder cannot be made ({error.strerror or error})"
+    if problem:
+        raise StorageError(f"run_dir={folder}: {problem}. Fix: {fix}")
+
+
 def current_run_folder() -> Path | None:
     """Return the folder that `create_run_folder` made last in this process, None before there is one."""
     return _current_folders[-1] if _current_folders else None
@@ -40,21 +60,6 @@ def current_run_folder() -> Path | None:
 def forget_run_folder() -> None:
     """Forget the folder of an earlier command of this process."""
     _current_folders.clear()
-
-
-def _claim_given_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        is_empty = next(folder.iterdir(), None) is None
-    except (FileExistsError, NotADirectoryError) as error:
-        raise StorageError(f"run_dir={folder}: a file is in the way. Fix: choose another run_dir") from error
-    if not is_empty:
-        raise StorageError(
-            f"run_dir={folder}: the folder is not empty, and a run never writes over another. "
-            "Fix: choose another run_dir, or move the folder away"
-        )
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise StorageError(f"run_dir={folder}: no permission to write there. Fix: choose another run_dir")
 
 
 def _claim_default_folder(base: Path) -> Path:

@@ -13,7 +13,7 @@ from permissions import UMASKS, common_user, modes, open_folder, umask
 from maskperf.data.coco import index as coco
 from maskperf.data.coco import table
 from maskperf.data.coco.index import read_coco
-from maskperf.data.coco.table import file_state, load_table, table_paths
+from maskperf.data.coco.table import load_table, settled_state, table_paths
 
 SOURCES = Path(coco.__file__).parents[3]
 ARRAYS = ("image_ids", "sizes_hw", "object_offsets", "boxes", "labels", "polygon_offsets", "point_offsets", "points")
@@ -95,15 +95,15 @@ def test_a_json_changed_to_the_same_size_and_time_is_read_anew(json_path):
 
 
 def test_a_change_within_one_tick_of_the_clock_is_noticed(json_path, monkeypatch):
-    state = file_state(json_path)
-    assert not state.is_settled  # it was written a moment ago
+    assert settled_state(json_path) is None  # it was written a moment ago
     later_ns = time.time_ns() + 6_000_000_000
     with monkeypatch.context() as later:
         later.setattr(table.time, "time_ns", lambda: later_ns)
-        assert file_state(json_path).is_settled
+        state = settled_state(json_path)
+    assert state is not None
     read(json_path)
     json_path.write_bytes(json_path.read_bytes().replace(b"a.jpg", b"z.jpg"))
-    monkeypatch.setattr(table, "file_state", lambda path: state)  # as if no clock had moved
+    monkeypatch.setattr(table, "settled_state", lambda path: state)  # as if no clock had moved
     assert load_table(json_path, "training") is None
 
 
@@ -125,7 +125,7 @@ def changed_tables(whole: bytes, change: str) -> list[bytes]:
     if change == "cut":
         return [whole[:length] for length in positions]
     if change == "version":
-        return [whole.replace(b"maskperf table 4", b"maskperf table 3")]
+        return [whole.replace(b"maskperf table 5", b"maskperf table 4")]
     return [whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :] for at in positions]
 
 

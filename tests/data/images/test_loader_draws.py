@@ -1,17 +1,18 @@
-"""What the loader draws: which images are mirrored, the seeds of the samplers, the order.
+"""What the loader draws: which images are mirrored, and the seeds of the samplers.
 
 Each draw changes with every part of its key (run seed, purpose, epoch, image id) and with nothing else.
 """
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
-from image_folder import image_index
+from image_folder import image_index, training_loader
 
 from maskperf.config import DataConfig
 from maskperf.data.images import loader
-from maskperf.data.images.loader import Feeding, TrainingLoader, is_flipped, load_sample
+from maskperf.data.images.loader import Feeding, is_flipped, load_sample
 from maskperf.seeds import derive_seed
 
 IMAGES = 24
@@ -64,7 +65,7 @@ def test_a_larger_probability_only_adds_flips():
     assert not flips(probability=0.0).any()
 
 
-def drawn(index, patch, *, passes=(1,), data=DATA, world=1, images_per_rank=4, seed=5, feeding=None):
+def drawn(index, patch, *, passes=(1,), data=DATA, world=1, images_per_rank=4, feeding=None):
     """Return (image id, seed of the samplers, is mirrored) of every sample in these passes of all ranks, sorted."""
     samples_seen = []
     make_batch = loader.make_batch
@@ -74,12 +75,11 @@ def drawn(index, patch, *, passes=(1,), data=DATA, world=1, images_per_rank=4, s
         return make_batch(samples, *rest)
 
     patch.setattr(loader, "make_batch", seen)
-    settings = {"seed": seed, "world": world, "images_per_rank": images_per_rank, "feeding": feeding or Feeding()}
+    settings = {"world": world, "images_per_rank": images_per_rank, "feeding": feeding or Feeding()}
     steps = IMAGES // (world * images_per_rank)
-    for rank in range(world):
-        ranks_loader = TrainingLoader(index, data, rank=rank, **settings)
-        for pass_number in passes:
-            assert len(list(ranks_loader.batches((pass_number - 1) * steps, steps))) == steps
+    for rank, pass_number in product(range(world), passes):
+        batches = training_loader(index, data, rank=rank, **settings).batches((pass_number - 1) * steps, steps)
+        assert len(list(batches)) == steps
     patch.undo()
     return sorted(samples_seen)
 
@@ -91,14 +91,6 @@ def test_training_draws_by_seed_epoch_and_image(index, monkeypatch):
         for epoch in (1, 2)
     ]
     assert drawn(index, monkeypatch, passes=(1, 2)) == sorted(expected)
-
-
-@pytest.mark.parametrize("change", [{"seed": 6}, {"passes": (2,)}], ids=["seed", "epoch"])
-def test_training_draws_change_with_seed_and_epoch(index, monkeypatch, change):
-    first, other = drawn(index, monkeypatch), drawn(index, monkeypatch, **change)
-    assert [image_id for image_id, _, _ in first] == [image_id for image_id, _, _ in other]
-    assert not {seed for _, seed, _ in first} & {seed for _, seed, _ in other}
-    assert [mirrored for _, _, mirrored in first] != [mirrored for _, _, mirrored in other]
 
 
 @pytest.mark.parametrize(
@@ -121,21 +113,6 @@ def test_training_draws_change_with_seed_and_epoch(index, monkeypatch, change):
 def test_training_draws_change_with_nothing_else(index, monkeypatch, change):
     plain = drawn(index, monkeypatch, passes=sorted(change.get("passes", (1,))))
     assert drawn(index, monkeypatch, **change) == plain
-
-
-def order_of(index, *, first_step=0, steps=6, **changes) -> list[int]:
-    settings = {"seed": 5, "rank": 0, "world": 1, "images_per_rank": 4, **changes}
-    batches = TrainingLoader(index, DATA, **settings).batches(first_step, steps)
-    return [image_id for batch in batches for image_id in batch.image_ids.tolist()]
-
-
-def test_the_order_changes_with_seed_and_epoch_and_nothing_else(index):
-    whole = order_of(index)
-    orders = [whole, order_of(index, seed=6), order_of(index, first_step=6), order_of(index, first_step=12)]
-    assert all(sorted(order) == index.image_ids.tolist() for order in orders)
-    assert len(set(map(tuple, orders))) == 4
-    assert order_of(index, images_per_rank=8, steps=3) == whole
-    assert sum((order_of(index, rank=rank, world=2, steps=3) for rank in (0, 1)), []) == whole
 
 
 def test_evaluation_draws_nothing(index):

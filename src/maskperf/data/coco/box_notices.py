@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from maskperf.data.coco.columns import Columns
-from maskperf.data.coco.rules import counted
+from maskperf.data.coco.document import counted
 
 SMALLEST_FIT = 0.5  # intersection over union of a box with the bounds of its outline
 GOOD_FIT = 0.85  # of another reading of the same four numbers

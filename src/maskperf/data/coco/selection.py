@@ -9,8 +9,7 @@ import numpy as np
 
 from maskperf.data.coco.box_notices import box_notices
 from maskperf.data.coco.columns import Columns
-from maskperf.data.coco.document import Reading
-from maskperf.data.coco.rules import IDS_SHOWN, counted
+from maskperf.data.coco.document import IDS_SHOWN, Reading, counted
 from maskperf.data.coco.table import Table
 from maskperf.errors import DataError, Problem
 

@@ -3,11 +3,11 @@
 import io
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import simplejpeg
@@ -20,15 +20,16 @@ from maskperf.errors import DataError, Problem
 
 # Trap: without this list Pillow also tries formats that start other programs (EPS) or take scripts.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+JPEG_START = b"\xff\xd8"
 CHECK_THREADS = 8
 MAX_PIXELS_AT_ONCE = 200_000_000  # of the images that are decoded at the same time when all are checked
-BYTE_ORDERS: dict[bytes, Literal["little", "big"]] = {b"II": "little", b"MM": "big"}  # of EXIF
 TURNED_ORIENTATIONS = (5, 6, 7, 8)  # by 90 degrees, so that a viewer shows height and width exchanged
 DECODING_BYTES_PER_PIXEL = 13  # measured: 3 for a JPEG, 10 for a PNG, 13 for a TIFF
 FIX_FILE = "Fetch or export it again, remove it from the JSON, or go on without such images: data.skip_bad=true."
 
 # Pillow warns at half of a limit of its own and stops at the limit. Here `max_pixels` alone decides, before any pixel.
 Image.MAX_IMAGE_PIXELS = None
+warnings.filterwarnings("ignore", module="PIL.TiffImagePlugin")  # of EXIF that is broken
 
 
 def decode_image(
@@ -50,7 +51,7 @@ def decode_image(
     if not data:
         raise DataError([make(field="file", value="0 bytes", message="The image is empty.")])
     check_size = partial(_check_size, expected_size_hw=expected_size_hw, max_pixels=max_pixels, data=data, make=make)
-    image = _decode_jpeg(data, check_size, channels) if data.startswith(b"\xff\xd8") else None
+    image = _decode_jpeg(data, check_size, channels) if data.startswith(JPEG_START) else None
     if image is None:
         image = _decode_with_pillow(data, check_size, make)
         if channels == "BGR":
@@ -106,33 +107,26 @@ def is_deeper_than_8_bits(image: ImageFile) -> bool:
     return image.format in ("PNG", "TIFF") and any(mark in str(layout) for mark in (";16B", ";16L", ";16N"))
 
 
-def exif_orientation(exif: bytes) -> int:
-    """Return the orientation in EXIF bytes; 1 where they have none, or a broken one. Pillow would warn there."""
-    exif = exif.removeprefix(b"Exif\0\0")
-    order = BYTE_ORDERS.get(exif[:2])
-    if order is None:
+def exif_orientation(image: Image.Image) -> int:
+    """Return the orientation in an opened image's EXIF; 1 where it has none, or a broken one."""
+    exif = Image.Exif()
+    try:
+        exif.load(image.info.get("exif", b""))
+        orientation = exif.get(ExifTags.Base.Orientation, 1)
+    except Exception:  # as in _decode_with_pillow
         return 1
-    start = int.from_bytes(exif[4:8], order)
-    num_entries = int.from_bytes(exif[start : start + 2], order)
-    for entry in range(start + 2, min(start + 2 + 12 * num_entries, len(exif) - 11), 12):
-        if int.from_bytes(exif[entry : entry + 2], order) == ExifTags.Base.Orientation:
-            value = int.from_bytes(exif[entry + 8 : entry + 10], order)
-            return value if 1 <= value <= 8 else 1
-    return 1
+    return int(orientation) if orientation in range(1, 9) else 1
 
 
 def _decode_jpeg(data: bytes, check_size: Callable[[tuple[int, int]], None], channels: str) -> np.ndarray | None:
     """Return the same pixels as Pillow, sooner; None for what simplejpeg refuses, so that Pillow decides."""
     try:
         height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
-    except (ValueError, KeyError):  # Trap: a rare chroma subsampling is a KeyError
-        return None
-    if color_space in ("CMYK", "YCCK"):
-        return None
-    check_size((height, width))
-    try:
+        if color_space in ("CMYK", "YCCK"):
+            return None
+        check_size((height, width))
         return simplejpeg.decode_jpeg(data, colorspace=channels, fastdct=False, fastupsample=False)
-    except ValueError:
+    except (ValueError, KeyError):  # Trap: a rare chroma subsampling is a KeyError
         return None
 
 
@@ -186,6 +180,6 @@ def _check_size(
 
 def _orientation_of(data: bytes) -> int:
     try:
-        return exif_orientation(Image.open(io.BytesIO(data), formats=FORMATS).info.get("exif", b""))
+        return exif_orientation(Image.open(io.BytesIO(data), formats=FORMATS))
     except Exception:  # as above; the size was read by another decoder
         return 1

@@ -1,0 +1,35 @@
+"""What a run needs before anything is made: its files and the folder for what it leaves. Nothing is opened."""
+
+from pathlib import Path
+
+from maskperf.config import BACKBONE_MD5, RunConfig
+from maskperf.data.coco.index import locate
+from maskperf.errors import DataError, Problem
+from maskperf.run.run_folder import require_run_folder
+
+WEIGHT_FILES = {  # field of the section model: what to do where its file is missing
+    "backbone_weights": "Set it to Detectron's R-50.pkl (ImageNetPretrained/MSRA of its model zoo, MD5 "
+    f"{BACKBONE_MD5}), or to nothing (model.backbone_weights=) to start from random weights.",
+    "initial_weights": "Set it to a model.safetensors of a run or a .pth of the reference, or to nothing.",
+}
+
+
+def check_start(config: RunConfig) -> None:
+    """Refuse a run whose files are missing or whose folder cannot be made. Synthetic data is yet to be written.
+
+    Errors: DataError with a problem for each missing file or folder; StorageError for the folder of the run.
+    """
+    problems = []
+    try:
+        if not config.data.generate:
+            locate(config.data)
+    except DataError as error:
+        problems += error.problems
+    for name, fix in WEIGHT_FILES.items():
+        value = getattr(config.model, name)
+        if value and not Path(value).is_file():
+            where = {"file": value, "where": "the file of weights", "field": f"model.{name}", "value": value}
+            problems.append(Problem(**where, message="The file does not exist.", fix=fix))
+    if problems:
+        raise DataError(problems)
+    require_run_folder(config.run_dir)

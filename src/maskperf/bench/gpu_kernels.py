@@ -257,12 +257,12 @@ def _casts(direction: str, inputs: Inputs) -> KernelCase:
         return torch.no_grad()(casts) if direction == "forward" else backward
 
     shape = f"{count} weights of {channels} x {channels} x 3 x 3, torch.bfloat16"
-    return KernelCase(f"weight casts {direction}", shape, side(load("casts").WeightCasts), side(PlainCasts))
+    return KernelCase(f"weight casts {direction}", shape, side(load("products").WeightCasts), side(PlainCasts))
 
 
 def _own_class(direction: str, inputs: Inputs) -> KernelCase:
     """The logits of RoIs that are each of a class of their own."""
-    sizes, kernels = inputs.sizes, load("own_class")
+    sizes, kernels = inputs.sizes, load("products")
     rois, pixels = sizes.images * sizes.mask_rois, MASK_SIZE**2
     maps = inputs.normal(rois, pixels, sizes.channels, dtype=torch.bfloat16).relu().requires_grad_()
     weights = inputs.normal(rois, sizes.channels, dtype=torch.bfloat16).requires_grad_()
@@ -270,11 +270,11 @@ def _own_class(direction: str, inputs: Inputs) -> KernelCase:
     by_pytorch = using(plain())(partial(own_class_logits, maps, weights, offsets, labels))
     shape = f"{rois} RoIs, {MASK_SIZE} x {MASK_SIZE}, {sizes.channels} channels, torch.bfloat16"
     if direction == "forward":
-        forward = partial(kernels.logits, maps.detach(), weights.detach(), offsets)
+        forward = partial(kernels.own_class_logits, maps.detach(), weights.detach(), offsets)
         return KernelCase("mask logits forward", shape, forward, torch.no_grad()(by_pytorch))
     gradient = inputs.normal(rois, pixels)
     backward = partial(torch.autograd.grad, by_pytorch(), [maps, weights], gradient, retain_graph=True)
-    kernel = partial(kernels.gradients, maps.detach(), weights.detach(), gradient)
+    kernel = partial(kernels.own_class_gradients, maps.detach(), weights.detach(), gradient)
     return KernelCase("mask logits backward", shape, kernel, backward)
 
 
@@ -284,7 +284,7 @@ def _residual(dtype: torch.dtype, inputs: Inputs) -> KernelCase:
     return KernelCase(
         "sum of gradients",
         f"{' x '.join(map(str, x.shape))}, {dtype}",
-        torch.no_grad()(lambda: load("residual").add_rectified(first.clone(), second, x)),
+        torch.no_grad()(lambda: load("products").add_rectified(first.clone(), second, x)),
         torch.no_grad()(lambda: torch.where(x <= 0, 0.0, first.clone().add_(second))),
     )
 

@@ -2,15 +2,17 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from maskperf.config import DataConfig
 from maskperf.data.coco.index import CocoIndex, read_coco
 from maskperf.data.images.loader import TrainingLoader
+from maskperf.structures import tensors_of
 
 CATEGORY = {"id": 3, "name": "dog"}
 FIRST_ID = 100
@@ -69,3 +71,9 @@ def image_index(
 
 def training_loader(index: CocoIndex, data: DataConfig = SMALL, **changes) -> TrainingLoader:
     return TrainingLoader(index, data, **{"seed": 5, "rank": 0, "world": 1, "images_per_rank": 2, **changes})
+
+
+def assert_equal(found: Iterable, expected: Iterable) -> None:
+    """Every tensor of every batch is the same, bit for bit."""
+    for batch, other in zip(found, expected, strict=True):
+        assert all(map(torch.equal, tensors_of(batch), tensors_of(other)))

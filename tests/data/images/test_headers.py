@@ -33,11 +33,6 @@ def look(folder, data: bytes, size_hw=SIZE_HW, limit=LIMIT):
     return look_at(str(path), expected_size_hw=size_hw, max_pixels=limit)
 
 
-def messages_of(folder, data: bytes) -> list[str]:
-    problems, _ = check_headers(index_of(folder, {"one": data}), max_pixels=LIMIT)
-    return [problem.message for _, problem in problems]
-
-
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
@@ -56,24 +51,20 @@ def test_a_look_settles_what_is_good_and_no_other_size(tmp_path, kind, options):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_cut_file_is_never_settled_by_a_look_and_is_a_problem(tmp_path, kind):
+def test_a_cut_file_is_never_settled_by_a_look(tmp_path, kind):
     data = encoded(PIXELS, kind)
-    for length in {1, 2, 20, len(data) // 3, len(data) // 2, len(data) - 200, len(data) - 70}:
+    for length in {0, 1, 2, 20, len(data) // 3, len(data) // 2, len(data) - 200, len(data) - 70}:
         assert not look(tmp_path, data[:length])[0]
-        (message,) = messages_of(tmp_path, data[:length])
-        assert "cut short or broken" in message or "not an image of a known format" in message
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("behind", [b"\0" * 40, b"\0" * 5000, b"\x12\x34" * 700, b"ftypmp42" + bytes(range(256)) * 9])
-def test_something_behind_the_end_is_no_problem(tmp_path, kind, behind):
-    assert messages_of(tmp_path, encoded(PIXELS, kind) + behind) == []
+BEHIND = (b"\0" * 40, b"\0" * 5000, b"\x12\x34" * 700, b"ftypmp42" + bytes(range(256)) * 9)
+SECOND = encoded(gradient(30, 50), "JPEG")
 
 
-def test_a_file_of_two_images_is_no_problem_nor_is_one_whose_second_is_cut(tmp_path):
-    two = JPEG + encoded(gradient(30, 50), "JPEG")
-    for data in (two, two[:-100], encoded(PIXELS, "MPO", save_all=True)):
-        assert messages_of(tmp_path, data) == []
+def test_what_is_behind_the_end_is_no_problem_nor_is_a_second_image_that_is_cut(tmp_path):
+    files = {f"{kind}{number}": encoded(PIXELS, kind) + more for kind in KINDS for number, more in enumerate(BEHIND)}
+    files |= {"two": JPEG + SECOND, "cut": JPEG + SECOND[:-100], "mpo": encoded(PIXELS, "MPO", save_all=True)}
+    assert check_headers(index_of(tmp_path, files), max_pixels=LIMIT) == ([], ())
 
 
 def test_the_end_marker_of_a_thumbnail_is_not_taken_for_that_of_the_image(tmp_path):
@@ -81,9 +72,7 @@ def test_the_end_marker_of_a_thumbnail_is_not_taken_for_that_of_the_image(tmp_pa
     with_thumbnail = JPEG[:2] + b"\xff\xe1" + (len(small) + 8).to_bytes(2) + b"Exif\0\0" + small + JPEG[2:]
     assert look(tmp_path, with_thumbnail)[0]
     cut = with_thumbnail[: 2 + 10 + len(small)]
-    assert cut.endswith(b"\xff\xd9")
-    assert not look(tmp_path, cut)[0]
-    assert len(messages_of(tmp_path, cut)) == 1
+    assert cut.endswith(b"\xff\xd9") and not look(tmp_path, cut)[0]
 
 
 @pytest.mark.parametrize(("at", "value"), [(1, 0xC3), (4, 12)], ids=["lossless", "12 bits"])
@@ -94,9 +83,8 @@ def test_an_unusual_jpeg_is_never_settled_by_a_look(tmp_path, at, value):
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("PNG", np.uint16), ("TIFF", np.uint16), ("TIFF", np.int32)])
-def test_deep_samples_are_a_problem(tmp_path, kind, dtype):
-    (message,) = messages_of(tmp_path, encoded(np.zeros(SIZE_HW, dtype), kind))
-    assert "more than 8 bits" in message
+def test_deep_samples_are_never_settled_by_a_look(tmp_path, kind, dtype):
+    assert not look(tmp_path, encoded(np.zeros(SIZE_HW, dtype), kind))[0]
 
 
 def test_missing_empty_and_odd_files_are_problems(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from image_folder import SMALL as DATA
-from image_folder import image_index, training_loader, triangle
+from image_folder import assert_equal, image_index, training_loader, triangle
 
 from maskperf.data.images import loader
 from maskperf.data.images.buckets import bucket_sizes, group_numbers, image_buckets
@@ -37,14 +37,6 @@ def loader_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("maskperf-loader")]
 
 
-def assert_equal(first, second):
-    assert torch.equal(first.images.pixels, second.images.pixels)
-    assert first.image_ids.tolist() == second.image_ids.tolist()
-    assert first.sample_seeds.tolist() == second.sample_seeds.tolist()
-    assert torch.equal(first.targets.boxes, second.targets.boxes)
-    assert torch.equal(first.targets.polygons.points, second.targets.polygons.points)
-
-
 def test_a_flipped_sample_mirrors_pixels_and_targets_but_not_in_evaluation(index):
     never, always = (replace(DATA, flip_probability=chance) for chance in (0.0, 1.0))
     plain, mirrored = sample_of(index, 0, never), sample_of(index, 0, always)
@@ -55,32 +47,34 @@ def test_a_flipped_sample_mirrors_pixels_and_targets_but_not_in_evaluation(index
     assert torch.equal(pixels_of(sample_of(index, 0, always, training=False)), pixels_of(plain))
 
 
-def test_batches_come_in_order_and_do_not_depend_on_threads(index):
-    expected = list(training_loader(index, replace(DATA, loader_threads=1, prefetch_batches=0)).batches(0, 11))
-    found = list(training_loader(index, replace(DATA, loader_threads=4)).batches(0, 11))
-    assert len(found) == 11
-    for first, second in zip(found, expected, strict=True):
-        assert_equal(first, second)
+def test_batches_come_in_order_whatever_the_threads_and_the_first_step(index):
+    whole = list(training_loader(index, replace(DATA, loader_threads=1, prefetch_batches=0)).batches(0, 11))
+    assert len(whole) == 11
+    for first_step in (0, 1, 6):
+        found = training_loader(index, replace(DATA, loader_threads=4)).batches(first_step, 4)
+        assert_equal(found, whole[first_step : first_step + 4])
 
 
-def test_a_run_can_be_replayed_from_the_middle(index):
-    whole = list(training_loader(index).batches(0, 10))
-    for first_step in (1, 6):
-        part = list(training_loader(index).batches(first_step, 4))
-        for first, second in zip(part, whole[first_step : first_step + 4], strict=True):
-            assert_equal(first, second)
-
-
-def test_a_batch_is_padded_to_the_divisor_and_holds_the_pixels_of_its_samples(index):
-    seeds = {derive_seed(5, "sample", epoch, image_id): epoch for epoch in (1, 2) for image_id in range(100, 107)}
-    for batch in training_loader(index).batches(0, 5):
+@pytest.mark.parametrize(("feeding", "images_per_rank"), [(Feeding(), 2), (STATIC, 3)], ids=["plain", "static"])
+def test_a_batch_holds_its_samples_among_zeros_each_with_the_draws_of_its_pass(index, feeding, images_per_rank):
+    passes_of = {
+        derive_seed(5, "sample", number, image_id): (number, image_id)
+        for number in range(1, 30)
+        for image_id in index.image_ids.tolist()
+    }
+    num_mixed = 0
+    for batch in training_loader(index, feeding=feeding, images_per_rank=images_per_rank).batches(0, 14):
+        drawn = [passes_of[seed] for seed in batch.sample_seeds.tolist()]
+        assert [image_id for _, image_id in drawn] == batch.image_ids.tolist()
+        num_mixed += len({number for number, _ in drawn}) > 1
         assert batch.images.pixels.shape[2] % 8 == batch.images.pixels.shape[3] % 8 == 0
-        assert batch.targets.valid.all()
-        assert batch.targets.labels.eq(1).all()
-        for number, image_id in enumerate(batch.image_ids.tolist()):
-            sample = sample_of(index, image_id - 100, epoch=seeds[int(batch.sample_seeds[number])])
-            height, width = batch.images.sizes_hw[number].tolist()
-            assert torch.equal(batch.images.pixels[number, :, :height, :width], pixels_of(sample))
+        assert batch.targets.labels.eq(batch.targets.valid).all()
+        for pixels, (number, image_id) in zip(batch.images.pixels, drawn, strict=True):
+            sample = sample_of(index, image_id - 100, epoch=number)
+            height, width = sample.size_hw
+            assert torch.equal(pixels[:, :height, :width], pixels_of(sample))
+            assert not pixels[:, height:].any() and not pixels[:, :, width:].any()
+    assert (num_mixed > 0) == feeding.static_sizes
 
 
 def test_aspect_buckets_bring_images_of_one_padded_size_together(index):
@@ -109,28 +103,9 @@ def test_batches_of_static_buckets_are_full_and_alike_in_all_processes(index, wo
         assert [len(part.image_ids) for part in parts] == [images_per_rank] * world
         drawn.update(seed for part in parts for seed in part.sample_seeds.tolist())
     passes = range(1, 5 + world * images_per_rank)  # a small group may begin a pass before the others end theirs
-    seeds = {derive_seed(5, "sample", number, image_id) for number in passes for image_id in index.image_ids.tolist()}
-    assert set(drawn) <= seeds
+    keys = [(number, image_id) for number in passes for image_id in index.image_ids.tolist()]
+    assert set(drawn) <= {derive_seed(5, "sample", *key) for key in keys}
     assert set(drawn.values()) == {1}
-
-
-def test_images_of_one_batch_have_the_draws_of_their_own_passes(index):
-    batches = list(training_loader(index, feeding=STATIC, images_per_rank=3).batches(0, 14))
-    passes_of = {
-        derive_seed(5, "sample", number, image_id): (number, image_id)
-        for number in range(1, 30)
-        for image_id in index.image_ids.tolist()
-    }
-    drawn = [[passes_of[seed] for seed in batch.sample_seeds.tolist()] for batch in batches]
-    assert [[image_id for _, image_id in entries] for entries in drawn] == [b.image_ids.tolist() for b in batches]
-    assert any(len({number for number, _ in entries}) > 1 for entries in drawn)
-    for batch, entries in zip(batches, drawn, strict=True):
-        for pixels, (number, image_id) in zip(batch.images.pixels, entries, strict=True):
-            sample = sample_of(index, image_id - 100, epoch=number)
-            height, width = sample.size_hw
-            assert torch.equal(pixels[:, :height, :width], pixels_of(sample))
-            assert not pixels[:, height:].any()
-            assert not pixels[:, :, width:].any()
 
 
 def test_techniques_mean_something_else_on_a_gpu():
@@ -151,23 +126,17 @@ def test_images_are_not_grouped_where_the_configuration_says_so(index):
     assert [batch.image_ids.tolist() for batch in plain] == [batch.image_ids.tolist() for batch in static]
 
 
-def test_threads_end_when_the_iterator_is_closed_or_used_up(index):
-    batches = training_loader(index).batches(0, 1000)
-    next(batches)
-    assert loader_threads()
-    batches.close()
-    assert loader_threads() == []
-    assert len(list(training_loader(index).batches(0, 3))) == 3
-    assert loader_threads() == []
-
-
-def test_no_more_batches_are_made_ahead_than_asked(index, monkeypatch):
+def test_few_batches_are_made_ahead_by_threads_that_end_with_the_iterator(index, monkeypatch):
     made = []
     monkeypatch.setattr(loader, "make_batch", lambda samples, *rest: made.append(1) or make_batch(samples, *rest))
     batches = training_loader(index).batches(0, 1000)
     next(batches)
+    assert loader_threads()
     batches.close()
     assert 1 <= len(made) <= 1 + 3
+    assert loader_threads() == []
+    assert len(list(training_loader(index).batches(0, 3))) == 3
+    assert loader_threads() == []
 
 
 def test_all_bad_images_are_named_at_the_first_failure(index, tmp_path, monkeypatch):
@@ -196,11 +165,8 @@ def test_the_limit_of_pixels_holds_when_images_are_loaded(index):
 
 
 def test_another_error_of_a_thread_reaches_the_consumer(index, monkeypatch):
-    def failing(samples, size_divisor, packing):
-        raise ZeroDivisionError("planted")
-
-    monkeypatch.setattr(loader, "make_batch", failing)
-    with pytest.raises(ZeroDivisionError, match="planted"):
+    monkeypatch.setattr(loader, "make_batch", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
         list(training_loader(index).batches(0, 5))
     assert loader_threads() == []
 

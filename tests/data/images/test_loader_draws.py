@@ -65,37 +65,10 @@ def test_a_larger_probability_only_adds_flips():
     assert not flips(probability=0.0).any()
 
 
-def drawn(index, patch, *, passes=(1,), data=DATA, world=1, images_per_rank=4, feeding=None):
-    """Return (image id, seed of the samplers, is mirrored) of every sample in these passes of all ranks, sorted."""
-    samples_seen = []
-    make_batch = loader.make_batch
-
-    def seen(samples, *rest):
-        samples_seen.extend((sample.image_id, sample.sample_seed, sample.is_mirrored) for sample in samples)
-        return make_batch(samples, *rest)
-
-    patch.setattr(loader, "make_batch", seen)
-    settings = {"world": world, "images_per_rank": images_per_rank, "feeding": feeding or Feeding()}
-    steps = IMAGES // (world * images_per_rank)
-    for rank, pass_number in product(range(world), passes):
-        batches = training_loader(index, data, rank=rank, **settings).batches((pass_number - 1) * steps, steps)
-        assert len(list(batches)) == steps
-    patch.undo()
-    return sorted(samples_seen)
-
-
-def test_training_draws_by_seed_epoch_and_image(index, monkeypatch):
-    expected = [
-        (image_id, derive_seed(5, "sample", epoch, image_id), is_flipped(5, epoch, image_id, 0.5))
-        for image_id in index.image_ids.tolist()
-        for epoch in (1, 2)
-    ]
-    assert drawn(index, monkeypatch, passes=(1, 2)) == sorted(expected)
-
-
 @pytest.mark.parametrize(
     "change",
     [
+        {"passes": (1, 2)},
         {"world": 3, "images_per_rank": 2},
         {"images_per_rank": 1},
         {"images_per_rank": 24},
@@ -106,13 +79,25 @@ def test_training_draws_by_seed_epoch_and_image(index, monkeypatch):
         {"data": replace(DATA, group_by_aspect=True)},
         {"data": replace(DATA, group_by_aspect=True), "feeding": Feeding(aspect_buckets=True, static_sizes=True)},
         {"feeding": Feeding(raw_images=True)},
-        {"passes": (2, 1)},
     ],
     ids=lambda change: " ".join(change),
 )
-def test_training_draws_change_with_nothing_else(index, monkeypatch, change):
-    plain = drawn(index, monkeypatch, passes=sorted(change.get("passes", (1,))))
-    assert drawn(index, monkeypatch, **change) == plain
+def test_training_draws_by_seed_epoch_and_image_and_nothing_else(index, monkeypatch, change):
+    found, make_batch = [], loader.make_batch
+
+    def seen(samples, *rest):
+        found.extend((sample.image_id, sample.sample_seed, sample.is_mirrored) for sample in samples)
+        return make_batch(samples, *rest)
+
+    monkeypatch.setattr(loader, "make_batch", seen)
+    options = {"data": DATA, "world": 1, "images_per_rank": 4, **change}
+    passes = options.pop("passes", (1,))
+    steps = IMAGES // (options["world"] * options["images_per_rank"])
+    for rank, pass_number in product(range(options["world"]), passes):
+        batches = training_loader(index, rank=rank, **options).batches((pass_number - 1) * steps, steps)
+        assert len(list(batches)) == steps
+    keys = product(passes, index.image_ids.tolist())
+    assert sorted(found) == sorted((key[1], derive_seed(5, "sample", *key), is_flipped(5, *key, 0.5)) for key in keys)
 
 
 def test_evaluation_draws_nothing(index):

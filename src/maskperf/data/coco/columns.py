@@ -192,12 +192,15 @@ def _runs_of_text(text: str) -> list[int] | None:
 def _columns_of_json(data: bytes | mmap.mmap, reading: Reading) -> Columns:
     try:
         file = msgspec.json.decode(data, type=_File)
-        return _columns(file, data, reading)
+        columns, extents = _columns(file, data, reading)
     except (msgspec.DecodeError, RecursionError) as error:
         raise NotPlain from error
+    _check(columns, extents, file.categories, reading)
+    return columns
 
 
-def _columns(file: _File, data: bytes | mmap.mmap, reading: Reading) -> Columns:
+def _columns(file: _File, data: bytes | mmap.mmap, reading: Reading) -> tuple[Columns, np.ndarray]:
+    """Return the columns, and the largest magnitude in each polygon."""
     decoder = msgspec.json.Decoder(list[_Annotation if reading.training else _EvaluatedAnnotation])  # type: ignore[misc]
     sizes_hw = {row.id: [row.height, row.width] for row in file.images}
     coordinates = bytearray()  # grows in place, where joining arrays would need twice the memory
@@ -237,8 +240,7 @@ def _columns(file: _File, data: bytes | mmap.mmap, reading: Reading) -> Columns:
         num_runs=num_runs,
         run_ends=np.concatenate(ends),
     )
-    _check(columns, extents, file.categories, reading)
-    return columns
+    return columns, extents
 
 
 def _parts(annotations: list[msgspec.Raw], data: bytes | mmap.mmap) -> Iterator[bytes]:

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +33,10 @@ Image.MAX_IMAGE_PIXELS = None
 warnings.filterwarnings("ignore", module="PIL.TiffImagePlugin")  # of EXIF that is broken
 
 
+class _BadImage(Exception):
+    """Field, value and message of an image's problem, and its fix unless that is `FIX_FILE`."""
+
+
 def decode_image(
     path: Path, *, image_id: int | str, expected_size_hw: tuple[int, int], max_pixels: int, channels: str = "RGB"
 ) -> UInt8[np.ndarray, "height width 3"]:
@@ -42,21 +47,30 @@ def decode_image(
     Errors: DataError with one problem for a file that is missing, no image, cut short, of 16 bits, of another size
     than `expected_size_hw`, or of more than `max_pixels`.
     """
-    make = partial(Problem, file=str(path), where=f"image id {image_id}", fix=FIX_FILE)
+    try:
+        data = _read(path)
+        check_size = partial(_check_size, expected_size_hw=expected_size_hw, max_pixels=max_pixels, data=data)
+        image = _decode_jpeg(data, check_size, channels) if data.startswith(JPEG_START) else None
+        if image is None:
+            image = _decode_with_pillow(data, check_size)
+            image = np.ascontiguousarray(image[:, :, ::-1]) if channels == "BGR" else image
+        return image
+    except _BadImage as error:
+        field, value, message, fix = (*error.args, FIX_FILE)[:4]
+        where = f"image id {image_id}"
+        problem = Problem(file=str(path), where=where, field=field, value=value, message=message, fix=fix)
+        raise DataError([problem]) from error
+
+
+def _read(path: Path) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
         message = "The image does not exist." if isinstance(error, FileNotFoundError) else "The image cannot be read."
-        raise DataError([make(field="file", value=str(error.strerror), message=message)]) from error
+        raise _BadImage("file", str(error.strerror), message) from error
     if not data:
-        raise DataError([make(field="file", value="0 bytes", message="The image is empty.")])
-    check_size = partial(_check_size, expected_size_hw=expected_size_hw, max_pixels=max_pixels, data=data, make=make)
-    image = _decode_jpeg(data, check_size, channels) if data.startswith(JPEG_START) else None
-    if image is None:
-        image = _decode_with_pillow(data, check_size, make)
-        if channels == "BGR":
-            image = np.ascontiguousarray(image[:, :, ::-1])
-    return image
+        raise _BadImage("file", "0 bytes", "The image is empty.")
+    return data
 
 
 def check_images(
@@ -130,56 +144,44 @@ def _decode_jpeg(data: bytes, check_size: Callable[[tuple[int, int]], None], cha
         return None
 
 
-def _decode_with_pillow(data: bytes, check_size: Callable[[tuple[int, int]], None], make: partial) -> np.ndarray:
+def _decode_with_pillow(data: bytes, check_size: Callable[[tuple[int, int]], None]) -> np.ndarray:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Exception as error:  # Pillow's plug-ins raise errors of many kinds on broken bytes
         message = f"The file is not an image of a known format ({', '.join(FORMATS)}), or its head is broken."
-        raise DataError([make(field="file", value=f"starts with {data[:12].hex(' ')}", message=message)]) from error
+        raise _BadImage("file", f"starts with {data[:12].hex(' ')}", message) from error
     check_size((image.height, image.width))
     if is_deeper_than_8_bits(image):
         message = "The image has more than 8 bits per channel; its bright parts would all become white."
-        fix = "Save it with 8 bits per channel."
-        raise DataError([make(field="mode", value=f"{image.format} {image.mode}", message=message, fix=fix)])
+        raise _BadImage("mode", f"{image.format} {image.mode}", message, "Save it with 8 bits per channel.")
     try:
         image.load()
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except Exception as error:  # as above
-        message = "The image is cut short or broken."
-        raise DataError([make(field="pixels", value=f"{len(data)} bytes, {error}", message=message)]) from error
+        raise _BadImage("pixels", f"{len(data)} bytes, {error}", "The image is cut short or broken.") from error
 
 
-def _check_size(
-    size_hw: tuple[int, int], *, expected_size_hw: tuple[int, int], max_pixels: int, data: bytes, make: partial
-) -> None:
-    """Raise DataError unless the image has the JSON's size and at most `max_pixels`; before its pixels are decoded."""
+def _check_size(size_hw: tuple[int, int], *, expected_size_hw: tuple[int, int], max_pixels: int, data: bytes) -> None:
+    """Raise _BadImage unless the image has the JSON's size and at most `max_pixels`; before its pixels are decoded."""
     pixels = size_hw[0] * size_hw[1]
     if size_hw != expected_size_hw:
         value = f"{size_hw[0]} x {size_hw[1]} in the file, {expected_size_hw[0]} x {expected_size_hw[1]} in the JSON"
         message = "The image's height x width is not the JSON's."
         fix = "Write the size of the file into the JSON, with the annotations to match."
         if size_hw == expected_size_hw[::-1]:
-            orientation = _orientation_of(data)
             message = "Width and height are swapped in the JSON."
             fix = "Exchange the two in the image's entry of `images`."
+            orientation = 1
+            with suppress(Exception):  # as above; the size was read by another decoder
+                orientation = exif_orientation(Image.open(io.BytesIO(data), formats=FORMATS))
             if orientation in TURNED_ORIENTATIONS:
                 value += f", EXIF orientation {orientation}"
                 message = "The sides are swapped: the file's EXIF rotation is ignored here, as in the benchmark."
                 fix = "Save the image already rotated and without the EXIF mark, or annotate it as it is stored."
-    elif pixels > max_pixels:
+        raise _BadImage("height, width", value, message, fix)
+    if pixels > max_pixels:
         value = f"{size_hw[0]} x {size_hw[1]}, {pixels:,} pixels"
+        memory = f"each such image takes up to {pixels * DECODING_BYTES_PER_PIXEL / 1e9:.1f} GB of memory while decoded"
+        fix = f"Set data.max_image_pixels={pixels} or more ({memory}), or cut it into tiles."
         message = f"The image is very large: the limit is {max_pixels:,} pixels."
-        fix = (
-            f"Set data.max_image_pixels={pixels} or more (each such image takes up to "
-            f"{pixels * DECODING_BYTES_PER_PIXEL / 1e9:.1f} GB of memory while it is decoded), or cut it into tiles."
-        )
-    else:
-        return
-    raise DataError([make(field="height, width", value=value, message=message, fix=fix)])
-
-
-def _orientation_of(data: bytes) -> int:
-    try:
-        return exif_orientation(Image.open(io.BytesIO(data), formats=FORMATS))
-    except Exception:  # as above; the size was read by another decoder
-        return 1
+        raise _BadImage("height, width", value, message, fix)

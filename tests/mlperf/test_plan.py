@@ -209,7 +209,7 @@ ONE, MORE, ONCE = "^1 in the batch for each device", "14 are enough up to batch 
         # 5,000 images in the 4.6 s of an epoch, 195 images/s each: six devices
         ({"accelerators": 1024, "batch_size": None, "images_per_second": 94.0}, {}, [SPARE, ONE, MORE, ONCE]),
         ({"interconnect_gib_per_second": 0.5}, {}, ["all-reduce: "]),
-        ({"accelerators": 96}, {"evaluation_seconds": 1.0}, [ONE, "evaluation: training stands still"]),
+        ({"accelerators": 96}, {"evaluation_seconds": 1.0}, [ONE, "evaluation: training stands still", ONCE]),
         ({}, {}, []),
     ],
 )

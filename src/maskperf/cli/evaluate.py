@@ -108,7 +108,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     import numpy as np
     import torch
 
-    from maskperf.data.coco.index import locate_validation
+    from maskperf.data.coco.index import existing_paths
     from maskperf.engine.build import build_model
     from maskperf.engine.distributed import close_topology, init_topology
     from maskperf.evaluation.scores import GroundTruth
@@ -117,7 +117,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     metadata = read_weights_metadata(options.weights)
     config, notices = resolve_for_weights(options.weights, metadata, recipe=options.recipe, pairs=options.pairs)
     config = _with_data(config, options)
-    val_json, val_images = locate_validation(config.data, DATA_FIX)
+    val_json, val_images = existing_paths(config.data, ["val"], DATA_FIX)
     # With --save-detections ground truth is welcome, not demanded.
     val, match = _open_validation(val_json, val_images, config, metadata, is_test_set=bool(options.save_detections))
     topology = init_topology(config.system.device)

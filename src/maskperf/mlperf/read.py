@@ -105,6 +105,12 @@ class BenchmarkLog:
     tracked: tuple[TrackedStats, ...]
     problems: tuple[str, ...]  # lines that are not in the official form
 
+    @property
+    def batch_size(self) -> int | None:
+        """The images of one step over all devices; None where the log has no number that can be one."""
+        size = self.settings.get("global_batch_size")
+        return size if type(size) is int and 0 < size < 10**6 else None
+
 
 def read_log(path: Path | str) -> BenchmarkLog:
     """Read a log.

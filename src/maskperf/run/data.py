@@ -16,7 +16,7 @@ from maskperf.data.images.files import open_split
 from maskperf.data.images.loader import TrainingLoader, feeding_for
 from maskperf.data.images.page_cache import forget_all_files, forget_files
 from maskperf.data.images.raw_images import prepare_images
-from maskperf.demo.dataset import ensure_demo_dataset
+from maskperf.demo.dataset import write_demo_dataset
 from maskperf.engine.distributed import Topology, share_from_first
 from maskperf.engine.precision import resolve_precision
 from maskperf.errors import ConfigError, DataError, Problem, joined_errors
@@ -75,7 +75,7 @@ def _generate(data: DataConfig) -> None:
     """Write the synthetic data set of the demo, if the configuration asks for it and it is not there."""
     if data.generate:
         train, val = data.generate_images
-        written = ensure_demo_dataset(Path(data.root), train_images=train, val_images=val, seed=data.generate_seed)
+        written = write_demo_dataset(Path(data.root), train_images=train, val_images=val, seed=data.generate_seed)
         where = f"{'written to' if written else 'found in'} {data.root}"
         print(f"demo data set of {train + val} images {where}", flush=True)
 

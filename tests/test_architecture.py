@@ -162,7 +162,7 @@ def test_no_technique_is_a_parameter():
 
 
 def test_the_configuration_has_few_keys():
-    assert len(FIELDS) <= 88
+    assert len(FIELDS) <= 80
 
 
 @pytest.mark.parametrize("module", MOST_LINES_BEHIND)

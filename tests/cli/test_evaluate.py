@@ -309,10 +309,10 @@ def test_images_with_more_objects_than_count_are_reported_and_the_limit_can_be_s
         shape = {"segmentation": [[1, 1, 9, 1, 9, 9, 1, 9]], "bbox": [1, 1, 8, 8], "area": 64, "iscrowd": 0}
         document["annotations"] += [{**first, **shape, "id": 10**6 + number} for number in range(120)]
 
-    limits = ("evaluation.max_detections=11", "model.detections_per_image=11")
-    for limit, pairs in ((100, ()), (11, limits)):
-        shown = evaluate_own("crowded.json", crowded, *pairs, "--engine", "both", "--overwrite")
-        found, notice = results_file(), f"more than {limit} objects (at most 12"
+    for given, limit in ((20, 100), (110, 110)):
+        pair = f"model.detections_per_image={given}"
+        shown = evaluate_own("crowded.json", crowded, pair, "--engine", "both", "--overwrite")
+        found, notice = results_file(), f"more than {given} objects (at most 12"
         assert shown.code == 0 and f"AR with {limit} detections" in shown.out and notice in shown.out
         assert any(notice in text for text in found["notices"]) and found["engine_differences"] == []
         assert found["max_detections"] == limit and f"AR with {limit} detections" in found["box_stats"]
@@ -363,7 +363,7 @@ def test_files_that_cannot_be_written_are_refused_before_anything_is_loaded(eval
         ("recipe=demo", "Fix: give --recipe instead"),
         ("evaluation.engine=fast", "Fix: give --engine instead"),
         ("optimizer.max_steps=2", "has no effect on an evaluation"),
-        ("data.generate=true", "has no effect on an evaluation"),
+        ("data.generate_images=1,1", "has no effect on an evaluation"),
         ("data.short_sde=2", "did you mean data.short_side?"),
         ("evaluation.batch_size=-1", "an integer >= 0"),
         ("--recipe dmo", "did you mean demo?"),
@@ -381,7 +381,7 @@ def test_a_stored_configuration_that_cannot_be_read_names_the_file_and_the_fix(e
     assert shown.code == errors.EXIT_USAGE and "old.safetensors" in shown.err and "--recipe" in shown.err
 
 
-@pytest.mark.parametrize("lacks", ["data.skip_bad", "evaluation.max_detections", "model.detections_per_image", "seed"])
+@pytest.mark.parametrize("lacks", ["data.skip_bad", "evaluation.every_epochs", "model.detections_per_image", "seed"])
 def test_weights_of_before_a_key_was_added_are_evaluated_with_its_default_and_a_notice(evaluate, folder, lacks):
     config = with_overrides(demo(), [pair for pair in SIZES if "detections_per_image" not in pair])
     stored = json.loads(to_json_text(config))

@@ -127,7 +127,7 @@ def test_a_demo_data_set_with_other_settings_is_refused_with_both_named(change, 
         ensure_demo_dataset(tmp_path, **{**TINY, **change})
     assert str(tmp_path) in str(caught.value)
     assert str({**settings, **change}) in str(caught.value)
-    keys = "data.generate_images=2,1 data.generate_seed=7"
+    keys = "data.generate_images=2,1,7"
     assert f"set {keys} to use this one" in str(caught.value)
     assert len(list(tmp_path.iterdir())) == 1
 

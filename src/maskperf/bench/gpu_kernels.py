@@ -213,7 +213,7 @@ def _match_anchors(inputs: Inputs) -> KernelCase:
     truth, valid = inputs.truth()
     levels = tuple(cells_of(sizes.size_hw, stride) for stride in STRIDES)
     anchors = pyramid_anchors(levels, STRIDES, MODEL.anchor_sizes, MODEL.anchor_ratios, inputs.device)
-    rule = {"positive_iou": MODEL.rpn_positive_iou, "negative_iou": MODEL.rpn_negative_iou}
+    rule = dict(zip(("negative_iou", "positive_iou"), MODEL.rpn_iou_thresholds, strict=True))
     kernel = partial(load("matching").match_boxes, anchors[None], truth, valid, keep_best_of_truth=True, **rule)
     by_slots = partial(match_by_slots, anchors, truth, valid, **rule)
     shape = f"{sizes.images} x {len(anchors)} anchors, {sizes.objects} objects"

@@ -218,12 +218,8 @@ def _detection_texts(results: Iterable[Sequence[dict]], match: "CategoryMatch", 
 def _data_notices(val: "CocoIndex", match: "CategoryMatch", config: RunConfig) -> list[str]:
     from maskperf.evaluation.detection_limit import detection_notices
 
-    limits = {
-        "max_detections": config.evaluation.max_detections,
-        "detections_per_image": config.model.detections_per_image,
-    }
     read = [f"{val.json_path}: {notice}" for notice in val.notices]
-    return [*read, *match.notices, *detection_notices(val, **limits)]
+    return [*read, *match.notices, *detection_notices(val, config.model.detections_per_image)]
 
 
 def _sources(options: argparse.Namespace, config: RunConfig, *, val_json: Path, val_images: Path) -> dict:
@@ -249,10 +245,11 @@ def _report(
     detections: list[bytes],
 ) -> int:
     """Write every file, show the scores and return the exit code; there are no scores without truth."""
+    from maskperf.evaluation.detection_limit import most_counted
     from maskperf.evaluation.scores import agree, score, score_entries
     from maskperf.evaluation.table import show_scores
 
-    engine, limit = options.engine or config.evaluation.engine, config.evaluation.max_detections
+    engine, limit = options.engine or config.evaluation.engine, most_counted(config.model)
     scores, differences, entries = None, [], facts
     if truth is not None:
         scores = score(truth, *results, engine="fast" if engine == "fast" else "official", max_detections=limit)

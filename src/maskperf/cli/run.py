@@ -42,7 +42,8 @@ processes=N   N processes of this machine, one GPU for each; on several machines
 keys, with the default of the benchmark:
 {keys}"""
 COUNTS = ("runs", "processes")  # arguments of this command, not of the configuration
-FOR_OWN_DATA = ("model.num_classes=0", "data.check_counts=false", "data.generate=false")
+GENERATED = {"data.generate_images"}  # overruled by own data, even where it is given
+FOR_OWN_DATA = ("model.num_classes=0", "data.check_counts=false", "data.generate_images=0,0")
 
 
 def make_parser() -> CommandParser:
@@ -137,18 +138,18 @@ def resolve(recipe: str, pairs: list[str]) -> RunConfig:
         raise ConfigError(f"recipe {recipe!r} does not exist{suggestion(recipe, RECIPES)}")
     config = with_overrides(RECIPES[recipe](), pairs)
     given = {key_of(pair) for pair in pairs}
-    if "data.train_json" in given or ("data.root" in given and _root_is_own(config, given)):
-        config = with_overrides(config, [pair for pair in FOR_OWN_DATA if key_of(pair) not in given])
+    if "data.train_json" in given or ("data.root" in given and _root_is_own(config)):
+        config = with_overrides(config, [pair for pair in FOR_OWN_DATA if key_of(pair) not in given - GENERATED])
     validate(config)
     return config
 
 
-def _root_is_own(config: RunConfig, given: set[str]) -> bool:
+def _root_is_own(config: RunConfig) -> bool:
     """Return whether data.root is a data set with categories and counts of its own, or may be one."""
-    if config.data.generate:
+    if config.data.is_generated:
         from maskperf.demo.dataset import holds_own_data
 
-        return "data.generate" not in given and holds_own_data(Path(config.data.root))
+        return holds_own_data(Path(config.data.root))
     return config.mlperf.division != "closed"
 
 

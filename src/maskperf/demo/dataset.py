@@ -19,7 +19,7 @@ SPLITS = ("train2017", "val2017")
 JPEG_QUALITY = 92
 
 
-def ensure_demo_dataset(root: Path, *, train_images: int, val_images: int, seed: int) -> bool:
+def ensure_demo_dataset(root: Path, train_images: int, val_images: int, seed: int = 0) -> bool:
     """Write the data set unless `root` holds the same one already; return whether it was written.
 
     Errors: StorageError when `root` holds anything else, or cannot be written.
@@ -37,9 +37,8 @@ def write_demo_dataset(root: Path, *, train_images: int, val_images: int, seed: 
     Errors: ConfigError for a split without images; StorageError when `root` is not empty, or cannot be written.
     """
     counts = {"train_images": train_images, "val_images": val_images}
-    for name, count in counts.items():
-        if count < 1:
-            raise ConfigError(f"data.generate_{name} is {count}. Fix: give a number of 1 or more.")
+    if min(counts.values()) < 1:
+        raise ConfigError(f"data.generate_images={train_images},{val_images}: give numbers of 1 or more.")
     settings = _settings(train_images, val_images, seed)
     try:
         _refuse_foreign_folder(root, settings)
@@ -138,10 +137,8 @@ def _refuse_foreign_folder(root: Path, settings: dict[str, int]) -> None:
     if (root / SETTINGS_NAME).exists():
         found = _settings_found(root)
         if found is not None and found.get("format_version") == FORMAT_VERSION:
-            keys = " ".join(
-                f"data.generate_{name}={found.get(name)}" for name in ("train_images", "val_images", "seed")
-            )
-            fix += f", or set {keys} to use this one"
+            numbers = ",".join(str(found.get(name)) for name in ("train_images", "val_images", "seed"))
+            fix += f", or set data.generate_images={numbers} to use this one"
         content = f"a {SETTINGS_NAME} that cannot be read" if found is None else f"the settings {found}"
         raise StorageError(f"{root}: holds a demo data set with {content}; expected are {settings}. {fix}.")
     if any(root.iterdir()) and not (root / MARKER_NAME).exists():

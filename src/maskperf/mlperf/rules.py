@@ -165,25 +165,23 @@ def _equals(name: str, field: str, value: Any, source: str) -> Rule:
 # What no line of the hyperparameter table names: "everything else as the reference", whose setting the recipe coco is.
 REFERENCE_FIELDS = (
     "data.size_divisor data.group_by_aspect data.skip_bad data.negatives data.crowd_as_objects "
-    "data.categories_by_name evaluation.every_epochs evaluation.max_detections "
+    "data.categories_by_name evaluation.every_epochs "
     "model.stage_blocks model.stem_channels model.stage_channels model.fpn_channels model.anchor_sizes "
-    "model.anchor_ratios model.rpn_positive_iou model.rpn_negative_iou model.rpn_samples_per_image "
-    "model.rpn_positive_fraction model.rpn_nms_iou model.candidates_per_level_train model.candidates_per_level_test "
+    "model.anchor_ratios model.rpn_iou_thresholds model.rpn_samples_per_image "
+    "model.rpn_positive_fraction model.rpn_nms_iou model.candidates_per_level "
     "model.proposals_test model.roi_positive_iou model.roi_samples_per_image model.roi_positive_fraction "
     "model.box_head_channels model.mask_head_channels model.mask_head_convs model.detection_nms_iou"
 )
 FREE_FIELDS = {  # why they are free, and which
     "a name or a path; what it may contain is checked by other rules": "recipe run_dir data.root",
-    "without effect without data.generate": "data.generate_images data.generate_seed",
     "free by the table of hyperparameters": "optimizer.batch_size",
     "how the steps are divided, not what is computed": "optimizer.accumulation_steps evaluation.batch_size",
     "only ends a run that misses its targets": "optimizer.max_steps optimizer.max_epochs",
     "changes no number: a run stops where it is too small": "model.mask_slots_per_image data.max_image_pixels",
     "the official COCO code decides in both cases: alone, or by confirming": "evaluation.engine",
-    "speed, not results": "data.loader_threads data.prefetch_batches system.device system.threads "
-    "system.log_every_steps",
+    "speed, not results": "data.loader_threads system.device system.threads system.log_every_steps",
     "what happens to a run that is lost": "system.on_collapse",
-    "equivalent mathematics, padding and packing of batches, as the rules allow": "speed.path speed.without",
+    "equivalent mathematics, padding and packing of batches, as the rules allow": "speed.without",
     "numerical format, as the rules allow": "speed.precision",
     "names of the submission": "mlperf.organization mlperf.platform mlperf.division mlperf.status",
 }
@@ -252,8 +250,7 @@ RULES: tuple[Rule, ...] = (
     _equals("score threshold", "model.score_threshold", 0.05, DEFAULT),
     _equals("momentum", "optimizer.momentum", 0.9, "Reference README: optimizer"),
     _equals("weight decay", "optimizer.weight_decay", 1e-4, "Reference README: optimizer"),
-    _equals("weight decay of biases", "optimizer.bias_weight_decay", 0.0, DEFAULT),
-    _equals("learning rate of biases", "optimizer.bias_learning_rate_factor", 2.0, DEFAULT),
+    _equals("learning rate and weight decay of biases", "optimizer.biases", (2.0, 0.0), DEFAULT),
     _equals("frozen batch norm", "model.batch_norm", "frozen", DEFAULT),
     _equals("frozen stages", "model.frozen_stages", 2, DEFAULT),
     Rule(
@@ -265,7 +262,7 @@ RULES: tuple[Rule, ...] = (
     ),
     _equals("no other weights", "model.initial_weights", "", "MLPerf training rules, Pre-training"),
     _equals("counts of COCO 2017", "data.check_counts", True, "Reference README: COCO 2017, all of it"),
-    _equals("no synthetic images", "data.generate", False, "Reference README: COCO 2017, all of it"),
+    _equals("no synthetic images", "data.generate_images", (0, 0), "Reference README: COCO 2017, all of it"),
     *(
         _equals("files of COCO 2017", f"data.{name}", "", "MLPerf training rules, Training and Test Sets")
         for name in ("train_json", "train_images", "val_json", "val_images")

@@ -73,11 +73,10 @@ def complete_config(config: RunConfig, topology: Topology) -> RunConfig:
 
 def _generate(data: DataConfig) -> None:
     """Write the synthetic data set of the demo, if the configuration asks for it and it is not there."""
-    if data.generate:
-        train, val = data.generate_images
-        written = ensure_demo_dataset(Path(data.root), train_images=train, val_images=val, seed=data.generate_seed)
+    if data.is_generated:
+        written = ensure_demo_dataset(Path(data.root), *data.generate_images)
         where = f"{'written to' if written else 'found in'} {data.root}"
-        print(f"demo data set of {train + val} images {where}", flush=True)
+        print(f"demo data set of {sum(data.generate_images[:2])} images {where}", flush=True)
 
 
 def clear_caches(session: Session) -> None:
@@ -117,14 +116,10 @@ def open_data(session: Session) -> OpenedData:
     for index in (train, val):
         for notice in index.notices:
             session.notice(f"{index.json_path}: {notice}")
-    limits = {
-        "max_detections": config.evaluation.max_detections,
-        "detections_per_image": config.model.detections_per_image,
-    }
     for notice in (
         *_own_data_notices(config, train, val),
         *categories.notices,
-        *detection_notices(val, **limits),
+        *detection_notices(val, config.model.detections_per_image),
         *(font_notices(train.category_names) if session.topology.is_first else ()),
     ):
         session.notice(notice)
@@ -158,7 +153,7 @@ def _own_data_notices(config: RunConfig, train: CocoIndex, val: CocoIndex) -> li
     recipe = RECIPES[config.recipe]().data
     if config.data.train_json:  # other data on purpose
         return []
-    if recipe.generate and not config.data.generate:
+    if recipe.is_generated and not config.data.is_generated:
         return [
             f"{config.data.root}: holds a data set that this program did not write; it is trained on, with its "
             f"{len(train.category_ids)} categories, and nothing is generated"

@@ -21,7 +21,7 @@ def check_start(config: RunConfig) -> None:
     """
     problems = []
     try:
-        if not config.data.generate:
+        if not config.data.is_generated:
             locate(config.data)
     except DataError as error:
         problems += error.problems

@@ -23,7 +23,7 @@ from maskperf.errors import DataError
 from maskperf.seeds import derive_seed
 from maskperf.techniques import plain, using
 
-DATA = DataConfig(short_side=24, long_side=40, size_divisor=8, loader_threads=2, prefetch_batches=3)
+DATA = DataConfig(short_side=24, long_side=40, size_divisor=8, loader_threads=2)
 SIZES_HW = [(20, 30), (30, 20), (24, 24), (18, 40), (25, 50), (40, 20), (20, 30)]
 STATIC = Feeding(static_sizes=True)
 
@@ -72,7 +72,7 @@ def test_a_flipped_sample_mirrors_pixels_and_targets_but_not_in_evaluation(index
 
 
 def test_batches_come_in_order_and_do_not_depend_on_threads(index):
-    expected = list(training_loader(index, replace(DATA, loader_threads=1, prefetch_batches=0)).batches(0, 11))
+    expected = list(training_loader(index, replace(DATA, loader_threads=1)).batches(0, 11))
     found = list(training_loader(index, replace(DATA, loader_threads=4)).batches(0, 11))
     assert len(found) == 11
     for first, second in zip(found, expected, strict=True):

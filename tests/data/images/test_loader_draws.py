@@ -15,9 +15,7 @@ from maskperf.data.images.loader import Feeding, TrainingLoader, is_flipped, loa
 from maskperf.seeds import derive_seed
 
 IMAGES = 24
-DATA = DataConfig(
-    short_side=16, long_side=24, size_divisor=8, group_by_aspect=False, loader_threads=2, prefetch_batches=3
-)
+DATA = DataConfig(short_side=16, long_side=24, size_divisor=8, group_by_aspect=False, loader_threads=2)
 MANY = range(1000, 1400)
 
 
@@ -107,7 +105,7 @@ def test_training_draws_change_with_seed_and_epoch(index, monkeypatch, change):
         {"world": 3, "images_per_rank": 2},
         {"images_per_rank": 1},
         {"images_per_rank": 24},
-        {"data": replace(DATA, loader_threads=1, prefetch_batches=0)},
+        {"data": replace(DATA, loader_threads=1)},
         {"data": replace(DATA, loader_threads=5)},
         {"data": replace(DATA, shuffle=False)},
         {"data": replace(DATA, short_side=32, long_side=48)},

@@ -11,7 +11,7 @@ from maskperf.data.images.raw_images import UploadBuffers, images_on_device, pac
 from maskperf.structures import Batch, Images, RawImages, Targets
 
 CPU = torch.device("cpu")
-DATA = DataConfig(short_side=24, long_side=40, size_divisor=8, loader_threads=2, prefetch_batches=3)
+DATA = DataConfig(short_side=24, long_side=40, size_divisor=8, loader_threads=2)
 RAW = Feeding(raw_images=True)
 SIZES_HW = [(20, 30), (30, 20), (24, 24), (18, 40), (60, 90), (40, 20), (20, 30)]
 
@@ -117,7 +117,7 @@ def test_the_loader_lives_on_few_buffers(index, monkeypatch):
     for batch in batches_of(index, RAW, num_steps=300):
         prepare_images(batch, CPU)
     sizes = len({size for (size,) in made})
-    assert 1 <= len(made) <= (DATA.loader_threads + DATA.prefetch_batches + 1) * sizes
+    assert 1 <= len(made) <= (3 * DATA.loader_threads + 1) * sizes
 
 
 def test_all_batches_may_be_held_before_the_first_is_prepared(index):

@@ -53,9 +53,7 @@ class DataConfig:
     train_images: FilePath = option("", "folder of images of own data")
     val_json: FilePath = option("", "annotations of own validation data")
     val_images: FilePath = option("", "folder of images of own validation data")
-    generate_images: tuple[CountOrZero, ...] = option(
-        (0, 0), "synthetic data, written into root: training, validation images (, seed)"
-    )
+    generate_images: tuple[CountOrZero, ...] = option((0, 0), "synthetic images in root: TRAINING,VALIDATION[,SEED]")
     check_counts: bool = option(False, "demand the image and polygon counts of COCO 2017")
     skip_bad: bool = option(False, "leave out images and annotations that have problems")
     negatives: bool = option(False, "train on images without objects too")
@@ -65,9 +63,7 @@ class DataConfig:
     short_side: Count = option(800, "pixels of an image's shorter side")
     long_side: Count = option(1333, "pixels of an image's longer side, at most")
     size_divisor: Annotated[int, Meta(ge=32, multiple_of=32)] = option(32, "padded sides are multiples of this")
-    pixel_means_bgr: tuple[Color, Color, Color] = option(
-        (102.9801, 115.9465, 122.7717), "subtracted from blue, green and red"
-    )
+    pixel_means_bgr: tuple[Color, Color, Color] = option((102.9801, 115.9465, 122.7717), "subtracted from B, G and R")
     flip_probability: Fraction = option(0.5, "of a mirrored training image")
     shuffle: bool = option(True, "a new order of the training images in each epoch")
     group_by_aspect: bool = option(True, "batches of images that are all wide or all tall")
@@ -100,9 +96,7 @@ class ModelConfig:
     rpn_samples_per_image: Count = option(256, "anchors in the loss")
     rpn_positive_fraction: PositiveFraction = option(0.5, "of the sampled anchors, at most")
     rpn_nms_iou: PositiveFraction = option(0.7, "IoU above which a proposal is suppressed")
-    candidates_per_level: tuple[Count, Count] = option(
-        (2000, 1000), "best anchors before NMS, at most after it: in training, in evaluation"
-    )
+    candidates_per_level: tuple[Count, Count] = option((2000, 1000), "before and after NMS: in training, in evaluation")
     proposals_train: Count = option(2000, "over all levels")
     proposal_quota: Literal["pooled", "per_image"] = option("pooled", "pooled over the device's batch, or per_image")
     proposals_test: Count = option(1000, "over all levels in evaluation")
@@ -128,9 +122,7 @@ class OptimizerConfig:
     momentum: Annotated[float, Meta(ge=0, lt=1)] = option(0.9, "of the gradients")
     weight_decay: NonNegative = option(1e-4, "of weights")
     biases: tuple[NonNegative, NonNegative] = option((2.0, 0.0), "of biases: factor of the learning rate, weight decay")
-    warmup_method: Literal["linear", "mlperf_linear", "constant"] = option(
-        "linear", "linear, mlperf_linear or constant"
-    )
+    warmup_method: Literal["linear", "mlperf_linear", "constant"] = option("linear", "mlperf_linear or constant")
     warmup_steps: CountOrZero = option(500, "steps until the full learning rate")
     warmup_factor: Fraction = option(1 / 3, "of the first step; mlperf_linear: rise per step")
     decay_steps: tuple[Count, ...] = option((480000, 640000), "where the learning rate falls")

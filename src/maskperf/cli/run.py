@@ -16,7 +16,7 @@ from maskperf.errors import EXIT_BUG, EXIT_DONE, EXIT_TARGET_MISSED, ConfigError
 from maskperf.mlperf.rules import refuse_broken_rules
 from maskperf.overrides import FIELDS, flatten, format_value, key_of, parse_value, validate, with_overrides
 from maskperf.recipes import RECIPES
-from maskperf.run.run_folder import current_run_folder
+from maskperf.run.run_folder import current_run_folder, require_run_folder
 
 if TYPE_CHECKING:
     from maskperf.engine.distributed import Topology
@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
         from maskperf.run.series import run_series
         from maskperf.run.start import check_start
 
-        check_start(config)
+        check_start(config, counts["processes"])
         pairs = [pair for pair in pairs if key_of(pair) != "run_dir"]
         pairs += [f"processes={counts['processes']}"] if counts["processes"] > 1 else []
         code = run_series(options.recipe, pairs, runs=counts["runs"], run_dir=config.run_dir)
@@ -90,6 +90,7 @@ def run(options: argparse.Namespace) -> int:
 
     topology = init_topology(config.system.device)
     with _reported(topology):
+        _prepare(config, topology)
         finished = run_benchmark(config, topology)
         show_outcome(finished)
     return EXIT_DONE if finished.results.status in ("success", "done") else EXIT_TARGET_MISSED
@@ -151,6 +152,22 @@ def _root_is_own(config: RunConfig) -> bool:
 
         return holds_own_data(Path(config.data.root))
     return config.mlperf.division != "closed"
+
+
+def _prepare(config: RunConfig, topology: "Topology") -> None:
+    """Check all that can be checked without data, then write the synthetic data set, if the configuration has one."""
+    from maskperf.demo.dataset import ensure_demo_dataset
+    from maskperf.engine.distributed import share_from_first
+    from maskperf.run.start import check_start
+
+    check_start(config, topology.world)
+    if topology.is_first:
+        require_run_folder(config.run_dir)
+        if config.data.is_generated:
+            written = ensure_demo_dataset(Path(config.data.root), *config.data.generate_images)
+            where = f"{'written to' if written else 'found in'} {config.data.root}"
+            print(f"demo data set of {sum(config.data.generate_images[:2])} images {where}", flush=True)
+    share_from_first(None, topology)  # the others wait until it is there
 
 
 @contextmanager

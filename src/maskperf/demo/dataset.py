@@ -38,7 +38,9 @@ def write_demo_dataset(root: Path, *, train_images: int, val_images: int, seed: 
     """
     counts = {"train_images": train_images, "val_images": val_images}
     if min(counts.values()) < 1:
-        raise ConfigError(f"data.generate_images={train_images},{val_images}: give numbers of 1 or more.")
+        raise ConfigError(
+            f"data.generate_images={train_images},{val_images} has a split of no images. Fix: give 1 or more."
+        )
     settings = _settings(train_images, val_images, seed)
     try:
         _refuse_foreign_folder(root, settings)

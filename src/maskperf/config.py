@@ -91,7 +91,7 @@ class ModelConfig:
     anchor_sizes: tuple[Count, ...] = option((32, 64, 128, 256, 512), "pixels, for the levels P2 to P6")
     anchor_ratios: tuple[Positive, ...] = option((0.5, 1.0, 2.0), "height / width")
     rpn_iou_thresholds: tuple[Fraction, PositiveFraction] = option(
-        (0.3, 0.7), "IoU below which an anchor is negative; from which it is positive"
+        (0.3, 0.7), "IoU below which an anchor is negative, from which positive"
     )
     rpn_samples_per_image: Count = option(256, "anchors in the loss")
     rpn_positive_fraction: PositiveFraction = option(0.5, "of the sampled anchors, at most")

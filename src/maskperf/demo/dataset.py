@@ -51,7 +51,7 @@ def write_demo_dataset(root: Path, *, train_images: int, val_images: int, seed: 
             if (root / name).exists():
                 shutil.rmtree(root / name)
             (root / name).mkdir()
-        for split_index, count in enumerate(counts.values()):
+        for split_index, count in enumerate(counts):
             _write_split(root, split_index, count, seed)
         os.replace(marker, root / SETTINGS_NAME)  # a rename, so a demo.json is always whole and always last
     except OSError as error:

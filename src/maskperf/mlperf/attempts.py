@@ -12,7 +12,7 @@ HEAD = (  # what a run logs before its first epoch and not again
     *("submission_benchmark", "submission_org", "submission_division", "submission_status", "submission_platform"),
     *("cache_clear", "init_start", "init_stop", "run_start"),
 )
-STARTS = {"epoch_start": "epoch", "block_start": "block"}  # and the unit that they start
+STARTS = ("epoch_start", "block_start")
 BODY = (*STARTS, "epoch_stop", "block_stop", "eval_start", "eval_stop", "eval_accuracy", "run_stop")
 OF_AN_EPOCH = ("epoch_stop", "eval_start", "eval_stop", "eval_accuracy")
 
@@ -30,8 +30,8 @@ class Attempt:
     @cached_property
     def starts(self) -> tuple[tuple[float, int], ...]:
         """The number of each epoch that it starts, and the index of that record; of blocks where it logs only those."""
-        key = "epoch_start" if "epoch_start" in self.keys else "block_start"
-        found = [(record.epoch(STARTS[key]), index) for index, record in enumerate(self.records) if record.key == key]
+        key = STARTS["epoch_start" not in self.keys]
+        found = [(record.epoch, index) for index, record in enumerate(self.records) if record.key == key]
         return tuple((number, index) for number, index in found if number is not None)
 
     @property
@@ -137,7 +137,7 @@ def _begins_again(part: Sequence[Record], record: Record) -> bool:
         if record.key == "submission_benchmark":
             return is_repeated and "init_start" in seen and not _is_at_once(part, record)
         return is_repeated and record.key == "init_start" and "init_stop" in seen
-    if is_repeated and body <= STARTS.keys():
+    if is_repeated and body.issubset(STARTS):
         return not _is_at_once(part, record)
     # A first run may have lost its head; a run_stop alone that stands in front is a misplaced line.
     has_lost_head = "run_start" not in seen and body != {"run_stop"}
@@ -216,8 +216,8 @@ def _left_over(before: Attempt, part: Attempt) -> Mixture | None:
     new: set[float | None] = set()
     for record in part.records:
         if record.key in STARTS:
-            new.add(record.epoch(STARTS[record.key]))
-        number = record.epoch()
+            new.add(record.epoch)
+        number = record.epoch
         is_of_before = record.key in OF_AN_EPOCH and number in before.epochs and number not in new
         if is_of_before or (record.key == "run_stop" and not new and "run_stop" not in before.keys):
             first = part.first_line
@@ -229,7 +229,7 @@ def _two_results(run: Attempt) -> Mixture | None:
     """Return two lines with different results of an epoch that is started twice."""
     results: dict[float, Record] = {}
     for record in run.records:
-        number = record.epoch()
+        number = record.epoch
         if record.key == "eval_accuracy" and number is not None and run.epochs.count(number) > 1:
             first = results.setdefault(number, record)
             if first.value != record.value:

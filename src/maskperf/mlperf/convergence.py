@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement, pairwise
+from statistics import fmean
 
 from maskperf.config import NUM_TRAIN_IMAGES
 from maskperf.data.images.sampler import steps_per_epoch
@@ -144,8 +145,7 @@ def quantile(levels: Levels, share: float) -> float:
 
 def failing_share(systems: Sequence[PublishedSystem]) -> float:
     """Return the share of published runs that did not reach the targets."""
-    runs = [run for system in systems for run in system.runs]
-    return sum(not run.reached for run in runs) / len(runs)
+    return fmean(not run.reached for system in systems for run in system.runs)
 
 
 def _reached_epochs(system: PublishedSystem) -> list[float]:

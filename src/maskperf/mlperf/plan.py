@@ -30,6 +30,7 @@ BYTES_PER_GRADIENT = 4
 OVERLAP_SHARE = 0.5  # of a step, during which gradients travel unseen
 LARGEST_PUBLISHED_IMAGES_PER_DEVICE = 12
 GIB = 2**30
+KNOWN_OF_A_SYSTEM = ("accelerators", "images_per_second", "batch_size", "accelerators_per_node")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class PlanQuestion:
     last_decay_step: int | None = None  # None: as the reference points
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Overheads:
     """Three numbers that explain nearly all of the time that is not training."""
 
@@ -97,7 +98,7 @@ class Plan:
     void_share: float  # of series that have no score, as more than one run fails
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class PlanCheck:
     """A published score beside its prediction, which was learnt from the other systems alone."""
 
@@ -179,23 +180,10 @@ def check_against_published() -> tuple[PlanCheck, ...]:
     """
     checks = []
     for system in published_systems():
-        question = PlanQuestion(
-            accelerators=system.accelerators,
-            images_per_second=system.images_per_second,
-            batch_size=system.batch_size,
-            accelerators_per_node=system.accelerators_per_node,
-            last_decay_step=system.decay_steps[-1],
-        )
+        known = {name: getattr(system, name) for name in KNOWN_OF_A_SYSTEM}
+        question = PlanQuestion(**known, last_decay_step=system.decay_steps[-1])
         predicted = make_plan(question, [other for other in published_systems() if other is not system]).score_minutes
-        checks.append(
-            PlanCheck(
-                name=system.name,
-                published_minutes=system.score_minutes,
-                predicted_minutes=predicted.expected,
-                low_minutes=predicted.low,
-                high_minutes=predicted.high,
-            )
-        )
+        checks.append(PlanCheck(system.name, system.score_minutes, *astuple(predicted)))
     return tuple(checks)
 
 
@@ -205,7 +193,7 @@ def fit_overheads(systems: Sequence[PublishedSystem]) -> Overheads:
     Scores are computed beside training in all published systems, so only the predictions of an evaluation cost time:
     on the training devices after every epoch, or once, at the end, where other devices evaluate.
     """
-    rows, shares = [], []
+    table = []
     for system in systems:
         runs = [run for run in system.runs if run.reached]
         seconds = statistics.fmean(60 * run.minutes for run in runs)
@@ -213,17 +201,12 @@ def fit_overheads(systems: Sequence[PublishedSystem]) -> Overheads:
         spare = system.accelerators - system.training_devices
         evaluations = 1 if spare else statistics.fmean(run.epochs for run in runs)
         images = evaluations * NUM_VAL_IMAGES / ((spare or system.accelerators) * system.images_per_second)
-        rows.append(np.array([images, 1 / system.nodes, 1.0]) / seconds)
-        shares.append((seconds - training_seconds) / seconds)
-    fitted = np.linalg.lstsq(np.array(rows), np.array(shares), rcond=None)[0]
-    errors = np.abs(np.array(rows) @ fitted - np.array(shares))
+        table.append(np.array([images, 1 / system.nodes, 1.0, seconds - training_seconds]) / seconds)
+    rows, shares = np.split(np.array(table), [3], axis=1)
+    fitted = np.linalg.lstsq(rows, shares[:, 0], rcond=None)[0]
+    errors = np.abs(rows @ fitted - shares[:, 0])
     slowness, start, tail = fitted.tolist()
-    return Overheads(
-        images_evaluated_per_trained=1 / slowness,
-        start_node_seconds=start,
-        tail_seconds=tail,
-        largest_error=float(errors.max()),
-    )
+    return Overheads(1 / slowness, start, tail, float(errors.max()))
 
 
 def _times(question: PlanQuestion, batch_size: int, nodes: int, systems: Sequence[PublishedSystem]) -> PlannedTimes:

@@ -14,7 +14,7 @@ from maskperf.mlperf.plan import (
 from maskperf.mlperf.published import published_systems
 
 WORTH_MENTIONING = 0.02  # share of a run's time
-LARGEST_BATCH_WITHOUT_MORE_EPOCHS = 128
+LARGEST_QUICK_BATCH = 128  # above it runs need more epochs
 
 
 def limits(plan: Plan, alternatives: tuple[Plan, ...] = ()) -> tuple[str, ...]:
@@ -27,33 +27,22 @@ def limits(plan: Plan, alternatives: tuple[Plan, ...] = ()) -> tuple[str, ...]:
     parts = (exposed_seconds, epochs * times.evaluation_seconds, once_seconds, training_seconds)
     exposed, evaluation, once, training = (seconds / (60 * plan.run_minutes.expected) for seconds in parts)
     best = min((plan, *alternatives), key=lambda other: other.score_minutes.expected)
-    found = [
-        (
-            batch_size > largest,
-            f"no reference point above batch {largest}: the rules ask for your own, ten runs of the reference or more",
-        ),
-        (plan.accelerators > plan.training_devices, _spare_devices(plan)),
-        (plan.images_per_device < LARGEST_PUBLISHED_IMAGES_PER_DEVICE, _few_images(plan)),
-        (
-            batch_size > LARGEST_BATCH_WITHOUT_MORE_EPOCHS,
-            f"batch {batch_size} needs {epochs:.1f} epochs, where 14 are enough up to batch"
-            f" {LARGEST_BATCH_WITHOUT_MORE_EPOCHS}: more images for the same result",
-        ),
-        (
-            exposed >= WORTH_MENTIONING,
-            f"all-reduce: {times.exposed_exchange_ms:.1f} of its {times.exchange_ms or 0:.1f} ms do not fit behind a"
-            f" step, {exposed:.0%} of the run",
-        ),
-        (evaluation >= WORTH_MENTIONING, f"evaluation: training stands still for {evaluation:.0%} of the run"),
-        (once >= WORTH_MENTIONING, f"start and end: {once_seconds:.1f} s, {once:.0%} of the run"),
-        (
-            best is not plan,
-            f"batch {best.batch_size} would score {best.score_minutes.expected:.1f} minutes if a device kept this rate"
-            f" with {best.images_per_device} in the batch for each, which must be measured",
-        ),
-        (True, f"training steps: {training:.0%} of the run"),
-    ]
-    return tuple(sentence for applies, sentence in found if applies)
+    found = {
+        f"no reference point above batch {largest}: the rules ask for your own, ten runs of the reference or "
+        "more": batch_size > largest,
+        _spare_devices(plan): plan.accelerators > plan.training_devices,
+        _few_images(plan): plan.images_per_device < LARGEST_PUBLISHED_IMAGES_PER_DEVICE,
+        f"batch {batch_size} needs {epochs:.1f} epochs, where 14 are enough up to batch {LARGEST_QUICK_BATCH}: more "
+        "images for the same result": batch_size > LARGEST_QUICK_BATCH,
+        f"all-reduce: {times.exposed_exchange_ms:.1f} of its {times.exchange_ms or 0:.1f} ms do not fit behind a step, "
+        f"{exposed:.0%} of the run": exposed >= WORTH_MENTIONING,
+        f"evaluation: training stands still for {evaluation:.0%} of the run": evaluation >= WORTH_MENTIONING,
+        f"start and end: {once_seconds:.1f} s, {once:.0%} of the run": once >= WORTH_MENTIONING,
+        f"batch {best.batch_size} would score {best.score_minutes.expected:.1f} minutes if a device kept this rate "
+        f"with {best.images_per_device} in the batch for each, which must be measured": best is not plan,
+        f"training steps: {training:.0%} of the run": True,
+    }
+    return tuple(sentence for sentence, applies in found.items() if applies)
 
 
 def _spare_devices(plan: Plan) -> str:

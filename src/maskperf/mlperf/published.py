@@ -4,7 +4,7 @@ import functools
 import statistics
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import NamedTuple
 
 import msgspec
 
@@ -14,7 +14,7 @@ from maskperf.config import NUM_TRAIN_IMAGES
 COLLAPSED_BOX_AP = 0.01
 
 
-class PublishedEvaluation(msgspec.Struct, frozen=True, array_like=True):
+class PublishedEvaluation(NamedTuple):
     epoch: int
     box_ap: float
     mask_ap: float
@@ -82,7 +82,7 @@ class PublishedResults(msgspec.Struct, frozen=True):
     systems: tuple[PublishedSystem, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class BandEpoch:
     """What the published runs of one batch size had after an epoch: means and standard deviations of all of them."""
 
@@ -104,7 +104,7 @@ class PublishedBand:
     sentence: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class RankedSystem:
     """A line of the results table."""
 
@@ -137,24 +137,15 @@ def band_for(batch_size: int) -> PublishedBand:
         sentence += f"; {len(all_runs) - len(runs)} more collapsed and are left out"
     if nearest != batch_size:
         sentence += f"; nothing was published with batch {batch_size}, this is the nearest batch"
-    evaluated = [(run, evaluation) for run in runs for evaluation in run.evaluations]
-    epochs = []
-    for epoch in sorted({evaluation.epoch for _, evaluation in evaluated}):
-        found = [(run, evaluation) for run, evaluation in evaluated if evaluation.epoch == epoch]
-        box, mask = ([getattr(evaluation, name) for _, evaluation in found] for name in ("box_ap", "mask_ap"))
-        minutes = [run.minutes * epoch / run.epochs for run, _ in found]
-        epochs.append(
-            BandEpoch(
-                epoch=epoch,
-                runs=len(found),
-                box_mean=statistics.fmean(box),
-                box_deviation=statistics.pstdev(box),
-                mask_mean=statistics.fmean(mask),
-                mask_deviation=statistics.pstdev(mask),
-                minutes_low=min(minutes),
-                minutes_high=max(minutes),
-            )
-        )
+    found: dict[int, list[tuple[float, float, float]]] = {}  # epoch: box AP, mask AP and minutes of each run
+    for run in runs:
+        for epoch, box_ap, mask_ap in run.evaluations:
+            found.setdefault(epoch, []).append((box_ap, mask_ap, run.minutes * epoch / run.epochs))
+    epochs, mean, deviation = [], statistics.fmean, statistics.pstdev
+    for epoch in sorted(found):
+        box, mask, minutes = zip(*found[epoch], strict=True)
+        scores = mean(box), deviation(box), mean(mask), deviation(mask)
+        epochs.append(BandEpoch(epoch, len(minutes), *scores, min(minutes), max(minutes)))
     return PublishedBand(batch_size=nearest, epochs=tuple(epochs), sentence=sentence)
 
 
@@ -167,14 +158,10 @@ def place_among(
     batch_size: int | None = None,
 ) -> tuple[RankedSystem, ...]:
     """Return the published systems and this one, the fastest first; a tie goes to the published system."""
-
-    def ranked(minutes: float, devices: int | None, **about: Any) -> RankedSystem:
-        product = None if devices is None else minutes * devices
-        return RankedSystem(minutes=minutes, accelerators=devices, minutes_times_accelerators=product, **about)
-
-    own = {"name": name, "accelerator": accelerator, "batch_size": batch_size, "is_this": True}
-    found = [ranked(score_minutes, accelerators, **own)]
+    product = None if accelerators is None else score_minutes * accelerators
+    rows = [RankedSystem(name, accelerators, accelerator, batch_size, score_minutes, product, is_this=True)]
     for system in published_systems():
-        about = {"name": system.name, "accelerator": system.accelerator, "batch_size": system.batch_size}
-        found.append(ranked(system.score_minutes, system.accelerators, **about, is_this=False))
-    return tuple(sorted(found, key=lambda row: (row.minutes, row.is_this)))
+        minutes, count = system.score_minutes, system.accelerators
+        row = RankedSystem(system.name, count, system.accelerator, system.batch_size, minutes, minutes * count, False)
+        rows.append(row)
+    return tuple(sorted(rows, key=lambda row: (row.minutes, row.is_this)))

@@ -2,7 +2,9 @@
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +20,6 @@ SETTINGS = (  # how the keys of hyperparameters begin
     *("opt_", "global_batch_size", "d_batch_size", "num_image_candidates", "gradient_accumulation_steps"),
     *("min_image_size", "max_image_size", "train_samples", "eval_samples"),
 )
-EPOCH_FIELDS = {"epoch": "epoch_num", "block": "first_epoch_num"}  # of the metadata of epoch_start, block_start ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +36,13 @@ class Record:
     def status(self) -> object:
         return self.metadata.get("status")
 
-    def epoch(self, unit: str = "epoch") -> float | None:
-        """Return the number of the epoch that the record is about; of the first one of its block for "block"."""
-        number = _finite(self.metadata.get(EPOCH_FIELDS[unit]))
-        return number if number is not None and abs(number) < 1e9 else None
+    @property
+    def epoch(self) -> int | float | None:
+        """The number of the epoch that the record is about, for blocks that of their first epoch."""
+        number = _finite(self.metadata.get("first_epoch_num" if self.key.startswith("block_") else "epoch_num"))
+        if number is None or abs(number) >= 1e9:
+            return None
+        return int(number) if number.is_integer() else number  # 14 for 14.0, as people write it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,17 +115,17 @@ def read_log(path: Path | str) -> BenchmarkLog:
     if not records:
         message = problems[0] if problems else f"No line has the token {TOKEN.strip()!r}."
         raise file_error(path, message, fix="Give the mlperf.log of a run, or a published result_*.txt.")
-    by_key: dict[str, list[Record]] = {}
+    by_key: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        by_key.setdefault(record.key, []).append(record)
-    for record in by_key.get("seed", ()):
-        if whole_number(record.value) is None:
-            problems.append(f"line {record.line}: the seed is not a whole number: {record.value!r}")
-    seeds = dict.fromkeys(whole_number(record.value) for record in by_key.get("seed", ()))
-    first = {key: str(found[0].value or "") for key, found in by_key.items()}
+        by_key[record.key].append(record)
+    seeds = [(record, whole_number(record.value)) for record in by_key["seed"]]
+    problems += [
+        f"line {entry.line}: the seed is not a whole number: {entry.value!r}" for entry, n in seeds if n is None
+    ]
+    first = {key: str(found[0].value or "") for key, found in by_key.items() if found}
     times = {key: [record.time_ms for record in found if record.time_ms is not None] for key, found in by_key.items()}
     start_ms = next(iter(times.get("run_start", ())), None)
-    targets = _targets(by_key.get("maskperf_targets", ()))
+    targets = _targets(by_key["maskperf_targets"])
     return BenchmarkLog(
         path=path,
         records=tuple(records),
@@ -132,13 +136,13 @@ def read_log(path: Path | str) -> BenchmarkLog:
         recipe=first.get("maskperf_recipe") or None,
         targets=targets,
         settings={record.key: record.value for record in records if record.key.startswith(SETTINGS)},
-        seeds=tuple(seed for seed in seeds if seed is not None),
+        seeds=tuple(dict.fromkeys(seed for _, seed in seeds if seed is not None)),
         init_seconds=_seconds(times, "init_start", "init_stop"),
         run_seconds=_seconds(times, "run_start", "run_stop"),
-        status=_status(by_key.get("run_stop", ()), targets),
-        evaluations=_evaluations(by_key.get("eval_accuracy", ()), start_ms),
+        status=_status(by_key["run_stop"], targets),
+        evaluations=_evaluations(by_key["eval_accuracy"], start_ms),
         epochs=_epochs(by_key, start_ms),
-        tracked=_tracked(by_key.get("tracked_stats", ()), start_ms),
+        tracked=_tracked(by_key["tracked_stats"], start_ms),
         problems=tuple(problems),
     )
 
@@ -152,60 +156,52 @@ def parse_records(text: str) -> tuple[list[Record], list[str]]:
     head, *pieces = text.split(TOKEN)
     records: list[Record] = []
     problems: list[str] = []
-    line, on_line, line_problems = 1 + head.count("\n"), 0, 0
+    line, found, on_line = 1 + head.count("\n"), list[str](), 0
     for left, piece in zip(range(len(pieces) - 1, -1, -1), pieces, strict=True):
         on_line += 1
-        record, found = _parse_piece(line, piece, is_last=left == 0)
-        problems += found
+        record = _parse_piece(line, piece, found, is_last=left == 0)
         if record is not None:
             records.append(record)
         if LINE_BREAK.search(piece) or left == 0:
             if on_line > 1:
-                text = f"line {line}: {on_line} records on one line; the official tools read the last"
-                problems.insert(line_problems, text)
-            line, on_line, line_problems = line + piece.count("\n"), 0, len(problems)
+                found.insert(0, f"{on_line} records on one line; the official tools read the last")
+            problems += [f"line {line}: {text}" for text in found]
+            line, found, on_line = line + piece.count("\n"), [], 0
     return records, problems
 
 
-def _parse_piece(line: int, piece: str, *, is_last: bool) -> tuple[Record | None, list[str]]:
-    """Return the record at the start of what stands between two tokens, and what is wrong with it."""
-    own_line = LINE_BREAK.split(piece, maxsplit=1)[0]
+def _parse_piece(line: int, piece: str, problems: list[str], *, is_last: bool) -> Record | None:
+    """Return the record at the start of what stands between two tokens; what is wrong with it adds to `problems`."""
     try:
         entry, end = json.JSONDecoder().raw_decode(piece, len(piece) - len(piece.lstrip()))
     except (ValueError, RecursionError):  # RecursionError: brackets within brackets, thousands deep
         entry, end = None, 0
     if not isinstance(entry, dict):
+        own_line = LINE_BREAK.split(piece, maxsplit=1)[0]
         is_torn = is_last and not piece[len(own_line) :].strip()
         kind = "the last line is torn" if is_torn else "no JSON object can be read behind the token"
-        return None, [f"line {line}: {kind}: {_shorten(own_line)}"]
-    problems = []
+        problems.append(f"{kind}: {_shorten(own_line)}")
+        return None
     lines = 1 + len(LINE_BREAK.findall(piece[:end]))
     if lines > 1:
-        problems.append(f"line {line}: the record goes over {lines} lines; the official tools want one")
+        problems.append(f"the record goes over {lines} lines; the official tools want one")
     rest = LINE_BREAK.split(piece[end:], maxsplit=1)[0]
     if rest.strip():
-        problems.append(f"line {line}: text stands behind the record: {_shorten(rest)}")
-    return _record(line, entry, problems), problems
-
-
-def _record(line: int, entry: dict, problems: list[str]) -> Record | None:
+        problems.append(f"text stands behind the record: {_shorten(rest)}")
     missing = [name for name in ("time_ms", "key", "value", "metadata") if name not in entry]
     if missing:
-        problems.append(f"line {line}: the record has no {' and no '.join(missing)}; the official tools stop here")
-    key, metadata = entry.get("key"), entry.get("metadata", {})
+        problems.append(f"the record has no {' and no '.join(missing)}; the official tools stop here")
+    key, metadata, time_ms = entry.get("key"), entry.get("metadata", {}), None
     if not isinstance(key, str):
         return None
     if not isinstance(metadata, dict):
-        problems.append(f"line {line}: the metadata of {key} is not an object: {_shorten(str(metadata))}")
+        problems.append(f"the metadata of {key} is not an object: {_shorten(str(metadata))}")
         metadata = {}
-    time_ms: float | None = None
     if "time_ms" in entry:
-        try:
+        with suppress(TypeError, ValueError, OverflowError):
             time_ms = _finite(float(entry["time_ms"]))  # the official tools take text such as "12" as well
-        except (TypeError, ValueError, OverflowError):
-            time_ms = None
         if time_ms is None:
-            problems.append(f"line {line}: the time of {key} is not a number: {_shorten(str(entry['time_ms']))}")
+            problems.append(f"the time of {key} is not a number: {_shorten(str(entry['time_ms']))}")
     return Record(line=line, time_ms=time_ms, key=key, value=entry.get("value"), metadata=metadata)
 
 
@@ -231,8 +227,10 @@ def _seconds(times: dict[str, list[float]], start: str, stop: str) -> float | No
     return (times[stop][-1] - times[start][0]) / 1000
 
 
-def _minutes(record: Record, start_ms: float | None) -> float | None:
-    return None if start_ms is None or record.time_ms is None else (record.time_ms - start_ms) / MS_PER_MINUTE
+def _minutes(record: Record | None, start_ms: float | None) -> float | None:
+    if start_ms is None or record is None or record.time_ms is None:
+        return None
+    return (record.time_ms - start_ms) / MS_PER_MINUTE
 
 
 def _finite(value: object) -> float | None:
@@ -253,10 +251,8 @@ def whole_number(value: object) -> int | None:
 
 def _targets(records: Sequence[Record]) -> tuple[float, float]:
     box, mask = BOX_TARGET, MASK_TARGET
-    for record in records:
-        own_box, own_mask = _both_aps(record)
-        box = box if own_box is None else own_box
-        mask = mask if own_mask is None else own_mask
+    for own_box, own_mask in map(_both_aps, records):
+        box, mask = box if own_box is None else own_box, mask if own_mask is None else own_mask
     return box, mask
 
 
@@ -278,39 +274,29 @@ def _evaluations(records: Sequence[Record], start_ms: float | None) -> tuple[Log
     """Return the evaluations in the order of the log; one that several ranks logged comes once."""
     found: dict[tuple, LoggedEvaluation] = {}
     for record in records:
-        box_ap, mask_ap = _both_aps(record)
-        number = record.epoch()
-        epoch = None if number is None else _plain(number)
-        evaluation = LoggedEvaluation(epoch=epoch, minutes=_minutes(record, start_ms), box_ap=box_ap, mask_ap=mask_ap)
+        epoch, (box_ap, mask_ap), minutes = record.epoch, _both_aps(record), _minutes(record, start_ms)
+        evaluation = LoggedEvaluation(epoch=epoch, minutes=minutes, box_ap=box_ap, mask_ap=mask_ap)
         found.setdefault((epoch, box_ap, mask_ap), evaluation)
     return tuple(found.values())
 
 
-def _plain(number: float) -> int | float:
-    """Return 14 for 14.0, so that it is shown as people write it."""
-    return int(number) if number.is_integer() else number
-
-
 def _epochs(by_key: dict[str, list[Record]], start_ms: float | None) -> tuple[LoggedEpoch, ...]:
     """Return the epochs in the order of the log, blocks where it has no epochs; one that is logged twice comes once."""
-    unit = "epoch" if "epoch_start" in by_key else "block"
-    stops: dict[float | None, Record] = {}
-    for stop in by_key.get(f"{unit}_stop", ()):
-        stops.setdefault(stop.epoch(unit), stop)
+    unit = "epoch" if by_key["epoch_start"] else "block"
+    stops = {stop.epoch: stop for stop in reversed(by_key[f"{unit}_stop"])}  # the first of each
     epochs: dict[float, LoggedEpoch] = {}
-    for start in by_key.get(f"{unit}_start", ()):
-        number = start.epoch(unit)
+    for start in by_key[f"{unit}_start"]:
+        number = start.epoch
         if number is None or number in epochs:
             continue
-        stopped = stops.get(number)
-        count = start.metadata.get("epoch_count") if unit == "block" else 1
+        stop, count = stops.get(number), start.metadata.get("epoch_count") if unit == "block" else 1
         epochs[number] = LoggedEpoch(
-            epoch=_plain(number),
+            epoch=number,
             count=count if type(count) is int and count > 0 else 1,
             start=start,
-            stop=stopped,
+            stop=stop,
             start_minutes=_minutes(start, start_ms),
-            stop_minutes=None if stopped is None else _minutes(stopped, start_ms),
+            stop_minutes=_minutes(stop, start_ms),
         )
     return tuple(epochs.values())
 

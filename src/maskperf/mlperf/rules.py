@@ -1,7 +1,7 @@
 """The rules of MLPerf's closed division for this benchmark, as data, and the check of a configuration against them.
 
-Every field of the configuration is either in a rule of `RULES` or in `FREE_FIELDS`. Round 3.1 of the rules, the last
-with this benchmark.
+Every field of the configuration is either in a rule of `RULES` or in `FREE_FIELDS`; one that neither names must be as
+in the reference. Round 3.1 of the rules, the last with this benchmark.
 """
 
 import shlex
@@ -37,7 +37,7 @@ class Rule:
     nearest: Callable[[RunConfig, int], str] = lambda config, world: ""  # what it allows in this configuration
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class RuleResult:
     """Whether a configuration keeps one rule."""
 
@@ -54,20 +54,12 @@ def check_rules(config: RunConfig, *, world: int = 1) -> list[RuleResult]:
 
     The configuration must be the one the user gave; for that of a finished run see `as_given`.
     """
-    values = flatten(config)
     results = []
     for rule in RULES:
-        nearest = rule.nearest(config, world)
-        results.append(
-            RuleResult(
-                rule=rule.name,
-                field=rule.field,
-                value=format_value(values[rule.field]),
-                allowed=f"{rule.allowed}; here {nearest}" if nearest else rule.allowed,
-                kept=rule.keeps(values[rule.field], config, world),
-                source=rule.source,
-            )
-        )
+        value, nearest = flatten(config)[rule.field], rule.nearest(config, world)
+        allowed = f"{rule.allowed}; here {nearest}" if nearest else rule.allowed
+        kept = rule.keeps(value, config, world)
+        results.append(RuleResult(rule.name, rule.field, format_value(value), allowed, kept, rule.source))
     return results
 
 
@@ -76,15 +68,13 @@ def refuse_broken_rules(config: RunConfig, world: int) -> None:
 
     Errors: RuleError with a line for each broken rule, if mlperf.division is closed.
     """
-    if config.mlperf.division != "closed":
-        return
-    broken = [result for result in check_rules(config, world=world) if not result.kept]
+    is_closed = config.mlperf.division == "closed"
+    broken = [result for result in check_rules(config, world=world) if not result.kept] if is_closed else []
     if not broken:
         return
     count = "one rule of the benchmark is" if len(broken) == 1 else f"{len(broken)} rules of the benchmark are"
     lines = [f"recipe {config.recipe} with mlperf.division=closed: {count} broken, and nothing was started."]
-    for result in broken:
-        lines.append(f"{result.field}={result.value}: the rule '{result.rule}' allows {result.allowed}")
+    lines += [f"{result.field}={result.value}: the rule '{result.rule}' allows {result.allowed}" for result in broken]
     lines.append(
         "Fix: give values that are allowed, or set mlperf.division=open, where all of this is free. "
         "docs/rules.md has the source of each rule."
@@ -138,11 +128,8 @@ def _keeps_learning_rate(rate: float, config: RunConfig, world: int) -> bool:
 
 def _is_decay_schedule(steps: tuple[int, ...], batch_size: int) -> bool:
     """Return whether the steps are those of the reference's schedule, at some whole number of tenths of its length."""
-    if len(steps) != 2:
-        return False
-    # All lengths whose first step, cut to a whole one, is the one given.
-    first, end = (-(-step * batch_size // DECAY_IMAGES_PER_TENTH[0]) for step in (steps[0], steps[0] + 1))
-    return any(decay_steps(tenths, batch_size) == steps for tenths in range(max(first, 1), end))
+    tenths = -(-steps[0] * batch_size // DECAY_IMAGES_PER_TENTH[0]) if steps else 0  # the one that fits the first step
+    return tenths >= 1 and steps == decay_steps(tenths, batch_size)
 
 
 def _nearest_decay_steps(config: RunConfig, world: int) -> str:
@@ -162,30 +149,14 @@ def _equals(name: str, field: str, value: Any, source: str) -> Rule:
     return Rule(name, field, format_value(value) or "nothing", source, lambda found, config, world: found == value)
 
 
-# What no line of the hyperparameter table names: "everything else as the reference", whose setting the recipe coco is.
-REFERENCE_FIELDS = (
-    "data.size_divisor data.group_by_aspect data.skip_bad data.negatives data.crowd_as_objects "
-    "data.categories_by_name evaluation.every_epochs "
-    "model.stage_blocks model.stem_channels model.stage_channels model.fpn_channels model.anchor_sizes "
-    "model.anchor_ratios model.rpn_iou_thresholds model.rpn_samples_per_image "
-    "model.rpn_positive_fraction model.rpn_nms_iou model.candidates_per_level "
-    "model.proposals_test model.roi_positive_iou model.roi_samples_per_image model.roi_positive_fraction "
-    "model.box_head_channels model.mask_head_channels model.mask_head_convs model.detection_nms_iou"
-)
-FREE_FIELDS = {  # why they are free, and which
-    "a name or a path; what it may contain is checked by other rules": "recipe run_dir data.root",
-    "free by the table of hyperparameters": "optimizer.batch_size",
-    "how the steps are divided, not what is computed": "optimizer.accumulation_steps evaluation.batch_size",
-    "only ends a run that misses its targets": "optimizer.max_steps optimizer.max_epochs",
-    "changes no number: a run stops where it is too small": "model.mask_slots_per_image data.max_image_pixels",
-    "the official COCO code decides in both cases: alone, or by confirming": "evaluation.engine",
-    "speed, not results": "data.loader_threads system.device system.threads system.log_every_steps",
-    "what happens to a run that is lost": "system.on_collapse",
-    "equivalent mathematics, padding and packing of batches, as the rules allow": "speed.without",
-    "numerical format, as the rules allow": "speed.precision",
-    "names of the submission": "mlperf.organization mlperf.platform mlperf.division mlperf.status",
-}
-RULES: tuple[Rule, ...] = (
+FREE_FIELDS = (  # docs/rules.md says why
+    "recipe run_dir data.root optimizer.batch_size "
+    "optimizer.accumulation_steps evaluation.batch_size optimizer.max_steps optimizer.max_epochs "
+    "model.mask_slots_per_image data.max_image_pixels evaluation.engine data.loader_threads "
+    "system.device system.threads system.log_every_steps system.on_collapse speed.without speed.precision "
+    "mlperf.organization mlperf.platform mlperf.division mlperf.status"
+).split()
+NAMED_RULES: tuple[Rule, ...] = (
     Rule(
         "base learning rate",
         "optimizer.learning_rate",
@@ -207,7 +178,7 @@ RULES: tuple[Rule, ...] = (
         "optimizer.warmup_method",
         "linear (the reference's default) or mlperf_linear (its published points)",
         f"{DEFAULT} and its published convergence points",
-        lambda value, config, world: value in ("linear", "mlperf_linear"),
+        lambda method, config, world: method in ("linear", "mlperf_linear"),
     ),
     Rule(
         "warm-up factor",
@@ -275,5 +246,14 @@ RULES: tuple[Rule, ...] = (
         "MLPerf training rules, Random numbers; MLPerf's seed checker: no two runs alike",
         lambda value, config, world: value == -1,
     ),
-    *(_equals("as the reference", field, flatten(coco())[field], DEFAULT) for field in REFERENCE_FIELDS.split()),
+)
+CLASSIFIED = {*FREE_FIELDS, *(rule.field for rule in NAMED_RULES)}
+# Everything else is as in the reference, whose settings are those of the recipe coco.
+RULES = (
+    *NAMED_RULES,
+    *(
+        _equals("as the reference", field, value, DEFAULT)
+        for field, value in flatten(coco()).items()
+        if field not in CLASSIFIED
+    ),
 )

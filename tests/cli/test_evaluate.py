@@ -13,7 +13,6 @@ import maskperf.evaluation.predict
 import maskperf.evaluation.scores
 import maskperf.evaluation.table
 from maskperf import errors
-from maskperf.cli import console
 from maskperf.cli import evaluate as evaluate_module
 from maskperf.cli.convert import class_count_problems
 from maskperf.demo.dataset import write_demo_dataset
@@ -23,6 +22,7 @@ from maskperf.evaluation.scores import GroundTruth, score, score_entries, stat_n
 from maskperf.model.weights import save_model_weights, save_reference_state
 from maskperf.overrides import to_json_text, with_overrides
 from maskperf.recipes import demo
+from maskperf.run import console
 
 NUM_IMAGES = 5
 SIZES = [

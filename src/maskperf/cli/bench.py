@@ -119,7 +119,7 @@ def _bench(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     )
     from maskperf.bench.startup import measure_startup
     from maskperf.bench.view import everything, show_ceiling, show_results, show_switches
-    from maskperf.cli.console import make_console
+    from maskperf.run.console import make_console
 
     if options.recipe and STARTUP not in options.names:
         raise ConfigError(f"--recipe belongs to {STARTUP}. Fix: maskperf bench {STARTUP} --recipe {options.recipe}")
@@ -165,7 +165,7 @@ def _bench_gpu(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from maskperf.bench.gpu import measure
     from maskperf.bench.plan import GpuPlan
     from maskperf.bench.view import show_gpu
-    from maskperf.cli.console import make_console
+    from maskperf.run.console import make_console
 
     chosen = {name: value for name in ("repeats", "threads") if (value := getattr(options, name))}
     found = measure(GpuPlan(peer_python=_peer_python(options), **chosen), folder, _say)

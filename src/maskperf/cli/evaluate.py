@@ -272,7 +272,7 @@ def _report(
 
 def _with_progress(batches: Iterable, num_images: int, world: int) -> Iterator:
     """Yield the batches, and show after each how many images of all processes are done."""
-    from maskperf.cli.console import Progress
+    from maskperf.run.console import Progress
 
     done = 0
     with Progress("images") as progress:

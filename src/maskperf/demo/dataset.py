@@ -36,11 +36,9 @@ def write_demo_dataset(root: Path, *, train_images: int, val_images: int, seed: 
     What an interrupted call left behind is removed and written again.
     Errors: ConfigError for a split without images; StorageError when `root` is not empty, or cannot be written.
     """
-    counts = {"train_images": train_images, "val_images": val_images}
-    if min(counts.values()) < 1:
-        raise ConfigError(
-            f"data.generate_images={train_images},{val_images} has a split of no images. Fix: give 1 or more."
-        )
+    counts = (train_images, val_images)
+    if min(counts) < 1:
+        raise ConfigError(f"data.generate_images={counts[0]},{counts[1]}: a split of no images. Fix: give 1 or more.")
     settings = _settings(train_images, val_images, seed)
     try:
         _refuse_foreign_folder(root, settings)

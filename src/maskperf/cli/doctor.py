@@ -122,12 +122,8 @@ def show_findings(findings: Sequence[Finding], console: Console) -> None:
 
 def examine_data(data: DataConfig, splits: Sequence[str], *, decode: bool) -> tuple[list[Finding], list[Problem]]:
     """Read splits as a run does, look at or decode every image, and return the findings and each problem on its own."""
-    findings, problems = [], []
-    for split in splits:
-        split_findings, split_problems = _examine_split(data, split, decode)
-        findings += split_findings
-        problems += split_problems
-    return findings, problems
+    found = [_examine_split(data, split, decode) for split in splits]
+    return [entry for findings, _ in found for entry in findings], [entry for _, errors in found for entry in errors]
 
 
 def _examine_split(data: DataConfig, split: str, decode: bool) -> tuple[list[Finding], list[Problem]]:

@@ -46,7 +46,7 @@ def test_a_bad_log_is_refused_in_the_checkers_text_with_an_explanation_and_a_fix
     shown, _ = check_records(log_records(opt_base_learning_rate=0.13, submission_org=""))
     assert shown.code == EXIT_RULE and "refused" in shown.out
     assert "CHECK for 'opt_base_learning_rate' failed" in shown.out and "multiple of 0.02" in shown.out
-    assert "fix:" in shown.out and "mlperf.organization=NAME" in shown.out
+    assert "fix:" in shown.out and "mlperf.organization" in shown.out
 
 
 def test_a_trap_that_the_official_checker_misses_is_refused(check_records):

@@ -58,7 +58,7 @@ def write_backbone_pickle(path):
 
 
 def stored_backbone(path):
-    return load_backbone(path, MaskRcnn(config_of().model).state_dict()).tensors
+    return load_backbone(path, MaskRcnn(config_of().model).state_dict())[0]
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_a_pickle_becomes_a_file_that_a_model_can_load_and_nothing_else_is_writt
 def test_fewer_bits_cost_what_is_printed(convert, storage, kind):
     blobs = write_backbone_pickle(Path("R.pkl"))
     shown = convert("backbone", "--storage", storage, "R.pkl", "small.safetensors", *BACKBONE)
-    assert read_tensor_file("small.safetensors").tensors[CONV].dtype == kind
+    assert read_tensor_file("small.safetensors")[0][CONV].dtype == kind
     exact, restored = torch.from_numpy(blobs["res3_0_branch2b_w"]), stored_backbone("small.safetensors")[CONV]
     assert 0 < (exact - restored).abs().max() < 0.02 * exact.abs().max()
     assert all(part in shown for part in ("all tensors: largest error", "signal-to-noise", f"({storage})"))
@@ -127,7 +127,7 @@ def test_a_model_comes_back_from_the_reference_form_bit_by_bit(convert, referenc
     write_categories("two.json", {"id": 7, "name": "dog"}, {"id": 3, "name": "cup"})
     shown = convert("model", "model.pth", "back.safetensors", "--categories", "two.json", *SIZES)
     assert "written: back.safetensors" in shown
-    tensors, metadata = read_tensor_file("back.safetensors").tensors, read_metadata("back.safetensors")
+    tensors, metadata = read_tensor_file("back.safetensors")[0], read_metadata("back.safetensors")
     assert tensors.keys() == model.state_dict().keys()
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in model.state_dict().items())
     assert (metadata["category_ids"], metadata["category_names"]) == ([3, 7], ["cup", "dog"])
@@ -147,7 +147,7 @@ def test_trainable_batch_norms_lose_their_epsilon_to_the_variances_exactly_once(
     model, shown = reference("model.batch_norm=trainable")
     assert "epsilon of the batch norms" in shown
     convert("model", "model.pth", "back.safetensors", *SIZES)
-    tensors = read_tensor_file("back.safetensors").tensors
+    tensors = read_tensor_file("back.safetensors")[0]
     name = "backbone.body.stem.bn1.running_var"
     assert torch.equal(tensors[name], model.state_dict()[name] + 1e-5)
     assert not any(name.endswith("num_batches_tracked") for name in tensors)

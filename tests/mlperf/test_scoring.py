@@ -5,7 +5,7 @@ from hypothesis import given, strategies
 from mlperf_logging.rcp_checker import rcp_checker
 
 from maskperf.mlperf.published import published_systems
-from maskperf.mlperf.scoring import reference_check, score_minutes
+from maskperf.mlperf.scoring import reference_check, reference_for, score_minutes
 
 PUBLISHED_SIZES = (8, 48, 64, 88, 96, 110, 128, 256, 272)
 BETWEEN_AND_OUTSIDE = (4, 7, 16, 32, 112, 129, 144, 192, 271, 273, 512)
@@ -51,10 +51,10 @@ def test_the_comparison_with_the_reference_is_that_of_the_official_tool(official
 )
 def test_the_fewest_epochs_that_pass_in_both_versions_of_the_tool(batch_size, mean, v3_1, today):
     # Numbers of both tools, which search to 1e-4.
-    new, old = (reference_check(batch_size, [14] * 5, tool=tool) for tool in ("today", "v3.1"))
-    assert new.reference_mean == old.reference_mean == pytest.approx(mean, abs=1e-4)
-    assert new.smallest_mean == pytest.approx(today, abs=2e-4)
-    assert old.smallest_mean == pytest.approx(v3_1, abs=2e-4)
+    new, old = (reference_for(batch_size, as_in_v3_1=is_old) for is_old in (False, True))
+    assert new["RCP Mean"] == old["RCP Mean"] == pytest.approx(mean, abs=1e-4)
+    assert new["Min Epochs"] == pytest.approx(today, abs=2e-4)
+    assert old["Min Epochs"] == pytest.approx(v3_1, abs=2e-4)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_the_fewest_epochs_that_pass_in_both_versions_of_the_tool(batch_size, me
     ],
 )
 def test_sets_that_the_package_checker_of_v3_1_decided(batch_size, epochs, passed):
-    assert reference_check(batch_size, epochs, tool="v3.1").passed is passed
+    assert reference_check(batch_size, epochs, as_in_v3_1=True).passed is passed
 
 
 @pytest.mark.parametrize(

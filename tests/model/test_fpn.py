@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from maskperf.model.fpn import FeaturePyramid, pyramid_conv
+from maskperf.model.fpn import FeaturePyramid
 from maskperf.techniques import Techniques, plain, using
 
 
@@ -43,49 +43,6 @@ def test_p6_is_every_second_pixel_of_p5_and_odd_sizes_round_up(size_hw, expected
     outputs = transparent_pyramid()(stages)
     assert tuple(outputs[4].shape[2:]) == expected
     assert torch.equal(outputs[4], outputs[3][:, :, ::2, ::2])
-
-
-def test_p6_comes_after_the_output_convolution():
-    pyramid = transparent_pyramid()
-    pyramid.fpn_layer4.bias.data.fill_(5.0)
-    stages = [torch.zeros(1, 1, 2 * 2**k, 2 * 2**k) for k in (3, 2, 1, 0)]
-    outputs = pyramid(stages)
-    assert outputs[4].item() == 5.0
-    assert outputs[2].abs().max() == 0  # what goes down is the sum before the output convolution
-
-
-def test_each_level_has_a_lateral_1x1_and_an_output_3x3_convolution_with_bias():
-    pyramid = FeaturePyramid((3, 5, 7, 9), 4)
-    shapes = {name: tuple(value.shape) for name, value in pyramid.state_dict().items()}
-    expected = {}
-    for number, inputs in ((1, 3), (2, 5), (3, 7), (4, 9)):
-        expected[f"fpn_inner{number}.weight"] = (4, inputs, 1, 1)
-        expected[f"fpn_layer{number}.weight"] = (4, 4, 3, 3)
-        expected[f"fpn_inner{number}.bias"] = expected[f"fpn_layer{number}.bias"] = (4,)
-    assert shapes == expected
-
-
-def test_levels_come_finest_first_with_one_width():
-    torch.manual_seed(0)
-    stages = [torch.randn(2, 2 + k, 4 * 2 ** (3 - k), 6 * 2 ** (3 - k)) for k in range(4)]
-    outputs = FeaturePyramid((2, 3, 4, 5), 6)(stages)
-    assert [tuple(level.shape) for level in outputs] == [
-        (2, 6, 32, 48),
-        (2, 6, 16, 24),
-        (2, 6, 8, 12),
-        (2, 6, 4, 6),
-        (2, 6, 2, 3),
-    ]
-
-
-def test_new_convolution_is_uniform_up_to_the_root_of_three_over_fan_in():
-    torch.manual_seed(0)
-    conv = pyramid_conv(256, 256, kernel=3)
-    limit = (3 / (256 * 9)) ** 0.5
-    assert conv.weight.abs().max() <= limit
-    assert conv.weight.abs().max() > 0.9999 * limit
-    assert conv.weight.std().item() == pytest.approx(limit / 3**0.5, rel=0.005)
-    assert conv.bias.abs().max() == 0
 
 
 def test_fast_convolutions_give_the_numbers_and_gradients_of_the_plain_ones():

@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 from torch import nn
@@ -46,16 +44,6 @@ def test_rpn_outputs_run_over_rows_then_columns_then_anchors():
     assert torch.equal(deltas, (100 * cells[..., None] + numbers).view(2, 36, 4))
 
 
-def test_rpn_head_has_a_relu_after_its_3x3_convolution():
-    head = cell_counting_head()
-    logits, _ = head(torch.full((1, 2, 1, 1), -5.0))
-    assert logits.tolist() == [[0, 1, 2]]
-    head.conv.weight.data[0, 0, 0, 0] = 1.0  # looks at the upper left neighbour, zero outside
-    feature = torch.zeros(1, 2, 2, 2)
-    feature[0, 0, 0, 0] = 1.0
-    assert head(feature)[0][0, ::3].tolist() == [100, 0, 0, 100]
-
-
 def test_box_offsets_are_class_major():
     predictor = BoxPredictor(5, 3)
     fill_(predictor.cls_score, bias=0.5)
@@ -75,28 +63,6 @@ def test_box_features_flatten_channel_by_channel():
     expected = torch.cat([pooled[:, 0].reshape(3, 49), pooled[:, 1].reshape(3, 49)], dim=1)
     assert torch.equal(features(pooled), expected)
     assert torch.equal(features(pooled.contiguous(memory_format=torch.channels_last)), expected)
-
-
-def test_box_features_have_a_relu_after_each_layer():
-    features = BoxFeatures(1, 2)
-    fill_(features.fc6, bias=-1.0)
-    fill_(features.fc7, weight=1.0, bias=0.25)
-    assert torch.equal(features(torch.zeros(1, 1, 7, 7)), torch.full((1, 2), 0.25))
-    fill_(features.fc7, bias=-1.0)
-    assert torch.equal(features(torch.zeros(1, 1, 7, 7)), torch.zeros(1, 2))
-
-
-@pytest.mark.parametrize("num_convs", [1, 4])
-def test_mask_features_are_3x3_convolutions_with_relu(num_convs):
-    torch.manual_seed(0)
-    features = MaskFeatures(3, 5, num_convs)
-    pooled = torch.randn(2, 3, 14, 14)
-    expected = pooled
-    for number in range(1, num_convs + 1):
-        conv = getattr(features, f"mask_fcn{number}")
-        expected = nn.functional.conv2d(expected, conv.weight, conv.bias, padding=1).relu()
-    torch.testing.assert_close(features(pooled), expected)
-    assert len(list(features.children())) == num_convs
 
 
 def test_mask_predictor_turns_each_pixel_into_a_square_of_four():
@@ -132,17 +98,6 @@ def test_map_of_one_class_is_the_map_among_those_of_all_classes(rois):
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
     assert found[3][2].abs().max() == 0  # weights of a class that no RoI has: a gradient, of zeros
-
-
-@pytest.mark.parametrize("rest", [(), (4,), (3, 2)])
-def test_own_class_takes_the_values_of_each_rois_label(rest):
-    values = torch.arange(2 * 3 * 5 * math.prod(rest)).float().view(2, 3, 5, *rest)
-    labels = torch.tensor([[4, 0, 1], [2, 2, 3]])
-    chosen = own_class(values, labels)
-    assert chosen.shape == (2, 3, *rest)
-    for image in range(2):
-        for roi in range(3):
-            assert torch.equal(chosen[image, roi], values[image, roi, labels[image, roi]])
 
 
 def test_every_head_gives_float32_with_weights_in_bfloat16():

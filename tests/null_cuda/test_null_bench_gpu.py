@@ -5,7 +5,8 @@ import json
 import msgspec
 import pytest
 
-from maskperf.bench.plan import SECTION_SECONDS, GpuPlan
+from maskperf.bench.gpu import SECTIONS
+from maskperf.bench.plan import GpuPlan
 from maskperf.bench.switches import waterfall
 
 ROWS = {
@@ -22,15 +23,13 @@ SLOW = ("kernel roi_align", "switches", "steps", "convolutions", "peer")
 def section_rows(null_cuda, section: str, folder, plan: GpuPlan) -> list[dict]:
     """Return what the process of the section wrote, as `maskperf bench gpu` starts it."""
     rows = folder / "rows.jsonl"
-    done = null_cuda.run(
-        "-m", "maskperf.bench.gpu_section", section, str(rows), text=msgspec.json.encode(plan).decode()
-    )
+    done = null_cuda.run("-m", "maskperf.bench.gpu", section, str(rows), text=msgspec.json.encode(plan).decode())
     assert done.returncode == 0, done.stdout + done.stderr
     return [json.loads(line) for line in rows.read_text().splitlines()]
 
 
 @pytest.mark.parametrize(
-    "section", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in SECTION_SECONDS]
+    "section", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in SECTIONS]
 )
 def test_a_section_has_all_its_rows(null_cuda, section, tmp_path):
     peer = null_cuda.python if section == "peer" else ""
@@ -55,7 +54,7 @@ def test_a_step_that_does_not_fit_is_a_row_that_says_so(null_cuda, tmp_path):
         from maskperf.bench.gpu_steps import step_rows
         plan = GpuPlan(repeats=1, steps_at_a_time=1, batch_sizes=(16,), usual_batch=2, canvases_hw=((800, 1344),))
         rows = list(step_rows(torch.device("cuda", 0), plan))
-        print(json.dumps([row["error"] if isinstance(row, dict) else "" for row in rows]))
+        print(json.dumps([row.get("error", "") for row in rows]))
     """
     done = null_cuda.run("-c", "\n".join(line[8:] for line in code.splitlines()), memory_gib=4)
     assert done.returncode == 0, done.stderr

@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,22 +17,17 @@ from maskperf.overrides import validate, with_overrides
 from maskperf.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs/launch").glob("*.md"))}
 LAUNCH_FILES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "launch").iterdir())}
 TEXTS = {**PAGES, **LAUNCH_FILES, "docker": (ROOT / "docs/docker.md").read_text(encoding="utf-8")}
 # A key of the configuration with its value, anywhere in a text.
 PAIR = re.compile(r"(?<![\w./$-])((?:data|model|optimizer|evaluation|system|mlperf)\.\w+=[^\s`\"');|]+)")
 NOTE_ARGUMENTS = '#!/usr/bin/env bash\nprintf "%s\\n" "$(basename "$0")" "$@" "" >>"$NOTES"\n'
-API_OF_TRAIN_JOB = {
-    "runtimeRef",
-    "trainer",
-    "initializer",
-    "suspend",
-    "managedBy",
-    "runtimePatches",
-    "activeDeadlineSeconds",
-}
-API_OF_TRAINER = {"image", "command", "args", "env", "numNodes", "resourcesPerNode", "numProcPerNode"}
+
+
+def run(command, folder=None, variables=None):
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300, check=False)
 
 
 class Cluster:
@@ -43,10 +39,8 @@ class Cluster:
         self.bin.mkdir()
         for name in ("bash", "basename", "cat", "dirname", "env", "grep", "seq"):
             (self.bin / name).symlink_to(shutil.which(name))
-        self.add(
-            self.bin / "srun",
-            NOTE_ARGUMENTS + '[[ "$*" == *drop_caches* ]] && exit "${SUDO_CODE:-0}"\nexit "${CODE:-0}"\n',
-        )
+        srun = '[[ "$*" == *drop_caches* ]] && exit "${SUDO_CODE:-0}"\nexit "${CODE:-0}"\n'
+        self.add(self.bin / "srun", NOTE_ARGUMENTS + srun)
         self.add(self.bin / "scontrol", 'for n in $(seq 5 9); do printf "node%s\\n" "$n"; done\n')
         self.add(self.bin / "nvidia-smi", 'for n in $(seq 1 "${GPUS:-4}"); do printf "GPU %s: some\\n" "$n"; done\n')
         self.add(self.bin / "maskperf", NOTE_ARGUMENTS + 'exit "${CODE:-0}"\n')
@@ -59,27 +53,16 @@ class Cluster:
 
     def run(self, name, *arguments, **environment):
         variables = {"PATH": str(self.bin), "NOTES": str(self.notes), **environment}
-        command = [shutil.which("bash"), str(self.folder / "launch" / name), *arguments]
-        return subprocess.run(
-            command, cwd=self.folder, env=variables, capture_output=True, text=True, timeout=300, check=False
-        )
+        return run([shutil.which("bash"), str(self.folder / "launch" / name), *arguments], self.folder, variables)
 
     def sbatch(self, *arguments, **environment):
         """Return what the job does as task 3 of an array; None removes a variable."""
-        variables = {
-            "SLURM_JOB_ID": "70123",
-            "SLURM_ARRAY_JOB_ID": "70120",
-            "SLURM_ARRAY_TASK_ID": "3",
-            "SLURM_JOB_NODELIST": "node[5-9]",
-            "SLURM_JOB_NUM_NODES": "5",
-            "SLURM_GPUS_ON_NODE": "8",
-            "SLURM_CPUS_PER_TASK": "64",
-            "SLURM_SUBMIT_DIR": str(self.folder),
-            **environment,
-        }
-        return self.run(
-            "slurm.sbatch", *arguments, **{key: value for key, value in variables.items() if value is not None}
-        )
+        job = {"SLURM_JOB_ID": "70123", "SLURM_ARRAY_JOB_ID": "70120", "SLURM_ARRAY_TASK_ID": "3"}
+        nodes = {"SLURM_JOB_NODELIST": "node[5-9]", "SLURM_JOB_NUM_NODES": "5", "SLURM_GPUS_ON_NODE": "8"}
+        own = {"SLURM_CPUS_PER_TASK": "64", "SLURM_SUBMIT_DIR": str(self.folder)}
+        variables = job | nodes | own | environment
+        present = {key: value for key, value in variables.items() if value is not None}
+        return self.run("slurm.sbatch", *arguments, **present)
 
     def calls(self):
         """Return name and arguments of every call of a stub, in order."""
@@ -115,18 +98,18 @@ def test_one_machine_takes_the_maskperf_of_its_own_tree_first(cluster):
 
 
 def test_one_machine_without_a_gpu_or_maskperf_explains_the_fix(cluster):
-    finished = cluster.run("one_machine.sh", GPUS="0")
-    assert finished.returncode == 2 and "no GPU was found" in finished.stderr and "PROCESSES=2" in finished.stderr
+    ended = cluster.run("one_machine.sh", GPUS="0")
+    assert ended.returncode == 2 and "no GPU was found" in ended.stderr and "PROCESSES=2" in ended.stderr
     (cluster.bin / "nvidia-smi").unlink()
     assert cluster.run("one_machine.sh").returncode == 2
     (cluster.bin / "maskperf").unlink()
-    finished = cluster.run("one_machine.sh")
-    assert finished.returncode == 2 and "Fix: ./install.sh" in finished.stderr
+    ended = cluster.run("one_machine.sh")
+    assert ended.returncode == 2 and "Fix: ./install.sh" in ended.stderr
 
 
 def test_a_slurm_job_clears_caches_then_starts_torchrun_once_a_machine(cluster):
-    finished = cluster.sbatch("mlperf.division=closed")
-    assert finished.returncode == 0, finished.stderr
+    ended = cluster.sbatch("mlperf.division=closed")
+    assert ended.returncode == 0, ended.stderr
     clear, train = cluster.calls()
     assert clear[:5] == ["srun", "--ntasks-per-node=1", "sudo", "-n", "sh"]
     assert train == [
@@ -136,24 +119,15 @@ def test_a_slurm_job_clears_caches_then_starts_torchrun_once_a_machine(cluster):
         *("-m", "maskperf", "run", "coco_batch_96"),
         *(f"run_dir={cluster.folder}/runs/coco_batch_96-70120/run_3", "mlperf.division=closed"),
     ]
-    assert "the caches of all machines are cleared" in finished.stdout
+    assert "the caches of all machines are cleared" in ended.stdout
 
 
 def test_a_slurm_job_takes_its_settings_from_the_environment(cluster, tmp_path):
-    finished = cluster.sbatch(
-        *("optimizer.max_epochs=1", "seed=3"),
-        SLURM_ARRAY_TASK_ID=None,
-        SLURM_GPUS_ON_NODE=None,
-        SLURM_SUBMIT_DIR=str(tmp_path),
-        RUN="4",
-        GPUS_PER_NODE="2",
-        MASKPERF_FOLDER=str(cluster.folder),
-        SERIES="/s/five",
-        RECIPE="demo",
-        DATA="/d",
-        WEIGHTS="/w",
-    )
-    assert finished.returncode == 0, finished.stderr
+    slurm = {"SLURM_ARRAY_TASK_ID": None, "SLURM_GPUS_ON_NODE": None, "SLURM_SUBMIT_DIR": str(tmp_path)}
+    own = {"RUN": "4", "GPUS_PER_NODE": "2", "MASKPERF_FOLDER": str(cluster.folder), "SERIES": "/s/five"}
+    own |= {"RECIPE": "demo", "DATA": "/d", "WEIGHTS": "/w"}
+    ended = cluster.sbatch("optimizer.max_epochs=1", "seed=3", **slurm, **own)
+    assert ended.returncode == 0, ended.stderr
     train = cluster.calls()[1]
     assert "--nproc-per-node=2" in train
     pairs = ["run_dir=/s/five/run_4", "data.root=/d", "model.backbone_weights=/w", "optimizer.max_epochs=1", "seed=3"]
@@ -161,9 +135,9 @@ def test_a_slurm_job_takes_its_settings_from_the_environment(cluster, tmp_path):
 
 
 def test_a_slurm_job_without_rights_to_clear_caches_continues_with_a_message(cluster):
-    finished = cluster.sbatch(SUDO_CODE="1", CODE="6")
-    assert finished.returncode == 6 and len(cluster.calls()) == 2  # the code of the run
-    assert "no right to clear the caches" in finished.stdout
+    ended = cluster.sbatch(SUDO_CODE="1", CODE="6")
+    assert ended.returncode == 6 and len(cluster.calls()) == 2  # the code of the run
+    assert "no right to clear the caches" in ended.stdout
 
 
 def test_a_slurm_job_can_run_in_a_container(cluster):
@@ -189,8 +163,8 @@ def test_a_slurm_job_can_run_in_a_container(cluster):
 def test_a_slurm_job_that_cannot_run_explains_the_fix(changes, text, cluster):
     if not changes:
         (cluster.folder / ".venv/bin/torchrun").unlink()
-    finished = cluster.sbatch(**changes)
-    assert finished.returncode != 0 and text in finished.stderr and not cluster.notes.exists()
+    ended = cluster.sbatch(**changes)
+    assert ended.returncode != 0 and text in ended.stderr and not cluster.notes.exists()
 
 
 def test_the_lines_for_slurm_come_before_all_commands_and_ask_for_five_runs():
@@ -222,7 +196,8 @@ def test_the_kubernetes_file_has_volumes_a_runtime_and_a_job_by_name():
 
 def test_the_train_job_has_fields_of_its_api_and_names_the_runtime():
     spec = KINDS["TrainJob"]["spec"]
-    assert set(spec) <= API_OF_TRAIN_JOB and set(spec["trainer"]) <= API_OF_TRAINER
+    assert set(spec) == {"runtimeRef", "trainer"}
+    assert set(spec["trainer"]) == {"image", "command", "args", "numNodes", "resourcesPerNode", "numProcPerNode"}
     assert spec["runtimeRef"] == {"apiGroup": "trainer.kubeflow.org", "kind": "TrainingRuntime", "name": "maskperf"}
     limits = spec["trainer"]["resourcesPerNode"]["limits"]
     assert spec["trainer"]["numProcPerNode"] == limits["nvidia.com/gpu"] == 8
@@ -293,8 +268,7 @@ def test_the_pod_that_prepares_the_data_is_whole():
 
 def test_five_runs_on_kubernetes_differ_in_name_and_folder_only():
     expression = re.search(r'sed "([^"]+)"', PAGES["kubernetes"])[1].replace("$number", "3")
-    command = ["sed", expression, str(ROOT / "launch/kubernetes.yaml")]
-    changed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
+    changed = run(["sed", expression, str(ROOT / "launch/kubernetes.yaml")]).stdout
     *setup, job = yaml.safe_load_all(changed)
     assert setup == DOCUMENTS[:-1]
     assert job["metadata"]["name"] == "maskperf-run-3"
@@ -311,7 +285,9 @@ def test_every_key_with_a_value_can_be_used(name):
 @pytest.mark.parametrize("name", TEXTS)
 def test_every_command_of_maskperf_can_be_used(name):
     whole = re.sub(r"\\\n\s*", "", TEXTS[name])
-    for line in re.findall(r"(?m)^(?:`|\$ )?maskperf ([^\n`]+)", whole):
+    lines = re.findall(rf"(?m)(?:^(?:`|\$ )?maskperf|docker run [^\n`]*maskperf:{re.escape(VERSION)}) ([^\n`]+)", whole)
+    assert len(lines) == 4 or name != "docker"
+    for line in lines:
         command, *arguments = shlex.split(line, comments=True)
         assert command in COMMANDS, line
         if command == "run":
@@ -334,8 +310,8 @@ def test_the_blocks_of_the_pages_are_shell_that_bash_can_read(page):
     blocks = re.findall(r"```\n(.*?)```", PAGES[page], re.DOTALL)
     assert len(blocks) >= 3
     for block in blocks:
-        finished = subprocess.run(["bash", "-n", "-c", block], capture_output=True, text=True, timeout=300, check=False)
-        assert finished.returncode == 0, block + finished.stderr
+        read = run(["bash", "-n", "-c", block])
+        assert read.returncode == 0, block + read.stderr
 
 
 def test_the_variables_of_the_pages_are_read_by_their_files():

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskperf.bench.device_clock import milliseconds_of
 from maskperf.bench.gpu_steps import SEED, synthetic_batch
-from maskperf.bench.measure import Spread, spread_of
+from maskperf.bench.measure import spread_of
 from maskperf.bench.plan import GpuPlan
 from maskperf.engine.build import build_model
 from maskperf.engine.forward import training_losses
@@ -31,7 +31,7 @@ WITH_RELU = "forward with bias and ReLU"
 AS_A_PRODUCT = ", as a matrix product"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Layer:
     """The geometry of a convolution."""
 
@@ -51,17 +51,6 @@ class Layer:
         return 2 * images * math.prod(size_hw) * math.prod(self.weight_shape)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ConvolutionRow:
-    """The measurements of one layer and direction."""
-
-    direction: str
-    layer: Layer
-    times_in_a_step: int  # forward
-    milliseconds: Spread
-    teraflop_per_second: float
-
-
 class _Recorder(TorchDispatchMode):
     """Counts the convolutions that are done while it is active."""
 
@@ -74,13 +63,7 @@ class _Recorder(TorchDispatchMode):
     ) -> Any:
         if function is torch.ops.aten.convolution.default:
             pixels, weight, _, stride, padding, _, transposed, *_ = arguments
-            layer = Layer(
-                input_shape=tuple(pixels.shape),
-                weight_shape=tuple(weight.shape),
-                stride=tuple(stride),
-                padding=tuple(padding),
-                transposed=transposed,
-            )
+            layer = Layer(tuple(pixels.shape), tuple(weight.shape), tuple(stride), tuple(padding), transposed)
             self.layers[layer] += 1
         return function(*arguments, **(options or {}))
 
@@ -94,12 +77,12 @@ def layers_of_a_step(device: torch.device, plan: GpuPlan) -> Counter[Layer]:
     return recorder.layers
 
 
-def convolution_rows(device: torch.device, plan: GpuPlan) -> Iterator[ConvolutionRow]:
+def convolution_rows(device: torch.device, plan: GpuPlan) -> Iterator[dict]:
     """Yield a row for each direction of each layer, those with most work in a step first."""
     layers = layers_of_a_step(device, plan)
     for layer in sorted(layers, key=lambda layer: -layer.flop * layers[layer]):
         for direction in directions_of(layer):
-            yield measure_layer(layer, direction, layers[layer], device)
+            yield measure_layer(layer, direction, device) | {"times_in_a_step": layers[layer]}  # in the forward pass
 
 
 def directions_of(layer: Layer) -> tuple[str, ...]:
@@ -111,19 +94,14 @@ def directions_of(layer: Layer) -> tuple[str, ...]:
     return (*PASSES, WITH_RELU, *(direction + AS_A_PRODUCT for direction in PASSES if is_product))
 
 
-def measure_layer(layer: Layer, direction: str, times_in_a_step: int, device: torch.device) -> ConvolutionRow:
-    """Return the row of one layer and direction."""
+def measure_layer(layer: Layer, direction: str, device: torch.device) -> dict[str, Any]:
+    """Return the measurements of one layer and direction."""
     work = work_of(layer, direction, device)
     for _ in range(WARM_UP_CALLS):
         work()
     milliseconds = spread_of([milliseconds_of(work, device) for _ in range(REPEATS)])
-    return ConvolutionRow(
-        direction=direction,
-        layer=layer,
-        times_in_a_step=times_in_a_step,
-        milliseconds=milliseconds,
-        teraflop_per_second=layer.flop / milliseconds.median / 1e9,
-    )
+    rate = layer.flop / milliseconds.median / 1e9
+    return {"direction": direction, "layer": layer, "milliseconds": milliseconds, "teraflop_per_second": rate}
 
 
 def work_of(layer: Layer, direction: str, device: torch.device) -> Callable[[], object]:

@@ -4,9 +4,10 @@ Not yet run on a GPU.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from maskperf.bench.device_clock import milliseconds_of
 from maskperf.bench.gpu_steps import synthetic_polygons
-from maskperf.bench.measure import Spread, measure_in_turn, ratio_spread, spread_of
+from maskperf.bench.measure import measure_in_turn, ratio_spread, spread_of
 from maskperf.bench.plan import GpuPlan, KernelSizes
 from maskperf.bench.synthetic import POOLED_LEVELS, STRIDES, cells_of, synthetic_boxes
 from maskperf.config import ModelConfig
@@ -24,7 +25,7 @@ from maskperf.model.patches import patches_by_level
 from maskperf.ops.anchors import pyramid_anchors
 from maskperf.ops.boxes import pairwise_iou
 from maskperf.ops.kernels.selection import load, missing_part
-from maskperf.ops.matching import Matches, match_by_slots, match_to_truth
+from maskperf.ops.matching import match_by_slots, match_to_truth
 from maskperf.ops.nms import blockwise_nms
 from maskperf.ops.preprocess import to_images_reference
 from maskperf.ops.products import PlainCasts, own_class_logits
@@ -44,27 +45,14 @@ DIRECTIONS = ("forward", "backward")
 MODEL = ModelConfig()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class KernelCase:
-    """One piece of work, done by a kernel and by plain PyTorch; both return their results."""
+    """One piece of work, done by a kernel and by plain PyTorch; each returns a tensor, several, or a dataclass."""
 
     name: str
     shape: str
-    kernel: Callable[[], list[Tensor]]
-    plain: Callable[[], list[Tensor]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class KernelRow:
-    """The measurements of one case; milliseconds of one call on the device."""
-
-    name: str
-    shape: str
-    kernel_milliseconds: Spread
-    plain_milliseconds: Spread
-    plain_over_kernel: Spread  # of pairs measured in turn
-    largest_difference: float  # of the results
-    largest_value: float
+    kernel: Callable[[], object]
+    plain: Callable[[], object]
 
 
 class Inputs:
@@ -101,93 +89,85 @@ class Inputs:
         return tuple(rows * columns * len(MODEL.anchor_ratios) for rows, columns in cells)
 
 
-def gpu_kernel_rows(family: str, device: torch.device, plan: GpuPlan) -> Iterator[KernelRow]:
+def gpu_kernel_rows(family: str, device: torch.device, plan: GpuPlan) -> Iterator[dict]:
     """Yield one row for each case of a family of `FAMILIES`, as it is measured.
 
     Errors: ConfigError where the kernels cannot be used on the device.
     """
-    missing = missing_part(device)
-    if missing:
+    if missing := missing_part(device):
         raise ConfigError(f"device {device}: no kernels to measure. {missing}")
     for make_case in FAMILIES[family]:
         yield measure_case(make_case(Inputs(device, plan.kernels)), device, plan)
 
 
-def measure_case(case: KernelCase, device: torch.device, plan: GpuPlan) -> KernelRow:
-    """Return the row of one case: both sides in turn, after calls that do not count."""
+def measure_case(case: KernelCase, device: torch.device, plan: GpuPlan) -> dict[str, Any]:
+    """Return the row of one case, in milliseconds of one call: both sides in turn, after calls that do not count."""
     for _ in range(plan.warm_up_calls):
         found, expected = case.kernel(), case.plain()
-    pairs = [(a.double(), b.double()) for a, b in zip(found, expected, strict=True)]
-    clocks = {name: partial(milliseconds_of, getattr(case, name), device) for name in ("kernel", "plain")}
+    pairs = [(a.double(), b.double()) for a, b in zip(_tensors(found), _tensors(expected), strict=True)]
+    sides = {"kernel": case.kernel, "plain": case.plain}
+    clocks = {name: partial(milliseconds_of, side, device) for name, side in sides.items()}
     times = measure_in_turn(clocks, plan.repeats)
-    return KernelRow(
-        name=case.name,
-        shape=case.shape,
-        kernel_milliseconds=spread_of(times["kernel"]),
-        plain_milliseconds=spread_of(times["plain"]),
-        plain_over_kernel=ratio_spread(times["kernel"], times["plain"]),
-        largest_difference=max(float((a - b).abs().max()) for a, b in pairs),
-        largest_value=max(float(b.abs().max()) for _, b in pairs),
-    )
+    return {
+        "name": case.name,
+        "shape": case.shape,
+        "kernel_milliseconds": spread_of(times["kernel"]),
+        "plain_milliseconds": spread_of(times["plain"]),
+        "plain_over_kernel": ratio_spread(times["kernel"], times["plain"]),  # of pairs measured in turn
+        "largest_difference": max(float((a - b).abs().max()) for a, b in pairs),  # of the results
+        "largest_value": max(float(b.abs().max()) for _, b in pairs),
+    }
 
 
-def _case(name: str, shape: str, kernel: Callable[[], object], plain: Callable[[], object]) -> KernelCase:
-    """Return a case whose two sides return a tensor, several, or a dataclass of tensors."""
-    return KernelCase(name=name, shape=shape, kernel=lambda: _tensors(kernel()), plain=lambda: _tensors(plain()))
-
-
-def _tensors(result: object) -> list[Tensor]:
+def _tensors(result: Any) -> list[Tensor]:
     if isinstance(result, Tensor):
         return [result]
     return list(result) if isinstance(result, list | tuple) else list(vars(result).values())
 
 
-def _in_direction(
-    name: str, shape: str, sides: Sequence[Callable[[], Tensor]], leaves: list[Tensor], inputs: Inputs, direction: str
-) -> KernelCase:
-    """Return a case of the forward or the backward pass of two functions of these leaves."""
-    work: list[Callable[[], object]]
+def _pair(name: str, shape: str, functions: tuple[Callable, Callable], *arguments: Any, **options: Any) -> KernelCase:
+    """Return a case of a kernel and its plain function, called with the same arguments."""
+    return KernelCase(name, shape, *(partial(function, *arguments, **options) for function in functions))
+
+
+def _in_direction(direction: str, case: KernelCase, leaves: list[Tensor], inputs: Inputs) -> KernelCase:
+    """Return the forward or the backward pass of a case of functions of these leaves."""
+    name, sides = f"{case.name} {direction}", (case.kernel, case.plain)
     if direction == "forward":
-        work = [torch.no_grad()(side) for side in sides]
-    else:
-        results = [side() for side in sides]
-        gradient = inputs.normal(*results[0].shape, dtype=results[0].dtype)
-        work = [partial(torch.autograd.grad, result, leaves, gradient, retain_graph=True) for result in results]
-    return _case(f"{name} {direction}", shape, *work)
+        return KernelCase(name, case.shape, *map(torch.no_grad(), sides))
+    results: list[Any] = [side() for side in sides]
+    gradient = inputs.normal(*results[0].shape, dtype=results[0].dtype)
+    work = [partial(torch.autograd.grad, result, leaves, gradient, retain_graph=True) for result in results]
+    return KernelCase(name, case.shape, *work)
 
 
 def _roi_align(pool: str, dtype: torch.dtype, direction: str, inputs: Inputs) -> KernelCase:
-    sizes = inputs.sizes
+    sizes, strides = inputs.sizes, STRIDES[:POOLED_LEVELS]
     size, rois = {"box": (7, sizes.box_rois), "mask": (14, sizes.mask_rois)}[pool]
-    strides = STRIDES[:POOLED_LEVELS]
     boxes, features = inputs.boxes(sizes.images, rois), inputs.pyramid(strides, dtype)
     functions = (load("roi_align").pyramid_roi_align, flat_roi_align)
-    sides = [partial(function, features, boxes, size=size, strides=strides) for function in functions]
     shape = f"{sizes.images} x {rois} RoIs, {size} x {size}, {sizes.channels} channels, {dtype}"
-    return _in_direction("RoIAlign", shape, sides, features, inputs, direction)
+    case = _pair("RoIAlign", shape, functions, features, boxes, size=size, strides=strides)
+    return _in_direction(direction, case, features, inputs)
 
 
 def _patches(dtype: torch.dtype, direction: str, inputs: Inputs) -> KernelCase:
-    sizes = inputs.sizes
-    features = inputs.pyramid(STRIDES, dtype)
+    sizes, features = inputs.sizes, inputs.pyramid(STRIDES, dtype)
     num_cells = sum(level.shape[2] * level.shape[3] for level in features)
     cells = inputs.integers(num_cells, sizes.images, sizes.sampled_anchors)
-    sides = [partial(function, features, cells) for function in (load("patches").cell_patches, patches_by_level)]
     shape = f"{sizes.images} x {sizes.sampled_anchors} positions, {sizes.channels} channels, {dtype}"
-    return _in_direction("patches", shape, sides, features, inputs, direction)
+    case = _pair("patches", shape, (load("patches").cell_patches, patches_by_level), features, cells)
+    return _in_direction(direction, case, features, inputs)
 
 
 def _samples(inputs: Inputs) -> KernelCase:
-    sizes = inputs.sizes
-    num_anchors = sum(inputs.anchor_counts())
+    sizes, num_anchors = inputs.sizes, sum(inputs.anchor_counts())
     values = torch.from_numpy(inputs.random.random((sizes.images, num_anchors), np.float32)).to(inputs.device)
     arguments = (values < 0.001, values > 0.2, torch.arange(sizes.images, device=inputs.device))
-    max_positive = int(sizes.sampled_anchors * MODEL.rpn_positive_fraction)
-    sides = [
-        partial(function, *arguments, num_samples=sizes.sampled_anchors, max_positive=max_positive)
-        for function in (load("sampling").draw_balanced, draw_by_rank)
-    ]
-    return _case("samples", f"{sizes.images} x {sizes.sampled_anchors} of {num_anchors} anchors", *sides)
+    quota = {"num_samples": sizes.sampled_anchors}
+    quota["max_positive"] = int(sizes.sampled_anchors * MODEL.rpn_positive_fraction)
+    shape = f"{sizes.images} x {sizes.sampled_anchors} of {num_anchors} anchors"
+    return _pair("samples", shape, (load("sampling").draw_balanced, draw_by_rank), *arguments, **quota)
 
 
 def _ranking(inputs: Inputs) -> KernelCase:
@@ -195,43 +175,38 @@ def _ranking(inputs: Inputs) -> KernelCase:
     sizes, counts = inputs.sizes, inputs.anchor_counts()
     logits = np.stack([inputs.random.permutation(sum(counts)) for _ in range(sizes.images)]) / sum(counts) * 8 - 4
     arguments = (torch.from_numpy(logits.astype(np.float32)).to(inputs.device), counts, sizes.candidates)
-    sides = [partial(function, *arguments) for function in (load("ranking").best_anchors, best_anchors_by_level)]
     shape = f"{sizes.images} x {sum(counts)} anchors of {len(counts)} levels, {sizes.candidates} of each"
-    return _case("ranking", shape, *sides)
+    return _pair("ranking", shape, (load("ranking").best_anchors, best_anchors_by_level), *arguments)
 
 
 def _nms(inputs: Inputs) -> KernelCase:
     groups, candidates = inputs.sizes.images * len(STRIDES), inputs.sizes.candidates
     boxes = inputs.boxes(groups, candidates)
     valid = torch.from_numpy(inputs.random.uniform(size=(groups, candidates)) < 0.95).to(inputs.device)
-    sides = [partial(function, boxes, valid, IOU_THRESHOLD) for function in (load("nms").nms_sorted, blockwise_nms)]
-    return _case("NMS", f"{groups} x {candidates} boxes", *sides)
+    functions = (load("nms").nms_sorted, blockwise_nms)
+    return _pair("NMS", f"{groups} x {candidates} boxes", functions, boxes, valid, IOU_THRESHOLD)
 
 
 def _match_anchors(inputs: Inputs) -> KernelCase:
-    sizes = inputs.sizes
-    truth, valid = inputs.truth()
+    sizes, (truth, valid) = inputs.sizes, inputs.truth()
     levels = tuple(cells_of(sizes.size_hw, stride) for stride in STRIDES)
     anchors = pyramid_anchors(levels, STRIDES, MODEL.anchor_sizes, MODEL.anchor_ratios, inputs.device)
     rule = dict(zip(("negative_iou", "positive_iou"), MODEL.rpn_iou_thresholds, strict=True))
     kernel = partial(load("matching").match_boxes, anchors[None], truth, valid, keep_best_of_truth=True, **rule)
-    by_slots = partial(match_by_slots, anchors, truth, valid, **rule)
     shape = f"{sizes.images} x {len(anchors)} anchors, {sizes.objects} objects"
-    return _case("matching of anchors", shape, kernel, by_slots)
+    return KernelCase("matching of anchors", shape, kernel, partial(match_by_slots, anchors, truth, valid, **rule))
 
 
 def _match_rois(inputs: Inputs) -> KernelCase:
-    sizes = inputs.sizes
-    truth, valid = inputs.truth()
+    sizes, (truth, valid) = inputs.sizes, inputs.truth()
     boxes = inputs.boxes(sizes.images, sizes.candidates)
     thresholds = {"positive_iou": MODEL.roi_positive_iou, "negative_iou": MODEL.roi_positive_iou}
-    kernel = partial(load("matching").match_boxes, boxes, truth, valid, keep_best_of_truth=False, **thresholds)
+    rule: dict[str, Any] = thresholds | {"keep_best_of_truth": False}
     shape = f"{sizes.images} x {sizes.candidates} boxes, {sizes.objects} objects"
-
-    def plain_side() -> Matches:
-        return match_to_truth(pairwise_iou(boxes, truth), valid, keep_best_of_truth=False, **thresholds)
-
-    return _case("matching of RoIs", shape, kernel, plain_side)
+    kernel = partial(load("matching").match_boxes, boxes, truth, valid, **rule)
+    return KernelCase(
+        "matching of RoIs", shape, kernel, lambda: match_to_truth(pairwise_iou(boxes, truth), valid, **rule)
+    )
 
 
 def _masks(inputs: Inputs) -> KernelCase:
@@ -240,15 +215,15 @@ def _masks(inputs: Inputs) -> KernelCase:
     polygons = to_device(synthetic_polygons(inputs.random, object_boxes), inputs.device)
     objects = inputs.integers(len(object_boxes), sizes.images * sizes.mask_rois)
     arguments = (polygons, objects, torch.from_numpy(object_boxes).to(inputs.device)[objects], MASK_SIZE)
-    sides = [partial(side, *arguments) for side in (load("rasterize").rasterize_crops, rasterize_by_crossings)]
-    return _case("mask targets", f"{len(objects)} RoIs, {MASK_SIZE} x {MASK_SIZE}", *sides)
+    shape = f"{len(objects)} RoIs, {MASK_SIZE} x {MASK_SIZE}"
+    return _pair("mask targets", shape, (load("rasterize").rasterize_crops, rasterize_by_crossings), *arguments)
 
 
 def _images(dtype: torch.dtype, inputs: Inputs) -> KernelCase:
     """Images of three quarters of the size, as COCO's are, with their resize."""
     images, (height, width) = inputs.sizes.images, inputs.sizes.size_hw
     old_hw = (height * 3 // 4, width * 3 // 4)
-    raw = pack_images(
+    packed = pack_images(
         [inputs.random.integers(0, 256, (*old_hw, 3), np.uint8) for _ in range(images)],
         [(height, width)] * images,
         [image % 2 == 0 for image in range(images)],
@@ -256,19 +231,18 @@ def _images(dtype: torch.dtype, inputs: Inputs) -> KernelCase:
         means_bgr=MEANS_BGR,
         buffers=UploadBuffers(max_waiting=1, pin_memory=False),
     )
-    raw = to_device(raw, inputs.device)
+    raw = to_device(packed, inputs.device)
     shape = f"{images} x {old_hw[0]} x {old_hw[1]} to {height} x {width}, {dtype}"
     kernel = partial(load("preprocess").resize_images, raw, dtype)
-    return _case("pictures to input", shape, kernel, lambda: to_images_reference(raw, dtype).pixels)
+    return KernelCase("pictures to input", shape, kernel, lambda: to_images_reference(raw, dtype).pixels)
 
 
 def _casts(direction: str, inputs: Inputs) -> KernelCase:
     """The mask head's weights in bfloat16, each output channel times a factor, and their gradients in float32."""
-    channels = inputs.sizes.channels
-    shapes = [(channels, channels, 3, 3)] * MODEL.mask_head_convs
-    weights = [inputs.normal(*shape) for shape in shapes]
-    factors = [inputs.normal(channels).abs() for _ in shapes]
-    gradients = [inputs.normal(*shape, dtype=torch.bfloat16) for shape in shapes]
+    channels, count = inputs.sizes.channels, MODEL.mask_head_convs
+    weights = [inputs.normal(channels, channels, 3, 3) for _ in range(count)]
+    factors = [inputs.normal(channels).abs() for _ in range(count)]
+    gradients = [inputs.normal(channels, channels, 3, 3, dtype=torch.bfloat16) for _ in range(count)]
 
     def side(make_casts: Callable) -> Callable[[], object]:
         parameters = [weight.clone().requires_grad_() for weight in weights]
@@ -282,39 +256,36 @@ def _casts(direction: str, inputs: Inputs) -> KernelCase:
 
         return torch.no_grad()(casts) if direction == "forward" else backward
 
-    text = f"{len(shapes)} weights of {channels} x {channels} x 3 x 3, torch.bfloat16"
-    return _case(f"weight casts {direction}", text, side(load("casts").WeightCasts), side(PlainCasts))
+    shape = f"{count} weights of {channels} x {channels} x 3 x 3, torch.bfloat16"
+    return KernelCase(f"weight casts {direction}", shape, side(load("products").WeightCasts), side(PlainCasts))
 
 
 def _own_class(direction: str, inputs: Inputs) -> KernelCase:
     """The logits of RoIs that are each of a class of their own."""
-    sizes, kernels = inputs.sizes, load("own_class")
+    sizes, kernels = inputs.sizes, load("products")
     rois, pixels = sizes.images * sizes.mask_rois, MASK_SIZE**2
     maps = inputs.normal(rois, pixels, sizes.channels, dtype=torch.bfloat16).relu().requires_grad_()
     weights = inputs.normal(rois, sizes.channels, dtype=torch.bfloat16).requires_grad_()
     offsets, labels = inputs.normal(rois), torch.arange(rois, device=inputs.device)
     by_pytorch = using(plain())(partial(own_class_logits, maps, weights, offsets, labels))
-    text = f"{rois} RoIs, {MASK_SIZE} x {MASK_SIZE}, {sizes.channels} channels, torch.bfloat16"
+    shape = f"{rois} RoIs, {MASK_SIZE} x {MASK_SIZE}, {sizes.channels} channels, torch.bfloat16"
     if direction == "forward":
-        forward = partial(kernels.logits, maps.detach(), weights.detach(), offsets)
-        return _case("mask logits forward", text, forward, torch.no_grad()(by_pytorch))
+        forward = partial(kernels.own_class_logits, maps.detach(), weights.detach(), offsets)
+        return KernelCase("mask logits forward", shape, forward, torch.no_grad()(by_pytorch))
     gradient = inputs.normal(rois, pixels)
     backward = partial(torch.autograd.grad, by_pytorch(), [maps, weights], gradient, retain_graph=True)
-    kernel = partial(kernels.gradients, maps.detach(), weights.detach(), gradient)
-    return _case("mask logits backward", text, kernel, backward)
+    kernel = partial(kernels.own_class_gradients, maps.detach(), weights.detach(), gradient)
+    return KernelCase("mask logits backward", shape, kernel, backward)
 
 
 def _residual(dtype: torch.dtype, inputs: Inputs) -> KernelCase:
-    height, width = cells_of(inputs.sizes.size_hw, STRIDES[0])
-    shape = (inputs.sizes.images, inputs.sizes.channels, height, width)
-    tensors = [inputs.normal(*shape, dtype=dtype).to(memory_format=torch.channels_last) for _ in range(3)]
-    first, second, x = tensors
+    (first,), (second,), (x,) = (inputs.pyramid(STRIDES[:1], dtype) for _ in range(3))
     # The kernel adds in place: a copy of its first argument is part of the work of both sides.
-    return _case(
+    return KernelCase(
         "sum of gradients",
-        f"{' x '.join(map(str, shape))}, {dtype}",
-        lambda: load("residual").add_rectified(first.clone(), second, x),
-        lambda: torch.where(x <= 0, 0.0, first.clone().add_(second)),
+        f"{' x '.join(map(str, x.shape))}, {dtype}",
+        torch.no_grad()(lambda: load("products").add_rectified(first.clone(), second, x)),
+        torch.no_grad()(lambda: torch.where(x <= 0, 0.0, first.clone().add_(second))),
     )
 
 

@@ -6,7 +6,6 @@ Not yet run on a GPU.
 import gc
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 
 from maskperf.bench.device_clock import wall_milliseconds_of
 from maskperf.bench.maskperf_network import Stepper, batch_of, one_polygon_each
-from maskperf.bench.measure import Spread, measure_in_turn, ratio_spread, spread_of
+from maskperf.bench.measure import measure_in_turn, ratio_spread, spread_of
 from maskperf.bench.plan import GpuPlan
 from maskperf.bench.switches import ALL_ON, loss_difference, waterfall
 from maskperf.bench.synthetic import synthetic_boxes, synthetic_polygon
@@ -29,28 +28,11 @@ OPTIMIZER = OptimizerConfig(learning_rate=1e-6, warmup_steps=0)
 MODES = (("bfloat16", True), ("bfloat16", False), ("float32", True), ("float32", False))  # precision, captured
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepRow:
-    """The measurements of one kind of step."""
-
-    name: str
-    canvas_hw: tuple[int, int]  # padded size
-    images: int
-    precision: str
-    captured: bool  # that it was replayed, not that it should be
-    milliseconds: Spread  # of a whole step, from its start on the host to its end on the device
-    images_per_second: float
-    first_over_this: Spread | None  # how many times as fast as the first row, measured in turn
-    loss_difference: float | None  # largest relative difference of the terms of the first step from the first row's
-    peak_gib: float | None
-    messages: list[str]
-
-
 def make_stepper(plan: GpuPlan, speed: SpeedConfig, batch: Batch, device: torch.device) -> Stepper:
     return Stepper(plan.model, speed, OPTIMIZER, batch, Topology(rank=0, world=1, local_rank=0, device=device))
 
 
-def step_rows(device: torch.device, plan: GpuPlan) -> Iterator[StepRow | dict]:
+def step_rows(device: torch.device, plan: GpuPlan) -> Iterator[dict]:
     """Yield every batch size in every mode at the first padded size, then the other sizes as a run has them.
 
     A step that does not fit in the GPU's memory is a row with its error.
@@ -69,43 +51,40 @@ def step_rows(device: torch.device, plan: GpuPlan) -> Iterator[StepRow | dict]:
             yield {"name": name, "canvas_hw": canvas_hw, "images": images, "error": text}
 
 
-def switch_rows(device: torch.device, plan: GpuPlan) -> Iterator[StepRow]:
+def switch_rows(device: torch.device, plan: GpuPlan) -> Iterator[dict]:
     """Yield the waterfall: all switches off, then one more on in each row; all rows measured in turn."""
     batch = synthetic_batch(plan, plan.canvases_hw[0], plan.usual_batch, device)
     speeds = {row.name: row.speed for row in waterfall("cuda") if row.name != ALL_ON}
     yield from _measured(speeds, batch, plan, device)
 
 
-def _measured(speeds: dict[str, SpeedConfig], batch: Batch, plan: GpuPlan, device: torch.device) -> Iterator[StepRow]:
+def _measured(speeds: dict[str, SpeedConfig], batch: Batch, plan: GpuPlan, device: torch.device) -> Iterator[dict]:
     """Yield one row for each; all models stay on the GPU, so that they can be measured in turn."""
     steppers, losses, peaks = {}, {}, {}
     for name, speed in speeds.items():
         steppers[name] = make_stepper(plan, speed, batch, device)
         peaks[name], losses[name] = _warm_up(steppers[name], plan, device)
-    clocks = {
-        name: partial(wall_milliseconds_of, stepper.step, device, plan.steps_at_a_time)
-        for name, stepper in steppers.items()
-    }
-    times = measure_in_turn(clocks, plan.repeats)
+    clock = partial(wall_milliseconds_of, device=device, calls=plan.steps_at_a_time)
+    times = measure_in_turn({name: partial(clock, stepper.step) for name, stepper in steppers.items()}, plan.repeats)
     assert isinstance(batch.images, Images)
-    height, width = batch.images.pixels.shape[2:]
-    images = len(batch.image_ids)
-    first = next(iter(speeds))
+    images, first = len(batch.image_ids), next(iter(speeds))
     for name, stepper in steppers.items():
         milliseconds = spread_of(times[name])
-        yield StepRow(
-            name=name,
-            canvas_hw=(height, width),
-            images=images,
-            precision=stepper.speed.precision,
-            captured=stepper.is_captured,
-            milliseconds=milliseconds,
-            images_per_second=images * 1000 / milliseconds.median,
-            first_over_this=None if name == first else ratio_spread(times[name], times[first]),
-            loss_difference=None if name == first else loss_difference(losses[name], losses[first]),
-            peak_gib=peaks[name],
-            messages=stepper.messages,
-        )
+        yield {
+            "name": name,
+            "canvas_hw": tuple(batch.images.pixels.shape[2:]),  # padded size
+            "images": images,
+            "precision": stepper.speed.precision,
+            "captured": stepper.is_captured,  # that it was replayed, not that it should be
+            "milliseconds": milliseconds,  # of a whole step, from its start on the host to its end on the device
+            "images_per_second": images * 1000 / milliseconds.median,
+            # How many times as fast as the first row, measured in turn.
+            "first_over_this": None if name == first else ratio_spread(times[name], times[first]),
+            # Largest relative difference of the terms of the first step from the first row's.
+            "loss_difference": None if name == first else loss_difference(losses[name], losses[first]),
+            "peak_gib": peaks[name],
+            "messages": stepper.messages,
+        }
 
 
 def _warm_up(stepper: Stepper, plan: GpuPlan, device: torch.device) -> tuple[float | None, dict[str, float]]:
@@ -117,13 +96,12 @@ def _warm_up(stepper: Stepper, plan: GpuPlan, device: torch.device) -> tuple[flo
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
     result = stepper.step()
-    losses = result.losses.tolist()
+    losses = dict(zip(LOSS_NAMES, result.losses.tolist(), strict=True))
     for _ in range(plan.warm_up_calls):
         result = stepper.step()
     if dropped := int(result.dropped_masks):
         stepper.messages.append(f"{dropped} masks found no slot: a run would repeat this step, with room for all")
-    peak = (torch.cuda.max_memory_allocated(device) - before) / GIB if is_cuda else None
-    return peak, dict(zip(LOSS_NAMES, losses, strict=True))
+    return (torch.cuda.max_memory_allocated(device) - before) / GIB if is_cuda else None, losses
 
 
 def synthetic_batch(plan: GpuPlan, canvas_hw: tuple[int, int], images: int, device: torch.device) -> Batch:

@@ -1,4 +1,4 @@
-"""What is measured: the sizes, the benchmarks with their cases, peers and inputs, and the sections of `bench gpu`."""
+"""What is measured: the sizes, and the benchmarks with their cases, peers and inputs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,20 +19,6 @@ BACKBONE_FIELDS = (
 )
 IMAGES = {"loader": 16, "index": NUM_TRAIN_FILES, "scored": 5000, "detected": 200}  # where --images says nothing
 IMAGES_OF_BATCH = 2
-# The sections of `bench gpu` in their order, each with the most seconds it may take: the most important come first, in
-# case the time runs out.
-KERNEL_FAMILIES = (
-    *("roi_align", "ranking", "nms", "rasterize", "matching", "patches", "sampling", "pictures"),
-    *("casts", "own_class", "residual"),
-)
-SECTION_SECONDS = {
-    "device": 30.0,
-    **{f"kernel {family}": 40.0 if family == "roi_align" else 30.0 for family in KERNEL_FAMILIES},
-    "switches": 110.0,
-    "peer": 130.0,
-    "steps": 150.0,
-    "convolutions": 90.0,
-}
 
 
 @dataclass(frozen=True, kw_only=True)

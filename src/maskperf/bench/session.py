@@ -11,7 +11,7 @@ from maskperf.bench.names import DEMO
 from maskperf.bench.plan import CASES, SEED, Case, Plan, inputs_of_case, inputs_of_side
 from maskperf.bench.switches import ALL_OFF, ALL_ON, Row, speed_with, waterfall
 from maskperf.config import RunConfig
-from maskperf.demo.dataset import ensure_demo_dataset
+from maskperf.demo.dataset import write_demo_dataset
 from maskperf.techniques import chosen_techniques
 
 DEMO_STEPS = 10  # of one measurement
@@ -82,7 +82,7 @@ def measure_demo(plan: Plan, folder: Path, config: RunConfig, say: Say) -> CaseR
     Both sides have `aspect_buckets` as configured, since that switch decides what the batches are.
     """
     data = replace(config.data, root=str(folder / "demo"))
-    ensure_demo_dataset(folder / "demo", *data.generate_images)
+    write_demo_dataset(folder / "demo", *data.generate_images)
     config = replace(config, data=data, seed=SEED)
     batching = ("aspect_buckets",) if chosen_techniques(config.speed).aspect_buckets else ()
     plain = replace(config, speed=speed_with(batching, precision="float32"))

@@ -1,7 +1,6 @@
 """`maskperf convert`: weight files from one form to another."""
 
 import argparse
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +8,8 @@ from typing import Any
 
 from maskperf.cli.arguments import CommandParser, name_from, require_new_file
 from maskperf.cli.run import resolve
-from maskperf.config import BACKBONE_MD5, ModelConfig, RunConfig, SystemConfig
+from maskperf.config import ModelConfig, RunConfig, SystemConfig
 from maskperf.errors import EXIT_DONE, ConfigError, DataError, Problem
-from maskperf.files import sha256_of_file
 from maskperf.overrides import from_json_text, notices_of_age, to_json_text, validate, with_overrides
 
 STORAGES = ("float32", "float16", "bfloat16", "int8")
@@ -86,17 +84,14 @@ def _read_backbone(path: Path, config: ModelConfig) -> tuple[dict, dict[str, str
     with torch.device("meta"):  # only names and shapes are needed
         state = MaskRcnn(config).state_dict()
     if path.suffix == ".safetensors":
-        loaded = backbone_file.load_backbone(path, state)
+        tensors, notices = backbone_file.load_backbone(path, state)
         header = read_header(path)
         # Only numbers that lost nothing may pass for those of the pickle with this digest.
         is_exact = header.get("storage") == "float32"
         origin = {name: text for name, text in header.items() if name.startswith("source")} if is_exact else {}
-        return loaded.tensors, {"source": path.name, **origin}, loaded.notices
-    tensors = backbone_file.convert_names(backbone_file.read_detectron_pickle(path), state, file=str(path))
-    md5 = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-    relation = "is that" if md5 == BACKBONE_MD5 else f"is not that ({BACKBONE_MD5})"
-    metadata = {"source": path.name, "source_md5": md5, backbone_file.DIGEST_FIELD: sha256_of_file(path)}
-    return tensors, metadata, [f"{path}: MD5 {md5} {relation} of the file the benchmark names"]
+        return tensors, {"source": path.name, **origin}, notices
+    metadata, notice = backbone_file.pickle_origin(path)
+    return backbone_file.convert_pickle(path, state), metadata, [notice]
 
 
 def _convert_model(options: argparse.Namespace, source: Path, target: Path) -> list[str]:

@@ -16,7 +16,7 @@ import torch
 from maskperf.cli.convert import class_count_problems, read_weights_metadata, resolve_for_weights
 from maskperf.config import RunConfig
 from maskperf.data.coco.categories import CategoryMatch, categories_of, match_categories, with_written_ids
-from maskperf.data.coco.index import CocoIndex, locate_validation
+from maskperf.data.coco.index import CocoIndex, existing_paths
 from maskperf.data.images.files import open_split
 from maskperf.data.images.loader import evaluation_batches, feeding_for
 from maskperf.engine.build import build_model, keep_memory
@@ -91,7 +91,7 @@ def _open_validation(
     A test set may lack the lists of annotations and categories. Weights without names have the categories of the data.
     Errors: DataError with everything that is wrong with the files, or that does not fit the weights.
     """
-    paths = locate_validation(config.data, DATA_FIX)
+    paths = existing_paths(config.data, ["val"], DATA_FIX)
     val, error = open_split(*paths, config.data, training=False, is_test_set=is_test_set)
     if val is None:
         assert error is not None

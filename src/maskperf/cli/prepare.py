@@ -111,12 +111,12 @@ def _check_backbone(path: Path) -> None:
     """Raise an error where a run could not use the backbone; nothing of it is executed."""
     import torch
 
-    from maskperf.model.backbone_file import convert_names, read_detectron_pickle
+    from maskperf.model.backbone_file import convert_pickle
     from maskperf.model.mask_rcnn import MaskRcnn
 
     with torch.device("meta"):  # only names and shapes are needed
         state = MaskRcnn(coco().model).state_dict()
-    convert_names(read_detectron_pickle(path), state, file=str(path))
+    convert_pickle(path, state)
     print(f"{path.name}: readable, with all arrays of the backbone", flush=True)
 
 

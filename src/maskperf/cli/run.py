@@ -156,7 +156,7 @@ def _root_is_own(config: RunConfig) -> bool:
 
 def _prepare(config: RunConfig, topology: "Topology") -> None:
     """Check all that can be checked without data, then write the synthetic data set, if the configuration has one."""
-    from maskperf.demo.dataset import ensure_demo_dataset
+    from maskperf.demo.dataset import write_demo_dataset
     from maskperf.engine.distributed import share_from_first
     from maskperf.run.start import check_start
 
@@ -164,7 +164,7 @@ def _prepare(config: RunConfig, topology: "Topology") -> None:
     if topology.is_first:
         require_run_folder(config.run_dir)
         if config.data.is_generated:
-            written = ensure_demo_dataset(Path(config.data.root), *config.data.generate_images)
+            written = write_demo_dataset(Path(config.data.root), *config.data.generate_images)
             where = f"{'written to' if written else 'found in'} {config.data.root}"
             print(f"demo data set of {sum(config.data.generate_images[:2])} images {where}", flush=True)
     share_from_first(None, topology)  # the others wait until it is there

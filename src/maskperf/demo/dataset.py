@@ -19,48 +19,34 @@ SPLITS = ("train2017", "val2017")
 JPEG_QUALITY = 92
 
 
-def ensure_demo_dataset(root: Path, train_images: int, val_images: int, seed: int = 0) -> bool:
-    """Write the data set unless `root` holds the same one already; return whether it was written.
-
-    Errors: StorageError when `root` holds anything else, or cannot be written.
-    """
-    if _settings_found(root) == _settings(train_images, val_images, seed):
-        return False
-    write_demo_dataset(root, train_images=train_images, val_images=val_images, seed=seed)
-    return True
-
-
-def write_demo_dataset(root: Path, *, train_images: int, val_images: int, seed: int) -> None:
-    """Write images, annotations and demo.json into the empty or new folder `root`.
+def write_demo_dataset(root: Path, train_images: int, val_images: int, seed: int = 0) -> bool:
+    """Write images, annotations and demo.json unless `root` holds the same data set; return whether it was written.
 
     What an interrupted call left behind is removed and written again.
-    Errors: ConfigError for a split without images; StorageError when `root` is not empty, or cannot be written.
+    Errors: ConfigError for a split without images; StorageError when `root` holds anything else, or cannot be written.
     """
-    counts = (train_images, val_images)
-    if min(counts) < 1:
-        raise ConfigError(f"data.generate_images={counts[0]},{counts[1]}: a split of no images. Fix: give 1 or more.")
-    settings = _settings(train_images, val_images, seed)
+    counts = {"train_images": train_images, "val_images": val_images}
+    settings = {**counts, "seed": seed, "format_version": FORMAT_VERSION}
+    if min(train_images, val_images) < 1:
+        raise ConfigError(f"data.generate_images is {train_images},{val_images}. Fix: give numbers of 1 or more.")
+    if _settings_found(root) == settings:
+        return False
     try:
         _refuse_foreign_folder(root, settings)
         root.mkdir(parents=True, exist_ok=True)
         marker = root / MARKER_NAME
         marker.write_text(json.dumps(settings) + "\n", encoding="utf-8")
         for name in (*SPLITS, "annotations"):
-            if (root / name).exists():
-                shutil.rmtree(root / name)
+            shutil.rmtree(root / name, ignore_errors=True)
             (root / name).mkdir()
-        for split_index, count in enumerate(counts):
+        for split_index, count in enumerate(counts.values()):
             _write_split(root, split_index, count, seed)
         os.replace(marker, root / SETTINGS_NAME)  # a rename, so a demo.json is always whole and always last
     except OSError as error:
         raise StorageError(
             f"{root}: cannot write the demo data set: {error}. Fix: free some space or set data.root to another folder."
         ) from error
-
-
-def _settings(train_images: int, val_images: int, seed: int) -> dict[str, int]:
-    """Return what decides the content of the data set, as demo.json holds it."""
-    return {"train_images": train_images, "val_images": val_images, "seed": seed, "format_version": FORMAT_VERSION}
+    return True
 
 
 def _write_split(root: Path, split_index: int, count: int, seed: int) -> None:
@@ -76,15 +62,9 @@ def _write_split(root: Path, split_index: int, count: int, seed: int) -> None:
         images.append({"license": 1, "file_name": file_name, "height": height, "width": width, "id": image_id})
         for instance in image.instances:
             annotations.append(_annotation(instance, image_id, len(annotations) + 1))
+    about = {"description": f"maskperf demo data set, {split}, seed {seed}", "version": str(FORMAT_VERSION), "url": ""}
     document = {
-        "info": {
-            "description": f"maskperf demo data set, {split}, seed {seed}",
-            "version": str(FORMAT_VERSION),
-            "url": "",
-            "year": 2026,
-            "contributor": "maskperf",
-            "date_created": "2026/01/01",
-        },
+        "info": {**about, "year": 2026, "contributor": "maskperf", "date_created": "2026/01/01"},
         "licenses": [{"id": 1, "name": "CC0 1.0", "url": "https://creativecommons.org/publicdomain/zero/1.0/"}],
         "images": images,
         "annotations": annotations,
@@ -97,14 +77,12 @@ def _write_split(root: Path, split_index: int, count: int, seed: int) -> None:
 
 
 def _annotation(instance: Instance, image_id: int, annotation_id: int) -> dict:
-    is_crowd = not instance.outline
     polygons = [[float(value) for point in polygon for value in point] for polygon in instance.outline]
+    crowd = {"counts": run_lengths(instance.visible), "size": list(instance.visible.shape)}
     return {
-        "segmentation": {"counts": run_lengths(instance.visible), "size": list(instance.visible.shape)}
-        if is_crowd
-        else polygons,
+        "segmentation": polygons or crowd,
         "area": float(instance.visible.sum()),
-        "iscrowd": int(is_crowd),
+        "iscrowd": int(not polygons),
         "image_id": image_id,
         "bbox": tight_box(instance.visible),
         "category_id": instance.category.id,

@@ -120,7 +120,7 @@ def _try_instance(category: Category, taken: np.ndarray, count: int, generator: 
     cut_by_border = generator.random() < 0.2
     reach_px = 0.2 * radius_px if cut_by_border else radius_px
     centre_xy = (generator.uniform(reach_px, width - reach_px), generator.uniform(reach_px, height - reach_px))
-    figure = _turned_figure(category, centre_xy, radius_px, generator)
+    figure = make_figure(category, centre_xy, radius_px, generator)
     visible = figure.mask(taken.shape) & ~taken
     share = visible.sum() / figure.inside().sum()
     wanted_share = SMALLEST_VISIBLE_SHARE if cut_by_border or generator.random() < 0.35 else 0.75
@@ -140,18 +140,10 @@ def _try_crowd(category: Category, taken: np.ndarray, generator: np.random.Gener
     visible = np.zeros_like(taken)
     for _ in range(generator.integers(14, 26)):
         centre_xy = (middle[0] + generator.normal(0, 0.17 * width), middle[1] + generator.normal(0, 0.17 * height))
-        figures.append(_turned_figure(category, centre_xy, generator.uniform(5, 8), generator))
+        figures.append(make_figure(category, centre_xy, generator.uniform(5, 8), generator))
         visible |= figures[-1].mask(taken.shape)
     visible &= ~taken
     return Instance(category, figures, visible, []) if visible.sum() >= SMALLEST_CROWD_AREA_PX else None
-
-
-def _turned_figure(
-    category: Category, centre_xy: tuple[float, float], radius_px: float, generator: np.random.Generator
-) -> Figure:
-    turn = generator.uniform(-category.largest_turn, category.largest_turn)
-    stretch = generator.uniform(0.9, 1.1)
-    return make_figure(category, centre_xy=centre_xy, radius_px=radius_px, turn=turn, stretch=stretch)
 
 
 def overlap(figure: Figure, size_hw: tuple[int, int]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
@@ -166,9 +158,11 @@ def overlap(figure: Figure, size_hw: tuple[int, int]) -> tuple[tuple[slice, slic
 
 
 def make_figure(
-    category: Category, *, centre_xy: tuple[float, float], radius_px: float, turn: float, stretch: float
+    category: Category, centre_xy: tuple[float, float], radius_px: float, generator: np.random.Generator
 ) -> Figure:
-    """Return the category's shape at that position; `stretch` makes it wider (above 1) or narrower, same area."""
+    """Return the category's shape at that position, turned, and made wider or narrower with the same area."""
+    turn = generator.uniform(-category.largest_turn, category.largest_turn)
+    stretch = generator.uniform(0.9, 1.1)
     reach = math.ceil(radius_px * max(stretch, 1 / stretch)) + WINDOW_MARGIN_PX
     left, top = round(centre_xy[0]) - reach, round(centre_xy[1]) - reach
     offsets = np.arange(2 * reach + 1, dtype=np.float32) + np.float32(0.5)

@@ -57,10 +57,7 @@ def polygon_area(polygon: Polygon) -> float:
 def run_lengths(mask: Bool[np.ndarray, "height width"]) -> list[int]:
     """Return COCO's uncompressed counts: pixels off, on, off and so on, column after column."""
     flat = mask.flatten(order="F")
-    changes = np.flatnonzero(np.diff(flat)) + 1
-    edges = np.concatenate([[0], changes, [flat.size]])
-    counts = np.diff(edges).tolist()
-    return [0, *counts] if flat[0] else counts
+    return np.diff([0, *np.flatnonzero(np.diff(flat, prepend=False)), flat.size]).tolist()
 
 
 def tight_box(mask: Bool[np.ndarray, "height width"]) -> list[float]:

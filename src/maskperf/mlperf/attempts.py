@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise, takewhile
 
-from maskperf.mlperf.read import Record
+from maskperf.mlperf.read import Number, Record
 
 CLOCK_TOLERANCE_MS = 1000  # several writers of one log may be out of order by milliseconds
 HEAD = (  # what a run logs before its first epoch and not again
@@ -28,14 +28,14 @@ class Attempt:
         return frozenset(record.key for record in self.records)
 
     @cached_property
-    def starts(self) -> tuple[tuple[float, int], ...]:
+    def starts(self) -> tuple[tuple[Number, int], ...]:
         """The number of each epoch that it starts, and the index of that record; of blocks where it logs only those."""
         key = STARTS["epoch_start" not in self.keys]
         found = [(record.epoch, index) for index, record in enumerate(self.records) if record.key == key]
         return tuple((number, index) for number, index in found if number is not None)
 
     @property
-    def epochs(self) -> tuple[float, ...]:
+    def epochs(self) -> tuple[Number, ...]:
         return tuple(number for number, _ in self.starts)
 
     @property
@@ -213,7 +213,7 @@ def _left_over(before: Attempt, part: Attempt) -> Mixture | None:
     """Return the first line of a part, and that of a record in it that the run before it must have written."""
     if not before.starts or not part.starts or min(part.epochs) > 1:
         return None
-    new: set[float | None] = set()
+    new: set[Number | None] = set()
     for record in part.records:
         if record.key in STARTS:
             new.add(record.epoch)
@@ -227,7 +227,7 @@ def _left_over(before: Attempt, part: Attempt) -> Mixture | None:
 
 def _two_results(run: Attempt) -> Mixture | None:
     """Return two lines with different results of an epoch that is started twice."""
-    results: dict[float, Record] = {}
+    results: dict[Number, Record] = {}
     for record in run.records:
         number = record.epoch
         if record.key == "eval_accuracy" and number is not None and run.epochs.count(number) > 1:

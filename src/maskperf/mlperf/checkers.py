@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,11 +23,9 @@ from maskperf.mlperf.system_description import FIELDS
 USAGE = "training"
 RULESET = "3.1.0"
 TIMEOUT_SECONDS = 600
-COMPLIANCE, SYSTEM, FILES, SEEDS, REFERENCE, PACKAGE, REPOSITORY = (
-    *("compliance checker", "system description checker", "five compliant logs"),
-    *("seed checker", "RCP checker", "package checker", "repository checker"),
-)
-# Of the package checker: what each part prints when it is passed or begins, and how its findings are known.
+COMPLIANCE, PACKAGE, REPOSITORY = "compliance checker", "package checker", "repository checker"
+SYSTEM, FILES, SEEDS, REFERENCE = "system description checker", "five compliant logs", "seed checker", "RCP checker"
+# Of the package checker: what each part prints when it is passed or begins, and the sign of its findings.
 PARTS = {
     SYSTEM: ("System description checker passed", r"System description"),
     FILES: ("Running compliance checks in dir", r"Incorrect number of files|not comply|Detected|Unknown files"),
@@ -83,8 +81,7 @@ def compliance_verdict(output: str, lines: Sequence[int] = ()) -> Verdict:
     accepted = ("INFO", "SUCCESS") in entries and ("ERROR", "FAILED") not in entries
     findings = []
     for text in _compliance_texts(entries):
-        finding = explained(text, refuses=not accepted and not ALLOWED_REPETITION.match(text))
-        line = LINE.search(text)
+        finding, line = explained(text, refuses=not accepted and not ALLOWED_REPETITION.match(text)), LINE.search(text)
         if line and finding.explanation and int(line[1]) < len(lines):
             finding = replace(finding, explanation=f"Line {lines[int(line[1])]} of the file: {finding.explanation}")
         findings.append(finding)
@@ -97,12 +94,12 @@ def check_package(folder: Path) -> PackageVerdict:
 
     Errors: DataError for a folder without results or system descriptions.
     """
-    missing = [name for name in ("results", "systems") if not (folder / name).is_dir()]
-    if missing:
-        where = {"file": str(folder), "where": "the folder", "value": "(missing)"}
-        message = "A package has the folders results, systems and benchmarks."
-        fix = "Build it with `maskperf package`."
-        raise DataError([Problem(**where, field=name, message=message, fix=fix) for name in missing])
+    about = {"file": str(folder), "where": "the folder", "value": "(missing)"}
+    about |= {"message": "A package has the folders results, systems and benchmarks."}
+    about |= {"fix": "Build it with `maskperf package`."}
+    problems = [Problem(**about, field=name) for name in ("results", "systems") if not (folder / name).is_dir()]
+    if problems:
+        raise DataError(problems)
     with tempfile.TemporaryDirectory(prefix="maskperf-check-") as scratch:
         copy = Path(scratch) / "package"
         for name in ("results", "systems"):
@@ -120,21 +117,24 @@ def check_repository(folder: Path) -> Verdict:
     return Verdict(checker=REPOSITORY, accepted=accepted, findings=tuple(findings))
 
 
+def write_results(folder: Path, system: str, description: Mapping[str, object], logs: Sequence[Path]) -> None:
+    """Write the parts of a package that the package checker reads: the logs and the description of the system."""
+    results = folder / "results" / system / BENCHMARK
+    results.mkdir(parents=True)
+    for number, log in enumerate(logs):
+        shutil.copyfile(log, results / f"result_{number}.txt")
+    (folder / "systems").mkdir()
+    (folder / "systems" / f"{system}.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
 def check_runs(logs: Sequence[Path], division: str) -> PackageVerdict:
     """Return the verdicts of the package checker on logs that are not in a package yet."""
     with tempfile.TemporaryDirectory(prefix="maskperf-check-") as scratch:
         copy = Path(scratch) / "package"
-        results = copy / "results" / "system" / BENCHMARK
-        results.mkdir(parents=True)
-        shown = {}
-        for number, log in enumerate(logs):
-            target = results / f"result_{number}.txt"
-            shutil.copyfile(log, target)
-            shown[str(target)] = str(log)
-        (copy / "systems").mkdir()
         description = {**dict.fromkeys(FIELDS, ""), "division": division}
-        (copy / "systems" / "system.json").write_text(json.dumps(description), encoding="utf-8")
-        whole = _check_copy(copy, shown)
+        write_results(copy, "system", description, logs)
+        names = copy / "results" / "system" / BENCHMARK
+        whole = _check_copy(copy, {str(names / f"result_{number}.txt"): str(log) for number, log in enumerate(logs)})
     # The system description is synthesized, so its verdict means nothing.
     return replace(whole, verdicts=tuple(verdict for verdict in whole.verdicts if verdict.checker != SYSTEM))
 
@@ -166,17 +166,17 @@ def package_verdicts(output: str) -> tuple[Verdict, ...]:
     """
     entries = _entries(output)
     accepted = ("INFO", PARTS[PACKAGE][0]) in entries
-    found: dict[str, list[Finding]] = {part: [] for part in PARTS}
+    all_findings = []
     for level, entry in entries:
         if level != "INFO" and not LIKE_COMPLIANCE.match(entry):
             # The seed checker puts all of its findings into one entry.
             texts = entry.removeprefix(SEEDS_FAILED).split("\n") if entry.startswith(SEEDS_FAILED) else [entry]
-            for text in texts:
-                refuses = level == "ERROR" or "in files do not match" in text
-                found[_part_of(text)].append(explained(text, refuses=refuses))
-    for text in PYTHON_WARNING.findall(output):
-        found[_part_of(text)].append(explained(text, refuses=False))
-    all_findings = [finding for findings in found.values() for finding in findings]
+            refuses = level == "ERROR" or "in files do not match" in entry
+            all_findings += [explained(text, refuses=refuses) for text in texts]
+    all_findings += [explained(text, refuses=False) for text in PYTHON_WARNING.findall(output)]
+    found: dict[str, list[Finding]] = {part: [] for part in PARTS}
+    for finding in all_findings:
+        found[next(part for part, (_, sign) in PARTS.items() if re.search(sign, finding.text))].append(finding)
     found[PACKAGE] += _without_verdict(output, "SUCCESS nor why not", accepted, all_findings)
     verdicts = []
     for part, findings in found.items():
@@ -187,11 +187,6 @@ def package_verdicts(output: str) -> tuple[Verdict, ...]:
             passed = any(level == "INFO" and PARTS[part][0] in text for level, text in entries) or None
         verdicts.append(Verdict(checker=part, accepted=passed, findings=tuple(findings)))
     return tuple(verdicts)
-
-
-def _part_of(text: str) -> str:
-    """Return the part of the package checker that a finding belongs to."""
-    return next(part for part, (_, pattern) in PARTS.items() if re.search(pattern, text))
 
 
 def _without_verdict(output: str, missing: str, accepted: bool, findings: Sequence[Finding]) -> list[Finding]:

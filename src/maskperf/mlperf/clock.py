@@ -1,6 +1,5 @@
 """Times of a log that cannot be: in another unit, going backwards, epochs faster than any, rates that do not fit."""
 
-import functools
 import statistics
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -53,12 +52,11 @@ def _units(moments: Sequence[Moment]) -> Iterator[Finding]:
         factor = "seconds times 1000" if is_small else f"{unit} divided by {per_second // 1000:,}"
         # Such small numbers may also be milliseconds since the start of a machine, if a run then is of some length.
         is_short = max(found).ms - min(found).ms < SHORTEST_RUN_MS
-        yield Finding(
-            text=f"line {first.line}: time_ms is {first.ms:.0f}: {unit}, not milliseconds{more}",
-            refuses=not is_small or is_short or len(found) < len(moments),
-            explanation=f"In {unit} this is {datetime.fromtimestamp(first.ms / per_second, UTC):%Y-%m-%d %H:%M} UTC. "
-            f"The official tools read milliseconds, and so count {counted}: of init, of the run, and so of the score.",
-            fix=f"Log whole milliseconds since 1970, {factor}, and run again.",
+        yield (refusal if not is_small or is_short or len(found) < len(moments) else note)(
+            f"line {first.line}: time_ms is {first.ms:.0f}: {unit}, not milliseconds{more}",
+            f"In {unit} this is {datetime.fromtimestamp(first.ms / per_second, UTC):%Y-%m-%d %H:%M} UTC. The official "
+            f"tools read milliseconds, and so count {counted}: of init, of the run, and so of the score.",
+            f"Log whole milliseconds since 1970, {factor}, and run again.",
         )
 
 
@@ -98,34 +96,23 @@ def _repeated(moments: Sequence[Moment]) -> Iterator[Finding]:
 
 def _too_fast(log: BenchmarkLog) -> Iterator[Finding]:
     """Yield a note where a device for each image of a batch, each as fast as the fastest published, is too slow."""
-    batch_size = _batch_size(log) or max(system.batch_size for system in published_systems())
+    fastest = max(system.images_per_second for system in published_systems())  # of a device
+    batch_size = log.batch_size or max(system.batch_size for system in published_systems())
     logged = log.settings.get("train_samples")  # in published logs a number of steps
     images = min(logged, NUM_TRAIN_IMAGES) if type(logged) is int and logged > 0 else NUM_TRAIN_IMAGES
     epochs = [epoch for epoch in log.epochs if epoch.seconds is not None]
     # A run may end within its last epoch, so that one counts only where there is no other.
     for epoch in epochs[: max(1, len(epochs) - 1)]:
-        bound = epoch.count * images / (batch_size * _fastest_device())
+        bound = epoch.count * images / (batch_size * fastest)
         if epoch.seconds is not None and epoch.stop is not None and 0 <= epoch.seconds < bound:
             yield note(
                 f"lines {epoch.start.line} to {epoch.stop.line}: {epoch.start.key.removesuffix('_start')} "
                 f"{epoch.epoch:g} took {epoch.seconds:g} s",
                 f"{epoch.count * images:,} images take at least {bound:.3g} s even where each of the {batch_size} "
-                f"images of a batch has a device as fast as the fastest published one ({_fastest_device():.0f} "
-                "images/s).",
+                f"images of a batch has a device as fast as the fastest published one ({fastest:.0f} images/s).",
                 "Look whether time_ms is in milliseconds, not in seconds, and whether epochs cover all images.",
             )
             return
-
-
-@functools.cache
-def _fastest_device() -> float:
-    """Return the images per second of one device in the published system that trains the most on each."""
-    return max(system.images_per_second for system in published_systems())
-
-
-def _batch_size(log: BenchmarkLog) -> int | None:
-    logged = log.settings.get("global_batch_size")
-    return logged if type(logged) is int and 0 < logged < NUM_TRAIN_IMAGES else None
 
 
 def _rates(log: BenchmarkLog) -> Iterator[Finding]:
@@ -133,18 +120,16 @@ def _rates(log: BenchmarkLog) -> Iterator[Finding]:
     seconds = [epoch.seconds / epoch.count for epoch in log.epochs if epoch.seconds is not None and epoch.seconds > 0]
     if not seconds:
         return
-    batch_size = _batch_size(log)
+    batch_size = log.batch_size
     rate = NUM_TRAIN_IMAGES / statistics.median(seconds)
     expected = {"throughput": (rate, "images per second")}
     if batch_size is not None:
         expected["time"] = (batch_size / rate, "seconds per step")
-    tracked = [(record.line, record.value) for record in log.records if record.key == "tracked_stats"]
-    stats = [(line, values) for line, values in tracked if isinstance(values, dict)]
+    tracked = [record for record in log.records if record.key == "tracked_stats"]
+    stats = [(record.line, record.value) for record in tracked if isinstance(record.value, dict)]
     for name, (wanted, unit) in expected.items():
         found = [(values[name], line) for line, values in stats if type(values.get(name)) in (int, float)]
-        if not found:
-            continue
-        middle, line = sorted(found, key=lambda entry: entry[0])[len(found) // 2]
+        middle, line = sorted(found, key=lambda entry: entry[0])[len(found) // 2] if found else (wanted, 0)
         if not TOO_LOW * wanted <= middle <= TOO_HIGH * wanted:
             shown = f"{wanted:,.0f}" if wanted >= 100 else f"{wanted:.3g}"
             yield note(

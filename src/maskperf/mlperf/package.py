@@ -11,11 +11,13 @@ import stat
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from maskperf.config import BENCHMARK, RunConfig
 from maskperf.errors import ConfigError, RuleError, StorageError
+from maskperf.mlperf.checkers import write_results
 from maskperf.mlperf.log import HYPERPARAMETERS
 from maskperf.mlperf.read import BenchmarkLog
 from maskperf.mlperf.rules import RUNS
@@ -41,6 +43,7 @@ TEMPLATES = Environment(
     trim_blocks=True,
     keep_trailing_newline=True,
 )
+TEMPLATES.filters["quoted"] = shlex.quote
 
 
 def check_name(option: str, name: str) -> str:
@@ -120,13 +123,7 @@ def write_package(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".maskperf-package-", dir=folder.parent) as scratch:
             building = Path(scratch) / "package"
-            results = building / "results" / system / BENCHMARK
-            results.mkdir(parents=True)
-            for number, log in enumerate(logs):
-                shutil.copyfile(log.path, results / f"result_{number}.txt")
-            (building / "systems").mkdir()
-            text = json.dumps(description, indent=2) + "\n"
-            (building / "systems" / f"{system}.json").write_text(text, encoding="utf-8")
+            write_results(building, system, description, [log.path for log in logs])
             implementations = building / "benchmarks" / BENCHMARK / "implementations"
             left_out = _copy_code(source, implementations / IMPLEMENTATION)
             (implementations / system).mkdir()
@@ -166,24 +163,16 @@ def _texts(
     system: str, logs: Sequence[BenchmarkLog], arguments: Sequence[str], remarks: Sequence[str]
 ) -> dict[str, str]:
     """Return the files of a system's folder: its scripts, a README and the JSON file with the hyperparameters."""
-    command = shlex.join(["maskperf", "run", *arguments])
-    rows = []
-    for log in logs:
-        epoch = log.evaluations[-1].epoch if log.evaluations else ""
-        minutes = "" if log.run_seconds is None else f"{log.run_seconds / 60:.2f}"
-        rows.append((", ".join(map(str, log.seeds)), log.status, epoch, minutes))
-    recipe, *others = map(shlex.quote, arguments)
-    values = {"system": system, "recipe": recipe, "arguments": others, "command": command}
+    recipe, *others = arguments
+    values: dict[str, Any] = {"system": system, "implementation": IMPLEMENTATION, "recipe": recipe}
+    values |= {"command": shlex.join(["maskperf", "run", *arguments])}
     texts = {
-        name: TEMPLATES.get_template(name).render(**values, implementation=IMPLEMENTATION, remarks=remarks, rows=rows)
+        name: TEMPLATES.get_template(name).render(**values, arguments=others, remarks=remarks, logs=logs)
         for name in TEMPLATES.list_templates()
     }
     content = {
         "benchmark": logs[0].benchmark,
-        "system": system,
-        "implementation": IMPLEMENTATION,
-        "recipe": arguments[0],
-        "command": command,
+        **values,
         "targets": {"BBOX": logs[0].targets[0], "SEGM": logs[0].targets[1]},
         "hyperparameters": logs[0].settings,
     }

@@ -16,6 +16,7 @@ TOKEN = ":::MLLOG "
 LINE_BREAK = re.compile(r"\r\n?|\n")
 SHOWN_CHARACTERS = 60
 MS_PER_MINUTE = 60_000
+Number = int | float
 SETTINGS = (  # how the keys of hyperparameters begin
     *("opt_", "global_batch_size", "d_batch_size", "num_image_candidates", "gradient_accumulation_steps"),
     *("min_image_size", "max_image_size", "train_samples", "eval_samples"),
@@ -37,7 +38,7 @@ class Record:
         return self.metadata.get("status")
 
     @property
-    def epoch(self) -> int | float | None:
+    def epoch(self) -> Number | None:
         """The number of the epoch that the record is about, for blocks that of their first epoch."""
         number = _finite(self.metadata.get("first_epoch_num" if self.key.startswith("block_") else "epoch_num"))
         if number is None or abs(number) >= 1e9:
@@ -49,7 +50,7 @@ class Record:
 class LoggedEvaluation:
     """One eval_accuracy line; minutes are from run_start, None without a run_start before it."""
 
-    epoch: int | float | None  # a whole number in every published log
+    epoch: Number | None  # a whole number in every published log
     minutes: float | None
     box_ap: float | None
     mask_ap: float | None
@@ -59,7 +60,7 @@ class LoggedEvaluation:
 class LoggedEpoch:
     """One epoch (or block of epochs), in minutes from run_start; stop is None where the log ends within it."""
 
-    epoch: int | float
+    epoch: Number
     count: int  # the epochs of a block
     start: Record
     stop: Record | None
@@ -103,6 +104,12 @@ class BenchmarkLog:
     epochs: tuple[LoggedEpoch, ...]
     tracked: tuple[TrackedStats, ...]
     problems: tuple[str, ...]  # lines that are not in the official form
+
+    @property
+    def batch_size(self) -> int | None:
+        """The images of one step over all devices; None where the log has no number that can be one."""
+        size = self.settings.get("global_batch_size")
+        return size if type(size) is int and 0 < size < 10**6 else None
 
 
 def read_log(path: Path | str) -> BenchmarkLog:
@@ -284,7 +291,7 @@ def _epochs(by_key: dict[str, list[Record]], start_ms: float | None) -> tuple[Lo
     """Return the epochs in the order of the log, blocks where it has no epochs; one that is logged twice comes once."""
     unit = "epoch" if by_key["epoch_start"] else "block"
     stops = {stop.epoch: stop for stop in reversed(by_key[f"{unit}_stop"])}  # the first of each
-    epochs: dict[float, LoggedEpoch] = {}
+    epochs: dict[Number, LoggedEpoch] = {}
     for start in by_key[f"{unit}_start"]:
         number = start.epoch
         if number is None or number in epochs:

@@ -48,13 +48,8 @@ class CheckedLog:
         epochs = [evaluation.epoch for evaluation in self.log.evaluations if evaluation.epoch is not None]
         return epochs[-1] if epochs else None
 
-    @property
-    def batch_size(self) -> int | None:
-        size = self.log.settings.get("global_batch_size")
-        return size if type(size) is int and size > 0 else None
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class SetResult:
     """What five runs are worth. `score` is in minutes, with the scaling factor in it; None where there is none."""
 
@@ -117,16 +112,10 @@ def is_closed_set(logs: Sequence[CheckedLog]) -> bool:
 
 def set_result(logs: Sequence[CheckedLog]) -> SetResult:
     """Return what logs are worth together: nothing unless there are five."""
-    size = logs[0].batch_size
+    size, epochs = logs[0].log.batch_size, [entry.epochs for entry in logs]
     reference = reference_v3_1 = None
-    if is_closed_set(logs) and size is not None and all(entry.batch_size == size for entry in logs):
-        epochs = [entry.epochs for entry in logs]
-        reference, reference_v3_1 = reference_check(size, epochs), reference_check(size, epochs, tool="v3.1")
+    if is_closed_set(logs) and size is not None and all(entry.log.batch_size == size for entry in logs):
+        reference, reference_v3_1 = reference_check(size, epochs), reference_check(size, epochs, as_in_v3_1=True)
     score = score_minutes([entry.minutes for entry in logs])
     factor = reference.scaling_factor if reference is not None and reference.passed else 1.0
-    return SetResult(
-        score=None if score is None else score * factor,
-        scaling_factor=factor,
-        reference=reference,
-        reference_v3_1=reference_v3_1,
-    )
+    return SetResult(None if score is None else score * factor, factor, reference, reference_v3_1)

@@ -16,19 +16,15 @@ from maskperf.config import BENCHMARK
 from maskperf.mlperf.rules import RUNS
 
 POINTS = "pruned_rcps"  # the reference points that count
-TOOLS = ("today", "v3.1")  # mlperf-logging since July 2024, and as it was in round v3.1
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ReferenceCheck:
-    """The result of the RCP test on five runs. Numbers are None where the test has none to compare."""
+    """The result of the RCP test on five runs."""
 
     passed: bool
-    mean_epochs: float | None = None  # of the three runs in the middle
-    reference_mean: float | None = None
-    smallest_mean: float | None = None  # the fewest epochs that pass
-    scaling_factor: float = 1.0  # the score is multiplied by it; of use only where the test is passed
     sentence: str
+    scaling_factor: float = 1.0  # the score is multiplied by it; of use only where the test is passed
 
 
 def score_minutes(minutes: Sequence[int | float | None]) -> float | None:
@@ -42,60 +38,52 @@ def score_minutes(minutes: Sequence[int | float | None]) -> float | None:
     return sum(ordered[1:-1]) / (RUNS - 2)
 
 
-def reference_check(batch_size: int, epochs: Sequence[int | float | None], *, tool: str = "today") -> ReferenceCheck:
-    """Return whether five runs needed as many epochs as the reference; None stands for a failed run.
-
-    tool: "today" takes the standard deviation of all runs of a reference point, "v3.1" of those the mean is taken of.
-    """
-    if tool not in TOOLS:
-        raise ValueError(f"tool={tool!r}: there are {', '.join(TOOLS)}")
+def reference_check(
+    batch_size: int, epochs: Sequence[int | float | None], *, as_in_v3_1: bool = False
+) -> ReferenceCheck:
+    """Return whether five runs needed as many epochs as the reference; None stands for a failed run."""
     mean = score_minutes(epochs)  # the rule for epochs is that for minutes
     if mean is None:
-        failed = sum(epoch is None for epoch in epochs)
         reason = f"{RUNS} runs are needed, and {len(epochs)} are there"
         if len(epochs) == RUNS:
-            reason = f"{failed} of {RUNS} runs failed, one may"
+            reason = f"{epochs.count(None)} of {RUNS} runs failed, one may"
         return ReferenceCheck(passed=False, sentence=f"failed: {reason}.")
-    reference = _reference_for(batch_size, tool)
+    reference = reference_for(batch_size, as_in_v3_1=as_in_v3_1)
     if reference is None:
-        largest = max(point["BS"] for point in _checker(tool).pruned_rcp_data.values())
+        largest = max(point["BS"] for point in _checker(as_in_v3_1).pruned_rcp_data.values())
         reason = f"batch size {batch_size} is above {largest}, the largest with a reference; an own reference is needed"
-        return ReferenceCheck(passed=False, mean_epochs=mean, sentence=f"failed: {reason}.")
+        return ReferenceCheck(passed=False, sentence=f"failed: {reason}.")
     reference_mean, smallest = float(reference["RCP Mean"]), float(reference["Min Epochs"])
     passed, factor = mean >= smallest, max(1.0, reference_mean / mean) if mean > 0 else 1.0
     needs = f"the reference needs {reference_mean:.3f} at batch size {reference['BS']}"
     if batch_size != reference["BS"]:
         needs += f" (the smallest with a reference, above {batch_size})"
     text = f"{mean:.3f} epochs on average of the middle three; {needs}, and {smallest:.3f} are enough."
-    sentence = f"failed: {text} Too few epochs: the runs learned faster than the reference can."
+    end = " Too few epochs: the runs learned faster than the reference can."
     if passed:
-        sentence = f"passed: {text}" + (f" The score is multiplied by {factor:.4f}." if factor > 1 else "")
-    return ReferenceCheck(
-        passed=passed,
-        mean_epochs=mean,
-        reference_mean=reference_mean,
-        smallest_mean=smallest,
-        scaling_factor=factor,
-        sentence=sentence,
-    )
+        end = f" The score is multiplied by {factor:.4f}." if factor > 1 else ""
+    return ReferenceCheck(passed, f"{'passed' if passed else 'failed'}: {text}{end}", factor)
 
 
 @cache
-def _checker(tool: str) -> RCP_Checker:
+def _checker(as_in_v3_1: bool) -> RCP_Checker:
+    """Return mlperf-logging's checker, as it is since July 2024 or as it was in round v3.1.
+
+    Today it takes the standard deviation of all runs of a reference point, then of those that the mean is taken of.
+    """
     checker = RCP_Checker("training", "3.1.0", BENCHMARK, verbose=False)
-    for point in checker.pruned_rcp_data.values() if tool == "v3.1" else ():
+    for point in checker.pruned_rcp_data.values() if as_in_v3_1 else ():
         behind_mean = sorted(point["Epochs to converge"])[1:-1]
         point["RCP Stdev"] = np.std(behind_mean)
         point["Min Epochs"] = checker._find_min_acceptable_mean(point["RCP Mean"], point["RCP Stdev"], len(behind_mean))
     return checker
 
 
-def _reference_for(batch_size: int, tool: str) -> dict | None:
+def reference_for(batch_size: int, *, as_in_v3_1: bool = False) -> dict | None:
     """Return the reference that runs at a batch size are compared with, None above the largest reference point."""
-    checker = _checker(tool)
+    checker = _checker(as_in_v3_1)
     exact = checker._find_rcp(batch_size, POINTS)
-    below = checker._find_top_min_rcp(batch_size, POINTS)
-    above = checker._find_bottom_max_rcp(batch_size, POINTS)
-    if exact is not None or above is None:
-        return exact
-    return checker._create_interp_rcp(batch_size, below, above)[1] if below is not None else above
+    below, above = checker._find_top_min_rcp(batch_size, POINTS), checker._find_bottom_max_rcp(batch_size, POINTS)
+    if exact is not None or above is None or below is None:
+        return exact or above
+    return checker._create_interp_rcp(batch_size, below, above)[1]

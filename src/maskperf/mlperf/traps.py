@@ -6,7 +6,6 @@ Each of these was tried on the checkers of mlperf-logging with ruleset 3.1.0: th
 import json
 import math
 import shlex
-import struct
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -29,9 +28,10 @@ from maskperf.mlperf.rules import DECAY_IMAGES_PER_TENTH
 
 CHECKER = "maskperf's own checks"
 DEMO = "demo"
+COCO_TARGETS = (BOX_TARGET, MASK_TARGET)
 # The RCP checker looks for these keys anywhere in a line, and then takes the line for one of that key.
 KEYS_FOUND_ANYWHERE = ("global_batch_size", "submission_benchmark", "eval_accuracy", "eval_error")
-LARGEST_FLOAT_COUNTABLE = 2**24  # above it, 32-bit floats no longer hold every whole number
+FLOAT_INTEGERS = 2**24  # 32-bit floats hold each whole number up to it, then those with a smaller odd part
 STEPS_SEEN = "Published logs of round v3.1 have this number here: their limit of steps, not a number of images."
 SAMPLES = {  # key: its value in the reference, and what those images are
     "train_samples": (NUM_TRAIN_IMAGES, "trains on the images of train2017 that have annotations"),
@@ -50,52 +50,37 @@ SIZES = {"min_image_size": 800, "max_image_size": 1333}
 
 def check_traps(log: BenchmarkLog) -> Verdict:
     """Return the verdict of maskperf's own checks; notes do not refuse."""
-    findings = [
+    lost = "The official tools lose or refuse what is on this line."
+    findings = (
         *several_runs(log, find_attempts(log.records)),
-        *(
-            refusal(problem, "The official tools lose or refuse what is on this line.", FORM_FIX)
-            for problem in log.problems
-        ),
+        *(refusal(problem, lost, FORM_FIX) for problem in log.problems),
         *check_clock(log, trains_coco=is_submission(log)),
-        *_stops(log),
-        *_misread(log),
-        *_not_finite(log),
-        *_targets(log),
-        *_seeds(log),
-        *_samples(log),
-        *_reviewed_rules(log),
-    ]
-    accepted = not any(finding.refuses for finding in findings)
-    return Verdict(checker=CHECKER, accepted=accepted, findings=tuple(findings))
+        *(finding for check in (_stops, _misread, _not_finite, _targets, _seeds) for finding in check(log)),
+        *(_samples(log) if is_submission(log) else ()),  # else the log is openly of other data
+        *(_reviewed_rules(log) if log.division == "closed" else ()),
+    )
+    return Verdict(checker=CHECKER, accepted=not any(finding.refuses for finding in findings), findings=findings)
 
 
 def is_submission(log: BenchmarkLog) -> bool:
     """Return whether a log can be part of a submission: of this benchmark, with its targets, and not a demo."""
-    return log.benchmark == BENCHMARK and log.recipe != DEMO and log.targets == (BOX_TARGET, MASK_TARGET)
+    return log.benchmark == BENCHMARK and log.recipe != DEMO and log.targets == COCO_TARGETS
 
 
 def meanings(log: BenchmarkLog) -> list[str]:
     """Return remarks on the nature of a log: a demo, other targets, the open division."""
-    texts = []
-    if log.benchmark != BENCHMARK:
-        texts.append(f"benchmark {log.benchmark or '(none)'}: only {BENCHMARK} is checked in full here.")
-    if log.recipe == DEMO:
-        texts.append(
-            "a demo is not a submission: it has synthetic images and its own targets. Only the form of its log counts."
-        )
-    elif log.targets != (BOX_TARGET, MASK_TARGET):
-        own = f"the targets were {log.targets[0]:g} and {log.targets[1]:g}"
-        texts.append(
-            f"not a submission: {own if has_targets(*log.targets) else 'the run had no targets'}, and the benchmark "
-            f"asks for {BOX_TARGET} box AP and {MASK_TARGET} mask AP."
-        )
-    if log.division == "open":
-        texts.append(
-            "open division: model and settings are free, and the checker asks neither for the targets nor for as many "
-            "epochs as the reference needs. The time does not compare with the closed division "
-            "(mlperf.division=closed, chosen before a run)."
-        )
-    return texts
+    own = f"the targets were {log.targets[0]:g} and {log.targets[1]:g}"
+    texts = {
+        f"benchmark {log.benchmark or '(none)'}: only {BENCHMARK} is checked in full here.": log.benchmark != BENCHMARK,
+        "a demo is not a submission: it has synthetic images and its own targets. Only the form of its log "
+        "counts.": log.recipe == DEMO,
+        f"not a submission: {own if has_targets(*log.targets) else 'the run had no targets'}, and the benchmark asks "
+        f"for {BOX_TARGET} box AP and {MASK_TARGET} mask AP.": log.recipe != DEMO and log.targets != COCO_TARGETS,
+        "open division: model and settings are free, and the checker asks neither for the targets nor for as many "
+        "epochs as the reference needs. The time does not compare with the closed division (mlperf.division=closed, "
+        "chosen before a run).": log.division == "open",
+    }
+    return [text for text, applies in texts.items() if applies]
 
 
 def several_runs(log: BenchmarkLog, attempts: Attempts) -> Iterator[Finding]:
@@ -120,15 +105,12 @@ def several_runs(log: BenchmarkLog, attempts: Attempts) -> Iterator[Finding]:
 
 def _one_after_the_other(log: BenchmarkLog, attempts: Attempts) -> Finding:
     runs = attempts.runs
-    lines = ", ".join(str(run.first_line) for run in runs[1:])
-    text = f"line {lines}: a second run begins; this file holds 2 runs"
-    if len(runs) > 2:
-        text = f"lines {lines}: further runs begin; this file holds {len(runs)} runs"
+    lines = f"line{'s' * (len(runs) > 2)} {', '.join(str(run.first_line) for run in runs[1:])}"
+    begin = "a second run begins" if len(runs) == 2 else "further runs begin"
     effect = "Only one of them began to train, so its time and its epochs are counted rightly."
     if attempts.are_several:
         effect = "The official tools take all of it for one run."
-    outcomes: list[str] = []
-    commands: list[str] = []
+    outcomes, commands = list[str](), list[str]()
     for index, (run, (first, last)) in enumerate(zip(runs, attempts.line_ranges, strict=True)):
         copied = next((other for other in runs[:index] if _contents(run) == _contents(other)), None)
         outcome = _outcome(run) if copied is None else f"a copy of those from line {copied.first_line} on"
@@ -143,9 +125,13 @@ def _one_after_the_other(log: BenchmarkLog, attempts: Attempts) -> Finding:
         shared = ", ".join(map(str, attempts.shared_lines))
         fix = f"Line {shared} has records of both: put a line break in front of each {TOKEN.strip()}, and check again."
     elif commands:
-        fix = f"Cut at line{'s' if len(runs) > 2 else ''} {lines}, and change nothing else: {'; '.join(commands)}"
-    explanation = f"{effect} {'; '.join(outcomes).capitalize()}."
-    return Finding(text=text, refuses=attempts.are_several, explanation=explanation, fix=fix)
+        fix = f"Cut at {lines}, and change nothing else: {'; '.join(commands)}"
+    return Finding(
+        text=f"{lines}: {begin}; this file holds {len(runs)} runs",
+        refuses=attempts.are_several,
+        explanation=f"{effect} {'; '.join(outcomes).capitalize()}.",
+        fix=fix,
+    )
 
 
 def _contents(run: Attempt) -> list[tuple]:
@@ -235,7 +221,8 @@ def _targets(log: BenchmarkLog) -> Iterator[Finding]:
 
 def _seeds(log: BenchmarkLog) -> Iterator[Finding]:
     for seed in log.seeds:
-        if abs(seed) > LARGEST_FLOAT_COUNTABLE and _is_float32(seed):
+        odd_part = abs(seed) // (seed & -seed or 1)
+        if odd_part < FLOAT_INTEGERS <= abs(seed) < 2**128:
             yield note(
                 f"seed {seed}",
                 "A 32-bit float can hold this seed exactly, as only 1 in 256 or fewer can by chance: it was perhaps "
@@ -244,26 +231,16 @@ def _seeds(log: BenchmarkLog) -> Iterator[Finding]:
             )
 
 
-def _is_float32(number: int) -> bool:
-    try:
-        return int(struct.unpack("f", struct.pack("f", number))[0]) == number
-    except OverflowError:
-        return False
-
-
 def _samples(log: BenchmarkLog) -> Iterator[Finding]:
-    """Yield notes about numbers of images that are not COCO's, unless the log is openly of other data."""
-    if not is_submission(log):
-        return
+    """Yield notes about numbers of images that are not COCO's."""
+    usual = "The official checker takes any number; a run on other images is no submission."
     for key, (wanted, images) in SAMPLES.items():
         found = next((record for record in log.records if record.key == key), None)
-        number = None if found is None else whole_number(found.value)
+        number = wanted if found is None else whole_number(found.value)
         if found is not None and number != wanted:
             yield note(
                 f"line {found.line}: {key} is {json.dumps(found.value)}; the reference {images}: {wanted:,}",
-                SAMPLES_SEEN.get(
-                    (key, number or 0), "The official checker takes any number; a run on other images is no submission."
-                ),
+                SAMPLES_SEEN.get((key, number or 0), usual),
                 f"Where the run had other images, run again with those {wanted:,}; where only the number is another "
                 f"one, log {wanted} from now on.",
             )
@@ -271,8 +248,6 @@ def _samples(log: BenchmarkLog) -> Iterator[Finding]:
 
 def _reviewed_rules(log: BenchmarkLog) -> Iterator[Finding]:
     """Yield notes about values of a closed run that no checker looks at, but a person reviewing it may."""
-    if log.division != "closed":
-        return
     explanation = "The official checker does not look at this value of the closed division; a review may."
     for key, wanted in SIZES.items():
         if key in log.settings and log.settings[key] != wanted:

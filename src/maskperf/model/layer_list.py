@@ -1,8 +1,8 @@
 """Every layer of the model with its output, parameters and arithmetic, from shapes alone: nothing is computed."""
 
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,18 +46,18 @@ def list_layers(
     """
     if any(side % SIZE_DIVISOR or side <= 0 for side in image_size_hw):
         raise ValueError(f"image_size_hw={image_size_hw}: both sides must be positive multiples of {SIZE_DIVISOR}")
-    layers = {name: module for name, module in model.named_modules() if _own_tensors(module)}
+    own = {"recurse": False}
+    layers = {
+        name: module for name, module in model.named_modules() if [*module.parameters(**own), *module.buffers(**own)]
+    }
     calls: dict[str, list[tuple[tuple[int, ...], int]]] = defaultdict(list)
 
-    def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            calls[name].append((tuple(output.shape), _multiply_adds(module, inputs[0], output)))
+    def record(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        calls[name].append((tuple(output.shape), _multiply_adds(module, inputs[0], output)))
 
-        return hook
-
-    handles = [module.register_forward_hook(record(name)) for name, module in layers.items()]
+    handles = [module.register_forward_hook(partial(record, name)) for name, module in layers.items()]
     try:
-        _run_on_shapes(model, image_size_hw, images=images, box_rois=box_rois, mask_rois=mask_rois)
+        _run_on_shapes(model, image_size_hw, images, {"box": box_rois, "mask": mask_rois})
     finally:
         for handle in handles:
             handle.remove()
@@ -77,24 +77,17 @@ def format_layers(rows: list[LayerRow]) -> str:
         )
         for row in rows
     ]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(TITLES))]
-    lines = []
-    for line in cells:
-        left = [text.ljust(width) for text, width in zip(line[:3], widths[:3], strict=True)]
-        right = [text.rjust(width) for text, width in zip(line[3:], widths[3:], strict=True)]
-        lines.append("  ".join(left + right))
-    lines.insert(1, "-" * len(lines[0]))
+    sides = [f"{side}{max(map(len, column))}" for side, column in zip("<<<>>>", zip(*cells, strict=True), strict=True)]
+    lines = ["  ".join(map(format, line, sides)) for line in cells]
+    rule = "-" * len(lines[0])
     total = sum(row.parameters for row in rows)
     frozen = sum(row.parameters for row in rows if row.frozen)
-    lines.append("-" * len(lines[0]))
-    lines.append(f"parameters: {total:,} in all, {total - frozen:,} trained, {frozen:,} frozen")
-    lines.append(f"multiply-adds of one forward pass: {sum(row.multiply_adds for row in rows):,}")
-    return "\n".join(lines)
+    totals = f"parameters: {total:,} in all, {total - frozen:,} trained, {frozen:,} frozen"
+    multiply_adds = f"multiply-adds of one forward pass: {sum(row.multiply_adds for row in rows):,}"
+    return "\n".join([lines[0], rule, *lines[1:], rule, totals, multiply_adds])
 
 
-def _run_on_shapes(
-    model: MaskRcnn, image_size_hw: tuple[int, int], *, images: int, box_rois: int, mask_rois: int
-) -> None:
+def _run_on_shapes(model: MaskRcnn, image_size_hw: tuple[int, int], images: int, rois: dict[str, int]) -> None:
     """Call every part once in the order of a training step, on tensors without content."""
     channels = model.config.fpn_channels
     with torch.no_grad():
@@ -103,10 +96,8 @@ def _run_on_shapes(
         assert len(features) == len(STRIDES), "the RPN head is called once per level"
         for feature in features:
             _call(model.rpn["head"], feature)
-        pooled = (images * box_rois, channels, BOX_POOL_SIZE, BOX_POOL_SIZE)
-        _call(model.roi_heads["box"], torch.empty(pooled, device="meta"))
-        pooled = (images * mask_rois, channels, MASK_POOL_SIZE, MASK_POOL_SIZE)
-        _call(model.roi_heads["mask"], torch.empty(pooled, device="meta"))
+        for head, side in (("box", BOX_POOL_SIZE), ("mask", MASK_POOL_SIZE)):
+            _call(model.roi_heads[head], torch.empty(images * rois[head], channels, side, side, device="meta"))
 
 
 def _call(module: nn.Module, argument: Tensor | list[Tensor]) -> Any:
@@ -115,18 +106,11 @@ def _call(module: nn.Module, argument: Tensor | list[Tensor]) -> Any:
     return functional_call(module, {name: tensor.to("meta") for name, tensor in tensors}, (argument,))
 
 
-def _own_tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-
-
 def _multiply_adds(module: nn.Module, argument: Tensor, output: Tensor) -> int:
-    if isinstance(module, nn.Conv2d):
-        return output.numel() * module.weight[0].numel()
-    if isinstance(module, nn.ConvTranspose2d):
-        return argument.numel() * module.weight[0].numel()
-    if isinstance(module, nn.Linear):
-        return output.numel() * module.in_features
-    return 0
+    if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+        return 0
+    of_each = argument if isinstance(module, nn.ConvTranspose2d) else output
+    return of_each.numel() * module.weight[0].numel()
 
 
 def _row(name: str, module: nn.Module, calls: list[tuple[tuple[int, ...], int]]) -> LayerRow:

@@ -50,28 +50,13 @@ class MaskRcnn(nn.Module):
         self.compute_dtype = torch.float32  # of features and hidden layers; engine/precision.py chooses it
         self._compute_weights: dict[Techniques, ComputeWeights] = {}  # made at the first use, on the model's device
         self._is_computing = False
-        self.backbone = nn.ModuleDict(
-            {
-                "body": ResNet(
-                    stem_channels=config.stem_channels,
-                    stage_blocks=config.stage_blocks,
-                    stage_channels=config.stage_channels,
-                    batch_norm=config.batch_norm,
-                    frozen_stages=config.frozen_stages,
-                ),
-                "fpn": FeaturePyramid(config.stage_channels, channels),
-            }
-        )
+        self.backbone = nn.ModuleDict({"body": ResNet(config), "fpn": FeaturePyramid(config.stage_channels, channels)})
         self.rpn = nn.ModuleDict({"head": RpnHead(channels, len(config.anchor_ratios))})
-        box = RoiHead(
-            BoxFeatures(channels, config.box_head_channels),
-            BoxPredictor(config.box_head_channels, config.num_classes),
-        )
-        mask = RoiHead(
-            MaskFeatures(channels, config.mask_head_channels, config.mask_head_convs),
-            MaskPredictor(config.mask_head_channels, config.num_classes),
-        )
-        self.roi_heads = nn.ModuleDict({"box": box, "mask": mask})
+        box, mask = config.box_head_channels, config.mask_head_channels
+        box_head = RoiHead(BoxFeatures(channels, box), BoxPredictor(box, config.num_classes))
+        mask_features = MaskFeatures(channels, mask, config.mask_head_convs)
+        mask_head = RoiHead(mask_features, MaskPredictor(mask, config.num_classes))
+        self.roi_heads = nn.ModuleDict({"box": box_head, "mask": mask_head})
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in PyTorch's stubs
 
     def features(self, pixels: Float[Tensor, "images 3 height width"]) -> list[Tensor]:
@@ -120,19 +105,20 @@ class MaskRcnn(nn.Module):
     ) -> Float[Tensor, "images masks *classes 28 28"]:
         """Return the mask logits of every class, or with `labels` of each RoI's own class alone.
 
-        With `valid`, the head works on the valid places alone, which waits for the device; the others are zeros. One
-        place is always worked on, so that every parameter has a gradient.
+        With `valid`, the head works on the valid slots alone, which waits for the device; the others are zeros. One
+        slot is always worked on, so that every parameter has a gradient.
         With `image_offsets` the boxes are those of all images in one row, see `pyramid_roi_align`.
         """
         pooled = self._in_compute_format(self._pool(features, boxes, MASK_POOL_SIZE, image_offsets))
         own_labels = None if labels is None else labels.flatten()
         if valid is None or bool(valid.all()):
             return self._mask_head(pooled, own_labels).unflatten(0, boxes.shape[:2])
-        places = compact(valid.view(1, -1), max(1, int(valid.sum())))[0]
-        kept_labels = None if own_labels is None else own_labels.index_select(0, places)
-        logits = self._mask_head(pooled.index_select(0, places), kept_labels)
+        slots = compact(valid.view(1, -1), max(1, int(valid.sum())))[0]
+        if own_labels is not None:
+            own_labels = own_labels.index_select(0, slots)
+        logits = self._mask_head(pooled.index_select(0, slots), own_labels)
         zeros = logits.new_zeros(valid.numel(), *logits.shape[1:])
-        return zeros.index_copy(0, places, logits).unflatten(0, boxes.shape[:2])
+        return zeros.index_copy(0, slots, logits).unflatten(0, boxes.shape[:2])
 
     def _mask_head(self, pooled: Tensor, labels: Tensor | None) -> Tensor:
         head = self.roi_heads["mask"]
@@ -146,9 +132,8 @@ class MaskRcnn(nn.Module):
         self, features: list[Tensor], boxes: Tensor, size: int, image_offsets: Tensor | None = None
     ) -> Float[Tensor, "rois channels size size"]:
         """Return the pooled maps; weights of cells and sums in float32, whatever the format of the features."""
-        maps = features[:POOLED_LEVELS]
         return pyramid_roi_align(
-            maps,
+            features[:POOLED_LEVELS],
             boxes,
             size=size,
             strides=STRIDES[:POOLED_LEVELS],

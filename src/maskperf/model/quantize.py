@@ -1,7 +1,7 @@
 """The pretrained backbone stored in fewer bits, as the benchmark's rules permit, and what that costs in precision."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
-from maskperf.errors import DataError, Problem
-from maskperf.model.weight_problems import tensor_problems
+from maskperf.model.weight_problems import raise_any, tensor_problems
 from maskperf.model.weights import DAMAGED_FIX, file_error, read_tensor_file, write_tensor_file
 
 BACKBONE_FORMAT = "maskperf-backbone"
@@ -29,28 +28,17 @@ class TensorLoss:
     max_relative: float  # largest error over largest magnitude of the same tensor
     snr_db: float  # 10 * log10(sum of squares / sum of squared errors); infinite when equal
 
-
-@dataclass(frozen=True)
-class PrecisionLoss:
-    """The loss of every tensor, and of all together (largest errors; ratio of the summed squares)."""
-
-    tensors: tuple[TensorLoss, ...]
-    overall: TensorLoss
-
-
-@dataclass(frozen=True)
-class StoredBackbone:
-    """A stored backbone, back in float32."""
-
-    weights: dict[str, Tensor]
-    storage: str
-    metadata: dict[str, str]
+    def __str__(self) -> str:
+        if self.max_absolute == 0:
+            return f"{self.name}: equal to the original"
+        size = f"{self.max_absolute:.3g} ({self.max_relative:.2%} of the largest magnitude)"
+        return f"{self.name}: largest error {size}, signal-to-noise {self.snr_db:.1f} dB"
 
 
 def store_backbone(
     weights: Mapping[str, Tensor], path: str | Path, storage: str, *, metadata: Mapping[str, str] | None = None
-) -> PrecisionLoss:
-    """Return what the storage costs, after `weights` (model names, float32) were written as .safetensors.
+) -> list[TensorLoss]:
+    """Return the `precision_loss` of the storage, after `weights` (model names, float32) were written as .safetensors.
 
     Convolutions are stored as `storage` ("float32", "float16", "bfloat16", "int8"), everything else as float32.
 
@@ -62,35 +50,37 @@ def store_backbone(
         raise ValueError(f"storage={storage!r} is not one of {', '.join(STORAGE_TYPES)}")
     reduced = {}
     for name, tensor in weights.items():
-        reduced.update(_reduce(name, tensor, storage))
+        is_conv = tensor.dim() == CONV_DIMS
+        if is_conv and storage == "int8":
+            reduced[name], reduced[name + SCALE_SUFFIX] = quantize_channels(tensor.float())
+        else:
+            reduced[name] = tensor.to(STORAGE_TYPES[storage] if is_conv else torch.float32)
     restored = _restore_all(reduced)
-    problems = tensor_problems(weights, weights, file=str(path), fix="Use intact weights; these hold no numbers.")
-    if not problems:
-        fix = "Store it as bfloat16 or float32; the numbers are too large for float16."
-        problems = tensor_problems(restored, weights, file=str(path), fix=fix)
-    if problems:
-        raise DataError(problems)
-    loss = precision_loss(weights, restored)
-    texts = {"format": BACKBONE_FORMAT, "storage": storage, "precision_loss": describe_loss(loss)[0]}
+    too_large = "Store it as bfloat16 or float32; the numbers are too large for float16."
+    for tensors, fix in ((weights, "Use intact weights; these hold no numbers."), (restored, too_large)):
+        raise_any(tensor_problems(tensors, weights, file=str(path), fix=fix))
+    losses = precision_loss(weights, restored)
+    texts = {"format": BACKBONE_FORMAT, "storage": storage, "precision_loss": str(losses[0])}
     write_tensor_file(reduced, path, {**(metadata or {}), **texts})
-    return loss
+    return losses
 
 
-def load_stored_backbone(path: str | Path) -> StoredBackbone:
-    """Return the backbone of a file that `store_backbone` wrote, in float32.
+def load_stored_backbone(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the backbone of a file that `store_backbone` wrote, in float32, and the file's metadata.
 
     Errors: DataError when the file is damaged or of another kind.
     """
-    file = read_tensor_file(path)
-    storage = file.metadata.get("storage", "none")
-    if file.metadata.get("format") != BACKBONE_FORMAT or storage not in STORAGE_TYPES:
+    stored, metadata = read_tensor_file(path)
+    storage = metadata.get("storage", "none")
+    if metadata.get("format") != BACKBONE_FORMAT or storage not in STORAGE_TYPES:
         problem = "the file was not written as a stored backbone by this program."
         fix = "Give R-50.pkl or a file made from it by this program."
         raise file_error(Path(path), "storage", storage, problem, fix)
-    problems = _scale_problems(file.tensors, str(path))
-    if problems:
-        raise DataError(problems)
-    return StoredBackbone(weights=_restore_all(file.tensors), storage=storage, metadata=file.metadata)
+    scales = {name: tensor for name, tensor in stored.items() if name.endswith(SCALE_SUFFIX)}
+    quantized = {name: tensor for name, tensor in stored.items() if tensor.dtype == torch.int8}
+    wanted = {name + SCALE_SUFFIX: tensor.new_empty(tensor.shape[:1]) for name, tensor in quantized.items()}
+    raise_any(tensor_problems(scales, wanted, file=str(path), fix=DAMAGED_FIX))
+    return _restore_all(stored), metadata
 
 
 def quantize_channels(
@@ -107,81 +97,44 @@ def quantize_channels(
     return values.to(torch.int8), scales
 
 
-def restore_channels(
-    values: Int8[Tensor, "channels ..."], scales: Float[Tensor, " channels"]
-) -> Float[Tensor, "channels ..."]:
-    """Return values * scales in float32."""
-    return values.float() * _per_channel(scales, values)
+def precision_loss(original: Mapping[str, Tensor], restored: Mapping[str, Tensor]) -> list[TensorLoss]:
+    """Return the errors of `restored`, computed in float64: of all tensors together, then of each.
 
-
-def precision_loss(original: Mapping[str, Tensor], restored: Mapping[str, Tensor]) -> PrecisionLoss:
-    """Return the errors of `restored`, computed in float64. Both must have the same names."""
+    All together have the largest errors, and the ratio of the summed squares. Both must have the same names.
+    """
     assert original.keys() == restored.keys(), "precision_loss compares two sets of the same tensors"
     losses, signal_sum, noise_sum = [], 0.0, 0.0
     for name, tensor in original.items():
         exact = tensor.double()
         error = restored[name].double() - exact
-        largest, worst = _largest(exact), _largest(error)
+        largest, worst = (float(values.abs().max()) if values.numel() else 0.0 for values in (exact, error))
         signal, noise = float(exact.square().sum()), float(error.square().sum())
         losses.append(TensorLoss(name, worst, worst / largest if largest else worst, _decibel(signal, noise)))
         signal_sum, noise_sum = signal_sum + signal, noise_sum + noise
-    overall = TensorLoss(
-        name="all tensors",
-        max_absolute=max((loss.max_absolute for loss in losses), default=0.0),
-        max_relative=max((loss.max_relative for loss in losses), default=0.0),
-        snr_db=_decibel(signal_sum, noise_sum),
-    )
-    return PrecisionLoss(tensors=tuple(losses), overall=overall)
+    absolute = max((loss.max_absolute for loss in losses), default=0.0)
+    relative = max((loss.max_relative for loss in losses), default=0.0)
+    return [TensorLoss("all tensors", absolute, relative, _decibel(signal_sum, noise_sum)), *losses]
 
 
-def describe_loss(loss: PrecisionLoss, *, num_worst: int = 3) -> list[str]:
+def describe_loss(losses: Sequence[TensorLoss], *, num_worst: int = 3) -> list[str]:
     """Return text lines: all tensors together, then those with the lowest signal-to-noise ratio, if any lost bits."""
-    worst = sorted((one for one in loss.tensors if one.max_absolute > 0), key=lambda one: one.snr_db)[:num_worst]
-    return [_loss_line(one) for one in (loss.overall, *worst)]
-
-
-def _loss_line(loss: TensorLoss) -> str:
-    if loss.max_absolute == 0:
-        return f"{loss.name}: equal to the original"
-    return (
-        f"{loss.name}: largest error {loss.max_absolute:.3g} ({loss.max_relative:.2%} of the largest magnitude), "
-        f"signal-to-noise {loss.snr_db:.1f} dB"
-    )
-
-
-def _reduce(name: str, tensor: Tensor, storage: str) -> dict[str, Tensor]:
-    if tensor.dim() != CONV_DIMS:
-        return {name: tensor.float()}
-    if storage == "int8":
-        values, scales = quantize_channels(tensor.float())
-        return {name: values, name + SCALE_SUFFIX: scales}
-    return {name: tensor.to(STORAGE_TYPES[storage])}
+    overall, *tensors = losses
+    worst = sorted((one for one in tensors if one.max_absolute > 0), key=lambda one: one.snr_db)[:num_worst]
+    return [str(one) for one in (overall, *worst)]
 
 
 def _restore_all(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     restored = {}
     for name, tensor in stored.items():
         if tensor.dtype == torch.int8:
-            restored[name] = restore_channels(tensor, stored[name + SCALE_SUFFIX])
+            restored[name] = tensor.float() * _per_channel(stored[name + SCALE_SUFFIX], tensor)
         elif not name.endswith(SCALE_SUFFIX):
             restored[name] = tensor.float()
     return restored
 
 
-def _scale_problems(stored: Mapping[str, Tensor], file: str) -> list[Problem]:
-    """Return what is wrong with int8 tensors that lack a float scale for each of their channels."""
-    quantized = {name: tensor for name, tensor in stored.items() if tensor.dtype == torch.int8}
-    wanted = {name + SCALE_SUFFIX: tensor.new_empty(tensor.shape[:1]) for name, tensor in quantized.items()}
-    found = {name: tensor for name, tensor in stored.items() if name.endswith(SCALE_SUFFIX)}
-    return tensor_problems(found, wanted, file=file, fix=DAMAGED_FIX)
-
-
 def _per_channel(vector: Tensor, like: Tensor) -> Tensor:
     return vector.reshape(-1, *[1] * (like.dim() - 1))
-
-
-def _largest(tensor: Tensor) -> float:
-    return float(tensor.abs().max()) if tensor.numel() else 0.0
 
 
 def _decibel(signal: float, noise: float) -> float:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from maskperf.config import ModelConfig
 from maskperf.ops.convolution import Convolution
 from maskperf.ops.fused_convolution import Filters, residual_block
 from maskperf.techniques import active
@@ -44,10 +45,6 @@ class FrozenBatchNorm(nn.Module):
         return (x * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
 
 
-def make_batch_norm(kind: str, channels: int) -> nn.Module:
-    return FrozenBatchNorm(channels) if kind == "frozen" else nn.BatchNorm2d(channels)
-
-
 def folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Return the weight and bias that stand for the convolution and the frozen batch norm after it."""
     assert isinstance(norm, FrozenBatchNorm)
@@ -62,17 +59,13 @@ def can_fold(norm: nn.Module, x: Tensor) -> bool:
     return active().folded_batch_norm and isinstance(norm, FrozenBatchNorm) and not x.is_meta
 
 
-def backbone_conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> Convolution:
-    """A convolution without bias that keeps the size for odd kernels, up to its stride."""
+def conv_and_norm(
+    inputs: int, outputs: int, kernel: int, stride: int = 1, *, batch_norm: str
+) -> tuple[Convolution, nn.Module]:
+    """Return a convolution without bias that keeps the size, up to its stride, and the batch norm after it."""
     conv = Convolution(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_uniform_(conv.weight, a=1)  # overwritten by the pretrained weights where there are any
-    return conv
-
-
-def _conv_and_norm(layers: nn.Sequential) -> tuple[Convolution, nn.Module]:
-    conv, norm = layers
-    assert isinstance(conv, Convolution)
-    return conv, norm
+    return conv, FrozenBatchNorm(outputs) if batch_norm == "frozen" else nn.BatchNorm2d(outputs)
 
 
 class Stem(nn.Module):
@@ -80,16 +73,13 @@ class Stem(nn.Module):
 
     def __init__(self, channels: int, batch_norm: str):
         super().__init__()
-        self.conv1 = backbone_conv(3, channels, kernel=7, stride=2)
-        self.bn1 = make_batch_norm(batch_norm, channels)
+        self.conv1, self.bn1 = conv_and_norm(3, channels, kernel=7, stride=2, batch_norm=batch_norm)
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
 
     def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n channels h_4 w_4"]:
         if can_fold(self.bn1, pixels):
             weight, shift = folded(self.conv1, self.bn1)
-            if (
-                pixels.dtype == torch.bfloat16
-            ):  # a largest number stays the largest: the shift can wait for fewer pixels
+            if pixels.dtype == torch.bfloat16:  # the largest number stays the largest: shift the fewer pooled pixels
                 pooled = self.pool(self.conv1.convolve(pixels, weight, None))
                 return torch.relu_(pooled.add_(shift[:, None, None]))
             return self.pool(self.conv1.convolve(pixels, weight, shift, relu=True))
@@ -102,18 +92,23 @@ class Bottleneck(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int, batch_norm: str):
         super().__init__()
         inner = outputs // 4
-        self.conv1 = backbone_conv(inputs, inner, kernel=1, stride=stride)
-        self.bn1 = make_batch_norm(batch_norm, inner)
-        self.conv2 = backbone_conv(inner, inner, kernel=3)
-        self.bn2 = make_batch_norm(batch_norm, inner)
-        self.conv3 = backbone_conv(inner, outputs, kernel=1)
-        self.bn3 = make_batch_norm(batch_norm, outputs)
+        self.conv1, self.bn1 = conv_and_norm(inputs, inner, kernel=1, stride=stride, batch_norm=batch_norm)
+        self.conv2, self.bn2 = conv_and_norm(inner, inner, kernel=3, batch_norm=batch_norm)
+        self.conv3, self.bn3 = conv_and_norm(inner, outputs, kernel=1, batch_norm=batch_norm)
         self.follows_block = self.precedes_block = False  # of the same stage: nobody else takes what is between them
         self.downsample: nn.Sequential | None = None
         if inputs != outputs or stride != 1:
-            self.downsample = nn.Sequential(
-                backbone_conv(inputs, outputs, kernel=1, stride=stride), make_batch_norm(batch_norm, outputs)
-            )
+            shortcut = conv_and_norm(inputs, outputs, kernel=1, stride=stride, batch_norm=batch_norm)
+            self.downsample = nn.Sequential(*shortcut)
+
+    def convolutions_with_norms(self) -> list[tuple[Convolution, nn.Module]]:
+        """Return each convolution with the batch norm after it, that of the shortcut last, if there is one."""
+        pairs = [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)]
+        if self.downsample is not None:
+            conv, norm = self.downsample
+            assert isinstance(conv, Convolution)
+            pairs.append((conv, norm))
+        return pairs
 
     def forward(self, x: Float[Tensor, "n inputs h w"]) -> Float[Tensor, "n outputs h_out w_out"]:
         if can_fold(self.bn1, x):
@@ -124,26 +119,21 @@ class Bottleneck(nn.Module):
         return torch.relu_(self.bn3(self.conv3(y)) + shortcut)
 
     def _forward_folded(self, x: Float[Tensor, "n inputs h w"]) -> Float[Tensor, "n outputs h_out w_out"]:
+        pairs = self.convolutions_with_norms()
+        first, second, third, *others = [Filters(*folded(conv, norm)) for conv, norm in pairs]
         if x.dtype == torch.bfloat16 and active().fast_convolutions:
             return residual_block(
                 x,
-                (
-                    Filters(*folded(self.conv1, self.bn1)),
-                    Filters(*folded(self.conv2, self.bn2)),
-                    Filters(*folded(self.conv3, self.bn3)),
-                ),
-                None if self.downsample is None else Filters(*folded(*_conv_and_norm(self.downsample))),
+                (first, second, third),
+                others[0] if others else None,
                 stride=self.conv1.stride[0],
                 rectifies_input_gradient=self.follows_block,
                 has_rectified_gradient=self.precedes_block,
             )
-        shortcut = x
-        if self.downsample is not None:
-            conv, norm = _conv_and_norm(self.downsample)
-            shortcut = conv.convolve(x, *folded(conv, norm))
-        y = self.conv1.convolve(x, *folded(self.conv1, self.bn1), relu=True)
-        y = self.conv2.convolve(y, *folded(self.conv2, self.bn2), relu=True)
-        return self.conv3.convolve(y, *folded(self.conv3, self.bn3), add=shortcut, relu=True)
+        shortcut = pairs[3][0].convolve(x, *others[0]) if others else x
+        y = self.conv1.convolve(x, *first, relu=True)
+        y = self.conv2.convolve(y, *second, relu=True)
+        return self.conv3.convolve(y, *third, add=shortcut, relu=True)
 
 
 class ResNet(nn.Module):
@@ -154,27 +144,20 @@ class ResNet(nn.Module):
     layer3: nn.Sequential
     layer4: nn.Sequential
 
-    def __init__(
-        self,
-        *,
-        stem_channels: int,
-        stage_blocks: tuple[int, ...],
-        stage_channels: tuple[int, ...],
-        batch_norm: str,
-        frozen_stages: int,
-    ):
+    def __init__(self, config: ModelConfig):
         super().__init__()
-        self.stem = Stem(stem_channels, batch_norm)
-        inputs = stem_channels
-        for number, (blocks, outputs) in enumerate(zip(stage_blocks, stage_channels, strict=True), start=1):
+        self.stem = Stem(config.stem_channels, config.batch_norm)
+        inputs = config.stem_channels
+        sizes = zip(config.stage_blocks, config.stage_channels, strict=True)
+        for number, (blocks, outputs) in enumerate(sizes, start=1):
             layers = []
             for block in range(blocks):
                 stride = 2 if block == 0 and number > 1 else 1
-                layers.append(Bottleneck(inputs, outputs, stride, batch_norm))
+                layers.append(Bottleneck(inputs, outputs, stride, config.batch_norm))
                 layers[-1].follows_block, layers[-1].precedes_block = block > 0, block < blocks - 1
                 inputs = outputs
             self.add_module(f"layer{number}", nn.Sequential(*layers))
-        frozen = [self.stem, self.layer1, self.layer2, self.layer3, self.layer4][:frozen_stages]
+        frozen = [self.stem, self.layer1, self.layer2, self.layer3, self.layer4][: config.frozen_stages]
         for part in frozen:
             part.requires_grad_(False)
 
@@ -182,9 +165,7 @@ class ResNet(nn.Module):
         """Return each convolution with the batch norm after it."""
         yield self.stem.conv1, self.stem.bn1
         for block in (module for module in self.modules() if isinstance(module, Bottleneck)):
-            yield from ((block.conv1, block.bn1), (block.conv2, block.bn2), (block.conv3, block.bn3))
-            if block.downsample is not None:
-                yield _conv_and_norm(block.downsample)
+            yield from block.convolutions_with_norms()
 
     def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> list[Tensor]:
         c2 = self.layer1(self.stem(pixels))

@@ -1,11 +1,12 @@
 """What is wrong with tensors for a model: one problem for each cause, however many tensors it moves."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from maskperf.errors import Problem
+from maskperf.errors import DataError, Problem
 
 NAMES_SHOWN = 3
 STAGES = (1, 2, 3, 4)
@@ -57,28 +58,44 @@ def model_problems(
 
     `wanted` has the names of the file, which `name_in_file` finds for a name of the model.
     """
-
-    def sizes_in(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-        return sizes_of(lambda name: tuple(tensors[key].shape) if (key := name_in_file(name)) in tensors else None)
-
     problems = tensor_problems(found, wanted, file=file, fix=fix)
-    own, others = sizes_in(wanted), sizes_in(found)
+    own, others = (sizes_of(tensors, name_in_file) for tensors in (wanted, found))
     keys = [key for key in own if key in others and own[key] != others[key]]
     if not keys:
         return problems
     unfit = [name for name in wanted if name not in found or found[name].shape != wanted[name].shape]
     unfit += [name for name in found if name not in wanted]
-    return [
-        _size_problem(file, keys, own, others, unfit),
-        *(problem for problem in problems if problem.field == "values"),
-    ]
+    made_with = " ".join(f"{key}={others[key]}" for key in keys)
+    fix = f"Set {made_with}, or give a file that fits the model."
+    if "model.num_classes" in keys:
+        fix += " Weights serve the categories they were trained for: the data must have as many, plus background."
+    other_sizes = Problem(
+        file=file,
+        where=named_tensors(unfit),
+        field=", ".join(keys),
+        value="; ".join(others[key] for key in keys),
+        message=f"The file is of a model with {made_with}; this model has {'; '.join(own[key] for key in keys)}.",
+        fix=fix,
+    )
+    return [other_sizes, *(problem for problem in problems if problem.field == "values")]
 
 
-def sizes_of(shape_of: ShapeOf) -> dict[str, str]:
-    """Return keys of the section model and the values, as they are written, that tensors of these shapes belong to.
+def raise_any(problems: Sequence[Problem]) -> None:
+    """Raise a DataError if there are problems."""
+    if problems:
+        raise DataError(problems)
+
+
+def sizes_of(tensors: Mapping[str, Tensor], name_in_file: Callable[[str], str] = str) -> dict[str, str]:
+    """Return keys of the section model and the values, as they are written, that these tensors belong to.
 
     Keys whose tensors are not there are left out.
     """
+
+    def shape_of(name: str) -> tuple[int, ...] | None:
+        tensor = tensors.get(name_in_file(name))
+        return None if tensor is None else tuple(tensor.shape)
+
     sizes = {key: str(shape[0]) for key, name in WIDTHS.items() if (shape := shape_of(name))}
     blocks = [_count(shape_of, f"{BODY}layer{stage}.", BLOCK_PARTS, first=0) for stage in STAGES]
     if all(blocks):
@@ -94,32 +111,11 @@ def sizes_of(shape_of: ShapeOf) -> dict[str, str]:
 
 def _count(shape_of: ShapeOf, prefix: str, suffixes: Sequence[str], *, first: int) -> int:
     """Return how many parts there are, numbered from `first`; a part is there if half of its tensors are."""
-
-    def is_there(number: int) -> bool:
+    for number in itertools.count(first):
         found = [shape_of(f"{prefix}{number}{suffix}") for suffix in suffixes]
-        return 2 * sum(shape is not None for shape in found) >= len(found)
-
-    number = first
-    while is_there(number):
-        number += 1
+        if 2 * found.count(None) > len(found):
+            break
     return number - first
-
-
-def _size_problem(
-    file: str, keys: Sequence[str], own: Mapping[str, str], others: Mapping[str, str], unfit: Sequence[str]
-) -> Problem:
-    made_with = " ".join(f"{key}={others[key]}" for key in keys)
-    fix = f"Set {made_with}, or give a file that fits the model."
-    if "model.num_classes" in keys:
-        fix += " Weights serve the categories they were trained for: the data must have as many, plus background."
-    return Problem(
-        file=file,
-        where=named_tensors(unfit),
-        field=", ".join(keys),
-        value="; ".join(others[key] for key in keys),
-        message=f"The file is of a model with {made_with}; this model has {'; '.join(own[key] for key in keys)}.",
-        fix=fix,
-    )
 
 
 def named_tensors(names: Sequence[str]) -> str:

@@ -4,8 +4,8 @@ import hashlib
 import json
 import pickle
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from maskperf.errors import DataError, Problem
 from maskperf.files import replace_file
 from maskperf.model.mask_rcnn import STRIDES, MaskRcnn
-from maskperf.model.weight_problems import model_problems, named_tensors, tensor_problems
+from maskperf.model.weight_problems import model_problems, named_tensors, raise_any, tensor_problems
 from maskperf.ops.anchors import cell_anchors
 
 MODEL_FORMAT = "maskperf-model"
@@ -25,29 +25,11 @@ DIGEST_KEY = "tensors_sha256"
 CELL_ANCHORS_PREFIX = "rpn.anchor_generator.cell_anchors."
 COUNTER_SUFFIX = "num_batches_tracked"  # of trainable batch norms; the reference has none
 DAMAGED_FIX = "Copy or download the file again; it is damaged, cut short or of another kind."
-# What torch.load raises for damaged files; it has no error of its own.
-LOAD_ERRORS = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    OverflowError,
-    MemoryError,
-    struct.error,
+# What torch.load, safetensors and the unpickler raise for damaged files; torch.load has no error of its own.
+DAMAGE_ERRORS = (
+    *(SafetensorError, pickle.UnpicklingError, struct.error, OSError, EOFError, ValueError, TypeError, LookupError),
+    *(AttributeError, ImportError, AssertionError, RuntimeError, OverflowError, MemoryError),
 )
-
-
-@dataclass(frozen=True)
-class TensorFile:
-    """What one .safetensors file holds."""
-
-    tensors: dict[str, Tensor]
-    metadata: dict[str, str]
 
 
 def load_model_weights(model: MaskRcnn, path: str | Path) -> list[str]:
@@ -68,8 +50,7 @@ def load_model_weights(model: MaskRcnn, path: str | Path) -> list[str]:
     required = {name: tensor for name, tensor in wanted.items() if name not in counters or name in found}
     fix = "Choose the settings of the section model that the file was made with, or another file."
     problems = model_problems(found, required, file=str(path), fix=fix) + _anchor_problems(model, anchors, str(path))
-    if problems:
-        raise DataError(problems)
+    raise_any(problems)
     model.load_state_dict(found, strict=False)
     notices = [f"{path}: {len(found)} tensors loaded"]
     if anchors:
@@ -129,8 +110,8 @@ def save_reference_state(model: MaskRcnn, path: str | Path) -> None:
     replace_file(Path(path), lambda temporary: torch.save({"model": plain}, temporary))
 
 
-def read_tensor_file(path: str | Path) -> TensorFile:
-    """Return the tensors of a .safetensors file, on the CPU.
+def read_tensor_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of a .safetensors file, on the CPU, and its metadata.
 
     Errors: DataError when the file is missing or damaged, or its tensors do not have the digest it was written with.
     """
@@ -141,17 +122,36 @@ def read_tensor_file(path: str | Path) -> TensorFile:
     digest = metadata.pop(DIGEST_KEY, None)
     if digest is not None and digest != tensors_digest(tensors):
         raise file_error(path, DIGEST_KEY, digest, "the tensors were changed after they were written.", DAMAGED_FIX)
-    return TensorFile(tensors=tensors, metadata=metadata)
+    return tensors, metadata
 
 
 def read_header(path: Path) -> dict[str, str]:
     """Return the metadata of a .safetensors file."""
-    _require_file(path)
+    with damage_named(path, "is not a whole .safetensors file"), safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
+@contextmanager
+def damage_named(path: Path, problem: str) -> Iterator[None]:
+    """Inside the `with` block, errors of reading a weight file become DataErrors with this problem.
+
+    Errors: DataError as well for a file that is missing or may not be read.
+    """
     try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise file_error(path, "content", "unreadable", f"is not a whole .safetensors file: {error}.") from error
+        with open(path, "rb"):
+            pass
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        fix = "Give the path of an existing weight file."
+        raise file_error(path, "path", str(path), "there is no such file.", fix) from error
+    except OSError as error:
+        fix = "Ask the owner of the file for the permission to read it, or copy it."
+        raise file_error(path, "path", str(path), f"cannot be read: {error.strerror}.", fix) from error
+    try:
+        yield
+    except DAMAGE_ERRORS as error:
+        reason = str(error).split("\n")[0]
+        problem = f"{problem}: {type(error).__name__}: {reason}."
+        raise file_error(path, "content", "unreadable", problem) from error
 
 
 def write_tensor_file(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]) -> None:
@@ -179,17 +179,13 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    state = read_tensor_file(path).tensors if path.suffix == ".safetensors" else _read_torch_state(path)
+    state = read_tensor_file(path)[0] if path.suffix == ".safetensors" else _read_torch_state(path)
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
 def _read_torch_state(path: Path) -> dict[str, Tensor]:
-    _require_file(path)
-    try:
+    with damage_named(path, "cannot be loaded as plain tensors"):
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except LOAD_ERRORS as error:
-        reason = str(error).split("\n")[0]
-        raise file_error(path, "content", "unreadable", f"cannot be loaded as plain tensors: {reason}.") from error
     state = content.get("model", content) if isinstance(content, Mapping) else content
     if not isinstance(state, Mapping):
         problem = "holds neither a state dict nor a dictionary with the key model."
@@ -222,18 +218,6 @@ def _anchor_problems(model: MaskRcnn, anchors: Mapping[str, Tensor], file: str) 
         where, value = named_tensors(list(others)), str(anchors[name].tolist())
         problems.append(Problem(file=file, where=where, field="values", value=value, message=problem, fix=fix))
     return problems
-
-
-def _require_file(path: Path) -> None:
-    try:
-        with open(path, "rb"):
-            return
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        fix = "Give the path of an existing weight file."
-        raise file_error(path, "path", str(path), "there is no such file.", fix) from error
-    except OSError as error:
-        fix = "Ask the owner of the file for the permission to read it, or copy it."
-        raise file_error(path, "path", str(path), f"cannot be read: {error.strerror}.", fix) from error
 
 
 def file_error(path: Path, field: str, value: str, problem: str, fix: str = DAMAGED_FIX) -> DataError:

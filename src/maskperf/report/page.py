@@ -5,24 +5,20 @@ import binascii
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from maskperf.files import write_text
-from maskperf.report import text as formats
 from maskperf.report.contents import ReportContents, RunPage
 from maskperf.report.placement import headline_minutes, overall_state, placement_sentence
 from maskperf.report.plots import TERM_TITLES, loss_terms, plot_data
-from maskperf.report.text import STATE_TITLES, cleaned, is_number
+from maskperf.report.text import STATE_TITLES, TEMPLATES, cleaned, is_number, templates
 from maskperf.schema import PictureEntry
 
-TEMPLATES = Path(__file__).parent / "templates"
 STYLES = ("page.css", "phone_and_print.css")
 PARTS = ("evaluations", "phases", "categories", "pictures", "guard", "rules", "settings", "system")
 RUN_COLOURS = 7  # as many as page.css has
@@ -51,22 +47,7 @@ def write_page(contents: ReportContents, path: Path) -> None:
 def page_text(contents: ReportContents) -> str:
     """Return the HTML of the report."""
     contents = cleaned(contents)
-    return _template().render(_values(contents))
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for name in ("minutes_text", "seconds_text", "ap_text", "target_text", "percent_text", "count_text", "is_number"):
-        environment.filters[name] = getattr(formats, name)
-    environment.filters["readable_jpegs"] = readable_jpegs
-    return environment.get_template("page.html")
+    return templates(readable_jpegs=readable_jpegs).get_template("page.html").render(_values(contents))
 
 
 def readable_jpegs(pictures: Sequence[PictureEntry], kind: str) -> list[PictureEntry]:

@@ -1,23 +1,12 @@
 """The first lines of a report: state, time, and placement among the published results."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from maskperf.mlperf.published import RankedSystem
 from maskperf.report.contents import ReportContents
 from maskperf.report.text import is_number
 
 STATES_FROM_WORST = ("aborted", "unfinished", "missed", "done", "reached")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Placement:
-    """Place of this report among all systems listed, 1 is the best."""
-
-    place: int
-    place_per_accelerator: int | None
-    systems: int  # this one included
-    systems_per_accelerator: int  # those whose number of accelerators is known
 
 
 def overall_state(contents: ReportContents) -> str:
@@ -38,29 +27,16 @@ def headline_minutes(contents: ReportContents) -> tuple[float | None, str]:
     return None, "no score"
 
 
-def find_placement(places: Sequence[RankedSystem]) -> Placement | None:
-    """Return the placement of the first entry that is this report; None where there is none."""
+def placement_sentence(places: Sequence[RankedSystem]) -> str:
+    """Return a sentence about the places, 1 is the best, of the entry that is this report; empty without one."""
     own = next((place for place in places if place.is_this), None)
     if own is None:
-        return None
-    products = [product for place in places if is_number(product := place.minutes_times_accelerators)]
-    product = own.minutes_times_accelerators
-    return Placement(
-        place=1 + sum(place.minutes < own.minutes for place in places),
-        place_per_accelerator=1 + sum(other < product for other in products) if is_number(product) else None,
-        systems=len(places),
-        systems_per_accelerator=len(products),
-    )
-
-
-def placement_sentence(places: Sequence[RankedSystem]) -> str:
-    """Return one sentence about `find_placement`, empty where there is none."""
-    placement = find_placement(places)
-    if placement is None:
         return ""
-    text = f"Place {placement.place} of {placement.systems} by minutes"
-    if placement.place_per_accelerator is not None:
-        text += f", place {placement.place_per_accelerator} of {placement.systems_per_accelerator} per accelerator"
+    text = f"Place {1 + sum(place.minutes < own.minutes for place in places)} of {len(places)} by minutes"
+    products = [product for place in places if is_number(product := place.minutes_times_accelerators)]
+    if is_number(own_product := own.minutes_times_accelerators):
+        rank = 1 + sum(product < own_product for product in products)
+        text += f", place {rank} of {len(products)} per accelerator"
     return f"{text}, among the published v3.1 systems and this one."
 
 

@@ -1,13 +1,18 @@
 """Numbers and text of a report for its readers; what is unknown is a dash."""
 
 import math
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeGuard
 
 import msgspec
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from maskperf.files import printable
 
+TEMPLATES = Path(__file__).parent / "templates"
 UNKNOWN = "\u2013"
 STATE_TITLES = {
     "reached": "Targets reached",
@@ -90,3 +95,18 @@ def count_text(value: Number) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+@cache
+def templates(**filters: Callable) -> Environment:
+    """Return the environment of the templates, with the functions of this file and `filters` as filters."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    numbers = (minutes_text, seconds_text, ap_text, target_text, percent_text, count_text, is_number)
+    environment.filters.update({function.__name__: function for function in numbers}, **filters)
+    return environment

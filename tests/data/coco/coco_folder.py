@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskperf.data.coco.index import read_coco
+from maskperf.config import DataConfig
+from maskperf.data.coco.index import CocoIndex, read_coco
 from maskperf.errors import DataError, Problem
 
 HEIGHT, WIDTH = 40, 60
@@ -63,19 +64,24 @@ def write_json(folder: Path, document: Any) -> Path:
     return path
 
 
-def problems_of(folder: Path, document: Any, *, training: bool = True) -> list[Problem]:
+def read(folder: Path, document: Any, *, training: bool = True, is_test_set: bool = False, **options: Any) -> CocoIndex:
+    """Return the index of a document or of the bytes of a file; `options` are fields of DataConfig."""
+    data = DataConfig(**options)
+    return read_coco(write_json(folder, document), folder, training=training, data=data, is_test_set=is_test_set)
+
+
+def problems_of(folder: Path, document: Any, *, training: bool = True, **options: Any) -> list[Problem]:
     """Return the problems of a document or of the bytes of a file, each complete."""
-    path = write_json(folder, document)
     with pytest.raises(DataError) as caught:
-        read_coco(path, folder, training=training)
+        read(folder, document, training=training, **options)
     for problem in caught.value.problems:
-        assert problem.file == str(path)
+        assert problem.file == str(folder / "instances.json")
         assert all((problem.where, problem.field, problem.value, problem.message, problem.fix))
     return caught.value.problems
 
 
-def only_problem(folder: Path, document: Any, *, training: bool = True) -> Problem:
-    (problem,) = problems_of(folder, document, training=training)
+def only_problem(folder: Path, document: Any, *, training: bool = True, **options: Any) -> Problem:
+    (problem,) = problems_of(folder, document, training=training, **options)
     return problem
 
 

@@ -7,7 +7,7 @@ from coco_folder import HEIGHT, WIDTH, annotation, good_document, write_json
 
 from maskperf.data.coco import columns
 from maskperf.data.coco.columns import columns_of_document, read_columns
-from maskperf.data.coco.document import Reading, read_document
+from maskperf.data.coco.document import Reading, parse_document
 from maskperf.data.coco.repair import repair_document
 
 
@@ -72,7 +72,7 @@ def test_both_ways_to_the_columns_agree_with_the_obvious_one(tmp_path, monkeypat
     path, reading = write_json(tmp_path, random_document(seed)), Reading(training=training)
     quick, sha256 = read_columns(path, reading)
     assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    document, _, _ = read_document(path)
+    document, _, _ = parse_document(path, path.read_text())
     assert repair_document(document, reading, file=str(path)) == ([], [])
     expected = columns_reference(random_document(seed))
     for found in (quick, columns_of_document(document, reading)):

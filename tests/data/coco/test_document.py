@@ -4,14 +4,10 @@ import gzip
 import json
 
 import pytest
-from coco_folder import annotation, good_document, only_problem, problems_of, write_json
+from coco_folder import annotation, good_document, only_problem, problems_of, read
 
 from maskperf.data.coco.index import read_coco
 from maskperf.errors import DataError
-
-
-def read(folder, data: bytes):
-    return read_coco(write_json(folder, data), folder, training=True)
 
 
 def good_bytes(indent=None) -> bytes:

@@ -1,21 +1,30 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from coco_folder import HEIGHT, WIDTH, annotation, good_document, triangle, write_images, write_json
+from coco_folder import (
+    HEIGHT,
+    WIDTH,
+    annotation,
+    good_document,
+    only_problem,
+    read,
+    triangle,
+    with_annotation,
+    write_images,
+    write_json,
+)
 
 from maskperf.config import DataConfig
-from maskperf.data.coco.index import locate, read_annotations, read_coco
+from maskperf.data.coco.index import locate, read_annotations
 from maskperf.data.images.loader import load_sample
 from maskperf.errors import DataError
-
-
-def read(folder, document, *, training: bool = True, **options):
-    return read_coco(write_json(folder, document), folder / "images", training=training, **options)
 
 
 def test_the_index_holds_what_the_file_says(tmp_path):
     index = read(tmp_path, good_document())
     assert index.json_path == tmp_path / "instances.json"
-    assert index.image_path(1) == tmp_path / "images" / "b.jpg"
+    assert index.image_path(1) == tmp_path / "b.jpg"
     assert index.file_names == ("a.jpg", "b.jpg")
     np.testing.assert_array_equal(index.image_ids, [10, 20])
     np.testing.assert_array_equal(index.sizes_hw, [[HEIGHT, WIDTH]] * 2)
@@ -49,10 +58,8 @@ def test_ids_may_be_anything_in_64_bits(tmp_path):
 
 
 def test_boxes_are_clipped_and_polygons_are_not(tmp_path):
-    document = good_document()
     outside = triangle(-3, 35)
-    document["annotations"].append(annotation(918, 20, bbox=[-3.5, 35.25, 80, 20], segmentation=[outside]))
-    index = read(tmp_path, document)
+    index = read(tmp_path, with_annotation(bbox=[-3.5, 35.25, 80, 20], segmentation=[outside]))
     np.testing.assert_array_equal(index.boxes[-1], [0, 35.25, WIDTH - 1, HEIGHT - 1])
     assert any("boxes do not fit their outlines" in notice for notice in index.notices)
     np.testing.assert_array_equal(index.points[-3:].reshape(-1), outside)
@@ -78,6 +85,8 @@ def test_a_box_without_extent_is_dropped_with_a_notice(tmp_path, box, what):
     np.testing.assert_array_equal(index.polygon_offsets, [0, 1, 3, 4])
     text = f"7 annotations with a box {what}: left out of training (first ids: 900, 901, 902, 903, 904)"
     assert text in index.notices
+    document["annotations"] = document["annotations"][:1]
+    assert "No image has an object wider and higher than one pixel" in only_problem(tmp_path, document).message
 
 
 def test_training_leaves_out_images_without_an_object(tmp_path):
@@ -97,18 +106,11 @@ def test_training_leaves_out_images_without_an_object(tmp_path):
         "1 images without an annotation: left out of training (data.negatives=true keeps them) (first ids: 30)",
         "3 images without an object, only crowd regions or the boxes above: left out of training (first ids: 5, 6, 7)",
     )
-    for options in ({"data": DataConfig(negatives=True)}, {"training": False}):
+    for options in ({"negatives": True}, {"training": False}):
         whole = read(tmp_path, document, **options)
         np.testing.assert_array_equal(whole.image_ids, [5, 6, 7, 10, 20, 30])
         np.testing.assert_array_equal(whole.object_offsets, [0, 0, 0, 0, 1, 3, 3])
         assert whole.file_names[5] == "deep/er/30..jpg"
-
-
-def test_training_without_any_image_left_is_fatal(tmp_path):
-    document = good_document()
-    document["annotations"] = [annotation(1, 10, bbox=[0, 0, 1, 1])]
-    with pytest.raises(DataError, match="No image has an object wider and higher than one pixel"):
-        read(tmp_path, document)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -119,22 +121,18 @@ def test_run_length_objects_have_runs_and_no_polygons(tmp_path, training):
     np.testing.assert_array_equal(index.polygon_offsets, [0, 1, 1, 2])
     np.testing.assert_array_equal(index.run_offsets, [0, 0, 3, 3])
     np.testing.assert_array_equal(index.run_ends, [100, 120, HEIGHT * WIDTH])
-    assert index.is_plain
 
 
-def test_locate_finds_the_coco_layout(tmp_path):
-    (tmp_path / "annotations").mkdir()
+def test_locate_finds_the_coco_layout_or_the_given_paths(tmp_path):
     for part in ("train2017", "val2017"):
         (tmp_path / part).mkdir()
+        (tmp_path / "annotations").mkdir(exist_ok=True)
         (tmp_path / "annotations" / f"instances_{part}.json").write_text("{}")
     paths = locate(DataConfig(root=str(tmp_path)))
     assert paths.train_json == tmp_path / "annotations" / "instances_train2017.json"
     assert paths.val_images == tmp_path / "val2017"
-    other = tmp_path / "mine.json"
-    other.write_text("{}")
-    replaced = locate(DataConfig(root=str(tmp_path), val_json=str(other)))
-    assert replaced.val_json == other
-    assert replaced.train_images == paths.train_images
+    other = write_json(tmp_path, {})
+    assert locate(DataConfig(root=str(tmp_path), val_json=str(other))) == replace(paths, val_json=other)
 
 
 def test_locate_names_every_missing_path_at_once(tmp_path):
@@ -142,54 +140,49 @@ def test_locate_names_every_missing_path_at_once(tmp_path):
     with pytest.raises(DataError) as caught:
         locate(DataConfig(root=str(tmp_path), val_json=str(tmp_path)))
     problems = caught.value.problems
-    fields = [problem.field for problem in problems]
-    assert fields == ["data.train_json", "data.train_images", "data.val_json", "data.val_images"]
-    messages = [problem.message for problem in problems]
-    assert messages[:2] == ["The file does not exist.", "It is not a folder."]
-    assert messages[2:] == ["It is not a file.", "The folder does not exist."]
+    assert [(problem.field, problem.message) for problem in problems] == [
+        ("data.train_json", "The file does not exist."),
+        ("data.train_images", "It is not a folder."),
+        ("data.val_json", "It is not a file."),
+        ("data.val_images", "The folder does not exist."),
+    ]
     assert all(problem.field in problem.fix and str(tmp_path) in problem.value for problem in problems)
 
 
 NUM_IMAGES = 6
 
 
-def whole_document(with_run_lengths: bool, ids=None) -> dict:
-    ids = ids or list(range(10, 10 + NUM_IMAGES))
-    images = [{"id": key, "file_name": f"{at}.png", "height": HEIGHT, "width": WIDTH} for at, key in enumerate(ids)]
+def index_of(folder, *, with_run_lengths=False, ids=range(10, 10 + NUM_IMAGES)):
+    """Return the index of images with one to three objects each, and write the images."""
+    images = [{"id": at, "file_name": f"{at}.png", "height": HEIGHT, "width": WIDTH} for at in range(NUM_IMAGES)]
+    write_images(folder, {"images": images})
     annotations = []
     for at, key in enumerate(ids):
+        images[at]["id"] = key
         for number in range(at % 3 + 1):
-            left, top = 3.0 + at, 5.0 + number
-            shapes = [triangle(left, top)] * (number + 1)
+            left, top = 3 + at, 5 + number
+            outline = [triangle(left, top)] * (number + 1)
             if with_run_lengths and number == 1:
-                before, column = int(left) * HEIGHT + int(top), [10, HEIGHT - 10]
+                before, column = left * HEIGHT + top, [10, HEIGHT - 10]
                 behind = HEIGHT * WIDTH - before - 9 * HEIGHT - 10
-                shapes = {"size": [HEIGHT, WIDTH], "counts": [before, *(column * 9), 10, behind]}
-            box = [left, top, 10.0, 10.0]
-            annotations.append(annotation(len(annotations) + 1, key, bbox=box, segmentation=shapes))
-    return {"images": images, "annotations": annotations, "categories": [{"id": 7, "name": "dog"}]}
-
-
-def index_of(folder, whole):
-    write_images(folder, {**whole, "images": [{**row, "id": at} for at, row in enumerate(whole["images"])]})
-    return read_coco(write_json(folder, whole), folder, training=True)
+                outline = {"size": [HEIGHT, WIDTH], "counts": [before, *(column * 9), 10, behind]}
+            annotations.append(annotation(len(annotations), key, bbox=[left, top, 10, 10], segmentation=outline))
+    return read(folder, good_document() | {"images": images, "annotations": annotations})
 
 
 @pytest.mark.parametrize("with_run_lengths", [False, True])
 @pytest.mark.parametrize("left_out", [[0], [5], [1, 2], [0, 3, 5], [], [4, 4]])
 def test_every_sample_of_the_rest_is_as_before(tmp_path, with_run_lengths, left_out):
-    index = index_of(tmp_path, whole_document(with_run_lengths))
+    index = index_of(tmp_path, with_run_lengths=with_run_lengths)
     rest = index.without(left_out)
-    kept = [position for position in range(NUM_IMAGES) if position not in left_out]
-    assert (
-        len(rest.image_ids) == len(rest.file_names) == len(rest.sizes_hw) == len(rest.object_offsets) - 1 == len(kept)
-    )
+    remaining = [position for position in range(NUM_IMAGES) if position not in left_out]
+    lengths = {len(rest.image_ids), len(rest.file_names), len(rest.sizes_hw), len(rest.object_offsets) - 1}
+    assert lengths == {len(remaining)}
     for offsets in (rest.object_offsets, rest.polygon_offsets, rest.point_offsets, rest.run_offsets):
         assert offsets is None or (offsets.dtype == np.int64 and offsets[0] == 0 and (np.diff(offsets) >= 0).all())
-    assert rest.point_offsets[-1] == len(rest.points)
-    assert (rest.run_ends is not None) == with_run_lengths
+    assert rest.point_offsets[-1] == len(rest.points) and (rest.run_ends is not None) == with_run_lengths
     data = DataConfig(short_side=24, long_side=40)
-    for new, position in enumerate(kept):
+    for new, position in enumerate(remaining):
         found, expected = (
             load_sample(one, at, data=data, seed=1, epoch=1, training=True)
             for one, at in ((rest, new), (index, position))
@@ -200,8 +193,7 @@ def test_every_sample_of_the_rest_is_as_before(tmp_path, with_run_lengths, left_
 
 
 def test_the_annotations_are_those_of_the_rest(tmp_path):
-    index = index_of(tmp_path, whole_document(False))
-    rest = index.without([1, 2])
+    rest = index_of(tmp_path).without([1, 2])
     assert not rest.is_plain  # so that the ground truth is made of the rest, not of the whole file
     found = read_annotations(rest)
     assert [row.id for row in found.images] == [10, 13, 14, 15]
@@ -209,11 +201,11 @@ def test_the_annotations_are_those_of_the_rest(tmp_path):
 
 
 def test_ids_are_shown_as_the_file_has_them(tmp_path):
-    index = index_of(tmp_path, whole_document(False, ["f", "e", "d", "c", "b", "a"]))
+    index = index_of(tmp_path, ids="fedcba")
     rest = index.without([0])
-    assert len(rest.image_keys) == NUM_IMAGES - 1
-    assert {index.shown_id(position) for position in range(NUM_IMAGES)} == {"'a'", "'b'", "'c'", "'d'", "'e'", "'f'"}
-    assert [rest.shown_id(position) for position in range(5)] == [index.shown_id(position) for position in range(1, 6)]
-    numbered = index_of(tmp_path, whole_document(False))
+    shown = [index.shown_id(position) for position in range(NUM_IMAGES)]
+    assert sorted(shown) == ["'a'", "'b'", "'c'", "'d'", "'e'", "'f'"]
+    assert [rest.shown_id(position) for position in range(NUM_IMAGES - 1)] == shown[1:] and len(rest.image_keys) == 5
+    numbered = index_of(tmp_path)
     assert numbered.first_ids([5, 0]) == "first ids: 15, 10"
     assert numbered.first_ids(range(6)) == "first ids: 10, 11, 12, 13, 14"

@@ -1,16 +1,39 @@
-"""Small data sets of random images, one object each where nothing else is given."""
+"""Image files, and small data sets of random images, one object each where nothing else is given."""
 
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
+from maskperf.config import DataConfig
 from maskperf.data.coco.index import CocoIndex, read_coco
+from maskperf.data.images.loader import TrainingLoader
+from maskperf.structures import tensors_of
 
 CATEGORY = {"id": 3, "name": "dog"}
 FIRST_ID = 100
+SMALL = DataConfig(short_side=24, long_side=40, size_divisor=8, loader_threads=2)
+KINDS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+
+
+def gradient(height: int, width: int) -> np.ndarray:
+    """Return an image of smooth colours, which a JPEG keeps well."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([rows * 8 % 256, columns * 5 % 256, rows * columns % 251], axis=2).astype(np.uint8)
+
+
+def encoded(pixels: np.ndarray, kind: str, *, mode: str | None = None, orientation: int = 0, **options) -> bytes:
+    """Return the file of an image, with an EXIF orientation unless that is 0."""
+    if orientation:
+        options["exif"] = Image.Exif()
+        options["exif"].update({0x010F: "a camera", 0x0112: orientation})
+    image, buffer = Image.fromarray(pixels), io.BytesIO()
+    (image.convert(mode) if mode else image).save(buffer, kind, **options)
+    return buffer.getvalue()
 
 
 def triangle(x: float, y: float) -> list[float]:
@@ -44,3 +67,13 @@ def image_index(
         Image.fromarray(pixels).save(folder / name, quality=90)
     json_path = write_document(folder, names_and_sizes, first_id=first_id, polygons=polygons)
     return read_coco(json_path, folder, training=True)
+
+
+def training_loader(index: CocoIndex, data: DataConfig = SMALL, **changes) -> TrainingLoader:
+    return TrainingLoader(index, data, **{"seed": 5, "rank": 0, "world": 1, "images_per_rank": 2, **changes})
+
+
+def assert_equal(found: Iterable, expected: Iterable) -> None:
+    """Every tensor of every batch is the same, bit for bit."""
+    for batch, other in zip(found, expected, strict=True):
+        assert all(map(torch.equal, tensors_of(batch), tensors_of(other)))

@@ -6,13 +6,22 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from maskperf.data.coco.columns import Columns
-from maskperf.data.coco.rules import counted
+from maskperf.data.coco.document import counted
 
 SMALLEST_FIT = 0.5  # intersection over union of a box with the bounds of its outline
 GOOD_FIT = 0.85  # of another reading of the same four numbers
-MARGIN_PX = 2.0  # boxes and outlines are rounded in many ways
+MARGIN_PX = 2.0  # boxes and outlines are rounded in many ways, which must not matter for small ones
 
 Boxes = Float[np.ndarray, "boxes 4"]  # left, top, right, bottom
+
+
+def _from_corner(boxes: np.ndarray) -> Boxes:
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+
+
+def _from_center(boxes: np.ndarray) -> Boxes:
+    return np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], axis=1)
+
 
 # What the four numbers may be instead of x, y, width and height; whwh is the image's size.
 READINGS: tuple[tuple[str, Callable[[np.ndarray, np.ndarray], np.ndarray]], ...] = (
@@ -34,23 +43,20 @@ def box_notices(columns: Columns, sizes_hw: Int[np.ndarray, "annotations 2"]) ->
     bounds, has_bounds = outline_bounds(columns, sizes_hw)
     boxes = columns.boxes_xywh
     suspects = np.flatnonzero(has_bounds & ~columns.is_crowd & (_overlap(_from_corner(boxes), bounds) < SMALLEST_FIT))
-    if not suspects.size:
-        return []
     written, wanted, whwh = boxes[suspects], bounds[suspects], sizes_hw[suspects][:, [1, 0, 1, 0]]
-    is_empty = (written[:, 2:] == 0).any(axis=1)
-    fits = [_overlap(read(written, whwh), wanted) >= GOOD_FIT for _, read in READINGS]
-    causes = np.argmax([is_empty, *fits, np.ones(len(suspects), bool)], axis=0)  # the first that is true
-    texts = (
-        "have zero width or height, but the outline has an area",
-        *(f"look like {name}" for name, _ in READINGS),
-        "lie elsewhere than the outline",
-    )
+    causes = {
+        "have zero width or height, but the outline has an area": (written[:, 2:] == 0).any(axis=1),
+        **{f"look like {name}": _overlap(read(written, whwh), wanted) >= GOOD_FIT for name, read in READINGS},
+        "lie elsewhere than the outline": np.ones(len(suspects), bool),
+    }
+    first_cause = np.argmax(list(causes.values()), axis=0)
     return [
         counted(
-            f"boxes do not fit their outlines: they {texts[cause]}; nothing was changed",
-            columns.annotation_ids[suspects[causes == cause]].tolist(),
+            f"boxes do not fit their outlines: they {text}; nothing was changed",
+            columns.annotation_ids[suspects[first_cause == number]].tolist(),
         )
-        for cause in np.unique(causes).tolist()
+        for number, text in enumerate(causes)
+        if number in first_cause
     ]
 
 
@@ -78,31 +84,23 @@ def _starts(counts: Int[np.ndarray, " parts"]) -> Int[np.ndarray, " filled"]:
 def _run_bounds(columns: Columns, heights: Int[np.ndarray, " masks"]) -> Boxes:
     """Return the bounds of run-length masks: columns of their pixels, and rows unless a run passes a column's end."""
     counts = columns.num_runs[columns.num_runs > 0]
-    starts = _starts(counts)
+    starts, ends = _starts(counts), columns.run_ends
     owners = np.repeat(np.arange(len(counts)), counts)
-    begins = np.concatenate([[0], columns.run_ends[:-1]])
+    begins = np.concatenate([[0], ends[:-1]])
     begins[starts] = 0
-    is_object = ((np.arange(len(begins)) - starts[owners]) % 2 == 1) & (columns.run_ends > begins)
-    owners, first, last = owners[is_object], begins[is_object], columns.run_ends[is_object] - 1
+    is_object = ((np.arange(len(begins)) - starts[owners]) % 2 == 1) & (ends > begins)
+    owners, first, last = owners[is_object], begins[is_object], ends[is_object] - 1
     height = heights[owners]
-    is_tall = first // height != last // height
-    low = np.stack([first // height, np.where(is_tall, 0, first % height)], axis=1)
-    high = np.stack([last // height, np.where(is_tall, height - 1, last % height)], axis=1)
+    (left, top), (right, bottom) = np.divmod(first, height), np.divmod(last, height)
+    top, bottom = np.where(left == right, [top, bottom], [0 * height, height - 1])
     first_runs = np.flatnonzero(np.diff(owners, prepend=-1))  # every mask has a pixel
-    bounds = (np.minimum.reduceat(low, first_runs), np.maximum.reduceat(high, first_runs) + 1)
-    return np.concatenate(bounds, axis=1).astype(np.float64)
-
-
-def _from_corner(boxes: np.ndarray) -> Boxes:
-    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-
-
-def _from_center(boxes: np.ndarray) -> Boxes:
-    return np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], axis=1)
+    low = np.minimum.reduceat(np.stack([left, top], axis=1), first_runs)
+    high = np.maximum.reduceat(np.stack([right, bottom], axis=1), first_runs)
+    return np.concatenate([low, high + 1], axis=1).astype(np.float64)
 
 
 def _overlap(boxes: Boxes, others: Boxes) -> Float[np.ndarray, " boxes"]:
-    """Return intersection over union; both grow by a margin, so that rounding does not matter for small ones."""
+    """Return intersection over union; both grow by a margin."""
     margins = np.array([-MARGIN_PX, -MARGIN_PX, MARGIN_PX, MARGIN_PX])
     boxes, others = boxes + margins, others + margins
     low, high = np.maximum(boxes[:, :2], others[:, :2]), np.minimum(boxes[:, 2:], others[:, 2:])

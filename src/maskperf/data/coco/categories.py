@@ -35,22 +35,18 @@ def match_categories(trained: Names, found: Names, *, source: str, file: str, by
     and so is another name of the same id. With `by_name` the names alone decide.
     """
     ids_by_name = {name: identity for identity, name in trained.items()}
-    wanted_ids = {identity: ids_by_name.get(name) if by_name else identity for identity, name in found.items()}
+    wanted_ids = {own: ids_by_name.get(name) if by_name else own for own, name in found.items()}
     training_ids = {
         own: wanted for own, wanted in wanted_ids.items() if wanted is not None and trained.get(wanted) == found[own]
     }
-    unmatched = {identity: name for identity, name in found.items() if identity not in training_ids}
+    unmatched = {own: name for own, name in found.items() if own not in training_ids}
+    missing = {identity: name for identity, name in trained.items() if identity not in training_ids.values()}
     written_ids = _written_ids(trained, found, training_ids)
-    notices: list[str] = []
-    problems: tuple[Problem, ...] = ()
-    if unmatched:
-        explain = _unknown_names if by_name else _other_names
-        problems = (explain(trained, found, unmatched, source, file),)
+    notices = []
     moved = [f"{found[own]!r} is {own} here and {other} there" for own, other in training_ids.items() if own != other]
     if moved:
         notices.append(f"{len(moved)} categories have other ids than in {source}, matched by name: {_few(moved)}")
-    missing = {identity: name for identity, name in trained.items() if identity not in training_ids.values()}
-    if missing and not problems:
+    if missing and not unmatched:
         text = f"{len(missing)} of the {len(trained)} categories of {source} are not in this file ({_few_of(missing)})"
         notices.append(f"{text}: they have no ground truth, and do not count in the means")
         notices += [
@@ -59,39 +55,39 @@ def match_categories(trained: Names, found: Names, *, source: str, file: str, by
             for identity, name in missing.items()
             if written_ids[identity] != identity
         ]
+    explain = _unknown_names if by_name else _other_names
     return CategoryMatch(
         names=dict(trained),
         training_ids=training_ids,
         written_ids=written_ids,
         notices=tuple(f"{file}: {notice}" for notice in notices),
-        problems=problems,
+        problems=(explain(trained, found, unmatched, source, file),) if unmatched else (),
     )
 
 
 def in_training_categories(dataset: dict[str, Any], match: CategoryMatch) -> dict[str, Any]:
     """Return an instances JSON with the categories of the training in place of its own."""
-    annotations = [
-        {**entry, "category_id": match.training_ids[entry["category_id"]]} for entry in dataset["annotations"]
-    ]
+    annotations = _with_ids(dataset["annotations"], match.training_ids)
     categories = [{"id": identity, "name": name} for identity, name in match.names.items()]
     return {**dataset, "annotations": annotations, "categories": categories}
 
 
 def with_written_ids(results: Iterable[dict[str, Any]], match: CategoryMatch) -> list[dict[str, Any]]:
     """Return results, which have the training's categories, with those ids that the validation file knows."""
-    return [{**entry, "category_id": match.written_ids[entry["category_id"]]} for entry in results]
+    return _with_ids(results, match.written_ids)
+
+
+def _with_ids(entries: Iterable[dict[str, Any]], ids: Mapping[int, int]) -> list[dict[str, Any]]:
+    return [{**entry, "category_id": ids[entry["category_id"]]} for entry in entries]
 
 
 def _written_ids(trained: Names, found: Names, training_ids: Mapping[int, int]) -> dict[int, int]:
     """Return the file's own id of each category; the training's where it has none; a free one where that is taken."""
     own = {training: identity for identity, training in training_ids.items()}
+    taken = [identity for identity in trained if identity not in own and identity in found]
     free = max([*trained, *found], default=0) + 1
-    written = {}
-    for identity in trained:
-        written[identity] = own.get(identity, identity)
-        if identity not in own and identity in found:
-            written[identity], free = free, free + 1
-    return written
+    others = dict(zip(taken, range(free, free + len(taken)), strict=True))
+    return {identity: own.get(identity, others.get(identity, identity)) for identity in trained}
 
 
 def _other_names(trained: Names, found: Names, other: Names, source: str, file: str) -> Problem:
@@ -135,4 +131,4 @@ def _few_of(names: Names) -> str:
 
 
 def _few(texts: Sequence[str]) -> str:
-    return ", ".join([*texts[:SHOWN], *(["..."] if len(texts) > SHOWN else [])])
+    return ", ".join([*texts[:SHOWN], *["..."] * (len(texts) > SHOWN)])

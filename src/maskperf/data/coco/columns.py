@@ -1,39 +1,41 @@
-"""The values of an instances JSON, one array per field, and the quick way to them."""
+"""The values of an instances JSON, one array per field: their types, and the quick way to them."""
 
 import codecs
 import hashlib
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 
-from maskperf.data.coco.document import Document, Reading, key_of
-from maskperf.data.coco.outlines import SMALLEST_POLYGON, read_runs
-from maskperf.data.coco.rules import (
-    CrowdMark,
-    FileName,
-    Id,
-    Name,
-    NotNegative,
-    Side,
-    far_outside_px,
-    placeholder_categories,
-)
+from maskperf.data.coco.document import CategoryRow, Document, Reading
 
 EMPTY = np.zeros(0, np.int64)
 BLOCK_BYTES = 1 << 20
 FREED_BYTES = 1 << 24  # at a time; a multiple of the size of a page
 ROWS_AT_ONCE = 256  # what is made of so many annotations stays in the processor's own memory
+FAR_OUTSIDE_PX = 10_000  # always allowed; beyond it, ten times the image's longer side
+SMALLEST_POLYGON = 6  # numbers; pycocotools takes four of them for a box and fails
+BACKGROUND_NAMES = ("background", "_background_", "__background__")
+FIX_RUNS = "Write the outline anew for the image's size, or remove the annotation."
+
+Id = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Side = Annotated[int, Meta(gt=0, le=2**31 - 1)]
+NotNegative = Annotated[float, Meta(ge=0)]
+CrowdMark = Literal[0, 1]
+Name = Annotated[str, Meta(pattern=r"\S")]
+FileName = Annotated[str, Meta(pattern=r"\A[^\0]*[^\0\s][^\0]*\Z")]
+RunsProblem = tuple[str, str, str]  # field of the code, message, fix
 
 
 class NotPlain(Exception):  # noqa: N818 -- no error: the file may be right, but it needs a close look
-    """The JSON is broken, or holds values that the rules could refuse."""
+    """The JSON is broken, or holds values that `repair_document` could change or refuse."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -81,7 +83,7 @@ class _Annotation(msgspec.Struct, gc=False):
     image_id: Id
     category_id: Id
     bbox: tuple[float, float, NotNegative, NotNegative]
-    segmentation: list[Annotated[list[float], msgspec.Meta(min_length=SMALLEST_POLYGON)]] | _RunLengths | None = None
+    segmentation: list[Annotated[list[float], Meta(min_length=SMALLEST_POLYGON)]] | _RunLengths | None = None
     iscrowd: CrowdMark = 0
 
 
@@ -99,7 +101,7 @@ def columns_of_document(document: Document, reading: Reading) -> Columns:
     """Return the columns of a repaired document without problems."""
     columns = _columns_of_json(msgspec.json.encode(document), reading)
     image_keys, annotation_keys = (
-        [key_of(row) for row in rows] if any(row.key is not None for row in rows) else []
+        [row.own_id for row in rows] if any(row.key is not None for row in rows) else []
         for rows in (document.images, document.annotations)
     )
     annotation_ids = np.array(annotation_keys, object) if annotation_keys else columns.annotation_ids
@@ -109,7 +111,7 @@ def columns_of_document(document: Document, reading: Reading) -> Columns:
 def read_columns(path: Path, reading: Reading) -> tuple[Columns, str]:
     """Return the columns of a file in COCO's form, and its SHA-256.
 
-    Errors: NotPlain for a file that `read_document` and `repair_document` must look at.
+    Errors: NotPlain for a file that `parse_document` and `repair_document` must look at.
     """
     digest, utf8 = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")()
     try:
@@ -123,6 +125,68 @@ def read_columns(path: Path, reading: Reading) -> tuple[Columns, str]:
     except (OSError, ValueError) as error:  # cannot be read, has grown, is not UTF-8
         raise NotPlain from error
     return _columns_of_json(memory, reading), digest.hexdigest()
+
+
+def far_outside_px(longer_sides: Any) -> Any:
+    """Return the largest coordinate that is not far outside of an image; a number, or an array of them."""
+    return np.maximum(FAR_OUTSIDE_PX, 10 * longer_sides)
+
+
+def placeholder_categories(categories: Sequence[CategoryRow | _Category], used: set[int]) -> set[int]:
+    """Return the ids of categories that stand for no class: without annotations, and either named like another one,
+    or the supercategory of others, or called background.
+    """
+    supercategories = {
+        row.supercategory for row in categories if type(row.supercategory) is str and row.supercategory != row.name
+    }
+    names = [row.name for row in categories if type(row.name) is str]
+    found = set()
+    for row in categories:
+        if type(row.name) is not str or row.id in used:
+            continue
+        if row.name in supercategories or row.name.lower() in BACKGROUND_NAMES:
+            found.add(row.id)
+        elif names.count(row.name) > 1:
+            names.remove(row.name)
+            found.add(row.id)
+    return found if len(found) < len(categories) else set()
+
+
+def read_runs(size_hw: Any, counts: Any, wanted_hw: list[int]) -> tuple[list[int], RunsProblem | None]:
+    """Return the run lengths of a code for an image of this size, and what is wrong with it."""
+    if size_hw != wanted_hw:
+        swapped = " Width and height are swapped." if size_hw == wanted_hw[::-1] else ""
+        return [], ("size", f"The size is not the image's [height, width] = {wanted_hw}.{swapped}", FIX_RUNS)
+    if isinstance(counts, str) and counts.startswith(("b'", 'b"')):
+        message = "The run lengths are text of the form b'...', as Python shows bytes."
+        return [], ("counts", message, "Export the text itself: counts.decode().")
+    runs = _runs_of_text(counts) if isinstance(counts, str) else counts
+    if not isinstance(runs, list) or set(map(type, runs)) - {int} or min(runs, default=0) < 0:
+        return [], ("counts", "These are no run lengths.", FIX_RUNS)
+    area = wanted_hw[0] * wanted_hw[1]
+    if sum(runs) != area:
+        message = f"The run lengths sum to {sum(runs)}, not to height times width = {area}."
+        return [], ("counts", message, FIX_RUNS)
+    return runs, None
+
+
+def _runs_of_text(text: str) -> list[int] | None:
+    """Return the run lengths of COCO's compressed text: 5 bits a character, from the third on as differences."""
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        runs.append(value + runs[-2] if len(runs) > 2 else value)
+        value, shift = 0, 0
+    return runs if shift == 0 else None  # cut inside a number: pycocotools would read past the end
 
 
 def _columns_of_json(data: bytes | mmap.mmap, reading: Reading) -> Columns:
@@ -211,16 +275,14 @@ def _polygons(rows: list[_Annotation], coordinates: bytearray) -> tuple[np.ndarr
 
 
 def _check(columns: Columns, extents: np.ndarray, categories: list[_Category], reading: Reading) -> None:
-    """Raise NotPlain where the rules would name a problem that no entry shows by itself."""
+    """Raise NotPlain where `repair_document` would find what no entry shows by itself; `extents` are of polygons."""
     ids = (columns.image_ids, columns.category_ids, columns.annotation_ids)
     may_be_empty = (False, reading.is_test_set, not reading.training)
-    names = [(row.name, row.supercategory) for row in categories]
-    used = set(np.unique(columns.annotated_categories).tolist())
     if (
         any(not len(one) and not may for one, may in zip(ids, may_be_empty, strict=True))
-        or any((np.diff(np.sort(one)) == 0).any() for one in ids)
-        or len(set(columns.category_names)) < len(names)
-        or placeholder_categories(columns.category_ids.tolist(), names, used)
+        or any(len(np.unique(one)) < len(one) for one in ids)
+        or len(set(columns.category_names)) < len(categories)
+        or placeholder_categories(categories, set(np.unique(columns.annotated_categories).tolist()))
         or (reading.crowd_as_objects and columns.is_crowd.any())
         or not np.isin(columns.annotated_images, columns.image_ids).all()
         or not np.isin(columns.annotated_categories, columns.category_ids).all()

@@ -11,23 +11,19 @@ import msgspec
 import numpy as np
 
 from maskperf.config import DataConfig
-from maskperf.data.coco.columns import Columns, NotPlain, columns_of_document, read_columns
-from maskperf.data.coco.document import (
-    Document,
-    Reading,
-    parse_document,
-    read_document,
-    read_text,
-    reading_of,
-    shown,
-)
+from maskperf.data.coco.columns import NotPlain, columns_of_document, read_columns
+from maskperf.data.coco.document import IDS_SHOWN, Document, Reading, parse_document, read_text, shown
 from maskperf.data.coco.repair import repair_document
-from maskperf.data.coco.rules import IDS_SHOWN
 from maskperf.data.coco.selection import select
-from maskperf.data.coco.table import Table, file_state, load_table, save_table
+from maskperf.data.coco.table import Table, load_table, save_table, settled_state
 from maskperf.errors import DataError, Problem
 
 BY_THE_RULES = DataConfig()  # COCO's own
+ENGINE_MEMBERS = {
+    "images": ("id", "file_name", "height", "width"),
+    "annotations": ("id", "image_id", "category_id", "bbox", "iscrowd", "area", "segmentation"),
+    "categories": ("id", "name"),
+}
 SMALLEST_CACHED_BYTES = 8 << 20  # smaller files are read anew in a moment
 
 
@@ -131,41 +127,23 @@ def locate(data: DataConfig) -> DataPaths:
     Errors: DataError with one problem for each path that is missing or of the wrong kind.
     """
     fix = f"Put the data set under data.root (now {data.root}), or set DATA_KEY to its path."
-    return DataPaths(*_existing_paths(data, ("train", "val"), fix))
+    return DataPaths(*existing_paths(data, ("train", "val"), fix))
 
 
-def locate_validation(data: DataConfig, fix: str) -> tuple[Path, Path]:
-    """Return the annotations and the images of the validation split; the other split need not be there.
+def existing_paths(data: DataConfig, splits: Sequence[str], fix: str) -> list[Path]:
+    """Return annotations and images of each split; DATA_KEY in `fix`, the advice, stands for the key of a missing one.
 
-    `fix` is the advice in the message.
-
-    Errors: DataError with a problem for each of the two that is missing or of the wrong kind.
+    Errors: DataError as `locate`.
     """
-    json_path, folder = _existing_paths(data, ("val",), fix)
-    return json_path, folder
-
-
-def _existing_paths(data: DataConfig, splits: Sequence[str], fix: str) -> list[Path]:
-    """Return annotations and images of each split; DATA_KEY in `fix` stands for the key of a missing one."""
     paths, problems = [], []
     for split in splits:
-        json_path, folder = split_paths(data, split)
-        for field, path, kind, is_there in (
-            (f"data.{split}_json", json_path, "file", json_path.is_file()),
-            (f"data.{split}_images", folder, "folder", folder.is_dir()),
-        ):
+        for name, kind, path in zip(("json", "images"), ("file", "folder"), split_paths(data, split), strict=True):
             paths.append(path)
-            if not is_there:
-                problems.append(
-                    Problem(
-                        file=str(path),
-                        where=f"the {kind} of {field}",
-                        field=field,
-                        value=str(path),
-                        message=f"It is not a {kind}." if path.exists() else f"The {kind} does not exist.",
-                        fix=fix.replace("DATA_KEY", field),
-                    )
-                )
+            if not (path.is_file() if kind == "file" else path.is_dir()):
+                field, value = f"data.{split}_{name}", str(path)
+                message = f"It is not a {kind}." if path.exists() else f"The {kind} does not exist."
+                where, advice = f"the {kind} of {field}", fix.replace("DATA_KEY", field)
+                problems.append(Problem(file=value, where=where, field=field, value=value, message=message, fix=advice))
     if problems:
         raise DataError(problems)
     return paths
@@ -186,7 +164,13 @@ def read_coco(
     Errors: DataError with every problem of the file, and its notices; also where nothing is left to train on.
     Source: the reference's COCO data set class; it stops on images without objects.
     """
-    reading = reading_of(data, training=training, is_test_set=is_test_set)
+    reading = Reading(
+        training=training,
+        negatives=training and data.negatives,
+        crowd_as_objects=data.crowd_as_objects,
+        skip_bad=data.skip_bad,
+        is_test_set=is_test_set,
+    )
     table = load_table(json_path, reading.name) or _read_anew(json_path, reading)
     values: dict[str, Any] = {**table.arrays, **table.texts}
     is_plain = bool(values.pop("plain"))
@@ -198,9 +182,7 @@ def read_annotations(index: CocoIndex) -> Document:
 
     Errors: DataError where the file is no longer what the index was made of.
     """
-    document, problems, _ = read_document(index.json_path, is_test_set=index.reading.is_test_set)
-    if not index.is_plain:
-        problems += repair_document(document, index.reading, file=str(index.json_path))[0]
+    document, problems, _, _ = _repaired(index.json_path, index.reading, is_plain=index.is_plain)
     if problems:
         raise DataError(problems)
     names = dict(zip(index.image_ids.tolist(), index.file_names, strict=True))
@@ -213,56 +195,49 @@ def read_annotations(index: CocoIndex) -> Document:
 
 def dataset_of(index: CocoIndex) -> dict[str, list[dict[str, Any]]]:
     """Return the annotations of the images of an index as the COCO engines take them: the objects of the JSON."""
-    document = read_annotations(index)
-    members = {
-        "images": ("id", "file_name", "height", "width"),
-        "annotations": ("id", "image_id", "category_id", "bbox", "iscrowd", "area", "segmentation"),
-        "categories": ("id", "name"),
-    }
+    entries = msgspec.json.decode(msgspec.json.encode(read_annotations(index)))
     return {
-        list_name: [
-            {name: entry[name] for name in names if name in entry}
-            for entry in msgspec.json.decode(msgspec.json.encode(getattr(document, list_name)))
-        ]
-        for list_name, names in members.items()
+        list_name: [{name: row[name] for name in names if name in row} for row in entries[list_name]]
+        for list_name, names in ENGINE_MEMBERS.items()
     }
 
 
 def _read_anew(json_path: Path, reading: Reading) -> Table:
-    """Return what the JSON holds, from the cached table if it could be saved, so that processes share its memory."""
-    source = file_state(json_path) if json_path.is_file() else None
-    notices: list[str] = []
-    try:
-        columns, sha256 = read_columns(json_path, reading)
-        is_plain = True
-    except NotPlain:
-        columns, sha256, notices = _repaired_columns(json_path, reading)
-        is_plain = False
-    table = select(columns, reading, file=str(json_path), notices=notices)
-    table.texts["plain"] = ("yes",) if is_plain else ()
-    if source is None or source.size < SMALLEST_CACHED_BYTES:
-        return table
-    reason = save_table(json_path, reading.name, table, source=source, sha256=sha256)
-    if not reason:
-        return load_table(json_path, reading.name) or table
-    notice = f"what was read could not be cached, so that the next start reads the file again ({reason})"
-    return Table(table.arrays, {**table.texts, "notices": (*table.texts["notices"], notice)})
-
-
-def _repaired_columns(json_path: Path, reading: Reading) -> tuple[Columns, str, list[str]]:
-    """Return the columns of a file that needs a close look, its SHA-256, and notices.
+    """Return what the JSON holds, from the cached table if it could be saved, so that processes share its memory.
 
     Errors: DataError with every problem of the file.
     """
+    is_large = json_path.is_file() and json_path.stat().st_size >= SMALLEST_CACHED_BYTES
+    state = settled_state(json_path) if is_large else None
+    try:
+        columns, sha256 = read_columns(json_path, reading)
+        notices: list[str] = []
+        is_plain = True
+    except NotPlain:
+        document, problems, sha256, notices = _repaired(json_path, reading)
+        if problems:
+            raise DataError(problems, notices=[f"{json_path}: {notice}" for notice in notices]) from None
+        columns, is_plain = columns_of_document(document, reading), False
+    table = select(columns, reading, file=str(json_path), notices=notices)
+    table.texts["plain"] = ("yes",) if is_plain else ()
+    reason = save_table(json_path, reading.name, table, state=state, sha256=sha256) if is_large else ""
+    if reason:
+        notice = f"what was read could not be cached, so that the next start reads the file again ({reason})"
+        table.texts["notices"] += (notice,)
+        return table
+    return is_large and load_table(json_path, reading.name) or table
+
+
+def _repaired(
+    json_path: Path, reading: Reading, *, is_plain: bool = False
+) -> tuple[Document, list[Problem], str, list[str]]:
+    """Return the document in COCO's form, which `is_plain` has; problems, SHA-256 and notices of the file."""
     text, sha256, notices = read_text(json_path)
-    document, reading_problems, reading_notices = parse_document(json_path, text, is_test_set=reading.is_test_set)
-    problems, repair_notices = repair_document(document, reading, file=str(json_path))
-    notices += reading_notices + repair_notices
+    document, strictness, more = parse_document(json_path, text, is_test_set=reading.is_test_set)
+    problems, repairs = ([], []) if is_plain else repair_document(document, reading, file=str(json_path))
     named = {(problem.where, problem.field) for problem in problems}
-    problems += [problem for problem in reading_problems if (problem.where, problem.field) not in named]
-    if problems:
-        raise DataError(problems, notices=[f"{json_path}: {notice}" for notice in notices])
-    return columns_of_document(document, reading), sha256, notices
+    problems += [problem for problem in strictness if (problem.where, problem.field) not in named]
+    return document, problems, sha256, [*notices, *more, *repairs]
 
 
 def _owned(offsets: np.ndarray, is_in: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

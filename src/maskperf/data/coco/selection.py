@@ -9,8 +9,7 @@ import numpy as np
 
 from maskperf.data.coco.box_notices import box_notices
 from maskperf.data.coco.columns import Columns
-from maskperf.data.coco.document import Reading
-from maskperf.data.coco.rules import IDS_SHOWN, counted
+from maskperf.data.coco.document import IDS_SHOWN, Reading, counted
 from maskperf.data.coco.table import Table
 from maskperf.errors import DataError, Problem
 
@@ -26,7 +25,10 @@ def select(columns: Columns, reading: Reading, *, file: str, notices: Sequence[s
     order = np.argsort(columns.image_ids)
     image_ids, sizes_hw = columns.image_ids[order], columns.sizes_hw[order]
     positions = np.searchsorted(image_ids, columns.annotated_images)  # of each annotation's image
-    corners, limits = _corners(columns), (sizes_hw[positions][:, [1, 0, 1, 0]] - 1).astype(np.float32)
+    # Corners inclusive: x, y, x + max(w - 1, 0), y + max(h - 1, 0).
+    top_left, sides = np.split(columns.boxes_xywh.astype(np.float32), 2, axis=1)
+    corners = np.concatenate([top_left, top_left + np.maximum(sides - 1, 0)], axis=1)
+    limits = (sizes_hw[positions][:, [1, 0, 1, 0]] - 1).astype(np.float32)
     boxes = np.minimum(np.maximum(corners, 0), limits)
     rows = np.flatnonzero(~columns.is_crowd & _has_extent(boxes))
     rows = rows[np.argsort(positions[rows], kind="stable")]  # file order within an image
@@ -46,30 +48,23 @@ def select(columns: Columns, reading: Reading, *, file: str, notices: Sequence[s
         "category_ids": columns.category_ids[categories],
     }
     keys = [columns.image_keys[row] for row in order.tolist()] if columns.image_keys else image_ids.tolist()
-    own_notices = [
-        *_crowd_notices(columns, reading),
-        *box_lines,
-        *_extent_notices(columns, corners, boxes, reading),
-        *(_left_out_notices(columns, positions, keys, is_used) if reading.training else ()),
-    ]
     texts = {
         "file_names": tuple(columns.file_names[row] for row in order[is_used].tolist()),
         "category_names": tuple(columns.category_names[row] for row in categories.tolist()),
-        "notices": (*notices, *own_notices),
+        "notices": (
+            *notices,
+            *_crowd_notices(columns, reading),
+            *box_lines,
+            *_extent_notices(columns, corners, boxes, reading),
+            *(_left_out_notices(columns, positions, keys, is_used) if reading.training else ()),
+        ),
         "image_keys": tuple(map(json.dumps, compress(keys, is_used))) if columns.image_keys else (),
     }
     return Table(arrays, texts)
 
 
-def _corners(columns: Columns) -> np.ndarray:
-    """Return [x, y, x + max(w - 1, 0), y + max(h - 1, 0)] of each box in float32: corners inclusive."""
-    boxes_xywh = columns.boxes_xywh.astype(np.float32)
-    top_left = boxes_xywh[:, :2]
-    return np.concatenate([top_left, top_left + np.maximum(boxes_xywh[:, 2:] - 1, 0)], axis=1)
-
-
 def _has_extent(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    return (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
 
 
 def _offsets(counts: np.ndarray) -> np.ndarray:
@@ -126,15 +121,15 @@ def _extent_notices(columns: Columns, corners: np.ndarray, boxes: np.ndarray, re
     """Yield one line for each reason why boxes, `corners` before they were clipped, have no extent."""
     fate = "left out of training" if reading.training else "left to pycocotools as they are"
     is_dropped = ~columns.is_crowd & ~_has_extent(boxes)
-    is_empty = (columns.boxes_xywh[:, 2:] == 0).any(axis=1)
-    was_whole = _has_extent(corners)
+    is_empty, was_whole = (columns.boxes_xywh[:, 2:] == 0).any(axis=1), _has_extent(corners)
     for what, chosen in (
-        ("of zero width or height", is_dropped & is_empty),
-        ("outside of the image", is_dropped & ~is_empty & was_whole),
-        ("at most one pixel wide or high", is_dropped & ~is_empty & ~was_whole),
+        ("of zero width or height", is_empty),
+        ("outside of the image", ~is_empty & was_whole),
+        ("at most one pixel wide or high", ~is_empty & ~was_whole),
     ):
-        if chosen.any():
-            yield counted(f"annotations with a box {what}: {fate}", columns.annotation_ids[chosen].tolist())
+        if (chosen & is_dropped).any():
+            ids = columns.annotation_ids[chosen & is_dropped].tolist()
+            yield counted(f"annotations with a box {what}: {fate}", ids)
 
 
 def _left_out_notices(
@@ -146,10 +141,9 @@ def _left_out_notices(
         ("images without an annotation: left out of training (data.negatives=true keeps them)", ~has_annotation),
         ("images without an object, only crowd regions or the boxes above: left out of training", has_annotation),
     ):
-        left_out = list(compress(keys, ~is_used & chosen))
-        if left_out:
+        if left_out := list(compress(keys, ~is_used & chosen)):
             yield counted(what, left_out)
     names = list(compress(columns.category_names, ~np.isin(columns.category_ids, columns.annotated_categories)))
     if names:
-        shown = ", ".join(names[:IDS_SHOWN]) + (", ..." if len(names) > IDS_SHOWN else "")
+        shown = ", ".join([*names[:IDS_SHOWN], *["..."] * (len(names) > IDS_SHOWN)])
         yield f"{len(names)} of {len(columns.category_names)} categories have no annotation: {shown}"

@@ -6,12 +6,14 @@ SHA-256 is the same. The table itself carries a checksum.
 """
 
 import hashlib
+import math
 import mmap
 import os
 import time
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
-from io import BufferedIOBase
+from functools import reduce
 from pathlib import Path
 
 import msgspec
@@ -20,11 +22,13 @@ import numpy as np
 from maskperf.errors import StorageError
 from maskperf.files import replace_file, sha256_of_file
 
-MAGIC = b"maskperf table 4"  # the number changes with the form of the file, and with the rules of reading a JSON
-PREFIX_BYTES = len(MAGIC) + 12  # and length (8 bytes) and CRC-32 (4 bytes) of the head
+MAGIC = b"maskperf table 5"  # the number changes with the form of the file, and with the rules of reading a JSON
+PREFIX_BYTES = len(MAGIC) + 12  # and length of the head (8 bytes), and CRC-32 of head and body (4 bytes)
 ALIGNMENT = 64
 REST_NS = 5_000_000_000  # coarser than the clock of any file system
 CHUNK_BYTES = 1 << 20
+
+FileState = tuple[int, int, int, int]  # size, modification time, change time of the inode (nobody sets it back), inode
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,44 +39,22 @@ class Table:
     texts: dict[str, tuple[str, ...]]
 
 
-class FileState(msgspec.Struct, frozen=True):
-    """What the file system reports of a file, and whether its last change was long past."""
-
-    size: int
-    modified_ns: int
-    changed_ns: int  # of the inode; nobody can set this one back
-    inode: int
-    is_settled: bool
-
-
-NO_SOURCE = FileState(size=0, modified_ns=0, changed_ns=0, inode=0, is_settled=False)  # of what proves itself
-
-
-class _Entry(msgspec.Struct, frozen=True):
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int  # from the start of the body
-
-
 class _Head(msgspec.Struct, frozen=True):
-    source: FileState
-    source_sha256: str
-    body_bytes: int
-    body_crc32: int
-    entries: tuple[_Entry, ...]
+    state: FileState | None
+    sha256: str
+    arrays: dict[str, tuple[str, tuple[int, ...], int]]  # dtype, shape, offset from the start of the body
     texts: dict[str, tuple[str, ...]]
 
 
-def file_state(path: Path) -> FileState:
-    """Return the state of a file that will be read after this call.
+def settled_state(path: Path) -> FileState | None:
+    """Return the state of a file that will be read after this call; None where it may have changed just now.
 
     Errors: OSError.
     """
     now_ns = time.time_ns()
     found = path.stat()
     is_settled = max(found.st_mtime_ns, found.st_ctime_ns) + REST_NS < now_ns
-    return FileState(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, is_settled)
+    return (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino) if is_settled else None
 
 
 def table_paths(json_path: Path, kind: str) -> list[Path]:
@@ -93,32 +75,28 @@ def load_table(json_path: Path, kind: str, *, of_any_json: bool = False) -> Tabl
     state of the JSON does not matter, as each entry is compared with what it is about.
     """
     for path in table_paths(json_path, kind):
-        try:
-            with open(path, "rb") as file:
-                head, body_start = _read_head(file)
-                if (of_any_json or _is_of(head, json_path)) and _is_whole(file, head, body_start):
-                    return _mapped(file, head, body_start)
-        except (OSError, ValueError):  # not there, or not a table; msgspec's errors are ValueErrors
-            continue
+        with suppress(OSError, ValueError):  # not there, or not a table; msgspec's errors are ValueErrors
+            return _read_table(path, None if of_any_json else json_path)
     return None
 
 
-def save_table(json_path: Path, kind: str, table: Table, *, source: FileState, sha256: str) -> str:
-    """Return why the table could not be saved; nothing where it was. `source` is the state before the JSON was read.
+def save_table(json_path: Path, kind: str, table: Table, *, state: FileState | None = None, sha256: str = "") -> str:
+    """Return why the table could not be saved; nothing where it was.
 
-    Several processes may do this at once: a name always points to a whole table.
+    `state` and `sha256` are those of the JSON that was read, the state from before. Several processes may do this at
+    once: a name always points to a whole table.
     """
-    blobs, entries, offset, checksum = [], [], 0, 0
+    blobs: list[bytes | memoryview] = []
+    entries, offset = {}, 0
     for name, array in table.arrays.items():
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-        entries.append(_Entry(name, array.dtype.str, array.shape, offset))
-        for blob in (data, bytes(-len(data) % ALIGNMENT)):
-            blobs.append(blob)
-            offset += len(blob)
-            checksum = zlib.crc32(blob, checksum)
-    head = msgspec.json.encode(_Head(source, sha256, offset, checksum, tuple(entries), table.texts))
+        entries[name] = (array.dtype.str, array.shape, offset)
+        blobs += [data, bytes(-len(data) % ALIGNMENT)]
+        offset += len(data) + len(blobs[-1])
+    head = msgspec.json.encode(_Head(state, sha256, entries, table.texts))
     head += b" " * (-(PREFIX_BYTES + len(head)) % ALIGNMENT)
-    prefix = MAGIC + len(head).to_bytes(8, "little") + zlib.crc32(head).to_bytes(4, "little")
+    checksum = reduce(lambda value, blob: zlib.crc32(blob, value), [head, *blobs], 0)
+    prefix = MAGIC + len(head).to_bytes(8, "little") + checksum.to_bytes(4, "little")
 
     def write(path: Path) -> None:
         with open(path, "wb") as file:
@@ -137,40 +115,30 @@ def save_table(json_path: Path, kind: str, table: Table, *, source: FileState, s
     return "; ".join(reasons)
 
 
-def _read_head(file: BufferedIOBase) -> tuple[_Head, int]:
-    """Return the head and where the body starts; ValueError where there is no head of this version."""
-    prefix = file.read(PREFIX_BYTES)
-    length = int.from_bytes(prefix[len(MAGIC) : -4], "little")
-    text = file.read(min(length, os.fstat(file.fileno()).st_size))
-    if not prefix.startswith(MAGIC) or zlib.crc32(text) != int.from_bytes(prefix[-4:], "little"):
-        raise ValueError("no table of this version, or a damaged one")
-    return msgspec.json.decode(text, type=_Head), PREFIX_BYTES + length
-
-
-def _is_of(head: _Head, json_path: Path) -> bool:
-    now, then = file_state(json_path), head.source
-    if now.size != then.size:
-        return False
-    same = (now.modified_ns, now.changed_ns, now.inode) == (then.modified_ns, then.changed_ns, then.inode)
-    return (same and then.is_settled) or sha256_of_file(json_path) == head.source_sha256
-
-
-def _is_whole(file: BufferedIOBase, head: _Head, body_start: int) -> bool:
-    """Read the body and compare length and checksum."""
-    if os.fstat(file.fileno()).st_size != body_start + head.body_bytes:
-        return False
-    checksum, buffer = 0, memoryview(bytearray(CHUNK_BYTES))
-    while length := file.readinto(buffer):
-        checksum = zlib.crc32(buffer[:length], checksum)
-    return checksum == head.body_crc32
-
-
-def _mapped(file: BufferedIOBase, head: _Head, body_start: int) -> Table:
-    # Nobody writes into a table under its name, so what was checked is what is mapped, also after a replacement.
-    memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    arrays = {}
-    for entry in head.entries:
-        count = int(np.prod(entry.shape, dtype=np.int64))
-        flat = np.frombuffer(memory, np.dtype(entry.dtype), count=count, offset=body_start + entry.offset)
-        arrays[entry.name] = flat.reshape(entry.shape)
-    return Table(arrays, head.texts)
+def _read_table(path: Path, json_path: Path | None) -> Table:
+    """Return the table in a file; ValueError where it is none of this version, damaged, or of another JSON."""
+    with open(path, "rb") as file:
+        prefix = file.read(PREFIX_BYTES)
+        length = int.from_bytes(prefix[len(MAGIC) : -4], "little")
+        text = file.read(min(length, os.fstat(file.fileno()).st_size))
+        if not prefix.startswith(MAGIC):
+            raise ValueError("another version")
+        head = msgspec.json.decode(text, type=_Head)
+        is_known = json_path is None or (head.state is not None and head.state == settled_state(json_path))
+        if json_path is not None and not is_known and sha256_of_file(json_path) != head.sha256:
+            raise ValueError("another JSON")
+        checksum = zlib.crc32(text)
+        while chunk := file.read(CHUNK_BYTES):
+            checksum = zlib.crc32(chunk, checksum)
+        if checksum != int.from_bytes(prefix[-4:], "little"):
+            raise ValueError("damaged")
+        # Nobody writes into a table under its name, so what was checked is what is mapped, also after a replacement.
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    start = PREFIX_BYTES + length
+    return Table(
+        {
+            name: np.frombuffer(memory, dtype, math.prod(shape), start + offset).reshape(shape)
+            for name, (dtype, shape, offset) in head.arrays.items()
+        },
+        head.texts,
+    )

@@ -67,8 +67,8 @@ def make_batch(samples: list[Sample], size_divisor: int, packing: Packing = AS_T
     return Batch(
         images=_make_images(samples, size_divisor, packing),
         targets=targets,
-        image_ids=_int_tensor([sample.image_id for sample in samples]),
-        sample_seeds=_int_tensor([sample.sample_seed for sample in samples]),
+        image_ids=torch.tensor([sample.image_id for sample in samples]),
+        sample_seeds=torch.tensor([sample.sample_seed for sample in samples]),
     )
 
 
@@ -78,8 +78,8 @@ def make_evaluation_batch(
     """Return the batch to predict on, without targets."""
     return EvaluationBatch(
         images=_make_images(samples, size_divisor, packing),
-        image_ids=_int_tensor([sample.image_id for sample in samples]),
-        original_sizes_hw=_int_tensor([sample.original_size_hw for sample in samples]),
+        image_ids=torch.tensor([sample.image_id for sample in samples]),
+        original_sizes_hw=torch.tensor([sample.original_size_hw for sample in samples]),
     )
 
 
@@ -101,7 +101,7 @@ def _make_images(samples: list[Sample], size_divisor: int, packing: Packing) -> 
     for output, sample in zip(pixels.numpy(), samples, strict=True):
         bgr = resize_and_mirror(sample.bgr, sample.size_hw, is_mirrored=sample.is_mirrored)
         normalize_into(output, bgr, sample.means_bgr)
-    return Images(pixels.permute(0, 3, 1, 2), _int_tensor(sizes_hw))
+    return Images(pixels.permute(0, 3, 1, 2), torch.tensor(sizes_hw))
 
 
 def _make_polygons(samples: list[Sample], num_slots: int) -> Polygons:
@@ -126,8 +126,8 @@ def _make_run_lengths(samples: list[Sample], num_slots: int) -> RunLengths:
     return RunLengths(
         ends=torch.from_numpy(ends + objects * RUN_LENGTH_STRIDE),
         run_offsets=_offsets(runs_of_slot),
-        original_sizes_hw=_int_tensor([sample.original_size_hw for sample in samples]),
-        sizes_hw=_int_tensor([sample.size_hw for sample in samples]),
+        original_sizes_hw=torch.tensor([sample.original_size_hw for sample in samples]),
+        sizes_hw=torch.tensor([sample.size_hw for sample in samples]),
         is_mirrored=torch.tensor([sample.is_mirrored for sample in samples]),
     )
 
@@ -143,7 +143,3 @@ def _padded(of_images: list[np.ndarray], num_slots: int) -> Tensor:
 
 def _offsets(counts: np.ndarray) -> Tensor:
     return torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
-
-
-def _int_tensor(values: list) -> Tensor:
-    return torch.from_numpy(np.array(values, np.int64))

@@ -3,11 +3,12 @@
 import io
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import simplejpeg
@@ -20,15 +21,20 @@ from maskperf.errors import DataError, Problem
 
 # Trap: without this list Pillow also tries formats that start other programs (EPS) or take scripts.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+JPEG_START = b"\xff\xd8"
 CHECK_THREADS = 8
 MAX_PIXELS_AT_ONCE = 200_000_000  # of the images that are decoded at the same time when all are checked
-BYTE_ORDERS: dict[bytes, Literal["little", "big"]] = {b"II": "little", b"MM": "big"}  # of EXIF
 TURNED_ORIENTATIONS = (5, 6, 7, 8)  # by 90 degrees, so that a viewer shows height and width exchanged
 DECODING_BYTES_PER_PIXEL = 13  # measured: 3 for a JPEG, 10 for a PNG, 13 for a TIFF
 FIX_FILE = "Fetch or export it again, remove it from the JSON, or go on without such images: data.skip_bad=true."
 
 # Pillow warns at half of a limit of its own and stops at the limit. Here `max_pixels` alone decides, before any pixel.
 Image.MAX_IMAGE_PIXELS = None
+warnings.filterwarnings("ignore", module="PIL.TiffImagePlugin")  # of EXIF that is broken
+
+
+class _BadImage(Exception):
+    """Field, value and message of an image's problem, and its fix unless that is `FIX_FILE`."""
 
 
 def decode_image(
@@ -41,21 +47,30 @@ def decode_image(
     Errors: DataError with one problem for a file that is missing, no image, cut short, of 16 bits, of another size
     than `expected_size_hw`, or of more than `max_pixels`.
     """
-    make = partial(Problem, file=str(path), where=f"image id {image_id}", fix=FIX_FILE)
+    try:
+        data = _read(path)
+        check_size = partial(_check_size, expected_size_hw=expected_size_hw, max_pixels=max_pixels, data=data)
+        image = _decode_jpeg(data, check_size, channels) if data.startswith(JPEG_START) else None
+        if image is None:
+            image = _decode_with_pillow(data, check_size)
+            image = np.ascontiguousarray(image[:, :, ::-1]) if channels == "BGR" else image
+        return image
+    except _BadImage as error:
+        field, value, message, fix = (*error.args, FIX_FILE)[:4]
+        where = f"image id {image_id}"
+        problem = Problem(file=str(path), where=where, field=field, value=value, message=message, fix=fix)
+        raise DataError([problem]) from error
+
+
+def _read(path: Path) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
         message = "The image does not exist." if isinstance(error, FileNotFoundError) else "The image cannot be read."
-        raise DataError([make(field="file", value=str(error.strerror), message=message)]) from error
+        raise _BadImage("file", str(error.strerror), message) from error
     if not data:
-        raise DataError([make(field="file", value="0 bytes", message="The image is empty.")])
-    check_size = partial(_check_size, expected_size_hw=expected_size_hw, max_pixels=max_pixels, data=data, make=make)
-    image = _decode_jpeg(data, check_size, channels) if data.startswith(b"\xff\xd8") else None
-    if image is None:
-        image = _decode_with_pillow(data, check_size, make)
-        if channels == "BGR":
-            image = np.ascontiguousarray(image[:, :, ::-1])
-    return image
+        raise _BadImage("file", "0 bytes", "The image is empty.")
+    return data
 
 
 def check_images(
@@ -106,86 +121,67 @@ def is_deeper_than_8_bits(image: ImageFile) -> bool:
     return image.format in ("PNG", "TIFF") and any(mark in str(layout) for mark in (";16B", ";16L", ";16N"))
 
 
-def exif_orientation(exif: bytes) -> int:
-    """Return the orientation in EXIF bytes; 1 where they have none, or a broken one. Pillow would warn there."""
-    exif = exif.removeprefix(b"Exif\0\0")
-    order = BYTE_ORDERS.get(exif[:2])
-    if order is None:
+def exif_orientation(image: Image.Image) -> int:
+    """Return the orientation in an opened image's EXIF; 1 where it has none, or a broken one."""
+    exif = Image.Exif()
+    try:
+        exif.load(image.info.get("exif", b""))
+        orientation = exif.get(ExifTags.Base.Orientation, 1)
+    except Exception:  # as in _decode_with_pillow
         return 1
-    start = int.from_bytes(exif[4:8], order)
-    num_entries = int.from_bytes(exif[start : start + 2], order)
-    for entry in range(start + 2, min(start + 2 + 12 * num_entries, len(exif) - 11), 12):
-        if int.from_bytes(exif[entry : entry + 2], order) == ExifTags.Base.Orientation:
-            value = int.from_bytes(exif[entry + 8 : entry + 10], order)
-            return value if 1 <= value <= 8 else 1
-    return 1
+    return int(orientation) if orientation in range(1, 9) else 1
 
 
 def _decode_jpeg(data: bytes, check_size: Callable[[tuple[int, int]], None], channels: str) -> np.ndarray | None:
     """Return the same pixels as Pillow, sooner; None for what simplejpeg refuses, so that Pillow decides."""
     try:
         height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
+        if color_space in ("CMYK", "YCCK"):
+            return None
+        check_size((height, width))
+        return simplejpeg.decode_jpeg(data, colorspace=channels, fastdct=False, fastupsample=False)
     except (ValueError, KeyError):  # Trap: a rare chroma subsampling is a KeyError
         return None
-    if color_space in ("CMYK", "YCCK"):
-        return None
-    check_size((height, width))
-    try:
-        return simplejpeg.decode_jpeg(data, colorspace=channels, fastdct=False, fastupsample=False)
-    except ValueError:
-        return None
 
 
-def _decode_with_pillow(data: bytes, check_size: Callable[[tuple[int, int]], None], make: partial) -> np.ndarray:
+def _decode_with_pillow(data: bytes, check_size: Callable[[tuple[int, int]], None]) -> np.ndarray:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Exception as error:  # Pillow's plug-ins raise errors of many kinds on broken bytes
         message = f"The file is not an image of a known format ({', '.join(FORMATS)}), or its head is broken."
-        raise DataError([make(field="file", value=f"starts with {data[:12].hex(' ')}", message=message)]) from error
+        raise _BadImage("file", f"starts with {data[:12].hex(' ')}", message) from error
     check_size((image.height, image.width))
     if is_deeper_than_8_bits(image):
         message = "The image has more than 8 bits per channel; its bright parts would all become white."
-        fix = "Save it with 8 bits per channel."
-        raise DataError([make(field="mode", value=f"{image.format} {image.mode}", message=message, fix=fix)])
+        raise _BadImage("mode", f"{image.format} {image.mode}", message, "Save it with 8 bits per channel.")
     try:
         image.load()
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except Exception as error:  # as above
-        message = "The image is cut short or broken."
-        raise DataError([make(field="pixels", value=f"{len(data)} bytes, {error}", message=message)]) from error
+        raise _BadImage("pixels", f"{len(data)} bytes, {error}", "The image is cut short or broken.") from error
 
 
-def _check_size(
-    size_hw: tuple[int, int], *, expected_size_hw: tuple[int, int], max_pixels: int, data: bytes, make: partial
-) -> None:
-    """Raise DataError unless the image has the JSON's size and at most `max_pixels`; before its pixels are decoded."""
+def _check_size(size_hw: tuple[int, int], *, expected_size_hw: tuple[int, int], max_pixels: int, data: bytes) -> None:
+    """Raise _BadImage unless the image has the JSON's size and at most `max_pixels`; before its pixels are decoded."""
     pixels = size_hw[0] * size_hw[1]
     if size_hw != expected_size_hw:
         value = f"{size_hw[0]} x {size_hw[1]} in the file, {expected_size_hw[0]} x {expected_size_hw[1]} in the JSON"
         message = "The image's height x width is not the JSON's."
         fix = "Write the size of the file into the JSON, with the annotations to match."
         if size_hw == expected_size_hw[::-1]:
-            orientation = _orientation_of(data)
             message = "Width and height are swapped in the JSON."
             fix = "Exchange the two in the image's entry of `images`."
+            orientation = 1
+            with suppress(Exception):  # as above; the size was read by another decoder
+                orientation = exif_orientation(Image.open(io.BytesIO(data), formats=FORMATS))
             if orientation in TURNED_ORIENTATIONS:
                 value += f", EXIF orientation {orientation}"
                 message = "The sides are swapped: the file's EXIF rotation is ignored here, as in the benchmark."
                 fix = "Save the image already rotated and without the EXIF mark, or annotate it as it is stored."
-    elif pixels > max_pixels:
+        raise _BadImage("height, width", value, message, fix)
+    if pixels > max_pixels:
         value = f"{size_hw[0]} x {size_hw[1]}, {pixels:,} pixels"
+        memory = f"each such image takes up to {pixels * DECODING_BYTES_PER_PIXEL / 1e9:.1f} GB of memory while decoded"
+        fix = f"Set data.max_image_pixels={pixels} or more ({memory}), or cut it into tiles."
         message = f"The image is very large: the limit is {max_pixels:,} pixels."
-        fix = (
-            f"Set data.max_image_pixels={pixels} or more (each such image takes up to "
-            f"{pixels * DECODING_BYTES_PER_PIXEL / 1e9:.1f} GB of memory while it is decoded), or cut it into tiles."
-        )
-    else:
-        return
-    raise DataError([make(field="height, width", value=value, message=message, fix=fix)])
-
-
-def _orientation_of(data: bytes) -> int:
-    try:
-        return exif_orientation(Image.open(io.BytesIO(data), formats=FORMATS).info.get("exif", b""))
-    except Exception:  # as above; the size was read by another decoder
-        return 1
+        raise _BadImage("height, width", value, message, fix)

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -38,14 +38,12 @@ def load_sample(index: CocoIndex, position: int, *, data: DataConfig, seed: int,
     size_hw = target_size_hw(original_size_hw, data.short_side, data.long_side)
     is_mirrored = training and is_flipped(seed, epoch, image_id, data.flip_probability)
     objects = slice(*index.object_offsets[position : position + 2])
-    ring_offsets = index.polygon_offsets[objects.start : objects.stop + 1]
-    point_offsets = index.point_offsets[ring_offsets[0] : ring_offsets[-1] + 1]
+    rings, ring_offsets = _owned(index.polygon_offsets, objects)
+    points, point_offsets = _owned(index.point_offsets, rings)
     run_offsets = run_ends = None
     if index.run_ends is not None and index.run_offsets is not None:
-        run_offsets = index.run_offsets[objects.start : objects.stop + 1]
-        run_ends = index.run_ends[run_offsets[0] : run_offsets[-1]]
-        run_offsets = run_offsets - run_offsets[0]
-    points = index.points[point_offsets[0] : point_offsets[-1]]
+        runs, run_offsets = _owned(index.run_offsets, objects)
+        run_ends = index.run_ends[runs]
     return Sample(
         bgr=decode_image(
             index.image_path(position),
@@ -59,15 +57,21 @@ def load_sample(index: CocoIndex, position: int, *, data: DataConfig, seed: int,
         means_bgr=data.pixel_means_bgr,
         boxes=move_boxes(index.boxes[objects], original_size_hw, size_hw, is_mirrored=is_mirrored),
         labels=index.labels[objects],
-        ring_offsets=ring_offsets - ring_offsets[0],
-        point_offsets=point_offsets - point_offsets[0],
-        points=move_points(points, original_size_hw, size_hw, is_mirrored=is_mirrored),
+        ring_offsets=ring_offsets,
+        point_offsets=point_offsets,
+        points=move_points(index.points[points], original_size_hw, size_hw, is_mirrored=is_mirrored),
         run_offsets=run_offsets,
         run_ends=run_ends,
         image_id=image_id,
         sample_seed=derive_seed(seed, "sample", epoch, image_id),
         original_size_hw=original_size_hw,
     )
+
+
+def _owned(offsets: np.ndarray, owners: slice) -> tuple[slice, np.ndarray]:
+    """Return where all that these owners own lies, and their own offsets into it."""
+    own = offsets[owners.start : owners.stop + 1]
+    return slice(own[0], own[-1]), own - own[0]
 
 
 def is_flipped(seed: int, epoch: int, image_id: int, probability: float) -> bool:
@@ -103,28 +107,24 @@ def static_buckets(data: DataConfig, feeding: Feeding) -> Buckets:
 AS_THE_REFERENCE = Feeding()
 
 
+@dataclass(frozen=True, eq=False)
 class TrainingLoader:
     """The training batches of one rank, in pinned memory where they go to a CUDA device."""
 
-    def __init__(
-        self,
-        index: CocoIndex,
-        data: DataConfig,
-        *,
-        seed: int,
-        rank: int,
-        world: int,
-        images_per_rank: int,
-        pin_memory: bool = False,
-        feeding: Feeding = AS_THE_REFERENCE,
-    ):
-        self.index = index
-        self.data = data
-        self.sampling = Sampling(
-            seed=seed, rank=rank, world=world, images_per_rank=images_per_rank, shuffle=data.shuffle
-        )
-        self.pin_memory = pin_memory
-        self.feeding = feeding
+    index: CocoIndex
+    data: DataConfig
+    _: KW_ONLY
+    seed: int
+    rank: int
+    world: int
+    images_per_rank: int
+    pin_memory: bool = False
+    feeding: Feeding = AS_THE_REFERENCE
+
+    @property
+    def sampling(self) -> Sampling:
+        shared = {name: getattr(self, name) for name in ("seed", "rank", "world", "images_per_rank")}
+        return Sampling(**shared, shuffle=self.data.shuffle)
 
     def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:
         """Yield the batches of steps first_step, first_step + 1, ... (counted from 0), made ahead by threads.
@@ -135,8 +135,7 @@ class TrainingLoader:
         """
         batches: Iterator[tuple[np.ndarray, np.ndarray, Buckets]]
         if static_buckets(self.data, self.feeding):
-            batch_size = self.sampling.world * self.sampling.images_per_rank
-            sizes = image_buckets(self.index.sizes_hw, self.data, min_images=batch_size)
+            sizes = image_buckets(self.index.sizes_hw, self.data, min_images=self.world * self.images_per_rank)
             stream = bucket_stream(group_numbers(sizes), self.sampling, first_step)
             batches = ((passes, positions, (tuple(sizes[positions[0]].tolist()),)) for passes, positions in stream)
         else:
@@ -156,7 +155,7 @@ class TrainingLoader:
 
     def _make(self, passes: np.ndarray, positions: np.ndarray, buckets: Buckets, packing: Packing) -> Batch:
         """Return the batch of these images, each with the random draws of its pass."""
-        load = partial(load_sample, self.index, data=self.data, seed=self.sampling.seed, training=True)
+        load = partial(load_sample, self.index, data=self.data, seed=self.seed, training=True)
         drawn = zip(positions.tolist(), passes.tolist(), strict=True)
         samples = [load(position, epoch=number) for position, number in drawn]
         batch = make_batch(samples, self.data.size_divisor, replace(packing, buckets=buckets))

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from itertools import count
 
 import numpy as np
@@ -71,46 +70,35 @@ def stream_batches(groups: Groups, sampling: Sampling, first_step: int) -> Itera
         to_skip = max(to_skip - len(batches), 0)
 
 
-def bucket_batches(groups: Groups, sampling: Sampling, pass_number: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return (passes, positions) of the images of each batch of all ranks together that is filled in this pass.
+def bucket_stream(groups: Groups, sampling: Sampling, first_step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (passes, positions) of the images of one rank's block of each batch, one per step, without end.
 
     The images of a pass come in the order of a permutation, and each joins the open batch of its group, which ends
     when it is full. Batches left open by a pass are filled by the next, so that no batch is short, each image comes
-    once for each pass, and fewer than groups times batch size wait at any time.
+    once for each pass, and fewer than groups times batch size wait at any time. In each step the images of all ranks
+    are of one group. `first_step` counts from 0, passes from 1.
     Source: the benchmark allows batches that mix two passes.
     """
     batch_size = sampling.world * sampling.images_per_rank
-    order_of = cache(lambda number: sampling.order(len(groups), number))
-    batches: list[tuple[np.ndarray, np.ndarray]] = []
-    for group, size in enumerate(np.bincount(groups).tolist()):
-        start, stop = (number * size // batch_size * batch_size for number in (pass_number - 1, pass_number))
-        numbers = np.arange(start, stop)  # of the group's images, counted from the first pass on
-        passes = 1 + numbers // max(size, 1)
-        positions = np.empty_like(numbers)
-        for number in np.unique(passes).tolist():
-            order = order_of(number)
-            is_drawn = passes == number
-            positions[is_drawn] = order[groups[order] == group][numbers[is_drawn] % size]
-        batches += zip(passes.reshape(-1, batch_size), positions.reshape(-1, batch_size), strict=True)
-    index_in_pass = np.argsort(order_of(pass_number))
-    return sorted(batches, key=lambda batch: index_in_pass[batch[1][-1]])
-
-
-def bucket_stream(groups: Groups, sampling: Sampling, first_step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield one rank's block of each of the `bucket_batches`, one per step, from pass to pass without end.
-
-    So in each step the images of all ranks are of one group. `first_step` counts from 0, passes from 1.
-    """
-    batch_size = sampling.world * sampling.images_per_rank
-    sizes = np.bincount(groups)
     block = slice(sampling.rank * sampling.images_per_rank, (sampling.rank + 1) * sampling.images_per_rank)
+    waiting = np.empty((0, 2), np.int64)  # (pass, position) of the images in open batches
+    to_skip = first_step
     for pass_number in count(1):
-        steps_before, steps_through = (
-            (number * sizes // batch_size).sum() for number in (pass_number - 1, pass_number)
-        )
-        if steps_through > first_step:
-            for passes, positions in bucket_batches(groups, sampling, pass_number)[max(first_step - steps_before, 0) :]:
-                yield passes[block], positions[block]
+        order = sampling.order(len(groups), pass_number)
+        drawn = np.concatenate([waiting, np.stack([np.full_like(order, pass_number), order], axis=1)])
+        group_of_drawn = groups[drawn[:, 1]]
+        batches, is_open = [], np.zeros(len(drawn), bool)
+        for group in range(groups.max() + 1):
+            indices = np.flatnonzero(group_of_drawn == group)
+            num_full = len(indices) // batch_size * batch_size
+            batches += list(indices[:num_full].reshape(-1, batch_size))
+            is_open[indices[num_full:]] = True
+        waiting = drawn[is_open]
+        batches.sort(key=lambda indices: indices[-1])
+        for indices in batches[to_skip:]:
+            passes, positions = drawn[indices[block]].T
+            yield passes, positions
+        to_skip = max(to_skip - len(batches), 0)
 
 
 def evaluation_order(

@@ -10,12 +10,12 @@ here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
 root=${DATA_ROOT:-$here/../{{ implementation }}/data/coco}
 backbone=${BACKBONE:-$here/../{{ implementation }}/data/R-50.pkl}
 {% endif %}
-exec "$here/../{{ implementation }}/run_and_time.sh" {{ recipe }} \
+exec "$here/../{{ implementation }}/run_and_time.sh" {{ recipe | quoted }} \
 {% if recipe != "demo" %}
     data.root="$root" \
     model.backbone_weights="$backbone" \
 {% endif %}
 {% for argument in arguments %}
-    {{ argument }} \
+    {{ argument | quoted }} \
 {% endfor %}
     "$@"

@@ -36,8 +36,8 @@ def missing_part(device: torch.device) -> str:
     capability = torch.cuda.get_device_capability(device)
     if capability < LEAST_CAPABILITY:
         return f"The GPU has compute capability {capability}; the kernels need {LEAST_CAPABILITY} or more."
-    chosen = os.environ.get("CC")
-    if not any(shutil.which(compiler) for compiler in ([chosen] if chosen else ["gcc", "clang"])):
+    compilers = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
+    if not any(map(shutil.which, compilers)):
         return "Triton needs a C compiler for the start of a kernel. Fix: install gcc, or set CC."
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     if not header.exists():

@@ -91,8 +91,8 @@ def _open_validation(
     A test set may lack the lists of annotations and categories. Weights without names have the categories of the data.
     Errors: DataError with everything that is wrong with the files, or that does not fit the weights.
     """
-    paths = existing_paths(config.data, ["val"], DATA_FIX)
-    val, error = open_split(*paths, config.data, training=False, is_test_set=is_test_set)
+    json_path, image_folder = existing_paths(config.data, ["val"], DATA_FIX)
+    val, error = open_split(json_path, image_folder, config.data, training=False, is_test_set=is_test_set)
     if val is None:
         assert error is not None
         raise error

@@ -117,7 +117,7 @@ def _bench(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     session.check_peers(cases, plan)
     ceiling = session.measure_ceiling(plan)
     plan = replace(plan, device=ceiling["device"])
-    results, switches = [], []
+    results = []
     for case in cases:
         _say(f"measuring {case.benchmark}, {case.name}")
         results.append(session.measure_case(case, plan, folder, _say))
@@ -129,14 +129,11 @@ def _bench(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         results.append(session.measure_demo(plan, folder, _config_of(DEMO, options.pairs), _say))
     if options.switches:
         _say("measuring the switches")
-        switches.append(session.measure_switches(plan, folder, _say))
-    ceiling, console = session.better_ceiling(ceiling, session.measure_ceiling(plan)), make_console()
-    view.show_ceiling(console, ceiling, plan.threads)
-    if results:
-        view.show_results(console, results, ceiling, plan.clock)
-    for found in switches:
-        view.show_switches(console, found)
-    return view.everything(results + switches, ceiling, plan)
+        results.append(session.measure_switches(plan, folder, _say))
+    ceiling = session.better_ceiling(ceiling, session.measure_ceiling(plan))
+    found = view.everything(results, ceiling, plan)
+    view.show(make_console(), found)
+    return found
 
 
 def _bench_gpu(options: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -27,14 +27,8 @@ def prepare_images(
     Errors: DataError where none is left then.
     """
     index, name_notices, missing = resolve_file_names(index)
-    problems, header_notices = check_headers(
-        index,
-        max_pixels=data.max_image_pixels,
-        skip=[position for position, _ in missing],
-        decode=decode or data.skip_bad,
-        afresh=decode,
-        progress=progress,
-    )
+    skip = [position for position, _ in missing]
+    problems, header_notices = check_headers(index, data, skip=skip, decode=decode, progress=progress)
     found = sorted([*missing, *problems], key=lambda pair: pair[0])
     notices = (*name_notices, *header_notices)
     if not found or not data.skip_bad:

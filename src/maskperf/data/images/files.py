@@ -34,14 +34,9 @@ def prepare_images(
     if not found or not data.skip_bad:
         return index, notices, [problem for _, problem in found]
     if len(found) == len(index.image_ids):
-        none_left = Problem(
-            file=str(index.json_path),
-            where="all images",
-            field="images",
-            value=f"{len(index.image_ids)} images",
-            message="Without the images that have errors (data.skip_bad=true), none is left.",
-            fix="Correct the errors below, or set the folder of the images.",
-        )
+        at = {"file": str(index.json_path), "where": "all images", "field": "images", "value": f"{len(found)} images"}
+        message = "Without the images that have errors (data.skip_bad=true), none is left."
+        none_left = Problem(**at, message=message, fix="Correct the errors below, or set the folder of the images.")
         raise DataError([none_left, *(problem for _, problem in found)])
     return index.without([position for position, _ in found]), (*notices, *_left_out(index, found)), []
 

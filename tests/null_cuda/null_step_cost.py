@@ -35,7 +35,7 @@ from maskperf.engine import forward
 from maskperf.engine import graphs as captured
 from maskperf.engine.gradients import BatchResult
 from maskperf.model.mask_rcnn import MaskRcnn
-from maskperf.ops.kernels import casts
+from maskperf.ops.kernels import products
 
 SAMPLING = ("append_truth", "sample_rois", "positive_rois", "packed_positive_rois")
 PARTS = {  # of the forward pass: what is called there
@@ -65,8 +65,8 @@ OVERWRITING = {"copy_", "fill_", "zero_", "_foreach_copy_", "_foreach_zero_"}  #
 FUSED_CONVOLUTIONS = {"cudnn_convolution_relu", "cudnn_convolution_add_relu"}
 # For each program of a kernel that takes a table: what it reads and writes behind it, in float32.
 TABLE_BYTES = {
-    "_cast": 4 * casts.NUMBERS_AT_A_TIME,  # reads a value; the cast is written to a tensor that is given
-    "_add_gradients": 2 * 4 * casts.NUMBERS_AT_A_TIME,  # reads and writes a gradient
+    "_cast": 4 * products.BLOCK_SIZE,  # reads a value; the cast is written to a tensor that is given
+    "_add_gradients": 2 * 4 * products.BLOCK_SIZE,  # reads and writes a gradient
 }
 
 

@@ -46,14 +46,15 @@ def test_a_mask_is_tinted_where_it_is_and_nowhere_else():
     assert panel[120, 105].tolist() == list(RED)  # the box
 
 
-def test_every_overlay_shows_its_own_colour_in_any_order():
-    colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
-    masks = [block_mask(90, 90, 10, 10, 60), block_mask(90, 90, 20, 20, 30), block_mask(90, 90, 25, 25, 8)]
-    boxes = [[10, 10, 60, 60], [20, 20, 30, 30], [25, 25, 8, 8]]
-    overlays = [Overlay(box, mask, "x", colour) for box, mask, colour in zip(boxes, masks, colours, strict=True)]
-    for order in ([0, 1, 2], [2, 1, 0]):
-        panel = np.asarray(draw_panel(grey(90, 90), [overlays[index] for index in order], "none"))
-        assert all((panel == colour).all(axis=-1).sum() > 30 for colour in colours)
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]])
+def test_every_overlay_shows_its_own_colour_in_any_order(order):
+    colours, sides, corners = [(250, 0, 0), (0, 250, 0), (0, 0, 250)], (60, 30, 8), (10, 20, 25)
+    overlays = [
+        Overlay([corner, corner, side, side], block_mask(90, 90, corner, corner, side), "x", colour)
+        for corner, side, colour in zip(corners, sides, colours, strict=True)
+    ]
+    panel = np.asarray(draw_panel(grey(90, 90), [overlays[index] for index in order], "none"))
+    assert all((panel == colour).all(axis=-1).sum() > 30 for colour in colours)
 
 
 def test_labels_of_equal_boxes_do_not_cover_each_other():
@@ -64,16 +65,13 @@ def test_labels_of_equal_boxes_do_not_cover_each_other():
     assert red.sum() > 300 and blue.sum() > 300  # a tag is about 18 by 40
 
 
-def test_boxes_and_labels_beyond_the_border_are_drawn_inside():
+def test_boxes_and_labels_beyond_the_border_are_drawn_inside_and_without_any_the_note_is():
     overlays = [
         Overlay([-50, -20, 400, 300], block_mask(60, 60, 0, 0, 60), "over all borders", RED),
         Overlay([58, 58, 0, 0], block_mask(60, 60, 59, 59, 1), "in the corner", RED),
         Overlay([500, 500, 10, 10], block_mask(60, 60, 0, 0, 0), "outside", RED),
     ]
     assert draw_panel(grey(60, 60), overlays, "none").size == (180, 180)
-
-
-def test_an_image_without_overlays_carries_the_note():
     assert (np.asarray(draw_panel(grey(60, 60), [], "nothing found")) != 128).any()
 
 
@@ -126,11 +124,6 @@ def test_a_name_that_no_font_has_is_shown_by_its_id(no_fonts, name, expected):
     assert drawable_names({7: name}) == {7: expected}
 
 
-def test_names_that_no_font_has_stay_different(no_fonts):
-    names = drawable_names(dict(enumerate(["\u7bb1", "\u5b50", "a \u7bb1", "a \u5b50", "\u00f6", "\u00e4"])))
-    assert len(set(names.values())) == 6
-
-
 def pair(height=90, width=120, name="cat"):
     mask = block_mask(height, width, 10, 20, 30)
     overlays = [Overlay([20, 10, 30, 30], mask, short_name(name), colour) for colour in ((230, 57, 70), (251, 120, 20))]
@@ -152,12 +145,9 @@ def test_every_image_adds_to_a_page_of_bounded_width(count, tmp_path):
     assert page.shape[0] > -(-count // columns) * 345
 
 
-def test_truth_is_on_the_left_and_predictions_on_the_right_and_a_page_is_always_the_same(tmp_path):
-    page = page_of(tmp_path / "page.png", [pair()])[: -LEGEND_LINE_PX - 8]
-    cat, dog = ((page == colour).all(axis=-1).any(axis=0).nonzero()[0] for colour in ((230, 57, 70), (251, 120, 20)))
-    middle = page.shape[1] // 2
-    assert cat.size > 80 and cat.max() < middle and dog.size > 80 and dog.min() > middle
-    page_of(tmp_path / "again.png", [pair()])
+def test_a_page_is_always_the_same(tmp_path):
+    for name in ("page.png", "again.png"):
+        page_of(tmp_path / name, [pair()])
     assert (tmp_path / "page.png").read_bytes() == (tmp_path / "again.png").read_bytes()
 
 

@@ -6,7 +6,6 @@ from maskperf.pictures import fonts
 from maskperf.pictures.fonts import (
     ABSENT,
     OWN,
-    FontFile,
     draw_text,
     drawable,
     font_notices,
@@ -103,7 +102,7 @@ def test_accents_are_joined_with_their_letters_and_signs_without_a_shape_left_ou
 
 
 def test_text_of_two_scripts_is_drawn_in_parts_where_no_font_has_both(monkeypatch):
-    letters_of_font = {FontFile("latin"): "ab\u00f6", FontFile("han"): "\u7bb1\u5b50"}
+    letters_of_font = {("latin", 0): "ab\u00f6", ("han", 0): "\u7bb1\u5b50"}
     monkeypatch.setattr(fonts, "system_fonts", lambda letters: list(letters_of_font))
     monkeypatch.setattr(fonts, "_has", lambda font, letter: letter in letters_of_font.get(font, "ab1"))
     latin, han = letters_of_font
@@ -121,7 +120,7 @@ def test_plain_faces_of_fontconfig_come_first_and_other_kinds_of_files_are_left_
     asked = []
     monkeypatch.setattr(fonts, "run_program", lambda words: asked.append(words) or Answer(output=listed))
     found = system_fonts("\u7bb1a")
-    assert found == [FontFile("/f/AVariable.TTF", 1), *(FontFile(f"/f/{name}") for name in names)]
+    assert found == [("/f/AVariable.TTF", 1), *((f"/f/{name}", 0) for name in names)]
     assert asked[0][-1] == ":charset=61 7bb1"
 
 
@@ -131,12 +130,5 @@ def test_without_fontconfig_the_folders_are_searched(monkeypatch, tmp_path):
         (tmp_path / name).write_bytes(b"no font at all")
     monkeypatch.setattr(fonts, "run_program", lambda words: Answer())
     monkeypatch.setitem(fonts.FOLDERS, fonts.sys.platform, (str(tmp_path), str(tmp_path / "none")))
-    assert sorted(font.path.rpartition("/")[2] for font in system_fonts("a")) == ["a.ttf", "b.OTF", "c.ttc"]
+    assert sorted(font[0].rpartition("/")[2] for font in system_fonts("a")) == ["a.ttf", "b.OTF", "c.ttc"]
     assert missing_letters(["\u7bb1a"]) == ["\u7bb1"]  # files that are no fonts have no letters
-
-
-def test_fonts_of_fontconfig_are_used_only_where_their_glyphs_are_seen(monkeypatch, tmp_path):
-    (tmp_path / "broken.ttf").write_bytes(b"no font at all")
-    listed = f"{tmp_path / 'broken.ttf'}\t0\n{tmp_path / 'gone.ttf'}\t0\n"
-    monkeypatch.setattr(fonts, "run_program", lambda words: Answer(output=listed))
-    assert missing_letters(["\u7bb1"]) == ["\u7bb1"]

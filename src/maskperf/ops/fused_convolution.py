@@ -170,7 +170,7 @@ class _ResidualBlock(torch.autograd.Function):
             if not ctx.rectifies_input:
                 of_x.add_(passed)
             elif ctx.uses_kernels:
-                of_x = load("residual").add_rectified(of_x, passed, x)
+                of_x = load("products").add_rectified(of_x, passed, x)
             else:
                 of_x = rectified(of_x.add_(passed), x)
         return of_x, of_first, None, of_second, None, of_third, None, of_shortcut, None, None, None

@@ -33,7 +33,7 @@ def weight_casts(parameters: list[Tensor], factors: list[Tensor | None], dtype: 
     the gradients that the backward adds to those of the parameters.
     """
     if parameters and uses_kernels(parameters[0].device):
-        return load("casts").WeightCasts(parameters, factors, dtype)
+        return load("products").WeightCasts(parameters, factors, dtype)
     return PlainCasts(parameters, factors, dtype)
 
 
@@ -138,7 +138,7 @@ class _OwnClassLogits(torch.autograd.Function):
         ctx.uses_kernels, ctx.num_classes = uses_kernels(rectified.device), len(weight)
         offsets = bias.index_select(0, labels)
         if ctx.uses_kernels:
-            return load("own_class").logits(rectified, chosen, offsets)
+            return load("products").own_class_logits(rectified, chosen, offsets)
         return (rectified.float() @ chosen.float()[..., None])[..., 0] + offsets[:, None]
 
     @staticmethod
@@ -146,7 +146,7 @@ class _OwnClassLogits(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rectified, chosen, labels = ctx.saved_tensors
         if ctx.uses_kernels:
-            of_rows, of_weights = load("own_class").gradients(rectified, chosen, gradient)
+            of_rows, of_weights = load("products").own_class_gradients(rectified, chosen, gradient)
         else:
             of_weights = (gradient[:, None, :] @ rectified.float())[:, 0]
             of_rows = (gradient[..., None] * chosen.float()[:, None, :]).to(rectified.dtype)

@@ -3,13 +3,13 @@
 import base64
 import io
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from PIL import Image
 from pycocotools import mask as coco_masks
 
@@ -50,8 +50,7 @@ class ImageScore:
         found = f"{len(self.overlaps)} of {self.objects} object{'s' if self.objects > 1 else ''} found"
         if self.overlaps:
             found += f", mean mask overlap {sum(self.overlaps) / len(self.overlaps):.2f}"
-        wrong = f"{self.wrong} wrong detection{'s' if self.wrong > 1 else ''}" if self.wrong else "no wrong detection"
-        return f"score {self.score:.2f}: {found}, {wrong}"
+        return f"score {self.score:.2f}: {found}, {self.wrong or 'no'} wrong detection{'s' if self.wrong > 1 else ''}"
 
 
 class Predictions:
@@ -71,14 +70,14 @@ class Predictions:
         self._names = drawable_names({row.id: str(row.name) for row in document.categories})
         self._colours = category_colours(list(self._names.values()))
         self._truth: dict[int, list[AnnotationRow]] = defaultdict(list)
-        self._found: dict[int, list[tuple[dict, dict]]] = defaultdict(list)
+        self._found: dict[int, list[dict]] = defaultdict(list)  # with box and mask
         for annotation in document.annotations:
             self._truth[annotation.image_id].append(annotation)
         for boxes, masks in zip(box_results, mask_results, strict=True):
             if boxes["image_id"] != masks["image_id"] or boxes["category_id"] != masks["category_id"]:
                 raise ValueError("box_results and mask_results do not describe the same detections in the same order")
             if boxes["score"] >= SURE_SCORE:
-                self._found[boxes["image_id"]].append((boxes, masks))
+                self._found[boxes["image_id"]].append({**masks, **boxes})
 
     def write_grid(self, path: Path, num_images: int = PAGE_IMAGES) -> None:
         """Write the page of images spread over the split, one with a crowd among them if there is one.
@@ -87,7 +86,7 @@ class Predictions:
         """
         rows = choose_images(self.document, num_images)
         shown = {row.category_id for image in rows for row in self._truth[image.id]}
-        shown |= {boxes["category_id"] for image in rows for boxes, _ in self._found[image.id]}
+        shown |= {entry["category_id"] for image in rows for entry in self._found[image.id]}
         names = {self._names[category_id] for category_id in shown}
         legend = {name: colour for name, colour in self._colours.items() if name in names}
         write_page([(row.file_name, self._draw(row)) for row in rows], legend, path)
@@ -117,49 +116,38 @@ class Predictions:
         return [self._score(row) for row in self.document.images if row.id in filled]
 
     def _score(self, row: ImageRow) -> ImageScore:
-        overlaps = self._overlaps(row)
-        is_crowd = np.array([bool(annotation.iscrowd) for annotation in self._truth[row.id]])
+        truth, found = self._truth[row.id], self._found[row.id]
+        is_crowd = np.array([bool(annotation.iscrowd) for annotation in truth])
+        overlaps = np.zeros((0, len(truth)))  # (detections, objects) of one category; for a crowd the share inside it
+        if found:
+            outlines = [_packed(annotation.outline, (row.height, row.width)) for annotation in truth]
+            overlaps = coco_masks.iou([entry["segmentation"] for entry in found], outlines, is_crowd.tolist())
+            found_ids = np.array([entry["category_id"] for entry in found])
+            overlaps *= found_ids[:, None] == [annotation.category_id for annotation in truth]
         paired = _pair_largest_first(overlaps[:, ~is_crowd])
         is_ignored = overlaps[:, is_crowd].max(axis=1, initial=0) >= CROWD_OVERLAP
         wrong = sum(index not in paired and not is_ignored[index] for index in range(len(overlaps)))
         objects = int((~is_crowd).sum())
-        found = tuple(paired.values())
-        score = sum(found) / (objects + wrong)
-        return ImageScore(image_id=row.id, score=score, objects=objects, overlaps=found, wrong=wrong)
-
-    def _overlaps(self, row: ImageRow) -> Float[np.ndarray, "detections objects"]:
-        """Return the overlap of each detection with each object of its category; its share inside it for a crowd."""
-        truth, found = self._truth[row.id], self._found[row.id]
-        if not found:
-            return np.zeros((0, len(truth)))
-        outlines = [_packed(annotation.outline, (row.height, row.width)) for annotation in truth]
-        masks = [mask["segmentation"] for _, mask in found]
-        overlaps = coco_masks.iou(masks, outlines, [bool(annotation.iscrowd) for annotation in truth])
-        found_ids = np.array([boxes["category_id"] for boxes, _ in found])
-        return overlaps * (found_ids[:, None] == [annotation.category_id for annotation in truth])
+        pairs = tuple(paired.values())
+        score = sum(pairs) / (objects + wrong)
+        return ImageScore(image_id=row.id, score=score, objects=objects, overlaps=pairs, wrong=wrong)
 
     def _draw(self, row: ImageRow) -> Image.Image:
         size_hw = (row.height, row.width)
-        pixels = decode_image(
-            self._image_folder / row.file_name,
-            image_id=row.id,
-            expected_size_hw=size_hw,
-            max_pixels=row.height * row.width,
-        )
+        path, max_pixels = self._image_folder / row.file_name, row.height * row.width
+        pixels = decode_image(path, image_id=row.id, expected_size_hw=size_hw, max_pixels=max_pixels)
 
-        def overlay(box: Sequence, outline: list | dict, category_id: int, note: str) -> Overlay:
-            name = self._names[category_id]
-            return Overlay(box, decode_outline(outline, size_hw), short_name(name) + note, self._colours[name])
+        def panel(entries: Iterable[tuple[Sequence, Any, int, str]], note: str) -> Image.Image:
+            overlays = []
+            for box, outline, category_id, suffix in entries:
+                name = self._names[category_id]
+                mask = coco_masks.decode(_packed(outline, size_hw)).astype(bool)
+                overlays.append(Overlay(box, mask, short_name(name) + suffix, self._colours[name]))
+            return draw_panel(pixels, overlays, note)
 
-        truth = [
-            overlay(truth.bbox, truth.outline, truth.category_id, ", crowd" if truth.iscrowd else "")
-            for truth in self._truth[row.id]
-        ]
-        found = [
-            overlay(boxes["bbox"], masks["segmentation"], boxes["category_id"], f" {boxes['score']:.2f}")
-            for boxes, masks in self._found[row.id]
-        ]
-        return draw_pair(draw_panel(pixels, truth, "no objects"), draw_panel(pixels, found, "nothing found"))
+        truth = ((t.bbox, t.outline, t.category_id, ", crowd" if t.iscrowd else "") for t in self._truth[row.id])
+        found = ((d["bbox"], d["segmentation"], d["category_id"], f" {d['score']:.2f}") for d in self._found[row.id])
+        return draw_pair(panel(truth, "no objects"), panel(found, "nothing found"))
 
 
 def choose_images(document: Document, num_images: int) -> list[ImageRow]:
@@ -190,11 +178,6 @@ def choose_best_and_worst(scores: Sequence[ImageScore], count: int) -> list[tupl
     chosen = [entry for entry in best[: min(count, (len(best) + 1) // 2)] if entry.score > 0]
     left = [entry for entry in worst if entry not in chosen][:count]
     return [("best", entry) for entry in chosen] + [("worst", entry) for entry in left]
-
-
-def decode_outline(outline: list | dict, size_hw: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
-    """Return the mask of polygons, or of run lengths, packed or not, as COCO's own tool draws them."""
-    return coco_masks.decode(_packed(outline, size_hw)).astype(bool)
 
 
 def _packed(outline: list | dict, size_hw: tuple[int, int]) -> Any:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from maskperf.files import printable, replace_file
-from maskperf.pictures.fonts import draw_text, drawable, missing_letters, text_width
+from maskperf.pictures.fonts import Colour, Number, draw_text, drawable, missing_letters, text_width
 
 LARGEST_PANEL_PX = (460, 400)  # width, height; four panels and their margins stay under 2000 px
 LARGEST_ZOOM = 3.0
@@ -21,7 +21,6 @@ LABEL_PX = 14
 # Far apart for most eyes; more categories than this get hues a golden section apart.
 FIRST_COLOURS = ((230, 57, 70), (251, 120, 20), (29, 122, 230), (255, 190, 11), (0, 180, 190), (157, 78, 221),
                  (239, 71, 155), (42, 168, 96), (140, 100, 60), (130, 190, 30))  # fmt: skip
-
 MARGIN_PX = 16
 SMALLEST_PAIR_PX = 400
 CAPTION_PX = 24
@@ -37,8 +36,6 @@ TEXT_COLOUR = (40, 44, 52)
 FAINT_TEXT_COLOUR = (120, 126, 138)
 NOTE_COLOUR = (90, 96, 108)
 
-Colour = tuple[int, int, int]
-Number = int | float
 Rectangle = tuple[Number, Number, Number, Number]  # left, top, right, bottom
 
 
@@ -57,9 +54,9 @@ def category_colours(names: Sequence[str]) -> dict[str, Colour]:
     distinct = list(dict.fromkeys(names))
     colours = list(FIRST_COLOURS)
     for index in range(len(distinct) - len(FIRST_COLOURS)):
-        hue = (0.1 + index * 0.618034) % 1
-        red, green, blue = colorsys.hsv_to_rgb(hue, (0.85, 0.6)[index % 2], (0.7, 0.95)[index % 2])
-        colours.append((round(255 * red), round(255 * green), round(255 * blue)))
+        channels = colorsys.hsv_to_rgb((0.1 + index * 0.618034) % 1, (0.85, 0.6)[index % 2], (0.7, 0.95)[index % 2])
+        red, green, blue = (round(255 * channel) for channel in channels)
+        colours.append((red, green, blue))
     return dict(zip(distinct, colours, strict=False))
 
 
@@ -90,7 +87,7 @@ def draw_panel(pixels: UInt8[np.ndarray, "height width 3"], overlays: list[Overl
         _tint(zoomed, overlay, size)
     panel = Image.fromarray(np.clip(np.rint(zoomed), 0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(panel)
-    boxes = []
+    boxes: list[Rectangle] = []
     for overlay in overlays:
         x, y, box_width, box_height = (float(value) * zoom for value in overlay.box)
         left, top = min(max(x, 0), size[0] - 1), min(max(y, 0), size[1] - 1)
@@ -101,7 +98,7 @@ def draw_panel(pixels: UInt8[np.ndarray, "height width 3"], overlays: list[Overl
     for overlay, box in zip(overlays, boxes, strict=True):
         labels.append(_draw_label(draw, overlay, box, labels))
     if not overlays:
-        _draw_tag(draw, (6, 6), note, NOTE_COLOUR)
+        _draw_tag(draw, _tag_at((6, 6), note), note, NOTE_COLOUR)
     return panel
 
 
@@ -123,15 +120,14 @@ def _tint(zoomed: np.ndarray, overlay: Overlay, size: tuple[int, int]) -> None:
 
 def _draw_label(draw: ImageDraw.ImageDraw, overlay: Overlay, box: Rectangle, taken: list[Rectangle]) -> Rectangle:
     """Draw the label near its box, where it covers no other label if it can; return its rectangle."""
-    width, height = _tag_size(overlay.label)
-    limit_x, limit_y = draw.im.size[0] - width, draw.im.size[1] - height
     left, top, right, bottom = box
+    width, height = _tag_at((0, 0), overlay.label)[2:]
+    limit_x, limit_y = draw.im.size[0] - width, draw.im.size[1] - height
     corners = [(left, top - height), (left, bottom + 1), (left, top), (right - width, bottom - height),
                (right - width, top - height), (right - width, bottom + 1)]  # fmt: skip
-    inside = [(max(0, min(x, limit_x)), max(0, min(y, limit_y))) for x, y in corners]
-    tags = [(x, y, x + width, y + height) for x, y in inside]
+    tags = [_tag_at((max(0, min(x, limit_x)), max(0, min(y, limit_y))), overlay.label) for x, y in corners]
     chosen = next((tag for tag in tags if not any(_overlap(tag, other) for other in taken)), tags[0])
-    _draw_tag(draw, chosen[:2], overlay.label, overlay.colour)
+    _draw_tag(draw, chosen, overlay.label, overlay.colour)
     return chosen
 
 
@@ -139,16 +135,15 @@ def _overlap(first: Rectangle, second: Rectangle) -> bool:
     return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]
 
 
-def _tag_size(text: str) -> tuple[int, int]:
-    return round(text_width(text, LABEL_PX)) + 8, 18
+def _tag_at(corner: tuple[Number, Number], text: str) -> Rectangle:
+    return *corner, corner[0] + round(text_width(text, LABEL_PX)) + 8, corner[1] + 18
 
 
-def _draw_tag(draw: ImageDraw.ImageDraw, corner: tuple[Number, Number], text: str, colour: Colour) -> None:
-    width, height = _tag_size(text)
-    left, top = corner
-    draw.rounded_rectangle((left, top, left + width, top + height), radius=3, fill=colour)
+def _draw_tag(draw: ImageDraw.ImageDraw, tag: Rectangle, text: str, colour: Colour) -> None:
+    draw.rounded_rectangle(tag, radius=3, fill=colour)
     is_light = np.dot(colour, (0.3, 0.59, 0.11)) > 150
-    draw_text(draw, (left + 4, top + height / 2), text, size_px=LABEL_PX, fill=(20, 20, 20) if is_light else "white")
+    middle = (tag[0] + 4, (tag[1] + tag[3]) / 2)
+    draw_text(draw, middle, text, size_px=LABEL_PX, fill=(20, 20, 20) if is_light else "white")
 
 
 def draw_pair(truth: Image.Image, found: Image.Image) -> Image.Image:

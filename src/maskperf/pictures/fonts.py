@@ -4,7 +4,6 @@ import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -32,15 +31,10 @@ MOST_LETTERS_NAMED = 5
 VARIATION_SELECTORS = re.compile("[\ufe00-\ufe0f]")  # emoji or plain: fonts decide
 
 
-@dataclass(frozen=True, order=True)
-class FontFile:
-    """One face of a font file."""
-
-    path: str  # empty: Pillow's own
-    index: int = 0
-
-
-OWN = FontFile("")
+Number = int | float
+Colour = tuple[int, int, int]
+FontFile = tuple[str, int]  # path and index of the face
+OWN: FontFile = ("", 0)  # Pillow's own
 
 
 def text_width(text: str, size_px: int) -> float:
@@ -49,12 +43,7 @@ def text_width(text: str, size_px: int) -> float:
 
 
 def draw_text(
-    draw: ImageDraw.ImageDraw,
-    corner: tuple[int | float, int | float],
-    text: str,
-    *,
-    size_px: int,
-    fill: str | tuple[int, int, int],
+    draw: ImageDraw.ImageDraw, corner: tuple[Number, Number], text: str, *, size_px: int, fill: str | Colour
 ) -> None:
     """Draw a line of text whose left end and middle height are at `corner`."""
     ascent, descent = _load(OWN, size_px).getmetrics()
@@ -100,13 +89,13 @@ def system_fonts(letters: Iterable[str]) -> list[FontFile]:
     listed = run_program(["fc-list", "--format", "%{file}\t%{index}\n", f":charset={charset}"]).output
     if listed is None:
         paths = (path for folder in FOLDERS.get(sys.platform, ()) for path in Path(folder).expanduser().rglob("*"))
-        found = {FontFile(str(path)) for path in paths}
+        found = {(str(path), 0) for path in paths}
     else:
         lines = (line.rpartition("\t") for line in listed.splitlines())
         # The upper bits of an index are instances of a variable font.
-        found = {FontFile(path, int(index) & 0xFFFF) for path, _, index in lines if index.isdecimal()}
-    fonts = [font for font in found if font.path.lower().endswith(FONT_ENDINGS)]
-    return sorted(fonts, key=lambda font: (len(SPECIAL_FACES.findall(Path(font.path).name)), font))
+        found = {(path, int(index) & 0xFFFF) for path, _, index in lines if index.isdecimal()}
+    fonts = [font for font in found if font[0].lower().endswith(FONT_ENDINGS)]
+    return sorted(fonts, key=lambda font: (len(SPECIAL_FACES.findall(Path(font[0]).name)), font))
 
 
 def _letters(text: str) -> str:
@@ -119,10 +108,7 @@ def _parts(text: str) -> Iterator[tuple[FontFile, str]]:
     """Yield the text in parts that one font has: the whole of it if any font does."""
     text = _letters(text)
     whole = _font_of(frozenset(text))
-    if whole is not None:
-        yield whole, text
-        return
-    for font, part in groupby(text, key=lambda letter: _font_of(frozenset(letter)) or OWN):
+    for font, part in groupby(text, key=lambda letter: whole or _font_of(frozenset(letter)) or OWN):
         yield font, "".join(part)
 
 
@@ -146,8 +132,9 @@ def _has(font: FontFile, letter: str) -> bool:
 
 @cache
 def _load(font: FontFile, size_px: int, layout: ImageFont.Layout | None = None) -> ImageFont.FreeTypeFont:
-    if not font.path:
+    path, index = font
+    if not path:
         own = ImageFont.load_default(size_px)
         assert isinstance(own, ImageFont.FreeTypeFont)
         return own
-    return ImageFont.truetype(font.path, size_px, index=font.index, layout_engine=layout)
+    return ImageFont.truetype(path, size_px, index=index, layout_engine=layout)

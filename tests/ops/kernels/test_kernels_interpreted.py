@@ -22,7 +22,7 @@ def cases(tmp_path_factory) -> list[ElementTree.Element]:
     paths = [f"{HERE}/{name}.py" for name in FILES]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *words, *paths]
-    finished = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    finished = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=3000)
     assert report.exists(), finished.stdout + finished.stderr
     return list(ElementTree.parse(report).iter("testcase"))
 

@@ -1,5 +1,6 @@
 import importlib.util
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from maskperf.ops import matching, nms, ranking, rasterize, roi_align, sampling
 from maskperf.ops.kernels import selection
 from maskperf.techniques import plain, using
 
-CUDA = torch.device("cuda", 0)
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
 @pytest.fixture
@@ -32,109 +33,51 @@ def machine(monkeypatch, tmp_path):
     selection.missing_part.cache_clear()
 
 
-def test_nothing_is_missing_on_a_fitting_gpu(machine):
-    assert selection.missing_part(CUDA) == ""
-    assert selection.uses_kernels(CUDA)
+# What changes on the machine, and what the sentence about it says; empty where nothing is missing.
+MACHINES = {
+    "a fitting GPU": (lambda patch: None, ""),
+    "a GPU of another maker": (lambda patch: patch.setattr(torch.version, "cuda", None), "NVIDIA"),
+    "no Triton": (lambda patch: patch.setattr(importlib.util, "find_spec", lambda name: None), "pip install triton"),
+    **{
+        f"capability {capability}": (
+            lambda patch, it=capability: patch.setattr(torch.cuda, "get_device_capability", lambda device: it),
+            text,
+        )
+        for capability, text in (((7, 5), "capability (7, 5)"), ((8, 0), ""), ((10, 0), ""))
+    },
+    "no compiler": (lambda patch: patch.setattr(selection.shutil, "which", lambda name: None), "set CC"),
+    "another compiler": (lambda patch: only_compiler(patch, "my-cc"), ""),
+    "not the chosen compiler": (lambda patch: only_compiler(patch, "gcc"), "set CC"),
+    "no headers": (lambda patch: Path(selection.sysconfig.get_paths()["include"], "Python.h").unlink(), "Python.h"),
+}
 
 
-def test_a_cpu_has_no_kernels():
-    assert not selection.uses_kernels(torch.device("cpu"))
-    assert "NVIDIA" in selection.missing_part(torch.device("cpu"))
+def only_compiler(patch, present: str) -> None:
+    patch.setenv("CC", "my-cc")
+    patch.setattr(selection.shutil, "which", lambda name: f"/opt/{name}" if name == present else None)
 
 
-def test_a_gpu_of_another_maker_has_no_kernels(machine):
-    machine.setattr(torch.version, "cuda", None)
-    assert "NVIDIA" in selection.missing_part(CUDA)
+@pytest.mark.parametrize(("change", "text"), MACHINES.values(), ids=MACHINES)
+def test_kernels_are_used_where_nothing_is_missing(machine, change, text):
+    change(machine)
+    assert selection.uses_kernels(CUDA) == (text == "")
+    assert (selection.missing_part(CUDA) == "") if text == "" else (text in selection.missing_part(CUDA))
+    assert (text or selection.OPERATORS) in selection.describe(CUDA)
 
 
-def test_triton_must_be_installed(machine):
-    machine.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "pip install triton" in selection.missing_part(CUDA)
-
-
-@pytest.mark.parametrize(("capability", "is_enough"), [((7, 5), False), ((8, 0), True), ((10, 0), True)])
-def test_the_gpu_must_know_bfloat16(machine, capability, is_enough):
-    machine.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert selection.uses_kernels(CUDA) == is_enough
-    assert is_enough or "capability (7, 5)" in selection.missing_part(CUDA)
-
-
-def test_a_c_compiler_is_needed(machine):
-    machine.setattr(selection.shutil, "which", lambda name: None)
-    assert "CC" in selection.missing_part(CUDA)
-    machine.setattr(selection.shutil, "which", lambda name: "/opt/cc" if name == "my-cc" else None)
-    selection.missing_part.cache_clear()
-    machine.setenv("CC", "my-cc")
-    assert selection.uses_kernels(CUDA)
-
-
-def test_a_compiler_that_was_chosen_must_be_there(machine):
-    machine.setattr(selection.shutil, "which", lambda name: None if name == "my-cc" else f"/usr/bin/{name}")
-    machine.setenv("CC", "my-cc")
-    assert "set CC" in selection.missing_part(CUDA)
-
-
-def test_the_headers_of_python_are_needed(machine, tmp_path):
-    (tmp_path / "Python.h").unlink()
-    assert "Python.h" in selection.missing_part(CUDA)
-
-
-def test_the_choice_is_described_with_its_reason(machine):
-    assert selection.OPERATORS in selection.describe(CUDA)
+def test_a_cpu_has_no_kernels_and_a_gpu_none_where_they_are_switched_off(machine):
+    assert not selection.uses_kernels(CPU)
+    assert "NVIDIA" in selection.missing_part(CPU) and "NVIDIA" in selection.describe(CPU)
     with using(plain()):
         assert "triton_kernels is off" in selection.describe(CUDA)
         assert not selection.uses_kernels(CUDA)
-    assert "NVIDIA" in selection.describe(torch.device("cpu"))
-    machine.setattr(importlib.util, "find_spec", lambda name: None)
-    selection.missing_part.cache_clear()
-    assert "pip install triton" in selection.describe(CUDA)
 
 
 BOXES = torch.tensor([[[0.0, 0.0, 9.0, 9.0], [0.0, 0.0, 9.0, 9.0]]])
 VALID = torch.ones(1, 2, dtype=torch.bool)
-
-
-def pooled() -> object:
-    return roi_align.pyramid_roi_align([torch.zeros(1, 2, 8, 8)], BOXES, size=2, strides=(4,))
-
-
-def suppressed() -> object:
-    return nms.nms_sorted(BOXES, VALID, 0.5)
-
-
-def drawn() -> object:
-    triangle = np.array([[0, 0], [9, 0], [5, 9]], np.float32)
-    polygons = flat_polygons([triangle], [0, 1])
-    return rasterize.rasterize_crops(polygons, torch.tensor([0]), BOXES[0, :1], 4)
-
-
-def matched_anchors() -> object:
-    return matching.match_anchors(BOXES[0], BOXES, VALID, positive_iou=0.7, negative_iou=0.3)
-
-
-def matched_rois() -> object:
-    return matching.match_boxes(BOXES, BOXES, VALID, positive_iou=0.5, negative_iou=0.5)
-
-
-def taken_patches() -> object:
-    return patches.cell_patches([torch.zeros(1, 2, 8, 8)], torch.zeros(1, 3, dtype=torch.int64))
-
-
-def sampled() -> object:
-    rule = {"num_samples": 2, "positive_fraction": 0.5}
-    return sampling.draw_balanced(VALID, ~VALID, torch.tensor([1]), **rule)
-
-
-def compacted() -> object:
-    return sampling.compact(VALID, 2)
-
-
-def ranked() -> object:
-    return ranking.best_anchors(BOXES[0, :, :2], (1, 1), 1)
-
-
-def best_masked() -> object:
-    return ranking.best_mask(BOXES[0], 2)
+MAPS = [torch.zeros(1, 2, 8, 8)]
+TRIANGLE = flat_polygons([np.array([[0, 0], [9, 0], [5, 9]], np.float32)], [0, 1])
+RULE = {"positive_iou": 0.7, "negative_iou": 0.3, "keep_best_of_truth": True}
 
 
 def parts(result: object) -> list[torch.Tensor]:
@@ -144,16 +87,19 @@ def parts(result: object) -> list[torch.Tensor]:
 
 
 WORK = [
-    (pooled, roi_align, "pyramid_roi_align"),
-    (suppressed, nms, "nms_sorted"),
-    (drawn, rasterize, "rasterize_crops"),
-    (matched_anchors, matching, "match_boxes"),
-    (matched_rois, matching, "match_boxes"),
-    (taken_patches, patches, "cell_patches"),
-    (sampled, sampling, "draw_balanced"),
-    (compacted, sampling, "compact"),
-    (ranked, ranking, "best_anchors"),
-    (best_masked, ranking, "best_mask"),
+    (lambda: roi_align.pyramid_roi_align(MAPS, BOXES, size=2, strides=(4,)), roi_align, "pyramid_roi_align"),
+    (lambda: nms.nms_sorted(BOXES, VALID, 0.5), nms, "nms_sorted"),
+    (lambda: rasterize.rasterize_crops(TRIANGLE, torch.tensor([0]), BOXES[0, :1], 4), rasterize, "rasterize_crops"),
+    (lambda: matching.match_boxes(BOXES, BOXES, VALID, **RULE), matching, "match_boxes"),
+    (lambda: patches.cell_patches(MAPS, torch.zeros(1, 3, dtype=torch.int64)), patches, "cell_patches"),
+    (
+        lambda: sampling.draw_balanced(VALID, ~VALID, torch.tensor([1]), num_samples=2, max_positive=1),
+        sampling,
+        "draw_balanced",
+    ),
+    (lambda: sampling.compact(VALID, 2), sampling, "compact"),
+    (lambda: ranking.best_anchors(BOXES[0, :, :2], (1, 1), 1), ranking, "best_anchors"),
+    (lambda: ranking.best_mask(BOXES[0], 2), ranking, "best_mask"),
 ]
 
 
@@ -167,7 +113,7 @@ def test_an_operator_takes_its_kernel_where_it_may_and_can(work, module, name, m
             return lambda *arguments, **options: taken.append((name, len(options))) or expected
 
     monkeypatch.setattr(selection, "missing_part", lambda device: "")
-    monkeypatch.setattr(module, "load", lambda name: taken.append(name) or Kernels())
+    monkeypatch.setattr(selection, "load", lambda name: taken.append(name) or Kernels())
     with using(plain()):
         found = work()
     assert all(torch.equal(one, other) for one, other in zip(parts(found), parts(expected), strict=True))
@@ -177,9 +123,9 @@ def test_an_operator_takes_its_kernel_where_it_may_and_can(work, module, name, m
     assert taken[1][0] == name
 
 
-def test_the_measurement_refuses_a_device_without_kernels():
+def test_the_benchmark_refuses_a_device_without_kernels():
     with pytest.raises(ConfigError, match="device cpu: no kernels to measure"):
-        list(gpu_kernel_rows("nms", torch.device("cpu"), GpuPlan()))
+        list(gpu_kernel_rows("nms", CPU, GpuPlan()))
 
 
 def test_a_missing_triton_stops_the_kernels_alone(monkeypatch):
@@ -187,4 +133,3 @@ def test_a_missing_triton_stops_the_kernels_alone(monkeypatch):
     monkeypatch.delitem(sys.modules, "maskperf.ops.kernels.nms", raising=False)
     with pytest.raises(ModuleNotFoundError, match="triton"):
         selection.load("nms")
-    assert not selection.uses_kernels(torch.device("cpu"))

@@ -1,9 +1,7 @@
 """Matching of boxes with ground truth as Triton kernels: no matrix of overlaps, two launches for any number of objects.
 
-Twins: ops/matching.py, bit for bit.
+References: ops/matching.py, bit for bit.
 """
-
-from typing import no_type_check
 
 import torch
 import triton
@@ -11,7 +9,7 @@ import triton.language as tl
 from jaxtyping import Bool, Float32
 from torch import Tensor
 
-from maskperf.ops.kernels.values import corners, ordered, overlap, value_of
+from maskperf.ops.kernels.values import corners, jit, ordered, overlap, value_of
 from maskperf.ops.matching import Matches
 
 BOXES_AT_A_TIME = 512
@@ -35,7 +33,7 @@ def match_boxes(
     """
     (images, num_slots), num_boxes = valid.shape, boxes.shape[1]
     slots = torch.empty((images, num_boxes), dtype=torch.int64, device=truth.device)
-    positive, negative = (torch.empty_like(slots, dtype=torch.bool) for _ in range(2))
+    matches = Matches(slots, *(torch.empty_like(slots, dtype=torch.bool) for _ in range(2)))
     if slots.numel() > 0:
         best = torch.full((images, num_slots), LEAST.value, dtype=torch.int32, device=truth.device)
         inputs = (boxes.contiguous(), truth.contiguous(), valid.contiguous())
@@ -43,26 +41,24 @@ def match_boxes(
         grid = (triton.cdiv(num_boxes, BOXES_AT_A_TIME), images)
         if keep_best_of_truth:
             _find_best[grid](best, inputs, *sizes, enable_fp_fusion=False)
-        outputs, thresholds = (slots, positive, negative), (positive_iou, negative_iou)
+        outputs, thresholds = tuple(vars(matches).values()), (positive_iou, negative_iou)
         _match[grid](outputs, best, inputs, *sizes, thresholds, keep_best_of_truth, enable_fp_fusion=False)
-    return Matches(slots=slots, positive=positive, negative=negative)
+    return matches
 
 
-@triton.jit
-@no_type_check
-def _places(inputs, num_boxes, num_slots, boxes_of_image):
-    """Return a program's boxes: their numbers, corners and areas; then where its image's ground truth begins."""
+@jit
+def _boxes_of(inputs, num_boxes, num_slots, boxes_of_image):
+    """Return a program's boxes: their indices, corners and areas; then where its image's ground truth begins."""
     image = tl.program_id(1).to(tl.int64)
     box = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     own = corners(inputs[0] + (image * boxes_of_image + box) * 4, box < num_boxes)
     return box, own, inputs[1] + image * num_slots * 4, inputs[2] + image * num_slots
 
 
-@triton.jit(do_not_specialize=["num_boxes", "num_slots", "boxes_of_image"])
-@no_type_check
+@jit(do_not_specialize=["num_boxes", "num_slots", "boxes_of_image"])
 def _find_best(best, inputs, num_boxes, num_slots, boxes_of_image):
     """One program: raises the best overlap of every ground truth of an image to that of 512 boxes."""
-    box, own, truth, valid = _places(inputs, num_boxes, num_slots, boxes_of_image)
+    box, own, truth, valid = _boxes_of(inputs, num_boxes, num_slots, boxes_of_image)
     best += tl.program_id(1).to(tl.int64) * num_slots
     for slot in range(num_slots):
         if tl.load(valid + slot) != 0:
@@ -71,11 +67,10 @@ def _find_best(best, inputs, num_boxes, num_slots, boxes_of_image):
             tl.atomic_max(best + slot, found, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["num_boxes", "num_slots", "boxes_of_image"])
-@no_type_check
+@jit(do_not_specialize=["num_boxes", "num_slots", "boxes_of_image"])
 def _match(outputs, best, inputs, num_boxes, num_slots, boxes_of_image, thresholds, KEEP_BEST_OF_TRUTH: tl.constexpr):
     """One program: 512 boxes against all ground truth of an image."""
-    box, own, truth, valid = _places(inputs, num_boxes, num_slots, boxes_of_image)
+    box, own, truth, valid = _boxes_of(inputs, num_boxes, num_slots, boxes_of_image)
     image = tl.program_id(1).to(tl.int64)
     best += image * num_slots
     best_iou = tl.full([BLOCK], -1.0, tl.float32)
@@ -88,7 +83,7 @@ def _match(outputs, best, inputs, num_boxes, num_slots, boxes_of_image, threshol
             best_iou = tl.where((iou > best_iou) | (iou != iou), iou, best_iou)
             if KEEP_BEST_OF_TRUTH:
                 is_best = is_best | (iou == value_of(tl.load(best + slot)))
-    place, is_real = image * num_boxes + box, box < num_boxes
-    tl.store(outputs[0] + place, best_slot, mask=is_real)
-    tl.store(outputs[1] + place, (best_iou >= thresholds[0]) | is_best, mask=is_real)
-    tl.store(outputs[2] + place, (best_iou < thresholds[1]) & ~is_best, mask=is_real)
+    to, is_real = image * num_boxes + box, box < num_boxes
+    tl.store(outputs[0] + to, best_slot, mask=is_real)
+    tl.store(outputs[1] + to, (best_iou >= thresholds[0]) | is_best, mask=is_real)
+    tl.store(outputs[2] + to, (best_iou < thresholds[1]) & ~is_best, mask=is_real)

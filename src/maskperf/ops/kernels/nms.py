@@ -1,9 +1,7 @@
 """Non-maximum suppression as two Triton kernels: overlaps as bits, then the survivors block by block.
 
-Twin: ops/nms.py.
+Reference: ops/nms.py.
 """
-
-from typing import no_type_check
 
 import torch
 import triton
@@ -11,7 +9,7 @@ import triton.language as tl
 from jaxtyping import Bool, Float32
 from torch import Tensor
 
-from maskperf.ops.kernels.values import corners, overlap
+from maskperf.ops.kernels.values import corners, jit, overlap
 
 BITS_OF_WORD = 64
 BITS = tl.constexpr(BITS_OF_WORD)  # of a word, and boxes of a block
@@ -26,18 +24,16 @@ def nms_sorted(
     """
     groups, count = valid.shape
     alive = torch.zeros_like(valid, memory_format=torch.contiguous_format)
-    if valid.numel() == 0:
-        return alive
-    num_words = triton.cdiv(count, BITS_OF_WORD)
-    words = torch.empty(groups, count, num_words, dtype=torch.int64, device=boxes.device)
-    grid = (groups, num_words, num_words)
-    _overlap_bits[grid](words, boxes.contiguous(), count, iou_threshold, num_warps=8, enable_fp_fusion=False)
-    _resolve[(groups,)](alive, words, valid.contiguous(), count, triton.next_power_of_2(num_words))
+    if valid.numel() > 0:
+        num_words = triton.cdiv(count, BITS_OF_WORD)
+        words = torch.empty(groups, count, num_words, dtype=torch.int64, device=boxes.device)
+        grid = (groups, num_words, num_words)
+        _overlap_bits[grid](words, boxes.contiguous(), count, iou_threshold, num_warps=8, enable_fp_fusion=False)
+        _resolve[(groups,)](alive, words, valid.contiguous(), count, triton.next_power_of_2(num_words))
     return alive
 
 
-@triton.jit(do_not_specialize=["count", "iou_threshold"])
-@no_type_check
+@jit(do_not_specialize=["count", "iou_threshold"])
 def _overlap_bits(words, boxes, count, iou_threshold):
     """One program: 64 boxes against 64 earlier ones of a group. Bit j of word w: box 64 w + j overlaps too much."""
     block, word = tl.program_id(1), tl.program_id(2)
@@ -48,16 +44,13 @@ def _overlap_bits(words, boxes, count, iou_threshold):
     later, earlier = block * BITS + bit, word * BITS + bit
     box = corners(boxes + (first_box + later[:, None]) * 4, later[:, None] < count)
     earlier_box = corners(boxes + (first_box + earlier[None, :]) * 4, earlier[None, :] < count)
-    is_above = overlap(earlier_box, box) > iou_threshold
-    is_above = is_above & (earlier[None, :] < later[:, None])
-    one = tl.full([BITS], 1, tl.int64)
-    found = tl.sum(tl.where(is_above, (one << bit)[None, :], 0), axis=1)
+    is_above = (overlap(earlier_box, box) > iou_threshold) & (earlier[None, :] < later[:, None])
+    found = tl.sum(tl.where(is_above, (tl.full([BITS], 1, tl.int64) << bit)[None, :], 0), axis=1)
     num_words = tl.cdiv(count, BITS)
     tl.store(words + (first_box + later) * num_words + word, found, mask=later < count)
 
 
-@triton.jit(do_not_specialize=["count"])
-@no_type_check
+@jit(do_not_specialize=["count"])
 def _resolve(alive, words, valid, count, WORDS: tl.constexpr):
     """One program: all blocks of one group, in order.
 
@@ -67,8 +60,7 @@ def _resolve(alive, words, valid, count, WORDS: tl.constexpr):
     """
     first_box = tl.program_id(0).to(tl.int64) * count
     num_words = tl.cdiv(count, BITS)
-    word = tl.arange(0, WORDS)
-    bit = tl.arange(0, BITS)
+    word, bit = tl.arange(0, WORDS), tl.arange(0, BITS)
     flag = tl.full([BITS], 1, tl.int64) << bit
     kept = tl.zeros([WORDS], tl.int64)
     for block in range(num_words):

@@ -1,10 +1,11 @@
 """The 3x3 cells around chosen cells of a pyramid as Triton kernels, in both directions; sums in float32.
 
-Twin: model/patches.py. The backward pass writes the gradient of the whole pyramid once, tile by tile, and every cell
-adds up what it gets in the order of the places: the same bits every time.
+Reference: model/patches.py. The backward writes the gradient of the whole pyramid once, tile by tile, and every cell
+adds up what it gets in the order of the samples: the same bits every time.
 """
 
-from typing import Any, no_type_check
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -13,20 +14,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from maskperf.ops.kernels.pyramid import (
-    TILE,
-    channels_last,
-    count_tiles,
-    empty_maps,
-    level_of,
-    pyramid_argument,
-    tile_place,
-)
+from maskperf.ops.kernels.pyramid import TILE, empty_maps, level_of, locate, pyramid_argument, store_tile, tile_cells
+from maskperf.ops.kernels.values import jit
 
-CELLS_OF_PATCH = 9
-CELLS = tl.constexpr(CELLS_OF_PATCH)
-PLACES_AT_A_TIME = tl.constexpr(256)
-MAX_CHANNELS = 128  # of one program
+CELLS = tl.constexpr(9)  # of a patch
+SAMPLES_AT_A_TIME = tl.constexpr(256)
+MAX_CHANNELS = tl.constexpr(128)  # of one program
 
 
 def cell_patches(
@@ -44,100 +37,73 @@ class _CellPatches(torch.autograd.Function):
     def forward(ctx: Any, cells: Tensor, *features: Tensor) -> Tensor:
         ctx.save_for_backward(cells)
         ctx.shapes = [level.shape for level in features]
-        channels = features[0].shape[1]
-        patches = features[0].new_empty(*cells.shape, CELLS_OF_PATCH, channels)
+        patches = features[0].new_empty(*cells.shape, CELLS.value, features[0].shape[1])
         if patches.numel() > 0:
-            maps = [channels_last(level) for level in features]
-            grid = (cells.numel(), triton.cdiv(channels, MAX_CHANNELS))
-            _take[grid](patches, _argument(maps), cells, cells.shape[1], channels)
+            _take[_grid(cells.numel(), patches)](patches, _argument(features), cells, cells.shape[1], patches.shape[3])
         return patches
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (cells,) = ctx.saved_tensors
-        images, places, _, channels = gradient.shape
-        maps = empty_maps(ctx.shapes, gradient)
-        grid = (count_tiles(ctx.shapes), triton.cdiv(channels, MAX_CHANNELS))
-        if grid[0] * grid[1] > 0:
-            _add_up_tile[grid](_argument(maps), gradient.contiguous(), cells, images, places, channels, num_warps=8)
+        images, samples, _, channels = gradient.shape
+        maps, tiles = empty_maps(ctx.shapes, gradient)
+        if tiles * channels > 0:
+            arguments = (gradient.contiguous(), cells, images, samples, channels)
+            _add_up_tile[_grid(tiles, gradient)](_argument(maps), *arguments, num_warps=8)
         return None, *maps
 
 
-def _argument(maps: list[Tensor]) -> tuple[tuple, ...]:
+def _argument(maps: Sequence[Tensor]) -> tuple[tuple, ...]:
     return pyramid_argument(maps, (1,) * len(maps))  # cells are counted, not measured in pixels
 
 
-@triton.jit
-@no_type_check
-def _places_of(pyramid, cells):
-    """Return level, row and column of cells; for a number below 0, a place that no cell of a map is next to."""
-    level, row, column = cells * 0, cells * 0 - 2, cells * 0 - 2
-    first_cell = 0
-    for number in tl.static_range(len(pyramid)):
-        width = tl.cast(pyramid[number][2], tl.int32)
-        count = tl.cast(pyramid[number][1], tl.int32) * width
-        place = cells - first_cell
-        is_here = (place >= 0) & (place < count)
-        level = tl.where(is_here, number, level)
-        row = tl.where(is_here, place // width, row)
-        column = tl.where(is_here, place % width, column)
-        first_cell += count
-    return level, row, column
+def _grid(programs: int, patches: Tensor) -> tuple[int, int]:
+    return programs, triton.cdiv(patches.shape[3], MAX_CHANNELS.value)
 
 
-@triton.jit(do_not_specialize=["places_per_image"])
-@no_type_check
-def _take(patches, pyramid, cells, places_per_image, CHANNELS: tl.constexpr):
+@jit(do_not_specialize=["samples"])
+def _take(patches, pyramid, cells, samples, CHANNELS: tl.constexpr):
     """One program: one patch, and up to 128 channels."""
-    BLOCK: tl.constexpr = 128 if CHANNELS >= 128 else triton.next_power_of_2(CHANNELS)
-    place = tl.program_id(0).to(tl.int64)
+    BLOCK: tl.constexpr = min(MAX_CHANNELS, triton.next_power_of_2(CHANNELS))
+    sample = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    level, row, column = _places_of(pyramid, tl.load(cells + place).to(tl.int32))
+    level, _, row, column = locate(pyramid, tl.load(cells + sample).to(tl.int32), 1, 1)
     rows, height, width, _ = level_of(pyramid, level)
     height, width = height.to(tl.int32), width.to(tl.int32)
-    rows += (place // places_per_image) * height * width * CHANNELS
+    rows += (sample // samples) * height * width * CHANNELS
     number = tl.arange(0, 16)
     y, x = row + number // 3 - 1, column + number % 3 - 1
     inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
     is_real = (number < CELLS)[:, None] & (channel < CHANNELS)[None, :]
-    cell = (y * width + x) * CHANNELS
-    value = tl.load(rows + (cell[:, None] + channel[None, :]), mask=is_real & inside[:, None], other=0.0)
-    patch = patches + place * (CELLS * CHANNELS)
+    offset = (y * width + x) * CHANNELS
+    value = tl.load(rows + (offset[:, None] + channel[None, :]), mask=is_real & inside[:, None], other=0.0)
+    patch = patches + sample * (CELLS * CHANNELS)
     tl.store(patch + (number[:, None] * CHANNELS + channel[None, :]), value, mask=is_real)
 
 
-@triton.jit(do_not_specialize=["images", "places_per_image"])
-@no_type_check
-def _add_up_tile(pyramid, gradient, cells, images, places_per_image, CHANNELS: tl.constexpr):
+@jit(do_not_specialize=["images", "samples"])
+def _add_up_tile(pyramid, gradient, cells, images, samples, CHANNELS: tl.constexpr):
     """One program: one tile of one level of one image, and up to 128 channels."""
-    BLOCK: tl.constexpr = 128 if CHANNELS >= 128 else triton.next_power_of_2(CHANNELS)
-    level, image, top, left = tile_place(pyramid, tl.program_id(0), images)
-    rows, height, width, _ = level_of(pyramid, level)
-    height, width = height.to(tl.int32), width.to(tl.int32)
+    BLOCK: tl.constexpr = min(MAX_CHANNELS, triton.next_power_of_2(CHANNELS))
+    level, image, top, left = locate(pyramid, tl.program_id(0), images, TILE)
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    is_channel = (channel < CHANNELS)[None, :]
-    number = tl.arange(0, TILE * TILE)
-    y, x = top + number // TILE, left + number % TILE
-    first_place = image.to(tl.int64) * places_per_image
+    y, x = tile_cells(top, left)
+    first = image.to(tl.int64) * samples
     total = tl.zeros([TILE * TILE, BLOCK], tl.float32)
-    for start in range(0, places_per_image, PLACES_AT_A_TIME):
-        place = start + tl.arange(0, PLACES_AT_A_TIME)
-        own = tl.load(cells + first_place + place, mask=place < places_per_image, other=-1).to(tl.int32)
-        of_level, row, column = _places_of(pyramid, own)
+    for start in range(0, samples, SAMPLES_AT_A_TIME):
+        sample = start + tl.arange(0, SAMPLES_AT_A_TIME)
+        own = tl.load(cells + first + sample, mask=sample < samples, other=-1).to(tl.int32)
+        of_level, _, row, column = locate(pyramid, own, 1, 1)
         is_near = (of_level == level) & (row >= top - 1) & (row <= top + TILE)
         is_near = is_near & (column >= left - 1) & (column <= left + TILE)
-        coming = tl.min(tl.where(is_near, place, places_per_image), axis=0)
-        while coming < places_per_image:
-            level_here, row_here, column_here = _places_of(pyramid, tl.load(cells + first_place + coming).to(tl.int32))
-            down, across = y - row_here + 1, x - column_here + 1
+        coming = tl.min(tl.where(is_near, sample, samples), axis=0)
+        while coming < samples:
+            centre = locate(pyramid, tl.load(cells + first + coming).to(tl.int32), 1, 1)
+            down, across = y - centre[2] + 1, x - centre[3] + 1
             is_part = (down >= 0) & (down < 3) & (across >= 0) & (across < 3)
-            part = ((first_place + coming) * CELLS + down * 3 + across) * CHANNELS
-            is_real = is_part[:, None] & is_channel
+            part = ((first + coming) * CELLS + down * 3 + across) * CHANNELS
+            is_real = is_part[:, None] & (channel < CHANNELS)[None, :]
             total += tl.load(gradient + part[:, None] + channel[None, :], mask=is_real, other=0.0).to(tl.float32)
-            coming = tl.min(tl.where(is_near & (place > coming), place, places_per_image), axis=0)
-    is_cell = (y < height) & (x < width)
-    rows += image.to(tl.int64) * height * width * CHANNELS
-    cell = (y * width + x) * CHANNELS
-    value = total.to(rows.dtype.element_ty)
-    tl.store(rows + (cell[:, None] + channel[None, :]), value, mask=is_cell[:, None] & is_channel)
+            coming = tl.min(tl.where(is_near & (sample > coming), sample, samples), axis=0)
+    store_tile(level_of(pyramid, level), total, image, y, x, channel, CHANNELS)

@@ -1,10 +1,9 @@
 """Images to the network's input in one Triton kernel: resize, mirror, means, zeros.
 
-The plain twin is maskperf.ops.preprocess.to_images_reference.
+Reference: maskperf.ops.preprocess.to_images.
 """
 
 from dataclasses import fields
-from typing import no_type_check
 
 import torch
 import triton
@@ -12,6 +11,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
+from maskperf.ops.kernels.values import jit
 from maskperf.ops.resize import HALF, WEIGHT_BITS
 from maskperf.structures import RawImage, RawImages
 
@@ -24,7 +24,7 @@ NUM_FIELDS = tl.constexpr(10)  # of RawImage, in its order
 def resize_images(raw: RawImages, dtype: torch.dtype) -> Float[Tensor, "images 3 height width"]:
     """Return the images resized, mirrored where asked, minus the means, channels-last, zero where padded.
 
-    A number is made from all old ones it takes from in one go, so a row that several new ones use is resized for each
+    A value is made from all old ones it takes from in one go, so a row that several new ones use is resized for each
     of them; nothing between the decoded bytes and the result is stored.
     """
     height, width = raw.padded_hw
@@ -38,8 +38,7 @@ def resize_images(raw: RawImages, dtype: torch.dtype) -> Float[Tensor, "images 3
     return pixels.permute(0, 3, 1, 2)
 
 
-@triton.jit(do_not_specialize=["height"])
-@no_type_check
+@jit(do_not_specialize=["height"])
 def _resize_row(pixels, content, numbers, entries, means_bgr, height, width):
     """One program: up to 1024 numbers of one row of one padded image. `numbers` is `content` in groups of 4 bytes."""
     output_row = tl.program_id(0).to(tl.int64)

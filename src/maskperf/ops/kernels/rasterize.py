@@ -1,9 +1,7 @@
 """COCO's polygon rasteriser as one Triton kernel: equal to pycocotools pixel for pixel, without sorting or loops.
 
-Twin: ops/rasterize.py, whose closed form of the crossings this is.
+Reference: ops/rasterize.py, whose closed form of the crossings this is.
 """
-
-from typing import no_type_check
 
 import torch
 import triton
@@ -11,6 +9,7 @@ import triton.language as tl
 from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
+from maskperf.ops.kernels.values import jit, load_box
 from maskperf.structures import Polygons
 
 MAX_SIZE = 64  # rows of a column are the bits of a word
@@ -20,44 +19,36 @@ EDGES = tl.constexpr(16)  # worked on at a time
 def rasterize_crops(
     polygons: Polygons, objects: Int64[Tensor, " masks"], boxes: Float32[Tensor, "masks 4"], size: int
 ) -> Bool[Tensor, "masks size size"]:
-    """Return the union of the polygons of each object inside its box, on a canvas of size x size, at most 64.
+    """Return the union of the polygons of each object inside its box, on a grid of size x size, at most 64.
 
-    The box (x2 - x1, no "+1", at least 1) is stretched to the canvas; points outside are not clipped.
+    The box (x2 - x1, no "+1", at least 1) is stretched to the grid; points outside are not clipped.
     Source: COCO's `rleFrPoly`; spec of the benchmark: `structures/segmentation_mask.py`.
     """
     if size > MAX_SIZE:
-        raise ValueError(f"size {size}: a canvas has at most {MAX_SIZE} rows")
+        raise ValueError(f"size {size}: a mask has at most {MAX_SIZE} rows")
     masks = torch.zeros(len(objects), size, size, dtype=torch.bool, device=boxes.device)
     if len(objects) > 0 and polygons.points.shape[0] > 0:
-        _draw[(len(objects),)](
-            masks,
-            polygons.points.contiguous(),
-            polygons.point_offsets,
-            polygons.ring_offsets,
-            objects.contiguous(),
-            boxes.contiguous(),
-            size,
-            enable_fp_fusion=False,  # a rounding left out would move a crossing
-        )
+        outlines = (polygons.points.contiguous(), polygons.point_offsets, polygons.ring_offsets)
+        # A rounding left out by fused products would move a crossing.
+        _draw[masks.shape[:1]](masks, outlines, objects.contiguous(), boxes.contiguous(), size, enable_fp_fusion=False)
     return masks
 
 
-@triton.jit
-@no_type_check
+@jit
 def _truncate(x):
     return x.to(tl.int64).to(tl.float64)
 
 
-@triton.jit
-@no_type_check
-def _on_grid(point, corner, ratio, mask):
-    """Return a coordinate on the grid of fifths: moved and scaled in float32, then rounded, as a float64."""
-    local = (tl.load(point, mask=mask, other=0.0) - corner) * ratio
-    return _truncate(local.to(tl.float64) * 5.0 + 0.5)
+@jit
+def _on_grid(points, index, box, x_ratio, y_ratio, mask):
+    """Return x and y of points on the grid of fifths: moved and scaled in float32, then rounded, as float64."""
+    x = (tl.load(points + index * 2, mask=mask, other=0.0) - box[0]) * x_ratio
+    y = (tl.load(points + index * 2 + 1, mask=mask, other=0.0) - box[1]) * y_ratio
+    x, y = _truncate(x.to(tl.float64) * 5.0 + 0.5), _truncate(y.to(tl.float64) * 5.0 + 0.5)
+    return x[:, None], y[:, None]
 
 
-@triton.jit
-@no_type_check
+@jit
 def _flat_crossing(x0, y0, delta_x, delta_y, before):
     """Return whether an edge that is walked along x steps from grid x `before` to the next, and the smaller y there.
 
@@ -69,16 +60,14 @@ def _flat_crossing(x0, y0, delta_x, delta_y, before):
     return (step >= 0.0) & (step < delta_x), tl.minimum(here, after)
 
 
-@triton.jit
-@no_type_check
+@jit
 def _is_past(x0, slope, delta_x, before, step):
     """Return whether an edge that is walked along y has left the grid x `before` behind after so many steps."""
     x = _truncate(x0 + slope * step + 0.5)
     return tl.where(delta_x > 0.0, x > before, x <= before)
 
 
-@triton.jit
-@no_type_check
+@jit
 def _steep_crossing(x0, y0, delta_x, delta_y, before):
     """Return the same for an edge that is walked along y: the step is found by division and put right by the walk."""
     slope = delta_x / tl.maximum(delta_y, 1.0)
@@ -92,8 +81,7 @@ def _steep_crossing(x0, y0, delta_x, delta_y, before):
     return crosses, y0 + tl.maximum(first, 1.0) - 1.0
 
 
-@triton.jit
-@no_type_check
+@jit
 def _toggled_rows(start_x, start_y, end_x, end_y, before, SIZE: tl.constexpr):
     """Return the rows (bits) of each column whose fill each edge toggles: those from its crossing down."""
     delta_x, delta_y = end_x - start_x, end_y - start_y
@@ -110,16 +98,15 @@ def _toggled_rows(start_x, start_y, end_x, end_y, before, SIZE: tl.constexpr):
     return tl.where(crosses, all_rows << tl.minimum(y, SIZE - 1), 0)
 
 
-@triton.jit
-@no_type_check
-def _draw(masks, points, point_offsets, ring_offsets, objects, boxes, SIZE: tl.constexpr):
+@jit
+def _draw(masks, outlines, objects, boxes, SIZE: tl.constexpr):
     """One program: one mask. A column is a word of bits; what an edge toggles is combined by exclusive or."""
     COLUMNS: tl.constexpr = triton.next_power_of_2(SIZE)
+    points, point_offsets, ring_offsets = outlines
     mask = tl.program_id(0).to(tl.int64)
-    left, top = tl.load(boxes + mask * 4), tl.load(boxes + mask * 4 + 1)
-    width = tl.maximum(tl.load(boxes + mask * 4 + 2) - left, 1.0)
-    height = tl.maximum(tl.load(boxes + mask * 4 + 3) - top, 1.0)
-    x_ratio, y_ratio = (SIZE / width.to(tl.float64)).to(tl.float32), (SIZE / height.to(tl.float64)).to(tl.float32)
+    box = load_box(boxes + mask * 4)
+    x_ratio = (SIZE / tl.maximum(box[2] - box[0], 1.0).to(tl.float64)).to(tl.float32)
+    y_ratio = (SIZE / tl.maximum(box[3] - box[1], 1.0).to(tl.float64)).to(tl.float32)
     column = tl.arange(0, COLUMNS)
     before = (column * 5 + 2).to(tl.float64)[None, :]  # grid x on the left side of the column's crossings
     of_object = tl.load(objects + mask)
@@ -129,16 +116,13 @@ def _draw(masks, points, point_offsets, ring_offsets, objects, boxes, SIZE: tl.c
         toggled = tl.zeros([EDGES, COLUMNS], tl.int64)
         for start in range(first, last, EDGES):
             point = start + tl.arange(0, EDGES)
-            is_real = point < last
             following = tl.where(point + 1 == last, first, point + 1)
-            start_x = _on_grid(points + point * 2, left, x_ratio, is_real)[:, None]
-            start_y = _on_grid(points + point * 2 + 1, top, y_ratio, is_real)[:, None]
-            end_x = _on_grid(points + following * 2, left, x_ratio, is_real)[:, None]
-            end_y = _on_grid(points + following * 2 + 1, top, y_ratio, is_real)[:, None]
+            start_x, start_y = _on_grid(points, point, box, x_ratio, y_ratio, point < last)
+            end_x, end_y = _on_grid(points, following, box, x_ratio, y_ratio, point < last)
             rows = _toggled_rows(start_x, start_y, end_x, end_y, before, SIZE)
-            toggled = toggled ^ tl.where(is_real[:, None], rows, 0)
+            toggled = toggled ^ tl.where((point < last)[:, None], rows, 0)
         filled = filled | tl.xor_sum(toggled, axis=0)
-    row = tl.arange(0, COLUMNS)
-    is_filled = ((filled[None, :] >> row.to(tl.int64)[:, None]) & 1) != 0
-    place = mask * SIZE * SIZE + row[:, None] * SIZE + column[None, :]
-    tl.store(masks + place, is_filled, mask=(row < SIZE)[:, None] & (column < SIZE)[None, :])
+    row = column[:, None]
+    is_filled = ((filled[None, :] >> row.to(tl.int64)) & 1) != 0
+    offset = mask * SIZE * SIZE + row * SIZE + column[None, :]
+    tl.store(masks + offset, is_filled, mask=(row < SIZE) & (column < SIZE)[None, :])

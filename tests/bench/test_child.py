@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from maskperf.bench.child import PEERS, Child, MissingPackageError, Side, peer_side
+from maskperf.bench.child import PEERS, MissingPackageError, Side, peer_side, start_child
 from maskperf.errors import ConfigError
 
 SCRIPT = f"""
@@ -67,7 +67,7 @@ def side_of(script: Path, text: str, *, is_peer: bool = True) -> Side:
 
 @pytest.fixture
 def child(tmp_path):
-    with Child(side_of(tmp_path / "side.py", SCRIPT), threads=3) as child:
+    with start_child(side_of(tmp_path / "side.py", SCRIPT), threads=3) as child:
         yield child
 
 
@@ -121,7 +121,7 @@ def test_an_error_of_the_work_arrives(child, benchmark, error, text):
 
 
 def test_a_python_that_does_not_exist_is_named():
-    child = Child(peer_side("torchvision", "torchvision_peer.py", "/no/such/python"), threads=1)
+    child = start_child(peer_side("torchvision", "torchvision_peer.py", "/no/such/python"), threads=1)
     with pytest.raises(ConfigError, match="/no/such/python: cannot be started .* --peer-python"), child:
         pass
 
@@ -129,7 +129,10 @@ def test_a_python_that_does_not_exist_is_named():
 @pytest.mark.parametrize("is_peer", [True, False])
 def test_a_package_missing_on_a_peer_is_named_with_what_to_type_and_elsewhere_a_bug(tmp_path, is_peer):
     side = side_of(tmp_path / "side.py", "import surely_not_installed_anywhere.part", is_peer=is_peer)
-    with Child(side, threads=1) as child, pytest.raises(MissingPackageError if is_peer else RuntimeError) as caught:
+    with (
+        start_child(side, threads=1) as child,
+        pytest.raises(MissingPackageError if is_peer else RuntimeError) as caught,
+    ):
         child.prepare("step", {})
     fix = f"{sys.executable} -m pip install surely_not_installed_anywhere "
     assert (fix if is_peer else "surely_not_installed_anywhere") in str(caught.value)
@@ -141,7 +144,7 @@ def test_a_peer_does_not_see_the_packages_of_this_python(tmp_path, monkeypatch):
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     side = side_of(folder / "peer.py", "import only_in_parent")
-    with Child(side, threads=1) as child, pytest.raises(MissingPackageError, match="only_in_parent"):
+    with start_child(side, threads=1) as child, pytest.raises(MissingPackageError, match="only_in_parent"):
         child.prepare("step", {})
 
 

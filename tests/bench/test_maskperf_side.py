@@ -9,9 +9,9 @@ from small_batches import SMALL
 from maskperf.bench.maskperf_data import detected, index, loader, scored
 from maskperf.bench.maskperf_network import demo_chunk, infer, read_batch, step
 from maskperf.bench.maskperf_operators import mask_targets, nms, roi_align
-from maskperf.bench.peers.sharpen import PASSING_PER_IMAGE, passing, sharpen
+from maskperf.bench.peers.torch_work import PASSING_PER_IMAGE, passing, sharpen
 from maskperf.bench.plan import LEARNING_RATE
-from maskperf.bench.synthetic import POOLS, write_batch, write_candidates, write_mask_rois, write_pyramid
+from maskperf.bench.synthetic import write_batch, write_candidates, write_mask_rois, write_pyramid
 from maskperf.bench.synthetic_coco import large_json, result_files, write_detections, write_images
 from maskperf.config import SpeedConfig, SystemConfig
 from maskperf.overrides import to_json_text, with_overrides
@@ -69,20 +69,23 @@ def test_the_batch_of_the_file_is_complete(folder):
     assert batch.images.sizes_hw.tolist() == [list(SIZE_HW)] * IMAGES
 
 
-@pytest.mark.parametrize("case", ["7x7 forward", "14x14 forward+backward"])
-def test_boxes_are_pooled(folder, case):
+@pytest.mark.parametrize(("case", "boxes", "side"), [("7x7 forward", 512, 7), ("14x14 forward+backward", 128, 14)])
+def test_boxes_are_pooled(folder, case, boxes, side):
     write_pyramid(folder / "pyramid.npz", size_hw=SIZE_HW, images=1, channels=4, seed=0)
     work, facts = roi_align(inputs(folder, case, pyramid=str(folder / "pyramid.npz")))
-    assert facts["items"] == POOLS[case.split()[0]][1]
-    assert work() is None
+    assert facts == {"items": boxes, "item": "boxes"}
+    found = work()
+    if "backward" in case:
+        assert [gradient.shape[1:] for gradient in found] == [(4, 16 >> level, 24 >> level) for level in range(4)]
+    else:
+        assert found.shape == (boxes, 4, side, side) and not found.requires_grad
 
 
 @pytest.mark.parametrize("case", ["levels", "classes"])
 def test_boxes_are_suppressed(folder, case):
     write_candidates(folder / "candidates.npz", size_hw=(32, 32), images=1, seed=0)
     work, facts = nms(inputs(folder, case, candidates=str(folder / "candidates.npz")))
-    assert 0 < facts["kept"] < facts["items"]
-    assert work() is None
+    assert 0 < facts["kept"] == int(work().sum()) < facts["items"]
 
 
 def test_polygons_become_targets(folder):
@@ -90,10 +93,9 @@ def test_polygons_become_targets(folder):
     write_mask_rois(path, batch=folder / "batch.npz", size_hw=SIZE_HW, seed=0)
     work, facts = mask_targets(inputs(folder, mask_rois=str(path)))
     assert 0.3 < facts["filled_share"] < 0.9
-    assert work() is None
-    work, same = mask_targets(inputs(folder, "28x28 of run lengths", mask_rois=str(path)))
+    _, same = mask_targets(inputs(folder, "28x28 of run lengths", mask_rois=str(path)))
     assert abs(same["filled_share"] - facts["filled_share"]) < 0.03  # the same masks, by pixels of the image
-    assert work() is None
+    assert work().shape[-2:] == (28, 28)
 
 
 @pytest.mark.parametrize("case", ["one thread", "decoded alone"])

@@ -2,6 +2,7 @@ import importlib.util
 import json
 import re
 import sys
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -79,9 +80,9 @@ def test_a_path_that_is_taken_is_an_error_of_storage(arguments, message, maskper
 
 
 def test_times_are_shown_in_a_unit_that_fits_them():
-    assert spread_text(spread_of([0.0123, 0.0119, 0.014])) == "12.3 ms (11.9 to 14)"
-    assert spread_text(spread_of([2.5])) == "2.5 s (2.5 to 2.5)"
-    assert spread_text(spread_of([4e-6])) == "4 us (4 to 4)"
+    assert spread_text(asdict(spread_of([0.0123, 0.0119, 0.014]))) == "12.3 ms (11.9 to 14)"
+    assert spread_text(asdict(spread_of([2.5]))) == "2.5 s (2.5 to 2.5)"
+    assert spread_text(asdict(spread_of([4e-6]))) == "4 us (4 to 4)"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

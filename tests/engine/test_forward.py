@@ -16,8 +16,7 @@ from maskperf.engine.build import build_model
 from maskperf.engine.forward import mask_slots, training_losses
 from maskperf.engine.optimizer import build_optimizer, learning_rates_at, set_learning_rates
 from maskperf.model.mask_rcnn import feature_anchors, padded_anchors
-from maskperf.ops.boxes import pairwise_iou
-from maskperf.ops.matching import match_to_truth
+from maskperf.ops.matching import Matches
 from maskperf.recipes import demo
 from maskperf.structures import LOSS_NAMES, Batch, Images, Targets, to_device
 from maskperf.techniques import Techniques, using
@@ -306,12 +305,14 @@ class Operators(TorchDispatchMode):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_number_of_operators_does_not_follow_that_of_the_objects(monkeypatch, dtype):
-    """The kernel that matches anchors stands for one operator; its twin works on some ground truths at a time."""
+    """The kernel that matches boxes stands for few operators; its plain form goes from ground truth to ground truth."""
 
-    def match_at_once(anchors, truth, valid, **rule):
-        return match_to_truth(pairwise_iou(anchors[None], truth), valid, **rule, keep_best_of_truth=True)
+    def match_at_once(boxes, truth, valid, **rule):
+        positive = torch.arange(boxes.shape[1]).expand(len(truth), -1) % 7 == 0
+        return Matches(slots=torch.zeros_like(positive, dtype=torch.int64), positive=positive, negative=~positive)
 
-    monkeypatch.setattr(maskperf.losses.rpn, "match_anchors", match_at_once)
+    for losses in (maskperf.losses.rpn, maskperf.losses.box):
+        monkeypatch.setattr(losses, "match_boxes", match_at_once)
     model = model_of()
     model.compute_dtype = dtype
     counts = []

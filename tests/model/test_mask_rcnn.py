@@ -2,11 +2,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from reference_operators import roi_align_reference
 
 from maskperf.config import ModelConfig
 from maskperf.model.mask_rcnn import STRIDES, MaskRcnn
 from maskperf.ops.products import own_class
-from maskperf.ops.roi_align import assign_levels, roi_align_reference
+from maskperf.ops.roi_align import assign_levels
 from maskperf.recipes import demo
 
 SMALL = replace(demo().model, num_classes=4, batch_norm="frozen", frozen_stages=2)

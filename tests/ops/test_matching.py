@@ -1,19 +1,19 @@
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
-from golden_reference import flat_polygons
 
-from maskperf.losses.rpn import assign_anchors
 from maskperf.ops import matching
 from maskperf.ops.boxes import pairwise_iou
-from maskperf.ops.matching import Matches, match_anchors, match_to_truth
-from maskperf.structures import Targets
+from maskperf.ops.matching import Matches, match_boxes
 
 RPN = {"positive_iou": 0.7, "negative_iou": 0.3, "keep_best_of_truth": True}
+THRESHOLDS_ALONE = {**RPN, "keep_best_of_truth": False}
 BOX_HEAD = {"positive_iou": 0.5, "negative_iou": 0.5, "keep_best_of_truth": False}
 
 
-def match_one_by_one(iou: np.ndarray, valid: np.ndarray, rule: dict) -> tuple[list[int], list[str]]:
+def match_one_by_one(iou: np.ndarray, valid: np.ndarray, rule: dict) -> tuple[list[int], str]:
     """Return the slot and the kind of every box of one image, one box and one ground truth at a time."""
     low, high = np.float32(rule["negative_iou"]), np.float32(rule["positive_iou"])
     real = [slot for slot in range(iou.shape[1]) if valid[slot]]
@@ -21,196 +21,106 @@ def match_one_by_one(iou: np.ndarray, valid: np.ndarray, rule: dict) -> tuple[li
     for row in iou:
         best = max((row[slot] for slot in real), default=np.float32(-1))
         slots.append(next((slot for slot in real if row[slot] == best), 0))
-        kinds.append("positive" if best >= high else "negative" if best < low else "ignored")
+        kinds.append("p" if best >= high else "n" if best < low else "i")
     if rule["keep_best_of_truth"]:
         for slot in real:
-            highest = max(iou[:, slot])
-            for box in range(len(iou)):
-                if iou[box, slot] == highest:
-                    kinds[box] = "positive"
-    return slots, kinds
+            for box in np.flatnonzero(iou[:, slot] == max(iou[:, slot])):
+                kinds[box] = "p"
+    return slots, "".join(kinds)
 
 
-def kinds_of(matches: Matches, image: int = 0) -> list[str]:
+def kinds_of(matches: Matches, image: int = 0) -> str:
+    """Return a letter for each box: positive, negative or ignored."""
     assert not bool((matches.positive & matches.negative).any())
     pairs = zip(matches.positive[image].tolist(), matches.negative[image].tolist(), strict=True)
-    return ["positive" if positive else "negative" if negative else "ignored" for positive, negative in pairs]
+    return "".join("p" if positive else "n" if negative else "i" for positive, negative in pairs)
 
 
-def match(iou: list[list[float]], rule: dict, valid: list[bool] | None = None) -> Matches:
-    overlaps = torch.tensor([iou])
-    real = torch.ones((1, overlaps.shape[2]), dtype=torch.bool) if valid is None else torch.tensor([valid])
-    return match_to_truth(overlaps, real, **rule)
+def match_overlaps(iou: torch.Tensor, valid: torch.Tensor, rule: dict) -> Matches:
+    """Return the matches of boxes (images, boxes, slots) that overlap so much."""
+    images, boxes, slots = iou.shape
+    with mock.patch.object(matching, "pairwise_iou", lambda truth, boxes: iou.mT.clone()):
+        return match_boxes(torch.zeros(images, boxes, 4), torch.zeros(images, slots, 4), valid, **rule)
 
 
-def targets_of(*images: list[tuple[float, float, float, float]]) -> Targets:
-    """Return ground truth without polygons, padded with slots of zeros."""
-    slots = max(1, *(len(boxes) for boxes in images))
-    boxes = torch.zeros(len(images), slots, 4)
-    labels = torch.zeros(len(images), slots, dtype=torch.int64)
-    for image, rows in enumerate(images):
-        if rows:
-            boxes[image, : len(rows)] = torch.tensor(rows)
-            labels[image, : len(rows)] = 1
-    empty = flat_polygons([], [0] * (len(images) * slots + 1))
-    return Targets(boxes=boxes, labels=labels, valid=labels > 0, polygons=empty)
+@pytest.mark.parametrize(
+    ("shared_px", "kind_of_anchor", "kind_of_roi"),
+    [(2, "n", "n"), (3, "i", "n"), (4, "i", "n"), (5, "i", "p"), (6, "i", "p"), (7, "p", "p")],
+)
+def test_an_overlap_equal_to_a_threshold_belongs_to_the_side_above(shared_px, kind_of_anchor, kind_of_roi):
+    # The truth is `shared_px` of the ten pixels of the box, so the overlap is exactly shared_px / 10 in float32.
+    box, truth = torch.tensor([[[0.0, 0.0, 9.0, 0.0]]]), torch.tensor([[[0.0, 0.0, shared_px - 1.0, 0.0]]])
+    assert pairwise_iou(box, truth).item() == np.float32(shared_px) / np.float32(10)
+    for rule, kind in ((THRESHOLDS_ALONE, kind_of_anchor), (BOX_HEAD, kind_of_roi)):
+        assert kinds_of(match_boxes(box, truth, torch.tensor([[True]]), **rule)) == kind
 
 
-@pytest.mark.parametrize(("shared_px", "kind"), [(2, "negative"), (3, "ignored"), (6, "ignored"), (7, "positive")])
-def test_an_overlap_equal_to_a_threshold_belongs_to_the_side_above(shared_px, kind):
-    # The truth is `shared_px` of the ten pixels of the anchor, so the overlap is exactly shared_px / 10 in float32.
-    anchor, truth = torch.tensor([[0.0, 0.0, 9.0, 0.0]]), torch.tensor([[0.0, 0.0, shared_px - 1.0, 0.0]])
-    iou = pairwise_iou(anchor, truth)[None]
-    assert iou.item() == np.float32(shared_px) / np.float32(10)
-    rule = {**RPN, "keep_best_of_truth": False}
-    assert kinds_of(match_to_truth(iou, torch.tensor([[True]]), **rule)) == [kind]
+BELOW = [float(np.nextafter(np.float32(threshold), np.float32(0))) for threshold in (0.3, 0.7)]
 
 
-@pytest.mark.parametrize(("shared_px", "kind"), [(4, "negative"), (5, "positive"), (6, "positive")])
-def test_the_box_head_has_no_band_between_positive_and_negative(shared_px, kind):
-    proposal, truth = torch.tensor([[0.0, 0.0, 9.0, 0.0]]), torch.tensor([[0.0, 0.0, shared_px - 1.0, 0.0]])
-    iou = pairwise_iou(proposal, truth)[None]
-    assert kinds_of(match_to_truth(iou, torch.tensor([[True]]), **BOX_HEAD)) == [kind]
-
-
-def test_the_largest_overlap_below_a_threshold_stays_below():
-    below = [float(np.nextafter(np.float32(t), np.float32(0))) for t in (0.3, 0.7)]
-    rule = {**RPN, "keep_best_of_truth": False}
-    assert kinds_of(match([[below[0]], [below[1]]], rule)) == ["negative", "ignored"]
-
-
-def test_all_boxes_with_the_best_overlap_of_a_truth_become_positive():
-    matches = match([[0.4], [0.1], [0.4], [0.35], [0.4]], RPN)
-    assert kinds_of(matches) == ["positive", "negative", "positive", "ignored", "positive"]
-
-
-def test_a_best_overlap_below_the_negative_threshold_is_positive_too():
-    assert kinds_of(match([[0.2], [0.05]], RPN)) == ["positive", "negative"]
-
-
-def test_a_box_chosen_by_one_truth_keeps_its_own_best_truth():
-    # Box 0 is the best that truth 1 has (0.2), but it overlaps truth 0 more (0.5), whose best is box 1.
-    matches = match([[0.5, 0.2], [0.8, 0.1]], RPN)
-    assert kinds_of(matches) == ["positive", "positive"]
-    assert matches.slots.tolist() == [[0, 0]]
-
-
-def test_of_equal_overlaps_the_first_truth_is_taken():
-    assert match([[0.8, 0.8, 0.2], [0.1, 0.3, 0.3]], RPN).slots.tolist() == [[0, 1]]
-
-
-def test_a_truth_that_overlaps_nothing_makes_every_box_positive():
-    # As in the reference: all boxes share the best overlap of truth 1, which is 0.
-    matches = match([[0.9, 0.0], [0.4, 0.0], [0.0, 0.0]], RPN)
-    assert kinds_of(matches) == ["positive", "positive", "positive"]
-    assert matches.slots.tolist() == [[0, 0, 0]]
-    assert kinds_of(match([[0.9, 0.0], [0.4, 0.0], [0.0, 0.0]], BOX_HEAD)) == ["positive", "negative", "negative"]
-
-
-def test_padded_slots_never_match():
-    # Only slot 1 is real; the overlaps of the other slots would win by threshold and by best of truth.
-    matches = match([[0.9, 0.2, 1.0], [0.0, 0.1, 0.0], [0.95, 0.75, 0.0]], RPN, valid=[False, True, False])
-    assert kinds_of(matches) == ["negative", "negative", "positive"]
-    assert matches.slots.tolist() == [[1, 1, 1]]
-
-
-@pytest.mark.parametrize("rule", [RPN, BOX_HEAD])
-def test_without_truth_every_box_is_negative(rule):
-    matches = match([[0.9, 0.2], [0.0, 1.0]], rule, valid=[False, False])
-    assert kinds_of(matches) == ["negative", "negative"]
-    assert matches.slots.tolist() == [[0, 0]]
+@pytest.mark.parametrize(
+    ("iou", "rule", "valid", "kinds", "slots"),
+    [
+        ([[BELOW[0]], [BELOW[1]]], THRESHOLDS_ALONE, [1], "ni", [0, 0]),
+        ([[0.4], [0.1], [0.4], [0.35], [0.4]], RPN, [1], "pnpip", [0] * 5),  # all that share the best of a truth
+        ([[0.2], [0.05]], RPN, [1], "pn", [0, 0]),  # however low it is
+        # Box 0 is the best that truth 1 has (0.2), but it overlaps truth 0 more, whose best is box 1.
+        ([[0.5, 0.2], [0.8, 0.1]], RPN, [1, 1], "pp", [0, 0]),
+        ([[0.8, 0.8, 0.2], [0.1, 0.3, 0.3]], RPN, [1, 1, 1], "pp", [0, 1]),  # of equal overlaps the first truth
+        # As in the reference: all boxes share the best overlap of truth 1, which is 0.
+        ([[0.9, 0.0], [0.4, 0.0], [0.0, 0.0]], RPN, [1, 1], "ppp", [0, 0, 0]),
+        ([[0.9, 0.0], [0.4, 0.0], [0.0, 0.0]], BOX_HEAD, [1, 1], "pnn", [0, 0, 0]),
+        # Only slot 1 is real; the others would win by threshold and by best of truth.
+        ([[0.9, 0.2, 1.0], [0.0, 0.1, 0.0], [0.95, 0.75, 0.0]], RPN, [0, 1, 0], "nnp", [1, 1, 1]),
+        ([[0.9, 0.2], [0.0, 1.0]], RPN, [0, 0], "nn", [0, 0]),  # without truth every box is negative
+        ([[0.9, 0.2], [0.0, 1.0]], BOX_HEAD, [0, 0], "nn", [0, 0]),
+    ],
+)
+def test_matches_of_known_overlaps(iou, rule, valid, kinds, slots):
+    matches = match_overlaps(torch.tensor([iou]), torch.tensor([valid], dtype=torch.bool), rule)
+    assert (kinds_of(matches), matches.slots[0].tolist()) == (kinds, slots)
 
 
 @pytest.mark.parametrize("rule", [RPN, BOX_HEAD])
 @pytest.mark.parametrize("seed", range(12))
-def test_equals_the_twin_on_random_overlaps_with_many_ties(rule, seed):
+def test_equals_the_rule_box_by_box_on_random_overlaps_with_many_ties(rule, seed):
     generator = np.random.default_rng(seed)
     images, boxes, slots = 5, 30, 4
-    # Tenths, so that ties and exact thresholds are everywhere; low ones are more common, as in real pictures.
+    # Tenths, so that ties and exact thresholds are everywhere; low ones are more common, as in real images.
     tenths = np.minimum(
         generator.integers(0, 11, (images, boxes, slots)), generator.integers(0, 11, (images, 1, slots))
     )
     iou = tenths.astype(np.float32) / np.float32(10)
     valid = generator.random((images, slots)) < 0.7
     valid[0] = False
-    matches = match_to_truth(torch.from_numpy(iou), torch.from_numpy(valid), **rule)
+    matches = match_overlaps(torch.from_numpy(iou), torch.from_numpy(valid), rule)
     for image in range(images):
-        slots_expected, kinds_expected = match_one_by_one(iou[image], valid[image], rule)
-        assert kinds_of(matches, image) == kinds_expected
-        assert matches.slots[image].tolist() == slots_expected
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_equals_the_twin_on_random_boxes(seed):
-    generator = torch.Generator().manual_seed(seed)
-    corners = torch.randint(0, 40, (3, 66, 2), generator=generator)
-    boxes = torch.cat([corners, corners + torch.randint(5, 30, (3, 66, 2), generator=generator)], dim=2).float()
-    iou = pairwise_iou(boxes[:, 6:], boxes[:, :6])
-    valid = torch.arange(6) < torch.tensor([[6], [3], [1]])
-    matches = match_to_truth(iou, valid, **RPN)
-    for image in range(3):
-        slots, kinds = match_one_by_one(iou[image].numpy(), valid[image].numpy(), RPN)
-        assert (matches.slots[image].tolist(), kinds_of(matches, image)) == (slots, kinds)
-    assert {"positive", "negative", "ignored"} == {kind for image in range(3) for kind in kinds_of(matches, image)}
-
-
-def test_more_padded_slots_change_nothing():
-    iou = torch.rand((2, 20, 3), generator=torch.Generator().manual_seed(0))
-    valid = torch.tensor([[True, True, True], [True, False, False]])
-    padded = torch.cat([iou, torch.full((2, 20, 4), 0.99)], dim=2)
-    short = match_to_truth(iou, valid, **RPN)
-    long = match_to_truth(padded, torch.nn.functional.pad(valid, (0, 4)), **RPN)
-    assert torch.equal(short.slots, long.slots)
-    assert torch.equal(short.positive, long.positive)
-    assert torch.equal(short.negative, long.negative)
-
-
-def test_no_boxes_give_empty_matches():
-    matches = match_to_truth(torch.zeros((2, 0, 3)), torch.ones((2, 3), dtype=torch.bool), **BOX_HEAD)
-    assert matches.slots.shape == matches.positive.shape == matches.negative.shape == (2, 0)
-
-
-def assign(anchors: list, visible: list, targets: Targets) -> Matches:
-    return assign_anchors(torch.tensor(anchors), torch.tensor(visible), targets, positive_iou=0.7, negative_iou=0.3)
-
-
-def test_an_object_whose_best_anchor_is_invisible_has_no_positive_anchor():
-    # Overlaps with the truth: 0.625, 0.5 and 0. The best is below 0.7, so only "best of its truth" makes it positive.
-    anchors = [[0.0, 0.0, 9.0, 4.0], [0.0, 0.0, 9.0, 3.0], [50.0, 50.0, 59.0, 59.0]]
-    targets = targets_of([(0.0, 0.0, 9.0, 7.0)])
-    assert kinds_of(assign(anchors, [[True, True, True]], targets)) == ["positive", "ignored", "negative"]
-    assert kinds_of(assign(anchors, [[False, True, True]], targets)) == ["ignored", "ignored", "negative"]
-
-
-def test_invisible_anchors_are_ignored_whatever_they_match():
-    anchors = [[0.0, 0.0, 9.0, 9.0], [50.0, 50.0, 59.0, 59.0], [0.0, 0.0, 9.0, 9.0]]
-    targets = targets_of([(0.0, 0.0, 9.0, 9.0)])
-    assert kinds_of(assign(anchors, [[False, False, True]], targets)) == ["ignored", "ignored", "positive"]
-
-
-def test_each_image_has_its_own_truth_and_visibility():
-    anchors = [[0.0, 0.0, 9.0, 9.0], [50.0, 50.0, 59.0, 59.0]]
-    targets = targets_of([(0.0, 0.0, 9.0, 9.0)], [(70.0, 0.0, 79.0, 9.0), (50.0, 50.0, 59.0, 59.0)], [])
-    matches = assign(anchors, [[True, True], [True, False], [True, True]], targets)
-    assert kinds_of(matches, 0) == ["positive", "negative"]
-    assert kinds_of(matches, 1) == ["positive", "ignored"]  # the first truth ties at 0 with every anchor
-    assert kinds_of(matches, 2) == ["negative", "negative"]  # and padded slots match nothing, not even pixel (0, 0)
+        found = matches.slots[image].tolist(), kinds_of(matches, image)
+        assert found == match_one_by_one(iou[image], valid[image], rule)
 
 
 @pytest.mark.parametrize("overlaps_at_a_time", [1, 3 * 60 * 2, 1 << 21])
+@pytest.mark.parametrize("is_shared", [True, False])
 @pytest.mark.parametrize("seed", range(4))
-def test_matching_a_few_truths_at_a_time_equals_matching_all_at_once(monkeypatch, seed, overlaps_at_a_time):
+def test_random_boxes_are_matched_by_their_overlaps_some_truths_at_a_time(
+    monkeypatch, seed, is_shared, overlaps_at_a_time
+):
     generator = torch.Generator().manual_seed(seed)
-    corners = torch.randint(0, 40, (60, 2), generator=generator)
-    anchors = torch.cat([corners, corners + torch.randint(5, 30, (60, 2), generator=generator)], dim=1).float()
-    truth = anchors[torch.randint(0, 60, (3, 7), generator=generator)]  # some anchors fit, some truths are equal
+    corners = torch.randint(0, 40, (1 if is_shared else 3, 60, 2), generator=generator)
+    boxes = torch.cat([corners, corners + torch.randint(5, 30, corners.shape, generator=generator)], dim=2).float()
+    truth = boxes[0, torch.randint(0, 60, (3, 7), generator=generator)]  # some boxes fit, some truths are equal
     truth = truth + torch.randint(-3, 4, (3, 7, 1), generator=generator)
     truth[0, 0] += 500  # overlaps nothing
     valid = torch.arange(7) < torch.tensor([[7], [3], [0]])
-    wanted = match_to_truth(pairwise_iou(anchors[None], truth), valid, **RPN)
+    iou = pairwise_iou(boxes, truth).numpy()
     monkeypatch.setattr(matching, "_MAX_OVERLAPS", overlaps_at_a_time)
-    found = match_anchors(anchors, truth, valid, positive_iou=0.7, negative_iou=0.3)
-    assert torch.equal(found.slots, wanted.slots)
-    assert torch.equal(found.positive, wanted.positive)
-    assert torch.equal(found.negative, wanted.negative)
-    assert wanted.slots.unique().numel() > 3
+    matches = match_boxes(boxes, truth, valid, **RPN)
+    for image in range(3):
+        found = matches.slots[image].tolist(), kinds_of(matches, image)
+        assert found == match_one_by_one(iou[image], valid[image].numpy(), RPN)
+    assert matches.slots.unique().numel() > 3
+
+
+def test_no_boxes_have_no_matches():
+    matches = match_boxes(torch.zeros(2, 0, 4), torch.zeros(2, 3, 4), torch.ones(2, 3, dtype=torch.bool), **BOX_HEAD)
+    assert matches.slots.shape == matches.positive.shape == matches.negative.shape == (2, 0)

@@ -2,10 +2,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_operators import nms_reference
 
 from maskperf.ops import nms
 from maskperf.ops.boxes import pairwise_iou
-from maskperf.ops.nms import nms_reference, nms_sorted
+from maskperf.ops.nms import nms_sorted
 
 A = (0.0, 0.0, 9.0, 9.0)
 NEAR_A = (1.0, 0.0, 10.0, 9.0)  # overlaps A by 90 / 110
@@ -30,14 +31,9 @@ def kept_by_sorting(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: fl
     return order[alive[0]].tolist()
 
 
-def survivors(rows: list, valid: list[bool] | None = None, iou_threshold: float = 0.5) -> list[bool]:
-    real = torch.tensor([valid if valid else [True] * len(rows)])
-    return nms_sorted(torch.tensor([rows]), real, iou_threshold)[0].tolist()
-
-
 @pytest.mark.parametrize("iou_threshold", [0.3, 0.5, 0.7])
 @pytest.mark.parametrize("seed", range(4))
-def test_equals_the_twin_on_crowded_boxes_with_equal_scores(iou_threshold, seed):
+def test_equals_the_reference_on_crowded_boxes_with_equal_scores(iou_threshold, seed):
     boxes, scores = crowded_boxes(45, seed)
     kept = kept_by_sorting(boxes, scores, iou_threshold)
     assert kept == nms_reference(boxes, scores, iou_threshold)
@@ -45,36 +41,38 @@ def test_equals_the_twin_on_crowded_boxes_with_equal_scores(iou_threshold, seed)
     assert len(scores.unique()) < 12
 
 
-@pytest.mark.parametrize("function", [kept_by_sorting, nms_reference])
-def test_of_equal_boxes_with_equal_scores_the_first_is_kept(function):
-    boxes, scores = torch.tensor([FAR, A, A, A]), torch.tensor([0.1, 0.5, 0.5, 0.5])
-    assert function(boxes, scores, 0.5) == [1, 0]
+CHAIN = [(3.0 * step, 0.0, 3.0 * step + 9, 0.0) for step in range(5)]  # neighbours overlap by 7 / 13, others by 4 / 16
+PIXEL, NEXT_PIXEL, FLAT = (3.0, 3.0, 3.0, 3.0), (4.0, 3.0, 4.0, 3.0), (8.0, 8.0, 7.0, 7.0)
 
 
-@pytest.mark.parametrize("function", [kept_by_sorting, nms_reference])
-def test_a_suppressed_box_suppresses_nothing(function):
-    # The boxes overlap their neighbours by 7 / 13 and the next but one by 4 / 16.
-    boxes = torch.tensor([[3.0 * step, 0.0, 3.0 * step + 9, 0.0] for step in range(5)])
-    scores = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5])
-    assert function(boxes, scores, 0.5) == [0, 2, 4]
-    assert function(boxes, scores, 0.2) == [0, 3]
+@pytest.mark.parametrize(
+    ("rows", "valid", "iou_threshold", "expected"),
+    [
+        ([A, A, A, FAR], [1, 1, 1, 1], 0.5, [1, 0, 0, 1]),  # of equal boxes the first survives
+        (CHAIN, [1] * 5, 0.5, [1, 0, 1, 0, 1]),  # a suppressed box suppresses nothing
+        (CHAIN, [1] * 5, 0.2, [1, 0, 0, 1, 0]),
+        ([A, NEAR_A, FAR], [1, 1, 1], 0.5, [1, 0, 1]),
+        ([A, NEAR_A, FAR], [0, 1, 1], 0.5, [0, 1, 1]),  # an invalid box neither survives nor suppresses
+        ([A, NEAR_A, FAR], [1, 1, 0], 0.5, [1, 0, 0]),
+        ([A, NEAR_A, FAR], [0, 0, 0], 0.5, [0, 0, 0]),
+        ([A], [1], 0.5, [1]),
+        ([A], [0], 0.5, [0]),
+        ([PIXEL, NEXT_PIXEL, PIXEL], [1, 1, 1], 0.5, [1, 1, 0]),
+        ([FLAT, FLAT, A], [1, 1, 1], 0.5, [1, 1, 1]),  # without area they have no overlap (0 / 0): both survive
+    ],
+)
+def test_survivors_of_small_groups(rows, valid, iou_threshold, expected):
+    alive = nms_sorted(torch.tensor([rows]), torch.tensor([valid], dtype=torch.bool), iou_threshold)
+    assert alive[0].int().tolist() == expected
 
 
-@pytest.mark.parametrize("function", [kept_by_sorting, nms_reference])
 @pytest.mark.parametrize("tenths", range(1, 10))
-def test_a_box_whose_overlap_equals_the_threshold_is_kept(function, tenths):
+def test_a_box_whose_overlap_equals_the_threshold_is_kept(tenths):
     # Ten pixels and `tenths` of them: the overlap is tenths / 10, whether float32 rounds that up or down.
-    boxes = torch.tensor([[0.0, 0.0, 9.0, 0.0], [0.0, 0.0, tenths - 1.0, 0.0]])
-    scores = torch.tensor([0.9, 0.8])
-    assert function(boxes, scores, tenths / 10) == [0, 1]
-    assert function(boxes, scores, tenths / 10 - 0.001) == [0]
-
-
-def test_invalid_boxes_neither_survive_nor_suppress():
-    assert survivors([A, NEAR_A, FAR]) == [True, False, True]
-    assert survivors([A, NEAR_A, FAR], valid=[False, True, True]) == [False, True, True]
-    assert survivors([A, NEAR_A, FAR], valid=[True, True, False]) == [True, False, False]
-    assert survivors([A, NEAR_A, FAR], valid=[False, False, False]) == [False, False, False]
+    boxes = torch.tensor([[[0.0, 0.0, 9.0, 0.0], [0.0, 0.0, tenths - 1.0, 0.0]]])
+    valid = torch.ones((1, 2), dtype=torch.bool)
+    assert nms_sorted(boxes, valid, tenths / 10).tolist() == [[True, True]]
+    assert nms_sorted(boxes, valid, tenths / 10 - 0.001).tolist() == [[True, False]]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -87,46 +85,21 @@ def test_invalid_boxes_act_as_if_they_were_absent(seed):
     assert not bool(alive[~valid].any())
 
 
-def test_groups_do_not_touch_each_other():
+@pytest.mark.parametrize("overlaps_at_a_time", [1, 40 * 40 * 2, 1 << 24])
+def test_groups_do_not_touch_each_other_and_inputs_stay(monkeypatch, overlaps_at_a_time):
     boxes = torch.stack([crowded_boxes(40, seed)[0] for seed in range(5)] + [torch.zeros(40, 4)])
     valid = torch.rand((6, 40), generator=torch.Generator().manual_seed(0)) < 0.8
-    together = nms_sorted(boxes, valid, 0.5)
-    for group in range(6):
-        assert torch.equal(together[group], nms_sorted(boxes[[group]], valid[[group]], 0.5)[0])
-    assert together[5].sum() == 1  # equal boxes: the first valid one
+    before = boxes.clone(), valid.clone()
+    alone = [nms_sorted(boxes[[group]], valid[[group]], 0.5)[0] for group in range(6)]
+    monkeypatch.setattr(nms, "_MAX_OVERLAPS", overlaps_at_a_time)
+    assert torch.equal(nms_sorted(boxes, valid, 0.5), torch.stack(alone))
+    assert alone[5].sum() == 1  # equal boxes: the first valid one
+    assert torch.equal(boxes, before[0]) and torch.equal(valid, before[1])
 
 
-@pytest.mark.parametrize("limit", [1, 40 * 40 * 2])
-def test_the_number_of_groups_at_a_time_does_not_matter(monkeypatch, limit):
-    boxes = torch.stack([crowded_boxes(40, seed)[0] for seed in range(5)])
-    valid = torch.rand((5, 40), generator=torch.Generator().manual_seed(1)) < 0.8
-    at_once = nms_sorted(boxes, valid, 0.5)
-    monkeypatch.setattr(nms, "_MAX_OVERLAPS", limit)
-    assert torch.equal(nms_sorted(boxes, valid, 0.5), at_once)
-
-
-def test_inputs_are_left_alone():
-    boxes, valid = crowded_boxes(20, 1)[0][None], torch.ones((1, 20), dtype=torch.bool)
-    before = boxes.clone()
-    assert not bool(nms_sorted(boxes, valid, 0.3).all())
-    assert torch.equal(boxes, before)
-    assert bool(valid.all())
-
-
-def test_empty_groups_and_single_boxes():
+def test_empty_groups():
     assert nms_sorted(torch.zeros((3, 0, 4)), torch.zeros((3, 0), dtype=torch.bool), 0.5).shape == (3, 0)
     assert nms_sorted(torch.zeros((0, 7, 4)), torch.zeros((0, 7), dtype=torch.bool), 0.5).shape == (0, 7)
-    assert nms_reference(torch.zeros((0, 4)), torch.zeros(0), 0.5) == []
-    assert survivors([A]) == [True]
-    assert survivors([A], valid=[False]) == [False]
-
-
-def test_one_pixel_boxes_and_boxes_without_area_are_handled():
-    pixel, neighbour, flat = (3.0, 3.0, 3.0, 3.0), (4.0, 3.0, 4.0, 3.0), (8.0, 8.0, 7.0, 7.0)
-    assert survivors([pixel, neighbour, pixel]) == [True, True, False]
-    # Two boxes without area have no overlap (0 / 0): both stay, here and in the twin.
-    assert survivors([flat, flat, A]) == [True, True, True]
-    assert nms_reference(torch.tensor([flat, flat, A]), torch.tensor([0.9, 0.8, 0.7]), 0.5) == [0, 1, 2]
 
 
 def assert_greedy(boxes: torch.Tensor, valid: torch.Tensor, iou_threshold: float) -> None:
@@ -148,12 +121,6 @@ def test_the_size_of_the_blocks_does_not_matter(monkeypatch, seed, block):
     monkeypatch.setattr(nms, "_BLOCK", block)
     assert_greedy(boxes, valid, 0.5)
     assert 10 < nms_sorted(boxes[None], valid[None], 0.5).sum() < 150
-
-
-@pytest.mark.parametrize("iou_threshold", [0.5, 0.7])
-def test_many_boxes_follow_the_greedy_rule(iou_threshold):
-    boxes, _ = crowded_boxes(600, 9)
-    assert_greedy(boxes, torch.ones(600, dtype=torch.bool), iou_threshold)
 
 
 @settings(max_examples=60)

@@ -8,7 +8,7 @@ from refused_waits import refused_waits
 from maskperf.data.images.raw_images import UploadBuffers, pack_images
 from maskperf.data.images.transforms import normalize_into, resize_and_mirror
 from maskperf.ops.kernels import selection
-from maskperf.ops.preprocess import to_images, to_images_reference
+from maskperf.ops.preprocess import to_images
 from maskperf.structures import RawImages, to_device
 from maskperf.techniques import plain, using
 
@@ -30,8 +30,8 @@ def packed(cases: list[tuple], padded_hw: tuple[int, int], seed: int = 0) -> tup
         buffers=UploadBuffers(max_waiting=1, pin_memory=False),
     )
     expected = np.full((len(cases), *padded_hw, 3), np.nan, np.float32)
-    for canvas, image, case in zip(expected, bytes_of, cases, strict=True):
-        normalize_into(canvas, resize_and_mirror(image, case[2:4], is_mirrored=case[4]), MEANS_BGR)
+    for pixels, image, case in zip(expected, bytes_of, cases, strict=True):
+        normalize_into(pixels, resize_and_mirror(image, case[2:4], is_mirrored=case[4]), MEANS_BGR)
     return raw, expected.transpose(0, 3, 1, 2)
 
 
@@ -76,7 +76,6 @@ def test_on_a_gpu_operations_and_kernel_give_the_bits_of_the_cpu():
     raw, expected = packed(cases, (1216, 1088))
     moved = to_device(raw, torch.device("cuda"))
     with refused_waits():
-        plain = to_images_reference(moved, torch.float32)
-        found = to_images(moved)
-    np.testing.assert_array_equal(plain.pixels.cpu().numpy(), expected)
-    np.testing.assert_array_equal(found.pixels.cpu().numpy(), expected)
+        all_found = [to_images(moved), using(plain())(to_images)(moved)]
+    for found in all_found:
+        np.testing.assert_array_equal(found.pixels.cpu().numpy(), expected)

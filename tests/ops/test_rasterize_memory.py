@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,35 +18,44 @@ SIZE = 28
 SOURCES = Path(rasterize.__file__).parents[2]
 
 
-def scene(seed: int, rings_of_objects: list[int], points_per_ring: int) -> tuple[Polygons, torch.Tensor]:
+def scene(seed: int, polygons_of_objects: list[int], points_each: int) -> tuple[Polygons, torch.Tensor]:
     generator = np.random.default_rng(seed)
-    rings = [
-        generator.uniform(0, 100, (points_per_ring, 2)).astype(np.float32)
-        for count in rings_of_objects
+    polygons = [
+        generator.uniform(0, 100, (points_each, 2)).astype(np.float32)
+        for count in polygons_of_objects
         for _ in range(count)
     ]
-    boxes = generator.uniform(0, 40, (len(rings_of_objects), 4)).astype(np.float32)
+    boxes = generator.uniform(0, 40, (len(polygons_of_objects), 4)).astype(np.float32)
     boxes[:, 2:] += boxes[:, :2] + 20
-    return flat_polygons(rings, np.cumsum([0, *rings_of_objects]).tolist()), torch.from_numpy(boxes)
+    return flat_polygons(polygons, np.cumsum([0, *polygons_of_objects]).tolist()), torch.from_numpy(boxes)
 
 
 @pytest.mark.parametrize("limit", [1, 30_000, 1 << 21])
-@pytest.mark.parametrize("rings_of_objects", [[1, 1, 2, 1, 5, 1], [0, 3, 0, 1, 0], [190, 1]])
-def test_listed_and_padded_edges_give_the_same_masks(monkeypatch, rings_of_objects, limit):
-    polygons, boxes = scene(len(rings_of_objects), rings_of_objects, 6)
+@pytest.mark.parametrize("polygons_of_objects", [[1, 1, 2, 1, 5, 1], [0, 3, 0, 1, 0], [190, 1]])
+def test_masks_depend_neither_on_chunks_nor_on_how_edges_are_listed(monkeypatch, polygons_of_objects, limit):
+    polygons, boxes = scene(len(polygons_of_objects), polygons_of_objects, 6)
     objects = torch.arange(len(boxes))
-    listed = rasterize_crops(polygons, objects, boxes, SIZE)
+    expected = rasterize_crops(polygons, objects, boxes, SIZE)
+    assert expected.any()
+    roomy = replace(  # as for captured steps: points of no polygon, polygons without points
+        polygons,
+        points=torch.nn.functional.pad(polygons.points, (0, 0, 0, 7)),
+        point_offsets=torch.nn.functional.pad(polygons.point_offsets[None], (0, 3), mode="replicate")[0],
+        max_points=polygons.max_points + 5,
+        max_rings=polygons.max_rings + 2,
+    )
     monkeypatch.setattr(rasterize, "_MAX_ELEMENTS", limit)
-    with using(plain()):
-        assert torch.equal(rasterize_crops(polygons, objects, boxes, SIZE), listed)  # what a GPU does
-    assert listed.any()
+    for given in (polygons, roomy):
+        assert torch.equal(rasterize_crops(given, objects, boxes, SIZE), expected)
+        with using(plain()):  # as on a GPU without the kernels
+            assert torch.equal(rasterize_crops(given, objects, boxes, SIZE), expected)
 
 
 def test_one_large_object_does_not_make_the_others_larger():
-    polygons, boxes = scene(0, [190, *[1] * 63], 6)
-    edges = rasterize._list_edges(polygons, torch.arange(64), boxes, SIZE)
-    assert len(edges.start) == (190 + 63) * 6
-    assert len(edges.ring_owners) == 190 + 63
+    polygons, _ = scene(0, [190, *[1] * 63], 6)
+    listed = rasterize._costs(polygons, torch.arange(64), SIZE, is_listed=True)
+    assert listed[0] == 190 * listed[1]
+    assert set(listed[1:]) == {SIZE * 6 + SIZE * (SIZE + 1)}
 
 
 def test_chunks_stay_below_the_limit_or_are_single(monkeypatch):

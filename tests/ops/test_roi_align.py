@@ -1,8 +1,14 @@
 import pytest
 import torch
 from random_pyramids import STRIDES, random_pyramid, random_rois
+from reference_operators import roi_align_reference
 
-from maskperf.ops.roi_align import assign_levels, flat_roi_align, pyramid_roi_align, roi_align_reference
+from maskperf.ops.roi_align import assign_levels, pyramid_roi_align
+from maskperf.techniques import plain, using
+
+FORMS = pytest.mark.parametrize(
+    "align", [pyramid_roi_align, using(plain())(pyramid_roi_align)], ids=["grouped", "flat"]
+)
 
 
 def pooled_one_by_one(features: list[torch.Tensor], boxes: torch.Tensor, size: int) -> torch.Tensor:
@@ -22,26 +28,19 @@ def pool(features: list[torch.Tensor], rows: list, size: int, align=pyramid_roi_
     return align(features, boxes, size=size, strides=STRIDES[: len(features)])
 
 
-@pytest.mark.parametrize(("size", "seed"), [(7, 1), (14, 2)])
-def test_equals_the_twin_on_random_boxes_of_all_levels(size, seed):
-    canvas = (256, 320)
-    features = random_pyramid(2, 3, canvas)
-    boxes = random_rois(2, 60 if size == 7 else 20, canvas, seed)
-    pooled = pyramid_roi_align(features, boxes, size=size, strides=STRIDES)
+@FORMS
+@pytest.mark.parametrize(
+    ("padded_hw", "size", "rois", "seed"),
+    [((256, 320), 7, 60, 1), ((256, 320), 14, 20, 2), ((75, 201), 7, 40, 4)],  # 19 x 51, 10 x 26, 5 x 13 and 3 x 7
+)
+def test_equals_the_reference_on_random_boxes_of_all_levels(align, padded_hw, size, rois, seed):
+    features, boxes = random_pyramid(2, 3, padded_hw), random_rois(2, rois, padded_hw, seed)
     expected = pooled_one_by_one(features, boxes, size)
     assert set(assign_levels(boxes, 4).flatten().tolist()) == {0, 1, 2, 3}
+    pooled = align(features, boxes, size=size, strides=STRIDES)
     torch.testing.assert_close(pooled, expected, rtol=0, atol=1e-11)
-    single = pyramid_roi_align([f.float() for f in features], boxes.float(), size=size, strides=STRIDES)
+    single = align([f.float() for f in features], boxes.float(), size=size, strides=STRIDES)
     torch.testing.assert_close(single.double(), expected, rtol=0, atol=2e-4)
-
-
-@pytest.mark.parametrize("align", [pyramid_roi_align, flat_roi_align])
-def test_equals_the_twin_on_levels_of_odd_sizes(align):
-    canvas = (75, 201)  # levels 19 x 51, 10 x 26, 5 x 13 and 3 x 7
-    features = random_pyramid(2, 2, canvas, seed=3)
-    boxes = random_rois(2, 40, canvas, seed=4)
-    pooled = align(features, boxes, size=7, strides=STRIDES)
-    torch.testing.assert_close(pooled, pooled_one_by_one(features, boxes, 7), rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +50,7 @@ def test_equals_the_twin_on_levels_of_odd_sizes(align):
         [10.3, 20.6, 11.1, 21.9],  # less than a cell
         [30.0, 5.0, 28.0, 4.0],  # corners swapped
         [-3.0, -3.0, 2.0, 2.0],
-        [0.0, 0.0, 127.0, 95.0],  # the whole canvas
+        [0.0, 0.0, 127.0, 95.0],  # the whole image
         [120.0, 88.0, 128.0, 96.0],  # ends on the border of the map
         [124.0, 92.0, 127.0, 95.0],  # the last row and column
         [126.0, 40.0, 150.0, 50.0],
@@ -61,19 +60,12 @@ def test_equals_the_twin_on_levels_of_odd_sizes(align):
         [-500.0, -400.0, 700.0, 600.0],
     ],
 )
-@pytest.mark.parametrize("align", [pyramid_roi_align, flat_roi_align])
-def test_equals_the_twin_on_boxes_at_the_border_and_outside(align, box):
+@FORMS
+def test_equals_the_reference_on_boxes_at_the_border_and_outside(align, box):
     features = random_pyramid(1, 2, (96, 128), seed=5)
     boxes = torch.tensor([[box]], dtype=torch.float64)
     expected = pooled_one_by_one(features, boxes, 7)
     torch.testing.assert_close(pool(features, [box], 7, align), expected, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize(("side_px", "level"), [(50, 0), (150, 1), (300, 2), (500, 3)])
-def test_a_constant_level_gives_its_constant(side_px, level):
-    features = [torch.full((1, 3, 640 // stride, 640 // stride), float(stride)) for stride in STRIDES]
-    pooled = pool(features, [[40.0, 60.0, 40.0 + side_px, 60.0 + side_px]], 7)
-    torch.testing.assert_close(pooled, torch.full((1, 3, 7, 7), float(STRIDES[level])))
 
 
 @pytest.mark.parametrize(("side_px", "level"), [(50, 0), (150, 1), (300, 2), (500, 3)])
@@ -125,23 +117,7 @@ def test_samples_outside_take_the_value_of_the_border_cell(x1, x2, value):
     assert pool([x.transpose(2, 3)], [[10.0, x1, 18.0, x2]], 1).item() == value
 
 
-def test_boxes_of_a_batch_read_their_own_image():
-    canvas = (128, 160)
-    features = random_pyramid(3, 4, canvas, seed=6)
-    boxes = random_rois(3, 10, canvas, seed=7)
-    together = pyramid_roi_align(features, boxes, size=7, strides=STRIDES)
-    assert together.shape == (30, 4, 7, 7)
-    for image in range(3):
-        alone = pyramid_roi_align([f[[image]] for f in features], boxes[[image]], size=7, strides=STRIDES)
-        torch.testing.assert_close(together[image * 10 : image * 10 + 10], alone, rtol=0, atol=1e-14)
-
-
-def test_no_boxes_give_no_maps():
-    features = random_pyramid(2, 4, (64, 64))
-    assert pyramid_roi_align(features, torch.zeros((2, 0, 4)), size=7, strides=STRIDES).shape == (0, 4, 7, 7)
-
-
-@pytest.mark.parametrize("align", [pyramid_roi_align, flat_roi_align])
+@FORMS
 def test_gradient_with_respect_to_the_features_is_right(align):
     sizes = [(4, 5), (3, 3), (2, 2), (1, 2)]
     generator = torch.Generator().manual_seed(8)

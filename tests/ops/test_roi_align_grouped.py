@@ -2,9 +2,10 @@ import pytest
 import torch
 from random_pyramids import STRIDES, random_pyramid, random_rois
 
-from maskperf.ops.roi_align import assign_levels, flat_roi_align, grouped_roi_align, pyramid_bags, pyramid_roi_align
+from maskperf.ops.roi_align import assign_levels, pyramid_bags, pyramid_roi_align
+from maskperf.techniques import plain, using
 
-CANVAS = (256, 320)
+PADDED_HW = (256, 320)
 
 
 def with_gradients(align, features: list[torch.Tensor], boxes: torch.Tensor, size: int) -> list[torch.Tensor]:
@@ -17,10 +18,10 @@ def with_gradients(align, features: list[torch.Tensor], boxes: torch.Tensor, siz
 
 
 def ordinary_rois(rois: int) -> torch.Tensor:
-    """Return boxes of 16 to 600 pixels inside the canvas, of two images."""
+    """Return boxes of 16 to 600 pixels inside the image, of two images."""
     generator = torch.Generator().manual_seed(21)
     sides = 16 * (600 / 16) ** torch.rand((2, rois, 2), generator=generator, dtype=torch.float64)
-    extent = torch.tensor([CANVAS[1], CANVAS[0]], dtype=torch.float64)
+    extent = torch.tensor([PADDED_HW[1], PADDED_HW[0]], dtype=torch.float64)
     start = torch.rand((2, rois, 2), generator=generator, dtype=torch.float64) * (extent - 64)
     return torch.cat([start, torch.minimum(start + sides, extent - 1)], dim=2)
 
@@ -28,16 +29,16 @@ def ordinary_rois(rois: int) -> torch.Tensor:
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("size", [7, 14])
 def test_maps_and_gradients_equal_those_of_the_flat_pyramid(size, layout):
-    features = [f.contiguous(memory_format=layout) for f in random_pyramid(2, 5, CANVAS, seed=22)]
-    boxes = torch.cat([ordinary_rois(60), random_rois(2, 60, CANVAS, seed=23)], dim=1)
+    features = [f.contiguous(memory_format=layout) for f in random_pyramid(2, 5, PADDED_HW, seed=22)]
+    boxes = torch.cat([ordinary_rois(60), random_rois(2, 60, PADDED_HW, seed=23)], dim=1)
     assert set(assign_levels(boxes, 4).flatten().tolist()) == {0, 1, 2, 3}
-    expected = with_gradients(flat_roi_align, features, boxes, size)
-    for got, wanted in zip(with_gradients(grouped_roi_align, features, boxes, size), expected, strict=True):
+    expected = with_gradients(using(plain())(pyramid_roi_align), features, boxes, size)
+    for got, wanted in zip(with_gradients(pyramid_roi_align, features, boxes, size), expected, strict=True):
         torch.testing.assert_close(got, wanted, rtol=0, atol=1e-11)
     # In float32 the flat form is the oracle of the same boxes in the same precision: sums of some hundred terms.
     single, boxes = [feature.float() for feature in features], boxes.float()
-    expected = with_gradients(flat_roi_align, single, boxes, size)
-    for got, wanted in zip(with_gradients(grouped_roi_align, single, boxes, size), expected, strict=True):
+    expected = with_gradients(using(plain())(pyramid_roi_align), single, boxes, size)
+    for got, wanted in zip(with_gradients(pyramid_roi_align, single, boxes, size), expected, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-4)
 
 
@@ -54,60 +55,38 @@ def test_bags_are_short_exactly_where_the_samples_of_a_bin_share_cells():
     assert wide.cells.shape == wide.weights.shape == (3, 49, 16)
 
 
-def test_the_weights_of_a_bin_inside_the_map_sum_to_one():
-    boxes = ordinary_rois(100)
-    sizes = [(64, 80), (32, 40), (16, 20), (8, 10)]
-    all_bags = pyramid_bags(boxes, sizes, 7, STRIDES)
-    assert sorted(number for bags in all_bags for number in bags.rois.tolist()) == list(range(200))
-    for bags in all_bags:
-        assert sum(bags.level_counts) == len(bags.rois) == len(bags.cells) == len(bags.weights)
-        sums = bags.weights.sum(dim=2)
-        torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=1e-12)
-
-
-def test_a_level_without_boxes_gets_a_gradient_of_zeros():
-    features = random_pyramid(1, 2, CANVAS)
-    boxes = torch.tensor([[[5.0, 5.0, 40.0, 40.0], [100.0, 80.0, 290.0, 250.0]]], dtype=torch.float64)
-    assert assign_levels(boxes, 4).tolist() == [[0, 1]]
-    _, *gradients = with_gradients(grouped_roi_align, features, boxes, 7)
-    assert [bool(gradient.any()) for gradient in gradients] == [True, True, False, False]
+@pytest.mark.parametrize(
+    ("rows", "levels"), [([[5.0, 5.0, 40.0, 40.0], [100.0, 80.0, 290.0, 250.0]], [0, 1]), ([], [])]
+)
+def test_a_level_without_boxes_gets_a_gradient_of_zeros(rows, levels):
+    features = random_pyramid(1, 2, PADDED_HW)
+    boxes = torch.tensor(rows, dtype=torch.float64).view(1, -1, 4)
+    assert assign_levels(boxes, 4).tolist() == [levels]
+    pooled, *gradients = with_gradients(pyramid_roi_align, features, boxes, 7)
+    assert pooled.shape == (len(rows), 2, 7, 7)
+    assert [bool(gradient.any()) for gradient in gradients] == [level in levels for level in range(4)]
     assert [gradient.shape for gradient in gradients] == [feature.shape for feature in features]
 
 
-def test_no_boxes_at_all_give_gradients_of_zeros():
-    features = [feature.requires_grad_() for feature in random_pyramid(2, 2, (64, 64))]
-    grouped_roi_align(features, torch.zeros((2, 0, 4)), size=7, strides=STRIDES).sum().backward()
-    assert [bool(feature.grad.any()) for feature in features] == [False] * 4
-
-
 def test_maps_and_gradients_are_channels_last():
-    features = [f.contiguous(memory_format=torch.channels_last) for f in random_pyramid(2, 8, CANVAS)]
+    features = [f.contiguous(memory_format=torch.channels_last) for f in random_pyramid(2, 8, PADDED_HW)]
     for tensor in with_gradients(pyramid_roi_align, features, ordinary_rois(20), 7):
         assert tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_numbers_depend_neither_on_the_run_nor_on_the_threads():
-    features = [feature.float() for feature in random_pyramid(2, 16, CANVAS)]
-    boxes = torch.cat([ordinary_rois(150), random_rois(2, 50, CANVAS, seed=24)], dim=1).float()
+    features = [feature.float() for feature in random_pyramid(2, 16, PADDED_HW)]
+    boxes = torch.cat([ordinary_rois(150), random_rois(2, 50, PADDED_HW, seed=24)], dim=1).float()
     threads = torch.get_num_threads()
     try:
         results = []
         for count in (1, 2, 2):
             torch.set_num_threads(count)
-            results.append(with_gradients(grouped_roi_align, features, boxes, 7))
+            results.append(with_gradients(pyramid_roi_align, features, boxes, 7))
     finally:
         torch.set_num_threads(threads)
     for tensors in zip(*results, strict=True):
         assert all(torch.equal(tensor, tensors[0]) for tensor in tensors)
-
-
-def test_maps_keep_the_order_of_the_boxes():
-    features = random_pyramid(2, 3, CANVAS, seed=25)
-    boxes = ordinary_rois(30)
-    order = torch.randperm(30, generator=torch.Generator().manual_seed(26))
-    pooled = grouped_roi_align(features, boxes, size=7, strides=STRIDES).unflatten(0, (2, 30))
-    shuffled = grouped_roi_align(features, boxes[:, order], size=7, strides=STRIDES).unflatten(0, (2, 30))
-    assert torch.equal(shuffled, pooled[:, order])
 
 
 def test_a_broken_image_does_not_reach_the_maps_of_its_neighbour():
@@ -116,6 +95,6 @@ def test_a_broken_image_does_not_reach_the_maps_of_its_neighbour():
         feature[1] = float("nan")
     # Boxes on the last line of the first image, next to the first line of the second in the table.
     boxes = torch.tensor([[[5.0, 40.0, 30.0, 63.0], [0.0, 0.0, 63.0, 63.0]]] * 2, dtype=torch.float64)
-    pooled = grouped_roi_align(features, boxes, size=7, strides=STRIDES)
+    pooled = pyramid_roi_align(features, boxes, size=7, strides=STRIDES)
     assert bool(pooled[:2].isfinite().all())
     assert not bool(pooled[2:].isfinite().any())

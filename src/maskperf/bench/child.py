@@ -6,11 +6,12 @@ import re
 import select
 import subprocess
 import sys
-import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import IO
 
 from maskperf import errors
 from maskperf.bench.measure import Timing
@@ -58,17 +59,33 @@ def environment_of(threads: int, *, is_peer: bool = False) -> dict[str, str]:
     return environment
 
 
-class Child:
-    """A side's process, as a context manager.
+@contextmanager
+def start_child(side: Side, threads: int) -> Iterator["Child"]:
+    """Let the process of a side live until the block ends. Errors: ConfigError where it cannot be started."""
+    pipe, environment = subprocess.PIPE, environment_of(threads, is_peer=side.is_peer)
+    with TemporaryFile() as log:
+        try:
+            process = subprocess.Popen(side.command, stdin=pipe, stdout=pipe, stderr=log, env=environment)
+        except OSError as error:
+            text = f"{side.command[0]}: cannot be started ({error.strerror})."
+            raise ConfigError(f"{text} Fix: give the path of a Python with --peer-python.") from error
+        with process:
+            try:
+                yield Child(side, process, log)
+            finally:
+                process.kill()  # it has nothing to save
 
-    Errors: ConfigError where it cannot be started, lacks a package or was killed; RuntimeError for a bug in it.
+
+class Child:
+    """Requests to a side's process.
+
+    Errors: ConfigError where it lacks a package, was killed or gives no answer; RuntimeError for a bug in it.
     """
 
-    def __init__(self, side: Side, threads: int):
-        self.side = side
-        self._threads = threads
-        self._resources = ExitStack()
-        self._buffer = b""
+    def __init__(self, side: Side, process: subprocess.Popen[bytes], log: IO[bytes]):
+        assert process.stdin and process.stdout
+        self._side, self._process, self._log = side, process, log
+        self._requests, self._answers = process.stdin, process.stdout
 
     def prepare(self, benchmark: str, inputs: dict) -> dict:
         """Return facts about the work, which is then ready to be measured."""
@@ -85,61 +102,34 @@ class Child:
         """Return in GiB the peak since `prepare` ended and the memory in use then; None where unknown."""
         return self._ask("memory")
 
-    def __enter__(self) -> "Child":
-        with ExitStack() as opened:
-            self._log = opened.enter_context(TemporaryFile())
-            self._process = opened.enter_context(self._start())
-            self._resources = opened.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()  # it has nothing to save
-        self._resources.close()
-
-    def _start(self) -> subprocess.Popen:
-        command, pipe = self.side.command, subprocess.PIPE
-        environment = environment_of(self._threads, is_peer=self.side.is_peer)
-        try:
-            return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._log, env=environment)
-        except OSError as error:
-            text = f"{command[0]}: cannot be started ({error.strerror})."
-            raise ConfigError(f"{text} Fix: give the path of a Python with --peer-python.") from error
-
     def _ask(self, command: str, **arguments: object) -> dict:
-        stdin = self._process.stdin
-        assert stdin is not None  # a pipe, as below
         try:
-            stdin.write(json.dumps({"command": command, "arguments": arguments}).encode() + b"\n")
-            stdin.flush()
+            self._requests.write(json.dumps({"command": command, "arguments": arguments}).encode() + b"\n")
+            self._requests.flush()
         except BrokenPipeError:
             raise self._early_end() from None
-        answer = json.loads(self._read_line())
+        answer = self._answer()
         if answer.get("module") == errors.__name__:  # the message of a UserError stays as it is
             raise ConfigError(answer["error"])
         if "error" in answer:
             raise self._error_of(answer["trace"])
         return answer["done"]
 
-    def _read_line(self) -> bytes:
-        stdout, deadline = self._process.stdout, time.monotonic() + LONGEST_ANSWER_SECONDS
-        assert stdout is not None
-        while b"\n" not in self._buffer:
-            ready, _, _ = select.select([stdout], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                text = f"{self.side.name}: no answer within {LONGEST_ANSWER_SECONDS:.0f} s."
-                raise ConfigError(f"{text} Fix: choose less work with --size or --images.")
-            data = os.read(stdout.fileno(), 1 << 16)
-            if not data:
-                raise self._early_end()
-            self._buffer += data
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return line
+    def _answer(self) -> dict:
+        ready, _, _ = select.select([self._answers], [], [], LONGEST_ANSWER_SECONDS)
+        if not ready:
+            text = f"{self._side.name}: no answer within {LONGEST_ANSWER_SECONDS:.0f} s."
+            raise ConfigError(f"{text} Fix: choose less work with --size or --images.")
+        line = self._answers.readline()  # written as a whole, and the only one: requests are answered in turn
+        if not line.endswith(b"\n"):
+            raise self._early_end()
+        return json.loads(line)
 
     def _early_end(self) -> Exception:
         """Return the error for a process that ended although it should not."""
         code = self._process.wait()
         if code < 0:
-            text = f"{self.side.name}: its process was ended by signal {-code}."
+            text = f"{self._side.name}: its process was ended by signal {-code}."
             return ConfigError(f"{text} Fix: if memory ran out, choose less work with --size or --images.")
         size = self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, size - SHOWN_LOG_BYTES))
@@ -147,10 +137,10 @@ class Child:
 
     def _error_of(self, trace: str) -> Exception:
         missing = MISSING_PACKAGE.search(trace)
-        if missing and self.side.is_peer:
+        if missing and self._side.is_peer:
             package = PACKAGE_OF_MODULE.get(missing[1], missing[1])
-            python = self.side.command[0]
-            text = f"{python}: the package {package} of the peer {self.side.name} is missing."
+            python = self._side.command[0]
+            text = f"{python}: the package {package} of the peer {self._side.name} is missing."
             fix = f"Fix: {python} -m pip install {package} (in a virtual environment of its own)"
             return MissingPackageError(f"{text} {fix}, and name that Python with --peer-python.")
-        return RuntimeError(f"{self.side.name} failed:\n{trace}")
+        return RuntimeError(f"{self._side.name} failed:\n{trace}")

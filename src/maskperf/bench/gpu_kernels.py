@@ -21,18 +21,17 @@ from maskperf.bench.synthetic import POOLED_LEVELS, STRIDES, cells_of, synthetic
 from maskperf.config import ModelConfig
 from maskperf.data.images.raw_images import UploadBuffers, pack_images
 from maskperf.errors import ConfigError
-from maskperf.model.patches import patches_by_level
+from maskperf.model.patches import cell_patches
 from maskperf.ops.anchors import pyramid_anchors
-from maskperf.ops.boxes import pairwise_iou
 from maskperf.ops.kernels.selection import load, missing_part
-from maskperf.ops.matching import match_by_slots, match_to_truth
-from maskperf.ops.nms import blockwise_nms
-from maskperf.ops.preprocess import to_images_reference
+from maskperf.ops.matching import match_boxes
+from maskperf.ops.nms import nms_sorted
+from maskperf.ops.preprocess import to_images
 from maskperf.ops.products import PlainCasts, own_class_logits
-from maskperf.ops.ranking import best_anchors_by_level
-from maskperf.ops.rasterize import rasterize_by_crossings
-from maskperf.ops.roi_align import flat_roi_align
-from maskperf.ops.sampling import draw_by_rank
+from maskperf.ops.ranking import best_anchors
+from maskperf.ops.rasterize import rasterize_crops
+from maskperf.ops.roi_align import pyramid_roi_align
+from maskperf.ops.sampling import draw_balanced
 from maskperf.structures import to_device
 from maskperf.techniques import plain, using
 
@@ -119,6 +118,16 @@ def measure_case(case: KernelCase, device: torch.device, plan: GpuPlan) -> dict[
     }
 
 
+def both_forms(module: str, operator: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return an operator's kernel and its plain form."""
+    return getattr(load(module), operator.__name__), by_pytorch(operator)
+
+
+def by_pytorch(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the operator without its kernel."""
+    return using(plain())(operator)
+
+
 def _tensors(result: Any) -> list[Tensor]:
     if isinstance(result, Tensor):
         return [result]
@@ -145,7 +154,7 @@ def _roi_align(pool: str, dtype: torch.dtype, direction: str, inputs: Inputs) ->
     sizes, strides = inputs.sizes, STRIDES[:POOLED_LEVELS]
     size, rois = {"box": (7, sizes.box_rois), "mask": (14, sizes.mask_rois)}[pool]
     boxes, features = inputs.boxes(sizes.images, rois), inputs.pyramid(strides, dtype)
-    functions = (load("roi_align").pyramid_roi_align, flat_roi_align)
+    functions = both_forms("roi_align", pyramid_roi_align)
     shape = f"{sizes.images} x {rois} RoIs, {size} x {size}, {sizes.channels} channels, {dtype}"
     case = _pair("RoIAlign", shape, functions, features, boxes, size=size, strides=strides)
     return _in_direction(direction, case, features, inputs)
@@ -156,7 +165,7 @@ def _patches(dtype: torch.dtype, direction: str, inputs: Inputs) -> KernelCase:
     num_cells = sum(level.shape[2] * level.shape[3] for level in features)
     cells = inputs.integers(num_cells, sizes.images, sizes.sampled_anchors)
     shape = f"{sizes.images} x {sizes.sampled_anchors} positions, {sizes.channels} channels, {dtype}"
-    case = _pair("patches", shape, (load("patches").cell_patches, patches_by_level), features, cells)
+    case = _pair("patches", shape, both_forms("patches", cell_patches), features, cells)
     return _in_direction(direction, case, features, inputs)
 
 
@@ -167,7 +176,7 @@ def _samples(inputs: Inputs) -> KernelCase:
     quota = {"num_samples": sizes.sampled_anchors}
     quota["max_positive"] = int(sizes.sampled_anchors * MODEL.rpn_positive_fraction)
     shape = f"{sizes.images} x {sizes.sampled_anchors} of {num_anchors} anchors"
-    return _pair("samples", shape, (load("sampling").draw_balanced, draw_by_rank), *arguments, **quota)
+    return _pair("samples", shape, both_forms("sampling", draw_balanced), *arguments, **quota)
 
 
 def _ranking(inputs: Inputs) -> KernelCase:
@@ -176,14 +185,14 @@ def _ranking(inputs: Inputs) -> KernelCase:
     logits = np.stack([inputs.random.permutation(sum(counts)) for _ in range(sizes.images)]) / sum(counts) * 8 - 4
     arguments = (torch.from_numpy(logits.astype(np.float32)).to(inputs.device), counts, sizes.candidates)
     shape = f"{sizes.images} x {sum(counts)} anchors of {len(counts)} levels, {sizes.candidates} of each"
-    return _pair("ranking", shape, (load("ranking").best_anchors, best_anchors_by_level), *arguments)
+    return _pair("ranking", shape, both_forms("ranking", best_anchors), *arguments)
 
 
 def _nms(inputs: Inputs) -> KernelCase:
     groups, candidates = inputs.sizes.images * len(STRIDES), inputs.sizes.candidates
     boxes = inputs.boxes(groups, candidates)
     valid = torch.from_numpy(inputs.random.uniform(size=(groups, candidates)) < 0.95).to(inputs.device)
-    functions = (load("nms").nms_sorted, blockwise_nms)
+    functions = both_forms("nms", nms_sorted)
     return _pair("NMS", f"{groups} x {candidates} boxes", functions, boxes, valid, IOU_THRESHOLD)
 
 
@@ -191,10 +200,11 @@ def _match_anchors(inputs: Inputs) -> KernelCase:
     sizes, (truth, valid) = inputs.sizes, inputs.truth()
     levels = tuple(cells_of(sizes.size_hw, stride) for stride in STRIDES)
     anchors = pyramid_anchors(levels, STRIDES, MODEL.anchor_sizes, MODEL.anchor_ratios, inputs.device)
-    rule = {"positive_iou": MODEL.rpn_positive_iou, "negative_iou": MODEL.rpn_negative_iou}
-    kernel = partial(load("matching").match_boxes, anchors[None], truth, valid, keep_best_of_truth=True, **rule)
+    thresholds = {"positive_iou": MODEL.rpn_positive_iou, "negative_iou": MODEL.rpn_negative_iou}
+    rule: dict[str, Any] = thresholds | {"keep_best_of_truth": True}
     shape = f"{sizes.images} x {len(anchors)} anchors, {sizes.objects} objects"
-    return KernelCase("matching of anchors", shape, kernel, partial(match_by_slots, anchors, truth, valid, **rule))
+    functions = both_forms("matching", match_boxes)
+    return _pair("matching of anchors", shape, functions, anchors[None], truth, valid, **rule)
 
 
 def _match_rois(inputs: Inputs) -> KernelCase:
@@ -203,10 +213,7 @@ def _match_rois(inputs: Inputs) -> KernelCase:
     thresholds = {"positive_iou": MODEL.roi_positive_iou, "negative_iou": MODEL.roi_positive_iou}
     rule: dict[str, Any] = thresholds | {"keep_best_of_truth": False}
     shape = f"{sizes.images} x {sizes.candidates} boxes, {sizes.objects} objects"
-    kernel = partial(load("matching").match_boxes, boxes, truth, valid, **rule)
-    return KernelCase(
-        "matching of RoIs", shape, kernel, lambda: match_to_truth(pairwise_iou(boxes, truth), valid, **rule)
-    )
+    return _pair("matching of RoIs", shape, both_forms("matching", match_boxes), boxes, truth, valid, **rule)
 
 
 def _masks(inputs: Inputs) -> KernelCase:
@@ -216,7 +223,7 @@ def _masks(inputs: Inputs) -> KernelCase:
     objects = inputs.integers(len(object_boxes), sizes.images * sizes.mask_rois)
     arguments = (polygons, objects, torch.from_numpy(object_boxes).to(inputs.device)[objects], MASK_SIZE)
     shape = f"{len(objects)} RoIs, {MASK_SIZE} x {MASK_SIZE}"
-    return _pair("mask targets", shape, (load("rasterize").rasterize_crops, rasterize_by_crossings), *arguments)
+    return _pair("mask targets", shape, both_forms("rasterize", rasterize_crops), *arguments)
 
 
 def _images(dtype: torch.dtype, inputs: Inputs) -> KernelCase:
@@ -234,7 +241,7 @@ def _images(dtype: torch.dtype, inputs: Inputs) -> KernelCase:
     raw = to_device(packed, inputs.device)
     shape = f"{images} x {old_hw[0]} x {old_hw[1]} to {height} x {width}, {dtype}"
     kernel = partial(load("preprocess").resize_images, raw, dtype)
-    return KernelCase("pictures to input", shape, kernel, lambda: to_images_reference(raw, dtype).pixels)
+    return KernelCase("pictures to input", shape, kernel, lambda: by_pytorch(to_images)(raw, dtype=dtype).pixels)
 
 
 def _casts(direction: str, inputs: Inputs) -> KernelCase:
@@ -267,13 +274,13 @@ def _own_class(direction: str, inputs: Inputs) -> KernelCase:
     maps = inputs.normal(rois, pixels, sizes.channels, dtype=torch.bfloat16).relu().requires_grad_()
     weights = inputs.normal(rois, sizes.channels, dtype=torch.bfloat16).requires_grad_()
     offsets, labels = inputs.normal(rois), torch.arange(rois, device=inputs.device)
-    by_pytorch = using(plain())(partial(own_class_logits, maps, weights, offsets, labels))
+    plain_side = by_pytorch(partial(own_class_logits, maps, weights, offsets, labels))
     shape = f"{rois} RoIs, {MASK_SIZE} x {MASK_SIZE}, {sizes.channels} channels, torch.bfloat16"
     if direction == "forward":
         forward = partial(kernels.own_class_logits, maps.detach(), weights.detach(), offsets)
-        return KernelCase("mask logits forward", shape, forward, torch.no_grad()(by_pytorch))
+        return KernelCase("mask logits forward", shape, forward, torch.no_grad()(plain_side))
     gradient = inputs.normal(rois, pixels)
-    backward = partial(torch.autograd.grad, by_pytorch(), [maps, weights], gradient, retain_graph=True)
+    backward = partial(torch.autograd.grad, plain_side(), [maps, weights], gradient, retain_graph=True)
     kernel = partial(kernels.own_class_gradients, maps.detach(), weights.detach(), gradient)
     return KernelCase("mask logits backward", shape, kernel, backward)
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_masks
 
+from maskperf.bench.peers.torch_work import read_arrays
 from maskperf.data.coco.index import read_coco
 from maskperf.data.images.loader import Feeding, TrainingLoader
 from maskperf.evaluation.results import ResultTable, box_and_mask_results, joined, result_table, without_repeats
@@ -53,7 +54,6 @@ def loader(inputs: dict) -> tuple[Callable[[], None], dict]:
 
 def index(inputs: dict) -> tuple[Callable[[], None], dict]:
     """Return one reading of a large JSON: under a new name, or under one that was read before."""
-    torch.set_num_threads(inputs["threads"])
     path = Path(inputs["large_json"])
     facts = {"mib": path.stat().st_size / 2**20}
 
@@ -114,10 +114,8 @@ def _read_results(box_file: str, mask_file: str) -> ResultTable:
 
 def detected(inputs: dict) -> tuple[Callable[[], dict], dict]:
     """Return one pass over all detections, from the network's output to the scores of boxes and masks."""
-    torch.set_num_threads(inputs["threads"])
     truth, _ = _ground_truth(inputs)
-    with np.load(inputs["detections"]) as arrays:
-        found = {name: torch.from_numpy(arrays[name]).split(1) for name in arrays.files}
+    found = {name: rows.split(1) for name, rows in read_arrays(inputs["detections"]).items()}
     outputs = [_output(dict(zip(found, rows, strict=True))) for rows in zip(*found.values(), strict=True)]
     category_ids = np.array(sorted(truth.category_names))
 

@@ -5,13 +5,11 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial, wraps
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
-from maskperf.bench.peers.sharpen import sharpen
-from maskperf.config import ModelConfig, OptimizerConfig, RunConfig, SpeedConfig
+from maskperf.bench.peers.torch_work import first_call, read_arrays, sharpen
+from maskperf.config import ModelConfig, OptimizerConfig, SpeedConfig
 from maskperf.data.coco.categories import categories_of, match_categories
 from maskperf.data.coco.index import locate, read_coco
 from maskperf.data.images.capacity import batch_capacity
@@ -94,7 +92,7 @@ def with_own_techniques(make_work: MakeWork) -> MakeWork:
 @with_own_techniques
 def step(inputs: dict) -> tuple[Callable[[], dict], dict]:
     """Return one training step, and what it works on: RoIs, positive ones, FLOP as counted by PyTorch."""
-    config, topology = _start(inputs)
+    config, topology = from_json_text(inputs["config"]), start(inputs)
     # The weights hardly move, so that all repeats do the same work on the same proposals.
     optimizer = replace(config.optimizer, learning_rate=inputs["learning_rate"])
     stepper = Stepper(config.model, config.speed, optimizer, read_batch(inputs["batch"]), topology)
@@ -103,14 +101,14 @@ def step(inputs: dict) -> tuple[Callable[[], dict], dict]:
         return {"losses": dict(zip(LOSS_NAMES, stepper.step().losses.tolist(), strict=True))}
 
     rois = _count_rois(stepper.model, stepper.batch)
-    first, facts = _first_call(work, inputs, config, len(stepper.batch.image_ids), topology)
+    first, facts = _first_call(work, inputs, len(stepper.batch.image_ids), topology)
     return work, {**rois, "first_losses": first["losses"], "messages": stepper.messages, **facts}
 
 
 @with_own_techniques
 def infer(inputs: dict) -> tuple[Callable[[], dict], dict]:
     """Return one batch of detections with their masks; the classifier is made as confident as a trained one."""
-    config, topology = _start(inputs)
+    config, topology = from_json_text(inputs["config"]), start(inputs)
     model = build_model(config.model, SEED)[0].to(topology.device).eval()
     messages: list[str] = []
     set_precision(model, config.speed.precision, topology.device, messages.append)
@@ -125,7 +123,7 @@ def infer(inputs: dict) -> tuple[Callable[[], dict], dict]:
     def work() -> dict:
         return {"detections": detect(model, images).valid.sum(dim=1).tolist()}
 
-    found, facts = _first_call(work, inputs, config, len(images.pixels), topology)
+    found, facts = _first_call(work, inputs, len(images.pixels), topology)
     return work, {**found, "messages": messages, **facts}
 
 
@@ -137,9 +135,7 @@ def demo_chunk(inputs: dict) -> tuple[Callable[[], dict], dict]:
     The very first loss is equal for all ways to compute it, up to rounding; later ones drift apart, since rounding
     decides which of two near boxes is kept, and training continues from there.
     """
-    config = from_json_text(inputs["config"])
-    torch.set_num_threads(inputs["threads"])
-    topology = init_topology(config.system.device)
+    config, topology = from_json_text(inputs["config"]), init_topology(inputs["device"])
     paths = locate(config.data)
     train = read_coco(paths.train_json, paths.train_images, training=True)
     names = categories_of(train)
@@ -170,17 +166,11 @@ def demo_chunk(inputs: dict) -> tuple[Callable[[], dict], dict]:
 
 def read_batch(path: str) -> Batch:
     """Return the batch that `synthetic.write_batch` wrote."""
-    with np.load(path) as file:
-        arrays = {name: torch.from_numpy(file[name]) for name in file.files if name != "masks"}
-    boxes, pixels = arrays["boxes"], arrays["pixels"]
-    count, objects = boxes.shape[:2]
-    targets = Targets(
-        boxes=boxes,
-        labels=arrays["labels"],
-        valid=torch.ones(count, objects, dtype=torch.bool),
-        polygons=one_polygon_each(arrays["points"], arrays["point_offsets"]),
-    )
-    return batch_of(pixels, targets)
+    arrays = read_arrays(path)
+    boxes, labels = arrays["boxes"], arrays["labels"]
+    polygons = one_polygon_each(arrays["points"], arrays["point_offsets"])
+    valid = torch.ones_like(labels, dtype=torch.bool)
+    return batch_of(arrays["pixels"], Targets(boxes=boxes, labels=labels, valid=valid, polygons=polygons))
 
 
 def one_polygon_each(points: Tensor, point_offsets: Tensor) -> Polygons:
@@ -205,13 +195,12 @@ def batch_of(pixels: Tensor, targets: Targets) -> Batch:
     )
 
 
-def _start(inputs: dict) -> tuple[RunConfig, Topology]:
-    config = from_json_text(inputs["config"])
-    torch.set_num_threads(inputs["threads"])
-    topology = init_topology(config.system.device)
+def start(inputs: dict) -> Topology:
+    """Prepare this process for the device of the inputs."""
+    topology = init_topology(inputs["device"])
     torch.backends.cudnn.benchmark = topology.device.type == "cuda"  # all repeats have the shapes of the first call
     keep_memory(topology.device)
-    return config, topology
+    return topology
 
 
 @torch.no_grad()
@@ -240,17 +229,8 @@ def _count_rois(model: MaskRcnn, batch: Batch) -> dict:
     return {"rois": rois.valid.sum(dim=1).tolist(), "positive_rois": (rois.labels > 0).sum(dim=1).tolist()}
 
 
-def _first_call(
-    work: Callable[[], dict], inputs: dict, config: RunConfig, images: int, topology: Topology
-) -> tuple[dict, dict]:
+def _first_call(work: Callable[[], dict], inputs: dict, images: int, topology: Topology) -> tuple[dict, dict]:
     """Return what the work found, and facts with its FLOP."""
-    with FlopCounterMode(display=False) as counter:
-        found = work()
-    return found, {
-        "items": images,
-        "item": "images",
-        "flop": counter.get_total_flops(),
-        "warm_up_calls": WARM_UP_CALLS[topology.device.type],
-        "speed": asdict(config.speed),
-        "summary": inputs.get("summary", ""),
-    }
+    found, facts = first_call(work, images)
+    facts["speed"] = asdict(from_json_text(inputs["config"]).speed)
+    return found, facts | {"warm_up_calls": WARM_UP_CALLS[topology.device.type], "summary": inputs.get("summary", "")}

@@ -11,6 +11,7 @@ from maskperf.bench.maskperf_data import detected, index, loader, scored
 from maskperf.bench.maskperf_network import demo_chunk, infer, step
 from maskperf.bench.maskperf_operators import mask_targets, nms, roi_align
 from maskperf.bench.peers.serve import serve
+from maskperf.bench.peers.torch_work import with_threads
 from maskperf.engine.distributed import init_topology
 from maskperf.run.environment import describe_environment
 
@@ -26,7 +27,6 @@ def ceiling(inputs: dict) -> tuple[Callable[[], None], dict]:
     second by the clock of the inputs.
     """
     clock = time.perf_counter if inputs["clock"] == "wall" else time.process_time
-    torch.set_num_threads(inputs["threads"])
     device = init_topology(inputs["device"]).device
 
     def best_seconds(work: Callable[[], object]) -> float:
@@ -50,7 +50,7 @@ def ceiling(inputs: dict) -> tuple[Callable[[], None], dict]:
 def main() -> None:
     """Serve requests until the parent closes its end."""
     work = (ceiling, step, infer, roi_align, nms, mask_targets, loader, index, scored, detected, demo_chunk)
-    benchmarks = {function.__name__: function for function in work}
+    benchmarks = {make_work.__name__: with_threads(make_work) for make_work in work}
     serve(benchmarks, torch.cuda if torch.cuda.is_available() else None)
 
 

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from maskperf.bench.child import Child, MissingPackageError, Side, maskperf_side, peer_side
+from maskperf.bench.child import Child, MissingPackageError, Side, maskperf_side, peer_side, start_child
 from maskperf.bench.measure import Spread, Timing, measure_in_turn, ratio_spread, spread_of
 from maskperf.bench.names import DEMO
 from maskperf.bench.plan import CASES, SEED, Case, Plan, inputs_of_case, inputs_of_side
@@ -14,6 +14,7 @@ from maskperf.config import RunConfig
 from maskperf.demo.dataset import write_demo_dataset
 from maskperf.techniques import chosen_techniques
 
+SWITCHES = "switches"
 DEMO_STEPS = 10  # of one measurement
 
 Say = Callable[[str], None]
@@ -32,11 +33,6 @@ class SideResult:
     before_gib: float | None  # in use when the work was ready to start
     device_peak_gib: float | None
     facts: dict
-
-    @property
-    def flop_per_second(self) -> float | None:
-        flop = self.facts.get("flop")
-        return flop / self.seconds.median if flop else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +65,7 @@ def measure_switches(plan: Plan, folder: Path, say: Say) -> CaseResult:
     work = [
         (maskperf_side(row.name), case.task, inputs | _inputs_of_row(row, case, plan)) for row in waterfall(plan.device)
     ]
-    return CaseResult(benchmark="switches", case=case.name, sides=_compare(work, plan, say=say))
+    return CaseResult(benchmark=SWITCHES, case=case.name, sides=_compare(work, plan, say=say))
 
 
 def _inputs_of_row(row: Row, case: Case, plan: Plan) -> dict:
@@ -101,7 +97,7 @@ def _compare(work: list[Work], plan: Plan, *, optional: Collection[str] = (), sa
         children: dict[str, Child] = {}
         facts: dict[str, dict] = {}
         for side, task, inputs in work:
-            child = stack.enter_context(Child(side, plan.threads))
+            child = stack.enter_context(start_child(side, plan.threads))
             try:
                 facts[side.name] = child.prepare(task, inputs) | child.warm_up()
             except MissingPackageError as error:
@@ -136,13 +132,13 @@ def check_peers(cases: list[Case], plan: Plan) -> None:
     """
     if plan.peer_python:
         for peer in dict.fromkeys(peer for case in cases for peer in case.peers if not peer.is_optional):
-            with Child(peer_side(peer.name, peer.script, plan.peer_python), plan.threads) as child:
+            with start_child(peer_side(peer.name, peer.script, plan.peer_python), plan.threads) as child:
                 child.memory()
 
 
 def measure_ceiling(plan: Plan) -> dict:
     """Return what this machine can do at most with the plan's threads, and its environment."""
-    with Child(maskperf_side(), plan.threads) as child:
+    with start_child(maskperf_side(), plan.threads) as child:
         inputs = {"threads": plan.threads, "device": plan.config.system.device, "clock": plan.clock}
         return child.prepare("ceiling", inputs)
 

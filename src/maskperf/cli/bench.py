@@ -118,7 +118,7 @@ def _bench(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         measure_switches,
     )
     from maskperf.bench.startup import measure_startup
-    from maskperf.bench.view import everything, show_ceiling, show_results, show_switches
+    from maskperf.bench.view import everything, show
     from maskperf.cli.console import make_console
 
     if options.recipe and STARTUP not in options.names:
@@ -131,7 +131,7 @@ def _bench(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     check_peers(cases, plan)
     ceiling = measure_ceiling(plan)
     plan = replace(plan, device=ceiling["device"])
-    results, switches = [], []
+    results = []
     for case in cases:
         _say(f"measuring {case.benchmark}, {case.name}")
         results.append(measure_case(case, plan, folder, _say))
@@ -143,14 +143,10 @@ def _bench(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         results.append(measure_demo(plan, folder, _config_of(DEMO, options.pairs), _say))
     if options.switches:
         _say("measuring the switches")
-        switches.append(measure_switches(plan, folder, _say))
-    ceiling, console = better_ceiling(ceiling, measure_ceiling(plan)), make_console()
-    show_ceiling(console, ceiling, plan.threads)
-    if results:
-        show_results(console, results, ceiling, plan.clock)
-    for found in switches:
-        show_switches(console, found)
-    return everything(results + switches, ceiling, plan)
+        results.append(measure_switches(plan, folder, _say))
+    found = everything(results, better_ceiling(ceiling, measure_ceiling(plan)), plan)
+    show(make_console(), found)
+    return found
 
 
 def _bench_gpu(options: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -39,13 +39,14 @@ def sample_rois(
         targets.valid,
         positive_iou=positive_iou,
         negative_iou=positive_iou,
+        keep_best_of_truth=False,
     )
     sample = draw_balanced(
         matches.positive & candidates.valid,
         matches.negative & candidates.valid,
         seeds ^ _ROI_SALT,
         num_samples=num_samples,
-        positive_fraction=positive_fraction,
+        max_positive=int(num_samples * positive_fraction),
     )
     slots = matches.slots.gather(1, sample.index) * sample.valid
     return SampledRois(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from maskperf.ops.anchors import anchor_visibility
 from maskperf.ops.boxes import RPN_BOX_WEIGHTS, encode_boxes
-from maskperf.ops.matching import Matches, match_anchors
+from maskperf.ops.matching import Matches, match_boxes
 from maskperf.ops.sampling import draw_balanced
 from maskperf.structures import Batch, RpnOutput, Targets
 
@@ -24,13 +24,13 @@ def assign_anchors(
     positive_iou: float,
     negative_iou: float,
 ) -> Matches:
-    """Return the matches of all anchors; those that leave the picture are ignored, whatever they match.
+    """Return the matches of all anchors; those that leave the image are ignored, whatever they match.
 
     The best overlap of a ground truth is looked for among all anchors, visible or not, so an object may end without
     a positive anchor. Source: `modeling/rpn/loss.py`, `modeling/matcher.py`.
     """
     rule = {"positive_iou": positive_iou, "negative_iou": negative_iou}
-    matches = match_anchors(anchors, targets.boxes, targets.valid, **rule)
+    matches = match_boxes(anchors[None], targets.boxes, targets.valid, keep_best_of_truth=True, **rule)
     return Matches(slots=matches.slots, positive=matches.positive & visible, negative=matches.negative & visible)
 
 
@@ -64,7 +64,7 @@ def rpn_losses(
         matches.negative,
         batch.sample_seeds,
         num_samples=num_samples,
-        positive_fraction=positive_fraction,
+        max_positive=int(num_samples * positive_fraction),
     )
     outputs = outputs_at(sample.index) if outputs_at else _pick(rpn, sample.index)
     num_sampled = sample.valid.sum().clamp(min=1)

@@ -4,11 +4,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from maskperf.ops.kernels.selection import load, uses_kernels
+from maskperf.ops.kernels.selection import has_kernel
 
 OFFSETS = (-1, 0, 1)
 
 
+@has_kernel("patches")
 def cell_patches(
     features: list[Tensor], cells: Int[Tensor, "images samples"]
 ) -> Float[Tensor, "images samples nine channels"]:
@@ -16,15 +17,6 @@ def cell_patches(
 
     Cells are counted over all levels of an image, P2 first, row by row. Shapes do not depend on values.
     """
-    if uses_kernels(cells.device):
-        return load("patches").cell_patches(features, cells)
-    return patches_by_level(features, cells)
-
-
-def patches_by_level(
-    features: list[Tensor], cells: Int[Tensor, "images samples"]
-) -> Float[Tensor, "images samples nine channels"]:
-    """Return what `cell_patches` returns, on any device: the kernels' plain twin."""
     images, channels = features[0].shape[:2]
     image = torch.arange(images, device=cells.device)[:, None, None]
     patches: Tensor | None = None

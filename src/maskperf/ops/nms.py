@@ -5,43 +5,20 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from maskperf.ops.boxes import pairwise_iou
-from maskperf.ops.kernels.selection import load, uses_kernels
+from maskperf.ops.kernels.selection import has_kernel
 
 _BLOCK = 64  # boxes
 _MAX_OVERLAPS = 1 << 24  # worked on at a time: bounds the memory
 
 
-def nms_reference(boxes: Float[Tensor, "boxes 4"], scores: Float[Tensor, " boxes"], iou_threshold: float) -> list[int]:
-    """Return the indices kept by the greedy rule, best score first: the slow, obvious form of one group."""
-    kept: list[int] = []
-    for index in torch.argsort(scores, descending=True, stable=True).tolist():
-        overlaps = [pairwise_iou(boxes[index : index + 1], boxes[other : other + 1]) for other in kept]
-        if not any(overlap > iou_threshold for overlap in overlaps):  # compared in float32, as a tensor
-            kept.append(index)
-    return kept
-
-
+@has_kernel("nms")
 def nms_sorted(
-    boxes: Float[Tensor, "groups boxes 4"],
-    valid: Bool[Tensor, "groups boxes"],
-    iou_threshold: float,
+    boxes: Float[Tensor, "groups boxes 4"], valid: Bool[Tensor, "groups boxes"], iou_threshold: float
 ) -> Bool[Tensor, "groups boxes"]:
     """Return which boxes survive, for groups whose boxes are already sorted by falling score.
 
-    Invalid boxes neither survive nor suppress.
-    """
-    if uses_kernels(boxes.device):
-        return load("nms").nms_sorted(boxes, valid, iou_threshold)
-    return blockwise_nms(boxes, valid, iou_threshold)
-
-
-def blockwise_nms(
-    boxes: Float[Tensor, "groups boxes 4"], valid: Bool[Tensor, "groups boxes"], iou_threshold: float
-) -> Bool[Tensor, "groups boxes"]:
-    """Return what `nms_sorted` returns, on any device: the kernel's plain twin.
-
-    The number of steps is the number of boxes, whatever their values, so nothing waits for the device.
-    Cost: half of boxes x boxes overlaps per group, a bounded number of them at a time.
+    Invalid boxes neither survive nor suppress. The number of steps is the number of boxes, whatever their values, so
+    nothing waits for the device. Cost: half of boxes x boxes overlaps per group, a bounded number of them at a time.
     """
     per_chunk = max(1, _MAX_OVERLAPS // (_BLOCK * max(1, boxes.shape[1])))
     parts = zip(boxes.split(per_chunk), valid.split(per_chunk), strict=True)

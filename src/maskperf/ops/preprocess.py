@@ -13,15 +13,10 @@ def to_images(raw: RawImages, *, dtype: torch.dtype = torch.float32) -> Images:
     """Return the images as the network takes them, channels-last, without waiting for the device.
 
     In float32 the same bits as `maskperf.data.images.collate` makes on the CPU; other types are rounded from those.
-    One Triton kernel does it all where Triton's kernels can be used. Not yet run on a GPU.
+    One Triton kernel does it all where Triton's kernels can be used; else image by image. Not yet run on a GPU.
     """
     if selection.uses_kernels(raw.content.device):
         return Images(selection.load("preprocess").resize_images(raw, dtype), raw.sizes_hw)
-    return to_images_reference(raw, dtype)
-
-
-def to_images_reference(raw: RawImages, dtype: torch.dtype) -> Images:
-    """Return what `to_images` returns, image by image."""
     pixels = torch.zeros((len(raw.entries), *raw.padded_hw, 3), dtype=dtype, device=raw.content.device)
     for output, entry in zip(pixels, raw.entries, strict=True):
         output[: entry.new_height, : entry.new_width] = _resized(raw.content, entry).to(torch.float32) - raw.means_bgr

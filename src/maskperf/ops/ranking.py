@@ -1,29 +1,18 @@
-"""The boxes of best scores."""
+"""The boxes of best scores. Of equal scores any may be taken; the Triton kernels take the first."""
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from maskperf.ops.kernels.selection import load, uses_kernels
+from maskperf.ops.kernels.selection import has_kernel
 
 
+@has_kernel("ranking")
 def best_anchors(
     logits: Float[Tensor, "images anchors"], level_counts: tuple[int, ...], limit: int
 ) -> tuple[Float[Tensor, "images levels limit"], Int[Tensor, "images levels limit"]]:
-    """Return the sigmoid scores of each level's best anchors, falling, and their indices; else -1 and 0.
-
-    Of equal scores any may be taken; the Triton kernels take the first.
-    """
-    if uses_kernels(logits.device):
-        return load("ranking").best_anchors(logits, level_counts, limit)
-    return best_anchors_by_level(logits, level_counts, limit)
-
-
-def best_anchors_by_level(
-    logits: Float[Tensor, "images anchors"], level_counts: tuple[int, ...], limit: int
-) -> tuple[Float[Tensor, "images levels limit"], Int[Tensor, "images levels limit"]]:
-    """Return what `best_anchors` returns, on any device: the kernels' plain twin."""
+    """Return the sigmoid scores of each level's best anchors, falling, and their indices; else -1 and 0."""
     all_scores, all_indices = [], []
     start = 0
     for count in level_counts:
@@ -35,12 +24,8 @@ def best_anchors_by_level(
     return torch.stack(all_scores, dim=1), torch.stack(all_indices, dim=1)
 
 
+@has_kernel("ranking")
 def best_mask(scores: Float[Tensor, "groups boxes"], quota: int) -> Bool[Tensor, "groups boxes"]:
-    """Return a mask of the `quota` best entries of each group, without those below 0.
-
-    Of equal scores any may be taken; the Triton kernels take the first.
-    """
-    if uses_kernels(scores.device):
-        return load("ranking").best_mask(scores, quota)
+    """Return a mask of the `quota` best entries of each group, without those below 0."""
     best, index = scores.topk(min(quota, scores.shape[1]), dim=1)
     return torch.zeros_like(scores, dtype=torch.bool).scatter(1, index, best >= 0)

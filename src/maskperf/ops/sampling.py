@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from maskperf.ops.kernels.selection import load, uses_kernels
+from maskperf.ops.kernels.selection import has_kernel
 
 GOLDEN_GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64 (SplitMix64, Steele et al. 2014)
 MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
@@ -28,9 +28,9 @@ def random_keys(seeds: Int[Tensor, " images"], count: int) -> Int[Tensor, "image
 
 @dataclass(frozen=True)
 class Sample:
-    """The boxes drawn from each image, in a fixed number of places.
+    """The boxes drawn from each image, in a fixed number of slots.
 
-    First positives, then negatives, both in order of their indices; index 0 in the places that are left.
+    First positives, then negatives, both in order of their indices; index 0 in the slots that are left.
     """
 
     index: Int[Tensor, "images samples"]
@@ -38,25 +38,8 @@ class Sample:
     valid: Bool[Tensor, "images samples"]
 
 
+@has_kernel("sampling")
 def draw_balanced(
-    positive: Bool[Tensor, "images boxes"],
-    negative: Bool[Tensor, "images boxes"],
-    seeds: Int[Tensor, " images"],
-    *,
-    num_samples: int,
-    positive_fraction: float,
-) -> Sample:
-    """Return the boxes drawn at random: at most `positive_fraction` positives, negatives fill the rest.
-
-    No box is both.
-    Source: `modeling/balanced_positive_negative_sampler.py`, equal in law.
-    """
-    max_positive = int(num_samples * positive_fraction)
-    draw = load("sampling").draw_balanced if uses_kernels(seeds.device) else draw_by_rank
-    return draw(positive, negative, seeds, num_samples=num_samples, max_positive=max_positive)
-
-
-def draw_by_rank(
     positive: Bool[Tensor, "images boxes"],
     negative: Bool[Tensor, "images boxes"],
     seeds: Int[Tensor, " images"],
@@ -64,7 +47,11 @@ def draw_by_rank(
     num_samples: int,
     max_positive: int,
 ) -> Sample:
-    """Return what `draw_balanced` returns, on any device: the kernels' plain twin."""
+    """Return the boxes drawn at random: at most `max_positive` positives, negatives fill the rest. No box is both.
+
+    The boxes of the largest keys are taken, so every subset is equally likely.
+    Source: `modeling/balanced_positive_negative_sampler.py`, equal in law.
+    """
     count = positive.shape[1]
     keys = random_keys(seeds, count)
     positives, is_positive = _draw(positive, keys, max_positive, seeds.new_full(seeds.shape, max_positive))
@@ -76,43 +63,14 @@ def draw_by_rank(
     return Sample(index=torch.where(rank < count, rank, rank - count) * valid, positive=rank < count, valid=valid)
 
 
-def choose_random(
-    eligible: Bool[Tensor, "images boxes"], keys: Int[Tensor, "images boxes"], limit: int, count: Int[Tensor, " images"]
-) -> Bool[Tensor, "images boxes"]:
-    """Return a mask of `count` (at most `limit`) eligible boxes per image, or all eligible ones if there are fewer.
-
-    The boxes of the largest keys are taken, so with uniform keys every subset is equally likely.
-    """
-    index, taken = _draw(eligible, keys, limit, count)
-    return torch.zeros_like(eligible).scatter(1, index, taken)
-
-
 def _draw(eligible: Tensor, keys: Tensor, limit: int, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `limit` places per image: the indices of the eligible boxes of largest keys, and which are chosen."""
+    """Return `limit` indices per image, those of the eligible boxes of largest keys, and which `count` are chosen."""
     limit = min(limit, eligible.shape[1])
     best, index = torch.where(eligible, keys, -1).topk(limit, dim=1)
     return index, (best >= 0) & (torch.arange(limit, device=keys.device) < count[:, None])
 
 
-def sample_balanced_reference(
-    positive: Bool[Tensor, "images boxes"],
-    negative: Bool[Tensor, "images boxes"],
-    seeds: Int[Tensor, " images"],
-    *,
-    num_samples: int,
-    positive_fraction: float,
-) -> tuple[Bool[Tensor, "images boxes"], Bool[Tensor, "images boxes"]]:
-    """Return which boxes `draw_balanced` draws as positives and as negatives: the slow, obvious form."""
-    keys = random_keys(seeds, positive.shape[1])
-    max_positive = int(num_samples * positive_fraction)
-    chosen_positive = choose_random(positive, keys, max_positive, seeds.new_full(seeds.shape, max_positive))
-    room = num_samples - chosen_positive.sum(dim=1)
-    chosen_negative = choose_random(negative, keys, num_samples, room)
-    return chosen_positive, chosen_negative
-
-
+@has_kernel("sampling")
 def compact(keep: Bool[Tensor, "images boxes"], slots: int) -> Int[Tensor, "images slots"]:
     """Return the indices of the kept boxes in their order, then those of others, cut to `slots` per image."""
-    if uses_kernels(keep.device):
-        return load("sampling").compact(keep, slots)
     return torch.argsort(~keep, dim=1, stable=True)[:, :slots]

@@ -77,7 +77,7 @@ BOXES = torch.tensor([[[0.0, 0.0, 9.0, 9.0], [0.0, 0.0, 9.0, 9.0]]])
 VALID = torch.ones(1, 2, dtype=torch.bool)
 MAPS = [torch.zeros(1, 2, 8, 8)]
 TRIANGLE = flat_polygons([np.array([[0, 0], [9, 0], [5, 9]], np.float32)], [0, 1])
-IOU = {"positive_iou": 0.7, "negative_iou": 0.3}
+RULE = {"positive_iou": 0.7, "negative_iou": 0.3, "keep_best_of_truth": True}
 
 
 def parts(result: object) -> list[torch.Tensor]:
@@ -90,11 +90,10 @@ WORK = [
     (lambda: roi_align.pyramid_roi_align(MAPS, BOXES, size=2, strides=(4,)), roi_align, "pyramid_roi_align"),
     (lambda: nms.nms_sorted(BOXES, VALID, 0.5), nms, "nms_sorted"),
     (lambda: rasterize.rasterize_crops(TRIANGLE, torch.tensor([0]), BOXES[0, :1], 4), rasterize, "rasterize_crops"),
-    (lambda: matching.match_anchors(BOXES[0], BOXES, VALID, **IOU), matching, "match_boxes"),
-    (lambda: matching.match_boxes(BOXES, BOXES, VALID, **IOU), matching, "match_boxes"),
+    (lambda: matching.match_boxes(BOXES, BOXES, VALID, **RULE), matching, "match_boxes"),
     (lambda: patches.cell_patches(MAPS, torch.zeros(1, 3, dtype=torch.int64)), patches, "cell_patches"),
     (
-        lambda: sampling.draw_balanced(VALID, ~VALID, torch.tensor([1]), num_samples=2, positive_fraction=0.5),
+        lambda: sampling.draw_balanced(VALID, ~VALID, torch.tensor([1]), num_samples=2, max_positive=1),
         sampling,
         "draw_balanced",
     ),
@@ -114,7 +113,7 @@ def test_an_operator_takes_its_kernel_where_it_may_and_can(work, module, name, m
             return lambda *arguments, **options: taken.append((name, len(options))) or expected
 
     monkeypatch.setattr(selection, "missing_part", lambda device: "")
-    monkeypatch.setattr(module, "load", lambda name: taken.append(name) or Kernels())
+    monkeypatch.setattr(selection, "load", lambda name: taken.append(name) or Kernels())
     with using(plain()):
         found = work()
     assert all(torch.equal(one, other) for one, other in zip(parts(found), parts(expected), strict=True))

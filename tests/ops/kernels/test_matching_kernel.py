@@ -7,7 +7,8 @@ from kernel_device import DEVICE
 
 from maskperf.ops.boxes import pairwise_iou
 from maskperf.ops.kernels.matching import BOXES_AT_A_TIME, match_boxes
-from maskperf.ops.matching import Matches, match_by_slots, match_to_truth
+from maskperf.ops.matching import Matches
+from maskperf.ops.matching import match_boxes as twin
 
 RPN = {"positive_iou": 0.7, "negative_iou": 0.3}
 ROIS = {"positive_iou": 0.5, "negative_iou": 0.5}
@@ -31,9 +32,9 @@ def match_both_ways(boxes: torch.Tensor, truth: torch.Tensor, valid: torch.Tenso
     """Return what the kernels find for the first image's boxes as anchors, and for all boxes as RoIs, after a
     comparison with the twins."""
     anchors = on_device(boxes[:1], truth, valid, keep_best_of_truth=True, **RPN)
-    assert_same(anchors, match_by_slots(boxes[0], truth, valid, **RPN))
+    assert_same(anchors, twin(boxes[:1], truth, valid, keep_best_of_truth=True, **RPN))
     rois = on_device(boxes, truth, valid, keep_best_of_truth=False, **ROIS)
-    expected = match_to_truth(pairwise_iou(boxes, truth), valid, keep_best_of_truth=False, **ROIS)
+    expected = twin(boxes, truth, valid, keep_best_of_truth=False, **ROIS)
     no_number = (pairwise_iou(boxes, truth).isnan() & valid[:, None]).any(dim=2)
     assert not bool((rois.positive | rois.negative)[no_number].any())
     expected.slots[no_number] = rois.slots[no_number]  # means nothing there

@@ -1,9 +1,9 @@
 import pytest
 import torch
 from kernel_device import DEVICE
+from reference_operators import nms_reference
 
 from maskperf.ops.kernels.nms import BITS_OF_WORD, nms_sorted
-from maskperf.ops.nms import nms_reference
 from maskperf.ops.nms import nms_sorted as twin
 
 A = (0.0, 0.0, 9.0, 9.0)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from kernel_device import DEVICE, both_ways, fill_freed_memory, seeded, stored_as
 
-from maskperf.model.patches import patches_by_level
+from maskperf.model.patches import cell_patches as patches_by_level
 from maskperf.ops.kernels.patches import SAMPLES_AT_A_TIME, cell_patches
 from maskperf.ops.kernels.pyramid import TILE_SIDE
 

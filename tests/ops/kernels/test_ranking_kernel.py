@@ -26,7 +26,7 @@ def first_best(scores: torch.Tensor, limit: int) -> tuple[torch.Tensor, torch.Te
 def test_equals_the_twin_where_all_scores_are_different(limit):
     logits = random_scores(3, sum(LEVELS))
     found, index = (part.cpu() for part in best_anchors(logits.to(DEVICE), LEVELS, limit))
-    scores, expected = plain.best_anchors_by_level(logits, LEVELS, limit)
+    scores, expected = plain.best_anchors(logits, LEVELS, limit)
     torch.testing.assert_close(found, scores, rtol=1e-6, atol=0)  # another device's exponential
     assert torch.equal(index, expected)
     assert index.dtype == torch.int64
@@ -61,7 +61,7 @@ def test_what_is_no_number_comes_first_as_with_the_twin():
     logits = random_scores(1, 20)
     logits[0, 7] = float("nan")
     found, index = best_anchors(logits.to(DEVICE), (20,), 4)
-    scores, expected = plain.best_anchors_by_level(logits, (20,), 4)
+    scores, expected = plain.best_anchors(logits, (20,), 4)
     assert torch.equal(index.cpu(), expected)
     assert index[0, 0, 0] == 7
     assert found.isnan().tolist() == scores.isnan().tolist() == [[[True, False, False, False]]]
@@ -86,7 +86,7 @@ def test_a_mask_takes_the_first_of_equal_scores():
 
 def test_other_strides_are_read_right():
     logits = random_scores(1200, 3).T
-    scores, index = plain.best_anchors_by_level(logits, (1000, 200), 30)
+    scores, index = plain.best_anchors(logits, (1000, 200), 30)
     found, places = best_anchors(logits.to(DEVICE), (1000, 200), 30)
     torch.testing.assert_close(found.cpu(), scores, rtol=1e-6, atol=0)
     ours = logits.gather(1, places.cpu().flatten(1)).sigmoid().view_as(scores)

@@ -6,7 +6,11 @@ from random_pyramids import STRIDES
 
 from maskperf.ops.kernels.pyramid import TILE_SIDE
 from maskperf.ops.kernels.roi_align import ROIS_AT_A_TIME, pyramid_roi_align
-from maskperf.ops.roi_align import assign_levels, flat_roi_align
+from maskperf.ops.roi_align import assign_levels
+from maskperf.ops.roi_align import pyramid_roi_align as operator
+from maskperf.techniques import plain, using
+
+flat_roi_align = using(plain())(operator)
 
 AT_THE_BORDER = (
     (10.0, 10.0, 10.0, 10.0),  # a point

@@ -10,8 +10,6 @@ from maskperf.bench.plan import GpuPlan
 from maskperf.config import ModelConfig
 from maskperf.engine.build import build_model
 from maskperf.engine.forward import training_losses
-from maskperf.model import patches
-from maskperf.ops import matching, nms, ranking, rasterize, roi_align, sampling
 from maskperf.ops.kernels import selection
 from maskperf.techniques import Techniques, using
 
@@ -34,13 +32,12 @@ PLAN = GpuPlan(device=DEVICE, model=MODEL, objects=2)
 def losses_and_gradients(with_kernels: bool, monkeypatch) -> tuple[torch.Tensor, dict[str, torch.Tensor], set[str]]:
     taken = set()
     device = torch.device(DEVICE)
-    for module in (matching, nms, patches, ranking, rasterize, roi_align, sampling):
 
-        def load(name: str, load=module.load):
-            taken.add(name)
-            return load(name)
+    def load(name: str, load=selection.load):
+        taken.add(name)
+        return load(name)
 
-        monkeypatch.setattr(module, "load", load)
+    monkeypatch.setattr(selection, "load", load)
     monkeypatch.setattr(selection, "missing_part", lambda device: "" if with_kernels else "not wanted")
     model, _ = build_model(MODEL, 3)
     with using(Techniques().without("fast_convolutions", "packed_positives")):

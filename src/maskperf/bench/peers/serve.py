@@ -62,7 +62,7 @@ class Server:
         if seconds < SHORTEST_SECONDS:  # the first call may have set things up
             found, seconds = self._time_one()
         self.calls = min(max(1, round(SHORTEST_SECONDS / max(seconds, 1e-9))), MOST_CALLS)
-        return {"seconds": seconds, "calls": self.calls, **(found or {})}
+        return {"seconds": seconds, "calls": self.calls, **(found if isinstance(found, dict) else {})}
 
     def measure(self):
         gc.collect()

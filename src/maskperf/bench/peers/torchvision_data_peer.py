@@ -12,6 +12,7 @@ import coco_peer
 import numpy as np
 import serve
 import torch
+import torch_work
 from PIL import Image
 from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
@@ -87,19 +88,18 @@ def detected(inputs):
 
     Masks are pasted at full size, made bits and encoded one by one; pycocotools scores all images at once.
     """
-    torch.set_num_threads(inputs["threads"])
     truth = COCO(inputs["large_json"])
-    with np.load(inputs["detections"]) as arrays:
-        image_ids, sizes_hw = arrays["image_ids"].tolist(), arrays["sizes_hw"].tolist()
-        rows = [torch.from_numpy(arrays[name]) for name in ("boxes", "scores", "labels", "probabilities")]
+    arrays = torch_work.read_arrays(inputs["detections"])
+    image_ids, sizes_hw = arrays["image_ids"].tolist(), arrays["sizes_hw"].tolist()
+    rows = [arrays[name] for name in ("boxes", "scores", "labels", "probabilities")]
 
     def work():
         start = time.perf_counter()
         boxes, masks = [], []
         for image_id, size_hw, *found in zip(image_ids, sizes_hw, *rows, strict=True):
-            entries = entries_of_image(image_id, tuple(size_hw), *found)
-            boxes += entries[0]
-            masks += entries[1]
+            box_entries, mask_entries = entries_of_image(image_id, tuple(size_hw), *found)
+            boxes += box_entries
+            masks += mask_entries
         coded_seconds = time.perf_counter() - start
         box_ap = coco_peer.ap_of(truth, boxes, "bbox", COCOeval)
         mask_ap = coco_peer.ap_of(truth, masks, "segm", COCOeval)
@@ -124,4 +124,4 @@ def entries_of_image(image_id, size_hw, boxes, scores, labels, probabilities):
 
 
 if __name__ == "__main__":
-    serve.serve({"loader": loader, "detected": detected})
+    serve.serve({"loader": loader, "detected": torch_work.with_threads(detected)})

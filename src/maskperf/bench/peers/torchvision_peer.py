@@ -7,9 +7,8 @@ import time
 
 import numpy as np
 import serve
-import sharpen
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+import torch_work
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
@@ -17,9 +16,7 @@ from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, batched_nms
 
 SEED = 1
 LEVELS = 4
-POOLED_SIZES = {"7x7": 7, "14x14": 14}
 MASK_SIDE = 28
-IOU_OF_GROUPS = {"levels": 0.7, "classes": 0.5}
 
 
 def step(inputs):
@@ -66,7 +63,7 @@ def infer(inputs):
     with torch.no_grad():
         model(images)
     hook.remove()
-    sharpen.sharpen(predictor.cls_score, seen["logits"], len(images))
+    torch_work.sharpen(predictor.cls_score, seen["logits"], len(images))
 
     def work():
         with torch.no_grad():
@@ -77,12 +74,10 @@ def infer(inputs):
 
 
 def first_call(work, images):
-    """Return what the work found, and its seconds and FLOP."""
+    """Return what the work found, and facts with its FLOP and its seconds: it is not warmed up once more."""
     start = time.perf_counter()
-    with FlopCounterMode(display=False) as counter:
-        found = work()
-    seconds = time.perf_counter() - start
-    return found, {"first_seconds": seconds, "items": len(images), "item": "images", "flop": counter.get_total_flops()}
+    found, facts = torch_work.first_call(work, len(images))
+    return found, facts | {"first_seconds": time.perf_counter() - start}
 
 
 def make_model(inputs):
@@ -91,7 +86,6 @@ def make_model(inputs):
     The backbone is initialized as maskperf's so that proposals and RoIs are alike: torchvision's own initialization
     lets the features grow by a factor of thousands where no batch norm tames them.
     """
-    torch.set_num_threads(inputs["threads"])
     torch.manual_seed(SEED)
     backbone = resnet_fpn_backbone(
         backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3
@@ -99,15 +93,8 @@ def make_model(inputs):
     for layer in backbone.body.modules():
         if isinstance(layer, torch.nn.Conv2d):
             torch.nn.init.kaiming_uniform_(layer.weight, a=1)
-    size_hw = inputs["size_hw"]
-    model = MaskRCNN(
-        backbone,
-        min_size=min(size_hw),
-        max_size=max(size_hw),
-        image_mean=[0.0, 0.0, 0.0],
-        image_std=[1.0, 1.0, 1.0],
-        **inputs["numbers"],
-    )
+    sizes = {"min_size": min(inputs["size_hw"]), "max_size": max(inputs["size_hw"])}
+    model = MaskRCNN(backbone, image_mean=[0.0] * 3, image_std=[1.0] * 3, **sizes, **inputs["numbers"])
     model.transform.resize = lambda image, target: (image, target)  # images come in their final size
     return model.to(inputs["torch_device"])
 
@@ -117,29 +104,22 @@ def read_batch(path, device):
     images, targets = [], []
     with np.load(path) as arrays:
         width = arrays["pixels"].shape[3]
-        for pixels, boxes, labels, masks in zip(
-            arrays["pixels"], arrays["boxes"], arrays["labels"], arrays["masks"], strict=True
-        ):
-            images.append(torch.from_numpy(pixels).to(device))
-            bits = np.unpackbits(masks, axis=2, count=width)
-            target = {"boxes": boxes, "labels": labels.astype(np.int64), "masks": bits}
-            targets.append({name: torch.from_numpy(value).to(device) for name, value in target.items()})
+        batch = [arrays[name] for name in ("pixels", "boxes", "labels", "masks")]
+    for pixels, boxes, labels, masks in zip(*batch, strict=True):
+        images.append(torch.from_numpy(pixels).to(device))
+        target = {"boxes": boxes, "labels": labels, "masks": np.unpackbits(masks, axis=2, count=width)}
+        targets.append({name: torch.from_numpy(value).to(device) for name, value in target.items()})
     return images, targets
 
 
 def roi_align(inputs):
     """Return one pooling by MultiScaleRoIAlign, which calls roi_align once for each level."""
-    torch.set_num_threads(inputs["threads"])
-    device = inputs["torch_device"]
     pool, direction = inputs["case"].split()
-    with np.load(inputs["pyramid"]) as arrays:
-        features = {
-            str(number): torch.from_numpy(arrays[f"level_{number}"]).to(device).contiguous() for number in range(LEVELS)
-        }
-        boxes = [torch.from_numpy(part).to(device) for part in arrays[f"boxes_{pool}"]]
-        sizes_hw = [tuple(arrays["size_hw"].tolist())] * len(boxes)
-    operator = MultiScaleRoIAlign(list(features), output_size=POOLED_SIZES[pool], sampling_ratio=2)
-    facts = {"items": sum(map(len, boxes)), "item": "boxes"}
+    arrays = torch_work.read_arrays(inputs["pyramid"], inputs["torch_device"])
+    features = {str(number): arrays[f"level_{number}"] for number in range(LEVELS)}
+    boxes = list(arrays[f"boxes_{pool}"])
+    sizes_hw = [tuple(inputs["size_hw"])] * len(boxes)
+    operator = MultiScaleRoIAlign(list(features), output_size=torch_work.POOLED_SIZES[pool], sampling_ratio=2)
 
     def forward():
         with torch.no_grad():
@@ -149,47 +129,33 @@ def roi_align(inputs):
         pooled = operator(features, boxes, sizes_hw)
         torch.autograd.grad(pooled, list(features.values()), torch.ones_like(pooled))
 
-    if direction == "forward":
-        return forward, facts
     for feature in features.values():
-        feature.requires_grad_()
-    return forward_and_backward, facts
+        feature.requires_grad_(direction != "forward")
+    facts = {"items": sum(map(len, boxes)), "item": "boxes"}
+    return forward if direction == "forward" else forward_and_backward, facts
 
 
 def nms(inputs):
     """Return one suppression for each image, its levels or classes kept apart by batched_nms."""
-    torch.set_num_threads(inputs["threads"])
-    device = inputs["torch_device"]
     groups = inputs["case"]
-    parts = []
-    with np.load(inputs["candidates"]) as arrays:
-        images = int(arrays["images"])
-        boxes, valid, scores = (arrays[f"{groups}_{name}"] for name in ("boxes", "valid", "scores"))
-        per_image = len(valid) // images
-        group = np.broadcast_to(np.arange(len(valid))[:, None] % per_image, valid.shape)
-        for start in range(0, len(valid), per_image):
-            rows = slice(start, start + per_image)
-            chosen = valid[rows]
-            part = (boxes[rows][chosen], scores[rows][chosen], group[rows][chosen])
-            parts.append([torch.from_numpy(value).to(device) for value in part])
-    iou = IOU_OF_GROUPS[groups]
-    kept = sum(len(batched_nms(*part, iou)) for part in parts)
+    arrays = torch_work.read_arrays(inputs["candidates"], inputs["torch_device"])
+    boxes, valid, scores = (arrays[f"{groups}_{name}"] for name in ("boxes", "valid", "scores"))
+    per_image = len(valid) // int(arrays["images"])
+    group = (torch.arange(len(valid), device=valid.device)[:, None] % per_image).expand(valid.shape)
+    images = [slice(start, start + per_image) for start in range(0, len(valid), per_image)]
+    parts = [[values[rows][valid[rows]] for values in (boxes, scores, group)] for rows in images]
 
     def work():
-        for part in parts:
-            batched_nms(*part, iou)
+        return sum(len(batched_nms(*part, torch_work.IOU_OF_GROUPS[groups])) for part in parts)
 
-    return work, {"items": int(valid.sum()), "item": "boxes", "kept": kept}
+    return work, {"items": int(valid.sum()), "item": "boxes", "kept": work()}
 
 
 def mask_targets(inputs):
     """Return one projection of the objects' bitmaps, which are at full size already, on all RoIs."""
-    torch.set_num_threads(inputs["threads"])
-    device = inputs["torch_device"]
-    _, targets = read_batch(inputs["batch"], device)
-    with np.load(inputs["mask_rois"]) as arrays:
-        rois = [torch.from_numpy(part).to(device) for part in arrays["rois"]]
-        slots = [torch.from_numpy(part.astype(np.int64)).to(device) for part in arrays["slots"]]
+    _, targets = read_batch(inputs["batch"], inputs["torch_device"])
+    arrays = torch_work.read_arrays(inputs["mask_rois"], inputs["torch_device"])
+    rois, slots = arrays["rois"], arrays["slots"]
 
     def work():
         with torch.no_grad():
@@ -199,9 +165,10 @@ def mask_targets(inputs):
             ]
 
     share = float(torch.cat(work()).mean())
-    return lambda: work() and None, {"items": sum(map(len, rois)), "item": "RoIs", "filled_share": share}
+    return work, {"items": slots.numel(), "item": "RoIs", "filled_share": share}
 
 
 if __name__ == "__main__":
-    benchmarks = {"step": step, "infer": infer, "roi_align": roi_align, "nms": nms, "mask_targets": mask_targets}
+    makers = (step, infer, roi_align, nms, mask_targets)
+    benchmarks = {make_work.__name__: torch_work.with_threads(make_work) for make_work in makers}
     serve.serve(benchmarks, torch.cuda if torch.cuda.is_available() else None)

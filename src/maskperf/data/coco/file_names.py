@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote, unquote, urlsplit
@@ -28,44 +28,36 @@ def resolve_file_names(index: CocoIndex) -> tuple[CocoIndex, tuple[str, ...], li
     It must not give one file to two images. No file outside of the image folder is ever looked at.
     Errors: DataError for an image folder that cannot be listed.
     """
-    names = index.file_names
+    names, folder = index.file_names, index.image_folder
     try:
-        present = set(os.listdir(index.image_folder))
+        present = set(os.listdir(folder))
     except OSError as error:
-        problem = Problem(
-            file=str(index.image_folder),
-            where="the folder of images",
-            field="folder",
-            value=str(error.strerror),
-            message="The folder cannot be listed.",
-            fix="Allow this user to read it, or name another folder.",
-        )
+        where, fix = "the folder of images", "Allow this user to read it, or name another folder."
+        value, message = str(error.strerror), "The folder cannot be listed."
+        problem = Problem(file=str(folder), where=where, field="folder", value=value, message=message, fix=fix)
         raise DataError([problem]) from error
-    missing = [position for position, name in enumerate(names) if not _is_there(index.image_folder, name, present)]
+    missing = {at: name for at, name in enumerate(names) if not _is_there(folder, name, present)}
     if not missing:
         return index, (), []
-    files = list_files(index.image_folder)
+    files = list_files(folder)
     ends = (_by_end(files, str), _by_end(files, _folded))
-    absent = set(missing)
-    claimed = {os.path.normpath(name) for position, name in enumerate(names) if position not in absent}
-    found, reading = _best_reading(sorted({names[position] for position in missing}), ends, claimed)
-    problems = [(at, _problem(index, at, files, ends[True])) for at in missing if names[at] not in found]
+    claimed = {os.path.normpath(name) for at, name in enumerate(names) if at not in missing}
+    found, reading = _best_reading(sorted(set(missing.values())), ends, claimed)
+    problems = [(at, _problem(index, at, files, ends[1])) for at, name in missing.items() if name not in found]
     if reading is None:
         return index, (), problems
-    renamed = tuple(found.get(name, name) if at in absent else name for at, name in enumerate(names))
-    first = next(position for position in missing if names[position] in found)
+    renamed = tuple(found.get(name, name) if at in missing else name for at, name in enumerate(names))
+    first = next(name for name in missing.values() if name in found)
     notice = (
         f"{len(missing) - len(problems)} of {len(missing)} file names that do not exist as written were found "
-        f"{reading.description()}: {shown(names[first])} -> {shown(renamed[first])}"
+        f"{reading.description()}: {shown(first)} -> {shown(found[first])}"
     )
     return replace(index, file_names=renamed), (notice,), problems
 
 
 def _is_there(folder: Path, name: str, present: set[str]) -> bool:
-    if name in present:
-        return True
     stays_inside = not name.startswith("/") and ".." not in name.split("/")
-    return os.sep in name and stays_inside and os.path.isfile(folder / name)
+    return name in present or (os.sep in name and stays_inside and os.path.isfile(folder / name))
 
 
 def list_files(folder: Path) -> list[str]:
@@ -178,27 +170,25 @@ def _folded(path: str) -> str:
 def _fits(name: str, spellings: list[int], ends: tuple[dict[str, list[str]], ...]) -> dict[PathReading, str]:
     """Return the file of each reading that makes one of this name."""
     found = {}
-    for spelling in spellings:
+    for spelling, ignores_case in product(spellings, (False, True)):
         spelled = DRIVE.sub("", SPELLINGS[spelling][1](name))
-        if "://" in spelled:  # what stands before the path of a URL is no folder
+        path = _folded(spelled) if ignores_case else spelled
+        dropped, length, files = _longest_end(path, ends[ignores_case])
+        # What stands before the path of a URL is no folder; and of several files, as in images/ and masks/, nobody
+        # knows which is meant.
+        if "://" in spelled or len(files) != 1:
             continue
-        for ignores_case in (False, True):
-            dropped, length, files = _longest_end(spelled, ends[ignores_case], _folded if ignores_case else str)
-            if len(files) != 1:  # none, or nobody knows which: the same names may be in images/ and in masks/
-                continue
-            folders = "/".join(files[0].split("/")[:-length])
-            for prefix in (f"{folders}/" if folders else "", None):
-                for folders_dropped in (dropped, None):
-                    found[PathReading(spelling, folders_dropped, prefix, ignores_case)] = files[0]
+        folders = "".join(f"{folder}/" for folder in files[0].split("/")[:-length])
+        for prefix, folders_dropped in product((folders, None), (dropped, None)):
+            found[PathReading(spelling, folders_dropped, prefix, ignores_case)] = files[0]
     return found
 
 
-def _longest_end(spelled: str, ends: dict[str, list[str]], fold: Callable[[str], str]) -> tuple[int, int, list[str]]:
+def _longest_end(path: str, ends: dict[str, list[str]]) -> tuple[int, int, list[str]]:
     """Return how many leading folders have to go until files end like the rest; the length of the rest; the files."""
-    parts = [fold(part) for part in spelled.split("/") if part not in ("", ".")]
+    parts = [part for part in path.split("/") if part not in ("", ".")]
     for dropped in range(len(parts)):
-        files = ends.get("/".join(parts[dropped:]))
-        if files:
+        if files := ends.get("/".join(parts[dropped:])):
             return dropped, len(parts) - dropped, files
     return len(parts), 0, []
 
@@ -206,20 +196,22 @@ def _longest_end(spelled: str, ends: dict[str, list[str]], fold: Callable[[str],
 def _problem(index: CocoIndex, position: int, files: list[str], ends: dict[str, list[str]]) -> Problem:
     """Return the problem of a name without a file, with what was tried."""
     name = index.file_names[position]
-    spelled = {spell(name) for _, spell in SPELLINGS}
-    doubtful = sorted({tuple(alike) for text in spelled if len(alike := _longest_end(text, ends, _folded)[2]) > 1})
-    tried = [description for description, spell in SPELLINGS[1:] if spell(name) != name]
-    if len([part for part in _with_slashes(name).split("/") if part]) > 1:
-        tried.append("without leading folders")
-    if any("/" in file for file in files):
-        tried.append("in the subfolders" + (f" (the first {MAX_FILES:,} files)" if len(files) == MAX_FILES else ""))
-    tried.append("in other letter case and Unicode form")
+    spelled = {_folded(spell(name)) for _, spell in SPELLINGS}
+    doubtful = sorted({tuple(alike) for path in spelled if len(alike := _longest_end(path, ends)[2]) > 1})
+    first_files = f" (the first {MAX_FILES:,} files)" if len(files) == MAX_FILES else ""
+    tried = {
+        **{description: spell(name) != name for description, spell in SPELLINGS[1:]},
+        "without leading folders": len([part for part in _with_slashes(name).split("/") if part]) > 1,
+        f"in the subfolders{first_files}": any("/" in file for file in files),
+        "in other letter case and Unicode form": True,
+    }
+    others = ", ".join(what for what, was_tried in tried.items() if was_tried)
+    message = f"There is no such file in {index.image_folder}. Looked for as well: {others}."
     return Problem(
         file=str(index.json_path),
         where=f"image id {index.shown_id(position)}",
         field="file_name",
         value=shown(name) + "".join(f" ({alike[0]} or {alike[1]}?)" for alike in doubtful[:1]),
-        message=f"There is no such file in {index.image_folder}. Looked for as well: {', '.join(tried)}."
-        + " Several files fit, so none is used." * bool(doubtful),
+        message=message + " Several files fit, so none is used." * bool(doubtful),
         fix=FIX_NAME,
     )

@@ -70,27 +70,24 @@ def as_crowd_mark(value: Any) -> int | None:
 
 SIDE = "The side is not a whole number of pixels above 0."
 CROWD = "The value is neither 0 (one object) nor 1 (a crowd region)."
+BOX = "The box is not [x, y, width, height]."
 AREA = "Evaluation sorts objects by their area, and this is no number of at least 0."
 FIX_AREA = "Write the object's area in square pixels, or leave the field out."
-RULES: dict[type[Row], tuple[tuple[str, Any, str], ...]] = {  # field, its type for msgspec, message
+AREA_TEXT = "annotations have an area that is text: read as the number"
+BOX_TEXT = "annotations have a box whose numbers are text: read as the numbers"
+# By kind of entry: field; what gives the value that is meant (None, or the value itself: nothing to repair), and the
+# notice; its type for msgspec (None: checked elsewhere), and the message where it is another.
+RULES: dict[type[Row], tuple[tuple[str, Callable[[Any], Any], str, Any, str], ...]] = {
     ImageRow: (
-        ("height", columns.Side, SIDE),
-        ("width", columns.Side, SIDE),
-        ("file_name", columns.FileName, "This is no file name."),
+        ("height", as_whole_number, "images have a height such as {}: read as the number", columns.Side, SIDE),
+        ("width", as_whole_number, "images have a width such as {}: read as the number", columns.Side, SIDE),
+        ("file_name", lambda value: value, "", columns.FileName, "This is no file name."),
     ),
-    CategoryRow: (("name", columns.Name, "The category has no name."),),
-    AnnotationRow: (("iscrowd", columns.CrowdMark, CROWD), ("bbox", Four, "The box is not [x, y, width, height].")),
-}
-# By kind of entry: field, what gives the value that is meant (None, or the value itself: nothing to repair), notice.
-REPAIRS: dict[type[Row], tuple[tuple[str, Callable[[Any], Any], str], ...]] = {
-    ImageRow: (
-        ("height", as_whole_number, "images have a height such as {}: read as the number"),
-        ("width", as_whole_number, "images have a width such as {}: read as the number"),
-    ),
+    CategoryRow: (("name", lambda value: value, "", columns.Name, "The category has no name."),),
     AnnotationRow: (
-        ("iscrowd", as_crowd_mark, "annotations have iscrowd={}: read as NEW"),
-        ("area", as_number, "annotations have an area that is text: read as the number"),
-        ("bbox", as_numbers, "annotations have a box whose numbers are text: read as the numbers"),
+        ("iscrowd", as_crowd_mark, "annotations have iscrowd={}: read as NEW", columns.CrowdMark, CROWD),
+        ("area", as_number, AREA_TEXT, None, AREA),
+        ("bbox", as_numbers, BOX_TEXT, Four, BOX),
     ),
 }
 
@@ -131,13 +128,12 @@ class _Repair:
         _, ids = self.notes.setdefault(text, (json.dumps(example, ensure_ascii=False), []))
         ids.append(shown(row.own_id))
 
-    def refuse(
-        self, row: Row | None, field: str, value: Any, message: str, fix: str = "", *, where: str = "top level"
-    ) -> None:
+    def refuse(self, row: Row | None, field: str, value: Any, message: str, fix: str = "", where: str = "") -> None:
         """Add a problem of one entry, or of the whole file."""
         if row is not None:
-            where = f"{row.kind} id {shown(row.own_id)}" if where == "top level" else where
+            where = where or f"{row.kind} id {shown(row.own_id)}"
             value, fix = shown(value), fix or row.fix
+        where = where or "top level"
         problem = Problem(file=self.file, where=where, field=field, value=value, message=message, fix=fix)
         self.problems.append((row, problem))
 
@@ -181,11 +177,8 @@ class _Repair:
             if row.id is None:
                 or_text = "" if isinstance(row, CategoryRow) else ", or text"
                 message = f"The id is not a whole number of at most 64 bits{or_text}."
-                where, fix = (
-                    f"{row.kind} number {position} of its list (from 0)",
-                    f"Give the {row.kind} an id of its own.",
-                )
-                self.refuse(row, "id", row.key, message, fix, where=where)
+                where = f"{row.kind} number {position} of its list (from 0)"
+                self.refuse(row, "id", row.key, message, f"Give the {row.kind} an id of its own.", where=where)
             elif row.id in seen:
                 fix = "Remove one of them, or give it an id of its own."
                 self.refuse(row, "id", row.own_id, f"Two entries have this {row.kind} id.", fix)
@@ -213,7 +206,7 @@ class _Repair:
 
     def repair_values(self, row: Row) -> None:
         """Replace the values whose meaning is plain by themselves, without a look at other entries."""
-        for field, meaning_of, text in REPAIRS[type(row)]:
+        for field, meaning_of, text, _, _ in RULES[type(row)]:
             value = getattr(row, field)
             meant = meaning_of(value)
             if meant is not None and meant is not value:
@@ -221,8 +214,8 @@ class _Repair:
                 setattr(row, field, meant)
 
     def check_values(self, row: Row) -> None:
-        for field, wanted, message in RULES[type(row)]:
-            if not fits(getattr(row, field), wanted):
+        for field, _, _, wanted, message in RULES[type(row)]:
+            if wanted and not fits(getattr(row, field), wanted):
                 self.refuse(row, field, getattr(row, field), message)
 
     def repair_image(self, row: ImageRow) -> None:
@@ -294,31 +287,26 @@ class _Repair:
 
         An outline without a polygon of three points or without a pixel is [].
         """
-        written = row.outline
+        written = row.outline or []
         parts = written if isinstance(written, list) else [written]
-        outline: Any = []
-        if any(isinstance(part, dict) for part in parts) and written:  # without a size, the image is refused
-            outline = self.merge_runs(row, parts, size_hw, limit_px) if size_hw else None
-        elif written:
-            outline = self.repair_polygons(row, written, limit_px)
-        if isinstance(outline, dict) or (outline is not None and outline != written):
+        codes = [part for part in parts if isinstance(part, dict)]
+        others = [part for part in parts if not isinstance(part, dict)]
+        polygons = [as_numbers(part) for part in others]
+        if codes and not size_hw:  # the image is refused for it
+            return None
+        if polygons != others:
+            self.note("annotations have an outline whose numbers are text: read as the numbers", row)
+        if not self.check_polygons(row, polygons if isinstance(written, list) or codes else written, limit_px):
+            return None
+        outline: Any = [polygon for polygon in polygons if len(polygon) >= columns.SMALLEST_POLYGON]
+        if len(outline) < len(polygons) and (outline or codes):
+            text = "annotations have polygons of fewer than three points beside others: those polygons left out"
+            self.note(text, row)
+        if codes:
+            outline = self.merge_runs(row, codes, outline, size_hw)
+        if outline is not None and (codes or outline != written):
             row.outline = outline or None
         return outline
-
-    def repair_polygons(self, row: AnnotationRow, written: Any, limit_px: int) -> list | None:
-        polygons = written
-        if isinstance(written, list):
-            polygons = [as_numbers(polygon) for polygon in written]
-            if polygons != written:
-                self.note("annotations have an outline whose numbers are text: read as the numbers", row)
-        if not self.check_polygons(row, polygons, limit_px):
-            return None
-        whole = [polygon for polygon in polygons if len(polygon) >= columns.SMALLEST_POLYGON]
-        if 0 < len(whole) < len(polygons):
-            self.note(
-                "annotations have polygons of fewer than three points beside others: those polygons left out", row
-            )
-        return whole
 
     def check_polygons(self, row: AnnotationRow, polygons: Any, limit_px: int) -> bool:
         """Refuse what cannot be polygons; those of fewer than three points are right."""
@@ -332,26 +320,21 @@ class _Repair:
                 self.refuse(row, f"segmentation[{position}]", polygons[position], message, FIX_POLYGONS)
         return not any(messages)
 
-    def merge_runs(self, row: AnnotationRow, parts: list, size_hw: list[int], limit_px: int) -> Any:
+    def merge_runs(self, row: AnnotationRow, codes: list[dict], polygons: list, size_hw: list[int]) -> Any:
         """Return the union of run-length codes, and perhaps of polygons beside them, as one code."""
-        codes = []
-        for part in parts:
-            if isinstance(part, dict):
-                code = {name: as_numbers(part.get(name), as_whole_number) for name in ("size", "counts")}
-                _, problem = columns.read_runs(code["size"], code["counts"], size_hw)
-                if problem:
-                    field, message, fix = problem
-                    self.refuse(row, f"segmentation.{field}", code[field], message, fix)
-                    return None
-                codes.append(_compressed(code))
-            elif not self.check_polygons(row, [part], limit_px):
+        packed = coco_masks.frPyObjects(polygons, *size_hw) if polygons else []
+        for part in codes:
+            code = {name: as_numbers(part.get(name), as_whole_number) for name in ("size", "counts")}
+            _, problem = columns.read_runs(code["size"], code["counts"], size_hw)
+            if problem:
+                field, message, fix = problem
+                self.refuse(row, f"segmentation.{field}", code[field], message, fix)
                 return None
-            elif len(part) >= columns.SMALLEST_POLYGON:
-                codes += coco_masks.frPyObjects([part], *size_hw)
-        merged = codes[0]
-        if len(parts) > 1:
+            packed.append(_compressed(code))
+        merged = packed[0]
+        if len(packed) > 1:
             self.note("annotations have run-length codes in a list: read as the union of its parts", row)
-            merged = coco_masks.merge(codes)
+            merged = coco_masks.merge(packed)
             code = {"size": merged["size"], "counts": merged["counts"].decode("ascii")}
         return code if coco_masks.area(merged) else []
 

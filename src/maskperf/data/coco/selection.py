@@ -64,7 +64,7 @@ def select(columns: Columns, reading: Reading, *, file: str, notices: Sequence[s
 
 
 def _has_extent(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
 
 
 def _offsets(counts: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Images to the network's input in one Triton kernel: resize, mirror, means, zeros.
 
-Reference: maskperf.ops.preprocess.to_images_reference.
+Reference: maskperf.ops.preprocess.to_images.
 """
 
 from dataclasses import fields

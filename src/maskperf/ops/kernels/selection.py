@@ -10,8 +10,10 @@ import importlib.util
 import os
 import shutil
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -19,6 +21,8 @@ from maskperf.techniques import active
 
 LEAST_CAPABILITY = (8, 0)  # the first with bfloat16
 OPERATORS = "RoIAlign, ranking, NMS, matching, samples, patches of the RPN, mask targets, weight casts and mask logits"
+
+Operator = TypeVar("Operator", bound=Callable[..., Any])
 
 
 def uses_kernels(device: torch.device) -> bool:
@@ -59,3 +63,21 @@ def describe(device: torch.device) -> str:
 def load(name: str) -> ModuleType:
     """Return the module `name` of this package. Not imported before: Triton may be missing, and takes its time."""
     return importlib.import_module(f"maskperf.ops.kernels.{name}")
+
+
+def has_kernel(module: str) -> Callable[[Operator], Operator]:
+    """Make an operator call the function of its name in `module` of this package where the kernels can be used.
+
+    What is decorated is the plain form: it gives the same result on any device.
+    """
+
+    def decorate(plain: Operator) -> Operator:
+        @functools.wraps(plain)
+        def operator(*arguments: Any, **options: Any) -> Any:
+            device = next(argument.device for argument in arguments if isinstance(argument, torch.Tensor))
+            chosen = getattr(load(module), plain.__name__) if uses_kernels(device) else plain
+            return chosen(*arguments, **options)
+
+        return cast(Operator, operator)
+
+    return decorate

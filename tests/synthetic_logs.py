@@ -15,6 +15,9 @@ TRAIN_IMAGES = 117266
 START_MS = 1_700_000_000_000
 SEED = 4_000_000_007  # more than 32-bit floats can hold
 FILE = "/workspace/maskperf/mlperf/log.py"
+LOSS_NAMES = ("objectness", "rpn_box_reg", "classifier", "box_reg", "mask")
+LOSSES = zip((0.02, 0.03, 0.15, 0.12, 0.14), (0.2, 0.1, 0.5, 0.1, 0.5), strict=True)  # at the end; more at the start
+LOSSES = dict(zip(LOSS_NAMES, LOSSES, strict=True))
 KINDS = {"start": "INTERVAL_START", "stop": "INTERVAL_END"}
 
 
@@ -46,40 +49,23 @@ def log_records(
     tracked_every=0,
     **changes,
 ):
-    """Returns the records of one log; `minutes` are from run_start to run_stop.
+    """Return the records of one log; `minutes` are from run_start to run_stop.
 
     tracked_every: steps between lines tracked_stats, 0 for none. recipe, targets (box, mask): maskperf's own keys.
     """
-    records = [
-        record("submission_benchmark", "maskrcnn", 0.0),
-        record("submission_org", "Made Up", 0.0),
-        record("submission_division", division, 0.0),
-        record("submission_status", "onprem", 0.0),
-        record("submission_platform", "synthetic_system", 0.0),
-        *([] if recipe is None else [record("maskperf_recipe", recipe, 0.0)]),
-        *([] if targets is None else [record("maskperf_targets", {"BBOX": targets[0], "SEGM": targets[1]}, 0.0)]),
-        record("cache_clear", True, 0.0),
-        record("init_start", None, 0.01),
-        record("seed", seed, 0.02),
-        *_hyperparameters(batch_size),
-        record("init_stop", None, 0.01 + init_minutes),
-        record("run_start", None, 0.01 + init_minutes),
-    ]
-    start = 0.01 + init_minutes
-    records += [record("train_samples", TRAIN_IMAGES, start + 0.01), record("eval_samples", 5000, start + 0.01)]
-    for epoch in range(1, epochs + 1):
-        records += _epoch(epoch, epochs, start, minutes, status, batch_size, tracked_every)
-    records.append(record("run_stop", None, start + minutes, status=status))
-    changed = [_changed(entry, changes) for entry in records]
-    return [entry for entry in changed if entry["value"] is not LEFT_OUT]
-
-
-def _changed(entry, changes):
-    return {**entry, "value": changes[entry["key"]]} if entry["key"] in changes else entry
-
-
-def _hyperparameters(batch_size):
-    values = {
+    head = {
+        "submission_benchmark": "maskrcnn",
+        "submission_org": "Made Up",
+        "submission_division": division,
+        "submission_status": "onprem",
+        "submission_platform": "synthetic_system",
+        "maskperf_recipe": recipe or LEFT_OUT,
+        "maskperf_targets": LEFT_OUT if targets is None else dict(zip(("BBOX", "SEGM"), targets, strict=True)),
+        "cache_clear": True,
+    }
+    init = {
+        "init_start": None,
+        "seed": seed,
         "global_batch_size": batch_size,
         "num_image_candidates": 6000 if batch_size > 8 else 1000,
         "gradient_accumulation_steps": 1,
@@ -92,7 +78,15 @@ def _hyperparameters(batch_size):
         "opt_learning_rate_warmup_steps": 625,
         "opt_learning_rate_warmup_factor": learning_rate(batch_size) / 625,
     }
-    return [record(key, value, 0.03) for key, value in values.items()]
+    running = {"init_stop": None, "run_start": None, "train_samples": TRAIN_IMAGES, "eval_samples": 5000}
+    start = 0.01 + init_minutes
+    groups = ((0.0, head), (0.01, init), (start, running))
+    records = [record(key, value, time) for time, values in groups for key, value in values.items()]
+    for epoch in range(1, epochs + 1):
+        records += _epoch(epoch, epochs, start, minutes, status, batch_size, tracked_every)
+    records.append(record("run_stop", None, start + minutes, status=status))
+    changed = [{**entry, "value": changes.get(entry["key"], entry["value"])} for entry in records]
+    return [entry for entry in changed if entry["value"] is not LEFT_OUT]
 
 
 def _epoch(epoch, epochs, start, minutes, status, batch_size, tracked_every):
@@ -118,13 +112,7 @@ def _tracked(epoch, begin, length, batch_size, every):
     for step in range((epoch - 1) * steps + 1, epoch * steps + 1) if every else ():
         if step % every == 0:
             part = (step - (epoch - 1) * steps) / steps
-            terms = {
-                "loss_objectness": 0.02 + 0.2 / (1 + step / 500),
-                "loss_rpn_box_reg": 0.03 + 0.1 / (1 + step / 500),
-                "loss_classifier": 0.15 + 0.5 / (1 + step / 500),
-                "loss_box_reg": 0.12 + 0.1 / (1 + step / 500),
-                "loss_mask": 0.14 + 0.5 / (1 + step / 500),
-            }
+            terms = {f"loss_{name}": low + high / (1 + step / 500) for name, (low, high) in LOSSES.items()}
             rates = {"learning_rate": learning_rate(batch_size), "throughput": batch_size * steps / (length * 60)}
             values = {"loss": sum(terms.values()), **terms, **rates}
             entries.append(record("tracked_stats", values, begin + part * length, step=step, epoch_num=epoch))
@@ -133,8 +121,8 @@ def _tracked(epoch, begin, length, batch_size, every):
 
 def up_to(records, key, count=1):
     """Return the records of a program that died behind its `count`-th record of a key."""
-    places = [place for place, entry in enumerate(records) if entry["key"] == key]
-    return records[: places[count - 1] + 1]
+    found = [index for index, entry in enumerate(records) if entry["key"] == key]
+    return records[: found[count - 1] + 1]
 
 
 def later(records, minutes):
@@ -144,17 +132,13 @@ def later(records, minutes):
 
 def blocks(records, epoch_count=1):
     """Return the same records with blocks of epochs in place of epochs."""
-    names = {"epoch_start": "block_start", "epoch_stop": "block_stop"}
-    return [
-        {
-            **entry,
-            "key": names[entry["key"]],
-            "metadata": {"first_epoch_num": entry["metadata"]["epoch_num"], "epoch_count": epoch_count},
-        }
-        if entry["key"] in names
-        else entry
-        for entry in records
-    ]
+    changed = []
+    for entry in records:
+        if entry["key"] in ("epoch_start", "epoch_stop"):
+            about = {"first_epoch_num": entry["metadata"]["epoch_num"], "epoch_count": epoch_count}
+            entry = {**entry, "key": entry["key"].replace("epoch", "block"), "metadata": about}
+        changed.append(entry)
+    return changed
 
 
 def moved(records, key, before):
@@ -202,19 +186,13 @@ def write_series(folder, runs=None, *, recipe="coco_batch_96", **common):
     """Return `folder`, a series of run folders run_0 ... each with its mlperf.log, and series.json."""
     folder = Path(folder)
     write_logs(folder, runs, name="run_{}/mlperf.log", recipe=recipe, **common)
-    entries = [
-        {
-            "folder": f"run_{number}",
-            "exit_code": 0 if choice.get("status", "success") == "success" else 6,
-            "status": choice.get("status", "success"),
-            "minutes": choice["minutes"],
-            "epochs": choice.get("epochs", 14),
-            "seed": choice["seed"],
-        }
-        for number, choice in enumerate(_each_run(runs, common))
-    ]
-    series = {"recipe": recipe, "runs": entries, "score_minutes": None, "sentence": ""}
-    (folder / "series.json").write_text(json.dumps(series), encoding="utf-8")
+    entries = []
+    for number, choice in enumerate(_each_run(runs, common)):
+        status = choice.get("status", "success")
+        entry = {"folder": f"run_{number}", "exit_code": 0 if status == "success" else 6, "status": status}
+        numbers = {"minutes": choice["minutes"], "epochs": choice.get("epochs", 14), "seed": choice["seed"]}
+        entries.append({**entry, **numbers})
+    (folder / "series.json").write_text(json.dumps({"recipe": recipe, "runs": entries}), encoding="utf-8")
     return folder
 
 
@@ -222,10 +200,10 @@ def write_package(folder, runs=None, *, submitter="synthetic", system="synthetic
     """Return `folder`, a submission package of five runs that the official package checker accepts."""
     folder = Path(folder)
     write_logs(folder / "results" / system / "maskrcnn", runs, division=division, **common)
-    description = {**dict.fromkeys(FIELDS, ""), "submitter": submitter, "division": division}
-    description |= {"status": "onprem", "system_name": system, "framework": "maskperf"}
+    known = {"submitter": submitter, "division": division, "status": "onprem", "system_name": system}
+    description = {**dict.fromkeys(FIELDS, ""), **known, "framework": "maskperf"}
     (folder / "systems").mkdir(parents=True, exist_ok=True)
-    (folder / "systems" / f"{system}.json").write_text(json.dumps(description, indent=2), encoding="utf-8")
+    (folder / "systems" / f"{system}.json").write_text(json.dumps(description), encoding="utf-8")
     code = folder / "benchmarks" / "maskrcnn" / "implementations" / "maskperf"
     code.mkdir(parents=True, exist_ok=True)
     (code / "train.py").write_text("print('synthesized')\n", encoding="utf-8")

@@ -1,5 +1,6 @@
 import itertools
 import math
+import re
 import statistics
 from dataclasses import replace
 
@@ -8,13 +9,7 @@ import pytest
 
 from maskperf.errors import ConfigError
 from maskperf.mlperf import plan as plan_module
-from maskperf.mlperf.convergence import (
-    failing_share,
-    forecast_epochs,
-    forecast_series,
-    quantile,
-    reference_decay_epoch,
-)
+from maskperf.mlperf.convergence import failing_share, forecast_epochs, forecast_series, quantile, reference_decay_epoch
 from maskperf.mlperf.plan import PlanQuestion, batch_sizes, check_against_published, fit_overheads, make_plan
 from maskperf.mlperf.plan_limits import assumptions, limits
 from maskperf.mlperf.published import published_systems
@@ -39,10 +34,12 @@ def test_epochs_at_a_reference_point_are_those_of_its_runs(batch_size, mean):
     assert ("below batch 8 there is no reference point" in forecast.sentence) == (batch_size < 8)
 
 
-def test_published_runs_of_the_same_schedule_count_too():
-    assert "74 runs" in forecast_epochs(96, published_systems()).sentence  # 20 of the reference, 54 published
-    # Of the ten published with batch 256, five have the decays of the reference point.
-    assert "15 runs" in forecast_epochs(256, published_systems()).sentence
+@pytest.mark.parametrize(
+    ("batch_size", "runs"),
+    [(96, "74 runs"), (256, "15 runs")],  # 20 of the reference and 54; of ten with batch 256 five have its decays
+)
+def test_published_runs_of_the_same_schedule_count_too(batch_size, runs):
+    assert runs in forecast_epochs(batch_size, published_systems()).sentence
 
 
 @pytest.mark.parametrize(("batch_size", "low", "high"), [(20, 8, 48), (110, 96, 128), (192, 128, 256), (264, 256, 272)])
@@ -87,12 +84,9 @@ def test_score_of_five_is_that_of_all_series_counted_one_by_one(failing):
     assert 13 <= epochs.low < epochs.expected < epochs.high <= 20
 
 
-def test_quantiles_are_those_of_the_runs():
+def test_quantiles_and_failures_are_those_of_the_runs():
     levels = ((12.0, 0.05), (13.0, 0.9), (20.0, 0.05))
     assert [quantile(levels, share) for share in (0.05, 0.06, 0.95, 0.96)] == [12, 13, 13, 20]
-
-
-def test_six_of_115_published_runs_failed():
     assert failing_share(published_systems()) == pytest.approx(6 / 115)
 
 
@@ -114,13 +108,9 @@ def test_overheads_that_made_the_runs_are_found_again():
     assert found.images_evaluated_per_trained == pytest.approx(1.7)
     assert (found.start_node_seconds, found.tail_seconds) == (pytest.approx(50.0), pytest.approx(2.5))
     assert found.largest_error == pytest.approx(0, abs=1e-9)
-
-
-def test_fit_to_the_published_runs_makes_sense():
     found = fit_overheads(published_systems())
     assert 1 < found.images_evaluated_per_trained < 4  # a forward pass, against forward and backward
-    assert found.start_node_seconds > found.tail_seconds > 0
-    assert 0 < found.largest_error < 0.03
+    assert found.start_node_seconds > found.tail_seconds > 0 and 0 < found.largest_error < 0.03
 
 
 def test_scores_of_published_systems_are_predicted_from_the_others():
@@ -189,18 +179,8 @@ def test_devices_without_an_image_evaluate_beside_the_others_and_once_at_the_end
 @pytest.mark.parametrize(
     ("accelerators", "sizes"),
     [
-        (1, (8,)),
-        (2, (8,)),
-        (4, (8, 48)),
-        (8, (8, 48, 64, 96)),
-        (10, (120,)),
-        (16, (48, 64, 96, 128)),
-        (64, (64, 128, 256)),
-        (200, (200,)),
-        (256, (256,)),
-        (272, (272,)),
-        (273, (272,)),
-        (1024, (272,)),
+        *((1, (8,)), (2, (8,)), (4, (8, 48)), (8, (8, 48, 64, 96)), (10, (120,)), (16, (48, 64, 96, 128))),
+        *((64, (64, 128, 256)), (200, (200,)), (256, (256,)), (272, (272,)), (273, (272,)), (1024, (272,))),
     ],
 )
 def test_batch_size_is_a_reference_point_that_the_devices_can_share(accelerators, sizes):
@@ -218,34 +198,30 @@ def test_batches_that_cannot_be_used_are_refused(devices, batch_size, match):
         make_plan(PlanQuestion(accelerators=devices, images_per_second=100.0, batch_size=batch_size))
 
 
-def test_a_batch_above_the_reference_points_needs_its_epochs():
-    plan = make_plan(ask(accelerators=512, batch_size=512, epochs=20.0))
-    assert plan.epochs.expected == 20
-    assert any("the rules ask for your own" in sentence for sentence in limits(plan))
+SPARE = "no reference point above batch 272.*752 of 1024 would only evaluate or be idle: 6 can evaluate.*746 have"
+ONE, MORE, ONCE = "^1 in the batch for each device", "14 are enough up to batch 128", "start and end: "
 
 
-def test_limits_of_1024_devices_name_those_that_have_nothing_to_do():
-    plan = make_plan(PlanQuestion(accelerators=1024, images_per_second=94.0))
-    first = limits(plan)[0]
-    assert "no reference point above batch 272" in first
-    assert "752 of 1024 would only evaluate or be idle" in first
-    # 5,000 images in the 4.6 s of an epoch, 195 images/s each: six devices.
-    assert "6 can evaluate while the others train, and 746 have nothing to do" in first
-    fewer = make_plan(PlanQuestion(accelerators=278, images_per_second=94.0))
-    assert plan.times.epoch_seconds == fewer.times.epoch_seconds
-
-
-def test_limits_name_what_takes_the_time():
-    text = "\n".join(limits(make_plan(ask(interconnect_gib_per_second=0.5))))
-    assert "all-reduce: " in text and "training steps: " in text
-    assert "start and end" not in text and "in the batch for each device" not in text and "reference point" not in text
-    plan = make_plan(ask(accelerators=96, images_per_second=1000.0))
-    text = "\n".join(limits(replace(plan, times=replace(plan.times, evaluation_seconds=1.0))))
-    assert "start and end: " in text and "evaluation: training stands still" in text
+@pytest.mark.parametrize(
+    ("changes", "times", "named"),
+    [
+        ({"accelerators": 512, "batch_size": 512}, {}, ["the rules ask for your own", ONE, MORE, ONCE]),
+        # 5,000 images in the 4.6 s of an epoch, 195 images/s each: six devices
+        ({"accelerators": 1024, "batch_size": None, "images_per_second": 94.0}, {}, [SPARE, ONE, MORE, ONCE]),
+        ({"interconnect_gib_per_second": 0.5}, {}, ["all-reduce: "]),
+        ({"accelerators": 96}, {"evaluation_seconds": 1.0}, [ONE, "evaluation: training stands still", ONCE]),
+        ({}, {}, []),
+    ],
+)
+def test_limits_name_what_takes_the_time(changes, times, named):
+    plan = make_plan(ask(**changes))
+    *found, last = limits(replace(plan, times=replace(plan.times, **times)))
+    assert last.startswith("training steps: ")
+    assert all(re.search(name, text) for name, text in zip(named, found, strict=True)), found
 
 
 def test_limits_name_a_batch_size_that_would_be_faster_at_the_same_rate():
-    plan, other = (make_plan(PlanQuestion(accelerators=8, images_per_second=186.0, batch_size=b)) for b in (96, 8))
+    plan, other = (make_plan(ask(images_per_second=186.0, batch_size=size, epochs=None)) for size in (96, 8))
     assert any("batch 8 would score" in sentence for sentence in limits(plan, (other,)))
     assert not any("would score" in sentence for sentence in limits(other, (plan,)))
 

@@ -48,13 +48,12 @@ BROKEN = {
     "model.score_threshold": "0 0.051",
     "optimizer.momentum": "0 0.95",
     "optimizer.weight_decay": "0 0.0005",
-    "optimizer.bias_weight_decay": "0.0001",
-    "optimizer.bias_learning_rate_factor": "1",
+    "optimizer.biases": "2.0,0.0001 1.0,0.0",
     "model.batch_norm": "trainable",
     "model.frozen_stages": "0 1 3",
     "model.initial_weights": "model.pth",
     **dict.fromkeys(("data.shuffle", "data.check_counts"), "false"),
-    "data.generate": "true",
+    "data.generate_images": "1000,200",
     **dict.fromkeys(("data.train_json", "data.train_images", "data.val_json", "data.val_images"), "own"),
     "model.num_classes": "0 80 91",
     "seed": "0 7",
@@ -106,7 +105,7 @@ def test_the_demo_is_refused_with_every_broken_rule_named():
     assert message.startswith("recipe demo with mlperf.division=closed:") and "Fix:" in message
     for result in broken(closed("demo")):
         assert f"{result.field}={result.value}: the rule '{result.rule}' allows {result.allowed}" in message
-    assert "data.generate=true: the rule 'no synthetic images' allows false" in message
+    assert "data.generate_images=1000,200: the rule 'no synthetic images' allows 0,0" in message
     assert "evaluation.box_target=0.55: the rule 'box target' allows 0.377" in message
 
 
@@ -233,7 +232,7 @@ def test_every_result_names_value_and_source():
     ("command", "is_kept"),
     [
         ("/bin/python -m maskperf run coco data.root=/a", True),
-        ("maskperf run coco data.generate_seed=3 'run_dir=my seed=7'", True),
+        ("maskperf run coco data.short_side=3 'run_dir=my seed=7'", True),
         ("maskperf run coco seed=7 data.root=/a", False),
         ("", True),
     ],

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 from synthetic_contents import (
+    PLACES,
     aborted,
     contents_of,
     five_runs_and_two_compared,
     one_run,
-    synthetic_places,
     synthetic_run,
 )
 
@@ -38,16 +38,15 @@ def test_the_headline_is_the_score_or_the_time_of_the_one_run():
     ],
 )
 def test_places_are_counted_by_what_is_smaller(product, sentence):
-    places = [replace(place, is_this=False) for place in synthetic_places()[:5]]
+    places = [replace(place, is_this=False) for place in PLACES[:5]]
     assert placement_sentence(places) == placement_sentence(()) == ""
     places[2] = replace(places[2], is_this=True, minutes_times_accelerators=product)
     assert placement_sentence(places) == sentence
 
 
 def test_places_nearby_are_those_on_both_sides():
-    places = synthetic_places()
-    ranks = [rank for rank, _ in places_nearby(places, 2)]
-    own = 1 + next(index for index, place in enumerate(places) if place.is_this)
+    ranks = [rank for rank, _ in places_nearby(PLACES, 2)]
+    own = 1 + next(index for index, place in enumerate(PLACES) if place.is_this)
     assert ranks == [own - 2, own - 1, own, own + 1, own + 2]
 
 

@@ -24,6 +24,7 @@ from maskperf.seeds import derive_seed
 from maskperf.structures import Batch, EvaluationBatch, pinned
 from maskperf.techniques import active
 
+PREFETCH_BATCHES = 2  # made ahead by each thread
 CHECK_LIMIT_SECONDS = 60.0
 
 
@@ -189,7 +190,7 @@ def evaluation_batches(
 
 
 def _packing(feeding: Feeding, data: DataConfig, pin_memory: bool) -> Packing:
-    max_waiting = max(data.loader_threads, 1) + data.prefetch_batches
+    max_waiting = (1 + PREFETCH_BATCHES) * data.loader_threads
     buffers = UploadBuffers(max_waiting=max_waiting, pin_memory=pin_memory) if feeding.raw_images else None
     return Packing(pin_memory=pin_memory, buffers=buffers)
 
@@ -200,7 +201,7 @@ def _run_ahead(jobs: Iterator[Callable[[], Any]], index: CocoIndex, data: DataCo
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="maskperf-loader")
     pending: deque[Future] = deque()
     try:
-        pending.extend(pool.submit(job) for job in islice(jobs, max(data.prefetch_batches, num_threads)))
+        pending.extend(pool.submit(job) for job in islice(jobs, PREFETCH_BATCHES * num_threads))
         while pending:
             result = pending.popleft().result()
             pending.extend(pool.submit(job) for job in islice(jobs, 1))

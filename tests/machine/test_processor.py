@@ -109,8 +109,8 @@ def test_frequency_folder_of_sys_is_in_khz(tmp_path):
     [
         ("32K", 32.0, None),
         ("1.5 MiB (48 instances)", 1536.0, 48),
-        ("32 MiB (1 instance)", 2**15, 1),
-        ("1 GiB", 2**20, None),
+        ("32 MiB (1 instance)", 2.0**15, 1),
+        ("1 GiB", 2.0**20, None),
     ],
 )
 def test_sizes_of_caches_in_old_and_new_form(text, kib, instances):

@@ -5,8 +5,8 @@ from maskperf.config import ModelConfig
 
 def rpn_options(config: ModelConfig) -> dict[str, float | int]:
     return {
-        "positive_iou": config.rpn_positive_iou,
-        "negative_iou": config.rpn_negative_iou,
+        "positive_iou": config.rpn_iou_thresholds[1],
+        "negative_iou": config.rpn_iou_thresholds[0],
         "num_samples": config.rpn_samples_per_image,
         "positive_fraction": config.rpn_positive_fraction,
     }

@@ -184,7 +184,7 @@ def test_no_technique_is_a_parameter():
 
 
 def test_the_configuration_has_few_keys():
-    assert len(FIELDS) <= 88
+    assert len(FIELDS) <= 80
 
 
 def lines_of(paths):

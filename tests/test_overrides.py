@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import inspect
 
-from maskperf.config import DataConfig, EvaluationConfig, ModelConfig, OptimizerConfig, RunConfig, SpeedConfig
+from maskperf.config import DataConfig, EvaluationConfig, ModelConfig, OptimizerConfig, RunConfig
 from maskperf.errors import EXIT_USAGE, ConfigError
 from maskperf.overrides import (
     FIELDS,
@@ -27,7 +27,6 @@ from maskperf.overrides import (
     validate,
     with_overrides,
 )
-from maskperf.techniques import TECHNIQUE_NAMES
 
 DEFAULT = RunConfig(recipe="demo")
 NAMES = {"recipe", "mlperf.organization", "mlperf.platform"}
@@ -85,7 +84,7 @@ def problems_of(*pairs):
         ("optimizer.learning_rate=1", 1.0),
         ("optimizer.learning_rate=.5", 0.5),
         ("data.shuffle=false", False),
-        ("data.generate=True", True),
+        ("data.negatives=True", True),
         ("optimizer.decay_steps=1,2,3", (1, 2, 3)),
         ("optimizer.decay_steps=[1, 2, 3]", (1, 2, 3)),
         ("optimizer.decay_steps=(5,)", (5,)),
@@ -128,11 +127,11 @@ def test_the_other_values_stay_and_the_later_of_two_overrides_of_one_key_counts(
         ("seed=4611686018427387905", "<= 4611686018427387904"),
         *((f"data.flip_probability={text}", ">= 0 and <= 1") for text in ("1.5", "-0.1")),
         ("data.size_divisor=48", "a multiple of 32"),
+        ("model.rpn_iou_thresholds=0.3,1.1", "2 values"),
         ("model.frozen_stages=6", "<= 5"),
         ("model.anchor_ratios=0.5,0.0", "> 0"),
         ("model.detection_nms_iou=1.1", "> 0 and <= 1"),
         ("optimizer.momentum=1.0", "< 1"),
-        ("evaluation.max_detections=10", ">= 11"),
         ("system.device=tpu", "auto or cpu or cuda"),
         ("speed.without=captured_steps,packed_positive", "did you mean packed_positives?"),
     ],
@@ -163,9 +162,9 @@ def test_every_key_has_limits_choices_or_is_free_text_and_the_defaults_are_valid
         (["data.train_json=a.json"], "data.train_images="),
         (["data.val_images=a"], "data.val_json="),
         (["data.root="], "data.root="),
-        (["data.generate=true", "data.generate_images=0,3"], "data.generate_images=0,3"),
+        *((["data.generate_images=" + text], f"data.generate_images={text}: give") for text in ("0,3", "3", "1,2,3,4")),
         (["model.num_classes=1"], "model.num_classes=1: 1 is the background alone"),
-        (["model.rpn_negative_iou=0.8"], "model.rpn_negative_iou=0.8"),
+        (["model.rpn_iou_thresholds=0.8,0.7"], "model.rpn_iou_thresholds=0.8,0.7"),
         (["model.anchor_sizes=32,64"], "model.anchor_sizes=32,64: needs 5 sizes"),
         (["model.anchor_ratios="], "model.anchor_ratios="),
         (["optimizer.batch_size=6", "optimizer.accumulation_steps=4"], "optimizer.batch_size=6"),
@@ -201,7 +200,15 @@ def test_all_problems_are_named_at_once():
         ("sed=1", "did you mean seed?"),
         ("optimizer=1", "optimizer.learning_rate"),
         ("speed.triton_kernels=false", "speed.without=triton_kernels"),
-        ("data.generate_val_images=3", "data.generate_images="),
+        ("data.generate_val_images=3", "data.generate_images"),
+        ("data.generate=false", "data.generate_images=0,0"),
+        ("data.generate_seed=3", "data.generate_images=1000,200,7"),
+        ("data.prefetch_batches=3", "data.loader_threads"),
+        ("model.rpn_positive_iou=0.5", "model.rpn_iou_thresholds"),
+        ("model.candidates_per_level_test=3", "model.candidates_per_level"),
+        ("optimizer.bias_weight_decay=3", "optimizer.biases"),
+        ("evaluation.max_detections=300", "model.detections_per_image"),
+        ("speed.path=plain", "speed.without=all"),
         ("qqqqqq=1", "keys look like optimizer.batch_size"),
         ("recipe=coco", "maskperf run coco"),
         ("optimizer.max_epochs", "key=value"),
@@ -251,7 +258,7 @@ def test_values_are_printed_as_they_are_written_in_an_override():
         ('"momentum": 0.9,', '"momentum": "0.9",', "optimizer.momentum="),
         ('"momentum": 0.9,', '"momentum": NaN,', "NaN"),
         ('"momentum": 0.9,', '"momentum": 1e999,', "optimizer.momentum="),
-        ('"generate": false,', '"generate": 0,', "data.generate=0"),
+        ('"shuffle": true,', '"shuffle": 1,', "data.shuffle=1"),
         ('"num_classes": 81,', '"num_classes": 81, "depth": 50,', "model.depth"),
         ('"threads": 0,', '"threads": 0, "threads_of_old": 2,', "system.threads_of_old"),
         ("      3,\n", "", "model.stage_blocks="),
@@ -294,16 +301,39 @@ def test_whole_sections_that_came_later_have_their_defaults_and_the_notice_stays
     assert f" and {count - 10} more;" in notice and notice.count("model.") == 10
 
 
-def test_switches_of_techniques_and_two_counts_of_an_earlier_configuration_are_read():
-    nested = json.loads(to_json_text(RunConfig(recipe="x", data=DataConfig(generate_images=(1000, 200)))))
-    train, val = nested["data"].pop("generate_images")
-    nested["data"] |= {"generate_train_images": train, "generate_val_images": val}
-    nested["speed"] = {**dict.fromkeys(TECHNIQUE_NAMES, False), "precision": "float32"}
-    config = from_json_text(json.dumps(nested))
-    assert config.speed == SpeedConfig(precision="float32")
-    assert config.data.generate_images == (1000, 200)
-    (notice,) = notices_of_age(json.dumps(nested))
-    assert "speed.path" in notice and "triton" not in notice
+EARLIER_VALUES = {
+    "data.generate_train_images": 1000,
+    "data.generate_val_images": 200,
+    "data.generate_seed": 7,
+    "data.prefetch_batches": 9,
+    "model.rpn_negative_iou": 0.2,
+    "model.rpn_positive_iou": 0.6,
+    "model.candidates_per_level_train": 20,
+    "model.candidates_per_level_test": 10,
+    "optimizer.bias_learning_rate_factor": 1.0,
+    "optimizer.bias_weight_decay": 0.5,
+    "evaluation.max_detections": 50,
+    "speed.triton_kernels": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("generate", "path", "images", "without"),
+    [(True, "fast", (1000, 200, 7), ()), (False, "plain", (0, 0), ("all",))],
+)
+def test_a_configuration_with_the_keys_of_an_earlier_version_means_the_same(generate, path, images, without):
+    nested = json.loads(to_json_text(DEFAULT))
+    for key in ("data.generate_images", "model.rpn_iou_thresholds", "model.candidates_per_level", "optimizer.biases"):
+        section, _, name = key.partition(".")
+        del nested[section][name]
+    for key, value in {**EARLIER_VALUES, "data.generate": generate, "speed.path": path}.items():
+        section, _, name = key.partition(".")
+        nested[section][name] = value
+    expected = {"data.generate_images": images, "model.rpn_iou_thresholds": (0.2, 0.6), "speed.without": without}
+    expected |= {"model.candidates_per_level": (20, 10), "optimizer.biases": (1.0, 0.5)}
+    found = flatten(from_json_text(json.dumps(nested)))
+    assert {key: found[key] for key in expected} == expected
+    assert notices_of_age(json.dumps(nested)) == []
 
 
 @pytest.mark.parametrize("key", PATHS)

@@ -18,8 +18,8 @@ def names_of(techniques):
     [
         (SpeedConfig(), ()),
         (SpeedConfig(without=("triton_kernels", "packed_positives")), ("triton_kernels", "packed_positives")),
-        (SpeedConfig(path="plain"), TECHNIQUE_NAMES),
-        (SpeedConfig(path="plain", without=("triton_kernels",)), TECHNIQUE_NAMES),
+        (SpeedConfig(without=("all",)), TECHNIQUE_NAMES),
+        (SpeedConfig(without=("triton_kernels", "all")), TECHNIQUE_NAMES),
     ],
 )
 def test_a_configuration_chooses_the_techniques(speed, off):

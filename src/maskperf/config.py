@@ -53,9 +53,7 @@ class DataConfig:
     train_images: FilePath = option("", "folder of images of own data")
     val_json: FilePath = option("", "annotations of own validation data")
     val_images: FilePath = option("", "folder of images of own validation data")
-    generate: bool = option(False, "write the demo's synthetic data set into root first")
-    generate_images: tuple[CountOrZero, CountOrZero] = option((0, 0), "its training and its validation images")
-    generate_seed: CountOrZero = option(0, "seed of the synthetic data set")
+    generate_images: tuple[CountOrZero, ...] = option((0, 0), "synthetic images in root: TRAINING,VALIDATION[,SEED]")
     check_counts: bool = option(False, "demand the image and polygon counts of COCO 2017")
     skip_bad: bool = option(False, "leave out images and annotations that have problems")
     negatives: bool = option(False, "train on images without objects too")
@@ -65,14 +63,16 @@ class DataConfig:
     short_side: Count = option(800, "pixels of an image's shorter side")
     long_side: Count = option(1333, "pixels of an image's longer side, at most")
     size_divisor: Annotated[int, Meta(ge=32, multiple_of=32)] = option(32, "padded sides are multiples of this")
-    pixel_means_bgr: tuple[Color, Color, Color] = option(
-        (102.9801, 115.9465, 122.7717), "subtracted from blue, green and red"
-    )
+    pixel_means_bgr: tuple[Color, Color, Color] = option((102.9801, 115.9465, 122.7717), "subtracted from B, G and R")
     flip_probability: Fraction = option(0.5, "of a mirrored training image")
     shuffle: bool = option(True, "a new order of the training images in each epoch")
     group_by_aspect: bool = option(True, "batches of images that are all wide or all tall")
-    loader_threads: Count = option(2, "threads that prepare images, in each process")
-    prefetch_batches: Count = option(4, "batches prepared ahead")
+    loader_threads: Count = option(2, "threads of each process, two batches ahead each")
+
+    @property
+    def is_generated(self) -> bool:
+        """Whether root is a synthetic data set, which the run writes where it is not there."""
+        return any(self.generate_images[:2])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,13 +90,13 @@ class ModelConfig:
     fpn_channels: Count = option(256, "channels of every pyramid level")
     anchor_sizes: tuple[Count, ...] = option((32, 64, 128, 256, 512), "pixels, for the levels P2 to P6")
     anchor_ratios: tuple[Positive, ...] = option((0.5, 1.0, 2.0), "height / width")
-    rpn_positive_iou: PositiveFraction = option(0.7, "IoU from which an anchor is positive")
-    rpn_negative_iou: Fraction = option(0.3, "IoU below which an anchor is negative")
+    rpn_iou_thresholds: tuple[Fraction, PositiveFraction] = option(
+        (0.3, 0.7), "IoU below which an anchor is negative, from which positive"
+    )
     rpn_samples_per_image: Count = option(256, "anchors in the loss")
     rpn_positive_fraction: PositiveFraction = option(0.5, "of the sampled anchors, at most")
     rpn_nms_iou: PositiveFraction = option(0.7, "IoU above which a proposal is suppressed")
-    candidates_per_level_train: Count = option(2000, "best anchors before NMS, and at most after it")
-    candidates_per_level_test: Count = option(1000, "the same in evaluation")
+    candidates_per_level: tuple[Count, Count] = option((2000, 1000), "before and after NMS: in training, in evaluation")
     proposals_train: Count = option(2000, "over all levels")
     proposal_quota: Literal["pooled", "per_image"] = option("pooled", "pooled over the device's batch, or per_image")
     proposals_test: Count = option(1000, "over all levels in evaluation")
@@ -109,7 +109,7 @@ class ModelConfig:
     mask_head_convs: Count = option(4, "3 x 3 convolutions of the mask head")
     score_threshold: Fraction = option(0.05, "detections below it are dropped")
     detection_nms_iou: PositiveFraction = option(0.5, "IoU above which a detection of the class is suppressed")
-    detections_per_image: Count = option(100, "best detections of an image")
+    detections_per_image: Count = option(100, "best detections of an image; the metric counts 100 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,13 +119,10 @@ class OptimizerConfig:
     batch_size: Count = option(2, "images per step over all devices and micro-batches")
     accumulation_steps: Count = option(1, "micro-batches per step on each device")
     learning_rate: Positive = option(0.0025, "after the warm-up")
-    bias_learning_rate_factor: NonNegative = option(2.0, "learning rate of biases, times this")
     momentum: Annotated[float, Meta(ge=0, lt=1)] = option(0.9, "of the gradients")
     weight_decay: NonNegative = option(1e-4, "of weights")
-    bias_weight_decay: NonNegative = option(0.0, "of biases")
-    warmup_method: Literal["linear", "mlperf_linear", "constant"] = option(
-        "linear", "linear, mlperf_linear or constant"
-    )
+    biases: tuple[NonNegative, NonNegative] = option((2.0, 0.0), "of biases: factor of the learning rate, weight decay")
+    warmup_method: Literal["linear", "mlperf_linear", "constant"] = option("linear", "mlperf_linear or constant")
     warmup_steps: CountOrZero = option(500, "steps until the full learning rate")
     warmup_factor: Fraction = option(1 / 3, "of the first step; mlperf_linear: rise per step")
     decay_steps: tuple[Count, ...] = option((480000, 640000), "where the learning rate falls")
@@ -142,7 +139,6 @@ class EvaluationConfig:
     mask_target: Fraction = option(MASK_TARGET, "mask AP to reach; 0: no target")
     engine: Literal["fast", "official"] = option("fast", "fast: hotcoco, confirmed by pycocotools at the end")
     every_epochs: Count = option(1, "the last epoch is always evaluated")
-    max_detections: Annotated[int, Meta(ge=11)] = option(100, "detections of an image that the metric counts")
     batch_size: CountOrZero = option(0, "images per forward pass; 0: 16 on a GPU, 1 on a CPU")
 
 
@@ -150,8 +146,7 @@ class EvaluationConfig:
 class SpeedConfig:
     """Less work for the same numbers, up to float32 rounding; maskperf.techniques explains each technique."""
 
-    path: Literal["fast", "plain"] = option("fast", "or plain: without any technique")
-    without: tuple[TechniqueName, ...] = option((), "techniques that the fast path leaves out")
+    without: tuple[Literal[TechniqueName, "all"], ...] = option((), "techniques to leave out, or all")
     precision: Literal["auto", "float32", "bfloat16"] = option("auto", "of layers; auto: bfloat16 on a GPU")
 
 

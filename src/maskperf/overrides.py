@@ -30,9 +30,21 @@ INTEGER = re.compile(r"[+-]?[0-9]+")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 MOST_KEYS_NAMED = 10
-# Keys of earlier versions. Techniques never changed results, so their switches are ignored.
-EARLIER_SWITCHES = frozenset(f"speed.{name}" for name in get_args(TechniqueName))
-EARLIER_COUNTS = ("data.generate_train_images", "data.generate_val_images")  # now data.generate_images
+# Keys of earlier versions: what each value is a part of now, in the order of the parts, ...
+MERGED = {
+    "data.generate_images": ("data.generate_train_images", "data.generate_val_images"),
+    "model.rpn_iou_thresholds": ("model.rpn_negative_iou", "model.rpn_positive_iou"),
+    "model.candidates_per_level": ("model.candidates_per_level_train", "model.candidates_per_level_test"),
+    "optimizer.biases": ("optimizer.bias_learning_rate_factor", "optimizer.bias_weight_decay"),
+}
+GONE = {  # ... and those that changed no result, so that a configuration may have any value of them
+    "data.generate": "no synthetic data is data.generate_images=0,0",
+    "data.generate_seed": "the seed is the third number of data.generate_images=1000,200,7",
+    "data.prefetch_batches": "there are two for each of data.loader_threads",
+    "evaluation.max_detections": "the metric counts model.detections_per_image, and 100 at least",
+    "speed.path": "the plain path is speed.without=all",
+    **{f"speed.{name}": f"a technique is switched off by speed.without={name}" for name in get_args(TechniqueName)},
+}
 
 
 def with_overrides(config: RunConfig, pairs: list[str]) -> RunConfig:
@@ -154,9 +166,16 @@ def _flat_json(text: str) -> dict[str, Any]:
             found.update({f"{name}.{inner}": item for inner, item in value.items()})
         else:
             found[name] = value
-    if all(key in found for key in EARLIER_COUNTS):
-        found["data.generate_images"] = [found.pop(key) for key in EARLIER_COUNTS]
-    return {key: value for key, value in found.items() if key not in EARLIER_SWITCHES}
+    for key, parts in MERGED.items():
+        if all(part in found for part in parts):
+            found[key] = [found.pop(part) for part in parts]
+    if found.get("data.generate") is False:
+        found["data.generate_images"] = [0, 0]
+    elif isinstance(found.get("data.generate_images"), list) and "data.generate_seed" in found:
+        found["data.generate_images"].append(found["data.generate_seed"])
+    if found.get("speed.path") == "plain":
+        found["speed.without"] = ["all"]
+    return {key: value for key, value in found.items() if key not in GONE}
 
 
 def validate(config: RunConfig) -> None:
@@ -182,14 +201,14 @@ def _conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:
         given = {f"data.{split}_{kind}": getattr(data, f"{split}_{kind}") for kind in ("json", "images")}
         for key in (key for key, value in given.items() if not value and any(given.values())):
             yield key, f"{' and '.join(given)} go together; give this one too"
-    if data.generate and not all(data.generate_images):
-        yield "data.generate_images", "both must be 1 or more while data.generate=true"
+    if len(data.generate_images) not in (2, 3) or (data.is_generated and not all(data.generate_images[:2])):
+        yield "data.generate_images", "give TRAINING,VALIDATION or TRAINING,VALIDATION,SEED; both 1 or more, or both 0"
     if not data.root and not (data.train_json and data.val_json):
         yield "data.root", "name the folder of the data set, or give data.train_json, data.val_json and their images"
     if model.num_classes == 1:
         yield "model.num_classes", "1 is the background alone; give 0 (as many as the data has), or 2 or more"
-    if model.rpn_negative_iou > model.rpn_positive_iou:
-        yield "model.rpn_negative_iou", f"must not be above model.rpn_positive_iou={model.rpn_positive_iou}"
+    if model.rpn_iou_thresholds[0] > model.rpn_iou_thresholds[1]:
+        yield "model.rpn_iou_thresholds", "the first must not be above the second"
     if len(model.anchor_sizes) != 5:
         yield "model.anchor_sizes", f"needs 5 sizes, one for each level P2 to P6; there are {len(model.anchor_sizes)}"
     if not model.anchor_ratios:
@@ -204,10 +223,9 @@ def unknown_key_message(key: str) -> str:
     """Return a sentence that names the unknown key and the valid keys nearest to it."""
     if key in SECTIONS:
         return f"{key} is a section; its keys are {', '.join(k for k in FIELDS if k.startswith(key + '.'))}"
-    if key in EARLIER_SWITCHES:
-        return f"unknown key {key!r}; a technique is switched off by speed.without={key.partition('.')[2]}"
-    if key in EARLIER_COUNTS:
-        return f"unknown key {key!r}; the numbers of training and validation images are data.generate_images=1000,200"
+    earlier = GONE | {part: f"it is a part of {new}" for new, parts in MERGED.items() for part in parts}
+    if key in earlier:
+        return f"unknown key {key!r}; {earlier[key]}"
     same_name = [valid for valid in FIELDS if valid.rpartition(".")[2] == key.rpartition(".")[2]]
     hint = f"; did you mean {' or '.join(same_name)}?" if same_name else did_you_mean(key, FIELDS, cutoff=0.6)
     return f"unknown key {key!r}{hint or '; keys look like optimizer.batch_size'}"

@@ -13,7 +13,6 @@ def demo() -> RunConfig:
     """A small Mask R-CNN from scratch on synthetic images: minutes on two cores."""
     data = DataConfig(
         root="data/demo",
-        generate=True,
         generate_images=(1000, 200),
         short_side=128,
         long_side=192,
@@ -28,8 +27,7 @@ def demo() -> RunConfig:
         frozen_stages=0,
         fpn_channels=48,
         anchor_sizes=(16, 32, 64, 96, 128),
-        candidates_per_level_train=150,
-        candidates_per_level_test=100,
+        candidates_per_level=(150, 100),
         proposals_train=100,
         proposal_quota="per_image",
         proposals_test=60,

@@ -41,7 +41,7 @@ def plain() -> Techniques:
 
 def chosen_techniques(speed: SpeedConfig) -> Techniques:
     """Return the techniques of a configuration."""
-    return plain() if speed.path == "plain" else Techniques().without(*speed.without)
+    return plain() if "all" in speed.without else Techniques().without(*speed.without)
 
 
 _ALL = Techniques()

@@ -47,12 +47,10 @@ def maskperf(capsys):
 def new_process(tmp_path):
     """Return a function that runs Python with these arguments in a process of its own."""
 
-    def run(*arguments, **environment):
+    def run(*arguments, stdout=subprocess.PIPE, encoding=None, **environment):
         environment = {**os.environ, "PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1", **environment}
-        command = [sys.executable, *arguments]
-        return subprocess.run(
-            command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
-        )
+        streams = {"stdout": stdout, "stderr": subprocess.PIPE, "text": True, "encoding": encoding}
+        return subprocess.run([sys.executable, *arguments], env=environment, cwd=tmp_path, timeout=300, **streams)
 
     return run
 

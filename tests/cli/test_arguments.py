@@ -106,7 +106,7 @@ def test_every_option_that_is_a_path_knows_the_tilde(name):
         "package --submitter a --system b ~/x",
         "bench --json ~/x/y.json",
         "replay ~/x",
-        "run demo data.generate=false data.root=~/x",
+        "run demo data.generate_images=0,0 data.root=~/x",
         "run demo data.train_json=~/x data.train_images=a data.val_json=b data.val_images=c",
         "run coco model.backbone_weights=~/x.pkl",
         "run demo model.initial_weights=~/x.pth data.generate_images=1,1",

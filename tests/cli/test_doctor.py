@@ -105,26 +105,22 @@ def test_a_torch_that_crashes_or_hangs_is_a_finding(monkeypatch):
     assert "no answer" in ask_torch([sys.executable, "-c", "import time; time.sleep(60)"]).failure
 
 
-def test_findings_in_a_file_are_lines_and_the_last_one_counts_them():
-    stream = io.StringIO()
-    findings = [ok("a", "1", "fine"), note("b", "2", "slow", "wait"), problem("c", "3", "bad " * 100, "fix it")]
-    show_findings(findings, Console(file=stream, markup=False, highlight=False))
-    assert stream.getvalue().splitlines() == [
+def test_findings_are_lines_in_a_file_and_a_table_with_colours_on_a_terminal():
+    findings = [ok("a", "1", "fine"), note("b", "2", "slow", "wait"), problem("[bold]c", "3", "bad " * 100, "fix it")]
+    shown = []
+    for options in ({}, {"force_terminal": True, "color_system": "standard"}):
+        stream = io.StringIO()
+        show_findings(findings, Console(file=stream, markup=False, highlight=False, **options))
+        shown.append(stream.getvalue())
+    assert shown[0].splitlines() == [
         "ok       a: 1; fine",
         "note     b: 2; slow",
         "         fix: wait",
-        "problem  c: 3; " + "bad " * 100,
+        "problem  [bold]c: 3; " + "bad " * 100,
         "         fix: fix it",
         "problem: 1, note: 1, ok: 1",
     ]
-
-
-def test_findings_on_a_terminal_are_a_table_with_colours():
-    stream = io.StringIO()
-    console = Console(file=stream, force_terminal=True, color_system="standard", markup=False, highlight=False)
-    show_findings([problem("[bold]c", "3", "bad", "fix it")], console)
-    assert "\x1b[" in stream.getvalue() and "fix: fix it" in stream.getvalue()
-    assert "[bold]c" in stream.getvalue()  # shown as it is, not taken for markup
+    assert all(part in shown[1] for part in ("\x1b[", "fix: fix it", "[bold]c"))  # markup is shown as it is
 
 
 def test_both_splits_of_a_folder_are_looked_at(root, quick):
@@ -135,9 +131,12 @@ def test_both_splits_of_a_folder_are_looked_at(root, quick):
     assert not any(line.startswith("problem") for line in lines_of(shown, "COCO 2017"))
 
 
-def test_own_data_is_named_by_pairs_one_split_or_both(root, quick):
-    shown = quick(*own_data(root, "val"))
-    assert lines_of(shown, "validation data") and not lines_of(shown, "training data")
+def test_own_data_is_named_by_pairs_one_split_or_both_with_keys_that_count(root, quick):
+    cut_short(root, 1)
+    shown = quick(*own_data(root, "val"), "data.skip_bad=true")
+    first, second = lines_of(shown, "validation data")
+    assert "1 images left out (data.skip_bad=true)" in first and f"{NUM_VAL - 1} images in" in second
+    assert not lines_of(shown, "training data")
     assert lines_of(quick(*own_data(root, "train", "val")), "training data")
 
 
@@ -170,12 +169,6 @@ def test_notices_are_notes(root, quick):
     first, second = lines_of(quick("--data", root), "validation data")
     assert first.startswith("note ") and f": {NUM_VAL} of {NUM_VAL} file" in first
     assert second.startswith("ok ")
-
-
-def test_keys_of_the_configuration_count(root, quick):
-    cut_short(root, 1)
-    first, second = lines_of(quick(*own_data(root, "val"), "data.skip_bad=true"), "validation data")
-    assert "1 images left out (data.skip_bad=true)" in first and f"{NUM_VAL - 1} images in" in second
 
 
 @pytest.mark.parametrize("broken", ["missing", "torn"])

@@ -1,7 +1,7 @@
 import errno
 import os
-import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from maskperf.cli import main as main_module
 from maskperf.cli.main import COMMANDS
 from maskperf.run import run_folder
 
-SOURCES = Path(errors.__file__).resolve().parents[1]
 HEAVY = {"torch", "numpy", "rich", "msgspec", "PIL", "pycocotools", "hotcoco", "mlperf_logging"}
 
 
@@ -76,6 +75,7 @@ def test_an_unknown_command_is_a_usage_error_with_a_hint(arguments, hint, maskpe
 
 
 MESSAGE = "what is wrong. Fix: this"
+PROBLEM = errors.Problem(file="a.json", where="image id 4", field="width", value="-1", message="No.", fix="Fix.")
 
 
 class OutOfMemoryError(RuntimeError):
@@ -88,20 +88,21 @@ class OutOfMemoryError(RuntimeError):
         *(
             (error, error.exit_code, [f"error: {MESSAGE}"])
             for error in (
-                errors.ConfigError(MESSAGE),
-                errors.RuleError(MESSAGE),
+                *(kind(MESSAGE) for kind in (errors.ConfigError, errors.RuleError, errors.StorageError)),
                 errors.NonFiniteError(MESSAGE, step=3),
-                errors.StorageError(MESSAGE),
             )
         ),
+        *(
+            (OSError(number, "No space", "runs/x/a.json"), errors.EXIT_STORAGE, ["runs/x/a.json", "no space left"])
+            for number in (errno.ENOSPC, errno.EDQUOT)
+        ),
         (KeyboardInterrupt(), errors.EXIT_INTERRUPTED, ["Ctrl-C"]),
-        (OSError(errno.ENOSPC, "No space", "runs/x/a.json"), errors.EXIT_STORAGE, ["runs/x/a.json", "no space left"]),
-        (OSError(errno.EDQUOT, "No space", "runs/x/a.json"), errors.EXIT_STORAGE, ["runs/x/a.json", "no space left"]),
         (PermissionError(errno.EACCES, "No", "/root/x"), errors.EXIT_STORAGE, ["/root/x", "no permission"]),
         (MemoryError(), errors.EXIT_BUG, ["not enough memory", "optimizer.batch_size"]),
         (OutOfMemoryError("CUDA out of memory\nmore"), errors.EXIT_BUG, ["not enough memory", "optimizer.batch_size"]),
         (RuntimeError("can't allocate memory: you tried 1 GB"), errors.EXIT_BUG, ["not enough memory"]),
         (SystemExit("a text"), 1, ["error: a text"]),
+        (errors.DataError([PROBLEM]), errors.EXIT_DATA, [f"error: {PROBLEM.line()}"]),  # a single one needs no file
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
@@ -119,9 +120,8 @@ def test_sys_exit_keeps_its_code(code, expected, failing):
 
 
 def test_problems_in_data_are_shown_by_kind_and_listed_in_a_file(failing, tmp_path):
-    make = partial(errors.Problem, file="a.json", field="width", message="Negative.", fix="Fix.")
-    problems = [make(where=f"image id {number}", value=f"-{number}") for number in range(40)]
-    problems.append(make(where="image id 7", value="-1", field="height"))
+    problems = [replace(PROBLEM, where=f"image id {number}", value=f"-{number}") for number in range(40)]
+    problems.append(replace(PROBLEM, field="height"))
     shown = failing(errors.DataError(problems, notices=["a.json: something was left out"]))
     assert shown.code == errors.EXIT_DATA
     lines = shown.err.splitlines()
@@ -132,13 +132,6 @@ def test_problems_in_data_are_shown_by_kind_and_listed_in_a_file(failing, tmp_pa
     assert lines[5].endswith(str(listed))
     text = listed.read_text()
     assert all(problem.line() in text for problem in problems) and "something was left out" in text
-
-
-def test_a_single_problem_needs_no_file(failing, tmp_path):
-    problem = errors.Problem(file="a.json", where="image id 4", field="width", value="-1", message="No.", fix="Fix.")
-    shown = failing(errors.DataError([problem]))
-    assert (shown.code, shown.err) == (errors.EXIT_DATA, f"error: {problem.line()}\n")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bug_leaves_its_trace_in_a_file_of_the_working_folder(failing, tmp_path):
@@ -168,15 +161,12 @@ def test_a_bug_whose_file_cannot_be_written_shows_its_trace(failing, monkeypatch
     assert last.startswith("error: a bug in maskperf: ValueError: odd") and "Read-only file system" in last
 
 
-def test_a_reader_that_goes_away_ends_the_command_without_a_trace():
+def test_a_reader_that_goes_away_ends_the_command_without_a_trace(new_process):
     code = "import os, sys; os.close(0); from maskperf.cli.main import main; sys.exit(main(['--help']))"
     reading, writing = os.pipe()
     os.close(reading)
-    environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
     with os.fdopen(writing, "w") as stream:
-        finished = subprocess.run(
-            [sys.executable, "-c", code], stdout=stream, stderr=subprocess.PIPE, text=True, env=environment, check=False
-        )
+        finished = new_process("-c", code, stdout=stream)
     assert finished.returncode == errors.EXIT_BUG and len(finished.stderr.splitlines()) == 1
 
 
@@ -204,17 +194,11 @@ sys.exit(module.main())
 """
 
 
-def printed(*arguments, **environment):
-    environment = {**os.environ, "PYTHONPATH": str(SOURCES), **environment}
-    command = [sys.executable, "-c", PRINTING, *arguments]
-    return subprocess.run(command, capture_output=True, env=environment, timeout=300, check=False)
-
-
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=lambda entry: next(iter(entry.values())))
-def test_no_encoding_of_the_terminal_ends_a_command(encoding, tmp_path):
+def test_no_encoding_of_the_terminal_ends_a_command(encoding, new_process, tmp_path):
     for arguments, code in (([], errors.EXIT_DATA), (["a bug"], errors.EXIT_BUG)):
-        finished = printed(*arguments, **encoding)
-        shown = finished.stdout.decode("latin-1"), finished.stderr.decode("latin-1")
+        finished = new_process("-c", PRINTING, *arguments, encoding="latin-1", **encoding)
+        shown = finished.stdout, finished.stderr
         assert finished.returncode == code, shown
         assert "\\u0938" in shown[0]  # no letter of this alphabet is in any of the encodings
         if encoding == {"PYTHONIOENCODING": "latin-1"}:  # characters it has are left as they are

@@ -56,8 +56,8 @@ def with_other_files(root: Path) -> Path:
     [
         (own_data, [], (False, 0)),
         (own_data, ["model.num_classes=9"], (False, 9)),
-        (own_data, ["data.generate=true"], (True, 9)),
-        (own_data, ["data.generate=false"], (False, 0)),
+        (own_data, ["data.generate_images=5,3"], (False, 0)),
+        (generated, ["data.generate_images=0,0"], (False, 0)),
         (generated, [], (True, 9)),
         (interrupted, [], (True, 9)),
         (with_other_files, [], (True, 9)),
@@ -67,7 +67,7 @@ def with_other_files(root: Path) -> Path:
 )
 def test_the_demo_generates_nothing_where_data_root_holds_own_data(tmp_path, make, pairs, expected):
     config = resolve("demo", [f"data.root={make(tmp_path / 'root')}", *pairs])
-    assert (config.data.generate, config.model.num_classes) == expected
+    assert (config.data.is_generated, config.model.num_classes) == expected
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_demo_run_on_own_data_reports_it_and_follows_its_categories(tmp_path, 
     assert "7 cat" in notice
     assert notice in json.loads((tmp_path / "run" / "results.json").read_text())["notices"]
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert (config["data"]["generate"], config["model"]["num_classes"]) == (False, 8)
+    assert (config["data"]["generate_images"], config["model"]["num_classes"]) == ([0, 0], 8)
     assert sorted(path for path in tmp_path.rglob("*") if tmp_path / "run" not in (path, *path.parents)) == before
 
 
@@ -186,8 +186,8 @@ def test_several_processes_give_the_exit_code_of_the_run_and_its_evaluated_epoch
     ("arguments", "variables", "code", "parts"),
     [
         # A broken rule, of one run and of a series.
-        ("demo mlperf.division=closed data.root=data", {}, EXIT_RULE, ["data.generate=true"]),
-        ("demo mlperf.division=closed runs=5", {}, EXIT_RULE, ["data.generate=true"]),
+        ("demo mlperf.division=closed data.root=data", {}, EXIT_RULE, ["data.generate_images=1000,200"]),
+        ("demo mlperf.division=closed runs=5", {}, EXIT_RULE, ["data.generate_images=1000,200"]),
         # Two processes have one image each at batch 2, and then 2000 proposals are too many.
         ("coco mlperf.division=closed processes=2", {}, EXIT_RULE, ["model.proposals_train=2000", "here 1000"]),
         ("coco mlperf.division=closed", {"WORLD_SIZE": "2"}, EXIT_RULE, ["model.proposals_train=2000", "here 1000"]),

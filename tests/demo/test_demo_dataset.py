@@ -121,7 +121,7 @@ def test_a_demo_data_set_with_other_settings_is_refused_with_both_named(change, 
     (tmp_path / "demo.json").write_text(json.dumps(settings))
     with pytest.raises(StorageError) as caught:
         write_demo_dataset(tmp_path, **{**TINY, **change})
-    keys = "set data.generate_images=2,1 data.generate_seed=7 to use this one"
+    keys = "set data.generate_images=2,1,7 to use this one"
     assert all(str(part) in str(caught.value) for part in (tmp_path, settings, {**settings, **change}, keys))
     assert len(list(tmp_path.iterdir())) == 1
 

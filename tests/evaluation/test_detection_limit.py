@@ -2,8 +2,9 @@ import json
 
 import pytest
 
+from maskperf.config import ModelConfig
 from maskperf.data.coco.index import read_coco
-from maskperf.evaluation.detection_limit import detection_notices
+from maskperf.evaluation.detection_limit import detection_notices, most_counted
 
 
 def entry(number, image_id, **changes):
@@ -30,34 +31,30 @@ def index_of(folder, objects, crowds=0):
 
 
 @pytest.mark.parametrize(
-    ("objects", "max_detections", "detections_per_image", "begins"),
+    ("objects", "detections_per_image", "begins"),
     [
-        (5, 100, 100, []),
-        (100, 100, 100, []),
-        (101, 100, 100, ["{file}: 1 image has more than 100 objects (at most 101)"]),
-        (150, 100, 300, ["{file}: 1 image has more than 100 objects (at most 150)"]),
-        (150, 150, 150, []),
-        (151, 150, 150, ["{file}: 1 image has more than 150 objects (at most 151)"]),
-        (5, 100, 20, ["model.detections_per_image=20 is below evaluation.max_detections=100"]),
-        (5, 100, 300, ["model.detections_per_image=300 is above evaluation.max_detections=100"]),
-        (150, 100, 20, ["{file}: 1 image has more than 100", "model.detections_per_image=20 is below"]),
+        (5, 100, []),
+        (100, 100, []),
+        (101, 100, ["{file}: 1 image has more than 100 objects (at most 101)"]),
+        (150, 300, ["model.detections_per_image=300: no image gets more"]),
+        (151, 150, ["{file}: 1 image has more than 150 objects (at most 151)", "model.detections_per_image=150: "]),
+        (5, 20, ["model.detections_per_image=20: no image gets more detections, and the metric counts 100"]),
+        (21, 20, ["{file}: 1 image has more than 20", "model.detections_per_image=20: "]),
     ],
 )
-def test_notices_come_where_the_limit_matters(tmp_path, objects, max_detections, detections_per_image, begins):
+def test_notices_come_where_the_limit_matters(tmp_path, objects, detections_per_image, begins):
     index = index_of(tmp_path, objects)
-    found = detection_notices(index, max_detections=max_detections, detections_per_image=detections_per_image)
+    found = detection_notices(index, detections_per_image)
     assert len(found) == len(begins)
     for notice, begin in zip(found, begins, strict=True):
         assert notice.startswith(begin.format(file=index.json_path))
-
-
-@pytest.mark.parametrize(("detections_per_image", "to_set"), [(300, 300), (100, 150)])
-def test_the_notice_names_what_to_set(tmp_path, detections_per_image, to_set):
-    (notice,) = detection_notices(
-        index_of(tmp_path, 150), max_detections=100, detections_per_image=detections_per_image
-    )
-    assert f"evaluation.max_detections=150 and model.detections_per_image={to_set}" in notice
+    assert objects <= detections_per_image or f"Set model.detections_per_image={objects} " in found[0]
 
 
 def test_crowd_regions_are_no_objects(tmp_path):
-    assert detection_notices(index_of(tmp_path, 60, crowds=60), max_detections=100, detections_per_image=100) == []
+    assert detection_notices(index_of(tmp_path, 60, crowds=60), 100) == []
+
+
+@pytest.mark.parametrize(("detections_per_image", "limit"), [(3, 100), (100, 100), (300, 300)])
+def test_the_metric_counts_100_detections_or_all_of_the_model_where_it_gives_more(detections_per_image, limit):
+    assert most_counted(ModelConfig(detections_per_image=detections_per_image)) == limit

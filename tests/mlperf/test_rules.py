@@ -41,9 +41,9 @@ BROKEN = """
     evaluation.box_target  0.3769 0.378   ; evaluation.mask_target  0.3389 0.34
     model.detections_per_image  99 300   ; model.score_threshold  0 0.051
     optimizer.momentum  0 0.95   ; optimizer.weight_decay  0 0.0005
-    optimizer.bias_weight_decay  0.0001   ; optimizer.bias_learning_rate_factor  1
+    optimizer.biases  2.0,0.0001 1.0,0.0
     model.batch_norm  trainable   ; model.frozen_stages  0 1 3   ; model.initial_weights  model.pth
-    data.shuffle  false   ; data.check_counts  false   ; data.generate  true
+    data.shuffle  false   ; data.check_counts  false   ; data.generate_images  1000,200
     data.train_json  own   ; data.train_images  own   ; data.val_json  own   ; data.val_images  own
     model.num_classes  0 80 91   ; seed  0 7
 """
@@ -85,7 +85,7 @@ def test_the_demo_is_refused_with_every_broken_rule_named():
     assert caught.value.exit_code == EXIT_RULE
     assert first.startswith("recipe demo with mlperf.division=closed:") and last.startswith("Fix:")
     assert [line.partition("=")[0] for line in lines] == broken_fields(closed("demo"))
-    assert "data.generate=true: the rule 'no synthetic images' allows false" in lines
+    assert "data.generate_images=1000,200: the rule 'no synthetic images' allows 0,0" in lines
     assert "evaluation.box_target=0.55: the rule 'box target' allows 0.377" in lines
 
 
@@ -200,7 +200,7 @@ def test_the_lowest_rate_of_a_warm_up_is_that_of_the_optimizer(method, steps):
     ("command", "is_kept"),
     [
         ("/bin/python -m maskperf run coco data.root=/a", True),
-        ("maskperf run coco data.generate_seed=3 'run_dir=my seed=7'", True),
+        ("maskperf run coco data.short_side=3 'run_dir=my seed=7'", True),
         ("maskperf run coco seed=7 data.root=/a", False),
         ("", True),
     ],

@@ -12,7 +12,7 @@ from maskperf.model.proposals import append_truth, select_proposals
 from maskperf.ops.anchors import pyramid_anchors
 from maskperf.structures import RpnOutput, Targets
 
-CONFIG = ModelConfig(candidates_per_level_train=12, candidates_per_level_test=10, proposals_train=25, proposals_test=15)
+CONFIG = ModelConfig(candidates_per_level=(12, 10), proposals_train=25, proposals_test=15)
 LEVEL_SIZES = ((8, 12), (4, 6), (2, 3), (1, 2), (1, 1))
 LEVEL_COUNTS = tuple(3 * height * width for height, width in LEVEL_SIZES)
 SIZES_HW = torch.tensor([[30, 45], [32, 40], [25, 48]])
@@ -50,7 +50,7 @@ def level_by_hand(scores, deltas, anchors, size_hw, limit, nms_iou):
 
 def proposals_reference(rpn, config, training):
     """Return for each image a list of (score, box): the slow, obvious form of `select_proposals`."""
-    limit = config.candidates_per_level_train if training else config.candidates_per_level_test
+    limit = config.candidates_per_level[0 if training else 1]
     anchors = ANCHORS.tolist()
     found = []
     for image in range(len(SIZES_HW)):
@@ -122,7 +122,7 @@ def test_proposals_equal_the_slow_twin(seed, quota, mode):
     training = mode != "testing"
     changes = {"proposal_quota": mode} if training else {}
     if quota == 5000:
-        changes |= {"candidates_per_level_train": 2000, "candidates_per_level_test": 2000}
+        changes |= {"candidates_per_level": (2000, 2000)}
     config = replace(CONFIG, proposals_train=quota, proposals_test=quota, **changes)
     rpn = random_rpn(seed)
     assert_same(select(rpn, config, training), proposals_reference(rpn, config, training))
@@ -167,5 +167,5 @@ def test_suppression_is_within_a_level_and_only_above_the_threshold():
 
 def test_candidates_are_cut_before_the_suppression():
     anchors = [[0.0, 0, 9, 9], [0, 0, 9, 9], [50, 50, 59, 59]]
-    proposals = hand_made(anchors, [3.0, 2.0, 1.0], candidates_per_level_train=2)
+    proposals = hand_made(anchors, [3.0, 2.0, 1.0], candidates_per_level=(2, 10))
     assert proposals.valid.sum() == 1  # the third was no candidate, the second fell to the first

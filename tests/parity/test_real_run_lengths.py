@@ -58,7 +58,7 @@ def test_mask_targets_of_the_two_forms_differ_in_few_cells():
 def losses_of_a_run(split: RealSplit, folder) -> list[dict]:
     """Return what metrics.jsonl says of the first steps of the smallest network."""
     words = [
-        *("run", "demo", f"seed={SEED}", "data.generate=false", f"run_dir={folder}", "model.num_classes=0"),
+        *("run", "demo", f"seed={SEED}", "data.generate_images=0,0", f"run_dir={folder}", "model.num_classes=0"),
         *(f"data.train_json={split.json_path}", f"data.train_images={split.image_folder}"),
         *(f"data.val_json={NUCLEI_VAL.json_path}", f"data.val_images={NUCLEI_VAL.image_folder}"),
         *("data.flip_probability=0", "optimizer.learning_rate=0.001", f"optimizer.max_steps={STEPS}"),

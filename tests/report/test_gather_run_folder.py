@@ -174,7 +174,7 @@ def test_a_run_without_its_log_is_reported_from_its_results(folder):
     assert page.verdict.state == "reached" and "mlperf.log is missing." in page.notes
 
 
-@pytest.mark.parametrize("lacks", [("data", "skip_bad"), ("evaluation", "max_detections"), ("optimizer", "momentum")])
+@pytest.mark.parametrize("lacks", [("data", "skip_bad"), ("evaluation", "every_epochs"), ("optimizer", "momentum")])
 def test_a_config_of_before_a_key_was_added_is_checked_with_its_default_and_a_note(lacks, folder):
     whole = page_of(folder)
     change_json(folder / "config.json", lambda config: config[lacks[0]].pop(lacks[1]))

@@ -1,7 +1,7 @@
 import json
 import math
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 
 import pytest
 import torch
@@ -85,29 +85,20 @@ def test_numbers_that_are_not_finite_become_null(make, tmp_path, number):
 
 
 def test_older_lines_stay_and_a_line_cut_off_by_a_crash_is_left_out(make, tmp_path):
+    path = tmp_path / "metrics.jsonl"
     for step in (1, 2):
         add(make(1)[0], step)
-    path = tmp_path / "metrics.jsonl"
-    assert [line.step for line in read_metrics(path)] == [1, 2]
-    path.write_bytes(path.read_bytes()[:-20])
-    assert [line.step for line in read_metrics(path)] == [1]
+    for end, steps in ((None, [1, 2]), (-20, [1])):
+        path.write_bytes(path.read_bytes()[:end])
+        assert [line.step for line in read_metrics(path)] == steps
 
 
 def test_an_evaluation_is_a_line_with_its_minutes_since_the_start(make, tmp_path):
     recorder, _ = make()
-    row = EpochRow(
-        epoch=2,
-        step=20,
-        mean_loss=1.0,
-        box_ap=0.3,
-        mask_ap=0.2,
-        images_per_second=5.0,
-        seconds_since_start=90.0,
-        evaluation_seconds=7.0,
-    )
+    found = {"step": 20, "epoch": 2, "box_ap": 0.3, "mask_ap": 0.2, "evaluation_seconds": 7.0}
+    row = EpochRow(**found, mean_loss=1.0, images_per_second=5.0, seconds_since_start=90.0)
     recorder.evaluation(row)
-    expected = EvaluationLine(step=20, epoch=2, box_ap=0.3, mask_ap=0.2, evaluation_seconds=7.0, minutes=1.5)
-    assert lines(tmp_path, EvaluationLine) == [expected] and recorder.rows == [row]
+    assert lines(tmp_path, EvaluationLine) == [EvaluationLine(**found, minutes=1.5)] and recorder.rows == [row]
 
 
 def test_a_window_is_logged_with_the_means_of_its_steps(make, tmp_path, monkeypatch):
@@ -158,23 +149,17 @@ def test_the_last_steps_of_an_epoch_are_checked_before_its_evaluation(make):
         recorder.epoch_summary()
 
 
-def collapse(recorder):
-    for step in range(1, 2001):
-        loss = (1.0 if step <= 1200 else 4.0) + 0.02 * math.sin(step)
-        add(recorder, step, step_result((loss / 5,) * 5))
-
-
-def test_a_finite_collapse_stops_the_run(make, tmp_path):
-    with pytest.raises(LostRunError) as caught:
-        collapse(make()[0])
-    assert not isinstance(caught.value, NonFiniteError) and 1200 < caught.value.step <= 1300
-    assert lines(tmp_path, GuardLine)[0].event == "collapse"
-
-
-def test_a_finite_collapse_is_only_named_where_the_user_wants_so(make):
-    recorder, _ = make(stop_on_collapse=False)
-    collapse(recorder)
-    assert [event.event for event in recorder.events] == ["collapse"] and recorder.steps_checked == 2000
+@pytest.mark.parametrize("stops", [True, False])
+def test_a_finite_collapse_is_named_and_stops_the_run_unless_the_user_wants_it_to_go_on(make, tmp_path, stops):
+    recorder, _ = make(stop_on_collapse=stops)
+    with pytest.raises(LostRunError) if stops else nullcontext() as caught:
+        for step in range(1, 2001):
+            loss = (1.0 if step <= 1200 else 4.0) + 0.02 * math.sin(step)
+            add(recorder, step, step_result((loss / 5,) * 5))
+    assert [line.event for line in lines(tmp_path, GuardLine)] == ["collapse"]
+    assert [event.event for event in recorder.events] == ["collapse"]
+    assert not stops or not isinstance(caught.value, NonFiniteError)
+    assert 1200 < recorder.events[0].step <= 1300 and (recorder.steps_checked == 2000) == (not stops)
 
 
 def test_dropped_masks_end_the_run(make):

@@ -1,9 +1,9 @@
-import os
 import re
 
 import pytest
+from permissions import common_user, open_folder
 
-from maskperf.errors import EXIT_STORAGE, StorageError
+from maskperf.errors import StorageError
 from maskperf.files import write_text
 from maskperf.run import run_folder
 from maskperf.run.run_folder import create_run_folder, current_run_folder
@@ -23,75 +23,50 @@ def test_the_default_folder_is_named_by_recipe_and_time_and_never_shared(monkeyp
     assert all(folder.is_dir() for folder in folders)
 
 
-def test_a_given_folder_is_made_with_its_parents_and_used_where_it_is_empty(tmp_path):
-    for _ in range(2):
-        create_run_folder("a/b c/run", "demo")
-        assert (tmp_path / "a" / "b c" / "run").is_dir()
+def test_a_given_folder_is_made_with_its_parents_used_where_it_is_empty_and_the_current_one(tmp_path):
+    assert current_run_folder() is None
+    for name in ("one", "a/b c/run", "a/b c/run"):
+        create_run_folder(name, "demo")
+        assert (tmp_path / name).is_dir() and current_run_folder() == tmp_path / name
 
 
-def test_a_given_folder_that_holds_anything_is_refused_and_left_as_it_is(tmp_path):
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ("old", "run_dir=old: the folder is not empty.*Fix: "),
+        ("old/file", "run_dir=old/file: a file is in the way"),
+        ("old/file/below", "run_dir=old/file/below: a file is in the way"),
+        ("", "run_dir=runs: a file is in the way"),
+    ],
+)
+def test_a_folder_that_holds_anything_or_cannot_be_made_is_refused_and_left_as_it_is(given, problem, tmp_path):
     (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "result.txt").write_text("mine")
-    with pytest.raises(StorageError, match=r"run_dir=old: the folder is not empty.*Fix: ") as caught:
-        create_run_folder("old", "demo")
-    assert caught.value.exit_code == EXIT_STORAGE
-    assert [path.name for path in (tmp_path / "old").iterdir()] == ["result.txt"]
-    assert (tmp_path / "old" / "result.txt").read_text() == "mine"
-    assert current_run_folder() is None
-
-
-@pytest.mark.parametrize("given", ["taken", "taken/below"])
-def test_a_file_in_the_way_is_refused_and_left_as_it_is(given, tmp_path):
-    (tmp_path / "taken").write_text("mine")
-    with pytest.raises(StorageError, match=f"run_dir={given}: a file is in the way"):
+    for name in ("old/file", "runs"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(StorageError, match=problem):
         create_run_folder(given, "demo")
-    assert (tmp_path / "taken").read_text() == "mine"
-
-
-def test_a_file_named_runs_is_a_storage_error(tmp_path):
-    (tmp_path / "runs").write_text("mine")
-    with pytest.raises(StorageError, match="a file is in the way"):
-        create_run_folder("", "demo")
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind the superuser")
-def test_a_folder_without_permission_is_a_storage_error(tmp_path):
-    (tmp_path / "locked").mkdir(mode=0o500)
-    with pytest.raises(StorageError, match="no permission"):
-        create_run_folder("locked", "demo")
-    with pytest.raises(StorageError, match="no permission"):
-        create_run_folder("locked/below", "demo")
-
-
-def test_the_current_folder_is_the_one_made_last_and_absolute(tmp_path):
+    assert [(path.name, path.read_text()) for path in (tmp_path / "old").iterdir()] == [("file", "mine")]
     assert current_run_folder() is None
-    create_run_folder("one", "demo")
-    create_run_folder("two", "demo")
-    assert current_run_folder() == tmp_path / "two"
 
 
-def test_text_is_written_whole_and_leaves_no_other_file(tmp_path):
-    path = tmp_path / "config.json"
-    write_text(path, "old\n")
-    write_text(path, "new \u00e4\n")
-    assert path.read_bytes() == b"new \xc3\xa4\n"
-    assert list(tmp_path.iterdir()) == [path]
+@pytest.mark.parametrize("given", ["locked", "locked/below"])
+def test_a_folder_without_permission_is_refused(given):
+    with open_folder() as folder, common_user():
+        (folder / "locked").mkdir(mode=0o500)
+        with pytest.raises(StorageError, match="no permission"):
+            create_run_folder(str(folder / given), "demo")
 
 
-def test_a_write_that_fails_leaves_the_old_text(tmp_path, monkeypatch):
-    path = tmp_path / "config.json"
-    write_text(path, "old")
-
+def test_text_is_written_whole_or_not_at_all_and_leaves_no_other_file(tmp_path, monkeypatch):
     def fail(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_folder.os, "fsync", fail)
+    path = tmp_path / "config.json"
+    for text in ("old\n", "new \u00e4\n"):
+        write_text(path, text)
+    monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(StorageError, match=r"config\.json: cannot be written \(No space left on device\)"):
-        write_text(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_text_for_a_folder_that_is_not_there_is_a_storage_error(tmp_path):
+        write_text(path, "newer")
+    assert path.read_bytes() == b"new \xc3\xa4\n" and list(tmp_path.iterdir()) == [path]
     with pytest.raises(StorageError, match="Fix: "):
         write_text(tmp_path / "none" / "a.txt", "x")

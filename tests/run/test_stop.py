@@ -1,20 +1,17 @@
-import os
-import subprocess
-import sys
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
+import torch
 from safetensors.torch import save_file
-from small_runs import log_events, read_results, small_run, small_run_arguments
+from small_runs import log_events, read_results, run_on_two_processes, small_run, small_run_arguments
 
 from maskperf.cli.main import main
 from maskperf.errors import EXIT_DONE, EXIT_NOT_FINITE, EXIT_TARGET_MISSED
-from maskperf.overrides import from_json_text
+from maskperf.overrides import from_json_text, to_json_text
 from maskperf.run import evaluations
 from maskperf.run import loop as run_module
 from maskperf.run.black_box import load_black_box
 
-TESTS = Path(__file__).parents[1]
 HUGE_RATE = ("optimizer.learning_rate=1e30", "optimizer.warmup_steps=0")
 
 
@@ -56,14 +53,12 @@ def test_replay_is_calm_where_the_step_is_finite(stopped, tmp_path, capsys):
     for path in (stopped / "black_box").iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     config = from_json_text((tmp_path / "config.json").read_text())
-    fresh = run_module.build_model(config.model, 3)[0]
-    save_file(
-        {name: value.contiguous() for name, value in fresh.state_dict().items()}, tmp_path / "weights.safetensors"
-    )
-    text = (tmp_path / "config.json").read_text().replace("1e+30", "0.001").replace("1e30", "0.001")
-    (tmp_path / "config.json").write_text(text)
-    momentum = {name: value * 0 for name, value in load_black_box(tmp_path).momentum.items()}
-    save_file({name: value.nan_to_num() for name, value in momentum.items()}, tmp_path / "momentum.safetensors")
+    fresh = run_module.build_model(config.model, 3)[0].state_dict()
+    save_file({name: value.contiguous() for name, value in fresh.items()}, tmp_path / "weights.safetensors")
+    momentum = load_black_box(tmp_path).momentum
+    save_file({name: torch.zeros_like(value) for name, value in momentum.items()}, tmp_path / "momentum.safetensors")
+    calm = replace(config, optimizer=replace(config.optimizer, learning_rate=0.001))
+    (tmp_path / "config.json").write_text(to_json_text(calm))
     assert main(["replay", str(tmp_path), "--device", "cpu"]) == EXIT_DONE
     assert "every number is finite" in capsys.readouterr().out
 
@@ -77,18 +72,12 @@ def test_replay_is_calm_where_the_step_is_finite(stopped, tmp_path, capsys):
     ],
 )
 def test_a_problem_in_one_of_two_processes_stops_both_and_names_it(tmp_path, problem, rank):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])}
-    environment["OMP_NUM_THREADS"] = "1"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += [str(TESTS / "run" / "stopping_run.py"), problem, str(rank), "2"]
-    done = subprocess.run(
-        [*command, *small_run_arguments(tmp_path)], env=environment, capture_output=True, text=True, timeout=240
-    )
+    arguments = (problem, str(rank), "2", str(tmp_path), *small_run_arguments(tmp_path))
+    done = run_on_two_processes("run/patched_run.py", *arguments)
     assert done.returncode != 0
     message = read_results(tmp_path / "run")["reason"]
     assert f"{problem} of process {rank}" in message and "step 2" in message
-    if problem != "weight":
-        assert f"of process {1 - rank}" not in message
+    assert problem == "weight" or f"of process {1 - rank}" not in message
     assert f"exitcode  : {EXIT_NOT_FINITE}" in done.stderr and done.stderr.count("error: step 2") == 2
     assert log_events(tmp_path / "run")[-1]["metadata"]["status"] == "aborted"
     box = load_black_box(tmp_path / "run" / "black_box")
@@ -97,8 +86,7 @@ def test_a_problem_in_one_of_two_processes_stops_both_and_names_it(tmp_path, pro
 
 
 def test_a_model_whose_scores_fell_to_nothing_is_lost(tmp_path, monkeypatch):
-    honest = evaluations.evaluation_collapse
-    seen = []
+    honest, seen = evaluations.evaluation_collapse, []
 
     def after_a_good_start(points):
         seen.append(points)

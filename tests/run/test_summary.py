@@ -33,13 +33,6 @@ def results_of(records, status, seconds=275.0, **targets):
 
 
 @pytest.mark.parametrize(
-    ("targets", "expected"), [((0.3, 0), True), ((0, 0.3), True), ((0, 0), False), ((None, None), True)]
-)
-def test_a_target_of_0_is_none_and_an_unknown_one_may_be_one(targets, expected):
-    assert has_targets(*targets) == expected
-
-
-@pytest.mark.parametrize(
     ("aps", "targets", "met"),
     [
         ((0.377, 0.339), (0.377, 0.339), "both"),
@@ -58,9 +51,13 @@ def test_targets_are_met_by_equal_or_more_without_rounding_and_0_is_none(aps, ta
     assert meets_targets(*aps, box_target=targets[0], mask_target=targets[1]) == is_met
 
 
-def test_an_unknown_target_is_met_by_any_ap():
-    assert meets_targets(0.1, 0.4, box_target=None, mask_target=0.339)
-    assert not meets_targets(0.9, 0.3, box_target=None, mask_target=0.339)
+@pytest.mark.parametrize(
+    ("targets", "expected"), [((0.3, 0), True), ((0, 0.3), True), ((0, 0), False), ((None, None), True)]
+)
+def test_a_target_of_0_is_none_and_an_unknown_one_may_be_one_that_any_ap_meets(targets, expected):
+    assert has_targets(*targets) == expected
+    for box_ap, mask_ap, is_met in ((0.1, 0.4, True), (0.9, 0.3, False)):
+        assert meets_targets(box_ap, mask_ap, box_target=None, mask_target=0.339) == is_met
 
 
 def test_the_plain_table_has_one_row_an_epoch_the_verdict_and_the_files(tmp_path, capsys, monkeypatch):

@@ -200,7 +200,7 @@ def _match_anchors(inputs: Inputs) -> KernelCase:
     sizes, (truth, valid) = inputs.sizes, inputs.truth()
     levels = tuple(cells_of(sizes.size_hw, stride) for stride in STRIDES)
     anchors = pyramid_anchors(levels, STRIDES, MODEL.anchor_sizes, MODEL.anchor_ratios, inputs.device)
-    thresholds = {"positive_iou": MODEL.rpn_positive_iou, "negative_iou": MODEL.rpn_negative_iou}
+    thresholds = dict(zip(("negative_iou", "positive_iou"), MODEL.rpn_iou_thresholds, strict=True))
     rule: dict[str, Any] = thresholds | {"keep_best_of_truth": True}
     shape = f"{sizes.images} x {len(anchors)} anchors, {sizes.objects} objects"
     functions = both_forms("matching", match_boxes)

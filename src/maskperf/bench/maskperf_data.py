@@ -37,7 +37,7 @@ def loader(inputs: dict) -> tuple[Callable[[], None], dict]:
     images_per_batch = inputs["images_per_batch"]
     path = Path(inputs["pictures_json"])
     index = read_coco(path, path.parent, training=True)
-    data = replace(config.data, loader_threads=1, prefetch_batches=1)
+    data = replace(config.data, loader_threads=1)
     aspect_buckets = chosen_techniques(config.speed).aspect_buckets
     feeding = Feeding(aspect_buckets=aspect_buckets, raw_images=inputs["case"] == "decoded alone")
     batches = TrainingLoader(index, data, seed=1, rank=0, world=1, images_per_rank=images_per_batch, feeding=feeding)

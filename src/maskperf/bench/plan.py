@@ -123,13 +123,13 @@ def peer_numbers(model: ModelConfig, images: int) -> dict:
     pooled = images if model.proposal_quota == "pooled" else 1  # torchvision's quota is that of one image
     return {
         "num_classes": model.num_classes,
-        "rpn_pre_nms_top_n_train": model.candidates_per_level_train,
-        "rpn_pre_nms_top_n_test": model.candidates_per_level_test,
+        "rpn_pre_nms_top_n_train": model.candidates_per_level[0],
+        "rpn_pre_nms_top_n_test": model.candidates_per_level[1],
         "rpn_post_nms_top_n_train": model.proposals_train // pooled,
         "rpn_post_nms_top_n_test": model.proposals_test,
         "rpn_nms_thresh": model.rpn_nms_iou,
-        "rpn_fg_iou_thresh": model.rpn_positive_iou,
-        "rpn_bg_iou_thresh": model.rpn_negative_iou,
+        "rpn_fg_iou_thresh": model.rpn_iou_thresholds[1],
+        "rpn_bg_iou_thresh": model.rpn_iou_thresholds[0],
         "rpn_batch_size_per_image": model.rpn_samples_per_image,
         "rpn_positive_fraction": model.rpn_positive_fraction,
         "box_score_thresh": model.score_threshold,

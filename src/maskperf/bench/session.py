@@ -78,8 +78,7 @@ def measure_demo(plan: Plan, folder: Path, config: RunConfig, say: Say) -> CaseR
     Both sides have `aspect_buckets` as configured, since that switch decides what the batches are.
     """
     data = replace(config.data, root=str(folder / "demo"))
-    train_images, val_images = data.generate_images
-    write_demo_dataset(folder / "demo", train_images=train_images, val_images=val_images, seed=data.generate_seed)
+    write_demo_dataset(folder / "demo", *data.generate_images)
     config = replace(config, data=data, seed=SEED)
     batching = ("aspect_buckets",) if chosen_techniques(config.speed).aspect_buckets else ()
     plain = replace(config, speed=speed_with(batching, precision="float32"))

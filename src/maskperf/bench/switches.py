@@ -53,9 +53,7 @@ def waterfall(device: str) -> list[Row]:
 def speed_with(names: Collection[str], *, precision: Literal["float32", "bfloat16"]) -> SpeedConfig:
     """Return the configuration in which these techniques are on, and no others."""
     others = tuple(name for name in get_args(TechniqueName) if name not in names)
-    if len(others) == len(get_args(TechniqueName)):
-        return SpeedConfig(path="plain", precision=precision)
-    return SpeedConfig(without=others, precision=precision)
+    return SpeedConfig(without=others if names else ("all",), precision=precision)
 
 
 def loss_difference(losses: dict[str, float], plain: dict[str, float]) -> float:

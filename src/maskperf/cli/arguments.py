@@ -16,11 +16,10 @@ HELP_COLUMNS = 100
 class CommandParser(argparse.ArgumentParser):
     """The parser of one command; arguments it cannot use are ConfigErrors, with the nearest option."""
 
-    def __init__(self, command: str, *, usage: str, epilog: str, description: str | None = None):
+    def __init__(self, command: str, *, usage: str, epilog: str):
         super().__init__(
             f"maskperf {command}",
             usage=f"maskperf {command} {usage}",
-            description=description,
             epilog=epilog,
             formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=HELP_COLUMNS),
             add_help=False,

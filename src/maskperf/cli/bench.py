@@ -10,13 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskperf.bench.names import DEMO, GPU, QUICK, STARTUP, SUMMARIES
-from maskperf.cli.arguments import (
-    CommandParser,
-    make_folder,
-    name_from,
-    require_new_file,
-    value_of,
-)
+from maskperf.cli.arguments import CommandParser, make_folder, name_from, require_new_file, value_of
 from maskperf.config import Count, RunConfig
 from maskperf.errors import EXIT_DONE, ConfigError, StorageError
 from maskperf.files import pretty_json, write_text
@@ -108,18 +102,10 @@ def _size(text: str) -> tuple[int, int]:
 
 def _bench(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measure and show benchmarks and switches, and return the entries of the JSON file."""
+    from maskperf.bench import session, view
     from maskperf.bench.plan import CASES, refuse_other_network
-    from maskperf.bench.session import (
-        better_ceiling,
-        check_peers,
-        measure_case,
-        measure_ceiling,
-        measure_demo,
-        measure_switches,
-    )
     from maskperf.bench.startup import measure_startup
-    from maskperf.bench.view import everything, show
-    from maskperf.cli.console import make_console
+    from maskperf.run.console import make_console
 
     if options.recipe and STARTUP not in options.names:
         raise ConfigError(f"--recipe belongs to {STARTUP}. Fix: maskperf bench {STARTUP} --recipe {options.recipe}")
@@ -128,24 +114,25 @@ def _bench(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if plan.peer_python and set(names) & set(LONG_TASKS):
         refuse_other_network(plan.config.model)
     cases = [case for case in CASES if case.benchmark in names]
-    check_peers(cases, plan)
-    ceiling = measure_ceiling(plan)
+    session.check_peers(cases, plan)
+    ceiling = session.measure_ceiling(plan)
     plan = replace(plan, device=ceiling["device"])
     results = []
     for case in cases:
         _say(f"measuring {case.benchmark}, {case.name}")
-        results.append(measure_case(case, plan, folder, _say))
+        results.append(session.measure_case(case, plan, folder, _say))
     if STARTUP in names:
         _say(f"measuring {STARTUP}")
         results += measure_startup(plan, folder, recipe=options.recipe or DEMO, pairs=options.pairs)
     if DEMO in names:
         _say(f"measuring {DEMO}")
-        results.append(measure_demo(plan, folder, _config_of(DEMO, options.pairs), _say))
+        results.append(session.measure_demo(plan, folder, _config_of(DEMO, options.pairs), _say))
     if options.switches:
         _say("measuring the switches")
-        results.append(measure_switches(plan, folder, _say))
-    found = everything(results, better_ceiling(ceiling, measure_ceiling(plan)), plan)
-    show(make_console(), found)
+        results.append(session.measure_switches(plan, folder, _say))
+    ceiling = session.better_ceiling(ceiling, session.measure_ceiling(plan))
+    found = view.everything(results, ceiling, plan)
+    view.show(make_console(), found)
     return found
 
 
@@ -161,7 +148,7 @@ def _bench_gpu(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from maskperf.bench.gpu import measure
     from maskperf.bench.plan import GpuPlan
     from maskperf.bench.view import show_gpu
-    from maskperf.cli.console import make_console
+    from maskperf.run.console import make_console
 
     chosen = {name: value for name in ("repeats", "threads") if (value := getattr(options, name))}
     found = measure(GpuPlan(peer_python=_peer_python(options), **chosen), folder, _say)

@@ -179,7 +179,7 @@ def _show(lines: Sequence[str]) -> None:
 
 def _log_table(logs: Sequence["CheckedLog"]) -> list[str]:
     """Return one row for each log; a file of several runs has no outcome of its own."""
-    from maskperf.cli.console import columns
+    from maskperf.run.console import columns
 
     rows = [HEADINGS]
     for entry in logs:
@@ -243,7 +243,7 @@ def _finding_lines(finding: "Finding") -> list[str]:
 
 def _parts_table(verdicts: Iterable["Verdict"]) -> list[str]:
     """Return one line for each part of the package checker, with its findings below."""
-    from maskperf.cli.console import columns
+    from maskperf.run.console import columns
 
     verdicts = list(verdicts)
     rows = columns([(verdict.checker, verdict.label) for verdict in verdicts])

@@ -9,13 +9,10 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from maskperf.cli.arguments import CommandParser
-from maskperf.cli.console import Progress, make_console
 from maskperf.config import DataConfig, RunConfig
 from maskperf.errors import EXIT_DONE, EXIT_USAGE, ConfigError, Problem, others_of_kind, problems_by_kind
 from maskperf.machine import facts, torch_probe
@@ -25,6 +22,7 @@ from maskperf.machine.probe import gather, is_writable_folder
 from maskperf.machine.sources import run_program
 from maskperf.overrides import key_of, validate, with_overrides
 from maskperf.recipes import coco
+from maskperf.run.console import Progress, make_console, make_table
 
 EXAMPLES = """examples, to copy and paste:
   # look at this machine, and measure its disk, processors and GPUs for some seconds
@@ -106,7 +104,7 @@ def _data_to_check(options: argparse.Namespace) -> tuple[RunConfig, list[str]]:
 def show_findings(findings: Sequence[Finding], console: Console) -> None:
     """Print a table on a terminal, and lines without colours elsewhere."""
     if console.is_terminal:
-        table = Table("", "what", "found", "what it means for a run", box=box.SIMPLE_HEAD)
+        table = make_table(console, ("", "what", "found", "what it means for a run"))
         for finding in findings:
             meaning = Text(finding.meaning)
             if finding.fix:
@@ -124,12 +122,8 @@ def show_findings(findings: Sequence[Finding], console: Console) -> None:
 
 def examine_data(data: DataConfig, splits: Sequence[str], *, decode: bool) -> tuple[list[Finding], list[Problem]]:
     """Read splits as a run does, look at or decode every image, and return the findings and each problem on its own."""
-    findings, problems = [], []
-    for split in splits:
-        split_findings, split_problems = _examine_split(data, split, decode)
-        findings += split_findings
-        problems += split_problems
-    return findings, problems
+    found = [_examine_split(data, split, decode) for split in splits]
+    return [entry for findings, _ in found for entry in findings], [entry for _, errors in found for entry in errors]
 
 
 def _examine_split(data: DataConfig, split: str, decode: bool) -> tuple[list[Finding], list[Problem]]:

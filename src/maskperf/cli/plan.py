@@ -104,7 +104,7 @@ def _plan(given: dict[str, Any], as_json: bool) -> int:
 
 
 def _show(question: "PlanQuestion", chosen: "Plan", others: Sequence["Plan"]) -> None:
-    from maskperf.cli.console import columns
+    from maskperf.run.console import columns
 
     nodes = f"{chosen.nodes} node{'s' if chosen.nodes > 1 else ''}"
     print(f"{chosen.accelerators} devices in {nodes}, {question.images_per_second:g} training images/s each\n")

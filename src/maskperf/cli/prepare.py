@@ -58,11 +58,11 @@ def prepare(options: argparse.Namespace) -> int:
     """Put everything where a run expects it."""
     if options.archives is not None and not options.archives.is_dir():
         raise ConfigError(f"--archives {options.archives}: there is no such folder. Fix: give the folder of the files.")
-    from maskperf.cli.console import Progress
     from maskperf.download.download import Listener  # numpy is imported here
     from maskperf.download.prepare import Order
     from maskperf.download.prepare import prepare as prepare_release
     from maskperf.download.release import COCO_2017
+    from maskperf.run.console import Progress
 
     order = Order(
         root=options.root,

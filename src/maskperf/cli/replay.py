@@ -37,7 +37,7 @@ def replay(options: argparse.Namespace) -> int:
 
 
 def _show(again: Any) -> None:
-    from maskperf.cli.console import columns
+    from maskperf.run.console import columns
 
     if again.bad_weights:
         print(f"weights that were not finite before the step: {_names(again.bad_weights)}")

@@ -16,7 +16,7 @@ from maskperf.errors import EXIT_BUG, EXIT_DONE, EXIT_TARGET_MISSED, ConfigError
 from maskperf.mlperf.rules import refuse_broken_rules
 from maskperf.overrides import FIELDS, flatten, format_value, key_of, parse_value, validate, with_overrides
 from maskperf.recipes import RECIPES
-from maskperf.run.run_folder import current_run_folder
+from maskperf.run.run_folder import current_run_folder, require_run_folder
 
 if TYPE_CHECKING:
     from maskperf.engine.distributed import Topology
@@ -42,7 +42,8 @@ processes=N   N processes of this machine, one GPU for each; on several machines
 keys, with the default of the benchmark:
 {keys}"""
 COUNTS = ("runs", "processes")  # arguments of this command, not of the configuration
-FOR_OWN_DATA = ("model.num_classes=0", "data.check_counts=false", "data.generate=false")
+GENERATED = {"data.generate_images"}  # overruled by own data, even where it is given
+FOR_OWN_DATA = ("model.num_classes=0", "data.check_counts=false", "data.generate_images=0,0")
 
 
 def make_parser() -> CommandParser:
@@ -75,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
         from maskperf.run.series import run_series
         from maskperf.run.start import check_start
 
-        check_start(config)
+        check_start(config, counts["processes"])
         pairs = [pair for pair in pairs if key_of(pair) != "run_dir"]
         pairs += [f"processes={counts['processes']}"] if counts["processes"] > 1 else []
         code = run_series(options.recipe, pairs, runs=counts["runs"], run_dir=config.run_dir)
@@ -89,6 +90,7 @@ def run(options: argparse.Namespace) -> int:
 
     topology = init_topology(config.system.device)
     with _reported(topology):
+        _prepare(config, topology)
         finished = run_benchmark(config, topology)
         show_outcome(finished)
     return EXIT_DONE if finished.results.status in ("success", "done") else EXIT_TARGET_MISSED
@@ -137,19 +139,35 @@ def resolve(recipe: str, pairs: list[str]) -> RunConfig:
         raise ConfigError(f"recipe {recipe!r} does not exist{suggestion(recipe, RECIPES)}")
     config = with_overrides(RECIPES[recipe](), pairs)
     given = {key_of(pair) for pair in pairs}
-    if "data.train_json" in given or ("data.root" in given and _root_is_own(config, given)):
-        config = with_overrides(config, [pair for pair in FOR_OWN_DATA if key_of(pair) not in given])
+    if "data.train_json" in given or ("data.root" in given and _root_is_own(config)):
+        config = with_overrides(config, [pair for pair in FOR_OWN_DATA if key_of(pair) not in given - GENERATED])
     validate(config)
     return config
 
 
-def _root_is_own(config: RunConfig, given: set[str]) -> bool:
+def _root_is_own(config: RunConfig) -> bool:
     """Return whether data.root is a data set with categories and counts of its own, or may be one."""
-    if config.data.generate:
+    if config.data.is_generated:
         from maskperf.demo.dataset import holds_own_data
 
-        return "data.generate" not in given and holds_own_data(Path(config.data.root))
+        return holds_own_data(Path(config.data.root))
     return config.mlperf.division != "closed"
+
+
+def _prepare(config: RunConfig, topology: "Topology") -> None:
+    """Check all that can be checked without data, then write the synthetic data set, if the configuration has one."""
+    from maskperf.demo.dataset import write_demo_dataset
+    from maskperf.engine.distributed import share_from_first
+    from maskperf.run.start import check_start
+
+    check_start(config, topology.world)
+    if topology.is_first:
+        require_run_folder(config.run_dir)
+        if config.data.is_generated:
+            written = write_demo_dataset(Path(config.data.root), *config.data.generate_images)
+            where = f"{'written to' if written else 'found in'} {config.data.root}"
+            print(f"demo data set of {sum(config.data.generate_images[:2])} images {where}", flush=True)
+    share_from_first(None, topology)  # the others wait until it is there
 
 
 @contextmanager

@@ -19,7 +19,7 @@ SPLITS = ("train2017", "val2017")
 JPEG_QUALITY = 92
 
 
-def write_demo_dataset(root: Path, *, train_images: int, val_images: int, seed: int) -> bool:
+def write_demo_dataset(root: Path, train_images: int, val_images: int, seed: int = 0) -> bool:
     """Write images, annotations and demo.json unless `root` holds the same data set; return whether it was written.
 
     What an interrupted call left behind is removed and written again.
@@ -115,8 +115,8 @@ def _refuse_foreign_folder(root: Path, settings: dict[str, int]) -> None:
     if (root / SETTINGS_NAME).exists():
         found = _settings_found(root)
         if found is not None and found.get("format_version") == FORMAT_VERSION:
-            images = f"{found.get('train_images')},{found.get('val_images')}"
-            fix += f", or set data.generate_images={images} data.generate_seed={found.get('seed')} to use this one"
+            numbers = ",".join(str(found.get(name)) for name in ("train_images", "val_images", "seed"))
+            fix += f", or set data.generate_images={numbers} to use this one"
         content = f"a {SETTINGS_NAME} that cannot be read" if found is None else f"the settings {found}"
         raise StorageError(f"{root}: holds a demo data set with {content}; expected are {settings}. {fix}.")
     if any(root.iterdir()) and not (root / MARKER_NAME).exists():

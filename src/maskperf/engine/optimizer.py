@@ -19,7 +19,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.SG
     biases = [parameter for name, parameter in trainable if "bias" in name]
     groups = [
         {"params": weights, "weight_decay": config.weight_decay},
-        {"params": biases, "weight_decay": config.bias_weight_decay},
+        {"params": biases, "weight_decay": config.biases[1]},
     ]
     optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
     for parameter in weights + biases:  # there from the start, so that a first update that is skipped leaves zeros
@@ -61,7 +61,7 @@ def learning_rates_at(update: int, config: OptimizerConfig) -> tuple[float, floa
         else:
             warm = config.warmup_factor
     decay = config.decay_factor ** sum(step <= update for step in config.decay_steps)
-    bias_rate = config.learning_rate * config.bias_learning_rate_factor
+    bias_rate = config.learning_rate * config.biases[0]
     return (config.learning_rate - delta) * warm * decay, (bias_rate - delta) * warm * decay
 
 

@@ -1,34 +1,34 @@
-"""Notes about COCO's limit of the best 100 detections of an image."""
+"""How many detections of an image the metric counts: the best 100 by COCO, or as many as the model gives beyond."""
 
 import numpy as np
 
+from maskperf.config import ModelConfig
 from maskperf.data.coco.index import CocoIndex
+from maskperf.evaluation.scores import COCO_DETECTIONS
 
 
-def detection_notices(val: CocoIndex, *, max_detections: int, detections_per_image: int) -> list[str]:
-    """Return a notice where images have more objects than count, and one where metric and model differ.
+def most_counted(model: ModelConfig) -> int:
+    """Return how many detections of an image the metric counts."""
+    return max(COCO_DETECTIONS, model.detections_per_image)
 
-    `max_detections` is the metric's limit (evaluation.max_detections), the other that of the model.
-    """
+
+def detection_notices(val: CocoIndex, detections_per_image: int) -> list[str]:
+    """Return notices where images have more objects than the model gives, and where its number is not COCO's 100."""
     objects = np.diff(val.object_offsets)
-    most, crowded = int(objects.max(initial=0)), int((objects > max_detections).sum())
-    counts = f"COCO's metric counts the best {max_detections} detections of an image"
+    most, crowded = int(objects.max(initial=0)), int((objects > detections_per_image).sum())
+    key = f"model.detections_per_image={detections_per_image}"
     notices = []
     if crowded:
         images = "1 image has" if crowded == 1 else f"{crowded} images have"
-        keys = f"evaluation.max_detections={most} and model.detections_per_image={max(most, detections_per_image)}"
         notices.append(
-            f"{val.json_path}: {images} more than {max_detections} objects (at most {most}), but {counts}: the others "
-            f"can never be found. Set {keys} to count them; the benchmark itself knows no other limit than 100"
+            f"{val.json_path}: {images} more than {detections_per_image} objects (at most {most}), but {key}: the "
+            f"others can never be found. Set model.detections_per_image={most} to count them; the benchmark itself "
+            f"knows no other limit than {COCO_DETECTIONS}"
         )
-    if detections_per_image < max_detections:
+    if detections_per_image != COCO_DETECTIONS:
         notices.append(
-            f"model.detections_per_image={detections_per_image} is below evaluation.max_detections={max_detections}: "
-            f"no image gets more than {detections_per_image} detections. Set both alike if that is not meant"
-        )
-    elif detections_per_image > max_detections and not crowded:
-        notices.append(
-            f"model.detections_per_image={detections_per_image} is above evaluation.max_detections={max_detections}, "
-            f"but {counts}. Set evaluation.max_detections={detections_per_image} to count all of them"
+            f"{key}: no image gets more detections, and the metric counts "
+            f"{'all of them' if detections_per_image > COCO_DETECTIONS else COCO_DETECTIONS}; COCO's own number is "
+            f"{COCO_DETECTIONS}"
         )
     return notices

@@ -150,10 +150,10 @@ def _equals(name: str, field: str, value: Any, source: str) -> Rule:
 
 
 FREE_FIELDS = (  # separated by spaces; docs/rules.md says why
-    "recipe run_dir data.root data.generate_images data.generate_seed optimizer.batch_size "
+    "recipe run_dir data.root optimizer.batch_size "
     "optimizer.accumulation_steps evaluation.batch_size optimizer.max_steps optimizer.max_epochs "
-    "model.mask_slots_per_image data.max_image_pixels evaluation.engine data.loader_threads data.prefetch_batches "
-    "system.device system.threads system.log_every_steps system.on_collapse speed.path speed.without speed.precision "
+    "model.mask_slots_per_image data.max_image_pixels evaluation.engine data.loader_threads "
+    "system.device system.threads system.log_every_steps system.on_collapse speed.without speed.precision "
     "mlperf.organization mlperf.platform mlperf.division mlperf.status"
 )
 NAMED_RULES: tuple[Rule, ...] = (
@@ -221,8 +221,7 @@ NAMED_RULES: tuple[Rule, ...] = (
     _equals("score threshold", "model.score_threshold", 0.05, DEFAULT),
     _equals("momentum", "optimizer.momentum", 0.9, "Reference README: optimizer"),
     _equals("weight decay", "optimizer.weight_decay", 1e-4, "Reference README: optimizer"),
-    _equals("weight decay of biases", "optimizer.bias_weight_decay", 0.0, DEFAULT),
-    _equals("learning rate of biases", "optimizer.bias_learning_rate_factor", 2.0, DEFAULT),
+    _equals("learning rate and weight decay of biases", "optimizer.biases", (2.0, 0.0), DEFAULT),
     _equals("frozen batch norm", "model.batch_norm", "frozen", DEFAULT),
     _equals("frozen stages", "model.frozen_stages", 2, DEFAULT),
     Rule(
@@ -234,7 +233,7 @@ NAMED_RULES: tuple[Rule, ...] = (
     ),
     _equals("no other weights", "model.initial_weights", "", "MLPerf training rules, Pre-training"),
     _equals("counts of COCO 2017", "data.check_counts", True, "Reference README: COCO 2017, all of it"),
-    _equals("no synthetic images", "data.generate", False, "Reference README: COCO 2017, all of it"),
+    _equals("no synthetic images", "data.generate_images", (0, 0), "Reference README: COCO 2017, all of it"),
     *(
         _equals("files of COCO 2017", f"data.{name}", "", "MLPerf training rules, Training and Test Sets")
         for name in ("train_json", "train_images", "val_json", "val_images")

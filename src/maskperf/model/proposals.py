@@ -27,7 +27,7 @@ def select_proposals(
     In training the quota is taken over all images of the batch together ("pooled") or image by image.
     Source: `modeling/rpn/inference.py` of the reference; ranking is by float32 sigmoid scores.
     """
-    limit = config.candidates_per_level_train if training else config.candidates_per_level_test
+    limit = config.candidates_per_level[0 if training else 1]
     boxes, scores, valid = _candidates(rpn, anchors, level_counts, sizes_hw, limit=limit)
     images, levels, per_level = valid.shape
     alive = nms_sorted(boxes.flatten(0, 1), valid.flatten(0, 1), config.rpn_nms_iou)

@@ -11,8 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from maskperf.config import ModelConfig
-from maskperf.ops.convolution import Convolution
-from maskperf.ops.fused_convolution import Filters, residual_block
+from maskperf.ops.convolution import Convolution, Filters, residual_block
 from maskperf.techniques import active
 
 

@@ -5,7 +5,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from maskperf.config import DataConfig, RunConfig
@@ -16,7 +15,6 @@ from maskperf.data.images.files import open_split
 from maskperf.data.images.loader import TrainingLoader, feeding_for
 from maskperf.data.images.page_cache import forget_all_files, forget_files
 from maskperf.data.images.raw_images import prepare_images
-from maskperf.demo.dataset import write_demo_dataset
 from maskperf.engine.distributed import Topology, share_from_first
 from maskperf.engine.precision import resolve_precision
 from maskperf.errors import ConfigError, DataError, Problem, joined_errors
@@ -25,7 +23,6 @@ from maskperf.evaluation.scores import GroundTruth
 from maskperf.pictures.fonts import font_notices
 from maskperf.recipes import RECIPES
 from maskperf.run.session import Session
-from maskperf.run.start import check_start
 from maskperf.seeds import entropy_seed
 from maskperf.structures import Batch
 
@@ -44,20 +41,8 @@ class OpenedData:
 def complete_config(config: RunConfig, topology: Topology) -> RunConfig:
     """Return the configuration with its seed and the number of classes of the data, the same in all processes.
 
-    Synthetic data is written here, once nothing else can stop the start.
-    Errors: ConfigError for a batch that cannot be split; DataError for missing files or unusable categories;
-    StorageError for folders that cannot be written.
+    Errors: DataError for unusable categories.
     """
-    parts = topology.world * config.optimizer.accumulation_steps
-    if config.optimizer.batch_size % parts:
-        raise ConfigError(
-            f"optimizer.batch_size={config.optimizer.batch_size} cannot be split over {topology.world} processes "
-            f"with optimizer.accumulation_steps={config.optimizer.accumulation_steps}. "
-            f"Fix: make it a multiple of {parts}."
-        )
-    if topology.is_first:
-        check_start(config)
-        _generate(config.data)
     seed = share_from_first(entropy_seed() if config.seed < 0 else config.seed, topology)
     config = replace(config, seed=seed)
     if config.model.num_classes:
@@ -69,15 +54,6 @@ def complete_config(config: RunConfig, topology: Topology) -> RunConfig:
     except DataError as error:  # shown with all else that is wrong with the data
         raise joined_errors(_open_splits(paths, config.data)[2]) from error
     return replace(config, model=replace(config.model, num_classes=len(train.category_ids) + 1))
-
-
-def _generate(data: DataConfig) -> None:
-    """Write the synthetic data set of the demo, if the configuration asks for it and it is not there."""
-    if data.generate:
-        train, val = data.generate_images
-        written = write_demo_dataset(Path(data.root), train_images=train, val_images=val, seed=data.generate_seed)
-        where = f"{'written to' if written else 'found in'} {data.root}"
-        print(f"demo data set of {train + val} images {where}", flush=True)
 
 
 def clear_caches(session: Session) -> None:
@@ -117,14 +93,10 @@ def open_data(session: Session) -> OpenedData:
     for index in (train, val):
         for notice in index.notices:
             session.notice(f"{index.json_path}: {notice}")
-    limits = {
-        "max_detections": config.evaluation.max_detections,
-        "detections_per_image": config.model.detections_per_image,
-    }
     for notice in (
         *_own_data_notices(config, train, val),
         *categories.notices,
-        *detection_notices(val, **limits),
+        *detection_notices(val, config.model.detections_per_image),
         *(font_notices(train.category_names) if session.topology.is_first else ()),
     ):
         session.notice(notice)
@@ -158,7 +130,7 @@ def _own_data_notices(config: RunConfig, train: CocoIndex, val: CocoIndex) -> li
     recipe = RECIPES[config.recipe]().data
     if config.data.train_json:  # other data on purpose
         return []
-    if recipe.generate and not config.data.generate:
+    if recipe.is_generated and not config.data.is_generated:
         return [
             f"{config.data.root}: holds a data set that this program did not write; it is trained on, with its "
             f"{len(train.category_ids)} categories, and nothing is generated"

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from maskperf.config import EvaluationConfig, has_targets, meets_targets
+from maskperf.config import RunConfig, has_targets, meets_targets
 from maskperf.data.images.loader import evaluation_batches, feeding_for
 from maskperf.engine.distributed import all_true, share_from_first
 from maskperf.errors import LostRunError
+from maskperf.evaluation.detection_limit import most_counted
 from maskperf.evaluation.predict import batch_size_for, collected, detect_all, gathered
 from maskperf.evaluation.results import Results, ResultTable
 from maskperf.evaluation.scores import GroundTruth, Scores, agree, score
@@ -133,14 +134,14 @@ class Evaluation:
         tables = gathered(self._coding, self._session.topology)
         if self._truth is not None:
             scorer = ThreadPoolExecutor(1, thread_name_prefix="maskperf-scorer")
-            self._scoring = scorer.submit(_scored, tables, self._truth, self._session.config.evaluation)
+            self._scoring = scorer.submit(_scored, tables, self._truth, self._session.config)
             scorer.shutdown(wait=False)  # its thread ends with this one task
 
 
-def _scored(tables: Sequence[ResultTable], truth: GroundTruth, config: EvaluationConfig) -> Scored:
+def _scored(tables: Sequence[ResultTable], truth: GroundTruth, config: RunConfig) -> Scored:
     start = time.monotonic()
     found = collected(tables)
-    scores = score(truth, *found, engine=config.engine, max_detections=config.max_detections)
+    scores = score(truth, *found, engine=config.evaluation.engine, max_detections=most_counted(config.model))
     return Scored(scores, found, time.monotonic() - start)
 
 
@@ -253,17 +254,17 @@ def confirm(session: Session, data: OpenedData, verdict: Verdict) -> Verdict:
     The clock has stopped: the fast engine decides, and the official one, some fifty times as slow, confirms. A number
     in which they differ takes the success back, in the log as well, and so does a confirmation that is cut short.
     """
-    config, topology = session.config.evaluation, session.topology
+    engine, limit = session.config.evaluation.engine, most_counted(session.config.model)
     scored, differences = verdict.scored, tuple[str, ...]()
-    if scored is not None and data.truth is not None and verdict.status != "aborted" and config.engine != "official":
+    if scored is not None and data.truth is not None and verdict.status != "aborted" and engine != "official":
         session.say("the clock has stopped; pycocotools now confirms the scores")
         try:
-            official = score(data.truth, *scored.found, engine="official", max_detections=config.max_detections)
+            official = score(data.truth, *scored.found, engine="official", max_detections=limit)
         except BaseException:
             session.log.withdraw("pycocotools did not come to its end, so that nobody has confirmed the scores")
             raise
         differences = tuple(agree(scored.scores, official))
-    differences = share_from_first(differences, topology)
+    differences = share_from_first(differences, session.topology)
     if not differences:
         return verdict
     session.log.withdraw(ENGINES_DIFFER)

@@ -4,9 +4,8 @@ import resource
 import time
 
 import torch
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
+
+from maskperf.run.console import LiveLine, duration_text, make_console
 
 GIB = 2**30
 
@@ -25,8 +24,7 @@ class Progress:
         self._enabled = enabled
         self._first: tuple[int, float] | None = None  # step and time of the first call
         self._last_line = -1  # number of whole `every_steps` at the last plain line
-        self._console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
-        self._live: Live | None = None
+        self._line = LiveLine(make_console(), "cyan")
         self._closed = False
 
     def step(self, *, epoch: int, step: int, loss: float, learning_rate: float, images_per_second: float) -> None:
@@ -34,18 +32,15 @@ class Progress:
         if not self._enabled or self._closed:
             return
         now = time.monotonic()
-        if self._first is None:
-            self._first = (step, now)
-        text = (
+        self._first = self._first or (step, now)
+        if not self._line.is_live and step // self._every_steps <= self._last_line and step != self._total_steps:
+            return
+        self._last_line = step // self._every_steps
+        self._line.show(
             f"{_of('epoch', epoch, self._total_epochs)}  {_of('step', step, self._total_steps)}  loss {loss:.4f}  "
             f"lr {learning_rate:.6f}  {images_per_second:.1f} images/s  {memory_text()}  "
-            f"ETA {self._eta(self._first, step, now)}"
+            f"ETA {self._eta(*self._first, step, now)}"
         )
-        if self._console.is_terminal and not self._console.is_dumb_terminal:
-            self._show_live(text)
-        elif step // self._every_steps > self._last_line or step == self._total_steps:
-            self._last_line = step // self._every_steps
-            self.message(text)
 
     def evaluation(self, epoch: int, box_ap: float, mask_ap: float, seconds: float) -> None:
         self.message(f"epoch {epoch}  box AP {box_ap:.4f}  mask AP {mask_ap:.4f}  (evaluated in {seconds:.1f} s)")
@@ -53,34 +48,17 @@ class Progress:
     def message(self, text: str) -> None:
         """Show a line that stays, above the live line."""
         if self._enabled:
-            self._console.print(Text(text))
-            self._console.file.flush()
+            self._line.console.out(text, highlight=False)
 
     def close(self) -> None:
         """Take the live line away. Nothing but messages is shown after it."""
         self._closed = True
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        self._line.stop()
 
-    def _eta(self, first: tuple[int, float], step: int, now: float) -> str:
-        first_step, first_time = first
+    def _eta(self, first_step: int, first_time: float, step: int, now: float) -> str:
         if step <= first_step or not self._total_steps:
             return "-"
         return duration_text((self._total_steps - step) * (now - first_time) / (step - first_step))
-
-    def _show_live(self, text: str) -> None:
-        line = Text(text, style="cyan", no_wrap=True, overflow="ellipsis")
-        if self._live is None:
-            self._live = Live(console=self._console, auto_refresh=False, transient=True)
-            self._live.start()
-        self._live.update(line, refresh=True)
-
-
-def duration_text(seconds: float) -> str:
-    """Return hours, minutes and seconds as 1:02:03."""
-    whole = max(0, round(seconds))
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
 def memory_text() -> str:

@@ -44,7 +44,7 @@ def require_run_folder(run_dir: str) -> None:
         elif run_dir and nearest == folder and any(folder.iterdir()):
             problem = "the folder is not empty, and a run never writes over another"
             fix += ", or move the folder away"
-        elif not os.access(nearest, os.W_OK | os.X_OK):
+        elif not os.access(nearest, os.W_OK | os.X_OK, effective_ids=True):
             problem = "no permission to write there"
     except OSError as error:
         problem = f"the folder cannot be made ({error.strerror or error})"

@@ -7,20 +7,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from maskperf.errors import EXIT_DATA, EXIT_DONE, EXIT_RULE, EXIT_TARGET_MISSED, EXIT_USAGE
 from maskperf.files import pretty_json, write_text
 from maskperf.mlperf.rules import RUNS
 from maskperf.mlperf.scoring import score_minutes
 from maskperf.overrides import path_as_argument
+from maskperf.run.console import make_console, make_table
 from maskperf.run.run_folder import create_run_folder
 from maskperf.schema import CONFIG_FILE, RESULTS_FILE, SERIES_FILE, Results, Series, SeriesRun, read_json
 
 COLUMNS = ("run", "status", "exit code", "epochs", "minutes", "seed")
-PLAIN_WIDTH_COLUMNS = 120
 ENDED_WELL = ("success", "done")
 SECONDS_TO_END_ALONE = 5.0  # a child that Ctrl-C of a terminal has reached as well as us
 SECONDS_TO_END = ((signal.SIGINT, 30.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0))
@@ -115,10 +111,8 @@ def _write(folder: Path, recipe: str, found: Sequence[SeriesRun], runs: int) -> 
 
 
 def _show(found: Sequence[SeriesRun], folder: Path, runs: int) -> None:
-    console = Console(markup=False, highlight=False, emoji=False)
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH_COLUMNS
-    table = Table(*COLUMNS, box=box.SIMPLE_HEAD if console.is_terminal else None)
+    console = make_console()
+    table = make_table(console, COLUMNS)
     for run in found:
         minutes = "-" if run.minutes is None else f"{run.minutes:.3f}"
         cells = (run.folder, run.status, _text(run.exit_code), _text(run.epochs), minutes, _text(run.seed))

@@ -1,11 +1,10 @@
-"""What a run needs before anything is made: its files and the folder for what it leaves. Nothing is opened."""
+"""What a run needs before anything is made, as far as no data set has to be opened."""
 
 from pathlib import Path
 
 from maskperf.config import BACKBONE_MD5, RunConfig
 from maskperf.data.coco.index import locate
-from maskperf.errors import DataError, Problem
-from maskperf.run.run_folder import require_run_folder
+from maskperf.errors import ConfigError, DataError, Problem
 
 WEIGHT_FILES = {  # field of the section model: what to do where its file is missing
     "backbone_weights": "Set it to Detectron's R-50.pkl (ImageNetPretrained/MSRA of its model zoo, MD5 "
@@ -14,14 +13,21 @@ WEIGHT_FILES = {  # field of the section model: what to do where its file is mis
 }
 
 
-def check_start(config: RunConfig) -> None:
-    """Refuse a run whose files are missing or whose folder cannot be made. Synthetic data is yet to be written.
+def check_start(config: RunConfig, world: int) -> None:
+    """Refuse a run whose batch cannot be split over `world` processes or whose files are missing.
 
-    Errors: DataError with a problem for each missing file or folder; StorageError for the folder of the run.
+    Synthetic data is yet to be written.
+    Errors: ConfigError for the batch; DataError with a problem for each missing file or folder.
     """
+    steps, batch_size = config.optimizer.accumulation_steps, config.optimizer.batch_size
+    if batch_size % (world * steps):
+        raise ConfigError(
+            f"optimizer.batch_size={batch_size} cannot be split over {world} processes with "
+            f"optimizer.accumulation_steps={steps}. Fix: make it a multiple of {world * steps}."
+        )
     problems = []
     try:
-        if not config.data.generate:
+        if not config.data.is_generated:
             locate(config.data)
     except DataError as error:
         problems += error.problems
@@ -32,4 +38,3 @@ def check_start(config: RunConfig) -> None:
             problems.append(Problem(**where, message="The file does not exist.", fix=fix))
     if problems:
         raise DataError(problems)
-    require_run_folder(config.run_dir)

@@ -3,22 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from maskperf.config import has_targets, meets_targets
 from maskperf.data.coco.document import CategoryRow
 from maskperf.data.coco.index import read_annotations
 from maskperf.pictures.choice import Predictions
+from maskperf.run.console import duration_text, make_console, make_table
 from maskperf.run.evaluations import best_row
 from maskperf.run.finish import FinishedRun
-from maskperf.run.progress import duration_text
 from maskperf.schema import PICTURES_FILE, EpochRow, Results
 
 COLUMNS = ("epoch", "steps", "loss", "box AP", "mask AP", "targets", "images/s", "minutes")
-PLAIN_WIDTH_COLUMNS = 120
 
 
 def show_outcome(run: FinishedRun) -> None:
@@ -37,10 +31,8 @@ def show_outcome(run: FinishedRun) -> None:
 
 def final_table(results: Results, run_folder: Path) -> None:
     """Print one row an evaluation, the verdict, and where to look; plain text where standard output is no terminal."""
-    console = Console(markup=False, highlight=False, emoji=False)
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH_COLUMNS
-    table = Table(*COLUMNS, box=box.SIMPLE_HEAD if console.is_terminal else None)
+    console = make_console()
+    table = make_table(console, COLUMNS)
     for column in table.columns:
         column.justify = "right"
     for row in results.epochs_table:
@@ -59,10 +51,8 @@ def final_table(results: Results, run_folder: Path) -> None:
         )
     console.print(table)
     for line in verdict_lines(results):
-        console.print(Text(line, style="bold"), soft_wrap=True)
-    for line in where_to_look(run_folder):
-        console.print(Text(line), soft_wrap=True)
-    console.file.flush()
+        console.print(line, style="bold", soft_wrap=True)
+    console.print("\n".join(where_to_look(run_folder)), soft_wrap=True)
 
 
 def met_targets(row: EpochRow, box_target: float | int | None, mask_target: float | int | None) -> str:

@@ -5,83 +5,72 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from coco_folder import HEIGHT, WIDTH, annotation, write_json
+from coco_folder import HEIGHT, WIDTH, annotation, good_document, read
 
 from maskperf.data.coco import file_names
 from maskperf.data.coco.file_names import list_files, resolve_file_names
-from maskperf.data.coco.index import read_coco
 from maskperf.errors import DataError
 
 NFC, NFD = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
 
 
-def index_of(folder, names, files, image_ids=None):
+def index_of(folder, names, files, ids=None):
     """Return the index of images with these names, in a folder with these (empty) files."""
-    image_ids = image_ids or range(1, len(names) + 1)
     images = [
-        {"id": image_id, "file_name": name, "height": HEIGHT, "width": WIDTH}
-        for image_id, name in zip(image_ids, names, strict=True)
+        {"id": key, "file_name": name, "height": HEIGHT, "width": WIDTH}
+        for key, name in zip(ids or range(1, len(names) + 1), names, strict=True)
     ]
     annotations = [annotation(number, row["id"]) for number, row in enumerate(images, start=1)]
-    document = {"images": images, "annotations": annotations, "categories": [{"id": 7, "name": "dog"}]}
-    images = folder / "images"
-    images.mkdir()
-    for file in files:
-        (images / file).parent.mkdir(parents=True, exist_ok=True)
-        (images / file).touch()
-    return read_coco(write_json(folder, document), images, training=True)
+    for path in [folder / "images" / file for file in files]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    index = read(folder, good_document() | {"images": images, "annotations": annotations})
+    return replace(index, image_folder=folder / "images")
 
 
-# names in the JSON, files in the folder, what the notice reports of the reading
+# names in the JSON, files in the folder, each with commas between; what the notice reports of the reading
 FITTING = {
-    "backslash": (["sub\\a.jpg", "sub\\b.jpg"], ["sub/a.jpg", "sub/b.jpg"], "with / for each backslash"),
-    "two backslashes": (["x\\y\\a.jpg"], ["x/y/a.jpg"], "with / for each backslash"),
-    "percent": (["a%20%C3%A9.jpg", "b%20c.jpg"], ["a \u00e9.jpg", "b c.jpg"], "percent-decoded"),
-    "percent in a folder": (["my%20files/a.jpg"], ["my files/a.jpg"], "percent-decoded"),
+    "backslash": ("sub\\a.jpg,sub\\b.jpg", "sub/a.jpg,sub/b.jpg", "with / for each backslash"),
+    "two backslashes": ("x\\y\\a.jpg", "x/y/a.jpg", "with / for each backslash"),
+    "percent": ("a%20%C3%A9.jpg,b%20c.jpg", "a \u00e9.jpg,b c.jpg", "percent-decoded"),
+    "percent in a folder": ("my%20files/a.jpg", "my files/a.jpg", "percent-decoded"),
     "percent and backslash": (
-        ["s%5Ca%20b.jpg", "s%5Cc.jpg"],
-        ["s/a b.jpg", "s/c.jpg"],
+        "s%5Ca%20b.jpg,s%5Cc.jpg",
+        "s/a b.jpg,s/c.jpg",
         "percent-decoded and with / for each backslash",
     ),
-    "percent and plain": (["t\\a.jpg", "t\\b%20c.jpg"], ["t/a.jpg", "t/b c.jpg"], "percent-decoded and with /"),
-    "percent on the disk": (["a b.jpg"], ["a%20b.jpg"], "percent-encoded"),
-    "backslash on the disk": (["sub/a.jpg"], ["sub\\a.jpg"], "with a backslash for each /"),
-    "one folder dropped": (["train/a.jpg", "train/b.jpg"], ["a.jpg", "b.jpg"], "without the first 1 of their folders"),
-    "two of three folders dropped": (["data/x/s/a.jpg"], ["s/a.jpg"], "without the first 2 of their folders"),
-    "base names of different depth": (["x/y/a.jpg", "z/b.jpg"], ["a.jpg", "b.jpg"], "without the leading folders"),
-    "absolute": (["/home/me/data/a.jpg", "/home/me/data/b.jpg"], ["a.jpg", "b.jpg"], "without the first 3"),
-    "absolute, below the folder": (["/sub/a.jpg"], ["sub/a.jpg"], "found below the image folder"),
-    "a folder up": (["../images/a.jpg"], ["a.jpg"], "without the first 2 of their folders"),
-    "drive letter": (["C:\\data\\a.jpg"], ["a.jpg"], "with / for each backslash, without the first 1"),
-    "drive letter and slash": (["D:/data/a.jpg"], ["data/a.jpg"], "found below the image folder"),
-    "subfolder": (["a.jpg", "b.jpg"], ["images/a.jpg", "images/b.jpg"], "in the subfolder images/"),
-    "subfolder of a subfolder": (["x/a.jpg"], ["images/train/x/a.jpg"], "in the subfolder images/train/"),
-    "any subfolder": (["a.jpg", "b.jpg"], ["cats/a.jpg", "dogs/b.jpg"], "in a subfolder"),
-    "another folder": (
-        ["old/a.jpg", "old/b.jpg"],
-        ["new/a.jpg", "new/b.jpg"],
-        "1 of their folders, in the subfolder new/",
-    ),
-    "letter case of the ending": (["a.jpg", "b.jpg"], ["a.JPG", "b.JPG"], "letter case"),
-    "letter case of a folder": (["Images/A.jpg"], ["images/a.jpg"], "letter case"),
-    "letter case and backslash": (
-        ["Sub\\A.jpg", "sub\\b.jpg"],
-        ["sub/a.jpg", "sub/b.jpg"],
-        "backslash, in other letter case",
-    ),
-    "Unicode form": ([f"{NFC}.jpg"], [f"{NFD}.jpg"], "Unicode form"),
-    "Unicode form, the other way": ([f"{NFD}.jpg"], [f"{NFC}.jpg"], "Unicode form"),
-    "URL": (["http://host/train2017/000009.jpg"], ["000009.jpg"], "as the path of a URL, without the first 1"),
-    "URLs of different depth": (["https://h/a/1.jpg", "https://h/2.jpg"], ["1.jpg", "2.jpg"], "as the path of a URL"),
-    "URL with a query": (["https://h/x/my%20cat.jpg?size=2#top"], ["my cat.jpg"], "as the path of a URL"),
-    "URL of a bucket": (["s3://bucket/a/1.jpg", "s3://bucket/a/2.jpg"], ["a/1.jpg", "a/2.jpg"], "path of a URL"),
-    "URL of a file": (["file:///data/set/1.jpg"], ["1.jpg"], "as the path of a URL"),
-    "Label Studio's local files": (["/data/local-files/?d=set/1.jpg"], ["1.jpg"], "without the first 3"),
+    "percent and plain": ("t\\a.jpg,t\\b%20c.jpg", "t/a.jpg,t/b c.jpg", "percent-decoded and with /"),
+    "percent on the disk": ("a b.jpg", "a%20b.jpg", "percent-encoded"),
+    "backslash on the disk": ("sub/a.jpg", "sub\\a.jpg", "with a backslash for each /"),
+    "one folder dropped": ("train/a.jpg,train/b.jpg", "a.jpg,b.jpg", "without the first 1 of their folders"),
+    "two of three folders dropped": ("data/x/s/a.jpg", "s/a.jpg", "without the first 2 of their folders"),
+    "base names of different depth": ("x/y/a.jpg,z/b.jpg", "a.jpg,b.jpg", "without the leading folders"),
+    "absolute": ("/home/me/data/a.jpg,/home/me/data/b.jpg", "a.jpg,b.jpg", "without the first 3"),
+    "absolute, below the folder": ("/sub/a.jpg", "sub/a.jpg", "found below the image folder"),
+    "a folder up": ("../images/a.jpg", "a.jpg", "without the first 2 of their folders"),
+    "drive letter": ("C:\\data\\a.jpg", "a.jpg", "with / for each backslash, without the first 1"),
+    "drive letter and slash": ("D:/data/a.jpg", "data/a.jpg", "found below the image folder"),
+    "subfolder": ("a.jpg,b.jpg", "images/a.jpg,images/b.jpg", "in the subfolder images/"),
+    "subfolder of a subfolder": ("x/a.jpg", "images/train/x/a.jpg", "in the subfolder images/train/"),
+    "any subfolder": ("a.jpg,b.jpg", "cats/a.jpg,dogs/b.jpg", "in a subfolder"),
+    "another folder": ("old/a.jpg,old/b.jpg", "new/a.jpg,new/b.jpg", "1 of their folders, in the subfolder new/"),
+    "letter case of the ending": ("a.jpg,b.jpg", "a.JPG,b.JPG", "letter case"),
+    "letter case of a folder": ("Images/A.jpg", "images/a.jpg", "letter case"),
+    "letter case and backslash": ("Sub\\A.jpg,sub\\b.jpg", "sub/a.jpg,sub/b.jpg", "backslash, in other letter case"),
+    "Unicode form": (f"{NFC}.jpg", f"{NFD}.jpg", "Unicode form"),
+    "Unicode form, the other way": (f"{NFD}.jpg", f"{NFC}.jpg", "Unicode form"),
+    "URL": ("http://host/train2017/000009.jpg", "000009.jpg", "as the path of a URL, without the first 1"),
+    "URLs of different depth": ("https://h/a/1.jpg,https://h/2.jpg", "1.jpg,2.jpg", "as the path of a URL"),
+    "URL with a query": ("https://h/x/my%20cat.jpg?size=2#top", "my cat.jpg", "as the path of a URL"),
+    "URL of a bucket": ("s3://bucket/a/1.jpg,s3://bucket/a/2.jpg", "a/1.jpg,a/2.jpg", "path of a URL"),
+    "URL of a file": ("file:///data/set/1.jpg", "1.jpg", "as the path of a URL"),
+    "Label Studio's local files": ("/data/local-files/?d=set/1.jpg", "1.jpg", "without the first 3"),
 }
 
 
 @pytest.mark.parametrize(("names", "files", "fact"), FITTING.values(), ids=FITTING)
 def test_the_reading_that_fits_is_used_and_described(tmp_path, names, files, fact):
+    names, files = names.split(","), files.split(",")
     index = index_of(tmp_path, names, files)
     resolved, (notice,), problems = resolve_file_names(index)
     assert resolved.file_names == tuple(files) and problems == []
@@ -119,49 +108,40 @@ def test_the_id_of_a_message_is_that_of_the_file_and_only_what_changes_a_name_wa
     assert problems[0][1].message.endswith(". Looked for as well: in other letter case and Unicode form.")
 
 
-# names in the JSON, files in the folder, what is resolved, which fact the notice names
+# names in the JSON, files in the folder, what is resolved; the fact that the notice names
 PARTLY = {
     "the reading that finds most": (
-        ["sub\\a.jpg", "sub\\b.jpg", "x%20.jpg"],
-        ["sub/a.jpg", "sub/b.jpg", "other.jpg"],
-        ["sub/a.jpg", "sub/b.jpg", "x%20.jpg"],
+        "sub\\a.jpg,sub\\b.jpg,x%20.jpg",
+        "sub/a.jpg,sub/b.jpg,other.jpg",
+        "sub/a.jpg,sub/b.jpg,x%20.jpg",
         "with / for each backslash",
     ),
     "the best without a double": (
-        ["train/1.jpg", "train/2.jpg", "val/1.jpg"],
-        ["x/train/1.jpg", "x/train/2.jpg", "1.jpg"],
-        ["x/train/1.jpg", "x/train/2.jpg", "val/1.jpg"],
+        "train/1.jpg,train/2.jpg,val/1.jpg",
+        "x/train/1.jpg,x/train/2.jpg,1.jpg",
+        "x/train/1.jpg,x/train/2.jpg,val/1.jpg",
         "in the subfolder x/",
     ),
-    "beside files that are there": (
-        ["a.jpg", "s\\b.jpg"],
-        ["a.jpg", "s/b.jpg", "s/a.jpg"],
-        ["a.jpg", "s/b.jpg"],
-        "1 of 1 ",
-    ),
+    "beside files that are there": ("a.jpg,s\\b.jpg", "a.jpg,s/b.jpg,s/a.jpg", "a.jpg,s/b.jpg", "1 of 1 "),
     "several files fit one": (
-        ["1.jpg", "2.jpg"],
-        ["images/1.jpg", "masks/1.jpg", "images/2.jpg"],
-        ["1.jpg", "images/2.jpg"],
+        "1.jpg,2.jpg",
+        "images/1.jpg,masks/1.jpg,images/2.jpg",
+        "1.jpg,images/2.jpg",
         "in the subfolder images/",
     ),
-    "both would be the same file": (["train/1.jpg", "val/1.jpg"], ["1.jpg"], ["train/1.jpg", "val/1.jpg"], None),
-    "the same but for letter case": (["A.jpg", "a.jpg"], ["a.JPG"], ["A.jpg", "a.jpg"], None),
-    "the file of another image": (["1.jpg", "old/1.jpg"], ["1.jpg"], ["1.jpg", "old/1.jpg"], None),
-    "one of two": (["1.jpg"], ["x/1.jpg", "y/1.jpg"], ["1.jpg"], None),
-    "two of four": (
-        ["1.jpg", "2.jpg"],
-        ["images/1.jpg", "masks/1.jpg", "images/2.jpg", "masks/2.jpg"],
-        ["1.jpg", "2.jpg"],
-        None,
-    ),
-    "two spellings": (["a.jpg"], ["A.jpg", "a.JPG"], ["a.jpg"], None),
-    "two hosts": (["https://h/1.jpg", "https://i/1.jpg"], ["1.jpg"], ["https://h/1.jpg", "https://i/1.jpg"], None),
+    "both would be the same file": ("train/1.jpg,val/1.jpg", "1.jpg", "train/1.jpg,val/1.jpg", None),
+    "the same but for letter case": ("A.jpg,a.jpg", "a.JPG", "A.jpg,a.jpg", None),
+    "the file of another image": ("1.jpg,old/1.jpg", "1.jpg", "1.jpg,old/1.jpg", None),
+    "one of two": ("1.jpg", "x/1.jpg,y/1.jpg", "1.jpg", None),
+    "two of four": ("1.jpg,2.jpg", "images/1.jpg,masks/1.jpg,images/2.jpg,masks/2.jpg", "1.jpg,2.jpg", None),
+    "two spellings": ("a.jpg", "A.jpg,a.JPG", "a.jpg", None),
+    "two hosts": ("https://h/1.jpg,https://i/1.jpg", "1.jpg", "https://h/1.jpg,https://i/1.jpg", None),
 }
 
 
 @pytest.mark.parametrize(("names", "files", "expected", "fact"), PARTLY.values(), ids=PARTLY)
 def test_no_file_is_given_to_two_images_or_chosen_of_two(tmp_path, names, files, expected, fact):
+    names, files, expected = names.split(","), files.split(","), expected.split(",")
     resolved, notices, problems = resolve_file_names(index_of(tmp_path, names, files))
     assert resolved.file_names == tuple(expected)
     assert [position for position, _ in problems] == [at for at, name in enumerate(expected) if name not in files]
@@ -171,21 +151,11 @@ def test_no_file_is_given_to_two_images_or_chosen_of_two(tmp_path, names, files,
         assert "Several files fit" in problems[0][1].message
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "../secret.jpg",
-        "/tmp/secret.jpg",
-        "..\\secret.jpg",
-        "sub/../../secret.jpg",
-        "%2e%2e/secret.jpg",
-        "C:\\secret.jpg",
-        "x" * 5000 + "/a.jpg",
-        "data:image/png;base64," + "A/B" * 2000,
-        "http://[::1/a.jpg",
-        "%ff%fe.jpg",
-    ],
-)
+OUTSIDE = ["../secret.jpg", "/tmp/secret.jpg", "..\\secret.jpg", "sub/../../secret.jpg", "%2e%2e/secret.jpg"]
+IMPOSSIBLE = ["x" * 5000 + "/a.jpg", "data:image/png;base64," + "A/B" * 2000, "http://[::1/a.jpg", "%ff%fe.jpg"]
+
+
+@pytest.mark.parametrize("name", [*OUTSIDE, "C:\\secret.jpg", *IMPOSSIBLE])
 def test_nothing_outside_of_the_image_folder_and_no_impossible_name_is_found(tmp_path, name):
     index = index_of(tmp_path, [name], ["other.jpg", "sub/other.jpg"])
     (tmp_path / "secret.jpg").touch()
@@ -238,8 +208,8 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path):
 def test_an_image_of_a_url_alone_is_found(tmp_path):
     index = index_of(tmp_path, ["a.jpg"], ["a.jpg"])
     document = json.loads(index.json_path.read_text())
-    del document["images"][0]["file_name"]
-    document["images"][0]["coco_url"] = "http://images.cocodataset.org/val2017/a.jpg"
-    index = read_coco(write_json(tmp_path, document), tmp_path / "images", training=True)
+    url = "http://images.cocodataset.org/val2017/a.jpg"
+    document["images"][0] |= {"file_name": None, "coco_url": url}
+    index = replace(read(tmp_path, document), image_folder=index.image_folder)
     resolved, (notice,), problems = resolve_file_names(index)
     assert resolved.file_names == ("a.jpg",) and "as the path of a URL" in notice and problems == []

@@ -19,7 +19,7 @@ from maskperf.data.images.raw_images import prepare_images
 NUM_STEPS = 2000
 LEAKING_STEPS = 500  # enough to see it
 TRACED_STEPS = 150  # Python's own account of memory is slow
-DATA = DataConfig(short_side=30, long_side=50, size_divisor=8, loader_threads=2, prefetch_batches=3)
+DATA = DataConfig(short_side=30, long_side=50, size_divisor=8, loader_threads=2)
 
 
 def resident_bytes() -> int:

@@ -16,7 +16,7 @@ from maskperf.structures import tensors_of
 
 CATEGORY = {"id": 3, "name": "dog"}
 FIRST_ID = 100
-SMALL = DataConfig(short_side=24, long_side=40, size_divisor=8, loader_threads=2, prefetch_batches=3)
+SMALL = DataConfig(short_side=24, long_side=40, size_divisor=8, loader_threads=2)
 KINDS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 
 

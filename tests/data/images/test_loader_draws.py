@@ -16,9 +16,7 @@ from maskperf.data.images.loader import Feeding, is_flipped, load_sample
 from maskperf.seeds import derive_seed
 
 IMAGES = 24
-DATA = DataConfig(
-    short_side=16, long_side=24, size_divisor=8, group_by_aspect=False, loader_threads=2, prefetch_batches=3
-)
+DATA = DataConfig(short_side=16, long_side=24, size_divisor=8, group_by_aspect=False, loader_threads=2)
 MANY = range(1000, 1400)
 
 
@@ -72,7 +70,7 @@ def test_a_larger_probability_only_adds_flips():
         {"world": 3, "images_per_rank": 2},
         {"images_per_rank": 1},
         {"images_per_rank": 24},
-        {"data": replace(DATA, loader_threads=1, prefetch_batches=0)},
+        {"data": replace(DATA, loader_threads=1)},
         {"data": replace(DATA, loader_threads=5)},
         {"data": replace(DATA, shuffle=False)},
         {"data": replace(DATA, short_side=32, long_side=48)},

@@ -23,7 +23,7 @@ MODEL = ModelConfig(
     mask_head_channels=4,
     mask_head_convs=1,
     roi_samples_per_image=8,
-    candidates_per_level_train=70,
+    candidates_per_level=(70, 1000),
     proposals_train=40,
 )
 PLAN = GpuPlan(device=DEVICE, model=MODEL, objects=2)

@@ -27,6 +27,17 @@ ENGINE_MEMBERS = {
 SMALLEST_CACHED_BYTES = 8 << 20  # smaller files are read anew in a moment
 
 
+# Of an index: the offsets of each owner's parts, in the order of the file; what the other arrays have an entry for.
+OFFSETS = (
+    ("object_offsets", "images", "objects"),
+    ("polygon_offsets", "objects", "polygons"),
+    ("point_offsets", "polygons", "points"),
+    ("run_offsets", "objects", "runs"),
+)
+ARRAYS = {"image_ids": "images", "sizes_hw": "images", "boxes": "objects", "labels": "objects"}
+ARRAYS |= {"points": "points", "run_ends": "runs"}
+
+
 @dataclass(frozen=True)
 class DataPaths:
     """The two files and two folders of a data set."""
@@ -87,31 +98,20 @@ class CocoIndex:
 
     def without(self, positions: Iterable[int]) -> "CocoIndex":
         """Return the index without the images at these positions and all that belongs to them."""
-        is_in = np.ones(len(self.image_ids), bool)
-        is_in[list(positions)] = False
-        object_offsets, has_object = _owned(self.object_offsets, is_in)
-        polygon_offsets, has_polygon = _owned(self.polygon_offsets, has_object)
-        point_offsets, has_point = _owned(self.point_offsets, has_polygon)
-        run_offsets = run_ends = None
-        if self.run_offsets is not None and self.run_ends is not None:
-            run_offsets, has_run = _owned(self.run_offsets, has_object)
-            run_ends = self.run_ends[has_run]
-        return replace(
-            self,
-            image_ids=self.image_ids[is_in],
-            file_names=tuple(compress(self.file_names, is_in)),
-            sizes_hw=self.sizes_hw[is_in],
-            object_offsets=object_offsets,
-            boxes=self.boxes[has_object],
-            labels=self.labels[has_object],
-            polygon_offsets=polygon_offsets,
-            point_offsets=point_offsets,
-            points=self.points[has_point],
-            run_offsets=run_offsets,
-            run_ends=run_ends,
-            image_keys=tuple(compress(self.image_keys, is_in)),
-            is_plain=False,
-        )
+        is_in = {"images": np.ones(len(self.image_ids), bool)}
+        is_in["images"][list(positions)] = False
+        changes: dict[str, Any] = {"is_plain": False}
+        for name, owner, part in OFFSETS:
+            if getattr(self, name) is not None:
+                counts = np.diff(getattr(self, name))
+                changes[name] = np.concatenate([[0], np.cumsum(counts[is_in[owner]])]).astype(np.int64)
+                is_in[part] = np.repeat(is_in[owner], counts)
+        for name, part in ARRAYS.items():
+            if getattr(self, name) is not None:
+                changes[name] = getattr(self, name)[is_in[part]]
+        for name in ("file_names", "image_keys"):
+            changes[name] = tuple(compress(getattr(self, name), is_in["images"]))
+        return replace(self, **changes)
 
 
 def split_paths(data: DataConfig, split: str) -> tuple[Path, Path]:
@@ -238,9 +238,3 @@ def _repaired(
     named = {(problem.where, problem.field) for problem in problems}
     problems += [problem for problem in strictness if (problem.where, problem.field) not in named]
     return document, problems, sha256, [*notices, *more, *repairs]
-
-
-def _owned(offsets: np.ndarray, is_in: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the offsets of the owners that stay, and which of all the parts are theirs."""
-    counts = np.diff(offsets)
-    return np.concatenate([[0], np.cumsum(counts[is_in])]).astype(np.int64), np.repeat(is_in, counts)

@@ -24,6 +24,7 @@ from maskperf.seeds import derive_seed
 from maskperf.structures import Batch, EvaluationBatch, pinned
 from maskperf.techniques import active
 
+PREFETCH_BATCHES = 2  # made ahead by each thread
 CHECK_LIMIT_SECONDS = 60.0
 
 
@@ -85,7 +86,7 @@ class Feeding:
 
     aspect_buckets: bool = False  # batches of images of one bucket, not only of wide or of others
     static_sizes: bool = False  # every batch is full and fills a bucket, the same in all processes: few shapes
-    raw_images: bool = False  # pictures as decoded, for `prepare_images`
+    raw_images: bool = False  # images as decoded, for `prepare_images`
 
 
 def feeding_for(device: torch.device) -> Feeding:
@@ -189,7 +190,7 @@ def evaluation_batches(
 
 
 def _packing(feeding: Feeding, data: DataConfig, pin_memory: bool) -> Packing:
-    max_waiting = max(data.loader_threads, 1) + data.prefetch_batches
+    max_waiting = (1 + PREFETCH_BATCHES) * data.loader_threads
     buffers = UploadBuffers(max_waiting=max_waiting, pin_memory=pin_memory) if feeding.raw_images else None
     return Packing(pin_memory=pin_memory, buffers=buffers)
 
@@ -200,7 +201,7 @@ def _run_ahead(jobs: Iterator[Callable[[], Any]], index: CocoIndex, data: DataCo
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="maskperf-loader")
     pending: deque[Future] = deque()
     try:
-        pending.extend(pool.submit(job) for job in islice(jobs, max(data.prefetch_batches, num_threads)))
+        pending.extend(pool.submit(job) for job in islice(jobs, PREFETCH_BATCHES * num_threads))
         while pending:
             result = pending.popleft().result()
             pending.extend(pool.submit(job) for job in islice(jobs, 1))
@@ -218,14 +219,8 @@ def _all_image_problems(first_problems: list[Problem], index: CocoIndex, data: D
         index, positions, max_pixels=data.max_image_pixels, limit_seconds=CHECK_LIMIT_SECONDS
     )
     problems = [*first_problems, *(problem for _, problem in others if problem not in first_problems)]
-    if num_unchecked:
-        unchecked = Problem(
-            file=str(index.image_folder),
-            where="all images",
-            field="file",
-            value=f"{num_unchecked} of {len(positions)}",
-            message=f"The check of all images stopped after {CHECK_LIMIT_SECONDS:g} s; so many were not checked.",
-            fix="Correct the errors listed, then run maskperf doctor, which checks all images.",
-        )
-        problems.append(unchecked)
-    return problems
+    value = f"{num_unchecked} of {len(positions)}"
+    message = f"The check of all images stopped after {CHECK_LIMIT_SECONDS:g} s; so many were not checked."
+    fix = "Correct the errors listed, then run maskperf doctor, which checks all images."
+    at = {"file": str(index.image_folder), "where": "all images", "field": "file"}
+    return [*problems, Problem(**at, value=value, message=message, fix=fix)] if num_unchecked else problems

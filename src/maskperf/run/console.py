@@ -1,11 +1,13 @@
-"""The console of every command, aligned columns, and the display of progress."""
+"""What a command shows: consoles, tables, aligned columns, and how far a work is."""
 
 import sys
 import time
 from collections.abc import Callable, Sequence
 
+from rich import box
 from rich.console import Console
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
 PLAIN_COLUMNS = 200  # of a file or a pipe
@@ -20,76 +22,85 @@ def make_console(*, stderr: bool = False) -> Console:
     return Console(file=stream, markup=False, highlight=False, emoji=False, width=width)
 
 
+def make_table(console: Console, headings: Sequence[str]) -> Table:
+    """Return a table, without lines in a file or a pipe."""
+    return Table(*headings, box=box.SIMPLE_HEAD if console.is_terminal else None)
+
+
 def columns(rows: Sequence[Sequence[str]], align: Callable[[str, int], str] = str.ljust) -> list[str]:
     """Return each row as one line, its cells padded to the width of their column."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(align(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
+def duration_text(seconds: float) -> str:
+    """Return hours, minutes and seconds as 1:02:03."""
+    whole = max(0, round(seconds))
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+class LiveLine:
+    """One line that is renewed on a terminal; elsewhere each line stays."""
+
+    def __init__(self, console: Console, style: str = ""):
+        self.console, self._style = console, style
+        self.is_live = console.is_terminal and not console.is_dumb_terminal
+        self._live: Live | None = None
+
+    def show(self, text: str) -> None:
+        if not self.is_live:
+            self.console.out(text, highlight=False)
+            return
+        if self._live is None:
+            self._live = Live(console=self.console, auto_refresh=False, transient=True)
+            self._live.start()
+        self._live.update(Text(text, self._style, no_wrap=True, overflow="ellipsis"), refresh=True)
+
+    def stop(self) -> None:
+        """Take the line of a terminal away."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
 class Progress:
     """Messages, and how far the work is: one live line on a terminal, a plain line now and then elsewhere."""
 
-    def __init__(
-        self,
-        unit: str,
-        *,
-        scale: float = 1,
-        console: Console | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ):
+    def __init__(self, unit: str, *, scale: float = 1.0, console: Console | None = None):
         self._unit, self._scale = unit, scale
-        self._console = console or make_console()
-        self._clock = clock
-        self._live: Live | None = None
+        self._line = LiveLine(console or make_console())
         self._what = ""
         self._start = (0.0, 0)  # time and amount when `_what` began
         self._shown_at = 0.0
 
     def say(self, text: str) -> None:
         """Show a message that stays, above the live line."""
-        self._stop()
-        self._console.out(text)
+        self._line.stop()
+        self._line.console.out(text, highlight=False)
         self._what = ""
 
     def advance(self, what: str, done: int, total: int) -> None:
         """Show how much of `total` is done, if the last line is old enough; `total` 0 is unknown."""
-        now = self._clock()
+        now = time.monotonic()
         if what != self._what or done < self._start[1]:
             self._what, self._start, self._shown_at = what, (now, done), now
-        is_live = self._console.is_terminal and not self._console.is_dumb_terminal
-        if now - self._shown_at < (LIVE_SECONDS if is_live else PLAIN_SECONDS):
-            return
-        self._shown_at = now
-        rate = (done - self._start[1]) / max(now - self._start[0], 1e-9)
-        text = self.text(what, done, total, rate=rate)
-        if not is_live:
-            self._console.out(text)
-            return
-        if self._live is None:
-            self._live = Live(console=self._console, auto_refresh=False, transient=True)
-            self._live.start()
-        self._live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
+        if now - self._shown_at >= (LIVE_SECONDS if self._line.is_live else PLAIN_SECONDS):
+            self._shown_at = now
+            rate = (done - self._start[1]) / max(now - self._start[0], 1e-9)
+            self._line.show(self.text(what, done, total, rate=rate))
 
     def text(self, what: str, done: int, total: int, *, rate: float) -> str:
-        """Return a line such as "val2017.zip  120.0 of 800.0 MB  15%  10.0 MB/s  1:08 left"."""
+        """Return a line such as "val2017.zip  120.0 of 800.0 MB  15%  10.0 MB/s  0:01:08 left"."""
         digits = 0 if self._scale == 1 else 1
         amounts = [f"{amount / self._scale:,.{digits}f}" for amount in ((done, total) if total else (done,))]
         parts = [what, f"{' of '.join(amounts)} {self._unit}"]
         parts += [f"{done / total:.0%}"] if total else []
         parts.append(f"{rate / self._scale:,.1f} {self._unit}/s")
-        if total and rate > 0:
-            minutes, seconds = divmod(round((total - done) / rate), 60)
-            hours, minutes = divmod(minutes, 60)
-            parts.append(f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left")
+        parts += [f"{duration_text((total - done) / rate)} left"] if total and rate > 0 else []
         return "  ".join(parts)
-
-    def _stop(self) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
 
     def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop()
+        self._line.stop()

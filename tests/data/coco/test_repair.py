@@ -98,7 +98,7 @@ def test_documents_in_the_form_of_coco_are_read_as_they_are(tmp_path, document, 
 
 
 POINTS = [[1, 2], [3, 4], [5, 6]]
-REFUSED = [  # field, value, the part of the value at fault, fact
+REFUSED = [  # field, value, the wrong part of the value, fact
     *(("image_id", value, None, "No entry of `images`") for value in (None, [20], True, {"id": 20})),
     *(("category_id", value, None, "No entry of `categories`") for value in (8, 2**70, "8", "dog", None, 7.5)),
     *(("iscrowd", value, None, "neither 0") for value in (2, -1, "no", 0.5, [0], {})),
@@ -389,6 +389,12 @@ def test_what_has_a_plain_meaning_is_read_with_a_count(tmp_path, changes, fact, 
     assert len(index.labels) == 3 + (stays and fields.get("iscrowd") != 1)
     assert [entry["id"] for entry in dataset_of(index)["annotations"]] == [101, 102, 103, 104] + stays * [918]
     assert not stays or entry_of(index).items() >= fields.items()
+
+
+@pytest.mark.parametrize("outline", [*EMPTY, {}, 0, False])
+def test_a_crowd_without_an_outline_is_no_matter_in_training(tmp_path, outline):
+    index = read(tmp_path, with_annotation(iscrowd=1, segmentation=outline))
+    assert len(index.labels) == 3 and index.notices[0].startswith("2 of 5 annotations are crowd regions")
 
 
 THINGS = {"supercategory": "none"}

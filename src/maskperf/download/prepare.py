@@ -22,7 +22,7 @@ from maskperf.download.folder import (
     write_stamp,
     write_sums,
 )
-from maskperf.download.release import Archive, Release, RemoteFile
+from maskperf.download.release import IMAGE_SUFFIX, Archive, Release, RemoteFile
 from maskperf.errors import DataError, Problem, StorageError
 from maskperf.files import replace_file
 
@@ -94,7 +94,9 @@ class _Preparation:
     patience: Patience
 
     def archives(self) -> list[Archive]:
-        return [archive for archive in self.release.archives if self.order.wants_images or not archive.has_images]
+        return [
+            archive for archive in self.release.archives if self.order.wants_images or archive.suffix != IMAGE_SUFFIX
+        ]
 
     def check_space(self) -> None:
         """Raise StorageError when the disk cannot hold what is still to come, at the moment when that is most."""
@@ -220,18 +222,17 @@ class _Preparation:
 
     def _download(self, file: RemoteFile, target: Path) -> Digests:
         """Return the digests of `target`, which is the whole file afterwards; a damaged one is downloaded again."""
-        if target.is_file():
-            digests = digests_of_file(target, f"{file.name}: verifying", self.listener)
-            if digests.md5 == file.md5:
-                self.listener.say(f"{file.name}: already there")
-                self._check_sha256(file, target, digests)
-                return digests
-            self.listener.say(f"{file.name}: MD5 {digests.md5} instead of {file.md5}; removed, downloaded again")
-            target.unlink()
-        if self.order.archives_folder is not None:
-            self.listener.say(f"{file.name}: is not in {self.order.archives_folder}")
-        self.listener.say(f"{file.name}: downloading {file.url} to {target}")
-        digests = fetch(file, target, listener=self.listener, patience=self.patience)
+        digests = digests_of_file(target, f"{file.name}: verifying", self.listener) if target.is_file() else None
+        if digests is not None and digests.md5 == file.md5:
+            self.listener.say(f"{file.name}: already there")
+        else:
+            if digests is not None:
+                self.listener.say(f"{file.name}: MD5 {digests.md5} instead of {file.md5}; removed, downloaded again")
+                target.unlink()
+            if self.order.archives_folder is not None:
+                self.listener.say(f"{file.name}: is not in {self.order.archives_folder}")
+            self.listener.say(f"{file.name}: downloading {file.url} to {target}")
+            digests = fetch(file, target, listener=self.listener, patience=self.patience)
         self._check_sha256(file, target, digests)
         return digests
 

@@ -31,10 +31,6 @@ class Archive:
     num_files: int | None = None  # None: any number
     required_names: tuple[str, ...] = ()
 
-    @property
-    def has_images(self) -> bool:
-        return self.suffix == IMAGE_SUFFIX
-
 
 @dataclass(frozen=True, kw_only=True)
 class Release:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from image_folder import KINDS, encoded, gradient, write_document
 
+from maskperf.config import DataConfig
 from maskperf.data.coco.index import read_coco
 from maskperf.data.coco.table import table_paths
 from maskperf.data.images import headers
@@ -14,6 +15,7 @@ from maskperf.data.images.headers import check_headers, look_at
 
 SIZE_HW = (64, 96)
 LIMIT = 64 * 96
+DATA = DataConfig(max_image_pixels=LIMIT)
 PIXELS = gradient(*SIZE_HW)
 JPEG = encoded(PIXELS, "JPEG")
 
@@ -64,7 +66,7 @@ SECOND = encoded(gradient(30, 50), "JPEG")
 def test_what_is_behind_the_end_is_no_problem_nor_is_a_second_image_that_is_cut(tmp_path):
     files = {f"{kind}{number}": encoded(PIXELS, kind) + more for kind in KINDS for number, more in enumerate(BEHIND)}
     files |= {"two": JPEG + SECOND, "cut": JPEG + SECOND[:-100], "mpo": encoded(PIXELS, "MPO", save_all=True)}
-    assert check_headers(index_of(tmp_path, files), max_pixels=LIMIT) == ([], ())
+    assert check_headers(index_of(tmp_path, files), DATA) == ([], ())
 
 
 def test_the_end_marker_of_a_thumbnail_is_not_taken_for_that_of_the_image(tmp_path):
@@ -94,19 +96,19 @@ def test_missing_empty_and_odd_files_are_problems(tmp_path):
     (index.image_folder / "empty").write_bytes(b"")
     (index.image_folder / "folder").mkdir()
     (index.image_folder / "page").write_bytes(b"<html>404</html>")
-    problems, notices = check_headers(index, max_pixels=LIMIT)
+    problems, notices = check_headers(index, DATA)
     parts = ("does not exist", "is empty", "cannot be read", "not an image of a known format")
     for position, (found, part) in enumerate(zip(problems, parts, strict=True)):
         assert (found[0], found[1].where) == (position, f"image id {position + 1}")
         assert part in found[1].message
     assert notices == ()
-    assert check_headers(index, max_pixels=LIMIT, skip={0, 1, 2, 3}) == ([], ())
+    assert check_headers(index, DATA, skip={0, 1, 2, 3}) == ([], ())
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_exif_orientations_are_counted_and_ignored(tmp_path, kind):
     files = {f"{turn}": encoded(PIXELS, kind, orientation=turn) for turn in (1, 3, 6, 8, 0)}
-    problems, (notice,) = check_headers(index_of(tmp_path, files), max_pixels=LIMIT)
+    problems, (notice,) = check_headers(index_of(tmp_path, files), DATA)
     assert problems == []
     assert notice.startswith("3 images have an EXIF orientation") and "first ids: 2, 3, 4" in notice
 
@@ -135,9 +137,10 @@ def test_with_decode_an_image_broken_inside_is_found(tmp_path):
     start = good.index(b"IDAT") + 60
     broken = good[:start] + bytes(40) + good[start + 40 :]
     index, progress = index_of(tmp_path, {"one": broken, "two": good}, (200, 300)), []
-    assert check_headers(index, max_pixels=60_000) == ([], ())
+    data = DataConfig(max_image_pixels=60_000)
+    assert check_headers(index, data) == ([], ())
     ((position, problem),), _ = check_headers(
-        index, max_pixels=60_000, decode=True, progress=lambda *counts: progress.append(counts)
+        index, data, decode=True, progress=lambda *counts: progress.append(counts)
     )
     assert (position, problem.field) == (0, "pixels")
     assert progress == [(1, 2), (2, 2)]
@@ -165,10 +168,6 @@ def rest(index, name: str, seconds: float = 60.0) -> None:
     os.utime(index.image_folder / name, (then, then))
 
 
-def check(index, **options):
-    return check_headers(index, **{"max_pixels": LIMIT, **options})
-
-
 def table_of(index):
     return table_paths(index.json_path, "images")[0]
 
@@ -184,32 +183,32 @@ def index(tmp_path, monkeypatch):
 
 
 def test_good_files_are_read_once(index, looks):
-    first = check(index)
+    first = check_headers(index, DATA)
     assert sorted(looks) == ["a", "b", "c", "d"]
     assert "1 images have an EXIF orientation" in first[1][0]
     looks.clear()
     index.json_path.write_text(index.json_path.read_text() + "\n")  # whatever becomes of the JSON
-    assert check(index) == first  # the notice of the orientation too
-    check(index, skip={0})
+    assert check_headers(index, DATA) == first  # the notice of the orientation too
+    check_headers(index, DATA, skip={0})
     assert looks == []
     assert table_of(index).name == ".instances.json.images.table" and table_of(index).exists()
 
 
 def test_a_small_set_is_not_remembered(index, looks, monkeypatch):
     monkeypatch.setattr(headers, "MIN_REMEMBERED_SET", 5)
-    check(index)
-    check(index)
+    check_headers(index, DATA)
+    check_headers(index, DATA)
     assert sorted(looks) == sorted("abcdabcd")
     assert not table_of(index).exists()
 
 
 def test_a_changed_file_is_read_again(index, looks):
-    check(index)
+    check_headers(index, DATA)
     looks.clear()
     (index.image_folder / "a").write_bytes(JPEG[:-500])
     size = (index.image_folder / "c").stat().st_size
     (index.image_folder / "c").write_bytes(b"x" * size)  # the same size at another time
-    assert [position for position, _ in check(index)[0]] == [0, 2]
+    assert [position for position, _ in check_headers(index, DATA)[0]] == [0, 2]
     assert looks == ["a", "c"]
 
 
@@ -217,21 +216,21 @@ def test_files_changed_a_moment_ago_and_bad_files_are_not_remembered(index, look
     rest(index, "b", seconds=1.0)
     (index.image_folder / "c").write_bytes(b"no image")
     rest(index, "c")
-    first = check(index)
+    first = check_headers(index, DATA)
     assert [position for position, _ in first[0]] == [2]
     looks.clear()
-    assert check(index) == first
+    assert check_headers(index, DATA) == first
     assert looks == ["b", "c"]
 
 
 def test_another_size_in_the_json_or_a_lower_limit_is_seen(index, looks):
-    check(index)
+    check_headers(index, DATA)
     looks.clear()
     sizes_hw = index.sizes_hw.copy()
     sizes_hw[3] = (96, 64)
-    ((position, problem),), _ = check(replace(index, sizes_hw=sizes_hw))
+    ((position, problem),), _ = check_headers(replace(index, sizes_hw=sizes_hw), DATA)
     assert (position, problem.field, looks) == (3, "height, width", ["d"])
-    assert len(check(index, max_pixels=LIMIT - 1)[0]) == 4
+    assert len(check_headers(index, DataConfig(max_image_pixels=LIMIT - 1))[0]) == 4
 
 
 OTHER = headers.Table({"file_bytes": np.zeros(4, np.int64)}, {"file_names": ("a", "b", "c", "d")})
@@ -247,11 +246,11 @@ OTHER = headers.Table({"file_bytes": np.zeros(4, np.int64)}, {"file_names": ("a"
     ids=["empty", "cut", "other contents"],
 )
 def test_a_damaged_record_is_reported_and_made_anew(index, looks, spoil):
-    first = check(index)
+    first = check_headers(index, DATA)
     whole = table_of(index).read_bytes()
     spoil(index)
     looks.clear()
-    problems, notices = check(index)
+    problems, notices = check_headers(index, DATA)
     assert problems == []
     assert notices[0].startswith(f"{table_of(index)}: damaged, or of another version")
     assert notices[1:] == first[1]
@@ -261,13 +260,14 @@ def test_a_damaged_record_is_reported_and_made_anew(index, looks, spoil):
 
 def test_where_nothing_can_be_saved_it_is_reported(index, monkeypatch):
     monkeypatch.setattr(headers, "save_table", lambda *a, **k: "/data: Read-only file system")
-    _, notices = check(index)
+    _, notices = check_headers(index, DATA)
     assert "the next start reads them again (/data: Read-only file system)" in notices[-1]
 
 
-def test_what_was_decoded_once_is_not_decoded_again_unless_afresh(index, monkeypatch):
+def test_what_was_decoded_once_is_not_decoded_again_unless_all_shall_be(index, monkeypatch):
     decoded, honest = [], headers.check_images
     monkeypatch.setattr(headers, "check_images", lambda i, at, **o: decoded.append(len(at)) or honest(i, at, **o))
-    for options in ({}, {"decode": True}, {"decode": True}, {"decode": True, "afresh": True}, {"decode": True}, {}):
-        check(index, **options)
-    assert decoded == [0, 4, 0, 4, 0, 0]
+    skipping = replace(DATA, skip_bad=True)
+    for data, decode in ((DATA, False), (skipping, False), (skipping, False), (DATA, True), (skipping, False)):
+        check_headers(index, data, decode=decode)
+    assert decoded == [0, 4, 0, 4, 0]

@@ -18,10 +18,9 @@ def bucket_sizes(data: DataConfig) -> Buckets:
     Three for each direction, fewer where the limits leave no room between them: 800 x 1088, 1216 and 1344 for the
     benchmark's 800 and 1333 pixels.
 
-    A larger padded size changes neither the image nor its boxes and targets. It changes the activations near the
-    image's right and lower border, because a layer with a bias makes numbers out of the zeros around it: for the same
-    anchors and RoIs the losses move by some 1e-4 of their value. And other anchors and RoIs are drawn, because there
-    are more anchors. The reference's padding to the largest image of a batch does both as well.
+    A larger padded size changes the activations near the image's right and lower border, because a layer with a bias
+    makes numbers out of the zeros around it (the losses move by some 1e-4 of their value for the same anchors and
+    RoIs), and which anchors and RoIs are drawn. So does the reference's padding to the largest image of a batch.
     """
     short = min(data.short_side, data.long_side)
     lengths = [min(int(short * aspect), data.long_side) for aspect in ASPECTS]

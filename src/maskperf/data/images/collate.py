@@ -105,22 +105,21 @@ def _make_images(samples: list[Sample], size_divisor: int, packing: Packing) -> 
 
 
 def _make_polygons(samples: list[Sample], num_slots: int) -> Polygons:
-    rings_of_slot = _padded([np.diff(sample.ring_offsets) for sample in samples], num_slots)
-    points_of_objects = [np.diff(sample.point_offsets[sample.ring_offsets]) for sample in samples]
-    points_of_ring = np.concatenate([np.diff(sample.point_offsets) for sample in samples])
+    rings_of_slot = _padded([np.diff(sample.ring_offsets) for sample in samples], num_slots).numpy()
+    ring_offsets = _offsets(rings_of_slot)
+    point_offsets = _offsets(np.concatenate([np.diff(sample.point_offsets) for sample in samples]))
     return Polygons(
         points=torch.from_numpy(np.concatenate([sample.points for sample in samples])),
-        point_offsets=_offsets(points_of_ring),
-        ring_offsets=_offsets(rings_of_slot.numpy()),
-        max_points=max(int(points.max(initial=0)) for points in points_of_objects),
+        point_offsets=point_offsets,
+        ring_offsets=ring_offsets,
+        max_points=int(point_offsets[ring_offsets].diff().max()),
         max_rings=int(rings_of_slot.max()),
     )
 
 
 def _make_run_lengths(samples: list[Sample], num_slots: int) -> RunLengths:
-    runs_of_slot = _padded(
-        [np.diff(sample.run_offsets) for sample in samples if sample.run_offsets is not None], num_slots
-    ).numpy()
+    run_offsets = [sample.run_offsets for sample in samples if sample.run_offsets is not None]
+    runs_of_slot = _padded([np.diff(offsets) for offsets in run_offsets], num_slots).numpy()
     objects = np.repeat(np.arange(runs_of_slot.size), runs_of_slot.reshape(-1))
     ends = np.concatenate([sample.run_ends for sample in samples])
     return RunLengths(

@@ -27,27 +27,16 @@ def prepare_images(
     Errors: DataError where none is left then.
     """
     index, name_notices, missing = resolve_file_names(index)
-    problems, header_notices = check_headers(
-        index,
-        max_pixels=data.max_image_pixels,
-        skip=[position for position, _ in missing],
-        decode=decode or data.skip_bad,
-        afresh=decode,
-        progress=progress,
-    )
+    skip = [position for position, _ in missing]
+    problems, header_notices = check_headers(index, data, skip=skip, decode=decode, progress=progress)
     found = sorted([*missing, *problems], key=lambda pair: pair[0])
     notices = (*name_notices, *header_notices)
     if not found or not data.skip_bad:
         return index, notices, [problem for _, problem in found]
     if len(found) == len(index.image_ids):
-        none_left = Problem(
-            file=str(index.json_path),
-            where="all images",
-            field="images",
-            value=f"{len(index.image_ids)} images",
-            message="Without the images that have errors (data.skip_bad=true), none is left.",
-            fix="Correct the errors below, or set the folder of the images.",
-        )
+        at = {"file": str(index.json_path), "where": "all images", "field": "images", "value": f"{len(found)} images"}
+        message = "Without the images that have errors (data.skip_bad=true), none is left."
+        none_left = Problem(**at, message=message, fix="Correct the errors below, or set the folder of the images.")
         raise DataError([none_left, *(problem for _, problem in found)])
     return index.without([position for position, _ in found]), (*notices, *_left_out(index, found)), []
 

@@ -16,6 +16,7 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
+from maskperf.config import DataConfig
 from maskperf.data.coco.index import CocoIndex
 from maskperf.data.coco.table import REST_NS, Table, load_table, save_table, table_paths
 from maskperf.data.images.decode import (
@@ -56,21 +57,21 @@ NO_FILE = _Known(0, 0, 0, 0)
 
 def check_headers(
     index: CocoIndex,
+    data: DataConfig,
     *,
-    max_pixels: int,
     skip: Collection[int] = (),
     decode: bool = False,
-    afresh: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[tuple[int, Problem]], tuple[str, ...]]:
     """Return (position, problem) of every bad image, those at the positions `skip` excepted, and notices.
 
     A file whose head and end do not prove it good is decoded, so the rules are those of `decode_image`. Good files of
-    a large set are remembered beside the JSON by size and modification time. `decode` decodes all images and calls
-    `progress(done, total)`; `afresh` ignores what is remembered.
+    a large set are remembered beside the JSON by size and modification time. With `data.skip_bad` each is decoded
+    once; `decode` decodes all, whatever is remembered, and calls `progress(done, total)`.
     """
+    max_pixels, decodes = data.max_image_pixels, decode or data.skip_bad
     is_remembered_set = len(index.image_ids) >= MIN_REMEMBERED_SET
-    known, notices = _load_known(index) if is_remembered_set and not afresh else ({}, [])
+    known, notices = _load_known(index) if is_remembered_set and not decode else ({}, [])
     settled_ns = time.time_ns() - REST_NS  # a file changed just now may change again without a new time
     positions = np.setdiff1d(np.arange(len(index.image_ids)), list(skip)).tolist()
     chunks = [positions[start : start + CHUNK_IMAGES] for start in range(0, len(positions), CHUNK_IMAGES)]
@@ -78,7 +79,7 @@ def check_headers(
     with ThreadPoolExecutor(CHECK_THREADS) as pool:
         looks = pool.map(lambda chunk: [look(position) for position in chunk], chunks)
         found = dict(zip(positions, chain.from_iterable(looks), strict=True))
-    unsure = [at for at, (is_sure, state) in found.items() if not is_sure or (decode and not state.is_decoded)]
+    unsure = [at for at, (is_sure, state) in found.items() if not is_sure or (decodes and not state.is_decoded)]
     problems, _ = check_images(index, unsure, max_pixels=max_pixels, progress=progress)
     good = {at: state for at, (_, state) in found.items()}
     good |= {at: good[at]._replace(is_decoded=True) for at in unsure}
@@ -160,16 +161,13 @@ def _is_complete(image: ImageFile, num_bytes: int, tail: bytes) -> bool:
 def _load_known(index: CocoIndex) -> tuple[dict[str, _Known], list[str]]:
     """Return what is remembered of good files, by name, and notices."""
     table = load_table(index.json_path, KIND, of_any_json=True)
-    if table is not None:
-        try:
-            states = [_Known(*state) for state in table.arrays["states"].tolist()]
-            return dict(zip(table.texts["file_names"], states, strict=True)), []
-        except (KeyError, TypeError, ValueError):
-            pass
+    if table is not None and "states" in table.arrays:
+        states = map(_Known._make, table.arrays["states"].tolist())
+        return dict(zip(table.texts["file_names"], states, strict=True)), []
     damaged = [path for path in table_paths(index.json_path, KIND) if path.exists()]
-    if not damaged:
-        return {}, []
-    return {}, [f"{damaged[0]}: damaged, or of another version; the headers of all images are read anew"]
+    return {}, [
+        f"{path}: damaged, or of another version; the headers of all images are read anew" for path in damaged[:1]
+    ]
 
 
 def _remember(index: CocoIndex, entries: dict[str, _Known]) -> list[str]:

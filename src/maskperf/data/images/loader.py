@@ -86,7 +86,7 @@ class Feeding:
 
     aspect_buckets: bool = False  # batches of images of one bucket, not only of wide or of others
     static_sizes: bool = False  # every batch is full and fills a bucket, the same in all processes: few shapes
-    raw_images: bool = False  # pictures as decoded, for `prepare_images`
+    raw_images: bool = False  # images as decoded, for `prepare_images`
 
 
 def feeding_for(device: torch.device) -> Feeding:
@@ -219,14 +219,8 @@ def _all_image_problems(first_problems: list[Problem], index: CocoIndex, data: D
         index, positions, max_pixels=data.max_image_pixels, limit_seconds=CHECK_LIMIT_SECONDS
     )
     problems = [*first_problems, *(problem for _, problem in others if problem not in first_problems)]
-    if num_unchecked:
-        unchecked = Problem(
-            file=str(index.image_folder),
-            where="all images",
-            field="file",
-            value=f"{num_unchecked} of {len(positions)}",
-            message=f"The check of all images stopped after {CHECK_LIMIT_SECONDS:g} s; so many were not checked.",
-            fix="Correct the errors listed, then run maskperf doctor, which checks all images.",
-        )
-        problems.append(unchecked)
-    return problems
+    value = f"{num_unchecked} of {len(positions)}"
+    message = f"The check of all images stopped after {CHECK_LIMIT_SECONDS:g} s; so many were not checked."
+    fix = "Correct the errors listed, then run maskperf doctor, which checks all images."
+    at = {"file": str(index.image_folder), "where": "all images", "field": "file"}
+    return [*problems, Problem(**at, value=value, message=message, fix=fix)] if num_unchecked else problems

@@ -6,7 +6,19 @@ import torch.nn.functional as F
 from torch import nn
 
 from maskperf.ops import convolution, winograd
-from maskperf.ops.convolution import Convolution, Pointwise, Winograd, pointwise_pays, winograd_pays
+from maskperf.ops.convolution import (
+    FUSED,
+    POINTWISE,
+    WINOGRAD,
+    Convolution,
+    FastConvolution,
+    Filters,
+    describe,
+    fused_convolution,
+    pointwise_pays,
+    residual_block,
+    winograd_pays,
+)
 from maskperf.techniques import Techniques, plain, using
 
 
@@ -26,8 +38,14 @@ def large_layer(kernel, dtype=torch.float64):
 def outputs_and_gradients(layer, x, **arguments):
     x = x.detach().requires_grad_()
     y = layer(x, **arguments)
-    grads = torch.autograd.grad(y, (x, *layer.parameters()), random_tensor(*y.shape, seed=7, dtype=y.dtype))
+    grad = random_tensor(*y.shape, seed=7, dtype=y.dtype)  # not channels-last
+    grads = torch.autograd.grad(y, (x, *layer.parameters()), grad)
     return [y.detach(), *grads]
+
+
+def fast_convolution(x, weight, bias=None, add=None, relu=False):
+    way = POINTWISE if weight.shape[2] == 1 else WINOGRAD
+    return FastConvolution.apply(way, x, weight, bias, add, 1, relu, False)
 
 
 def plain_outputs_and_gradients(layer, x):
@@ -77,21 +95,15 @@ def test_sum_and_rectifier_are_those_of_separate_steps(kernel, stride, technique
 
 
 @pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("with_bias", [False, True])
-def test_winograd_passes_the_gradient_check(with_bias, relu):
-    x, weight = random_tensor(2, 2, 5, 6).requires_grad_(), random_tensor(3, 2, 3, 3, seed=1).requires_grad_()
-    bias = random_tensor(3, seed=2).requires_grad_() if with_bias else None
-    assert torch.autograd.gradcheck(lambda *given: Winograd.apply(*given, relu), (x, weight, bias))
-
-
-@pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("with_add", [False, True])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_pointwise_passes_the_gradient_check(with_bias, with_add, relu):
-    x, weight = random_tensor(2, 2, 3, 4).requires_grad_(), random_tensor(3, 2, 1, 1, seed=1).requires_grad_()
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_fast_ways_pass_the_gradient_check(kernel, with_bias, with_add, relu):
+    x = random_tensor(2, 2, 3, 5).requires_grad_()
+    weight = random_tensor(3, 2, kernel, kernel, seed=1).requires_grad_()
     bias = random_tensor(3, seed=2).requires_grad_() if with_bias else None
-    add = random_tensor(2, 3, 3, 4, seed=3).requires_grad_() if with_add else None
-    assert torch.autograd.gradcheck(lambda *given: Pointwise.apply(*given, relu), (x, weight, bias, add))
+    add = random_tensor(2, 3, 3, 5, seed=3).requires_grad_() if with_add else None
+    assert torch.autograd.gradcheck(lambda *given: fast_convolution(*given, relu), (x, weight, bias, add))
 
 
 @pytest.mark.parametrize("size", [(1, 1, 1, 1, 1), (0, 3, 2, 5, 4), (3, 2, 1, 1, 7), (2, 1, 5, 6, 5)])
@@ -100,8 +112,8 @@ def test_odd_sizes_are_those_of_the_plain_convolution(kernel, size):
     images, inputs, outputs, height, width = size
     x, weight = random_tensor(images, inputs, height, width), random_tensor(outputs, inputs, kernel, kernel, seed=1)
     bias = random_tensor(outputs, seed=2)
-    y = Pointwise.apply(x, weight, bias, None, False) if kernel == 1 else Winograd.apply(x, weight, bias, False)
-    torch.testing.assert_close(y, F.conv2d(x, weight, bias, padding=kernel // 2), rtol=1e-11, atol=1e-11)
+    expected = F.conv2d(x, weight, bias, padding=kernel // 2)
+    torch.testing.assert_close(fast_convolution(x, weight, bias), expected, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize(("frozen", "given"), [("weight", (True, False)), ("input", (False, True))])
@@ -134,16 +146,6 @@ def test_pointwise_and_winograd_keep_only_input_and_weight(kernel):
         assert layer(x).grad_fn is None
 
 
-def test_gradient_that_is_not_channels_last_is_understood():
-    layer, x = large_layer(kernel=3)
-    x.requires_grad_()
-    grad = random_tensor(2, 128, 33, 32, seed=5)
-    assert not grad.is_contiguous(memory_format=torch.channels_last)
-    result = torch.autograd.grad(layer(x), x, grad)[0]
-    with using(plain()):
-        torch.testing.assert_close(result, torch.autograd.grad(layer(x), x, grad)[0])
-
-
 def test_output_may_be_changed_in_place():
     layer, x = large_layer(kernel=3)
     twin, y = copy.deepcopy(layer), torch.relu_(layer(x))
@@ -165,14 +167,6 @@ def test_training_works_after_the_first_call_was_in_inference_mode(monkeypatch):
     y.sum().backward()
     assert torch.equal(y, expected)
     assert layer.weight.grad.abs().max() > 0
-
-
-def test_state_dict_is_that_of_the_plain_layer():
-    layer, plain = Convolution(3, 5, 3, padding=1), nn.Conv2d(3, 5, 3, padding=1)
-    assert {name: value.shape for name, value in layer.state_dict().items()} == {
-        name: value.shape for name, value in plain.state_dict().items()
-    }
-    assert isinstance(layer, nn.Conv2d)
 
 
 @pytest.mark.parametrize(
@@ -217,19 +211,122 @@ def test_rule_for_matrix_products_counts_pixels():
     assert not pointwise_pays(torch.empty(2, 8, 32, 32), torch.empty(4, 8, 3, 3))
 
 
-def test_rules_choose_the_path(monkeypatch):
+def test_rules_choose_the_way(monkeypatch):
     taken = []
-    for name in ("Winograd", "Pointwise"):
-        original = getattr(convolution, name).apply
-        monkeypatch.setattr(
-            getattr(convolution, name),
-            "apply",
-            lambda *given, _name=name, _call=original: taken.append(_name) or _call(*given),
-        )
+
+    def result_of(way, name):
+        def watched(*arguments):
+            taken.append(name)
+            return way.result(*arguments)
+
+        return way._replace(result=watched)
+
+    monkeypatch.setattr(convolution, "WINOGRAD", result_of(WINOGRAD, "Winograd"))
+    monkeypatch.setattr(convolution, "POINTWISE", result_of(POINTWISE, "pointwise"))
     for kernel in (1, 3):
         layer, x = large_layer(kernel)
         layer(x)
         layer(x[:, :, :4, :4])  # too small
         with using(plain()):
             layer(x)
-    assert taken == ["Pointwise", "Winograd"]
+    assert taken == ["pointwise", "Winograd"]
+
+
+def filters(generator, inputs, outputs, kernel) -> Filters:
+    weight, bias = (
+        torch.randn(shape, generator=generator, dtype=torch.float64)
+        for shape in ((outputs, inputs, kernel, kernel), outputs)
+    )
+    return Filters(weight.contiguous(memory_format=torch.channels_last).requires_grad_(), bias)
+
+
+def plain_block(x, convolutions, shortcut, stride):
+    first, second, third = convolutions
+    y = torch.relu(F.conv2d(x, *first, stride))
+    y = torch.relu(F.conv2d(y, *second, 1, 1))
+    passed = x if shortcut is None else F.conv2d(x, *shortcut, stride)
+    return torch.relu(F.conv2d(y, *third) + passed)
+
+
+def assert_same_gradients(found, expected, leaves, generator):
+    slope = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+    both = (torch.autograd.grad(result, leaves, slope) for result in (found, expected))
+    for one, other in zip(*both, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_run_is_told_whether_convolutions_are_fused_and_why_not(monkeypatch):
+    assert describe(torch.device("cpu")).endswith(
+        "in passes of their own; cuDNN cannot join them here: the device is cpu"
+    )
+    monkeypatch.setattr(convolution, "missing_fusion", lambda device: "")
+    assert describe(torch.device("cpu")) == "convolutions: with bias, sum and ReLU in one cuDNN call"
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "is_fused"), [(8, 16, True), (8, 12, False), (3, 16, False)])
+def test_only_channels_in_eights_are_fused(monkeypatch, inputs, outputs, is_fused):
+    asked = []
+
+    def fused(x, weight, bias, *settings):
+        asked.append(settings)
+        return x
+
+    monkeypatch.setattr(convolution, "missing_fusion", lambda device: "")
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", fused)
+    fused_convolution(torch.ones(1, inputs, 5, 5), torch.ones(outputs, inputs, 3, 3), torch.zeros(outputs), stride=2)
+    assert asked == ([([2, 2], [1, 1], (1, 1), 1)] if is_fused else [])
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_rectified_convolution_and_its_gradients(kernel):
+    generator = torch.Generator().manual_seed(kernel)
+    x = torch.randn(2, 5, 7, 6, generator=generator, dtype=torch.float64).requires_grad_()
+    own = filters(generator, 5, 4, kernel)
+    leaves = [x, own.weight, own.bias.requires_grad_()]
+    wanted = torch.relu(F.conv2d(*leaves, padding=kernel // 2))
+    found = FastConvolution.apply(FUSED, *leaves, None, 1, True, False)
+    torch.testing.assert_close(found, wanted)
+    assert_same_gradients(found, wanted, leaves, generator)
+
+
+@pytest.mark.parametrize("has_shortcut", [True, False])
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_a_residual_block_and_its_gradients(has_shortcut, is_trained):
+    """`is_trained`: what is before the block; its own weights are always."""
+    generator = torch.Generator().manual_seed(0)
+    stride, inputs = (2, 6) if has_shortcut else (1, 8)
+    x = torch.randn(2, inputs, 8, 6, generator=generator, dtype=torch.float64).requires_grad_(is_trained)
+    shapes = ((inputs, 4, 1), (4, 4, 3), (4, 8, 1))
+    convolutions = tuple(filters(generator, *shape) for shape in shapes)
+    shortcut = filters(generator, inputs, 8, 1) if has_shortcut else None
+    leaves = [part.weight for part in (*convolutions, *([shortcut] if shortcut else []))] + ([x] if is_trained else [])
+    found = residual_block(x, convolutions, shortcut, stride=stride)
+    wanted = plain_block(x, convolutions, shortcut, stride)
+    torch.testing.assert_close(found, wanted)
+    assert_same_gradients(found, wanted, leaves, generator)
+
+
+def test_blocks_in_a_row_hand_on_rectified_gradients():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 8, 6, 6, generator=generator, dtype=torch.float64).requires_grad_()
+    blocks = [tuple(filters(generator, *shape) for shape in ((8, 4, 1), (4, 4, 3), (4, 8, 1))) for _ in range(3)]
+    found = wanted = x
+    for number, block in enumerate(blocks):
+        flags = {"rectifies_input_gradient": number > 0, "has_rectified_gradient": number < 2}
+        found = residual_block(found, block, None, **flags)
+        wanted = plain_block(wanted, block, None, 1)
+    leaves = [x, *(part.weight for block in blocks for part in block)]
+    assert_same_gradients(found, wanted, leaves, generator)
+
+
+def test_a_block_told_wrongly_that_gradients_are_rectified_is_noticed():
+    """What the two flags promise matters: without it the gradients differ."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 8, 6, 6, generator=generator, dtype=torch.float64).requires_grad_()
+    block = tuple(filters(generator, *shape) for shape in ((8, 4, 1), (4, 4, 3), (4, 8, 1)))
+    slope = torch.randn(1, 8, 6, 6, generator=generator, dtype=torch.float64)
+    right, wrong = (
+        torch.autograd.grad(residual_block(x, block, None, has_rectified_gradient=flag), x, slope)[0]
+        for flag in (False, True)
+    )
+    assert not torch.allclose(right, wrong)

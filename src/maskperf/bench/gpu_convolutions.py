@@ -21,7 +21,7 @@ from maskperf.bench.measure import spread_of
 from maskperf.bench.plan import GpuPlan
 from maskperf.engine.build import build_model
 from maskperf.engine.forward import training_losses
-from maskperf.ops.fused_convolution import Filters, rectified_convolution
+from maskperf.ops.convolution import fused_convolution
 from maskperf.techniques import Techniques, using
 
 REPEATS = 3
@@ -114,7 +114,7 @@ def work_of(layer: Layer, direction: str, device: torch.device) -> Callable[[], 
     pixels, weight = random(layer.input_shape), random(layer.weight_shape)
     if direction == WITH_RELU:
         bias = torch.zeros(len(weight), device=device, dtype=torch.bfloat16)
-        return partial(rectified_convolution, pixels, Filters(weight, bias), stride=layer.stride[0])
+        return partial(fused_convolution, pixels, weight, bias, stride=layer.stride[0])
     if direction.endswith(AS_A_PRODUCT):
         return _product(pixels, weight, direction.removesuffix(AS_A_PRODUCT))
     geometry = (list(layer.stride), list(layer.padding), [1, 1], layer.transposed, [0, 0], 1)

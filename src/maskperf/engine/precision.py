@@ -9,7 +9,7 @@ import torch
 
 from maskperf.errors import ConfigError
 from maskperf.model.mask_rcnn import MaskRcnn
-from maskperf.ops import fused_convolution
+from maskperf.ops import convolution
 from maskperf.techniques import active
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -52,4 +52,4 @@ def set_precision(model: MaskRcnn, precision: str, device: torch.device, say: Ca
     model.compute_dtype = resolve_precision(precision, device)
     say(describe_precision(model.compute_dtype, device))
     if device.type == "cuda" and model.compute_dtype == torch.bfloat16 and active().fast_convolutions:
-        say(fused_convolution.describe(device))
+        say(convolution.describe(device))

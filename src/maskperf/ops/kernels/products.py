@@ -1,6 +1,6 @@
 """What surrounds matrix products in bfloat16: casts of all weights, logits of own classes, sums of gradients.
 
-References: ops/products.py and, for sums, ops/fused_convolution.py.
+References: ops/products.py and, for sums, ops/convolution.py.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,8 @@
+from functools import partial
+
 import torch
-from small_batches import SMALL
-from test_captured import CONFIG, SMALLER, Repeater, alone_on
-from varied_batches import varied_batch
+from small_batches import SMALL, varied_batch
+from test_captured import ALONE, CONFIG, SMALLER, Repeater
 
 from maskperf.engine.build import build_model
 from maskperf.engine.forward import training_losses
@@ -57,30 +58,11 @@ def test_where_no_step_may_drop_masks_nothing_is_read():
 
 def small_training(mask_places):
     model = build_model(SMALL, 0)[0]
-    captured = CapturedSteps(
-        model,
-        [SMALLER],
-        gradients=Gradients(model, alone_on(CPU)),
-        recorder=Repeater(),
-        say=lambda text: None,
-        mask_places=mask_places,
-    )
+    options = {"gradients": Gradients(model, ALONE), "recorder": Repeater(), "say": print}
+    captured = CapturedSteps(model, [SMALLER], **options, mask_places=mask_places)
     captured.record([varied_batch(0, (2, 1))], parts=1)
-    optimizer = build_optimizer(model, CONFIG)
-
-    def train(batches, *, update, all_masks):
-        return train_step(
-            model,
-            optimizer,
-            batches,
-            update=update,
-            config=CONFIG,
-            topology=alone_on(CPU),
-            captured=captured,
-            all_masks=all_masks,
-        )
-
-    return model, train
+    always = {"config": CONFIG, "topology": ALONE, "captured": captured}
+    return model, partial(train_step, model, build_optimizer(model, CONFIG), **always)
 
 
 def test_weights_are_those_of_every_batch_once_the_crowded_one_a_step_later():

@@ -19,7 +19,7 @@ SMALL = replace(
     demo().model, num_classes=4, batch_norm="frozen", frozen_stages=2, proposals_test=20, detections_per_image=6
 )
 CATEGORY_IDS = np.array([3, 7, 90])
-ALONE = Topology(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
+ALONE = Topology()
 
 
 def batch_of(image_ids):

@@ -207,7 +207,7 @@ def test_eight_training_steps_equal_the_reference(batch, numbers):
     start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     config = OptimizerConfig(learning_rate=0.002, warmup_steps=4, warmup_factor=1 / 3, decay_steps=(5, 7))
     optimizer = build_optimizer(model, config)
-    topology = Topology(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
+    topology = Topology()
     names = [REFERENCE_LOSS[name] for name in LOSS_NAMES]
     columns = [numbers["traj/loss_names"].tolist().index(name) for name in names]
     for step in range(8):

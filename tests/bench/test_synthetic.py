@@ -6,7 +6,7 @@ from PIL import Image
 from pycocotools import mask as coco_masks
 
 from maskperf.bench import synthetic, synthetic_coco
-from maskperf.bench.synthetic import CLASSES, MASK_ROIS, POOLS, shifted, synthetic_boxes
+from maskperf.bench.synthetic import BOXES_OF_POOL, CLASSES, MASK_ROIS, shifted, synthetic_boxes
 from maskperf.bench.synthetic_coco import DETECTIONS, SIZES_HW, large_json, size_of
 from maskperf.config import NUM_TRAIN_FILES
 from maskperf.data.coco.index import read_coco
@@ -72,7 +72,7 @@ def test_the_pyramid_has_four_levels_and_boxes_for_both_pools(tmp_path):
     with np.load(tmp_path / "p.npz") as arrays:
         for number in range(4):
             assert arrays[f"level_{number}"].shape == (2, 3, 24 >> number, 40 >> number)
-        for name, (_, count) in POOLS.items():
+        for name, count in BOXES_OF_POOL.items():
             assert arrays[f"boxes_{name}"].shape == (2, count, 4)
             assert_inside(arrays[f"boxes_{name}"], SIZE_HW)
 

@@ -49,7 +49,7 @@ class RpnHead(nn.Module):
     def of_patches(
         self, patches: Float[Tensor, "samples nine channels"], numbers: Int[Tensor, " samples"]
     ) -> tuple[Float[Tensor, " samples"], Float[Tensor, "samples 4"]]:
-        """Return logit and deltas of one anchor for each place: number `numbers` of the cell in the patch's middle."""
+        """Return logit and deltas of one anchor for each patch: number `numbers` of the cell in the patch's middle."""
         kernel = self.conv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # row, column and input channel; output channel
         if patches.dtype == torch.bfloat16:
             logits, deltas = self._outputs(linear_relu(patches.flatten(1), kernel.t(), bias_of(self.conv)))

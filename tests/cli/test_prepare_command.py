@@ -97,26 +97,6 @@ def test_files_at_hand_need_no_network(publish, prepare):
     assert prepare("--archives", "hand").code == errors.EXIT_DONE
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["--archives", "nowhere"], "there is no such folder"),
-        *(
-            (["--mirror", address], "is not an address of the web")
-            for address in (
-                *("ftp://a.example/x", "file:///etc", "/data", "http://", "http://a b/x", "http://a\r\nX: y/x"),
-                *("http://a:99999/x", "http://[a/x", "test2017.zip=http://a.example/x"),
-            )
-        ),
-        (["--mirror", "https://me:secret@a.example/x"], "user name or a password"),
-    ],
-)
-def test_arguments_that_cannot_be_used_end_with_2_before_anything_is_done(arguments, named, prepare, tmp_path):
-    shown = prepare(*arguments)
-    assert shown.code == errors.EXIT_USAGE and named in shown.err and "secret" not in shown.err
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_no_network_ends_with_3_and_names_what_to_fetch_by_hand(publish, prepare):
     with refused_url() as url:
         publish(url)

@@ -126,10 +126,10 @@ def test_folded_batch_norm_follows_a_state_dict_that_is_loaded_later():
         assert not torch.allclose(stage, old)
 
 
-def test_frozen_stages_keep_nothing_for_a_backward_pass():
+def test_frozen_stages_save_nothing_for_a_backward_pass():
     backbone = small_backbone(frozen_stages=2)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda packed: packed):
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda packed: packed):
         stage = backbone.layer1(backbone.stem(images()))
-        assert not stage.requires_grad and kept == []
-        assert backbone.layer2(stage).requires_grad and kept
+        assert not stage.requires_grad and saved == []
+        assert backbone.layer2(stage).requires_grad and saved

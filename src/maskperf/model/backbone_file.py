@@ -28,7 +28,7 @@ CLASSIFIER_ARRAYS = {"fc1000_w", "fc1000_b"}
 UNFOLDED_PARTS = ("gamma", "beta", "running_mean", "running_var")
 
 
-# What a pickle may build: inert stand-ins for numpy's types, so no code of anyone runs on a stranger's arguments.
+# What a pickle may build: inert stand-ins for numpy's types, so that no code runs on a stranger's arguments.
 # Each class has __setstate__: without it the opcode BUILD could set attributes of the class itself.
 class _NumberType:
     def __init__(self, code: Any, align: Any = False, copy: Any = False):

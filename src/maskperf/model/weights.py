@@ -84,7 +84,7 @@ def save_state(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[
 
 
 def read_metadata(path: str | Path) -> dict[str, object]:
-    """Return what `save_model_weights` was told about the model, without reading the weights.
+    """Return the metadata that a model was saved with, without reading its weights.
 
     Errors: DataError when the file is not one of ours.
     """

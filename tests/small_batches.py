@@ -1,12 +1,18 @@
 """A small model and small synthetic batches."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
 import torch
 from golden_reference import flat_polygons
+from torch import Tensor
 
 from maskperf.config import ModelConfig
 from maskperf.engine.build import build_model
+from maskperf.engine.forward import training_losses
 from maskperf.model.mask_rcnn import MaskRcnn
-from maskperf.structures import Batch, Images, Targets
+from maskperf.structures import Batch, Images, Losses, Targets
 
 SMALL = ModelConfig(
     num_classes=4,
@@ -30,21 +36,58 @@ def small_model(seed: int) -> MaskRcnn:
     return build_model(SMALL, seed)[0]
 
 
+def losses_and_gradients(model: MaskRcnn, batch: Batch, *options) -> tuple[Losses, dict[str, Tensor | None]]:
+    model.zero_grad(set_to_none=True)
+    losses = training_losses(model, batch, *options)
+    losses.total().backward()
+    return losses, {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def batch_of(pixels: Tensor, objects: list, size_hw: tuple[int, int], ids: Sequence[int], slots: int = 1) -> Batch:
+    """Return images of these objects: box, label and polygons of each. The seeds of random draws are the ids + 100."""
+    slots = max(slots, *map(len, objects))
+    empty = ([0.0] * 4, 0, [])
+    padded = [entry for of_image in objects for entry in (of_image + [empty] * slots)[:slots]]
+    boxes, labels, polygons = zip(*padded, strict=True)
+    labels = torch.tensor(labels).view(-1, slots)
+    rings = [np.asarray(ring, np.float32) for of_object in polygons for ring in of_object]
+    return Batch(
+        images=Images(pixels=pixels, sizes_hw=torch.tensor([size_hw] * len(objects))),
+        targets=Targets(
+            boxes=torch.tensor(np.array(boxes), dtype=torch.float32).view(-1, slots, 4),
+            labels=labels,
+            valid=labels > 0,
+            polygons=flat_polygons(rings, np.cumsum([0, *map(len, polygons)]).tolist()),
+        ),
+        image_ids=torch.tensor(ids),
+        sample_seeds=torch.tensor(ids) + 100,
+    )
+
+
+def rectangle(x1: float, y1: float, x2: float, y2: float) -> list[tuple[float, float]]:
+    return [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
+
+
 def small_batch(seed: int) -> Batch:
     """Return one noisy 64 x 96 image with two objects; different for every seed."""
     generator = torch.Generator().manual_seed(seed)
     corner = torch.rand(2, 2, generator=generator) * 20
-    boxes = torch.cat([corner, corner + 25 + 15 * torch.rand(2, 2, generator=generator)], dim=1)
-    x1, y1, x2, y2 = boxes.unbind(1)
-    rings = torch.stack([x1, y1, x2, y1, x2, y2, x1, y2], dim=1).view(2, 4, 2).numpy()
-    return Batch(
-        images=Images(pixels=torch.randn(1, 3, 64, 96, generator=generator) * 50, sizes_hw=torch.tensor([[60, 90]])),
-        targets=Targets(
-            boxes=boxes[None],
-            labels=torch.tensor([[1, 3]]),
-            valid=torch.ones(1, 2, dtype=torch.bool),
-            polygons=flat_polygons(list(rings), [0, 1, 2]),
-        ),
-        image_ids=torch.tensor([seed]),
-        sample_seeds=torch.tensor([seed + 100]),
-    )
+    boxes = torch.cat([corner, corner + 25 + 15 * torch.rand(2, 2, generator=generator)], dim=1).tolist()
+    objects = [(box, label, [rectangle(*box)]) for box, label in zip(boxes, (1, 3), strict=True)]
+    return batch_of(torch.randn(1, 3, 64, 96, generator=generator) * 50, [objects], (60, 90), [seed])
+
+
+def varied_batch(seed: int, objects: tuple[int, ...], padded_hw: tuple[int, int] = (64, 96)) -> Batch:
+    """Return noisy images with so many objects each; every object has 1 to 3 polygons of 3 to 9 points."""
+    random = np.random.default_rng(seed)
+
+    def draw() -> tuple:
+        corner, size = random.uniform(0, 30, 2), random.uniform(20, 30, 2)
+        label, count = int(random.integers(1, 4)), random.integers(1, 4)
+        rings = [corner + size * random.uniform(0, 1, (random.integers(3, 10), 2)) for _ in range(count)]
+        return [*corner, *(corner + size)], label, rings
+
+    drawn = [[draw() for _ in range(count)] for count in objects]
+    pixels = torch.randn(len(objects), 3, *padded_hw, generator=torch.Generator().manual_seed(seed)) * 50
+    batch = batch_of(pixels, drawn, (padded_hw[0] - 4, padded_hw[1] - 6), range(len(objects)))
+    return replace(batch, sample_seeds=torch.arange(len(objects)) + 100 * seed)

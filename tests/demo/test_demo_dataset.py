@@ -145,12 +145,9 @@ def test_a_root_that_cannot_be_used_is_refused(tmp_path, file, text, root, messa
     ("names", "expected"),
     [
         (["annotations/instances_train2017.json"], True),
-        (["annotations/instances_train2017.json", "train2017/a.jpg"], True),
         (["annotations/instances_train2017.json", "demo.json"], False),
         (["annotations/instances_train2017.json", "demo.partial"], False),
-        (["annotations/instances_val2017.json"], False),
-        (["train2017/a.jpg"], False),
-        ([], False),
+        (["annotations/instances_val2017.json", "train2017/a.jpg"], False),
     ],
 )
 def test_own_data_is_distinguished_from_generated_data(tmp_path, names, expected):
@@ -162,13 +159,9 @@ def test_own_data_is_distinguished_from_generated_data(tmp_path, names, expected
 
 
 def test_an_interrupted_generation_is_repeated(tmp_path, monkeypatch):
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(demo_dataset, "_annotation", stop)
-        with pytest.raises(KeyboardInterrupt):
-            write_demo_dataset(tmp_path / "demo", **TINY)
+    with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
+        patched.setattr(demo_dataset, "_annotation", lambda *_: 1 / 0)
+        write_demo_dataset(tmp_path / "demo", **TINY)
     assert (tmp_path / "demo" / "demo.partial").exists() and not (tmp_path / "demo" / "demo.json").exists()
     (tmp_path / "demo" / "train2017" / "left_over.jpg").write_bytes(b"half")
     assert write_demo_dataset(tmp_path / "demo", **TINY) is True

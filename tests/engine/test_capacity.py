@@ -4,14 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_batches import small_model
-from varied_batches import varied_batch
+from small_batches import losses_and_gradients, small_model, varied_batch
 
 from maskperf.bench.run_lengths import as_run_lengths
 from maskperf.data.coco.index import CocoIndex
 from maskperf.data.images.capacity import batch_capacity
 from maskperf.engine.capacity import capacity_of, fits, fixed_capacities, fixed_capacity, pad_batch
-from maskperf.engine.forward import training_losses
 from maskperf.structures import BatchCapacity
 
 ROOMY = BatchCapacity(images=2, slots=9, rings=60, points=500, object_rings=5, object_points=40)
@@ -41,13 +39,6 @@ def index_of(polygons_of_images: list[list[list[int]]]) -> CocoIndex:
         category_names=("thing",),
         notices=(),
     )
-
-
-def gradients_of(model, batch):
-    model.zero_grad()
-    losses = training_losses(model, batch)
-    losses.total().backward()
-    return losses, {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
 def test_capacity_holds_the_most_of_everything_in_the_data_set():
@@ -89,10 +80,10 @@ def test_capacity_of_a_data_set_without_objects_has_a_place_of_each_kind():
         )
 
 
-@pytest.mark.parametrize(
-    ("objects", "is_run_lengths"),
-    [((3, 1), False), ((0, 2), False), ((0, 0), False), ((9,), False), ((3, 1), True), ((0, 2), True)],
-)
+PADDED = [((3, 1), False), ((0, 2), False), ((0, 0), False), ((9,), False), ((3, 1), True), ((0, 2), True)]
+
+
+@pytest.mark.parametrize(("objects", "is_run_lengths"), PADDED)
 def test_a_padded_batch_has_the_same_losses_and_gradients(objects, is_run_lengths):
     model, batch = small_model(seed=0), varied_batch(1, objects)
     roomy = replace(ROOMY, images=len(objects))
@@ -102,19 +93,15 @@ def test_a_padded_batch_has_the_same_losses_and_gradients(objects, is_run_length
             pad_batch(batch, replace(roomy, runs=len(batch.targets.run_lengths.ends) - 1))
     padded = pad_batch(batch, roomy)
     assert capacity_of(padded) == roomy
-    losses, gradients = gradients_of(model, batch)
-    found_losses, found = gradients_of(model, padded)
+    losses, gradients = losses_and_gradients(model, batch)
+    found_losses, found = losses_and_gradients(model, padded)
     assert (losses.mask > 0) == (sum(objects) > 0)
     torch.testing.assert_close(found_losses.stacked(), losses.stacked(), rtol=1e-6, atol=0)
     assert torch.equal(found_losses.dropped_masks, losses.dropped_masks)
     for name, gradient in gradients.items():
         torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-6 * gradient.abs().max().item())
-
-
-def test_the_gradients_that_padding_must_not_change_are_not_all_zero():
-    losses, gradients = gradients_of(small_model(seed=0), varied_batch(1, (3, 1)))
-    assert (losses.stacked() > 0).all()
-    assert sum(gradient.abs().max() > 0 for gradient in gradients.values()) > 40
+    if objects == (3, 1):
+        assert (losses.stacked() > 0).all() and sum(bool(one.any()) for one in gradients.values()) > 40
 
 
 def test_padding_keeps_every_polygon_with_its_object():

@@ -5,13 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 from refused_waits import refused_waits
-from small_batches import SMALL, small_model
-from varied_batches import varied_batch
+from small_batches import SMALL, losses_and_gradients, small_model, varied_batch
 
 from maskperf.config import OptimizerConfig
 from maskperf.engine.build import build_model
 from maskperf.engine.distributed import Topology
-from maskperf.engine.forward import training_losses
 from maskperf.engine.gradients import BatchResult, Gradients
 from maskperf.engine.graphs import PLAIN_STEPS_FIRST, CapturedSteps, CudaRecorder, capture_steps
 from maskperf.engine.optimizer import build_optimizer
@@ -25,7 +23,7 @@ SMALLER = BatchCapacity(images=2, slots=3, rings=20, points=200, object_rings=3,
 LARGER = BatchCapacity(images=2, slots=6, rings=40, points=400, object_rings=3, object_points=30)
 CONFIG = OptimizerConfig(batch_size=2, learning_rate=1e-4, warmup_steps=0)
 CPU = torch.device("cpu")
-ALONE = Topology(rank=0, world=1, local_rank=0, device=CPU)
+ALONE = Topology()
 
 
 class Repeater(CudaRecorder):
@@ -60,10 +58,6 @@ def captured_of(model, capacities=(SMALLER, LARGER), recorder=None):
     return CapturedSteps(model, capacities, gradients=gradients, recorder=recorder, say=said.append), recorder, said
 
 
-def alone_on(device):
-    return Topology(rank=0, world=1, local_rank=0, device=device)
-
-
 def run_once(captured, batch, parts=1):
     """Return the result of a micro-batch that begins with gradients of zero, the only one whose result is read."""
     captured.gradients.zero()
@@ -71,7 +65,7 @@ def run_once(captured, batch, parts=1):
 
 
 def step(model, optimizer, batches, update, captured=None, device=CPU):
-    topology = alone_on(device)
+    topology = Topology(device=device)
     return train_step(model, optimizer, batches, update=update, config=CONFIG, topology=topology, captured=captured)
 
 
@@ -84,20 +78,25 @@ def run_of(batches_of_steps, model, captured=None):
     return losses, results
 
 
-def assert_same_weights(found, wanted):
-    for (name, one), other in zip(found.state_dict().items(), wanted.state_dict().values(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+def assert_trains_as_plain(steps, model, captured, *, config=SMALL, rtol=1e-5, atol=1e-6):
+    """Train on the steps, and compare losses and weights with those of a new model without captured steps."""
+    plain = build_model(config, 0)[0]
+    wanted, _ = run_of(steps, plain)
+    found, results = run_of(steps, model, captured)
+    torch.testing.assert_close(found, wanted, rtol=rtol, atol=atol)
+    torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=1e-5, atol=1e-6)
+    return results
 
 
 VARIED = [
-    [varied_batch(seed, objects, canvas)]
-    for seed, (objects, canvas) in enumerate(
+    [varied_batch(seed, objects, size)]
+    for seed, (objects, size) in enumerate(
         [
             *[((2, 1), (64, 96))] * (PLAIN_STEPS_FIRST + 1),
             ((0, 3), (64, 96)),
             ((5, 1), (64, 96)),  # the larger capacity
             ((1,), (64, 96)),  # a short batch
-            ((1, 1), (96, 64)),  # another canvas
+            ((1, 1), (96, 64)),  # another padded size
             *[((6, 4), (64, 96))] * PLAIN_STEPS_FIRST,
             ((7, 1), (64, 96)),  # fits none
             ((3, 3), (64, 96)),
@@ -107,12 +106,9 @@ VARIED = [
 
 
 def test_steps_that_are_replayed_train_as_plain_ones_do():
-    plain, model = small_model(seed=0), small_model(seed=0)
+    model = small_model(seed=0)
     captured, recorder, said = captured_of(model)
-    wanted, _ = run_of(VARIED, plain)
-    found, results = run_of(VARIED, model, captured)
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
-    assert_same_weights(model, plain)
+    results = assert_trains_as_plain(VARIED, model, captured)
     assert recorder.recorded == 2 and (captured.replayed, captured.plain) == (4, 7)
     assert "replay" in results[3].stopwatch.seconds() and "forward" in results[0].stopwatch.seconds()
     assert len(said) == 1 and "more ground truth than there is room for" in said[0]
@@ -120,14 +116,12 @@ def test_steps_that_are_replayed_train_as_plain_ones_do():
 
 def test_recording_leaves_gradients_and_running_statistics_as_they_were():
     config = replace(SMALL, batch_norm="trainable")
-    plain, model = build_model(config, 0)[0], build_model(config, 0)[0]
+    model = build_model(config, 0)[0]
     captured, recorder, _ = captured_of(model)
     steps = [[varied_batch(seed, (2, 1)), varied_batch(seed + 50, (1, 2))] for seed in range(4)]  # two micro-batches
-    wanted, _ = run_of(steps, plain)
-    found, _ = run_of(steps, model, captured)
+    # The weights are compared with num_batches_tracked and the running statistics.
+    assert_trains_as_plain(steps, model, captured, config=config, rtol=1e-4, atol=1e-5)
     assert captured.replayed == 8 - 2 * PLAIN_STEPS_FIRST and recorder.warm_ups > 0  # first and last part apart
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-    assert_same_weights(model, plain)  # with num_batches_tracked and the running statistics
 
 
 def test_replay_works_on_the_tensors_it_was_recorded_with():
@@ -160,7 +154,7 @@ def test_a_recording_owns_the_anchors_that_its_graph_reads():
     used = weakref.ref(padded_anchors(model, (64, 96), CPU))
     (recording,) = captured._recordings.values()
     assert used() is recording.anchors
-    pyramid_anchors.cache_clear()  # as other canvases would do in time
+    pyramid_anchors.cache_clear()  # as other sizees would do in time
     gc.collect()
     assert used() is not None
 
@@ -177,15 +171,13 @@ def test_gradients_are_divided_by_the_number_of_micro_batches():
     torch.testing.assert_close(sizes[1], 4 * sizes[4])
 
 
-def test_after_a_failed_recording_every_step_is_plain_and_the_cause_is_said_once():
+def test_after_a_failed_recording_every_step_is_plain_and_the_cause_is_reported_once():
     error = RuntimeError("the capture was made invalid")
     error.__context__ = RuntimeError("operation not permitted\nwhen stream is capturing")
-    plain, model = small_model(seed=0), small_model(seed=0)
+    model = small_model(seed=0)
     captured, recorder, said = captured_of(model, recorder=Repeater(fails_with=error))
     steps = [[varied_batch(seed, (2, 1))] for seed in range(PLAIN_STEPS_FIRST + 3)]
-    wanted, _ = run_of(steps, plain)
-    found, _ = run_of(steps, model, captured)
-    assert torch.equal(found, wanted)
+    assert_trains_as_plain(steps, model, captured, rtol=0, atol=0)
     assert (captured.replayed, captured.plain) == (0, len(steps))
     assert len(said) == 1 and "operation not permitted when stream is capturing" in said[0]
 
@@ -198,31 +190,28 @@ def test_an_error_that_is_no_failure_of_recording_is_not_hidden():
     assert said == []
 
 
-def test_recorded_shapes_are_limited_and_it_is_said(monkeypatch):
+def test_recorded_shapes_are_limited_and_it_is_reported(monkeypatch):
     monkeypatch.setattr("maskperf.engine.graphs.MAX_GRAPHS", 1)
     model = small_model(seed=0)
     captured, recorder, said = captured_of(model)
-    for canvas in ((64, 96), (96, 64)):
+    for size in ((64, 96), (96, 64)):
         for seed in range(PLAIN_STEPS_FIRST + 2):
-            run_once(captured, varied_batch(seed, (1, 1), canvas))
+            run_once(captured, varied_batch(seed, (1, 1), size))
     assert recorder.recorded == 1 and captured.replayed == 2
     assert said == ["captured steps: 1 graphs are made; other shapes are launched anew"]
 
 
 def test_shapes_recorded_ahead_are_replayed_from_the_first_step():
-    plain, model = small_model(seed=0), small_model(seed=0)
+    model = small_model(seed=0)
     captured, recorder, said = captured_of(model)
-    captured.record([varied_batch(99, (1, 1), canvas) for canvas in ((64, 96), (96, 64))], parts=1)
+    captured.record([varied_batch(99, (1, 1), size) for size in ((64, 96), (96, 64))], parts=1)
     assert recorder.recorded == 2
     assert said == ["captured steps: 2 recorded, each with room for 3 objects an image"]
     steps = [
-        [varied_batch(seed, objects, canvas)]
-        for seed, (objects, canvas) in enumerate([((2, 1), (64, 96)), ((3, 0), (96, 64)), ((1, 1), (64, 96))])
+        [varied_batch(seed, objects, size)]
+        for seed, (objects, size) in enumerate([((2, 1), (64, 96)), ((3, 0), (96, 64)), ((1, 1), (64, 96))])
     ]
-    wanted, _ = run_of(steps, plain)
-    found, _ = run_of(steps, model, captured)
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
-    assert_same_weights(model, plain)
+    assert_trains_as_plain(steps, model, captured)
     assert (captured.replayed, captured.plain) == (3, 0)
     run_of([[varied_batch(9, (1, 1)), varied_batch(8, (1, 1))]], model, captured)
     assert captured.plain == 2  # another number of micro-batches is another recording
@@ -233,10 +222,10 @@ def test_shapes_recorded_ahead_are_replayed_from_the_first_step():
     assert (captured.replayed, captured.plain) == (5, 2)
 
 
-def test_a_recording_ahead_that_fails_is_said_and_every_step_is_plain():
+def test_a_recording_ahead_that_fails_is_reported_and_every_step_is_plain():
     model = small_model(seed=0)
     captured, recorder, said = captured_of(model, recorder=Repeater(fails_with=RuntimeError("no memory")))
-    captured.record([varied_batch(99, (1, 1), canvas) for canvas in ((64, 96), (96, 64))], parts=1)
+    captured.record([varied_batch(99, (1, 1), size) for size in ((64, 96), (96, 64))], parts=1)
     captured.make_room(LARGER)
     run_of([[varied_batch(0, (1, 1))]], model, captured)
     assert (captured.replayed, captured.plain) == (0, 1)
@@ -244,7 +233,7 @@ def test_a_recording_ahead_that_fails_is_said_and_every_step_is_plain():
 
 
 def test_what_a_data_set_needs_beyond_the_known_room_is_recorded_when_it_comes():
-    plain, model = small_model(seed=0), small_model(seed=0)
+    model = small_model(seed=0)
     captured, recorder, said = captured_of(model, capacities=(SMALLER,))
     captured.record([varied_batch(99, (1, 1))], parts=1)
     captured.make_room(replace(SMALLER, slots=2))
@@ -252,29 +241,22 @@ def test_what_a_data_set_needs_beyond_the_known_room_is_recorded_when_it_comes()
     captured.make_room(LARGER)
     assert len(said) == 2 and "need more room" in said[1]
     steps = [[varied_batch(seed, (6, 2))] for seed in range(PLAIN_STEPS_FIRST + 2)] + [[varied_batch(50, (2, 1))]]
-    wanted, _ = run_of(steps, plain)
-    found, _ = run_of(steps, model, captured)
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    assert_trains_as_plain(steps, model, captured)
     assert (captured.replayed, captured.plain) == (3, PLAIN_STEPS_FIRST)
     assert recorder.recorded == 2 and len(said) == 2
 
 
-def test_on_a_cpu_or_switched_off_nothing_is_captured():
+def test_switched_off_nothing_is_captured():
     said = []
     model = small_model(seed=0)
-    assert capture_steps(model, [SMALLER], topology=ALONE, say=said.append) is None
-    assert said == []
     with using(plain()):
-        assert capture_steps(model, [SMALLER], topology=alone_on(torch.device("cuda")), say=said.append) is None
+        assert capture_steps(model, [SMALLER], topology=Topology(device=torch.device("cuda")), say=said.append) is None
     assert len(said) == 1 and "captured steps: off" in said[0]
 
 
-def losses_and_gradients(model, batch):
-    """Return both, and no part of the graph: a capture must not meet nodes from outside."""
-    model.zero_grad(set_to_none=True)
-    losses = training_losses(model, batch)
-    losses.total().backward()
-    return losses.stacked().detach(), [parameter.grad.clone() for parameter in model.parameters()]
+def detached(losses, gradients):
+    """Return both without any part of the graph: a capture must not meet nodes from outside."""
+    return losses.stacked().detach(), [gradient.clone() for gradient in gradients.values()]
 
 
 @pytest.mark.gpu
@@ -285,10 +267,10 @@ def test_on_a_gpu_graphs_give_the_losses_and_gradients_of_plain_steps(dtype):
     model = small_model(seed=0).to(device)
     model.compute_dtype = dtype
     said = []
-    gradients, recorder = Gradients(model, alone_on(device)), CudaRecorder(device)
+    gradients, recorder = Gradients(model, Topology(device=device)), CudaRecorder(device)
     captured = CapturedSteps(model, (SMALLER, LARGER), gradients=gradients, recorder=recorder, say=said.append)
     for batch in [to_device(micro_batches[0], device) for micro_batches in VARIED]:
-        terms, gradients = losses_and_gradients(model, batch)
+        terms, gradients = detached(*losses_and_gradients(model, batch))
         replayed = captured.replayed
         result = run_once(captured, batch)
         if captured.replayed > replayed:
@@ -304,7 +286,7 @@ def test_on_a_gpu_graphs_give_the_losses_and_gradients_of_plain_steps(dtype):
 def test_on_a_gpu_a_step_never_waits_plain_or_replayed():
     device = torch.device("cuda", torch.cuda.current_device())
     model = small_model(seed=0).to(device)
-    gradients, recorder = Gradients(model, alone_on(device)), CudaRecorder(device)
+    gradients, recorder = Gradients(model, Topology(device=device)), CudaRecorder(device)
     captured = CapturedSteps(model, (SMALLER,), gradients=gradients, recorder=recorder, say=print)
     optimizer = build_optimizer(model, CONFIG)
     batch = to_device(varied_batch(0, (2, 1)), device)

@@ -17,7 +17,7 @@ from maskperf.errors import EXIT_DONE
 from maskperf.model.resnet import FrozenBatchNorm
 
 TESTS = Path(__file__).parents[1]
-ALONE = Topology(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
+ALONE = Topology()
 
 
 def _torchrun(*words: str) -> subprocess.CompletedProcess:

@@ -1,12 +1,11 @@
 from dataclasses import replace
 
-import numpy as np
 import pytest
+import small_batches
 import torch
-from golden_reference import flat_polygons
+from small_batches import losses_and_gradients, rectangle, varied_batch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from varied_batches import varied_batch
 
 import maskperf.engine.forward
 import maskperf.losses.rpn
@@ -18,7 +17,7 @@ from maskperf.engine.optimizer import build_optimizer, learning_rates_at, set_le
 from maskperf.model.mask_rcnn import feature_anchors, padded_anchors
 from maskperf.ops.matching import Matches
 from maskperf.recipes import demo
-from maskperf.structures import LOSS_NAMES, Batch, Images, Targets, to_device
+from maskperf.structures import LOSS_NAMES, to_device
 from maskperf.techniques import Techniques, using
 
 SMALL = replace(demo().model, num_classes=4, batch_norm="frozen", frozen_stages=2)
@@ -62,33 +61,18 @@ def pixels_of(index):
 
 
 def batch_of(indices, *, slots=2, with_truth=True):
-    """Return the pictures of these numbers on one canvas; their objects are the rectangles of `TRUTH`."""
-    boxes = torch.zeros(len(indices), slots, 4)
-    labels = torch.zeros(len(indices), slots, dtype=torch.int64)
-    rings, ring_offsets = [], [0]
-    for place, index in enumerate(indices):
-        for slot in range(slots):
-            if with_truth and slot < len(TRUTH[index][0]):
-                x1, y1, x2, y2 = TRUTH[index][0][slot]
-                boxes[place, slot] = torch.tensor([x1, y1, x2, y2])
-                labels[place, slot] = TRUTH[index][1][slot]
-                rings.append(np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]], np.float32))
-            ring_offsets.append(len(rings))
-    targets = Targets(boxes=boxes, labels=labels, valid=labels > 0, polygons=flat_polygons(rings, ring_offsets))
+    """Return the images of these numbers; their objects are the rectangles of `TRUTH`."""
+    objects = [
+        [(box, label, [rectangle(*box)]) for box, label in zip(*TRUTH[index], strict=True)] if with_truth else []
+        for index in indices
+    ]
     pixels = torch.stack([pixels_of(index) for index in indices])
-    return Batch(
-        images=Images(pixels=pixels, sizes_hw=torch.tensor([[HEIGHT, WIDTH]] * len(indices))),
-        targets=targets,
-        image_ids=torch.tensor(indices),
-        sample_seeds=torch.tensor([1000 + index for index in indices]),
-    )
+    return small_batches.batch_of(pixels, objects, (HEIGHT, WIDTH), indices, slots)
 
 
 def take_step(model, optimizer, batch, update):
-    optimizer.zero_grad(set_to_none=True)
     set_learning_rates(optimizer, learning_rates_at(update, OptimizerConfig(warmup_steps=10)))
-    losses = training_losses(model, batch)
-    losses.total().backward()
+    losses, _ = losses_and_gradients(model, batch)
     optimizer.step()
     return losses.stacked().detach()
 
@@ -119,31 +103,27 @@ def test_losses_are_finite_positive_and_their_sum_is_unweighted():
 @pytest.mark.parametrize("with_truth", [True, False])
 def test_every_trained_parameter_gets_a_finite_gradient(with_truth):
     model = model_of()
-    losses = training_losses(model, batch_of([0, 1], with_truth=with_truth))
-    losses.total().backward()
+    losses, gradients = losses_and_gradients(model, batch_of([0, 1], with_truth=with_truth))
     for name, parameter in model.named_parameters():
-        assert (parameter.grad is not None) is parameter.requires_grad, name
-        assert parameter.grad is None or parameter.grad.isfinite().all(), name
+        assert (gradients[name] is not None) is parameter.requires_grad, name
+        assert gradients[name] is None or gradients[name].isfinite().all(), name
     assert losses.stacked().isfinite().all()
 
 
 def test_batch_without_objects_trains_towards_background_only():
-    model = model_of()
-    losses = training_losses(model, batch_of([0, 1], with_truth=False))
-    losses.total().backward()
+    losses, gradients = losses_and_gradients(model_of(), batch_of([0, 1], with_truth=False))
     assert (losses.rpn_box.item(), losses.box.item(), losses.mask.item()) == (0, 0, 0)
     assert losses.objectness.item() > 0 and losses.classification.item() > 0
-    for name, parameter in model.named_parameters():
+    for name, gradient in gradients.items():
         if "bbox_pred" in name or ".mask." in name:
-            assert parameter.grad.abs().max() == 0, name
+            assert gradient.abs().max() == 0, name
         elif "cls_" in name:
-            assert parameter.grad.abs().max() > 0, name
+            assert gradient.abs().max() > 0, name
 
 
 def test_background_offsets_are_never_trained():
-    model = model_of()
-    training_losses(model, batch_of([0, 1])).total().backward()
-    gradient = model.roi_heads["box"].predictor.bbox_pred.weight.grad
+    _, gradients = losses_and_gradients(model_of(), batch_of([0, 1]))
+    gradient = gradients["roi_heads.box.predictor.bbox_pred.weight"]
     assert gradient[:4].abs().max() == 0
     assert gradient[4:].abs().max() > 0
 
@@ -187,33 +167,27 @@ def test_room_for_more_masks_changes_nothing_and_too_little_room_is_counted(monk
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("labels", [True, False])
-def test_masks_packed_over_the_images_give_the_losses_of_places_in_each_image(dtype, labels):
+def test_masks_packed_over_the_images_give_the_losses_of_slots_in_each_image(dtype, labels):
     model = model_of()
     model.compute_dtype = dtype
     techniques = Techniques().without("grouped_roi_align", *(() if labels else ("class_selected_outputs",)))
     batch = varied_batch(0, (3, 0, 2))
-    results = []
-    for places in (None, 40):
-        model.zero_grad()
-        with using(techniques):
-            losses = training_losses(model, batch, places)
-        assert losses.dropped_masks.item() == 0
-        losses.total().backward()
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
-        results.append((losses.stacked().detach(), gradients))
-    torch.testing.assert_close(results[1][0], results[0][0])
-    for packed, apart in zip(results[1][1], results[0][1], strict=True):
-        limit = apart.abs().max().item() * (1e-5 if dtype == torch.float32 else 2e-2)
-        torch.testing.assert_close(packed, apart, rtol=0, atol=limit + 1e-9)
+    with using(techniques):
+        (wanted, apart), (found, packed) = (losses_and_gradients(model, batch, slots) for slots in (None, 40))
+    assert wanted.dropped_masks.item() == found.dropped_masks.item() == 0
+    torch.testing.assert_close(found.stacked(), wanted.stacked())
+    for name, gradient in apart.items():
+        if gradient is not None:
+            limit = gradient.abs().max().item() * (1e-5 if dtype == torch.float32 else 2e-2)
+            torch.testing.assert_close(packed[name], gradient, rtol=0, atol=limit + 1e-9)
 
 
-def test_packed_masks_without_a_place_are_counted():
+def test_packed_masks_without_a_slot_are_counted():
     model, batch = build_model(SMALL, 0)[0], varied_batch(0, (3, 0, 2))
-    wanted = training_losses(model, batch)
-    assert training_losses(model, batch, 3).dropped_masks.item() > 0
     needed = 3 + training_losses(model, batch, 3).dropped_masks.item()
-    assert training_losses(model, batch, needed).dropped_masks.item() == 0
-    torch.testing.assert_close(training_losses(model, batch, needed).mask, wanted.mask)
+    exact = training_losses(model, batch, needed)
+    assert needed > 3 and exact.dropped_masks.item() == 0
+    torch.testing.assert_close(exact.mask, training_losses(model, batch).mask)
     assert training_losses(model, batch, needed - 1).dropped_masks.item() == 1
 
 
@@ -240,19 +214,14 @@ def test_anchors_of_the_feature_maps_are_counted_by_level():
     assert anchors[3].tolist() == (anchors[0] + torch.tensor([4.0, 0, 4, 0])).tolist()
 
 
-@pytest.mark.parametrize(
-    "wait",
-    [
-        lambda x: aten._local_scalar_dense(x.sum()),
-        lambda x: x.sum().item(),
-        lambda x: bool(x.any()),
-        lambda x: x[x > 0],
-        lambda x: x.nonzero(),
-        lambda x: torch.masked_select(x, x > 0),
-        lambda x: x.unique(),
-        lambda x: x.repeat_interleave((x > 0).long()),
-    ],
+WAITS = (
+    *(lambda x: aten._local_scalar_dense(x.sum()), lambda x: x.sum().item(), lambda x: bool(x.any())),
+    *(lambda x: x[x > 0], lambda x: x.nonzero(), lambda x: torch.masked_select(x, x > 0)),
+    *(lambda x: x.unique(), lambda x: x.repeat_interleave((x > 0).long())),
 )
+
+
+@pytest.mark.parametrize("wait", WAITS)
 def test_the_check_for_waiting_finds_every_kind_of_wait(wait):
     x = torch.tensor([1.0, 0.0])
     with pytest.raises(AssertionError, match="waits for the device"), NoWaiting():
@@ -283,13 +252,12 @@ def test_a_step_never_waits_for_the_device(monkeypatch, quota, with_truth, chang
     assert not torch.equal(model.rpn["head"].conv.weight, before)
 
 
-def test_a_step_in_bfloat16_with_places_shared_by_all_masks_never_waits():
+def test_a_step_in_bfloat16_with_slots_shared_by_all_masks_never_waits():
     model, batch = model_of(), batch_of([0, 1])
     model.compute_dtype = torch.bfloat16
     for _ in range(2):  # what is made once is made in the first
         with using(WAYS_OF_A_GPU), NoWaiting():
-            losses = training_losses(model, batch, 12)
-            losses.total().backward()
+            losses, _ = losses_and_gradients(model, batch, 12)
     assert losses.dropped_masks.item() == 0
 
 
@@ -319,7 +287,7 @@ def test_the_number_of_operators_does_not_follow_that_of_the_objects(monkeypatch
     for slots in (2, 2, 8, 90):  # the first makes what is made once
         batch = batch_of([0, 1], slots=slots)
         with using(WAYS_OF_A_GPU), Operators() as operators:
-            training_losses(model, batch, 12).total().backward()
+            losses_and_gradients(model, batch, 12)
         counts.append(operators.count)
     assert counts[1] == counts[2] == counts[3] > 100
 
@@ -341,26 +309,18 @@ class NothingOnTheHost(TorchDispatchMode):
 def test_on_a_device_that_is_no_cpu_nothing_of_a_step_touches_the_host(without, change):
     """The meta device has shapes and no numbers, so every read of a number fails there, and a GPU's ways are taken.
 
-    What is made once for a canvas is made in the first step, as before a capture.
+    What is made once for a padded size is made in the first step, as before a capture.
     """
     device = torch.device("meta")
     model = model_of(CHANCE_FREE).to(device)
     batch = to_device(change(batch_of([0, 1])), device)
     with using(Techniques().without(*without)):
-        training_losses(model, batch).total().backward()
+        losses_and_gradients(model, batch)
         with NothingOnTheHost():
-            training_losses(model, batch).total().backward()
+            losses_and_gradients(model, batch)
     for makes_one in (lambda: torch.ones(2), lambda: torch.tensor(1.0).to(device)):
         with pytest.raises(AssertionError, match="needs the host"), NothingOnTheHost():
             makes_one()
-
-
-def losses_and_gradients(model, batch, techniques):
-    model.zero_grad()
-    with using(techniques):
-        losses = training_losses(model, batch)
-    losses.total().backward()
-    return losses.stacked().detach(), {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
 WORK_TECHNIQUES = ("sparse_rpn_backward", "class_selected_outputs", "packed_positives")
@@ -372,9 +332,11 @@ NONE_OF_THEM = Techniques().without(*WORK_TECHNIQUES)
 @pytest.mark.parametrize("config", [SMALL, CHANCE_FREE, replace(SMALL, mask_slots_per_image=1)])
 def test_less_work_gives_the_same_losses_and_gradients(names, with_truth, config):
     model, batch = model_of(config), batch_of([0, 1], with_truth=with_truth)
-    wanted_losses, wanted = losses_and_gradients(model, batch, NONE_OF_THEM)
-    losses, found = losses_and_gradients(model, batch, replace(NONE_OF_THEM, **dict.fromkeys(names, True)))
-    torch.testing.assert_close(losses, wanted_losses, rtol=1e-6, atol=0)
+    with using(NONE_OF_THEM):
+        wanted_losses, wanted = losses_and_gradients(model, batch)
+    with using(replace(NONE_OF_THEM, **dict.fromkeys(names, True))):
+        losses, found = losses_and_gradients(model, batch)
+    torch.testing.assert_close(losses.stacked(), wanted_losses.stacked(), rtol=1e-6, atol=0)
     for name, gradient in wanted.items():
         assert (found[name] is None) == (gradient is None), name
         if gradient is not None:
@@ -426,14 +388,10 @@ def test_draws_of_an_image_follow_its_sample_seed(monkeypatch):
 
 def test_draws_of_an_image_do_not_depend_on_its_batch_mates(monkeypatch):
     model = model_of()
-    drawn = {
-        indices: recorded_rois(monkeypatch, model, batch_of(list(indices))) for indices in ((0, 1), (0, 2), (2, 0))
-    }
-    first = drawn[0, 1]
-    for indices, place in (((0, 2), 0), ((2, 0), 1)):
-        other = drawn[indices]
-        assert torch.equal(other.labels[place], first.labels[0])
-        assert torch.equal(other.valid[place], first.valid[0])
-        torch.testing.assert_close(other.boxes[place], first.boxes[0], rtol=1e-4, atol=1e-3)
+    first, second, third = (recorded_rois(monkeypatch, model, batch_of(pair)) for pair in ([0, 1], [0, 2], [2, 0]))
+    for other, index in ((second, 0), (third, 1)):
+        assert torch.equal(other.labels[index], first.labels[0])
+        assert torch.equal(other.valid[index], first.valid[0])
+        torch.testing.assert_close(other.boxes[index], first.boxes[0], rtol=1e-4, atol=1e-3)
     assert first.valid[0].sum() == SMALL.roi_samples_per_image
-    assert not torch.equal(drawn[0, 2].boxes[1], first.boxes[1])
+    assert not torch.equal(second.boxes[1], first.boxes[1])

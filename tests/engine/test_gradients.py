@@ -9,9 +9,8 @@ from maskperf.engine.distributed import Topology
 from maskperf.engine.forward import training_losses
 from maskperf.engine.gradients import ALIGNMENT, Gradients, backward
 
-CPU = torch.device("cpu")
-ALONE = Topology(rank=0, world=1, local_rank=0, device=CPU)
-FIRST_OF_TWO = Topology(rank=0, world=2, local_rank=0, device=CPU)
+ALONE = Topology()
+FIRST_OF_TWO = Topology(world=2)
 
 
 class Work:

@@ -8,16 +8,16 @@ from maskperf.data.images.sampler import steps_per_epoch
 from maskperf.engine.optimizer import build_optimizer, learning_rates_at, set_learning_rates
 from maskperf.model.mask_rcnn import MaskRcnn
 
-BATCH_96 = OptimizerConfig(
-    batch_size=96,
-    learning_rate=0.12,
-    warmup_method="mlperf_linear",
-    warmup_steps=625,
-    warmup_factor=1.92e-4,
-    decay_steps=(12000, 16000),
-)
+
+def config_of(method: str, rate: float = 0.1, steps: int = 10, factor: float = 0.01, decay_steps=()) -> OptimizerConfig:
+    return OptimizerConfig(
+        learning_rate=rate, warmup_method=method, warmup_steps=steps, warmup_factor=factor, decay_steps=decay_steps
+    )
+
+
+BATCH_96 = config_of("mlperf_linear", 0.12, 625, 1.92e-4, (12000, 16000))
 DEFAULT = OptimizerConfig()
-CONSTANT = OptimizerConfig(learning_rate=0.3, warmup_method="constant", warmup_steps=10, warmup_factor=0.25)
+CONSTANT = config_of("constant", 0.3, 10, 0.25, (480000, 640000))
 
 
 def small_net():
@@ -33,57 +33,42 @@ def names_by_group(net, optimizer):
     return [{name_of[parameter] for parameter in group["params"]} for group in optimizer.param_groups]
 
 
-@pytest.mark.parametrize(
-    ("update", "weights", "biases"),
-    [
-        (1, 0.000192, 0.120192),
-        (100, 0.0192, 0.1392),
-        (624, 0.119808, 0.239808),
-        (625, 0.12, 0.24),
-        (11999, 0.12, 0.24),
-        (12000, 0.012, 0.024),
-        (15999, 0.012, 0.024),
-        (16000, 0.0012, 0.0024),
-    ],
-)
-def test_mlperf_warm_up_takes_the_same_amount_from_weights_and_biases(update, weights, biases):
-    assert learning_rates_at(update, BATCH_96) == (pytest.approx(weights), pytest.approx(biases))
+# For each update the rates of weights and, if they are not twice as high, biases.
+RATES = {
+    # Takes the same amount from weights and biases.
+    BATCH_96: {
+        1: (0.000192, 0.120192),
+        100: (0.0192, 0.1392),
+        624: (0.119808, 0.239808),
+        625: 0.12,
+        11999: 0.12,
+        12000: 0.012,
+        15999: 0.012,
+        16000: 0.0012,
+    },
+    # A factor on both.
+    DEFAULT: {
+        1: 0.000836666667,
+        250: 0.00166666667,
+        499: 0.00249666667,
+        500: 0.0025,
+        479999: 0.0025,
+        480000: 0.00025,
+        639999: 0.00025,
+        640000: 0.000025,
+    },
+    CONSTANT: {1: 0.075, 9: 0.075, 10: 0.3, 11: 0.3},
+    # Decay inside the warm-up scales what the warm-up leaves.
+    config_of("mlperf_linear", decay_steps=(5,)): {4: (0.04, 0.14), 5: (0.005, 0.015)},
+}
 
 
 @pytest.mark.parametrize(
-    ("update", "rate"),
-    [
-        (1, 0.000836666667),
-        (250, 0.00166666667),
-        (499, 0.00249666667),
-        (500, 0.0025),
-        (479999, 0.0025),
-        (480000, 0.00025),
-        (639999, 0.00025),
-        (640000, 0.000025),
-    ],
+    ("config", "update", "rates"), [(config, *row) for config, rows in RATES.items() for row in rows.items()]
 )
-def test_linear_warm_up_is_a_factor_on_both_rates(update, rate):
-    assert learning_rates_at(update, DEFAULT) == (pytest.approx(rate), pytest.approx(2 * rate))
-
-
-@pytest.mark.parametrize(("update", "rate"), [(1, 0.075), (9, 0.075), (10, 0.3), (11, 0.3)])
-def test_constant_warm_up_holds_its_factor_until_it_ends(update, rate):
-    assert learning_rates_at(update, CONSTANT) == (pytest.approx(rate), pytest.approx(2 * rate))
-
-
-def test_decay_inside_the_warm_up_scales_what_the_warm_up_leaves():
-    config = OptimizerConfig(
-        learning_rate=0.1, warmup_method="mlperf_linear", warmup_steps=10, warmup_factor=0.01, decay_steps=(5,)
-    )
-    assert learning_rates_at(4, config) == (pytest.approx(0.04), pytest.approx(0.14))
-    assert learning_rates_at(5, config) == (pytest.approx(0.005), pytest.approx(0.015))
-
-
-def test_setting_rates_changes_the_groups_in_order():
-    optimizer = build_optimizer(small_net(), DEFAULT)
-    set_learning_rates(optimizer, (0.5, 0.75))
-    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.75]
+def test_learning_rates_follow_warm_up_and_decay(config, update, rates):
+    rates = rates if isinstance(rates, tuple) else (rates, 2 * rates)
+    assert learning_rates_at(update, config) == pytest.approx(rates)
 
 
 def test_biases_form_the_second_group_without_decay_and_frozen_parameters_are_left_out():
@@ -139,24 +124,23 @@ def test_a_lower_rate_does_not_rescale_the_momentum():
     assert weight.item() == pytest.approx(-1.0 - 0.1 * 0.9)
 
 
-@pytest.mark.parametrize(
-    ("batch_size", "steps"),
-    [
-        (2, 58_634),
-        (4, 29_317),
-        (8, 14_659),
-        (16, 7_330),
-        (32, 3_665),
-        (48, 2_444),
-        (64, 1_833),
-        (88, 1_333),
-        (96, 1_222),
-        (112, 1_048),
-        (128, 917),
-        (192, 611),
-        (256, 459),
-        (272, 432),
-    ],
-)
-def test_steps_per_epoch_are_those_of_the_benchmark(batch_size, steps):
-    assert steps_per_epoch(117_266, batch_size) == steps
+STEPS_PER_EPOCH = {
+    2: 58_634,
+    4: 29_317,
+    8: 14_659,
+    16: 7_330,
+    32: 3_665,
+    48: 2_444,
+    64: 1_833,
+    88: 1_333,
+    96: 1_222,
+    112: 1_048,
+    128: 917,
+    192: 611,
+    256: 459,
+    272: 432,
+}
+
+
+def test_steps_per_epoch_are_those_of_the_benchmark():
+    assert {size: steps_per_epoch(117_266, size) for size in STEPS_PER_EPOCH} == STEPS_PER_EPOCH

@@ -1,7 +1,8 @@
+from functools import partial
+
 import torch
-from small_batches import SMALL
-from test_captured import CONFIG, SMALLER, Repeater, alone_on
-from varied_batches import varied_batch
+from small_batches import SMALL, varied_batch
+from test_captured import ALONE, CONFIG, SMALLER, Repeater
 
 from maskperf.engine.build import build_model
 from maskperf.engine.forward import training_losses
@@ -55,32 +56,13 @@ def test_where_no_step_may_drop_masks_nothing_is_read():
     assert under_way.add(step, []) == [step] and under_way.rest() == []
 
 
-def small_training(mask_places):
+def small_training(num_mask_slots):
     model = build_model(SMALL, 0)[0]
-    captured = CapturedSteps(
-        model,
-        [SMALLER],
-        gradients=Gradients(model, alone_on(CPU)),
-        recorder=Repeater(),
-        say=lambda text: None,
-        mask_places=mask_places,
-    )
+    options = {"gradients": Gradients(model, ALONE), "recorder": Repeater(), "say": print}
+    captured = CapturedSteps(model, [SMALLER], **options, num_mask_slots=num_mask_slots)
     captured.record([varied_batch(0, (2, 1))], parts=1)
-    optimizer = build_optimizer(model, CONFIG)
-
-    def train(batches, *, update, all_masks):
-        return train_step(
-            model,
-            optimizer,
-            batches,
-            update=update,
-            config=CONFIG,
-            topology=alone_on(CPU),
-            captured=captured,
-            all_masks=all_masks,
-        )
-
-    return model, train
+    always = {"config": CONFIG, "topology": ALONE, "captured": captured}
+    return model, partial(train_step, model, build_optimizer(model, CONFIG), **always)
 
 
 def test_weights_are_those_of_every_batch_once_the_crowded_one_a_step_later():
@@ -88,7 +70,7 @@ def test_weights_are_those_of_every_batch_once_the_crowded_one_a_step_later():
     needed = [int(training_losses(build_model(SMALL, 0)[0], batch, 1).dropped_masks) + 1 for batch in batches]
     crowded = needed.index(max(needed))
     assert needed.count(max(needed)) == 1 and crowded < 3  # so one batch finds too few places, and another follows
-    model, train = small_training(mask_places=max(needed) - 1)
+    model, train = small_training(num_mask_slots=max(needed) - 1)
     under_way, settled = StepsUnderWay(train, may_drop_masks=True), []
     for update, batch in enumerate(batches, start=1):
         result = train([batch], update=update, all_masks=False)
@@ -97,7 +79,7 @@ def test_weights_are_those_of_every_batch_once_the_crowded_one_a_step_later():
     settled += under_way.rest()
     assert numbers_of(settled) == [(update, 0) for update in (1, 2, 3, 4)]
 
-    plain, train = small_training(mask_places=None)
+    plain, train = small_training(num_mask_slots=None)
     order = [number for number in range(4) if number != crowded]
     order.insert(crowded + 1, crowded)  # after the step that was under way
     losses = {number: train([batches[number]], update=number + 1, all_masks=True).losses for number in order}
@@ -109,7 +91,7 @@ def test_weights_are_those_of_every_batch_once_the_crowded_one_a_step_later():
 
 def test_a_step_without_room_leaves_weights_and_momentum_alone():
     batch = varied_batch(0, (2, 1))
-    model, train = small_training(mask_places=1)
+    model, train = small_training(num_mask_slots=1)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert train([batch], update=1, all_masks=False).dropped_masks > 0
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -81,10 +81,8 @@ def synthetic_results(data_set: dict, seed: int) -> tuple[list[dict], list[dict]
         category_id = annotation["category_id"] if generator.random() < 0.8 else UNSEEN
         owner = {"image_id": annotation["image_id"], "category_id": category_id}
         found_score = round(float(generator.uniform(0.05, 1)), 1)
-        code = coco_masks.frPyObjects([rectangle(moved)], HEIGHT, WIDTH)[0]
         boxes.append({**owner, "bbox": moved, "score": found_score})
-        segmentation = {"size": [HEIGHT, WIDTH], "counts": code["counts"].decode()}
-        masks.append({**owner, "segmentation": segmentation, "score": found_score})
+        masks.append({**owner, "segmentation": mask_code(moved, (HEIGHT, WIDTH)), "score": found_score})
     return boxes, masks
 
 
@@ -100,11 +98,14 @@ def one_object(identifier: int = 1, **changes) -> dict:
     }
 
 
+def mask_code(box_xywh, size_hw=(40, 50)) -> dict:
+    code = coco_masks.frPyObjects([rectangle(box_xywh)], *size_hw)[0]
+    return {"size": list(size_hw), "counts": code["counts"].decode()}
+
+
 def one_hit() -> tuple[list[dict], list[dict]]:
-    owner = {"image_id": 6, "category_id": 3, "score": 0.9}
-    code = coco_masks.frPyObjects([rectangle([5, 8, 10, 20])], 40, 50)[0]
-    box = {**owner, "bbox": [5.0, 8.0, 10.0, 20.0]}
-    return [box], [{**owner, "segmentation": {"size": [40, 50], "counts": code["counts"].decode()}}]
+    owner, box = {"image_id": 6, "category_id": 3, "score": 0.9}, [5.0, 8.0, 10.0, 20.0]
+    return [{**owner, "bbox": box}], [{**owner, "segmentation": mask_code(box)}]
 
 
 def as_entries(boxes: list[dict], masks: list[dict]) -> tuple[list[dict], list[dict]]:
@@ -112,20 +113,25 @@ def as_entries(boxes: list[dict], masks: list[dict]) -> tuple[list[dict], list[d
 
 
 def as_columns(boxes: list[dict], masks: list[dict]) -> tuple[Results, Results]:
+    def column(entries: list[dict], key: str, dtype: type) -> np.ndarray:
+        return np.array([entry[key] for entry in entries], dtype)
+
+    codes = [entry["segmentation"] for entry in masks]
     table = ResultTable(
-        image_ids=np.array([entry["image_id"] for entry in boxes], dtype=np.int64),
-        category_ids=np.array([entry["category_id"] for entry in boxes], dtype=np.int64),
-        scores=np.array([entry["score"] for entry in boxes], dtype=np.float64),
-        boxes_xywh=np.array([entry["bbox"] for entry in boxes], dtype=np.float64).reshape(-1, 4),
-        mask_areas=np.array([coco_masks.area(entry["segmentation"]) for entry in masks], dtype=np.int64),
-        sizes_hw=np.array([entry["segmentation"]["size"] for entry in masks], dtype=np.int64).reshape(-1, 2),
-        codes=np.array([entry["segmentation"]["counts"] for entry in masks], object),
+        image_ids=column(boxes, "image_id", np.int64),
+        category_ids=column(boxes, "category_id", np.int64),
+        scores=column(boxes, "score", np.float64),
+        boxes_xywh=column(boxes, "bbox", np.float64).reshape(-1, 4),
+        mask_areas=np.array([coco_masks.area(code) for code in codes], dtype=np.int64),
+        sizes_hw=column(codes, "size", np.int64).reshape(-1, 2),
+        codes=column(codes, "counts", object),
     )
     return box_and_mask_results(table)
 
 
 BOTH_ENGINES = pytest.mark.parametrize("engine", ["official", "fast"])
 BOTH_FORMS = pytest.mark.parametrize("form", [as_entries, as_columns])
+SEEDS = pytest.mark.parametrize("seed", range(6))
 
 
 @pytest.fixture
@@ -136,6 +142,21 @@ def write_truth(tmp_path):
         return GroundTruth(path)
 
     return write
+
+
+@pytest.fixture
+def synthetic(write_truth):
+    """Return a function that makes ground truth and results of a seed."""
+
+    def make(seed: int) -> tuple[GroundTruth, tuple[list[dict], list[dict]]]:
+        data_set = synthetic_data_set(seed)
+        return write_truth(data_set), synthetic_results(data_set, seed)
+
+    return make
+
+
+def is_perfect(scores) -> bool:
+    return (scores.box_ap, scores.mask_ap) == pytest.approx((1, 1), abs=1e-9)
 
 
 @BOTH_ENGINES
@@ -150,20 +171,20 @@ def test_golden_results_give_the_golden_numbers(engine, form):
     assert (len(scores.box_ap_per_category), scores.engine, scores.seconds > 0) == (80, engine, True)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_both_engines_agree_exactly(write_truth, seed):
-    data_set = synthetic_data_set(seed)
-    truth, results = write_truth(data_set), synthetic_results(data_set, seed)
-    fast, official = score(truth, *results, engine="fast"), score(truth, *results, engine="official")
+@SEEDS
+@pytest.mark.parametrize("limit", [100, 11, 30, 101])
+def test_both_engines_agree_exactly(synthetic, seed, limit):
+    truth, results = synthetic(seed)
+    fast, official = (score(truth, *results, engine=engine, max_detections=limit) for engine in ("fast", "official"))
     assert agree(fast, official) == []
-    assert min(official.box_stats + official.mask_stats) > 0
+    assert limit != 100 or min(official.box_stats + official.mask_stats) > 0
     assert fast.box_ap_per_category == official.box_ap_per_category
     assert fast.mask_ap_per_category == official.mask_ap_per_category
 
 
-def test_category_without_truth_is_left_out_of_the_mean_and_one_without_detections_counts_zero(write_truth):
-    data_set = synthetic_data_set(1)
-    scores = score(write_truth(data_set), *synthetic_results(data_set, 1), engine="official")
+def test_category_without_truth_is_left_out_of_the_mean_and_one_without_detections_counts_zero(synthetic):
+    truth, results = synthetic(1)
+    scores = score(truth, *results, engine="official")
     per_category = scores.box_ap_per_category
     assert list(per_category) == [f"kind {identifier}" for identifier in CATEGORY_IDS]
     assert per_category["kind 44"] is None and scores.mask_ap_per_category["kind 44"] is None
@@ -174,9 +195,8 @@ def test_category_without_truth_is_left_out_of_the_mean_and_one_without_detectio
 
 
 @BOTH_ENGINES
-def test_scoring_again_gives_the_same_and_leaves_the_results_alone(write_truth, engine):
-    data_set = synthetic_data_set(2)
-    truth, results = write_truth(data_set), synthetic_results(data_set, 2)
+def test_scoring_again_gives_the_same_and_leaves_the_results_alone(synthetic, engine):
+    truth, results = synthetic(2)
     before = copy.deepcopy(results)
     first, second = score(truth, *results, engine=engine), score(truth, *results, engine=engine)
     assert results == before
@@ -195,9 +215,7 @@ def test_no_detections_give_zero(write_truth, engine, form):
 @BOTH_ENGINES
 @pytest.mark.parametrize("identifier", [0, 17])
 def test_a_match_to_annotation_id_zero_counts(write_truth, engine, identifier):
-    scores = score(write_truth(one_object(identifier)), *one_hit(), engine=engine)
-    assert scores.box_ap == pytest.approx(1, abs=1e-9)
-    assert scores.mask_ap == pytest.approx(1, abs=1e-9)
+    assert is_perfect(score(write_truth(one_object(identifier)), *one_hit(), engine=engine))
 
 
 @BOTH_ENGINES
@@ -236,18 +254,15 @@ def test_detections_on_a_crowd_are_neither_right_nor_wrong(write_truth, engine):
     code = coco_masks.encode(np.asfortranarray(region))
     boxes.append({**boxes[0], "score": 0.95, "bbox": [30.0, 5.0, 10.0, 10.0]})
     masks.append({**masks[0], "score": 0.95, "segmentation": {"size": [40, 50], "counts": code["counts"].decode()}})
-    scores = score(write_truth(data_set), boxes, masks, engine=engine)
-    assert scores.box_ap == pytest.approx(1, abs=1e-9)
-    assert scores.mask_ap == pytest.approx(1, abs=1e-9)
+    assert is_perfect(score(write_truth(data_set), boxes, masks, engine=engine))
 
 
-def test_a_box_inside_mask_results_changes_nothing(write_truth):
-    data_set = synthetic_data_set(3)
-    truth, (boxes, masks) = write_truth(data_set), synthetic_results(data_set, 3)
+@BOTH_ENGINES
+def test_a_box_inside_mask_results_changes_nothing(synthetic, engine):
+    truth, (boxes, masks) = synthetic(3)
     with_boxes = [{**mask, "bbox": [0.0, 0.0, 1.0, 1.0]} for mask in masks]
-    for engine in ("fast", "official"):
-        plain = score(truth, boxes, masks, engine=engine)
-        assert agree(plain, score(truth, boxes, with_boxes, engine=engine)) == []
+    plain = score(truth, boxes, masks, engine=engine)
+    assert agree(plain, score(truth, boxes, with_boxes, engine=engine)) == []
 
 
 def test_the_fast_engine_sees_the_file_s_annotations_after_the_official_one_has_run(write_truth):
@@ -263,16 +278,13 @@ def test_nothing_is_printed(write_truth, engine, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("image_id", 7),
-        ("category_id", 4),
-        ("score", math.nan),
-        ("score", math.inf),
-        ("bbox", [0.0, math.nan, 1.0, 1.0]),
-    ],
-)
+BAD_VALUES = [
+    *(("image_id", 7), ("category_id", 4), ("score", math.nan), ("score", math.inf)),
+    *(("bbox", [0.0, math.nan, 1.0, 1.0]), ("bbox", [0.0, math.inf, 1.0, 1.0])),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), BAD_VALUES)
 def test_a_bad_box_result_is_named(write_truth, field, value):
     boxes, masks = one_hit()
     boxes.append({**boxes[0], field: value})
@@ -329,9 +341,8 @@ def test_every_number_that_differs_is_listed(write_truth):
 
 @BOTH_ENGINES
 @pytest.mark.parametrize("seed", range(4))
-def test_columns_score_like_entries(write_truth, seed, engine):
-    data_set = synthetic_data_set(seed)
-    truth, results = write_truth(data_set), synthetic_results(data_set, seed)
+def test_columns_score_like_entries(synthetic, seed, engine):
+    truth, results = synthetic(seed)
     entries = score(truth, *results, engine=engine)
     columns = score(truth, *as_columns(*results), engine=engine)
     assert min(entries.box_stats + entries.mask_stats) > 0
@@ -348,13 +359,10 @@ def test_ids_beyond_the_exact_floating_point_numbers_are_kept(write_truth, kind)
     else:
         data_set["categories"] = [{"id": number, "name": "cup"}, {"id": number - 1, "name": "fork"}]
     data_set["annotations"][0][kind] = boxes[0][kind] = masks[0][kind] = number
-    scores = score(write_truth(data_set), *as_columns(boxes, masks), engine="fast")
-    assert scores.box_ap == pytest.approx(1, abs=1e-9) and scores.mask_ap == pytest.approx(1, abs=1e-9)
+    assert is_perfect(score(write_truth(data_set), *as_columns(boxes, masks), engine="fast"))
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("image_id", 7), ("category_id", 4), ("score", math.nan), ("bbox", [0.0, math.inf, 1.0, 1.0])]
-)
+@pytest.mark.parametrize(("field", "value"), BAD_VALUES)
 def test_a_bad_row_is_named_as_an_entry_is(write_truth, field, value):
     boxes, masks = ([entry] * 3 for (entry,) in one_hit())
     boxes[1] = {**boxes[1], field: value}
@@ -384,25 +392,15 @@ def many_objects(count: int) -> tuple[dict, tuple[list[dict], list[dict]]]:
     ]
     owner = {"image_id": 6, "category_id": 3}
     boxes = [{**owner, "bbox": place, "score": 0.9} for place in places]
-    codes = [coco_masks.frPyObjects([rectangle(place)], 240, 240)[0]["counts"].decode() for place in places]
-    masks = [{**owner, "segmentation": {"size": [240, 240], "counts": code}, "score": 0.9} for code in codes]
+    masks = [{**owner, "segmentation": mask_code(place, (240, 240)), "score": 0.9} for place in places]
     return document, (boxes, masks)
 
 
 @BOTH_ENGINES
-@pytest.mark.parametrize(
-    ("objects", "limit", "recall", "recall_of_ten"),
-    [
-        (150, 100, 100 / 150, 10 / 150),
-        (150, 150, 1.0, 10 / 150),
-        (150, 120, 120 / 150, 10 / 150),
-        (150, 400, 1.0, 10 / 150),
-        (150, 11, 11 / 150, 10 / 150),
-        (40, 20, 0.5, 0.25),
-    ],
-)
-def test_only_the_best_detections_of_an_image_count(write_truth, engine, objects, limit, recall, recall_of_ten):
+@pytest.mark.parametrize(("objects", "limit"), [*((150, limit) for limit in (100, 150, 120, 400, 11)), (40, 20)])
+def test_only_the_best_detections_of_an_image_count(write_truth, engine, objects, limit):
     document, results = many_objects(objects)
+    recall, recall_of_ten = min(limit, objects) / objects, 10 / objects
     scores = score(write_truth(document), *results, engine=engine, max_detections=limit)
     assert scores.max_detections == limit and stat_names(limit)[8] == f"AR with {limit} detections"
     for stats in (scores.box_stats, scores.mask_stats):
@@ -413,20 +411,10 @@ def test_only_the_best_detections_of_an_image_count(write_truth, engine, objects
         assert stats[4] == stats[5] == -1.0
 
 
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("limit", [11, 30, 101])
-def test_both_engines_agree_with_an_own_limit(write_truth, seed, limit):
-    data_set = synthetic_data_set(seed)
-    truth, results = write_truth(data_set), synthetic_results(data_set, seed)
-    fast, official = (score(truth, *results, engine=engine, max_detections=limit) for engine in ("fast", "official"))
-    assert agree(fast, official) == [] and fast.box_ap_per_category == official.box_ap_per_category
-
-
-@pytest.mark.parametrize("seed", range(6))
+@SEEDS
 @BOTH_ENGINES
-def test_the_own_summary_is_that_of_the_engines(write_truth, monkeypatch, seed, engine):
-    data_set = synthetic_data_set(seed)
-    truth, results = write_truth(data_set), synthetic_results(data_set, seed)
+def test_the_own_summary_is_that_of_the_engines(synthetic, monkeypatch, seed, engine):
+    truth, results = synthetic(seed)
     theirs = score(truth, *results, engine=engine)
     monkeypatch.setattr(scores_module, "COCO_DETECTIONS", 0)  # no number is theirs now
     own = score(truth, *results, engine=engine, max_detections=100)
@@ -438,7 +426,7 @@ TRAINED = {1: "cat", 3: "kind 3", 7: "kind 7", 8: "kind 8", UNSEEN: f"kind {UNSE
 
 
 @BOTH_ENGINES
-@pytest.mark.parametrize("seed", range(6))
+@SEEDS
 def test_categories_without_ground_truth_change_no_number(tmp_path, write_truth, engine, seed):
     data_set = synthetic_data_set(seed)
     results = synthetic_results(data_set, seed)

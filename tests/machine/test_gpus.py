@@ -32,24 +32,13 @@ def answers(monkeypatch, outputs):
     monkeypatch.setattr(gpus, "count_cards", lambda folder: 2)
 
 
-def test_fields_of_two_gpus():
+def test_fields_of_a_gpu_and_those_that_it_does_not_have():
     first, second = map(gpus.gpu_of_row, gpus.query_rows(TWO_H100))
-    assert first == GpuFacts(
-        index=0,
-        name="NVIDIA H100 80GB HBM3",
-        memory_gib=81559 / 1024,
-        memory_used_gib=4 / 1024,
-        power_limit_watts=700.0,
-        maximum_sm_mhz=1980.0,
-        maximum_memory_mhz=2619.0,
-        pcie_generation=5,
-        pcie_lanes=16,
-        is_split=False,
-    )
+    sizes = {"memory_gib": 81559 / 1024, "memory_used_gib": 4 / 1024, "power_limit_watts": 700.0}
+    clocks = {"maximum_sm_mhz": 1980.0, "maximum_memory_mhz": 2619.0}
+    bus = {"pcie_generation": 5, "pcie_lanes": 16, "is_split": False}
+    assert first == GpuFacts(index=0, name="NVIDIA H100 80GB HBM3", **sizes, **clocks, **bus)
     assert (second.index, second.is_split) == (1, True)
-
-
-def test_a_value_that_a_gpu_does_not_have_is_unknown():
     (gpu,) = map(gpus.gpu_of_row, gpus.query_rows(LAPTOP))
     assert (gpu.power_limit_watts, gpu.is_split, gpu.memory_gib, gpu.pcie_lanes) == (None, None, 2.0, 4)
 
@@ -61,16 +50,16 @@ def test_other_text_is_no_gpu(text):
     assert gpus.query_rows(text) == []
 
 
-def test_links_among_gpus_without_network_cards():
-    links = gpus.parse_links(TOPOLOGY, 2)
-    assert links == (("X", "NV18"), ("NV18", "X"))
-    assert gpus.link_summary(links) == "NV18 (1 pairs)"
-
-
-def test_links_of_another_number_of_gpus_are_unknown():
-    assert gpus.parse_links(TOPOLOGY, 3) == ()
-    assert gpus.parse_links("", 2) == ()
-    assert gpus.link_summary(()) is None
+@pytest.mark.parametrize(
+    ("text", "count", "links", "summary"),
+    [
+        (TOPOLOGY, 2, (("X", "NV18"), ("NV18", "X")), "NV18 (1 pairs)"),  # without network cards
+        (TOPOLOGY, 3, (), None),  # another number of GPUs
+        ("", 2, (), None),
+    ],
+)
+def test_links_among_gpus(text, count, links, summary):
+    assert gpus.parse_links(text, count) == links and gpus.link_summary(links) == summary
 
 
 def test_several_kinds_of_link_are_counted():

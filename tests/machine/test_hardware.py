@@ -102,13 +102,8 @@ def test_ports_of_infiniband(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        ("/home/me", "ext4"),
-        ("/data/coco", "tmpfs"),  # mounted over the xfs
-        ("/data/my nfs/coco", "nfs4"),
-        ("/database", "ext4"),  # not below /data
-    ],
+    ("path", "expected"),  # the tmpfs is mounted over the xfs, and /database is not below /data
+    [("/home/me", "ext4"), ("/data/coco", "tmpfs"), ("/data/my nfs/coco", "nfs4"), ("/database", "ext4")],
 )
 def test_the_longest_mount_point_and_the_last_of_equals_counts(path, expected):
     assert hardware.file_system_of(MOUNTS, Path(path)) == expected
@@ -120,10 +115,6 @@ def make_disk(folder, rotational=None):
     return folder
 
 
-def add_partition(disk, name):
-    return write(disk / name, partition=1)
-
-
 def test_a_volume_is_described_by_the_disks_below_it(tmp_path, monkeypatch):
     disks = [make_disk(tmp_path / name, rotational=0) for name in ("nvme0n1", "nvme1n1")]
     for disk in disks:
@@ -132,7 +123,7 @@ def test_a_volume_is_described_by_the_disks_below_it(tmp_path, monkeypatch):
     raid = make_disk(tmp_path / "md0", rotational=0)
     write(raid / "slaves")
     (raid / "slaves" / "nvme0n1").symlink_to(disks[0])
-    (raid / "slaves" / "nvme1n1p1").symlink_to(add_partition(disks[1], "nvme1n1p1"))
+    (raid / "slaves" / "nvme1n1p1").symlink_to(write(disks[1] / "nvme1n1p1", partition=1))
     found = hardware.disks_below(raid)
     monkeypatch.setattr(hardware, "disks_below", lambda link: found)
     monkeypatch.setattr(hardware, "file_system_of", lambda mounts, folder: "xfs")
@@ -143,7 +134,7 @@ def test_a_volume_is_described_by_the_disks_below_it(tmp_path, monkeypatch):
 
 def test_a_partition_is_its_disk_and_no_device_is_no_disk(tmp_path):
     disk = make_disk(tmp_path / "nvme0n1")
-    (tmp_path / "259:2").symlink_to(add_partition(disk, "nvme0n1p2"))
+    (tmp_path / "259:2").symlink_to(write(disk / "nvme0n1p2", partition=1))
     assert hardware.disks_below(tmp_path / "259:2") == [disk]
     assert hardware.disks_below(tmp_path / "0:51") == []
 

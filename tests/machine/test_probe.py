@@ -45,45 +45,42 @@ def test_name_of_a_system_without_a_distribution(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("groups", "expected"),
+    ("mark", "text", "expected"),
     [
-        ("0::/kubepods.slice/pod1", "kubernetes"),
-        ("4:memory:/docker/abc", "docker"),
-        ("1:name=systemd:/lxc/c1", "lxc"),
-        ("0::/init.scope", None),
+        ("proc/1/cgroup", "0::/kubepods.slice/pod1", "kubernetes"),
+        ("proc/1/cgroup", "4:memory:/docker/abc", "docker"),
+        ("proc/1/cgroup", "1:name=systemd:/lxc/c1", "lxc"),
+        ("proc/1/cgroup", "0::/init.scope", None),
+        (".dockerenv", "", "docker"),
+        ("run/.containerenv", "", "podman"),
+        ("elsewhere", "", None),
     ],
 )
-def test_container_by_its_group(tmp_path, monkeypatch, groups, expected):
+def test_a_container_is_known_by_its_marks(tmp_path, monkeypatch, mark, text, expected):
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    (tmp_path / "proc" / "1").mkdir(parents=True)
-    (tmp_path / "proc" / "1" / "cgroup").write_text(groups)
+    (tmp_path / mark).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / mark).write_text(text)
     assert probe.container(tmp_path) == expected
-
-
-def test_container_by_its_marks(tmp_path, monkeypatch):
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    assert probe.container(tmp_path) is None
-    (tmp_path / ".dockerenv").touch()
-    assert probe.container(tmp_path) == "docker"
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / ".containerenv").touch()
-    assert probe.container(tmp_path) == "podman"
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     assert probe.container(tmp_path) == "kubernetes"
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("parse", "text", "expected"),
     [
-        ("cuda: Optional[str] = '13.0'\nhip: Optional[str] = None", "13.0"),
-        ("cuda: Optional[str] = None\nhip: Optional[str] = None", "cpu"),
-        ("cuda: Optional[str] = None\nhip: Optional[str] = '6.4'", "rocm 6.4"),
-        ("cuda = '12.8'", "12.8"),
-        ("", None),
+        (probe.parse_torch_build, "cuda: Optional[str] = '13.0'\nhip: Optional[str] = None", "13.0"),
+        (probe.parse_torch_build, "cuda: Optional[str] = None\nhip: Optional[str] = None", "cpu"),
+        (probe.parse_torch_build, "cuda: Optional[str] = None\nhip: Optional[str] = '6.4'", "rocm 6.4"),
+        (probe.parse_torch_build, "cuda = '12.8'", "12.8"),
+        (probe.parse_torch_build, "", None),
+        (probe.parse_timedatectl, "Timezone=UTC\nNTP=yes\nNTPSynchronized=yes\n", True),
+        (probe.parse_timedatectl, "NTPSynchronized=no", False),
+        (probe.parse_timedatectl, "NTP=yes", None),
+        (probe.parse_timedatectl, "", None),
     ],
 )
-def test_build_of_torch_in_its_version_file(text, expected):
-    assert probe.parse_torch_build(text) == expected
+def test_the_build_of_torch_and_the_state_of_the_clock_are_parsed(parse, text, expected):
+    assert parse(text) == expected
 
 
 def test_build_of_the_installed_torch_is_that_of_torch():
@@ -126,17 +123,8 @@ def test_limits_of_this_process():
     assert probe.process_limits().open_files == (None if soft == resource.RLIM_INFINITY else soft)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("Timezone=UTC\nNTP=yes\nNTPSynchronized=yes\n", True),
-        ("NTPSynchronized=no", False),
-        ("NTP=yes", None),
-        ("", None),
-    ],
-)
-def test_clock(text, expected):
-    assert probe.parse_timedatectl(text) == expected
+DOCKER = Answer(output="Docker version 28.2.2, build x")
+BOTH_RUNTIMES = DockerFacts(version="28.2.2", runtimes=("nvidia", "runc"))
 
 
 @pytest.mark.parametrize(
@@ -144,13 +132,9 @@ def test_clock(text, expected):
     [
         (Answer(), Answer(), None),
         (Answer(output="command not found"), Answer(), None),
-        (Answer(output="Docker version 28.2.2, build x"), Answer(complaint="no daemon"), DockerFacts(version="28.2.2")),
-        (Answer(output="Docker version 28.2.2, build x"), Answer(output="null\n"), DockerFacts(version="28.2.2")),
-        (
-            Answer(output="Docker version 28.2.2, build x"),
-            Answer(output='{"runc":{"path":"runc"},"nvidia":{}}'),
-            DockerFacts(version="28.2.2", runtimes=("nvidia", "runc")),
-        ),
+        (DOCKER, Answer(complaint="no daemon"), DockerFacts(version="28.2.2")),
+        (DOCKER, Answer(output="null\n"), DockerFacts(version="28.2.2")),
+        (DOCKER, Answer(output='{"runc":{"path":"runc"},"nvidia":{}}'), BOTH_RUNTIMES),
     ],
 )
 def test_docker_is_absent_silent_or_complete(monkeypatch, version, runtimes, expected):
@@ -185,24 +169,18 @@ def test_programs_that_are_missing_or_hang():
     assert "0.3 s" in run_program([sys.executable, "-c", "import time; time.sleep(60)"], 0.3).complaint
 
 
-@pytest.mark.parametrize(("text", "expected"), [(None, None), ("max\n", None), ("-1\n", -1), ("", None)])
-def test_numbers_in_small_files(tmp_path, text, expected):
-    if text is not None:
-        (tmp_path / "file").write_text(text)
-    assert read_number(tmp_path / "file") == expected
-    assert read_text(tmp_path / "file") == (None if text is None else text.strip())
-
-
 @pytest.mark.parametrize(
     ("text", "number", "whole"),
     [
         ("400 Gb/sec", 400.0, 400),
-        ("3529.0520", 3529.052, None),
-        ("Unknown", None, None),
-        ("0x41", None, None),
-        ("", None, None),
-        (None, None, None),
+        ("3529.0520\n", 3529.052, None),
+        ("-1\n", -1.0, -1),
+        *((text, None, None) for text in ("Unknown", "max\n", "0x41", "", None)),
     ],
 )
-def test_number_that_a_text_starts_with(text, number, whole):
+def test_numbers_of_texts_and_of_small_files(tmp_path, text, number, whole):
     assert (first_number(text), whole_number(text)) == (number, whole)
+    if text is not None:
+        (tmp_path / "file").write_text(text)
+    assert read_number(tmp_path / "file") == whole
+    assert read_text(tmp_path / "file") == (None if text is None else text.strip())

@@ -2,6 +2,7 @@ import os
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import simplejpeg
 
@@ -51,6 +52,6 @@ def test_a_rate_is_work_per_second_in_the_best_part(monkeypatch):
 
 
 def test_the_synthetic_image_is_like_one_of_coco():
-    jpeg = make_jpeg()
+    jpeg = make_jpeg(np.random.default_rng(0), (480, 640))
     assert simplejpeg.decode_jpeg(jpeg).shape == (480, 640, 3)
     assert 100_000 < len(jpeg) < 200_000

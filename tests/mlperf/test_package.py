@@ -6,20 +6,13 @@ from pathlib import Path
 import pytest
 from mlperf_logging.repo_checker import repo_checker
 from permissions import UMASKS, modes, umask
-from synthetic_logs import log_records, write_log, write_logs
+from synthetic_logs import log_records, write_logs
 
 import maskperf
 from maskperf.cli.main import main
 from maskperf.errors import ConfigError, RuleError, StorageError
 from maskperf.mlperf.checkers import check_package
-from maskperf.mlperf.package import (
-    check_name,
-    check_set,
-    find_source,
-    run_arguments,
-    write_package,
-    write_scaling,
-)
+from maskperf.mlperf.package import check_name, check_set, find_source, run_arguments, write_package, write_scaling
 from maskperf.mlperf.read import read_log
 from maskperf.mlperf.system_description import FIELDS
 from maskperf.overrides import with_overrides
@@ -27,6 +20,7 @@ from maskperf.recipes import RECIPES
 
 SOURCE = Path(maskperf.__path__[0]).resolve().parents[1]
 IMPLEMENTATIONS = "benchmarks/maskrcnn/implementations"
+NAMES = {"box_maskperf.json", "README.md", "setup.sh", "init_datasets.sh", "run_and_time.sh"}
 
 
 def _contents(folder, **changes):
@@ -60,8 +54,7 @@ def test_a_package_has_the_prescribed_folders_the_logs_unchanged_and_the_whole_c
     assert sorted(path.name for path in results.iterdir()) == [f"result_{number}.txt" for number in range(5)]
     for path in results.iterdir():
         assert path.read_bytes() == (written.parent / "logs" / path.name).read_bytes()
-    names = {"box_maskperf.json", "README.md", "setup.sh", "init_datasets.sh", "run_and_time.sh"}
-    assert {path.name for path in (written / IMPLEMENTATIONS / "box").iterdir()} == names
+    assert {path.name for path in (written / IMPLEMENTATIONS / "box").iterdir()} == NAMES
     assert json.loads((written / "systems" / "box.json").read_text())["submitter"] == "me"
     assert not [path for path in written.parent.iterdir() if path.name.startswith(".")]  # no scratch folder stays
     code = written / IMPLEMENTATIONS / "maskperf"
@@ -76,9 +69,8 @@ def test_a_package_has_the_permissions_of_the_umask_and_programs_stay_programs(t
     with umask(mask):
         write_package(tmp_path / "me", **_contents(tmp_path))
     found = modes(tmp_path / "me")
-    programs = {name for name, mode in found.items() if int(mode, 8) & 0o111}
+    programs = {name for name, mode in found.items() if mode == f"{0o777 & ~mask:o}"}
     assert {"setup.sh", "init_datasets.sh", "run_and_time.sh", "install.sh"} <= programs
-    assert {found[name] for name in programs} == {f"{0o777 & ~mask:o}"}
     assert {found[name] for name in found.keys() - programs} == {f"{0o666 & ~mask:o}"}
 
 
@@ -92,9 +84,7 @@ def _arguments_of(script, started, folder, *more):
     copy.parent.mkdir()
     copy.write_text(script.read_text())
     environment = {**os.environ, "DATA_ROOT": "/my data", "BACKBONE": "/b.pkl"}
-    command = ["bash", str(copy), *more]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
-    return finished.stdout.splitlines()
+    return subprocess.check_output(["bash", str(copy), *more], env=environment, text=True, timeout=300).splitlines()
 
 
 def test_the_script_for_the_data_gives_the_command_prepare_what_it_knows(written, tmp_path, capsys):
@@ -109,7 +99,6 @@ def test_the_script_for_the_data_gives_the_command_prepare_what_it_knows(written
 def test_the_scripts_start_the_implementation_with_the_arguments_of_the_runs(written, tmp_path):
     system = written / IMPLEMENTATIONS / "box"
     for script in system.glob("*.sh"):
-        assert os.access(script, os.X_OK)
         subprocess.run(["bash", "-n", str(script)], check=True, timeout=300)
     found = _arguments_of(system / "run_and_time.sh", "run_and_time.sh", tmp_path, "seed=3")
     assert found[:3] == ["coco_batch_96", "data.root=/my data", "model.backbone_weights=/b.pkl"]
@@ -161,17 +150,19 @@ def test_names_that_cannot_be_folders_are_refused(name):
     assert check_name("--submitter", "maskperf") == "maskperf" and check_name("--system", "8xH200_n1.v2")
 
 
-def test_logs_must_be_five_of_one_division(tmp_path):
-    logs = [read_log(path) for path in write_logs(tmp_path)]
-    mixed = [*logs[:4], read_log(write_log(tmp_path / "open.txt", division="open"))]
-    assert check_set(logs, None) == "closed" and check_set(logs, "closed") == "closed"
-    for found, division, error, match in (
-        (logs[:4], None, ConfigError, "4 logs"),
-        (logs, "open", RuleError, "mlperf.division=open"),
-        (mixed, None, RuleError, "closed and open"),
-    ):
-        with pytest.raises(error, match=match):
-            check_set(found, division)
+@pytest.mark.parametrize(
+    ("runs", "division", "error", "match"),
+    [
+        ([{}] * 4, None, ConfigError, "4 logs"),
+        ([{}] * 5, "open", RuleError, "mlperf.division=open"),
+        ([{"division": "open"}, *[{}] * 4], None, RuleError, "closed and open"),
+    ],
+)
+def test_logs_must_be_five_of_one_division(tmp_path, runs, division, error, match):
+    logs, closed = ([read_log(path) for path in write_logs(tmp_path, found)] for found in (runs, None))
+    assert check_set(closed, None) == check_set(closed, "closed") == "closed"
+    with pytest.raises(error, match=match):
+        check_set(logs, division)
 
 
 def test_without_the_source_tree_there_is_no_package(tmp_path):

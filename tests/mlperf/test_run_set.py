@@ -10,24 +10,17 @@ BEHIND_A_HEAD = [*up_to(log_records(), "seed"), *later(log_records(), 4)]
 @pytest.fixture
 def checked(tmp_path):
     """Return a function that writes and checks logs."""
-
-    def write_and_check(runs, **common):
-        return [check_log(path) for path in write_logs(tmp_path / "logs", runs, **common)]
-
-    return write_and_check
+    return lambda runs, **common: [check_log(path) for path in write_logs(tmp_path / "logs", runs, **common)]
 
 
-def test_five_good_runs_have_a_score_and_a_comparison(checked):
-    logs = checked(None)
+@pytest.mark.parametrize(
+    ("epochs", "batch_size", "factor"), [((14,) * 5, 96, 1), ((12, 12, 13, 13, 13), 8, 12.75 / (38 / 3))]
+)
+def test_five_good_runs_have_a_comparison_and_a_score_with_its_factor(checked, epochs, batch_size, factor):
+    logs = checked([{"epochs": count} for count in epochs], batch_size=batch_size)
     result = set_result(logs)
-    assert is_closed_set(logs) and result.reference.passed and result.scaling_factor == 1
-    assert result.score == pytest.approx((19.4 + 19.5 + 19.6) / 3)
-
-
-def test_the_factor_is_in_the_score(checked):
-    result = set_result(checked([{"epochs": epochs} for epochs in (12, 12, 13, 13, 13)], batch_size=8))
-    assert result.scaling_factor == pytest.approx(12.75 / (38 / 3))
-    assert result.score == pytest.approx(19.5 * result.scaling_factor)
+    assert is_closed_set(logs) and result.reference.passed and result.scaling_factor == pytest.approx(factor)
+    assert result.score == pytest.approx((19.4 + 19.5 + 19.6) / 3 * factor)
 
 
 def test_a_refused_run_counts_as_the_slowest_and_two_leave_no_score(checked):
@@ -40,11 +33,8 @@ def test_a_refused_run_counts_as_the_slowest_and_two_leave_no_score(checked):
     "runs",
     [
         [{}] * 4,
-        [{"division": "open"}, {}, {}, {}, {}],
-        [{"recipe": "demo"}, {}, {}, {}, {}],
-        [{"batch_size": 128}, {}, {}, {}, {}],
-        [{"global_batch_size": "96"}] * 5,
-        [{"global_batch_size": LEFT_OUT}] * 5,
+        *([change, {}, {}, {}, {}] for change in ({"division": "open"}, {"recipe": "demo"}, {"batch_size": 128})),
+        *([{"global_batch_size": size}] * 5 for size in ("96", LEFT_OUT)),
     ],
 )
 def test_what_is_not_one_closed_set_is_not_compared(checked, runs):

@@ -59,12 +59,7 @@ def test_the_fewest_epochs_that_pass_in_both_versions_of_the_tool(batch_size, me
 
 @pytest.mark.parametrize(
     ("batch_size", "epochs", "passed"),
-    [
-        (96, (13, 13, 14, 14, 14), True),
-        (128, (13, 13, 14, 14, 14), False),
-        (4, (13,) * 5, True),
-        (4, (12,) * 5, False),
-    ],
+    [(96, (13, 13, 14, 14, 14), True), (128, (13, 13, 14, 14, 14), False), (4, (13,) * 5, True), (4, (12,) * 5, False)],
 )
 def test_sets_that_the_package_checker_of_v3_1_decided(batch_size, epochs, passed):
     assert reference_check(batch_size, epochs, as_in_v3_1=True).passed is passed

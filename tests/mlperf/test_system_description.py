@@ -7,15 +7,8 @@ from mlperf_logging.system_desc_checker.system_desc_checker import check_system_
 from maskperf.errors import ConfigError, DataError
 from maskperf.machine.facts import CpuFacts, DimmFacts, GpuFacts, GpuGroup, InfinibandFacts, MemoryFacts
 from maskperf.machine.probe import describe_machine
-from maskperf.mlperf.system_description import (
-    FIELDS,
-    describe_recorded,
-    describe_system,
-    is_machine_of,
-    read_description,
-    read_fills,
-    unknown_fields,
-)
+from maskperf.mlperf import system_description as systems
+from maskperf.mlperf.system_description import FIELDS, describe_system, read_description, read_fills, unknown_fields
 from maskperf.schema import Environment, Gpu
 
 
@@ -26,9 +19,8 @@ def here():
 
 @pytest.fixture
 def eight_gpus(here):
-    gpu = GpuFacts(
-        index=0, name="NVIDIA H200", memory_gib=139.8, maximum_sm_mhz=1980.0, pcie_generation=5, pcie_lanes=16
-    )
+    about = {"name": "NVIDIA H200", "memory_gib": 139.8, "maximum_sm_mhz": 1980.0}
+    gpu = GpuFacts(index=0, **about, pcie_generation=5, pcie_lanes=16)
     links = tuple(tuple("X" if row == column else "NV18" for column in range(8)) for row in range(8))
     port = InfinibandFacts(name="mlx5_0 port 1", link_layer="InfiniBand", gigabits_per_second=400.0)
     cores = {"sockets": 2, "physical_cores": 112, "logical_cores": 224}
@@ -80,27 +72,17 @@ def test_without_gpus_their_fields_are_not_asked_for(here):
 
 
 def test_a_run_on_another_machine_is_described_from_what_it_recorded(eight_gpus, here):
-    recorded = Environment(
-        cpu_model="EPYC",
-        gpus=(Gpu(name="L40S", memory_gib=44.5),) * 4,
-        memory_gib=503.4,
-        packages={"torch": "2.13.0", "numpy": None},
-        python="3.12.1",
-        cpu_logical_cores=64,
-    )
-    assert not is_machine_of(recorded, eight_gpus)
+    software = {"packages": {"torch": "2.13.0", "numpy": None}, "python": "3.12.1"}
+    gpus = (Gpu(name="L40S", memory_gib=44.5),) * 4
+    recorded = Environment(cpu_model="EPYC", gpus=gpus, memory_gib=503.4, cpu_logical_cores=64, **software)
+    assert not systems.is_machine_of(recorded, eight_gpus)
     same = Environment(cpu_model="Xeon 8480", gpus=(Gpu(name="NVIDIA H200"),) * 8)
-    assert is_machine_of(same, eight_gpus)
-    description = describe_recorded(recorded)
+    assert systems.is_machine_of(same, eight_gpus)
+    description = systems.describe_recorded(recorded)
     assert description["accelerators_per_node"] == "4" and description["accelerator_model_name"] == "L40S"
     assert description["framework"] == "PyTorch 2.13.0, maskperf" and description["host_memory_capacity"] == "503 GiB"
-    assert description["other_software_stack"] == {"python": "3.12.1"} and "host_processors_per_node" in unknown_fields(
-        description
-    )
-
-
-def test_fills_are_read():
-    assert read_fills(["cooling=air", "hw_notes=a=b"]) == {"cooling": "air", "hw_notes": "a=b"}
+    assert description["other_software_stack"] == {"python": "3.12.1"}
+    assert "host_processors_per_node" in unknown_fields(description)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +90,7 @@ def test_fills_are_read():
     [("coolin=air", "did you mean cooling"), ("submitter=me", "--submitter"), ("cooling", "FIELD=VALUE")],
 )
 def test_mistakes_in_a_fill_are_named(fill, match):
+    assert read_fills(["cooling=air", "hw_notes=a=b"]) == {"cooling": "air", "hw_notes": "a=b"}
     with pytest.raises(ConfigError, match=match):
         read_fills([fill])
 

@@ -7,27 +7,20 @@ from maskperf.mlperf.traps import check_traps, is_submission, meanings
 WHOLE = log_records()
 TWO_ON_ONE_LINE = log_text(WHOLE)[:-1].replace("\n:::MLLOG", ":::MLLOG", 1)
 NOTE = record("note", "eval_accuracy fell", 30)
+NOT_FINITE = {"loss": float("nan"), "BBOX": 0.1, "SEGM": float("inf")}
+SPOILT = [
+    (record("tracked_stats", NOT_FINITE, 21.2, epoch_num=14, step=50), False),
+    (record("eval_accuracy", NOT_FINITE, 21.2, epoch_num=14), True),
+]
 
 
-def _evaluated_late(records):
-    """Return a log whose last eval_accuracy stands behind run_stop."""
-    last = [entry for entry in records if entry["key"] == "eval_accuracy"][-1]
-    return [*(entry for entry in records if entry is not last), last]
-
-
-def _withdrawn(records):
-    """Return a log whose success was taken back, as `MlperfLog.withdraw` does it."""
-    stop = records[-1]
-    return [*records, {**stop, "value": "engines differ", "metadata": {**stop["metadata"], "status": "aborted"}}]
-
-
-def _counted_from_nought(records):
-    """Return a log whose first epoch is 0."""
-    numbers = [entry["metadata"].get("epoch_num", 1) - 1 for entry in records]
-    return [
-        {**entry, "metadata": {**entry["metadata"], "epoch_num": number}}
-        for entry, number in zip(records, numbers, strict=True)
-    ]
+LAST_SCORES = [entry for entry in WHOLE if entry["key"] == "eval_accuracy"][-1]
+# A success that was taken back, as `MlperfLog.withdraw` does it.
+WITHDRAWN = [*WHOLE, record("run_stop", "engines differ", 21.31, status="aborted")]
+FROM_ZERO = [
+    {**entry, "metadata": {**entry["metadata"], "epoch_num": entry["metadata"].get("epoch_num", 1) - 1}}
+    for entry in WHOLE
+]
 
 
 @pytest.fixture
@@ -62,7 +55,7 @@ def test_logs_in_order_have_no_findings(check, records):
     [
         ("run_start is logged 2 times", [*up_to(WHOLE, "eval_stop"), record("run_start", None, 4), *WHOLE[28:]]),
         ("s before that of line", [*WHOLE[:40], *later(WHOLE[40:], -60)]),
-        ("eval_accuracy stands behind run_stop", _evaluated_late(WHOLE)),
+        ("eval_accuracy stands behind run_stop", [*(e for e in WHOLE if e is not LAST_SCORES), LAST_SCORES]),
         ("contains the text eval_accuracy", [*WHOLE, NOTE]),
         ("contains the text global_batch_size", [record("config", {"global_batch_size": 9}, 0), *WHOLE]),
     ],
@@ -80,7 +73,8 @@ def test_what_the_official_checker_lets_pass_is_refused(log_of, text, records):
     ("records", "refuses", "texts"),
     [
         (TWO_ON_ONE_LINE, True, ["2 records on one line"]),
-        (_counted_from_nought(WHOLE), True, ["from 1"]),
+        *(([*WHOLE[:-1], spoilt, WHOLE[-1]], refuses, [spoilt["key"], "not finite"]) for spoilt, refuses in SPOILT),
+        (FROM_ZERO, True, ["from 1"]),
         *((log_records(seed=seed), False, [f"seed {seed}"]) for seed in (4_000_000_000, 2**70)),
         (log_records(min_image_size=640), False, ["640", "800"]),
         *(
@@ -95,34 +89,21 @@ def test_what_is_odd_is_named_and_refused_or_a_note(check, records, refuses, tex
     assert all(text in f"{verdict.findings[0].text} {verdict.findings[0].explanation}" for text in texts)
 
 
-@pytest.mark.parametrize(("key", "refused"), [("tracked_stats", False), ("eval_accuracy", True)])
-def test_numbers_that_are_not_finite_are_named(check, key, refused):
-    spoilt = record(key, {"loss": float("nan"), "BBOX": 0.1, "SEGM": float("inf")}, 21.2, epoch_num=14, step=50)
-    verdict = check([*WHOLE[:-1], spoilt, WHOLE[-1]])
-    assert verdict.accepted is not refused
-    assert "not finite" in verdict.findings[0].text and key in verdict.findings[0].text
-
-
 @pytest.mark.parametrize(
-    ("changes", "accepted"),
+    ("targets", "accepted"),
     [
-        ({"targets": (0.5, 0.5), "recipe": "demo"}, False),
-        ({"targets": (0.3, 0.3)}, True),
-        ({"status": "aborted"}, True),
-        ({"targets": (0.3, 0)}, True),
-        ({"targets": (0, 0.3)}, True),
-        ({"targets": (0.39, 0)}, False),
-        ({"targets": (0, 0.35)}, False),
+        *((targets, True) for targets in ((0.3, 0.3), (0.3, 0), (0, 0.3))),
+        *((targets, False) for targets in ((0.5, 0.5), (0.39, 0), (0, 0.35))),
     ],
 )
-def test_a_success_must_meet_the_targets_that_there_are(check, changes, accepted):
-    verdict = check(log_records(division="open", **changes))
-    assert verdict.accepted is accepted
-    assert accepted or "targets" in verdict.findings[0].explanation
+def test_a_success_must_meet_the_targets_that_there_are(check, targets, accepted):
+    verdict = check(log_records(division="open", targets=targets))
+    assert verdict.accepted is accepted and (accepted or "targets" in verdict.findings[0].explanation)
+    assert check(log_records(division="open", targets=targets, status="aborted")).accepted
 
 
 def test_a_success_that_was_taken_back_is_refused_by_all(log_of):
-    log = log_of(_withdrawn(WHOLE))
+    log = log_of(WITHDRAWN)
     assert log.status == "aborted"
     (finding,) = check_traps(log).findings
     assert finding.refuses and "taken back: engines differ" in finding.text
@@ -131,7 +112,7 @@ def test_a_success_that_was_taken_back_is_refused_by_all(log_of):
         assert not any("taken back" in finding.text for finding in check_traps(log_of(two_runs)).findings)
 
 
-@pytest.mark.parametrize(("count", "records"), [(2, _withdrawn(WHOLE)), (1, [*WHOLE, NOTE])])
+@pytest.mark.parametrize(("count", "records"), [(2, WITHDRAWN), (1, [*WHOLE, NOTE])])
 def test_the_official_package_checker_refuses_such_logs(tmp_path, count, records):
     folder = write_package(tmp_path / "p")
     assert checkers.check_package(folder).accepted
@@ -142,9 +123,7 @@ def test_the_official_package_checker_refuses_such_logs(tmp_path, count, records
     assert not checkers.check_package(folder).accepted
 
 
-@pytest.mark.parametrize(
-    "odd", [float("inf"), float("nan"), 10**400, "96", True], ids=["inf", "nan", "huge", "text", "bool"]
-)
+@pytest.mark.parametrize("odd", [float("inf"), float("nan"), 10**400, "96", True], ids=lambda odd: str(odd)[:5])
 def test_odd_numbers_where_steps_and_batch_size_belong_are_no_bug(check, odd):
     check(log_records(global_batch_size=odd))
     check(log_records(opt_learning_rate_decay_steps=[odd, 16000]))
@@ -191,11 +170,7 @@ def test_a_second_run_is_named_with_its_line_what_it_did_and_where_to_cut(log_of
         ([*up_to(WHOLE, "eval_stop", 2), *log_records(status="aborted")], True, "aborted in epoch 14"),
         ([*WHOLE, *later(WHOLE, 40), *up_to(later(WHOLE, 80), "eval_start")], True, "lines 95, 189: further runs"),
         (by_time(WHOLE, later(log_records(minutes=19.7), 6)), True, "cannot be cut"),
-        (
-            [*up_to(WHOLE, "epoch_start", 4), record("init_start", None, 7.0), *WHOLE[39:]],
-            False,
-            "line 40: the run was",
-        ),
+        ([*WHOLE[:39], record("init_start", None, 7.0), *WHOLE[39:]], False, "line 40: the run was"),
     ],
 )
 def test_what_each_run_of_a_file_did_is_reported(check, records, refuses, text):
@@ -207,11 +182,7 @@ def test_what_each_run_of_a_file_did_is_reported(check, records, refuses, text):
     ("choices", "submits", "expected"),
     [
         ({"recipe": "coco_batch_96", "targets": (0.377, 0.339)}, True, []),
-        (
-            {"recipe": "demo", "targets": (0.55, 0.55), "division": "open"},
-            False,
-            ["a demo is not a submission", "open division"],
-        ),
+        ({"recipe": "demo", "targets": (0.55, 0.55), "division": "open"}, False, ["a demo is not a", "open division"]),
         ({"targets": (0.3, 0.3)}, False, ["not a submission: the targets were 0.3"]),
         ({"targets": (0, 0)}, False, ["not a submission: the run had no targets"]),
         ({"submission_benchmark": "ssd"}, False, ["benchmark ssd"]),

@@ -100,8 +100,6 @@ def test_frozen_and_trainable_tensors_are_those_of_the_benchmark(full_model):
     trainable = {name: value for name, value in full_model.named_parameters() if value.requires_grad}
     frozen = {name: value for name, value in full_model.named_parameters() if not value.requires_grad}
     biases = [value for name, value in trainable.items() if "bias" in name]
-    assert sum(value.numel() for value in frozen.values()) == 222_400
-    assert sum(value.numel() for value in trainable.values()) == 44_125_173
     assert len(trainable) == 84
     assert sum(name.startswith("backbone.body") for name in trainable) == 42
     assert len(biases) == 21

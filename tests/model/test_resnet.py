@@ -1,7 +1,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 from weight_files import assert_equal
 
 from maskperf.config import ModelConfig
@@ -45,17 +44,8 @@ def test_frozen_batch_norm_equals_that_of_torch_with_epsilon_zero():
     norm = random_batch_norm(channels=6)
     x = torch.randn(3, 6, 4, 5, generator=torch.Generator().manual_seed(3))
     expected = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False, eps=0.0)
-    torch.testing.assert_close(norm(x), expected, rtol=1e-5, atol=1e-3)  # values reach several hundred
-
-
-def test_frozen_batch_norm_learns_nothing_and_ignores_the_mode():
-    norm = random_batch_norm(channels=6)
-    before = {name: value.clone() for name, value in norm.state_dict().items()}
-    x = torch.randn(3, 6, 4, 5)
-    assert torch.equal(norm.train()(x), norm.eval()(x))
-    assert list(norm.parameters()) == []
-    assert set(before) == {"weight", "bias", "running_mean", "running_var"}
-    assert all(torch.equal(norm.state_dict()[name], value) for name, value in before.items())
+    torch.testing.assert_close(norm.train()(x), expected, rtol=1e-5, atol=1e-3)  # values reach several hundred
+    assert torch.equal(norm(x), norm.eval()(x)) and list(norm.parameters()) == []
 
 
 def test_block_with_stride_sees_every_second_pixel_only():
@@ -67,16 +57,6 @@ def test_block_with_stride_sees_every_second_pixel_only():
     assert y.shape == (1, 8, 3, 4)
     assert torch.equal(block(torch.where(unseen, 1e6, x)), y)
     assert not torch.equal(block(torch.where(unseen, x, x + 1)), y)
-
-
-def test_block_adds_the_shortcut_before_the_last_relu():
-    block = Bottleneck(8, 8, stride=1, batch_norm="frozen")
-    x = torch.randn(2, 8, 5, 5)
-    hidden = torch.relu(block.conv2(torch.relu(block.conv1(x))))  # batch norms start as the identity
-    torch.testing.assert_close(block(x), torch.relu(block.conv3(hidden) + x))
-    nn.init.zeros_(block.conv3.weight)
-    assert block.downsample is None
-    assert torch.equal(block(x), x.relu())
 
 
 @pytest.mark.parametrize("batch_norm", ["frozen", "trainable"])
@@ -93,16 +73,6 @@ def test_frozen_stages_do_not_move_and_of_frozen_batch_norms_no_buffer(frozen_st
     buffers = [name for name, _ in backbone.named_buffers()]  # frozen: four of 20 batch norms; else their statistics
     assert len(buffers) == {"frozen": 4 * 20, "trainable": 3 * 20}[batch_norm]
     assert {torch.equal(before[name], after[name]) for name in buffers} == {batch_norm == "frozen"}
-
-
-def test_trainable_batch_norm_normalizes_by_the_batch_in_training_only():
-    backbone = small_backbone(batch_norm="trainable", frozen_stages=0)
-    normalized = backbone.stem.bn1(torch.randn(4, 8, 16, 16) * 7 + 5)
-    torch.testing.assert_close(normalized.mean(dim=(0, 2, 3)), torch.zeros(8), rtol=0, atol=1e-5)
-    torch.testing.assert_close(normalized.var(dim=(0, 2, 3), correction=0), torch.ones(8), rtol=0, atol=1e-4)
-    fresh = small_backbone(batch_norm="trainable", frozen_stages=0).eval()
-    x = torch.randn(4, 8, 16, 16)
-    torch.testing.assert_close(fresh.stem.bn1(x), x / (1 + 1e-5) ** 0.5)
 
 
 def twins(**changes):
@@ -156,28 +126,10 @@ def test_folded_batch_norm_follows_a_state_dict_that_is_loaded_later():
         assert not torch.allclose(stage, old)
 
 
-def test_frozen_stages_keep_nothing_for_a_backward_pass():
+def test_frozen_stages_save_nothing_for_a_backward_pass():
     backbone = small_backbone(frozen_stages=2)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda packed: packed):
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda packed: packed):
         stage = backbone.layer1(backbone.stem(images()))
-        assert not stage.requires_grad and kept == []
-        assert backbone.layer2(stage).requires_grad and kept
-
-
-def test_trainable_batch_norm_is_never_folded():
-    backbone = small_backbone(batch_norm="trainable", frozen_stages=0)
-    called = []
-    backbone.layer3[0].bn2.register_forward_hook(lambda *_: called.append(True))
-    backbone(images())
-    assert called == [True]
-
-
-def test_on_the_meta_device_every_layer_is_called():
-    backbone = small_backbone().to("meta")
-    called = []
-    layers = [module for module in backbone.modules() if isinstance(module, nn.Conv2d | FrozenBatchNorm)]
-    for layer in layers:
-        layer.register_forward_hook(lambda module, *_: called.append(module))
-    backbone(images().to("meta"))
-    assert len(called) == len(layers) == 40 and set(called) == set(layers)
+        assert not stage.requires_grad and saved == []
+        assert backbone.layer2(stage).requires_grad and saved

@@ -36,7 +36,7 @@ def counts() -> dict[str, object]:
     model, _ = build_model(GpuPlan().model, 1)
     set_precision(model.to(device), "auto", device, lambda line: None)
     images = batch_size_for(EvaluationConfig(), device)
-    topology, category_ids = Topology(rank=0, world=1, local_rank=0, device=device), np.arange(1, 91)
+    topology, category_ids = Topology(device=device), np.arange(1, 91)
     batch = batch_of(images)
     predict(model, [batch], category_ids, topology)
     with recording() as calls:

@@ -108,40 +108,29 @@ def wanted_results():
     return msgspec.json.decode((FOLDER / "results.json").read_bytes())
 
 
-def _pairs(found: list[dict], wanted: list[dict]) -> list[tuple[int, int]]:
-    """Return which result is which: same image and category, nearest score."""
-    groups: dict[tuple, list[int]] = {}
-    for place, entry in enumerate(wanted):
-        groups.setdefault((entry["image_id"], entry["category_id"]), []).append(place)
-    pairs = []
-    for place, entry in enumerate(found):
-        group = groups[entry["image_id"], entry["category_id"]]
-        best = min(group, key=lambda other: abs(wanted[other]["score"] - entry["score"]))
-        group.remove(best)
-        pairs.append((place, best))
+def _pairs(found: list[dict], wanted: list[dict]) -> list[tuple[dict, dict]]:
+    """Return which result is which, one to one: same image and category, nearest score."""
+    assert len(found) == len(wanted)
+    left, pairs = list(wanted), []
+    for entry in found:
+        group = [other for other in left if all(other[key] == entry[key] for key in ("image_id", "category_id"))]
+        best = min(group, key=lambda other: abs(other["score"] - entry["score"]))
+        left.remove(best)
+        pairs.append((entry, best))
     return pairs
 
 
 def test_box_results_equal_the_reference(results, wanted_results):
-    boxes, wanted = results[0], wanted_results["bbox"]
-    assert len(boxes) == len(wanted)
-    for place, other in _pairs(boxes, wanted):
-        np.testing.assert_allclose(boxes[place]["bbox"], wanted[other]["bbox"], atol=2e-2)
-        assert boxes[place]["score"] == pytest.approx(wanted[other]["score"], abs=1e-4)
+    for entry, wanted in _pairs(results[0], wanted_results["bbox"]):
+        np.testing.assert_allclose(entry["bbox"], wanted["bbox"], atol=2e-2)
+        assert entry["score"] == pytest.approx(wanted["score"], abs=1e-4)
 
 
 def test_mask_results_equal_the_reference(results, wanted_results):
-    masks, wanted = results[1], wanted_results["segm"]
-    assert len(masks) == len(wanted)
-    pairs = _pairs(masks, wanted)
-    overlaps, equal = [], 0
-    for place, other in pairs:
-        first, second = masks[place]["segmentation"], wanted[other]["segmentation"]
-        assert first["size"] == second["size"]
-        equal += first["counts"] == second["counts"]
-        union = coco_masks.area(coco_masks.merge([first, second]))
-        both = coco_masks.area(coco_masks.merge([first, second], intersect=1))
-        overlaps.append(1.0 if union == 0 else float(both) / float(union))
+    pairs = [(entry["segmentation"], wanted["segmentation"])
+             for entry, wanted in _pairs(results[1], wanted_results["segm"])]  # fmt: skip
+    assert all(found["size"] == wanted["size"] for found, wanted in pairs)
+    others = [pair for pair in pairs if pair[0]["counts"] != pair[1]["counts"]]
     # A pixel whose probability is 0.5 up to rounding may fall on either side.
-    assert min(overlaps) > 0.95
-    assert equal > 0.9 * len(pairs)
+    assert len(others) < 0.1 * len(pairs)
+    assert min((coco_masks.iou([found], [wanted], [False]).item() for found, wanted in others), default=1.0) > 0.95

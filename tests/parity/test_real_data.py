@@ -38,11 +38,11 @@ def moved(boxes: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     return (boxes + generator.normal(0, 0.05, boxes.shape) * np.tile(sides, 2)).astype(np.float32)
 
 
-def drawn_by_pycocotools(rings: list[np.ndarray], box: np.ndarray) -> np.ndarray:
+def drawn_by_pycocotools(polygons: list[np.ndarray], box: np.ndarray) -> np.ndarray:
     """Return the mask target of one object in the reference's steps: crop, resize, both in float32, then draw."""
     sides = np.maximum(box[2:] - box[:2], np.float32(1))
     ratios = (MASK_SIZE / sides.astype(np.float64)).astype(np.float32)
-    local = [((ring - box[:2]) * ratios).astype(np.float64).ravel().tolist() for ring in rings]
+    local = [((polygon - box[:2]) * ratios).astype(np.float64).ravel().tolist() for polygon in polygons]
     codes = coco_masks.frPyObjects(local, MASK_SIZE, MASK_SIZE)
     return coco_masks.decode(coco_masks.merge(codes)).astype(bool)
 
@@ -66,11 +66,11 @@ def test_mask_targets_of_every_object_equal_pycocotools(split, flip_probability)
             valid=torch.ones_like(slots, dtype=torch.bool),
         )
         found = mask_targets(rois, make_batch([sample], 32).targets, MASK_SIZE)[0].numpy()
-        rings = np.split(sample.points, sample.point_offsets[1:-1])
-        for place, box in enumerate(boxes):
-            own = slice(*sample.ring_offsets[place % count : place % count + 2])
-            wanted = drawn_by_pycocotools(rings[own], box)
-            np.testing.assert_array_equal(found[place], wanted, err_msg=f"image {sample.image_id}, RoI {place}, {box}")
+        polygons = np.split(sample.points, sample.point_offsets[1:-1])
+        for roi, box in enumerate(boxes):
+            own = slice(*sample.ring_offsets[roi % count : roi % count + 2])
+            wanted = drawn_by_pycocotools(polygons[own], box)
+            np.testing.assert_array_equal(found[roi], wanted, err_msg=f"image {sample.image_id}, RoI {roi}, {box}")
         num_objects += count
     assert num_objects == sum(not entry["iscrowd"] for entry in split.document["annotations"])
 
@@ -89,8 +89,8 @@ def perturbed_truth(document: dict, category_ids: list[int]) -> tuple[list[dict]
         shift = generator.normal(0, 0.06, 2) * entry["bbox"][2:]
         x, y, box_width, box_height = entry["bbox"]
         boxes.append({**shared, "bbox": [x + shift[0], y + shift[1], box_width, box_height]})
-        rings = [(np.reshape(ring, (-1, 2)) + shift).ravel().tolist() for ring in entry["segmentation"]]
-        code = coco_masks.merge(coco_masks.frPyObjects(rings, height, width))
+        polygons = [(np.reshape(polygon, (-1, 2)) + shift).ravel().tolist() for polygon in entry["segmentation"]]
+        code = coco_masks.merge(coco_masks.frPyObjects(polygons, height, width))
         segmentation = {"size": [height, width], "counts": code["counts"].decode()}
         masks.append({**shared, "segmentation": segmentation})
     return boxes, masks

@@ -113,12 +113,12 @@ def test_training_proposals_equal_the_reference_in_order(image, forward, numbers
     assert boxes.shape == wanted_boxes.shape
     np.testing.assert_allclose(scores, wanted_scores, atol=1e-5)
     displaced = np.flatnonzero(np.abs(boxes - wanted_boxes).max(axis=1) > 1e-2)
-    # Neighbours whose scores differ by rounding alone may change places; there is nothing else.
+    # Neighbours whose scores differ by rounding alone may swap; there is nothing else.
     assert len(displaced) <= 4
-    for place in displaced:
-        others = [other for other in (place - 1, place + 1) if other in displaced]
-        swapped = [other for other in others if np.abs(boxes[place] - wanted_boxes[other]).max() < 1e-2]
-        assert swapped and abs(wanted_scores[place] - wanted_scores[swapped[0]]) < 2e-6
+    for index in displaced:
+        others = [other for other in (index - 1, index + 1) if other in displaced]
+        swapped = [other for other in others if np.abs(boxes[index] - wanted_boxes[other]).max() < 1e-2]
+        assert swapped and abs(wanted_scores[index] - wanted_scores[swapped[0]]) < 2e-6
 
 
 @pytest.mark.parametrize("image", [0, 1])
@@ -128,9 +128,9 @@ def test_roi_labels_and_mask_targets_equal_the_reference(image, forward, model, 
     np.testing.assert_array_equal(histogram, numbers[f"train/roi_labels{image}_hist"])
     positive, dropped = positive_rois(rois, model.config.mask_slots_per_image)
     assert dropped == 0
-    kept = positive.valid[image]
-    np.testing.assert_allclose(positive.boxes[image][kept], numbers[f"train/mask_boxes{image}"], atol=1e-2)
-    masks = mask_targets(positive, batch.targets, 28)[image][kept].flatten(1)
+    valid = positive.valid[image]
+    np.testing.assert_allclose(positive.boxes[image][valid], numbers[f"train/mask_boxes{image}"], atol=1e-2)
+    masks = mask_targets(positive, batch.targets, 28)[image][valid].flatten(1)
     packed = np.packbits(masks.numpy(), axis=1)
     np.testing.assert_array_equal(packed, numbers[f"train/mask_targets{image}_packed"])
 
@@ -144,16 +144,16 @@ def test_losses_equal_the_reference(name, losses, numbers):
 @pytest.fixture(scope="module")
 def exact_gradients(batch):
     """Return a function that gives the plain path's gradients in float64, computed when first asked for."""
-    kept = {}
+    gradients = {}
 
     def gradient_of(name: str) -> np.ndarray:
-        if not kept:
+        if not gradients:
             model = golden_model().double()
             pixels = batch.images.pixels.double()
             with using(plain()):
                 training_losses(model, replace(batch, images=replace(batch.images, pixels=pixels))).total().backward()
-            kept.update((name, parameter.grad) for name, parameter in model.named_parameters())
-        return kept[name].flatten()[:4].numpy()
+            gradients.update((name, parameter.grad) for name, parameter in model.named_parameters())
+        return gradients[name].flatten()[:4].numpy()
 
     return gradient_of
 
@@ -207,7 +207,7 @@ def test_eight_training_steps_equal_the_reference(batch, numbers):
     start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     config = OptimizerConfig(learning_rate=0.002, warmup_steps=4, warmup_factor=1 / 3, decay_steps=(5, 7))
     optimizer = build_optimizer(model, config)
-    topology = Topology(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
+    topology = Topology()
     names = [REFERENCE_LOSS[name] for name in LOSS_NAMES]
     columns = [numbers["traj/loss_names"].tolist().index(name) for name in names]
     for step in range(8):

@@ -77,13 +77,10 @@ def test_a_payload_in_every_text_leaves_the_element_tree_as_it_is(number, plain_
     assert structure(parsed(hostile)) == plain_structure
 
 
-def test_the_comparison_of_trees_sees_a_new_element_and_a_new_attribute():
-    def tree(text):
-        return structure(html5lib.parse(text, namespaceHTMLElements=False))
-
-    assert tree("<p title=a>x</p>") == tree("<p title=b>y</p>")
-    assert tree("<p title=a>x</p>") != tree("<p title=a>x<i></i></p>")
-    assert tree("<p title=a>x</p>") != tree("<p title=a onclick=b>x</p>")
+@pytest.mark.parametrize("changed", ["<p title=a>x<i></i></p>", "<p title=a onclick=b>x</p>"])
+def test_the_comparison_of_trees_sees_a_new_element_and_a_new_attribute(changed):
+    trees = (html5lib.parse(text, namespaceHTMLElements=False) for text in ("<p title=b>y</p>", changed))
+    assert len({str(structure(tree)) for tree in trees}) == 2
 
 
 def test_a_payload_is_shown_as_it_is_written():
@@ -174,14 +171,10 @@ def test_only_base64_of_a_jpeg_is_a_picture(text):
     assert readable_jpegs([PictureEntry(kind="best", title="", caption="", jpeg_base64=text)], "best") == []
 
 
-def test_the_file_is_written_as_it_was_made(tmp_path):
-    path = tmp_path / "report.html"
-    write_page(small(), path)
-    assert path.read_text(encoding="utf-8") == page_text(small())
+def test_the_file_is_written_whole_or_named_in_the_error(tmp_path):
+    write_page(small(), tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == page_text(small())
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
-
-
-def test_a_file_that_cannot_be_written_is_an_error_with_its_name(tmp_path):
     with pytest.raises(StorageError, match="report.html"):
         write_page(small(), tmp_path / "missing" / "report.html")
 

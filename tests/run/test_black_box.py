@@ -13,7 +13,7 @@ from maskperf.recipes import demo
 from maskperf.run.black_box import BATCHES_FILE, FACTS_FILE, Facts, load_black_box, polygon_limits, save_black_box
 from maskperf.structures import tensors_of
 
-ALONE = Topology(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
+ALONE = Topology()
 
 
 @pytest.fixture

@@ -194,17 +194,13 @@ def test_the_kubernetes_file_has_volumes_a_runtime_and_a_job_by_name():
     assert f"--selector {component}=setup" in PAGES["kubernetes"]
 
 
-def test_the_train_job_has_fields_of_its_api_and_names_the_runtime():
-    spec = KINDS["TrainJob"]["spec"]
-    assert set(spec) == {"runtimeRef", "trainer"}
-    assert set(spec["trainer"]) == {"image", "command", "args", "numNodes", "resourcesPerNode", "numProcPerNode"}
-    assert spec["runtimeRef"] == {"apiGroup": "trainer.kubeflow.org", "kind": "TrainingRuntime", "name": "maskperf"}
-    limits = spec["trainer"]["resourcesPerNode"]["limits"]
-    assert spec["trainer"]["numProcPerNode"] == limits["nvidia.com/gpu"] == 8
-
-
 def test_the_train_job_calls_torchrun_with_a_run_that_can_be_divided_by_its_gpus():
-    trainer = KINDS["TrainJob"]["spec"]["trainer"]
+    spec = KINDS["TrainJob"]["spec"]
+    trainer = spec["trainer"]
+    assert set(spec) == {"runtimeRef", "trainer"}
+    assert set(trainer) == {"image", "command", "args", "numNodes", "resourcesPerNode", "numProcPerNode"}
+    assert spec["runtimeRef"] == {"apiGroup": "trainer.kubeflow.org", "kind": "TrainingRuntime", "name": "maskperf"}
+    assert trainer["numProcPerNode"] == trainer["resourcesPerNode"]["limits"]["nvidia.com/gpu"] == 8
     assert trainer["command"] == ["torchrun"]
     module, name, command, recipe, *pairs = trainer["args"]
     assert (module, name, command) == ("-m", "maskperf", "run")

@@ -29,7 +29,7 @@ MODES = (("bfloat16", True), ("bfloat16", False), ("float32", True), ("float32",
 
 
 def make_stepper(plan: GpuPlan, speed: SpeedConfig, batch: Batch, device: torch.device) -> Stepper:
-    return Stepper(plan.model, speed, OPTIMIZER, batch, Topology(rank=0, world=1, local_rank=0, device=device))
+    return Stepper(plan.model, speed, OPTIMIZER, batch, Topology(device=device))
 
 
 def step_rows(device: torch.device, plan: GpuPlan) -> Iterator[dict]:

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,8 +15,10 @@ from pycocotools import mask as coco_masks
 from maskperf.bench.synthetic import shifted, synthetic_boxes, synthetic_polygon
 from maskperf.config import NUM_TRAIN_FILES
 from maskperf.files import replace_file
+from maskperf.machine.speed import make_jpeg
 
 SIZES_HW = ((480, 640), (640, 480), (427, 640), (640, 427), (500, 375), (333, 500), (612, 612), (425, 640))
+ROUGH_HW, NOISE = (9, 12), 8.0  # of the synthetic images
 CATEGORIES = [{"id": number, "name": f"thing {number}"} for number in range(1, 81)]
 OBJECTS_OF_IMAGE = 7
 TRAIN_ANNOTATIONS = 860_001  # of train2017
@@ -46,7 +47,7 @@ def write_images(folder: Path, *, images: int, seed: int) -> Path:
     for number in range(1, images + 1):
         height, width = SIZES_HW[number % 2]
         name = f"{number:012d}.jpg"
-        _write_jpeg(folder / name, random, (height, width))
+        (folder / name).write_bytes(make_jpeg(random, (height, width), ROUGH_HW, NOISE))
         entries.append({"id": number, "file_name": name, "height": height, "width": width})
         for box in synthetic_boxes(random, int(random.integers(1, 2 * OBJECTS_OF_IMAGE)), (height, width)):
             entry = {"id": len(annotations) + 1, "image_id": number, "category_id": int(random.integers(1, 81))}
@@ -65,14 +66,6 @@ def _outline_entry(random: np.random.Generator, box: np.ndarray) -> dict:
     area = abs(float(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))) / 2
     bbox = [round(float(value), 2) for value in (*low, *(high - low))]
     return {"segmentation": [polygon.ravel().tolist()], "area": round(area, 2), "bbox": bbox, "iscrowd": 0}
-
-
-def _write_jpeg(path: Path, random: np.random.Generator, size_hw: tuple[int, int]) -> None:
-    """Write an image of rough shapes with fine noise, about as large as COCO's files."""
-    rough = Image.fromarray(random.integers(0, 256, (9, 12, 3), np.uint8))
-    smooth = np.asarray(rough.resize(size_hw[::-1], Image.Resampling.BICUBIC), np.float32)
-    noisy = smooth + random.normal(0, 8, smooth.shape)
-    Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(path, "JPEG", quality=90)
 
 
 def large_json(cache: Path, *, images: int, seed: int) -> Path:
@@ -146,7 +139,7 @@ def large_folder(cache: Path, *, images: int, seed: int) -> Path:
     temporary.mkdir(parents=True)
     sources = [temporary / f"source_{number}.jpg" for number in range(COPIES_OF_IMAGE * len(SIZES_HW))]
     for number, source in enumerate(sources):
-        _write_jpeg(source, random, size_of(number))
+        source.write_bytes(make_jpeg(random, size_of(number), ROUGH_HW, NOISE))
     for number in range(1, images + 1):
         os.link(sources[number % len(sources)], temporary / f"{number:012d}.jpg")
     try:
@@ -167,16 +160,6 @@ def result_files(cache: Path, truth_json: Path, *, seed: int) -> dict[str, str]:
         for path, entries in zip(paths.values(), results, strict=True):
             replace_file(path, partial(Path.write_bytes, data=msgspec.json.encode(entries)))
     return {kind: str(path) for kind, path in paths.items()}
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Found:
-    """The detections of one image by descending score."""
-
-    corners: np.ndarray  # float64 [detections, 4]
-    kinds: list[int]  # category ids
-    scores: list[float]
-    owners: list[int]  # index of the object that a detection was made from, -1: of none
 
 
 def _objects_of_images(truth_json: Path) -> dict[int, list[dict]]:
@@ -200,38 +183,41 @@ def _results(objects: dict[int, list[dict]], random: np.random.Generator) -> tup
     for image_id, entries in objects.items():
         size_hw = size_of(image_id)
         found = _find(random, entries, size_hw)
-        starts, sides = found.corners[:, :2], found.corners[:, 2:] - found.corners[:, :2]
+        starts, sides = found["boxes"][:, :2], found["boxes"][:, 2:] - found["boxes"][:, :2]
         chosen = random.integers(0, len(units), DETECTIONS).tolist()
         polygons = [(starts[row] + units[unit] * sides[row]).ravel() for row, unit in enumerate(chosen)]
-        codes = coco_masks.frPyObjects(polygons, *size_hw)
-        for row, bbox in enumerate(np.concatenate([starts, sides], axis=1).tolist()):
-            owner = {"image_id": image_id, "category_id": found.kinds[row], "score": found.scores[row]}
-            code = {"size": list(codes[row]["size"]), "counts": codes[row]["counts"].decode("ascii")}
+        columns = (np.concatenate([starts, sides], axis=1), found["labels"], found["scores"])
+        rows = zip(coco_masks.frPyObjects(polygons, *size_hw), *(column.tolist() for column in columns), strict=True)
+        for code, bbox, label, value in rows:
+            owner = {"image_id": image_id, "category_id": label, "score": value}
             boxes.append({**owner, "bbox": bbox})
-            masks.append({**owner, "segmentation": code})
+            masks.append({**owner, "segmentation": {"size": list(code["size"]), "counts": code["counts"].decode()}})
     return boxes, masks
 
 
-def _find(random: np.random.Generator, objects: list[dict], size_hw: tuple[int, int]) -> _Found:
+def _find(random: np.random.Generator, objects: list[dict], size_hw: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Return the detections of one image by descending score.
+
+    Arrays: boxes (float64 corners), labels (category ids), scores, and owners: the index of the object that a
+    detection was made from, -1 for none.
+    """
     owners = np.repeat(np.arange(len(objects)), DETECTIONS_OF_OBJECT)[:DETECTIONS]
     strays = DETECTIONS - len(owners)
-    kinds = random.integers(1, 81, DETECTIONS)
+    labels = random.integers(1, 81, DETECTIONS)
     scores = random.uniform(0.05, 0.6, DETECTIONS)
-    corners = synthetic_boxes(random, DETECTIONS, size_hw)
+    boxes = synthetic_boxes(random, DETECTIONS, size_hw)
     if len(owners):
         xywh = np.array([entry["bbox"] for entry in objects])[owners]
         of_objects = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
-        corners[strays:] = shifted(random, of_objects, 0.07, size_hw)
+        boxes[strays:] = shifted(random, of_objects, 0.07, size_hw)
         right = random.uniform(size=len(owners)) < 0.8
-        kinds[strays:] = np.where(right, np.array([entry["category_id"] for entry in objects])[owners], kinds[strays:])
+        own = np.array([entry["category_id"] for entry in objects])[owners]
+        labels[strays:] = np.where(right, own, labels[strays:])
         scores[strays:] = random.uniform(0.1, 1.0, len(owners))
+    found = {"boxes": boxes.astype(np.float64), "labels": labels, "scores": scores}
     order = np.argsort(-scores)
-    return _Found(
-        corners=corners[order].astype(np.float64),
-        kinds=kinds[order].tolist(),
-        scores=scores[order].tolist(),
-        owners=np.concatenate([np.full(strays, -1), owners])[order].tolist(),
-    )
+    found["owners"] = np.concatenate([np.full(strays, -1), owners])
+    return {name: values[order] for name, values in found.items()}
 
 
 def write_detections(path: Path, *, truth_json: Path, seed: int) -> None:
@@ -247,16 +233,17 @@ def write_detections(path: Path, *, truth_json: Path, seed: int) -> None:
     found = {image_id: _find(random, entries, size_of(image_id)) for image_id, entries in objects.items()}
     probabilities = np.empty((len(found), DETECTIONS, MASK_SIDE, MASK_SIDE), np.float32)
     for number, (image_id, detections) in enumerate(found.items()):
-        for row, owner in enumerate(detections.owners):
+        for row, owner in enumerate(detections["owners"].tolist()):
             stray = strays[int(random.integers(len(strays)))]
             probabilities[number, row] = stray if owner < 0 else soft[image_id][owner]
+    boxes, scores, labels = (np.stack([one[name] for one in found.values()]) for name in ("boxes", "scores", "labels"))
     np.savez(
         path,
         image_ids=np.array(list(found)),
         sizes_hw=np.array([size_of(image_id) for image_id in found]),
-        boxes=np.stack([detections.corners for detections in found.values()]).astype(np.float32),
-        scores=np.array([detections.scores for detections in found.values()], np.float32),
-        labels=np.array([detections.kinds for detections in found.values()]),
+        boxes=boxes.astype(np.float32),
+        scores=scores.astype(np.float32),
+        labels=labels,
         probabilities=probabilities,
     )
 

@@ -179,7 +179,7 @@ def _image_speed(data: DataConfig) -> ImageSpeed:
     from maskperf.data.images.transforms import normalize_into, resize_and_mirror, target_size_hw
     from maskperf.machine.speed import make_jpeg, measure_rate
 
-    jpeg = make_jpeg()
+    jpeg = make_jpeg(np.random.default_rng(0), IMAGE_SIZE_HW)
     size_hw = target_size_hw(IMAGE_SIZE_HW, data.short_side, data.long_side)
     padded = np.empty((*size_hw, 3), np.float32)
 

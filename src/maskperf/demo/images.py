@@ -101,10 +101,7 @@ def _place_instances(
     for is_crowd in [False] * count + [True] * crowded:
         category = CATEGORIES[generator.integers(len(CATEGORIES))]  # once, or retries would make thin ones rare
         for _ in range(PLACEMENT_ATTEMPTS):
-            if is_crowd:
-                instance = _try_crowd(category, taken, generator)
-            else:
-                instance = _try_instance(category, taken, count, generator)
+            instance = (_try_crowd if is_crowd else _try_instance)(category, taken, count, generator)
             if instance is not None:
                 instances.append(instance)
                 taken |= instance.visible
@@ -132,7 +129,7 @@ def _try_instance(category: Category, taken: np.ndarray, count: int, generator: 
     return Instance(category, [figure], visible, outline)
 
 
-def _try_crowd(category: Category, taken: np.ndarray, generator: np.random.Generator) -> Instance | None:
+def _try_crowd(category: Category, taken: np.ndarray, _: int, generator: np.random.Generator) -> Instance | None:
     """Return a heap of small instances of that category behind the pixels `taken`, or None where too little shows."""
     height, width = taken.shape
     middle = (generator.uniform(0.25, 0.75) * width, generator.uniform(0.25, 0.75) * height)

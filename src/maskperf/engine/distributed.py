@@ -17,10 +17,10 @@ TIMEOUT = timedelta(minutes=10)
 class Topology:
     """This process among all of them."""
 
-    rank: int
-    world: int
-    local_rank: int
-    device: torch.device
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    device: torch.device = torch.device("cpu")
 
     @property
     def is_first(self) -> bool:

@@ -19,8 +19,6 @@ IMAGE_BYTES = 150_000  # about the mean size of a file of train2017
 WRITE_SECONDS = 4.0
 READ_SECONDS = 2.0
 ROOM_FACTOR = 4  # so much more than the file must be free
-ROUGH_HW = (60, 80)  # size of the image that is enlarged
-NOISE = 9.0
 
 
 def measure_disk(folder: Path, threads: int) -> DiskSpeed:
@@ -62,12 +60,13 @@ def measure_rate(work: Callable[[], object], seconds: float) -> float:
     return best
 
 
-def make_jpeg() -> bytes:
-    """Return a synthetic image of 640 x 480 as JPEG, about as large as COCO's: rough shapes with fine noise."""
-    random = np.random.default_rng(0)
-    rough = Image.fromarray(random.integers(0, 256, (*ROUGH_HW, 3), np.uint8))
-    smooth = np.asarray(rough.resize((640, 480), Image.Resampling.BICUBIC), np.float32)
-    noisy = smooth + random.normal(0, NOISE, smooth.shape)
+def make_jpeg(
+    random: np.random.Generator, size_hw: tuple[int, int], rough_hw: tuple[int, int] = (60, 80), noise: float = 9.0
+) -> bytes:
+    """Return a synthetic JPEG file about as large as COCO's: rough shapes, enlarged from a small image, and noise."""
+    rough = Image.fromarray(random.integers(0, 256, (*rough_hw, 3), np.uint8))
+    smooth = np.asarray(rough.resize(size_hw[::-1], Image.Resampling.BICUBIC), np.float32)
+    noisy = smooth + random.normal(0, noise, smooth.shape)
     data = io.BytesIO()
     Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(data, "JPEG", quality=90)
     return data.getvalue()

@@ -222,7 +222,7 @@ def _targets(log: BenchmarkLog) -> Iterator[Finding]:
 def _seeds(log: BenchmarkLog) -> Iterator[Finding]:
     for seed in log.seeds:
         odd_part = abs(seed) // (seed & -seed or 1)
-        if odd_part < FLOAT_INTEGERS <= abs(seed) < 2**128:
+        if odd_part < FLOAT_INTEGERS < abs(seed) < 2**128:
             yield note(
                 f"seed {seed}",
                 "A 32-bit float can hold this seed exactly, as only 1 in 256 or fewer can by chance: it was perhaps "

@@ -32,11 +32,11 @@ class ComputeWeights:
         factors: dict[nn.Module, Tensor] = {conv: scale for (conv, _), scale in zip(pairs, self._scales, strict=False)}
         self._groups = []
         self.trainable: list[Casts] = []
-        for group, places in _places_by_group(model).items():
-            parameters = [getattr(module, name) for module, name in places]
-            scales = [factors.get(module) if name == "weight" else None for module, name in places]
+        for group, slots in _parameters_by_group(model).items():
+            parameters = [getattr(module, name) for module, name in slots]
+            scales = [factors.get(module) if name == "weight" else None for module, name in slots]
             casts = weight_casts(parameters, scales, dtype)
-            self._groups.append((places, casts))
+            self._groups.append((slots, casts))
             if group != FROZEN:
                 self.trainable.append(casts)
 
@@ -44,17 +44,17 @@ class ComputeWeights:
     def in_place(self) -> Iterator[None]:
         """Inside the `with` block each layer has the casts in place of its parameters."""
         self._fold()
-        kept = []
+        saved = []
         try:
             for norm, shift in zip(self._norms, self._shifts, strict=True):
                 norm.folded_shift = shift
-            for places, cast in self._groups:
-                for (module, name), tensor in zip(places, cast(), strict=True):
-                    kept.append((module, name, module._parameters[name]))
+            for slots, cast in self._groups:
+                for (module, name), tensor in zip(slots, cast(), strict=True):
+                    saved.append((module, name, module._parameters[name]))
                     module._parameters[name] = tensor  # type: ignore[assignment]  # stands in for a Parameter
             yield
         finally:
-            for module, name, parameter in kept:
+            for module, name, parameter in saved:
                 module._parameters[name] = parameter
             for norm in self._norms:
                 norm.folded_shift = None
@@ -67,12 +67,12 @@ class ComputeWeights:
             return
         self._versions = versions
         for norm, scale, shift in zip(self._norms, self._scales, self._shifts, strict=True):
-            for kept, new in zip((scale, shift), norm.scale_and_shift(), strict=True):
-                kept.copy_(new)
+            for old, new in zip((scale, shift), norm.scale_and_shift(), strict=True):
+                old.copy_(new)
 
 
-def _places_by_group(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
-    """Return the places of what is to be cast: a group for the frozen ones, for each stage, the FPN and each head."""
+def _parameters_by_group(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
+    """Return (module, name) of what is cast: a group for the frozen ones, for each stage, the FPN and each head."""
     groups: dict[str, list[tuple[nn.Module, str]]] = {}
     for path, module in model.named_modules():
         if not isinstance(module, PRODUCTS):

@@ -4,34 +4,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskperf.model.heads import initialized
 from maskperf.ops.convolution import Convolution, bias_of
-
-
-def pyramid_conv(inputs: int, outputs: int, kernel: int) -> Convolution:
-    conv = Convolution(inputs, outputs, kernel, padding=kernel // 2)
-    nn.init.kaiming_uniform_(conv.weight, a=1)
-    nn.init.zeros_(bias_of(conv))
-    return conv
 
 
 class FeaturePyramid(nn.Module):
     """Lateral 1x1 and output 3x3 convolutions, top-down by nearest doubling and addition (Lin et al. 2017)."""
 
-    fpn_inner4: Convolution
-    fpn_layer4: Convolution
-
     def __init__(self, stage_channels: tuple[int, ...], channels: int):
         super().__init__()
         for number, inputs in enumerate(stage_channels, start=1):
-            self.add_module(f"fpn_inner{number}", pyramid_conv(inputs, channels, kernel=1))
-            self.add_module(f"fpn_layer{number}", pyramid_conv(channels, channels, kernel=3))
+            for name, conv_inputs, kernel in ((f"fpn_inner{number}", inputs, 1), (f"fpn_layer{number}", channels, 3)):
+                conv = Convolution(conv_inputs, channels, kernel, padding=kernel // 2)
+                self.add_module(name, initialized(conv, nn.init.kaiming_uniform_, a=1))
 
     def forward(self, stages: list[Tensor]) -> list[Tensor]:
         """Return P2, P3, P4, P5, P6 at strides 4 to 64 from C2 to C5."""
-        top_down = self.fpn_inner4(stages[3])
-        outputs = [self.fpn_layer4(top_down)]
-        for number in (3, 2, 1):
-            top_down = _merge(getattr(self, f"fpn_inner{number}"), stages[number - 1], top_down)
+        outputs: list[Tensor] = []
+        top_down: Tensor | None = None
+        for number in (4, 3, 2, 1):
+            lateral, stage = getattr(self, f"fpn_inner{number}"), stages[number - 1]
+            top_down = lateral(stage) if top_down is None else _merge(lateral, stage, top_down)
             outputs.insert(0, getattr(self, f"fpn_layer{number}")(top_down))
         outputs.append(F.max_pool2d(outputs[-1], kernel_size=1, stride=2))
         return outputs

@@ -38,8 +38,8 @@ def cell_patches(
     return patches.view(*cells.shape, len(OFFSETS) ** 2, channels)
 
 
-def _neighbours(place: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Return the place before, the place itself and the one after (..., 3), clamped, and which are on the map."""
-    neighbours = torch.stack([place + offset for offset in OFFSETS], dim=-1)
+def _neighbours(index: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Return the indices before, at and after (..., 3), clamped, and which are on the map."""
+    neighbours = torch.stack([index + offset for offset in OFFSETS], dim=-1)
     inside = (neighbours >= 0) & (neighbours < length)
     return neighbours.clamp(0, length - 1), inside

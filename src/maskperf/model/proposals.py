@@ -1,4 +1,7 @@
-"""From RPN outputs to proposals: per level top-k, decode, clip, NMS; then a quota over levels and, pooled, images."""
+"""From RPN outputs to proposals: per level top-k, decode, clip, NMS; then a quota over levels and, pooled, images.
+
+Shapes: N images, A anchors of all levels, L levels, K candidates of a level, P proposals of an image.
+"""
 
 import torch
 from jaxtyping import Float, Int
@@ -15,24 +18,23 @@ from maskperf.structures import Proposals, RpnOutput, Targets
 @torch.no_grad()
 def select_proposals(
     rpn: RpnOutput,
-    anchors: Float[Tensor, "anchors 4"],
+    anchors: Float[Tensor, "A 4"],
     level_counts: tuple[int, ...],
-    sizes_hw: Int[Tensor, "images 2"],
+    sizes_hw: Int[Tensor, "N 2"],
     *,
     config: ModelConfig,
     training: bool,
 ) -> Proposals:
-    """Return the proposals of each image: in training in the order of levels, in testing by falling score.
+    """Return the proposals of each image (N, P): in training in the order of levels, in testing by falling score.
 
     In training the quota is taken over all images of the batch together ("pooled") or image by image.
     Source: `modeling/rpn/inference.py` of the reference; ranking is by float32 sigmoid scores.
     """
     limit = config.candidates_per_level[0 if training else 1]
     boxes, scores, valid = _candidates(rpn, anchors, level_counts, sizes_hw, limit=limit)
-    images, levels, per_level = valid.shape
     alive = nms_sorted(boxes.flatten(0, 1), valid.flatten(0, 1), config.rpn_nms_iou)
     boxes, scores = boxes.flatten(1, 2), scores.flatten(1, 2)
-    ranked = torch.where(alive.view(images, -1), scores, -1.0)
+    ranked = torch.where(alive.view(scores.shape), scores, -1.0)
     if not training:
         best, index = ranked.topk(min(config.proposals_test, ranked.shape[1]), dim=1)
         return _take(boxes, scores, best >= 0, index)
@@ -47,18 +49,19 @@ def select_proposals(
 def _candidates(
     rpn: RpnOutput, anchors: Tensor, level_counts: tuple[int, ...], sizes_hw: Tensor, *, limit: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return boxes (images, levels, limit, 4), scores and valid: each level's best anchors, decoded and clipped."""
+    """Return boxes (N, L, K, 4), scores and valid (N, L, K): each level's best anchors, decoded and clipped."""
     scores, index = best_anchors(rpn.logits, level_counts, min(limit, max(level_counts)))
     index = index.flatten(1)
     deltas = rpn.deltas.gather(1, index[..., None].expand(-1, -1, 4))
     boxes = clip_boxes(decode_boxes(deltas, anchors[index], RPN_BOX_WEIGHTS), sizes_hw)
-    # A network that has gone astray gives boxes that are no numbers: they must not reach code that turns them into
-    # places in memory. The loss says what happened.
+    # A diverged network gives boxes that are not finite: they must not reach code that turns them into indices. The
+    # loss says what happened.
     valid = (scores >= 0) & boxes.isfinite().all(dim=2).view_as(scores)
     return boxes.view(*scores.shape, 4).masked_fill(~valid[..., None], 0.0), scores, valid
 
 
 def _take(boxes: Tensor, scores: Tensor, valid: Tensor, index: Tensor) -> Proposals:
+    """Return the candidates (N, L * K) at `index` (N, P) as proposals, zeros where they are not valid."""
     boxes = boxes.gather(1, index[..., None].expand(-1, -1, 4))
     scores = scores.gather(1, index)
     return Proposals(boxes=boxes * valid[..., None], scores=scores * valid, valid=valid)

@@ -138,11 +138,6 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """Four residual stages; returns C2, C3, C4, C5 at strides 4, 8, 16, 32."""
 
-    layer1: nn.Sequential
-    layer2: nn.Sequential
-    layer3: nn.Sequential
-    layer4: nn.Sequential
-
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.stem = Stem(config.stem_channels, config.batch_norm)
@@ -156,8 +151,7 @@ class ResNet(nn.Module):
                 layers[-1].follows_block, layers[-1].precedes_block = block > 0, block < blocks - 1
                 inputs = outputs
             self.add_module(f"layer{number}", nn.Sequential(*layers))
-        frozen = [self.stem, self.layer1, self.layer2, self.layer3, self.layer4][: config.frozen_stages]
-        for part in frozen:
+        for part in list(self.children())[: config.frozen_stages]:
             part.requires_grad_(False)
 
     def convolutions_with_norms(self) -> Iterator[tuple[nn.Conv2d, nn.Module]]:
@@ -167,7 +161,8 @@ class ResNet(nn.Module):
             yield from block.convolutions_with_norms()
 
     def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> list[Tensor]:
-        c2 = self.layer1(self.stem(pixels))
-        c3 = self.layer2(c2)
-        c4 = self.layer3(c3)
-        return [c2, c3, c4, self.layer4(c4)]
+        stem, *layers = self.children()
+        stages = [layers[0](stem(pixels))]
+        for layer in layers[1:]:
+            stages.append(layer(stages[-1]))
+        return stages

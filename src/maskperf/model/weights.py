@@ -84,7 +84,7 @@ def save_state(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[
 
 
 def read_metadata(path: str | Path) -> dict[str, object]:
-    """Return what `save_model_weights` was told about the model, without reading the weights.
+    """Return the metadata that a model was saved with, without reading its weights.
 
     Errors: DataError when the file is not one of ours.
     """
@@ -207,16 +207,13 @@ def _anchor_problems(model: MaskRcnn, anchors: Mapping[str, Tensor], file: str) 
     table = _model_cell_anchors(model)
     wanted = {name: table[name] for name in anchors if name in table}
     problems = tensor_problems(anchors, wanted, file=file, fix=fix)
-    others = {
-        name: tensor
-        for name, tensor in wanted.items()
-        if anchors[name].shape == tensor.shape and not torch.equal(anchors[name].float(), tensor)
-    }
+    others = [name for name, tensor in wanted.items() if anchors[name].shape == tensor.shape
+              and not torch.equal(anchors[name].float(), tensor)]  # fmt: skip
     if others:
-        name, tensor = next(iter(others.items()))
-        problem = f"the model's anchors of {name} are {tensor.tolist()}."
-        where, value = named_tensors(list(others)), str(anchors[name].tolist())
-        problems.append(Problem(file=file, where=where, field="values", value=value, message=problem, fix=fix))
+        name = others[0]
+        message = f"the model's anchors of {name} are {wanted[name].tolist()}."
+        where, value = named_tensors(others), str(anchors[name].tolist())
+        problems.append(Problem(file=file, where=where, field="values", value=value, message=message, fix=fix))
     return problems
 
 

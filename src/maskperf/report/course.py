@@ -50,19 +50,19 @@ def thin(points: Sequence[LossPoint], most: int = MOST_POINTS) -> tuple[LossPoin
     A stretch without a finite total is never averaged away: its first and its last point stay.
     """
     width = max(1, -(-sum(point.total is not None for point in points) // most))
-    kept: list[LossPoint] = []
+    thinned: list[LossPoint] = []
     window: list[LossPoint] = []
     for index, point in enumerate(points):
         if point.total is not None:
             window.append(point)
         if window and (point.total is None or len(window) == width):
-            kept.append(_mean(window))
+            thinned.append(_mean(window))
             window = []
         neighbours = [points[other] for other in (index - 1, index + 1) if 0 <= other < len(points)]
         is_inside = len(neighbours) == 2 and all(other.total is None for other in neighbours)
         if point.total is None and not is_inside:
-            kept.append(point)
-    return (*kept, *([_mean(window)] if window else []))
+            thinned.append(point)
+    return (*thinned, *([_mean(window)] if window else []))
 
 
 def _mean(points: Sequence[LossPoint]) -> LossPoint:

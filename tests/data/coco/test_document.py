@@ -45,6 +45,12 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path, name, fact):
         (b'[{"image_id": 1, "score": 0.5}]', ["looks like a file of results"]),
         (GOOD + b"1", ["malformed", "Extra data"]),
         (GOOD[:-1] + b"\xc3", [f"not UTF-8 at byte {len(GOOD) - 1}"]),
+        (changed(annotations=[{}, "oops", {}]), ["field annotations[1], value 'oops'", "not an object"]),
+        *(
+            (changed(**{name: value}), [f"field {name},", f"the list `{name}` is missing"])
+            for name in ("images", "annotations", "categories")
+            for value in (None, {}, "text")
+        ),
     ],
 )
 def test_what_is_no_text_or_no_instances_file_is_named(tmp_path, data, facts):
@@ -93,19 +99,6 @@ def test_names_of_any_characters_are_read(tmp_path, data, name):
     for is_ascii in (True, False):
         text = json.dumps(name, ensure_ascii=is_ascii).encode()
         assert read(tmp_path, data.replace(b'"cup"', text)).category_names == ("dog", name)
-
-
-@pytest.mark.parametrize("name", ["images", "annotations", "categories"])
-@pytest.mark.parametrize("value", [None, {}, "text"])
-def test_a_missing_list_is_named(tmp_path, name, value):
-    problem = only_problem(tmp_path, changed(**{name: value}))
-    assert problem.field == name and f"the list `{name}` is missing" in problem.message
-
-
-def test_an_entry_that_is_no_object_is_named(tmp_path):
-    rows = good_document()["annotations"]
-    problem = only_problem(tmp_path, changed(annotations=[rows[0], "oops", *rows[1:]]))
-    assert (problem.field, problem.value) == ("annotations[1]", "'oops'")
 
 
 @pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "1e400"])

@@ -19,7 +19,7 @@ from coco_folder import (
 from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
 
-from maskperf.data.coco.index import dataset_of, read_annotations
+from maskperf.data.coco.index import dataset_of
 
 AREA = HEIGHT * WIDTH
 NAN, INFINITY = float("nan"), float("inf")
@@ -98,7 +98,7 @@ def test_documents_in_the_form_of_coco_are_read_as_they_are(tmp_path, document, 
 
 
 POINTS = [[1, 2], [3, 4], [5, 6]]
-REFUSED = [  # field, value, the part of the value at fault, fact
+REFUSED = [  # field, value, the wrong part of the value, fact
     *(("image_id", value, None, "No entry of `images`") for value in (None, [20], True, {"id": 20})),
     *(("category_id", value, None, "No entry of `categories`") for value in (8, 2**70, "8", "dog", None, 7.5)),
     *(("iscrowd", value, None, "neither 0") for value in (2, -1, "no", 0.5, [0], {})),
@@ -282,24 +282,13 @@ def test_image_ids_of_any_kind_are_read_and_come_out_as_they_went_in(tmp_path, c
     assert change(10) != 10 or index.image_ids.tolist() == [10, 20]
 
 
-OF_TEXTS = with_image_ids(str)
-
-
-@pytest.mark.parametrize(
-    ("document", "fact"),
-    [
-        *((with_annotation(reference), "image_id is text") for reference in ("20", " 20 ", "020")),
-        (with_annotation(20.0), None),
-        (OF_TEXTS | {"annotations": [*OF_TEXTS["annotations"], annotation(918, 20)]}, "is a number"),
-    ],
-)
-def test_a_reference_by_another_kind_of_value_is_matched(tmp_path, document, fact):
+def test_a_number_is_matched_with_text(tmp_path):
+    document = with_image_ids(str)
+    document["annotations"].append(annotation(918, 20))
     index = read(tmp_path, document)
     assert len(index.labels) == 4
-    if fact:
-        notice = only_notice(index, "matched by value")
-        assert fact in notice and notice.endswith("(first ids: 918)")
-        assert f"such as {json.dumps(document['annotations'][-1]['image_id'])}" in notice
+    assert only_notice(index, "is a number (such as 20)").endswith("matched by value (first ids: 918)")
+    assert len(read(tmp_path, with_annotation(20.0)).labels) == 4
 
 
 def test_the_same_digits_as_number_and_as_text_are_two_images(tmp_path):
@@ -324,14 +313,6 @@ def test_a_category_id_that_stands_for_a_number_is_read(tmp_path, identity):
     document["categories"][1]["id"] = identity
     index = read(tmp_path, document)
     assert index.category_ids.tolist() == [7, 9] and len(index.labels) == 3
-
-
-@pytest.mark.parametrize(
-    ("value", "is_object"), [(None, 1), (False, 1), (0.0, 1), ("0", 1), (True, 0), ("1", 0), (1.0, 0)]
-)
-def test_crowd_marks_of_plain_meaning_are_read(tmp_path, value, is_object):
-    index = read(tmp_path, with_annotation(iscrowd=value))
-    assert len(index.labels) == 3 + is_object and "iscrowd=" in only_notice(index, "read as")
 
 
 @BOTH
@@ -369,44 +350,51 @@ def test_run_lengths_of_every_form_are_masks(tmp_path, outline, expected, traini
     for start, end in zip(ends[::2], ends[1::2], strict=False):
         flat[start:end] = 1
     np.testing.assert_array_equal(flat.reshape((HEIGHT, WIDTH), order="F"), expected)
-    (entry,) = (entry for entry in dataset_of(index)["annotations"] if entry["id"] == 918)
-    np.testing.assert_array_equal(pixels_of(entry["segmentation"]), expected)
+    np.testing.assert_array_equal(pixels_of(entry_of(index)["segmentation"]), expected)
+
+
+def entry_of(index, key: int = 918) -> dict[str, Any]:
+    return {entry["id"]: entry for entry in dataset_of(index)["annotations"]}[key]
+
+
+IN_TEXT, NO_IMAGE = "image_id is text (such as", "annotations belong to images that are not in `images`: left out"
+SHORT, NO_OUTLINE = "polygons of fewer than three points beside others", "no outline of three points or more: left out"
+NO_BOX = "annotations have no box: taken from their outline"
+OUTLINES = [[SQUARE], compressed(MASK), uncompressed(MASK)]
+EMPTY = [..., None, [], "", [[]], [[1, 2, 3, 4]], [[1, 2], [3, 4, 5]], uncompressed(0 * MASK)]
+READ = [  # changes, notice, whether the annotation stays in the list, some fields as they are read
+    *(({"iscrowd": value}, "iscrowd=", True, {"iscrowd": 0}) for value in (None, False, 0.0, "0")),
+    *(({"iscrowd": value}, "iscrowd=", True, {"iscrowd": 1}) for value in (True, "1", 1.0)),
+    *(({"image_id": value}, f'{IN_TEXT} "{value}")', True, {"image_id": 20}) for value in ("20", " 20 ", "020")),
+    *(({"image_id": value}, NO_IMAGE, False, {}) for value in (99, "99", 2**70, "nobody", 20.5)),
+    *(({"segmentation": outline}, NO_OUTLINE, False, {}) for outline in EMPTY),
+    *(
+        ({"segmentation": [polygon, SQUARE]}, SHORT, True, {"segmentation": [SQUARE]})
+        for polygon in ([], [1, 2], [1, 2, 3, 4], [1, 2, 3], [1, 2, 3, 4, 5])
+    ),
+    *(
+        ({"bbox": missing, "segmentation": outline}, NO_BOX, True, {"bbox": [10, 8, 20, 20]})
+        for missing in (..., None, [])
+        for outline in OUTLINES
+    ),
+    ({"bbox": None, "segmentation": [SQUARE, triangle(1, 1)]}, NO_BOX, True, {"bbox": [1, 1, 29, 27]}),
+]
 
 
 @BOTH
-@pytest.mark.parametrize("polygon", [[], [1, 2], [1, 2, 3, 4], [1, 2, 3], [1, 2, 3, 4, 5]])
-def test_a_short_polygon_beside_good_ones_is_dropped_with_a_count(tmp_path, polygon, training):
-    index = read(tmp_path, with_annotation(segmentation=[polygon, triangle(5, 5)]), training=training)
-    assert np.diff(index.polygon_offsets).tolist() == [1, 2, 1, 1]
-    assert only_notice(index, "fewer than three points beside").endswith("(first ids: 918)")
-    (row,) = (row for row in read_annotations(index).annotations if row.id == 918)
-    assert row.outline == [triangle(5, 5)]
-
-
-@BOTH
-@pytest.mark.parametrize(
-    ("changes", "fact"),
-    [
-        *(
-            ({"segmentation": outline}, "no outline")
-            for outline in (..., None, [], "", [[]], [[1, 2, 3, 4]], [[1, 2], [3, 4, 5]], uncompressed(0 * MASK))
-        ),
-        *(({"image_id": reference}, "not in `images`") for reference in (99, "99", 2**70, "nobody", 20.5)),
-    ],
-)
-def test_an_annotation_without_outline_or_image_is_left_out_with_a_count(tmp_path, changes, fact, training):
+@pytest.mark.parametrize(("changes", "fact", "stays", "fields"), READ)
+def test_what_has_a_plain_meaning_is_read_with_a_count(tmp_path, changes, fact, stays, fields, training):
     index = read(tmp_path, with_annotation(**changes), training=training)
-    assert only_notice(index, fact).endswith("left out (first ids: 918)")
-    assert [entry["id"] for entry in dataset_of(index)["annotations"]] == [101, 102, 103, 104]
+    assert only_notice(index, fact).endswith("(first ids: 918)")
+    assert len(index.labels) == 3 + (stays and fields.get("iscrowd") != 1)
+    assert [entry["id"] for entry in dataset_of(index)["annotations"]] == [101, 102, 103, 104] + stays * [918]
+    assert not stays or entry_of(index).items() >= fields.items()
 
 
-@pytest.mark.parametrize("missing", [..., None, []])
-@pytest.mark.parametrize("outline", [[SQUARE], compressed(MASK), uncompressed(MASK), [SQUARE, triangle(1, 1)]])
-def test_a_missing_box_is_derived_from_the_outline(tmp_path, outline, missing):
-    index = read(tmp_path, with_annotation(bbox=missing, segmentation=outline))
-    low = (1.0, 1.0) if outline == [SQUARE, triangle(1, 1)] else (10.0, 8.0)
-    np.testing.assert_array_equal(index.boxes[-1], [*low, 29, 27])
-    assert only_notice(index, "no box").endswith("(first ids: 918)")
+@pytest.mark.parametrize("outline", [*EMPTY, {}, 0, False])
+def test_a_crowd_without_an_outline_is_no_matter_in_training(tmp_path, outline):
+    index = read(tmp_path, with_annotation(iscrowd=1, segmentation=outline))
+    assert len(index.labels) == 3 and index.notices[0].startswith("2 of 5 annotations are crowd regions")
 
 
 THINGS = {"supercategory": "none"}

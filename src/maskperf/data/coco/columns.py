@@ -4,6 +4,7 @@ import codecs
 import hashlib
 import mmap
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -139,16 +140,14 @@ def placeholder_categories(categories: Sequence[CategoryRow | _Category], used: 
     supercategories = {
         row.supercategory for row in categories if type(row.supercategory) is str and row.supercategory != row.name
     }
-    names = [row.name for row in categories if type(row.name) is str]
+    names = Counter(row.name for row in categories if type(row.name) is str)
     found = set()
     for row in categories:
-        if type(row.name) is not str or row.id in used:
-            continue
-        if row.name in supercategories or row.name.lower() in BACKGROUND_NAMES:
-            found.add(row.id)
-        elif names.count(row.name) > 1:
-            names.remove(row.name)
-            found.add(row.id)
+        if type(row.name) is str and row.id not in used:
+            is_other = row.name in supercategories or row.name.lower() in BACKGROUND_NAMES
+            if is_other or names[row.name] > 1:
+                names[row.name] -= 1
+                found.add(row.id)
     return found if len(found) < len(categories) else set()
 
 

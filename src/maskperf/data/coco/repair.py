@@ -304,7 +304,9 @@ class _Repair:
             self.note(text, row)
         if codes:
             outline = self.merge_runs(row, codes, outline, size_hw)
-        if outline is not None and (codes or outline != written):
+            if outline is None:
+                return None
+        if outline == [] or codes or outline != written:
             row.outline = outline or None
         return outline
 

@@ -10,7 +10,7 @@ from pycocotools import mask as coco_masks
 from maskperf.data.coco.document import parse_document
 from maskperf.demo.dataset import write_demo_dataset
 from maskperf.errors import DataError
-from maskperf.pictures import choice
+from maskperf.pictures import drawing
 from maskperf.pictures.choice import (
     LARGEST_JPEG_BYTES,
     ImageScore,
@@ -180,13 +180,13 @@ def test_truth_and_perfect_detections_are_drawn_alike_on_the_page(demo, tmp_path
             shared = {"image_id": row.image_id, "category_id": row.category_id, "score": 0.9 if row.id % 2 else 0.3}
             boxes.append({**shared, "bbox": row.bbox})
             masks.append({**shared, "segmentation": {"size": code["size"], "counts": code["counts"].decode()}})
-    panels, draw_panel = [], choice.draw_panel
+    panels, draw_panel = [], drawing.draw_panel
 
     def watched(pixels, overlays, note):
         panels.append(overlays)
         return draw_panel(pixels, overlays, note)
 
-    monkeypatch.setattr(choice, "draw_panel", watched)
+    monkeypatch.setattr(drawing, "draw_panel", watched)
     Predictions(document, demo / "val2017", boxes, masks).write_grid(tmp_path / "page.png", 6)
     with Image.open(tmp_path / "page.png") as page:
         assert page.format == "PNG" and page.height > 400

@@ -52,9 +52,8 @@ class Stepper:
         train_once = partial(train_step, self.model, build_optimizer(self.model, optimizer), [self.batch])
         with using(techniques):
             set_precision(self.model, speed.precision, topology.device, self.messages.append)
-            self._captured = capture_steps(
-                self.model, [capacity_of(self.batch)], topology=topology, say=self.messages.append
-            )
+            capture = partial(capture_steps, self.model, topology=topology, say=self.messages.append)
+            self._captured = capture([capacity_of(self.batch)]) if topology.device.type == "cuda" else None
         train_once = partial(train_once, config=optimizer, topology=topology, captured=self._captured, all_masks=False)
         self._train_once, self._update = using(techniques)(train_once), 0
 

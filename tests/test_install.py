@@ -145,8 +145,14 @@ def test_the_tests_run_after_lint_with_their_arguments(tree):
     assert tests == "-m pytest -n 2 --dist loadfile -m not slow -k a b"
 
 
-def test_nothing_is_run_where_the_install_fails(tree):
-    assert not any("<run>" in line for line in tree.run("run_and_time.sh", code=1, STUB_PIP_CODE="1")[0])
+def test_the_download_hands_its_arguments_on_and_returns_the_exit_code(installed):
+    noted, _ = installed.run("download_dataset.sh", "--root", "my data; $(touch x)'\"", code=7, STUB_CODE="7")
+    assert noted == ["<prepare><coco><--root><my data; $(touch x)'\">"]
+
+
+@pytest.mark.parametrize("script", ["run_and_time.sh", "download_dataset.sh"])
+def test_nothing_is_run_where_the_install_fails(script, tree):
+    assert not any("<" in line for line in tree.run(script, code=1, STUB_PIP_CODE="1")[0])
 
 
 @pytest.mark.parametrize(("code", "expected"), [("0", 0), ("6", 0), ("1", 1), ("5", 5)])

@@ -86,8 +86,7 @@ def train_step(
     skip_updates_from_now_on(optimizer, not_finite.sum())
     with skipped_update(optimizer, dropped):
         optimizer.step()
-    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    own = [any_not_finite(weights, topology.device)]
+    own = [any_not_finite((value for value in model.parameters() if value.requires_grad), topology.device)]
     weight_problems, mean_terms = _sum_over_processes(own, mean_terms / topology.world, topology)
     skip_updates_from_now_on(optimizer, weight_problems.sum())
     stopwatch.mark("optimizer")

@@ -36,36 +36,22 @@ class Tree:
     """A copy of the scripts in a folder with a space in its name, and a stub in place of Python."""
 
     def __init__(self, base):
-        self.base = base
-        self.folder = base / "my tree"
+        self.base, self.folder = base, base / "my tree"
         (self.folder / ".ci").mkdir(parents=True)
         for name in (*SCRIPTS, "constraints.txt", "pyproject.toml"):
             shutil.copy(ROOT / name, self.folder / name)
-        self.notes = base / "notes.txt"
-        self.python = base / "stub python"
+        self.notes, self.python = base / "notes.txt", base / "stub python"
         self.python.write_text(STUB)
         self.python.chmod(0o755)
 
-    def run(self, script, *arguments, **environment):
+    def run(self, script, *arguments, code=0, **environment):
+        """Run a script, check its exit code, and return what the stubs noted and what it printed."""
         self.notes.write_text("")
-        variables = {
-            "PATH": os.environ["PATH"],
-            "PYTHON": str(self.python),
-            "STUB_NOTES": str(self.notes),
-            **environment,
-        }
-        return subprocess.run(
-            [self.folder / script, *arguments],
-            cwd=self.base,
-            env=variables,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-
-    def noted(self):
-        return self.notes.read_text().splitlines()
+        variables = {"PATH": os.environ["PATH"], "PYTHON": str(self.python), "STUB_NOTES": str(self.notes)}
+        streams = {"capture_output": True, "text": True, "cwd": self.base, "timeout": 300}
+        done = subprocess.run([self.folder / script, *arguments], env={**variables, **environment}, **streams)
+        assert done.returncode == code, done.stderr
+        return self.notes.read_text().splitlines(), done.stdout + done.stderr
 
 
 @pytest.fixture
@@ -73,65 +59,49 @@ def tree(tmp_path):
     return Tree(tmp_path)
 
 
-def test_the_first_install_makes_the_environment_and_uses_the_constraints(tree):
-    finished = tree.run("install.sh")
-    assert finished.returncode == 0, finished.stderr
-    venv, pip = tree.noted()
-    assert venv == "venv"
+@pytest.fixture
+def installed(tree):
+    tree.run("install.sh")
+    return tree
+
+
+def test_the_first_install_makes_the_environment_with_the_constraints_and_a_second_does_nothing(tree):
+    (venv, pip), shown = tree.run("install.sh")
+    assert venv == "venv" and "install.sh: done: maskperf 0.0" in shown
     assert pip.endswith(f"--constraint {tree.folder}/.venv/constraints.txt --editable {tree.folder}")
     assert (tree.folder / ".venv" / "constraints.txt").read_text() == (ROOT / "constraints.txt").read_text()
-    assert "install.sh: done: maskperf 0.0" in finished.stdout
+    assert tree.run("install.sh") == ([], "")
 
 
-def test_a_second_install_does_and_prints_nothing(tree):
-    tree.run("install.sh")
-    finished = tree.run("install.sh")
-    assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
-    assert tree.noted() == []
-
-
-def test_the_tools_of_the_tests_are_added_once(tree):
-    tree.run("install.sh")
-    tree.run("install.sh", "test")
-    (pip,) = tree.noted()
-    assert pip.endswith(f"--editable {tree.folder}[test]")
+def test_the_tools_of_the_tests_are_added_once(installed):
+    (pip,), _ = installed.run("install.sh", "test")
+    assert pip.endswith(f"--editable {installed.folder}[test]")
     for arguments in (["test"], []):
-        tree.run("install.sh", *arguments)
-        assert tree.noted() == []
+        assert installed.run("install.sh", *arguments)[0] == []
 
 
 @pytest.mark.parametrize("name", ["constraints.txt", "pyproject.toml"])
-def test_changed_versions_are_installed_into_the_same_environment(name, tree):
-    tree.run("install.sh")
-    with (tree.folder / name).open("a") as stream:
+def test_changed_versions_are_installed_into_the_same_environment(name, installed):
+    with (installed.folder / name).open("a") as stream:
         stream.write("# changed\n")
-    assert tree.run("install.sh").returncode == 0
-    (pip,) = tree.noted()
+    (pip,), _ = installed.run("install.sh")
     assert pip.startswith("pip")
 
 
 def test_a_failed_install_is_reported_and_the_next_one_starts_again(tree):
-    finished = tree.run("install.sh", STUB_PIP_CODE="1")
-    assert finished.returncode == 1
-    assert "Fix: check the network" in finished.stderr
+    assert "Fix: check the network" in tree.run("install.sh", code=1, STUB_PIP_CODE="1")[1]
     half_made = tree.folder / ".venv" / "half-made"
     half_made.write_text("")
-    finished = tree.run("install.sh")
-    assert finished.returncode == 0
-    assert "cut short" in finished.stdout
-    assert tree.noted()[0] == "venv"
-    assert not half_made.exists()
+    noted, shown = tree.run("install.sh")
+    assert "cut short" in shown and noted[0] == "venv" and not half_made.exists()
 
 
 def test_an_environment_of_somebody_else_is_left_alone(tree):
     mine = tree.folder / ".venv" / "mine.txt"
     mine.parent.mkdir()
     mine.write_text("mine")
-    finished = tree.run("install.sh")
-    assert finished.returncode == 1
-    assert "was not made by install.sh" in finished.stderr
-    assert mine.read_text() == "mine"
-    assert tree.noted() == []
+    noted, shown = tree.run("install.sh", code=1)
+    assert "was not made by install.sh" in shown and mine.read_text() == "mine" and noted == []
 
 
 def test_another_version_of_torch_replaces_the_pinned_one(tree):
@@ -140,8 +110,7 @@ def test_another_version_of_torch_replaces_the_pinned_one(tree):
     pinned = (ROOT / "constraints.txt").read_text().splitlines()
     assert set(lines) - set(pinned) == {"torch==2.14.1"}
     assert set(pinned) - set(lines) == {"torch==2.13.0", "triton==3.7.1"}  # each torch asks for a Triton of its own
-    tree.run("install.sh")
-    assert len(tree.noted()) == 1  # back to the pinned version
+    assert len(tree.run("install.sh")[0]) == 1  # back to the pinned version
 
 
 @pytest.mark.parametrize(
@@ -155,52 +124,43 @@ def test_another_version_of_torch_replaces_the_pinned_one(tree):
     ],
 )
 def test_an_install_that_cannot_be_done_is_explained(arguments, variables, message, tree):
-    finished = tree.run("install.sh", *arguments, **variables)
-    assert finished.returncode == 1
-    assert message in finished.stderr
-    assert not any(line.startswith("pip") for line in tree.noted())
+    noted, shown = tree.run("install.sh", *arguments, code=1, **variables)
+    assert message in shown and not any(line.startswith("pip") for line in noted)
 
 
-def test_a_moved_folder_gets_a_new_environment(tree):
-    tree.run("install.sh")
-    tree.folder = tree.folder.rename(tree.base / "moved tree")
-    assert tree.run("install.sh").returncode == 0
-    assert len(tree.noted()) == 2
+def test_a_moved_folder_gets_a_new_environment(installed):
+    installed.folder = installed.folder.rename(installed.base / "moved tree")
+    assert len(installed.run("install.sh")[0]) == 2
 
 
-def test_without_arguments_the_demo_is_run_and_timed(tree):
-    finished = tree.run("run_and_time.sh", STUB_CODE="6")
-    assert finished.returncode == 6
-    assert tree.noted()[-1] == "<run><demo>"
-    assert tree.run("run_and_time.sh", "coco", "data.root=/a b").returncode == 0
-    assert tree.noted()[-1] == "<run><coco><data.root=/a b>"
-    assert re.search(r"run_and_time\.sh: \d+ s \(0:00:\d\d\), exit code 6\n$", finished.stdout)
+def test_without_arguments_the_demo_is_run_and_timed(installed):
+    noted, shown = installed.run("run_and_time.sh", code=6, STUB_CODE="6")
+    assert noted == ["<run><demo>"] and re.search(r"run_and_time\.sh: \d+ s \(0:00:\d\d\), exit code 6\n$", shown)
+    assert installed.run("run_and_time.sh", "coco", "data.root=/a b")[0] == ["<run><coco><data.root=/a b>"]
 
 
 def test_the_tests_run_after_lint_with_their_arguments(tree):
-    assert tree.run("run_tests.sh", "-k", "a b").returncode == 0
-    *checks, tests = tree.noted()[-5:]
+    *checks, tests = tree.run("run_tests.sh", "-k", "a b")[0][-5:]
     assert checks == ["-m ruff check .", "-m ruff format --check -q .", "-m mypy", "codespell"]
     assert tests == "-m pytest -n 2 --dist loadfile -m not slow -k a b"
 
 
-def test_all_checks_run_the_slow_tests_too(tree):
-    assert tree.run(".ci/run").returncode == 0
-    marks = [line.rpartition(" -m ")[2] for line in tree.noted() if line.startswith("-m pytest")]
-    assert marks == ["not slow", "slow"]
+def test_the_download_hands_its_arguments_on_and_returns_the_exit_code(installed):
+    noted, _ = installed.run("download_dataset.sh", "--root", "my data; $(touch x)'\"", code=7, STUB_CODE="7")
+    assert noted == ["<prepare><coco><--root><my data; $(touch x)'\">"]
 
 
-def test_nothing_is_run_where_the_install_fails(tree):
-    assert tree.run("run_and_time.sh", STUB_PIP_CODE="1").returncode == 1
-    assert not any("<run>" in line for line in tree.noted())
+@pytest.mark.parametrize("script", ["run_and_time.sh", "download_dataset.sh"])
+def test_nothing_is_run_where_the_install_fails(script, tree):
+    assert not any("<" in line for line in tree.run(script, code=1, STUB_PIP_CODE="1")[0])
 
 
 @pytest.mark.parametrize(("code", "expected"), [("0", 0), ("6", 0), ("1", 1), ("5", 5)])
-def test_the_shortened_run_may_miss_its_target_but_must_not_fail(code, expected, tree):
-    finished = tree.run(".ci/run", STUB_CODE=code)
-    assert finished.returncode == expected
-    assert "<run><demo><optimizer.max_epochs=1>" in tree.noted()[-1]
-    assert ("all checks passed" in finished.stdout) == (expected == 0)
+def test_all_checks_run_the_slow_tests_and_a_shortened_run_that_may_miss_its_target(code, expected, tree):
+    noted, shown = tree.run(".ci/run", code=expected, STUB_CODE=code)
+    assert [line.rpartition(" -m ")[2] for line in noted if line.startswith("-m pytest")] == ["not slow", "slow"]
+    assert "<run><demo><optimizer.max_epochs=1>" in noted[-1]
+    assert ("all checks passed" in shown) == (expected == 0)
 
 
 def test_every_dependency_is_pinned_once_to_one_version():

@@ -131,13 +131,8 @@ def from_json_text(text: str) -> RunConfig:
     found = _flat_json(text)
     problems = [unknown_key_message(key) for key in found if key not in FIELDS]
     problems += ["recipe is missing"] if "recipe" not in found else []
-    values = {}
-    for key, entry in FIELDS.items():
-        if key in found:
-            try:
-                values[key] = check_value(found[key], entry.type)
-            except ValueError as error:
-                problems.append(f"{key}={json.dumps(found[key])}: {error}")
+    values, wrong = _checked({key: found[key] for key in FIELDS if key in found})
+    problems += [f"{key}={json.dumps(found[key])}: {text}" for key, text in wrong.items()]
     if problems:
         raise ConfigError("\n".join(f"configuration: {problem}" for problem in problems))
     return _from_flat(values)
@@ -180,16 +175,21 @@ def _flat_json(text: str) -> dict[str, Any]:
 
 def validate(config: RunConfig) -> None:
     """Raise one ConfigError with a line for every value that cannot be used, alone or beside another."""
-    values, problems = flatten(config), {}
-    for key, value in values.items():
-        try:
-            check_value(value, FIELDS[key].type)
-        except ValueError as error:
-            problems[key] = str(error)
-    for key, text in _conflicts(config):
-        problems.setdefault(key, text)
+    values = flatten(config)
+    problems = {**dict(_conflicts(config)), **_checked(values)[1]}
     if problems:
         raise ConfigError("\n".join(f"{key}={format_value(values[key])}: {text}" for key, text in problems.items()))
+
+
+def _checked(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the values that their keys allow, converted, and what is wrong with each of the others."""
+    converted, problems = {}, {}
+    for key, value in values.items():
+        try:
+            converted[key] = check_value(value, FIELDS[key].type)
+        except ValueError as error:
+            problems[key] = str(error)
+    return converted, problems
 
 
 def _conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:
@@ -295,18 +295,15 @@ def _nearest_choice(value: Any, kind: Any) -> str:
 
 
 def describe_type(kind: Any) -> str:
-    """Return the values that a type with limits allows, for example "an integer >= 1"."""
-    return _describe_info(inspect.type_info(kind))
-
-
-def _describe_info(info: inspect.Type) -> str:
+    """Return the values that a type with limits, or its `Type`, allows, for example "an integer >= 1"."""
+    info = kind if isinstance(kind, inspect.Type) else inspect.type_info(kind)
     match info:
         case inspect.LiteralType(values=values):
             return " or ".join(map(str, values))
         case inspect.TupleType(item_types=items):
-            return f"{len(items)} values with commas, each {_describe_info(items[0])}"
+            return f"{len(items)} values with commas, each {describe_type(items[0])}"
         case inspect.VarTupleType(item_type=item):
-            return f"values with commas, each {_describe_info(item)}"
+            return f"values with commas, each {describe_type(item)}"
         case inspect.IntType() | inspect.FloatType():
             noun = "an integer" if isinstance(info, inspect.IntType) else "a number"
             limits = [f"{sign} {limit}" for name, sign in SIGNS.items() if (limit := getattr(info, name)) is not None]

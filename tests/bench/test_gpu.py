@@ -9,41 +9,21 @@ import msgspec
 import pytest
 import torch
 from rich.console import Console
+from small_batches import SMALL
 
 from maskperf.bench import gpu, gpu_convolutions, gpu_steps
 from maskperf.bench.gpu_convolutions import Layer, work_of
 from maskperf.bench.plan import CASES, GpuPlan, KernelSizes
 from maskperf.bench.session import CaseResult
 from maskperf.bench.view import show_gpu
-from maskperf.config import ModelConfig, SpeedConfig
+from maskperf.config import SpeedConfig
 
 CPU = torch.device("cpu")
 PEER = os.environ.get("MASKPERF_PEER_PYTHON", "")
-MODEL = ModelConfig(
-    num_classes=5,
-    stage_blocks=(1, 1, 1, 1),
-    stem_channels=8,
-    stage_channels=(16, 16, 16, 16),
-    fpn_channels=8,
-    box_head_channels=16,
-    mask_head_channels=8,
-    mask_head_convs=1,
-    roi_samples_per_image=16,
-)
-TINY = GpuPlan(
-    device="cpu",
-    model=MODEL,
-    kernels=KernelSizes(images=1, size_hw=(40, 64), channels=2, candidates=8),
-    canvases_hw=((64, 96), (96, 64)),
-    batch_sizes=(1,),
-    usual_batch=1,
-    objects=2,
-    repeats=1,
-    steps_at_a_time=1,
-    warm_up_calls=0,
-    threads=1,
-    seconds=120.0,
-)
+SIZES = {"canvases_hw": ((64, 96), (96, 64)), "batch_sizes": (1,), "usual_batch": 1, "objects": 2}
+TIMES = {"repeats": 1, "steps_at_a_time": 1, "warm_up_calls": 0, "threads": 1, "seconds": 120.0}
+KERNELS = KernelSizes(images=1, size_hw=(40, 64), channels=2, candidates=8)
+TINY = GpuPlan(device="cpu", model=SMALL, kernels=KERNELS, **SIZES, **TIMES)
 
 
 def shown(found: dict) -> str:

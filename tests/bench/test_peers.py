@@ -16,14 +16,11 @@ pytestmark = pytest.mark.skipif(not PYTHON, reason="MASKPERF_PEER_PYTHON names n
 
 
 def measured(tmp_path: Path, name: str):
-    config = coco()
-    config = replace(config, model=replace(config.model, backbone_weights=""))
-    plan = Plan(
-        size_hw=(64, 96), images=2, objects=4, repeats=1, clock="cpu", config=config, peer_python=PYTHON, cache=tmp_path
-    )
+    config = replace(coco(), model=replace(coco().model, backbone_weights=""))
+    sizes = {"size_hw": (64, 96), "images": 2, "objects": 4, "repeats": 1, "clock": "cpu"}
+    plan = Plan(config=config, peer_python=PYTHON, cache=tmp_path, **sizes)
     case = next(case for case in CASES if case.name == name)
-    left_out = []
-    result = measure_case(case, plan, tmp_path, left_out.append)
+    result = measure_case(case, plan, tmp_path, lambda message: None)
     assert result.sides[0].times_as_long is None
     assert all(side.times_as_long.median > 0 for side in result.sides[1:])
     return result.sides
@@ -33,14 +30,11 @@ def test_both_sides_of_a_step_work_on_the_same(tmp_path):
     maskperf, peer = measured(tmp_path, "training step")
     assert peer.name == "torchvision"
     limit = ModelConfig().roi_samples_per_image
-    for side in (maskperf, peer):
-        assert all(4 <= positive < rois <= limit for positive, rois in zip_counts(side.facts))
-        assert side.facts["items"] == 2
+    for facts in (maskperf.facts, peer.facts):
+        counts = zip(facts["positive_rois"], facts["rois"], strict=True)
+        assert all(4 <= positive < rois <= limit for positive, rois in counts)
+        assert facts["items"] == 2
     assert 0.1 < peer.facts["flop"] / maskperf.facts["flop"] < 10
-
-
-def zip_counts(facts):
-    return zip(facts["positive_rois"], facts["rois"], strict=True)
 
 
 def test_suppression_keeps_about_as_many_boxes(tmp_path):
@@ -70,7 +64,5 @@ def test_both_sides_make_batches_of_the_same_images(tmp_path):
 def test_the_scores_of_detections_are_near_although_the_boxes_are_counted_otherwise(tmp_path):
     maskperf, peer = measured(tmp_path, "from detections to scores")
     assert maskperf.facts["items"] == peer.facts["items"] == 2
-    assert peer.facts["box_ap"] == pytest.approx(
-        maskperf.facts["box_ap"], abs=0.05
-    )  # maskperf adds a pixel to the sides
-    assert peer.facts["mask_ap"] == pytest.approx(maskperf.facts["mask_ap"], abs=0.05)
+    for ap in ("box_ap", "mask_ap"):  # maskperf adds a pixel to the sides
+        assert peer.facts[ap] == pytest.approx(maskperf.facts[ap], abs=0.05)

@@ -6,7 +6,7 @@ from PIL import Image
 from pycocotools import mask as coco_masks
 
 from maskperf.bench import synthetic, synthetic_coco
-from maskperf.bench.synthetic import CLASSES, MASK_ROIS, POOLS, shifted, synthetic_boxes
+from maskperf.bench.synthetic import BOXES_OF_POOL, CLASSES, MASK_ROIS, shifted, synthetic_boxes
 from maskperf.bench.synthetic_coco import DETECTIONS, SIZES_HW, large_json, size_of
 from maskperf.config import NUM_TRAIN_FILES
 from maskperf.data.coco.index import read_coco
@@ -34,12 +34,6 @@ def test_boxes_are_inside_and_of_all_scales(size_hw):
     assert sides.min() < 20 and sides.max() > 0.8 * min(600, 0.8 * min(size_hw))
 
 
-def test_a_polygon_fills_its_box():
-    box = np.array([10, 20, 50, 90], np.float32)
-    polygon = synthetic.synthetic_polygon(np.random.default_rng(1), box)
-    np.testing.assert_allclose([*polygon.min(axis=0), *polygon.max(axis=0)], box, rtol=1e-6)
-
-
 def test_shifted_boxes_stay_inside_and_near():
     random = np.random.default_rng(2)
     boxes = synthetic_boxes(random, 500, SIZE_HW)
@@ -54,13 +48,14 @@ def test_a_batch_depends_on_its_seed_alone(tmp_path):
     assert (small_batch(tmp_path / "c.npz", seed=1)["pixels"] != first["pixels"]).any()
 
 
-def test_masks_of_a_batch_are_its_polygons(tmp_path):
+def test_polygons_fill_their_boxes_and_are_the_masks_of_a_batch(tmp_path):
     arrays = small_batch(tmp_path / "batch.npz")
     masks = np.unpackbits(arrays["masks"], axis=3, count=SIZE_HW[1]).reshape(6, *SIZE_HW)
     offsets = arrays["point_offsets"]
     for number, mask in enumerate(masks):
         polygon = arrays["points"][offsets[number] : offsets[number + 1]]
-        np.testing.assert_allclose(polygon.min(axis=0), arrays["boxes"].reshape(-1, 4)[number, :2], rtol=1e-5)
+        filled = [*polygon.min(axis=0), *polygon.max(axis=0)]
+        np.testing.assert_allclose(filled, arrays["boxes"].reshape(-1, 4)[number], rtol=1e-5)
         codes = coco_masks.frPyObjects([polygon.ravel().astype(float).tolist()], *SIZE_HW)
         mine = coco_masks.encode(np.asfortranarray(mask[:, :, None]))
         assert coco_masks.iou(mine, codes, [0])[0, 0] > 0.6  # the two draw the outline itself differently
@@ -72,7 +67,7 @@ def test_the_pyramid_has_four_levels_and_boxes_for_both_pools(tmp_path):
     with np.load(tmp_path / "p.npz") as arrays:
         for number in range(4):
             assert arrays[f"level_{number}"].shape == (2, 3, 24 >> number, 40 >> number)
-        for name, (_, count) in POOLS.items():
+        for name, count in BOXES_OF_POOL.items():
             assert arrays[f"boxes_{name}"].shape == (2, count, 4)
             assert_inside(arrays[f"boxes_{name}"], SIZE_HW)
 

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import pwd
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -148,32 +149,89 @@ def test_a_missing_home_folder_is_an_error(monkeypatch, maskperf):
     assert shown.code == errors.EXIT_USAGE and "run_dir=~/x: " in shown.err and "HOME" in shown.err
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        ("evaluate --wights a", "'--wights'; did you mean --weights?"),
-        ("evaluate --zzz", "'--zzz'; choose from --weights, "),
-        ("evaluate --data a", "required: --weights (see maskperf evaluate --help"),
-        ("evaluate --weights a --engine quick", "choose from"),
-        ("evaluate --weights=", "the path is empty"),
-        ("convert model a.pth", "required: OUT"),
-        ("convert backbne a b", "did you mean backbone?"),
-        ("convert xyz", "choose from backbone, model"),
-        ("convert backbone a.pkl b.safetensors --storage int4", "choose from"),
-        ("prepare cocoo", "did you mean coco?"),
-        ("prepare coco --root", "expected one argument"),
-        ("prepare coco data.root=x", "unrecognized arguments"),
-        ("package logs", "required: --submitter, --system"),
-        ("package --submitter a --system b", "required: PATH"),
-        ("doctor --data", "expected one argument"),
-        ("doctor coco", "coco: has no effect here"),
-        ("report a --compair b", "did you mean --compare?"),
-        ("run demo --seed=1", "unknown option '--seed'"),
-    ],
-)
-def test_arguments_that_cannot_be_used_are_refused(arguments, named, maskperf):
-    shown = maskperf(*arguments.split())
-    assert (shown.code, shown.out) == (errors.EXIT_USAGE, "") and named in shown.err
+EIGHT = "plan --per-gpu-images-per-second 8 --accelerators 8"
+REFUSED = {  # by their arguments alone, each with a part of the message
+    "run demo --seed=1": "unknown option '--seed'",
+    "evaluate --wights a": "'--wights'; did you mean --weights?",
+    "evaluate --zzz": "'--zzz'; choose from --weights, ",
+    "evaluate --data a": "required: --weights (see maskperf evaluate --help",
+    "evaluate --weights a --engine quick": "choose from",
+    "evaluate --weights=": "the path is empty",
+    "evaluate --weights a --val-json a.json": "--val-json and --val-images go together",
+    "evaluate --weights a --data a --val-json b --val-images c": "name two data sets",
+    "evaluate --weights a data.root=a": "Fix: give --data instead",
+    "evaluate --weights a recipe=demo": "Fix: give --recipe instead",
+    "evaluate --weights a evaluation.engine=fast": "Fix: give --engine instead",
+    "evaluate --weights a optimizer.max_steps=2": "has no effect on an evaluation",
+    "evaluate --weights a data.generate_images=1,1": "has no effect on an evaluation",
+    "convert model a.pth": "required: OUT",
+    "convert backbne a b": "did you mean backbone?",
+    "convert xyz": "choose from backbone, model",
+    **{
+        f"convert model {files}": "one of the two must be a .safetensors"
+        for files in ("a.pth b.pth", "a.safetensors b.pt", "a.safetensors b.safetensors")
+    },
+    "convert model a.safetensors b.pth --categories c.json": "a .pth cannot hold them",
+    "convert model a.pth b.safetensors --recipee c": "did you mean --recipe?",
+    "convert model a.safetensors b.pth --storage int8": "belongs to maskperf convert backbone",
+    "convert backbone a.pkl b.safetensors --storage int4": "choose from",
+    "convert backbone a.pkl b.pkl": "a converted backbone is a .safetensors file",
+    "convert backbone a.pkl b.safetensors --recipe coco": "belongs to maskperf convert model",
+    "convert backbone a.pkl b.safetensors data.root=x": "only sizes of the model can be set",
+    "convert backbone a.pkl b.safetensors model.initial_weights=x": "only sizes of the model can be set",
+    "convert backbone a.pkl b.safetensors model.num_classes=0": "no data set to follow",
+    "convert backbone a.pkl b.safetensors model.stage_blcks=1": "did you mean model.stage_blocks?",
+    "prepare cocoo": "did you mean coco?",
+    "prepare coco --root": "expected one argument",
+    "prepare coco data.root=x": "unrecognized arguments",
+    "prepare coco --archives nowhere": "there is no such folder",
+    **{
+        f"prepare coco --mirror {address}": "is not an address of the web"
+        for address in (
+            *("ftp://a.example/x", "file:///etc", "/data", "http://", "http://a\tb/x", "http://a\r\nX:y/x"),
+            *("http://a:99999/x", "http://[a/x", "test2017.zip=http://a.example/x"),
+        )
+    },
+    "prepare coco --mirror https://me:secret@a.example/x": "user name or a password",
+    "package logs": "required: --submitter, --system",
+    "package --submitter a --system b": "required: PATH",
+    "doctor --data": "expected one argument",
+    "doctor coco": "coco: has no effect here",
+    "doctor --quick model.num_classes=3": "keys of the section data only",
+    "doctor --quick data.root=/x": "give --data instead",
+    "doctor --quick data.skip_bad=maybe": "data.skip_bad",
+    "doctor --quick data.short_side=0": "data.short_side",
+    "report a --compair b": "did you mean --compare?",
+    "plan --accelerators 8": "--per-gpu-images-per-second is missing",
+    "plan --per-gpu-images-per-second 8": "--accelerators is missing",
+    **{f"{EIGHT[:-1]}{text}": f"{text!r} is not an integer >= 1" for text in ("0", "2.5")},
+    **{f"{EIGHT} --per-gpu-images-per-second {text}": f"{text!r} is not a number > 0" for text in ("nan", "1e999")},
+    f"{EIGHT} --epochs soon": "'soon' is not a number > 0",
+    f"{EIGHT} --batch-size 100": "96 or 104",
+    f"{EIGHT} --batch-size 1000": "no reference point above batch 272",
+    "plan --check --accelerators 8": "--check takes no other option",
+    "bench roialign": "unknown name 'roialign'; did you mean roi_align?",
+    "bench --size 800x1333": "multiples of 32",
+    "bench --size 0x64": "multiples of 32",
+    "bench --size big": "is not HEIGHTxWIDTH",
+    "bench --repeats 0": "an integer >= 1",
+    "bench --recipe coco": "belongs to startup",
+    "bench startup --recipe cocoa": "unknown name 'cocoa'; did you mean coco?",
+    "bench nms --peer-python /opt/x": "add --peer",
+    "bench nms --set model.num_clases=3": "did you mean model.num_classes",
+    "bench step --set model.num_classes=0": "give a number of 2 or more",
+    "bench step --peer --set model.stage_blocks=1,1,1,1": "model.stage_blocks: changed",
+    "bench --peers": "did you mean --peer?",
+    "bench gpu nms": "gpu cannot be measured with other names. Fix: maskperf bench gpu",
+    "bench gpu --size 64x96 --set system.device=cpu": "gpu cannot be measured with --set, --size. Fix:",
+}
+
+
+@pytest.mark.parametrize("command", REFUSED)
+def test_arguments_that_cannot_be_used_are_refused_and_nothing_is_made(command, maskperf, tmp_path):
+    shown = maskperf(*re.split(" +", command))
+    assert (shown.code, shown.out) == (errors.EXIT_USAGE, "") and REFUSED[command] in shown.err
+    assert list(tmp_path.iterdir()) == [] and "secret" not in shown.err
 
 
 @pytest.mark.parametrize("text", ["0", "2.5", "1e1", "11", "x", ""])

@@ -47,30 +47,6 @@ def test_help_names_every_benchmark(maskperf):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [
-        ("roialign", "unknown name 'roialign'; did you mean roi_align?"),
-        ("--size 800x1333", "multiples of 32"),
-        ("--size 0x64", "multiples of 32"),
-        ("--size big", "is not HEIGHTxWIDTH"),
-        ("--repeats 0", "an integer >= 1"),
-        ("--recipe coco", "belongs to startup"),
-        ("startup --recipe cocoa", "unknown name 'cocoa'; did you mean coco?"),
-        ("nms --peer-python /opt/x", "add --peer"),
-        ("nms --set model.num_clases=3", "did you mean model.num_classes"),
-        ("step --set model.num_classes=0", "give a number of 2 or more"),
-        ("step --peer --set model.stage_blocks=1,1,1,1", "model.stage_blocks: changed"),
-        ("--peers", "did you mean --peer?"),
-        ("gpu nms", "gpu cannot be measured with other names. Fix: maskperf bench gpu"),
-        ("gpu --size 64x96 --set system.device=cpu", "gpu cannot be measured with --set, --size. Fix:"),
-    ],
-)
-def test_arguments_that_cannot_be_used(arguments, message, maskperf):
-    shown = maskperf("bench", *arguments.split())
-    assert (shown.code, shown.out) == (EXIT_USAGE, "") and message in shown.err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
     [("--json taken", "taken: exists already.*--overwrite"), ("--cache taken/cache", "taken/cache: the folder cannot")],
 )
 def test_a_path_that_is_taken_is_an_error_of_storage(arguments, message, maskperf, tmp_path):

@@ -180,26 +180,3 @@ def test_no_file_is_written_over(convert, kind, source):
     Path("b.safetensors").write_text("precious")
     assert "b.safetensors: exists already" in convert(kind, source, "b.safetensors", code=errors.EXIT_STORAGE)
     assert Path("b.safetensors").read_text() == "precious"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        *(
-            (f"model {files}", "one of the two must be a .safetensors")
-            for files in ("a.pth b.pth", "a.safetensors b.pt", "a.safetensors b.safetensors")
-        ),
-        ("model a.safetensors b.pth --categories c.json", "a .pth cannot hold them"),
-        ("model a.pth b.safetensors --recipee c", "did you mean --recipe?"),
-        ("backbone a.pkl b.pkl", "a converted backbone is a .safetensors file"),
-        ("backbone a.pkl b.safetensors --recipe coco", "belongs to maskperf convert model"),
-        ("model a.safetensors b.pth --storage int8", "belongs to maskperf convert backbone"),
-        ("backbone a.pkl b.safetensors data.root=x", "only sizes of the model can be set"),
-        ("backbone a.pkl b.safetensors model.initial_weights=x", "only sizes of the model can be set"),
-        ("backbone a.pkl b.safetensors model.num_classes=0", "no data set to follow"),
-        ("backbone a.pkl b.safetensors model.stage_blcks=1", "did you mean model.stage_blocks?"),
-    ],
-)
-def test_arguments_that_cannot_be_used_are_refused(convert, arguments, named, tmp_path):
-    assert named in convert(*arguments.split(), code=errors.EXIT_USAGE)
-    assert list(tmp_path.iterdir()) == []

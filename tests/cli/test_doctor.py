@@ -178,17 +178,3 @@ def test_annotations_that_cannot_be_read_are_a_problem(root, quick, broken):
     shown = quick(*own_data(root, "val"))
     (line,) = lines_of(shown, "validation data")
     assert shown.code == EXIT_USAGE and line.startswith("problem ") and str(path) in line
-
-
-@pytest.mark.parametrize(
-    ("pair", "named"),
-    [
-        ("model.num_classes=3", "keys of the section data only"),
-        ("data.root=/x", "give --data instead"),
-        ("data.skip_bad=maybe", "data.skip_bad"),
-        ("data.short_side=0", "data.short_side"),
-    ],
-)
-def test_pairs_that_cannot_be_used_are_refused(quick, pair, named):
-    shown = quick(pair)
-    assert shown.code == EXIT_USAGE and named in shown.err

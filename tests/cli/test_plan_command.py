@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from maskperf.errors import EXIT_DONE, EXIT_USAGE
+from maskperf.errors import EXIT_DONE
 
 EIGHT = ["--accelerators", "8", "--per-gpu-images-per-second", "186"]
 
@@ -55,30 +55,6 @@ def test_options_change_what_they_name(plan):
     found = json.loads(plan(*EIGHT, *options, "--accelerators-per-node", "4"))["plan"]
     assert (found["batch_size"], found["epochs"]["expected"], found["nodes"]) == (64, 20, 2)
     assert found["times"]["exchange_ms"] == pytest.approx(1000 * 2 * 7 / 8 * 44_125_173 * 4 / (2 * 2**30))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["--accelerators", "8"], "--per-gpu-images-per-second is missing"),
-        (["--per-gpu-images-per-second", "8"], "--accelerators is missing"),
-        *(
-            (["--per-gpu-images-per-second", "8", "--accelerators", text], f"{text!r} is not an integer >= 1")
-            for text in ("0", "2.5")
-        ),
-        *(
-            (["--accelerators", "8", "--per-gpu-images-per-second", text], f"{text!r} is not a number > 0")
-            for text in ("nan", "1e999")
-        ),
-        ([*EIGHT, "--epochs", "soon"], "'soon' is not a number > 0"),
-        ([*EIGHT, "--batch-size", "100"], "96 or 104"),
-        ([*EIGHT, "--batch-size", "1000"], "no reference point above batch 272"),
-        (["--check", "--accelerators", "8"], "--check takes no other option"),
-    ],
-)
-def test_arguments_that_cannot_be_used_are_explained(maskperf, arguments, named):
-    shown = maskperf("plan", *arguments)
-    assert shown.code == EXIT_USAGE and named in shown.err
 
 
 def test_the_examples_of_the_help_work(plan):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from default_signals import default_signals
-from hostile_server import Answer, HostileServer, refused_url
+from hostile_server import Answer, HostileServer
 from small_release import BACKBONE, backbone_arrays, small_files, small_release
 
 from maskperf import errors
@@ -97,40 +97,6 @@ def test_files_at_hand_need_no_network(publish, prepare):
     assert prepare("--archives", "hand").code == errors.EXIT_DONE
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["--archives", "nowhere"], "there is no such folder"),
-        *(
-            (["--mirror", address], "is not an address of the web")
-            for address in (
-                *("ftp://a.example/x", "file:///etc", "/data", "http://", "http://a b/x", "http://a\r\nX: y/x"),
-                *("http://a:99999/x", "http://[a/x", "test2017.zip=http://a.example/x"),
-            )
-        ),
-        (["--mirror", "https://me:secret@a.example/x"], "user name or a password"),
-    ],
-)
-def test_arguments_that_cannot_be_used_end_with_2_before_anything_is_done(arguments, named, prepare, tmp_path):
-    shown = prepare(*arguments)
-    assert shown.code == errors.EXIT_USAGE and named in shown.err and "secret" not in shown.err
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_no_network_ends_with_3_and_names_what_to_fetch_by_hand(publish, prepare):
-    with refused_url() as url:
-        publish(url)
-        shown = prepare()
-    assert shown.code == errors.EXIT_DATA
-    assert f"fetch {url}/R-50.pkl by other means" in shown.err and "put it at data/R-50.pkl" in shown.err
-
-
-def test_a_wrong_file_ends_with_3(server, prepare):
-    server.files["/val2017.zip"] = bytes(len(FILES["val2017.zip"]))
-    shown = prepare()
-    assert shown.code == errors.EXIT_DATA and "field MD5" in shown.err
-
-
 class Evil:
     def __reduce__(self):
         return os.mkdir, ("marker",)
@@ -191,18 +157,3 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(server, prepare):
         assert "interrupted" in process.stderr.read()
     assert prepare().code == errors.EXIT_DONE
     assert [request.path for request in server.requests][4:] == ["/train2017.zip"]
-
-
-@pytest.mark.parametrize("install_code", [0, 5])
-def test_the_script_installs_then_hands_its_arguments_on_and_returns_the_exit_code(tmp_path, install_code):
-    tree = tmp_path / "my tree"
-    (tree / ".venv" / "bin").mkdir(parents=True)
-    shutil.copy(ROOT / "download_dataset.sh", tree)
-    stubs = {"install.sh": f"exit {install_code}", ".venv/bin/maskperf": "printf '<%s>' \"$@\"; exit 7"}
-    for path, text in stubs.items():
-        (tree / path).write_text(f"#!/usr/bin/env bash\n{text}\n")
-        (tree / path).chmod(0o755)
-    command = [tree / "download_dataset.sh", "--root", "my data; $(touch x)'\""]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    expected = ("", 5) if install_code else ("<prepare><coco><--root><my data; $(touch x)'\">", 7)
-    assert (finished.stdout, finished.returncode) == expected

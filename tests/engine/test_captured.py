@@ -246,11 +246,9 @@ def test_what_a_data_set_needs_beyond_the_known_room_is_recorded_when_it_comes()
     assert recorder.recorded == 2 and len(said) == 2
 
 
-def test_on_a_cpu_or_switched_off_nothing_is_captured():
+def test_switched_off_nothing_is_captured():
     said = []
     model = small_model(seed=0)
-    assert capture_steps(model, [SMALLER], topology=ALONE, say=said.append) is None
-    assert said == []
     with using(plain()):
         assert capture_steps(model, [SMALLER], topology=Topology(device=torch.device("cuda")), say=said.append) is None
     assert len(said) == 1 and "captured steps: off" in said[0]

@@ -31,7 +31,7 @@ def numbers_of(steps):
     return [(step.update, int(step.result.dropped_masks)) for step in steps]
 
 
-def test_a_step_without_room_is_done_again_while_the_next_is_under_way_and_keeps_its_place():
+def test_a_step_without_room_is_done_again_while_the_next_is_under_way_and_stays_in_order():
     again = []
 
     def train(batches, *, update, all_masks):
@@ -56,10 +56,10 @@ def test_where_no_step_may_drop_masks_nothing_is_read():
     assert under_way.add(step, []) == [step] and under_way.rest() == []
 
 
-def small_training(mask_places):
+def small_training(num_mask_slots):
     model = build_model(SMALL, 0)[0]
     options = {"gradients": Gradients(model, ALONE), "recorder": Repeater(), "say": print}
-    captured = CapturedSteps(model, [SMALLER], **options, mask_places=mask_places)
+    captured = CapturedSteps(model, [SMALLER], **options, num_mask_slots=num_mask_slots)
     captured.record([varied_batch(0, (2, 1))], parts=1)
     always = {"config": CONFIG, "topology": ALONE, "captured": captured}
     return model, partial(train_step, model, build_optimizer(model, CONFIG), **always)
@@ -70,7 +70,7 @@ def test_weights_are_those_of_every_batch_once_the_crowded_one_a_step_later():
     needed = [int(training_losses(build_model(SMALL, 0)[0], batch, 1).dropped_masks) + 1 for batch in batches]
     crowded = needed.index(max(needed))
     assert needed.count(max(needed)) == 1 and crowded < 3  # so one batch finds too few places, and another follows
-    model, train = small_training(mask_places=max(needed) - 1)
+    model, train = small_training(num_mask_slots=max(needed) - 1)
     under_way, settled = StepsUnderWay(train, may_drop_masks=True), []
     for update, batch in enumerate(batches, start=1):
         result = train([batch], update=update, all_masks=False)
@@ -79,7 +79,7 @@ def test_weights_are_those_of_every_batch_once_the_crowded_one_a_step_later():
     settled += under_way.rest()
     assert numbers_of(settled) == [(update, 0) for update in (1, 2, 3, 4)]
 
-    plain, train = small_training(mask_places=None)
+    plain, train = small_training(num_mask_slots=None)
     order = [number for number in range(4) if number != crowded]
     order.insert(crowded + 1, crowded)  # after the step that was under way
     losses = {number: train([batches[number]], update=number + 1, all_masks=True).losses for number in order}
@@ -91,7 +91,7 @@ def test_weights_are_those_of_every_batch_once_the_crowded_one_a_step_later():
 
 def test_a_step_without_room_leaves_weights_and_momentum_alone():
     batch = varied_batch(0, (2, 1))
-    model, train = small_training(mask_places=1)
+    model, train = small_training(num_mask_slots=1)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert train([batch], update=1, all_masks=False).dropped_masks > 0
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

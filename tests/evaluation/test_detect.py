@@ -22,7 +22,7 @@ SIZES_HW = torch.tensor([[60, 80], [50, 70]])
 
 
 def random_case(seed, rois=40, classes=5):
-    """Return class logits, offsets and proposals of two images; some places of the second are empty."""
+    """Return class logits, offsets and proposals of two images; some slots of the second are empty."""
     generator = torch.Generator().manual_seed(seed)
     corners = torch.rand(2, rois, 2, generator=generator) * 40
     boxes = torch.cat([corners, corners + 5 + torch.rand(2, rois, 2, generator=generator) * 30], dim=2)
@@ -79,27 +79,29 @@ def select_by_hand(boxes, logits, sizes_hw=((100, 100),), valid=None, **changes)
     return select_detections(logits, deltas, proposals, torch.tensor(sizes_hw), replace(CONFIG, **changes))
 
 
+def assert_zero_where_empty(found):
+    for column in (found.boxes, found.scores, found.labels):
+        assert column[~found.valid].abs().sum() == 0
+
+
 def apart(count):
-    return [[12.0 * place, 0, 12.0 * place + 9, 9] for place in range(count)]
+    return [[12.0 * index, 0, 12.0 * index + 9, 9] for index in range(count)]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize(("limit", "threshold"), [(100, 0.05), (12, 0.05), (3, 0.3), (100, 0.9), (1, 0.0001)])
-def test_detections_equal_the_slow_twin(seed, limit, threshold):
+def test_detections_equal_the_slow_reference(seed, limit, threshold):
     case = random_case(seed)
     config = replace(CONFIG, detections_per_image=limit, score_threshold=threshold)
     expected = detections_reference(*case, SIZES_HW, config)
     found = select_detections(*case, SIZES_HW, config)
     assert found.valid.sum(dim=1).tolist() == [len(entries) for entries in expected]
     assert found.valid.shape[1] == max(len(entries) for entries in expected)
-    for image, entries in enumerate(expected):
-        valid = found.valid[image]
-        scores, labels, boxes = zip(*entries, strict=True) if entries else ((), (), ())
-        assert found.labels[image][valid].tolist() == list(labels)
-        torch.testing.assert_close(found.scores[image][valid], torch.tensor(scores), rtol=1e-6, atol=0)
-        torch.testing.assert_close(found.boxes[image][valid], torch.tensor(boxes).view(-1, 4), rtol=1e-5, atol=1e-4)
-    for empty in (found.boxes, found.scores, found.labels):
-        assert empty[~found.valid].abs().sum() == 0
+    scores, labels, boxes = zip(*(entry for of_image in expected for entry in of_image), strict=True)
+    assert found.labels[found.valid].tolist() == list(labels)
+    torch.testing.assert_close(found.scores[found.valid], torch.tensor(scores), rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.boxes[found.valid], torch.tensor(boxes), rtol=1e-5, atol=1e-4)
+    assert_zero_where_empty(found)
 
 
 def tied(case):
@@ -130,8 +132,7 @@ def test_fixed_sizes_find_the_same(change, limit, threshold):
         most = int(exact.valid.sum(dim=1).max())
         assert fixed.valid.shape[1] == max(limit, most)
         grown += most > limit
-        for empty in (fixed.boxes, fixed.scores, fixed.labels):
-            assert empty[~fixed.valid].abs().sum() == 0
+        assert_zero_where_empty(fixed)
     if change is tied and limit < 12:
         assert grown  # ties went beyond the limit
 
@@ -153,15 +154,14 @@ def test_score_exactly_at_the_threshold_is_excluded():
     assert below.scores.tolist() == [[0.25] * 3]
 
 
-def test_all_that_tie_with_the_last_place_stay():
+def test_all_that_tie_with_the_last_slot_stay():
     logits = [[[0.0, 3.0]] + [[0.0, 1.0]] * 4 + [[0.0, 0.5]]]
     found = select_by_hand([apart(6)], logits, detections_per_image=3)
     assert found.valid.sum() == 5
     assert found.boxes[0, 0].tolist() == apart(1)[0]
     assert sorted(found.boxes[0].tolist()) == apart(5)
-    assert select_by_hand([apart(6)], logits, detections_per_image=1).valid.sum() == 1
-    assert select_by_hand([apart(6)], logits, detections_per_image=5).valid.sum() == 5
-    assert select_by_hand([apart(6)], logits, detections_per_image=6).valid.sum() == 6
+    for limit in (1, 5, 6):
+        assert select_by_hand([apart(6)], logits, detections_per_image=limit).valid.sum() == limit
 
 
 def test_suppression_is_within_a_class_and_only_above_the_threshold():
@@ -181,17 +181,10 @@ def test_one_roi_may_be_found_as_several_classes():
     assert found.boxes[0, 0].tolist() == found.boxes[0, 1].tolist() == apart(1)[0]
 
 
-def test_background_and_empty_places_are_never_found():
+def test_background_and_empty_slots_are_never_found():
     found = select_by_hand([apart(3)], [[[9.0, 0, 0], [0, 9, 0], [0, 9, 0]]], valid=[[True, True, False]])
     assert found.labels.tolist() == [[1]]
     assert found.boxes[0].tolist() == apart(2)[1:]
-
-
-def test_image_with_fewer_detections_is_padded_with_zeros():
-    nothing, something = [[9.0, 0]] * 2, [[0.0, 9], [0, 9]]
-    found = select_by_hand([apart(2)] * 2, [nothing, something], sizes_hw=((100, 100),) * 2)
-    assert found.valid.tolist() == [[False, False], [True, True]]
-    assert found.boxes[0].abs().sum() == found.scores[0].sum() == found.labels[0].sum() == 0
 
 
 def test_boxes_of_each_class_are_decoded_with_their_own_offsets_and_clipped_to_their_image():
@@ -226,14 +219,12 @@ def test_masks_are_the_probabilities_of_the_found_class_on_the_final_boxes():
         logits = model.mask_logits(features, chosen.boxes)
     assert found.valid.sum() >= 18
     assert torch.equal(found.boxes, chosen.boxes) and torch.equal(found.labels, chosen.labels)
-    for image in range(2):
-        for place in range(found.valid.shape[1]):
-            expected = logits[image, place, found.labels[image, place]].sigmoid()
-            torch.testing.assert_close(found.mask_probs[image, place], expected)
+    own = logits.gather(2, found.labels[..., None, None, None].expand(-1, -1, 1, *logits.shape[3:]))[:, :, 0]
+    torch.testing.assert_close(found.mask_probs, own.sigmoid())
 
 
 @pytest.mark.parametrize("switch", ["class_selected_outputs", "packed_positives", "both"])
-def test_less_work_gives_the_same_masks_in_every_valid_place(switch):
+def test_less_work_gives_the_same_masks_in_every_valid_slot(switch):
     model, images = small_scene(score_threshold=0.29, detections_per_image=1000)
     names = ("class_selected_outputs", "packed_positives")
     with using(Techniques().without(*names)):
@@ -241,13 +232,13 @@ def test_less_work_gives_the_same_masks_in_every_valid_place(switch):
     with using(Techniques().without(*(name for name in names if switch not in (name, "both")))):
         found = detect(model, images)
     assert torch.equal(found.boxes, wanted.boxes) and torch.equal(found.valid, wanted.valid)
-    assert wanted.valid.any(dim=1).all() and not wanted.valid.all()  # so one picture has empty places
+    assert wanted.valid.any(dim=1).all() and not wanted.valid.all()  # so one image has empty slots
     # The logits of this noise are so large that some probabilities round to 1: float32 sums of them in another order
     # differ by several 1e-6.
     torch.testing.assert_close(found.mask_probs[found.valid], wanted.mask_probs[wanted.valid], rtol=0, atol=1e-5)
 
 
-def test_detections_are_sorted_inside_their_picture_and_carry_no_gradient():
+def test_detections_are_sorted_inside_their_image_and_carry_no_gradient():
     model, images = small_scene()
     found = detect(model, images)
     assert (found.scores.diff(dim=1) <= 0).all()
@@ -257,7 +248,7 @@ def test_detections_are_sorted_inside_their_picture_and_carry_no_gradient():
     assert not any(tensor.requires_grad for tensor in (found.boxes, found.scores, found.mask_probs))
 
 
-def test_pictures_without_any_detection_give_no_places_and_no_results():
+def test_images_without_any_detection_give_no_slots_and_no_results():
     model, images = small_scene(score_threshold=1.0)
     found = detect(model, images)
     assert found.boxes.shape == (2, 0, 4)

@@ -69,28 +69,33 @@ def test_results_of_an_image_keep_their_falling_scores_and_an_image_seen_twice_c
             assert scores == sorted(scores, reverse=True)
     twice = predict(model, [batch_of([8, 2])] * 2, CATEGORY_IDS, ALONE)
     assert [list(kind) for kind in twice] == [list(kind) for kind in once]
-
-
-def test_no_batches_give_no_results(model):
     assert [list(kind) for kind in predict(model, [], CATEGORY_IDS, ALONE)] == [[], []]
 
 
-def slow_coder(coded: list, waiting: threading.Event | None = None):
-    """Return a coder that notes the ids of its batches, each after a while or when `waiting` is set."""
+@pytest.fixture
+def slow_coder(monkeypatch):
+    """Make coders note the ids of their batches, each after a while or when an event is set."""
 
-    def code(detections, batch, category_ids):
-        if waiting is None:
-            time.sleep(0.02 if len(coded) % 2 else 0.0)
-        else:
-            assert waiting.wait(300)
-        coded.append(batch.image_ids.tolist())
-        return result_table(detections, batch, category_ids)
+    def install(waiting: threading.Event | None = None) -> list:
+        coded = []
 
-    return code
+        def code(detections, batch, category_ids):
+            if waiting is None:
+                time.sleep(0.02 if len(coded) % 2 else 0.0)
+            else:
+                assert waiting.wait(300)
+            coded.append(batch.image_ids.tolist())
+            return result_table(detections, batch, category_ids)
+
+        monkeypatch.setattr("maskperf.evaluation.predict.result_table", code)
+        return coded
+
+    return install
 
 
-def test_masks_are_coded_while_the_model_goes_on(model, monkeypatch):
-    coded, begun, waiting = [], [], threading.Event()
+def test_masks_are_coded_while_the_model_goes_on(model, slow_coder):
+    begun, waiting = [], threading.Event()
+    coded = slow_coder(waiting)
 
     def batches():
         for image_id in range(6):
@@ -100,15 +105,14 @@ def test_masks_are_coded_while_the_model_goes_on(model, monkeypatch):
                 waiting.set()
             yield batch_of([image_id])
 
-    monkeypatch.setattr("maskperf.evaluation.predict.result_table", slow_coder(coded, waiting))
     boxes, _ = predict(model, batches(), CATEGORY_IDS, ALONE)
     assert sorted(coded) == [[image_id] for image_id in range(6)]
     assert begun == sorted({entry["image_id"] for entry in boxes}) == list(range(6))
 
 
-def test_the_model_does_not_wait_for_coders_but_who_gathers_does(model, monkeypatch):
-    coded, waiting = [], threading.Event()
-    monkeypatch.setattr("maskperf.evaluation.predict.result_table", slow_coder(coded, waiting))
+def test_the_model_does_not_wait_for_coders_but_who_gathers_does(model, slow_coder):
+    waiting = threading.Event()
+    coded = slow_coder(waiting)
     tables = detect_all(model, [batch_of([3]), batch_of([1, 2])], CATEGORY_IDS, ALONE.device)
     assert coded == [] and not any(table.done() for table in tables)
     waiting.set()
@@ -116,10 +120,9 @@ def test_the_model_does_not_wait_for_coders_but_who_gathers_does(model, monkeypa
     assert sorted(coded) == [[1, 2], [3]] and {entry["image_id"] for entry in boxes} == {1, 2, 3}
 
 
-def test_a_slow_coder_holds_the_model_up(model, monkeypatch):
-    coded, most = [], 0
+def test_a_slow_coder_holds_the_model_up(model, monkeypatch, slow_coder):
+    coded, most = slow_coder(), 0
     monkeypatch.setattr("maskperf.evaluation.predict.MAX_WAITING", 2)
-    monkeypatch.setattr("maskperf.evaluation.predict.result_table", slow_coder(coded))
 
     def batches():
         nonlocal most

@@ -20,8 +20,7 @@ def _first_lines(records):
 
 def _init_first(records):
     """Return a log that names the submission only after cache_clear and init_start."""
-    first = [entry for entry in records if entry["key"] in ("cache_clear", "init_start")]
-    return [*first, *(entry for entry in records if entry not in first)]
+    return moved(moved(records, "cache_clear", "submission_benchmark"), "init_start", "submission_benchmark")
 
 
 def _blocks(records):
@@ -102,10 +101,7 @@ def test_two_runs_at_the_same_time_are_mixed(offset):
     assert attempts.mixed is not None and attempts.are_several and len(attempts.runs) == 1
     pair = [lines[attempts.mixed.first_line - 1], lines[attempts.mixed.second_line - 1]]
     assert [entry in WHOLE for entry in pair] in ([True, False], [False, True])  # one line of each
-
-
-def test_two_processes_of_one_run_that_are_seconds_apart_are_mixed():
-    assert _find(by_time(WHOLE, later(WHOLE, 0.05))).mixed is not None
+    assert _find(by_time(WHOLE, later(WHOLE, 0.05))).mixed is not None  # two processes of one run, seconds apart
 
 
 @pytest.mark.parametrize("marker", ["run_start", "init_start"])
@@ -119,17 +115,11 @@ def test_a_head_whose_program_died_before_training_leaves_one_run_that_counts():
     attempts = _find([*up_to(WHOLE, "seed"), *AGAIN])
     assert not attempts.are_several and [run.is_whole for run in attempts.runs] == [False, True]
     assert attempts.line_ranges == ((1, 8), (9, None)) and attempts.shared_lines == ()
-
-
-def test_a_line_that_two_runs_share_is_known():
-    records, _ = parse_records(log_text(WHOLE)[:-1] + log_text(AGAIN))
-    assert find_attempts(records).shared_lines == (94,)
+    on_one_line, _ = parse_records(log_text(WHOLE)[:-1] + log_text(AGAIN))
+    assert find_attempts(on_one_line).shared_lines == (94,)
 
 
 @pytest.mark.parametrize("number", ["1", None, [1], True, 10**400])
 def test_epochs_with_odd_numbers_are_no_bug(number):
-    records = [
-        {**entry, "metadata": {**entry["metadata"], "epoch_num": number}} if "epoch_num" in entry["metadata"] else entry
-        for entry in WHOLE
-    ]
+    records = [{**entry, "metadata": {**entry["metadata"], "epoch_num": number}} for entry in WHOLE]
     assert [run.first_line for run in _find([*records, *AGAIN]).runs] == [1, 95]

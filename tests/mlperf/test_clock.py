@@ -6,7 +6,6 @@ from maskperf.mlperf.published import published_systems
 
 WHOLE = log_records(tracked_every=400)
 KEYS = [entry["key"] for entry in WHOLE]
-LINE = {key: KEYS.index(key) + 1 for key in KEYS}  # the first of each key
 
 
 @pytest.fixture
@@ -23,12 +22,10 @@ def _timed(change, first=1, last=None):
 
 def _tracked(name, change):
     """Return the log with another value of tracked_stats, a function of its images per second."""
-    return [
-        {**entry, "value": {**entry["value"], name: change(entry["value"]["throughput"])}}
-        if entry["key"] == "tracked_stats"
-        else entry
-        for entry in WHOLE
-    ]
+    tracked = [entry for entry in WHOLE if entry["key"] == "tracked_stats"]
+    changed = [{**entry["value"], name: change(entry["value"]["throughput"])} for entry in tracked]
+    values = iter(changed)
+    return [{**entry, "value": next(values)} if entry["key"] == "tracked_stats" else entry for entry in WHOLE]
 
 
 @pytest.mark.parametrize(
@@ -75,10 +72,8 @@ def test_small_times_of_a_run_of_some_length_may_be_milliseconds_and_are_a_note(
 
 
 def test_a_clock_that_goes_back_is_one_finding_with_its_lines(check):
-    records = _timed(lambda ms: ms)
-    for line in (50, 60, 70):
-        records[line - 1]["time_ms"] -= 3_600_000
-    (finding,) = check(records)
+    back = (50, 60, 70)
+    (finding,) = check([{**e, "time_ms": e["time_ms"] - 3_600_000 * (n in back)} for n, e in enumerate(WHOLE, 1)])
     assert finding.refuses and finding.text.startswith("line 50: ") and "before that of line 49" in finding.text
     assert "lines 60, 70 go back too" in finding.text
     (finding,) = check([{**entry, "time_ms": entry["time_ms"] - (n % 2) * 5000} for n, entry in enumerate(WHOLE)])
@@ -86,9 +81,9 @@ def test_a_clock_that_goes_back_is_one_finding_with_its_lines(check):
 
 
 def test_a_run_that_stops_before_it_starts_is_named_so(check):
-    (finding,) = check(_timed(lambda ms: ms - 3_600_000, LINE["run_stop"]))
-    assert finding.refuses and finding.text.startswith(f"line {LINE['run_stop']}: ")
-    stop, start = LINE["run_stop"], LINE["run_start"]
+    stop, start = KEYS.index("run_stop") + 1, KEYS.index("run_start") + 1
+    (finding,) = check(_timed(lambda ms: ms - 3_600_000, stop))
+    assert finding.refuses and finding.text.startswith(f"line {stop}: ")
     assert f"run_stop of line {stop} is 2442 s before run_start of line {start}" in finding.explanation
 
 

@@ -10,8 +10,15 @@ import pytest
 from maskperf.errors import ConfigError
 from maskperf.mlperf import plan as plan_module
 from maskperf.mlperf.convergence import failing_share, forecast_epochs, forecast_series, quantile, reference_decay_epoch
-from maskperf.mlperf.plan import PlanQuestion, batch_sizes, check_against_published, fit_overheads, make_plan
-from maskperf.mlperf.plan_limits import assumptions, limits
+from maskperf.mlperf.plan import (
+    PlanQuestion,
+    assumptions,
+    batch_sizes,
+    check_against_published,
+    fit_overheads,
+    limits,
+    make_plan,
+)
 from maskperf.mlperf.published import published_systems
 
 

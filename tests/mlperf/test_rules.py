@@ -100,7 +100,9 @@ def test_each_changed_value_is_refused_by_its_own_rule_alone(field, text):
 @pytest.mark.parametrize("field", [rule.field for rule in RULES if rule.name == "as the reference"])
 def test_each_other_number_of_the_reference_is_fixed(field):
     value, config = flatten(coco())[field], closed("coco")
-    other = not value if isinstance(value, bool) else (*value[:-1], 9) if isinstance(value, tuple) else value + 1
+    last = value[-1] if isinstance(value, tuple) else value
+    last = not last if isinstance(last, bool) else last + 1
+    other = (*value[:-1], last) if isinstance(value, tuple) else last
     section, _, name = field.rpartition(".")
     config = replace(config, **{section: replace(getattr(config, section), **{name: other})})
     assert broken_fields(config) == [field]

@@ -92,12 +92,8 @@ def test_what_is_odd_is_named_and_refused_or_a_note(check, records, refuses, tex
 @pytest.mark.parametrize(
     ("targets", "accepted"),
     [
-        ((0.3, 0.3), True),
-        ((0.3, 0), True),
-        ((0, 0.3), True),
-        ((0.5, 0.5), False),
-        ((0.39, 0), False),
-        ((0, 0.35), False),
+        *((targets, True) for targets in ((0.3, 0.3), (0.3, 0), (0, 0.3))),
+        *((targets, False) for targets in ((0.5, 0.5), (0.39, 0), (0, 0.35))),
     ],
 )
 def test_a_success_must_meet_the_targets_that_there_are(check, targets, accepted):

@@ -92,6 +92,13 @@ def write_pickle(path, blobs, top=True):
     return path
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """The folder of the user's cache, which is not there yet."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path / "home" / ".cache" / "maskperf"
+
+
 @pytest.fixture
 def pickle_path(tmp_path):
     return write_pickle(tmp_path / "R-50.pkl", random_blobs())
@@ -279,19 +286,19 @@ def test_a_backbone_of_another_width_or_depth_is_one_problem_that_names_the_keys
     assert_sizes_named(problem, TINY)
 
 
-def test_the_pickle_is_converted_once_and_again_when_it_changed(tmp_path, pickle_path):
+def test_the_pickle_is_converted_once_and_again_when_it_changed(tmp_path, pickle_path, cache):
     state, converted = state_of(), tmp_path / "R-50.safetensors"
-    first, notices = load_backbone(pickle_path, state, cache_dir=tmp_path / "cache")
+    first, notices = load_backbone(pickle_path, state)
     assert f"is not that ({BACKBONE_MD5})" in notices[0] and f"{converted}: the converted" in notices[1]
     written = converted.stat().st_mtime_ns
-    second, notices = load_backbone(pickle_path, state, cache_dir=tmp_path / "cache")
+    second, notices = load_backbone(pickle_path, state)
     assert converted.stat().st_mtime_ns == written and "stored as float32" in notices[1]
     assert_equal(second, first)
     blobs = random_blobs()
     blobs["conv1_w"] += 1
-    third, notices = load_backbone(write_pickle(pickle_path, blobs), state, cache_dir=tmp_path / "cache")
+    third, notices = load_backbone(write_pickle(pickle_path, blobs), state)
     assert torch.equal(third[f"{BODY}stem.conv1.weight"], first[f"{BODY}stem.conv1.weight"] + 1)
-    assert "saved here" in notices[-1] and not (tmp_path / "cache").exists()
+    assert "saved here" in notices[-1] and not cache.exists()
 
 
 def test_the_benchmarks_own_file_is_recognised(pickle_path, saved, monkeypatch):
@@ -301,15 +308,17 @@ def test_the_benchmarks_own_file_is_recognised(pickle_path, saved, monkeypatch):
     assert notice.endswith(f"{md5} is that of the file the benchmark names")
 
 
-def test_where_the_folder_cannot_be_used_the_cache_folder_is_and_it_is_said(tmp_path, pickle_path):
+def test_where_the_folder_cannot_be_used_the_cache_folder_is_and_it_is_said(tmp_path, pickle_path, cache):
     state = state_of()
     (tmp_path / "R-50.safetensors").mkdir()  # a name that cannot be written, for root as well
-    first, notices = load_backbone(pickle_path, state, cache_dir=tmp_path / "cache")
-    (cached,) = (tmp_path / "cache").iterdir()
+    first, notices = load_backbone(pickle_path, state)
+    (cached,) = cache.iterdir()
     assert "cannot be saved" in notices[1] and str(cached) in notices[2]
-    assert str(cached) in load_backbone(pickle_path, state, cache_dir=tmp_path / "cache")[1][1]
-    (tmp_path / "file").touch()
-    third, notices = load_backbone(pickle_path, state, cache_dir=tmp_path / "file")
+    assert str(cached) in load_backbone(pickle_path, state)[1][1]
+    cached.unlink()
+    cache.rmdir()
+    cache.touch()  # no folder
+    third, notices = load_backbone(pickle_path, state)
     assert "saved nowhere" in notices[-1]
     assert_equal(third, first)
     assert not list(tmp_path.glob(".*.tmp"))
@@ -320,7 +329,7 @@ def test_a_file_that_the_user_stored_is_neither_overwritten_nor_taken_for_the_co
     exact = convert_names(random_blobs(), state)
     store_backbone(exact, saved, "int8", metadata={"source_sha256": read_header(saved)["source_sha256"]})
     before = saved.read_bytes()
-    again, notices = load_backbone(pickle_path, state, cache_dir=tmp_path / "cache")
+    again, notices = load_backbone(pickle_path, state)
     assert saved.read_bytes() == before and "not overwritten" in notices[1]
     assert_equal(again, exact)
     quantized, notices = load_backbone(saved, state)
@@ -340,9 +349,10 @@ def test_only_the_backbone_of_the_model_changes(pickle_path, batch_norm):
 
 
 @pytest.fixture
-def shared():
-    """A pickle in a folder that every user may look into."""
+def shared(monkeypatch):
+    """A pickle in a folder that every user may look into, which is the home of all."""
     with open_folder() as folder:
+        monkeypatch.setenv("HOME", str(folder))
         path = write_pickle(folder / "R-50.pkl", random_blobs())
         path.chmod(0o644)
         yield path
@@ -350,43 +360,43 @@ def shared():
 
 
 def test_the_conversion_of_a_user_who_lets_nobody_read_it_stops_nobody_else(shared):
-    state, theirs, cache = state_of(), shared.with_suffix(".safetensors"), shared.parent / "cache"
+    state, theirs = state_of(), shared.with_suffix(".safetensors")
     first, _ = load_backbone(shared, state)
     before = theirs.read_bytes()
     theirs.chmod(0)
     with common_user():
-        second, notices = load_backbone(shared, state, cache_dir=cache)
-        third, later = load_backbone(shared, state, cache_dir=cache)
+        second, notices = load_backbone(shared, state)
+        third, later = load_backbone(shared, state)
     theirs.chmod(0o600)
     assert theirs.read_bytes() == before
     assert notices[1] == later[1] == f"{theirs}: passed over: cannot be read: Permission denied."
-    assert notices[2].startswith(f"{cache}/R-50-") and "saved here" in notices[2]
+    assert notices[2].startswith(f"{shared.parent}/.cache/maskperf/R-50-") and "saved here" in notices[2]
     assert "stored as float32" in later[2]
     for tensors in (second, third):
         assert_equal(tensors, first)
 
 
 def test_a_cache_that_this_user_may_not_search_is_done_without(shared):
-    (shared.parent / "cache").mkdir(mode=0)
+    (shared.parent / ".cache").mkdir(mode=0)
     shared.parent.chmod(0o555)
     with common_user():
-        _, notices = load_backbone(shared, state_of(), cache_dir=shared.parent / "cache" / "maskperf")
-    assert sorted(entry.name for entry in shared.parent.iterdir()) == ["R-50.pkl", "cache"]
+        _, notices = load_backbone(shared, state_of())
+    assert sorted(entry.name for entry in shared.parent.iterdir()) == [".cache", "R-50.pkl"]
     assert "saved nowhere" in notices[-1] and len(notices) == 4
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "flipped"])
-def test_a_damaged_conversion_is_passed_over_and_left_as_it_is(tmp_path, pickle_path, saved, damage):
-    state, cache = state_of(), tmp_path / "cache"
+def test_a_damaged_conversion_is_passed_over_and_left_as_it_is(pickle_path, saved, damage):
+    state = state_of()
     exact = convert_names(random_blobs(), state)
     whole = saved.read_bytes()
     flipped = whole[:-1] + bytes([whole[-1] ^ 1])
     damaged = {"cut": whole[:-5], "empty": b"", "text": b"hello", "flipped": flipped}[damage]
     saved.write_bytes(damaged)
-    again, notices = load_backbone(pickle_path, state, cache_dir=cache)
+    again, notices = load_backbone(pickle_path, state)
     assert notices[1].startswith(f"{saved}: passed over: ") and saved.read_bytes() == damaged
     assert_equal(again, exact)
-    assert "stored as float32" in load_backbone(pickle_path, state, cache_dir=cache)[1][2]
+    assert "stored as float32" in load_backbone(pickle_path, state)[1][2]
 
 
 def test_a_user_without_a_home_has_the_conversion_beside_the_pickle(pickle_path, monkeypatch):

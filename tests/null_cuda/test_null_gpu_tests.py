@@ -16,7 +16,7 @@ NOT_ABOUT_NUMBERS = (
     "test_dispatch_and_kernels_never_wait_for_the_device",
     "test_empty_groups",
     "test_no_boxes_give_no_maps_and_zero_gradients",
-    "test_a_canvas_of_more_rows_than_a_word_has_bits_is_refused",
+    "test_a_mask_of_more_rows_than_a_word_has_bits_is_refused",
     "test_gradients_of_other_strides_are_refused",
 )
 

@@ -62,14 +62,6 @@ def test_rounding_errors_are_within_their_measured_bounds(dtype):
         assert dtype == torch.float64 or error > unit / 10  # the comparison sees rounding at all
 
 
-def test_constant_map_and_filter_count_the_neighbours():
-    y = torch.empty(1, 6, 7, 1)
-    winograd.convolve(torch.ones(1, 6, 7, 1), torch.ones(1, 1, 3, 3), y)
-    rows = torch.tensor([2.0, 3, 3, 3, 3, 2])
-    columns = torch.tensor([2.0, 3, 3, 3, 3, 3, 2])
-    torch.testing.assert_close(y[0, :, :, 0], rows[:, None] * columns, rtol=1e-5, atol=0)
-
-
 def test_bias_and_rectifier_are_applied_to_every_output():
     x, weight, _ = problem(2, 3, 5, 9, 10)
     bias = torch.linspace(-1, 1, 5, dtype=torch.float64)
@@ -80,26 +72,20 @@ def test_bias_and_rectifier_are_applied_to_every_output():
     torch.testing.assert_close(y, expected)
 
 
-@pytest.mark.parametrize("wanted", ["x", "weight"])
+@pytest.mark.parametrize("wanted", [1, 2])
 def test_one_gradient_is_computed_without_the_other(wanted):
     x, weight, grad = problem(2, 3, 5, 9, 10)
-    _, expected_x, expected_weight = plain(x, weight, grad)
-    if wanted == "x":
-        result, expected = torch.empty_like(x), expected_x
-        winograd.convolve_backward(grad, x, weight, result, None)
-    else:
-        result, expected = torch.empty_like(weight), expected_weight
-        winograd.convolve_backward(grad, x, weight, None, result)
-    torch.testing.assert_close(result, expected)
+    result = torch.empty_like((grad, x, weight)[wanted])
+    winograd.convolve_backward(grad, x, weight, *((result, None) if wanted == 1 else (None, result)))
+    torch.testing.assert_close(result, plain(x, weight, grad)[wanted])
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_weights_may_lie_in_memory_either_way(memory_format):
     x, weight, grad = problem(1, 6, 4, 8, 9)
-    expected = plain(x, weight, grad)
     results = by_winograd(x, weight.contiguous(memory_format=memory_format), grad)
     assert results[2].is_contiguous(memory_format=memory_format)
-    for result, wanted in zip(results, expected, strict=True):
+    for result, wanted in zip(results, plain(x, weight, grad), strict=True):
         torch.testing.assert_close(result, wanted)
 
 
@@ -111,23 +97,13 @@ def test_kept_memory_carries_nothing_from_one_call_to_the_next():
     assert all(torch.equal(one, other) for one, other in zip(first, by_winograd(*small), strict=True))
 
 
-def test_no_images_give_a_weight_gradient_of_zero():
-    by_winograd(*problem(1, 3, 4, 9, 9))
-    _, _, grad_weight = by_winograd(*problem(0, 3, 4, 9, 9))
-    assert torch.equal(grad_weight, torch.zeros(4, 3, 3, 3, dtype=torch.float64))
-
-
-def test_memory_for_what_lies_between_is_bounded_however_large_the_map():
-    scratch = winograd.Scratch()
+def test_memory_for_what_lies_between_is_bounded_however_large_the_map(monkeypatch):
     taken = {}
-    original = winograd.SCRATCH
-    winograd.SCRATCH = scratch
-    try:
-        for height in (32, 320):
-            by_winograd(*problem(1, 4, 4, height, 320, torch.float32))
-            taken[height] = {name: buffer.numel() for (name, _), buffer in scratch.buffers.items()}
-    finally:
-        winograd.SCRATCH = original
+    for height in (32, 320):
+        scratch = winograd.Scratch()
+        monkeypatch.setattr(winograd, "SCRATCH", scratch)
+        by_winograd(*problem(1, 4, 4, height, 320, torch.float32))
+        taken[height] = {name: buffer.numel() for (name, _), buffer in scratch.buffers.items()}
     assert taken[32] == taken[320]
     assert set(taken[320]) == {"block", "spread", "across", "patches", "tiles", "products", "filters", "sums"}
 

@@ -8,9 +8,8 @@ from PIL import Image
 from pycocotools import mask as coco_masks
 
 from maskperf.data.coco.document import parse_document
-from maskperf.demo.dataset import write_demo_dataset
 from maskperf.errors import DataError
-from maskperf.pictures import choice
+from maskperf.pictures import drawing
 from maskperf.pictures.choice import (
     LARGEST_JPEG_BYTES,
     ImageScore,
@@ -159,60 +158,41 @@ def test_results_that_do_not_belong_together_are_refused(tmp_path):
         Predictions(document, tmp_path, [found(1, 5)[0]], [])
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    root = tmp_path_factory.mktemp("demo") / "data"
-    write_demo_dataset(root, train_images=1, val_images=18, seed=5)
-    return root
-
-
-def document_of(demo):
-    path = demo / "annotations" / "instances_val2017.json"
-    return parse_document(path, path.read_text())[0]
-
-
-def test_truth_and_perfect_detections_are_drawn_alike_on_the_page(demo, tmp_path, monkeypatch):
-    document, boxes, masks = document_of(demo), [], []
-    sizes = {row.id: (row.height, row.width) for row in document.images}
-    for row in document.annotations:
-        if not row.iscrowd:
-            code = coco_masks.merge(coco_masks.frPyObjects(row.outline, *sizes[row.image_id]))
-            shared = {"image_id": row.image_id, "category_id": row.category_id, "score": 0.9 if row.id % 2 else 0.3}
-            boxes.append({**shared, "bbox": row.bbox})
-            masks.append({**shared, "segmentation": {"size": code["size"], "counts": code["counts"].decode()}})
-    panels, draw_panel = [], choice.draw_panel
+def test_truth_and_a_perfect_detection_are_drawn_alike_on_the_page(tmp_path, monkeypatch):
+    panels, draw_panel = [], drawing.draw_panel
 
     def watched(pixels, overlays, note):
         panels.append(overlays)
         return draw_panel(pixels, overlays, note)
 
-    monkeypatch.setattr(choice, "draw_panel", watched)
-    Predictions(document, demo / "val2017", boxes, masks).write_grid(tmp_path / "page.png", 6)
+    monkeypatch.setattr(drawing, "draw_panel", watched)
+    detections = [found(1, 5), found(1, 40, score=0.3)]  # the second is left out
+    predictions_of(tmp_path, [CAT, CROWD], detections).write_grid(tmp_path / "page.png")
     with Image.open(tmp_path / "page.png") as page:
-        assert page.format == "PNG" and page.height > 400
-    assert len(panels) == 12 and sum(map(len, panels[1::2])) > 0
-    for true, sure in zip(panels[::2], panels[1::2], strict=True):
-        assert len(sure) < len(true)  # those with a score of 0.3 are left out
-        for overlay in sure:
-            (same,) = [other for other in true if list(other.box) == list(overlay.box)]
-            assert overlay.label == f"{same.label} 0.90" and overlay.colour == same.colour
-            np.testing.assert_array_equal(overlay.mask, same.mask)
+        assert page.format == "PNG"
+    (cat, crowd), (detected,) = panels
+    assert (cat.label, crowd.label, detected.label) == ("cat", "cat, crowd", "cat 0.90")
+    assert list(cat.box) == list(detected.box) and cat.colour == detected.colour == crowd.colour
+    np.testing.assert_array_equal(cat.mask, detected.mask)
+    assert cat.mask.sum() == 400 and crowd.mask.all()
 
 
-def test_a_crowd_is_among_the_images_and_empty_ones_are_not(demo):
-    document = document_of(demo)
-    crowded = {row.image_id for row in document.annotations if row.iscrowd}
-    filled = {row.image_id for row in document.annotations}
-    for count in (1, 2, 5, 17, 1000):
-        chosen = [row.id for row in choose_images(document, count)]
-        assert len(chosen) == min(count, 17) and chosen == sorted(set(chosen)) and set(chosen) <= filled
-        assert crowded & set(chosen)
+@pytest.fixture
+def document(tmp_path):
+    """Images 1 to 17 have a cat, image 3 a crowd as well, image 18 nothing."""
+    annotations = [truth(number, number, 5) for number in range(1, 18)] + [truth(18, 3, 0, crowd=True)]
+    return predictions_of(tmp_path, annotations, [], images=18).document
 
 
-def test_the_choice_is_spread_over_the_split(demo):
-    document = document_of(demo)
+@pytest.mark.parametrize("count", [1, 2, 5, 17, 1000])
+def test_a_crowd_is_among_the_images_and_empty_ones_are_not(document, count):
+    chosen = [row.id for row in choose_images(document, count)]
+    assert len(chosen) == min(count, 17) and chosen == sorted(set(chosen))
+    assert 3 in chosen and 18 not in chosen
+
+
+def test_the_choice_is_spread_over_the_split(document):
     document.annotations = [row for row in document.annotations if not row.iscrowd]
-    ids = [row.id for row in choose_images(document, 4)]
-    assert ids[0] < 10 and ids[-1] > 26 and all(4 <= gap <= 14 for gap in np.diff(ids))
+    assert [row.id for row in choose_images(document, 4)] == [3, 7, 11, 15]
     document.annotations = []
     assert len(choose_images(document, 3)) == 3

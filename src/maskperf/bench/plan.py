@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from maskperf.bench.synthetic import write_batch, write_candidates, write_mask_rois, write_pyramid
 from maskperf.bench.synthetic_coco import large_json, result_files, write_detections, write_images
@@ -76,7 +77,7 @@ class GpuPlan:
     seconds: float = 570.0  # for all sections together
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Peer:
     """Another implementation, and the script of bench/peers that runs it."""
 
@@ -85,13 +86,13 @@ class Peer:
     is_optional: bool = False  # left out, with a message, where its Python lacks it
 
 
-TORCHVISION = Peer(name="torchvision", script="torchvision_peer.py")
-TORCHVISION_DATA = Peer(name="torchvision", script="torchvision_data_peer.py")
-PYCOCOTOOLS = Peer(name="pycocotools", script="coco_peer.py")
-FASTER_COCO = Peer(name="faster-coco-eval", script="coco_peer.py", is_optional=True)
+TORCHVISION = Peer("torchvision", "torchvision_peer.py")
+TORCHVISION_DATA = Peer("torchvision", "torchvision_data_peer.py")
+PYCOCOTOOLS = Peer("pycocotools", "coco_peer.py")
+FASTER_COCO = Peer("faster-coco-eval", "coco_peer.py", is_optional=True)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Case:
     """One piece of work to measure: its task on both sides, and the function that makes its inputs."""
 
@@ -99,19 +100,14 @@ class Case:
     name: str
     task: str
     make_inputs: Callable[[Plan, Path], dict]
-    peers: tuple[Peer, ...]
+    peers: tuple[Peer, ...] = ()
 
 
 def inputs_of_case(plan: Plan, case: Case, config: RunConfig) -> dict:
     """Return the inputs that every case has, beside its own."""
-    return {
-        **inputs_of_side(plan, config),
-        "case": case.name,
-        "torch_device": plan.device,
-        "size_hw": plan.size_hw,
-        "learning_rate": LEARNING_RATE,
-        "numbers": peer_numbers(config.model, plan.images_of(case.task)) if case.task in ("step", "infer") else {},
-    }
+    numbers = peer_numbers(config.model, plan.images_of(case.task)) if case.task in ("step", "infer") else {}
+    sizes = {"size_hw": plan.size_hw, "learning_rate": LEARNING_RATE, "numbers": numbers}
+    return inputs_of_side(plan, config) | sizes | {"case": case.name, "torch_device": plan.device}
 
 
 def inputs_of_side(plan: Plan, config: RunConfig) -> dict:
@@ -151,32 +147,30 @@ def refuse_other_network(model: ModelConfig) -> None:
         raise ConfigError(f"{text} Fix: leave out --peer, or these values.")
 
 
-def _written(path: Path, write: Callable[..., None], **options: object) -> str:
-    """Return the path of a file that `write` makes; cases share it."""
+def _written(folder: Path, name: str, write: Callable[..., None], **options: Any) -> dict:
+    """Return the name and path of the file that `write` makes; cases share it."""
+    path = folder / f"{name}.npz"
     if not path.exists():
         write(path, seed=SEED, **options)
-    return str(path)
+    return {name: str(path)}
 
 
 def _batch(plan: Plan, folder: Path) -> dict:
     options = {"images": plan.images_of("step"), "objects": plan.objects, "classes": plan.config.model.num_classes}
-    return {"batch": _written(folder / "batch.npz", write_batch, size_hw=plan.size_hw, **options)}
+    return _written(folder, "batch", write_batch, size_hw=plan.size_hw, **options)
 
 
 def _pyramid(plan: Plan, folder: Path) -> dict:
-    path = folder / "pyramid.npz"
-    return {"pyramid": _written(path, write_pyramid, size_hw=plan.size_hw, images=plan.images_of("roi_align"))}
+    return _written(folder, "pyramid", write_pyramid, size_hw=plan.size_hw, images=plan.images_of("roi_align"))
 
 
 def _candidates(plan: Plan, folder: Path) -> dict:
-    path = folder / "candidates.npz"
-    return {"candidates": _written(path, write_candidates, size_hw=plan.size_hw, images=plan.images_of("nms"))}
+    return _written(folder, "candidates", write_candidates, size_hw=plan.size_hw, images=plan.images_of("nms"))
 
 
 def _mask_rois(plan: Plan, folder: Path) -> dict:
     inputs = _batch(plan, folder)
-    path = folder / "mask_rois.npz"
-    return inputs | {"mask_rois": _written(path, write_mask_rois, batch=Path(inputs["batch"]), size_hw=plan.size_hw)}
+    return inputs | _written(folder, "mask_rois", write_mask_rois, batch=Path(inputs["batch"]), size_hw=plan.size_hw)
 
 
 def _images(plan: Plan, folder: Path) -> dict:
@@ -187,42 +181,40 @@ def _images(plan: Plan, folder: Path) -> dict:
     return {"pictures_json": str(path), "images_per_batch": IMAGES_OF_BATCH, **sides}
 
 
+def _large_json(plan: Plan, task: str, seed: int) -> Path:
+    return large_json(plan.cache, images=plan.images_of(task), seed=seed)
+
+
 def _train_json(plan: Plan, folder: Path) -> dict:
-    return {"large_json": str(large_json(plan.cache, images=plan.images_of("index"), seed=SEED))}
+    return {"large_json": str(_large_json(plan, "index", SEED))}
 
 
 def _results(plan: Plan, folder: Path) -> dict:
-    path = large_json(plan.cache, images=plan.images_of("scored"), seed=SEED + 1)
-    return {"large_json": str(path), **result_files(plan.cache, path, seed=SEED)}
+    truth = _large_json(plan, "scored", SEED + 1)
+    return {"large_json": str(truth), **result_files(plan.cache, truth, seed=SEED)}
 
 
 def _detections(plan: Plan, folder: Path) -> dict:
-    truth = large_json(plan.cache, images=plan.images_of("detected"), seed=SEED + 2)
-    return {
-        "large_json": str(truth),
-        "detections": _written(folder / "detections.npz", write_detections, truth_json=truth),
-    }
-
-
-def _case(benchmark: str, name: str, make_inputs: Callable, *peers: Peer, task: str = "") -> Case:
-    return Case(benchmark=benchmark, name=name, task=task or benchmark, make_inputs=make_inputs, peers=peers)
+    truth = _large_json(plan, "detected", SEED + 2)
+    return {"large_json": str(truth), **_written(folder, "detections", write_detections, truth_json=truth)}
 
 
 CASES = (
-    _case("step", "training step", _batch, TORCHVISION),
-    _case("infer", "detections", _batch, TORCHVISION),
-    _case("roi_align", "7x7 forward", _pyramid, TORCHVISION),
-    _case("roi_align", "7x7 forward+backward", _pyramid, TORCHVISION),
-    _case("roi_align", "14x14 forward", _pyramid, TORCHVISION),
-    _case("roi_align", "14x14 forward+backward", _pyramid, TORCHVISION),
-    _case("nms", "levels", _candidates, TORCHVISION),
-    _case("nms", "classes", _candidates, TORCHVISION),
-    _case("mask_targets", "28x28", _mask_rois, TORCHVISION),
-    _case("mask_targets", "28x28 of run lengths", _mask_rois),
-    _case("loader", "one thread", _images, TORCHVISION_DATA),
-    _case("loader", "decoded alone", _images),
-    _case("index", "first read", _train_json, PYCOCOTOOLS),
-    _case("index", "later read", _train_json, PYCOCOTOOLS),
-    _case("evaluation", "boxes and masks scored", _results, PYCOCOTOOLS, FASTER_COCO, task="scored"),
-    _case("evaluation", "from detections to scores", _detections, TORCHVISION_DATA, task="detected"),
+    Case("step", "training step", "step", _batch, (TORCHVISION,)),
+    Case("infer", "detections", "infer", _batch, (TORCHVISION,)),
+    *(
+        Case("roi_align", f"{pool} {passes}", "roi_align", _pyramid, (TORCHVISION,))
+        for pool in ("7x7", "14x14")
+        for passes in ("forward", "forward+backward")
+    ),
+    Case("nms", "levels", "nms", _candidates, (TORCHVISION,)),
+    Case("nms", "classes", "nms", _candidates, (TORCHVISION,)),
+    Case("mask_targets", "28x28", "mask_targets", _mask_rois, (TORCHVISION,)),
+    Case("mask_targets", "28x28 of run lengths", "mask_targets", _mask_rois),
+    Case("loader", "one thread", "loader", _images, (TORCHVISION_DATA,)),
+    Case("loader", "decoded alone", "loader", _images),
+    Case("index", "first read", "index", _train_json, (PYCOCOTOOLS,)),
+    Case("index", "later read", "index", _train_json, (PYCOCOTOOLS,)),
+    Case("evaluation", "boxes and masks scored", "scored", _results, (PYCOCOTOOLS, FASTER_COCO)),
+    Case("evaluation", "from detections to scores", "detected", _detections, (TORCHVISION_DATA,)),
 )

@@ -9,7 +9,7 @@ from maskperf.bench.child import Child, MissingPackageError, Side, maskperf_side
 from maskperf.bench.measure import Spread, Timing, measure_in_turn, ratio_spread, spread_of
 from maskperf.bench.names import DEMO
 from maskperf.bench.plan import CASES, SEED, Case, Plan, inputs_of_case, inputs_of_side
-from maskperf.bench.switches import ALL_OFF, ALL_ON, Row, speed_with, waterfall
+from maskperf.bench.switches import ALL_OFF, ALL_ON, speed_with, waterfall
 from maskperf.config import RunConfig
 from maskperf.demo.dataset import write_demo_dataset
 from maskperf.techniques import chosen_techniques
@@ -61,15 +61,11 @@ def measure_case(case: Case, plan: Plan, folder: Path, say: Say) -> CaseResult:
 def measure_switches(plan: Plan, folder: Path, say: Say) -> CaseResult:
     """Return one side for each row of the waterfall, the first with all switches off."""
     case = next(case for case in CASES if case.task == "step")
-    inputs = case.make_inputs(plan, folder)
-    work = [
-        (maskperf_side(row.name), case.task, inputs | _inputs_of_row(row, case, plan)) for row in waterfall(plan.device)
-    ]
+    inputs, work = case.make_inputs(plan, folder), []
+    for row in waterfall(plan.device):
+        own = inputs_of_case(plan, case, replace(plan.config, speed=row.speed)) | {"summary": row.summary}
+        work.append((maskperf_side(row.name), case.task, inputs | own))
     return CaseResult(benchmark=SWITCHES, case=case.name, sides=_compare(work, plan, say=say))
-
-
-def _inputs_of_row(row: Row, case: Case, plan: Plan) -> dict:
-    return inputs_of_case(plan, case, replace(plan.config, speed=row.speed)) | {"summary": row.summary}
 
 
 def measure_demo(plan: Plan, folder: Path, config: RunConfig, say: Say) -> CaseResult:

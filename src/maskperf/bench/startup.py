@@ -23,7 +23,6 @@ HELP_SECONDS = 60.0
 FIRST_STEP_SECONDS = 1200.0
 LOOK_EVERY_SECONDS = 0.01
 SHOWN_CHARACTERS = 2000
-STEP_PART = "the step itself"
 NO_MEMORY = {"peak_gib": None, "before_gib": None, "device_peak_gib": None}
 
 
@@ -34,11 +33,7 @@ class Start:
     timing: Timing
     peak_gib: float | None
     parts: dict[str, float]  # wall seconds by what they were spent on; their sum is about that of `timing`
-
-    @property
-    def seconds_before_step(self) -> float:
-        """Wall seconds until the first batch was there."""
-        return sum(seconds for part, seconds in self.parts.items() if part != STEP_PART)
+    seconds_before_step: float  # wall seconds until the first batch was there
 
 
 def measure_startup(plan: Plan, folder: Path, *, recipe: str, pairs: list[str]) -> list[CaseResult]:
@@ -117,10 +112,12 @@ def _first_step(arguments: list[str], run_dir: Path, threads: int) -> Start:
     finally:
         process.kill()
         process.wait()
+    parts = _parts(start_ms, (run_dir / "mlperf.log").read_text(encoding="utf-8"), step)
     return Start(
         timing=Timing(wall_seconds=wall, cpu_seconds=_children_seconds() - cpu),
         peak_gib=None if peak is None else peak / GIB,
-        parts=_parts(start_ms, (run_dir / "mlperf.log").read_text(encoding="utf-8"), step),
+        parts=parts,
+        seconds_before_step=sum(parts.values()) - parts["the step itself"],
     )
 
 
@@ -140,5 +137,5 @@ def _parts(start_ms: float, log: str, step: StepLine) -> dict[str, float]:
         "model": (times_ms["run_start"] - times_ms["init_start"]) / 1000,
         "data opened": (times_ms["epoch_start"] - times_ms["run_start"]) / 1000,
         "first batch": waiting,
-        STEP_PART: whole - waiting,
+        "the step itself": whole - waiting,
     }

@@ -12,7 +12,7 @@ SMALLEST_SIDE, LARGEST_SIDE = 16, 600
 CANDIDATES = 2000  # of a level, before NMS
 CLASSES = 80
 BOXES_AFTER_THRESHOLD = 1000  # of an image, with their classes: what NMS sees at the end of a detection
-POOLS = {"7x7": (7, 512), "14x14": (14, 128)}  # side of the pooled map, boxes of an image
+BOXES_OF_POOL = {"7x7": 512, "14x14": 128}  # of an image
 MASK_ROIS = 128
 POINTS_OF_POLYGON = (8, 38)  # train2017 has 48 numbers an object on average
 CHANNELS = 256
@@ -80,10 +80,9 @@ def write_pyramid(path: Path, *, size_hw: tuple[int, int], images: int, seed: in
         levels[f"level_{number}"] = random.standard_normal(shape, np.float32)
     boxes = {
         f"boxes_{name}": synthetic_boxes(random, images * count, size_hw).reshape(images, count, 4)
-        for name, (_, count) in POOLS.items()
+        for name, count in BOXES_OF_POOL.items()
     }
-    # NumPy's stubs let any keyword be allow_pickle
-    np.savez(path, size_hw=np.array(size_hw), **levels, **boxes)  # type: ignore[arg-type]
+    np.savez(path, **levels, **boxes)  # type: ignore[arg-type]  # NumPy's stubs let any keyword be allow_pickle
 
 
 def write_candidates(path: Path, *, size_hw: tuple[int, int], images: int, seed: int) -> None:

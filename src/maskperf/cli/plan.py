@@ -75,8 +75,7 @@ def plan(options: argparse.Namespace) -> int:
 
 
 def _plan(given: dict[str, Any], as_json: bool) -> int:
-    from maskperf.mlperf.plan import PlanQuestion, batch_sizes, make_plan
-    from maskperf.mlperf.plan_limits import assumptions, limits
+    from maskperf.mlperf.plan import PlanQuestion, assumptions, batch_sizes, limits, make_plan
     from maskperf.mlperf.published import place_among
 
     question = PlanQuestion(**given)

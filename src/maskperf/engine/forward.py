@@ -1,4 +1,12 @@
-"""The one place where model and losses meet: a batch goes in, five losses come out."""
+"""The one place where model and losses meet: a batch goes in, five losses come out.
+
+Names of axes in all shapes, `Float[Tensor, "images rois 4"]` for example, besides those of structures.py:
+n: rows of a matrix product, of `inputs` or `outputs` numbers; h, w: cells of a feature map, h_out, w_out after a
+convolution; size: bins of a side of a pooled map or pixels of a side of a mask; samples: drawn anchors or cells; boxes,
+groups: any boxes, such as those of an image and class; classes: background first; levels: of the pyramid, P2 first;
+nine: cells of a 3x3 patch, row by row; terms: losses in the order of LOSS_NAMES; *batch, *rest: any number of axes.
+"#" before a name: 1 as well, for all. "a_plus_1": offsets, where entry i is the first of a's i. 4: a box or its deltas.
+"""
 
 from functools import partial
 
@@ -22,10 +30,10 @@ def mask_slots(config: ModelConfig) -> int:
     return config.mask_slots_per_image or most_positive_rois(config)
 
 
-def training_losses(model: MaskRcnn, batch: Batch, mask_places: int | None = None) -> Losses:
+def training_losses(model: MaskRcnn, batch: Batch, num_mask_slots: int | None = None) -> Losses:
     """Return the losses of one device's batch. Proposals come from the same forward pass, without gradient.
 
-    With `mask_places` the mask head works on so many places for the positive RoIs of all images together, and the
+    With `num_mask_slots` the mask head works on so many slots for the positive RoIs of all images together, and the
     mask loss is right where `dropped_masks` is 0. Without, it has room for all that may be.
     """
     config, targets, images = model.config, batch.targets, batch.images
@@ -59,18 +67,17 @@ def training_losses(model: MaskRcnn, batch: Batch, mask_places: int | None = Non
         classification_loss, box_loss = box_losses(logits, deltas, rois, targets)
 
         image_offsets = None
-        if mask_places is not None:
-            slots = targets.valid.shape[1]
-            positive, image_offsets, dropped = packed_positive_rois(rois, slots, mask_places)
+        if num_mask_slots is not None:
+            positive, image_offsets, dropped = packed_positive_rois(rois, targets.valid.shape[1], num_mask_slots)
         else:
-            places = min(mask_slots(config), rois.boxes.shape[1])
-            positive, dropped = positive_rois(rois, min(places, _most(rois.labels > 0)) if packs else places)
+            slots = min(mask_slots(config), rois.boxes.shape[1])
+            positive, dropped = positive_rois(rois, min(slots, _most(rois.labels > 0)) if packs else slots)
         wanted = mask_targets(positive, targets, MASK_SIZE)
         maps = model.mask_logits(
             features,
             positive.boxes,
             labels=positive.labels if active().class_selected_outputs else None,
-            valid=positive.valid if packs and mask_places is None else None,
+            valid=positive.valid if packs and num_mask_slots is None else None,
             image_offsets=image_offsets,
         )
         return Losses(

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -67,9 +68,7 @@ class _Recording:
 def capture_steps(
     model: MaskRcnn, capacities: Sequence[BatchCapacity], *, topology: Topology, say: Callable[[str], None]
 ) -> "CapturedSteps | None":
-    """Return the captured steps for batches of these capacities; None on a CPU or switched off."""
-    if topology.device.type != "cuda":
-        return None
+    """Return the captured steps for batches of these capacities; None if switched off."""
     if not active().captured_steps:
         say("captured steps: off (see speed.without), every step is launched anew")
         return None
@@ -80,7 +79,7 @@ def capture_steps(
         gradients=Gradients(model, topology),
         recorder=CudaRecorder(topology.device),
         say=say,
-        mask_places=round(max_masks * USUAL_MASKS) if active().packed_positives else None,
+        num_mask_slots=round(max_masks * USUAL_MASKS) if active().packed_positives else None,
     )
 
 
@@ -89,7 +88,7 @@ class _Kind(NamedTuple):
 
     parts: int  # micro-batches of a step
     is_last: bool  # of them: the gradients are exchanged
-    mask_places: int | None  # see `training_losses`
+    num_mask_slots: int | None  # see `training_losses`
 
 
 class CapturedSteps:
@@ -107,16 +106,15 @@ class CapturedSteps:
         gradients: Gradients,
         recorder: CudaRecorder,
         say: Callable[[str], None],
-        mask_places: int | None = None,
+        num_mask_slots: int | None = None,
     ):
         self.gradients = gradients
-        self.mask_places = mask_places  # of all images of a batch together; None: room for all masks
+        self.num_mask_slots = num_mask_slots  # of all images of a batch together; None: room for all masks
         self.replayed, self.plain = 0, 0  # micro-batches so far
         self._model = model
         self._capacities = tuple(capacities)
         self._recorder = recorder
-        self._say = say
-        self._said: set[str] = set()
+        self._say, self._say_once = say, cache(say)
         self._seen: Counter[tuple] = Counter()
         self._recordings: dict[tuple, _Recording] = {}
         self._gave_up = False
@@ -135,9 +133,9 @@ class CapturedSteps:
         for batch in batches:
             capacity = self._capacity_of(batch)
             for is_last in (True,) if parts == 1 else (False, True):
-                for mask_places in dict.fromkeys((None, self.mask_places)):
+                for num_mask_slots in dict.fromkeys((None, self.num_mask_slots)):
                     if capacity is not None and not self._gave_up:
-                        self._record(batch, capacity, _Kind(parts, is_last, mask_places))
+                        self._record(batch, capacity, _Kind(parts, is_last, num_mask_slots))
         if not self._gave_up:
             slots = self._capacities[0].slots
             self._say(f"captured steps: {len(self._recordings)} recorded, each with room for {slots} objects an image")
@@ -159,7 +157,7 @@ class CapturedSteps:
         The last part's backward averages them over the processes, whether it is replayed or launched anew.
         """
         is_last = part == parts
-        recording, padded = self._recording_of(batch, _Kind(parts, is_last, None if all_masks else self.mask_places))
+        recording, padded = self._recording_of(batch, _Kind(parts, is_last, None if all_masks else self.num_mask_slots))
         self.gradients.hold()
         if recording is None:
             self.plain += 1
@@ -206,7 +204,7 @@ class CapturedSteps:
         inputs: Batch = map_tensors(Tensor.clone, pad_batch(batch, capacity))
 
         def work(exchange: AbstractContextManager | None = None) -> BatchResult:
-            losses = training_losses(self._model, inputs, kind.mask_places)
+            losses = training_losses(self._model, inputs, kind.num_mask_slots)
             return backward(losses, parts=kind.parts, exchange=exchange)
 
         changing = [self.gradients.flat, *self._model.buffers()]
@@ -229,11 +227,6 @@ class CapturedSteps:
         with torch.no_grad():
             for tensor, value in zip(changing, before, strict=True):
                 tensor.copy_(value)
-
-    def _say_once(self, text: str) -> None:
-        if text not in self._said:
-            self._said.add(text)
-            self._say(text)
 
 
 def _key(batch: Batch, capacity: BatchCapacity, kind: _Kind) -> tuple:

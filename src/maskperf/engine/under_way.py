@@ -28,27 +28,19 @@ class Step:
     wait_seconds: float
 
 
-@dataclass(frozen=True)
-class _StepUnderWay:
-    step: Step
-    batches: list[Batch]
-    dropped: Tensor  # on the host, once `copied` has come
-    copied: torch.cuda.Event | None
-
-
 class StepsUnderWay:
     """The newest steps, until it is certain that no mask was dropped. `train` takes batches, update and all_masks."""
 
     def __init__(self, train: Callable[..., StepResult], *, may_drop_masks: bool):
         self._train = train
         self._may_drop_masks = may_drop_masks
-        self._steps: deque[_StepUnderWay] = deque()
+        self._steps: deque[tuple[Step, list[Batch], Tensor, torch.cuda.Event | None]] = deque()
 
     def add(self, step: Step, batches: list[Batch]) -> list[Step]:
         """Take the newest step and its batches; return the steps that are certain now, in their order."""
         if not self._may_drop_masks:
             return [step]
-        self._steps.append(_StepUnderWay(step, batches, *begin_copy_to_host(step.result.dropped_masks)))
+        self._steps.append((step, batches, *begin_copy_to_host(step.result.dropped_masks)))
         return self._settle(most=STEPS_UNDER_WAY)
 
     def rest(self) -> list[Step]:
@@ -58,11 +50,10 @@ class StepsUnderWay:
     def _settle(self, most: int) -> list[Step]:
         settled = []
         while len(self._steps) > most:
-            late = self._steps.popleft()
-            if late.copied is not None:
-                late.copied.synchronize()
-            step = late.step
-            if int(late.dropped):
-                step = replace(step, result=self._train(late.batches, update=step.update, all_masks=True))
+            step, batches, dropped, copied = self._steps.popleft()
+            if copied is not None:
+                copied.synchronize()  # before that `dropped`, on the host, is not there
+            if int(dropped):
+                step = replace(step, result=self._train(batches, update=step.update, all_masks=True))
             settled.append(step)
         return settled

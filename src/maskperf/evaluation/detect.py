@@ -1,4 +1,4 @@
-"""From pictures to detections: proposals, classes, boxes, suppression per class, masks of the final boxes."""
+"""From images to detections: proposals, classes, boxes, suppression per class, masks of the final boxes."""
 
 from dataclasses import replace
 
@@ -18,9 +18,9 @@ from maskperf.techniques import active
 
 @torch.no_grad()
 def detect(model: MaskRcnn, images: Images) -> Detections:
-    """Return the detections of each picture, boxes at the scale of the resized picture, with mask probabilities.
+    """Return the detections of each image, boxes at the scale of the resized image, with mask probabilities.
 
-    On a CPU the number of places is that of the picture with most detections. On a GPU it is `detections_per_image`,
+    On a CPU the number of slots is that of the image with most detections. On a GPU it is `detections_per_image`,
     more only where that many tie, so that shapes hardly ever change; the host waits for it once.
     Source: `modeling/roi_heads/*/inference.py` of the reference.
     """
@@ -50,12 +50,12 @@ def select_detections(
     *,
     exact_sizes: bool = True,
 ) -> Detections:
-    """Returns the detections that pass the score threshold, suppression within their class, and the best
-    `detections_per_image` of each picture; those tied with the last one stay.
+    """Return the detections that pass the score threshold, suppression within their class, and the best
+    `detections_per_image` of each image; those tied with the last one stay.
 
-    With `exact_sizes` suppression sees as many places of a class as there are scores above the threshold, and the
-    result has as many as the picture with most detections: less work, but sizes that depend on what was found, and two
-    reads from the device. Without, suppression sees a place of each RoI, the result has `detections_per_image` places
+    With `exact_sizes` suppression sees as many slots of a class as there are scores above the threshold, and the
+    result has as many as the image with most detections: less work, but sizes that depend on what was found, and two
+    reads from the device. Without, suppression sees a slot of each RoI, the result has `detections_per_image` slots
     or, with ties, more, and there is one read. The detections are the same.
     """
     scores = logits.softmax(dim=2)[..., 1:].transpose(1, 2)  # images, foreground classes, rois
@@ -71,10 +71,10 @@ def select_detections(
     labels = torch.arange(1, ranked.shape[1] + 1, device=ranked.device)[None, :, None].expand_as(ranked)
     ranked = torch.where(alive, ranked, -1.0).flatten(1)
     kept = _best_with_ties(ranked, config.detections_per_image)
-    places = int(kept.sum(dim=1).max())  # reads from the device: detection is not part of the training step
+    slots = int(kept.sum(dim=1).max())  # reads from the device: detection is not part of the training step
     if not exact_sizes:
-        places = max(places, min(config.detections_per_image, ranked.shape[1]))
-    ranked, index = torch.where(kept, ranked, -1.0).topk(places, dim=1)
+        slots = max(slots, min(config.detections_per_image, ranked.shape[1]))
+    ranked, index = torch.where(kept, ranked, -1.0).topk(slots, dim=1)
     valid = ranked > 0
     return Detections(
         boxes=boxes.flatten(1, 2).gather(1, index[..., None].expand(-1, -1, 4)) * valid[..., None],

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement, pairwise
 from statistics import fmean
+from typing import NamedTuple
 
 from maskperf.config import NUM_TRAIN_IMAGES
 from maskperf.data.images.sampler import steps_per_epoch
@@ -38,8 +39,7 @@ class Range:
     high: float
 
 
-@dataclass(frozen=True)
-class EpochForecast:
+class EpochForecast(NamedTuple):
     """Epochs until the targets are met, for runs that meet them, and what they were learnt from."""
 
     levels: Levels
@@ -66,10 +66,9 @@ def forecast_epochs(
     """
     largest = REFERENCE_BATCHES[-1]
     if batch_size > largest:
-        raise ConfigError(
-            f"--batch-size {batch_size}: there is no reference point above batch {largest}, so the epochs are unknown. "
-            f"Fix: a batch of at most {largest}, or say how many with --epochs."
-        )
+        unknown = f"there is no reference point above batch {largest}, so the epochs are unknown"
+        fix = f"a batch of at most {largest}, or say how many with --epochs."
+        raise ConfigError(f"--batch-size {batch_size}: {unknown}. Fix: {fix}")
     forecast = _on_reference_schedule(batch_size, systems)
     usual = reference_decay_epoch(batch_size)
     decay = usual if last_decay_step is None else _epoch_of(last_decay_step, batch_size)
@@ -80,7 +79,7 @@ def forecast_epochs(
         for system in systems
         if max(system.batch_size / batch_size, batch_size / system.batch_size) <= NEAR_BATCH_FACTOR
         and abs(_decay_epoch(system) - decay) < SAME_SCHEDULE_EPOCHS
-        for epochs in _reached_epochs(system)
+        for epochs in system.epochs_to_targets
     ]
     if alike:
         sentence = f"{len(alike)} published runs with about this batch and the last decay at epoch {decay:.1f}"
@@ -94,7 +93,7 @@ def _on_reference_schedule(batch_size: int, systems: Sequence[PublishedSystem]) 
     runs = {batch: list(map(float, point.epochs)) for batch, point in reference_points().items()}
     for system in systems:
         if abs(_decay_epoch(system) - reference_decay_epoch(system.batch_size)) < SAME_SCHEDULE_EPOCHS:
-            runs.setdefault(system.batch_size, []).extend(_reached_epochs(system))
+            runs.setdefault(system.batch_size, []).extend(system.epochs_to_targets)
     low, high, weight = _neighbours(batch_size, sorted(runs))
     below, above = _levels(runs[low]), _levels(runs[high])
     if low == high:
@@ -146,10 +145,6 @@ def quantile(levels: Levels, share: float) -> float:
 def failing_share(systems: Sequence[PublishedSystem]) -> float:
     """Return the share of published runs that did not reach the targets."""
     return fmean(not run.reached for system in systems for run in system.runs)
-
-
-def _reached_epochs(system: PublishedSystem) -> list[float]:
-    return [float(run.epochs) for run in system.runs if run.reached]
 
 
 def _epoch_of(step: int, batch_size: int) -> float:

@@ -98,8 +98,9 @@ def find_source(package: Path) -> Path:
 def refuse_existing(path: Path) -> None:
     """Errors: StorageError where a file or folder would be written over."""
     if path.exists() or path.is_symlink():
-        text = f"{path}: exists already, and nothing was changed. Fix: choose another --output, or move it away."
-        raise StorageError(text)
+        raise StorageError(
+            f"{path}: exists already, and nothing was changed. Fix: choose another --output, or move it."
+        )
 
 
 def write_package(
@@ -130,8 +131,7 @@ def write_package(
             for name, text in _texts(system, logs, arguments, remarks).items():
                 path = implementations / system / name
                 path.write_text(text, encoding="utf-8")
-                if path.suffix == ".sh":
-                    _make_executable(path)
+                _set_executable(path, path.suffix == ".sh")
             building.rename(folder)
     except OSError as error:
         text = f"{folder}: cannot be written ({error.strerror or error}). Fix: choose another --output."
@@ -150,12 +150,11 @@ def run_arguments(log: BenchmarkLog, config: RunConfig | None, processes: int) -
     recipe = config.recipe if config is not None else log.recipe or "coco"
     if config is not None and recipe in RECIPES:
         changed = differences(config, RECIPES[recipe]())
-        changed = {key: value for key, value in changed.items() if key not in LOCAL_KEYS}
     else:
         changed = {key: log.settings[name] for name, key in HYPERPARAMETERS.items() if name in log.settings}
         changed = {key: tuple(value) if isinstance(value, list) else value for key, value in changed.items()}
         changed["mlperf.division"] = log.division
-    pairs = [f"{key}={format_value(value)}" for key, value in changed.items()]
+    pairs = [f"{key}={format_value(value)}" for key, value in changed.items() if key not in LOCAL_KEYS]
     return [recipe, *([f"processes={processes}"] if processes > 1 else []), *pairs]
 
 
@@ -193,15 +192,14 @@ def _copy_code(source: Path, target: Path) -> list[str]:
             continue
         (target / relative).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target / relative)
-        if path.stat().st_mode & stat.S_IXUSR:
-            _make_executable(target / relative)
+        _set_executable(target / relative, path.stat().st_mode & stat.S_IXUSR)
     return left_out
 
 
-def _make_executable(path: Path) -> None:
-    """Let whoever may read the file, which the umask decides, run it too."""
+def _set_executable(path: Path, is_program: bool | int) -> None:
+    """Let whoever may read the file, which the umask decides, run it too where it is a program."""
     mode = stat.S_IMODE(path.stat().st_mode)
-    path.chmod(mode | (mode & 0o444) >> 2)
+    path.chmod(mode | (mode & 0o444) >> 2 if is_program else mode)
 
 
 def fill_text(system: str, unknown: Sequence[str]) -> str:

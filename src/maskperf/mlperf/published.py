@@ -66,6 +66,10 @@ class PublishedSystem(msgspec.Struct, frozen=True, kw_only=True):
         return min(self.accelerators, self.batch_size)
 
     @property
+    def epochs_to_targets(self) -> list[float]:
+        return [float(run.epochs) for run in self.runs if run.reached]
+
+    @property
     def epoch_seconds(self) -> float:
         """The median training time of an epoch over the runs that reached the targets; a collapsed run is faster."""
         return statistics.median(run.median_epoch_seconds for run in self.runs if run.reached)

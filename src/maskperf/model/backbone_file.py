@@ -8,6 +8,7 @@ import pickletools
 import re
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -162,15 +163,13 @@ def pickle_origin(path: Path) -> tuple[dict[str, str], str]:
     return metadata, f"{path}: MD5 {md5} {relation} of the file the benchmark names"
 
 
-def load_backbone(
-    path: str | Path, model_state: Mapping[str, Tensor], *, cache_dir: str | Path | None = None
-) -> tuple[dict[str, Tensor], list[str]]:
+def load_backbone(path: str | Path, model_state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Return the tensors of a backbone under the model's names, and notices for the user about their origin.
 
     The file is a .pkl of Detectron or a .safetensors that `store_backbone` wrote. A .pkl is converted once: the result
-    is saved beside it, or in `cache_dir` (default: ~/.cache/maskperf) where that cannot be done, and used from then on
-    as long as the .pkl has the same SHA-256. One that cannot be used, such as that of a user who lets nobody read it,
-    is passed over with a notice and left as it is.
+    is saved beside it, or in ~/.cache/maskperf where that cannot be done, and used from then on as long as the .pkl has
+    the same SHA-256. One that cannot be used, such as that of a user who lets nobody read it, is passed over with a
+    notice and left as it is.
 
     Errors: DataError when anything about the file does not fit `model_state`.
     """
@@ -182,7 +181,7 @@ def load_backbone(
     notices = [notice]
     usable: list[Path] = []
     exact = {"format": BACKBONE_FORMAT, "storage": "float32"}
-    for target in _cache_paths(path, metadata[DIGEST_FIELD], cache_dir):
+    for target in _cache_paths(path, metadata[DIGEST_FIELD]):
         try:
             # not Path.is_file, which is an error where the folder may not be searched
             header = read_header(target) if os.path.isfile(target) else {**exact, "source": path.name}
@@ -199,9 +198,9 @@ def load_backbone(
     return tensors, notices + _save_conversion(tensors, usable, metadata)
 
 
-def load_backbone_weights(model: nn.Module, path: str | Path, *, cache_dir: str | Path | None = None) -> list[str]:
+def load_backbone_weights(model: nn.Module, path: str | Path) -> list[str]:
     """Return notices for the user after the backbone of `model` was replaced by the file's; the rest stays."""
-    tensors, notices = load_backbone(path, model.state_dict(), cache_dir=cache_dir)
+    tensors, notices = load_backbone(path, model.state_dict())
     model.load_state_dict(tensors, strict=False)
     return notices
 
@@ -255,14 +254,12 @@ def _load_stored(path: Path, model_state: Mapping[str, Tensor]) -> tuple[dict[st
     return tensors, f"{path}: backbone stored as {metadata['storage']}; {loss}"
 
 
-def _cache_paths(path: Path, sha256: str, cache_dir: str | Path | None) -> list[Path]:
+def _cache_paths(path: Path, sha256: str) -> list[Path]:
     """Return where the converted backbone of a .pkl may be: beside it, and in the user's cache."""
-    beside = path.with_suffix(".safetensors")
-    try:
-        cache = Path(cache_dir) if cache_dir is not None else Path.home() / ".cache" / "maskperf"
-    except RuntimeError:  # a user without a home
-        return [beside]
-    return [beside, cache / f"{path.stem}-{sha256[:16]}.safetensors"]
+    paths = [path.with_suffix(".safetensors")]
+    with suppress(RuntimeError):  # a user without a home
+        paths.append(Path.home() / ".cache" / "maskperf" / f"{path.stem}-{sha256[:16]}.safetensors")
+    return paths
 
 
 def _save_conversion(tensors: Mapping[str, Tensor], paths: list[Path], metadata: Mapping[str, str]) -> list[str]:

@@ -4,14 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskperf.model.heads import initialized
 from maskperf.ops.convolution import Convolution, bias_of
-
-
-def pyramid_conv(inputs: int, outputs: int, kernel: int) -> Convolution:
-    conv = Convolution(inputs, outputs, kernel, padding=kernel // 2)
-    nn.init.kaiming_uniform_(conv.weight, a=1)
-    nn.init.zeros_(bias_of(conv))
-    return conv
 
 
 class FeaturePyramid(nn.Module):
@@ -20,8 +14,9 @@ class FeaturePyramid(nn.Module):
     def __init__(self, stage_channels: tuple[int, ...], channels: int):
         super().__init__()
         for number, inputs in enumerate(stage_channels, start=1):
-            self.add_module(f"fpn_inner{number}", pyramid_conv(inputs, channels, kernel=1))
-            self.add_module(f"fpn_layer{number}", pyramid_conv(channels, channels, kernel=3))
+            for name, conv_inputs, kernel in ((f"fpn_inner{number}", inputs, 1), (f"fpn_layer{number}", channels, 3)):
+                conv = Convolution(conv_inputs, channels, kernel, padding=kernel // 2)
+                self.add_module(name, initialized(conv, nn.init.kaiming_uniform_, a=1))
 
     def forward(self, stages: list[Tensor]) -> list[Tensor]:
         """Return P2, P3, P4, P5, P6 at strides 4 to 64 from C2 to C5."""

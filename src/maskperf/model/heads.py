@@ -21,7 +21,8 @@ FLOAT32_BIASES = ("cls_logits", "bbox_pred", "cls_score", "mask_fcn_logits")
 Layer = TypeVar("Layer", bound=nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
 
 
-def _initialized(layer: Layer, initialize: Callable[..., Tensor], **options: Any) -> Layer:
+def initialized(layer: Layer, initialize: Callable[..., Tensor], **options: Any) -> Layer:
+    """Return the layer with weights from a function of nn.init, and zeros as biases."""
     initialize(layer.weight, **options)
     nn.init.zeros_(bias_of(layer))
     return layer
@@ -32,9 +33,9 @@ class RpnHead(nn.Module):
 
     def __init__(self, channels: int, anchors_per_cell: int):
         super().__init__()
-        self.conv = _initialized(Convolution(channels, channels, 3, padding=1), nn.init.normal_, std=0.01)
-        self.cls_logits = _initialized(Convolution(channels, anchors_per_cell, 1), nn.init.normal_, std=0.01)
-        self.bbox_pred = _initialized(Convolution(channels, 4 * anchors_per_cell, 1), nn.init.normal_, std=0.01)
+        self.conv = initialized(Convolution(channels, channels, 3, padding=1), nn.init.normal_, std=0.01)
+        self.cls_logits = initialized(Convolution(channels, anchors_per_cell, 1), nn.init.normal_, std=0.01)
+        self.bbox_pred = initialized(Convolution(channels, 4 * anchors_per_cell, 1), nn.init.normal_, std=0.01)
 
     def forward(self, feature: Float[Tensor, "n channels h w"]) -> tuple[Tensor, Tensor]:
         """Return logits (n, h * w * anchors) and deltas (n, h * w * anchors, 4): row, column, anchor fastest."""
@@ -73,8 +74,8 @@ class BoxFeatures(nn.Module):
 
     def __init__(self, inputs: int, channels: int):
         super().__init__()
-        self.fc6 = _initialized(nn.Linear(inputs * BOX_POOL_SIZE**2, channels), nn.init.kaiming_uniform_, a=1)
-        self.fc7 = _initialized(nn.Linear(channels, channels), nn.init.kaiming_uniform_, a=1)
+        self.fc6 = initialized(nn.Linear(inputs * BOX_POOL_SIZE**2, channels), nn.init.kaiming_uniform_, a=1)
+        self.fc7 = initialized(nn.Linear(channels, channels), nn.init.kaiming_uniform_, a=1)
 
     def forward(self, pooled: Float[Tensor, "rois inputs 7 7"]) -> Float[Tensor, "rois channels"]:
         if pooled.dtype == torch.bfloat16:
@@ -90,8 +91,8 @@ class BoxPredictor(nn.Module):
 
     def __init__(self, channels: int, num_classes: int):
         super().__init__()
-        self.cls_score = _initialized(nn.Linear(channels, num_classes), nn.init.normal_, std=0.01)
-        self.bbox_pred = _initialized(nn.Linear(channels, 4 * num_classes), nn.init.normal_, std=0.001)
+        self.cls_score = initialized(nn.Linear(channels, num_classes), nn.init.normal_, std=0.01)
+        self.bbox_pred = initialized(nn.Linear(channels, 4 * num_classes), nn.init.normal_, std=0.001)
 
     def forward(self, hidden: Float[Tensor, "rois channels"]) -> tuple[Tensor, Tensor]:
         """Return logits (rois, classes) and deltas (rois, classes, 4)."""
@@ -111,7 +112,7 @@ class MaskFeatures(nn.Module):
         self.num_convs = num_convs
         for number in range(1, num_convs + 1):
             conv = Convolution(inputs if number == 1 else channels, channels, 3, padding=1)
-            self.add_module(f"mask_fcn{number}", _initialized(conv, nn.init.kaiming_normal_, **FAN_OUT))
+            self.add_module(f"mask_fcn{number}", initialized(conv, nn.init.kaiming_normal_, **FAN_OUT))
 
     def forward(self, pooled: Float[Tensor, "rois inputs 14 14"]) -> Float[Tensor, "rois channels 14 14"]:
         for number in range(1, self.num_convs + 1):
@@ -125,8 +126,8 @@ class MaskPredictor(nn.Module):
     def __init__(self, channels: int, num_classes: int):
         super().__init__()
         transposed = nn.ConvTranspose2d(channels, channels, 2, stride=2)
-        self.conv5_mask = _initialized(transposed, nn.init.kaiming_normal_, **FAN_OUT)
-        self.mask_fcn_logits = _initialized(Convolution(channels, num_classes, 1), nn.init.kaiming_normal_, **FAN_OUT)
+        self.conv5_mask = initialized(transposed, nn.init.kaiming_normal_, **FAN_OUT)
+        self.mask_fcn_logits = initialized(Convolution(channels, num_classes, 1), nn.init.kaiming_normal_, **FAN_OUT)
 
     def forward(self, hidden: Float[Tensor, "rois channels 14 14"]) -> Float[Tensor, "rois classes 28 28"]:
         doubled = torch.relu_(self.conv5_mask(hidden))

@@ -8,18 +8,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from maskperf.config import ModelConfig
+from maskperf.model import heads
 from maskperf.model.compute_weights import ComputeWeights
 from maskperf.model.fpn import FeaturePyramid
-from maskperf.model.heads import (
-    BOX_POOL_SIZE,
-    MASK_POOL_SIZE,
-    BoxFeatures,
-    BoxPredictor,
-    MaskFeatures,
-    MaskPredictor,
-    RoiHead,
-    RpnHead,
-)
 from maskperf.model.patches import cell_patches
 from maskperf.model.resnet import ResNet
 from maskperf.ops.anchors import pyramid_anchors
@@ -51,11 +42,11 @@ class MaskRcnn(nn.Module):
         self._compute_weights: dict[Techniques, ComputeWeights] = {}  # made at the first use, on the model's device
         self._is_computing = False
         self.backbone = nn.ModuleDict({"body": ResNet(config), "fpn": FeaturePyramid(config.stage_channels, channels)})
-        self.rpn = nn.ModuleDict({"head": RpnHead(channels, len(config.anchor_ratios))})
+        self.rpn = nn.ModuleDict({"head": heads.RpnHead(channels, len(config.anchor_ratios))})
         box, mask = config.box_head_channels, config.mask_head_channels
-        box_head = RoiHead(BoxFeatures(channels, box), BoxPredictor(box, config.num_classes))
-        mask_features = MaskFeatures(channels, mask, config.mask_head_convs)
-        mask_head = RoiHead(mask_features, MaskPredictor(mask, config.num_classes))
+        box_head = heads.RoiHead(heads.BoxFeatures(channels, box), heads.BoxPredictor(box, config.num_classes))
+        mask_features = heads.MaskFeatures(channels, mask, config.mask_head_convs)
+        mask_head = heads.RoiHead(mask_features, heads.MaskPredictor(mask, config.num_classes))
         self.roi_heads = nn.ModuleDict({"box": box_head, "mask": mask_head})
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in PyTorch's stubs
 
@@ -82,14 +73,14 @@ class MaskRcnn(nn.Module):
         anchors_per_cell = len(self.config.anchor_ratios)
         patches = cell_patches(features, index // anchors_per_cell)
         head = self.rpn["head"]
-        assert isinstance(head, RpnHead)
+        assert isinstance(head, heads.RpnHead)
         with self.computing():
             logits, deltas = head.of_patches(patches.flatten(0, 1), (index % anchors_per_cell).flatten())
         return RpnOutput(logits=logits.view(index.shape), deltas=deltas.view(*index.shape, 4))
 
     def box_outputs(self, features: list[Tensor], boxes: Float[Tensor, "images rois 4"]) -> tuple[Tensor, Tensor]:
         """Return class logits (images, rois, classes) and deltas (images, rois, classes, 4)."""
-        pooled = self._in_compute_format(self._pool(features, boxes, BOX_POOL_SIZE))
+        pooled = self._in_compute_format(self._pool(features, boxes, heads.BOX_POOL_SIZE))
         with self.computing():
             logits, deltas = self.roi_heads["box"](pooled)
         shape = boxes.shape[:2]
@@ -109,7 +100,7 @@ class MaskRcnn(nn.Module):
         slot is always worked on, so that every parameter has a gradient.
         With `image_offsets` the boxes are those of all images in one row, see `pyramid_roi_align`.
         """
-        pooled = self._in_compute_format(self._pool(features, boxes, MASK_POOL_SIZE, image_offsets))
+        pooled = self._in_compute_format(self._pool(features, boxes, heads.MASK_POOL_SIZE, image_offsets))
         own_labels = None if labels is None else labels.flatten()
         if valid is None or bool(valid.all()):
             return self._mask_head(pooled, own_labels).unflatten(0, boxes.shape[:2])
@@ -122,7 +113,7 @@ class MaskRcnn(nn.Module):
 
     def _mask_head(self, pooled: Tensor, labels: Tensor | None) -> Tensor:
         head = self.roi_heads["mask"]
-        assert isinstance(head, RoiHead) and isinstance(head.predictor, MaskPredictor)
+        assert isinstance(head, heads.RoiHead) and isinstance(head.predictor, heads.MaskPredictor)
         with self.computing():
             if labels is None:
                 return head(pooled)

@@ -11,8 +11,9 @@ Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 201
 import math
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,8 +34,7 @@ SPARSE_COLUMNS = 16  # fewer tiles are too few for passes of their own
 CHANNELS_OF_A_GLANCE = 16
 
 
-@dataclass(frozen=True, kw_only=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Some rows of tiles of some images; either all rows or one image. Tiles are ordered by row, image, column."""
 
     first_image: int
@@ -60,19 +60,19 @@ def cut_into_chunks(images: int, height: int, width: int, tiles_per_chunk: int) 
         step = tiles_per_chunk // (rows * columns)
         for first in range(0, images, step):
             count = min(step, images - first)
-            yield Chunk(first_image=first, images=count, first_row=0, rows=rows, columns=columns)
+            yield Chunk(first, count, 0, rows, columns)
         return
     step = max(1, tiles_per_chunk // columns)
     for image in range(images):
         for first in range(0, rows, step):
-            yield Chunk(first_image=image, images=1, first_row=first, rows=min(step, rows - first), columns=columns)
+            yield Chunk(image, 1, first, min(step, rows - first), columns)
 
 
 def in_batches(chunks: Iterable[Chunk], tiles_per_batch: int = TILES_PER_BATCH) -> Iterator[list[Chunk]]:
     """Yield the chunks in lists of at most `tiles_per_batch` tiles, or of one chunk."""
     batch: list[Chunk] = []
     for chunk in chunks:
-        if batch and count_tiles(batch) + chunk.tiles > tiles_per_batch:
+        if batch and sum(other.tiles for other in batch) + chunk.tiles > tiles_per_batch:
             yield batch
             batch = []
         batch.append(chunk)
@@ -80,43 +80,17 @@ def in_batches(chunks: Iterable[Chunk], tiles_per_batch: int = TILES_PER_BATCH) 
         yield batch
 
 
-def count_tiles(chunks: Iterable[Chunk]) -> int:
-    return sum(chunk.tiles for chunk in chunks)
-
-
-def with_places(batch: list[Chunk]) -> Iterator[tuple[Chunk, slice]]:
-    """Yield each chunk and the places of its tiles among those of the batch."""
-    first = 0
-    for chunk in batch:
-        yield chunk, slice(first, first + chunk.tiles)
-        first += chunk.tiles
-
-
 def matching_parts(
     tiles: Float[Tensor, "4 4 rows images columns channels"],
     pixels: Float[Tensor, "all_images h w channels"],
     chunk: Chunk,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields views of the tiles and of the same pixels, in the tiles' order of axes: whole tiles, then cut ones."""
-    height, width = pixels.shape[1:3]
-    pixels = pixels[chunk.first_image : chunk.first_image + chunk.images]
-    for tile_rows, used_rows in _whole_and_cut(chunk.first_row, chunk.rows, height):
-        top = TILE * (chunk.first_row + tile_rows.start)
-        count = tile_rows.stop - tile_rows.start
-        band = pixels[:, top : top + count * used_rows].unflatten(1, (count, used_rows))
-        for tile_columns, used_columns in _whole_and_cut(0, chunk.columns, width):
-            left, across = TILE * tile_columns.start, tile_columns.stop - tile_columns.start
-            part = band[:, :, :, left : left + across * used_columns].unflatten(3, (across, used_columns))
-            yield tiles[:used_rows, :used_columns, tile_rows, :, tile_columns], part.permute(2, 4, 1, 0, 3, 5)
-
-
-def _whole_and_cut(first: int, count: int, size: int) -> Iterator[tuple[slice, int]]:
-    """Yield the tiles, counted from `first`, that lie in the map whole, and the last one if its edge is cut."""
-    whole = min(count, size // TILE - first)
-    if whole > 0:
-        yield slice(0, whole), TILE
-    if whole < count:
-        yield slice(whole, count), size % TILE
+    """Yield views of the tiles' pixels of one place in a tile and of the same pixels of the map; none outside of it."""
+    top = TILE * chunk.first_row
+    band = pixels[chunk.first_image : chunk.first_image + chunk.images, top : top + TILE * chunk.rows].transpose(0, 1)
+    for row, column in product(range(TILE), repeat=2):
+        part = band[row::TILE, :, column::TILE]
+        yield tiles[row, column, : part.shape[0], :, : part.shape[2]], part
 
 
 class Scratch(threading.local):
@@ -139,8 +113,7 @@ class Scratch(threading.local):
 SCRATCH = Scratch()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Transforms:
+class Transforms(NamedTuple):
     """The three linear maps: patches and outputs in one direction, filters in both at once."""
 
     patch: Float[Tensor, "6 6"]
@@ -168,12 +141,8 @@ def transforms(dtype: torch.dtype) -> Transforms:
     patch.append([0, 1.0, 0, -square, 0, 1])
     filter_rows.append([0, 0, 1.0])
     output.append([0, 0, 0, 1.0])
-    maps = [torch.tensor(rows, dtype=torch.float64) for rows in (patch, filter_rows, output)]
-    return Transforms(
-        patch=maps[0].to(dtype),
-        output=maps[2].T.contiguous().to(dtype),
-        filter=torch.kron(maps[1], maps[1]).to(dtype),
-    )
+    maps = [torch.tensor(rows, dtype=torch.float64) for rows in (patch, output, filter_rows)]
+    return Transforms(maps[0].to(dtype), maps[1].T.contiguous().to(dtype), torch.kron(maps[2], maps[2]).to(dtype))
 
 
 def transform_weight(name: str, weight: Float[Tensor, "outputs inputs 3 3"]) -> Float[Tensor, "36 outputs inputs"]:
@@ -298,7 +267,7 @@ def write_outputs(
     tiles = SCRATCH.take("spread", out.dtype, TILE, TILE, chunk.rows, chunk.images, count, channels)
     torch.matmul(shrink, across, out=tiles.view(TILE, TILE, across.shape[2]))
     if columns is not None:
-        tiles = _among_zeros(tiles, columns, chunk.columns)
+        tiles = tiles.new_zeros((*tiles.shape[:4], chunk.columns, channels)).index_copy_(4, columns, tiles)
     if bias is not None:
         tiles.add_(bias)
     for part, pixels in matching_parts(tiles, out, chunk):
@@ -306,14 +275,6 @@ def write_outputs(
             torch.clamp_min(part, 0, out=pixels)
         else:
             pixels.copy_(part)
-
-
-def _among_zeros(
-    tiles: Float[Tensor, "4 4 rows images live channels"], columns: Int[Tensor, " live"], count: int
-) -> Float[Tensor, "4 4 rows images columns channels"]:
-    """Return `count` columns: the given ones at their places, zeros elsewhere."""
-    spread = tiles.new_zeros((*tiles.shape[:4], count, tiles.shape[5]))
-    return spread.index_copy_(4, columns, tiles)
 
 
 def convolve(
@@ -325,25 +286,12 @@ def convolve(
     relu: bool = False,
 ) -> None:
     """Write the convolution, stride 1 and padding 1, with its bias and rectifier into `out`."""
-    outputs, inputs = weight.shape[:2]
     filters = transform_weight("filters", weight).transpose(1, 2)
-    for batch in in_batches(cut_into_chunks(x.shape[0], x.shape[1], x.shape[2], choose_chunk_size(inputs))):
-        patches = SCRATCH.take("patches", x.dtype, FREQUENCIES, count_tiles(batch), inputs)
-        for chunk, places in with_places(batch):
-            transform_patches(padded_block(x, chunk), patches[:, places])
-        products = SCRATCH.take("products", x.dtype, FREQUENCIES, count_tiles(batch), outputs)
+    for patches, parts in transformed_batches(x, choose_chunk_size(x.shape[3])):
+        products = SCRATCH.take("products", x.dtype, FREQUENCIES, patches.shape[1], out.shape[3])
         torch.bmm(patches, filters, out=products)
-        for chunk, places in with_places(batch):
-            write_outputs(products[:, places], out, chunk, bias=bias, relu=relu)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LivePart:
-    """The tiles of a chunk whose patch of the gradient is not all zero, and their places in a batch."""
-
-    chunk: Chunk
-    columns: Tensor | None  # None: all
-    places: slice
+        for part in parts:
+            write_outputs(products[:, part.tiles], out, part.chunk, bias=bias, relu=relu)
 
 
 def convolve_backward(
@@ -361,40 +309,47 @@ def convolve_backward(
     places of a large map leaves many such.
     """
     outputs, inputs = weight.shape[:2]
-    tiles_per_chunk = 1 if is_sparse(grad) else choose_chunk_size(outputs)
     if grad_x is not None:
         filters = transform_weight("filters", weight.flip(2, 3))
     if grad_weight is not None:
         sums = SCRATCH.take("sums", x.dtype, FREQUENCIES, outputs, inputs).zero_()
-    for batch in in_batches(cut_into_chunks(grad.shape[0], grad.shape[1], grad.shape[2], tiles_per_chunk)):
-        patches, parts = _live_patches(grad, batch)
+    tiles_per_chunk = 1 if is_sparse(grad) else choose_chunk_size(outputs)
+    for patches, parts in transformed_batches(grad, tiles_per_chunk, skips_zeros=True):
         if grad_weight is not None:
             tiles = SCRATCH.take("tiles", x.dtype, FREQUENCIES, patches.shape[1], inputs)
             for part in parts:
-                transform_tiles(x, part.chunk, tiles[:, part.places], part.columns)
+                transform_tiles(x, part.chunk, tiles[:, part.tiles], part.columns)
             torch.baddbmm(sums, patches.transpose(1, 2), tiles, out=sums)
         if grad_x is not None:
             products = SCRATCH.take("products", x.dtype, FREQUENCIES, patches.shape[1], inputs)
             torch.bmm(patches, filters, out=products)
             for part in parts:
-                write_outputs(products[:, part.places], grad_x, part.chunk, columns=part.columns)
+                write_outputs(products[:, part.tiles], grad_x, part.chunk, columns=part.columns)
     if grad_weight is not None:
         turned = torch.mm(transforms(x.dtype).filter.T, sums.view(FREQUENCIES, -1)).view(3, 3, outputs, inputs)
         grad_weight.copy_(turned.flip(0, 1).permute(2, 3, 0, 1))
 
 
-def _live_patches(
-    grad: Float[Tensor, "images h w outputs"], batch: list[Chunk]
-) -> tuple[Float[Tensor, "36 live outputs"], list[LivePart]]:
-    """Return the transformed patches of a batch's live tiles, and where they belong."""
-    patches = SCRATCH.take("patches", grad.dtype, FREQUENCIES, count_tiles(batch), grad.shape[3])
-    parts, first = [], 0
-    for chunk in batch:
-        block = padded_block(grad, chunk)
-        columns = live_columns(block)
-        count = chunk.tiles if columns is None else chunk.rows * chunk.images * len(columns)
-        places = slice(first, first + count)
-        transform_patches(block, patches[:, places], columns)
-        parts.append(LivePart(chunk=chunk, columns=columns, places=places))
-        first += count
-    return patches[:, :first], parts
+class Part(NamedTuple):
+    """The tiles of a chunk whose patches are transformed."""
+
+    chunk: Chunk
+    columns: Int[Tensor, " live"] | None  # None: all
+    tiles: slice  # among those of the batch
+
+
+def transformed_batches(
+    x: Float[Tensor, "images h w channels"], tiles_per_chunk: int, *, skips_zeros: bool = False
+) -> Iterator[tuple[Float[Tensor, "36 tiles channels"], list[Part]]]:
+    """Yield the transformed patches of each batch of chunks, in scratch memory, and whose they are."""
+    for batch in in_batches(cut_into_chunks(x.shape[0], x.shape[1], x.shape[2], tiles_per_chunk)):
+        patches = SCRATCH.take("patches", x.dtype, FREQUENCIES, sum(chunk.tiles for chunk in batch), x.shape[3])
+        parts, first = [], 0
+        for chunk in batch:
+            block = padded_block(x, chunk)
+            columns = live_columns(block) if skips_zeros else None
+            count = chunk.rows * chunk.images * (chunk.columns if columns is None else len(columns))
+            parts.append(Part(chunk, columns, slice(first, first + count)))
+            transform_patches(block, patches[:, parts[-1].tiles], columns)
+            first += count
+        yield patches[:, :first], parts

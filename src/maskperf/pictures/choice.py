@@ -16,15 +16,7 @@ from pycocotools import mask as coco_masks
 from maskperf.data.coco.document import AnnotationRow, Document, ImageRow
 from maskperf.data.images.decode import decode_image
 from maskperf.files import pretty_json, printable, write_text
-from maskperf.pictures.drawing import (
-    Overlay,
-    category_colours,
-    draw_pair,
-    draw_panel,
-    drawable_names,
-    short_name,
-    write_page,
-)
+from maskperf.pictures import drawing
 from maskperf.schema import PictureEntry
 
 PAGE_IMAGES = 8
@@ -67,8 +59,8 @@ class Predictions:
             raise ValueError(f"{len(box_results)} box results, but {len(mask_results)} mask results")
         self.document = document
         self._image_folder = image_folder
-        self._names = drawable_names({row.id: str(row.name) for row in document.categories})
-        self._colours = category_colours(list(self._names.values()))
+        self._names = drawing.drawable_names({row.id: str(row.name) for row in document.categories})
+        self._colours = drawing.category_colours(list(self._names.values()))
         self._truth: dict[int, list[AnnotationRow]] = defaultdict(list)
         self._found: dict[int, list[dict]] = defaultdict(list)  # with box and mask
         for annotation in document.annotations:
@@ -89,7 +81,7 @@ class Predictions:
         shown |= {entry["category_id"] for image in rows for entry in self._found[image.id]}
         names = {self._names[category_id] for category_id in shown}
         legend = {name: colour for name, colour in self._colours.items() if name in names}
-        write_page([(row.file_name, self._draw(row)) for row in rows], legend, path)
+        drawing.write_page([(row.file_name, self._draw(row)) for row in rows], legend, path)
 
     def write_best_and_worst(self, path: Path, count: int = BEST_AND_WORST) -> None:
         """Write the `count` best and the `count` worst images, each drawn with its truth and its detections.
@@ -142,12 +134,12 @@ class Predictions:
             for box, outline, category_id, suffix in entries:
                 name = self._names[category_id]
                 mask = coco_masks.decode(_packed(outline, size_hw)).astype(bool)
-                overlays.append(Overlay(box, mask, short_name(name) + suffix, self._colours[name]))
-            return draw_panel(pixels, overlays, note)
+                overlays.append(drawing.Overlay(box, mask, drawing.short_name(name) + suffix, self._colours[name]))
+            return drawing.draw_panel(pixels, overlays, note)
 
         truth = ((t.bbox, t.outline, t.category_id, ", crowd" if t.iscrowd else "") for t in self._truth[row.id])
         found = ((d["bbox"], d["segmentation"], d["category_id"], f" {d['score']:.2f}") for d in self._found[row.id])
-        return draw_pair(panel(truth, "no objects"), panel(found, "nothing found"))
+        return drawing.draw_pair(panel(truth, "no objects"), panel(found, "nothing found"))
 
 
 def choose_images(document: Document, num_images: int) -> list[ImageRow]:

@@ -49,7 +49,7 @@ def run_benchmark(config: RunConfig, topology: Topology) -> FinishedRun:
         evaluations = Evaluations(session, training)
         train = partial(train_step, model, optimizer, config=config.optimizer, topology=topology, captured=captured)
         note = partial(_note, session, training, evaluations)
-        under_way = StepsUnderWay(train, may_drop_masks=captured is not None and captured.mask_places is not None)
+        under_way = StepsUnderWay(train, may_drop_masks=captured is not None and captured.num_mask_slots is not None)
         update, epoch = 0, 0
         with saves_lost_run(session, training, evaluations.rescues):
             while not (evaluations.is_final or _is_used_up(config, update, epoch)):

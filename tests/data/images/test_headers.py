@@ -100,7 +100,7 @@ def test_missing_empty_and_odd_files_are_problems(tmp_path):
     parts = ("does not exist", "is empty", "cannot be read", "not an image of a known format")
     for position, (found, part) in enumerate(zip(problems, parts, strict=True)):
         assert (found[0], found[1].where) == (position, f"image id {position + 1}")
-        assert part in found[1].message
+        assert found[1].file == str(index.image_path(position)) and part in found[1].message
     assert notices == ()
     assert check_headers(index, DATA, skip={0, 1, 2, 3}) == ([], ())
 

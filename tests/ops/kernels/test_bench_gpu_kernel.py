@@ -5,16 +5,8 @@ from kernel_device import DEVICE
 from maskperf.bench.gpu_kernels import FAMILIES, Inputs, measure_case
 from maskperf.bench.plan import GpuPlan, KernelSizes
 
-SIZES = KernelSizes(
-    images=1,
-    size_hw=(40, 64),
-    channels=3,
-    box_rois=1,
-    mask_rois=1,
-    candidates=10,
-    objects=2,
-    sampled_anchors=5,
-)
+ONE = {"images": 1, "box_rois": 1, "mask_rois": 1}
+SIZES = KernelSizes(**ONE, size_hw=(40, 64), channels=3, candidates=10, objects=2, sampled_anchors=5)
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,14 @@
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_device import DEVICE
+from kernel_device import DEVICE, seeded
 
 from maskperf.ops.boxes import pairwise_iou
 from maskperf.ops.kernels.matching import BOXES_AT_A_TIME, match_boxes
 from maskperf.ops.matching import Matches
-from maskperf.ops.matching import match_boxes as twin
+from maskperf.ops.matching import match_boxes as reference
+from maskperf.structures import map_tensors
 
 RPN = {"positive_iou": 0.7, "negative_iou": 0.3}
 ROIS = {"positive_iou": 0.5, "negative_iou": 0.5}
@@ -18,23 +18,20 @@ OF_NO_NUMBERS = pytest.mark.filterwarnings("ignore:invalid value encountered:Run
 
 def on_device(boxes: torch.Tensor, truth: torch.Tensor, valid: torch.Tensor, **rule) -> Matches:
     found = match_boxes(boxes.to(DEVICE), truth.to(DEVICE), valid.to(DEVICE), **rule)
-    return Matches(slots=found.slots.cpu(), positive=found.positive.cpu(), negative=found.negative.cpu())
+    return map_tensors(torch.Tensor.cpu, found)
 
 
 def assert_same(found: Matches, expected: Matches) -> None:
-    for name in ("positive", "negative", "slots"):
-        one, other = getattr(found, name), getattr(expected, name)
-        assert one.dtype == other.dtype
-        assert torch.equal(one, other), name
+    torch.testing.assert_close(vars(found), vars(expected), rtol=0, atol=0)
 
 
 def match_both_ways(boxes: torch.Tensor, truth: torch.Tensor, valid: torch.Tensor) -> tuple[Matches, Matches]:
     """Return what the kernels find for the first image's boxes as anchors, and for all boxes as RoIs, after a
-    comparison with the twins."""
+    comparison with the references."""
     anchors = on_device(boxes[:1], truth, valid, keep_best_of_truth=True, **RPN)
-    assert_same(anchors, twin(boxes[:1], truth, valid, keep_best_of_truth=True, **RPN))
+    assert_same(anchors, reference(boxes[:1], truth, valid, keep_best_of_truth=True, **RPN))
     rois = on_device(boxes, truth, valid, keep_best_of_truth=False, **ROIS)
-    expected = twin(boxes, truth, valid, keep_best_of_truth=False, **ROIS)
+    expected = reference(boxes, truth, valid, keep_best_of_truth=False, **ROIS)
     no_number = (pairwise_iou(boxes, truth).isnan() & valid[:, None]).any(dim=2)
     assert not bool((rois.positive | rois.negative)[no_number].any())
     expected.slots[no_number] = rois.slots[no_number]  # means nothing there
@@ -56,7 +53,7 @@ def boxes_with_ties(draw, number: int) -> list[tuple[float, ...]]:
 
 
 @st.composite
-def pictures(draw) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def images(draw) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return boxes, ground truth and which of it is real, of two images; some boxes may be no numbers."""
     num_boxes, num_slots = draw(st.integers(1, 9)), draw(st.integers(1, 4))
     boxes = torch.tensor([draw(boxes_with_ties(num_boxes)) for _ in range(2)], dtype=torch.float32)
@@ -70,15 +67,15 @@ def pictures(draw) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 @OF_NO_NUMBERS
 @settings(max_examples=60, deadline=None)
-@given(pictures())
-def test_equals_the_twins_on_boxes_with_many_ties(picture):
-    match_both_ways(*picture)
+@given(images())
+def test_equals_the_references_on_boxes_with_many_ties(two_images):
+    match_both_ways(*two_images)
 
 
 @pytest.mark.parametrize("num_boxes", [1, BOXES_AT_A_TIME - 1, BOXES_AT_A_TIME, 2 * BOXES_AT_A_TIME + 3])
 @pytest.mark.parametrize("whole", [True, False])
-def test_equals_the_twins_on_any_number_of_boxes(num_boxes, whole):
-    generator = torch.Generator().manual_seed(num_boxes)
+def test_equals_the_references_on_any_number_of_boxes(num_boxes, whole):
+    generator = seeded(num_boxes)
 
     def draw(count: int) -> torch.Tensor:
         corners = torch.randint(0, 40, (3, count, 2), generator=generator)
@@ -126,7 +123,7 @@ def test_boxes_and_truth_that_are_no_numbers_match_nothing():
 
 
 def test_other_strides_are_read_right_and_left_alone():
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     boxes = (torch.rand((4, 20, 3), generator=generator) * 30).permute(2, 1, 0)
     truth = (torch.rand((4, 5, 3), generator=generator) * 30).permute(2, 1, 0)
     before = boxes.clone()
@@ -134,10 +131,8 @@ def test_other_strides_are_read_right_and_left_alone():
     assert torch.equal(boxes, before)
 
 
-def test_no_boxes_and_no_places_for_truth():
-    for num_boxes, num_slots in ((0, 2), (3, 0)):
-        shapes = torch.zeros(2, num_boxes, 4), torch.zeros(2, num_slots, 4)
-        found = on_device(*shapes, torch.ones(2, num_slots).bool(), keep_best_of_truth=True, **RPN)
-        assert found.slots.shape == (2, num_boxes)
-        assert bool(found.negative.all())
-        assert np.array_equal(found.slots, np.zeros((2, num_boxes)))
+@pytest.mark.parametrize(("num_boxes", "num_slots"), [(0, 2), (3, 0)])
+def test_no_boxes_and_no_slots_for_truth(num_boxes, num_slots):
+    shapes = torch.zeros(2, num_boxes, 4), torch.zeros(2, num_slots, 4)
+    found = on_device(*shapes, torch.ones(2, num_slots).bool(), keep_best_of_truth=True, **RPN)
+    assert torch.equal(found.slots, torch.zeros(2, num_boxes, dtype=torch.int64)) and bool(found.negative.all())

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from kernel_device import DEVICE
+from kernel_device import DEVICE, seeded
 from reference_operators import nms_reference
 
 from maskperf.ops.kernels.nms import BITS_OF_WORD, nms_sorted
-from maskperf.ops.nms import nms_sorted as twin
+from maskperf.ops.nms import nms_sorted as reference
 
 A = (0.0, 0.0, 9.0, 9.0)
 NEAR_A = (1.0, 0.0, 10.0, 9.0)  # overlaps A by 90 / 110
@@ -13,7 +13,7 @@ FAR = (50.0, 50.0, 59.0, 59.0)
 
 def crowded_boxes(groups: int, count: int, seed: int, whole: bool = True) -> torch.Tensor:
     """Return boxes around a few centres, by default in whole pixels, so that many overlaps are equal."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     centres = torch.randint(0, 60, (groups, 5, 2), generator=generator)
     choice = torch.randint(0, 5, (groups, count, 1), generator=generator).expand(-1, -1, 2)
     corners = centres.gather(1, choice) + torch.randint(-6, 7, (groups, count, 2), generator=generator)
@@ -23,10 +23,10 @@ def crowded_boxes(groups: int, count: int, seed: int, whole: bool = True) -> tor
 
 
 def survivors(boxes: torch.Tensor, valid: torch.Tensor, iou_threshold: float = 0.5) -> torch.Tensor:
-    """Return what the kernel finds, after a comparison with the twin."""
+    """Return what the kernel finds, after a comparison with the reference."""
     found = nms_sorted(boxes.to(DEVICE), valid.to(DEVICE), iou_threshold).cpu()
     assert found.dtype == torch.bool
-    assert torch.equal(found, twin(boxes, valid, iou_threshold))
+    assert torch.equal(found, reference(boxes, valid, iou_threshold))
     return found
 
 
@@ -37,17 +37,17 @@ def survivors_of_rows(rows: list, valid: list[bool] | None = None, iou_threshold
 
 @pytest.mark.parametrize("count", [1, BITS_OF_WORD - 1, BITS_OF_WORD, BITS_OF_WORD + 1, 3 * BITS_OF_WORD + 7])
 @pytest.mark.parametrize("iou_threshold", [0.3, 0.7])
-def test_equals_the_twin_on_any_number_of_boxes(count, iou_threshold):
+def test_equals_the_reference_on_any_number_of_boxes(count, iou_threshold):
     boxes = crowded_boxes(2, count, seed=count)
-    valid = torch.rand((2, count), generator=torch.Generator().manual_seed(1)) < 0.9
+    valid = torch.rand((2, count), generator=seeded(1)) < 0.9
     found = survivors(boxes, valid, iou_threshold)
     assert count == 1 or 0 < found.sum() < valid.sum()
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_equals_the_twin_of_the_twin_with_equal_scores(whole):
+def test_equals_the_slow_reference_with_equal_scores(whole):
     boxes = crowded_boxes(1, 100, seed=7, whole=whole)[0]
-    scores = torch.randint(0, 4, (100,), generator=torch.Generator().manual_seed(2)) / 4
+    scores = torch.randint(0, 4, (100,), generator=seeded(2)) / 4
     order = torch.argsort(scores, descending=True, stable=True)
     found = survivors(boxes[order][None], torch.ones((1, 100), dtype=torch.bool))
     assert order[found[0]].tolist() == nms_reference(boxes, scores, 0.5)
@@ -74,12 +74,9 @@ def test_a_box_is_suppressed_by_one_far_before_it():
     assert found == [True] * len(apart) + [False]
 
 
-def test_of_equal_boxes_the_first_valid_one_is_kept():
+def test_the_first_valid_box_survives_and_invalid_ones_neither_survive_nor_suppress():
     assert survivors_of_rows([A] * 70) == [True] + [False] * 69
     assert survivors_of_rows([A] * 70, valid=[False] * 66 + [True] * 4) == [False] * 66 + [True] + [False] * 3
-
-
-def test_invalid_boxes_neither_survive_nor_suppress():
     assert survivors_of_rows([A, NEAR_A, FAR]) == [True, False, True]
     assert survivors_of_rows([A, NEAR_A, FAR], valid=[False, True, True]) == [False, True, True]
     assert survivors_of_rows([A] * 80, valid=[False] * 80) == [False] * 80
@@ -87,7 +84,7 @@ def test_invalid_boxes_neither_survive_nor_suppress():
 
 def test_groups_do_not_touch_each_other():
     boxes = torch.cat([crowded_boxes(2, 70, seed=3), torch.zeros(1, 70, 4)])
-    valid = torch.rand((3, 70), generator=torch.Generator().manual_seed(0)) < 0.8
+    valid = torch.rand((3, 70), generator=seeded(0)) < 0.8
     together = survivors(boxes, valid)
     for group in range(3):
         assert torch.equal(together[group], survivors(boxes[[group]], valid[[group]])[0])

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from kernel_device import DEVICE
+from kernel_device import DEVICE, seeded
 
 from maskperf.ops import ranking as plain
 from maskperf.ops.kernels.ranking import SCORES_AT_A_TIME, best_anchors, best_mask
@@ -10,7 +10,7 @@ LEVELS = (SCORES_AT_A_TIME + 500, 1030, 64, 3, 1)
 
 def random_scores(rows: int, count: int, kinds: int | None = None) -> torch.Tensor:
     """Return logits like those of a network, all different, or of so many different values."""
-    generator = torch.Generator().manual_seed(count)
+    generator = seeded(count)
     if kinds is None:
         return torch.stack([torch.randperm(count, generator=generator) for _ in range(rows)]) / count * 16 - 12
     return torch.randint(-kinds, 0, (rows, count), generator=generator) / 4
@@ -23,7 +23,7 @@ def first_best(scores: torch.Tensor, limit: int) -> tuple[torch.Tensor, torch.Te
 
 
 @pytest.mark.parametrize("limit", [1, 2, 60, 1000, 1030])
-def test_equals_the_twin_where_all_scores_are_different(limit):
+def test_equals_the_reference_where_all_scores_are_different(limit):
     logits = random_scores(3, sum(LEVELS))
     found, index = (part.cpu() for part in best_anchors(logits.to(DEVICE), LEVELS, limit))
     scores, expected = plain.best_anchors(logits, LEVELS, limit)
@@ -37,15 +37,12 @@ def test_equals_the_twin_where_all_scores_are_different(limit):
 def test_of_equal_scores_the_first_are_taken_in_their_order(kinds, limit):
     logits = random_scores(2, sum(LEVELS), kinds)
     found, index = (part.cpu() for part in best_anchors(logits.to(DEVICE), LEVELS, limit))
-    start = 0
-    for level, count in enumerate(LEVELS):
-        places = min(limit, count)
-        _, expected = first_best(logits[:, start : start + count], places)
-        assert torch.equal(index[:, level, :places], expected + start)
-        assert bool((found[:, level, :places] > 0).all())
-        assert found[:, level, places:].tolist() == [[-1.0] * (limit - places)] * 2
-        assert not bool(index[:, level, places:].any())
-        start += count
+    for level, part in enumerate(logits.split(LEVELS, dim=1)):
+        count = min(limit, part.shape[1])
+        _, expected = first_best(part, count)
+        assert torch.equal(index[:, level, :count], expected + sum(LEVELS[:level]))
+        assert bool((found[:, level, :count] > 0).all() and (found[:, level, count:] == -1).all())
+        assert not bool(index[:, level, count:].any())
 
 
 def test_a_limit_above_all_counts_takes_everything():
@@ -57,7 +54,7 @@ def test_a_limit_above_all_counts_takes_everything():
     assert bool((found[:, 1, 4:] == -1).all())
 
 
-def test_what_is_no_number_comes_first_as_with_the_twin():
+def test_nan_comes_first_as_with_the_reference():
     logits = random_scores(1, 20)
     logits[0, 7] = float("nan")
     found, index = best_anchors(logits.to(DEVICE), (20,), 4)
@@ -69,7 +66,7 @@ def test_what_is_no_number_comes_first_as_with_the_twin():
 
 @pytest.mark.parametrize("quota", [1, 300, 5000, 9000, 20000])
 @pytest.mark.parametrize("groups", [1, 3])
-def test_a_mask_of_the_best_equals_the_twin_where_all_scores_are_different(quota, groups):
+def test_a_mask_of_the_best_equals_the_reference_where_all_scores_are_different(quota, groups):
     scores = random_scores(groups, 2 * SCORES_AT_A_TIME + 1000).sigmoid()
     scores[:, ::3] = -1.0
     found = best_mask(scores.to(DEVICE), quota).cpu()

@@ -5,7 +5,7 @@ from golden_reference import flat_polygons
 from kernel_device import DEVICE
 
 from maskperf.ops.kernels.rasterize import MAX_SIZE, rasterize_crops
-from maskperf.ops.rasterize import rasterize_crops as twin
+from maskperf.ops.rasterize import rasterize_crops as reference
 from maskperf.structures import Polygons, to_device
 
 SIZE = 28
@@ -19,12 +19,13 @@ def polygons_of(objects: list[list]) -> Polygons:
 
 
 def drawn(objects: list[list], boxes: np.ndarray, size: int = SIZE, chosen: list[int] | None = None) -> np.ndarray:
-    """Return the masks of the kernel, after a comparison with the twin, which is compared with pycocotools."""
+    """Return the masks of the kernel, after a comparison with the reference, which is compared with pycocotools."""
     polygons = polygons_of(objects)
     numbers = torch.tensor(range(len(objects)) if chosen is None else chosen, dtype=torch.int64)
     corners = torch.from_numpy(np.asarray(boxes, np.float32))
-    found = rasterize_crops(to_device(polygons, torch.device(DEVICE)), numbers.to(DEVICE), corners.to(DEVICE), size)
-    expected = twin(polygons, numbers, corners, size)
+    inputs = to_device(polygons, torch.device(DEVICE)), numbers.to(DEVICE), corners.to(DEVICE)
+    found = rasterize_crops(*inputs, size)
+    expected = reference(polygons, numbers, corners, size)
     wrong = (found.cpu() != expected).flatten(1).any(1).nonzero().flatten().tolist()
     assert wrong == [], f"object {numbers[wrong[0]]}: {objects[numbers[wrong[0]]]}, box {corners[wrong[0]]}"
     return expected.numpy()
@@ -44,7 +45,7 @@ def random_boxes(generator: np.random.Generator, count: int) -> np.ndarray:
 
 
 def place(points: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """Return points given on the canvas of 28 x 28 in pixels of the image around the box."""
+    """Return points given on the mask of 28 x 28 in pixels of the image around the box."""
     sides = np.maximum(box[2:] - box[:2], 1).astype(np.float64)
     return (box[:2] + points * sides / SIZE).astype(np.float32)
 
@@ -66,14 +67,14 @@ POINTS = {
 
 
 @pytest.mark.parametrize("kind", POINTS)
-def test_equals_the_twin_on_random_polygons(kind):
+def test_equals_the_reference_on_random_polygons(kind):
     generator = np.random.default_rng(list(POINTS).index(kind))
     boxes = random_boxes(generator, 6)
     objects = [[place(POINTS[kind](generator, int(generator.integers(3, 8))), box)] for box in boxes]
     drawn(objects, boxes)
 
 
-def test_equals_the_twin_on_an_object_of_190_rings():
+def test_equals_the_reference_on_an_object_of_190_polygons():
     generator = np.random.default_rng(50)
     box = np.array([3.0, 5.0, 60.0, 90.0], np.float32)
     rings = [place(POINTS["inside"](generator, 3) * 0.2 + generator.uniform(0, 20, 2), box) for _ in range(190)]
@@ -98,11 +99,11 @@ def test_more_crossings_in_a_column_than_a_byte_holds():
 
 
 @pytest.mark.parametrize("size", [1, 5, 14, 33, 56, MAX_SIZE])
-def test_equals_the_twin_on_a_canvas_of_another_size(size):
+def test_equals_the_reference_on_a_mask_of_another_size(size):
     assert target([RECTANGLE, TRIANGLE], (8.5, 9.25, 41.75, 47.0), size).any()
 
 
-def test_a_canvas_of_more_rows_than_a_word_has_bits_is_refused():
+def test_a_mask_of_more_rows_than_a_word_has_bits_is_refused():
     with pytest.raises(ValueError, match="at most 64"):
         rasterize_crops(polygons_of([[TRIANGLE]]), torch.tensor([0]), torch.ones(1, 4), MAX_SIZE + 1)
 

@@ -4,7 +4,6 @@ import io
 import logging
 import traceback
 import warnings
-from argparse import Namespace
 from contextlib import redirect_stderr, redirect_stdout
 
 from mlperf_logging.compliance_checker import mlp_compliance
@@ -45,11 +44,9 @@ def _compliance(arguments):
 
 
 def _package(arguments):
-    folder, usage, ruleset = arguments
-    options = Namespace(quiet=False, werror=False, rcp_bypass=False, rcp_bert_train_samples=False)
-    package_checker.check_training_package(
-        folder, usage, ruleset, **vars(options), seed_checker_bypass=False, log_output="package_checker.log"
-    )
+    names = ("quiet", "werror", "rcp_bypass", "rcp_bert_train_samples", "seed_checker_bypass")
+    options = dict.fromkeys(names, False)
+    package_checker.check_training_package(*arguments, **options, log_output="package_checker.log")
 
 
 CHECKERS = {

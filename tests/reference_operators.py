@@ -3,6 +3,7 @@
 from itertools import product
 
 import torch
+import torch.nn.functional as F
 
 from maskperf.ops.boxes import pairwise_iou
 
@@ -33,3 +34,22 @@ def roi_align_reference(feature: torch.Tensor, box: torch.Tensor, *, size: int, 
             lower = feature[:, bottom, left] * (1 - (x - left)) + feature[:, bottom, right] * (x - left)
             pooled[:, row, column] += (upper * (1 - (y - top)) + lower * (y - top)) / 4
     return pooled
+
+
+def paste_reference(mask_probs: torch.Tensor, boxes: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
+    """Return each detection's mask (detections, height, width) on the image, one detection and one step at a time."""
+    pasted = torch.zeros((len(boxes), *size_hw), dtype=torch.bool)
+    for image, probs, (x1, y1, x2, y2) in zip(pasted, mask_probs, boxes, strict=True):
+        growth = (len(probs) + 2) / len(probs)
+        half_width, half_height = (x2 - x1) * 0.5 * growth, (y2 - y1) * 0.5 * growth
+        centre_x, centre_y = (x1 + x2) * 0.5, (y1 + y2) * 0.5
+        left, top = int(centre_x - half_width), int(centre_y - half_height)
+        right, bottom = int(centre_x + half_width), int(centre_y + half_height)
+        size = (max(bottom - top + 1, 1), max(right - left + 1, 1))
+        padded = F.pad(probs, (1, 1, 1, 1))[None, None]
+        resized = F.interpolate(padded, size=size, mode="bilinear", align_corners=False)[0, 0]
+        rows, columns = range(max(top, 0), min(bottom + 1, size_hw[0])), range(max(left, 0), min(right + 1, size_hw[1]))
+        if len(rows) and len(columns):
+            inside = resized[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+            image[rows.start : rows.stop, columns.start : columns.stop] = inside > 0.5
+    return pasted

@@ -181,13 +181,13 @@ class PictureEntry(msgspec.Struct, kw_only=True, frozen=True):
     jpeg_base64: str
 
 
-def read_json(path: Path, form: Any) -> Any:
+def read_json(path: Path, form: Any, *, fix: str = FIX) -> Any:
     """Return the content of a file of a run as a value of type `form`, None where there is no such file.
 
     Errors: DataError for a file that cannot be read or is not of this form.
     """
     data = read_bytes(path)
-    return None if data is None else _decode(data, msgspec.json.Decoder(form), path, "the file")
+    return None if data is None else _decode(data, msgspec.json.Decoder(form), path, "the file", fix)
 
 
 def read_metrics(path: Path) -> list[MetricsLine]:
@@ -216,10 +216,10 @@ def read_bytes(path: Path) -> bytes | None:
         raise file_error(path, f"The file cannot be read ({error.strerror or error}).") from error
 
 
-def _decode(data: bytes, decoder: msgspec.json.Decoder, path: Path, where: str) -> Any:
+def _decode(data: bytes, decoder: msgspec.json.Decoder, path: Path, where: str, fix: str = FIX) -> Any:
     try:
         return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         text = data[:SHOWN_BYTES].decode("utf-8", errors="replace")
         value = repr(text + "..." if len(data) > SHOWN_BYTES else text)
-        raise file_error(path, f"It cannot be used: {error}.", where=where, value=value) from error
+        raise file_error(path, f"It cannot be used: {error}.", where=where, value=value, fix=fix) from error

@@ -11,7 +11,6 @@ from pycocotools import mask as coco_masks
 
 from maskperf import errors
 from maskperf.cli import evaluate_weights
-from maskperf.cli.convert import class_count_problems
 from maskperf.demo.dataset import write_demo_dataset
 from maskperf.demo.shapes import CATEGORIES
 from maskperf.engine.build import build_model
@@ -20,6 +19,7 @@ from maskperf.model.weights import save_reference_state, save_state
 from maskperf.overrides import to_json_text, with_overrides
 from maskperf.recipes import demo
 from maskperf.run import console
+from maskperf.run.data import class_count_problems
 
 NUM_IMAGES = 5
 SIZES = [

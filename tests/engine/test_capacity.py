@@ -73,7 +73,7 @@ def test_a_batch_of_run_lengths_never_fits_where_there_is_no_room_for_runs():
     assert not fits(capacity_of(batch), fixed_capacity(2))
 
 
-def test_capacity_of_a_data_set_without_objects_has_a_place_of_each_kind():
+def test_capacity_of_a_data_set_without_objects_has_room_for_one_of_each_kind():
     for index in (index_of([[], []]), index_of([])):
         assert batch_capacity(index, 3) == BatchCapacity(
             images=3, slots=1, rings=3, points=3, object_rings=1, object_points=1

@@ -43,7 +43,7 @@ def model_in(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_gradient_has_a_place_of_its_own_in_the_buffer(dtype):
+def test_every_gradient_has_a_span_of_its_own_in_the_buffer(dtype):
     model = model_in(dtype)
     buffer = Gradients(model, ALONE)
     buffer.zero()
@@ -97,7 +97,7 @@ def test_casts_that_are_done_early_are_exchanged_early(exchanges):
 
 
 @pytest.mark.parametrize("problem", [math.nan, math.inf, -math.inf])
-def test_a_problem_is_told_from_the_numbers_before_the_exchange(problem, monkeypatch):
+def test_a_problem_is_found_in_the_numbers_before_the_exchange(problem, monkeypatch):
     model = model_in(torch.float32)
     buffer = Gradients(model, FIRST_OF_TWO)
     monkeypatch.setattr(

@@ -33,39 +33,21 @@ def names_by_group(net, optimizer):
     return [{name_of[parameter] for parameter in group["params"]} for group in optimizer.param_groups]
 
 
-# For each update the rates of weights and, if they are not twice as high, biases.
-RATES = {
+# For some updates the rates of weights and, if they are not twice as high, biases.
+RATES = [
     # Takes the same amount from weights and biases.
-    BATCH_96: {
-        1: (0.000192, 0.120192),
-        100: (0.0192, 0.1392),
-        624: (0.119808, 0.239808),
-        625: 0.12,
-        11999: 0.12,
-        12000: 0.012,
-        15999: 0.012,
-        16000: 0.0012,
-    },
+    *zip([BATCH_96] * 3, (1, 100, 624), ((0.000192, 0.120192), (0.0192, 0.1392), (0.119808, 0.239808)), strict=True),
+    *zip([BATCH_96] * 5, (625, 11999, 12000, 15999, 16000), (0.12, 0.12, 0.012, 0.012, 0.0012), strict=True),
     # A factor on both.
-    DEFAULT: {
-        1: 0.000836666667,
-        250: 0.00166666667,
-        499: 0.00249666667,
-        500: 0.0025,
-        479999: 0.0025,
-        480000: 0.00025,
-        639999: 0.00025,
-        640000: 0.000025,
-    },
-    CONSTANT: {1: 0.075, 9: 0.075, 10: 0.3, 11: 0.3},
+    *zip([DEFAULT] * 4, (1, 250, 499, 500), (0.000836666667, 0.00166666667, 0.00249666667, 0.0025), strict=True),
+    *zip([DEFAULT] * 4, (479999, 480000, 639999, 640000), (0.0025, 0.00025, 0.00025, 0.000025), strict=True),
+    *zip([CONSTANT] * 4, (1, 9, 10, 11), (0.075, 0.075, 0.3, 0.3), strict=True),
     # Decay inside the warm-up scales what the warm-up leaves.
-    config_of("mlperf_linear", decay_steps=(5,)): {4: (0.04, 0.14), 5: (0.005, 0.015)},
-}
+    *zip([config_of("mlperf_linear", decay_steps=(5,))] * 2, (4, 5), ((0.04, 0.14), (0.005, 0.015)), strict=True),
+]
 
 
-@pytest.mark.parametrize(
-    ("config", "update", "rates"), [(config, *row) for config, rows in RATES.items() for row in rows.items()]
-)
+@pytest.mark.parametrize(("config", "update", "rates"), RATES)
 def test_learning_rates_follow_warm_up_and_decay(config, update, rates):
     rates = rates if isinstance(rates, tuple) else (rates, 2 * rates)
     assert learning_rates_at(update, config) == pytest.approx(rates)
@@ -124,23 +106,9 @@ def test_a_lower_rate_does_not_rescale_the_momentum():
     assert weight.item() == pytest.approx(-1.0 - 0.1 * 0.9)
 
 
-STEPS_PER_EPOCH = {
-    2: 58_634,
-    4: 29_317,
-    8: 14_659,
-    16: 7_330,
-    32: 3_665,
-    48: 2_444,
-    64: 1_833,
-    88: 1_333,
-    96: 1_222,
-    112: 1_048,
-    128: 917,
-    192: 611,
-    256: 459,
-    272: 432,
-}
+BATCH_SIZES = (2, 4, 8, 16, 32, 48, 64, 88, 96, 112, 128, 192, 256, 272)
+STEPS = (58_634, 29_317, 14_659, 7_330, 3_665, 2_444, 1_833, 1_333, 1_222, 1_048, 917, 611, 459, 432)
 
 
 def test_steps_per_epoch_are_those_of_the_benchmark():
-    assert {size: steps_per_epoch(117_266, size) for size in STEPS_PER_EPOCH} == STEPS_PER_EPOCH
+    assert tuple(steps_per_epoch(117_266, size) for size in BATCH_SIZES) == STEPS

@@ -48,7 +48,7 @@ def test_an_unknown_format_is_refused_by_name(word):
 
 
 @pytest.mark.parametrize(("capable", "slow"), [({"avx512_bf16": True}, False), ({"avx2": True}, True), ({}, True)])
-def test_a_processor_without_instructions_for_bfloat16_is_said_to_be_slow(monkeypatch, capable, slow):
+def test_a_processor_without_instructions_for_bfloat16_is_reported_as_slow(monkeypatch, capable, slow):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capable)
     model, said = model_in(FLOAT32), []
     set_precision(model, "bfloat16", CPU, said.append)

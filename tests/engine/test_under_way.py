@@ -31,7 +31,7 @@ def numbers_of(steps):
     return [(step.update, int(step.result.dropped_masks)) for step in steps]
 
 
-def test_a_step_without_room_is_done_again_while_the_next_is_under_way_and_keeps_its_place():
+def test_a_step_without_room_is_done_again_while_the_next_is_under_way_and_stays_in_order():
     again = []
 
     def train(batches, *, update, all_masks):

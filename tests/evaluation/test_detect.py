@@ -90,7 +90,7 @@ def apart(count):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize(("limit", "threshold"), [(100, 0.05), (12, 0.05), (3, 0.3), (100, 0.9), (1, 0.0001)])
-def test_detections_equal_the_slow_twin(seed, limit, threshold):
+def test_detections_equal_the_slow_reference(seed, limit, threshold):
     case = random_case(seed)
     config = replace(CONFIG, detections_per_image=limit, score_threshold=threshold)
     expected = detections_reference(*case, SIZES_HW, config)

@@ -324,7 +324,7 @@ def test_an_unknown_engine_is_refused(write_truth):
         score(write_truth(one_object()), [], [], engine="quick")
 
 
-def test_categories_of_one_name_are_told_apart(write_truth):
+def test_categories_of_one_name_are_distinguished(write_truth):
     data_set = one_object()
     data_set["categories"][1]["name"] = "cup"
     assert list(write_truth(data_set).category_names.values()) == ["cup (3)", "cup (9)"]

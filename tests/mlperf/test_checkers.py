@@ -36,15 +36,6 @@ def verdict_on(log_of):
     return lambda content: checkers.check_compliance(log_of(content).path)
 
 
-def _refused(verdict, *texts):
-    """Require a refusal that has an explanation and a fix, with all of these texts in it."""
-    assert verdict.accepted is False
-    refusals = [finding for finding in verdict.findings if finding.refuses]
-    assert refusals and all(finding.explanation and finding.fix for finding in refusals), refusals
-    found = "\n".join(f"{finding.text} {finding.explanation}" for finding in refusals)
-    assert all(text in found for text in texts), found
-
-
 def _parts(verdict):
     return {part.checker: part.accepted for part in verdict.verdicts}
 
@@ -53,53 +44,62 @@ def _findings(verdict, checker):
     return [finding for part in verdict.verdicts if part.checker == checker for finding in part.findings]
 
 
-@pytest.mark.parametrize("key", [*ONCE, *SEVERAL_TIMES])
-def test_a_missing_key_is_refused_and_named(verdict_on, key):
-    verdict = verdict_on(log_records(**{key: LEFT_OUT}))
-    _refused(verdict, key)
-    assert any(f"no line {key}" in finding.explanation or key in finding.text for finding in verdict.findings)
+def _twice(key):
+    """Return a log with a key logged twice, with two values."""
+    others = {"submission_benchmark": "ssd", "submission_division": "open", "submission_status": "cloud"}
+    (entry,) = (entry for entry in log_records() if entry["key"] == key)
+    value = others.get(key, 7 if isinstance(entry["value"], int | float) else [3, 4])
+    return [
+        again for entry in log_records() for again in (entry, {**entry, "value": value})[: 1 + (entry["key"] == key)]
+    ]
 
 
-@pytest.mark.parametrize("key", ONCE)
-def test_a_key_logged_twice_with_two_values_is_refused(verdict_on, key):
-    first = next(entry for entry in log_records() if entry["key"] == key)
-    other = {"submission_benchmark": "ssd", "submission_division": "open", "submission_status": "cloud"}
-    value = other.get(key, 7 if isinstance(first["value"], int | float) else [3, 4])
-    twice = [(entry, {**entry, "value": value}) if entry["key"] == key else (entry,) for entry in log_records()]
-    _refused(verdict_on([entry for entries in twice for entry in entries]), key)
+def _without_metadata(key, field):
+    records = log_records()
+    for entry in records:
+        if entry["key"] == key:
+            del entry["metadata"][field]
+    return records
+
+
+BLOCK = record("block_start", None, 0, first_epoch_num=1, epoch_count=1)
+NAMELESS = ("submission_benchmark", "submission_division")  # where they are wrong, no rules are found
+WRONG = [(key, value) for key, values in WRONG_VALUES.items() for value in values]
+BROKEN = {
+    **{f"no {key}": (log_records(**{key: LEFT_OUT}), [key]) for key in (*ONCE, *SEVERAL_TIMES)},
+    **{f"two {key}": (_twice(key), [key]) for key in ONCE},
+    **{f"{key} {value}": (log_records(**{key: value}), [key] if key not in NAMELESS else []) for key, value in WRONG},
+    **{f"{key} without": (_without_metadata(key, "epoch_num"), [key, "epoch_num"]) for key in SEVERAL_TIMES[2:]},
+    "run_stop without": (_without_metadata("run_stop", "status"), ["run_stop", "status"]),
+    "init_stop early": (moved(log_records(), "init_stop", "init_start"), ["init_stop", " stands "]),
+    "run_start early": (moved(log_records(), "run_start", "init_stop"), ["run_start", " stands "]),
+    "run_stop early": (moved(log_records(), "run_stop", "run_start"), ["run_stop", " stands "]),
+    "init_start late": (
+        [*log_records(), record("init_start", None, 30)],
+        ["init_start", "after init_stop or run_start"],
+    ),
+    "block early": ([BLOCK, *log_records()], ["block_start", "after run_start"]),
+    "size late": (moved(log_records(batch_size=8), "global_batch_size", "run_stop"), ["opt_base_learning_rate"]),
+    "torn": (log_text(log_records())[:-30], ["a line that cannot be read", "run_stop"]),
+    "long init": (log_records(init_minutes=30.1), ["init_stop", "30"]),
+    "long open init": (log_records(init_minutes=240.1, division="open"), ["init_stop", "240"]),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_broken_log_is_refused_and_what_is_wrong_is_named(verdict_on, broken):
+    records, texts = BROKEN[broken]
+    verdict = verdict_on(records)
+    refusals = [finding for finding in verdict.findings if finding.refuses]
+    found = "\n".join(f"{finding.text} {finding.explanation}" for finding in refusals)
+    assert verdict.accepted is False and refusals and all(text in found for text in texts), found
+    assert all(finding.explanation and finding.fix for finding in refusals), refusals
 
 
 def test_a_key_logged_twice_with_one_value_is_a_note(verdict_on):
     verdict = verdict_on([entry for entry in log_records() for _ in range(1 + (entry["key"] == "train_samples"))])
     (finding,) = verdict.findings
     assert verdict.accepted is True and not finding.refuses and "train_samples is logged 2 times" in finding.explanation
-
-
-@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG_VALUES.items() for value in values])
-def test_a_wrong_value_is_refused_and_named(verdict_on, key, value):
-    named = () if key in ("submission_benchmark", "submission_division") else (key,)  # else no rules are found
-    _refused(verdict_on(log_records(**{key: value})), *named)
-
-
-BLOCK = record("block_start", None, 0, first_epoch_num=1, epoch_count=1)
-
-
-@pytest.mark.parametrize(
-    ("records", "texts"),
-    [
-        (moved(log_records(), "init_stop", "init_start"), ["init_stop", " stands "]),
-        (moved(log_records(), "run_start", "init_stop"), ["run_start", " stands "]),
-        (moved(log_records(), "run_stop", "run_start"), ["run_stop", " stands "]),
-        ([*log_records(), record("init_start", None, 30)], ["init_start", "after init_stop or run_start"]),
-        ([BLOCK, *log_records()], ["block_start", "after run_start"]),
-        (moved(log_records(batch_size=8), "global_batch_size", "run_stop"), ["opt_base_learning_rate"]),
-        (log_text(log_records())[:-30], ["a line that cannot be read", "run_stop"]),
-        (log_records(init_minutes=30.1), ["init_stop", "30"]),
-        (log_records(init_minutes=240.1, division="open"), ["init_stop", "240"]),
-    ],
-)
-def test_a_wrong_order_a_torn_line_and_a_long_init_are_refused_and_named(verdict_on, records, texts):
-    _refused(verdict_on(records), *texts)
 
 
 @pytest.mark.parametrize(
@@ -109,16 +109,6 @@ def test_a_wrong_order_a_torn_line_and_a_long_init_are_refused_and_named(verdict
 def test_what_is_allowed_is_accepted_without_findings(verdict_on, choices):
     verdict = verdict_on(log_records(**choices))
     assert verdict.accepted is True and verdict.findings == ()
-
-
-@pytest.mark.parametrize("key", [*(key for key in SEVERAL_TIMES if key.startswith("e")), "run_stop"])
-def test_missing_metadata_are_refused_and_named(verdict_on, key):
-    field = "status" if key == "run_stop" else "epoch_num"
-    records = log_records()
-    for entry in records:
-        if entry["key"] == key:
-            del entry["metadata"][field]
-    _refused(verdict_on(records), key, field)
 
 
 def test_the_line_of_the_file_is_named_for_the_checkers_own_count(verdict_on):

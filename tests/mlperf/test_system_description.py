@@ -103,7 +103,12 @@ def test_a_description_of_others_is_read(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "match"),
-    [("{", "no JSON"), ("[]", "object"), ('{"cooling": 3, "hw_notes": null}', "2 problems"), (None, "no such file")],
+    [
+        ("{", "Fix: Give a system"),
+        ("[]", "object"),
+        ('{"cooling": 3, "hw_notes": null}', "2 problems"),
+        (None, "no such file"),
+    ],
 )
 def test_problems_of_a_description_are_named(tmp_path, text, match):
     path = tmp_path / "a.json"

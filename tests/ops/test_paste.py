@@ -1,16 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from reference_operators import paste_reference
 
 from maskperf.ops import paste
-from maskperf.ops.paste import (
-    edges_of_masks,
-    paste_canvases,
-    paste_edges,
-    paste_masks,
-    paste_masks_reference,
-    sample_positions,
-)
+from maskperf.ops.paste import edges_of_masks, expand_boxes, paste_edges, paste_masks, sample_positions
 
 MASK_SIZE = 28
 
@@ -31,23 +25,17 @@ def random_boxes(count: int, size_hw: tuple[int, int], seed: int) -> torch.Tenso
 
 
 @pytest.mark.parametrize(
-    ("box", "canvas", "canvas_size"),
-    [
-        ((10.3, 20.7, 49.6, 79.2), [8, 18, 51, 81], (44, 64)),
-        ((0.4, 0.2, 20.9, 11.0), [0, 0, 21, 11], (22, 12)),
-    ],
+    ("box", "expanded"),
+    [((10.3, 20.7, 49.6, 79.2), [8, 18, 51, 81]), ((0.4, 0.2, 20.9, 11.0), [0, 0, 21, 11])],
 )
-def test_canvas_corners_are_truncated_towards_zero(box, canvas, canvas_size):
-    found = paste_canvases(torch.tensor([box]), MASK_SIZE)[0].tolist()
-    assert found == canvas
-    assert (found[2] - found[0] + 1, found[3] - found[1] + 1) == canvas_size
+def test_corners_of_expanded_boxes_are_truncated_towards_zero(box, expanded):
+    assert expand_boxes(torch.tensor([box]), MASK_SIZE)[0].tolist() == expanded
 
 
-@pytest.mark.parametrize("paste", [paste_masks, paste_masks_reference])
-def test_full_mask_fills_its_canvas_but_for_the_fading_ring(paste):
+def test_a_full_mask_fills_its_expanded_box_but_for_the_fading_border():
     boxes = torch.tensor([[10.3, 20.7, 49.6, 79.2]])
-    pasted = paste(torch.ones((1, MASK_SIZE, MASK_SIZE)), boxes, (100, 90))[0]
-    # Column 8 of the canvas samples the ringed map at 0.5 * 30 / 44 - 0.5 < 0, all ring: 0. Column 9 at 0.52: 0.52.
+    pasted = paste_masks(torch.ones((1, MASK_SIZE, MASK_SIZE)), boxes, (100, 90))[0]
+    # Column 8 of the image samples the padded mask at 0.5 * 30 / 44 - 0.5 < 0, all zero. Column 9 at 0.52: 0.52.
     # Column 10 at 1.2: 1. Rows 18 to 21 likewise: 0, 0.20, 0.67, 1. Mirrored at the other ends.
     # A pixel is the product of its row and its column, so the four corners (0.67 * 0.52) are not mask.
     expected = torch.zeros((100, 90), dtype=torch.bool)
@@ -57,67 +45,47 @@ def test_full_mask_fills_its_canvas_but_for_the_fading_ring(paste):
     assert torch.equal(pasted, expected)
 
 
-@pytest.mark.parametrize("paste", [paste_masks, paste_masks_reference])
-def test_a_probability_of_exactly_one_half_is_not_mask(paste):
+def test_a_probability_of_exactly_one_half_is_not_mask():
     boxes = torch.tensor([[0.0, 0.0, 29.0, 29.0]])
     half = torch.full((1, MASK_SIZE, MASK_SIZE), 0.5)
-    assert not paste(half, boxes, (40, 40)).any()
-    assert paste(half + 1e-3, boxes, (40, 40)).any()
+    assert not paste_masks(half, boxes, (40, 40)).any()
+    assert paste_masks(half + 1e-3, boxes, (40, 40)).any()
 
 
 @pytest.mark.parametrize("size_hw", [(60, 81), (37, 24), (1, 50), (40, 1)])
 @pytest.mark.parametrize("seed", range(4))
-def test_equals_the_reference_on_random_boxes(size_hw, seed):
-    probs, boxes = ramp_masks(60), random_boxes(60, size_hw, seed)
-    assert torch.equal(paste_masks(probs, boxes, size_hw), paste_masks_reference(probs, boxes, size_hw))
+def test_masks_equal_the_reference_on_random_boxes(size_hw, seed):
+    noise = torch.rand((30, MASK_SIZE, MASK_SIZE), generator=torch.Generator().manual_seed(seed))
+    probs, boxes = torch.cat([ramp_masks(60), noise]), random_boxes(90, size_hw, seed)
+    pasted = paste_masks(probs, boxes, size_hw)
+    assert torch.equal(pasted, paste_reference(probs, boxes, size_hw))
+    assert pasted.transpose(1, 2).is_contiguous()  # stored column by column, for run-length encoders
 
 
-def test_equals_the_reference_on_noise_masks_and_inner_boxes():
-    generator = torch.Generator().manual_seed(3)
-    probs = torch.rand((80, MASK_SIZE, MASK_SIZE), generator=generator)
-    boxes = random_boxes(80, (90, 120), 9).clamp(min=0).minimum(torch.tensor([119.0, 89.0, 119.0, 89.0]))
-    pasted = paste_masks(probs, boxes, (90, 120))
-    assert torch.equal(pasted, paste_masks_reference(probs, boxes, (90, 120)))
-    assert pasted.any(dim=(1, 2)).sum() > 20
+EXTREME_BOXES = [
+    (5.0, 6.0, 5.0, 6.0),  # one pixel
+    (5.2, 5.2, 5.3, 5.3),
+    (-0.4, -0.4, 0.3, 0.3),
+    (8.0, 8.0, 6.0, 6.0),  # corners swapped
+    (-2000.0, -1500.0, 2200.0, 1900.0),
+    (-30.0, -30.0, -12.0, -12.0),
+    (49.0, 3.0, 80.0, 20.0),
+    (50.9, 3.0, 80.0, 20.0),
+    (0.0, -90.0, 49.0, 130.0),  # from the first row to the last: one column's end is the next one's beginning
+]
 
 
-@pytest.mark.parametrize(
-    "box",
-    [
-        (5.0, 5.0, 5.0, 5.0),  # one pixel
-        (5.2, 5.2, 5.3, 5.3),
-        (-0.4, -0.4, 0.3, 0.3),
-        (8.0, 8.0, 6.0, 6.0),  # corners swapped
-        (-2000.0, -1500.0, 2200.0, 1900.0),
-        (-30.0, -30.0, -12.0, -12.0),
-        (49.0, 3.0, 80.0, 20.0),
-        (50.9, 3.0, 80.0, 20.0),
-    ],
-)
-def test_equals_the_reference_on_extreme_boxes(box):
-    probs, boxes = ramp_masks(1), torch.tensor([box])
-    assert torch.equal(paste_masks(probs, boxes, (40, 50)), paste_masks_reference(probs, boxes, (40, 50)))
+@pytest.mark.parametrize("box", EXTREME_BOXES)
+def test_masks_and_edges_of_extreme_boxes(box):
+    boxes = torch.tensor([box])
+    for probs in (ramp_masks(1), torch.ones((1, MASK_SIZE, MASK_SIZE))):
+        assert torch.equal(paste_masks(probs, boxes, (40, 50)), paste_reference(probs, boxes, (40, 50)))
+        assert_edges_are_those_of_the_pixels(probs, boxes, (40, 50))
 
 
-def test_a_one_pixel_box_still_pastes_one_pixel():
-    pasted = paste_masks(torch.ones((1, MASK_SIZE, MASK_SIZE)), torch.tensor([[5.0, 6.0, 5.0, 6.0]]), (10, 10))[0]
-    assert pasted.nonzero().tolist() == [[6, 5]]
-
-
-def test_boxes_outside_the_image_paste_nothing():
-    boxes = torch.tensor([[-40.0, 2.0, -10.0, 20.0], [5.0, 60.0, 20.0, 90.0]])
-    assert not paste_masks(torch.ones((2, MASK_SIZE, MASK_SIZE)), boxes, (40, 50)).any()
-
-
-def test_no_detections_give_no_masks():
-    empty = torch.zeros((0, MASK_SIZE, MASK_SIZE))
-    assert paste_masks(empty, torch.zeros((0, 4)), (7, 9)).shape == (0, 7, 9)
-    assert paste_masks_reference(empty, torch.zeros((0, 4)), (7, 9)).shape == (0, 7, 9)
-
-
-def test_the_result_is_stored_column_by_column():
-    pasted = paste_masks(ramp_masks(3), random_boxes(3, (20, 30), 0), (20, 30))
-    assert pasted.transpose(1, 2).is_contiguous()
+def test_a_one_pixel_box_still_pastes_one_pixel_and_none_outside_of_the_image():
+    boxes = torch.tensor([[5.0, 6.0, 5.0, 6.0], [-40.0, 2.0, -10.0, 20.0], [5.0, 60.0, 20.0, 90.0]])
+    assert paste_masks(torch.ones((3, MASK_SIZE, MASK_SIZE)), boxes, (10, 10)).nonzero().tolist() == [[0, 6, 5]]
 
 
 def masks_between(edges: np.ndarray, owners: np.ndarray, count: int, size_hw: tuple[int, int]) -> torch.Tensor:
@@ -193,29 +161,13 @@ def test_a_mask_of_impossible_values_is_as_it_is_drawn_and_leaves_the_others_alo
     assert_edges_are_those_of_the_pixels(probs, boxes, (60, 81))
 
 
-@pytest.mark.parametrize(
-    "box",
-    [
-        (5.0, 5.0, 5.0, 5.0),
-        (-0.4, -0.4, 0.3, 0.3),
-        (8.0, 8.0, 6.0, 6.0),
-        (-2000.0, -1500.0, 2200.0, 1900.0),
-        (-30.0, -30.0, -12.0, -12.0),
-        (0.0, -90.0, 49.0, 130.0),  # from the first row to the last: one column's end is the next one's beginning
-    ],
-)
-def test_edges_of_extreme_boxes(box):
-    boxes = torch.tensor([box])
-    for probs in (ramp_masks(1), torch.ones((1, MASK_SIZE, MASK_SIZE))):
-        assert_edges_are_those_of_the_pixels(probs, boxes, (40, 50))
-
-
 def test_a_mask_over_the_whole_image_has_two_edges():
     edges, owners = paste_edges(torch.ones((1, 28, 28)), torch.tensor([[-900.0, -900.0, 950.0, 940.0]]), (40, 50))
     assert (edges.tolist(), owners.tolist()) == ([0, 2000], [0, 0])
 
 
-def test_no_detections_have_no_edges():
+def test_no_detections_have_no_masks_and_no_edges():
+    assert paste_masks(torch.zeros((0, 28, 28)), torch.zeros((0, 4)), (7, 9)).shape == (0, 7, 9)
     for boxes in (torch.zeros((0, 4)), torch.tensor([[-40.0, 2.0, -10.0, 20.0]])):
         edges, owners = paste_edges(torch.ones((len(boxes), 28, 28)), boxes, (40, 50))
         assert len(edges) == len(owners) == 0

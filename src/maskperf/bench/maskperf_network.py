@@ -45,17 +45,17 @@ class Stepper:
         self, model: ModelConfig, speed: SpeedConfig, optimizer: OptimizerConfig, batch: Batch, topology: Topology
     ):
         self.messages: list[str] = []
-        self.speed, self.topology = speed, topology
+        self.speed = speed
         self.batch = to_device(batch, topology.device)
         self.model = build_model(model, SEED)[0].to(topology.device)
-        self._techniques = chosen_techniques(speed)
-        self._config, self._optimizer = optimizer, build_optimizer(self.model, optimizer)
-        with using(self._techniques):
+        techniques = chosen_techniques(speed)
+        train_once = partial(train_step, self.model, build_optimizer(self.model, optimizer), [self.batch])
+        with using(techniques):
             set_precision(self.model, speed.precision, topology.device, self.messages.append)
-            self._captured = capture_steps(
-                self.model, [capacity_of(self.batch)], topology=topology, say=self.messages.append
-            )
-        self._update = 0
+            capture = partial(capture_steps, self.model, topology=topology, say=self.messages.append)
+            self._captured = capture([capacity_of(self.batch)]) if topology.device.type == "cuda" else None
+        train_once = partial(train_once, config=optimizer, topology=topology, captured=self._captured, all_masks=False)
+        self._train_once, self._update = using(techniques)(train_once), 0
 
     @property
     def is_captured(self) -> bool:
@@ -63,17 +63,7 @@ class Stepper:
 
     def step(self) -> StepResult:
         self._update += 1
-        with using(self._techniques):
-            return train_step(
-                self.model,
-                self._optimizer,
-                [self.batch],
-                update=self._update,
-                config=self._config,
-                topology=self.topology,
-                captured=self._captured,
-                all_masks=False,
-            )
+        return self._train_once(update=self._update)
 
 
 def with_own_techniques(make_work: MakeWork) -> MakeWork:
@@ -217,15 +207,10 @@ def _proposals(model: MaskRcnn, images: Images, *, training: bool) -> tuple[Prop
 def _count_rois(model: MaskRcnn, batch: Batch) -> dict:
     """Return how many RoIs the heads see in the first step, and how many of them are positive, by image."""
     assert isinstance(batch.images, Images)
-    candidates = append_truth(_proposals(model, batch.images, training=True)[0], batch.targets)
-    rois = sample_rois(
-        candidates,
-        batch.targets,
-        batch.sample_seeds,
-        positive_iou=model.config.roi_positive_iou,
-        num_samples=model.config.roi_samples_per_image,
-        positive_fraction=model.config.roi_positive_fraction,
-    )
+    config, targets = model.config, batch.targets
+    candidates = append_truth(_proposals(model, batch.images, training=True)[0], targets)
+    quota: dict = {"num_samples": config.roi_samples_per_image, "positive_fraction": config.roi_positive_fraction}
+    rois = sample_rois(candidates, targets, batch.sample_seeds, positive_iou=config.roi_positive_iou, **quota)
     return {"rois": rois.valid.sum(dim=1).tolist(), "positive_rois": (rois.labels > 0).sum(dim=1).tolist()}
 
 

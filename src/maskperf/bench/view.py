@@ -70,15 +70,13 @@ def show(console: Console, found: Row) -> None:
     if rows:
         clock_name = "seconds on the wall" if clock == "wall" else "processor seconds"
         title = f"medians of {clock_name} (smallest to largest), and ratios of pairs measured in turn"
-        console.print(_table(title, RESULT_COLUMNS, rows))
+        console.print(_table(title, RESULT_COLUMNS, rows), *lines, sep="\n")
     for sides in (result["sides"] for result in found["results"] if result["benchmark"] == SWITCHES):
         plain = sides[0]["facts"]["first_losses"]
         differences_of = [loss_difference(side["facts"]["first_losses"], plain) for side in sides]
         rows = [side | {"loss_difference": value} for side, value in zip(sides, differences_of, strict=True)]
-        console.print(_table("one switch after another", SWITCH_COLUMNS, rows))
-        lines += [f"{side['name']}: {line}" for side in sides for line in side["facts"]["messages"]]
-    for line in dict.fromkeys(lines):
-        console.print(line)
+        lines = [f"{side['name']}: {line}" for side in sides for line in side["facts"]["messages"]]
+        console.print(_table("one switch after another", SWITCH_COLUMNS, rows), *dict.fromkeys(lines), sep="\n")
 
 
 def show_gpu(console: Console, found: Row) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from maskperf.cli.arguments import CommandParser, name_from, require_new_file
 from maskperf.cli.run import resolve
 from maskperf.config import ModelConfig, RunConfig, SystemConfig
-from maskperf.errors import EXIT_DONE, ConfigError, DataError, Problem
+from maskperf.errors import EXIT_DONE, ConfigError, DataError
 from maskperf.overrides import from_json_text, notices_of_age, to_json_text, validate, with_overrides
 
 STORAGES = ("float32", "float16", "bfloat16", "int8")
@@ -123,6 +123,7 @@ def _save_with_categories(model: Any, target: Path, config: RunConfig, categorie
     from maskperf.data.coco.categories import categories_of
     from maskperf.data.coco.index import read_coco
     from maskperf.model.weights import save_state, write_tensor_file
+    from maskperf.run.data import class_count_problems
 
     if categories is None:
         write_tensor_file(model.state_dict(), target, {})
@@ -194,13 +195,3 @@ def resolve_for_weights(
     config = with_overrides(replace(config, model=model, data=data, system=SystemConfig()), pairs)
     validate(config)
     return config, notices
-
-
-def class_count_problems(file: str, found: Mapping[int, str], *, num_classes: int) -> list[Problem]:
-    """Return the problem where the categories in `file` are too many or too few for weights that name none."""
-    if len(found) == num_classes - 1:
-        return []
-    message = f"The model has {num_classes - 1} (model.num_classes={num_classes}, with background)."
-    fix = "Take the data set that the weights were trained for, or weights that were trained for this one."
-    where, value = "the list of categories", f"{len(found)} entries"
-    return [Problem(file=file, where=where, field="categories", value=value, message=message, fix=fix)]

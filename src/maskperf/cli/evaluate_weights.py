@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import torch
 
-from maskperf.cli.convert import class_count_problems, read_weights_metadata, resolve_for_weights
+from maskperf.cli.convert import read_weights_metadata, resolve_for_weights
 from maskperf.config import RunConfig
 from maskperf.data.coco.categories import CategoryMatch, categories_of, match_categories, with_written_ids
 from maskperf.data.coco.index import CocoIndex, existing_paths
@@ -31,6 +31,7 @@ from maskperf.files import pretty_json, replace_file, sha256_of_file
 from maskperf.machine.threads import threads_of_process
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.run.console import Progress
+from maskperf.run.data import class_count_problems
 from maskperf.structures import EvaluationBatch
 from maskperf.techniques import chosen_techniques, using
 

@@ -58,32 +58,31 @@ class Gradients:
         together = [casts.parameters for casts in self._casts]
         known = {parameter for parameters in together for parameter in parameters}
         others: list[Tensor] = [value for value in model.parameters() if value.requires_grad and value not in known]
-        places, ends, end = [], [], 0
+        starts, ends, end = [], [], 0
         for parameters in (*together, others):
             for parameter in parameters:
-                places.append((parameter, end))
+                starts.append((parameter, end))
                 end += -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
             ends.append(end)
         self.flat = torch.zeros(end, device=topology.device)
-        self._views = [(value, self.flat.as_strided(value.shape, value.stride(), start)) for value, start in places]
+        self._views = [(value, self.flat.as_strided(value.shape, value.stride(), start)) for value, start in starts]
         self._pieces = [self.flat[start:stop] for start, stop in zip([0, *ends], ends, strict=False)]
         self._magnitudes = torch.zeros(len(self._pieces), device=topology.device)
         self._under_way: dict[int, dist.Work | None] = {}
 
     def hold(self) -> None:
-        """Put every gradient into the buffer. What it held is kept; a missing one is zero."""
-        for parameter, place in self._views:
-            if parameter.grad is not place:
-                if parameter.grad is None:
-                    place.zero_()
-                else:
-                    place.copy_(parameter.grad)
-                parameter.grad = place
+        """Move every gradient into the buffer; a missing one is zero."""
+        for parameter, view in self._views:
+            if parameter.grad is None:
+                view.zero_()
+            elif parameter.grad is not view:
+                view.copy_(parameter.grad)
+            parameter.grad = view
 
     def zero(self) -> None:
         """Make all gradients zeros, in the buffer."""
-        for parameter, place in self._views:
-            parameter.grad = place
+        for parameter, view in self._views:
+            parameter.grad = view
         self.flat.zero_()
 
     @contextmanager

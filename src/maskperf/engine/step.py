@@ -21,7 +21,7 @@ from maskperf.engine.optimizer import (
 )
 from maskperf.engine.stopwatch import Stopwatch
 from maskperf.model.mask_rcnn import MaskRcnn
-from maskperf.structures import LOSS_NAMES, Batch
+from maskperf.structures import Batch
 
 BAD_PARTS = ("loss", "gradient", "weight")
 
@@ -77,20 +77,24 @@ def train_step(
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     else:
         gradients = [captured.gradients.largest_magnitude()]
-    not_finite, dropped = _problems_before_the_update(mean_terms, gradients, dropped, topology)
+    own = [any_not_finite([mean_terms], topology.device), any_not_finite(gradients, topology.device)]
+    not_finite, dropped = _sum_over_processes(own, dropped[None], topology)
+    dropped = dropped[0].to(torch.int64)
     if captured is None:  # else the last backward has averaged
         average_gradients(model, topology)
     stopwatch.mark("exchange")
     skip_updates_from_now_on(optimizer, not_finite.sum())
     with skipped_update(optimizer, dropped):
         optimizer.step()
-    mean_terms, weight_problems = _after_the_update(model, mean_terms, topology)
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    own = [any_not_finite(weights, topology.device)]
+    weight_problems, mean_terms = _sum_over_processes(own, mean_terms / topology.world, topology)
     skip_updates_from_now_on(optimizer, weight_problems.sum())
     stopwatch.mark("optimizer")
     return StepResult(
         losses=mean_terms,
         dropped_masks=dropped,
-        not_finite=torch.cat([not_finite, weight_problems[:, None]], dim=1),
+        not_finite=torch.cat([not_finite, weight_problems], dim=1),
         learning_rate=rates[0],
         images=sum(len(batch.image_ids) for batch in micro_batches),
         stopwatch=stopwatch,
@@ -109,24 +113,12 @@ def any_not_finite(tensors: Iterable[Tensor], device: torch.device) -> Float[Ten
     return 1 - torch.isfinite(largest).all().float()
 
 
-def _problems_before_the_update(
-    terms: Tensor, gradients: list[Tensor], dropped: Tensor, topology: Topology
-) -> tuple[Tensor, Tensor]:
-    """Return [process, loss and gradient], of each process's own numbers before an exchange, and the masks dropped by
-    all processes."""
-    numbers = torch.zeros(topology.world * (len(BAD_PARTS) - 1) + 1, device=topology.device)
-    problems = numbers[:-1].view(topology.world, -1)
-    problems[topology.rank, 0] = any_not_finite([terms], topology.device)
-    problems[topology.rank, 1] = any_not_finite(gradients, topology.device)
-    numbers[-1] = dropped
+def _sum_over_processes(own: list[Tensor], values: Tensor, topology: Topology) -> tuple[Tensor, Tensor]:
+    """Return [process, problem], of which `own` is this process's row, and the sums of `values`, in one exchange."""
+    numbers = torch.zeros(topology.world * len(own) + len(values), device=topology.device)
+    problems, sums = numbers[: -len(values)].view(topology.world, -1), numbers[-len(values) :]
+    for index, problem in enumerate(own):
+        problems[topology.rank, index] = problem
+    sums.copy_(values)
     sum_tensor(numbers, topology)
-    return problems, numbers[-1].to(torch.int64)
-
-
-def _after_the_update(model: MaskRcnn, terms: Tensor, topology: Topology) -> tuple[Tensor, Tensor]:
-    """Return the mean losses over the processes, and which process has a weight that is not finite."""
-    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    problems = torch.zeros(topology.world, device=topology.device)
-    problems[topology.rank] = any_not_finite(weights, topology.device)
-    both = sum_tensor(torch.cat([terms / topology.world, problems]), topology)
-    return both[: len(LOSS_NAMES)], both[len(LOSS_NAMES) :]
+    return problems, sums

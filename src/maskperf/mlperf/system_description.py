@@ -3,15 +3,15 @@
 Source: mlperf-logging, system_desc_checker, ruleset 3.1.0; spelling and units as in published descriptions.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from maskperf.errors import ConfigError, DataError, Problem
 from maskperf.files import did_you_mean
 from maskperf.machine.facts import MachineFacts
 from maskperf.machine.gpus import link_summary
-from maskperf.schema import Environment, file_error, read_bytes
+from maskperf.schema import Environment, file_error, read_json
 
 ACCELERATOR_FIELDS = (
     *("accelerator_model_name", "accelerator_host_interconnect", "accelerator_frequency"),
@@ -125,16 +125,10 @@ def read_description(path: Path) -> Description:
     Errors: DataError for a file that cannot be read, and for every value that is no text (other_software_stack may
     also be an object of texts).
     """
-    data = read_bytes(path)
-    if data is None:
+    content = read_json(path, dict[str, Any], fix=FIX)
+    if content is None:
         raise file_error(path, "There is no such file.", fix=FIX)
-    try:
-        content = json.loads(data)
-    except ValueError as error:
-        raise file_error(path, f"It is no JSON ({error}).", fix=FIX) from error
-    if not isinstance(content, dict):
-        raise file_error(path, "It must be one JSON object.", value=str(content)[:40], fix=FIX)
-    known = {name: content[name] for name in content if name in FIELDS}
+    known = {name: value for name, value in content.items() if name in FIELDS}
     problems = []
     for name, value in known.items():
         texts = value.values() if name == "other_software_stack" and isinstance(value, dict) else [value]

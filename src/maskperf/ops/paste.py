@@ -14,12 +14,12 @@ MASK_THRESHOLD = 0.5
 ROUNDING = 2.0**-22
 
 
-def paste_canvases(boxes: Float[Tensor, "detections 4"], mask_size: int) -> Int[Tensor, "detections 4"]:
-    """Return the pixels (x1, y1, x2, y2), both corners inclusive, that each mask with its ring of zeros is drawn on.
+def expand_boxes(boxes: Float[Tensor, "detections 4"], mask_size: int) -> Int[Tensor, "detections 4"]:
+    """Return the pixels (x1, y1, x2, y2), both corners inclusive, that each mask padded with zeros is pasted on.
 
-    The box grows about its centre by (mask_size + 2) / mask_size, because the ring adds one mask pixel on each side;
+    The box grows about its centre by (mask_size + 2) / mask_size, because a mask is padded by one pixel on each side;
     the "+1" of the pixel convention is not applied to the half sides. Corners are truncated towards zero.
-    A canvas may lie partly or wholly outside the image.
+    An expanded box may lie partly or wholly outside the image.
     Source: the reference's mask head inference, `expand_boxes` and `paste_mask_in_image`.
     """
     growth = (mask_size + 2) / mask_size
@@ -84,52 +84,50 @@ def _crossings(
 ) -> tuple[np.ndarray, np.ndarray, Bool[np.ndarray, " detections"]]:
     """Return edges, the detection of each, and the detections of which rounding could move an edge."""
     height, width = size_hw
-    ring_size = probs.shape[1] + 2
+    padded_size = probs.shape[1] + 2
     doubtful = np.zeros(len(boxes), dtype=bool)
-    x1, y1, x2, y2 = paste_canvases(boxes, probs.shape[1]).numpy().T
+    x1, y1, x2, y2 = expand_boxes(boxes, probs.shape[1]).numpy().T
     left, right = np.maximum(x1, 0), np.minimum(x2 + 1, width)
     top, bottom = np.maximum(y1, 0), np.minimum(y2 + 1, height)
     shown = np.flatnonzero((right > left) & (bottom > top))
-    if not shown.size:
-        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), doubtful
 
-    # Each column of a canvas that is inside the image, at every row of the ringed mask.
+    # Each column of an expanded box that is inside the image, at every row of the padded mask.
     sizes, firsts, counts = (x2 - x1 + 1)[shown], (left - x1)[shown], (right - left)[shown]
     samples = [
-        sample_positions(ring_size, size)[first + 1 : first + 1 + count]
+        sample_positions(padded_size, size)[first + 1 : first + 1 + count]
         for size, first, count in zip(sizes.tolist(), firsts.tolist(), counts.tolist(), strict=True)
     ]
     owner_of_column = np.repeat(shown, counts)
     image_column = np.arange(counts.sum()) + np.repeat(left[shown] - (np.cumsum(counts) - counts), counts)
-    nodes = _columns(probs, np.concatenate(samples), owner_of_column)
+    nodes = _columns(probs, np.concatenate([np.zeros(0, dtype=np.float32), *samples]), owner_of_column)
     above, clear = nodes > MASK_THRESHOLD - ROUNDING, nodes > MASK_THRESHOLD + ROUNDING
     if np.count_nonzero(above) != np.count_nonzero(clear):
         doubtful[owner_of_column[(above != clear).any(axis=1)]] = True
 
-    # The ring is zero, so a change from one node to the next is never one from column to column.
+    # The padding is zero, so a change from one node to the next is never one from column to column.
     above, nodes = above.ravel(), nodes.ravel()
     before = np.flatnonzero(above[1:] != above[:-1])
-    column = before // ring_size
+    column = before // padded_size
     owners = owner_of_column[column]
     value = nodes[before].astype(np.float64)
     slope = nodes[before + 1] - value
-    position = before - column * ring_size + (MASK_THRESHOLD - value) / slope
-    canvas_row, gap = _first_samples(position, owners, np.where(y2 >= y1, y2 - y1 + 1, 0), ring_size)
+    position = before - column * padded_size + (MASK_THRESHOLD - value) / slope
+    row, gap = _first_samples(position, owners, np.where(y2 >= y1, y2 - y1 + 1, 0), padded_size)
     doubtful[owners[gap * np.abs(slope) <= ROUNDING]] = True
-    image_row = np.clip(canvas_row + y1[owners], top[owners], bottom[owners])
+    image_row = np.clip(row + y1[owners], top[owners], bottom[owners])
     return *_without_pairs(image_column[column] * height + image_row, owners), doubtful
 
 
-def _columns(probs: Tensor, positions: np.ndarray, owners: np.ndarray) -> Float[np.ndarray, "columns ring"]:
-    """Return columns of the ringed masks of `owners`, each between its two nearest at a position along x."""
-    ring_size = probs.shape[1] + 2
-    ringed = F.pad(probs.transpose(1, 2), (1, 1, 1, 1)).reshape(-1, ring_size).numpy()  # detection and x, y
+def _columns(probs: Tensor, positions: np.ndarray, owners: np.ndarray) -> Float[np.ndarray, "columns padded"]:
+    """Return columns of the padded masks of `owners`, each between its two nearest at a position along x."""
+    padded_size = probs.shape[1] + 2
+    padded = F.pad(probs.transpose(1, 2), (1, 1, 1, 1)).reshape(-1, padded_size).numpy()  # detection and x, y
     left = positions.astype(np.int64)
     share = positions - left.astype(np.float32)
-    rows = owners * ring_size + left
-    nodes = ringed.take(rows, axis=0)
+    rows = owners * padded_size + left
+    nodes = padded.take(rows, axis=0)
     nodes *= (1 - share)[:, None]
-    following = ringed.take(np.minimum(rows + 1, len(ringed) - 1), axis=0)  # after the last one, its share is zero
+    following = padded.take(np.minimum(rows + 1, len(padded) - 1), axis=0)  # after the last one, its share is zero
     following *= share[:, None]
     nodes += following
     return nodes
@@ -138,22 +136,18 @@ def _columns(probs: Tensor, positions: np.ndarray, owners: np.ndarray) -> Float[
 def _first_samples(
     positions: np.ndarray, owners: np.ndarray, sizes: np.ndarray, source_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first row of the canvas that samples at or beyond each position, and how near the nearest sample is.
+    """Return the first row of the box that samples at or beyond each position, and how near the nearest sample is.
 
     A distance below zero: the row is wrong by one, because its sample was rounded.
     """
-    seen = np.zeros(len(sizes), dtype=bool)
-    seen[owners] = True
+    seen = np.bincount(owners, minlength=len(sizes)) > 0
     tables = [sample_positions(source_size, size) for size in sizes[seen].tolist()]
-    starts = np.zeros(len(sizes), dtype=np.int64)
-    lengths = sizes[seen] + 2
-    starts[seen] = np.cumsum(lengths) - lengths
-    table = np.concatenate(tables) if tables else np.zeros(2, dtype=np.float32)
+    table = np.concatenate([np.zeros(0, dtype=np.float32), *tables])
+    lengths = np.where(seen, sizes + 2, 0)
     size = sizes[owners]
-    rows = np.ceil((positions + 0.5) * (size / source_size) - 0.5).astype(np.int64)
-    rows = np.clip(rows, 0, size)
-    places = starts[owners] + rows
-    return rows, np.minimum(table[places + 1] - positions, positions - table[places])
+    rows = np.clip(np.ceil((positions + 0.5) * (size / source_size) - 0.5).astype(np.int64), 0, size)
+    index = (np.cumsum(lengths) - lengths)[owners] + rows
+    return rows, np.minimum(table[index + 1] - positions, positions - table[index])
 
 
 def _without_pairs(edges: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -181,48 +175,15 @@ def paste_masks(
     height, width = size_hw
     count, mask_size = mask_probs.shape[:2]
     pasted = np.zeros((count, width, height), dtype=bool)  # numpy copies small turned regions much faster than torch
-    ringed = F.pad(mask_probs.detach().cpu().float(), (1, 1, 1, 1))[:, None, None]  # detections 1 1 mask+2 mask+2
-    canvases = paste_canvases(boxes.detach().cpu().float(), mask_size)
-    for index, (x1, y1, x2, y2) in enumerate(canvases.tolist()):
+    padded = F.pad(mask_probs.detach().cpu().float(), (1, 1, 1, 1))[:, None, None]  # detections 1 1 mask+2 mask+2
+    expanded = expand_boxes(boxes.detach().cpu().float(), mask_size)
+    for index, (x1, y1, x2, y2) in enumerate(expanded.tolist()):
         left, right = max(x1, 0), min(x2 + 1, width)
         top, bottom = max(y1, 0), min(y2 + 1, height)
         if right <= left or bottom <= top:
             continue
-        canvas_hw = (y2 - y1 + 1, x2 - x1 + 1)
-        resized = F.interpolate(ringed[index], size=canvas_hw, mode="bilinear", align_corners=False)[0, 0]
+        size = (y2 - y1 + 1, x2 - x1 + 1)
+        resized = F.interpolate(padded[index], size=size, mode="bilinear", align_corners=False)[0, 0]
         visible = resized.numpy()[top - y1 : bottom - y1, left - x1 : right - x1]
         pasted[index, left:right, top:bottom] = (visible > MASK_THRESHOLD).T
     return torch.from_numpy(pasted).transpose(1, 2)
-
-
-def paste_masks_reference(
-    mask_probs: Float[Tensor, "detections mask mask"],
-    boxes: Float[Tensor, "detections 4"],
-    size_hw: tuple[int, int],
-) -> Bool[Tensor, "detections height width"]:
-    """Return what `paste_masks` returns, one detection and one step of the rule at a time."""
-    pasted = [_paste_one(probs, box, size_hw) for probs, box in zip(mask_probs, boxes, strict=True)]
-    return torch.stack(pasted) if pasted else torch.zeros((0, *size_hw), dtype=torch.bool)
-
-
-def _paste_one(probs: Tensor, box: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    mask_size = len(probs)
-    ringed = torch.zeros((mask_size + 2, mask_size + 2))
-    ringed[1:-1, 1:-1] = probs
-    x1, y1, x2, y2 = box
-    half_width = (x2 - x1) * 0.5 * ((mask_size + 2) / mask_size)
-    half_height = (y2 - y1) * 0.5 * ((mask_size + 2) / mask_size)
-    centre_x, centre_y = (x1 + x2) * 0.5, (y1 + y2) * 0.5
-    left, top = int(centre_x - half_width), int(centre_y - half_height)
-    right, bottom = int(centre_x + half_width), int(centre_y + half_height)
-    canvas_height, canvas_width = max(bottom - top + 1, 1), max(right - left + 1, 1)
-    resized = F.interpolate(
-        ringed[None, None], size=(canvas_height, canvas_width), mode="bilinear", align_corners=False
-    )[0, 0]
-    image = torch.zeros(size_hw, dtype=torch.bool)
-    rows = range(max(top, 0), min(bottom + 1, size_hw[0]))
-    columns = range(max(left, 0), min(right + 1, size_hw[1]))
-    if len(rows) and len(columns):
-        inside = resized[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
-        image[rows.start : rows.stop, columns.start : columns.stop] = inside > MASK_THRESHOLD
-    return image

@@ -1,6 +1,6 @@
 """The data of a run: the generated or given files, opened and checked, and the batches that a process trains on."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +25,8 @@ from maskperf.recipes import RECIPES
 from maskperf.run.session import Session
 from maskperf.seeds import entropy_seed
 from maskperf.structures import Batch
+
+OTHER_DATA_FIX = "Take the data set that the weights were trained for, or weights that were trained for this one."
 
 
 @dataclass(frozen=True)
@@ -79,14 +81,12 @@ def open_data(session: Session) -> OpenedData:
     paths = locate(config.data)
     train, val, errors = _first_before_others(session.topology, partial(_open_splits, paths, config.data))
     if train is not None and val is not None:
-        categories = match_categories(
-            categories_of(train),
-            categories_of(val),
-            source=str(train.json_path),
-            file=str(val.json_path),
-            by_name=config.data.categories_by_name,
-        )
-        problems = [*_class_problems(train, config.model.num_classes), *categories.problems]
+        found, source, file = categories_of(train), str(train.json_path), str(val.json_path)
+        by_name = config.data.categories_by_name
+        categories = match_categories(found, categories_of(val), source=source, file=file, by_name=by_name)
+        fix = f"Set model.num_classes={len(found) + 1}, or 0 to follow the file."
+        problems = class_count_problems(source, found, num_classes=config.model.num_classes, fix=fix)
+        problems += categories.problems
         errors += [DataError(problems)] if problems else []
     if errors:
         raise joined_errors(errors)
@@ -138,17 +138,15 @@ def _own_data_notices(config: RunConfig, train: CocoIndex, val: CocoIndex) -> li
     return count_notices(train, val) if recipe.check_counts and not config.data.check_counts else []
 
 
-def _class_problems(train: CocoIndex, num_classes: int) -> list[Problem]:
-    found = len(train.category_ids) + 1
-    problem = Problem(
-        file=str(train.json_path),
-        where="the list of categories",
-        field="categories",
-        value=f"{found - 1} entries",
-        message=f"model.num_classes={num_classes} wants {num_classes - 1} of them (background is class 0).",
-        fix=f"Set model.num_classes={found}, or 0 to follow the file.",
-    )
-    return [] if found == num_classes else [problem]
+def class_count_problems(
+    file: str, found: Mapping[int, str], *, num_classes: int, fix: str = OTHER_DATA_FIX
+) -> list[Problem]:
+    """Return the problem where the categories in a file are too many or too few for a model."""
+    if len(found) == num_classes - 1:
+        return []
+    message = f"The model has {num_classes - 1} (model.num_classes={num_classes}, with background)."
+    where, value = "the list of categories", f"{len(found)} entries"
+    return [Problem(file=file, where=where, field="categories", value=value, message=message, fix=fix)]
 
 
 def micro_batches(

@@ -25,7 +25,7 @@ def raw_images(sizes: list, new_sizes: list, mirrored: list[bool], padded_hw: tu
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_equals_the_twin_bit_for_bit(dtype):
+def test_equals_the_reference_bit_for_bit(dtype):
     sizes = [(6, 9), (17, 11), (1, 1), (7, 4), (8, 12), (30, 5)]
     new_sizes = [(9, 14), (5, 3), (4, 3), (7, 9), (8, 12), (3, 16)]
     raw = raw_images(sizes, new_sizes, [True, False, True, False, True, False], (12, 16))

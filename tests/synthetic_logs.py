@@ -1,4 +1,4 @@
-"""Complete MLPerf logs, series and submission packages that no machine ever ran, for tests to spoil.
+"""Complete MLPerf logs, series and submission packages that no machine ever ran, for tests to break.
 
 `write_log(path)` writes a closed run that every official checker of ruleset 3.1.0 accepts. A key of the log given as
 `key=value` changes the value of its records, `key=LEFT_OUT` leaves them out; see `log_records` for the rest.

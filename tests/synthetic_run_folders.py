@@ -1,4 +1,4 @@
-"""Run folders that no run ever wrote, with every file the report reads, for tests to spoil."""
+"""Run folders that no run ever wrote, with every file the report reads, for tests to break."""
 
 import json
 from dataclasses import replace

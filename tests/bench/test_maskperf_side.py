@@ -40,7 +40,7 @@ def test_a_step_works_on_positive_rois_and_hardly_moves_the_losses(folder):
     work, facts = step(inputs(folder))
     assert (facts["items"], facts["rois"]) == (IMAGES, [16, 16]) and facts["flop"] > 1e7
     assert all(3 <= positive <= 4 for positive in facts["positive_rois"])  # a quarter of the RoIs at most
-    assert facts["speed"] == {"path": "fast", "without": (), "precision": "auto"}
+    assert facts["speed"] == {"without": (), "precision": "auto"}
     assert facts["messages"] == ["precision: float32 throughout"]
     again = work()["losses"]
     assert again == pytest.approx(facts["first_losses"], rel=1e-3) and min(again.values()) > 0

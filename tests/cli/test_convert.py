@@ -16,7 +16,7 @@ from maskperf.model.weights import (
     read_header,
     read_metadata,
     read_tensor_file,
-    save_model_weights,
+    save_state,
 )
 from maskperf.overrides import from_json_text, to_json_text, with_overrides
 from maskperf.recipes import coco
@@ -45,7 +45,7 @@ def write_run_model(path, *pairs):
         "category_names": ["cup", "dog"],
         "config": to_json_text(config),
     }
-    save_model_weights(model, path, metadata)
+    save_state(model.state_dict(), path, metadata)
     return model
 
 

@@ -15,7 +15,7 @@ from maskperf.demo.dataset import write_demo_dataset
 from maskperf.demo.shapes import CATEGORIES
 from maskperf.engine.build import build_model
 from maskperf.evaluation.scores import GroundTruth, score, score_entries, stat_names
-from maskperf.model.weights import save_model_weights, save_reference_state
+from maskperf.model.weights import save_reference_state, save_state
 from maskperf.overrides import to_json_text, with_overrides
 from maskperf.recipes import demo
 from maskperf.run import console
@@ -37,7 +37,7 @@ def write_weights(path, *, config=None, stored=None, names=NAMES):
     config = config or with_overrides(demo(), SIZES)
     model, _ = build_model(config.model, seed=1)
     metadata = {"recipe": "demo", "category_ids": list(names), "category_names": list(names.values())}
-    save_model_weights(model, path, {**metadata, "config": stored or to_json_text(config)})
+    save_state(model.state_dict(), path, {**metadata, "config": stored or to_json_text(config)})
     return model
 
 

@@ -230,10 +230,11 @@ IMAGE = "val2017/000000000009.jpg"
     [
         (Path.unlink, False, IMAGE, "file"),
         (lambda image: image.write_bytes(b"short"), False, "val2017", "size"),
+        (lambda image: image.write_bytes(b"short"), True, IMAGE, "SHA-256"),
         (lambda image: image.write_bytes(image.read_bytes()[::-1]), False, None, ""),
         (lambda image: image.write_bytes(image.read_bytes()[::-1]), True, IMAGE, "SHA-256"),
     ],
-    ids=["gone", "size", "content", "content, --verify"],
+    ids=["gone", "size", "size, --verify", "content", "content, --verify"],
 )
 def test_a_changed_folder_is_reported(server, order, change, verifies, file, field):
     Run(server, order)

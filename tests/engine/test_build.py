@@ -15,7 +15,7 @@ from maskperf.engine.capacity import fixed_capacity
 from maskperf.engine.forward import training_losses
 from maskperf.engine.gradients import Gradients
 from maskperf.engine.graphs import CapturedSteps
-from maskperf.model.weights import save_model_weights
+from maskperf.model.weights import save_state
 from maskperf.recipes import demo
 
 SMALL = replace(demo().model, num_classes=4, batch_norm="frozen", frozen_stages=2)
@@ -62,7 +62,7 @@ def test_initial_weights_replace_the_random_ones(tmp_path):
     source, _ = build_model(SMALL, seed=1)
     path = tmp_path / "weights.safetensors"
     metadata = {"recipe": "demo", "category_ids": [1, 2, 3], "category_names": ["a", "b", "c"], "epoch": 1}
-    save_model_weights(source, path, metadata)
+    save_state(source.state_dict(), path, metadata)
     loaded, notices = build_model(replace(SMALL, initial_weights=str(path)), seed=2)
     assert changed(snapshot(loaded), snapshot(source)) == set()
     assert len(notices) == 1 and str(path) in notices[0]

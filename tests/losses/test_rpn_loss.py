@@ -3,11 +3,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from golden_reference import flat_polygons
 from loss_options import rpn_options
 
 from maskperf.config import ModelConfig
 from maskperf.losses.rpn import assign_anchors, rpn_losses
-from maskperf.structures import Batch, Images, Polygons, RpnOutput, Targets
+from maskperf.structures import Batch, Images, RpnOutput, Targets
 
 ALL = ModelConfig(rpn_samples_per_image=1000, rpn_positive_fraction=1.0)  # nothing is random
 LN2 = math.log(2)
@@ -21,13 +22,7 @@ def batch_of(truth, *, slots=None, seeds=None, size_hw=(100, 100), dtype=torch.f
     slots = slots or max(1, *(len(boxes) for boxes in truth))
     boxes = torch.tensor([rows + [[0.0] * 4] * (slots - len(rows)) for rows in truth], dtype=dtype)
     valid = torch.tensor([[slot < len(rows) for slot in range(slots)] for rows in truth])
-    polygons = Polygons(
-        points=torch.zeros(0, 2),
-        point_offsets=torch.zeros(1, dtype=torch.int64),
-        ring_offsets=torch.zeros(len(truth) * slots + 1, dtype=torch.int64),
-        max_points=0,
-        max_rings=0,
-    )
+    polygons = flat_polygons([], [0] * (len(truth) * slots + 1))
     return Batch(
         images=Images(pixels=torch.zeros(len(truth), 3, 1, 1), sizes_hw=torch.tensor([list(size_hw)] * len(truth))),
         targets=Targets(boxes=boxes, labels=valid.long(), valid=valid, polygons=polygons),
@@ -96,23 +91,12 @@ def test_means_are_taken_over_the_whole_batch_and_not_image_by_image():
     assert box == pytest.approx((1 - 1 / 18) / 5)
 
 
-def test_overlap_thresholds_are_inclusive_above_and_exclusive_below():
+def test_anchors_are_matched_by_the_rules_of_the_rpn():
     anchors = [HIT, [0.0, 0, 6, 9], [0.0, 0, 2, 9], [0.0, 0, 1, 9]]  # IoU 1, exactly 0.7, exactly 0.3, 0.2
     matches = matches_of(anchors, [TRUTH])
     assert matches.positive.tolist() == [[True, True, False, False]]
     assert matches.negative.tolist() == [[False, False, False, True]]
-
-
-def test_all_anchors_that_share_the_best_overlap_are_positive():
-    anchors = [[0.0, 0, 9, 4], [0.0, 5, 9, 9], [0.0, 0, 9, 3], FAR]  # 0.5, 0.5, 0.4, 0
-    matches = matches_of(anchors, [TRUTH])
-    assert matches.positive.tolist() == [[True, True, False, False]]
-    assert matches.negative.tolist() == [[False, False, False, True]]
-
-
-def test_low_quality_match_keeps_its_own_best_truth():
-    wide = [0.0, 0, 9, 19]
-    anchor = [0.0, 0, 9, 11]  # 100 / 120 with TRUTH and 120 / 200 with the wide box, whose best anchor it is
+    wide, anchor = [0.0, 0, 9, 19], [0.0, 0, 9, 11]  # 100 / 120 with TRUTH, 120 / 200 with the wide box as its best
     matches = matches_of([anchor, FAR], [wide, TRUTH])
     assert matches.positive.tolist() == [[True, False]]
     assert matches.slots[0, 0] == 1
@@ -125,16 +109,13 @@ def test_invisible_anchors_are_ignored_and_still_take_the_best_overlap():
     assert matches.negative.tolist() == [[False, False, True, False]]
 
 
-def test_anchors_that_leave_the_true_picture_are_in_no_loss():
+@pytest.mark.parametrize(("size_hw", "counts"), [((100, 100), [1, 1, 0, 0, 1]), ((50, 99), [1, 0, 0, 0, 0])])
+def test_anchors_that_leave_the_unpadded_image_are_in_no_loss(size_hw, counts):
     anchors = [[0.0, 0, 9, 9], [80.0, 80, 99, 99], [80.0, 80, 100, 99], [-1.0, 0, 9, 9], [50.0, 41, 59, 50]]
     rpn = output_of([[0.0] * 5])
     rpn.logits.requires_grad_()
-    batch = batch_of([[TRUTH]], size_hw=(100, 100))
-    rpn_losses(rpn, torch.tensor(anchors), batch, **rpn_options(ALL))[0].backward()
-    assert (rpn.logits.grad != 0).tolist() == [[True, True, False, False, True]]
-    rpn.logits.grad = None
-    rpn_losses(rpn, torch.tensor(anchors), batch_of([[TRUTH]], size_hw=(50, 99)), **rpn_options(ALL))[0].backward()
-    assert (rpn.logits.grad != 0).tolist() == [[True, False, False, False, False]]
+    rpn_losses(rpn, torch.tensor(anchors), batch_of([[TRUTH]], size_hw=size_hw), **rpn_options(ALL))[0].backward()
+    assert (rpn.logits.grad != 0).int().tolist() == [counts]
 
 
 @pytest.mark.parametrize(

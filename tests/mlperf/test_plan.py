@@ -10,15 +10,7 @@ import pytest
 from maskperf.errors import ConfigError
 from maskperf.mlperf import plan as plan_module
 from maskperf.mlperf.convergence import failing_share, forecast_epochs, forecast_series, quantile, reference_decay_epoch
-from maskperf.mlperf.plan import (
-    PlanQuestion,
-    assumptions,
-    batch_sizes,
-    check_against_published,
-    fit_overheads,
-    limits,
-    make_plan,
-)
+from maskperf.mlperf.plan import PlanQuestion, fit_overheads, limits, make_plan
 from maskperf.mlperf.published import published_systems
 
 
@@ -121,7 +113,7 @@ def test_overheads_that_made_the_runs_are_found_again():
 
 
 def test_scores_of_published_systems_are_predicted_from_the_others():
-    checks = check_against_published()
+    checks = plan_module.check_against_published()
     errors = [abs(check.error) for check in checks]
     assert statistics.median(errors) <= 0.05 and max(errors) <= 0.15
     # The ranges say 5 % to 95 %: at least nine of ten scores should be in theirs.
@@ -130,13 +122,13 @@ def test_scores_of_published_systems_are_predicted_from_the_others():
 
 
 def test_nothing_but_the_rate_of_a_system_itself_enters_its_prediction(monkeypatch):
-    before = check_against_published()
+    before = plan_module.check_against_published()
     changed = list(published_systems())
     change = msgspec.structs.replace
     runs = tuple(change(run, minutes=3 * run.minutes, epochs=30, init_seconds=9000.0) for run in changed[11].runs)
     changed[11] = change(changed[11], runs=runs, score_minutes=1.0)
     monkeypatch.setattr(plan_module, "published_systems", lambda: tuple(changed))
-    after = check_against_published()
+    after = plan_module.check_against_published()
     assert after[11].predicted_minutes == before[11].predicted_minutes
     assert after[11].published_minutes == 1.0
     assert after[0].predicted_minutes != before[0].predicted_minutes  # but it is learnt from for the others
@@ -191,7 +183,7 @@ def test_devices_without_an_image_evaluate_beside_the_others_and_once_at_the_end
     ],
 )
 def test_batch_size_is_a_reference_point_that_the_devices_can_share(accelerators, sizes):
-    assert batch_sizes(accelerators) == sizes
+    assert plan_module.batch_sizes(accelerators) == sizes
     chosen = make_plan(PlanQuestion(accelerators=accelerators, images_per_second=100.0)).batch_size
     assert chosen == sizes[-1] <= 12 * accelerators
 
@@ -235,6 +227,6 @@ def test_limits_name_a_batch_size_that_would_be_faster_at_the_same_rate():
 
 def test_assumptions_name_what_was_given_and_what_was_fitted():
     question = ask(interconnect_gib_per_second=2.0)
-    text = "\n".join(assumptions(question, make_plan(question)))
+    text = "\n".join(plan_module.assumptions(question, make_plan(question)))
     assert text.count("fitted to the published runs") == 3
     assert "given with --epochs" in text and "2 GiB/s" in text

@@ -8,7 +8,7 @@ WHOLE = log_records()
 TWO_ON_ONE_LINE = log_text(WHOLE)[:-1].replace("\n:::MLLOG", ":::MLLOG", 1)
 NOTE = record("note", "eval_accuracy fell", 30)
 NOT_FINITE = {"loss": float("nan"), "BBOX": 0.1, "SEGM": float("inf")}
-SPOILT = [
+BROKEN = [
     (record("tracked_stats", NOT_FINITE, 21.2, epoch_num=14, step=50), False),
     (record("eval_accuracy", NOT_FINITE, 21.2, epoch_num=14), True),
 ]
@@ -73,7 +73,7 @@ def test_what_the_official_checker_lets_pass_is_refused(log_of, text, records):
     ("records", "refuses", "texts"),
     [
         (TWO_ON_ONE_LINE, True, ["2 records on one line"]),
-        *(([*WHOLE[:-1], spoilt, WHOLE[-1]], refuses, [spoilt["key"], "not finite"]) for spoilt, refuses in SPOILT),
+        *(([*WHOLE[:-1], broken, WHOLE[-1]], refuses, [broken["key"], "not finite"]) for broken, refuses in BROKEN),
         (FROM_ZERO, True, ["from 1"]),
         *((log_records(seed=seed), False, [f"seed {seed}"]) for seed in (4_000_000_000, 2**70)),
         (log_records(min_image_size=640), False, ["640", "800"]),

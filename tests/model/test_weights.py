@@ -13,8 +13,8 @@ from maskperf.model.weights import (
     load_model_weights,
     read_metadata,
     read_tensor_file,
-    save_model_weights,
     save_reference_state,
+    save_state,
     write_tensor_file,
 )
 
@@ -79,7 +79,7 @@ def test_a_state_dict_is_loaded_bare_or_below_model_with_or_without_prefix(tmp_p
 
 def test_safetensors_give_back_every_bit_and_the_metadata(tmp_path):
     source, model, path = random_model(0), random_model(1), tmp_path / "a.safetensors"
-    save_model_weights(source, path, METADATA)
+    save_state(source.state_dict(), path, METADATA)
     assert read_metadata(path) == METADATA
     assert load_model_weights(model, path) == [f"{path}: 307 tensors loaded"]
     assert_same(model, source)
@@ -88,9 +88,9 @@ def test_safetensors_give_back_every_bit_and_the_metadata(tmp_path):
 
 def test_counters_of_trainable_batch_norms_may_be_missing_or_left_out(tmp_path):
     trainable, frozen = random_model(0, batch_norm="trainable"), random_model(1)
-    save_model_weights(trainable, tmp_path / "trainable.safetensors", METADATA)
+    save_state(trainable.state_dict(), tmp_path / "trainable.safetensors", METADATA)
     assert "53 counters" in load_model_weights(frozen, tmp_path / "trainable.safetensors")[1]
-    save_model_weights(frozen, tmp_path / "frozen.safetensors", METADATA)
+    save_state(frozen.state_dict(), tmp_path / "frozen.safetensors", METADATA)
     other = random_model(2, batch_norm="trainable")
     assert "has no counters" in load_model_weights(other, tmp_path / "frozen.safetensors")[1]
     for name, tensor in frozen.state_dict().items():
@@ -160,7 +160,7 @@ def save(model, path):
     if path.suffix == ".pth":
         save_reference_state(model, path)
     else:
-        save_model_weights(model, path, METADATA)
+        save_state(model.state_dict(), path, METADATA)
 
 
 def test_files_cut_short_or_of_another_kind_are_named(path):
@@ -196,14 +196,14 @@ def test_a_flipped_bit_in_a_tensor_is_noticed(tmp_path):
 
 def test_metadata_must_have_recipe_and_categories(tmp_path):
     with pytest.raises(ValueError, match="lacks category_ids, category_names"):
-        save_model_weights(random_model(0), tmp_path / "a.safetensors", {"recipe": "demo"})
+        save_state(random_model(0).state_dict(), tmp_path / "a.safetensors", {"recipe": "demo"})
     write_tensor_file({"a": torch.ones(1)}, tmp_path / "other.safetensors", {"format": "pt"})
     assert problems_of(read_metadata, tmp_path / "other.safetensors")[0].value == "pt"
 
 
 def test_a_failed_save_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):
     path = tmp_path / "a.safetensors"
-    save_model_weights(random_model(0), path, METADATA)
+    save_state(random_model(0).state_dict(), path, METADATA)
     before = path.read_bytes()
 
     def full_disk(tensors, temporary, metadata):
@@ -212,7 +212,7 @@ def test_a_failed_save_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):
 
     monkeypatch.setattr("maskperf.model.weights.save_file", full_disk)
     with pytest.raises(StorageError, match=r"a\.safetensors: cannot be written.*No space left"):
-        save_model_weights(random_model(1), path, METADATA)
+        save_state(random_model(1).state_dict(), path, METADATA)
     assert path.read_bytes() == before and [entry.name for entry in tmp_path.iterdir()] == ["a.safetensors"]
 
 

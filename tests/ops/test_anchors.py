@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -8,7 +10,8 @@ STRIDES = (4, 8, 16, 32, 64)
 SIZES = (32, 64, 128, 256, 512)
 RATIOS = (0.5, 1.0, 2.0)
 
-# stride: corners for the ratios 0.5, 1 and 2, and their width and height in pixels
+# stride: corners for the ratios 0.5, 1 and 2, and their width and height in pixels. Half sides are rounded to even:
+# at stride 32 and ratio 0.5 the base box is 45 x 22.5, which becomes 22 and a height of 176, not 184.
 TABLE = {
     4: (((-22, -10, 25, 13), (48, 24)), ((-14, -14, 17, 17), (32, 32)), ((-10, -22, 13, 25), (24, 48))),
     8: (((-40, -20, 47, 27), (88, 48)), ((-28, -28, 35, 35), (64, 64)), ((-20, -44, 27, 51), (48, 96))),
@@ -25,7 +28,7 @@ TABLE = {
 
 
 def padded_level_sizes(height: int, width: int) -> tuple[tuple[int, int], ...]:
-    """Return the sizes of the feature maps of a padded canvas; odd sizes round up on the way to P6."""
+    """Return the sizes of the feature maps of a padded image; odd sizes round up on the way to P6."""
     return tuple((-(-height // stride), -(-width // stride)) for stride in STRIDES)
 
 
@@ -38,13 +41,7 @@ def test_first_cell_has_the_known_anchors(stride, size):
     assert sides == [list(sides) for _, sides in TABLE[stride]]
 
 
-def test_half_sides_are_rounded_to_even():
-    # At stride 32 and ratio 0.5 the base box is 45 x 22.5, and 22.5 becomes 22: a height of 176, not 184.
-    box = cell_anchors(32, 256, (0.5,))[0]
-    assert (box[3] - box[1] + 1).item() == 176
-
-
-def test_a_canvas_of_800_x_1344_has_268569_anchors():
+def test_an_image_of_800_x_1344_has_268569_anchors():
     sizes = padded_level_sizes(800, 1344)
     assert sizes == ((200, 336), (100, 168), (50, 84), (25, 42), (13, 21))
     anchors = pyramid_anchors(sizes, STRIDES, SIZES, RATIOS, CPU)
@@ -55,16 +52,13 @@ def test_a_canvas_of_800_x_1344_has_268569_anchors():
 
 
 def test_anchors_run_over_levels_then_rows_then_columns_then_ratios():
-    sizes = ((3, 4), (2, 2))
-    anchors = pyramid_anchors(sizes, (4, 8), (32, 64), RATIOS, CPU).tolist()
-    expected = []
-    for stride, (height, width) in zip((4, 8), sizes, strict=True):
-        for row in range(height):
-            for column in range(width):
-                for (x1, y1, x2, y2), _ in TABLE[stride]:
-                    left, top = column * stride, row * stride
-                    expected.append([x1 + left, y1 + top, x2 + left, y2 + top])
-    assert anchors == expected
+    expected = [
+        [x1 + column * stride, y1 + row * stride, x2 + column * stride, y2 + row * stride]
+        for stride, (height, width) in ((4, (3, 4)), (8, (2, 2)))
+        for row, column in itertools.product(range(height), range(width))
+        for (x1, y1, x2, y2), _ in TABLE[stride]
+    ]
+    assert pyramid_anchors(((3, 4), (2, 2)), (4, 8), (32, 64), RATIOS, CPU).tolist() == expected
 
 
 def test_a_level_without_cells_has_no_anchors():
@@ -92,16 +86,7 @@ def test_an_anchor_is_visible_only_strictly_before_width_and_height(corners, vis
     assert anchor_visibility(torch.tensor([corners]), torch.tensor([[50, 100]])).tolist() == [[visible]]
 
 
-def test_visible_anchors_of_a_level_are_counted_by_hand():
-    # Square anchors of stride 4 are (4j - 14, 4i - 14, 4j + 17, 4i + 17): visible from j = 4 on, and the anchor of
-    # j = 11 ends at 61. So a width of 62 to 65 sees 8 columns, 61 sees 7, 66 sees 9.
-    anchors = level_anchors(cell_anchors(4, 32, (1.0,)), 4, (32, 32))
-    sizes = torch.tensor([[64, 62], [64, 61], [61, 65], [66, 64], [32, 200], [31, 32]])
-    counts = anchor_visibility(anchors, sizes).sum(dim=1).tolist()
-    assert counts == [8 * 8, 8 * 7, 7 * 8, 9 * 8, 0, 0]
-
-
-def test_visibility_follows_the_true_size_not_the_canvas():
+def test_visibility_follows_the_true_size_not_the_padded_one():
     sizes = padded_level_sizes(96, 128)
     anchors = pyramid_anchors(sizes, STRIDES, SIZES, RATIOS, CPU)
     true_sizes = torch.tensor([[96, 128], [70, 97], [90, 90]])

@@ -240,6 +240,14 @@ def filters(generator, inputs, outputs, kernel) -> Filters:
     return Filters(weight.contiguous(memory_format=torch.channels_last).requires_grad_(), bias)
 
 
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def block_of(generator, inputs=8):
+    return tuple(filters(generator, *shape) for shape in ((inputs, 4, 1), (4, 4, 3), (4, 8, 1)))
+
+
 def plain_block(x, convolutions, shortcut, stride):
     first, second, third = convolutions
     y = torch.relu(F.conv2d(x, *first, stride))
@@ -293,11 +301,10 @@ def test_a_rectified_convolution_and_its_gradients(kernel):
 @pytest.mark.parametrize("is_trained", [True, False])
 def test_a_residual_block_and_its_gradients(has_shortcut, is_trained):
     """`is_trained`: what is before the block; its own weights are always."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     stride, inputs = (2, 6) if has_shortcut else (1, 8)
     x = torch.randn(2, inputs, 8, 6, generator=generator, dtype=torch.float64).requires_grad_(is_trained)
-    shapes = ((inputs, 4, 1), (4, 4, 3), (4, 8, 1))
-    convolutions = tuple(filters(generator, *shape) for shape in shapes)
+    convolutions = block_of(generator, inputs)
     shortcut = filters(generator, inputs, 8, 1) if has_shortcut else None
     leaves = [part.weight for part in (*convolutions, *([shortcut] if shortcut else []))] + ([x] if is_trained else [])
     found = residual_block(x, convolutions, shortcut, stride=stride)
@@ -309,7 +316,7 @@ def test_a_residual_block_and_its_gradients(has_shortcut, is_trained):
 def test_blocks_in_a_row_hand_on_rectified_gradients():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 8, 6, 6, generator=generator, dtype=torch.float64).requires_grad_()
-    blocks = [tuple(filters(generator, *shape) for shape in ((8, 4, 1), (4, 4, 3), (4, 8, 1))) for _ in range(3)]
+    blocks = [block_of(generator) for _ in range(3)]
     found = wanted = x
     for number, block in enumerate(blocks):
         flags = {"rectifies_input_gradient": number > 0, "has_rectified_gradient": number < 2}
@@ -320,11 +327,9 @@ def test_blocks_in_a_row_hand_on_rectified_gradients():
 
 
 def test_a_block_told_wrongly_that_gradients_are_rectified_is_noticed():
-    """What the two flags promise matters: without it the gradients differ."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, 8, 6, 6, generator=generator, dtype=torch.float64).requires_grad_()
-    block = tuple(filters(generator, *shape) for shape in ((8, 4, 1), (4, 4, 3), (4, 8, 1)))
-    slope = torch.randn(1, 8, 6, 6, generator=generator, dtype=torch.float64)
+    """What the flag promises matters: without it the gradients differ."""
+    x, block = torch.randn(1, 8, 6, 6, generator=seeded(0), dtype=torch.float64).requires_grad_(), block_of(seeded(1))
+    slope = torch.randn(1, 8, 6, 6, generator=seeded(2), dtype=torch.float64)
     right, wrong = (
         torch.autograd.grad(residual_block(x, block, None, has_rectified_gradient=flag), x, slope)[0]
         for flag in (False, True)

@@ -19,6 +19,11 @@ def assert_near(found, wanted, bits=7):
         assert (one.double() - other).abs().max() <= other.abs().max() * 2.0**-bits
 
 
+def assert_near_gradients(found, wanted, low, high, bias, slope):
+    gradients = torch.autograd.grad(wanted, [*high, bias], slope.double())
+    assert_near(torch.autograd.grad(found, [*low, bias], slope), gradients)
+
+
 def test_a_linear_layer_with_its_rectifier():
     generator = torch.Generator().manual_seed(0)
     low, high = leaves_of(generator, (50, 12), (9, 12), (9,))
@@ -45,9 +50,7 @@ def test_a_product_with_a_float32_result_is_not_rounded():
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
     assert not torch.equal(found.bfloat16().float(), found)
     slope = torch.randn(40, 7, generator=generator)
-    assert_near(
-        torch.autograd.grad(found, [*low, bias], slope), torch.autograd.grad(wanted, [*high, bias], slope.double())
-    )
+    assert_near_gradients(found, wanted, low, high, bias, slope)
 
 
 def test_the_logits_of_each_rois_own_class():
@@ -63,6 +66,4 @@ def test_the_logits_of_each_rois_own_class():
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
     slope = torch.randn(5, 20, generator=generator)
-    assert_near(
-        torch.autograd.grad(found, [*low, bias], slope), torch.autograd.grad(wanted, [*high, bias], slope.double())
-    )
+    assert_near_gradients(found, wanted, low, high, bias, slope)

@@ -10,18 +10,18 @@ from maskperf.ops.resize import WEIGHT_BITS, resize_bytes, resize_table
 sides = st.one_of(st.integers(1, 9), st.integers(1, 70))
 
 
-def resized(picture: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    tables = [torch.tensor(resize_table(old, new)) for old, new in zip(picture.shape[:2], size_hw, strict=True)]
-    return resize_bytes(torch.from_numpy(picture), *tables).numpy()
+def resized(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    tables = [torch.tensor(resize_table(old, new)) for old, new in zip(image.shape[:2], size_hw, strict=True)]
+    return resize_bytes(torch.from_numpy(image), *tables).numpy()
 
 
-def resized_by_pillow(picture: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    """Return Pillow's picture; one axis after the other, because the order is another one since version 13."""
-    image = Image.fromarray(picture).resize((size_hw[1], picture.shape[0]), Image.Resampling.BILINEAR)
+def resized_by_pillow(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    """Return Pillow's image; one axis after the other, because the order is another one since version 13."""
+    image = Image.fromarray(image).resize((size_hw[1], image.shape[0]), Image.Resampling.BILINEAR)
     return np.asarray(image.resize((size_hw[1], size_hw[0]), Image.Resampling.BILINEAR))
 
 
-def picture_of(height: int, width: int, seed: int) -> np.ndarray:
+def image_of(height: int, width: int, seed: int) -> np.ndarray:
     """Return noise, of all values or of black and white alone, where rounding shows most."""
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     return noise if seed % 3 else (noise > 127).astype(np.uint8) * 255
@@ -30,9 +30,9 @@ def picture_of(height: int, width: int, seed: int) -> np.ndarray:
 @settings(max_examples=300)
 @given(sides, sides, sides, sides, st.integers(0, 2**32))
 def test_bytes_equal_pillow_for_all_sizes(height, width, new_height, new_width, seed):
-    picture = picture_of(height, width, seed)
+    image = image_of(height, width, seed)
     np.testing.assert_array_equal(
-        resized(picture, (new_height, new_width)), resized_by_pillow(picture, (new_height, new_width))
+        resized(image, (new_height, new_width)), resized_by_pillow(image, (new_height, new_width))
     )
 
 
@@ -55,14 +55,14 @@ def test_bytes_equal_pillow_for_all_sizes(height, width, new_height, new_width, 
 )
 def test_bytes_equal_pillow_in_odd_and_in_real_cases(size_hw, new_hw):
     for seed in (0, 1):
-        picture = picture_of(*size_hw, seed)
-        np.testing.assert_array_equal(resized(picture, new_hw), resized_by_pillow(picture, new_hw))
+        image = image_of(*size_hw, seed)
+        np.testing.assert_array_equal(resized(image, new_hw), resized_by_pillow(image, new_hw))
 
 
 def test_growing_alike_gives_what_pillow_gives_in_one_go():
-    picture = picture_of(48, 64, 1)
-    expected = np.asarray(Image.fromarray(picture).resize((107, 80), Image.Resampling.BILINEAR))
-    np.testing.assert_array_equal(resized(picture, (80, 107)), expected)
+    image = image_of(48, 64, 1)
+    expected = np.asarray(Image.fromarray(image).resize((107, 80), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(resized(image, (80, 107)), expected)
 
 
 @given(st.integers(1, 300), st.integers(1, 300))
@@ -87,7 +87,7 @@ def test_a_table_is_shared_and_cannot_be_changed():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 def test_bytes_are_the_same_on_a_gpu():
-    picture = picture_of(480, 640, 1)
+    image = image_of(480, 640, 1)
     tables = [torch.tensor(resize_table(old, new)).cuda() for old, new in ((480, 800), (640, 1066))]
-    found = resize_bytes(torch.from_numpy(picture).cuda(), *tables)
-    np.testing.assert_array_equal(found.cpu().numpy(), resized_by_pillow(picture, (800, 1066)))
+    found = resize_bytes(torch.from_numpy(image).cuda(), *tables)
+    np.testing.assert_array_equal(found.cpu().numpy(), resized_by_pillow(image, (800, 1066)))

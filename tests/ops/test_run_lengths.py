@@ -1,5 +1,7 @@
 """The oracle is pycocotools: its decoding of a mask, read at the pixels of the crop."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -23,11 +25,7 @@ def random_mask(random: np.random.Generator, height: int, width: int) -> np.ndar
     elif kind in (3, 4):
         rows, columns = np.mgrid[:height, :width]
         for _ in range(int(random.integers(1, 4))):
-            y, x, radius = (
-                random.uniform(0, height),
-                random.uniform(0, width),
-                random.uniform(1, max(height, width) / 2),
-            )
+            y, x, radius = random.uniform((0, 0, 1), (height, width, max(height, width, 2) / 2))
             pixels[(rows - y) ** 2 + (columns - x) ** 2 < radius**2] = 1
     return np.asfortranarray(pixels)
 
@@ -59,15 +57,12 @@ def expected_crop(code: dict, box: np.ndarray, resized_hw, is_mirrored: bool, si
     height, width = pixels.shape
     x1, y1, x2, y2 = (float(value) for value in box)
     crop = np.zeros((size, size), bool)
-    for row in range(size):
-        for column in range(size):
-            x = x1 + (column + 0.5) / size * max(x2 - x1, 1.0)
-            y = y1 + (row + 0.5) / size * max(y2 - y1, 1.0)
-            if is_mirrored:
-                x = resized_hw[1] - x
-            at_x, at_y = np.floor(x * (width / resized_hw[1])), np.floor(y * (height / resized_hw[0]))
-            if 0 <= at_x < width and 0 <= at_y < height:
-                crop[row, column] = pixels[int(at_y), int(at_x)]
+    for row, column in np.ndindex(size, size):
+        x, y = x1 + (column + 0.5) / size * max(x2 - x1, 1.0), y1 + (row + 0.5) / size * max(y2 - y1, 1.0)
+        x = resized_hw[1] - x if is_mirrored else x
+        at_x, at_y = np.floor(x * (width / resized_hw[1])), np.floor(y * (height / resized_hw[0]))
+        if 0 <= at_x < width and 0 <= at_y < height:
+            crop[row, column] = pixels[int(at_y), int(at_x)]
     return crop
 
 
@@ -119,13 +114,7 @@ def test_an_object_without_runs_has_an_empty_crop():
 def test_runs_that_were_added_for_room_belong_to_nobody():
     mask = encoded(np.asfortranarray(np.eye(6, dtype=np.uint8)))[1]
     batch = run_lengths_of([[mask]], [[6, 6]], [[6, 6]], [False])
-    roomy = RunLengths(
-        ends=torch.cat([batch.ends, torch.full((9,), torch.iinfo(torch.int64).max)]),
-        run_offsets=batch.run_offsets,
-        original_sizes_hw=batch.original_sizes_hw,
-        sizes_hw=batch.sizes_hw,
-        is_mirrored=batch.is_mirrored,
-    )
+    roomy = replace(batch, ends=torch.cat([batch.ends, torch.full((9,), torch.iinfo(torch.int64).max)]))
     box = torch.tensor([[0.0, 0.0, 6.0, 6.0]])
     expected = crop_run_lengths(batch, torch.tensor([0]), box, 6)
     assert torch.equal(expected[0], torch.eye(6, dtype=torch.bool))

@@ -122,7 +122,7 @@ def _save_with_categories(model: Any, target: Path, config: RunConfig, categorie
     """Write the model with the names of its labels, if there is a file that has them, and return notices."""
     from maskperf.data.coco.categories import categories_of
     from maskperf.data.coco.index import read_coco
-    from maskperf.model.weights import save_model_weights, write_tensor_file
+    from maskperf.model.weights import save_state, write_tensor_file
     from maskperf.run.data import class_count_problems
 
     if categories is None:
@@ -138,7 +138,7 @@ def _save_with_categories(model: Any, target: Path, config: RunConfig, categorie
         "category_names": list(found.values()),
         "config": to_json_text(config),
     }
-    save_model_weights(model, target, metadata)
+    save_state(model.state_dict(), target, metadata)
     return []
 
 

@@ -27,7 +27,7 @@ def sample_rois(
     num_samples: int,
     positive_fraction: float,
 ) -> SampledRois:
-    """Return the sampled RoIs of each image, positives first, then background, then empty places.
+    """Return the sampled RoIs of each image, positives first, then background, then empty slots.
 
     A candidate takes the label of its best ground truth from `positive_iou` on, else it is background. With the
     benchmark's 512 RoIs at most 128 are positive.
@@ -78,7 +78,7 @@ def box_losses(
 
 
 def positive_rois(rois: SampledRois, mask_slots: int) -> tuple[SampledRois, Int[Tensor, ""]]:
-    """Return the positive RoIs in `mask_slots` places per image, and how many found no place.
+    """Return the positive RoIs in `mask_slots` slots per image, and how many found no slot.
 
     They come first in `rois`, so this is a slice; `valid` then means positive.
     """
@@ -89,9 +89,9 @@ def positive_rois(rois: SampledRois, mask_slots: int) -> tuple[SampledRois, Int[
 def packed_positive_rois(
     rois: SampledRois, slots: int, places: int
 ) -> tuple[SampledRois, Int[Tensor, " images_plus_1"], Int[Tensor, ""]]:
-    """Return the positive RoIs of all images as those of one, in `places` places, as if it had all objects.
+    """Return the positive RoIs of all images as those of one, in `places` slots, as if it had all objects.
 
-    Besides, image i has the RoIs offsets[i]:offsets[i + 1], and how many found no place. `slots` are those of an image.
+    Besides, image i has the RoIs offsets[i]:offsets[i + 1], and how many found no slot. `slots` are those of an image.
     """
     positive = rois.labels > 0
     images, per_image = positive.shape
@@ -110,7 +110,7 @@ def packed_positive_rois(
 
 
 def first_rois(rois: SampledRois, count: int) -> SampledRois:
-    """Return the first `count` places of every image."""
+    """Return the first `count` RoIs of every image."""
     return SampledRois(
         boxes=rois.boxes[:, :count],
         labels=rois.labels[:, :count],

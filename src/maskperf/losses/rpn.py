@@ -49,7 +49,7 @@ def rpn_losses(
     (smooth L1 with beta 1/9, summed over positives, divided by the number of all sampled anchors).
 
     The sampled anchors' outputs are taken from `rpn`, or computed by `outputs_at` from their indices
-    (images, places): then the gradient flows there and not to `rpn`.
+    (images, samples): then the gradient flows there and not to `rpn`.
     """
     visible = anchor_visibility(anchors, batch.images.sizes_hw)
     matches = assign_anchors(

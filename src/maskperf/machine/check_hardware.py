@@ -206,8 +206,7 @@ def check_cpu_speed(env: Environment) -> Iterator[Finding]:
         value = f"{probe.cpu_gflops:.0f} GFLOP/s in float32 with {threads} thread(s)"
         if probe.cpu_gflops < SMALL_CPU_GFLOPS_PER_THREAD * threads:
             meaning = "slow for this number of threads: old, limited or busy cores"
-            fix = "See the lines on cores, CPU limit and other work."
-            yield note("matrix products, CPU", value, meaning, fix)
+            yield note("matrix products, CPU", value, meaning, "See the lines on cores, CPU limit and other work.")
         else:
             yield ok("matrix products, CPU", value, "what training on the CPU can count on")
     if speed is None:
@@ -250,8 +249,7 @@ def check_memory(env: Environment) -> Iterator[Finding]:
             meaning = f"enough for the demo; COCO wants about {wanted:g} GiB ({processes} process(es) of {COCO_GIB:g})"
             yield note("memory", value, meaning, "Use fewer processes, or a machine with more memory.")
         elif usable < wanted + COCO_IMAGES_GIB:
-            meaning = "enough; not for caching all of COCO's images too, so every epoch reads the disk"
-            yield ok("memory", value, meaning)
+            yield ok("memory", value, "enough; not for caching all of COCO's images too, so every epoch reads the disk")
         else:
             yield ok("memory", value, "enough, and COCO's images (19 GiB) stay in it after the first epoch")
     if shared is not None and gpus > 1 and shared < SHARED_GIB_FOR_NCCL:
@@ -285,8 +283,7 @@ def check_limits(env: Environment) -> Iterator[Finding]:
     else:
         value = "unlimited" if core is None else f"up to {core:.1f} GiB"
         meaning = "a crash may write the whole memory of each process to the disk"
-        fix = "ulimit -c 0, unless you look for the cause of a crash."
-        yield note("core files (ulimit -c)", value, meaning, fix)
+        yield note("core files (ulimit -c)", value, meaning, "ulimit -c 0, unless you look for the cause of a crash.")
 
 
 def check_data(env: Environment) -> Iterator[Finding]:
@@ -308,8 +305,7 @@ def check_data(env: Environment) -> Iterator[Finding]:
         yield ok("COCO 2017", value, "complete by its number of files; maskperf run coco checks more")
     elif data.was_asked_for and not missing:
         value = f"{data.root}: {data.train_images:,} and {data.val_images:,} JPEG files"
-        meaning = f"another data set: COCO 2017 has {NUM_TRAIN_FILES:,} and {NUM_VAL_IMAGES:,}"
-        yield note("COCO 2017", value, meaning)
+        yield note("COCO 2017", value, f"another data set: COCO 2017 has {NUM_TRAIN_FILES:,} and {NUM_VAL_IMAGES:,}")
     elif data.was_asked_for:
         value = f"{data.root}: missing {', '.join(missing + other)}"
         yield problem("COCO 2017", value, "a COCO recipe cannot run on it", fix)
@@ -320,8 +316,7 @@ def check_data(env: Environment) -> Iterator[Finding]:
         yield ok("backbone weights", data.weights, "found; maskperf run reads and checks them")
     else:
         value = f"{env.config.model.backbone_weights}: not found"
-        fix = "maskperf prepare coco, or give model.backbone_weights=FILE."
-        yield note("backbone weights", value, needed, fix)
+        yield note("backbone weights", value, needed, "maskperf prepare coco, or give model.backbone_weights=FILE.")
 
 
 def check_space(env: Environment) -> Iterator[Finding]:

@@ -69,8 +69,7 @@ def check_cuda(env: Environment) -> Iterator[Finding]:
         yield (ok if build == "cpu" else note)("torch and GPU", value, meaning)
     elif build is not None and (build == "cpu" or build.startswith("rocm")):
         fix = "Install torch for CUDA: choose Linux, Pip and CUDA on pytorch.org/get-started."
-        meaning = "this torch cannot use the GPUs: training would run on the CPU"
-        yield problem("torch and GPU", value, meaning, fix)
+        yield problem("torch and GPU", value, "this torch cannot use the GPUs: training would run on the CPU", fix)
     elif build is not None:
         yield ok("torch and GPU", value, "torch can use GPUs")
     if gpu.gpus:
@@ -147,8 +146,7 @@ def check_network(env: Environment) -> Iterator[Finding]:
         meaning = f"{len(machine.infiniband)} InfiniBand port(s), none active; matters for several machines only"
         yield note("network", value, meaning, "Look at the cables and the switch: ibstat")
     else:
-        meaning = "matters for several machines only: each step exchanges 168 MiB of gradients"
-        yield ok("network", value, meaning)
+        yield ok("network", value, "matters for several machines only: each step exchanges 168 MiB of gradients")
     cards = [card.name for card in machine.network] + ["lo"]
     named = {name: env.variables.get(name, "") for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")}
     for variable, text in named.items():
@@ -168,8 +166,7 @@ def check_variables(env: Environment) -> Iterator[Finding]:
         fix = f"Unset {' and '.join(slow)}, unless it was set on purpose."
         yield note("NCCL and CUDA variables", value, "; ".join(SLOW_VARIABLES[name] for name in slow), fix)
     else:
-        meaning = "exchange between processes is not slowed"
-        yield ok("NCCL and CUDA variables", "none that slows a run", meaning)
+        yield ok("NCCL and CUDA variables", "none that slows a run", "exchange between processes is not slowed")
     found = {name: variables[name] for name in RANK_VARIABLES if name in variables}
     name, value = "torchrun variables", ", ".join(f"{name}={text}" for name, text in found.items()) or "none"
     fix = f"Outside torchrun: unset {' '.join(found)}."

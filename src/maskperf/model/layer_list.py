@@ -46,10 +46,8 @@ def list_layers(
     """
     if any(side % SIZE_DIVISOR or side <= 0 for side in image_size_hw):
         raise ValueError(f"image_size_hw={image_size_hw}: both sides must be positive multiples of {SIZE_DIVISOR}")
-    own = {"recurse": False}
-    layers = {
-        name: module for name, module in model.named_modules() if [*module.parameters(**own), *module.buffers(**own)]
-    }
+    modules = model.named_modules()
+    layers = {name: module for name, module in modules if [*module.parameters(False), *module.buffers(False)]}
     calls: dict[str, list[tuple[tuple[int, ...], int]]] = defaultdict(list)
 
     def record(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

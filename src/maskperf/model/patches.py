@@ -1,5 +1,7 @@
 """The 3x3 cells of the pyramid around chosen cells: what a 3x3 convolution reads to compute these cells alone."""
 
+from functools import reduce
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -19,8 +21,7 @@ def cell_patches(
     """
     images, channels = features[0].shape[:2]
     image = torch.arange(images, device=cells.device)[:, None, None]
-    patches: Tensor | None = None
-    start = 0
+    parts, start = [], 0
     for feature in features:
         height, width = feature.shape[2:]
         local = cells - start
@@ -32,10 +33,8 @@ def cell_patches(
         index = ((image * height + rows)[..., None] * width + columns[..., None, :]).flatten(2)
         inside = (row_inside[..., None] & column_inside[..., None, :]).flatten(2) & on_level[..., None]
         table = feature.permute(0, 2, 3, 1).reshape(-1, channels)  # no copy where the feature is channels-last
-        found = table.index_select(0, index.flatten()).masked_fill(~inside.view(-1, 1), 0.0)
-        patches = found if patches is None else patches + found
-    assert patches is not None, "a pyramid has a level"
-    return patches.view(*cells.shape, len(OFFSETS) ** 2, channels)
+        parts.append(table.index_select(0, index.flatten()).masked_fill(~inside.view(-1, 1), 0.0))
+    return reduce(torch.add, parts).view(*cells.shape, len(OFFSETS) ** 2, channels)
 
 
 def _neighbours(index: Tensor, length: int) -> tuple[Tensor, Tensor]:

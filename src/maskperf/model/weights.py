@@ -62,11 +62,6 @@ def load_model_weights(model: MaskRcnn, path: str | Path) -> list[str]:
     return notices
 
 
-def save_model_weights(model: MaskRcnn, path: str | Path, metadata: Mapping[str, object]) -> None:
-    """Write all weights as .safetensors; otherwise as `save_state`."""
-    save_state(model.state_dict(), path, metadata)
-
-
 def save_state(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, object]) -> None:
     """Write the state of a model as .safetensors, complete or not at all.
 

@@ -32,13 +32,12 @@ def weight_casts(parameters: list[Tensor], factors: list[Tensor | None], dtype: 
     A parameter's factors are one for each entry of its first axis; None: all are 1. Products are float32, and so are
     the gradients that the backward adds to those of the parameters.
     """
-    if parameters and uses_kernels(parameters[0].device):
-        return load("products").WeightCasts(parameters, factors, dtype)
-    return PlainCasts(parameters, factors, dtype)
+    has_kernels = bool(parameters) and uses_kernels(parameters[0].device)
+    return (load("products").WeightCasts if has_kernels else PlainCasts)(parameters, factors, dtype)
 
 
 class PlainCasts:
-    """The casts by PyTorch's operators, two for each parameter: the kernels' plain twin."""
+    """The casts by PyTorch's operators, two for each parameter: the plain form."""
 
     def __init__(self, parameters: list[Tensor], factors: list[Tensor | None], dtype: torch.dtype):
         self.parameters = parameters
@@ -79,13 +78,14 @@ class _LinearRelu(torch.autograd.Function):
         rows, weight, result = ctx.saved_tensors
         if result is not None:
             gradient = torch.ops.aten.threshold_backward(gradient, result, 0)
-        needs_rows, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        return (
-            gradient @ weight if needs_rows else None,
-            gradient.t() @ rows if needs_weight else None,
-            gradient.sum(0) if needs_bias else None,
-            None,
-        )
+        of_bias = gradient.sum(0) if ctx.needs_input_grad[2] else None
+        return *_factor_gradients(ctx, gradient, rows, weight), of_bias, None
+
+
+def _factor_gradients(ctx: Any, gradient: Tensor, rows: Tensor, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of the two factors of rows @ weight.t(), where needed."""
+    needs_rows, needs_weight = ctx.needs_input_grad[:2]
+    return gradient @ weight if needs_rows else None, gradient.t() @ rows if needs_weight else None
 
 
 def float32_linear(
@@ -111,9 +111,7 @@ class _Float32Product(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight = ctx.saved_tensors
-        gradient = gradient.to(rows.dtype)
-        needs_rows, needs_weight = ctx.needs_input_grad
-        return gradient @ weight if needs_rows else None, gradient.t() @ rows if needs_weight else None
+        return _factor_gradients(ctx, gradient.to(rows.dtype), rows, weight)
 
 
 def own_class_logits(

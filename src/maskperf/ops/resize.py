@@ -43,24 +43,24 @@ def resize_table(length: int, new_length: int) -> Int32[np.ndarray, "lines new_l
 
 
 def resize_bytes(
-    picture: UInt8[Tensor, "height width channels"],
+    image: UInt8[Tensor, "height width channels"],
     row_table: Int32[Tensor, "row_lines new_height"],
     column_table: Int32[Tensor, "column_lines new_width"],
 ) -> UInt8[Tensor, "new_height new_width channels"]:
-    """Return the picture at the size the two tables are for: the bytes of Pillow before its version 13.
+    """Return the image at the size the two tables are for: the bytes of Pillow before its version 13.
 
     Since then Pillow begins with the rows where they shrink most; see maskperf.data.images.transforms.
     """
-    return _resample(_resample(picture, column_table, axis=1), row_table, axis=0)
+    return _resample(_resample(image, column_table, axis=1), row_table, axis=0)
 
 
-def _resample(picture: Tensor, table: Tensor, *, axis: int) -> Tensor:
-    if table.shape[1] == picture.shape[axis]:
-        return picture
-    first, last = table[0], picture.shape[axis] - 1
+def _resample(image: Tensor, table: Tensor, *, axis: int) -> Tensor:
+    if table.shape[1] == image.shape[axis]:
+        return image
+    first, last = table[0], image.shape[axis] - 1
     total: Tensor | int = HALF
     for tap, weights in enumerate(table[1:]):
-        part = picture.index_select(axis, (first + tap).clamp(max=last)).to(torch.int32)
+        part = image.index_select(axis, (first + tap).clamp(max=last)).to(torch.int32)
         total = total + part * weights.view(-1, *[1] * (2 - axis))
     assert isinstance(total, Tensor)  # a table has one line of weights at least
     return (total >> WEIGHT_BITS).clamp(0, 255).to(torch.uint8)

@@ -56,16 +56,9 @@ def choose_chunk_size(channels: int) -> int:
 def cut_into_chunks(images: int, height: int, width: int, tiles_per_chunk: int) -> Iterator[Chunk]:
     """Yield chunks of about `tiles_per_chunk` tiles that cover the maps, or of single rows where those have more."""
     rows, columns = -(-height // TILE), -(-width // TILE)
-    if rows * columns <= tiles_per_chunk:
-        step = tiles_per_chunk // (rows * columns)
-        for first in range(0, images, step):
-            count = min(step, images - first)
-            yield Chunk(first, count, 0, rows, columns)
-        return
-    step = max(1, tiles_per_chunk // columns)
-    for image in range(images):
-        for first in range(0, rows, step):
-            yield Chunk(image, 1, first, min(step, rows - first), columns)
+    most_images, most_rows = max(1, tiles_per_chunk // (rows * columns)), max(1, tiles_per_chunk // columns)
+    for image, row in product(range(0, images, most_images), range(0, rows, most_rows)):
+        yield Chunk(image, min(most_images, images - image), row, min(most_rows, rows - row), columns)
 
 
 def in_batches(chunks: Iterable[Chunk], tiles_per_batch: int = TILES_PER_BATCH) -> Iterator[list[Chunk]]:

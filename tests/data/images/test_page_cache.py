@@ -8,6 +8,7 @@ def test_files_and_folders_are_dropped_and_stay_as_they_were(tmp_path, monkeypat
     files = [tmp_path / "a.json", tmp_path / "images" / "b.jpg"]
     for file in files:
         file.write_bytes(b"content")
+    (tmp_path / "images" / "broken link").symlink_to(tmp_path / "nowhere")
     dropped = []
     honest = os.posix_fadvise
 

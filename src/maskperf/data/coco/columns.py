@@ -279,7 +279,7 @@ def _check(columns: Columns, extents: np.ndarray, categories: list[_Category], r
     may_be_empty = (False, reading.is_test_set, not reading.training)
     if (
         any(not len(one) and not may for one, may in zip(ids, may_be_empty, strict=True))
-        or any(len(np.unique(one)) < len(one) for one in ids)
+        or any((np.diff(np.sort(one)) == 0).any() for one in ids)
         or len(set(columns.category_names)) < len(categories)
         or placeholder_categories(categories, set(np.unique(columns.annotated_categories).tolist()))
         or (reading.crowd_as_objects and columns.is_crowd.any())

@@ -17,7 +17,7 @@ from maskperf.data.coco import columns
 from maskperf.data.coco.document import AnnotationRow, CategoryRow, Document, ImageRow, Reading, Row, counted, shown
 from maskperf.errors import Problem
 
-CROWD_MARKS = {None: 0, False: 0, True: 1, "0": 0, "1": 1}  # 0.0 and 1.0 are equal to False and True
+CROWD_MARKS = {"None": 0, "False": 0, "0.0": 0, "'0'": 0, "True": 1, "1.0": 1, "'1'": 1}  # what stands for 0 and 1
 FIX_POLYGONS = "Write the outline as [[x1, y1, x2, y2, x3, y3, ...], ...] in pixels, or remove the annotation."
 FIX_OUTLINES = "Export with `segmentation`: polygons [[x1, y1, x2, y2, x3, y3, ...], ...] or run-length codes (RLE)."
 Four = Annotated[list, Meta(min_length=4, max_length=4)]
@@ -63,9 +63,8 @@ def as_numbers(values: Any, as_one: Callable[[Any], Any] = as_number) -> Any:
     return values if None in numbers or list(map(type, numbers)) == list(map(type, values)) else numbers
 
 
-def as_crowd_mark(value: Any) -> int | None:
-    """Return the 0 or 1 that is meant by a value in place of them; None where it is none."""
-    return CROWD_MARKS.get(value) if type(value) in (bool, float, str, type(None)) else None
+def as_crowd(value: Any) -> int | None:
+    return CROWD_MARKS.get(repr(value))
 
 
 SIDE = "The side is not a whole number of pixels above 0."
@@ -85,7 +84,7 @@ RULES: dict[type[Row], tuple[tuple[str, Callable[[Any], Any], str, Any, str], ..
     ),
     CategoryRow: (("name", lambda value: value, "", columns.Name, "The category has no name."),),
     AnnotationRow: (
-        ("iscrowd", as_crowd_mark, "annotations have iscrowd={}: read as NEW", columns.CrowdMark, CROWD),
+        ("iscrowd", as_crowd, "annotations have iscrowd={}: read as NEW", columns.CrowdMark, CROWD),
         ("area", as_number, AREA_TEXT, None, AREA),
         ("bbox", as_numbers, BOX_TEXT, Four, BOX),
     ),

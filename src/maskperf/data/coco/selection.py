@@ -25,11 +25,8 @@ def select(columns: Columns, reading: Reading, *, file: str, notices: Sequence[s
     order = np.argsort(columns.image_ids)
     image_ids, sizes_hw = columns.image_ids[order], columns.sizes_hw[order]
     positions = np.searchsorted(image_ids, columns.annotated_images)  # of each annotation's image
-    # Corners inclusive: x, y, x + max(w - 1, 0), y + max(h - 1, 0).
-    top_left, sides = np.split(columns.boxes_xywh.astype(np.float32), 2, axis=1)
-    corners = np.concatenate([top_left, top_left + np.maximum(sides - 1, 0)], axis=1)
-    limits = (sizes_hw[positions][:, [1, 0, 1, 0]] - 1).astype(np.float32)
-    boxes = np.minimum(np.maximum(corners, 0), limits)
+    corners = _corners(columns)
+    boxes = np.minimum(np.maximum(corners, 0), (sizes_hw[positions][:, [1, 0, 1, 0]] - 1).astype(np.float32))
     rows = np.flatnonzero(~columns.is_crowd & _has_extent(boxes))
     rows = rows[np.argsort(positions[rows], kind="stable")]  # file order within an image
     num_objects = np.bincount(positions[rows], minlength=len(image_ids))
@@ -61,6 +58,13 @@ def select(columns: Columns, reading: Reading, *, file: str, notices: Sequence[s
         "image_keys": tuple(map(json.dumps, compress(keys, is_used))) if columns.image_keys else (),
     }
     return Table(arrays, texts)
+
+
+def _corners(columns: Columns) -> np.ndarray:
+    """Return [x, y, x + max(w - 1, 0), y + max(h - 1, 0)] of each box in float32: corners inclusive."""
+    boxes_xywh = columns.boxes_xywh.astype(np.float32)
+    top_left = boxes_xywh[:, :2]
+    return np.concatenate([top_left, top_left + np.maximum(boxes_xywh[:, 2:] - 1, 0)], axis=1)
 
 
 def _has_extent(boxes: np.ndarray) -> np.ndarray:

@@ -61,7 +61,7 @@ def golden_batch(numbers) -> Batch:
     slots = max(len(numbers[f"in/labels{i}"]) for i in range(2))
     boxes = torch.zeros(2, slots, 4)
     labels = torch.zeros(2, slots, dtype=torch.int64)
-    rings, ring_offsets = [], [0]
+    polygons, polygon_offsets = [], [0]
     for i, image in enumerate(images):
         pixels[i, :, : image.shape[1], : image.shape[2]] = image
         count = len(numbers[f"in/labels{i}"])
@@ -69,25 +69,27 @@ def golden_batch(numbers) -> Batch:
         labels[i, :count] = torch.from_numpy(numbers[f"in/labels{i}"])
         for slot in range(slots):
             keys = [key for key in numbers if key.startswith(f"in/poly{i}_{slot}_")]
-            rings.extend(numbers[key].reshape(-1, 2) for key in sorted(keys))
-            ring_offsets.append(len(rings))
+            polygons.extend(numbers[key].reshape(-1, 2) for key in sorted(keys))
+            polygon_offsets.append(len(polygons))
     return Batch(
         images=Images(pixels=pixels, sizes_hw=sizes),
-        targets=Targets(boxes=boxes, labels=labels, valid=labels > 0, polygons=flat_polygons(rings, ring_offsets)),
+        targets=Targets(
+            boxes=boxes, labels=labels, valid=labels > 0, polygons=flat_polygons(polygons, polygon_offsets)
+        ),
         image_ids=torch.tensor([1, 2]),
         sample_seeds=torch.tensor([11, 12]),
     )
 
 
-def flat_polygons(rings: list[np.ndarray], ring_offsets: list[int]) -> Polygons:
-    """Return rings (points, 2) and the first ring of each object as flat tensors."""
-    point_offsets = np.cumsum([0] + [len(ring) for ring in rings])
-    points_of_object = np.diff(point_offsets[ring_offsets])
-    rings_of_object = np.diff(ring_offsets)
+def flat_polygons(polygons: list[np.ndarray], polygon_offsets: list[int]) -> Polygons:
+    """Return polygons (points, 2) and the first polygon of each object as flat tensors."""
+    point_offsets = np.cumsum([0] + [len(polygon) for polygon in polygons])
+    points_of_object = np.diff(point_offsets[polygon_offsets])
+    polygons_of_object = np.diff(polygon_offsets)
     return Polygons(
-        points=torch.from_numpy(np.concatenate(rings).astype(np.float32)) if rings else torch.zeros(0, 2),
+        points=torch.from_numpy(np.concatenate(polygons).astype(np.float32)) if polygons else torch.zeros(0, 2),
         point_offsets=torch.from_numpy(point_offsets.astype(np.int64)),
-        ring_offsets=torch.tensor(ring_offsets),
+        polygon_offsets=torch.tensor(polygon_offsets),
         max_points=int(points_of_object.max(initial=0)),
-        max_rings=int(rings_of_object.max(initial=0)),
+        max_polygons=int(polygons_of_object.max(initial=0)),
     )

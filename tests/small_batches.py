@@ -50,14 +50,14 @@ def batch_of(pixels: Tensor, objects: list, size_hw: tuple[int, int], ids: Seque
     padded = [entry for of_image in objects for entry in (of_image + [empty] * slots)[:slots]]
     boxes, labels, polygons = zip(*padded, strict=True)
     labels = torch.tensor(labels).view(-1, slots)
-    rings = [np.asarray(ring, np.float32) for of_object in polygons for ring in of_object]
+    outlines = [np.asarray(outline, np.float32) for of_object in polygons for outline in of_object]
     return Batch(
         images=Images(pixels=pixels, sizes_hw=torch.tensor([size_hw] * len(objects))),
         targets=Targets(
             boxes=torch.tensor(np.array(boxes), dtype=torch.float32).view(-1, slots, 4),
             labels=labels,
             valid=labels > 0,
-            polygons=flat_polygons(rings, np.cumsum([0, *map(len, polygons)]).tolist()),
+            polygons=flat_polygons(outlines, np.cumsum([0, *map(len, polygons)]).tolist()),
         ),
         image_ids=torch.tensor(ids),
         sample_seeds=torch.tensor(ids) + 100,
@@ -84,8 +84,8 @@ def varied_batch(seed: int, objects: tuple[int, ...], padded_hw: tuple[int, int]
     def draw() -> tuple:
         corner, size = random.uniform(0, 30, 2), random.uniform(20, 30, 2)
         label, count = int(random.integers(1, 4)), random.integers(1, 4)
-        rings = [corner + size * random.uniform(0, 1, (random.integers(3, 10), 2)) for _ in range(count)]
-        return [*corner, *(corner + size)], label, rings
+        outlines = [corner + size * random.uniform(0, 1, (random.integers(3, 10), 2)) for _ in range(count)]
+        return [*corner, *(corner + size)], label, outlines
 
     drawn = [[draw() for _ in range(count)] for count in objects]
     pixels = torch.randn(len(objects), 3, *padded_hw, generator=torch.Generator().manual_seed(seed)) * 50

@@ -1,6 +1,6 @@
 """The tensors that cross package borders, with their shapes.
 
-Legend of axes: images (of one device's batch), slots (for ground truth, padded), rings (polygons), points,
+Legend of axes: images (of one device's batch), slots (for ground truth, padded), polygons, points,
 anchors, proposals, rois, masks (slots for positive RoIs), detections, channels, height, width.
 A boolean `valid` tells which padded entries are real; the others hold zeros.
 Boxes are (x1, y1, x2, y2) in pixels of the resized image, corners inclusive (docs/conventions.md).
@@ -61,13 +61,13 @@ class RawImages:
 
 @dataclass(frozen=True)
 class Polygons:
-    """Every ring of every object of a batch, flat. Object o = image * slots + slot."""
+    """Every polygon of every object of a batch, flat. Object o = image * slots + slot."""
 
     points: Float[Tensor, "points 2"]  # x, y
-    point_offsets: Int[Tensor, " rings_plus_1"]  # ring r has points[point_offsets[r]:point_offsets[r + 1]]
-    ring_offsets: Int[Tensor, " objects_plus_1"]  # object o has rings ring_offsets[o]:ring_offsets[o + 1]
+    point_offsets: Int[Tensor, " polygons_plus_1"]  # polygon p has points[point_offsets[p]:point_offsets[p + 1]]
+    polygon_offsets: Int[Tensor, " objects_plus_1"]  # object o has polygons polygon_offsets[o]:polygon_offsets[o + 1]
     max_points: int  # the most points that one object has; known on the host, so shapes are fixed
-    max_rings: int  # the most rings that one object has
+    max_polygons: int  # the most polygons that one object has
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,9 @@ class BatchCapacity:
 
     images: int
     slots: int  # objects of one image
-    rings: int  # of all images together
+    polygons: int  # of all images together
     points: int
-    object_rings: int  # of one object
+    object_polygons: int  # of one object
     object_points: int
     runs: int = 0  # of all images together; 0: the data set's masks are all polygons
 

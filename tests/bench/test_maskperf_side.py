@@ -65,7 +65,7 @@ def test_a_sharpened_classifier_lets_the_wanted_number_pass():
 def test_the_batch_of_the_file_is_complete(folder):
     batch = read_batch(str(folder / "batch.npz"))
     assert batch.targets.boxes.shape == (IMAGES, 3, 4)
-    assert batch.targets.polygons.ring_offsets.tolist() == list(range(7))
+    assert batch.targets.polygons.polygon_offsets.tolist() == list(range(7))
     assert batch.images.sizes_hw.tolist() == [list(SIZE_HW)] * IMAGES
 
 

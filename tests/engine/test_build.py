@@ -97,7 +97,7 @@ def test_synthetic_batch_fills_its_padded_size_and_has_one_object_an_image(raw_i
     assert batch.images.sizes_hw.tolist() == [[800, 1216]] * 3
     assert batch.targets.valid.tolist() == [[True]] * 3
     assert batch.targets.boxes[2].tolist() == [[0, 0, 400, 400]]
-    assert batch.targets.polygons.ring_offsets.tolist() == [0, 1, 2, 3]
+    assert batch.targets.polygons.polygon_offsets.tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("raw_images", [False, True])

@@ -12,7 +12,7 @@ from maskperf.data.images.capacity import batch_capacity
 from maskperf.engine.capacity import capacity_of, fits, fixed_capacities, fixed_capacity, pad_batch
 from maskperf.structures import BatchCapacity
 
-ROOMY = BatchCapacity(images=2, slots=9, rings=60, points=500, object_rings=5, object_points=40)
+ROOMY = BatchCapacity(images=2, slots=9, polygons=60, points=500, object_polygons=5, object_points=40)
 
 
 def index_of(polygons_of_images: list[list[list[int]]]) -> CocoIndex:
@@ -44,7 +44,7 @@ def index_of(polygons_of_images: list[list[list[int]]]) -> CocoIndex:
 def test_capacity_holds_the_most_of_everything_in_the_data_set():
     index = index_of([[[4], [3, 3, 3]], [[50]], [], [[4], [4], [4]]])
     assert batch_capacity(index, 2) == BatchCapacity(
-        images=2, slots=3, rings=2 * 4, points=2 * 50, object_rings=3, object_points=50
+        images=2, slots=3, polygons=2 * 4, points=2 * 50, object_polygons=3, object_points=50
     )
 
 
@@ -56,7 +56,7 @@ def test_capacity_holds_the_runs_of_the_images_with_the_most():
 
 
 def test_the_fixed_capacity_holds_the_crowded_images_of_coco():
-    crowded = index_of([[[60]] * 92 + [[20] * 190], [[4]]])  # 93 objects, 190 rings of one object
+    crowded = index_of([[[60]] * 92 + [[20] * 190], [[4]]])  # 93 objects, 190 polygons of one object
     for images in (1, 16):
         assert fits(batch_capacity(crowded, images), fixed_capacity(images))
     assert not fits(batch_capacity(index_of([[[4]] * 97]), 2), fixed_capacity(2))
@@ -76,7 +76,7 @@ def test_a_batch_of_run_lengths_never_fits_where_there_is_no_room_for_runs():
 def test_capacity_of_a_data_set_without_objects_has_room_for_one_of_each_kind():
     for index in (index_of([[], []]), index_of([])):
         assert batch_capacity(index, 3) == BatchCapacity(
-            images=3, slots=1, rings=3, points=3, object_rings=1, object_points=1
+            images=3, slots=1, polygons=3, points=3, object_polygons=1, object_points=1
         )
 
 
@@ -110,7 +110,7 @@ def test_padding_keeps_every_polygon_with_its_object():
     slots = batch.targets.valid.shape[1]
     old, new = (
         torch.stack([offsets[:-1], offsets[1:]], dim=1).view(2, -1, 2)
-        for offsets in (before.ring_offsets, after.ring_offsets)
+        for offsets in (before.polygon_offsets, after.polygon_offsets)
     )
     assert torch.equal(new[:, :slots], old)
     assert torch.equal(new[:, slots:, 0], new[:, slots:, 1])
@@ -124,9 +124,9 @@ def test_a_batch_of_exactly_the_capacity_is_unchanged():
     batch = varied_batch(3, (2, 2))
     exact = capacity_of(batch)
     padded = pad_batch(batch, exact)
-    assert torch.equal(padded.targets.polygons.ring_offsets, batch.targets.polygons.ring_offsets)
+    assert torch.equal(padded.targets.polygons.polygon_offsets, batch.targets.polygons.polygon_offsets)
     assert torch.equal(padded.targets.boxes, batch.targets.boxes)
-    for name in ("images", "slots", "rings", "points", "object_rings", "object_points"):
+    for name in ("images", "slots", "polygons", "points", "object_polygons", "object_points"):
         tighter = replace(exact, **{name: getattr(exact, name) - 1})
         assert not fits(exact, tighter), name
         with pytest.raises(ValueError, match="does not fit"):

@@ -19,8 +19,8 @@ from maskperf.ops.anchors import pyramid_anchors
 from maskperf.structures import BatchCapacity, to_device
 from maskperf.techniques import plain, using
 
-SMALLER = BatchCapacity(images=2, slots=3, rings=20, points=200, object_rings=3, object_points=30)
-LARGER = BatchCapacity(images=2, slots=6, rings=40, points=400, object_rings=3, object_points=30)
+SMALLER = BatchCapacity(images=2, slots=3, polygons=20, points=200, object_polygons=3, object_points=30)
+LARGER = BatchCapacity(images=2, slots=6, polygons=40, points=400, object_polygons=3, object_points=30)
 CONFIG = OptimizerConfig(batch_size=2, learning_rate=1e-4, warmup_steps=0)
 CPU = torch.device("cpu")
 ALONE = Topology()

@@ -32,12 +32,12 @@ def rectangle(x1, y1, x2, y2):
     return torch.tensor([[x1, y1], [x2, y1], [x2, y2], [x1, y2]], dtype=torch.float32).numpy()
 
 
-def targets_of(polygons, ring_offsets, images, slots):
+def targets_of(polygons, polygon_offsets, images, slots):
     return Targets(
         boxes=torch.zeros(images, slots, 4),
         labels=torch.ones(images, slots, dtype=torch.int64),
         valid=torch.ones(images, slots, dtype=torch.bool),
-        polygons=flat_polygons(polygons, ring_offsets),
+        polygons=flat_polygons(polygons, polygon_offsets),
     )
 
 

@@ -42,7 +42,7 @@ def test_masks_depend_neither_on_chunks_nor_on_how_edges_are_listed(monkeypatch,
         points=torch.nn.functional.pad(polygons.points, (0, 0, 0, 7)),
         point_offsets=torch.nn.functional.pad(polygons.point_offsets[None], (0, 3), mode="replicate")[0],
         max_points=polygons.max_points + 5,
-        max_rings=polygons.max_rings + 2,
+        max_polygons=polygons.max_polygons + 2,
     )
     monkeypatch.setattr(rasterize, "_MAX_ELEMENTS", limit)
     for given in (polygons, roomy):

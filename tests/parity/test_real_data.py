@@ -68,7 +68,7 @@ def test_mask_targets_of_every_object_equal_pycocotools(split, flip_probability)
         found = mask_targets(rois, make_batch([sample], 32).targets, MASK_SIZE)[0].numpy()
         polygons = np.split(sample.points, sample.point_offsets[1:-1])
         for roi, box in enumerate(boxes):
-            own = slice(*sample.ring_offsets[roi % count : roi % count + 2])
+            own = slice(*sample.polygon_offsets[roi % count : roi % count + 2])
             wanted = drawn_by_pycocotools(polygons[own], box)
             np.testing.assert_array_equal(found[roi], wanted, err_msg=f"image {sample.image_id}, RoI {roi}, {box}")
         num_objects += count

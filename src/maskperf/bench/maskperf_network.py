@@ -168,9 +168,9 @@ def one_polygon_each(points: Tensor, point_offsets: Tensor) -> Polygons:
     return Polygons(
         points=points,
         point_offsets=point_offsets,
-        ring_offsets=torch.arange(len(point_offsets)),
+        polygon_offsets=torch.arange(len(point_offsets)),
         max_points=int(point_offsets.diff().max()),
-        max_rings=1,
+        max_polygons=1,
     )
 
 

@@ -16,12 +16,12 @@ def as_run_lengths(batch: Batch) -> Batch:
     polygons, sizes_hw = batch.targets.polygons, batch.images.sizes_hw
     slots = batch.targets.valid.shape[1]
     outlines = np.split(polygons.points.double().numpy(), polygons.point_offsets[1:-1].numpy())
-    ends = [np.zeros(0, np.int64) for _ in polygons.ring_offsets[1:]]
-    for number, (first, last) in enumerate(pairwise(polygons.ring_offsets.tolist())):
+    ends = [np.zeros(0, np.int64) for _ in polygons.polygon_offsets[1:]]
+    for number, (first, last) in enumerate(pairwise(polygons.polygon_offsets.tolist())):
         if first < last:
-            rings = [points.ravel().tolist() for points in outlines[first:last]]
+            parts = [points.ravel().tolist() for points in outlines[first:last]]
             size_hw = sizes_hw[number // slots].tolist()
-            pixels = coco_masks.decode(coco_masks.merge(coco_masks.frPyObjects(rings, *size_hw))).ravel(order="F")
+            pixels = coco_masks.decode(coco_masks.merge(coco_masks.frPyObjects(parts, *size_hw))).ravel(order="F")
             runs = [*np.flatnonzero(np.diff(pixels, prepend=0)), pixels.size]
             ends[number] = np.array(runs, np.int64) + number * RUN_LENGTH_STRIDE
     run_lengths = RunLengths(
@@ -35,7 +35,7 @@ def as_run_lengths(batch: Batch) -> Batch:
         "points": polygons.points[:0],
         "point_offsets": polygons.point_offsets[:1],
         "max_points": 0,
-        "max_rings": 0,
+        "max_polygons": 0,
     }
-    empty = replace(polygons, ring_offsets=torch.zeros_like(polygons.ring_offsets), **none)
+    empty = replace(polygons, polygon_offsets=torch.zeros_like(polygons.polygon_offsets), **none)
     return replace(batch, targets=replace(batch.targets, polygons=empty, run_lengths=run_lengths))

@@ -68,7 +68,7 @@ def synthetic_batch(data: DataConfig, padded_hw: SizeHw, images: int, *, raw_ima
         means_bgr=data.pixel_means_bgr,
         boxes=np.array([[0, 0, side, side]], np.float32),
         labels=np.ones(1, np.int64),
-        ring_offsets=np.array([0, 1]),
+        polygon_offsets=np.array([0, 1]),
         point_offsets=np.array([0, 4]),
         points=np.array([[0, 0], [side, 0], [side, side], [0, side]], np.float32),
         image_id=0,

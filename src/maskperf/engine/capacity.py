@@ -13,9 +13,9 @@ from maskperf.structures import RUN_LENGTH_STRIDE, Batch, BatchCapacity, Polygon
 # Of one image. The most in train2017 is 93 objects of an image and 190 polygons of one object; of the others only the
 # mean is known (178 points and 8 polygons an image), so there is much room. Unused room costs next to nothing, as
 # Triton's kernel draws the polygons and points that there are.
-SLOTS, RINGS, POINTS = 96, 1024, 16384
-OBJECT_RINGS, OBJECT_POINTS = 256, 8192
-USUAL_OBJECT_RINGS, USUAL_OBJECT_POINTS = 16, 512  # of nearly all objects
+SLOTS, POLYGONS, POINTS = 96, 1024, 16384
+OBJECT_POLYGONS, OBJECT_POINTS = 256, 8192
+USUAL_OBJECT_POLYGONS, USUAL_OBJECT_POINTS = 16, 512  # of nearly all objects
 
 
 def fixed_capacity(images: int) -> BatchCapacity:
@@ -23,9 +23,9 @@ def fixed_capacity(images: int) -> BatchCapacity:
     return BatchCapacity(
         images=images,
         slots=SLOTS,
-        rings=images * RINGS,
+        polygons=images * POLYGONS,
         points=images * POINTS,
-        object_rings=OBJECT_RINGS,
+        object_polygons=OBJECT_POLYGONS,
         object_points=OBJECT_POINTS,
     )
 
@@ -36,7 +36,7 @@ def fixed_capacities(images: int, *, usual_first: bool) -> list[BatchCapacity]:
     For masks that Triton's kernel does not draw: there each costs as much as the largest that fits.
     """
     fixed = fixed_capacity(images)
-    usual = replace(fixed, object_rings=USUAL_OBJECT_RINGS, object_points=USUAL_OBJECT_POINTS)
+    usual = replace(fixed, object_polygons=USUAL_OBJECT_POLYGONS, object_points=USUAL_OBJECT_POINTS)
     return [usual, fixed] if usual_first else [fixed]
 
 
@@ -46,9 +46,9 @@ def capacity_of(batch: Batch) -> BatchCapacity:
     return BatchCapacity(
         images=len(batch.image_ids),
         slots=batch.targets.valid.shape[1],
-        rings=len(polygons.point_offsets) - 1,
+        polygons=len(polygons.point_offsets) - 1,
         points=len(polygons.points),
-        object_rings=polygons.max_rings,
+        object_polygons=polygons.max_polygons,
         object_points=polygons.max_points,
         runs=0 if run_lengths is None else max(1, len(run_lengths.ends)),
     )
@@ -95,13 +95,13 @@ def _pad_run_lengths(masks: RunLengths, images_and_slots: Sequence[int], capacit
 def _pad_polygons(polygons: Polygons, images_and_slots: Sequence[int], capacity: BatchCapacity) -> Polygons:
     """Return the same polygons; new objects have none, new polygons no points, and new points belong to no polygon."""
     point_offsets = polygons.point_offsets
-    added = capacity.rings + 1 - len(point_offsets)
+    added = capacity.polygons + 1 - len(point_offsets)
     return Polygons(
         points=F.pad(polygons.points, (0, 0, 0, capacity.points - len(polygons.points))),
         point_offsets=torch.cat([point_offsets, point_offsets[-1:].expand(added)]),
-        ring_offsets=_pad_objects(polygons.ring_offsets, images_and_slots, capacity.slots),
+        polygon_offsets=_pad_objects(polygons.polygon_offsets, images_and_slots, capacity.slots),
         max_points=capacity.object_points,
-        max_rings=capacity.object_rings,
+        max_polygons=capacity.object_polygons,
     )
 
 

@@ -48,8 +48,8 @@ def _edges_of(polygons: Polygons) -> tuple[Float[Tensor, "points 2 2"], Int[Tens
 def _costs(polygons: Polygons, objects: Int[Tensor, " masks"], size: int, is_listed: bool) -> list[int]:
     """Return how many elements the work on each mask may need."""
     if not is_listed:
-        return [size * polygons.max_points + size * (size + 1) * polygons.max_rings] * len(objects)
-    first, last = polygons.ring_offsets[objects], polygons.ring_offsets[objects + 1]
+        return [size * polygons.max_points + size * (size + 1) * polygons.max_polygons] * len(objects)
+    first, last = polygons.polygon_offsets[objects], polygons.polygon_offsets[objects + 1]
     num_points = polygons.point_offsets[last] - polygons.point_offsets[first]
     return (size * num_points + size * (size + 1) * (last - first)).tolist()
 
@@ -77,13 +77,13 @@ def _draw(
     is_listed: bool,
 ) -> Bool[Tensor, "masks size size"]:
     """Return the pixels inside of an odd number of crossings of some polygon."""
-    first_polygon, last_polygon = polygons.ring_offsets[objects], polygons.ring_offsets[objects + 1]
+    first_polygon, last_polygon = polygons.polygon_offsets[objects], polygons.polygon_offsets[objects + 1]
     first, last = polygons.point_offsets[first_polygon], polygons.point_offsets[last_polygon]
     index, masks, _ = _ranges(first, last - first, None if is_listed else polygons.max_points)
     is_real = index < last[masks]
     index = torch.where(is_real, index, 0)
     _, mask_of_slot, before = _ranges(
-        first_polygon, last_polygon - first_polygon, None if is_listed else polygons.max_rings
+        first_polygon, last_polygon - first_polygon, None if is_listed else polygons.max_polygons
     )
     slots = before[masks] + torch.where(is_real, edges[1][index] - first_polygon[masks], 0)
     start, end = _to_grid(edges[0][index], boxes, masks, size).unbind(1)

@@ -106,7 +106,7 @@ def load_black_box(folder: Path) -> BlackBox:
 
 def polygon_limits(batch: Batch) -> tuple[int, int]:
     """Return the two numbers of a batch that are not tensors."""
-    return batch.targets.polygons.max_points, batch.targets.polygons.max_rings
+    return batch.targets.polygons.max_points, batch.targets.polygons.max_polygons
 
 
 def _tensors_of(value: Any) -> dict[str, Tensor]:
@@ -126,7 +126,7 @@ def _batch_of(tensors: dict[str, Tensor], number: int, limits: tuple[int, int]) 
         names = [entry.name for entry in fields(kind) if entry.name not in more]
         return kind(**{name: tensors[f"{number}.{prefix}{name}"] for name in names}, **more)
 
-    polygons = part(Polygons, "targets.polygons.", max_points=limits[0], max_rings=limits[1])
+    polygons = part(Polygons, "targets.polygons.", max_points=limits[0], max_polygons=limits[1])
     has_runs = any(name.startswith(f"{number}.targets.run_lengths.") for name in tensors)
     run_lengths = part(RunLengths, "targets.run_lengths.") if has_runs else None
     targets = part(Targets, "targets.", polygons=polygons, run_lengths=run_lengths)

@@ -188,7 +188,7 @@ def test_every_sample_of_the_rest_is_as_before(tmp_path, with_run_lengths, left_
             for one, at in ((rest, new), (index, position))
         )
         assert found.image_id == expected.image_id
-        for name in ("bgr", "boxes", "labels", "ring_offsets", "point_offsets", "points", "run_offsets", "run_ends"):
+        for name in ("bgr", "boxes", "labels", "polygon_offsets", "point_offsets", "points", "run_offsets", "run_ends"):
             np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
 
 

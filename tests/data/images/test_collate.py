@@ -14,7 +14,7 @@ def sample(image_id: int, size_hw: tuple[int, int], polygons: list[list[int]]) -
         means_bgr=(0.0, 0.0, 0.0),
         boxes=np.arange(4 * len(polygons), dtype=np.float32).reshape(-1, 4) + image_id,
         labels=np.arange(1, len(polygons) + 1),
-        ring_offsets=np.cumsum([0, *map(len, polygons)]),
+        polygon_offsets=np.cumsum([0, *map(len, polygons)]),
         point_offsets=np.cumsum([0, *point_counts]),
         points=np.arange(2 * sum(point_counts), dtype=np.float32).reshape(-1, 2) + 100 * image_id,
         image_id=image_id,
@@ -45,10 +45,10 @@ def test_objects_are_padded_to_the_largest_count():
 def test_every_object_finds_its_polygons():
     samples = [sample(1, (4, 4), [[3, 4]]), sample(2, (4, 4), [[5], [3, 3, 6]])]
     polygons = make_batch(samples, 4).targets.polygons
-    assert polygons.ring_offsets.tolist() == [0, 2, 2, 3, 6]  # slot 1 of image 0 is empty
+    assert polygons.polygon_offsets.tolist() == [0, 2, 2, 3, 6]  # slot 1 of image 0 is empty
     assert polygons.point_offsets.tolist() == [0, 3, 7, 12, 15, 18, 24]
     assert polygons.max_points == 12
-    assert polygons.max_rings == 3
+    assert polygons.max_polygons == 3
     np.testing.assert_array_equal(polygons.points.numpy(), np.concatenate([one.points for one in samples]))
 
 
@@ -56,7 +56,7 @@ def test_memory_follows_the_objects():
     targets = make_batch([sample(1, (4, 4), [[10]] * 500), sample(2, (4, 4), [[3], [4] * 190])], 4).targets
     assert targets.valid.sum(dim=1).tolist() == [500, 2]
     assert targets.polygons.points.shape == (500 * 10 + 3 + 190 * 4, 2)
-    assert (targets.polygons.max_points, targets.polygons.max_rings) == (760, 190)
+    assert (targets.polygons.max_points, targets.polygons.max_polygons) == (760, 190)
     tensors = (*vars(targets).values(), *vars(targets.polygons).values())
     num_bytes = sum(one.numel() * one.element_size() for one in tensors if isinstance(one, torch.Tensor))
     assert num_bytes < 100_000  # padded to the largest object, its points alone would take 3 MB
@@ -66,10 +66,10 @@ def test_without_objects_one_empty_slot_remains():
     targets = make_batch([sample(1, (4, 4), []), sample(2, (4, 4), [])], 4).targets
     assert targets.boxes.shape == (2, 1, 4)
     assert not targets.valid.any()
-    assert targets.polygons.ring_offsets.tolist() == [0, 0, 0]
+    assert targets.polygons.polygon_offsets.tolist() == [0, 0, 0]
     assert targets.polygons.point_offsets.tolist() == [0]
     assert targets.polygons.points.shape == (0, 2)
-    assert (targets.polygons.max_points, targets.polygons.max_rings) == (0, 0)
+    assert (targets.polygons.max_points, targets.polygons.max_polygons) == (0, 0)
 
 
 def test_ids_seeds_and_original_sizes_come_along():

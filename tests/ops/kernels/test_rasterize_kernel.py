@@ -14,8 +14,10 @@ TRIANGLE = ((30, 5), (55, 45), (5, 45))
 
 
 def polygons_of(objects: list[list]) -> Polygons:
-    ring_offsets = np.cumsum([0] + [len(rings) for rings in objects]).tolist()
-    return flat_polygons([np.asarray(ring, np.float32) for rings in objects for ring in rings], ring_offsets)
+    polygon_offsets = np.cumsum([0] + [len(polygons) for polygons in objects]).tolist()
+    return flat_polygons(
+        [np.asarray(polygon, np.float32) for polygons in objects for polygon in polygons], polygon_offsets
+    )
 
 
 def drawn(objects: list[list], boxes: np.ndarray, size: int = SIZE, chosen: list[int] | None = None) -> np.ndarray:
@@ -31,8 +33,8 @@ def drawn(objects: list[list], boxes: np.ndarray, size: int = SIZE, chosen: list
     return expected.numpy()
 
 
-def target(rings: list, box: tuple, size: int = SIZE) -> np.ndarray:
-    return drawn([list(rings)], np.array([box]), size)[0]
+def target(polygons: list, box: tuple, size: int = SIZE) -> np.ndarray:
+    return drawn([list(polygons)], np.array([box]), size)[0]
 
 
 def random_boxes(generator: np.random.Generator, count: int) -> np.ndarray:
@@ -77,18 +79,18 @@ def test_equals_the_reference_on_random_polygons(kind):
 def test_equals_the_reference_on_an_object_of_190_polygons():
     generator = np.random.default_rng(50)
     box = np.array([3.0, 5.0, 60.0, 90.0], np.float32)
-    rings = [place(POINTS["inside"](generator, 3) * 0.2 + generator.uniform(0, 20, 2), box) for _ in range(190)]
-    filled = drawn([rings], box[None], size=8)
+    polygons = [place(POINTS["inside"](generator, 3) * 0.2 + generator.uniform(0, 20, 2), box) for _ in range(190)]
+    filled = drawn([polygons], box[None], size=8)
     assert 20 < filled.sum() < 64
 
 
 @pytest.mark.parametrize("count", [15, 16, 17, 100])
-def test_rings_of_more_points_than_are_worked_on_at_a_time(count):
+def test_polygons_of_more_points_than_are_worked_on_at_a_time(count):
     generator = np.random.default_rng(count)
     angles = np.linspace(0, 2 * np.pi, count, endpoint=False)
     radius = generator.uniform(8, 14, (count, 1))
-    ring = 14 + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    assert target([ring], (0, 0, 28, 28)).sum() > 150
+    polygon = 14 + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    assert target([polygon], (0, 0, 28, 28)).sum() > 150
 
 
 def test_more_crossings_in_a_column_than_a_byte_holds():
@@ -114,7 +116,7 @@ def test_boxes_thinner_than_a_pixel_count_as_one_pixel(box):
 
 
 @pytest.mark.parametrize(
-    ("rings", "box", "pixels"),
+    ("polygons", "box", "pixels"),
     [
         ([RECTANGLE], (10, 10, 50, 40), 784),
         ([RECTANGLE], (0, 0, 60, 50), 288),
@@ -123,8 +125,8 @@ def test_boxes_thinner_than_a_pixel_count_as_one_pixel(box):
         ([[*RECTANGLE, *RECTANGLE]], (0, 0, 60, 60), 0),  # winds twice: filled by parity
     ],
 )
-def test_known_shapes_have_the_known_number_of_pixels(rings, box, pixels):
-    assert target(rings, box).sum() == pixels
+def test_known_shapes_have_the_known_number_of_pixels(polygons, box, pixels):
+    assert target(polygons, box).sum() == pixels
 
 
 def test_objects_may_be_empty_and_drawn_in_any_order():

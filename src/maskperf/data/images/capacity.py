@@ -18,9 +18,9 @@ def batch_capacity(index: CocoIndex, images: int) -> BatchCapacity:
     return BatchCapacity(
         images=images,
         slots=most(objects),
-        rings=images * most(polygons[objects]),
+        polygons=images * most(polygons[objects]),
         points=images * most(points[objects]),
-        object_rings=most(polygons),
+        object_polygons=most(polygons),
         object_points=most(points),
         runs=0 if index.run_offsets is None else images * most(index.run_offsets[objects]),
     )

@@ -32,8 +32,10 @@ class Sample:
     means_bgr: tuple[float, float, float]
     boxes: Float32[np.ndarray, "objects 4"]
     labels: Int64[np.ndarray, " objects"]
-    ring_offsets: Int64[np.ndarray, " objects_plus_1"]  # object o has rings ring_offsets[o]:ring_offsets[o + 1]
-    point_offsets: Int64[np.ndarray, " rings_plus_1"]
+    polygon_offsets: Int64[
+        np.ndarray, " objects_plus_1"
+    ]  # object o has polygons polygon_offsets[o]:polygon_offsets[o + 1]
+    point_offsets: Int64[np.ndarray, " polygons_plus_1"]
     points: Float32[np.ndarray, "points 2"]
     image_id: int
     sample_seed: int  # key of all random draws for this image in this epoch
@@ -105,15 +107,15 @@ def _make_images(samples: list[Sample], size_divisor: int, packing: Packing) -> 
 
 
 def _make_polygons(samples: list[Sample], num_slots: int) -> Polygons:
-    rings_of_slot = _padded([np.diff(sample.ring_offsets) for sample in samples], num_slots).numpy()
-    ring_offsets = _offsets(rings_of_slot)
+    polygons_of_slot = _padded([np.diff(sample.polygon_offsets) for sample in samples], num_slots).numpy()
+    polygon_offsets = _offsets(polygons_of_slot)
     point_offsets = _offsets(np.concatenate([np.diff(sample.point_offsets) for sample in samples]))
     return Polygons(
         points=torch.from_numpy(np.concatenate([sample.points for sample in samples])),
         point_offsets=point_offsets,
-        ring_offsets=ring_offsets,
-        max_points=int(point_offsets[ring_offsets].diff().max()),
-        max_rings=int(rings_of_slot.max()),
+        polygon_offsets=polygon_offsets,
+        max_points=int(point_offsets[polygon_offsets].diff().max()),
+        max_polygons=int(polygons_of_slot.max()),
     )
 
 

@@ -38,8 +38,8 @@ def load_sample(index: CocoIndex, position: int, *, data: DataConfig, seed: int,
     size_hw = target_size_hw(original_size_hw, data.short_side, data.long_side)
     is_mirrored = training and is_flipped(seed, epoch, image_id, data.flip_probability)
     objects = slice(*index.object_offsets[position : position + 2])
-    rings, ring_offsets = _owned(index.polygon_offsets, objects)
-    points, point_offsets = _owned(index.point_offsets, rings)
+    polygons, polygon_offsets = _owned(index.polygon_offsets, objects)
+    points, point_offsets = _owned(index.point_offsets, polygons)
     run_offsets = run_ends = None
     if index.run_ends is not None and index.run_offsets is not None:
         runs, run_offsets = _owned(index.run_offsets, objects)
@@ -57,7 +57,7 @@ def load_sample(index: CocoIndex, position: int, *, data: DataConfig, seed: int,
         means_bgr=data.pixel_means_bgr,
         boxes=move_boxes(index.boxes[objects], original_size_hw, size_hw, is_mirrored=is_mirrored),
         labels=index.labels[objects],
-        ring_offsets=ring_offsets,
+        polygon_offsets=polygon_offsets,
         point_offsets=point_offsets,
         points=move_points(index.points[points], original_size_hw, size_hw, is_mirrored=is_mirrored),
         run_offsets=run_offsets,

@@ -28,7 +28,7 @@ def rasterize_crops(
         raise ValueError(f"size {size}: a mask has at most {MAX_SIZE} rows")
     masks = torch.zeros(len(objects), size, size, dtype=torch.bool, device=boxes.device)
     if len(objects) > 0 and polygons.points.shape[0] > 0:
-        outlines = (polygons.points.contiguous(), polygons.point_offsets, polygons.ring_offsets)
+        outlines = (polygons.points.contiguous(), polygons.point_offsets, polygons.polygon_offsets)
         # A rounding left out by fused products would move a crossing.
         _draw[masks.shape[:1]](masks, outlines, objects.contiguous(), boxes.contiguous(), size, enable_fp_fusion=False)
     return masks
@@ -102,7 +102,7 @@ def _toggled_rows(start_x, start_y, end_x, end_y, before, SIZE: tl.constexpr):
 def _draw(masks, outlines, objects, boxes, SIZE: tl.constexpr):
     """One program: one mask. A column is a word of bits; what an edge toggles is combined by exclusive or."""
     COLUMNS: tl.constexpr = triton.next_power_of_2(SIZE)
-    points, point_offsets, ring_offsets = outlines
+    points, point_offsets, polygon_offsets = outlines
     mask = tl.program_id(0).to(tl.int64)
     box = load_box(boxes + mask * 4)
     x_ratio = (SIZE / tl.maximum(box[2] - box[0], 1.0).to(tl.float64)).to(tl.float32)
@@ -111,8 +111,8 @@ def _draw(masks, outlines, objects, boxes, SIZE: tl.constexpr):
     before = (column * 5 + 2).to(tl.float64)[None, :]  # grid x on the left side of the column's crossings
     of_object = tl.load(objects + mask)
     filled = tl.zeros([COLUMNS], tl.int64)
-    for ring in range(tl.load(ring_offsets + of_object), tl.load(ring_offsets + of_object + 1)):
-        first, last = tl.load(point_offsets + ring), tl.load(point_offsets + ring + 1)
+    for polygon in range(tl.load(polygon_offsets + of_object), tl.load(polygon_offsets + of_object + 1)):
+        first, last = tl.load(point_offsets + polygon), tl.load(point_offsets + polygon + 1)
         toggled = tl.zeros([EDGES, COLUMNS], tl.int64)
         for start in range(first, last, EDGES):
             point = start + tl.arange(0, EDGES)

@@ -73,7 +73,8 @@ def main() -> int:
     differences = [
         line for name in sides[0] | sides[1] for line in difference(name, *(side.get(name) for side in sides))
     ]
-    print("\n".join(differences) or f"no difference in {len(sides[0])} results")
+    equal = sorted(name for name in sides[0] if sides[0][name] == sides[1].get(name))
+    print("\n".join([*differences, f"equal in both: {', '.join(equal) or 'nothing'}"]))
     return 1 if differences else 0
 
 
@@ -125,6 +126,8 @@ def training(sources: Path, place: Path) -> dict[str, str]:
         sys.exit(f"the training of {sources} wrote no metrics:\n{done.stdout}{done.stderr}")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line.get("kind") == "step"]
+    if len(steps) != STEPS:
+        sys.exit(f"the training of {sources} recorded {len(steps)} steps, not {STEPS}")
     names = ("step", "objectness", "rpn_box", "classification", "box", "mask")
     weights = load_file(run / "model.safetensors")
     checksums = {name: hashlib.sha256(weights[name].tobytes()).hexdigest() for name in sorted(weights)}

@@ -155,6 +155,7 @@ def start(new_process, tmp_path):
     return lambda *more: new_process("-m", "maskperf", *arguments, *more)
 
 
+@pytest.mark.slow
 def test_each_run_of_a_series_draws_its_own_seed(tmp_path, start):
     finished = start("runs=2", *NO_TARGETS)
     assert finished.returncode == EXIT_DONE, finished.stderr
@@ -171,6 +172,7 @@ def test_each_run_of_a_series_draws_its_own_seed(tmp_path, start):
     assert "run 2 of 2" in finished.stdout and "epoch 1" in finished.stdout and found["sentence"] in finished.stdout
 
 
+@pytest.mark.slow
 def test_several_processes_give_the_exit_code_of_the_run_and_its_evaluated_epochs(tmp_path, start):
     epochs = ("optimizer.max_epochs=3", "optimizer.max_steps=9", "evaluation.every_epochs=2")
     finished = start("processes=2", "evaluation.box_target=0.99", *epochs)

@@ -70,6 +70,7 @@ def losses_of_a_run(split: RealSplit, folder) -> list[dict]:
     return [line for line in lines if line["kind"] == "step"]
 
 
+@pytest.mark.slow
 def test_run_lengths_train_to_the_losses_of_the_polygons(tmp_path):
     pairs = list(
         zip(

@@ -69,6 +69,7 @@ def growth(tmp_path_factory) -> dict[str, dict[str, int]]:
     return json.loads(finished.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["plain", "raw"])
 def test_memory_does_not_grow_over_2000_batches(growth, how):
     assert growth[how]["resident"] < BOUND_BYTES

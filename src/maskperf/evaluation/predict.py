@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from maskperf.config import EvaluationConfig
-from maskperf.data.images.raw_images import prepare_images
+from maskperf.data.images.raw_images import images_on_device
 from maskperf.engine.distributed import Topology, gather_to_first
 from maskperf.evaluation.detect import detect
 from maskperf.evaluation.results import (
@@ -53,8 +53,7 @@ def detect_all(
     tables: list[Future[ResultTable]] = []
     try:
         for batch in batches:
-            images = prepare_images(batch, device, dtype=model.compute_dtype).images
-            assert isinstance(images, Images)
+            images = images_on_device(batch.images, device, dtype=model.compute_dtype)
             on_host = begin_copy_to_host(detect(model, images))
             tables.append(coders.submit(_code, *on_host, _without_pixels(batch), category_ids))
             if len(tables) > MAX_WAITING:

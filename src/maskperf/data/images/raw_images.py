@@ -98,19 +98,24 @@ def pack_images(
 
 
 def prepare_images(batch: AnyBatch, device: torch.device, *, dtype: torch.dtype = torch.float32) -> AnyBatch:
-    """Return the batch on the device, with its images ready for the network, in `dtype` where they come raw.
+    """Return the batch on the device, with its images ready for the network; otherwise as `images_on_device`."""
+    return to_device(replace(batch, images=images_on_device(batch.images, device, dtype=dtype)), device)
+
+
+def images_on_device(images: Images | RawImages, device: torch.device, *, dtype: torch.dtype) -> Images:
+    """Return the images ready for the network, in `dtype` where they come raw; nothing else of their batch is moved.
 
     Does not wait for the device. The memory of raw images goes back to their buffers.
     Errors: RuntimeError when raw images come a second time.
     """
-    moved = to_device(batch, device)
-    if isinstance(moved.images, Images):
+    moved = to_device(images, device)
+    if isinstance(moved, Images):
         return moved
     is_copied = None
     if device.type == "cuda":
         copied = torch.cuda.Event()
         copied.record(torch.cuda.current_stream(device))
         is_copied = copied.query
-    made = replace(moved, images=to_images(moved.images, dtype=dtype))
-    moved.images.release(is_copied)  # not before: on a CPU nothing is copied, and the buffer itself was read
+    made = to_images(moved, dtype=dtype)
+    moved.release(is_copied)  # not before: on a CPU nothing is copied, and the buffer itself was read
     return made

@@ -13,8 +13,6 @@ from torch import Tensor
 from maskperf.ops.paste import paste_edges
 from maskperf.structures import Detections, EvaluationBatch
 
-GEOMETRIES = ("bbox", "segmentation")
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ResultTable:

@@ -44,7 +44,7 @@ BUDGETS = {
     "data/coco": 1680,
     "data/images": 1055,
     "demo": 460,
-    "download": 630,
+    "download": 645,
     "run": 2100,
     "pictures": 445,
     "mlperf": 2465,

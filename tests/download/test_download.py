@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,6 +139,7 @@ def redirect(address):
         (Answer(body=PAGE, headers=PAGE_TYPE), {"about_bytes": len(PAGE)}, "web page"),
         (Answer(body=PAGE, headers={"Content-Type": "application/zip"}), {"about_bytes": len(PAGE)}, "web page"),
         *[(redirect(url), {}, "302") for url in (PATH, "file:///etc/passwd", "data:text/plain,x")],
+        (redirect("ftp://127.0.0.1/x"), {}, "not followed"),
         (redirect("\x1b]0;x\x07:evil"), {}, "answered 404"),
     ],
 )
@@ -217,6 +219,18 @@ def test_a_redirect_is_followed_and_keeps_the_range(target):
         get(server, target)
     assert [request.path for request in server.requests] == [PATH, "/elsewhere"] * 2
     assert server.ranges() == [None, None, "bytes=77-", "bytes=77-"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "is_followed"),
+    [("https", "http", False), ("https", "https", True), ("http", "https", True), ("http", "http", True)],
+)
+def test_a_redirect_never_leaves_the_safe_transport(old, new, is_followed):
+    request = download_module.urllib.request.Request(f"{old}://a.example/x")
+    follow = download_module._Redirects().redirect_request
+    address, refused = f"{new}://b.example/y", pytest.raises(download_module._AttemptFailed, match="not followed")
+    with open(os.devnull, "rb") as answer, nullcontext() if is_followed else refused:
+        assert follow(request, answer, 302, "Found", {}, address).full_url == address
 
 
 def test_without_a_network_the_message_explains_how_to_do_it_by_hand(target):

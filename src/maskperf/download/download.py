@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
 
 from maskperf.download.release import RemoteFile
 from maskperf.errors import DataError, Problem
@@ -138,7 +140,7 @@ def _receive(file: RemoteFile, partial: Path, patience: Patience, listener: List
     if size:
         request.add_header("Range", f"bytes={size}-")
     with _network_errors():
-        response = urllib.request.urlopen(request, timeout=patience.timeout_seconds)
+        response = urllib.request.build_opener(_Redirects()).open(request, timeout=patience.timeout_seconds)
     with response:
         is_rest = response.status == 206
         if is_rest and not response.headers.get("Content-Range", "").startswith(f"bytes {size}-"):
@@ -191,6 +193,21 @@ def _network_errors() -> Iterator[None]:
         reason = error.reason if isinstance(error, URLError) else error
         is_lasting = isinstance(reason, ssl.SSLCertVerificationError | http.client.InvalidURL)
         raise _AttemptFailed(f"no connection ({reason or type(reason).__name__})", is_lasting=is_lasting) from error
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows a few redirects to web addresses, and never from https to http."""
+
+    max_redirections = 5
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        old, new = urlsplit(req.full_url).scheme, urlsplit(newurl).scheme
+        if new != "https" and (old, new) != ("http", "http"):
+            fp.close()
+            raise _AttemptFailed(f"a redirect from {old} to {new} is not followed", is_lasting=True)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:

@@ -55,7 +55,8 @@ BUDGETS = {
     "top level": 1150,
 }
 CORE_PACKAGES = ("ops", "model", "losses", "engine", "evaluation", "data/coco", "data/images")
-CORE_BUDGET, WHOLE_BUDGET, TESTS_BUDGET = 9000, 23_450, 24_050
+# Since 23,450 and 24,050: own data, resuming, prediction, export, weights of other code bases, and their tests.
+CORE_BUDGET, WHOLE_BUDGET, TESTS_BUDGET = 9000, 28_950, 28_050
 LINES_BEHIND = {"maskperf.engine.step": 3600, "maskperf.run.loop": 12_100}
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60

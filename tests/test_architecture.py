@@ -26,6 +26,7 @@ ORDER = (
 WITHOUT_TORCH = (
     *("errors.py", "config.py", "techniques.py", "overrides.py", "seeds.py", "recipes.py"),
     *("run/run_folder.py", "cli/main.py", "cli/run.py", "cli/arguments.py", "__main__.py"),
+    *("cli/keys.py", "run/start.py", "data/coco/paths.py"),
     *("mlperf/rules.py", "mlperf/read.py", "mlperf/published.py", "run/collapse.py", "run/plateau.py"),
     *("machine/probe.py", "cli/doctor.py", "machine/torch_probe.py", "report/page.py", "report/summary.py"),
 )
@@ -39,20 +40,20 @@ BUDGETS = {
     "ops": 2790,
     "model": 1355,
     "losses": 230,
-    "engine": 1005,
+    "engine": 1015,  # a GPU that is not there
     "evaluation": 700,
-    "data/coco": 1680,
+    "data/coco": 1695,  # paths apart from the index
     "data/images": 1055,
     "demo": 460,
     "download": 645,
-    "run": 2100,
+    "run": 2110,
     "pictures": 445,
     "mlperf": 2465,
     "report": 1550,
     "machine": 1455,
-    "cli": 1950,
+    "cli": 2100,  # keys, and errors before anything heavy is imported
     "bench": 2720,
-    "top level": 1150,
+    "top level": 1195,  # names of keys in other programs
 }
 CORE_PACKAGES = ("ops", "model", "losses", "engine", "evaluation", "data/coco", "data/images")
 # Since 23,450 and 24,050: own data, resuming, prediction, export, weights of other code bases, and their tests.

@@ -187,6 +187,10 @@ def test_all_problems_are_named_at_once():
     [
         ("batch_size=4", "did you mean optimizer.batch_size or evaluation.batch_size?"),
         ("max_epochs=1", "did you mean optimizer.max_epochs?"),
+        ("lr=1", "did you mean optimizer.learning_rate?"),
+        ("train.imgsz=640", "did you mean data.short_side or data.long_side?"),
+        ("Grad-Accum=2", "did you mean optimizer.accumulation_steps?"),
+        ("gpus=8", "did you mean processes?"),
         ("model.momentum=0.5", "did you mean optimizer.momentum?"),
         ("optimizer.learningrate=1", "did you mean optimizer.learning_rate?"),
         ("learing_rate=1", "did you mean optimizer.learning_rate?"),

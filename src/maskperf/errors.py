@@ -57,7 +57,7 @@ class DataError(UserError):
 
     def all_lines(self) -> str:
         """Return a line for every problem, and every notice, for a file; empty where the message shows all of it."""
-        if len(self.problems) <= 1:
+        if len(problems_by_kind(self.problems)) == len(self.problems):
             return ""
         lines = [problem.line() for problem in self.problems] + [f"note: {notice}" for notice in self.notices]
         return "\n".join(lines) + "\n"

@@ -46,6 +46,45 @@ GONE = {  # ... and those that changed no result, so that a configuration may ha
     **{f"speed.{name}": f"a technique is switched off by speed.without={name}" for name in get_args(TechniqueName)},
 }
 
+# Names that other programs have for keys, `processes` of `maskperf run` included.
+NAMES_ELSEWHERE: dict[str, tuple[str, ...]] = {
+    name: tuple(keys.split())
+    for names, keys in (
+        ("lr lr0 base_lr", "optimizer.learning_rate"),
+        ("imgsz img_size image_size img_scale", "data.short_side data.long_side"),
+        ("min_size shortest_edge", "data.short_side"),
+        ("max_size longest_edge", "data.long_side"),
+        ("epochs max_epoch num_epochs n_epochs", "optimizer.max_epochs"),
+        ("iterations max_iter max_iters num_steps", "optimizer.max_steps"),
+        ("batch bs batch_size ims_per_batch samples_per_gpu", "optimizer.batch_size"),
+        ("wd decay", "optimizer.weight_decay"),
+        ("warmup warmup_iters warmup_epochs", "optimizer.warmup_steps"),
+        ("milestones lr_steps lr_drop lr_decay_epochs", "optimizer.decay_steps"),
+        ("gamma lr_factor", "optimizer.decay_factor"),
+        ("accumulate grad_accum gradient_accumulation_steps", "optimizer.accumulation_steps"),
+        ("workers num_workers", "data.loader_threads"),
+        ("gpu cuda", "system.device"),
+        ("gpus num_gpus nproc world_size", "processes"),
+        ("random_state random_seed manual_seed", "seed"),
+        ("amp fp16 half bf16 dtype mixed_precision", "speed.precision"),
+        ("weights pretrained checkpoint load_from", "model.initial_weights model.backbone_weights"),
+        ("data dataset data_dir data_path", "data.root"),
+        ("nc classes", "model.num_classes"),
+        ("conf conf_thres score_thr score_thresh", "model.score_threshold"),
+        ("iou iou_thres nms nms_thresh", "model.detection_nms_iou"),
+        ("max_det max_dets max_per_img", "model.detections_per_image"),
+        ("anchors", "model.anchor_sizes model.anchor_ratios"),
+        ("freeze freeze_at frozen trainable_layers", "model.frozen_stages"),
+        ("flip fliplr hflip", "data.flip_probability"),
+        ("mean pixel_mean image_mean", "data.pixel_means_bgr"),
+        ("output output_dir work_dir save_dir logdir project name", "run_dir"),
+        ("log_interval print_freq log_every", "system.log_every_steps"),
+        ("val_interval eval_interval eval_period", "evaluation.every_epochs"),
+        ("num_threads cpus", "system.threads"),
+    )
+    for name in names.split()
+}
+
 
 def with_overrides(config: RunConfig, pairs: list[str]) -> RunConfig:
     """Return `config` with each `key=value` of `pairs` put in; the last one of a key counts.
@@ -227,8 +266,9 @@ def unknown_key_message(key: str) -> str:
     if key in earlier:
         return f"unknown key {key!r}; {earlier[key]}"
     same_name = [valid for valid in FIELDS if valid.rpartition(".")[2] == key.rpartition(".")[2]]
-    hint = f"; did you mean {' or '.join(same_name)}?" if same_name else did_you_mean(key, FIELDS, cutoff=0.6)
-    return f"unknown key {key!r}{hint or '; keys look like optimizer.batch_size'}"
+    meant = same_name or NAMES_ELSEWHERE.get(key.rpartition(".")[2].lower().replace("-", "_"), ())
+    hint = f"; did you mean {' or '.join(meant)}?" if meant else did_you_mean(key, FIELDS, cutoff=0.6)
+    return f"unknown key {key!r}{hint or '; keys look like optimizer.batch_size, and maskperf keys lists them'}"
 
 
 def _parse_pair(pair: str) -> tuple[str, Any]:

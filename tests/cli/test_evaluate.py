@@ -316,12 +316,12 @@ def test_images_with_more_objects_than_count_are_reported_and_the_limit_can_be_s
 @pytest.mark.parametrize(
     ("weights", "more", "named"),
     [
-        ("none.safetensors", [], "none.safetensors: whole file, field path"),
-        ("none.pth", ["--recipe", "demo", "--data", "{folder}/demo"], "none.pth: whole file, field path"),
+        ("none.safetensors", [], "none.safetensors: the path, field --weights"),
+        ("none.pth", ["--recipe", "demo", "--data", "{folder}/demo"], "none.pth: the path, field --weights"),
         # Without metadata the recipe coco is taken, and its 81 classes demanded.
         ("{folder}/model.pth", ["--data", "{folder}/demo"], "The model has 80 (model.num_classes=81"),
-        ("{folder}/model.safetensors", ["--data", "nowhere"], "nowhere/annotations/instances_val2017.json"),
-        ("{folder}/model.safetensors", ["--data", "nowhere"], "nowhere/val2017"),
+        ("{folder}/model.safetensors", ["--data", "nowhere"], "nowhere: the folder of data.root"),
+        ("{folder}/model.safetensors", ["--data", "nowhere"], "annotations/instances_val2017.json, val2017"),
     ],
 )
 def test_files_that_are_missing_or_do_not_fit_are_named(evaluate, folder, weights, more, named):

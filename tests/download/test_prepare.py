@@ -15,7 +15,8 @@ from small_release import small_files, small_release, zipped
 
 from maskperf.config import DataConfig
 from maskperf.data.coco.file_names import resolve_file_names
-from maskperf.data.coco.index import locate, read_coco
+from maskperf.data.coco.index import read_coco
+from maskperf.data.coco.paths import locate
 from maskperf.download.download import Listener, Patience
 from maskperf.download.prepare import Order, prepare
 from maskperf.download.release import COCO_2017

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from maskperf.data.coco.categories import categories_of, match_categories
-from maskperf.data.coco.index import DataPaths, read_coco
+from maskperf.data.coco.index import read_coco
+from maskperf.data.coco.paths import DataPaths
 from maskperf.engine.distributed import Topology
 from maskperf.mlperf.log import MlperfLog
 from maskperf.recipes import demo

@@ -11,7 +11,8 @@ from torch import Tensor
 from maskperf.bench.peers.torch_work import first_call, read_arrays, sharpen
 from maskperf.config import ModelConfig, OptimizerConfig, SpeedConfig
 from maskperf.data.coco.categories import categories_of, match_categories
-from maskperf.data.coco.index import locate, read_coco
+from maskperf.data.coco.index import read_coco
+from maskperf.data.coco.paths import locate
 from maskperf.data.images.capacity import batch_capacity
 from maskperf.engine.build import build_model, keep_memory, prepare_steps
 from maskperf.engine.capacity import capacity_of

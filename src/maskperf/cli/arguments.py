@@ -1,12 +1,12 @@
 """The argument parser of every command, and the paths that arguments name."""
 
 import argparse
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from maskperf.errors import ConfigError, StorageError
+from maskperf.errors import ConfigError, DataError, Problem, StorageError
 from maskperf.files import did_you_mean
 from maskperf.overrides import describe_type, expand_home, parse_value
 
@@ -79,6 +79,15 @@ def path_argument(text: str) -> Path:
         return Path(expand_home(text))
     except ConfigError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def require_existing(name: str, paths: Iterable[Path]) -> None:
+    """Raise a DataError with each path of the option or argument `name` that does not exist."""
+    fix = "Check its spelling, and the folder that the command is started in."
+    missing = [{"file": str(path), "value": str(path)} for path in paths if not path.exists()]
+    message = "There is no such file or folder."
+    if missing:
+        raise DataError([Problem(**path, where="the path", field=name, message=message, fix=fix) for path in missing])
 
 
 def require_new_file(path: Path, *, overwrite: bool, fix: str = "Choose another file, or add --overwrite.") -> None:

@@ -127,7 +127,7 @@ def examine_data(data: DataConfig, splits: Sequence[str], *, decode: bool) -> tu
 
 
 def _examine_split(data: DataConfig, split: str, decode: bool) -> tuple[list[Finding], list[Problem]]:
-    from maskperf.data.coco.index import split_paths
+    from maskperf.data.coco.paths import split_paths
     from maskperf.data.images.files import open_split
 
     name = f"{NAME_OF_SPLIT[split]} data"

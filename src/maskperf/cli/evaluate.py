@@ -3,7 +3,9 @@
 import argparse
 from pathlib import Path
 
-from maskperf.cli.arguments import CommandParser, make_folder, require_new_file
+from maskperf.cli.arguments import CommandParser, make_folder, require_existing, require_new_file
+from maskperf.config import DataConfig
+from maskperf.data.coco.paths import existing_paths
 from maskperf.errors import ConfigError
 from maskperf.overrides import key_of
 
@@ -29,6 +31,7 @@ OPTION_OF_KEY = {
     "evaluation.engine": "--engine",
 }
 NOT_FOR_EVALUATION = ("optimizer.", "mlperf.", "seed", "run_dir", "data.train_", "data.generate", "data.check_counts")
+DATA_FIX = "Name the data set with --data, or with --val-json and --val-images."
 DETECTION_FILES = ("detections_bbox.json", "detections_segm.json")
 
 
@@ -63,11 +66,16 @@ def evaluate(options: argparse.Namespace) -> int:
             raise ConfigError(f"{pair}: cannot be set here. Fix: give {OPTION_OF_KEY[key]} instead.")
         if key.startswith(NOT_FOR_EVALUATION):
             raise ConfigError(f"{pair}: has no effect on an evaluation. Fix: leave it out.")
+    require_new_file(options.output, overwrite=options.overwrite)
+    require_existing("--weights", [options.weights])
+    if options.data or options.val_json:  # a wrong path is found before torch is imported
+        given = {"val_json": str(options.val_json), "val_images": str(options.val_images)} if options.val_json else {}
+        existing_paths(DataConfig(root=str(options.data), **given), ["val"], DATA_FIX)
     if options.save_detections:
         make_folder(options.save_detections, option="--save-detections")
-    files = [options.output, *(options.save_detections / name for name in DETECTION_FILES if options.save_detections)]
-    for path in files:
+    detections = [options.save_detections / name for name in DETECTION_FILES if options.save_detections]
+    for path in detections:
         require_new_file(path, overwrite=options.overwrite)
     from maskperf.cli.evaluate_weights import evaluate_weights
 
-    return evaluate_weights(options, files)
+    return evaluate_weights(options, [options.output, *detections])

@@ -14,9 +14,11 @@ import numpy as np
 import torch
 
 from maskperf.cli.convert import read_weights_metadata, resolve_for_weights
+from maskperf.cli.evaluate import DATA_FIX
 from maskperf.config import RunConfig
 from maskperf.data.coco.categories import CategoryMatch, categories_of, match_categories, with_written_ids
-from maskperf.data.coco.index import CocoIndex, existing_paths
+from maskperf.data.coco.index import CocoIndex
+from maskperf.data.coco.paths import existing_paths
 from maskperf.data.images.files import open_split
 from maskperf.data.images.loader import evaluation_batches, feeding_for
 from maskperf.engine.build import build_model, keep_memory
@@ -34,8 +36,6 @@ from maskperf.run.console import Progress
 from maskperf.run.data import class_count_problems
 from maskperf.structures import EvaluationBatch
 from maskperf.techniques import chosen_techniques, using
-
-DATA_FIX = "Name the data set with --data, or with --val-json and --val-images."
 
 
 def evaluate_weights(options: argparse.Namespace, files: Sequence[Path]) -> int:

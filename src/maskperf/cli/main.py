@@ -4,6 +4,7 @@ Nothing heavy is imported here, so that the help and a misspelt command are answ
 """
 
 import errno
+import hashlib
 import importlib
 import importlib.metadata
 import io
@@ -12,6 +13,8 @@ import shlex
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from maskperf import errors
@@ -25,13 +28,14 @@ COMMANDS = {
     "prepare": "download, check and unpack COCO 2017 and the backbone",
     "doctor": "check whether this machine is ready for a run, and how to fix it",
     "plan": "predict time to target and score for a number of devices",
+    "keys": "list the keys of the configuration, or those about a word such as lr",
     "report": "write a page about one run or several",
     "check": "run MLPerf's own checkers on logs, and explain their findings",
     "package": "build the folder of a submission from five runs",
     "bench": "measure how fast the parts are, against others where asked",
     "replay": "run the step again at which a run went wrong",
 }
-WITHOUT_ARGUMENTS = ("doctor", "bench")  # the others show their help then
+WITHOUT_ARGUMENTS = ("doctor", "bench", "keys")  # the others show their help then
 EXAMPLES = (
     ("maskperf run demo", "train a small model on synthetic images"),
     (
@@ -77,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
             return stop.code or errors.EXIT_DONE
         return _fail(str(stop.code), errors.EXIT_BUG)
     except errors.DataError as error:
-        return _fail(str(error) + _list_problems(error), error.exit_code)
+        return _fail(str(error), error.exit_code, more=partial(_list_problems, error))
     except errors.UserError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -99,6 +103,8 @@ def execute(arguments: list[str]) -> int:
             f"{undecodable[0]!r}: holds bytes that are not text in {encoding}. {LOCALE_FIX}, or rename the file"
         )
     name, *rest = arguments or ["help"]
+    if rest == ["help"] and name in COMMANDS:
+        rest = ["--help"]
     if name == "help" and rest:
         name, rest = rest[0], ["--help"]
     if name in ("help", "--help", "-h"):
@@ -202,9 +208,27 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _fail(text: str, code: int) -> int:
-    print(f"error: {text}", file=sys.stderr)
+def _fail(text: str, code: int, more: Callable[[], str] = str) -> int:
+    """Show an error once, with what `more` adds to it, and return the exit code."""
+    if _is_first_to_say(text):
+        print(f"error: {text}{more()}", file=sys.stderr)
     return code
+
+
+def _is_first_to_say(text: str) -> bool:
+    """Return whether no other process of this start by torchrun, on this machine, has shown the same error."""
+    start = os.environ.get("TORCHELASTIC_RUN_ID")
+    if start is None:
+        return True
+    attempt = (start, os.environ.get("TORCHELASTIC_RESTART_COUNT"), os.getppid(), text)
+    mark = Path(tempfile.gettempdir()) / f"maskperf-error-{hashlib.sha256(repr(attempt).encode()).hexdigest()[:24]}"
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:
+        pass  # twice is better than never
+    return True
 
 
 def _discard_output() -> None:

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from maskperf.cli.arguments import CommandParser
+from maskperf.cli.arguments import CommandParser, require_existing
 from maskperf.errors import EXIT_DONE, EXIT_NOT_FINITE
 
 EXAMPLES = """example, to copy and paste:
@@ -26,6 +26,7 @@ def make_parser() -> CommandParser:
 
 def replay(options: argparse.Namespace) -> int:
     """Return 5 where the step is not finite again, else 0."""
+    require_existing("BLACK_BOX", [options.folder])
     from maskperf.run.black_box import load_black_box
     from maskperf.run.replay import replay as replay_step
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from maskperf.cli.arguments import CommandParser, require_new_file
+from maskperf.cli.arguments import CommandParser, require_existing, require_new_file
 from maskperf.errors import EXIT_DONE, ConfigError
 
 EXAMPLES = """A RUN is a run folder, the folder of a series, a log of the benchmark, or a folder of result_*.txt.
@@ -39,6 +39,7 @@ def report(options: argparse.Namespace) -> int:
     page = options.output or _default_page(first)
     if page.suffix != ".html":
         raise ConfigError(f"--output {page}: the page is an HTML file. Fix: give a name that ends with .html.")
+    require_existing("RUN", [*options.runs, *options.compare])
     if page != first / PAGE_FILE and first.exists():  # only a run's own report is written again unasked
         for path in (page, page.with_suffix(".md")):
             fix = "Choose another file with --output, or add --overwrite."

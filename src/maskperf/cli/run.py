@@ -17,6 +17,7 @@ from maskperf.mlperf.rules import refuse_broken_rules
 from maskperf.overrides import FIELDS, flatten, format_value, key_of, parse_value, validate, with_overrides
 from maskperf.recipes import RECIPES
 from maskperf.run.run_folder import current_run_folder, require_run_folder
+from maskperf.run.start import check_start
 
 if TYPE_CHECKING:
     from maskperf.engine.distributed import Topology
@@ -71,12 +72,14 @@ def run(options: argparse.Namespace) -> int:
     pairs, counts = read_counts(options.settings)
     config = resolve(options.recipe, pairs)
     _check_counts(counts, config)
-    refuse_broken_rules(config, int(os.environ.get("WORLD_SIZE", counts["processes"])))
+    world = int(os.environ.get("WORLD_SIZE", counts["processes"]))
+    refuse_broken_rules(config, world)
+    check_start(config, world)
+    if os.environ.get("RANK", "0") == "0":  # before torch is imported, which takes seconds
+        require_run_folder(config.run_dir)
     if counts["runs"] > 1:
         from maskperf.run.series import run_series
-        from maskperf.run.start import check_start
 
-        check_start(config, counts["processes"])
         pairs = [pair for pair in pairs if key_of(pair) != "run_dir"]
         pairs += [f"processes={counts['processes']}"] if counts["processes"] > 1 else []
         code = run_series(options.recipe, pairs, runs=counts["runs"], run_dir=config.run_dir)
@@ -155,18 +158,14 @@ def _root_is_own(config: RunConfig) -> bool:
 
 
 def _prepare(config: RunConfig, topology: "Topology") -> None:
-    """Check all that can be checked without data, then write the synthetic data set, if the configuration has one."""
+    """Write the synthetic data set, if the configuration has one."""
     from maskperf.demo.dataset import write_demo_dataset
     from maskperf.engine.distributed import share_from_first
-    from maskperf.run.start import check_start
 
-    check_start(config, topology.world)
-    if topology.is_first:
-        require_run_folder(config.run_dir)
-        if config.data.is_generated:
-            written = write_demo_dataset(Path(config.data.root), *config.data.generate_images)
-            where = f"{'written to' if written else 'found in'} {config.data.root}"
-            print(f"demo data set of {sum(config.data.generate_images[:2])} images {where}", flush=True)
+    if topology.is_first and config.data.is_generated:
+        written = write_demo_dataset(Path(config.data.root), *config.data.generate_images)
+        where = f"{'written to' if written else 'found in'} {config.data.root}"
+        print(f"demo data set of {sum(config.data.generate_images[:2])} images {where}", flush=True)
     share_from_first(None, topology)  # the others wait until it is there
 
 

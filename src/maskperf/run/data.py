@@ -9,7 +9,8 @@ from typing import Any
 
 from maskperf.config import DataConfig, RunConfig
 from maskperf.data.coco.categories import CategoryMatch, categories_of, match_categories
-from maskperf.data.coco.index import CocoIndex, DataPaths, locate, read_coco
+from maskperf.data.coco.index import CocoIndex, read_coco
+from maskperf.data.coco.paths import DataPaths, locate
 from maskperf.data.coco.verify import check_benchmark_counts, count_notices
 from maskperf.data.images.files import open_split
 from maskperf.data.images.loader import TrainingLoader, feeding_for

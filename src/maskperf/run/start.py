@@ -1,9 +1,11 @@
-"""What a run needs before anything is made, as far as no data set has to be opened."""
+"""What a run needs before anything is made, as far as no data set has to be opened. Nothing heavy is imported."""
 
+import re
+from importlib.util import find_spec
 from pathlib import Path
 
 from maskperf.config import BACKBONE_MD5, RunConfig
-from maskperf.data.coco.index import locate
+from maskperf.data.coco.paths import locate
 from maskperf.errors import ConfigError, DataError, Problem
 
 WEIGHT_FILES = {  # field of the section model: what to do where its file is missing
@@ -13,12 +15,24 @@ WEIGHT_FILES = {  # field of the section model: what to do where its file is mis
 }
 
 
+def is_cpu_build() -> bool:
+    """Return whether PyTorch says that it is built without CUDA, without importing it, which takes seconds."""
+    spec = find_spec("torch")
+    version = Path(spec.origin).with_name("version.py") if spec and spec.origin else None
+    return bool(version and version.is_file() and re.search(r"^cuda\b.*= None$", version.read_text(), re.MULTILINE))
+
+
 def check_start(config: RunConfig, world: int) -> None:
     """Refuse a run whose batch cannot be split over `world` processes or whose files are missing.
 
     Synthetic data is yet to be written.
-    Errors: ConfigError for the batch; DataError with a problem for each missing file or folder.
+    Errors: ConfigError for the batch or a GPU that PyTorch cannot use; DataError with each missing file or folder.
     """
+    if config.system.device == "cuda" and is_cpu_build():
+        raise ConfigError(
+            "system.device=cuda: this PyTorch is built without CUDA. Fix: install a CUDA build of PyTorch "
+            "(https://pytorch.org/get-started), or set system.device=cpu; maskperf doctor shows what is here."
+        )
     steps, batch_size = config.optimizer.accumulation_steps, config.optimizer.batch_size
     if batch_size % (world * steps):
         raise ConfigError(

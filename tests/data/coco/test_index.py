@@ -16,7 +16,8 @@ from coco_folder import (
 )
 
 from maskperf.config import DataConfig
-from maskperf.data.coco.index import locate, read_annotations
+from maskperf.data.coco.index import read_annotations
+from maskperf.data.coco.paths import locate
 from maskperf.data.images.loader import load_sample
 from maskperf.errors import DataError
 

@@ -1,7 +1,7 @@
-"""A COCO data set as flat arrays: where its files are, and the targets before any resize."""
+"""A COCO data set as flat arrays: its images, and the targets before any resize."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
@@ -36,16 +36,6 @@ OFFSETS = (
 )
 ARRAYS = {"image_ids": "images", "sizes_hw": "images", "boxes": "objects", "labels": "objects"}
 ARRAYS |= {"points": "points", "run_ends": "runs"}
-
-
-@dataclass(frozen=True)
-class DataPaths:
-    """The two files and two folders of a data set."""
-
-    train_json: Path
-    train_images: Path
-    val_json: Path
-    val_images: Path
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,41 +102,6 @@ class CocoIndex:
         for name in ("file_names", "image_keys"):
             changes[name] = tuple(compress(getattr(self, name), is_in["images"]))
         return replace(self, **changes)
-
-
-def split_paths(data: DataConfig, split: str) -> tuple[Path, Path]:
-    """Return where annotations and images of "train" or "val" should be."""
-    root = Path(data.root)
-    json_path = getattr(data, f"{split}_json") or root / "annotations" / f"instances_{split}2017.json"
-    return Path(json_path), Path(getattr(data, f"{split}_images") or root / f"{split}2017")
-
-
-def locate(data: DataConfig) -> DataPaths:
-    """Return the paths of the data set: the explicit fields, or the COCO layout under `data.root`.
-
-    Errors: DataError with one problem for each path that is missing or of the wrong kind.
-    """
-    fix = f"Put the data set under data.root (now {data.root}), or set DATA_KEY to its path."
-    return DataPaths(*existing_paths(data, ("train", "val"), fix))
-
-
-def existing_paths(data: DataConfig, splits: Sequence[str], fix: str) -> list[Path]:
-    """Return annotations and images of each split; DATA_KEY in `fix`, the advice, stands for the key of a missing one.
-
-    Errors: DataError as `locate`.
-    """
-    paths, problems = [], []
-    for split in splits:
-        for name, kind, path in zip(("json", "images"), ("file", "folder"), split_paths(data, split), strict=True):
-            paths.append(path)
-            if not (path.is_file() if kind == "file" else path.is_dir()):
-                field, value = f"data.{split}_{name}", str(path)
-                message = f"It is not a {kind}." if path.exists() else f"The {kind} does not exist."
-                where, advice = f"the {kind} of {field}", fix.replace("DATA_KEY", field)
-                problems.append(Problem(file=value, where=where, field=field, value=value, message=message, fix=advice))
-    if problems:
-        raise DataError(problems)
-    return paths
 
 
 def read_coco(

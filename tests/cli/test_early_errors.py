@@ -1,0 +1,78 @@
+"""Mistakes that are found before anything heavy is imported or anything is made, and that are shown once."""
+
+import pytest
+
+from maskperf.engine.distributed import refuse_missing_gpu
+from maskperf.errors import EXIT_DATA, EXIT_STORAGE, EXIT_USAGE, ConfigError
+from maskperf.run import start
+from maskperf.run.start import is_cpu_build
+
+CODE = "import sys; from maskperf.cli.main import main; code = main(); print(*sys.modules); sys.exit(code)"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "parts"),
+    [
+        ("run coco data.root=nowhere model.backbone_weights=", EXIT_DATA, ["nowhere: the folder of data.root"]),
+        ("run coco data.root=nowhere runs=2", EXIT_DATA, ["nowhere", "model.backbone_weights"]),
+        ("run demo run_dir=file", EXIT_STORAGE, ["a file is in the way"]),
+        ("run demo lr=1 epochs=3", EXIT_USAGE, ["did you mean optimizer.learning_rate?", "optimizer.max_epochs?"]),
+        ("evaluate --weights nowhere.pth", EXIT_DATA, ["field --weights, value nowhere.pth", "no such file or folder"]),
+        ("evaluate --weights file --data nowhere", EXIT_DATA, ["nowhere: the folder of data.root", "--data"]),
+        ("report nowhere --compare nothing", EXIT_DATA, ["nowhere", "nothing"]),
+        ("replay nowhere", EXIT_DATA, ["nowhere"]),
+    ],
+)
+def test_a_mistake_is_found_before_anything_heavy_is_imported_and_leaves_nothing(
+    arguments, code, parts, new_process, tmp_path
+):
+    (tmp_path / "file").write_text("")
+    finished = new_process("-c", CODE, *arguments.split())
+    assert finished.returncode == code and all(part in finished.stderr for part in parts), finished.stderr
+    assert set(finished.stdout.split()) & {"torch", "numpy"} == set()
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith("maskperf-errors")] == ["file"]
+
+
+def test_paths_below_a_missing_root_are_one_problem(maskperf):
+    shown = maskperf("run", "coco", "data.root=nowhere", "model.backbone_weights=")
+    assert shown.err.count("does not exist") == 1 and "annotations/instances_train2017.json" in shown.err
+
+
+def test_a_gpu_that_pytorch_cannot_use_is_refused_at_once(maskperf, monkeypatch, tmp_path):
+    monkeypatch.setattr(start, "is_cpu_build", lambda: True)
+    shown = maskperf("run", "demo", "system.device=cuda")
+    assert shown.code == EXIT_USAGE and "built without CUDA. Fix: install" in shown.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"), [("cuda: Optional[str] = None", True), ("cuda: Optional[str] = '13.0'", False), ("", False)]
+)
+def test_pytorch_says_in_a_file_whether_it_is_built_for_cuda(line, expected, monkeypatch, tmp_path):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("")
+    (tmp_path / "torch" / "version.py").write_text(f"__version__ = '2.13.0'\n{line}\nhip: Optional[str] = None\n")
+    spec = start.find_spec("json")
+    spec.origin = str(tmp_path / "torch" / "__init__.py")
+    monkeypatch.setattr(start, "find_spec", lambda name: spec)
+    assert is_cpu_build() == expected
+
+
+@pytest.mark.parametrize(("index", "count"), [(0, 0), (1, 1), (8, 8)])
+def test_a_process_without_a_gpu_of_its_own_is_refused(index, count, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: count > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    with pytest.raises(ConfigError, match=f"GPU {index} is wanted, and PyTorch finds {count or 'none'}. Fix: "):
+        refuse_missing_gpu(index)
+
+
+def test_processes_of_one_start_show_the_same_error_once_and_other_errors_too(maskperf, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a start")
+    found = [maskperf("run", "demo", pair) for pair in ("lr=1", "lr=1", "epochs=1", "lr=1")]
+    assert [shown.code for shown in found] == [EXIT_USAGE] * 4
+    assert [bool(shown.err) for shown in found] == [True, False, True, False]
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # torchrun starts the processes again
+    assert maskperf("run", "demo", "lr=1").err
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    assert maskperf("run", "demo", "lr=1").err

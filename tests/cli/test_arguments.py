@@ -87,7 +87,7 @@ def test_a_tilde_at_the_start_is_a_home_folder_and_nowhere_else(given, expected,
     assert path_argument(given) == Path(expected.replace("HOME", str(home)))
 
 
-@pytest.mark.parametrize("name", sorted(PARSERS.keys() - {"run", "plan"}))
+@pytest.mark.parametrize("name", sorted(PARSERS.keys() - {"run", "plan", "keys"}))
 def test_every_option_that_is_a_path_knows_the_tilde(name):
     paths = [action for action in PARSERS[name]()._actions if action.metavar in METAVARS_OF_PATHS]
     assert paths and [action.dest for action in paths if action.type is not path_argument] == []

@@ -69,8 +69,8 @@ def evaluate(options: argparse.Namespace) -> int:
     require_new_file(options.output, overwrite=options.overwrite)
     require_existing("--weights", [options.weights])
     if options.data or options.val_json:  # a wrong path is found before torch is imported
-        given = {"val_json": str(options.val_json), "val_images": str(options.val_images)} if options.val_json else {}
-        existing_paths(DataConfig(root=str(options.data), **given), ["val"], DATA_FIX)
+        own = DataConfig(val_json=str(options.val_json), val_images=str(options.val_images))
+        existing_paths(DataConfig(root=str(options.data)) if options.data else own, ["val"], DATA_FIX)
     if options.save_detections:
         make_folder(options.save_detections, option="--save-detections")
     detections = [options.save_detections / name for name in DETECTION_FILES if options.save_detections]

@@ -37,7 +37,7 @@ WITHOUT_TORCH_ALONE = (
 )
 # Lines that are not blank: the most that a package may have, and all modules that the import of one brings in.
 BUDGETS = {
-    "ops": 2790,
+    "ops": 2805,
     "model": 1355,
     "losses": 230,
     "engine": 1015,  # a GPU that is not there

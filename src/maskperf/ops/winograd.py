@@ -78,12 +78,28 @@ def matching_parts(
     pixels: Float[Tensor, "all_images h w channels"],
     chunk: Chunk,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield views of the tiles' pixels of one place in a tile and of the same pixels of the map; none outside of it."""
-    top = TILE * chunk.first_row
-    band = pixels[chunk.first_image : chunk.first_image + chunk.images, top : top + TILE * chunk.rows].transpose(0, 1)
-    for row, column in product(range(TILE), repeat=2):
-        part = band[row::TILE, :, column::TILE]
-        yield tiles[row, column, : part.shape[0], :, : part.shape[2]], part
+    """Yield views of the tiles and of the same pixels, in the tiles' order of axes: whole tiles, then cut ones.
+
+    One copy of all whole tiles is faster than one for each of the 16 places in a tile.
+    """
+    height, width = pixels.shape[1:3]
+    pixels = pixels[chunk.first_image : chunk.first_image + chunk.images]
+    for rows, used_rows in _whole_and_cut(chunk.first_row, chunk.rows, height):
+        top, num_rows = TILE * (chunk.first_row + rows.start), rows.stop - rows.start
+        band = pixels[:, top : top + num_rows * used_rows].unflatten(1, (num_rows, used_rows))
+        for columns, used_columns in _whole_and_cut(0, chunk.columns, width):
+            left, num_columns = TILE * columns.start, columns.stop - columns.start
+            part = band[:, :, :, left : left + num_columns * used_columns].unflatten(3, (num_columns, used_columns))
+            yield tiles[:used_rows, :used_columns, rows, :, columns], part.permute(2, 4, 1, 0, 3, 5)
+
+
+def _whole_and_cut(first: int, count: int, size: int) -> Iterator[tuple[slice, int]]:
+    """Yield the tiles, counted from `first`, that lie in the map whole, and the last one if its edge is cut."""
+    whole = min(count, size // TILE - first)
+    if whole > 0:
+        yield slice(0, whole), TILE
+    if whole < count:
+        yield slice(whole, count), size % TILE
 
 
 class Scratch(threading.local):

@@ -152,6 +152,8 @@ def test_every_key_has_limits_choices_or_is_free_text_and_defaults_and_edges_are
     ("pairs", "start"),
     [
         (["data.short_side=2000"], "data.short_side=2000: must not be above data.long_side=1333"),
+        (["data.short_sides=640,1400"], "data.short_sides=640,1400: none may be above data.long_side=1333"),
+        (["data.scale_jitter=2,0.5"], "data.scale_jitter=2.0,0.5: the first must not be above"),
         (["data.train_json=a.json"], "data.train_images="),
         (["data.val_images=a"], "data.val_json="),
         (["data.root="], "data.root="),

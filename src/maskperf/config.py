@@ -65,6 +65,12 @@ class DataConfig:
     size_divisor: Annotated[int, Meta(ge=32, multiple_of=32)] = option(32, "padded sides are multiples of this")
     pixel_means_bgr: tuple[Color, Color, Color] = option((102.9801, 115.9465, 122.7717), "subtracted from B, G and R")
     flip_probability: Fraction = option(0.5, "of a mirrored training image")
+    short_sides: tuple[Count, ...] = option((), "multi-scale: one is drawn for each training image, not short_side")
+    color: Fraction = option(0.0, "strength of random brightness, contrast and saturation; 0: off")
+    scale_jitter: tuple[Positive, Positive] = option(
+        (1.0, 1.0), "large-scale jitter: LOW,HIGH; above 1 crops; 1,1: off"
+    )
+    copy_paste: Fraction = option(0.0, "of training images that get objects of another image")
     shuffle: bool = option(True, "a new order of the training images in each epoch")
     group_by_aspect: bool = option(True, "batches of images that are all wide or all tall")
     loader_threads: Count = option(2, "threads of each process, two batches ahead each")

@@ -236,6 +236,10 @@ def _conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:
     data, model, optimizer = config.data, config.model, config.optimizer
     if data.short_side > data.long_side:
         yield "data.short_side", f"must not be above data.long_side={data.long_side}"
+    if max(data.short_sides, default=0) > data.long_side:
+        yield "data.short_sides", f"none may be above data.long_side={data.long_side}"
+    if data.scale_jitter[0] > data.scale_jitter[1]:
+        yield "data.scale_jitter", "the first must not be above the second"
     for split in ("train", "val"):
         given = {f"data.{split}_{kind}": getattr(data, f"{split}_{kind}") for kind in ("json", "images")}
         for key in (key for key, value in given.items() if not value and any(given.values())):

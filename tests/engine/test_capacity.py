@@ -7,6 +7,7 @@ import torch
 from small_batches import losses_and_gradients, small_model, varied_batch
 
 from maskperf.bench.run_lengths import as_run_lengths
+from maskperf.config import DataConfig
 from maskperf.data.coco.index import CocoIndex
 from maskperf.data.images.capacity import batch_capacity
 from maskperf.engine.capacity import capacity_of, fits, fixed_capacities, fixed_capacity, pad_batch
@@ -43,7 +44,7 @@ def index_of(polygons_of_images: list[list[list[int]]]) -> CocoIndex:
 
 def test_capacity_holds_the_most_of_everything_in_the_data_set():
     index = index_of([[[4], [3, 3, 3]], [[50]], [], [[4], [4], [4]]])
-    assert batch_capacity(index, 2) == BatchCapacity(
+    assert batch_capacity(index, 2, DataConfig()) == BatchCapacity(
         images=2, slots=3, polygons=2 * 4, points=2 * 50, object_polygons=3, object_points=50
     )
 
@@ -51,19 +52,19 @@ def test_capacity_holds_the_most_of_everything_in_the_data_set():
 def test_capacity_holds_the_runs_of_the_images_with_the_most():
     index = index_of([[[3], [4]], [[5]]])
     runs = replace(index, run_offsets=np.array([0, 10, 14, 20]), run_ends=np.zeros(20, np.int64))
-    assert batch_capacity(runs, 2).runs == 2 * 14
-    assert batch_capacity(index, 2).runs == 0
+    assert batch_capacity(runs, 2, DataConfig()).runs == 2 * 14
+    assert batch_capacity(index, 2, DataConfig()).runs == 0
 
 
 def test_the_fixed_capacity_holds_the_crowded_images_of_coco():
     crowded = index_of([[[60]] * 92 + [[20] * 190], [[4]]])  # 93 objects, 190 polygons of one object
     for images in (1, 16):
-        assert fits(batch_capacity(crowded, images), fixed_capacity(images))
-    assert not fits(batch_capacity(index_of([[[4]] * 97]), 2), fixed_capacity(2))
+        assert fits(batch_capacity(crowded, images, DataConfig()), fixed_capacity(images))
+    assert not fits(batch_capacity(index_of([[[4]] * 97]), 2, DataConfig()), fixed_capacity(2))
     usual, fixed = fixed_capacities(2, usual_first=True)
     assert [fixed] == fixed_capacities(2, usual_first=False) == [fixed_capacity(2)]
-    assert fits(usual, fixed_capacity(2)) and fits(batch_capacity(index_of([[[30] * 16]]), 2), usual)
-    assert not fits(batch_capacity(crowded, 2), usual)
+    assert fits(usual, fixed_capacity(2)) and fits(batch_capacity(index_of([[[30] * 16]]), 2, DataConfig()), usual)
+    assert not fits(batch_capacity(crowded, 2, DataConfig()), usual)
 
 
 def test_a_batch_of_run_lengths_never_fits_where_there_is_no_room_for_runs():
@@ -75,7 +76,7 @@ def test_a_batch_of_run_lengths_never_fits_where_there_is_no_room_for_runs():
 
 def test_capacity_of_a_data_set_without_objects_has_room_for_one_of_each_kind():
     for index in (index_of([[], []]), index_of([])):
-        assert batch_capacity(index, 3) == BatchCapacity(
+        assert batch_capacity(index, 3, DataConfig()) == BatchCapacity(
             images=3, slots=1, polygons=3, points=3, object_polygons=1, object_points=1
         )
 

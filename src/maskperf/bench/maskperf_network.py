@@ -140,7 +140,7 @@ def demo_chunk(inputs: dict) -> tuple[Callable[[], dict], dict]:
     optimizer = build_optimizer(model, config.optimizer)
     captured = prepare_steps(model, config, images=session.images_per_rank, topology=topology, say=messages.append)
     if captured is not None:
-        captured.make_room(batch_capacity(train, session.images_per_rank))
+        captured.make_room(batch_capacity(train, session.images_per_rank, config.data))
     train_once = partial(train_step, model, optimizer, config=config.optimizer, topology=topology, captured=captured)
     update = 0
 

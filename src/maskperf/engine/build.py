@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from maskperf.config import DataConfig, ModelConfig, RunConfig
-from maskperf.data.images.buckets import round_up
+from maskperf.data.images.buckets import largest_short_side, round_up
 from maskperf.data.images.collate import Packing, Sample, make_batch
 from maskperf.data.images.loader import feeding_for, static_buckets
 from maskperf.data.images.raw_images import UploadBuffers, prepare_images
@@ -54,7 +54,7 @@ def keep_memory(device: torch.device) -> str:
 
 def padded_size_hw(data: DataConfig) -> SizeHw:
     """Return the padded size of the widest landscape image."""
-    return round_up(data.short_side, data.size_divisor), round_up(data.long_side, data.size_divisor)
+    return round_up(largest_short_side(data), data.size_divisor), round_up(data.long_side, data.size_divisor)
 
 
 def synthetic_batch(data: DataConfig, padded_hw: SizeHw, images: int, *, raw_images: bool = False) -> Batch:

@@ -213,6 +213,10 @@ NAMED_RULES: tuple[Rule, ...] = (
     _equals("shorter side of an image", "data.short_side", 800, f"{TABLE}: min_image_size"),
     _equals("longer side of an image", "data.long_side", 1333, f"{TABLE}: max_image_size"),
     _equals("horizontal flips", "data.flip_probability", 0.5, "Reference README: only horizontal flips are allowed"),
+    *(
+        _equals("no other augmentation", f"data.{name}", value, "Reference README: only horizontal flips are allowed")
+        for name, value in (("short_sides", ()), ("color", 0.0), ("scale_jitter", (1.0, 1.0)), ("copy_paste", 0.0))
+    ),
     _equals("pixel means", "data.pixel_means_bgr", (102.9801, 115.9465, 122.7717), DEFAULT),
     _equals("random order", "data.shuffle", True, "MLPerf training rules, Training Data Order"),
     _equals("box target", "evaluation.box_target", BOX_TARGET, "MLPerf training rules, Benchmarks: quality target"),

@@ -43,7 +43,7 @@ def run_benchmark(config: RunConfig, topology: Topology) -> FinishedRun:
             data = open_data(session)
         session.log.samples(len(data.train.image_ids), len(data.val.image_ids))
         if captured is not None:
-            captured.make_room(batch_capacity(data.train, session.images_per_rank))
+            captured.make_room(batch_capacity(data.train, session.images_per_rank, config.data))
         num_steps = steps_per_epoch(len(data.train.image_ids), config.optimizer.batch_size)
         training = Training(data, model, optimizer, _open_recorder(session, num_steps), num_steps)
         evaluations = Evaluations(session, training)

@@ -22,12 +22,17 @@ def bucket_sizes(data: DataConfig) -> Buckets:
     makes numbers out of the zeros around it (the losses move by some 1e-4 of their value for the same anchors and
     RoIs), and which anchors and RoIs are drawn. So does the reference's padding to the largest image of a batch.
     """
-    short = min(data.short_side, data.long_side)
+    short = min(largest_short_side(data), data.long_side)
     lengths = [min(int(short * aspect), data.long_side) for aspect in ASPECTS]
     sides = {round_up(length, data.size_divisor) for length in (*lengths, data.long_side)}
     height = round_up(short, data.size_divisor)
     both_ways = {pair for side in sides for pair in ((side, height), (height, side))}
     return tuple(sorted(both_ways, key=lambda pair: (pair[0] * pair[1], -pair[0])))
+
+
+def largest_short_side(data: DataConfig) -> int:
+    """Return the largest number of pixels that a training image's shorter side may have. No jitter exceeds it."""
+    return max(data.short_sides or (data.short_side,))
 
 
 def padded_size(size_hw: SizeHw, buckets: Buckets, size_divisor: int) -> SizeHw:
@@ -43,12 +48,13 @@ def image_buckets(
 ) -> Int[np.ndarray, "images 2"]:
     """Return the padded size of each image, given the sizes of the files.
 
+    With `data.short_sides` or `data.scale_jitter` it holds the image at the largest size that may be drawn.
     An image that is larger than all buckets has its own size in multiples of the divisor. Images of a bucket that
     has fewer than `min_images` move to the smallest other one that holds it and is in use, if there is such a one.
     """
-    buckets = bucket_sizes(data)
+    buckets, short_side = bucket_sizes(data), largest_short_side(data)
     distinct, which = np.unique(sizes_hw, axis=0, return_inverse=True)
-    resized = [target_size_hw(tuple(size_hw), data.short_side, data.long_side) for size_hw in distinct.tolist()]
+    resized = [target_size_hw(tuple(size_hw), short_side, data.long_side) for size_hw in distinct.tolist()]
     padded = np.array([padded_size(size_hw, buckets, data.size_divisor) for size_hw in resized], np.int64)
     padded = padded.reshape(-1, 2)
     counts = np.bincount(which, minlength=len(padded))

@@ -10,15 +10,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 
 from maskperf.config import DataConfig
 from maskperf.data.coco.index import CocoIndex
+from maskperf.data.images.augmentation import augmented, is_augmented
 from maskperf.data.images.buckets import Buckets, bucket_sizes, group_numbers, image_buckets
 from maskperf.data.images.collate import Packing, Sample, make_batch, make_evaluation_batch
 from maskperf.data.images.decode import check_images, decode_image
+from maskperf.data.images.objects import AnnotatedImage, Objects, packed, unpacked
 from maskperf.data.images.raw_images import UploadBuffers
 from maskperf.data.images.sampler import Sampling, aspect_groups, bucket_stream, evaluation_order, stream_batches
-from maskperf.data.images.transforms import move_boxes, move_points, target_size_hw
+from maskperf.data.images.transforms import SizeHw, move_boxes, move_points, target_size_hw
 from maskperf.errors import DataError, Problem
 from maskperf.seeds import derive_seed
 from maskperf.structures import Batch, EvaluationBatch, pinned
@@ -34,9 +37,55 @@ def load_sample(index: CocoIndex, position: int, *, data: DataConfig, seed: int,
     Errors: DataError when the image cannot be used.
     """
     image_id = int(index.image_ids[position])
-    original_size_hw = tuple(index.sizes_hw[position].tolist())
-    size_hw = target_size_hw(original_size_hw, data.short_side, data.long_side)
     is_mirrored = training and is_flipped(seed, epoch, image_id, data.flip_probability)
+    if training and is_augmented(data):
+        draw = partial(_uniform, seed, epoch, image_id)
+        read = partial(_read, index, data=data)
+        image, size_hw = augmented(read, position, num_images=len(index.image_ids), data=data, draw=draw)
+        bgr, has_runs = image.bgr, index.run_ends is not None or data.copy_paste > 0
+        objects = packed(image.objects, with_runs=has_runs)
+    else:
+        bgr, objects = _decoded(index, position, data), _objects_at(index, position)
+        size_hw = target_size_hw(_size_of(bgr), data.short_side, data.long_side)
+    old_hw = _size_of(bgr)
+    return Sample(
+        bgr=bgr,
+        size_hw=size_hw,
+        is_mirrored=is_mirrored,
+        means_bgr=data.pixel_means_bgr,
+        boxes=move_boxes(objects.boxes, old_hw, size_hw, is_mirrored=is_mirrored),
+        labels=objects.labels,
+        polygon_offsets=objects.polygon_offsets,
+        point_offsets=objects.point_offsets,
+        points=move_points(objects.points, old_hw, size_hw, is_mirrored=is_mirrored),
+        run_offsets=objects.run_offsets,
+        run_ends=objects.run_ends,
+        image_id=image_id,
+        sample_seed=derive_seed(seed, "sample", epoch, image_id),
+        original_size_hw=old_hw,
+    )
+
+
+def _read(index: CocoIndex, position: int, *, data: DataConfig) -> AnnotatedImage:
+    return AnnotatedImage(_decoded(index, position, data), unpacked(_objects_at(index, position)))
+
+
+def _decoded(index: CocoIndex, position: int, data: DataConfig) -> UInt8[np.ndarray, "height width 3"]:
+    return decode_image(
+        index.image_path(position),
+        image_id=index.shown_id(position),
+        expected_size_hw=tuple(index.sizes_hw[position].tolist()),
+        max_pixels=data.max_image_pixels,
+        channels="BGR",
+    )
+
+
+def _size_of(bgr: UInt8[np.ndarray, "height width 3"]) -> SizeHw:
+    return bgr.shape[0], bgr.shape[1]
+
+
+def _objects_at(index: CocoIndex, position: int) -> Objects:
+    """Return the objects of the image, in pixels of its file."""
     objects = slice(*index.object_offsets[position : position + 2])
     polygons, polygon_offsets = _owned(index.polygon_offsets, objects)
     points, point_offsets = _owned(index.point_offsets, polygons)
@@ -44,27 +93,14 @@ def load_sample(index: CocoIndex, position: int, *, data: DataConfig, seed: int,
     if index.run_ends is not None and index.run_offsets is not None:
         runs, run_offsets = _owned(index.run_offsets, objects)
         run_ends = index.run_ends[runs]
-    return Sample(
-        bgr=decode_image(
-            index.image_path(position),
-            image_id=index.shown_id(position),
-            expected_size_hw=original_size_hw,
-            max_pixels=data.max_image_pixels,
-            channels="BGR",
-        ),
-        size_hw=size_hw,
-        is_mirrored=is_mirrored,
-        means_bgr=data.pixel_means_bgr,
-        boxes=move_boxes(index.boxes[objects], original_size_hw, size_hw, is_mirrored=is_mirrored),
+    return Objects(
+        boxes=index.boxes[objects],
         labels=index.labels[objects],
         polygon_offsets=polygon_offsets,
         point_offsets=point_offsets,
-        points=move_points(index.points[points], original_size_hw, size_hw, is_mirrored=is_mirrored),
+        points=index.points[points],
         run_offsets=run_offsets,
         run_ends=run_ends,
-        image_id=image_id,
-        sample_seed=derive_seed(seed, "sample", epoch, image_id),
-        original_size_hw=original_size_hw,
     )
 
 
@@ -76,8 +112,12 @@ def _owned(offsets: np.ndarray, owners: slice) -> tuple[slice, np.ndarray]:
 
 def is_flipped(seed: int, epoch: int, image_id: int, probability: float) -> bool:
     """Return whether this image is mirrored in this epoch."""
-    uniform = (derive_seed(seed, "flip", epoch, image_id) >> 9) / 2**53  # 53 bits: exact, and below 1
-    return uniform < probability
+    return _uniform(seed, epoch, image_id, "flip") < probability
+
+
+def _uniform(seed: int, epoch: int, image_id: int, purpose: str, *more: int) -> float:
+    """Return a number from 0 to below 1 for one purpose, the same whenever it is asked for."""
+    return (derive_seed(seed, purpose, epoch, image_id, *more) >> 9) / 2**53  # 53 bits: exact, and below 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,7 @@ BUDGETS = {
     "engine": 1015,  # a GPU that is not there
     "evaluation": 700,
     "data/coco": 1695,  # paths apart from the index
-    "data/images": 1055,
+    "data/images": 1350,  # augmentation
     "demo": 460,
     "download": 645,
     "run": 2110,
@@ -53,11 +53,11 @@ BUDGETS = {
     "machine": 1455,
     "cli": 2100,  # keys, and errors before anything heavy is imported
     "bench": 2720,
-    "top level": 1195,  # names of keys in other programs
+    "top level": 1205,  # names of keys in other programs, keys of augmentation
 }
 CORE_PACKAGES = ("ops", "model", "losses", "engine", "evaluation", "data/coco", "data/images")
 # Since 23,450 and 24,050: own data, resuming, prediction, export, weights of other code bases, and their tests.
-CORE_BUDGET, WHOLE_BUDGET, TESTS_BUDGET = 9000, 28_950, 28_050
+CORE_BUDGET, WHOLE_BUDGET, TESTS_BUDGET = 9300, 28_950, 28_050
 LINES_BEHIND = {"maskperf.engine.step": 3600, "maskperf.run.loop": 12_100}
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
@@ -186,7 +186,7 @@ def test_no_technique_is_a_parameter():
 
 
 def test_the_configuration_has_few_keys():
-    assert len(FIELDS) <= 80
+    assert len(FIELDS) <= 84  # four of augmentation
 
 
 def lines_of(paths):

@@ -13,6 +13,7 @@ LOG_FILE = "mlperf.log"
 METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "results.json"
 PICTURES_FILE = "pictures.json"
+ANALYSIS_FILE = "analysis.json"
 SERIES_FILE = "series.json"
 WINDOW_STEPS = 50
 FIX = "Put the file back as the run wrote it, or move it away: the command then does without it."
@@ -172,10 +173,51 @@ class Environment(msgspec.Struct, kw_only=True, frozen=True):
     processes: int | None = None
 
 
-class PictureEntry(msgspec.Struct, kw_only=True, frozen=True):
-    """One validation image in pictures.json, drawn beside its ground truth."""
+class ErrorKind(msgspec.Struct, kw_only=True, frozen=True):
+    """One of TIDE's kinds of errors."""
 
-    kind: str  # "best" or "worst"
+    kind: str  # TIDE's short name: "Cls", "Loc", "Both", "Dupe", "Bkg" or "Miss"
+    count: int
+    ap_lost: float | None  # AP at IoU 0.50 that would be won if there were none
+
+
+class CalibrationBin(msgspec.Struct, kw_only=True, frozen=True):
+    """Detections of about one score."""
+
+    confidence: float | None  # mean score
+    accuracy: float | None  # share that matches an object at IoU 0.50
+    count: int
+
+
+class KindAnalysis(msgspec.Struct, kw_only=True, frozen=True):
+    """How the boxes, or the masks, of one evaluation match the objects."""
+
+    precision_50: tuple[float | None, ...]  # at IoU 0.50 and recalls 0, 0.01 ... 1; mean over categories
+    precision_75: tuple[float | None, ...]
+    errors: tuple[ErrorKind, ...]
+    calibration: tuple[CalibrationBin, ...]  # by rising score
+    calibration_error: float | None  # mean difference of score and accuracy, weighted by detections
+
+
+class Analysis(msgspec.Struct, kw_only=True, frozen=True):
+    """analysis.json: what the last evaluation of a run got right and wrong.
+
+    Entries of `confusions` are a true category, the category that was found, and how often, as indices into
+    `categories`; the index after the last one stands for none: an object missed, or a detection without an object.
+    """
+
+    boxes: KindAnalysis
+    masks: KindAnalysis
+    categories: tuple[str, ...]
+    confusions: tuple[tuple[int, int, int], ...]
+    least_score: float  # of the detections in `confusions`
+    least_iou: float  # of their boxes and those of objects
+
+
+class PictureEntry(msgspec.Struct, kw_only=True, frozen=True):
+    """One image in pictures.json: of the validation split, ground truth beside detections, or of a training batch."""
+
+    kind: str  # "best", "worst", "sample" (the same images in every run on a data set) or "batch"
     title: str  # file name
     caption: str  # what was right or wrong, with its score
     jpeg_base64: str

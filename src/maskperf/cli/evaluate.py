@@ -16,6 +16,8 @@ EXAMPLES = """examples, to copy and paste:
   maskperf evaluate --weights model_final.pth --data /data/coco --per-class
   # own data; both COCO engines must find the same numbers
   maskperf evaluate --weights model.safetensors --val-json /my/val.json --val-images /my/val --engine both
+  # where it errs: a page with curves, kinds of errors, confusions, and images with the errors marked
+  maskperf evaluate --weights runs/demo-1/model.safetensors --report errors.html
   # the same on the eight GPUs of one machine, four images at a time on each
   torchrun --nproc-per-node 8 -m maskperf evaluate --weights model_final.pth --data /data/coco evaluation.batch_size=4
 
@@ -48,6 +50,7 @@ def make_parser() -> CommandParser:
     add("--per-class", action="store_true", help="show the AP of each category")
     output = Path("evaluation.json")
     add_path("--output", "FILE", f"where the numbers go (default: {output})", default=output)
+    add_path("--report", "FILE.html", "write a page: curves, kinds of errors, confusions, images with errors marked")
     add_path("--save-detections", "FOLDER", f"write {' and '.join(DETECTION_FILES)} there")
     add("--overwrite", action="store_true", help="write over files that exist")
     add("pairs", metavar="key=value", nargs="*", default=[], help="change a value of the configuration")
@@ -66,6 +69,8 @@ def evaluate(options: argparse.Namespace) -> int:
             raise ConfigError(f"{pair}: cannot be set here. Fix: give {OPTION_OF_KEY[key]} instead.")
         if key.startswith(NOT_FOR_EVALUATION):
             raise ConfigError(f"{pair}: has no effect on an evaluation. Fix: leave it out.")
+    if options.report and options.report.suffix != ".html":
+        raise ConfigError(f"--report {options.report}: the page is an HTML file. Fix: give a name ending in .html.")
     require_new_file(options.output, overwrite=options.overwrite)
     require_existing("--weights", [options.weights])
     if options.data or options.val_json:  # a wrong path is found before torch is imported
@@ -74,7 +79,7 @@ def evaluate(options: argparse.Namespace) -> int:
     if options.save_detections:
         make_folder(options.save_detections, option="--save-detections")
     detections = [options.save_detections / name for name in DETECTION_FILES if options.save_detections]
-    for path in detections:
+    for path in (*detections, *([options.report] if options.report else [])):
         require_new_file(path, overwrite=options.overwrite)
     from maskperf.cli.evaluate_weights import evaluate_weights
 

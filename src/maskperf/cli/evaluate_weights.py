@@ -32,6 +32,7 @@ from maskperf.evaluation.table import show_scores
 from maskperf.files import pretty_json, replace_file, sha256_of_file
 from maskperf.machine.threads import threads_of_process
 from maskperf.model.mask_rcnn import MaskRcnn
+from maskperf.report.evaluation import write_evaluation_report
 from maskperf.run.console import Progress
 from maskperf.run.data import class_count_problems
 from maskperf.structures import EvaluationBatch
@@ -80,6 +81,11 @@ def evaluate_weights(options: argparse.Namespace, files: Sequence[Path]) -> int:
         written = (val.with_image_keys(with_written_ids(found, match)) for found in results)
         detections = [msgspec.json.encode(found) for found in written] if options.save_detections else []
         code = _report(options, files, detections, facts=facts, truth=truth, results=results, config=config)
+        if options.report and truth is None:
+            print("no ground truth, so no report")
+        elif options.report:
+            write_evaluation_report(options.report, options.output, val=val, match=match, truth=truth, results=results)
+            print(f"written: {options.report}")
     close_topology()
     return code
 

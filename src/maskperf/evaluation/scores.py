@@ -177,7 +177,7 @@ def _evaluate(
         evaluation = COCOeval(truth, _official_results(truth, results, iou_type), iou_type)
     else:
         truth = ground_truth.fast
-        evaluation = hotcoco.COCOeval(truth, _fast_results(truth, results, iou_type), iou_type)
+        evaluation = hotcoco.COCOeval(truth, fast_results(truth, results, iou_type), iou_type)
     evaluation.params.maxDets = [*FEW_DETECTIONS, max_detections]
     evaluation.evaluate()
     evaluation.accumulate()
@@ -216,7 +216,8 @@ def _mean(numbers: np.ndarray) -> float | None:
     return float(counted.mean()) if counted.size else None
 
 
-def _fast_results(truth: hotcoco.COCO, results: Sequence[dict], iou_type: str) -> hotcoco.COCO:
+def fast_results(truth: hotcoco.COCO, results: Sequence[dict], iou_type: str) -> hotcoco.COCO:
+    """Return results as hotcoco wants them; `iou_type` is "bbox" or "segm"."""
     table = results.table if isinstance(results, Results) else NO_RESULTS
     largest_id = max(table.image_ids.max(initial=0), table.category_ids.max(initial=0))
     if not len(table) or largest_id > LARGEST_EXACT_ID:

@@ -13,16 +13,20 @@ from jaxtyping import Float
 from PIL import Image
 from pycocotools import mask as coco_masks
 
-from maskperf.data.coco.document import AnnotationRow, Document, ImageRow
+from maskperf.data.coco.categories import CategoryMatch
+from maskperf.data.coco.document import AnnotationRow, CategoryRow, Document, ImageRow
+from maskperf.data.coco.index import CocoIndex, read_annotations
 from maskperf.data.images.decode import decode_image
-from maskperf.files import pretty_json, printable, write_text
+from maskperf.files import printable
 from maskperf.pictures import drawing
 from maskperf.schema import PictureEntry
 
 PAGE_IMAGES = 8
 BEST_AND_WORST = 4  # of each
+SAMPLES = 6  # images that are the same in every run on a data set
 SURE_SCORE = 0.5  # detections below this are neither scored nor drawn
 LEAST_OVERLAP = 0.1  # a smaller overlap is chance, not an object found
+LOOSE_OVERLAP = 0.5  # a found object of a smaller one is marked
 CROWD_OVERLAP = 0.5  # share of a detection inside a crowd of its category from which it is left out
 LARGEST_JPEG_BYTES = 80_000
 QUALITIES = (88, 80, 70, 60, 50, 40, 30)
@@ -43,6 +47,15 @@ class ImageScore:
         if self.overlaps:
             found += f", mean mask overlap {sum(self.overlaps) / len(self.overlaps):.2f}"
         return f"score {self.score:.2f}: {found}, {self.wrong or 'no'} wrong detection{'s' if self.wrong > 1 else ''}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Match:
+    """Which detections of an image are which of its annotations, by their positions in both lists."""
+
+    overlaps: dict[int, float]  # of detections
+    missed: frozenset[int]  # annotations
+    wrong: frozenset[int]  # detections
 
 
 class Predictions:
@@ -83,19 +96,23 @@ class Predictions:
         legend = {name: colour for name, colour in self._colours.items() if name in names}
         drawing.write_page([(row.file_name, self._draw(row)) for row in rows], legend, path)
 
-    def write_best_and_worst(self, path: Path, count: int = BEST_AND_WORST) -> None:
-        """Write the `count` best and the `count` worst images, each drawn with its truth and its detections.
+    def best_and_worst(self, count: int = BEST_AND_WORST) -> list[PictureEntry]:
+        """Return the `count` best and the `count` worst images, each drawn with its truth and its detections.
 
-        Errors: as `write_grid`.
+        Missed objects and wrong detections are marked.
+        Errors: DataError for an image that cannot be read.
         """
         rows = {row.id: row for row in self.document.images}
-        entries = []
-        for kind, scored in choose_best_and_worst(self.image_scores(), count):
-            row = rows[scored.image_id]
-            jpeg = base64.b64encode(_jpeg(self._draw(row))).decode("ascii")
-            title = printable(row.file_name)
-            entries.append(PictureEntry(kind=kind, title=title, caption=scored.caption(), jpeg_base64=jpeg))
-        write_text(path, pretty_json(entries))
+        chosen = choose_best_and_worst(self.image_scores(), count)
+        return [self._entry(kind, rows[scored.image_id], scored.caption()) for kind, scored in chosen]
+
+    def samples(self, count: int = SAMPLES) -> list[PictureEntry]:
+        """Return `count` images spread over the split: those of two runs on it are the same. Otherwise as above."""
+        rows = choose_images(self.document, count)
+        return [self._entry("sample", row, self._score(row).caption()) for row in rows]
+
+    def _entry(self, kind: str, row: ImageRow, caption: str) -> PictureEntry:
+        return picture_entry(kind, printable(row.file_name), caption, self._draw(row))
 
     def image_scores(self) -> list[ImageScore]:
         """Return the score of each image that has an object (crowds are none).
@@ -108,38 +125,64 @@ class Predictions:
         return [self._score(row) for row in self.document.images if row.id in filled]
 
     def _score(self, row: ImageRow) -> ImageScore:
+        match = self._match(row)
+        objects = sum(not annotation.iscrowd for annotation in self._truth[row.id])
+        pairs, wrong = tuple(match.overlaps.values()), len(match.wrong)
+        score = sum(pairs) / max(1, objects + wrong)
+        return ImageScore(image_id=row.id, score=score, objects=objects, overlaps=pairs, wrong=wrong)
+
+    def _match(self, row: ImageRow) -> _Match:
         truth, found = self._truth[row.id], self._found[row.id]
-        is_crowd = np.array([bool(annotation.iscrowd) for annotation in truth])
-        overlaps = np.zeros((0, len(truth)))  # (detections, objects) of one category; for a crowd the share inside it
-        if found:
+        is_crowd = np.array([bool(annotation.iscrowd) for annotation in truth], bool)
+        overlaps = np.zeros((len(found), len(truth)))  # of one category; for a crowd the share inside it
+        if found and truth:
             outlines = [_packed(annotation.outline, (row.height, row.width)) for annotation in truth]
             overlaps = coco_masks.iou([entry["segmentation"] for entry in found], outlines, is_crowd.tolist())
             found_ids = np.array([entry["category_id"] for entry in found])
             overlaps *= found_ids[:, None] == [annotation.category_id for annotation in truth]
-        paired = _pair_largest_first(overlaps[:, ~is_crowd])
+        paired = _pair_largest_first(np.where(is_crowd, 0, overlaps))
         is_ignored = overlaps[:, is_crowd].max(axis=1, initial=0) >= CROWD_OVERLAP
-        wrong = sum(index not in paired and not is_ignored[index] for index in range(len(overlaps)))
-        objects = int((~is_crowd).sum())
-        pairs = tuple(paired.values())
-        score = sum(pairs) / (objects + wrong)
-        return ImageScore(image_id=row.id, score=score, objects=objects, overlaps=pairs, wrong=wrong)
+        return _Match(
+            overlaps={detection: float(overlaps[detection, index]) for detection, index in paired.items()},
+            missed=frozenset(np.flatnonzero(~is_crowd).tolist()) - set(paired.values()),
+            wrong=frozenset(index for index in range(len(found)) if index not in paired and not is_ignored[index]),
+        )
 
     def _draw(self, row: ImageRow) -> Image.Image:
         size_hw = (row.height, row.width)
         path, max_pixels = self._image_folder / row.file_name, row.height * row.width
         pixels = decode_image(path, image_id=row.id, expected_size_hw=size_hw, max_pixels=max_pixels)
 
-        def panel(entries: Iterable[tuple[Sequence, Any, int, str]], note: str) -> Image.Image:
+        def panel(entries: Iterable[tuple[Sequence, Any, int, str, str]], note: str) -> Image.Image:
             overlays = []
-            for box, outline, category_id, suffix in entries:
+            for box, outline, category_id, suffix, error in entries:
                 name = self._names[category_id]
                 mask = coco_masks.decode(_packed(outline, size_hw)).astype(bool)
-                overlays.append(drawing.Overlay(box, mask, drawing.short_name(name) + suffix, self._colours[name]))
+                label = f"{error}: {drawing.short_name(name)}{suffix}" if error else drawing.short_name(name) + suffix
+                overlays.append(drawing.Overlay(box, mask, label, self._colours[name], is_error=bool(error)))
             return drawing.draw_panel(pixels, overlays, note)
 
-        truth = ((t.bbox, t.outline, t.category_id, ", crowd" if t.iscrowd else "") for t in self._truth[row.id])
-        found = ((d["bbox"], d["segmentation"], d["category_id"], f" {d['score']:.2f}") for d in self._found[row.id])
+        match, annotations, detections = self._match(row), self._truth[row.id], self._found[row.id]
+        loose = {index for index, overlap in match.overlaps.items() if overlap < LOOSE_OVERLAP}
+        errors = {**dict.fromkeys(match.wrong, "false"), **dict.fromkeys(loose, "loose")}
+        truth = (
+            (t.bbox, t.outline, t.category_id, ", crowd" if t.iscrowd else "", "missed" if i in match.missed else "")
+            for i, t in enumerate(annotations)
+        )
+        found = (
+            (d["bbox"], d["segmentation"], d["category_id"], f" {d['score']:.2f}", errors.get(i, ""))
+            for i, d in enumerate(detections)
+        )
         return drawing.draw_pair(panel(truth, "no objects"), panel(found, "nothing found"))
+
+
+def predictions_of_split(
+    index: CocoIndex, match: CategoryMatch, box_results: Sequence[dict], mask_results: Sequence[dict]
+) -> Predictions:
+    """Return the predictions for a split; the results have the ids of categories that its file knows."""
+    document = read_annotations(index)
+    document.categories = [CategoryRow(id=match.written_ids[key], name=name) for key, name in match.names.items()]
+    return Predictions(document, index.image_folder, box_results, mask_results)
 
 
 def choose_images(document: Document, num_images: int) -> list[ImageRow]:
@@ -179,21 +222,22 @@ def _packed(outline: list | dict, size_hw: tuple[int, int]) -> Any:
     return coco_masks.frPyObjects(outline, *size_hw) if isinstance(outline["counts"], list) else outline
 
 
-def _pair_largest_first(overlaps: Float[np.ndarray, "detections objects"]) -> dict[int, float]:
-    """Return the overlap of each detection that got an object."""
+def _pair_largest_first(overlaps: Float[np.ndarray, "detections objects"]) -> dict[int, int]:
+    """Return the object of each detection that got one."""
     left, paired = overlaps.copy(), {}
     while left.size and left.max() >= LEAST_OVERLAP:
         detection, index = np.unravel_index(left.argmax(), left.shape)
-        paired[int(detection)] = float(left[detection, index])
+        paired[int(detection)] = int(index)
         left[detection], left[:, index] = 0, 0
     return paired
 
 
-def _jpeg(page: Image.Image) -> bytes:
-    """Return the page as a JPEG of at most `LARGEST_JPEG_BYTES`, or else of the lowest quality."""
+def picture_entry(kind: str, title: str, caption: str, picture: Image.Image) -> PictureEntry:
+    """Return a picture as it stands in pictures.json; the JPEG is that of the highest quality that is small enough."""
     for quality in QUALITIES:
         stream = io.BytesIO()
-        page.save(stream, format="JPEG", quality=quality, optimize=True)
+        picture.save(stream, format="JPEG", quality=quality, optimize=True)
         if stream.tell() <= LARGEST_JPEG_BYTES:
             break
-    return stream.getvalue()
+    jpeg = base64.b64encode(stream.getvalue()).decode("ascii")
+    return PictureEntry(kind=kind, title=title, caption=caption, jpeg_base64=jpeg)

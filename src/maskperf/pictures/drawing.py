@@ -3,6 +3,7 @@
 import colorsys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ MASK_OPACITY = 0.4
 RIM_OPACITY = 0.55
 LONGEST_NAME = 18  # characters
 LABEL_PX = 14
+ERROR_PX, DASH_PX = 3, 6
 # Far apart for most eyes; more categories than this get hues a golden section apart.
 FIRST_COLOURS = ((230, 57, 70), (251, 120, 20), (29, 122, 230), (255, 190, 11), (0, 180, 190), (157, 78, 221),
                  (239, 71, 155), (42, 168, 96), (140, 100, 60), (130, 190, 30))  # fmt: skip
@@ -31,7 +33,7 @@ LEGEND_PX = 16
 MOST_LEGEND_NAMES = 40
 
 PAGE_COLOUR = (232, 235, 240)
-PAIR_COLOUR = (244, 245, 247)
+PAIR_COLOUR, PAIR_TEXT_COLOUR = (58, 64, 75), (226, 230, 236)  # on light and dark pages
 TEXT_COLOUR = (40, 44, 52)
 FAINT_TEXT_COLOUR = (120, 126, 138)
 NOTE_COLOUR = (90, 96, 108)
@@ -47,6 +49,7 @@ class Overlay:
     mask: Bool[np.ndarray, "height width"]
     label: str
     colour: Colour
+    is_error: bool = False  # a missed object or a wrong detection, with dashes around its box
 
 
 def category_colours(names: Sequence[str]) -> dict[str, Colour]:
@@ -94,12 +97,28 @@ def draw_panel(pixels: UInt8[np.ndarray, "height width 3"], overlays: list[Overl
         right, bottom = max(x + box_width - 1, left), max(y + box_height - 1, top)
         boxes.append((left, top, min(right, size[0] - 1), min(bottom, size[1] - 1)))
         draw.rectangle(boxes[-1], outline=overlay.colour, width=2)
+        if overlay.is_error:
+            _draw_dashes(draw, boxes[-1])
     labels: list[Rectangle] = []
     for overlay, box in zip(overlays, boxes, strict=True):
         labels.append(_draw_label(draw, overlay, box, labels))
     if not overlays:
         _draw_tag(draw, _tag_at((6, 6), note), note, NOTE_COLOUR)
     return panel
+
+
+def _draw_dashes(draw: ImageDraw.ImageDraw, box: Rectangle) -> None:
+    """Draw black and white dashes along the box: seen on any object, whatever its colour and that of its category."""
+    left, top, right, bottom = box
+    corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
+    for (x, y), (to_x, to_y) in pairwise(corners):
+        draw.line((x, y, to_x, to_y), fill="black", width=ERROR_PX)
+        length = max(abs(to_x - x), abs(to_y - y))
+        step_x, step_y = np.sign(to_x - x), np.sign(to_y - y)
+        for start in np.arange(0, length, 2 * DASH_PX).tolist():
+            end = min(start + DASH_PX, length)
+            dash = (x + step_x * start, y + step_y * start, x + step_x * end, y + step_y * end)
+            draw.line(dash, fill="white", width=ERROR_PX)
 
 
 def _tint(zoomed: np.ndarray, overlay: Overlay, size: tuple[int, int]) -> None:
@@ -153,7 +172,7 @@ def draw_pair(truth: Image.Image, found: Image.Image) -> Image.Image:
     draw, font = ImageDraw.Draw(pair), ImageFont.load_default(15)
     for left, panel, text in ((0, truth, "truth"), (width + GAP_PX, found, "found")):
         pair.paste(panel, (left, HEADER_PX))
-        draw.text((left + width / 2, HEADER_PX / 2), text, fill=TEXT_COLOUR, font=font, anchor="mm")
+        draw.text((left + width / 2, HEADER_PX / 2), text, fill=PAIR_TEXT_COLOUR, font=font, anchor="mm")
     return pair
 
 

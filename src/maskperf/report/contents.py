@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from maskperf.mlperf.published import PublishedBand, RankedSystem
 from maskperf.mlperf.rules import RuleResult
-from maskperf.schema import GuardEvent, PictureEntry
+from maskperf.schema import Analysis, GuardEvent, PictureEntry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,10 @@ class CategoryScore:
     name: str
     box_ap: float | None  # None: the split has no object of this category
     mask_ap: float | None
+    objects: int | None = None  # these four by the analysis; None: there is none
+    missed: int | None = None
+    confused: int | None = None  # objects that were found as another category
+    false: int | None = None  # detections without an object
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +80,9 @@ class RunPage:
     system: tuple[tuple[str, str], ...]  # machine and software
     images_per_second: float | None  # of training, median
     peak_memory: tuple[tuple[str, float], ...]  # name and GiB
+    stats: tuple[tuple[str, float | None, float | None], ...] = ()  # COCO's twelve numbers: name, for boxes, for masks
+    analysis: Analysis | None = None
+    is_closed: bool = True  # of the closed division, whose rules are shown unasked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,3 +107,4 @@ class ReportContents:
     places_note: str
     band: PublishedBand | None
     written_at: str
+    has_training: bool = True  # False: an evaluation of weights

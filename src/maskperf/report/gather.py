@@ -11,10 +11,18 @@ from maskperf.mlperf.rules import RUNS, check_rules
 from maskperf.mlperf.scoring import reference_check, score_minutes
 from maskperf.report.contents import CategoryScore, ReportContents, RunPage, SeriesScore
 from maskperf.report.course import guard_events, loss_points, phases_of
+from maskperf.report.mistakes import category_scores, stat_rows
 from maskperf.report.sources import RunFiles, Source, read_source
 from maskperf.report.tables import median_speed, peak_memory, setting_pairs, system_pairs
 from maskperf.report.verdict import cause_of, evaluation_points, make_verdict, run_notes
 from maskperf.schema import LOG_FILE
+
+OUTCOMES = {
+    "done": "trained to the end without targets",
+    "missed": "missed them",
+    "aborted": "stopped before the end",
+    "unfinished": "without an end on record",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +83,7 @@ def _gather_run(files: RunFiles) -> _Run:
         evaluations=evaluations,
         losses=loss_points(files),
         phases=phases,
-        categories=_category_scores(files),
+        categories=_categories(files),
         pictures=files.pictures,
         guard=guard,
         rules=rules,
@@ -83,16 +91,17 @@ def _gather_run(files: RunFiles) -> _Run:
         system=system_pairs(files),
         images_per_second=median_speed(files),
         peak_memory=peak_memory(files),
+        stats=() if files.results is None else stat_rows(files.results.box_stats, files.results.mask_stats),
+        analysis=files.analysis,
+        is_closed=files.division == "closed",
     )
     return _Run(files=files, page=page)
 
 
-def _category_scores(files: RunFiles) -> tuple[CategoryScore, ...]:
-    """Return the AP of each category, in the order of the results."""
+def _categories(files: RunFiles) -> tuple[CategoryScore, ...]:
     if files.results is None:
         return ()
-    boxes, masks = files.results.box_ap_per_category, files.results.mask_ap_per_category
-    return tuple(CategoryScore(name=name, box_ap=box_ap, mask_ap=masks.get(name)) for name, box_ap in boxes.items())
+    return category_scores(files.results.box_ap_per_category, files.results.mask_ap_per_category, files.analysis)
 
 
 def _named(runs: Sequence[_Run]) -> list[_Run]:
@@ -118,9 +127,13 @@ def _sentence(pages: Sequence[RunPage], score: SeriesScore | None) -> str:
     if len(pages) == 1:
         return pages[0].verdict.sentence
     states = [page.verdict.state for page in pages]
+    counts = {state: f"{states.count(state)} {text}" for state, text in OUTCOMES.items() if state in states}
     if "done" in states and "reached" not in states:
-        return f"{states.count('done')} of {len(pages)} runs trained to their end, without targets."
-    sentence = f"{states.count('reached')} of {len(pages)} runs reached their targets"
+        others = [text for state, text in counts.items() if state != "done"]
+        trained = f"{states.count('done')} of {len(pages)} runs trained to their end, without targets"
+        return f"{', '.join([trained, *others])}."
+    others = [text for state, text in counts.items() if state != "reached"]
+    sentence = ", ".join([f"{states.count('reached')} of {len(pages)} runs reached their targets", *others])
     if score is None:
         return f"{sentence}."
     minutes = score.score_minutes

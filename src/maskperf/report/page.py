@@ -14,13 +14,16 @@ from plotly.offline import get_plotlyjs
 
 from maskperf.files import write_text
 from maskperf.report.contents import ReportContents, RunPage
-from maskperf.report.placement import headline_minutes, overall_state, placement_sentence
-from maskperf.report.plots import TERM_TITLES, loss_terms, plot_data
+from maskperf.report.mistakes import folded_confusions, most_confused, pictures_side_by_side, tide_rows
+from maskperf.report.placement import headline_minutes, overall_state, placement_sentence, state_title
+from maskperf.report.plots import CURVES, TERM_TITLES, clip_notes, loss_terms, plot_data
 from maskperf.report.text import STATE_TITLES, TEMPLATES, cleaned, is_number, templates
 from maskperf.schema import PictureEntry
 
 STYLES = ("page.css", "phone_and_print.css")
-PARTS = ("evaluations", "phases", "categories", "pictures", "guard", "rules", "settings", "system")
+PARTS = (
+    *("evaluations", "phases", "categories", "pictures", "guard", "rules", "settings", "system", "stats", "analysis"),
+)
 RUN_COLOURS = 7  # as many as page.css has
 PHASE_COLOURS = 10
 JPEG_START = b"\xff\xd8\xff"
@@ -47,7 +50,9 @@ def write_page(contents: ReportContents, path: Path) -> None:
 def page_text(contents: ReportContents) -> str:
     """Return the HTML of the report."""
     contents = cleaned(contents)
-    return templates(readable_jpegs=readable_jpegs).get_template("page.html").render(_values(contents))
+    filters = (readable_jpegs, tide_rows, folded_confusions, most_confused)
+    environment = templates(**{function.__name__: function for function in filters})
+    return environment.get_template("page.html").render(_values(contents))
 
 
 def readable_jpegs(pictures: Sequence[PictureEntry], kind: str) -> list[PictureEntry]:
@@ -79,6 +84,10 @@ def _values(contents: ReportContents) -> dict[str, Any]:
         "runs": runs,
         "state": state if state in STATE_TITLES else "unfinished",
         "state_titles": STATE_TITLES,
+        "state_title": state_title(contents),
+        "curves": [(key, title) for key, (_, _, title) in CURVES.items()],
+        "clip_notes": clip_notes(numbers["plots"]),
+        "side_by_side": pictures_side_by_side([page.pictures for page in pages], readable_jpegs),
         "headline": {"minutes": minutes, "label": minutes_label},
         "placement": placement_sentence(contents.places),
         "notes": _notes(runs, "notes"),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from maskperf.mlperf.published import RankedSystem
 from maskperf.report.contents import ReportContents
-from maskperf.report.text import is_number
+from maskperf.report.text import STATE_TITLES, is_number
 
 STATES_FROM_WORST = ("aborted", "unfinished", "missed", "done", "reached")
 
@@ -15,6 +15,18 @@ def overall_state(contents: ReportContents) -> str:
         return "reached"
     states = [run.verdict.state for run in contents.runs]
     return next((state for state in STATES_FROM_WORST if state in states), states[0] if states else "unfinished")
+
+
+def state_title(contents: ReportContents) -> str:
+    """Return the state in words: how many runs came to it, where they differ."""
+    if not contents.has_training:
+        return "Evaluated"
+    states = [run.verdict.state for run in contents.runs]
+    state = overall_state(contents)
+    if len(set(states)) <= 1 or state == "reached":
+        return STATE_TITLES.get(state, state)
+    best = next(entry for entry in reversed(STATES_FROM_WORST) if entry in states)
+    return f"{states.count(best)} of {len(states)} {best}"
 
 
 def headline_minutes(contents: ReportContents) -> tuple[float | None, str]:

@@ -1,11 +1,13 @@
 """The numbers behind the plots, as plain JSON for the script of the page."""
 
 from collections.abc import Iterable, Sequence
+from statistics import median_low, quantiles
 from typing import Any
 
 from maskperf.mlperf.published import BandEpoch, PublishedBand
 from maskperf.report.contents import ReportContents, RunPage
-from maskperf.report.text import is_number
+from maskperf.report.text import count_text, is_number
+from maskperf.schema import Analysis
 
 TERM_TITLES = {
     "objectness": "Objectness (RPN)",
@@ -16,6 +18,16 @@ TERM_TITLES = {
 }
 LONGEST_NAME = 32  # characters, in the labels inside a plot
 DIGITS = 6
+CURVES = {  # key: kind, field, title
+    "precision_box_50": ("boxes", "precision_50", "Boxes at IoU 0.50"),
+    "precision_box_75": ("boxes", "precision_75", "Boxes at IoU 0.75"),
+    "precision_mask_50": ("masks", "precision_50", "Masks at IoU 0.50"),
+    "precision_mask_75": ("masks", "precision_75", "Masks at IoU 0.75"),
+}
+CALIBRATIONS = {"accuracy_box": ("boxes", "score_box"), "accuracy_mask": ("masks", "score_mask")}  # kind, axis
+# Values beyond the fence of a run, and fences far above those of the other runs, do not set the range of an axis.
+FENCE, LARGEST_RATIO = 3.0, 3.0
+WORTH_CLIPPING = 4.0  # times the top of the axis: below it the lines can be read as they are
 
 
 def plot_text(text: str) -> str:
@@ -47,7 +59,7 @@ def plot_data(contents: ReportContents) -> dict[str, Any]:
         for index, page in enumerate(pages)
     ]
     plots = [
-        plot
+        {**plot, **_clipped([run[plot["key"]] for run in runs])} if plot.get("may_clip") else plot
         for plot in _plots(terms, _targets(contents))
         if any(value is not None for run in runs for value in run[plot["key"]])
     ]
@@ -70,6 +82,52 @@ def _numbers_of_run(page: RunPage, terms: Sequence[str]) -> dict[str, Any]:
             for entry in page.guard
             if entry.event != "summary" and entry.step is not None
         ],
+        **_numbers_of_analysis(page.analysis),
+    }
+
+
+def _numbers_of_analysis(analysis: Analysis | None) -> dict[str, Any]:
+    """Return the curves of precision at 101 recalls, and accuracy by score."""
+    numbers: dict[str, Any] = dict.fromkeys((*CURVES, "recall", *CALIBRATIONS, "score_box", "score_mask"), [])
+    if analysis is None:
+        return numbers
+    for key, (kind, field, _) in CURVES.items():
+        numbers[key] = _rounded(getattr(getattr(analysis, kind), field))
+        numbers["recall"] = [index / 100 for index in range(len(numbers[key]))]
+    for key, (kind, axis) in CALIBRATIONS.items():
+        bins = getattr(analysis, kind).calibration
+        numbers[key], numbers[axis] = _rounded(b.accuracy for b in bins), _rounded(b.confidence for b in bins)
+    return numbers
+
+
+def _clipped(series: Sequence[Sequence[float | int | None]]) -> dict[str, Any]:
+    """Return the top of an axis on which a run that diverged does not flatten the others, and how much is beyond it.
+
+    Nothing where all values can be read together.
+    """
+    known = [sorted(value for value in values if value is not None) for values in series]
+    fences = []
+    for values in known:
+        if len(values) > 1:
+            low, _, high = quantiles(values, n=4)
+            fences.append(min(values[-1], high + FENCE * (high - low)))
+    top = min(max(fences), LARGEST_RATIO * median_low(fences)) if fences else 0.0
+    largest = max((values[-1] for values in known if values), default=0.0)
+    if top <= 0 or largest <= WORTH_CLIPPING * top:
+        return {}
+    beyond = sum(value > top for values in known for value in values)
+    return {"top": top, "beyond": beyond, "largest": largest}
+
+
+def clip_notes(plots: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Return a sentence for each plot whose axis leaves out values, by key."""
+    return {
+        plot["key"]: (
+            f"The axis ends at {count_text(float(plot['top']))}, by the quartiles of the runs; {plot['beyond']:,} "
+            f"points lie above it, up to {plot['largest']:.3g}. A double click shows all."
+        )
+        for plot in plots
+        if "top" in plot
     }
 
 
@@ -86,11 +144,16 @@ def _plots(terms: Sequence[str], targets: tuple[float | None, float | None]) -> 
     return [
         {"key": "box_ap", **ap, "target": targets[0]},
         {"key": "mask_ap", **ap, "target": targets[1]},
-        {"key": "total", **steps, "format": ".4f"},
-        *({"key": f"term_{index}", **steps, "format": ".4f"} for index in range(len(terms))),
+        {"key": "total", **steps, "format": ".4f", "may_clip": True},
+        *({"key": f"term_{index}", **steps, "format": ".4f", "may_clip": True} for index in range(len(terms))),
         {"key": "learning_rate", **steps, "format": ".3~g"},
         {"key": "images_per_second", **steps, "format": ".4~g"},
         {"key": "memory_gib", **steps, "format": ".2f"},
+        *({"key": key, "axes": ["recall"], "target": None, "format": ".3f", "unit": True} for key in CURVES),
+        *(
+            {"key": key, "axes": [axis], "target": None, "format": ".3f", "unit": True, "diagonal": True}
+            for key, (_, axis) in CALIBRATIONS.items()
+        ),
     ]
 
 

@@ -10,6 +10,7 @@ from maskperf.mlperf.read import TOKEN, BenchmarkLog, read_log
 from maskperf.mlperf.rules import as_given
 from maskperf.overrides import from_json_text, notices_of_age
 from maskperf.schema import (
+    ANALYSIS_FILE,
     CONFIG_FILE,
     ENVIRONMENT_FILE,
     LOG_FILE,
@@ -17,6 +18,7 @@ from maskperf.schema import (
     PICTURES_FILE,
     RESULTS_FILE,
     SERIES_FILE,
+    Analysis,
     Environment,
     EvaluationLine,
     GuardLine,
@@ -57,6 +59,7 @@ class RunFiles:
     evaluations: tuple[EvaluationLine, ...] = ()
     guard: tuple[GuardLine, ...] = ()
     pictures: tuple[PictureEntry, ...] = ()
+    analysis: Analysis | None = None
     notes: tuple[str, ...] = ()
     counts: bool = True  # False: its series says that it failed, whatever its files say
 
@@ -77,6 +80,16 @@ class RunFiles:
     @property
     def has_coco_targets(self) -> bool:
         return self.targets == (BOX_TARGET, MASK_TARGET)
+
+    @property
+    def division(self) -> str:
+        return str(self.values.get("mlperf.division", "" if self.log is None else self.log.division))
+
+    @property
+    def is_generated(self) -> bool:
+        """Whether the images are those that the program writes for a demo."""
+        counts = self.values.get("data.generate_images", ())
+        return any(counts[:2]) if isinstance(counts, list | tuple) else self.recipe == "demo"
 
     @property
     def batch_size(self) -> int | None:
@@ -192,6 +205,7 @@ def _read_run_folder(folder: Path) -> RunFiles:
         evaluations=tuple(line for line in lines if isinstance(line, EvaluationLine)),
         guard=tuple(line for line in lines if isinstance(line, GuardLine)),
         pictures=read_json(folder / PICTURES_FILE, tuple[PictureEntry, ...]) or (),
+        analysis=read_json(folder / ANALYSIS_FILE, Analysis),
         notes=tuple(notes),
     )
 

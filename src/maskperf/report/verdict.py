@@ -15,8 +15,7 @@ LARGEST_CLOCK_STEP_SECONDS = 1.0
 CLOCK_KEY = "maskperf_wall_clock_moved_seconds"
 STOP_KEY = "maskperf_stop"
 DEMO_NOTE = (
-    "A demo is not a submission: it trains a small network on synthetic images, and its time and AP say nothing about "
-    "the benchmark."
+    "A demo is not a submission: it trains a small network{}, and its time and AP say nothing about the benchmark."
 )
 OPEN_NOTE = (
     "Open division: model, data, method and targets were free, so the result is no closed-division result and cannot "
@@ -79,16 +78,15 @@ def run_notes(files: RunFiles, verdict: Verdict, rules: Sequence[RuleResult]) ->
     """Return notes for readers who compare this run with others."""
     notes = []
     if files.recipe == "demo":
-        notes.append(DEMO_NOTE)
+        notes.append(DEMO_NOTE.format(" on synthetic images" if files.is_generated else ""))
     elif not has_targets(*files.targets):
         notes.append(f"The run had no targets; the benchmark's are {BOX_TARGET} and {MASK_TARGET}.")
     elif None not in files.targets and not files.has_coco_targets:
         targets = " and ".join(target_text(target) for target in files.targets)
         notes.append(f"The targets {targets} are not the benchmark's {BOX_TARGET} and {MASK_TARGET}.")
-    division = files.values.get("mlperf.division", "" if files.log is None else files.log.division)
-    if division == "open" and files.recipe != "demo":
+    if files.division == "open" and files.recipe != "demo" and files.has_coco_targets:
         notes.append(OPEN_NOTE)
-    if broken := sum(not row.kept for row in rules):
+    if files.division == "closed" and (broken := sum(not row.kept for row in rules)):
         notes.append(
             f"{broken} of {len(rules)} rules of the closed division are not kept; the table of rules says which."
         )

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -17,7 +16,7 @@ from maskperf.files import pretty_json
 from maskperf.model.weights import load_model_weights, save_reference_state
 from maskperf.run.black_box import Facts, polygon_limits, save_black_box
 from maskperf.run.data import OpenedData, micro_batches
-from maskperf.run.evaluations import ENGINES_DIFFER, Training, Verdict, best_row
+from maskperf.run.evaluations import ENGINES_DIFFER, Scored, Training, Verdict, best_row
 from maskperf.run.progress import peak_memory_gib
 from maskperf.run.recorder import StepRecorder
 from maskperf.run.session import BEST_WEIGHTS_FILE, WEIGHTS_FILE, Session
@@ -34,9 +33,10 @@ class FinishedRun:
     """A run that came to its end; what it found is in the first process only."""
 
     results: Results
-    folder: Path | None
+    session: Session  # closed
     data: OpenedData
     found: tuple[list[dict], list[dict]] | None  # boxes and masks as entries of COCO's results, with the written ids
+    scored: Scored | None  # the same with the ids of the training
 
 
 def finish(session: Session, training: Training, verdict: Verdict) -> FinishedRun:
@@ -44,7 +44,7 @@ def finish(session: Session, training: Training, verdict: Verdict) -> FinishedRu
     reason = ENGINES_DIFFER if verdict.differences else TARGETS_MISSED if verdict.status == "aborted" else ""
     results = save_results(session, training.recorder, reason=reason, verdict=verdict)
     if session.folder is None or verdict.scored is None:
-        return FinishedRun(results, None, training.data, None)
+        return FinishedRun(results, session, training.data, None, None)
     boxes, masks = (with_written_ids(found, training.data.categories) for found in verdict.scored.found)
     for name, found in (("detections_bbox.json", boxes), ("detections_segm.json", masks)):
         session.write(name, msgspec.json.encode(training.data.val.with_image_keys(found)).decode())
@@ -57,7 +57,7 @@ def finish(session: Session, training: Training, verdict: Verdict) -> FinishedRu
     drift = session.log.wall_clock_drift_seconds()
     if abs(drift) > 1:
         session.say(f"the wall clock was moved by {drift:.1f} s during the run; no time given here depends on it")
-    return FinishedRun(results, session.folder, training.data, (boxes, masks))
+    return FinishedRun(results, session, training.data, (boxes, masks), verdict.scored)
 
 
 def save_results(session: Session, recorder: StepRecorder, *, reason: str, verdict: Verdict | None = None) -> Results:

@@ -1,32 +1,49 @@
 """What a person gets of a finished run: pictures, the table of its evaluations, the verdict, and where to look."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
+import numpy as np
+import torch
+
 from maskperf.config import has_targets, meets_targets
-from maskperf.data.coco.document import CategoryRow
-from maskperf.data.coco.index import read_annotations
-from maskperf.pictures.choice import Predictions
+from maskperf.evaluation.analysis import analyze
+from maskperf.files import pretty_json, printable
+from maskperf.pictures.choice import predictions_of_split
+from maskperf.pictures.training_batch import batch_entries
 from maskperf.run.console import duration_text, make_console, make_table
+from maskperf.run.data import micro_batches
 from maskperf.run.evaluations import best_row
 from maskperf.run.finish import FinishedRun
-from maskperf.schema import PICTURES_FILE, EpochRow, Results
+from maskperf.schema import ANALYSIS_FILE, PICTURES_FILE, EpochRow, PictureEntry, Results
+from maskperf.structures import to_device
 
 COLUMNS = ("epoch", "steps", "loss", "box AP", "mask AP", "targets", "images/s", "minutes")
 
 
 def show_outcome(run: FinishedRun) -> None:
-    """Draw the pictures of a run and print its table, in the first process."""
-    if run.folder is None or run.found is None:
+    """Draw the pictures of a run, analyze its errors and print its table, in the first process."""
+    data, session, folder = run.data, run.session, run.session.folder
+    if folder is None or run.found is None or run.scored is None or data.truth is None:
         return
-    data, (boxes, masks) = run.data, run.found
-    document = read_annotations(data.val)
-    ids = data.categories.written_ids
-    document.categories = [CategoryRow(id=ids[key], name=name) for key, name in data.categories.names.items()]
-    predictions = Predictions(document, data.paths.val_images, boxes, masks)
-    predictions.write_grid(run.folder / "predictions.png")
-    predictions.write_best_and_worst(run.folder / PICTURES_FILE)
-    final_table(run.results, run.folder)
+    predictions = predictions_of_split(data.val, data.categories, *run.found)
+    predictions.write_grid(folder / "predictions.png")
+    pictures = [*predictions.best_and_worst(), *predictions.samples(), *_first_batch(run)]
+    session.write(PICTURES_FILE, pretty_json(pictures))
+    analysis = analyze(data.truth, *run.scored.found, max_detections=run.scored.scores.max_detections)
+    session.write(ANALYSIS_FILE, msgspec.json.encode(analysis).decode())
+    final_table(run.results, folder)
+
+
+def _first_batch(run: FinishedRun) -> Iterator[PictureEntry]:
+    """Yield the images of the first batch of this process, made once more from the seed."""
+    index, config = run.data.train, run.session.config
+    (batch, *_), *_ = micro_batches(run.session, run.data, 0, 1)
+    batch = to_device(batch, torch.device("cpu"))
+    positions = np.searchsorted(index.image_ids, batch.image_ids.tolist()).tolist()
+    titles = [printable(index.file_names[position]) for position in positions]
+    yield from batch_entries(batch, index.category_names, titles, config.data.pixel_means_bgr)
 
 
 def final_table(results: Results, run_folder: Path) -> None:

@@ -91,9 +91,13 @@
 
   function layoutOf(plot, shownAxis, colour, traces) {
     const lastX = Math.max(0, ...traces.flatMap((trace) => trace.x.filter((value) => value !== null)));
-    const titles = { epochs: "Epoch", minutes: "Minutes since run_start", steps: "Step" };
-    const line = { gridcolor: colour.line, linecolor: colour.line, zeroline: false, fixedrange: isTouched, automargin: true, exponentformat: "none" };
     const marks = [...targetMarks(plot, colour), ...guardMarks(plot, colour)];
+    const titles = {
+      epochs: "Epoch", minutes: "Minutes since run_start", steps: "Step", recall: "Recall", score_box: "Score", score_mask: "Score",
+    };
+    const range = plot.unit ? { range: [0, 1.02] } : {};
+    if (plot.diagonal) marks.push({ line: { x0: 0, y0: 0, x1: 1, y1: 1, line: { color: colour.quiet, width: 1, dash: "dot" } } });
+    const line = { gridcolor: colour.line, linecolor: colour.line, zeroline: false, fixedrange: isTouched, automargin: true, exponentformat: "none" };
     return {
       autosize: true, showlegend: false, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       margin: { l: 8, r: 10, t: 12, b: 36 }, dragmode: isTouched ? false : "zoom",
@@ -101,15 +105,15 @@
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour.quiet },
       hoverlabel: { bgcolor: colour.page, bordercolor: colour.line, font: { color: colour.ink, size: 12 }, namelength: 34 },
       xaxis: {
-        ...line, showgrid: false, exponentformat: "SI", ticks: "outside", tickcolor: colour.line, ticklen: 4,
+        ...line, ...range, showgrid: false, exponentformat: "SI", ticks: "outside", tickcolor: colour.line, ticklen: 4,
         title: { text: titles[shownAxis], standoff: 6, font: { size: 12 } },
         ...(shownAxis === "epochs" ? { dtick: Math.max(1, Math.ceil(lastX / 12)), tickformat: "d", hoverformat: "d" } : {}),
         ...(shownAxis === "steps" && lastX <= 10 ? { dtick: 1 } : {}),
         unifiedhovertitle: { text: titles[shownAxis].split(" ")[0] + " %{x}" },
       },
-      yaxis: { ...line, nticks: 6, tickformat: plot.key === "learning_rate" ? "~g" : undefined, rangemode: plot.key.endsWith("ap") ? "normal" : "tozero" },
+      yaxis: { ...line, ...range, ...(plot.top ? { range: [0, plot.top * 1.02] } : {}), nticks: 6, tickformat: plot.key === "learning_rate" ? "~g" : undefined, rangemode: plot.key.endsWith("ap") ? "normal" : "tozero" },
       shapes: marks.map((mark) => ({ type: "line", ...mark.line })),
-      annotations: marks.map((mark) => ({ showarrow: false, yanchor: "bottom", ...mark.label })),
+      annotations: marks.filter((mark) => mark.label).map((mark) => ({ showarrow: false, yanchor: "bottom", ...mark.label })),
     };
   }
 
@@ -229,7 +233,7 @@
     };
     for (const button of all(".picture-button")) {
       button.addEventListener("click", () => {
-        group = all(".picture-button", button.closest(".run-panel"));
+        group = all(".picture-button", button.closest(".run-panel, .abreast"));
         show(group.indexOf(button));
         dialog.showModal();
       });

@@ -23,7 +23,7 @@ from maskperf.report.contents import (
     SeriesScore,
     Verdict,
 )
-from maskperf.schema import GuardEvent, PictureEntry
+from maskperf.schema import Analysis, CalibrationBin, ErrorKind, GuardEvent, KindAnalysis, PictureEntry
 
 TERMS = {"objectness": 0.05, "rpn_box": 0.07, "classification": 0.24, "box": 0.2, "mask": 0.28}
 STEPS_AN_EPOCH = 1221
@@ -77,6 +77,26 @@ def synthetic_pictures(kind: str) -> tuple[PictureEntry, ...]:
     return tuple(
         PictureEntry(kind=kind, title=f"{100 + index:012d}.jpg", jpeg_base64=jpeg, caption=caption)
         for index, jpeg in enumerate(jpegs)
+    )
+
+
+def synthetic_analysis() -> Analysis:
+    """Return an analysis of four classes, two of which are confused."""
+    bins = (
+        CalibrationBin(confidence=None, accuracy=None, count=0),
+        CalibrationBin(confidence=0.7, accuracy=0.6, count=9),
+    )
+    kinds = zip(("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss"), range(6), strict=True)
+    kind = KindAnalysis(
+        precision_50=tuple(1 - index / 100 for index in range(101)),
+        precision_75=tuple(0.5 - index / 200 for index in range(101)),
+        errors=tuple(ErrorKind(kind=name, count=10 + number, ap_lost=number / 50) for name, number in kinds),
+        calibration=bins,
+        calibration_error=0.1,
+    )
+    confusions = ((0, 0, 9), (0, 1, 3), (1, 1, 5), (2, 4, 2), (4, 3, 1))
+    return Analysis(
+        boxes=kind, masks=kind, categories=THINGS[:4], confusions=confusions, least_score=0.5, least_iou=0.5
     )
 
 
@@ -188,7 +208,11 @@ def small() -> ReportContents:
     """Return contents with one of everything, and a second run to compare with."""
     run = synthetic_run(epochs=2)
     few = {"losses": run.losses[:3], "categories": run.categories[:2], "rules": run.rules[2:4]}
-    run = replace(run, **few, pictures=(run.pictures[0], run.pictures[-1]), guard=aborted().runs[0].guard)
+    batch = (msgspec.structs.replace(run.pictures[1], kind=kind) for kind in ("sample", "batch"))
+    few |= {"pictures": (run.pictures[0], run.pictures[-1], *batch), "guard": aborted().runs[0].guard}
+    run = replace(
+        run, **few, analysis=synthetic_analysis(), stats=(("AP", 0.4, 0.3), ("AP of large objects", None, None))
+    )
     outcome = {"minutes": (19.3, None), "kept": (True, False), "score_minutes": None, "scaling_factor": None}
     score = SeriesScore(**outcome, sentence="No score.")
     return contents_of(run, compared=(replace(run, name="other"),), score=score, places=PLACES[:3])

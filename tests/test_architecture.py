@@ -41,23 +41,23 @@ BUDGETS = {
     "model": 1355,
     "losses": 230,
     "engine": 1015,  # a GPU that is not there
-    "evaluation": 700,
+    "evaluation": 730,  # curves, kinds of errors, calibration and confusions
     "data/coco": 1695,  # paths apart from the index
     "data/images": 1350,  # augmentation
     "demo": 460,
     "download": 645,
     "run": 2110,
-    "pictures": 445,
+    "pictures": 550,  # errors marked, and training batches
     "mlperf": 2465,
-    "report": 1550,
+    "report": 1690,  # what a model got wrong, two runs side by side, pages of evaluations
     "machine": 1455,
     "cli": 2100,  # keys, and errors before anything heavy is imported
     "bench": 2720,
-    "top level": 1205,  # names of keys in other programs, keys of augmentation
+    "top level": 1235,  # names of keys in other programs, keys of augmentation, the form of an analysis
 }
 CORE_PACKAGES = ("ops", "model", "losses", "engine", "evaluation", "data/coco", "data/images")
 # Since 23,450 and 24,050: own data, resuming, prediction, export, weights of other code bases, and their tests.
-CORE_BUDGET, WHOLE_BUDGET, TESTS_BUDGET = 9300, 28_950, 28_050
+CORE_BUDGET, WHOLE_BUDGET, TESTS_BUDGET = 9335, 28_950, 28_050
 LINES_BEHIND = {"maskperf.engine.step": 3600, "maskperf.run.loop": 12_100}
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60

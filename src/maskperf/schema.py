@@ -122,6 +122,7 @@ class Results(msgspec.Struct, kw_only=True, frozen=True):
     epochs_table: tuple[EpochRow, ...] = ()
     best: BestEpoch | None = None
     notices: tuple[str, ...] = ()
+    resumed_at_steps: tuple[int, ...] = ()  # where the run was taken up again: it is no result of the benchmark then
     time_account: dict[str, float] = {}
     peak_memory_gib: dict[str, float | None] = {}
     guard: GuardResults | None = None

@@ -112,6 +112,15 @@ def test_table_and_file_hold_the_numbers_of_the_score_function(evaluate, val_jso
     assert CATEGORIES[0].name not in evaluate("--overwrite").out
 
 
+def test_the_report_shows_numbers_errors_and_images(evaluate, known_results):
+    shown = evaluate("--report", "page.html")
+    assert shown.code == 0 and "written: page.html" in shown.out
+    page = Path("page.html").read_text(encoding="utf-8")
+    for part in ('id="numbers"', 'id="errors"', 'id="pictures"', "Box AP", "Evaluated", "data:image/jpeg;base64,"):
+        assert part in page
+    assert 'id="losses"' not in page
+
+
 @pytest.fixture
 def evaluate_own(evaluate, folder, val_json):
     """Return a function that evaluates on the data set after `change` was made to its document."""
@@ -335,6 +344,7 @@ def test_files_that_are_missing_or_do_not_fit_are_named(evaluate, folder, weight
         ("", "evaluation.json: exists already"),
         ("--output no/such/a.json", "the folder no/such does not exist"),
         ("--output .", "is a folder"),
+        ("--output a.json --report page.html", "page.html: exists already"),
         ("--output a.json --save-detections taken", "taken/detections_segm.json: exists already"),
         ("--output a.json --save-detections evaluation.json", "the folder cannot be made"),
     ],
@@ -343,6 +353,7 @@ def test_files_that_cannot_be_written_are_refused_before_anything_is_loaded(eval
     Path("taken").mkdir()
     Path("taken/detections_segm.json").write_text("[]")
     Path("evaluation.json").write_text("precious")
+    Path("page.html").write_text("precious")
     monkeypatch.setattr(evaluate_weights, "evaluate_weights", None)
     shown = evaluate(*more.split())
     assert shown.code == errors.EXIT_STORAGE and named in shown.err
@@ -354,6 +365,7 @@ def test_files_that_cannot_be_written_are_refused_before_anything_is_loaded(eval
     [
         ("data.short_sde=2", "did you mean data.short_side?"),
         ("evaluation.batch_size=-1", "an integer >= 0"),
+        ("--report page.htm", "give a name ending in .html"),
         ("--recipe dmo", "did you mean demo?"),
     ],
 )

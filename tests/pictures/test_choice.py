@@ -2,6 +2,7 @@ import base64
 import io
 import json
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -63,9 +64,8 @@ def predictions_of(folder, annotations, detections, *, images=1, size_hw=(HEIGHT
 
 
 def entries_of(folder, *arguments, count=4, **options):
-    """Return what is in pictures.json."""
-    predictions_of(folder, *arguments, **options).write_best_and_worst(folder / "pictures.json", count)
-    return json.loads((folder / "pictures.json").read_text())
+    """Return the best and the worst images as they stand in pictures.json."""
+    return [msgspec.to_builtins(entry) for entry in predictions_of(folder, *arguments, **options).best_and_worst(count)]
 
 
 CAT, CROWD = truth(1, 1, 5), truth(2, 1, 0, crowd=True)
@@ -145,7 +145,7 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path):
     predictions = predictions_of(tmp_path, [CAT], [])
     (tmp_path / "1.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"1\.png"):
-        predictions.write_best_and_worst(tmp_path / "pictures.json")
+        predictions.best_and_worst()
     with pytest.raises(DataError, match=r"1\.png"):
         predictions.write_grid(tmp_path / "page.png")
 
@@ -175,6 +175,24 @@ def test_truth_and_a_perfect_detection_are_drawn_alike_on_the_page(tmp_path, mon
     assert list(cat.box) == list(detected.box) and cat.colour == detected.colour == crowd.colour
     np.testing.assert_array_equal(cat.mask, detected.mask)
     assert cat.mask.sum() == 400 and crowd.mask.all()
+
+
+def test_missed_false_and_loose_ones_are_marked_and_right_ones_are_not(tmp_path, monkeypatch):
+    panels, draw_panel = [], drawing.draw_panel
+
+    def watched(pixels, overlays, note):
+        panels.append({overlay.label: overlay.is_error for overlay in overlays})
+        return draw_panel(pixels, overlays, note)
+
+    monkeypatch.setattr(drawing, "draw_panel", watched)
+    cats = [CAT, truth(2, 1, 30), truth(3, 1, 58)]
+    detections = [found(1, 5), found(1, 42, score=0.8), found(1, 58, score=0.7, category_id=7)]
+    (entry,) = predictions_of(tmp_path, cats, detections).samples()
+    assert entry.kind == "sample" and "2 of 3 objects found" in entry.caption and "1 wrong" in entry.caption
+    assert panels == [
+        {"cat": False, "missed: cat": True},
+        {"cat 0.90": False, "loose: cat 0.80": True, "false: dog 0.70": True},
+    ]
 
 
 @pytest.fixture

@@ -3,7 +3,9 @@ import math
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
+from synthetic_contents import synthetic_analysis
 from synthetic_run_folders import append_record, write_metrics, write_results, write_run_folder
 
 from maskperf.errors import DataError, UserError
@@ -64,6 +66,28 @@ def test_a_whole_run_folder_fills_every_part(folder):
     assert TERMS == LOSS_NAMES
 
 
+def test_a_resumed_run_is_called_no_benchmark_result(folder):
+    change_json(folder / "results.json", lambda results: results.update(resumed_at_steps=[120, 340]))
+    assert page_of(folder).verdict.sentence.endswith(" Resumed at step 120, 340: not a benchmark result.")
+
+
+def test_own_data_is_not_called_synthetic(tmp_path):
+    folder = write_run_folder(tmp_path / "run", recipe="demo")
+    assert has_note(page_of(folder), "it trains a small network on synthetic images")
+    change_json(folder / "config.json", lambda config: config["data"].update(generate_images=[0, 0]))
+    assert has_note(page_of(folder), "A demo is not a submission") and not has_note(page_of(folder), "synthetic")
+
+
+def test_the_analysis_and_the_twelve_numbers_of_a_run_are_read(folder):
+    assert page_of(folder).analysis is None and page_of(folder).categories[0].missed is None
+    analysis = msgspec.structs.replace(synthetic_analysis(), categories=("cat", "dog"), confusions=((0, 2, 3),))
+    (folder / "analysis.json").write_bytes(msgspec.json.encode(analysis))
+    change_json(folder / "results.json", lambda results: results.update(box_stats={"AP": 0.5}, mask_stats={"AP": -1}))
+    page = page_of(folder)
+    assert page.analysis == analysis and page.stats == (("AP", 0.5, None),)
+    assert [row.missed for row in page.categories] == [3, 0]
+
+
 def test_every_rule_is_shown_and_a_drawn_seed_breaks_none(folder):
     rules = page_of(folder).rules
     assert len(rules) > 20 and [row.rule for row in rules if not row.kept] == []
@@ -71,7 +95,10 @@ def test_every_rule_is_shown_and_a_drawn_seed_breaks_none(folder):
     change_json(folder / "environment.json", lambda environment: environment.update(command_line=command))
     page = page_of(folder)
     assert [row.field for row in page.rules if not row.kept] == ["seed"]
-    assert has_note(page, f"1 of {len(rules)} rules of the closed division")
+    assert not page.is_closed and not has_note(page, "rules of the closed division")
+    change_json(folder / "config.json", lambda config: config["mlperf"].update(division="closed"))
+    page = page_of(folder)
+    assert page.is_closed and has_note(page, f"of {len(rules)} rules of the closed division are not kept")
 
 
 def test_a_coco_run_has_a_place_among_the_published_systems(tmp_path):

@@ -35,7 +35,7 @@ def test_two_failed_runs_or_three_runs_leave_no_score(tmp_path):
     assert contents.score.score_minutes is None and contents.score.kept == (False,) * 5
     assert contents.score.sentence.startswith("No score: 2 of 5 runs did not reach the targets")
     assert contents.places == () and "no score" in contents.places_note
-    assert contents.sentence == "3 of 5 runs reached their targets: no score."
+    assert contents.sentence == "3 of 5 runs reached their targets, 2 missed them: no score."
     score = gather([write_series(tmp_path / "short", [{}, {}, {}])], []).score
     assert score.score_minutes is None and "it takes 5 runs, and there are 3" in score.sentence
 
@@ -84,7 +84,7 @@ def test_five_single_runs_of_one_kind_have_a_score_and_others_have_none(tmp_path
     assert gather([*logs[:4], odd], []).score is None
     assert "multiplied" not in gather(logs, []).places_note
     some_failed = gather(write_logs(tmp_path / "some", [{}, FAILED, {}]), [])
-    assert some_failed.sentence == "2 of 3 runs reached their targets." and len(some_failed.places) == 24
+    assert some_failed.sentence == "2 of 3 runs reached their targets, 1 missed them." and len(some_failed.places) == 24
 
 
 def test_compared_runs_are_beside_and_change_nothing(tmp_path):

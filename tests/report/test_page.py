@@ -18,6 +18,7 @@ from synthetic_contents import (
     five_runs_and_two_compared,
     one_run,
     small,
+    synthetic_analysis,
     synthetic_run,
     with_texts,
     without_evaluation,
@@ -118,6 +119,11 @@ def test_nothing_in_the_page_refers_to_another_place():
     ("make", "sections"),
     [
         (one_run, "verdict accuracy losses time speed classes pictures system settings rules guard"),
+        (
+            small,
+            "verdict accuracy losses time speed numbers classes errors pictures side-by-side system settings rules "
+            "guard",
+        ),
         (without_evaluation, "verdict accuracy losses guard"),
     ],
 )
@@ -146,7 +152,8 @@ BAD_PICTURE = msgspec.structs.replace(synthetic_run().pictures[0], jpeg_base64="
         (one_run, ["1 of 8 rules are broken.", "Rule 3 of the closed division.*Rule 1 of the closed division"]),
         (five_runs_and_two_compared, ["Run 1 19.31 in the mean Run 2 19.02 in the mean Run 3 20.80 left out"]),
         (five_runs_and_two_compared, ["19.28 score, minutes, of 5 runs"]),
-        (small, ["Run 2 \u2013 missed"]),
+        (small, ["Run 2 \u2013 missed", "AP of large objects \u2013 \u2013", "person found as bicycle 3 times"]),
+        (small, ["Missed an object that no detection comes near 0.1000 15", "Spread over the split", "First training"]),
         (without_evaluation, ["No evaluation was recorded", "No losses were recorded"]),
         (aborted, ["Box AP \u2013"]),
         (contents_of(MISSED), ["Box AP 0.376999 target 0.377"]),  # not rounded to the target
@@ -160,6 +167,25 @@ def test_the_page_shows(contents, patterns):
     text = text_of(contents)
     assert [pattern for pattern in patterns if not re.search(pattern, text)] == []
     assert not re.search(r"\b(nan|inf|None)\b", text.replace("loss_mask is nan", ""))
+
+
+def test_rules_are_folded_away_where_the_run_is_none_of_the_closed_division():
+    def details_of(run):
+        section = parsed(contents_of(run)).find(".//section[@id='rules']")
+        return section.find(".//details")
+
+    assert details_of(synthetic_run()) is None
+    folded = details_of(synthetic_run(is_closed=False))
+    assert "1 of 8 rules of the closed division are broken" in shown_text(folded.find("summary"))
+    assert folded.get("open") is None and folded.find(".//table") is not None
+
+
+def test_an_evaluation_has_no_training_to_show():
+    run = synthetic_run(evaluations=(), losses=(), guard=(), phases=(), rules=(), analysis=synthetic_analysis())
+    page = parsed(contents_of(run, has_training=False, places=(), places_note="", band=None))
+    sections = [section.attrib["id"] for section in page.iter("section")]
+    assert sections == ["verdict", "classes", "errors", "pictures", "system", "settings"]
+    assert page.find(".//p[@class='verdict-state']/span").text == "Evaluated"
 
 
 def test_a_note_of_several_runs_is_shown_once():

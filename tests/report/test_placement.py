@@ -12,8 +12,22 @@ from synthetic_contents import (
     synthetic_run,
 )
 
-from maskperf.report.placement import headline_minutes, overall_state, placement_sentence, places_nearby
+from maskperf.report.placement import (
+    headline_minutes,
+    overall_state,
+    placement_sentence,
+    places_nearby,
+    state_title,
+)
 from maskperf.report.text import ap_text, count_text, minutes_text, percent_text, seconds_text, target_text
+
+
+def test_the_state_says_how_many_runs_came_to_it_where_they_differ():
+    fine, run = synthetic_run(), synthetic_run()
+    missed = replace(run, verdict=replace(run.verdict, state="missed"))
+    assert state_title(contents_of(fine)) == "Targets reached"
+    assert state_title(contents_of(missed, fine, missed)) == "1 of 3 reached"
+    assert state_title(contents_of(missed, missed)) == "Targets missed"
 
 
 def test_the_state_is_that_of_the_score_or_the_worst_of_the_runs():

@@ -3,10 +3,17 @@
 from dataclasses import replace
 
 import pytest
-from synthetic_contents import aborted, contents_of, five_runs_and_two_compared, one_run, synthetic_run
+from synthetic_contents import (
+    aborted,
+    contents_of,
+    five_runs_and_two_compared,
+    one_run,
+    synthetic_analysis,
+    synthetic_run,
+)
 
 from maskperf.mlperf.published import BandEpoch, PublishedBand
-from maskperf.report.plots import loss_terms, plot_data, plot_text
+from maskperf.report.plots import clip_notes, loss_terms, plot_data, plot_text
 
 
 def test_numbers_that_are_not_finite_make_gaps():
@@ -14,6 +21,35 @@ def test_numbers_that_are_not_finite_make_gaps():
     assert run["box_ap"][-1] is None and run["mask_ap"][-1] == 0.0
     assert run["total"][-1] is None and run["total"][0] > 0
     assert [event["step"] for event in run["guard"]] == [5880, 5913]
+
+
+def with_losses(run, change):
+    return replace(run, losses=tuple(replace(p, total=change(i, p.total)) for i, p in enumerate(run.losses)))
+
+
+def test_a_run_that_diverged_does_not_flatten_the_others():
+    fine = synthetic_run()
+    lost = with_losses(synthetic_run("lost", 1), lambda index, total: total * 1.2 ** max(0, index - 100))
+    plot = next(plot for plot in plot_data(contents_of(fine, lost, fine))["plots"] if plot["key"] == "total")
+    typical = sorted(point.total for point in fine.losses)
+    assert typical[225] < plot["top"] < 5 * typical[225]
+    assert plot["beyond"] > 100 and plot["largest"] > 1e10
+    (note,) = (text for key, text in clip_notes([plot]).items() if key == "total")
+    assert f"{plot['beyond']} points lie above it" in note and "double click" in note
+
+
+@pytest.mark.parametrize("change", [lambda index, total: total, lambda index, total: 3 * total, lambda *_: 0.0])
+def test_losses_that_can_be_read_together_are_all_shown(change):
+    plots = plot_data(contents_of(synthetic_run(), with_losses(synthetic_run("b", 1), change)))["plots"]
+    assert clip_notes(plots) == {}
+
+
+def test_the_curves_of_an_analysis_are_plots_over_recall_and_score():
+    data = plot_data(contents_of(synthetic_run(analysis=synthetic_analysis()), synthetic_run("old", 1)))
+    run, old = data["runs"]
+    assert run["precision_box_50"][50] == 0.5 == run["recall"][50] and old["precision_box_50"] == []
+    assert run["accuracy_mask"] == [None, 0.6] and run["score_mask"] == [None, 0.7]
+    assert [plot["key"] for plot in data["plots"]][-2:] == ["accuracy_box", "accuracy_mask"]
 
 
 def test_a_plot_without_any_number_is_left_out():

@@ -83,7 +83,7 @@ def evaluate_weights(options: argparse.Namespace, files: Sequence[Path]) -> int:
         code = _report(options, files, detections, facts=facts, truth=truth, results=results, config=config)
         if options.report and truth is None:
             print("no ground truth, so no report")
-        elif options.report:
+        elif options.report and truth is not None:
             write_evaluation_report(options.report, options.output, val=val, match=match, truth=truth, results=results)
             print(f"written: {options.report}")
     close_topology()

@@ -60,8 +60,8 @@ def stat_rows(
     boxes: Mapping[str, float | None], masks: Mapping[str, float | None]
 ) -> tuple[tuple[str, float | None, float | None], ...]:
     """Return COCO's twelve numbers: name, for boxes, for masks; None in place of -1, which is no number."""
-    rows = ((name, number, masks.get(name)) for name, number in boxes.items())
-    return tuple((name, *(None if number == -1 else number for number in numbers)) for name, *numbers in rows)
+    known = {name: None if number == -1 else number for name, number in masks.items()}
+    return tuple((name, None if number == -1 else number, known.get(name)) for name, number in boxes.items())
 
 
 def _counts(analysis: Analysis) -> dict[str, dict[str, int]]:

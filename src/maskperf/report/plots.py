@@ -26,7 +26,7 @@ CURVES = {  # key: kind, field, title
 }
 CALIBRATIONS = {"accuracy_box": ("boxes", "score_box"), "accuracy_mask": ("masks", "score_mask")}  # kind, axis
 # Values beyond the fence of a run, and fences far above those of the other runs, do not set the range of an axis.
-FENCE, LARGEST_RATIO = 3.0, 3.0
+FENCE, LARGEST_RATIO = 3.0, 1.5
 WORTH_CLIPPING = 4.0  # times the top of the axis: below it the lines can be read as they are
 
 

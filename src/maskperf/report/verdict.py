@@ -54,13 +54,21 @@ def make_verdict(files: RunFiles, evaluations: Points) -> Verdict:
     sentences = {"reached": _reached, "done": _done, "missed": _missed, "aborted": _aborted, "unfinished": _unfinished}
     return Verdict(
         state=state,
-        sentence=sentences[state](files, evaluations, minutes),
+        sentence=sentences[state](files, evaluations, minutes) + _resumed(files),
         minutes=minutes,
         box_ap=evaluations[-1].box_ap if evaluations else None,
         mask_ap=evaluations[-1].mask_ap if evaluations else None,
         box_target=files.targets[0],
         mask_target=files.targets[1],
     )
+
+
+def _resumed(files: RunFiles) -> str:
+    """Return a sentence about a run that was interrupted and taken up again, empty for others."""
+    steps = () if files.results is None else files.results.resumed_at_steps
+    if not steps:
+        return ""
+    return f" Resumed at step {', '.join(map(str, steps))}: not a benchmark result."
 
 
 def cause_of(guard: Sequence[GuardEvent]) -> str:

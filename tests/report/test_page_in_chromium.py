@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from markup_payloads import PAYLOADS
 from PIL import Image
-from synthetic_contents import contents_of, small, synthetic_run, with_texts, without_evaluation
+from synthetic_contents import contents_of, small, synthetic_analysis, synthetic_run, with_texts, without_evaluation
 
 from maskperf.report.page import write_page
 
@@ -83,7 +83,8 @@ def laptop(browser, folder):
 def phone(browser, folder):
     path = folder / "phone.html"
     run = synthetic_run()
-    contents = contents_of(replace(run, rules=run.rules * 3))
+    few = {"analysis": synthetic_analysis(), "stats": (("AP", 0.4, 0.3),)}
+    contents = contents_of(replace(run, rules=run.rules * 3, **few), compared=(synthetic_run("other", 1, rules=()),))
     write_page(with_texts(contents, lambda text: f"{text} {'a-long-name-without-a-space' * 4}"), path)
     return Visit(browser, path, viewport=PHONE, theme="dark")
 

@@ -51,8 +51,8 @@ def evaluation_contents(facts: dict[str, Any], analysis: Analysis, pictures: Seq
         minutes=None,
         box_ap=box_ap,
         mask_ap=mask_ap,
-        box_target=0,
-        mask_target=0,
+        box_target=0.0,
+        mask_target=0.0,
     )
     page = RunPage(
         name=name,

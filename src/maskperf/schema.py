@@ -9,6 +9,7 @@ from maskperf.errors import DataError, Problem
 
 CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
+LAYERS_FILE = "layers.txt"
 LOG_FILE = "mlperf.log"
 METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "results.json"

@@ -5,11 +5,15 @@ import re
 import sys
 import time
 from contextlib import closing
+from threading import Event
 
 import pytest
 
+from maskperf.config import EvaluationConfig, OptimizerConfig
 from maskperf.run import console, progress
-from maskperf.run.console import columns, duration_text
+from maskperf.run.console import PLAIN_SECONDS, columns, duration_text
+from maskperf.schema import EpochRow, StepLine
+from maskperf.structures import LOSS_NAMES
 
 
 class Terminal(io.StringIO):
@@ -42,10 +46,23 @@ def now(monkeypatch):
     return now
 
 
+def progress_of(epochs, steps_per_epoch=10, *, max_steps=720_000, targets=(0.0, 0.0), **options):
+    optimizer = OptimizerConfig(max_epochs=epochs, max_steps=max_steps)
+    evaluation = EvaluationConfig(box_target=targets[0], mask_target=targets[1])
+    return progress.Progress(optimizer, evaluation, steps_per_epoch, **options)
+
+
 def take_steps(shown, steps, steps_per_epoch=10):
     for step in steps:
+        terms = dict.fromkeys(LOSS_NAMES, 0.2 / step)
         epoch = (step - 1) // steps_per_epoch + 1
-        shown.step(epoch=epoch, step=step, loss=1.0 / step, learning_rate=0.0125, images_per_second=8.25)
+        line = StepLine(step=step, epoch=epoch, total=1.0 / step, learning_rate=0.0125, **terms)
+        shown.step(line, images_per_second=8.25, wait_share=0.031)
+
+
+def row(epoch, box_ap, mask_ap, seconds=12.34):
+    numbers = {"mean_loss": 1.0, "images_per_second": 8.0, "seconds_since_start": 60.0, "evaluation_seconds": seconds}
+    return EpochRow(epoch=epoch, step=10 * epoch, box_ap=box_ap, mask_ap=mask_ap, **numbers)
 
 
 @pytest.mark.parametrize(
@@ -91,35 +108,77 @@ def test_a_terminal_gets_one_live_line_that_goes_away(output_to, now):
 
 def test_a_line_of_a_run_has_all_that_a_person_asks_for(output_to, now):
     file = output_to(io.StringIO)
-    with closing(progress.Progress(2, 10, every_steps=5)) as shown:
+    with closing(progress_of(2, every_steps=5)) as shown:
         for step in (4, 5):
             take_steps(shown, [step])
             now[0] += 2
     # 15 of 20 steps are left, at two seconds a step.
-    expected = r"epoch 1/2  step 5/20  loss 0\.2000  lr 0\.012500  8\.2 images/s  [0-9.]+ GiB( GPU)?  ETA 0:00:30"
+    parts = (r"epoch 1/2  step 5/20", r"loss 0\.2000", r"lr 0\.012500", r"8\.2 images/s", "wait 3%")
+    expected = "  ".join([*parts, r"[0-9.]+ GiB( GPU)?", "ETA 0:00:30"])
     line = file.getvalue().splitlines()[-1]
     assert re.fullmatch(expected, line) and " 0.0 GiB" not in line
 
 
-@pytest.mark.parametrize(
-    ("total_epochs", "steps", "expected"),
-    [(1, range(1, 13), [1, 5, 10, 12]), (0, [4, 8, 12, 16], [4, 8, 12, 16])],
-    ids=["every step", "only some steps, no end"],
-)
-def test_plain_lines_come_at_the_first_step_every_n_steps_and_at_the_end(output_to, total_epochs, steps, expected):
+def test_plain_lines_come_at_the_first_step_every_n_steps_and_at_the_end(output_to):
     file = output_to(io.StringIO)
-    with closing(progress.Progress(total_epochs, 12, every_steps=5)) as shown:
-        take_steps(shown, steps, steps_per_epoch=12)
-    assert [int(step) for step in re.findall(r"step (\d+)", file.getvalue())] == expected
-    assert file.getvalue().endswith("ETA -\n") == (total_epochs == 0)  # no arrival is promised
+    with closing(progress_of(1, 12, every_steps=5)) as shown:
+        take_steps(shown, range(1, 13), steps_per_epoch=12)
+    assert [int(step) for step in re.findall(r"step (\d+)", file.getvalue())] == [1, 5, 10, 12]
+    assert file.getvalue().splitlines()[0].endswith("ETA -")
+
+
+@pytest.mark.parametrize(
+    ("epochs", "max_steps", "expected"),
+    [(3, 1000, "epoch 1/3  step 1/30"), (10, 25, "epoch 1/3  step 1/25"), (0, 720_000, "epoch 1/72000  step 1/720000")],
+    ids=["epochs end it", "steps end it", "steps alone"],
+)
+def test_the_end_is_the_limit_that_comes_first(output_to, epochs, max_steps, expected):
+    file = output_to(io.StringIO)
+    with closing(progress_of(epochs, max_steps=max_steps)) as shown:
+        take_steps(shown, [1])
+    assert file.getvalue().startswith(f"{expected}  loss ")
+
+
+def test_with_targets_the_time_left_is_the_most_there_is(output_to, now):
+    file = output_to(io.StringIO)
+    with closing(progress_of(2, every_steps=1, targets=(0.5, 0.0))) as shown:
+        take_steps(shown, [1])
+        now[0] += 2
+        take_steps(shown, [2])
+    assert file.getvalue().endswith("  ETA 0:00:36 at most\n")
+
+
+def test_a_file_gets_a_line_when_nothing_was_shown_for_long(output_to, now):
+    file = output_to(io.StringIO)
+    with closing(progress_of(1, 100, every_steps=50)) as shown:
+        take_steps(shown, [1])
+        shown.under_way(1, 2)
+        now[0] += PLAIN_SECONDS
+        wait_for(lambda: "step 2/100" in file.getvalue())
+        with shown.doing("evaluating epoch 1"):
+            assert next(shown.counted(iter(["a batch"]), 8, 200)) == "a batch"
+            now[0] += PLAIN_SECONDS
+            wait_for(lambda: file.getvalue().endswith("  evaluating epoch 1, 0 of 200 images\n"))
+    assert len(file.getvalue().splitlines()) == 3
+    with progress.working("opening the data", enabled=True):
+        now[0] += 2 * PLAIN_SECONDS
+        wait_for(lambda: file.getvalue().endswith("opening the data, 0:00:20\n"))
+
+
+def wait_for(is_there):
+    for _ in range(3000):
+        if is_there():
+            return
+        Event().wait(0.02)
+    raise AssertionError("nothing was shown")
 
 
 def test_messages_and_evaluations_are_plain_lines_never_wrapped_or_coloured(output_to):
     file = output_to(io.StringIO)
     text = "[red]x[/red] " + "long " * 60 + ":smile: 123"
-    with closing(progress.Progress(1, 10)) as shown:
+    with closing(progress_of(1)) as shown:
         shown.message(text)
-        shown.evaluation(2, 0.37701, 0.339, 12.34)
+        shown.evaluation(row(2, 0.37701, 0.339))
     evaluation = "epoch 2  box AP 0.3770  mask AP 0.3390  (evaluated in 12.3 s)"
     assert file.getvalue().splitlines() == [text, evaluation]
 
@@ -127,16 +186,16 @@ def test_messages_and_evaluations_are_plain_lines_never_wrapped_or_coloured(outp
 @pytest.mark.parametrize("kind", [io.StringIO, Terminal])
 def test_a_process_that_is_not_the_first_shows_nothing(output_to, kind):
     stream = output_to(kind)
-    with closing(progress.Progress(2, 10, enabled=False)) as shown:
+    with closing(progress_of(2, enabled=False)) as shown:
         take_steps(shown, range(1, 21))
-        shown.evaluation(1, 0.1, 0.1, 1.0)
+        shown.evaluation(row(1, 0.1, 0.1))
         shown.message("text")
     assert stream.getvalue() == ""
 
 
 def test_in_a_terminal_the_line_is_renewed_at_every_step_and_gone_at_the_end(output_to):
     terminal = output_to(Terminal)
-    shown = progress.Progress(1, 10, every_steps=100)
+    shown = progress_of(1, every_steps=100)
     take_steps(shown, [1, 2, 3])
     assert "\x1b[?25l" in terminal.getvalue()  # cursor hidden
     assert re.findall(r"step (\d+)/10", terminal.getvalue()) == ["1", "2", "3"]
@@ -151,10 +210,25 @@ def test_in_a_terminal_the_line_is_renewed_at_every_step_and_gone_at_the_end(out
     assert terminal.getvalue() == text
 
 
+def test_a_live_display_has_all_losses_aps_and_targets_in_80_columns(output_to, monkeypatch):
+    terminal = output_to(Terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    with closing(progress_of(9, 12345, targets=(0.377, 0.339))) as shown:
+        shown.evaluation(row(1, 0.1234, 0.0567))
+        take_steps(shown, [1])
+        text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    lines = [line.strip("\r") for line in text.split("\n")]
+    assert max(map(len, lines)) <= 80 and not any(line.endswith("\u2026") for line in lines)
+    assert lines[-3] == "loss 1.000  objectness 0.200  rpn box 0.200  class 0.200  box 0.200  mask 0.200"
+    assert re.fullmatch(r"8\.2 images/s  data wait 3%  [0-9.]+ GiB( GPU)?  lr 0\.012500", lines[-2])
+    assert lines[-1] == "box AP 0.1234 (ends at 0.377)  mask AP 0.0567 (ends at 0.339)  after epoch 1"
+    assert lines[-4].startswith("epoch 1/9 ") and "step 1/111105  0%  ETA -" in lines[-4]
+
+
 def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(output_to, monkeypatch):
     terminal = output_to(Terminal)
     monkeypatch.setenv("TERM", "dumb")
-    with closing(progress.Progress(1, 10, every_steps=5)) as shown:
+    with closing(progress_of(1, every_steps=5)) as shown:
         take_steps(shown, range(1, 11))
     assert len(terminal.getvalue().splitlines()) == 3 and "\x1b[?25l" not in terminal.getvalue()
 

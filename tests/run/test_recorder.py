@@ -6,6 +6,7 @@ from contextlib import ExitStack, nullcontext
 import pytest
 import torch
 
+from maskperf.config import EvaluationConfig, OptimizerConfig
 from maskperf.engine.step import StepResult
 from maskperf.engine.stopwatch import Stopwatch
 from maskperf.engine.under_way import Step
@@ -38,7 +39,7 @@ def make(tmp_path):
             account.start()
             made = StepRecorder(
                 tmp_path / "metrics.jsonl",
-                Progress(2, 100, every_steps=every_steps),
+                Progress(OptimizerConfig(), EvaluationConfig(), 100, every_steps=every_steps),
                 account,
                 log,
                 every_steps=every_steps,

@@ -60,6 +60,7 @@ def make_parser() -> CommandParser:
         epilog=EXAMPLES.format(recipes="\n".join(recipes), keys="\n".join(keys)),
     )
     parser.add_argument("recipe", metavar="RECIPE", help="what to train, see below")
+    parser.add_argument("--layers", action="store_true", help="show the layers of the model, and train nothing")
     parser.add_argument("settings", metavar="key=value", nargs="*", help="change a value of the configuration")
     return parser
 
@@ -72,6 +73,8 @@ def run(options: argparse.Namespace) -> int:
     pairs, counts = read_counts(options.settings)
     config = resolve(options.recipe, pairs)
     _check_counts(counts, config)
+    if options.layers:
+        return _show_layers(config)
     world = int(os.environ.get("WORLD_SIZE", counts["processes"]))
     refuse_broken_rules(config, world)
     check_start(config, world)
@@ -97,6 +100,15 @@ def run(options: argparse.Namespace) -> int:
         finished = run_benchmark(config, topology)
         show_outcome(finished)
     return EXIT_DONE if finished.results.status in ("success", "done") else EXIT_TARGET_MISSED
+
+
+def _show_layers(config: RunConfig) -> int:
+    from maskperf.engine.distributed import Topology
+    from maskperf.run.data import complete_config
+    from maskperf.run.session import describe_layers
+
+    print(describe_layers(complete_config(config, Topology())))
+    return EXIT_DONE
 
 
 def read_counts(settings: list[str]) -> tuple[list[str], dict[str, int]]:

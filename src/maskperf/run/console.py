@@ -3,9 +3,10 @@
 import sys
 import time
 from collections.abc import Callable, Sequence
+from threading import Event, RLock, Thread
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -13,6 +14,7 @@ from rich.text import Text
 PLAIN_COLUMNS = 200  # of a file or a pipe
 PLAIN_SECONDS = 10.0  # between two lines of progress in a file or a pipe
 LIVE_SECONDS = 0.2
+PULSE_SECONDS = 1.0  # between two looks at a clock on a terminal
 
 
 def make_console(*, stderr: bool = False) -> Console:
@@ -40,27 +42,61 @@ def duration_text(seconds: float) -> str:
 
 
 class LiveLine:
-    """One line that is renewed on a terminal; elsewhere each line stays."""
+    """One line, or a few, that are renewed on a terminal; elsewhere each line stays. Threads may share it."""
 
     def __init__(self, console: Console, style: str = ""):
         self.console, self._style = console, style
         self.is_live = console.is_terminal and not console.is_dumb_terminal
+        self.shown_at = time.monotonic()  # when something was shown last
         self._live: Live | None = None
+        self._lock = RLock()
 
-    def show(self, text: str) -> None:
+    def show(self, text: RenderableType) -> None:
         if not self.is_live:
-            self.console.out(text, highlight=False)
+            self.say(str(text))
             return
-        if self._live is None:
-            self._live = Live(console=self.console, auto_refresh=False, transient=True)
-            self._live.start()
-        self._live.update(Text(text, self._style, no_wrap=True, overflow="ellipsis"), refresh=True)
+        with self._lock:
+            self.shown_at = time.monotonic()
+            if self._live is None:
+                self._live = Live(console=self.console, auto_refresh=False, transient=True)
+                self._live.start()
+            if isinstance(text, str):
+                text = Text(text, self._style, no_wrap=True, overflow="ellipsis")
+            self._live.update(text, refresh=True)
+
+    def say(self, text: str) -> None:
+        """Show a line that stays, above the live one."""
+        with self._lock:
+            self.shown_at = time.monotonic()
+            self.console.out(text, highlight=False)
 
     def stop(self) -> None:
         """Take the line of a terminal away."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        with self._lock:
+            if self._live is not None:
+                self._live.stop()
+                self._live = None
+
+
+class Pulse:
+    """A thread that shows a text whenever a line has been quiet for long: the reader sees that work goes on."""
+
+    def __init__(self, line: LiveLine, text: Callable[[], RenderableType]):
+        self._line, self._text = line, text
+        self._seconds = PULSE_SECONDS if line.is_live else PLAIN_SECONDS - PULSE_SECONDS
+        self._ended = Event()
+        self._thread = Thread(target=self._beat, name="maskperf-pulse", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread; nothing more is shown."""
+        self._ended.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(PULSE_SECONDS / 4):
+            if time.monotonic() - self._line.shown_at >= self._seconds:
+                self._line.show(self._text())
 
 
 class Progress:

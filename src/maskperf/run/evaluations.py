@@ -76,8 +76,9 @@ class Evaluation:
     the first process scores them. Every call is made by all processes at the same step.
     """
 
-    def __init__(self, session: Session, data: OpenedData, model: MaskRcnn, trained: TrainedEpoch):
-        config, topology = session.config, session.topology
+    def __init__(self, session: Session, training: Training, trained: TrainedEpoch):
+        config, topology, data = session.config, session.topology, training.data
+        batch_size = batch_size_for(config.evaluation, topology.device)
         self.trained = trained
         self._session = session
         self._truth = data.truth
@@ -88,13 +89,16 @@ class Evaluation:
         batches = evaluation_batches(
             data.val,
             config.data,
-            batch_size=batch_size_for(config.evaluation, topology.device),
+            batch_size=batch_size,
             rank=topology.rank,
             world=topology.world,
             pin_memory=topology.device.type == "cuda",
             feeding=feeding_for(topology.device),
         )
-        self._coding = detect_all(model, batches, data.train.category_ids, topology.device)
+        progress = training.recorder.progress
+        with progress.doing(f"evaluating epoch {trained.epoch}"):
+            batches = progress.counted(batches, batch_size * topology.world, len(data.val.image_ids))
+            self._coding = detect_all(training.model, batches, data.train.category_ids, topology.device)
         self._seconds = time.monotonic() - start
 
     def is_known(self) -> bool:
@@ -165,9 +169,8 @@ class Evaluations:
 
     def start(self, trained: TrainedEpoch) -> None:
         """Predict the validation split and leave the rest to threads. The verdict before must have been taken."""
-        training = self._training
         with self._session.account.measure("evaluation"):
-            self._pending = Evaluation(self._session, training.data, training.model, trained)
+            self._pending = Evaluation(self._session, self._training, trained)
 
     def take_known(self, update: int) -> None:
         """Take the verdict if the first process has it; `update`: the steps trained so far.
@@ -198,7 +201,7 @@ class Evaluations:
         """Wait for the verdict, the same in all processes, and record it."""
         session, recorder, trained = self._session, self._training.recorder, evaluation.trained
         self._pending = None
-        with session.account.measure("evaluation"):
+        with session.account.measure("evaluation"), recorder.progress.doing(f"scoring epoch {trained.epoch}"):
             self.verdict = evaluation.verdict()
         row = EpochRow(
             epoch=trained.epoch,
@@ -259,7 +262,8 @@ def confirm(session: Session, data: OpenedData, verdict: Verdict) -> Verdict:
     if scored is not None and data.truth is not None and verdict.status != "aborted" and engine != "official":
         session.say("the clock has stopped; pycocotools now confirms the scores")
         try:
-            official = score(data.truth, *scored.found, engine="official", max_detections=limit)
+            with session.working("pycocotools confirms the scores"):
+                official = score(data.truth, *scored.found, engine="official", max_detections=limit)
         except BaseException:
             session.log.withdraw("pycocotools did not come to its end, so that nobody has confirmed the scores")
             raise

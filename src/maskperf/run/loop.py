@@ -39,7 +39,7 @@ def run_benchmark(config: RunConfig, topology: Topology) -> FinishedRun:
     with using(chosen_techniques(config.speed)), open_session(config, topology) as session:
         model, optimizer, captured = _initialize(session)
         session.start_clock()
-        with session.account.measure("opening the data"):
+        with session.account.measure("opening the data"), session.working("opening the data"):
             data = open_data(session)
         session.log.samples(len(data.train.image_ids), len(data.val.image_ids))
         if captured is not None:
@@ -102,7 +102,8 @@ def _initialize(session: Session) -> tuple[MaskRcnn, torch.optim.Optimizer, Capt
 def _open_recorder(session: Session, steps_per_epoch: int) -> StepRecorder:
     config = session.config
     every_steps, is_first = config.system.log_every_steps, session.topology.is_first
-    progress = Progress(config.optimizer.max_epochs, steps_per_epoch, enabled=is_first, every_steps=every_steps)
+    limits = config.optimizer, config.evaluation, steps_per_epoch
+    progress = Progress(*limits, enabled=is_first, every_steps=every_steps)
     recorder = StepRecorder(
         session.folder / METRICS_FILE if session.folder else None,
         progress,

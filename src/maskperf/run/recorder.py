@@ -124,7 +124,7 @@ class StepRecorder:
         self.steps_checked = 0
         self._account, self._log = account, log
         self._stream = path.open("ab") if path is not None else None
-        self._progress = progress
+        self.progress = progress
         self._read_every = min(every_steps, MOST_STEPS_UNREAD)
         self._world = world
         self._stop_on_collapse = stop_on_collapse
@@ -146,6 +146,7 @@ class StepRecorder:
         now = time.monotonic()
         self._unread.append(_UnreadStep(step, epoch, now - self._last_time))
         self._last_time = now
+        self.progress.under_way(epoch, step.update)
         if len(self._unread) < self._read_every:
             return False
         self._flush()
@@ -160,7 +161,7 @@ class StepRecorder:
     def evaluation(self, row: EpochRow) -> None:
         """Write and show what an evaluation found."""
         self.rows.append(row)
-        self._progress.evaluation(row.epoch, row.box_ap, row.mask_ap, row.evaluation_seconds)
+        self.progress.evaluation(row)
         line = EvaluationLine(
             step=row.step,
             epoch=row.epoch,
@@ -176,10 +177,10 @@ class StepRecorder:
         """Record, write and show an event of the guard."""
         self.events.append(GuardEvent(event=event, step=step, epoch=epoch, text=text))
         self._write(GuardLine(step=step, epoch=epoch, event=event, text=text))
-        self._progress.message(f"{event}: {text}")
+        self.progress.message(f"{event}: {text}")
 
     def close(self) -> None:
-        self._progress.close()
+        self.progress.close()
         if self._stream is not None:
             self._stream.close()
 
@@ -191,23 +192,19 @@ class StepRecorder:
         losses = torch.stack([result.losses for result in results]).tolist()
         problems = torch.stack([result.not_finite for result in results]).tolist()
         dropped = torch.stack([result.dropped_masks for result in results]).tolist()
-        shown = _Sums()
+        shown, waited = _Sums(), 0.0
         for entry, terms, problem, num_dropped in zip(unread, losses, problems, dropped, strict=True):
-            self._record(entry, terms)
+            line = self._record(entry, terms)
+            waited += line.data_wait_seconds or 0
             self.steps_checked += 1
             self._check_dropped_masks(entry, num_dropped)
             self._check_finite(entry, terms, problem)
             self._check_collapse(entry, sum(terms))
             shown.add(terms, entry.step.result.images * self._world, entry.seconds)
-        self._progress.step(
-            epoch=unread[-1].epoch,
-            step=unread[-1].step.update,
-            loss=sum(losses[-1]),
-            learning_rate=results[-1].learning_rate,
-            images_per_second=shown.images_per_second,
-        )
+        wait_share = waited / max(shown.seconds, 1e-9)
+        self.progress.step(line, images_per_second=shown.images_per_second, wait_share=wait_share)
 
-    def _record(self, entry: _UnreadStep, terms: list[float]) -> None:
+    def _record(self, entry: _UnreadStep, terms: list[float]) -> StepLine:
         step, result = entry.step, entry.step.result
         phases = result.stopwatch.seconds()
         # On a GPU the step's phases run while the host waits for data: only what they leave counts as waiting.
@@ -232,6 +229,7 @@ class StepRecorder:
             **{f"{phase}_seconds": seconds for phase, seconds in phases.items()},
         )
         self._write(line)
+        return line
 
     def _finish_window(self, last: _UnreadStep) -> None:
         means = [sum(values) / WINDOW_STEPS for values in zip(*self._window.losses, strict=True)]

@@ -1,6 +1,7 @@
 """The folder that holds everything a run leaves behind."""
 
 import os
+import shutil
 import time
 from contextlib import suppress
 from itertools import count
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from maskperf.errors import StorageError
 
+_made_folders: list[Path] = []  # those that this process made, the innermost last
 _current_folders: list[Path] = []  # the last one is that of the run now going on in this process
 
 
@@ -20,6 +22,7 @@ def create_run_folder(run_dir: str, recipe: str, suffix: str = "") -> Path:
     """
     require_run_folder(run_dir)
     folder = Path(run_dir or f"runs/{recipe}-{time.strftime('%Y%m%d-%H%M%S')}{suffix}")
+    made = [path for path in reversed((folder, *folder.parents)) if not path.exists()]
     try:
         if run_dir:
             folder.mkdir(parents=True, exist_ok=True)
@@ -29,8 +32,25 @@ def create_run_folder(run_dir: str, recipe: str, suffix: str = "") -> Path:
         reason = error.strerror or error
         fix = "Fix: choose another folder with run_dir=..."
         raise StorageError(f"{folder}: the folder cannot be made ({reason}). {fix}") from error
+    _made_folders[:] = [*made[:-1], folder] if made else []
     _current_folders.append(folder.absolute())
     return folder
+
+
+def discard_run_folder(folder: Path) -> None:
+    """Remove what `create_run_folder` made last: the folder with its files, and its parents that hold nothing else.
+
+    A folder that was there before is emptied; it was empty. Where something cannot be removed, it stays.
+    """
+    was_there = folder not in _made_folders
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        if was_there:
+            folder.mkdir()
+        for parent in reversed(_made_folders[:-1]):
+            parent.rmdir()
+    _made_folders.clear()
+    forget_run_folder()
 
 
 def require_run_folder(run_dir: str) -> None:

@@ -115,7 +115,8 @@ def _show(found: Sequence[SeriesRun], folder: Path, runs: int) -> None:
     table = make_table(console, COLUMNS)
     for run in found:
         minutes = "-" if run.minutes is None else f"{run.minutes:.3f}"
-        cells = (run.folder, run.status, _text(run.exit_code), _text(run.epochs), minutes, _text(run.seed))
+        status = "targets missed" if run.exit_code == EXIT_TARGET_MISSED else run.status
+        cells = (run.folder, status, _text(run.exit_code), _text(run.epochs), minutes, _text(run.seed))
         table.add_row(*cells, style=None if run.status in ENDED_WELL else "red")
     console.print()
     console.print(table)

@@ -4,11 +4,12 @@ import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from shutil import copyfile
+from textwrap import wrap
 
 import torch
 
@@ -17,19 +18,23 @@ from maskperf.data.coco.index import CocoIndex
 from maskperf.engine.build import padded_size_hw
 from maskperf.engine.distributed import Topology, wait_for_all
 from maskperf.engine.forward import mask_slots
+from maskperf.errors import UserError
 from maskperf.files import pretty_json, replace_file, write_text
 from maskperf.machine.threads import threads_of_process
 from maskperf.mlperf.log import MlperfLog
 from maskperf.model.layer_list import format_layers, list_layers
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.model.weights import save_state
-from maskperf.overrides import describe, to_json_text
+from maskperf.overrides import differences, format_value, to_json_text
+from maskperf.recipes import RECIPES
 from maskperf.run.environment import describe_environment
+from maskperf.run.progress import working
 from maskperf.run.recorder import TimeAccount
-from maskperf.run.run_folder import create_run_folder
-from maskperf.schema import CONFIG_FILE, ENVIRONMENT_FILE, LOG_FILE
+from maskperf.run.run_folder import create_run_folder, discard_run_folder
+from maskperf.schema import CONFIG_FILE, ENVIRONMENT_FILE, LAYERS_FILE, LOG_FILE, METRICS_FILE
 
 WEIGHTS_FILE = "model.safetensors"  # of the last epoch
+CHANGES_COLUMNS, MOST_CHANGE_LINES = 78, 8
 BEST_WEIGHTS_FILE = "model_best.safetensors"  # of the best evaluation
 
 
@@ -87,6 +92,8 @@ class Session:
         if error is not None:
             self.log.abort()
         self.resources.close()
+        if self.folder is not None and isinstance(error, UserError) and not _has_content(self.folder / METRICS_FILE):
+            discard_run_folder(self.folder)  # a start that failed leaves nothing behind
 
     def start_clock(self) -> None:
         """End the initialization, in all processes; the time of the benchmark starts here."""
@@ -101,6 +108,10 @@ class Session:
     def say(self, text: str) -> None:
         if self.topology.is_first:
             print(text, flush=True)
+
+    def working(self, what: str) -> AbstractContextManager[None]:
+        """Show for how long the work of a `with` block goes on, where that is long."""
+        return working(what, enabled=self.topology.is_first)
 
     def notice(self, text: str) -> None:
         """Print what the user should know about the data or the settings, and save it for results and report."""
@@ -126,14 +137,31 @@ def open_session(config: RunConfig, topology: Topology) -> Session:
     session = Session(config=config, topology=topology, folder=folder, log=log, resources=resources)
     resources.callback(session.writer.close)
     layers = describe_layers(config)
-    session.say(layers)
-    session.say(describe(config))
-    session.say(threads.line())
+    session.say("\n".join([*changes_of(config), *layers.splitlines()[-2:], threads.line()]))
     session.say(f"run folder: {folder}; seed {config.seed}; {topology.world} process(es)")
-    session.write("layers.txt", layers + "\n")
+    session.write(LAYERS_FILE, layers + "\n")
     session.write(CONFIG_FILE, to_json_text(config))
     session.write(ENVIRONMENT_FILE, pretty_json(describe_environment(topology.world)))
     return session
+
+
+def _has_content(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
+
+
+def changes_of(config: RunConfig) -> list[str]:
+    """Return what differs from the recipe in a few lines; the whole configuration is in the run folder."""
+    recipe = RECIPES.get(config.recipe)
+    changed = differences(config, recipe()) if recipe else {}
+    changed = {key: value for key, value in changed.items() if key not in ("run_dir", "seed")}
+    if not changed:
+        return [f"configuration: that of the recipe {config.recipe} (all of it in {CONFIG_FILE})"]
+    pairs = "  ".join(f"{key}={format_value(value)}" for key, value in changed.items())
+    lines = wrap(pairs, CHANGES_COLUMNS, break_long_words=False, break_on_hyphens=False)
+    more = [f"... ({len(changed)} values in all)"] if len(lines) > MOST_CHANGE_LINES else []
+    shown = [*lines[:MOST_CHANGE_LINES], *more]
+    heading = f"configuration: the recipe {config.recipe} but for (all of it in {CONFIG_FILE}):"
+    return [heading, *(f"  {line}" for line in shown)]
 
 
 def describe_layers(config: RunConfig) -> str:

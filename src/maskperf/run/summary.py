@@ -92,7 +92,7 @@ def verdict_lines(results: Results) -> list[str]:
         shown = rows[-1] if reached else max(rows, key=lambda row: _smallest_margin(row, targets))
         aims = [f"(target {target:.4f})" if target else "(no target)" for target in targets]
         lines = [
-            f"target {'reached' if reached else 'missed, nearest'} in epoch {shown.epoch}: "
+            f"{'target reached' if reached else 'steps used up, target missed; nearest'} in epoch {shown.epoch}: "
             f"box AP {shown.box_ap:.4f} {aims[0]}, mask AP {shown.mask_ap:.4f} {aims[1]}"
         ]
     lines.append(f"{'time to target' if reached else 'time spent'}: {duration_text(results.seconds)}")

@@ -46,14 +46,14 @@ BUDGETS = {
     "data/images": 1350,  # augmentation
     "demo": 460,
     "download": 645,
-    "run": 2110,
     "pictures": 550,  # errors marked, and training batches
+    "run": 2395,  # a live display, trackers, and nothing left by a start that failed
     "mlperf": 2465,
     "report": 1690,  # what a model got wrong, two runs side by side, pages of evaluations
     "machine": 1455,
     "cli": 2100,  # keys, and errors before anything heavy is imported
     "bench": 2720,
-    "top level": 1235,  # names of keys in other programs, keys of augmentation, the form of an analysis
+    "top level": 1245,  # names of keys in other programs, keys of augmentation and trackers, the form of an analysis
 }
 CORE_PACKAGES = ("ops", "model", "losses", "engine", "evaluation", "data/coco", "data/images")
 # Since 23,450 and 24,050: own data, resuming, prediction, export, weights of other code bases, and their tests.
@@ -186,7 +186,7 @@ def test_no_technique_is_a_parameter():
 
 
 def test_the_configuration_has_few_keys():
-    assert len(FIELDS) <= 84  # four of augmentation
+    assert len(FIELDS) <= 86  # four of augmentation, two of trackers
 
 
 def lines_of(paths):

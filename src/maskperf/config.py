@@ -167,6 +167,14 @@ class SystemConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """Where the records of metrics.jsonl go as well, for packages that are installed."""
+
+    tensorboard: bool = option(False, "event files for TensorBoard in the run folder")
+    trackers: tuple[Literal["wandb", "mlflow", "trackio"], ...] = option((), "wandb, mlflow or trackio")
+
+
+@dataclass(frozen=True, kw_only=True)
 class MlperfConfig:
     """What the benchmark's log says about the submission."""
 
@@ -189,6 +197,7 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
     system: SystemConfig = field(default_factory=SystemConfig)
+    log: LogConfig = field(default_factory=LogConfig)
     mlperf: MlperfConfig = field(default_factory=MlperfConfig)
 
 

@@ -85,6 +85,8 @@ NAMES_ELSEWHERE: dict[str, tuple[str, ...]] = {
         ("log_interval print_freq log_every", "system.log_every_steps"),
         ("val_interval eval_interval eval_period", "evaluation.every_epochs"),
         ("num_threads cpus", "system.threads"),
+        ("tb", "log.tensorboard"),
+        ("wandb mlflow trackio logger", "log.trackers"),
     )
     for name in names.split()
 }

@@ -25,7 +25,7 @@ def root(tmp_path):
 
 @pytest.fixture
 def quick(maskperf):
-    return lambda *arguments: maskperf("doctor", "--quick", *arguments)
+    return lambda *arguments: maskperf("doctor", "--quick", "--all", *arguments)
 
 
 def own_data(root, *splits):
@@ -80,7 +80,7 @@ def test_without_quick_the_measurements_are_shown(maskperf, tmp_path, monkeypatc
     monkeypatch.setattr(module, "ask_torch", lambda command: TorchProbe(cpu_gflops=321.0, cpu_threads=2))
     speed = ImageSpeed(decode_per_second=200.0, prepare_per_second=55.0, jpeg_kib=140.0)
     monkeypatch.setattr(module, "_image_speed", lambda data: speed)
-    shown = maskperf("doctor", "--data", tmp_path)
+    shown = maskperf("doctor", "--all", "--data", tmp_path)
     disk = f"disk speed: not measured; {tmp_path}: less than 1 GiB free" if is_full else "777 "
     assert all(part in shown.out for part in (disk, "321 GFLOP/s", "55 images/s"))
 
@@ -105,19 +105,26 @@ def test_a_torch_that_crashes_or_hangs_is_a_finding(monkeypatch):
     assert "no answer" in ask_torch([sys.executable, "-c", "import time; time.sleep(60)"]).failure
 
 
+def test_what_is_in_order_is_counted_and_shown_on_demand(capsys):
+    findings = [ok("a", "1", "fine"), note("b", "2", "slow"), ok("c", "3", "fine")]
+    show_findings(findings, Console(width=80), show_all=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["note     b: 2; slow", "problem: 0, note: 1, ok: 2 (maskperf doctor --all shows them)"]
+
+
 def test_findings_are_lines_in_a_file_and_a_table_with_colours_on_a_terminal():
     findings = [ok("a", "1", "fine"), note("b", "2", "slow", "wait"), problem("[bold]c", "3", "bad " * 100, "fix it")]
     shown = []
     for options in ({}, {"force_terminal": True, "color_system": "standard"}):
         stream = io.StringIO()
-        show_findings(findings, Console(file=stream, markup=False, highlight=False, **options))
+        show_findings(findings, Console(file=stream, markup=False, highlight=False, **options), show_all=True)
         shown.append(stream.getvalue())
     assert shown[0].splitlines() == [
-        "ok       a: 1; fine",
-        "note     b: 2; slow",
-        "         fix: wait",
         "problem  [bold]c: 3; " + "bad " * 100,
         "         fix: fix it",
+        "note     b: 2; slow",
+        "         fix: wait",
+        "ok       a: 1; fine",
         "problem: 1, note: 1, ok: 1",
     ]
     assert all(part in shown[1] for part in ("\x1b[", "fix: fix it", "[bold]c"))  # markup is shown as it is

@@ -338,10 +338,22 @@ def test_files_that_are_missing_or_do_not_fit_are_named(evaluate, folder, weight
     assert shown.code == errors.EXIT_DATA and named in shown.err and "train2017" not in shown.err
 
 
+def test_numbers_go_to_a_file_that_is_not_taken_where_none_is_named(evaluate, monkeypatch):
+    asked_for = []
+    monkeypatch.setattr(evaluate_weights, "evaluate_weights", lambda options, files: asked_for.append(files) or 0)
+    for taken in (None, "evaluation.json", "evaluation-2.json"):
+        if taken:
+            Path(taken).write_text("precious")
+        assert evaluate().code == 0
+    assert evaluate("--overwrite").code == 0
+    names = ["evaluation.json", "evaluation-2.json", "evaluation-3.json", "evaluation.json"]
+    assert asked_for == [[Path(name)] for name in names]
+
+
 @pytest.mark.parametrize(
     ("more", "named"),
     [
-        ("", "evaluation.json: exists already"),
+        ("--output evaluation.json", "evaluation.json: exists already"),
         ("--output no/such/a.json", "the folder no/such does not exist"),
         ("--output .", "is a folder"),
         ("--output a.json --report page.html", "page.html: exists already"),

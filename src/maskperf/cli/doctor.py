@@ -31,6 +31,8 @@ EXAMPLES = """examples, to copy and paste:
   maskperf doctor --data /data/coco --run-dir /scratch/runs
   # own data: annotations and images of one split or of both
   maskperf doctor data.train_json=/my/train.json data.train_images=/my/train
+  # what is in order as well
+  maskperf doctor --all
   # without measuring, for a program to read
   maskperf doctor --quick --json
 
@@ -44,12 +46,13 @@ NAME_OF_SPLIT = {"train": "training", "val": "validation"}
 
 
 def make_parser() -> CommandParser:
-    usage = "[--data FOLDER] [--run-dir FOLDER] [--quick] [--json] [data.key=value ...]"
+    usage = "[--data FOLDER] [--run-dir FOLDER] [--quick] [--all] [--json] [data.key=value ...]"
     parser = CommandParser("doctor", usage=usage, epilog=EXAMPLES)
     add = parser.add_argument
     parser.add_path("--data", "FOLDER", "data in the layout of COCO 2017: its annotations and images are checked too")
     parser.add_path("--run-dir", "FOLDER", "where runs will leave their files (default: runs)")
     add("--quick", action="store_true", help="measure nothing, do not load torch, read only heads and ends of images")
+    add("--all", action="store_true", help="show what is in order, too; first come problems and notes")
     add("--json", action="store_true", help="print findings and facts as JSON")
     add("pairs", metavar="data.key=value", nargs="*", default=[], help="own data, and how it is read")
     return parser
@@ -76,7 +79,7 @@ def doctor(options: argparse.Namespace) -> int:
         }
         print(json.dumps(entries, indent=2, allow_nan=False))
     else:
-        show_findings(findings, make_console())
+        show_findings(findings, make_console(), show_all=options.all)
     return EXIT_USAGE if any(finding.level == PROBLEM for finding in findings) else EXIT_DONE
 
 
@@ -101,23 +104,26 @@ def _data_to_check(options: argparse.Namespace) -> tuple[RunConfig, list[str]]:
     return config, splits
 
 
-def show_findings(findings: Sequence[Finding], console: Console) -> None:
-    """Print a table on a terminal, and lines without colours elsewhere."""
-    if console.is_terminal:
+def show_findings(findings: Sequence[Finding], console: Console, *, show_all: bool) -> None:
+    """Print problems, then notes, then, where all are wanted, what is in order; a table on a terminal, or lines."""
+    shown = [entry for level in (PROBLEM, NOTE, OK) for entry in findings if entry.level == level]
+    shown = [entry for entry in shown if show_all or entry.level != OK]
+    if console.is_terminal and shown:
         table = make_table(console, ("", "what", "found", "what it means for a run"))
-        for finding in findings:
+        for finding in shown:
             meaning = Text(finding.meaning)
             if finding.fix:
                 meaning.append(f"\nfix: {finding.fix}", style="bold")
             table.add_row(Text(finding.level, STYLES[finding.level]), finding.name, finding.value, meaning)
         console.print(table)
     else:
-        for finding in findings:
+        for finding in shown:
             console.out(f"{finding.level:<8} {finding.name}: {finding.value}; {finding.meaning}")
             if finding.fix:
                 console.out(f"         fix: {finding.fix}")
     counts = {level: sum(finding.level == level for finding in findings) for level in (PROBLEM, NOTE, OK)}
-    console.out(", ".join(f"{level}: {count}" for level, count in counts.items()))
+    hint = "" if show_all or not counts[OK] else " (maskperf doctor --all shows them)"
+    console.out(", ".join(f"{level}: {count}" for level, count in counts.items()) + hint)
 
 
 def examine_data(data: DataConfig, splits: Sequence[str], *, decode: bool) -> tuple[list[Finding], list[Problem]]:

@@ -1,6 +1,7 @@
 """`maskperf evaluate --weights FILE --data FOLDER`: finds the box AP and mask AP of trained weights."""
 
 import argparse
+from itertools import count
 from pathlib import Path
 
 from maskperf.cli.arguments import CommandParser, make_folder, require_existing, require_new_file
@@ -48,9 +49,8 @@ def make_parser() -> CommandParser:
     add("--recipe", metavar="NAME", help="default: the configuration stored in the weights, or else coco")
     add("--engine", choices=("fast", "official", "both"), help="both: they must find the same numbers")
     add("--per-class", action="store_true", help="show the AP of each category")
-    output = Path("evaluation.json")
-    add_path("--output", "FILE", f"where the numbers go (default: {output})", default=output)
     add_path("--report", "FILE.html", "write a page: curves, kinds of errors, confusions, images with errors marked")
+    add_path("--output", "FILE", "where the numbers go (default: evaluation.json, -2 and so on where it is taken)")
     add_path("--save-detections", "FOLDER", f"write {' and '.join(DETECTION_FILES)} there")
     add("--overwrite", action="store_true", help="write over files that exist")
     add("pairs", metavar="key=value", nargs="*", default=[], help="change a value of the configuration")
@@ -71,6 +71,7 @@ def evaluate(options: argparse.Namespace) -> int:
             raise ConfigError(f"{pair}: has no effect on an evaluation. Fix: leave it out.")
     if options.report and options.report.suffix != ".html":
         raise ConfigError(f"--report {options.report}: the page is an HTML file. Fix: give a name ending in .html.")
+    options.output = options.output or _default_output(overwrite=options.overwrite)
     require_new_file(options.output, overwrite=options.overwrite)
     require_existing("--weights", [options.weights])
     if options.data or options.val_json:  # a wrong path is found before torch is imported
@@ -84,3 +85,9 @@ def evaluate(options: argparse.Namespace) -> int:
     from maskperf.cli.evaluate_weights import evaluate_weights
 
     return evaluate_weights(options, [options.output, *detections])
+
+
+def _default_output(*, overwrite: bool) -> Path:
+    """Return evaluation.json in this folder, or the first numbered one that is not taken."""
+    names = (Path(f"evaluation{f'-{number}' if number > 1 else ''}.json") for number in count(1))
+    return next(path for path in names if overwrite or not path.exists())

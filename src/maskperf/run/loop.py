@@ -24,6 +24,7 @@ from maskperf.run.finish import FinishedRun, finish, saves_lost_run
 from maskperf.run.progress import Progress
 from maskperf.run.recorder import StepRecorder
 from maskperf.run.session import Session, open_session, save_model
+from maskperf.run.trackers import Trackers
 from maskperf.schema import METRICS_FILE
 from maskperf.techniques import chosen_techniques, using
 
@@ -112,6 +113,7 @@ def _open_recorder(session: Session, steps_per_epoch: int) -> StepRecorder:
         every_steps=every_steps,
         world=session.topology.world,
         stop_on_collapse=config.system.on_collapse == "stop",
+        trackers=Trackers(config, session.folder, session.say) if session.folder else None,
     )
     session.resources.callback(recorder.close)
     return recorder

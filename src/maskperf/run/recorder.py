@@ -16,6 +16,7 @@ from maskperf.errors import LostRunError, NonFiniteError, UserError
 from maskperf.mlperf.log import MlperfLog
 from maskperf.run.collapse import CollapseGuard
 from maskperf.run.progress import Progress, memory_now_gib
+from maskperf.run.trackers import Trackers
 from maskperf.schema import (
     WINDOW_STEPS,
     EpochRow,
@@ -118,6 +119,7 @@ class StepRecorder:
         every_steps: int,
         world: int,
         stop_on_collapse: bool,
+        trackers: Trackers | None = None,
     ):
         self.rows: list[EpochRow] = []
         self.events: list[GuardEvent] = []
@@ -128,6 +130,7 @@ class StepRecorder:
         self._read_every = min(every_steps, MOST_STEPS_UNREAD)
         self._world = world
         self._stop_on_collapse = stop_on_collapse
+        self._trackers = trackers
         self._guard = CollapseGuard()
         self._unread: list[_UnreadStep] = []
         self._epoch, self._window = _Sums(), _Sums()
@@ -183,6 +186,8 @@ class StepRecorder:
         self.progress.close()
         if self._stream is not None:
             self._stream.close()
+        if self._trackers is not None:
+            self._trackers.close()
 
     def _flush(self) -> None:
         if not self._unread:
@@ -246,6 +251,8 @@ class StepRecorder:
         if self._stream is not None:
             self._stream.write(msgspec.json.encode(line) + b"\n")  # msgspec writes NaN and infinity as null
             self._stream.flush()
+        if self._trackers is not None:
+            self._trackers.write(line)
 
     def _check_dropped_masks(self, entry: _UnreadStep, num_dropped: int) -> None:
         if num_dropped:

@@ -22,17 +22,32 @@ def is_cpu_build() -> bool:
     return bool(version and version.is_file() and re.search(r"^cuda\b.*= None$", version.read_text(), re.MULTILINE))
 
 
+def trackers_of(config: RunConfig) -> list[str]:
+    """Return the names of the packages that the records of a run go to."""
+    return [*(["tensorboard"] if config.log.tensorboard else []), *dict.fromkeys(config.log.trackers)]
+
+
+def _refuse_missing_trackers(config: RunConfig) -> None:
+    missing = [name for name in trackers_of(config) if find_spec(name) is None]
+    if missing:
+        keys = ["log.tensorboard=true" if name == "tensorboard" else f"log.trackers={name}" for name in missing]
+        fix = f"pip install {' '.join(missing)}, or leave the key out"
+        raise ConfigError(f"{' and '.join(keys)}: {', '.join(missing)} is not installed. Fix: {fix}.")
+
+
 def check_start(config: RunConfig, world: int) -> None:
     """Refuse a run whose batch cannot be split over `world` processes or whose files are missing.
 
     Synthetic data is yet to be written.
-    Errors: ConfigError for the batch or a GPU that PyTorch cannot use; DataError with each missing file or folder.
+    Errors: ConfigError for the batch, a GPU that PyTorch cannot use, and a tracker that is not installed; DataError
+    with each missing file or folder.
     """
     if config.system.device == "cuda" and is_cpu_build():
         raise ConfigError(
             "system.device=cuda: this PyTorch is built without CUDA. Fix: install a CUDA build of PyTorch "
             "(https://pytorch.org/get-started), or set system.device=cpu; maskperf doctor shows what is here."
         )
+    _refuse_missing_trackers(config)
     steps, batch_size = config.optimizer.accumulation_steps, config.optimizer.batch_size
     if batch_size % (world * steps):
         raise ConfigError(

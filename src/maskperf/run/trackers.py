@@ -62,7 +62,7 @@ def values_of(line: MetricsLine) -> dict[str, float]:
     group = "evaluation" if isinstance(line, EvaluationLine) else "step"
     losses = {"total", *LOSS_NAMES}
     return {
-        f"{'loss' if name in losses else group}/{name}": value
+        f"{'loss' if name in losses else group}/{name}": float(value)
         for name, value in msgspec.structs.asdict(line).items()
         if name != "step" and value is not None
     }

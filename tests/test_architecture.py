@@ -19,7 +19,8 @@ MODULES = [path for path in FILES if path.name != "__init__.py"]
 # A part may import itself and every part before it. `__main__` is only a door to cli.
 ORDER = (
     *("errors", "files", "config", "techniques", "overrides", "seeds", "recipes", "schema", "structures"),
-    *("machine", "ops", "data", "demo", "download", "model", "losses", "engine", "evaluation", "pictures"),
+    *("machine", "ops", "data", "demo", "download", "model", "weights", "losses", "engine", "evaluation"),
+    "pictures",
     *("mlperf", "run", "report", "bench", "cli", "__main__"),
 )
 # Standing alone: the bug report of cli/main.py and `maskperf --help` must not load anything heavy.
@@ -37,28 +38,29 @@ WITHOUT_TORCH_ALONE = (
 )
 # Lines that are not blank: the most that a package may have, and all modules that the import of one brings in.
 BUDGETS = {
-    "ops": 2805,
-    "model": 1355,
+    "ops": 2970,  # RoIAlign, anchors, clipping and pasting of other families of weights
+    "model": 1890,  # conventions, names and orders of other families of weights
+    "weights": 290,  # weights of any family: opened, described, written
     "losses": 230,
-    "engine": 1015,  # a GPU that is not there
-    "evaluation": 730,  # curves, kinds of errors, calibration and confusions
+    "engine": 1030,  # a GPU that is not there; steps of other conventions
+    "evaluation": 770,  # curves, kinds of errors, calibration and confusions; pasting of other families
     "data/coco": 1695,  # paths apart from the index
-    "data/images": 1350,  # augmentation
+    "data/images": 1400,  # augmentation; resizes of other families of weights
     "demo": 460,
     "download": 645,
     "pictures": 550,  # errors marked, and training batches
     "run": 2410,  # a live display, trackers, and nothing left by a start that failed
-    "mlperf": 2465,
+    "mlperf": 2470,  # two more rules
     "report": 1690,  # what a model got wrong, two runs side by side, pages of evaluations
     "machine": 1455,
     "cli": 2100,  # keys, and errors before anything heavy is imported
     "bench": 2720,
-    "top level": 1245,  # names of keys in other programs, keys of augmentation and trackers, the form of an analysis
+    "top level": 1260,  # names of keys in other programs, keys of augmentation, trackers and conventions, an analysis
 }
 CORE_PACKAGES = ("ops", "model", "losses", "engine", "evaluation", "data/coco", "data/images")
 # Since 23,450 and 24,050: own data, resuming, prediction, export, weights of other code bases, and their tests.
-CORE_BUDGET, WHOLE_BUDGET, TESTS_BUDGET = 9335, 28_950, 28_050
-LINES_BEHIND = {"maskperf.engine.step": 3600, "maskperf.run.loop": 12_100}
+CORE_BUDGET, WHOLE_BUDGET, TESTS_BUDGET = 10_110, 28_950, 28_050
+LINES_BEHIND = {"maskperf.engine.step": 4350, "maskperf.run.loop": 12_900}
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 8
@@ -186,7 +188,7 @@ def test_no_technique_is_a_parameter():
 
 
 def test_the_configuration_has_few_keys():
-    assert len(FIELDS) <= 86  # four of augmentation, two of trackers
+    assert len(FIELDS) <= 88  # four of augmentation, two of trackers, two of conventions
 
 
 def lines_of(paths):

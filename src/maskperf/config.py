@@ -28,6 +28,15 @@ TechniqueName = Literal[  # the fields of maskperf.techniques.Techniques
     "triton_kernels",
     "device_preprocessing",
 ]
+ConventionsName = Literal[  # explained in maskperf.model.conventions
+    "reference",
+    "torchvision",
+    "torchvision_coco_v1",
+    "torchvision_v2",
+    "detectron2",
+    "mmdetection",
+    "mmdetection_caffe",
+]
 
 
 def option(default: Any, text: str) -> Any:
@@ -62,6 +71,9 @@ class DataConfig:
     max_image_pixels: Count = option(178_956_970, "larger images are refused before they are decoded")
     short_side: Count = option(800, "pixels of an image's shorter side")
     long_side: Count = option(1333, "pixels of an image's longer side, at most")
+    resize: Literal["reference", "torchvision", "detectron2", "mmdetection"] = option(
+        "reference", "whose rule gives the new size and its pixels"
+    )
     size_divisor: Annotated[int, Meta(ge=32, multiple_of=32)] = option(32, "padded sides are multiples of this")
     pixel_means_bgr: tuple[Color, Color, Color] = option((102.9801, 115.9465, 122.7717), "subtracted from B, G and R")
     flip_probability: Fraction = option(0.5, "of a mirrored training image")
@@ -85,6 +97,7 @@ class DataConfig:
 class ModelConfig:
     """Sizes of the network, its proposals, samplers and detections."""
 
+    conventions: ConventionsName = option("reference", "what weights mean by boxes, anchors, RoIs: see docs")
     num_classes: CountOrZero = option(81, "with background; 0: the training categories plus one")
     stage_blocks: tuple[Count, Count, Count, Count] = option((3, 4, 6, 3), "bottlenecks of each stage")
     stem_channels: Count = option(64, "channels of the first convolution")

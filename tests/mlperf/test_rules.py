@@ -39,6 +39,8 @@ BROKEN = """
     data.short_side  640 799   ; data.long_side  1332 1024   ; data.flip_probability  0 0.4 1
     data.short_sides  640,800   ; data.color  0.2   ; data.scale_jitter  0.1,2.0   ; data.copy_paste  0.5
     data.pixel_means_bgr  103.53,116.28,123.675 122.7717,115.9465,102.9801
+    data.resize  torchvision detectron2
+    model.conventions  torchvision detectron2
     evaluation.box_target  0.3769 0.378   ; evaluation.mask_target  0.3389 0.34
     model.detections_per_image  99 300   ; model.score_threshold  0 0.051
     optimizer.momentum  0 0.95   ; optimizer.weight_decay  0 0.0005

@@ -12,14 +12,13 @@ from weight_files import TINY, assert_equal, assert_sizes_named, problems_of, st
 
 from maskperf.errors import DataError
 from maskperf.model.backbone_file import (
-    ALLOWED_GLOBALS,
     BACKBONE_MD5,
     convert_names,
     load_backbone,
     load_backbone_weights,
-    read_detectron_pickle,
 )
 from maskperf.model.mask_rcnn import MaskRcnn
+from maskperf.model.pickles import ALLOWED_GLOBALS, read_detectron_pickle
 from maskperf.model.quantize import store_backbone
 from maskperf.model.weights import read_header
 

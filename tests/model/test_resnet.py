@@ -49,7 +49,7 @@ def test_frozen_batch_norm_equals_that_of_torch_with_epsilon_zero():
 
 
 def test_block_with_stride_sees_every_second_pixel_only():
-    block = Bottleneck(4, 8, stride=2, batch_norm="frozen")
+    block = Bottleneck(4, 8, 2, ModelConfig())
     x = torch.randn(1, 4, 6, 8)
     y = block(x)
     unseen = torch.ones(6, 8, dtype=torch.bool)

@@ -107,6 +107,9 @@ def _convert_model(options: argparse.Namespace, source: Path, target: Path) -> l
     metadata = read_weights_metadata(source)
     config, notices = resolve_for_weights(source, metadata, recipe=options.recipe, pairs=[])
     config = _with_model_keys(config, options.pairs)
+    if config.model.conventions != "reference":
+        text = f"{source}: has the conventions {config.model.conventions}, which a .pth of the reference cannot say."
+        raise ConfigError(f"{text} Fix: write it with maskperf weights {source} --to FORM OUT.")
     model, loaded = build_model(replace(config.model, initial_weights=str(source)), seed=0)
     notices += loaded
     if target.suffix == ".pth":
@@ -155,15 +158,16 @@ def _with_model_keys(config: RunConfig, pairs: list[str]) -> RunConfig:
 
 
 def read_weights_metadata(path: Path) -> dict[str, Any]:
-    """Return the metadata of a run's weights; empty for other files.
+    """Return the metadata of a run's weights, or what would be those of another family's; empty for other files.
 
     Errors: DataError where the file is missing or damaged.
     """
     from maskperf.model.weights import MODEL_FORMAT, read_header, read_metadata  # torch is imported here
+    from maskperf.weights.open import foreign_metadata
 
-    if path.suffix != ".safetensors" or MODEL_FORMAT not in read_header(path).get("format", ""):
-        return {}
-    return read_metadata(path)
+    if path.suffix == ".safetensors":
+        return read_metadata(path) if MODEL_FORMAT in read_header(path).get("format", "") else {}
+    return foreign_metadata(path)
 
 
 def resolve_for_weights(

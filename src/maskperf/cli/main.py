@@ -25,6 +25,7 @@ COMMANDS = {
     "run": "train a recipe until its targets are met, and report",
     "evaluate": "find the box AP and mask AP of trained weights",
     "convert": "change the form of weight files",
+    "weights": "say what a weight file is, whoever wrote it, and write it in another form",
     "prepare": "download, check and unpack COCO 2017 and the backbone",
     "doctor": "check whether this machine is ready for a run, and how to fix it",
     "plan": "predict time to target and score for a number of devices",

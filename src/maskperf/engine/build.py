@@ -11,7 +11,7 @@ import torch
 from maskperf.config import DataConfig, ModelConfig, RunConfig
 from maskperf.data.images.buckets import largest_short_side, round_up
 from maskperf.data.images.collate import Packing, Sample, make_batch
-from maskperf.data.images.loader import feeding_for, static_buckets
+from maskperf.data.images.loader import feeding_for, hands_over_bytes, static_buckets
 from maskperf.data.images.raw_images import UploadBuffers, prepare_images
 from maskperf.data.images.transforms import SizeHw
 from maskperf.engine.allocator import keep_freed_memory
@@ -97,10 +97,13 @@ def prepare_steps(
 
     def batches() -> Iterator[Batch]:
         for padded_hw in reversed(sizes):
-            batch = synthetic_batch(data, padded_hw, images, raw_images=feeding.raw_images)
+            batch = synthetic_batch(data, padded_hw, images, raw_images=hands_over_bytes(feeding, data))
             yield prepare_images(batch, device, dtype=model.compute_dtype)
 
     warm_up(model, batches())
+    if model.conventions.roi_align is not None:
+        say(f"captured steps: off, RoIAlign of model.conventions={model.config.conventions} cannot be recorded")
+        return None
     capacities = fixed_capacities(images, usual_first=not uses_kernels(device))
     captured = capture_steps(model, capacities, topology=topology, say=say)
     if captured is not None:

@@ -8,6 +8,7 @@ nine: cells of a 3x3 patch, row by row; terms: losses in the order of LOSS_NAMES
 "#" before a name: 1 as well, for all. "a_plus_1": offsets, where entry i is the first of a's i. 4: a box or its deltas.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -18,6 +19,7 @@ from maskperf.config import ModelConfig
 from maskperf.losses.box import box_losses, first_rois, packed_positive_rois, positive_rois, sample_rois
 from maskperf.losses.mask import mask_loss, mask_targets
 from maskperf.losses.rpn import rpn_losses
+from maskperf.model.conventions import edges
 from maskperf.model.heads import MASK_SIZE
 from maskperf.model.mask_rcnn import MaskRcnn, feature_anchors, most_positive_rois, packs_slots
 from maskperf.model.proposals import append_truth, select_proposals
@@ -49,7 +51,7 @@ def training_losses(model: MaskRcnn, batch: Batch, num_mask_slots: int | None = 
             negative_iou=config.rpn_iou_thresholds[0],
             num_samples=config.rpn_samples_per_image,
             positive_fraction=config.rpn_positive_fraction,
-            outputs_at=partial(model.rpn_output_at, features) if active().sparse_rpn_backward else None,
+            outputs_at=partial(model.rpn_output_at, features) if _samples_rpn_cells(model) else None,
         )
         candidates = append_truth(proposals, targets)
         rois = sample_rois(
@@ -72,7 +74,8 @@ def training_losses(model: MaskRcnn, batch: Batch, num_mask_slots: int | None = 
         else:
             slots = min(mask_slots(config), rois.boxes.shape[1])
             positive, dropped = positive_rois(rois, min(slots, _most(rois.labels > 0)) if packs else slots)
-        wanted = mask_targets(positive, targets, MASK_SIZE)
+        cropped = replace(positive, boxes=edges(positive.boxes, model.conventions))
+        wanted = mask_targets(cropped, targets, MASK_SIZE)
         maps = model.mask_logits(
             features,
             positive.boxes,
@@ -93,11 +96,16 @@ def training_losses(model: MaskRcnn, batch: Batch, num_mask_slots: int | None = 
 def _propose(model: MaskRcnn, features: list[Tensor], batch: Batch) -> tuple[RpnOutput, Tensor, Proposals]:
     """Return the outputs of the RPN, their anchors, and the proposals chosen from them."""
     anchors, level_counts = feature_anchors(model, features)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not active().sparse_rpn_backward):
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not _samples_rpn_cells(model)):
         rpn = model.rpn_output(features)
     sizes_hw = batch.images.sizes_hw
     proposals = select_proposals(rpn, anchors, level_counts, sizes_hw, config=model.config, training=True)
     return rpn, anchors, proposals
+
+
+def _samples_rpn_cells(model: MaskRcnn) -> bool:
+    """Return whether the sampled anchors are computed once more, from the cells that one 3x3 convolution reads."""
+    return active().sparse_rpn_backward and model.conventions.rpn_convs == 1
 
 
 def _most(is_used: Bool[Tensor, "images slots"]) -> int:

@@ -7,9 +7,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from maskperf.config import ModelConfig
+from maskperf.model.conventions import conventions_of
 from maskperf.model.mask_rcnn import MaskRcnn, feature_anchors, packs_slots
 from maskperf.model.proposals import select_proposals
-from maskperf.ops.boxes import BOX_HEAD_WEIGHTS, clip_boxes, decode_boxes
+from maskperf.ops.boxes import BOX_HEAD_WEIGHTS, are_at_least, clip_boxes, decode_boxes
 from maskperf.ops.nms import nms_sorted
 from maskperf.ops.products import own_class
 from maskperf.structures import Detections, Images, Proposals
@@ -51,17 +52,22 @@ def select_detections(
     exact_sizes: bool = True,
 ) -> Detections:
     """Return the detections that pass the score threshold, suppression within their class, and the best
-    `detections_per_image` of each image; those tied with the last one stay.
+    `detections_per_image` of each image; those tied with the last one stay where the conventions have it so.
 
     With `exact_sizes` suppression sees as many slots of a class as there are scores above the threshold, and the
     result has as many as the image with most detections: less work, but sizes that depend on what was found, and two
     reads from the device. Without, suppression sees a slot of each RoI, the result has `detections_per_image` slots
     or, with ties, more, and there is one read. The detections are the same.
     """
+    conventions, limit = conventions_of(config), config.detections_per_image
     scores = logits.softmax(dim=2)[..., 1:].transpose(1, 2)  # images, foreground classes, rois
-    boxes = decode_boxes(deltas, proposals.boxes[:, :, None, :].expand_as(deltas), BOX_HEAD_WEIGHTS)
-    boxes = clip_boxes(boxes.flatten(1, 2), sizes_hw).view_as(deltas)[:, :, 1:].transpose(1, 2)
+    rois = proposals.boxes[:, :, None, :].expand_as(deltas)
+    boxes = decode_boxes(deltas, rois, BOX_HEAD_WEIGHTS, limits_shrinking=conventions.limits_shrinking)
+    boxes = clip_boxes(boxes.flatten(1, 2), sizes_hw, has_plus_one=conventions.has_plus_one).view_as(deltas)
+    boxes = boxes[:, :, 1:].transpose(1, 2)
     passing = (scores > config.score_threshold) & proposals.valid[:, None, :]
+    if conventions.least_detection is not None:
+        passing &= are_at_least(boxes, conventions.least_detection)
     ranked = torch.where(passing, scores, -1.0)
     most = int(passing.sum(dim=2).max()) if exact_sizes else ranked.shape[2]
     ranked, index = ranked.topk(most, dim=2)
@@ -70,10 +76,12 @@ def select_detections(
     alive = nms_sorted(boxes.flatten(0, 1), passing, config.detection_nms_iou).view_as(ranked)
     labels = torch.arange(1, ranked.shape[1] + 1, device=ranked.device)[None, :, None].expand_as(ranked)
     ranked = torch.where(alive, ranked, -1.0).flatten(1)
-    kept = _best_with_ties(ranked, config.detections_per_image)
+    kept = _best_with_ties(ranked, limit)
     slots = int(kept.sum(dim=1).max())  # reads from the device: detection is not part of the training step
+    if not conventions.keeps_ties:
+        slots = min(slots, limit)
     if not exact_sizes:
-        slots = max(slots, min(config.detections_per_image, ranked.shape[1]))
+        slots = max(slots, min(limit, ranked.shape[1]))
     ranked, index = torch.where(kept, ranked, -1.0).topk(slots, dim=1)
     valid = ranked > 0
     return Detections(

@@ -19,6 +19,7 @@ from maskperf.evaluation.results import (
     result_table,
     without_repeats,
 )
+from maskperf.model.conventions import Conventions
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.structures import Detections, EvaluationBatch, Images, begin_copy_to_host
 
@@ -55,7 +56,7 @@ def detect_all(
         for batch in batches:
             images = images_on_device(batch.images, device, dtype=model.compute_dtype)
             on_host = begin_copy_to_host(detect(model, images))
-            tables.append(coders.submit(_code, *on_host, _without_pixels(batch), category_ids))
+            tables.append(coders.submit(_code, *on_host, _without_pixels(batch), category_ids, model.conventions))
             if len(tables) > MAX_WAITING:
                 tables[-1 - MAX_WAITING].result()
     except BaseException:
@@ -85,8 +86,12 @@ def _without_pixels(batch: EvaluationBatch) -> EvaluationBatch:
 
 
 def _code(
-    detections: Detections, copied: torch.cuda.Event | None, batch: EvaluationBatch, category_ids: np.ndarray
+    detections: Detections,
+    copied: torch.cuda.Event | None,
+    batch: EvaluationBatch,
+    category_ids: np.ndarray,
+    conventions: Conventions,
 ) -> ResultTable:
     if copied is not None:
         copied.synchronize()
-    return result_table(detections, batch, category_ids)
+    return result_table(detections, batch, category_ids, conventions)

@@ -10,7 +10,9 @@ from jaxtyping import Float, Int, Shaped
 from pycocotools import mask as coco_masks
 from torch import Tensor
 
-from maskperf.ops.paste import paste_edges
+from maskperf.model.conventions import REFERENCE, Conventions
+from maskperf.model.conventions import edges as edges_of
+from maskperf.ops.paste import edges_of_masks, paste_by_grid, paste_edges
 from maskperf.structures import Detections, EvaluationBatch
 
 
@@ -81,13 +83,16 @@ def box_and_mask_results(table: ResultTable) -> tuple[Results, Results]:
 
 
 def result_table(
-    detections: Detections, batch: EvaluationBatch, category_ids: Int[np.ndarray, " categories"]
+    detections: Detections,
+    batch: EvaluationBatch,
+    category_ids: Int[np.ndarray, " categories"],
+    conventions: Conventions = REFERENCE,
 ) -> ResultTable:
     """Return the detections of a batch, image by image, in their order; waits for the device.
 
     Image and category ids are the data set's own: label k is `category_ids[k - 1]`.
-    Coordinates are those of the original image. Boxes are x, y, width, height with the "+1" of the pixel convention;
-    masks are compressed run-length codes of the whole image.
+    Coordinates are those of the original image. Boxes are x, y, width, height, with the "+1" where the conventions
+    have it; masks are compressed run-length codes of the whole image.
     Source: the reference's COCO evaluation, `prepare_for_coco_detection` and `prepare_for_coco_segmentation`.
     """
     assert detections.mask_probs is not None, "the mask head has not run on these detections"
@@ -98,15 +103,15 @@ def result_table(
     tables = []
     for index, image_id in enumerate(batch.image_ids.tolist()):
         is_valid, size_hw = valid[index], tuple(original_sizes_hw[index])
-        image_boxes = rescale_boxes(boxes[index][is_valid], tuple(sizes_hw[index]), size_hw)
+        image_boxes = rescale_boxes(edges_of(boxes[index][is_valid], conventions), tuple(sizes_hw[index]), size_hw)
         count = len(image_boxes)
-        edges, owners = paste_edges(mask_probs[index][is_valid], image_boxes, size_hw)
+        edges, owners = mask_edges(mask_probs[index][is_valid], image_boxes, size_hw, conventions)
         areas = np.bincount(owners[::2], weights=edges[1::2] - edges[::2], minlength=count)
         table = ResultTable(
             image_ids=np.full(count, image_id),
             category_ids=category_ids[labels[index][is_valid].numpy() - 1],
             scores=scores[index][is_valid].numpy().astype(np.float64),
-            boxes_xywh=boxes_to_xywh(image_boxes).numpy().astype(np.float64),
+            boxes_xywh=boxes_to_xywh(image_boxes, conventions.has_plus_one).numpy().astype(np.float64),
             mask_areas=areas.astype(np.int64),
             sizes_hw=np.tile(np.array(size_hw), (count, 1)),
             codes=np.array(run_length_codes(edges, owners, count, size_hw), object),
@@ -123,9 +128,25 @@ def rescale_boxes(
     return boxes * boxes.new_tensor([ratio_x, ratio_y, ratio_x, ratio_y])
 
 
-def boxes_to_xywh(boxes: Float[Tensor, "detections 4"]) -> Float[Tensor, "detections 4"]:
-    """Return x, y, width, height of corner boxes, corners inclusive: width = x2 - x1 + 1."""
-    return torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2] + 1], dim=1)
+def mask_edges(
+    mask_probs: Float[Tensor, "detections mask mask"],
+    boxes: Float[Tensor, "detections 4"],
+    size_hw: tuple[int, int],
+    conventions: Conventions,
+) -> tuple[Int[np.ndarray, " edges"], Int[np.ndarray, " edges"]]:
+    """Return where the pasted masks begin and end, and the detection of each such edge, as `paste_edges`.
+
+    `boxes` are at the scale of the image, as `edges` of the conventions and `rescale_boxes` give them.
+    """
+    if conventions.paste == "grid":
+        return edges_of_masks(paste_by_grid(mask_probs, boxes, size_hw))
+    return paste_edges(mask_probs, boxes, size_hw)
+
+
+def boxes_to_xywh(boxes: Float[Tensor, "detections 4"], has_plus_one: bool = True) -> Float[Tensor, "detections 4"]:
+    """Return x, y, width, height of corner boxes, corners inclusive (width = x2 - x1 + 1) or not."""
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return torch.cat([boxes[:, :2], sides + 1 if has_plus_one else sides], dim=1)
 
 
 def run_length_codes(

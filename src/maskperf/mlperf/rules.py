@@ -218,6 +218,8 @@ NAMED_RULES: tuple[Rule, ...] = (
         for name, value in (("short_sides", ()), ("color", 0.0), ("scale_jitter", (1.0, 1.0)), ("copy_paste", 0.0))
     ),
     _equals("pixel means", "data.pixel_means_bgr", (102.9801, 115.9465, 122.7717), DEFAULT),
+    _equals("resize", "data.resize", "reference", DEFAULT),
+    _equals("conventions of the weights", "model.conventions", "reference", DEFAULT),
     _equals("random order", "data.shuffle", True, "MLPerf training rules, Training Data Order"),
     _equals("box target", "evaluation.box_target", BOX_TARGET, "MLPerf training rules, Benchmarks: quality target"),
     _equals("mask target", "evaluation.mask_target", MASK_TARGET, "MLPerf training rules, Benchmarks: quality target"),

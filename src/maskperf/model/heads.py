@@ -29,10 +29,15 @@ def initialized(layer: Layer, initialize: Callable[..., Tensor], **options: Any)
 
 
 class RpnHead(nn.Module):
-    """3x3 convolution, then one objectness logit and four offsets per anchor; shared by all levels."""
+    """3x3 convolutions, mostly one, then one objectness logit and four offsets per anchor; shared by all levels."""
 
-    def __init__(self, channels: int, anchors_per_cell: int):
+    def __init__(self, channels: int, anchors_per_cell: int, num_convs: int = 1):
         super().__init__()
+        self.num_convs = num_convs
+        for number in range(2, num_convs + 1):
+            self.add_module(
+                f"conv{number}", initialized(Convolution(channels, channels, 3, padding=1), nn.init.normal_, std=0.01)
+            )
         self.conv = initialized(Convolution(channels, channels, 3, padding=1), nn.init.normal_, std=0.01)
         self.cls_logits = initialized(Convolution(channels, anchors_per_cell, 1), nn.init.normal_, std=0.01)
         self.bbox_pred = initialized(Convolution(channels, 4 * anchors_per_cell, 1), nn.init.normal_, std=0.01)
@@ -40,6 +45,8 @@ class RpnHead(nn.Module):
     def forward(self, feature: Float[Tensor, "n channels h w"]) -> tuple[Tensor, Tensor]:
         """Return logits (n, h * w * anchors) and deltas (n, h * w * anchors, 4): row, column, anchor fastest."""
         hidden = self.conv(feature, relu=True)
+        for number in range(2, self.num_convs + 1):
+            hidden = getattr(self, f"conv{number}")(hidden, relu=True)
         if hidden.dtype == torch.bfloat16:
             logits, deltas = self._outputs(hidden.permute(0, 2, 3, 1).flatten(0, 2))
             return logits.reshape(len(hidden), -1), deltas.reshape(len(hidden), -1, 4)
@@ -51,6 +58,7 @@ class RpnHead(nn.Module):
         self, patches: Float[Tensor, "samples nine channels"], numbers: Int[Tensor, " samples"]
     ) -> tuple[Float[Tensor, " samples"], Float[Tensor, "samples 4"]]:
         """Return logit and deltas of one anchor for each patch: number `numbers` of the cell in the patch's middle."""
+        assert self.num_convs == 1, "a second convolution sees more than a patch"
         kernel = self.conv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # row, column and input channel; output channel
         if patches.dtype == torch.bfloat16:
             logits, deltas = self._outputs(linear_relu(patches.flatten(1), kernel.t(), bias_of(self.conv)))
@@ -84,6 +92,23 @@ class BoxFeatures(nn.Module):
             hidden = linear_relu(pooled.permute(0, 2, 3, 1).flatten(1), columns, self.fc6.bias)
             return linear_relu(hidden, self.fc7.weight, self.fc7.bias)
         return torch.relu_(self.fc7(torch.relu_(self.fc6(pooled.flatten(1)))))
+
+
+class ConvolvedBoxFeatures(nn.Module):
+    """3x3 convolutions over the pooled 7x7 map, then one fully connected layer."""
+
+    def __init__(self, inputs: int, channels: int, num_convs: int):
+        super().__init__()
+        self.num_convs = num_convs
+        for number in range(1, num_convs + 1):
+            conv = Convolution(inputs, inputs, 3, padding=1)
+            self.add_module(f"conv{number}", initialized(conv, nn.init.kaiming_normal_, **FAN_OUT))
+        self.fc6 = initialized(nn.Linear(inputs * BOX_POOL_SIZE**2, channels), nn.init.kaiming_uniform_, a=1)
+
+    def forward(self, pooled: Float[Tensor, "rois inputs 7 7"]) -> Float[Tensor, "rois channels"]:
+        for number in range(1, self.num_convs + 1):
+            pooled = getattr(self, f"conv{number}")(pooled, relu=True)
+        return torch.relu_(self.fc6(pooled.flatten(1)))
 
 
 class BoxPredictor(nn.Module):

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from maskperf.config import ModelConfig
 from maskperf.model import heads
 from maskperf.model.compute_weights import ComputeWeights
+from maskperf.model.conventions import conventions_of, edges
 from maskperf.model.fpn import FeaturePyramid
 from maskperf.model.patches import cell_patches
 from maskperf.model.resnet import ResNet
 from maskperf.ops.anchors import pyramid_anchors
 from maskperf.ops.products import Casts
 from maskperf.ops.roi_align import pyramid_roi_align
+from maskperf.ops.roi_align_rules import roi_align_by_rule
 from maskperf.ops.sampling import compact
 from maskperf.structures import RpnOutput
 from maskperf.techniques import Techniques, active
@@ -37,14 +39,16 @@ class MaskRcnn(nn.Module):
         if config.num_classes < 2:
             raise ValueError(f"num_classes={config.num_classes}: a model needs the background and one class at least")
         channels = config.fpn_channels
-        self.config = config
+        self.config, self.conventions = config, conventions_of(config)
         self.compute_dtype = torch.float32  # of features and hidden layers; engine/precision.py chooses it
         self._compute_weights: dict[Techniques, ComputeWeights] = {}  # made at the first use, on the model's device
         self._is_computing = False
         self.backbone = nn.ModuleDict({"body": ResNet(config), "fpn": FeaturePyramid(config.stage_channels, channels)})
-        self.rpn = nn.ModuleDict({"head": heads.RpnHead(channels, len(config.anchor_ratios))})
-        box, mask = config.box_head_channels, config.mask_head_channels
-        box_head = heads.RoiHead(heads.BoxFeatures(channels, box), heads.BoxPredictor(box, config.num_classes))
+        rpn_head = heads.RpnHead(channels, len(config.anchor_ratios), self.conventions.rpn_convs)
+        self.rpn = nn.ModuleDict({"head": rpn_head})
+        box, mask, convs = config.box_head_channels, config.mask_head_channels, self.conventions.box_head_convs
+        box_features = heads.ConvolvedBoxFeatures(channels, box, convs) if convs else heads.BoxFeatures(channels, box)
+        box_head = heads.RoiHead(box_features, heads.BoxPredictor(box, config.num_classes))
         mask_features = heads.MaskFeatures(channels, mask, config.mask_head_convs)
         mask_head = heads.RoiHead(mask_features, heads.MaskPredictor(mask, config.num_classes))
         self.roi_heads = nn.ModuleDict({"box": box_head, "mask": mask_head})
@@ -52,6 +56,8 @@ class MaskRcnn(nn.Module):
 
     def features(self, pixels: Float[Tensor, "images 3 height width"]) -> list[Tensor]:
         """Return P2 to P6, channels-last."""
+        if self.conventions.deviations_bgr is not None:
+            pixels = pixels / pixels.new_tensor(self.conventions.deviations_bgr)[:, None, None]
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         with self.computing():
             return self.backbone["fpn"](self.backbone["body"](self._in_compute_format(pixels)))
@@ -123,6 +129,15 @@ class MaskRcnn(nn.Module):
         self, features: list[Tensor], boxes: Tensor, size: int, image_offsets: Tensor | None = None
     ) -> Float[Tensor, "rois channels size size"]:
         """Return the pooled maps; weights of cells and sums in float32, whatever the format of the features."""
+        if self.conventions.roi_align is not None:
+            return roi_align_by_rule(
+                features[:POOLED_LEVELS],
+                edges(boxes, self.conventions),
+                size=size,
+                strides=STRIDES[:POOLED_LEVELS],
+                rule=self.conventions.roi_align,
+                image_offsets=image_offsets,
+            )
         return pyramid_roi_align(
             features[:POOLED_LEVELS],
             boxes,
@@ -161,16 +176,22 @@ class MaskRcnn(nn.Module):
 
 def feature_anchors(model: MaskRcnn, features: list[Tensor]) -> tuple[Tensor, tuple[int, ...]]:
     """Return the anchors of all levels for these feature maps, and how many each level has."""
-    config = model.config
     sizes = tuple((feature.shape[2], feature.shape[3]) for feature in features)
-    anchors = pyramid_anchors(sizes, STRIDES, config.anchor_sizes, config.anchor_ratios, features[0].device)
-    return anchors, tuple(height * width * len(config.anchor_ratios) for height, width in sizes)
+    anchors = _anchors(model, sizes, features[0].device)
+    return anchors, tuple(height * width * len(model.config.anchor_ratios) for height, width in sizes)
 
 
 def padded_anchors(model: MaskRcnn, padded_hw: tuple[int, int], device: torch.device) -> Tensor:
     """Return the anchors of a padded size, which a forward pass of that size takes as well."""
     sizes = tuple((-(-padded_hw[0] // stride), -(-padded_hw[1] // stride)) for stride in STRIDES)
-    return pyramid_anchors(sizes, STRIDES, model.config.anchor_sizes, model.config.anchor_ratios, device)
+    return _anchors(model, sizes, device)
+
+
+def _anchors(model: MaskRcnn, sizes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    config, conventions = model.config, model.conventions
+    padded_hw = None if conventions.has_fixed_anchor_strides else (sizes[0][0] * STRIDES[0], sizes[0][1] * STRIDES[0])
+    shape = (config.anchor_sizes, config.anchor_ratios)
+    return pyramid_anchors(sizes, STRIDES, *shape, device, conventions.anchor_rounding, padded_hw)
 
 
 def packs_slots(device: torch.device) -> bool:

@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from maskperf.config import ModelConfig
-from maskperf.ops.boxes import RPN_BOX_WEIGHTS, clip_boxes, decode_boxes
+from maskperf.model.conventions import Conventions, conventions_of
+from maskperf.ops.boxes import RPN_BOX_WEIGHTS, are_at_least, clip_boxes, decode_boxes
 from maskperf.ops.nms import nms_sorted
 from maskperf.ops.ranking import best_anchors, best_mask
 from maskperf.ops.sampling import compact
@@ -31,7 +32,8 @@ def select_proposals(
     Source: `modeling/rpn/inference.py` of the reference; ranking is by float32 sigmoid scores.
     """
     limit = config.candidates_per_level[0 if training else 1]
-    boxes, scores, valid = _candidates(rpn, anchors, level_counts, sizes_hw, limit=limit)
+    conventions = conventions_of(config)
+    boxes, scores, valid = _candidates(rpn, anchors, level_counts, sizes_hw, limit=limit, conventions=conventions)
     alive = nms_sorted(boxes.flatten(0, 1), valid.flatten(0, 1), config.rpn_nms_iou)
     boxes, scores = boxes.flatten(1, 2), scores.flatten(1, 2)
     ranked = torch.where(alive.view(scores.shape), scores, -1.0)
@@ -47,16 +49,25 @@ def select_proposals(
 
 
 def _candidates(
-    rpn: RpnOutput, anchors: Tensor, level_counts: tuple[int, ...], sizes_hw: Tensor, *, limit: int
+    rpn: RpnOutput,
+    anchors: Tensor,
+    level_counts: tuple[int, ...],
+    sizes_hw: Tensor,
+    *,
+    limit: int,
+    conventions: Conventions,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return boxes (N, L, K, 4), scores and valid (N, L, K): each level's best anchors, decoded and clipped."""
     scores, index = best_anchors(rpn.logits, level_counts, min(limit, max(level_counts)))
     index = index.flatten(1)
     deltas = rpn.deltas.gather(1, index[..., None].expand(-1, -1, 4))
-    boxes = clip_boxes(decode_boxes(deltas, anchors[index], RPN_BOX_WEIGHTS), sizes_hw)
+    decoded = decode_boxes(deltas, anchors[index], RPN_BOX_WEIGHTS, limits_shrinking=conventions.limits_shrinking)
+    boxes = clip_boxes(decoded, sizes_hw, has_plus_one=conventions.has_plus_one)
     # A diverged network gives boxes that are not finite: they must not reach code that turns them into indices. The
     # loss says what happened.
     valid = (scores >= 0) & boxes.isfinite().all(dim=2).view_as(scores)
+    if conventions.least_proposal is not None:
+        valid &= are_at_least(boxes, conventions.least_proposal).view_as(scores)
     return boxes.view(*scores.shape, 4).masked_fill(~valid[..., None], 0.0), scores, valid
 
 

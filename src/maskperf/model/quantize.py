@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
-from maskperf.model.weight_problems import raise_any, tensor_problems
-from maskperf.model.weights import DAMAGED_FIX, file_error, read_tensor_file, write_tensor_file
+from maskperf.model.weight_problems import DAMAGED_FIX, file_error, raise_any, tensor_problems
+from maskperf.model.weights import read_tensor_file, write_tensor_file
 
 BACKBONE_FORMAT = "maskperf-backbone"
 STORAGE_TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}

@@ -1,4 +1,4 @@
-"""The ResNet backbone: bottlenecks with the stride in the first 1x1 convolution, batch norm frozen or trainable.
+"""The ResNet backbone: bottlenecks with the stride where the conventions have it, batch norm frozen or trainable.
 
 Frozen batch norm is a fixed factor and shift for each channel. Folded, the factor goes into the convolution's weight
 and the shift becomes its bias: the same numbers up to rounding, without passes of their own over the maps.
@@ -11,14 +11,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from maskperf.config import ModelConfig
+from maskperf.model.conventions import conventions_of
 from maskperf.ops.convolution import Convolution, Filters, residual_block
 from maskperf.techniques import active
 
 
 class FrozenBatchNorm(nn.Module):
-    """An affine map per channel, y = x * weight / sqrt(var) + (bias - mean * weight / sqrt(var)), without an epsilon.
+    """An affine map per channel, y = x * weight / sqrt(var) + (bias - mean * weight / sqrt(var)).
 
-    All four vectors are buffers: nothing of it is trained. Source: spec of the benchmark, `layers/batch_norm.py`.
+    The reference adds no epsilon to the variance, other families do. All four vectors are buffers: nothing of it is
+    trained. Source: spec of the benchmark, `layers/batch_norm.py`.
     """
 
     weight: Tensor
@@ -26,8 +28,9 @@ class FrozenBatchNorm(nn.Module):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, epsilon: float = 0.0):
         super().__init__()
+        self.epsilon = epsilon
         self.register_buffer("weight", torch.ones(channels))
         self.register_buffer("bias", torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -36,7 +39,8 @@ class FrozenBatchNorm(nn.Module):
 
     def scale_and_shift(self) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]]:
         """Return the map's factors and what it adds. A few vectors: computed anew, so that no copy can be outdated."""
-        scale = self.weight * self.running_var.rsqrt()
+        variance = self.running_var + self.epsilon if self.epsilon else self.running_var
+        scale = self.weight * variance.rsqrt()
         return scale, self.bias - self.running_mean * scale
 
     def forward(self, x: Float[Tensor, "n channels h w"]) -> Float[Tensor, "n channels h w"]:
@@ -59,20 +63,22 @@ def can_fold(norm: nn.Module, x: Tensor) -> bool:
 
 
 def conv_and_norm(
-    inputs: int, outputs: int, kernel: int, stride: int = 1, *, batch_norm: str
+    inputs: int, outputs: int, kernel: int, stride: int = 1, *, config: ModelConfig
 ) -> tuple[Convolution, nn.Module]:
     """Return a convolution without bias that keeps the size, up to its stride, and the batch norm after it."""
     conv = Convolution(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_uniform_(conv.weight, a=1)  # overwritten by the pretrained weights where there are any
-    return conv, FrozenBatchNorm(outputs) if batch_norm == "frozen" else nn.BatchNorm2d(outputs)
+    if config.batch_norm == "frozen":
+        return conv, FrozenBatchNorm(outputs, conventions_of(config).batch_norm_epsilon)
+    return conv, nn.BatchNorm2d(outputs)
 
 
 class Stem(nn.Module):
     """7x7 convolution and 3x3 max-pool: stride 4 in all."""
 
-    def __init__(self, channels: int, batch_norm: str):
+    def __init__(self, config: ModelConfig):
         super().__init__()
-        self.conv1, self.bn1 = conv_and_norm(3, channels, kernel=7, stride=2, batch_norm=batch_norm)
+        self.conv1, self.bn1 = conv_and_norm(3, config.stem_channels, kernel=7, stride=2, config=config)
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
 
     def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n channels h_4 w_4"]:
@@ -86,18 +92,19 @@ class Stem(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 with a shortcut; a stride sits in the first 1x1 and in the shortcut (MSRA variant)."""
+    """1x1, 3x3, 1x1 with a shortcut; a stride sits in the shortcut and in the first 1x1 (MSRA variant) or the 3x3."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, batch_norm: str):
+    def __init__(self, inputs: int, outputs: int, stride: int, config: ModelConfig):
         super().__init__()
         inner = outputs // 4
-        self.conv1, self.bn1 = conv_and_norm(inputs, inner, kernel=1, stride=stride, batch_norm=batch_norm)
-        self.conv2, self.bn2 = conv_and_norm(inner, inner, kernel=3, batch_norm=batch_norm)
-        self.conv3, self.bn3 = conv_and_norm(inner, outputs, kernel=1, batch_norm=batch_norm)
+        strides = (stride, 1) if conventions_of(config).strided_kernel == 1 else (1, stride)
+        self.conv1, self.bn1 = conv_and_norm(inputs, inner, kernel=1, stride=strides[0], config=config)
+        self.conv2, self.bn2 = conv_and_norm(inner, inner, kernel=3, stride=strides[1], config=config)
+        self.conv3, self.bn3 = conv_and_norm(inner, outputs, kernel=1, config=config)
         self.follows_block = self.precedes_block = False  # of the same stage: nobody else takes what is between them
         self.downsample: nn.Sequential | None = None
         if inputs != outputs or stride != 1:
-            shortcut = conv_and_norm(inputs, outputs, kernel=1, stride=stride, batch_norm=batch_norm)
+            shortcut = conv_and_norm(inputs, outputs, kernel=1, stride=stride, config=config)
             self.downsample = nn.Sequential(*shortcut)
 
     def convolutions_with_norms(self) -> list[tuple[Convolution, nn.Module]]:
@@ -120,7 +127,8 @@ class Bottleneck(nn.Module):
     def _forward_folded(self, x: Float[Tensor, "n inputs h w"]) -> Float[Tensor, "n outputs h_out w_out"]:
         pairs = self.convolutions_with_norms()
         first, second, third, *others = [Filters(*folded(conv, norm)) for conv, norm in pairs]
-        if x.dtype == torch.bfloat16 and active().fast_convolutions:
+        is_fusible = self.conv2.stride == (1, 1)
+        if x.dtype == torch.bfloat16 and active().fast_convolutions and is_fusible:
             return residual_block(
                 x,
                 (first, second, third),
@@ -140,14 +148,14 @@ class ResNet(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.stem = Stem(config.stem_channels, config.batch_norm)
+        self.stem = Stem(config)
         inputs = config.stem_channels
         sizes = zip(config.stage_blocks, config.stage_channels, strict=True)
         for number, (blocks, outputs) in enumerate(sizes, start=1):
             layers = []
             for block in range(blocks):
                 stride = 2 if block == 0 and number > 1 else 1
-                layers.append(Bottleneck(inputs, outputs, stride, config.batch_norm))
+                layers.append(Bottleneck(inputs, outputs, stride, config))
                 layers[-1].follows_block, layers[-1].precedes_block = block > 0, block < blocks - 1
                 inputs = outputs
             self.add_module(f"layer{number}", nn.Sequential(*layers))

@@ -1,9 +1,14 @@
 """What is wrong with tensors for a model: one problem for each cause, however many tensors it moves."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import pickle
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from maskperf.errors import DataError, Problem
@@ -21,6 +26,13 @@ WIDTHS = {
     "model.mask_head_channels": MASK_HEAD + "feature_extractor.mask_fcn1.weight",
     "model.num_classes": BOX_HEAD + "predictor.cls_score.weight",
 }
+
+DAMAGED_FIX = "Copy or download the file again; it is damaged, cut short or of another kind."
+# What torch.load, safetensors and the unpickler raise for damaged files; torch.load has no error of its own.
+DAMAGE_ERRORS = (
+    *(SafetensorError, pickle.UnpicklingError, struct.error, OSError, EOFError, ValueError, TypeError, LookupError),
+    *(AttributeError, ImportError, AssertionError, RuntimeError, OverflowError, MemoryError),
+)
 
 ShapeOf = Callable[[str], tuple[int, ...] | None]
 
@@ -84,6 +96,34 @@ def raise_any(problems: Sequence[Problem]) -> None:
     """Raise a DataError if there are problems."""
     if problems:
         raise DataError(problems)
+
+
+@contextmanager
+def damage_named(path: Path, problem: str) -> Iterator[None]:
+    """Inside the `with` block, errors of reading a weight file become DataErrors with this problem.
+
+    Errors: DataError as well for a file that is missing or may not be read.
+    """
+    try:
+        with open(path, "rb"):
+            pass
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        fix = "Give the path of an existing weight file."
+        raise file_error(path, "path", str(path), "there is no such file.", fix) from error
+    except OSError as error:
+        fix = "Ask the owner of the file for the permission to read it, or copy it."
+        raise file_error(path, "path", str(path), f"cannot be read: {error.strerror}.", fix) from error
+    try:
+        yield
+    except DAMAGE_ERRORS as error:
+        reason = str(error).split("\n")[0]
+        problem = f"{problem}: {type(error).__name__}: {reason}."
+        raise file_error(path, "content", "unreadable", problem) from error
+
+
+def file_error(path: Path, field: str, value: str, problem: str, fix: str = DAMAGED_FIX) -> DataError:
+    """Return the error for one thing that is wrong with a weight file as a whole."""
+    return DataError([Problem(file=str(path), where="whole file", field=field, value=value, message=problem, fix=fix)])
 
 
 def sizes_of(tensors: Mapping[str, Tensor], name_in_file: Callable[[str], str] = str) -> dict[str, str]:

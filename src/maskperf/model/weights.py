@@ -2,46 +2,85 @@
 
 import hashlib
 import json
-import pickle
-import struct
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from maskperf.errors import DataError, Problem
+from maskperf.errors import Problem
 from maskperf.files import replace_file
+from maskperf.model.families import COUNTER_SUFFIX, OWN, Family, current_names, family_of, to_ours, without_head_norms
 from maskperf.model.mask_rcnn import STRIDES, MaskRcnn
-from maskperf.model.weight_problems import model_problems, named_tensors, raise_any, tensor_problems
+from maskperf.model.pickles import read_detectron_pickle
+from maskperf.model.weight_problems import (
+    DAMAGED_FIX,
+    damage_named,
+    file_error,
+    model_problems,
+    named_tensors,
+    raise_any,
+    tensor_problems,
+)
 from maskperf.ops.anchors import cell_anchors
 
 MODEL_FORMAT = "maskperf-model"
 REQUIRED_METADATA = ("recipe", "category_ids", "category_names")
 DIGEST_KEY = "tensors_sha256"
 CELL_ANCHORS_PREFIX = "rpn.anchor_generator.cell_anchors."
-COUNTER_SUFFIX = "num_batches_tracked"  # of trainable batch norms; the reference has none
-DAMAGED_FIX = "Copy or download the file again; it is damaged, cut short or of another kind."
-# What torch.load, safetensors and the unpickler raise for damaged files; torch.load has no error of its own.
-DAMAGE_ERRORS = (
-    *(SafetensorError, pickle.UnpicklingError, struct.error, OSError, EOFError, ValueError, TypeError, LookupError),
-    *(AttributeError, ImportError, AssertionError, RuntimeError, OverflowError, MemoryError),
-)
+STATE_KEYS = ("model", "state_dict")  # under which a checkpoint has its weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightFile:
+    """What a file holds, under its own names."""
+
+    path: Path
+    state: dict[str, Tensor]
+    metadata: dict[str, str] = field(default_factory=dict)  # of a .safetensors
+    notes: dict[str, Any] = field(default_factory=dict)  # "meta" of mmdetection
+
+    @property
+    def family(self) -> Family | None:
+        return family_of(self.state)
+
+    @property
+    def conventions(self) -> str:
+        """Whose conventions the weights have, as far as the file says."""
+        if "config" in self.metadata:
+            return json.loads(json.loads(self.metadata["config"]))["model"].get("conventions", "reference")
+        if self.family is None:
+            return OWN.conventions
+        if self.family.name == "mmdetection" and "'caffe'" in str(self.notes.get("cfg", "")):
+            return "mmdetection_caffe"
+        return self.family.conventions
+
+    def in_our_names(self, wanted: Iterable[str]) -> dict[str, Tensor]:
+        """Return the state as ours has it, as far as it is there; what the file has beyond keeps its own names."""
+        family = self.family
+        if family is None or family is OWN:
+            return self.state
+        state = current_names(self.state, family)
+        if family.rules.box_head_convs:
+            state = without_head_norms(state, family.rules.batch_norm_epsilon)
+        return to_ours(state, family, wanted)
 
 
 def load_model_weights(model: MaskRcnn, path: str | Path) -> list[str]:
     """Return notices for the user, after every weight of `model` was replaced by the file's.
 
-    Takes a .safetensors file, the reference's .pth ({"model": ...}) or a bare state dict; names may begin with
-    "module.". The model is changed only if nothing at all is wrong.
+    Takes the files of all families (see `families`). The model is changed only if nothing at all is wrong.
 
     Errors: DataError for missing, unexpected, wrongly shaped or non-finite tensors, one problem for each cause.
     """
     path = Path(path)
-    state = _read_state(path)
+    file = read_weight_file(path)
+    _require_conventions(file, model)
+    state = dict(file.in_our_names([name for name in model.state_dict() if not name.endswith(COUNTER_SUFFIX)]))
     anchors = {name: state.pop(name) for name in list(state) if name.startswith(CELL_ANCHORS_PREFIX)}
     wanted = model.state_dict()
     counters = {name for name in wanted if name.endswith(COUNTER_SUFFIX)}
@@ -126,29 +165,6 @@ def read_header(path: Path) -> dict[str, str]:
         return dict(file.metadata() or {})
 
 
-@contextmanager
-def damage_named(path: Path, problem: str) -> Iterator[None]:
-    """Inside the `with` block, errors of reading a weight file become DataErrors with this problem.
-
-    Errors: DataError as well for a file that is missing or may not be read.
-    """
-    try:
-        with open(path, "rb"):
-            pass
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        fix = "Give the path of an existing weight file."
-        raise file_error(path, "path", str(path), "there is no such file.", fix) from error
-    except OSError as error:
-        fix = "Ask the owner of the file for the permission to read it, or copy it."
-        raise file_error(path, "path", str(path), f"cannot be read: {error.strerror}.", fix) from error
-    try:
-        yield
-    except DAMAGE_ERRORS as error:
-        reason = str(error).split("\n")[0]
-        problem = f"{problem}: {type(error).__name__}: {reason}."
-        raise file_error(path, "content", "unreadable", problem) from error
-
-
 def write_tensor_file(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]) -> None:
     """Write a .safetensors file with a digest of its tensors, complete or not at all."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -173,22 +189,56 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
-    state = read_tensor_file(path)[0] if path.suffix == ".safetensors" else _read_torch_state(path)
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+def read_weight_file(path: str | Path) -> WeightFile:
+    """Return the tensors of a .safetensors, a .pkl of Detectron or detectron2, or what torch.save wrote.
+
+    No code from the file is run. Names may begin with "module.", which is left out.
+    Errors: DataError when the file is missing or damaged, or holds anything but named tensors.
+    """
+    path = Path(path)
+    metadata: dict[str, str] = {}
+    notes: dict[str, Any] = {}
+    if path.suffix == ".safetensors":
+        state, metadata = read_tensor_file(path)
+    elif path.suffix == ".pkl":
+        arrays = read_detectron_pickle(path)
+        with damage_named(path, "holds arrays that are no tensors"):
+            state = {name: torch.from_numpy(values.copy()) for name, values in arrays.items()}
+    else:
+        state, notes = _read_torch_state(path)
+    plain = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return WeightFile(path=path, state=plain, metadata=metadata, notes=notes)
 
 
-def _read_torch_state(path: Path) -> dict[str, Tensor]:
+def _read_torch_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with damage_named(path, "cannot be loaded as plain tensors"):
         content = torch.load(path, map_location="cpu", weights_only=True)
-    state = content.get("model", content) if isinstance(content, Mapping) else content
+    state, notes = content, dict[str, Any]()
+    if isinstance(content, Mapping):
+        state = next((content[key] for key in STATE_KEYS if key in content), content)
+        notes = content["meta"] if isinstance(content.get("meta"), dict) else {}
     if not isinstance(state, Mapping):
         problem = "holds neither a state dict nor a dictionary with the key model."
         raise file_error(path, "content", type(state).__name__, problem)
     foreign = [name for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
     if foreign:
         raise file_error(path, f"entry {foreign[0]}", type(state[foreign[0]]).__name__, "is not a named tensor.")
-    return dict(state)
+    return dict(state), notes
+
+
+def _require_conventions(file: WeightFile, model: MaskRcnn) -> None:
+    """Raise a DataError where a model with other conventions would take the weights for what they are not."""
+    family, own = file.family, model.config.conventions
+    allowed = {file.conventions}
+    if "config" not in file.metadata and family is not None:
+        allowed |= {family.conventions, *family.variants}
+    if own in allowed or (file.path.suffix == ".safetensors" and "config" not in file.metadata and family is OWN):
+        return  # a .safetensors without a configuration says nothing
+    rules = model.conventions if family is None else family.rules
+    problem = f"the weights mean boxes, anchors and pixels as {file.conventions} does, the model as {own} does."
+    means = ",".join(f"{mean:g}" for mean in rules.means_bgr)
+    fix = f"Set model.conventions={file.conventions} data.resize={rules.resize} data.pixel_means_bgr={means}."
+    raise file_error(file.path, "model.conventions", own, problem, fix)
 
 
 def _model_cell_anchors(model: MaskRcnn) -> dict[str, Tensor]:
@@ -210,8 +260,3 @@ def _anchor_problems(model: MaskRcnn, anchors: Mapping[str, Tensor], file: str) 
         where, value = named_tensors(others), str(anchors[name].tolist())
         problems.append(Problem(file=file, where=where, field="values", value=value, message=message, fix=fix))
     return problems
-
-
-def file_error(path: Path, field: str, value: str, problem: str, fix: str = DAMAGED_FIX) -> DataError:
-    """Return the error for one thing that is wrong with a weight file as a whole."""
-    return DataError([Problem(file=str(path), where="whole file", field=field, value=value, message=problem, fix=fix)])

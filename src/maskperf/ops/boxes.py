@@ -3,7 +3,7 @@
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 RPN_BOX_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
@@ -40,10 +40,16 @@ def _overlap(first: Tensor, second: Tensor, axis: int) -> Tensor:
 
 
 def clip_boxes(
-    boxes: Float[Tensor, "images boxes 4"], sizes_hw: Int[Tensor, "images 2"]
+    boxes: Float[Tensor, "images boxes 4"], sizes_hw: Int[Tensor, "images 2"], *, has_plus_one: bool = True
 ) -> Float[Tensor, "images boxes 4"]:
-    """Return the boxes with x in [0, width - 1] and y in [0, height - 1] of their image."""
+    """Return the boxes with x in [0, width - 1] and y in [0, height - 1] of their image.
+
+    Without a "+1" the edges are in [0, width] and [0, height]; outside of the image a box has no area.
+    """
     limits = sizes_hw.flip(1).repeat(1, 2).to(boxes.dtype)[:, None, :] - 1  # width, height, width, height
+    if not has_plus_one:
+        shift = boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
+        return torch.minimum((boxes + shift).clamp(min=0), limits + 1) - shift
     return torch.minimum(boxes.clamp(min=0), limits)
 
 
@@ -71,12 +77,23 @@ def encode_boxes(
 
 
 def decode_boxes(
-    deltas: Float[Tensor, "*batch 4"], anchors: Float[Tensor, "*batch 4"], weights: tuple[float, float, float, float]
+    deltas: Float[Tensor, "*batch 4"],
+    anchors: Float[Tensor, "*batch 4"],
+    weights: tuple[float, float, float, float],
+    *,
+    limits_shrinking: bool = False,
 ) -> Float[Tensor, "*batch 4"]:
     """Return the boxes that offsets make of anchors; x2 = centre + width / 2 - 1. The inverse of `encode_boxes`."""
     anchor_sides = anchors[..., 2:] - anchors[..., :2] + 1
     anchor_centres = anchors[..., :2] + 0.5 * anchor_sides
     columns = [deltas[..., axis] / weights[axis] for axis in range(4)]
     centres = torch.stack(columns[:2], dim=-1) * anchor_sides + anchor_centres
-    sides = torch.exp(torch.stack(columns[2:], dim=-1).clamp(max=MAX_LOG_RATIO)) * anchor_sides
+    least = -MAX_LOG_RATIO if limits_shrinking else None
+    sides = torch.exp(torch.stack(columns[2:], dim=-1).clamp(min=least, max=MAX_LOG_RATIO)) * anchor_sides
     return torch.cat([centres - 0.5 * sides, centres + 0.5 * sides - 1], dim=-1)
+
+
+def are_at_least(boxes: Float[Tensor, "*batch 4"], least: float) -> Bool[Tensor, "*batch"]:
+    """Return whether both sides of a box have so many pixels; with 0.0, any at all."""
+    shorter = (boxes[..., 2:] - boxes[..., :2] + 1).amin(dim=-1)
+    return shorter >= least if least else shorter > 0

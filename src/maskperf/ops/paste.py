@@ -187,3 +187,35 @@ def paste_masks(
         visible = resized.numpy()[top - y1 : bottom - y1, left - x1 : right - x1]
         pasted[index, left:right, top:bottom] = (visible > MASK_THRESHOLD).T
     return torch.from_numpy(pasted).transpose(1, 2)
+
+
+def paste_by_grid(
+    mask_probs: Float[Tensor, "detections mask mask"],
+    boxes: Float[Tensor, "detections 4"],
+    size_hw: tuple[int, int],
+) -> Bool[Tensor, "detections height width"]:
+    """Return each detection's mask on the whole image, true from one half on, as detectron2 pastes it.
+
+    The small mask is sampled, bilinearly and with zeros around it, at the centres of the image's pixels; x2 and y2 of
+    `boxes` are their edges.
+    """
+    height, width = size_hw
+    probs, boxes = mask_probs.detach().cpu().float(), boxes.detach().cpu().float()
+    pasted = torch.zeros(len(boxes), width, height, dtype=torch.bool)  # as `paste_masks`: column by column
+    limits = torch.tensor([width, height, width, height])
+    around = torch.cat([boxes[:, :2].floor() - 1, boxes[:, 2:].ceil() + 1], dim=1).nan_to_num().clamp(min=0)
+    regions = torch.minimum(around, limits).long().tolist()
+    for index, (left, top, right, bottom) in enumerate(regions):
+        x1, y1, x2, y2 = boxes[index].tolist()
+        columns = _grid_shares(left, right, x1, x2, mask_size=probs.shape[2])
+        rows = _grid_shares(top, bottom, y1, y2, mask_size=probs.shape[1])
+        pasted[index, left:right, top:bottom] = (rows @ probs[index] @ columns.t() >= MASK_THRESHOLD).t()
+    return pasted.transpose(1, 2)
+
+
+def _grid_shares(
+    first: int, last: int, start: float, end: float, *, mask_size: int
+) -> Float[Tensor, "pixels mask_size"]:
+    """Return what each row of a small mask adds to each of the pixels `first` to `last` of one axis."""
+    place = (torch.arange(first, max(first, last)) + 0.5 - start) / max(end - start, 1e-12) * mask_size - 0.5
+    return (1 - (place[:, None] - torch.arange(mask_size)).abs()).clamp(min=0)

@@ -63,7 +63,7 @@ def _drawn_view(image: AnnotatedImage, data: DataConfig, draw: Draw) -> tuple[An
     A scale above 1 shows a part, which fills the size of the whole image; one below 1 makes the image smaller.
     """
     sides = data.short_sides or (data.short_side,)
-    size_hw = target_size_hw(image.size_hw, sides[int(draw("short side") * len(sides))], data.long_side)
+    size_hw = target_size_hw(image.size_hw, sides[int(draw("short side") * len(sides))], data.long_side, data.resize)
     low, high = data.scale_jitter
     scale = low + (high - low) * draw("scale")
     if scale > 1:

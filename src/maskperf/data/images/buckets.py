@@ -54,7 +54,7 @@ def image_buckets(
     """
     buckets, short_side = bucket_sizes(data), largest_short_side(data)
     distinct, which = np.unique(sizes_hw, axis=0, return_inverse=True)
-    resized = [target_size_hw(tuple(size_hw), short_side, data.long_side) for size_hw in distinct.tolist()]
+    resized = [target_size_hw(tuple(size_hw), short_side, data.long_side, data.resize) for size_hw in distinct.tolist()]
     padded = np.array([padded_size(size_hw, buckets, data.size_divisor) for size_hw in resized], np.int64)
     padded = padded.reshape(-1, 2)
     counts = np.bincount(which, minlength=len(padded))

@@ -42,6 +42,7 @@ class Sample:
     original_size_hw: tuple[int, int]
     run_offsets: Int64[np.ndarray, " objects_plus_1"] | None = None  # None: the data set's masks are all polygons
     run_ends: Int64[np.ndarray, " runs"] | None = None  # in pixels of the original image
+    resize: str = "reference"  # the rule of the resize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +102,7 @@ def _make_images(samples: list[Sample], size_divisor: int, packing: Packing) -> 
     pixels = torch.empty((len(samples), *padded_hw, 3), pin_memory=packing.pin_memory)
     # numpy, not torch: loader threads must not each start torch's own threads for a copy
     for output, sample in zip(pixels.numpy(), samples, strict=True):
-        bgr = resize_and_mirror(sample.bgr, sample.size_hw, is_mirrored=sample.is_mirrored)
+        bgr = resize_and_mirror(sample.bgr, sample.size_hw, is_mirrored=sample.is_mirrored, rule=sample.resize)
         normalize_into(output, bgr, sample.means_bgr)
     return Images(pixels.permute(0, 3, 1, 2), torch.tensor(sizes_hw))
 

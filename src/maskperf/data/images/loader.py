@@ -21,7 +21,7 @@ from maskperf.data.images.decode import check_images, decode_image
 from maskperf.data.images.objects import AnnotatedImage, Objects, packed, unpacked
 from maskperf.data.images.raw_images import UploadBuffers
 from maskperf.data.images.sampler import Sampling, aspect_groups, bucket_stream, evaluation_order, stream_batches
-from maskperf.data.images.transforms import SizeHw, move_boxes, move_points, target_size_hw
+from maskperf.data.images.transforms import PILLOW_RULES, SizeHw, move_boxes, move_points, target_size_hw
 from maskperf.errors import DataError, Problem
 from maskperf.seeds import derive_seed
 from maskperf.structures import Batch, EvaluationBatch, pinned
@@ -46,18 +46,19 @@ def load_sample(index: CocoIndex, position: int, *, data: DataConfig, seed: int,
         objects = packed(image.objects, with_runs=has_runs)
     else:
         bgr, objects = _decoded(index, position, data), _objects_at(index, position)
-        size_hw = target_size_hw(_size_of(bgr), data.short_side, data.long_side)
+        size_hw = target_size_hw(_size_of(bgr), data.short_side, data.long_side, data.resize)
     old_hw = _size_of(bgr)
     return Sample(
         bgr=bgr,
         size_hw=size_hw,
         is_mirrored=is_mirrored,
         means_bgr=data.pixel_means_bgr,
-        boxes=move_boxes(objects.boxes, old_hw, size_hw, is_mirrored=is_mirrored),
+        resize=data.resize,
+        boxes=move_boxes(objects.boxes, old_hw, size_hw, is_mirrored=is_mirrored, rule=data.resize),
         labels=objects.labels,
         polygon_offsets=objects.polygon_offsets,
         point_offsets=objects.point_offsets,
-        points=move_points(objects.points, old_hw, size_hw, is_mirrored=is_mirrored),
+        points=move_points(objects.points, old_hw, size_hw, is_mirrored=is_mirrored, rule=data.resize),
         run_offsets=objects.run_offsets,
         run_ends=objects.run_ends,
         image_id=image_id,
@@ -229,9 +230,15 @@ def evaluation_batches(
     return _run_ahead((partial(make, positions) for positions in order), index, data)
 
 
+def hands_over_bytes(feeding: Feeding, data: DataConfig) -> bool:
+    """Return whether images go to the device as they were decoded: there they are resized by Pillow's rule alone."""
+    return feeding.raw_images and data.resize in PILLOW_RULES
+
+
 def _packing(feeding: Feeding, data: DataConfig, pin_memory: bool) -> Packing:
     max_waiting = (1 + PREFETCH_BATCHES) * data.loader_threads
-    buffers = UploadBuffers(max_waiting=max_waiting, pin_memory=pin_memory) if feeding.raw_images else None
+    is_raw = hands_over_bytes(feeding, data)
+    buffers = UploadBuffers(max_waiting=max_waiting, pin_memory=pin_memory) if is_raw else None
     return Packing(pin_memory=pin_memory, buffers=buffers)
 
 

@@ -53,13 +53,13 @@ BUDGETS = {
     "mlperf": 2470,  # two more rules
     "report": 1690,  # what a model got wrong, two runs side by side, pages of evaluations
     "machine": 1455,
-    "cli": 2100,  # keys, and errors before anything heavy is imported
+    "cli": 2125,  # keys, weights, and errors before anything heavy is imported
     "bench": 2720,
     "top level": 1260,  # names of keys in other programs, keys of augmentation, trackers and conventions, an analysis
 }
 CORE_PACKAGES = ("ops", "model", "losses", "engine", "evaluation", "data/coco", "data/images")
 # Since 23,450 and 24,050: own data, resuming, prediction, export, weights of other code bases, and their tests.
-CORE_BUDGET, WHOLE_BUDGET, TESTS_BUDGET = 10_110, 28_950, 28_050
+CORE_BUDGET, WHOLE_BUDGET, TESTS_BUDGET = 10_150, 28_950, 28_050
 LINES_BEHIND = {"maskperf.engine.step": 4350, "maskperf.run.loop": 12_900}
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60

@@ -8,9 +8,11 @@ from markup_payloads import PAYLOADS
 from synthetic_contents import (
     PLACES,
     aborted,
+    contents_of,
     five_runs_and_two_compared,
     one_run,
     small,
+    synthetic_run,
     with_texts,
     without_evaluation,
 )
@@ -96,3 +98,8 @@ def test_without_notices_there_is_no_list_of_them():
     contents = one_run()
     without = replace(contents, runs=tuple(replace(run, notices=()) for run in contents.runs))
     assert "Notices" not in markdown_summary(without)
+
+
+def test_broken_rules_of_a_division_that_is_not_the_runs_are_only_counted():
+    text = markdown_summary(contents_of(synthetic_run(is_closed=False)))
+    assert "the run does not belong: 7 of 8 kept." in text and "Rule 3 of the closed division" not in text

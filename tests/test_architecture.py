@@ -39,27 +39,27 @@ WITHOUT_TORCH_ALONE = (
 # Lines that are not blank: the most that a package may have, and all modules that the import of one brings in.
 BUDGETS = {
     "ops": 2970,  # RoIAlign, anchors, clipping and pasting of other families of weights
-    "model": 1890,  # conventions, names and orders of other families of weights
+    "model": 1905,  # conventions, names and orders of other families of weights; other classes
     "weights": 290,  # weights of any family: opened, described, written
     "losses": 230,
-    "engine": 1030,  # a GPU that is not there; steps of other conventions
+    "engine": 1110,  # a GPU that is not there; steps of other conventions; AdamW, clipping, averages
     "evaluation": 770,  # curves, kinds of errors, calibration and confusions; pasting of other families
-    "data/coco": 1695,  # paths apart from the index
+    "data/coco": 1885,  # paths apart from the index; layouts of data sets, a part held out
     "data/images": 1400,  # augmentation; resizes of other families of weights
     "demo": 460,
     "download": 645,
     "pictures": 550,  # errors marked, and training batches
-    "run": 2410,  # a live display, trackers, and nothing left by a start that failed
+    "run": 2795,  # a live display, trackers; plan and measurements of a training on own data
     "mlperf": 2470,  # two more rules
     "report": 1690,  # what a model got wrong, two runs side by side, pages of evaluations
     "machine": 1455,
-    "cli": 2125,  # keys, weights, and errors before anything heavy is imported
+    "cli": 2475,  # keys, weights, errors before anything heavy is imported; train, recipe files
     "bench": 2720,
-    "top level": 1260,  # names of keys in other programs, keys of augmentation, trackers and conventions, an analysis
+    "top level": 1280,  # names of keys in other programs, keys of own training, augmentation, trackers, conventions
 }
 CORE_PACKAGES = ("ops", "model", "losses", "engine", "evaluation", "data/coco", "data/images")
 # Since 23,450 and 24,050: own data, resuming, prediction, export, weights of other code bases, and their tests.
-CORE_BUDGET, WHOLE_BUDGET, TESTS_BUDGET = 10_150, 28_950, 28_050
+CORE_BUDGET, WHOLE_BUDGET, TESTS_BUDGET = 10_400, 28_950, 28_050
 LINES_BEHIND = {"maskperf.engine.step": 4350, "maskperf.run.loop": 12_900}
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
@@ -188,7 +188,7 @@ def test_no_technique_is_a_parameter():
 
 
 def test_the_configuration_has_few_keys():
-    assert len(FIELDS) <= 88  # four of augmentation, two of trackers, two of conventions
+    assert len(FIELDS) <= 98  # of own training, of augmentation, two of trackers, two of conventions
 
 
 def lines_of(paths):

@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from maskperf.cli.train_data import train as train
     from maskperf.config import RunConfig as RunConfig
     from maskperf.engine.build import build_model as build_model
     from maskperf.engine.forward import training_losses as training_losses
@@ -25,6 +26,7 @@ _MODULES = {
     "training_losses": "engine.forward",
     "detect": "evaluation.detect",
     "run_benchmark": "run.loop",
+    "train": "cli.train_data",
 }
 __all__ = [*_MODULES, "__version__"]
 

@@ -62,6 +62,9 @@ class DataConfig:
     train_images: FilePath = option("", "folder of images of own data")
     val_json: FilePath = option("", "annotations of own validation data")
     val_images: FilePath = option("", "folder of images of own validation data")
+    holdout: tuple[Annotated[float, Meta(ge=0, lt=1)], CountOrZero] = option(
+        (0.0, 0), "FRACTION,SEED of the training images to validate on, by a hash of their ids; 0: none"
+    )
     generate_images: tuple[CountOrZero, ...] = option((0, 0), "synthetic images in root: TRAINING,VALIDATION[,SEED]")
     check_counts: bool = option(False, "demand the image and polygon counts of COCO 2017")
     skip_bad: bool = option(False, "leave out images and annotations that have problems")
@@ -106,6 +109,7 @@ class ModelConfig:
     frozen_stages: Annotated[int, Meta(ge=0, le=5)] = option(2, "stem and first stages; 0 trains all, 5 none")
     backbone_weights: FilePath = option("", "R-50.pkl or its .safetensors; empty: random weights")
     initial_weights: FilePath = option("", "a whole model: .pth of the reference or .safetensors")
+    reset_predictors: bool = option(False, "initial_weights but for the layers that belong to its classes")
     fpn_channels: Count = option(256, "channels of every pyramid level")
     anchor_sizes: tuple[Count, ...] = option((32, 64, 128, 256, 512), "pixels, for the levels P2 to P6")
     anchor_ratios: tuple[Positive, ...] = option((0.5, 1.0, 2.0), "height / width")
@@ -126,6 +130,9 @@ class ModelConfig:
     box_head_channels: Count = option(1024, "width of the box head")
     mask_head_channels: Count = option(256, "channels of the mask head")
     mask_head_convs: Count = option(4, "3 x 3 convolutions of the mask head")
+    loss_weights: tuple[NonNegative, NonNegative, NonNegative, NonNegative, NonNegative] = option(
+        (1.0, 1.0, 1.0, 1.0, 1.0), "objectness, RPN box, classification, box, mask"
+    )
     score_threshold: Fraction = option(0.05, "detections below it are dropped")
     detection_nms_iou: PositiveFraction = option(0.5, "IoU above which a detection of the class is suppressed")
     detections_per_image: Count = option(100, "best detections of an image; the metric counts 100 or more")
@@ -133,14 +140,17 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Stochastic gradient descent and its schedule."""
+    """The update of the weights and its schedule."""
 
     batch_size: Count = option(2, "images per step over all devices and micro-batches")
     accumulation_steps: Count = option(1, "micro-batches per step on each device")
     learning_rate: Positive = option(0.0025, "after the warm-up")
-    momentum: Annotated[float, Meta(ge=0, lt=1)] = option(0.9, "of the gradients")
+    method: Literal["sgd", "adamw"] = option("sgd", "sgd with momentum, or adamw")
+    momentum: Annotated[float, Meta(ge=0, lt=1)] = option(0.9, "of the gradients; adamw: of their mean")
     weight_decay: NonNegative = option(1e-4, "of weights")
     biases: tuple[NonNegative, NonNegative] = option((2.0, 0.0), "of biases: factor of the learning rate, weight decay")
+    clip_norm: NonNegative = option(0.0, "a larger norm of all gradients is scaled down to it; 0: never")
+    schedule: Literal["steps", "cosine"] = option("steps", "by decay_steps, or cosine: to 0 at the last step")
     warmup_method: Literal["linear", "mlperf_linear", "constant"] = option("linear", "mlperf_linear or constant")
     warmup_steps: CountOrZero = option(500, "steps until the full learning rate")
     warmup_factor: Fraction = option(1 / 3, "of the first step; mlperf_linear: rise per step")

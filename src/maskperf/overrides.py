@@ -250,9 +250,11 @@ def _conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:
         given = {f"data.{split}_{kind}": getattr(data, f"{split}_{kind}") for kind in ("json", "images")}
         for key in (key for key, value in given.items() if not value and any(given.values())):
             yield key, f"{' and '.join(given)} go together; give this one too"
+    if data.holdout[0] and data.val_json:
+        yield "data.holdout", f"a part of the training images and data.val_json={data.val_json} exclude each other"
     if len(data.generate_images) not in (2, 3) or (data.is_generated and not all(data.generate_images[:2])):
         yield "data.generate_images", "give TRAINING,VALIDATION or TRAINING,VALIDATION,SEED; both 1 or more, or both 0"
-    if not data.root and not (data.train_json and data.val_json):
+    if not data.root and not (data.train_json and (data.val_json or data.holdout[0])):
         yield "data.root", "name the folder of the data set, or give data.train_json, data.val_json and their images"
     if model.num_classes == 1:
         yield "model.num_classes", "1 is the background alone; give 0 (as many as the data has), or 2 or more"

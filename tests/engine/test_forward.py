@@ -100,6 +100,18 @@ def test_losses_are_finite_positive_and_their_sum_is_unweighted():
     assert losses.dropped_masks.item() == 0
 
 
+def test_a_loss_weight_scales_its_term_and_its_gradient_and_weights_of_one_touch_nothing():
+    batch, weights = batch_of([0, 1]), (2.0, 1.0, 0.5, 0.0, 1.0)
+    plain = training_losses(model_of(), batch).stacked()
+    weighted_model = model_of()
+    weighted_model.config = replace(weighted_model.config, loss_weights=weights)
+    weighted = training_losses(weighted_model, batch)
+    assert torch.equal(weighted.stacked(), plain * torch.tensor(weights))
+    weighted.total().backward()
+    assert weighted_model.roi_heads["box"].predictor.bbox_pred.weight.grad.abs().max() == 0
+    assert training_losses(model_of(), batch).mask.grad_fn.name() != "MulBackward0"
+
+
 @pytest.mark.parametrize("with_truth", [True, False])
 def test_every_trained_parameter_gets_a_finite_gradient(with_truth):
     model = model_of()

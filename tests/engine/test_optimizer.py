@@ -5,7 +5,13 @@ from torch import nn
 
 from maskperf.config import ModelConfig, OptimizerConfig
 from maskperf.data.images.sampler import steps_per_epoch
-from maskperf.engine.optimizer import build_optimizer, learning_rates_at, set_learning_rates
+from maskperf.engine.optimizer import (
+    build_optimizer,
+    clip_gradients,
+    learning_rates_at,
+    set_learning_rates,
+    skip_updates_from_now_on,
+)
 from maskperf.model.mask_rcnn import MaskRcnn
 
 
@@ -112,3 +118,66 @@ STEPS = (58_634, 29_317, 14_659, 7_330, 3_665, 2_444, 1_833, 1_333, 1_222, 1_048
 
 def test_steps_per_epoch_are_those_of_the_benchmark():
     assert tuple(steps_per_epoch(117_266, size) for size in BATCH_SIZES) == STEPS
+
+
+def with_gradients(seed: int) -> nn.Module:
+    net = small_net()
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in net.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 30
+    return net
+
+
+@pytest.mark.parametrize("limit", [0.0, 1.0, 1e6])
+def test_clipping_is_that_of_pytorch_and_bounds_the_first_update(limit):
+    config = OptimizerConfig(clip_norm=limit, learning_rate=0.1, weight_decay=0.0, biases=(1.0, 0.0))
+    ours, oracle = with_gradients(3), with_gradients(3)
+    before = [parameter.detach().clone() for parameter in ours.parameters()]
+    optimizer = build_optimizer(ours, config)
+    clip_gradients(optimizer, config)
+    norm = nn.utils.clip_grad_norm_(oracle.parameters(), limit or float("inf"))
+    assert float(norm) > 50
+    for one, other in zip(ours.parameters(), oracle.parameters(), strict=True):
+        assert (one.grad is None and other.grad is None) or torch.equal(one.grad, other.grad)
+    optimizer.step()
+    moved = torch.cat([(new - old).flatten() for new, old in zip(ours.parameters(), before, strict=True)]).norm()
+    assert float(moved.detach()) == pytest.approx(0.1 * min(limit or float(norm), float(norm)), rel=1e-5)
+
+
+def test_cosine_rises_through_the_warm_up_and_falls_to_nothing_as_that_of_pytorch():
+    config = OptimizerConfig(
+        schedule="cosine", learning_rate=0.2, warmup_steps=10, warmup_factor=0.1, max_steps=109, decay_steps=(20,)
+    )
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.2)
+    oracle = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100)
+    assert learning_rates_at(1, config)[0] == pytest.approx(0.2 * 0.19)
+    for update in range(10, 110):
+        assert learning_rates_at(update, config) == pytest.approx(
+            (oracle.get_last_lr()[0], 2 * oracle.get_last_lr()[0])
+        )
+        optimizer.step()
+        oracle.step()
+    assert 0 < learning_rates_at(109, config)[0] < 1e-4
+    assert learning_rates_at(200, config)[0] == 0
+
+
+def test_adamw_is_that_of_pytorch_and_skips_updates_that_are_not_finite():
+    config = OptimizerConfig(method="adamw", learning_rate=0.01, weight_decay=0.1, biases=(1.0, 0.0))
+    ours, oracle = with_gradients(5), with_gradients(5)
+    optimizer = build_optimizer(ours, config)
+    decayed = [
+        parameter for name, parameter in oracle.named_parameters() if "weight" in name and parameter.requires_grad
+    ]
+    others = [parameter for name, parameter in oracle.named_parameters() if "bias" in name and parameter.requires_grad]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    expected = torch.optim.AdamW(groups, lr=0.01, foreach=False)
+    for _ in range(3):
+        optimizer.step()
+        expected.step()
+    for one, other in zip(ours.parameters(), oracle.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+    before = [parameter.detach().clone() for parameter in ours.parameters()]
+    skip_updates_from_now_on(optimizer, torch.tensor(1.0))
+    optimizer.step()
+    assert all(torch.equal(one, other) for one, other in zip(ours.parameters(), before, strict=True))

@@ -7,7 +7,7 @@ import torch
 from permissions import UMASKS, common_user, modes, open_folder, umask
 from weight_files import TINY, assert_equal, problems_of
 
-from maskperf.errors import StorageError
+from maskperf.errors import DataError, StorageError
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.model.weights import (
     load_model_weights,
@@ -121,6 +121,25 @@ def test_all_differences_are_listed_and_the_model_is_left_alone(tmp_path):
     assert len(problems) == 7
     assert all(problem.file == str(tmp_path / "a.pth") and problem.fix for problem in problems)
     assert_same(model, untouched)
+
+
+def test_weights_of_other_classes_are_taken_but_for_the_predictors(tmp_path):
+    source, model, untouched = (
+        random_model(0, num_classes=5),
+        random_model(1, num_classes=3),
+        random_model(1, num_classes=3),
+    )
+    save_state(source.state_dict(), tmp_path / "a.safetensors", METADATA)
+    with pytest.raises(DataError, match="model.num_classes"):
+        load_model_weights(model, tmp_path / "a.safetensors")
+    notices = load_model_weights(model, tmp_path / "a.safetensors", reset_predictors=True)
+    kept = {
+        name for name in model.state_dict() if "cls_score" in name or "bbox_pred.w" in name or "mask_fcn_logits" in name
+    }
+    kept = {name for name in kept if not name.startswith("rpn")} | {"roi_heads.box.predictor.bbox_pred.bias"}
+    assert len(kept) == 6 and all(name in notices[1] for name in kept)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, (untouched if name in kept else source).state_dict()[name]), name
 
 
 @pytest.mark.parametrize(

@@ -38,15 +38,19 @@ from maskperf.run.data import class_count_problems
 from maskperf.structures import EvaluationBatch
 from maskperf.techniques import chosen_techniques, using
 
+NONE = (0.0, 0)  # the data set is no part of another one
+
 
 def evaluate_weights(options: argparse.Namespace, files: Sequence[Path]) -> int:
     """Load weights, evaluate all images, show the scores and write the files; return 1 where the engines differ."""
     metadata = read_weights_metadata(options.weights)
     config, notices = resolve_for_weights(options.weights, metadata, recipe=options.recipe, pairs=options.pairs)
     if options.data:
-        config = replace(config, data=replace(config.data, root=str(options.data), val_json="", val_images=""))
+        config = replace(
+            config, data=replace(config.data, root=str(options.data), val_json="", val_images="", holdout=NONE)
+        )
     elif options.val_json:
-        own = replace(config.data, val_json=str(options.val_json), val_images=str(options.val_images))
+        own = replace(config.data, val_json=str(options.val_json), val_images=str(options.val_images), holdout=NONE)
         config = replace(config, data=own)
     # With --save-detections ground truth is welcome, not demanded.
     val, match = _open_validation(config, metadata, is_test_set=bool(options.save_detections))

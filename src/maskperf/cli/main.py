@@ -22,6 +22,7 @@ from maskperf.run.run_folder import current_run_folder, forget_run_folder
 
 # Each command is the function of its name in maskperf.cli.<name>, next to the `make_parser` of its options.
 COMMANDS = {
+    "train": "train on own data: a folder of images and annotations",
     "run": "train a recipe until its targets are met, and report",
     "evaluate": "find the box AP and mask AP of trained weights",
     "convert": "change the form of weight files",

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maskperf.cli.arguments import CommandParser, suggestion
+from maskperf.cli.arguments import CommandParser
+from maskperf.cli.recipe_files import recipe_config
 from maskperf.config import Count, RunConfig
 from maskperf.errors import EXIT_BUG, EXIT_DONE, EXIT_TARGET_MISSED, ConfigError, LostRunError
 from maskperf.mlperf.rules import refuse_broken_rules
@@ -21,6 +22,7 @@ from maskperf.run.start import check_start
 
 if TYPE_CHECKING:
     from maskperf.engine.distributed import Topology
+    from maskperf.run.finish import FinishedRun
 
 EXAMPLES = """examples, to copy and paste:
   # train a small model on synthetic images
@@ -59,7 +61,8 @@ def make_parser() -> CommandParser:
         usage="RECIPE [runs=N] [processes=N] [key=value ...] [section.key=value ...]",
         epilog=EXAMPLES.format(recipes="\n".join(recipes), keys="\n".join(keys)),
     )
-    parser.add_argument("recipe", metavar="RECIPE", help="what to train, see below")
+    text = "what to train, see below; or my_recipe.py, my_recipe.py:name, a run's config.json"
+    parser.add_argument("recipe", metavar="RECIPE", help=text)
     parser.add_argument("--layers", action="store_true", help="show the layers of the model, and train nothing")
     parser.add_argument("settings", metavar="key=value", nargs="*", help="change a value of the configuration")
     return parser
@@ -89,7 +92,13 @@ def run(options: argparse.Namespace) -> int:
         _write_report()
         return code
     if counts["processes"] > 1:
-        return _start_processes([options.recipe, *pairs], counts["processes"])
+        return start_processes([options.recipe, *pairs], counts["processes"])
+    finished = run_here(config)
+    return EXIT_DONE if finished.results.status in ("success", "done") else EXIT_TARGET_MISSED
+
+
+def run_here(config: RunConfig) -> "FinishedRun":
+    """Return one run, with its outcome shown and its report written, in this process or those of torchrun."""
     from maskperf.engine.distributed import init_topology
     from maskperf.run.loop import run_benchmark
     from maskperf.run.summary import show_outcome
@@ -99,7 +108,7 @@ def run(options: argparse.Namespace) -> int:
         _prepare(config, topology)
         finished = run_benchmark(config, topology)
         show_outcome(finished)
-    return EXIT_DONE if finished.results.status in ("success", "done") else EXIT_TARGET_MISSED
+    return finished
 
 
 def _show_layers(config: RunConfig) -> int:
@@ -150,9 +159,7 @@ def resolve(recipe: str, pairs: list[str]) -> RunConfig:
     classes follow the file and the counts of COCO 2017 are not demanded. The closed division demands them of data.root.
     Errors: ConfigError for an unknown recipe or key, or a value that cannot be used.
     """
-    if recipe not in RECIPES:
-        raise ConfigError(f"recipe {recipe!r} does not exist{suggestion(recipe, RECIPES)}")
-    config = with_overrides(RECIPES[recipe](), pairs)
+    config = with_overrides(recipe_config(recipe), pairs)
     given = {key_of(pair) for pair in pairs}
     if "data.train_json" in given or ("data.root" in given and _root_is_own(config)):
         config = with_overrides(config, [pair for pair in FOR_OWN_DATA if key_of(pair) not in given - GENERATED])
@@ -215,7 +222,7 @@ def _write_report() -> None:
         print(f"the report could not be written: {problem}. Fix: maskperf report {folder}", file=sys.stderr)
 
 
-def _start_processes(arguments: list[str], processes: int) -> int:
+def start_processes(arguments: list[str], processes: int) -> int:
     """Return the exit code of `maskperf run <arguments>` on several processes: that of the first one that failed.
 
     torchrun's own command would give 1 for each of them, and a traceback for a target that was missed; so its

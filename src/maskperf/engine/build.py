@@ -37,7 +37,8 @@ def build_model(config: ModelConfig, seed: int) -> tuple[MaskRcnn, list[str]]:
     if config.backbone_weights:
         notices += load_backbone_weights(model, config.backbone_weights)
     if config.initial_weights:
-        notices += load_model_weights(model, config.initial_weights)
+        path, reset = config.initial_weights, config.reset_predictors
+        notices += load_model_weights(model, path, reset_predictors=reset)
     return model, notices
 
 

@@ -23,7 +23,7 @@ from maskperf.model.conventions import edges
 from maskperf.model.heads import MASK_SIZE
 from maskperf.model.mask_rcnn import MaskRcnn, feature_anchors, most_positive_rois, packs_slots
 from maskperf.model.proposals import append_truth, select_proposals
-from maskperf.structures import Batch, Images, Losses, Proposals, RpnOutput
+from maskperf.structures import LOSS_NAMES, Batch, Images, Losses, Proposals, RpnOutput
 from maskperf.techniques import active
 
 
@@ -83,14 +83,17 @@ def training_losses(model: MaskRcnn, batch: Batch, num_mask_slots: int | None = 
             valid=positive.valid if packs and num_mask_slots is None else None,
             image_offsets=image_offsets,
         )
-        return Losses(
-            objectness=objectness_loss,
-            rpn_box=rpn_box_loss,
-            classification=classification_loss,
-            box=box_loss,
-            mask=mask_loss(maps, positive, wanted),
-            dropped_masks=dropped,
-        )
+        losses = (objectness_loss, rpn_box_loss, classification_loss, box_loss, mask_loss(maps, positive, wanted))
+        return _weighted(losses, config.loss_weights, dropped)
+
+
+def _weighted(losses: tuple[Tensor, ...], weights: tuple[float, ...], dropped_masks: Tensor) -> Losses:
+    """Return the losses in the order of LOSS_NAMES, each times its weight, and as they are where that is 1."""
+    terms = {
+        name: loss if weight == 1 else loss * weight
+        for name, loss, weight in zip(LOSS_NAMES, losses, weights, strict=True)
+    }
+    return Losses(**terms, dropped_masks=dropped_masks)
 
 
 def _propose(model: MaskRcnn, features: list[Tensor], batch: Batch) -> tuple[RpnOutput, Tensor, Proposals]:

@@ -1,5 +1,6 @@
-"""SGD with the benchmark's bias rules, and the learning rate of every update."""
+"""SGD or AdamW with the benchmark's bias rules, clipping, and the learning rate of every update."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,9 +9,11 @@ from torch import Tensor, nn
 
 from maskperf.config import OptimizerConfig
 
+ADAM_BETA_2 = 0.999  # of the squared gradients: PyTorch's own default
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.SGD:
-    """Return SGD over two groups: weights, and biases (name contains "bias") with their own rate and decay.
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Return SGD, or AdamW, over two groups: weights, and biases (name contains "bias") with their own rate and decay.
 
     Source: `solver/build.py` of the reference. Momentum without dampening or Nesterov; frozen parameters left out.
     """
@@ -21,6 +24,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.SG
         {"params": weights, "weight_decay": config.weight_decay},
         {"params": biases, "weight_decay": config.biases[1]},
     ]
+    if config.method == "adamw":
+        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.momentum, ADAM_BETA_2), fused=True)
     optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
     for parameter in weights + biases:  # there from the start, so that a first update that is skipped leaves zeros
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -44,11 +49,19 @@ def skipped_update(optimizer: torch.optim.Optimizer, problem: Tensor) -> Iterato
     optimizer.found_inf = before  # type: ignore[attr-defined]
 
 
+def clip_gradients(optimizer: torch.optim.Optimizer, config: OptimizerConfig) -> None:
+    """Scale all gradients down together where their norm is above the limit, if there is one. Decided on the device."""
+    if config.clip_norm:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+
+
 def learning_rates_at(update: int, config: OptimizerConfig) -> tuple[float, float]:
     """Return the learning rates of weights and biases for update number `update`, counted from 1.
 
     "linear" and "constant" multiply during warm-up; "mlperf_linear" subtracts (warmup_steps - update) * factor, the
     same absolute amount from both groups. The update whose number is a decay step is the first at the lower rate.
+    "cosine" multiplies by half a wave from 1 at the end of the warm-up to 0 behind the last step.
     Source: `solver/lr_scheduler.py` of the reference.
     """
     delta, warm = 0.0, 1.0
@@ -60,7 +73,11 @@ def learning_rates_at(update: int, config: OptimizerConfig) -> tuple[float, floa
             warm = config.warmup_factor * (1 - progress) + progress
         else:
             warm = config.warmup_factor
-    decay = config.decay_factor ** sum(step <= update for step in config.decay_steps)
+    if config.schedule == "cosine":
+        span = max(1, config.max_steps + 1 - config.warmup_steps)
+        decay = (1 + math.cos(math.pi * min(1.0, max(0, update - config.warmup_steps) / span))) / 2
+    else:
+        decay = config.decay_factor ** sum(step <= update for step in config.decay_steps)
     bias_rate = config.learning_rate * config.biases[0]
     return (config.learning_rate - delta) * warm * decay, (bias_rate - delta) * warm * decay
 

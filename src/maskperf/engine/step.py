@@ -14,6 +14,7 @@ from maskperf.engine.forward import training_losses
 from maskperf.engine.gradients import backward
 from maskperf.engine.graphs import CapturedSteps
 from maskperf.engine.optimizer import (
+    clip_gradients,
     learning_rates_at,
     set_learning_rates,
     skip_updates_from_now_on,
@@ -73,10 +74,7 @@ def train_step(
             results.append(captured.run(batch, part=part, parts=parts, all_masks=all_masks, stopwatch=stopwatch))
     mean_terms = torch.stack([result.terms for result in results]).mean(dim=0)
     dropped = torch.stack([result.dropped_masks for result in results]).sum()
-    if captured is None:
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    else:
-        gradients = [captured.gradients.largest_magnitude()]
+    gradients = _gradients_of(model) if captured is None else [captured.gradients.largest_magnitude()]
     own = [any_not_finite([mean_terms], topology.device), any_not_finite(gradients, topology.device)]
     not_finite, dropped = _sum_over_processes(own, dropped[None], topology)
     dropped = dropped[0].to(torch.int64)
@@ -84,6 +82,7 @@ def train_step(
         average_gradients(model, topology)
     stopwatch.mark("exchange")
     skip_updates_from_now_on(optimizer, not_finite.sum())
+    clip_gradients(optimizer, config)
     with skipped_update(optimizer, dropped):
         optimizer.step()
     own = [any_not_finite((value for value in model.parameters() if value.requires_grad), topology.device)]
@@ -98,6 +97,10 @@ def train_step(
         images=sum(len(batch.image_ids) for batch in micro_batches),
         stopwatch=stopwatch,
     )
+
+
+def _gradients_of(model: MaskRcnn) -> list[Tensor]:
+    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 
 def any_not_finite(tensors: Iterable[Tensor], device: torch.device) -> Float[Tensor, ""]:

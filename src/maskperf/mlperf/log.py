@@ -79,7 +79,7 @@ class MlperfLog:
     def hyperparameters(self, config: RunConfig, seed: int) -> None:
         values = flatten(config)
         self._write("event", keys.SEED, seed)
-        self._write("event", keys.OPT_NAME, "sgd_with_momentum")
+        self._write("event", keys.OPT_NAME, "sgd_with_momentum" if config.optimizer.method == "sgd" else "adamw")
         for key, field in HYPERPARAMETERS.items():
             self._write("event", key, values[field])
 

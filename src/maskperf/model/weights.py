@@ -18,7 +18,9 @@ from maskperf.model.families import COUNTER_SUFFIX, OWN, Family, current_names, 
 from maskperf.model.mask_rcnn import STRIDES, MaskRcnn
 from maskperf.model.pickles import read_detectron_pickle
 from maskperf.model.weight_problems import (
+    BOX_HEAD,
     DAMAGED_FIX,
+    MASK_HEAD,
     damage_named,
     file_error,
     model_problems,
@@ -32,6 +34,7 @@ MODEL_FORMAT = "maskperf-model"
 REQUIRED_METADATA = ("recipe", "category_ids", "category_names")
 DIGEST_KEY = "tensors_sha256"
 CELL_ANCHORS_PREFIX = "rpn.anchor_generator.cell_anchors."
+PREDICTORS = (f"{BOX_HEAD}predictor.", f"{MASK_HEAD}predictor.mask_fcn_logits.")  # one output or more a class
 STATE_KEYS = ("model", "state_dict")  # under which a checkpoint has its weights
 
 
@@ -70,10 +73,11 @@ class WeightFile:
         return to_ours(state, family, wanted)
 
 
-def load_model_weights(model: MaskRcnn, path: str | Path) -> list[str]:
+def load_model_weights(model: MaskRcnn, path: str | Path, *, reset_predictors: bool = False) -> list[str]:
     """Return notices for the user, after every weight of `model` was replaced by the file's.
 
-    Takes the files of all families (see `families`). The model is changed only if nothing at all is wrong.
+    Takes the files of all families (see `families`). The model is changed only if nothing at all is wrong. With
+    `reset_predictors` the last layers of box and mask head, which belong to the file's classes, stay as they are.
 
     Errors: DataError for missing, unexpected, wrongly shaped or non-finite tensors, one problem for each cause.
     """
@@ -85,13 +89,18 @@ def load_model_weights(model: MaskRcnn, path: str | Path) -> list[str]:
     wanted = model.state_dict()
     counters = {name for name in wanted if name.endswith(COUNTER_SUFFIX)}
     dropped = [name for name in state if name.endswith(COUNTER_SUFFIX) and name not in wanted]
-    found = {name: tensor for name, tensor in state.items() if name not in dropped}
-    required = {name: tensor for name, tensor in wanted.items() if name not in counters or name in found}
+    kept = tuple(name for name in wanted if reset_predictors and name.startswith(PREDICTORS))
+    found = {name: tensor for name, tensor in state.items() if name not in (*dropped, *kept)}
+    required = {
+        name: tensor for name, tensor in wanted.items() if name not in kept and (name not in counters or name in found)
+    }
     fix = "Choose the settings of the section model that the file was made with, or another file."
     problems = model_problems(found, required, file=str(path), fix=fix) + _anchor_problems(model, anchors, str(path))
     raise_any(problems)
     model.load_state_dict(found, strict=False)
     notices = [f"{path}: {len(found)} tensors loaded"]
+    if kept:
+        notices.append(f"{path}: not taken over, as they belong to its classes: {', '.join(kept)}; these begin anew")
     if anchors:
         notices.append(f"{path}: {len(anchors)} tensors of cell anchors equal the model's")
     if dropped:

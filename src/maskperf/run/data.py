@@ -123,14 +123,18 @@ def _first_before_others(topology: Topology, read: Callable[[], Any]) -> Any:
 def _open_splits(paths: DataPaths, data: DataConfig) -> tuple[CocoIndex | None, CocoIndex | None, list[DataError]]:
     train, train_error = open_split(paths.train_json, paths.train_images, data, training=True)
     val, val_error = open_split(paths.val_json, paths.val_images, data, training=False)
-    return train, val, [error for error in (train_error, val_error) if error is not None]
+    errors = [error for error in (train_error, val_error) if error is not None]
+    if data.holdout[0] and len(errors) == 2:  # of one file and one folder, most of them found twice
+        both = joined_errors(errors)
+        errors = [DataError(list(dict.fromkeys(both.problems)), list(dict.fromkeys(both.notices)))]
+    return train, val, errors
 
 
 def _own_data_notices(config: RunConfig, train: CocoIndex, val: CocoIndex) -> list[str]:
     """Return notices for a data.root with other data than the recipe is made for."""
-    recipe = RECIPES[config.recipe]().data
-    if config.data.train_json:  # other data on purpose
+    if config.data.train_json or config.recipe not in RECIPES:  # other data on purpose
         return []
+    recipe = RECIPES[config.recipe]().data
     if recipe.is_generated and not config.data.is_generated:
         return [
             f"{config.data.root}: holds a data set that this program did not write; it is trained on, with its "

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -37,6 +38,11 @@ class FinishedRun:
     data: OpenedData
     found: tuple[list[dict], list[dict]] | None  # boxes and masks as entries of COCO's results, with the written ids
     scored: Scored | None  # the same with the ids of the training
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the run, in the first process."""
+        return self.session.folder
 
 
 def finish(session: Session, training: Training, verdict: Verdict) -> FinishedRun:

@@ -31,7 +31,7 @@ def run_series(recipe: str, arguments: Sequence[str], *, runs: int, run_dir: str
 
     Errors: StorageError where the folder of the series cannot be made or is not empty.
     """
-    folder = create_run_folder(run_dir, recipe, "-series")
+    folder = create_run_folder(run_dir, Path(recipe).stem, "-series")  # of a recipe file, its name
     print(f"series of {runs} runs in {folder}", flush=True)
     found: list[SeriesRun] = []
     _write(folder, recipe, found, runs)

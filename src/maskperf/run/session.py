@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from shutil import copyfile
@@ -180,11 +180,13 @@ def save_model(session: Session, model: MaskRcnn, categories: CocoIndex) -> None
     Errors: StorageError of an earlier file that could not be written.
     """
     if session.folder is not None:
+        # What is saved has predictors of its own, whatever those of the start were.
+        config = replace(session.config, model=replace(session.config.model, reset_predictors=False))
         metadata = {
-            "recipe": session.config.recipe,
+            "recipe": config.recipe,
             "category_ids": categories.category_ids.tolist(),
             "category_names": list(categories.category_names),
-            "config": to_json_text(session.config),
+            "config": to_json_text(config),
         }
         state = {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
         session.writer.submit(partial(save_state, state, session.folder / WEIGHTS_FILE, metadata))

@@ -17,6 +17,7 @@ from maskperf.data.coco.repair import repair_document
 from maskperf.data.coco.selection import select
 from maskperf.data.coco.table import Table, load_table, save_table, settled_state
 from maskperf.errors import DataError, Problem
+from maskperf.seeds import derive_seed
 
 BY_THE_RULES = DataConfig()  # COCO's own
 ENGINE_MEMBERS = {
@@ -116,6 +117,7 @@ def read_coco(
 
     `data` decides how freely the file is read. Training leaves out images without an object, unless it keeps them.
     Crowd regions, and boxes that have no extent once clipped, are never objects. Boxes are clipped, masks are not.
+    With `data.holdout` the file is that of both parts, and `training` says which of them is returned.
     Errors: DataError with every problem of the file, and its notices; also where nothing is left to train on.
     Source: the reference's COCO data set class; it stops on images without objects.
     """
@@ -129,7 +131,35 @@ def read_coco(
     table = load_table(json_path, reading.name) or _read_anew(json_path, reading)
     values: dict[str, Any] = {**table.arrays, **table.texts}
     is_plain = bool(values.pop("plain"))
-    return CocoIndex(json_path=json_path, image_folder=image_folder, reading=reading, is_plain=is_plain, **values)
+    index = CocoIndex(json_path=json_path, image_folder=image_folder, reading=reading, is_plain=is_plain, **values)
+    if not data.holdout[0] or is_test_set:
+        return index
+    unsplit = replace(data, holdout=(0.0, 0))
+    whole = read_coco(json_path, image_folder, training=False, data=unsplit) if training else index
+    return _part_of(index, whole, data.holdout)
+
+
+def _part_of(index: CocoIndex, whole: CocoIndex, holdout: tuple[float, int]) -> CocoIndex:
+    """Return the training images of an index, or those held out: the first of `whole` in the order of a hash.
+
+    Errors: DataError where a part would be empty.
+    """
+    (fraction, seed), total = holdout, len(whole.image_ids)
+    count = min(max(1, round(fraction * total)), total - 1)
+    keys = [derive_seed(seed, f"held out: {json.dumps(whole.image_key(position))}") for position in range(total)]
+    held_out = np.sort(whole.image_ids[np.argsort(np.array(keys, dtype=np.int64), kind="stable")[: max(0, count)]])
+    is_out = np.isin(index.image_ids, held_out, invert=not index.reading.training)
+    if total < 2 or is_out.all():
+        name = "train on" if index.reading.training else "validate on"
+        message = f"With data.holdout={fraction},{seed} no image with objects is left to {name}."
+        at = {"file": str(index.json_path), "where": "the list of images", "field": "images"}
+        fix = "Give more images, or another seed."
+        raise DataError([Problem(**at, value=f"{total} entries", message=message, fix=fix)])
+    part = index.without(np.flatnonzero(is_out).tolist())
+    if index.reading.training:
+        return part
+    notice = f"{count} of {total} images are held out to validate on, by a hash of their ids (seed {seed})"
+    return replace(part, notices=(*part.notices, notice))
 
 
 def read_annotations(index: CocoIndex) -> Document:

@@ -19,7 +19,8 @@ class DataPaths:
 
 
 def split_paths(data: DataConfig, split: str) -> tuple[Path, Path]:
-    """Return where annotations and images of "train" or "val" should be."""
+    """Return where annotations and images of "train" or "val" should be; a part held out is where the whole is."""
+    split = "train" if data.holdout[0] else split
     root = Path(data.root)
     json_path = getattr(data, f"{split}_json") or root / "annotations" / f"instances_{split}2017.json"
     return Path(json_path), Path(getattr(data, f"{split}_images") or root / f"{split}2017")

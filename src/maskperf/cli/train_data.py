@@ -1,0 +1,235 @@
+"""Training on own data in one call: what `maskperf train` and `maskperf.train` do."""
+
+import os
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maskperf.cli.arguments import path_argument
+from maskperf.cli.run import read_counts, run_here, start_processes
+from maskperf.config import Positive, RunConfig
+from maskperf.data.coco.layout import DataLayout, find_layout
+from maskperf.errors import ConfigError, UserError
+from maskperf.overrides import format_value, key_of, parse_value, to_json_text, with_overrides
+from maskperf.run.run_folder import require_run_folder
+from maskperf.run.start import check_start
+
+if TYPE_CHECKING:
+    from maskperf.engine.distributed import Topology
+    from maskperf.run.finish import FinishedRun
+    from maskperf.run.own_data import Plan, Start
+
+ALIASES = {
+    "epochs": "optimizer.max_epochs",
+    "batch": "optimizer.batch_size",
+    "lr": "optimizer.learning_rate",
+}
+NOT_HERE = ("data.train_json", "data.train_images", "data.val_json", "data.val_images", "data.root")
+PLANNED_SHARE = 0.9  # of the minutes that were asked for: start, report and slower steps want some, too
+NEXT_TO_NOTHING = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a user asked for."""
+
+    data: Path
+    settings: tuple[str, ...] = ()
+    val: Path | None = None
+    test: Path | None = None
+    weights: Path | None = None
+    backbone: Path | None = None
+    model: str | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A training that may begin."""
+
+    config: RunConfig
+    layout: DataLayout
+    processes: int
+
+    def on_processes(self) -> int:
+        """Train on several processes of this machine; return the exit code."""
+        with tempfile.TemporaryDirectory(prefix="maskperf-") as folder:
+            path = Path(folder) / "config.json"
+            path.write_text(to_json_text(self.config), encoding="utf-8")
+            return start_processes([str(path)], self.processes)
+
+
+def train(
+    data: str | Path,
+    *settings: str,
+    val: str | Path | None = None,
+    test: str | Path | None = None,
+    weights: str | Path | None = None,
+    backbone: str | Path | None = None,
+    model: str | None = None,
+    **values: Any,
+) -> "FinishedRun":
+    """Train on own data as `maskperf train` does, in this process, and return results and run folder.
+
+    Values of the configuration are `"section.key=value"`, or keywords for those without a dot: `epochs=20, seed=1`.
+    Errors: UserError for what the user can fix.
+    """
+    places = {"val": val, "test": test, "weights": weights, "backbone": backbone}
+    request = Request(
+        data=path_argument(str(data)),
+        settings=(*settings, *(f"{name}={format_value(value)}" for name, value in values.items())),
+        model=model,
+        **{name: None if path is None else path_argument(str(path)) for name, path in places.items()},
+    )
+    prepared = prepare_training(request)
+    if prepared.processes > 1:
+        raise ConfigError(f"processes={prepared.processes}: maskperf.train works in one. Fix: use the command")
+    return train_here(prepared)
+
+
+def prepare_training(request: Request) -> Prepared:
+    """Return the training that a request leads to, after the plan was said.
+
+    Errors: ConfigError and DataError before anything is made; torch is imported only when the arguments are right.
+    """
+    pairs, minutes, is_auto, processes = _read_settings(request.settings)
+    checked = with_overrides(RunConfig(recipe="train"), pairs)
+    _check_start_options(request)
+    require_run_folder(checked.run_dir)
+    layout = find_layout(request.data, val=request.val, test=request.test)
+    print("\n".join(layout.lines()), flush=True)
+
+    from maskperf.engine.distributed import init_topology
+    from maskperf.run.own_data import plan_training
+
+    start = _start(request)
+    topology = init_topology(checked.system.device)
+    given = {key_of(pair) for pair in pairs}
+    plan = plan_training(layout, start, pairs, given, topology.device.type)
+    if is_auto:
+        pairs, line = _with_fitting_batch(plan, pairs, topology, processes)
+        given = {key_of(pair) for pair in pairs}
+        print(line, flush=True)
+        plan = plan_training(layout, start, pairs, given, topology.device.type)
+    config = plan.config
+    print("\n".join(plan.lines), flush=True)
+    check_start(config, processes)
+    if minutes:
+        config = _planned_for(plan, minutes, topology, processes)
+    return Prepared(config, layout, processes)
+
+
+def train_here(prepared: Prepared) -> "FinishedRun":
+    """Train in this process, then evaluate the best weights on the test part, if there is one."""
+    finished = run_here(prepared.config)
+    best = finished.results.best
+    if best is not None and best.box_ap < NEXT_TO_NOTHING:
+        advice = "start from trained weights (--weights, --backbone), give more images, or more epochs"
+        print(f"note: a box AP of {best.box_ap:.3f} is next to nothing. Fix: {advice}", flush=True)
+    if prepared.layout.test is not None and finished.folder is not None and best is not None:
+        _evaluate_test(finished.folder, best.weights, prepared.layout)
+    return finished
+
+
+def _read_settings(settings: tuple[str, ...]) -> tuple[list[str], float, bool, int]:
+    """Return the pairs of the configuration, the minutes (0: not given), whether batch=auto, and the processes."""
+    if "WORLD_SIZE" in os.environ:
+        raise ConfigError("WORLD_SIZE is set: train starts its processes itself. Fix: processes=N without torchrun")
+    rest, counts = read_counts(list(settings))
+    if counts["runs"] > 1:
+        raise ConfigError(
+            "runs: train makes one run. Fix: maskperf run FOLDER/config.json runs=N seed=-1 run_dir= repeats it"
+        )
+    pairs, minutes, is_auto = [], 0.0, False
+    for setting in rest:
+        name, _, text = (part.strip() for part in setting.partition("="))
+        if name == "minutes":
+            try:
+                minutes = parse_value(text, Positive)
+            except ValueError as error:
+                raise ConfigError(f"{setting}: {error}. Fix: give a number, such as minutes=30") from error
+        elif name in ("batch", "optimizer.batch_size") and text == "auto":
+            is_auto = True
+        elif name in NOT_HERE:
+            raise ConfigError(f"{setting}: cannot be set here. Fix: give DATA and --val")
+        else:
+            pairs.append(f"{ALIASES[name]}={text}" if name in ALIASES else setting)
+    limits = [pair for pair in pairs if key_of(pair) in ("optimizer.max_epochs", "optimizer.max_steps")]
+    if minutes and limits:
+        raise ConfigError(f"minutes={minutes:g} and {limits[0]} are two lengths of one run. Fix: give one of them")
+    return pairs, minutes, is_auto, counts["processes"]
+
+
+def _check_start_options(request: Request) -> None:
+    given = [f"--{name}" for name in ("weights", "backbone") if getattr(request, name) is not None]
+    if request.model is not None and request.weights is not None:
+        raise ConfigError("--model and --weights exclude each other: weights bring their model. Fix: leave one out")
+    if len(given) > 1:
+        raise ConfigError("--weights and --backbone are two starts of one model. Fix: give one of them")
+    if request.backbone is not None and request.model == "small":
+        raise ConfigError("--backbone is that of --model r50. Fix: leave --model out")
+    if request.model not in (None, "small", "r50"):
+        raise ConfigError(f"model={request.model!r} is unknown. Fix: small or r50")
+
+
+def _start(request: Request) -> "Start":
+    """Return what the training starts from. Reads the header of weights."""
+    from maskperf.cli.convert import read_weights_metadata, resolve_for_weights
+    from maskperf.run.own_data import Start
+
+    if request.weights is None:
+        backbone = str(request.backbone or "")
+        return Start(backbone=backbone, model=request.model or ("r50" if backbone else "small"))
+    metadata = read_weights_metadata(request.weights)
+    config, notices = resolve_for_weights(request.weights, metadata, recipe=None, pairs=[])
+    print("\n".join(notices), flush=True)
+    model = replace(config.model, initial_weights=str(request.weights))
+    names = tuple(metadata.get("category_names", ()))
+    return Start(weights=replace(config, model=model), category_names=names)
+
+
+def _with_fitting_batch(plan: "Plan", pairs: list[str], topology: "Topology", processes: int) -> tuple[list[str], str]:
+    from maskperf.run.measure import fitting_batch
+
+    parts = plan.config.optimizer.accumulation_steps
+    classes, images = len(plan.train.category_ids), len(plan.train.image_ids)
+    batch_size, line = fitting_batch(plan.config, topology, classes, images // (processes * parts))
+    return [*pairs, f"optimizer.batch_size={batch_size * processes * parts}"], line
+
+
+def _planned_for(plan: "Plan", minutes: float, topology: "Topology", processes: int) -> RunConfig:
+    """Return the configuration with as many epochs as fit into the minutes, by a measurement made now."""
+    from maskperf.data.images.sampler import steps_per_epoch
+    from maskperf.run.measure import measure_speed
+    from maskperf.run.own_data import EVALUATIONS
+
+    optimizer = plan.config.optimizer
+    own_batch = max(1, optimizer.batch_size // processes)
+    speed = measure_speed(replace(plan.config, optimizer=replace(optimizer, batch_size=own_batch)), topology)
+    per_epoch = steps_per_epoch(len(plan.train.image_ids), optimizer.batch_size)
+    evaluation = speed.evaluation() / processes
+    seconds = PLANNED_SHARE * 60 * minutes
+    epochs = int((seconds - EVALUATIONS * evaluation) / (per_epoch * speed.step))
+    if epochs < EVALUATIONS:  # each epoch has its evaluation
+        epochs = max(1, int(seconds / (per_epoch * speed.step + evaluation)))
+    steps = min(epochs * per_epoch, max(1, int((seconds - evaluation) / speed.step)))
+    print(
+        f"minutes={minutes:g}: a step takes {speed.step:.2f} s here and an evaluation about {evaluation:.0f} s, so the "
+        f"plan is {epochs} epochs, {steps:,} steps; it is not changed afterwards",
+        flush=True,
+    )
+    return plan.with_steps(epochs=epochs, max_steps=steps)
+
+
+def _evaluate_test(folder: Path, weights: str, layout: DataLayout) -> None:
+    """Show and save what the best weights find on the test part; a problem of it does not undo the training."""
+    from maskperf.cli.evaluate import evaluate, make_parser
+
+    assert layout.test is not None
+    print(f"test: the best weights on {layout.test.json_path}", flush=True)
+    arguments = ["--weights", str(folder / weights), "--output", str(folder / "test.json")]
+    arguments += ["--val-json", str(layout.test.json_path), "--val-images", str(layout.test.image_folder)]
+    try:
+        evaluate(make_parser().read(arguments))
+    except UserError as error:
+        print(f"the test part could not be evaluated: {error}", flush=True)

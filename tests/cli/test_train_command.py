@@ -1,0 +1,121 @@
+"""`maskperf train`: a folder becomes a run, and every mistake is an error before anything is made."""
+
+import json
+
+import pytest
+from own_data import KINDS, write_own_data
+
+import maskperf
+from maskperf.cli.main import main
+from maskperf.cli.train_data import Request, prepare_training
+from maskperf.errors import EXIT_DATA, EXIT_DONE, EXIT_USAGE, ConfigError
+from maskperf.model.weights import read_metadata
+
+TINY = ("data.short_side=64", "data.long_side=96", "batch=4", "system.threads=1", "system.device=cpu", "seed=1")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_own_data(tmp_path_factory.mktemp("own"), images=12, seed=3)
+
+
+@pytest.fixture(scope="module")
+def run(folder, tmp_path_factory):
+    """A run of one epoch in this process, its test part the images of another file."""
+    test = write_own_data(tmp_path_factory.mktemp("test"), images=3, seed=4)
+    run_dir = tmp_path_factory.mktemp("runs") / "run"
+    return maskperf.train(folder, f"run_dir={run_dir}", *TINY, test=test, epochs=1)
+
+
+def test_one_line_trains_and_leaves_weights_report_and_test(run, capfd):
+    assert run.results.status == "done"
+    assert run.results.box_target == 0
+    files = {path.name for path in run.folder.iterdir()}
+    assert {"model.safetensors", "model_best.safetensors", "report.html", "config.json", "test.json"} <= files
+    assert read_metadata(run.folder / "model.safetensors")["category_names"] == list(KINDS)
+    assert json.loads((run.folder / "test.json").read_text())["images"] == 3
+    assert any("2 of 12 images are held out" in notice for notice in run.results.notices)
+
+
+def test_the_configuration_of_a_run_repeats_it(run, tmp_path):
+    again = tmp_path / "again"
+    assert main(["run", str(run.folder / "config.json"), f"run_dir={again}"]) == EXIT_DONE
+    losses = [
+        [json.loads(line).get("total") for line in (place / "metrics.jsonl").read_text().splitlines()]
+        for place in (run.folder, again)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_weights_of_a_run_are_a_start_for_other_classes(run, folder, tmp_path, capfd):
+    document = json.loads((folder / "annotations.json").read_text())
+    for number, category in enumerate(document["categories"]):
+        category["name"] = f"part {number}"
+    (tmp_path / "images").symlink_to(folder / "images")
+    (tmp_path / "annotations.json").write_text(json.dumps(document))
+    weights = run.folder / run.results.best.weights
+    code = main(
+        [
+            "train",
+            str(tmp_path),
+            "--weights",
+            str(weights),
+            "optimizer.max_steps=1",
+            f"run_dir={tmp_path / 'run'}",
+            *TINY,
+        ]
+    )
+    said = capfd.readouterr().out
+    assert code == EXIT_DONE
+    assert "predictors of box and mask begin anew" in said and "roi_heads.mask.predictor.mask_fcn_logits.weight" in said
+    assert "model.reset_predictors=true" in said
+    stored = json.loads(read_metadata(tmp_path / "run" / "model.safetensors")["config"])
+    assert stored["model"]["reset_predictors"] is False  # what is saved has predictors of its own
+    assert stored["data"]["short_side"] == 64
+
+
+def test_minutes_are_planned_from_a_measurement(folder, capfd):
+    prepared = prepare_training(Request(data=folder, settings=("minutes=0.5", *TINY)))
+    said = capfd.readouterr().out
+    optimizer = prepared.config.optimizer
+    assert f"the plan is {optimizer.max_epochs} epochs, {optimizer.max_steps:,} steps" in said
+    longer = prepare_training(Request(data=folder, settings=("minutes=60", *TINY))).config.optimizer
+    assert longer.max_steps > 10 * optimizer.max_steps and longer.warmup_steps >= optimizer.warmup_steps
+
+
+def test_an_automatic_batch_is_measured_and_said(folder, capfd):
+    settings = [setting for setting in TINY if setting != "batch=4"]
+    config = prepare_training(Request(data=folder, settings=("batch=auto", *settings))).config
+    assert config.optimizer.batch_size == 2  # of ten images: a power of two, at most a quarter of them
+    assert "batch=auto: 2; an image needs" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["none"], EXIT_DATA, ("none", "There is no such folder or file")),
+        (["DATA", "lrr=1"], EXIT_USAGE, ("lrr",)),
+        (["DATA", "minutes=soon"], EXIT_USAGE, ("minutes=soon", "minutes=30")),
+        (["DATA", "minutes=5", "epochs=2"], EXIT_USAGE, ("two lengths",)),
+        (["DATA", "data.root=/x"], EXIT_USAGE, ("data.root", "--val")),
+        (["DATA", "--weights", "w", "--backbone", "b"], EXIT_USAGE, ("two starts",)),
+        (["DATA", "--weights", "w", "--model", "r50"], EXIT_USAGE, ("exclude each other",)),
+        (["DATA", "--weights", "none.safetensors"], EXIT_DATA, ("none.safetensors",)),
+        (["DATA", "--val", "none.json"], EXIT_DATA, ("none.json",)),
+        (["DATA", "runs=2"], EXIT_USAGE, ("runs",)),
+        (["DATA", "data.holdout=0"], EXIT_USAGE, ("data.holdout",)),
+    ],
+)
+def test_a_mistake_is_named_and_nothing_is_made(folder, tmp_path, monkeypatch, capfd, arguments, code, words):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *(str(folder) if word == "DATA" else word for word in arguments)]) == code
+    errors = capfd.readouterr().err
+    assert all(word in errors for word in words), errors
+    assert "Traceback" not in errors and list(tmp_path.iterdir()) == []
+
+
+def test_the_function_has_the_errors_of_the_command(folder):
+    with pytest.raises(ConfigError, match="processes=2"):
+        maskperf.train(folder, *TINY, processes=2)
+    with pytest.raises(ConfigError, match="model='large'"):
+        maskperf.train(folder, model="large")

@@ -28,7 +28,7 @@ WITHOUT_TORCH = (
     *("errors.py", "config.py", "techniques.py", "overrides.py", "seeds.py", "recipes.py"),
     *("run/run_folder.py", "cli/main.py", "cli/run.py", "cli/arguments.py", "__main__.py"),
     *("cli/keys.py", "run/start.py", "data/coco/paths.py"),
-    *("mlperf/rules.py", "mlperf/read.py", "mlperf/published.py", "run/collapse.py", "run/plateau.py"),
+    *("mlperf/rules.py", "mlperf/read.py", "mlperf/published.py", "run/collapse.py", "run/plateau.py", "run/resume.py"),
     *("machine/probe.py", "cli/doctor.py", "machine/torch_probe.py", "report/page.py", "report/summary.py"),
 )
 # Numpy is welcome here, torch is not.
@@ -39,28 +39,28 @@ WITHOUT_TORCH_ALONE = (
 # Lines that are not blank: the most that a package may have, and all modules that the import of one brings in.
 BUDGETS = {
     "ops": 2970,  # RoIAlign, anchors, clipping and pasting of other families of weights
-    "model": 1905,  # conventions, names and orders of other families of weights; other classes
+    "model": 1940,  # conventions, names and orders of other families of weights; other classes; one definition of heads
     "weights": 290,  # weights of any family: opened, described, written
     "losses": 230,
-    "engine": 1110,  # a GPU that is not there; steps of other conventions; AdamW, clipping, averages
+    "engine": 1155,  # a GPU that is not there; missing gradients; other conventions; AdamW, clipping, averages
     "evaluation": 770,  # curves, kinds of errors, calibration and confusions; pasting of other families
     "data/coco": 1885,  # paths apart from the index; layouts of data sets, a part held out
     "data/images": 1400,  # augmentation; resizes of other families of weights
     "demo": 460,
     "download": 645,
     "pictures": 550,  # errors marked, and training batches
-    "run": 2795,  # a live display, trackers; plan and measurements of a training on own data
-    "mlperf": 2470,  # two more rules
+    "run": 3365,  # checkpoints and resuming; a live display, trackers; plan and measurements of a training on own data
+    "mlperf": 2495,  # two more rules; resumed runs are refused
     "report": 1690,  # what a model got wrong, two runs side by side, pages of evaluations
     "machine": 1455,
-    "cli": 2475,  # keys, weights, errors before anything heavy is imported; train, recipe files
+    "cli": 2525,  # resume=, keys, weights, errors before anything heavy is imported; train, recipe files
     "bench": 2720,
-    "top level": 1280,  # names of keys in other programs, keys of own training, augmentation, trackers, conventions
+    "top level": 1395,  # names of keys elsewhere; keys of own training, augmentation, conventions; checkpoints
 }
 CORE_PACKAGES = ("ops", "model", "losses", "engine", "evaluation", "data/coco", "data/images")
 # Since 23,450 and 24,050: own data, resuming, prediction, export, weights of other code bases, and their tests.
-CORE_BUDGET, WHOLE_BUDGET, TESTS_BUDGET = 10_400, 28_950, 28_050
-LINES_BEHIND = {"maskperf.engine.step": 4350, "maskperf.run.loop": 12_900}
+CORE_BUDGET, WHOLE_BUDGET, TESTS_BUDGET = 10_480, 28_950, 28_050
+LINES_BEHIND = {"maskperf.engine.step": 4420, "maskperf.run.loop": 13_800}  # checkpoints
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 8
@@ -188,7 +188,7 @@ def test_no_technique_is_a_parameter():
 
 
 def test_the_configuration_has_few_keys():
-    assert len(FIELDS) <= 98  # of own training, of augmentation, two of trackers, two of conventions
+    assert len(FIELDS) <= 99  # of own training, of augmentation, of trackers, of conventions, of checkpoints
 
 
 def lines_of(paths):

@@ -219,7 +219,7 @@ def test_a_key_that_cannot_be_used_is_refused_with_the_nearest_valid_one(pair, h
 
 
 def test_the_keys_are_in_the_order_of_the_configuration():
-    sections = ("data", "model", "optimizer", "evaluation", "speed", "system", "log", "mlperf")
+    sections = ("data", "model", "optimizer", "evaluation", "speed", "system", "log", "checkpoint", "mlperf")
     expected = [f"{name}.{entry.name}" for name in sections for entry in fields(getattr(DEFAULT, name))]
     assert list(flatten(DEFAULT)) == ["recipe", "run_dir", "seed", *expected]
 

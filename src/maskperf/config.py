@@ -198,6 +198,13 @@ class LogConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """How much of a run may be lost where it is killed; `resume=` goes on from the last checkpoint."""
+
+    minutes: NonNegative = option(10.0, "between two checkpoints; 0: only on Ctrl-C, SIGTERM, SIGUSR1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class MlperfConfig:
     """What the benchmark's log says about the submission."""
 
@@ -221,6 +228,7 @@ class RunConfig:
     speed: SpeedConfig = field(default_factory=SpeedConfig)
     system: SystemConfig = field(default_factory=SystemConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     mlperf: MlperfConfig = field(default_factory=MlperfConfig)
 
 

@@ -13,6 +13,7 @@ EXIT_RULE = 4
 EXIT_NOT_FINITE = 5
 EXIT_TARGET_MISSED = 6
 EXIT_STORAGE = 7
+EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: the same command with resume=auto goes on
 EXIT_INTERRUPTED = 130
 
 MAX_PROBLEMS_SHOWN = 20

@@ -102,6 +102,79 @@ class BestEpoch(EpochRow, kw_only=True, frozen=True):
     weights: str = ""
 
 
+class TrainedEpoch(msgspec.Struct, kw_only=True, frozen=True):
+    """An epoch whose weights are evaluated."""
+
+    epoch: int
+    step: int  # the last one of the epoch
+    mean_loss: float
+    images_per_second: float
+    is_last: bool  # the recipe has no steps or epochs left
+
+
+class StepSums(msgspec.Struct, kw_only=True):
+    """Some steps of all processes, up to a checkpoint."""
+
+    losses: list[list[float]]
+    images: int
+    seconds: float
+
+
+class SeriesState(msgspec.Struct, kw_only=True, frozen=True):
+    """One series of windows of the collapse guard; a window is first step, last step, loss, ending and frozen."""
+
+    windows: list[tuple[int, int, float | None, float | None, bool]]
+    frozen: list[tuple[int, int, float | None, float | None, bool]]
+    lowest_median: float | None  # None: infinite
+
+
+class GuardState(msgspec.Struct, kw_only=True, frozen=True):
+    """The collapse guard at a checkpoint."""
+
+    series: list[SeriesState]
+    stride_losses: list[float]
+    stride_means: list[float]
+    turn: int
+    last_step: int | None
+    named: bool
+
+
+class RecorderState(msgspec.Struct, kw_only=True, frozen=True):
+    """What was counted up to a checkpoint."""
+
+    rows: tuple[EpochRow, ...]
+    events: tuple[GuardEvent, ...]
+    steps_checked: int
+    epoch: StepSums
+    window: StepSums
+    guard: GuardState
+    metrics_bytes: int  # length of metrics.jsonl
+
+
+class CheckpointState(msgspec.Struct, kw_only=True, frozen=True):
+    """state.json of a checkpoint: all of a run that is no tensor."""
+
+    step: int  # the last one trained
+    epoch: int  # under way, or about to begin
+    steps_per_epoch: int
+    train_images: int
+    val_images: int
+    processes: int
+    rounding: dict[str, str]  # what sums depend on besides the configuration: threads, torch, device
+    seconds: float  # on the clock
+    phase_seconds: dict[str, float]
+    pending: TrainedEpoch | None  # its evaluation was not over
+    recorder: RecorderState
+    resumed_at_steps: tuple[int, ...] = ()
+    extra: dict[str, Any] = {}  # of `Training.extra_state`
+
+
+class Manifest(msgspec.Struct, kw_only=True, frozen=True):
+    """manifest.json of a checkpoint, which is written last: without it the checkpoint is not complete."""
+
+    sha256: dict[str, str]  # of each other file
+
+
 class Results(msgspec.Struct, kw_only=True, frozen=True):
     """results.json; what an older run does not have is empty or None."""
 

@@ -63,7 +63,8 @@ EXIT_CODES = (
     (errors.EXIT_NOT_FINITE, "a loss, gradient or weight is not a finite number, or training collapsed"),
     (errors.EXIT_TARGET_MISSED, "the run ended without meeting both targets"),
     (errors.EXIT_STORAGE, "a folder or file cannot be written, or the disk is full"),
-    (errors.EXIT_INTERRUPTED, "stopped with Ctrl-C"),
+    (errors.EXIT_REQUEUE, "stopped by SIGTERM or SIGUSR1 after a checkpoint; resume=auto goes on"),
+    (errors.EXIT_INTERRUPTED, "stopped with Ctrl-C; a run that had begun to train has a checkpoint"),
 )
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 LOCALE_FIX = "Fix: set PYTHONUTF8=1, or a UTF-8 locale such as LC_ALL=C.UTF-8"

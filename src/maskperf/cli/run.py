@@ -13,10 +13,20 @@ from typing import TYPE_CHECKING
 from maskperf.cli.arguments import CommandParser
 from maskperf.cli.recipe_files import recipe_config
 from maskperf.config import Count, RunConfig
-from maskperf.errors import EXIT_BUG, EXIT_DONE, EXIT_TARGET_MISSED, ConfigError, LostRunError
+from maskperf.errors import EXIT_BUG, EXIT_DONE, EXIT_REQUEUE, EXIT_TARGET_MISSED, ConfigError, LostRunError
 from maskperf.mlperf.rules import refuse_broken_rules
-from maskperf.overrides import FIELDS, flatten, format_value, key_of, parse_value, validate, with_overrides
+from maskperf.overrides import (
+    FIELDS,
+    flatten,
+    format_value,
+    key_of,
+    parse_value,
+    path_as_argument,
+    validate,
+    with_overrides,
+)
 from maskperf.recipes import RECIPES
+from maskperf.run.resume import Resumption, find_resumption
 from maskperf.run.run_folder import current_run_folder, require_run_folder
 from maskperf.run.start import check_start
 
@@ -33,6 +43,8 @@ EXAMPLES = """examples, to copy and paste:
   maskperf run demo runs=5
   # the same on the eight GPUs of this machine, one process for each
   maskperf run coco_batch_96 processes=8 runs=5 model.backbone_weights=/data/R-50.pkl
+  # go on with the newest run of this recipe that was killed, or start a new one
+  maskperf run demo resume=auto
   # for the closed division: refused at once where one of its rules is broken (docs/rules.md)
   maskperf run coco_batch_96 processes=8 data.root=/data/coco mlperf.division=closed
 
@@ -41,9 +53,16 @@ recipes:
 
 runs=N        N runs, each in a fresh process and folder; afterwards a table and series.json
 processes=N   N processes of this machine, one GPU for each; on several machines use torchrun
+resume=auto   go on with the newest unfinished run of the recipe, or with that of run_dir; without one start a new run
+resume=FOLDER go on with the run of this folder, from its last checkpoint; the configuration must be the same
+
+Ctrl-C, SIGTERM and SIGUSR1 finish the step under way and write a checkpoint (exit codes 130, 75 and 75);
+a second Ctrl-C ends at once.
 
 keys, with the default of the benchmark:
 {keys}"""
+FORWARDED_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # to all processes, which have 30 s for a checkpoint
+REQUEUE_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 COUNTS = ("runs", "processes")  # arguments of this command, not of the configuration
 GENERATED = {"data.generate_images"}  # overruled by own data, even where it is given
 FOR_OWN_DATA = ("model.num_classes=0", "data.check_counts=false", "data.generate_images=0,0")
@@ -73,7 +92,8 @@ def run(options: argparse.Namespace) -> int:
 
     torch is imported only after every mistake in the arguments was found.
     """
-    pairs, counts = read_counts(options.settings)
+    resume, settings = read_resume(options.settings)
+    pairs, counts = read_counts(settings)
     config = resolve(options.recipe, pairs)
     _check_counts(counts, config)
     if options.layers:
@@ -81,7 +101,9 @@ def run(options: argparse.Namespace) -> int:
     world = int(os.environ.get("WORLD_SIZE", counts["processes"]))
     refuse_broken_rules(config, world)
     check_start(config, world)
-    if os.environ.get("RANK", "0") == "0":  # before torch is imported, which takes seconds
+    resumption = _find_resumption(resume, config, world, runs=counts["runs"])
+    # Before torch is imported, which takes seconds.
+    if os.environ.get("RANK", "0") == "0" and resumption is None:
         require_run_folder(config.run_dir)
     if counts["runs"] > 1:
         from maskperf.run.series import run_series
@@ -92,21 +114,27 @@ def run(options: argparse.Namespace) -> int:
         _write_report()
         return code
     if counts["processes"] > 1:
-        return start_processes([options.recipe, *pairs], counts["processes"])
-    finished = run_here(config)
+        going_on = [f"resume={path_as_argument(resumption.folder)}"] if resumption is not None else []
+        return start_processes([options.recipe, *pairs, *going_on], counts["processes"])
+    finished = run_here(config, resumption)
     return EXIT_DONE if finished.results.status in ("success", "done") else EXIT_TARGET_MISSED
 
 
-def run_here(config: RunConfig) -> "FinishedRun":
-    """Return one run, with its outcome shown and its report written, in this process or those of torchrun."""
-    from maskperf.engine.distributed import init_topology
+def run_here(config: RunConfig, resumption: Resumption | None = None) -> "FinishedRun":
+    """Return one run, with its outcome shown and its report written, in this process or those of torchrun.
+
+    `resumption` is that of the first process.
+    """
+    from maskperf.engine.distributed import init_topology, share_from_first
     from maskperf.run.loop import run_benchmark
     from maskperf.run.summary import show_outcome
 
     topology = init_topology(config.system.device)
     with _reported(topology):
+        resumption = share_from_first(resumption, topology)
+        config = config if resumption is None else resumption.config
         _prepare(config, topology)
-        finished = run_benchmark(config, topology)
+        finished = run_benchmark(config, topology, resumption)
         show_outcome(finished)
     return finished
 
@@ -118,6 +146,32 @@ def _show_layers(config: RunConfig) -> int:
 
     print(describe_layers(complete_config(config, Topology())))
     return EXIT_DONE
+
+
+def read_resume(settings: list[str]) -> tuple[str, list[str]]:
+    """Return what the last `resume=` names, empty text where there is none, and the other settings.
+
+    Errors: ConfigError for `resume=` without a value.
+    """
+    wanted = [setting.partition("=")[2].strip() for setting in settings if key_of(setting) == "resume"]
+    if "" in wanted:
+        raise ConfigError("resume: names no run. Fix: resume=auto, or resume=FOLDER with the folder of a run")
+    return wanted[-1] if wanted else "", [setting for setting in settings if key_of(setting) != "resume"]
+
+
+def _find_resumption(wanted: str, config: RunConfig, processes: int, *, runs: int) -> Resumption | None:
+    """Return the run to go on with, in the first process alone; None for a new one."""
+    if not wanted or int(os.environ.get("RANK", "0")):
+        return None
+    if runs > 1:
+        raise ConfigError(f"resume={wanted}: runs={runs} are a series, and one run can be resumed. Fix: leave runs out")
+    found = find_resumption(wanted, config, processes)
+    if found is None:
+        print(
+            f"resume={wanted}: there is no unfinished run of {config.recipe} to go on with; a new one starts",
+            flush=True,
+        )
+    return found
 
 
 def read_counts(settings: list[str]) -> tuple[list[str], dict[str, int]]:
@@ -236,7 +290,8 @@ def start_processes(arguments: list[str], processes: int) -> int:
     for name in list(logging.root.manager.loggerDict):  # each has a level of its own
         if name.startswith("torch.distributed"):
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    command = ["--standalone", f"--nproc-per-node={processes}", "-m", "maskperf", "run", *arguments]
+    command = ["--standalone", f"--nproc-per-node={processes}", f"--signals-to-handle={FORWARDED_SIGNALS}"]
+    command += ["-m", "maskperf", "run", *arguments]
     try:
         torchrun.run(torchrun.parse_args(command))
     except ChildFailedError as error:
@@ -251,5 +306,5 @@ def start_processes(arguments: list[str], processes: int) -> int:
     except SignalException as stop:
         if stop.sigval == signal.SIGINT:
             raise KeyboardInterrupt from stop
-        raise SystemExit(128 + stop.sigval) from stop
+        raise SystemExit(EXIT_REQUEUE if stop.sigval in REQUEUE_SIGNALS else 128 + stop.sigval) from stop
     return EXIT_DONE

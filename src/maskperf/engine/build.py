@@ -18,9 +18,10 @@ from maskperf.engine.allocator import keep_freed_memory
 from maskperf.engine.capacity import fixed_capacities
 from maskperf.engine.distributed import Topology
 from maskperf.engine.forward import training_losses
+from maskperf.engine.gradients import gradients_of, require_gradients
 from maskperf.engine.graphs import CapturedSteps, capture_steps
 from maskperf.model.backbone_file import load_backbone_weights
-from maskperf.model.mask_rcnn import MaskRcnn
+from maskperf.model.mask_rcnn import MaskRcnn, require_one_definition
 from maskperf.model.weights import load_model_weights
 from maskperf.ops.kernels.selection import uses_kernels
 from maskperf.seeds import derive_seed
@@ -39,6 +40,7 @@ def build_model(config: ModelConfig, seed: int) -> tuple[MaskRcnn, list[str]]:
     if config.initial_weights:
         path, reset = config.initial_weights, config.reset_predictors
         notices += load_model_weights(model, path, reset_predictors=reset)
+    require_one_definition(model)
     return model, notices
 
 
@@ -122,6 +124,7 @@ def warm_up(model: MaskRcnn, batches: Iterable[Batch]) -> None:
     with best_convolutions():
         for batch in batches:
             training_losses(model, batch).total().backward()
+    require_gradients(gradients_of(model)[1])
     model.zero_grad(set_to_none=True)
     model.load_state_dict(state)
 

@@ -1,6 +1,7 @@
 """Processes started by torchrun, and the few collectives a run needs."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -134,6 +135,15 @@ def all_true(value: bool, topology: Topology) -> bool:
     return count.item() == topology.world
 
 
+def largest_of_all(value: int, topology: Topology) -> int:
+    """Return in every process the largest value of all processes; waits for the device."""
+    if topology.world == 1:
+        return value
+    largest = torch.tensor(value, device=topology.device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
+
+
 def gather_to_first(value: T, topology: Topology) -> list[T]:
     """Return the values of all processes, in the order of ranks, in the first one; an empty list in the others."""
     if topology.world == 1:
@@ -145,7 +155,12 @@ def gather_to_first(value: T, topology: Topology) -> list[T]:
 
 def broadcast_model(model: nn.Module, topology: Topology) -> None:
     """Give every process the first one's parameters and buffers."""
+    broadcast_tensors(model.state_dict().values(), topology)
+
+
+def broadcast_tensors(tensors: Iterable[Tensor], topology: Topology) -> None:
+    """Give every process the first one's numbers, in place."""
     if topology.world > 1:
         with torch.no_grad():
-            for value in model.state_dict().values():
+            for value in tensors:
                 dist.broadcast(value, src=0)

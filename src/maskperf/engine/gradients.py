@@ -1,6 +1,6 @@
 """The backward of one micro-batch, and the buffer in which its gradients meet those of other processes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -8,10 +8,11 @@ from functools import partial
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from maskperf.engine.distributed import Topology
 from maskperf.engine.stopwatch import Stopwatch
+from maskperf.errors import ConfigError
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.structures import Losses
 
@@ -41,6 +42,23 @@ def backward(
     if stopwatch is not None:
         stopwatch.mark("backward")
     return BatchResult(losses.stacked().detach(), losses.dropped_masks)
+
+
+def gradients_of(model: nn.Module) -> tuple[list[Tensor], tuple[str, ...]]:
+    """Return all gradients, and the names of trainable parameters that have none; nothing waits for the device."""
+    found = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    without = (name for name, value in model.named_parameters() if value.requires_grad and value.grad is None)
+    return found, tuple(without)
+
+
+def require_gradients(without_gradient: Sequence[str]) -> None:
+    """Raise an error that names the trainable parameters without a gradient, if there are any."""
+    if without_gradient:
+        raise ConfigError(
+            f"trainable parameters that no loss reaches and no step would change: {', '.join(without_gradient)}. "
+            "Fix: use them where the losses are computed (the RPN head in of_patches and the mask head in of_class as "
+            "well as in forward), or set their requires_grad to False"
+        )
 
 
 class Gradients:

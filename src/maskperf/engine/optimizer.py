@@ -25,7 +25,11 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
         {"params": biases, "weight_decay": config.biases[1]},
     ]
     if config.method == "adamw":
-        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.momentum, ADAM_BETA_2), fused=True)
+        adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.momentum, ADAM_BETA_2), fused=True)
+        for parameter in weights + biases:  # as its first step makes them: a checkpoint fills them in place
+            state = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            adamw.state[parameter] = {"step": torch.zeros((), device=parameter.device), **state}
+        return adamw
     optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
     for parameter in weights + biases:  # there from the start, so that a first update that is skipped leaves zeros
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

@@ -11,7 +11,7 @@ from torch.nn.utils import get_total_norm
 from maskperf.config import OptimizerConfig
 from maskperf.engine.distributed import Topology, average_gradients, sum_tensor
 from maskperf.engine.forward import training_losses
-from maskperf.engine.gradients import backward
+from maskperf.engine.gradients import backward, gradients_of
 from maskperf.engine.graphs import CapturedSteps
 from maskperf.engine.optimizer import (
     clip_gradients,
@@ -37,6 +37,7 @@ class StepResult:
     learning_rate: float
     images: int
     stopwatch: Stopwatch
+    without_gradient: tuple[str, ...] = ()  # trainable parameters; known where no gradients are captured
 
 
 def train_step(
@@ -74,7 +75,7 @@ def train_step(
             results.append(captured.run(batch, part=part, parts=parts, all_masks=all_masks, stopwatch=stopwatch))
     mean_terms = torch.stack([result.terms for result in results]).mean(dim=0)
     dropped = torch.stack([result.dropped_masks for result in results]).sum()
-    gradients = _gradients_of(model) if captured is None else [captured.gradients.largest_magnitude()]
+    gradients, without = gradients_of(model) if captured is None else ([captured.gradients.largest_magnitude()], ())
     own = [any_not_finite([mean_terms], topology.device), any_not_finite(gradients, topology.device)]
     not_finite, dropped = _sum_over_processes(own, dropped[None], topology)
     dropped = dropped[0].to(torch.int64)
@@ -96,11 +97,8 @@ def train_step(
         learning_rate=rates[0],
         images=sum(len(batch.image_ids) for batch in micro_batches),
         stopwatch=stopwatch,
+        without_gradient=without,
     )
-
-
-def _gradients_of(model: MaskRcnn) -> list[Tensor]:
-    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 
 def any_not_finite(tensors: Iterable[Tensor], device: torch.device) -> Float[Tensor, ""]:

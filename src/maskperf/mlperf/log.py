@@ -10,6 +10,7 @@ from mlperf_logging.mllog import constants as keys
 from mlperf_logging.mllog.mllog import MLLogger
 
 from maskperf.config import BENCHMARK, RunConfig
+from maskperf.mlperf.read import RESUMED_KEY
 from maskperf.overrides import flatten
 
 LARGEST_CLOCK_DRIFT_SECONDS = 1.0
@@ -82,6 +83,10 @@ class MlperfLog:
         self._write("event", keys.OPT_NAME, "sgd_with_momentum" if config.optimizer.method == "sgd" else "adamw")
         for key, field in HYPERPARAMETERS.items():
             self._write("event", key, values[field])
+
+    def resumed(self, step: int) -> None:
+        """Write that a run was taken up again after this step; `maskperf check` refuses such a log."""
+        self._write("event", RESUMED_KEY, step)
 
     def run_start(self) -> None:
         self._write("end", keys.INIT_STOP)

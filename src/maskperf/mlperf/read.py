@@ -13,6 +13,7 @@ from maskperf.files import printable
 from maskperf.schema import file_error, read_bytes
 
 TOKEN = ":::MLLOG "
+RESUMED_KEY = "maskperf_resumed"  # its value is the last step that was trained before
 LINE_BREAK = re.compile(r"\r\n?|\n")
 SHOWN_CHARACTERS = 60
 MS_PER_MINUTE = 60_000

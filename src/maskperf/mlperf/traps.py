@@ -23,7 +23,7 @@ from maskperf.config import (
 from maskperf.mlperf.attempts import Attempt, Attempts, find_attempts
 from maskperf.mlperf.clock import check_clock
 from maskperf.mlperf.findings import Finding, Verdict, note, refusal
-from maskperf.mlperf.read import TOKEN, BenchmarkLog, whole_number
+from maskperf.mlperf.read import RESUMED_KEY, TOKEN, BenchmarkLog, whole_number
 from maskperf.mlperf.rules import DECAY_IMAGES_PER_TENTH
 
 CHECKER = "maskperf's own checks"
@@ -85,7 +85,16 @@ def meanings(log: BenchmarkLog) -> list[str]:
 
 def several_runs(log: BenchmarkLog, attempts: Attempts) -> Iterator[Finding]:
     """Yield a finding about a file that holds more than one run, or one with an interruption."""
-    if attempts.mixed is not None:
+    resumed = [record for record in log.records if record.key == RESUMED_KEY]
+    if resumed:
+        places = ", ".join(f"line {record.line} after step {record.value}" for record in resumed)
+        yield refusal(
+            f"{places}: the run was taken up again here from a checkpoint",
+            "A run of the benchmark goes from its start to its stop in one piece, so this one is no result of it. "
+            "The weights are as good as those of an unbroken run.",
+            "For a result of the benchmark, run again without an interruption.",
+        )
+    elif attempts.mixed is not None:
         lines = f"lines {attempts.mixed.first_line} and {attempts.mixed.second_line}"
         yield refusal(
             f"{lines}: the lines of two runs are mixed in this file: {attempts.mixed.sign}",

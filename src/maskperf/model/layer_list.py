@@ -116,7 +116,7 @@ def _row(name: str, module: nn.Module, calls: list[tuple[tuple[int, ...], int]])
     return LayerRow(
         name=name,
         kind="Conv2d" if isinstance(module, nn.Conv2d) else type(module).__name__,
-        output_shape=calls[0][0],
+        output_shape=calls[0][0] if calls else (),
         calls=len(calls),
         parameters=sum(parameter.numel() for parameter in parameters),
         multiply_adds=sum(count for _, count in calls),

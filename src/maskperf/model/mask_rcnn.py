@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from maskperf.config import ModelConfig
+from maskperf.errors import ConfigError
 from maskperf.model import heads
 from maskperf.model.compute_weights import ComputeWeights
 from maskperf.model.conventions import conventions_of, edges
@@ -23,6 +24,7 @@ from maskperf.structures import RpnOutput
 from maskperf.techniques import Techniques, active
 
 STRIDES = (4, 8, 16, 32, 64)
+LARGEST_ROUNDING = 1e-3  # of the largest output; sums in another order differ by some 1e-6 of it
 POOLED_LEVELS = 4  # P2 to P5; P6 feeds the RPN only
 
 
@@ -172,6 +174,42 @@ class MaskRcnn(nn.Module):
         if techniques not in self._compute_weights:
             self._compute_weights[techniques] = ComputeWeights(self, self.compute_dtype)
         return self._compute_weights[techniques]
+
+
+@torch.no_grad()
+def require_one_definition(model: MaskRcnn) -> None:
+    """Compare both ways through the heads on random maps: the whole output, and what training computes of it alone.
+
+    Errors: ConfigError where they differ by more than the order of sums, as after a layer was added to one of them.
+    """
+    generator = torch.Generator().manual_seed(0)  # its own: nothing else that is drawn changes
+
+    def maps(*shape: int) -> Tensor:
+        drawn = torch.randn(shape, generator=generator)
+        return drawn.contiguous(memory_format=torch.channels_last)
+
+    channels, classes = model.config.fpn_channels, model.config.num_classes
+    if active().sparse_rpn_backward:
+        features = [maps(1, channels, 3, 4)]
+        whole = model.rpn_output(features)
+        own = model.rpn_output_at(features, torch.arange(whole.logits.shape[1])[None])
+        _require_equal("RpnHead.forward and of_patches", "sparse_rpn_backward", whole.logits, own.logits)
+        _require_equal("RpnHead.forward and of_patches", "sparse_rpn_backward", whole.deltas, own.deltas)
+    if active().class_selected_outputs:
+        pooled, labels = maps(2, channels, heads.MASK_POOL_SIZE, heads.MASK_POOL_SIZE), torch.tensor([1, classes - 1])
+        of_class = model._mask_head(pooled, None)[torch.arange(2), labels]
+        names = "the mask head's forward and MaskPredictor.of_class"
+        _require_equal(names, "class_selected_outputs", of_class, model._mask_head(pooled, labels))
+
+
+def _require_equal(names: str, technique: str, found: Tensor, other: Tensor) -> None:
+    difference, scale = float((found - other).abs().max()), float(found.abs().max())
+    if not difference <= LARGEST_ROUNDING * scale:
+        raise ConfigError(
+            f"{names} give different outputs for the same input (by {difference:.3g} of {scale:.3g}), "
+            f"so a trained model would not be the one that is evaluated. Fix: change both alike, or leave the second "
+            f"one out: speed.without={technique}"
+        )
 
 
 def feature_anchors(model: MaskRcnn, features: list[Tensor]) -> tuple[Tensor, tuple[int, ...]]:

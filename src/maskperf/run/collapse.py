@@ -3,13 +3,13 @@
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import pairwise
 from statistics import median
 from typing import TypeGuard
 
 from maskperf.errors import UserError
-from maskperf.schema import WINDOW_STEPS
+from maskperf.schema import WINDOW_STEPS, GuardState, SeriesState
 
 STRIDE_STEPS = 10  # a live run is checked this often; divides WINDOW_STEPS
 LEVEL_WINDOWS = 5
@@ -82,6 +82,25 @@ class CollapseGuard:
         self._turn = 0
         self._last_step: int | None = None
         self._named = False
+
+    def state(self) -> GuardState:
+        """Return what a guard of another process needs to go on from here."""
+        return GuardState(
+            series=[series.state() for series in self._series],
+            stride_losses=list(self._stride_losses),
+            stride_means=list(self._stride_means),
+            turn=self._turn,
+            last_step=self._last_step,
+            named=self._named,
+        )
+
+    def restore(self, state: GuardState) -> None:
+        """Become the guard that had this state."""
+        for series, stored in zip(self._series, state.series, strict=True):
+            series.restore(stored)
+        self._stride_losses = list(state.stride_losses)
+        self._stride_means.extend(state.stride_means)
+        self._turn, self._last_step, self._named = state.turn, state.last_step, state.named
 
     def add(self, step: int, total_loss: float | None) -> CollapseEvent | None:
         """Return the collapse that this step's loss reveals, or None. After a collapse only non-finite losses speak.
@@ -183,6 +202,18 @@ class _Series:
         self._frozen: list[Window] = []
         self._lowest_median = math.inf
 
+    def state(self) -> SeriesState:
+        lowest = self._lowest_median if math.isfinite(self._lowest_median) else None
+        windows, frozen = ([astuple(window) for window in found] for found in (self._windows, self._frozen))
+        return SeriesState(windows=windows, frozen=frozen, lowest_median=lowest)
+
+    def restore(self, state: SeriesState) -> None:
+        kept = _windows(state.windows)
+        self._windows.extend(kept)
+        self._losses = [window.loss for window in kept if _is_finite(window.loss)]
+        self._frozen = _windows(state.frozen)
+        self._lowest_median = math.inf if state.lowest_median is None else state.lowest_median
+
     def add(self, window: Window) -> CollapseEvent | None:
         if not _is_finite(window.loss):
             return _not_finite(window.first_step, window.last_step)
@@ -252,6 +283,13 @@ class _Series:
     def _line(self, rise: float, noise: float, *, newest: int) -> float:
         """Return the factor that a rise must pass: `rise`, or more where the windows before the newest are noisy."""
         return max(rise, math.exp(noise * _relative_noise(self._losses[: len(self._losses) - newest])))
+
+
+def _windows(stored: Sequence[tuple[int, int, float | None, float | None, bool]]) -> list[Window]:
+    return [
+        Window(first_step=first, last_step=last, loss=loss, ending=ending, frozen=frozen)
+        for first, last, loss, ending, frozen in stored
+    ]
 
 
 def _collapse(sign: str, first: Window, last: Window, text: str) -> CollapseEvent:

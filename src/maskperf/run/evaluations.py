@@ -3,7 +3,8 @@
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -21,7 +22,7 @@ from maskperf.run.data import OpenedData
 from maskperf.run.plateau import find_plateau
 from maskperf.run.recorder import StepRecorder
 from maskperf.run.session import Session, save_best_model
-from maskperf.schema import EpochRow
+from maskperf.schema import EpochRow, TrainedEpoch
 
 ENGINES_DIFFER = "the fast COCO engine and the official one do not agree"
 
@@ -44,6 +45,9 @@ class Training:
     optimizer: torch.optim.Optimizer
     recorder: StepRecorder
     steps_per_epoch: int
+    # What else a checkpoint keeps: tensors that are restored in place, and JSON values, under names of their own.
+    extra_tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    extra_state: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,17 +60,6 @@ class Verdict:
     scored: Scored | None  # first process only
     seconds: float  # of predicting and of scoring
     differences: tuple[str, ...] = ()  # between the fast engine and the official one, after `confirm`
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainedEpoch:
-    """An epoch whose weights are evaluated."""
-
-    epoch: int
-    step: int  # the last one of the epoch
-    mean_loss: float
-    images_per_second: float
-    is_last: bool  # the recipe has no steps or epochs left
 
 
 class Evaluation:
@@ -166,6 +159,11 @@ class Evaluations:
     def is_final(self) -> bool:
         """Whether the run ends with the last verdict, even if it has epochs left."""
         return self.verdict is not None and self.verdict.status == "success"
+
+    @property
+    def pending(self) -> TrainedEpoch | None:
+        """The epoch whose verdict is not known yet."""
+        return None if self._pending is None else self._pending.trained
 
     def start(self, trained: TrainedEpoch) -> None:
         """Predict the validation split and leave the rest to threads. The verdict before must have been taken."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import rmtree
 
 import msgspec
 import numpy as np
@@ -20,6 +21,7 @@ from maskperf.run.data import OpenedData, micro_batches
 from maskperf.run.evaluations import ENGINES_DIFFER, Scored, Training, Verdict, best_row
 from maskperf.run.progress import peak_memory_gib
 from maskperf.run.recorder import StepRecorder
+from maskperf.run.resume import CHECKPOINTS
 from maskperf.run.session import BEST_WEIGHTS_FILE, WEIGHTS_FILE, Session
 from maskperf.schema import RESULTS_FILE, BestEpoch, GuardResults, Results
 from maskperf.structures import Batch, to_device
@@ -60,6 +62,7 @@ def finish(session: Session, training: Training, verdict: Verdict) -> FinishedRu
         save_reference_state(training.model, session.folder / "model.pth")
     for difference in verdict.differences:
         session.say(f"the fast engine and the official one differ: {difference}; the run is not a success")
+    rmtree(session.folder / CHECKPOINTS, ignore_errors=True)  # nothing is left to go on with
     drift = session.log.wall_clock_drift_seconds()
     if abs(drift) > 1:
         session.say(f"the wall clock was moved by {drift:.1f} s during the run; no time given here depends on it")
@@ -89,6 +92,7 @@ def save_results(session: Session, recorder: StepRecorder, *, reason: str, verdi
         epochs_table=tuple(recorder.rows),
         best=BestEpoch(**msgspec.structs.asdict(best), weights=BEST_WEIGHTS_FILE) if best else None,
         notices=tuple(session.notices),
+        resumed_at_steps=session.resumed_at_steps,
         time_account=session.account.phases(),
         peak_memory_gib=peak_memory_gib(),
         guard=GuardResults(steps_checked=recorder.steps_checked, events=tuple(recorder.events)),

@@ -1,7 +1,7 @@
 """One run of the benchmark: set up, start the clock, train and evaluate by epochs, stop at the targets."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -11,73 +11,100 @@ from maskperf.data.images.capacity import batch_capacity
 from maskperf.data.images.sampler import steps_per_epoch
 from maskperf.engine.build import build_model, keep_memory, prepare_steps
 from maskperf.engine.distributed import Topology, average_buffers, broadcast_model
+from maskperf.engine.gradients import require_gradients
 from maskperf.engine.graphs import CapturedSteps
 from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.precision import set_precision
-from maskperf.engine.step import train_step
+from maskperf.engine.step import StepResult, train_step
 from maskperf.engine.under_way import Step, StepsUnderWay
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.ops.kernels.selection import describe
+from maskperf.run.checkpoint import Checkpoints, restore
 from maskperf.run.data import clear_caches, complete_config, micro_batches, open_data
-from maskperf.run.evaluations import Evaluations, TrainedEpoch, Training, confirm
+from maskperf.run.evaluations import Evaluations, Training, confirm
 from maskperf.run.finish import FinishedRun, finish, saves_lost_run
 from maskperf.run.progress import Progress
 from maskperf.run.recorder import StepRecorder
+from maskperf.run.resume import Resumption
 from maskperf.run.session import Session, open_session, save_model
+from maskperf.run.stop_signals import StopSignals
 from maskperf.run.trackers import Trackers
-from maskperf.schema import METRICS_FILE
+from maskperf.schema import METRICS_FILE, TrainedEpoch
 from maskperf.techniques import chosen_techniques, using
 
 
-def run_benchmark(config: RunConfig, topology: Topology) -> FinishedRun:
+def run_benchmark(config: RunConfig, topology: Topology, resumption: Resumption | None = None) -> FinishedRun:
     """Train a recipe until its targets are met at one evaluation, or its steps are used up; return what came of it.
 
     An epoch is scored while the next one trains; where its verdict ends the run, what was trained beyond is dropped.
-    Errors: LostRunError where a number is not finite or the loss collapsed.
+    With `resumption` a run goes on from its checkpoint, `config` being that of the run.
+
+    Errors: LostRunError where a number is not finite or the loss collapsed; KeyboardInterrupt or SystemExit after a
+    signal.
     Source: the sequence and cadence of MLPerf Training rules, `tools/train_mlperf.py` of the reference.
     """
     config = complete_config(config, topology)
-    with using(chosen_techniques(config.speed)), open_session(config, topology) as session:
-        model, optimizer, captured = _initialize(session)
-        session.start_clock()
-        with session.account.measure("opening the data"), session.working("opening the data"):
-            data = open_data(session)
-        session.log.samples(len(data.train.image_ids), len(data.val.image_ids))
-        if captured is not None:
-            captured.make_room(batch_capacity(data.train, session.images_per_rank, config.data))
-        num_steps = steps_per_epoch(len(data.train.image_ids), config.optimizer.batch_size)
-        training = Training(data, model, optimizer, _open_recorder(session, num_steps), num_steps)
-        evaluations = Evaluations(session, training)
-        train = partial(train_step, model, optimizer, config=config.optimizer, topology=topology, captured=captured)
+    with using(chosen_techniques(config.speed)), open_session(config, topology, resumption) as session:
+        training, train, may_drop_masks = _set_up(session)
+        num_steps, max_steps = training.steps_per_epoch, config.optimizer.max_steps
+        evaluations, under_way = Evaluations(session, training), StepsUnderWay(train, may_drop_masks=may_drop_masks)
         note = partial(_note, session, training, evaluations)
-        under_way = StepsUnderWay(train, may_drop_masks=captured is not None and captured.num_mask_slots is not None)
-        update, epoch = 0, 0
-        with saves_lost_run(session, training, evaluations.rescues):
-            while not (evaluations.is_final or _is_used_up(config, update, epoch)):
-                epoch += 1
-                session.log.epoch_start(epoch)
-                training.recorder.start_epoch()
-                waited = time.monotonic()
-                steps = micro_batches(session, data, update, min(num_steps, config.optimizer.max_steps - update))
+        with saves_lost_run(session, training, evaluations.rescues), StopSignals(speaks=topology.is_first) as stop:
+            update, epoch = restore(session, training, evaluations, resumption) if resumption is not None else (0, 0)
+            checkpoints = Checkpoints(session, training, evaluations, stop)
+            # A checkpoint may be of the last step, before the end of its epoch.
+            while not evaluations.is_final and (not _is_used_up(config, update, epoch) or update > epoch * num_steps):
+                session.log.epoch_start(epoch + 1)
+                if update == epoch * num_steps:  # else the epoch was begun before a checkpoint
+                    training.recorder.start_epoch()
+                epoch, first, waited = epoch + 1, update + 1, time.monotonic()
+                steps = micro_batches(session, training.data, update, min(epoch * num_steps, max_steps) - update)
                 for batches in steps:
                     wait_seconds = time.monotonic() - waited
                     update += 1
                     result = train(batches, update=update, all_masks=False)
-                    note(epoch, under_way.add(Step(update, result, wait_seconds), batches))
+                    if update == first:
+                        require_gradients(result.without_gradient)
+                    was_read = note(epoch, under_way.add(Step(update, result, wait_seconds), batches))
+                    asked = 0 if evaluations.is_final else checkpoints.asked(was_read=was_read)
+                    if asked:
+                        note(epoch, under_way.rest())
                     if evaluations.is_final:
                         break
+                    if asked:
+                        checkpoints.take(update, epoch, asked)
                     waited = time.monotonic()
                 steps.close()  # with the threads that make batches ahead, where a verdict came before the last step
                 if not evaluations.is_final:
                     note(epoch, under_way.rest())
                 if not evaluations.is_final:
                     _end_epoch(session, training, evaluations, epoch, update)
+                if not (evaluations.is_final or _is_used_up(config, update, epoch)):
+                    asked = checkpoints.asked(was_read=True)  # a signal may have come during the evaluation
+                    if asked:
+                        checkpoints.take(update, epoch + 1, asked)
         verdict = evaluations.verdict
         assert verdict is not None  # the last epoch is always evaluated
         session.stop_clock(success=verdict.status != "aborted")
         training.recorder.close()
         session.writer.wait()
-        return finish(session, training, confirm(session, data, verdict))
+        return finish(session, training, confirm(session, training.data, verdict))
+
+
+def _set_up(session: Session) -> tuple[Training, Callable[..., StepResult], bool]:
+    """Return what is trained, the step, and whether a step may drop masks; on the way the clock starts."""
+    config, topology = session.config, session.topology
+    model, optimizer, captured = _initialize(session)
+    session.start_clock()
+    with session.account.measure("opening the data"), session.working("opening the data"):
+        data = open_data(session)
+    session.log.samples(len(data.train.image_ids), len(data.val.image_ids))
+    if captured is not None:
+        captured.make_room(batch_capacity(data.train, session.images_per_rank, config.data))
+    num_steps = steps_per_epoch(len(data.train.image_ids), config.optimizer.batch_size)
+    training = Training(data, model, optimizer, _open_recorder(session, num_steps), num_steps)
+    train = partial(train_step, model, optimizer, config=config.optimizer, topology=topology, captured=captured)
+    return training, train, captured is not None and captured.num_mask_slots is not None
 
 
 def _initialize(session: Session) -> tuple[MaskRcnn, torch.optim.Optimizer, CapturedSteps | None]:
@@ -119,12 +146,18 @@ def _open_recorder(session: Session, steps_per_epoch: int) -> StepRecorder:
     return recorder
 
 
-def _note(session: Session, training: Training, evaluations: Evaluations, epoch: int, steps: Iterable[Step]) -> None:
-    """Record steps of an epoch, and take the verdict on the epoch before where it is known."""
+def _note(session: Session, training: Training, evaluations: Evaluations, epoch: int, steps: Iterable[Step]) -> bool:
+    """Record steps of an epoch, and take the verdict on the epoch before where it is known.
+
+    Return whether the device was read.
+    """
+    has_read = False
     for step in steps:
         was_read = training.recorder.add(step, epoch)
+        has_read = has_read or was_read
         if was_read and not evaluations.is_final:
             evaluations.take_known(step.update)
+    return has_read
 
 
 def _end_epoch(session: Session, training: Training, evaluations: Evaluations, epoch: int, update: int) -> None:

@@ -2,9 +2,9 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -24,7 +24,9 @@ from maskperf.schema import (
     GuardEvent,
     GuardLine,
     MetricsLine,
+    RecorderState,
     StepLine,
+    StepSums,
 )
 from maskperf.structures import LOSS_NAMES
 
@@ -42,11 +44,18 @@ class TimeAccount:
 
     def __init__(self) -> None:
         self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._before = 0.0  # seconds of the run until it was taken up again here
         self._start: float | None = None
         self._stop: float | None = None
 
     def start(self) -> None:
         self._start = time.monotonic()
+
+    def restore(self, seconds: float, phase_seconds: Mapping[str, float]) -> None:
+        """Go on from the account of a checkpoint."""
+        self._before = seconds
+        for phase, value in phase_seconds.items():
+            self._seconds[phase] += value
 
     def stop(self) -> None:
         """Stop the clock; a second stop changes nothing."""
@@ -57,7 +66,7 @@ class TimeAccount:
         """Return the time since the start, up to the stop if there was one; 0 before the start."""
         if self._start is None:
             return 0.0
-        return (time.monotonic() if self._stop is None else self._stop) - self._start
+        return self._before + (time.monotonic() if self._stop is None else self._stop) - self._start
 
     def add(self, phase: str, seconds: float) -> None:
         self._seconds[phase] += seconds
@@ -71,9 +80,13 @@ class TimeAccount:
         finally:
             self.add(phase, time.monotonic() - start)
 
+    def named_phases(self) -> dict[str, float]:
+        """Return every phase that took time, in the order of `PHASES`."""
+        return {phase: seconds for phase, seconds in self._seconds.items() if seconds}
+
     def phases(self) -> dict[str, float]:
-        """Return every phase that took time, in the order of `PHASES`; what no phase claims is "other"."""
-        named = {phase: seconds for phase, seconds in self._seconds.items() if seconds}
+        """Return the same, and as "other" what no phase claims."""
+        named = self.named_phases()
         return {**named, "other": max(0.0, self.total_seconds() - sum(named.values()))}
 
 
@@ -84,11 +97,10 @@ class _UnreadStep:
     seconds: float  # since the end of the step before
 
 
-@dataclass
-class _Sums:
+class _Sums(StepSums):
     """Some steps of all processes."""
 
-    losses: list[list[float]] = field(default_factory=list)  # the five terms of each step
+    losses: list[list[float]] = []  # the five terms of each step
     images: int = 0
     seconds: float = 0.0
 
@@ -139,6 +151,28 @@ class StepRecorder:
     def start_epoch(self) -> None:
         self._last_time = time.monotonic()
         self._epoch = _Sums()
+
+    def state(self) -> RecorderState:
+        """Return what was counted so far, after all steps were read. The next step does not include what follows."""
+        self._flush()
+        self._last_time = time.monotonic()
+        return RecorderState(
+            rows=tuple(self.rows),
+            events=tuple(self.events),
+            steps_checked=self.steps_checked,
+            epoch=self._epoch,
+            window=self._window,
+            guard=self._guard.state(),
+            metrics_bytes=self._stream.tell() if self._stream is not None else 0,
+        )
+
+    def restore(self, state: RecorderState) -> None:
+        """Go on from a checkpoint, in the middle of an epoch perhaps."""
+        self.rows, self.events = list(state.rows), list(state.events)
+        self.steps_checked = state.steps_checked
+        self._epoch, self._window = (_Sums(**msgspec.structs.asdict(sums)) for sums in (state.epoch, state.window))
+        self._guard.restore(state.guard)
+        self._last_time = time.monotonic()
 
     def add(self, step: Step, epoch: int) -> bool:
         """Take a step; its time is counted from the end of the step before, the wait for data included.

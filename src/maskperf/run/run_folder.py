@@ -1,5 +1,6 @@
 """The folder that holds everything a run leaves behind."""
 
+import fcntl
 import os
 import shutil
 import time
@@ -51,6 +52,35 @@ def discard_run_folder(folder: Path) -> None:
             parent.rmdir()
     _made_folders.clear()
     forget_run_folder()
+
+
+def continue_run_folder(folder: Path) -> Path:
+    """Return a folder that a run left unfinished, which becomes that of `current_run_folder`.
+
+    Errors: StorageError where it cannot be written.
+    """
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+        raise StorageError(f"{folder}: no permission to write there. Fix: ask its owner")
+    _current_folders.append(folder.absolute())
+    return folder
+
+
+def lock_run_folder(folder: Path) -> int | None:
+    """Return a descriptor that keeps others from going on with this run until it is closed; None where none can.
+
+    Errors: StorageError where another process is at this run.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        fix = "wait for its end, end it, or name another run: resume=FOLDER"
+        raise StorageError(f"{folder}: another process is at this run. Fix: {fix}") from error
+    except OSError:  # a file system without locks
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def require_run_folder(run_dir: str) -> None:

@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from shutil import copyfile
 from textwrap import wrap
 
 import torch
@@ -19,7 +18,7 @@ from maskperf.engine.build import padded_size_hw
 from maskperf.engine.distributed import Topology, wait_for_all
 from maskperf.engine.forward import mask_slots
 from maskperf.errors import UserError
-from maskperf.files import pretty_json, replace_file, write_text
+from maskperf.files import link_or_copy, pretty_json, replace_file, write_text
 from maskperf.machine.threads import threads_of_process
 from maskperf.mlperf.log import MlperfLog
 from maskperf.model.layer_list import format_layers, list_layers
@@ -30,12 +29,14 @@ from maskperf.recipes import RECIPES
 from maskperf.run.environment import describe_environment
 from maskperf.run.progress import working
 from maskperf.run.recorder import TimeAccount
-from maskperf.run.run_folder import create_run_folder, discard_run_folder
+from maskperf.run.resume import Resumption
+from maskperf.run.run_folder import continue_run_folder, create_run_folder, discard_run_folder, lock_run_folder
 from maskperf.schema import CONFIG_FILE, ENVIRONMENT_FILE, LAYERS_FILE, LOG_FILE, METRICS_FILE
 
 WEIGHTS_FILE = "model.safetensors"  # of the last epoch
 CHANGES_COLUMNS, MOST_CHANGE_LINES = 78, 8
 BEST_WEIGHTS_FILE = "model_best.safetensors"  # of the best evaluation
+LONGEST_LINE = 2**20  # bytes of a line of metrics or log
 
 
 class BackgroundWriter:
@@ -45,7 +46,7 @@ class BackgroundWriter:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="maskperf-writer")  # which starts with its first task
         self._pending: deque[Future] = deque()
 
-    def submit(self, write: Callable[[], object]) -> None:
+    def submit(self, write: Callable[[], object]) -> Future:
         """Have `write` called after all that was submitted before.
 
         Errors: that of an earlier one which has failed by now.
@@ -53,6 +54,7 @@ class BackgroundWriter:
         while self._pending and self._pending[0].done():
             self._pending.popleft().result()
         self._pending.append(self._thread.submit(write))
+        return self._pending[-1]
 
     def wait(self) -> None:
         """Return when everything is written.
@@ -79,6 +81,7 @@ class Session:
     account: TimeAccount = field(default_factory=TimeAccount)
     writer: BackgroundWriter = field(default_factory=BackgroundWriter)
     notices: list[str] = field(default_factory=list)  # about data and settings, for results and report
+    resumed_at_steps: tuple[int, ...] = ()
 
     @property
     def images_per_rank(self) -> int:
@@ -92,7 +95,9 @@ class Session:
         if error is not None:
             self.log.abort()
         self.resources.close()
-        if self.folder is not None and isinstance(error, UserError) and not _has_content(self.folder / METRICS_FILE):
+        if self.folder is None or self.resumed_at_steps:
+            return
+        if isinstance(error, UserError) and not _has_content(self.folder / METRICS_FILE):
             discard_run_folder(self.folder)  # a start that failed leaves nothing behind
 
     def start_clock(self) -> None:
@@ -123,24 +128,41 @@ class Session:
             write_text(self.folder / name, text)
 
 
-def open_session(config: RunConfig, topology: Topology) -> Session:
-    """Return the session of a run, with the first files in its folder.
+def open_session(config: RunConfig, topology: Topology, resumption: Resumption | None = None) -> Session:
+    """Return the session of a run, with the first files in its folder, or that of one that goes on.
 
-    Errors: StorageError for a folder that exists.
+    Errors: StorageError for a folder that exists, or where another process is at the run.
     """
     threads = threads_of_process(config.system.threads)
     torch.set_num_threads(threads.count)
-    folder = create_run_folder(config.run_dir, config.recipe) if topology.is_first else None
+    resources, resumed_at = ExitStack(), tuple[int, ...]()
+    folder: Path | None = None
+    if topology.is_first:
+        if resumption is None:
+            folder = create_run_folder(config.run_dir, config.recipe)
+        else:
+            folder = continue_run_folder(resumption.folder)
+        lock = lock_run_folder(folder)
+        if lock is not None:
+            resources.callback(os.close, lock)
+    if resumption is not None:
+        resumed_at = (*(resumption.state.resumed_at_steps if resumption.state else ()), resumption.step)
+        if folder is not None:
+            _cut(folder / METRICS_FILE, resumption.state.recorder.metrics_bytes if resumption.state else 0)
+            _cut(folder / LOG_FILE)  # which goes on behind all that was logged, for all to see
     log = MlperfLog(folder / LOG_FILE if folder else None)
-    resources = ExitStack()
     resources.callback(log.close)
-    session = Session(config=config, topology=topology, folder=folder, log=log, resources=resources)
+    session = Session(
+        config=config, topology=topology, folder=folder, log=log, resources=resources, resumed_at_steps=resumed_at
+    )
     resources.callback(session.writer.close)
-    layers = describe_layers(config)
-    session.say("\n".join([*changes_of(config), *layers.splitlines()[-2:], threads.line()]))
+    if resumption is None:
+        layers = describe_layers(config)
+        session.say("\n".join([*changes_of(config), *layers.splitlines()[-2:]]))
+        session.write(LAYERS_FILE, layers + "\n")
+        session.write(CONFIG_FILE, to_json_text(config))
+    session.say(threads.line())
     session.say(f"run folder: {folder}; seed {config.seed}; {topology.world} process(es)")
-    session.write(LAYERS_FILE, layers + "\n")
-    session.write(CONFIG_FILE, to_json_text(config))
     session.write(ENVIRONMENT_FILE, pretty_json(describe_environment(topology.world)))
     return session
 
@@ -162,6 +184,18 @@ def changes_of(config: RunConfig) -> list[str]:
     shown = [*lines[:MOST_CHANGE_LINES], *more]
     heading = f"configuration: the recipe {config.recipe} but for (all of it in {CONFIG_FILE}):"
     return [heading, *(f"  {line}" for line in shown)]
+
+
+def _cut(path: Path, most_bytes: int | None = None) -> None:
+    """Shorten a file of lines to the whole ones within its first bytes, all of them by default."""
+    if not path.exists():
+        return
+    with open(path, "rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        size = size if most_bytes is None else min(size, most_bytes)
+        start = max(0, size - LONGEST_LINE)
+        file.seek(start)
+        file.truncate(start + file.read(size - start).rfind(b"\n") + 1)
 
 
 def describe_layers(config: RunConfig) -> str:
@@ -196,12 +230,4 @@ def save_best_model(session: Session) -> None:
     """Save the weights that were saved last as those of the best evaluation, too."""
     if session.folder is not None:
         last, best = session.folder / WEIGHTS_FILE, session.folder / BEST_WEIGHTS_FILE
-        session.writer.submit(partial(replace_file, best, partial(_link_or_copy, last)))
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    # A link costs no time on the clock, and the next save gives `source` a new file.
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without links
-        copyfile(source, target)
+        session.writer.submit(partial(replace_file, best, partial(link_or_copy, last)))

@@ -1,0 +1,163 @@
+"""What a run goes on from: the unfinished run that was asked for, its newest whole checkpoint, or a refusal."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from maskperf.config import RunConfig
+from maskperf.errors import ConfigError, DataError, Problem, UserError
+from maskperf.files import sha256_of_file
+from maskperf.overrides import expand_home, flatten, format_value, from_json_text, with_overrides
+from maskperf.schema import CONFIG_FILE, RESULTS_FILE, CheckpointState, Manifest, read_bytes, read_json
+
+AUTO = "auto"
+CHECKPOINTS = "checkpoint"  # the folder of both generations inside a run folder
+MANIFEST_FILE, STATE_FILE, TENSORS_FILE = "manifest.json", "state.json", "tensors.safetensors"
+# Keys that change no number of a run; those of its log and its folder stay as they were.
+FREE = (
+    *("system.log_every_steps", "system.threads", "data.loader_threads", "checkpoint.minutes"),
+    *("log.tensorboard", "log.trackers"),
+)
+KEPT = ("run_dir",)
+FOLLOW_STORED = {"seed": -1, "model.num_classes": 0}  # values that stand for one that the run then found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumption:
+    """A run to go on with. Without `state` it was ended before its first checkpoint and begins again."""
+
+    folder: Path
+    config: RunConfig  # as the run had it
+    checkpoint: Path | None = None
+    state: CheckpointState | None = None
+    notices: tuple[str, ...] = ()
+
+    @property
+    def step(self) -> int:
+        """The last step that is not trained again."""
+        return self.state.step if self.state is not None else 0
+
+
+def find_resumption(wanted: str, config: RunConfig, processes: int) -> Resumption | None:
+    """Return the run to go on with: that of the folder `wanted`, or for "auto" that of run_dir or the newest one.
+
+    None where "auto" finds none: then a new run starts. The newest one is that of the same recipe in runs/ with the
+    newest checkpoint and without results.
+
+    Errors: ConfigError for a folder without an unfinished run, another configuration or another number of processes;
+    DataError where checkpoints are there and none is whole.
+    """
+    if wanted != AUTO:
+        folder = Path(expand_home(wanted))
+        if not (folder / CONFIG_FILE).is_file():
+            raise ConfigError(f"resume={wanted}: holds no {CONFIG_FILE}, so it is no run. Fix: name a run folder")
+    elif config.run_dir:
+        folder = Path(config.run_dir)
+        if not (folder / CONFIG_FILE).is_file():
+            return None
+    else:
+        found = list(_unfinished(config.recipe))
+        if not found:
+            return None
+        folder = max(found, key=lambda run: (run / CHECKPOINTS).stat().st_mtime_ns)
+    if (folder / RESULTS_FILE).exists():
+        fix = "start a new run; its weights can be model.initial_weights of it"
+        raise ConfigError(f"resume={wanted}: the run in {folder} has come to its end ({RESULTS_FILE}). Fix: {fix}")
+    stored = _same_config(folder, config)
+    resumption = newest_checkpoint(Resumption(folder=folder, config=stored))
+    if resumption.state is not None and resumption.state.processes != processes:
+        count = resumption.state.processes
+        raise ConfigError(
+            f"resume={wanted}: the checkpoint {resumption.checkpoint} is of {count} processes, and these are "
+            f"{processes}. Fix: processes={count}"
+        )
+    return resumption
+
+
+def newest_checkpoint(run: Resumption) -> Resumption:
+    """Return the run with its newest checkpoint that is whole, and a notice about each newer one that is damaged.
+
+    Errors: DataError where there are checkpoints and none is whole.
+    """
+    notices, problems = list[str](), list[Problem]()
+    for folder in sorted((run.folder / CHECKPOINTS).glob("step_*"), reverse=True):
+        try:
+            state = read_state(folder)
+        except DataError as error:
+            problems += error.problems
+            problem = error.problems[0]
+            notices.append(f"damaged checkpoint, passed over: {problem.file}: {problem.message}")
+            continue
+        return replace(run, checkpoint=folder, state=state, notices=tuple(notices))
+    if problems:
+        raise DataError(problems)
+    return run
+
+
+def read_state(folder: Path) -> CheckpointState:
+    """Return the state of a checkpoint, after every file was compared with the manifest.
+
+    Errors: DataError for the first file that is missing or damaged.
+    """
+    manifest = read_json(folder / MANIFEST_FILE, Manifest)
+    if manifest is None:
+        raise _damaged(folder / MANIFEST_FILE, "is missing, so the checkpoint is not complete")
+    for name, digest in manifest.sha256.items():
+        path = folder / name
+        try:
+            found = sha256_of_file(path)
+        except OSError as error:
+            raise _damaged(path, f"cannot be read ({error.strerror or error})") from error
+        if found != digest:
+            raise _damaged(path, f"SHA-256 is {found[:12]}..., and the manifest has {digest[:12]}...")
+    state = read_json(folder / STATE_FILE, CheckpointState)
+    if state is None or TENSORS_FILE not in manifest.sha256:
+        raise _damaged(folder / MANIFEST_FILE, f"names no {STATE_FILE} or no {TENSORS_FILE}")
+    return state
+
+
+def _unfinished(recipe: str) -> Iterator[Path]:
+    """Yield the runs of a recipe in runs/ that have a checkpoint and no results."""
+    for config in Path("runs").glob(f"*/{CONFIG_FILE}"):
+        folder = config.parent
+        if (folder / RESULTS_FILE).exists() or not any((folder / CHECKPOINTS).glob("step_*")):
+            continue
+        try:
+            if msgspec.json.decode(config.read_bytes())["recipe"] == recipe:
+                yield folder
+        except (OSError, msgspec.DecodeError, KeyError, TypeError):
+            continue  # whatever this is, it is none of the recipe
+
+
+def _same_config(folder: Path, config: RunConfig) -> RunConfig:
+    """Return the stored configuration with the free keys of this one.
+
+    Errors: ConfigError that names every key in which they differ otherwise.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        stored = from_json_text((read_bytes(path) or b"").decode())
+    except (UserError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be used: {error}. Fix: put it back as the run wrote it") from error
+    before, now = flatten(stored), flatten(config)
+    differing = [
+        key
+        for key, value in now.items()
+        if value != before[key] and key not in (*FREE, *KEPT) and value != FOLLOW_STORED.get(key)
+    ]
+    if differing:
+        lines = [f"  {key}={format_value(now[key])}, and the run has {format_value(before[key])}" for key in differing]
+        fix = " ".join(f"{key}={format_value(before[key])}" for key in differing)
+        raise ConfigError(
+            "\n".join([f"resume: the configuration is not that of the run in {folder}:", *lines, f"Fix: {fix}"])
+        )
+    return with_overrides(stored, [f"{key}={format_value(now[key])}" for key in FREE])
+
+
+def _damaged(path: Path, message: str) -> DataError:
+    fix = f"Remove {path.parent}, then resume from what is left, or copy the run folder again from its backup."
+    where = os.path.join(CHECKPOINTS, path.parent.name)
+    return DataError([Problem(file=str(path), where=where, field="content", value="-", message=message, fix=fix)])

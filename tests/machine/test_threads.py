@@ -2,6 +2,7 @@ import pytest
 
 from maskperf.machine import threads
 from maskperf.machine.facts import CgroupFacts
+from maskperf.machine.processor import busy_cores
 from maskperf.machine.threads import choose_threads, threads_of_process
 
 
@@ -32,6 +33,52 @@ def test_threads_are_cores_within_the_quota_shared_by_the_processes(wanted, core
 def test_a_process_follows_the_quota_of_its_control_group(quota, processes, expected, monkeypatch):
     monkeypatch.setattr(threads, "describe_limits", lambda: CgroupFacts(cpu_cores=quota))
     monkeypatch.setattr(threads, "usable_physical_cores", lambda: 16)
+    monkeypatch.setattr(threads, "busy_cores", lambda before, after: 0.0)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     assert threads_of_process(0).count == expected
     assert threads_of_process(5).count == 5
+
+
+@pytest.mark.parametrize(
+    ("cores", "busy", "processes", "count"),
+    [
+        (2, 0.0, 1, 2),
+        (2, 0.4, 1, 2),
+        (2, 0.6, 1, 1),
+        (2, 1.0, 1, 1),
+        (2, 2.0, 1, 1),
+        (16, 3.0, 1, 13),
+        (16, 16.0, 1, 1),
+        (16, 4.0, 4, 3),
+    ],
+)
+def test_cores_that_other_programs_keep_busy_are_left_to_them(cores, busy, processes, count):
+    assert choose_threads(0, cores=cores, cpu_limit=None, processes=processes, busy=busy).count == count
+
+
+def test_a_busy_neighbour_is_said_and_a_wanted_number_counts_more():
+    choice = choose_threads(0, cores=2, cpu_limit=None, processes=1, busy=1.04)
+    assert choice.line() == "1 thread: 2 physical cores, 1.0 of them busy with other programs"
+    assert choose_threads(2, cores=2, cpu_limit=None, processes=1, busy=2.0).count == 2
+
+
+def test_other_programs_are_watched_by_a_single_process_that_may_choose(monkeypatch):
+    looks = iter(["cpu0 0 0 0 0 0 0 0 0", "cpu0 25 0 0 0 0 0 0 0"] * 2)
+    monkeypatch.setattr(threads, "read_text", lambda path: next(looks))
+    monkeypatch.setattr(threads, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(threads, "describe_limits", lambda: CgroupFacts(cpu_cores=None))
+    monkeypatch.setattr(threads, "usable_physical_cores", lambda: 2)
+    monkeypatch.setattr("maskperf.machine.processor._usable_cpus", lambda: [0])
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert threads_of_process(0).count == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert "busy" not in threads_of_process(0).reason and threads_of_process(2).count == 2
+    assert len(list(looks)) == 2  # neither of these has looked
+
+
+def test_busy_cores_are_those_of_this_process_without_idle_time_and_waits_for_disks(monkeypatch):
+    monkeypatch.setattr("maskperf.machine.processor._usable_cpus", lambda: [0, 2, 7])
+    before = "cpu  1 2 3\ncpu0 100 0 0 100 0 0 0 0 5 5\ncpu1 0 0 0 0 0 0 0 0 0 0\ncpu2 0 0 0 0 0 0 0 0 0 0\nintr 1"
+    after = "cpu  1 2 3\ncpu0 110 5 5 120 10 0 0 0 9 9\ncpu1 50 0 0 0 0 0 0 0 0 0\ncpu2 40 0 5 0 0 3 0 2 0 0\nintr 2"
+    assert busy_cores(before, after) == pytest.approx(20 / 50 + 1.0)
+    assert busy_cores("", after) == busy_cores(before, before) == 0.0

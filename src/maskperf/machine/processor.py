@@ -9,6 +9,7 @@ from pathlib import Path
 from maskperf.machine.facts import CacheFacts, CgroupFacts, CpuFacts
 from maskperf.machine.sources import first_number, read_number, read_text, run_program, whole_number
 
+STAT_FILE = Path("/proc/stat")
 CPU_FOLDER = Path("/sys/devices/system/cpu")
 CGROUP_FOLDER = Path("/sys/fs/cgroup")
 NO_LIMIT_BYTES = 2**60  # version 1 writes a number near 2**63 where there is no limit
@@ -54,6 +55,24 @@ def cpu_facts(lscpu: dict[str, str], cpuinfo: str, frequency: Path) -> CpuFacts:
         numa_nodes=whole_number(lscpu.get("NUMA node(s)")),
         hypervisor=lscpu.get("Hypervisor vendor") or ("unnamed" if "hypervisor" in flags else None),
     )
+
+
+def busy_cores(before: str, after: str) -> float:
+    """Return how many of the processors that this process may use were busy between two readings of /proc/stat."""
+    shares = []
+    first, second = _processor_times(before), _processor_times(after)
+    for cpu in _usable_cpus():
+        if cpu in first and cpu in second:
+            passed = [new - old for old, new in zip(first[cpu], second[cpu], strict=True)]
+            idle = passed[3] + passed[4]  # idle, and waiting for a disk
+            shares.append(1 - idle / sum(passed) if sum(passed) > 0 else 0.0)
+    return sum(shares, 0.0)
+
+
+def _processor_times(stat: str) -> dict[int, list[int]]:
+    """Return for each processor its first eight times, which add up to the whole."""
+    lines = re.findall(r"^cpu([0-9]+) (.*)$", stat, re.MULTILINE)
+    return {int(number): [int(text) for text in times.split()[:8]] for number, times in lines}
 
 
 def parse_lscpu(text: str) -> dict[str, str]:

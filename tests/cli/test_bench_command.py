@@ -1,6 +1,8 @@
 import importlib.util
 import json
 import re
+import signal
+import subprocess
 import sys
 from dataclasses import asdict
 
@@ -12,7 +14,7 @@ from maskperf.bench.measure import spread_of
 from maskperf.bench.names import SUMMARIES
 from maskperf.bench.plan import GpuPlan
 from maskperf.bench.view import spread_text
-from maskperf.cli.bench import default_cache
+from maskperf.cli.bench import busy_neighbours, default_cache
 from maskperf.errors import EXIT_DONE, EXIT_STORAGE, EXIT_USAGE
 
 TINY = ["--size", "64x96", "--images", "1", "--threads", "1", "--repeats", "2", "--set", "system.device=cpu"]
@@ -78,3 +80,13 @@ def test_what_was_measured_on_a_gpu_is_shown_and_written(tmp_path, monkeypatch, 
     assert plans == [GpuPlan(repeats=3)]
     written = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
     assert written == {"command": ["maskperf", *arguments], **found}
+
+
+def test_busy_neighbours_keep_a_core_each_and_end_with_the_block(monkeypatch):
+    started = []
+    popen = subprocess.Popen
+    monkeypatch.setattr("subprocess.Popen", lambda command: started.append(popen(command)) or started[-1])
+    with pytest.raises(KeyboardInterrupt), busy_neighbours(2):
+        assert [program.poll() for program in started] == [None] * 2
+        raise KeyboardInterrupt
+    assert [program.returncode for program in started] == [-signal.SIGKILL] * 2

@@ -3,8 +3,11 @@
 import argparse
 import os
 import re
+import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +40,8 @@ examples, to copy and paste:
   maskperf bench demo --repeats 7
   # kernels, convolutions, steps and their switches on a GPU
   maskperf bench gpu --json gpu.json
+  # threads beside a busy program: the same with --threads 1, and with neither
+  maskperf bench demo --threads 2 --busy 1
   # process start to the first training step of a recipe
   maskperf bench startup --recipe coco --set system.device=cpu
 
@@ -61,6 +66,7 @@ def make_parser() -> CommandParser:
     parser.add_path("--peer-python", "PYTHON", f"the Python that has the peer's packages (or {PEER_VARIABLE})")
     add("--switches", action="store_true", help="a training step with one switch of `speed` after another")
     add("--repeats", metavar="N", type=count, help="measurements of each side (default: 5; gpu: 10)")
+    add("--busy", metavar="N", type=count, default=0, help="with N programs beside it that keep a core busy each")
     add("--threads", metavar="N", type=count, help="threads of each process (default: as system.threads=0)")
     add("--clock", choices=("wall", "cpu"), default="wall", help="what counts: wall (default), or processor time")
     add("--size", metavar="HxW", type=_size, default=(800, 1344), help="padded images (default: 800x1344)")
@@ -83,13 +89,25 @@ def bench(options: argparse.Namespace) -> int:
     """Measure and show everything that is named; what cannot be measured is an error."""
     if options.json:
         require_new_file(options.json, overwrite=options.overwrite)
-    with tempfile.TemporaryDirectory(prefix="maskperf-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="maskperf-bench-") as folder, busy_neighbours(options.busy):
         measure = _bench_gpu if GPU in options.names else _bench
         found = measure(options, Path(folder))
     if options.json:
         write_text(options.json, pretty_json({"command": options.command, **found}))
         print(f"written: {options.json}")
     return EXIT_DONE
+
+
+@contextmanager
+def busy_neighbours(count: int) -> Iterator[None]:
+    """Let `count` programs keep a core busy each while the block goes on."""
+    programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
 
 
 def _size(text: str) -> tuple[int, int]:

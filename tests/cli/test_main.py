@@ -221,20 +221,3 @@ def test_a_file_name_that_the_locale_cannot_express_names_the_fix(failing, monke
     assert shown.code == errors.EXIT_USAGE
     assert "\u7bb1.jpg" in shown.err and "PYTHONUTF8=1" in shown.err
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("has_gpu", "given", "expected"), [(False, None, "PASSIVE"), (False, "ACTIVE", "ACTIVE"), (True, None, None)]
-)
-def test_threads_sleep_while_they_wait_unless_there_is_a_gpu_or_the_user_says_otherwise(
-    has_gpu, given, expected, monkeypatch, maskperf
-):
-    monkeypatch.setattr(main_module, "GPU_FILE", Path("/proc/self/stat" if has_gpu else "/nowhere"))
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    if given:
-        monkeypatch.setenv("OMP_WAIT_POLICY", given)
-    else:
-        monkeypatch.setenv("OMP_WAIT_POLICY", "")  # so that what the command sets is taken back
-        monkeypatch.delenv("OMP_WAIT_POLICY")
-    assert maskperf("--version").code == 0
-    assert os.environ.get("OMP_WAIT_POLICY") == expected

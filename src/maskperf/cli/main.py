@@ -66,7 +66,6 @@ EXIT_CODES = (
     (errors.EXIT_REQUEUE, "stopped by SIGTERM or SIGUSR1 after a checkpoint; resume=auto goes on"),
     (errors.EXIT_INTERRUPTED, "stopped with Ctrl-C; a run that had begun to train has a checkpoint"),
 )
-GPU_FILE = Path("/dev/nvidiactl")  # of NVIDIA's driver
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 LOCALE_FIX = "Fix: set PYTHONUTF8=1, or a UTF-8 locale such as LC_ALL=C.UTF-8"
 
@@ -75,7 +74,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command, by default that of the process, and return its exit code (see maskperf.errors)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     _escape_unencodable_characters()
-    _let_waiting_threads_sleep()
     forget_run_folder()
     try:
         code = execute(arguments)
@@ -152,15 +150,6 @@ def _version() -> str:
         return importlib.metadata.version("maskperf")
     except importlib.metadata.PackageNotFoundError:
         return "of a source tree that is not installed"
-
-
-def _let_waiting_threads_sleep() -> None:
-    """Let OpenMP's threads sleep while they wait for each other: those that spin take a neighbour's turn.
-
-    It is read when torch is loaded. Where there is a GPU, threads of the CPU have little to wait for.
-    """
-    if not GPU_FILE.exists():
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _escape_unencodable_characters() -> None:

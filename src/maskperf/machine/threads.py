@@ -40,7 +40,7 @@ def choose_threads(
 
     cores: physical ones. cpu_limit: CPU quota of the control group in cores, None for no limit; threads beyond it
     would be throttled, all of them at once. busy: cores that other programs keep busy; a thread that shares its core
-    with one of them makes all others wait for it.
+    with one of them makes all others wait for it. Measured in docs/performance.md.
     """
     if wanted:
         return ThreadChoice(count=wanted, reason=f"system.threads={wanted}")

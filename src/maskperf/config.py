@@ -184,7 +184,7 @@ class SystemConfig:
     """The machine a run uses."""
 
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto, cpu or cuda")
-    threads: CountOrZero = option(0, "0: one per physical core that the CPU quota allows")
+    threads: CountOrZero = option(0, "0: one per free physical core that the CPU quota allows")
     log_every_steps: Count = option(10, "steps between two plain lines of progress")
     on_collapse: Literal["stop", "warn"] = option("stop", "or warn: go on after the loss collapsed but is finite")
 

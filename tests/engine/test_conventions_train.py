@@ -7,9 +7,9 @@ import torch
 from golden_reference import flat_polygons
 
 from maskperf.config import ModelConfig
+from maskperf.engine.build import build_model
 from maskperf.engine.forward import training_losses
 from maskperf.model.conventions import CONVENTIONS
-from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.structures import Batch, Images, Targets
 from maskperf.techniques import plain, using
 
@@ -42,8 +42,7 @@ def one_image():
 
 @pytest.mark.parametrize("name", [name for name in CONVENTIONS if name != "reference"])
 def test_every_trained_parameter_has_a_gradient_and_techniques_change_nothing(name):
-    torch.manual_seed(0)
-    model = MaskRcnn(replace(SMALL, conventions=name))
+    model, _ = build_model(replace(SMALL, conventions=name), seed=0)
     losses = training_losses(model, one_image())
     losses.total().backward()
     trained = {key: value for key, value in model.named_parameters() if value.requires_grad}

@@ -51,7 +51,7 @@ def training_losses(model: MaskRcnn, batch: Batch, num_mask_slots: int | None = 
             negative_iou=config.rpn_iou_thresholds[0],
             num_samples=config.rpn_samples_per_image,
             positive_fraction=config.rpn_positive_fraction,
-            outputs_at=partial(model.rpn_output_at, features) if _samples_rpn_cells(model) else None,
+            outputs_at=partial(model.rpn_output_at, features) if model.samples_rpn_cells() else None,
         )
         candidates = append_truth(proposals, targets)
         rois = sample_rois(
@@ -99,16 +99,11 @@ def _weighted(losses: tuple[Tensor, ...], weights: tuple[float, ...], dropped_ma
 def _propose(model: MaskRcnn, features: list[Tensor], batch: Batch) -> tuple[RpnOutput, Tensor, Proposals]:
     """Return the outputs of the RPN, their anchors, and the proposals chosen from them."""
     anchors, level_counts = feature_anchors(model, features)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not _samples_rpn_cells(model)):
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not model.samples_rpn_cells()):
         rpn = model.rpn_output(features)
     sizes_hw = batch.images.sizes_hw
     proposals = select_proposals(rpn, anchors, level_counts, sizes_hw, config=model.config, training=True)
     return rpn, anchors, proposals
-
-
-def _samples_rpn_cells(model: MaskRcnn) -> bool:
-    """Return whether the sampled anchors are computed once more, from the cells that one 3x3 convolution reads."""
-    return active().sparse_rpn_backward and model.conventions.rpn_convs == 1
 
 
 def _most(is_used: Bool[Tensor, "images slots"]) -> int:

@@ -73,6 +73,10 @@ class MaskRcnn(nn.Module):
             deltas=torch.cat([deltas for _, deltas in levels], dim=1),
         )
 
+    def samples_rpn_cells(self) -> bool:
+        """Return whether sampled anchors are computed once more, from the cells that one 3x3 convolution reads."""
+        return active().sparse_rpn_backward and self.conventions.rpn_convs == 1
+
     def rpn_output_at(self, features: list[Tensor], index: Int[Tensor, "images samples"]) -> RpnOutput:
         """Return logits and deltas of these anchors alone, from the 3x3 cells around each.
 
@@ -189,7 +193,7 @@ def require_one_definition(model: MaskRcnn) -> None:
         return drawn.contiguous(memory_format=torch.channels_last)
 
     channels, classes = model.config.fpn_channels, model.config.num_classes
-    if active().sparse_rpn_backward:
+    if model.samples_rpn_cells():
         features = [maps(1, channels, 3, 4)]
         whole = model.rpn_output(features)
         own = model.rpn_output_at(features, torch.arange(whole.logits.shape[1])[None])

@@ -150,6 +150,7 @@ class OptimizerConfig:
     weight_decay: NonNegative = option(1e-4, "of weights")
     biases: tuple[NonNegative, NonNegative] = option((2.0, 0.0), "of biases: factor of the learning rate, weight decay")
     clip_norm: NonNegative = option(0.0, "a larger norm of all gradients is scaled down to it; 0: never")
+    average_decay: Annotated[float, Meta(ge=0, lt=1)] = option(0.0, "evaluate moving averages of weights; 0: none")
     schedule: Literal["steps", "cosine"] = option("steps", "by decay_steps, or cosine: to 0 at the last step")
     warmup_method: Literal["linear", "mlperf_linear", "constant"] = option("linear", "mlperf_linear or constant")
     warmup_steps: CountOrZero = option(500, "steps until the full learning rate")
@@ -169,6 +170,7 @@ class EvaluationConfig:
     engine: Literal["fast", "official"] = option("fast", "fast: hotcoco, confirmed by pycocotools at the end")
     every_epochs: Count = option(1, "the last epoch is always evaluated")
     batch_size: CountOrZero = option(0, "images per forward pass; 0: 16 on a GPU, 1 on a CPU")
+    patience: CountOrZero = option(0, "stop after so many evaluations without a better one; 0: never")
 
 
 @dataclass(frozen=True, kw_only=True)

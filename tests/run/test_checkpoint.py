@@ -94,6 +94,17 @@ def end_after(patch, step, asked=checkpoint.PERIODIC):
     patch.setattr(Checkpoints, "asked", lambda self, *, was_read: asked if last == [step] else 0)
 
 
+def test_averages_of_weights_and_adamw_go_on_bitwise(tmp_path, monkeypatch):
+    more = (*THREE_EPOCHS, "optimizer.average_decay=0.9", "optimizer.method=adamw", "optimizer.learning_rate=0.001")
+    (tmp_path / "unbroken").mkdir()
+    assert small_run(tmp_path / "unbroken", *more) == EXIT_DONE
+    with monkeypatch.context() as patch:
+        end_after(patch, 4)
+        assert small_run(tmp_path, *more) == 99
+    assert small_run(tmp_path, *more, "resume=auto") == EXIT_DONE
+    assert_equal_runs(tmp_path / "run", tmp_path / "unbroken" / "run")
+
+
 @pytest.fixture
 def broken(tmp_path, monkeypatch):
     """Return the folder of a run that ended after step 5 of 9, and the arguments that go on with it."""

@@ -51,6 +51,19 @@ def test_an_image_that_is_added_or_moved_in_the_file_changes_few_others(folder, 
     assert parts(tmp_path, (0.2, 0))[1] == val
 
 
+def test_all_that_is_wrong_with_both_parts_comes_in_one_error(folder, tmp_path):
+    for name in ("train.json", "val.json"):
+        document = json.loads((folder / "annotations.json").read_text())
+        document["annotations"][0]["bbox"][2] = -3
+        (tmp_path / name).write_text(json.dumps(document))
+    (tmp_path / "images").symlink_to(folder / "images")
+    with pytest.raises(DataError) as caught:
+        plan_of(tmp_path)
+    assert {problem.file for problem in caught.value.problems} == {
+        str(tmp_path / name) for name in ("train.json", "val.json")
+    }
+
+
 def test_one_image_cannot_be_split(tmp_path):
     with pytest.raises(DataError, match="no image with objects is left to train on"):
         parts(write_own_data(tmp_path, images=1, seed=3), (0.2, 0))

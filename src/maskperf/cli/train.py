@@ -14,6 +14,8 @@ EXAMPLES = """examples, to copy and paste:
   maskperf train my_data --backbone R-50.pkl minutes=30
   # validation and test data that are elsewhere
   maskperf train train.json --val other/val.json --test other/test
+  # averages of weights are evaluated; five evaluations without a better one end the run
+  maskperf train my_data optimizer.average_decay=0.998 evaluation.patience=5
 
 short names:
   epochs=N      optimizer.max_epochs; default: what the size of the data set asks for

@@ -150,6 +150,8 @@ def _read_settings(settings: tuple[str, ...]) -> tuple[list[str], float, bool, i
                 raise ConfigError(f"{setting}: {error}. Fix: give a number, such as minutes=30") from error
         elif name in ("batch", "optimizer.batch_size") and text == "auto":
             is_auto = True
+        elif name == "resume":
+            raise ConfigError("resume: train begins a run. Fix: maskperf run FOLDER/config.json resume=FOLDER goes on")
         elif name in NOT_HERE:
             raise ConfigError(f"{setting}: cannot be set here. Fix: give DATA and --val")
         else:

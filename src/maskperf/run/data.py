@@ -55,7 +55,7 @@ def complete_config(config: RunConfig, topology: Topology) -> RunConfig:
     try:
         train = _first_before_others(topology, read)
     except DataError as error:  # shown with all else that is wrong with the data
-        raise joined_errors(_open_splits(paths, config.data)[2]) from error
+        raise joined_errors(open_splits(paths, config.data)[2]) from error
     return replace(config, model=replace(config.model, num_classes=len(train.category_ids) + 1))
 
 
@@ -80,7 +80,7 @@ def open_data(session: Session) -> OpenedData:
     """
     config = session.config
     paths = locate(config.data)
-    train, val, errors = _first_before_others(session.topology, partial(_open_splits, paths, config.data))
+    train, val, errors = _first_before_others(session.topology, partial(open_splits, paths, config.data))
     if train is not None and val is not None:
         found, source, file = categories_of(train), str(train.json_path), str(val.json_path)
         by_name = config.data.categories_by_name
@@ -120,7 +120,8 @@ def _first_before_others(topology: Topology, read: Callable[[], Any]) -> Any:
     return read()
 
 
-def _open_splits(paths: DataPaths, data: DataConfig) -> tuple[CocoIndex | None, CocoIndex | None, list[DataError]]:
+def open_splits(paths: DataPaths, data: DataConfig) -> tuple[CocoIndex | None, CocoIndex | None, list[DataError]]:
+    """Return both splits, None where the annotations cannot be read, and the errors that stop a run."""
     train, train_error = open_split(paths.train_json, paths.train_images, data, training=True)
     val, val_error = open_split(paths.val_json, paths.val_images, data, training=False)
     errors = [error for error in (train_error, val_error) if error is not None]

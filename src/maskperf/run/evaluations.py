@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from maskperf.config import RunConfig, has_targets, meets_targets
 from maskperf.data.images.loader import evaluation_batches, feeding_for
+from maskperf.engine.average import WeightAverage
 from maskperf.engine.distributed import all_true, share_from_first
 from maskperf.errors import LostRunError
 from maskperf.evaluation.detection_limit import most_counted
@@ -48,6 +50,16 @@ class Training:
     # What else a checkpoint keeps: tensors that are restored in place, and JSON values, under names of their own.
     extra_tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     extra_state: dict[str, Any] = field(default_factory=dict)
+    average: WeightAverage | None = None  # evaluated and saved in place of the weights, if there is one
+
+    def average_weights(self) -> None:
+        """Take the weights after an update into their average."""
+        if self.average is not None:
+            self.average.add()
+
+    def evaluated_weights(self) -> AbstractContextManager[None]:
+        """Inside the `with` block the model has the weights that are evaluated and saved."""
+        return nullcontext() if self.average is None else self.average.in_place()
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,7 @@ class Verdict:
     status: str  # of the run if it ended now: "success", "done" (it has no targets) or "aborted"
     scored: Scored | None  # first process only
     seconds: float  # of predicting and of scoring
+    reason: str = ""  # why a run without success ends, where its steps are not used up
     differences: tuple[str, ...] = ()  # between the fast engine and the official one, after `confirm`
 
 
@@ -158,7 +171,7 @@ class Evaluations:
     @property
     def is_final(self) -> bool:
         """Whether the run ends with the last verdict, even if it has epochs left."""
-        return self.verdict is not None and self.verdict.status == "success"
+        return self.verdict is not None and (self.verdict.status == "success" or bool(self.verdict.reason))
 
     @property
     def pending(self) -> TrainedEpoch | None:
@@ -215,9 +228,24 @@ class Evaluations:
         if best_row(recorder.rows) is row:
             with session.account.measure("saving"):
                 save_best_model(session)
+        if not (self.is_final or trained.is_last):
+            self._lose_patience()
         if self.is_final and update > trained.step:
             beyond = update - trained.step
             session.say(f"discarded: the steps beyond epoch {trained.epoch}, trained while it was scored ({beyond})")
+
+    def _lose_patience(self) -> None:
+        """End the run where the last evaluations, as many as it has patience for, were no better than one before."""
+        rows, config = self._training.recorder.rows, self._session.config.evaluation
+        best = best_row(rows)
+        since = len(rows) - 1 - rows.index(best)
+        if not config.patience or since < config.patience:
+            return
+        assert self.verdict is not None
+        reason = f"stopped early: none of {since} evaluations was better than that of epoch {best.epoch}"
+        status = "aborted" if has_targets(config.box_target, config.mask_target) else "done"
+        self.verdict = replace(self.verdict, status=status, reason=reason)
+        self._session.notice(reason)
 
     def _watch(self, update: int) -> None:
         """Note a plateau when it begins.

@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import torch
 
 from maskperf.config import RunConfig
 from maskperf.data.images.capacity import batch_capacity
 from maskperf.data.images.sampler import steps_per_epoch
+from maskperf.engine.average import average_of
 from maskperf.engine.build import build_model, keep_memory, prepare_steps
 from maskperf.engine.distributed import Topology, average_buffers, broadcast_model
 from maskperf.engine.gradients import require_gradients
@@ -63,6 +65,7 @@ def run_benchmark(config: RunConfig, topology: Topology, resumption: Resumption 
                     wait_seconds = time.monotonic() - waited
                     update += 1
                     result = train(batches, update=update, all_masks=False)
+                    training.average_weights()
                     if update == first:
                         require_gradients(result.without_gradient)
                     was_read = note(epoch, under_way.add(Step(update, result, wait_seconds), batches))
@@ -102,7 +105,10 @@ def _set_up(session: Session) -> tuple[Training, Callable[..., StepResult], bool
     if captured is not None:
         captured.make_room(batch_capacity(data.train, session.images_per_rank, config.data))
     num_steps = steps_per_epoch(len(data.train.image_ids), config.optimizer.batch_size)
-    training = Training(data, model, optimizer, _open_recorder(session, num_steps), num_steps)
+    average = average_of(model, config.optimizer.average_decay)
+    extra: dict[str, Any] = {} if average is None else {"extra_tensors": average.tensors, "extra_state": average.state}
+    recorder = _open_recorder(session, num_steps)
+    training = Training(data, model, optimizer, recorder, num_steps, average=average, **extra)
     train = partial(train_step, model, optimizer, config=config.optimizer, topology=topology, captured=captured)
     return training, train, captured is not None and captured.num_mask_slots is not None
 
@@ -173,14 +179,17 @@ def _end_epoch(session: Session, training: Training, evaluations: Evaluations, e
     if evaluations.is_final:
         return
     average_buffers(training.model, session.topology)
-    with session.account.measure("saving"):
-        save_model(session, training.model, training.data.train)
     is_last = _is_used_up(config, update, epoch)
-    if epoch % config.evaluation.every_epochs and not is_last:
-        return
-    evaluations.start(
-        TrainedEpoch(epoch=epoch, step=update, mean_loss=mean_loss, images_per_second=speed, is_last=is_last)
-    )
+    with training.evaluated_weights():
+        if training.average is not None:  # its running statistics are those of this process
+            average_buffers(training.model, session.topology)
+        with session.account.measure("saving"):
+            save_model(session, training.model, training.data.train)
+        if epoch % config.evaluation.every_epochs and not is_last:
+            return
+        evaluations.start(
+            TrainedEpoch(epoch=epoch, step=update, mean_loss=mean_loss, images_per_second=speed, is_last=is_last)
+        )
     if is_last:
         evaluations.take(update)
 

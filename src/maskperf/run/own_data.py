@@ -11,9 +11,12 @@ import numpy as np
 from maskperf.config import DataConfig, EvaluationConfig, ModelConfig, OptimizerConfig, RunConfig
 from maskperf.data.coco.index import CocoIndex, read_coco
 from maskperf.data.coco.layout import DataLayout
+from maskperf.data.coco.paths import locate
 from maskperf.data.images.sampler import steps_per_epoch
+from maskperf.errors import DataError, joined_errors
 from maskperf.overrides import flatten, format_value, validate, with_overrides
 from maskperf.recipes import demo
+from maskperf.run.data import open_splits
 
 RECIPE = "train"
 HOLDOUT = (0.2, 0)  # of a data set without a validation part
@@ -73,7 +76,10 @@ def plan_training(layout: DataLayout, start: Start, pairs: list[str], given: Col
     """
     config = with_overrides(_base(layout, start, device), pairs)
     data = config.data
-    train = read_coco(Path(data.train_json), Path(data.train_images), training=True, data=data)
+    try:
+        train = read_coco(Path(data.train_json), Path(data.train_images), training=True, data=data)
+    except DataError as error:  # shown with all else that is wrong with the data
+        raise joined_errors(open_splits(locate(data), data)[2]) from error
     lines = [_start_line(start)]
     chosen: dict[str, object] = {}
     if start.kind == "scratch" and start.model == "small":
@@ -120,20 +126,9 @@ def _base(layout: DataLayout, start: Start, device: str) -> RunConfig:
 
 
 def _of_weights(data: DataConfig) -> dict[str, Any]:
-    """Return how an image becomes a tensor: whatever a section data says that names no files and no images."""
-    names = (
-        "train_",
-        "val_",
-        "root",
-        "generate_",
-        "holdout",
-        "check_counts",
-        "skip_bad",
-        "negatives",
-        "crowd_",
-        "categories_",
-    )
-    return {name: value for name, value in vars(data).items() if not name.startswith(names)}
+    """Return how an image becomes a tensor for the weights: nothing about files, order or augmentation."""
+    names = ("short_side", "long_side", "resize", "size_divisor", "pixel_means_bgr", "max_image_pixels")
+    return {name: getattr(data, name) for name in names}
 
 
 def _sizes_for(train: CocoIndex, given: Collection[str], data: DataConfig) -> dict[str, object]:
@@ -231,6 +226,7 @@ def _plan_lines(config: RunConfig, train: CocoIndex) -> list[str]:
     names = ", ".join(train.category_names[:8]) + ", ..." * (len(train.category_names) > 8)
     keys = ("data.short_side", "data.long_side", "model.anchor_sizes")
     sizes = [f"{key}={format_value(values[key])}" for key in keys]
+    per_epoch = steps_per_epoch(len(train.image_ids), optimizer.batch_size)
     fraction, seed = config.data.holdout
     split = f"validate on: {fraction:.0%} of the images, held out by a hash of their ids and the seed {seed}"
     return [
@@ -238,7 +234,7 @@ def _plan_lines(config: RunConfig, train: CocoIndex) -> list[str]:
         f"train on: {len(train.image_ids):,} images, {len(train.labels):,} objects, "
         f"{len(train.category_names)} classes ({names})",
         f"sizes: {' '.join(sizes)}",
-        f"plan: {optimizer.max_epochs} epochs of {steps_per_epoch(len(train.image_ids), optimizer.batch_size)} steps, "
+        f"plan: {optimizer.max_epochs} {'epoch' if optimizer.max_epochs == 1 else 'epochs'} of {per_epoch} steps, "
         f"{optimizer.max_steps:,} in all; batch {optimizer.batch_size}, {optimizer.method}, learning rate "
         f"{optimizer.learning_rate:g} after {optimizer.warmup_steps} steps, {optimizer.schedule}",
     ]

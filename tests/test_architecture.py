@@ -21,7 +21,7 @@ ORDER = (
     *("errors", "files", "config", "techniques", "overrides", "seeds", "recipes", "schema", "structures"),
     *("machine", "ops", "data", "demo", "download", "model", "weights", "losses", "engine", "evaluation"),
     "pictures",
-    *("mlperf", "run", "report", "bench", "cli", "__main__"),
+    *("mlperf", "run", "predict", "export", "report", "bench", "cli", "__main__"),
 )
 # Standing alone: the bug report of cli/main.py and `maskperf --help` must not load anything heavy.
 WITHOUT_TORCH = (
@@ -45,15 +45,17 @@ BUDGETS = {
     "engine": 1155,  # a GPU that is not there; missing gradients; other conventions; AdamW, clipping, averages
     "evaluation": 770,  # curves, kinds of errors, calibration and confusions; pasting of other families
     "data/coco": 1885,  # paths apart from the index; layouts of data sets, a part held out
-    "data/images": 1400,  # augmentation; resizes of other families of weights
+    "data/images": 1415,  # augmentation; resizes of other families of weights; images of no data set
     "demo": 460,
     "download": 645,
-    "pictures": 550,  # errors marked, and training batches
+    "pictures": 640,  # errors marked, training batches, outlines that differ from the object, whole images
     "run": 3365,  # checkpoints and resuming; a live display, trackers; plan and measurements of a training on own data
+    "predict": 950,  # use of weights: load, predict in tiles, results, files written, and the evaluation as a function
+    "export": 430,  # a plain network for other runtimes, three formats, verification
     "mlperf": 2495,  # two more rules; resumed runs are refused
     "report": 1690,  # what a model got wrong, two runs side by side, pages of evaluations
     "machine": 1485,  # cores that other programs keep busy
-    "cli": 2545,  # resume=, keys, weights, errors before anything heavy is imported; train, recipe files
+    "cli": 2655,  # resume=, keys, weights, errors before anything heavy is imported; train, recipe files; predict, export
     "bench": 2720,
     "top level": 1395,  # names of keys elsewhere; keys of own training, augmentation, conventions; checkpoints
 }

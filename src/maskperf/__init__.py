@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from maskperf.evaluation.detect import detect as detect
     from maskperf.model.mask_rcnn import MaskRcnn as MaskRcnn
     from maskperf.overrides import with_overrides as with_overrides
+    from maskperf.predict.model import load as load
+    from maskperf.predict.validation import evaluate as evaluate
     from maskperf.recipes import RECIPES as RECIPES
     from maskperf.run.loop import run_benchmark as run_benchmark
 
@@ -27,6 +29,8 @@ _MODULES = {
     "detect": "evaluation.detect",
     "run_benchmark": "run.loop",
     "train": "cli.train_data",
+    "load": "predict.model",
+    "evaluate": "predict.validation",
 }
 __all__ = [*_MODULES, "__version__"]
 

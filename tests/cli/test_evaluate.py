@@ -17,6 +17,7 @@ from maskperf.engine.build import build_model
 from maskperf.evaluation.scores import GroundTruth, score, score_entries, stat_names
 from maskperf.model.weights import save_reference_state, save_state
 from maskperf.overrides import to_json_text, with_overrides
+from maskperf.predict import validation
 from maskperf.recipes import demo
 from maskperf.run import console
 from maskperf.run.data import class_count_problems
@@ -80,7 +81,7 @@ def known_results(monkeypatch, val_json):
         x, *rest = entry["bbox"]
         boxes.append({**owner, "bbox": [x + 0.15 * rest[1] * (index % 2), *rest]})
         masks.append({**owner, "segmentation": {**code, "counts": code["counts"].decode()}})
-    monkeypatch.setattr(evaluate_weights, "predict", lambda *arguments: (boxes, masks))
+    monkeypatch.setattr(validation, "predict", lambda *arguments: (boxes, masks))
     return boxes, masks
 
 

@@ -10,6 +10,7 @@ from maskperf.pictures.drawing import (
     LONGEST_NAME,
     Overlay,
     category_colours,
+    draw_image,
     draw_pair,
     draw_panel,
     drawable_names,
@@ -169,3 +170,41 @@ def test_odd_names_are_drawn(name, tmp_path):
 def test_a_page_that_cannot_be_written_is_a_storage_error(tmp_path):
     with pytest.raises(StorageError, match="no_such_folder"):
         write_page([("a.jpg", pair())], {}, tmp_path / "no_such_folder" / "page.png")
+
+
+def test_a_small_image_is_enlarged_and_a_large_one_keeps_its_size():
+    assert draw_image(grey(90, 120), []).size == (480, 360)
+    assert draw_image(grey(300, 400), []).size == (800, 600)
+    assert draw_image(grey(1000, 1500), []).size == (1500, 1000)
+    assert draw_image(grey(90, 120), [], scale=1).size == (120, 90)
+
+
+@pytest.mark.parametrize("shade", [(230, 57, 70), (255, 255, 255), (0, 0, 0), (128, 128, 128)])
+def test_an_outline_differs_from_its_object_and_its_surroundings(shade):
+    pixels = np.full((700, 700, 3), shade, np.uint8)  # object and background of one colour, also of the overlay's
+    mask = block_mask(700, 700, 200, 200, 300)
+    drawn = draw_image(pixels, [Overlay([200, 200, 300, 300], mask, "x", (230, 57, 70))])
+    edge = np.asarray(drawn).astype(float)[340:360, 194:208]  # across the left edge
+    assert np.linalg.norm(edge - np.array(shade), axis=-1).max() > 120
+    assert edge.mean(axis=2).max() - edge.mean(axis=2).min() > 60  # light beside dark
+
+
+def test_a_tiny_object_stays_as_it_is_inside_its_box():
+    pixels = grey(700, 700)
+    pixels[300:304, 300:304] = (10, 200, 30)
+    mask = block_mask(700, 700, 300, 300, 4)
+    drawn = np.asarray(draw_image(pixels, [Overlay([300, 300, 4, 4], mask, "x", RED)]))
+    assert (drawn[300:304, 300:304] == (10, 200, 30)).all()
+    assert ((drawn == RED).all(axis=-1)).sum() > 20
+
+
+def test_of_many_objects_no_label_covers_another():
+    colours = [(5 * index, 255 - 5 * index, 100) for index in range(40)]
+    overlays = [
+        Overlay([300, 300, 60, 60], block_mask(700, 700, 300, 300, 60), f"name {index:02d}", colour)
+        for index, colour in enumerate(colours)
+    ]
+    few, many = draw_image(grey(700, 700), overlays[:10]), draw_image(grey(700, 700), overlays)
+    assert few.size == many.size
+    shown = sum(((np.asarray(many) == colour).all(axis=-1).sum() > 300) for colour in colours)
+    assert 3 <= shown < 40

@@ -1,16 +1,16 @@
 """`maskperf convert`: weight files from one form to another."""
 
 import argparse
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from maskperf.cli.arguments import CommandParser, name_from, require_new_file
+from maskperf.cli.recipe_files import recipe_config
 from maskperf.cli.run import resolve
-from maskperf.config import ModelConfig, RunConfig, SystemConfig
+from maskperf.config import ModelConfig, RunConfig
 from maskperf.errors import EXIT_DONE, ConfigError, DataError
-from maskperf.overrides import from_json_text, notices_of_age, to_json_text, validate, with_overrides
+from maskperf.overrides import to_json_text, validate, with_overrides
 
 STORAGES = ("float32", "float16", "bfloat16", "int8")
 EXAMPLES = """backbone: Detectron's R-50.pkl (or a .safetensors made from it) becomes a .safetensors, in fewer
@@ -103,9 +103,11 @@ def _convert_model(options: argparse.Namespace, source: Path, target: Path) -> l
     _require_target(target)
     from maskperf.engine.build import build_model  # torch is imported here
     from maskperf.model.weights import save_reference_state
+    from maskperf.predict.stored import read_weights_metadata, resolve_for_weights
 
     metadata = read_weights_metadata(source)
-    config, notices = resolve_for_weights(source, metadata, recipe=options.recipe, pairs=[])
+    chosen = recipe_config(options.recipe) if options.recipe else None
+    config, notices = resolve_for_weights(source, metadata, recipe=chosen, pairs=[])
     config = _with_model_keys(config, options.pairs)
     if config.model.conventions != "reference":
         text = f"{source}: has the conventions {config.model.conventions}, which a .pth of the reference cannot say."
@@ -155,47 +157,3 @@ def _with_model_keys(config: RunConfig, pairs: list[str]) -> RunConfig:
     if config.model.num_classes == 0:
         raise ConfigError("model.num_classes=0: there is no data set to follow here. Fix: give the number.")
     return config
-
-
-def read_weights_metadata(path: Path) -> dict[str, Any]:
-    """Return the metadata of a run's weights, or what would be those of another family's; empty for other files.
-
-    Errors: DataError where the file is missing or damaged.
-    """
-    from maskperf.model.weights import MODEL_FORMAT, read_header, read_metadata  # torch is imported here
-    from maskperf.weights.open import foreign_metadata
-
-    if path.suffix == ".safetensors":
-        return read_metadata(path) if MODEL_FORMAT in read_header(path).get("format", "") else {}
-    return foreign_metadata(path)
-
-
-def resolve_for_weights(
-    path: Path, metadata: Mapping[str, Any], *, recipe: str | None, pairs: list[str]
-) -> tuple[RunConfig, list[str]]:
-    """Return the configuration for weights, checked, and notices about where it comes from.
-
-    It is that of the named recipe, else that in the metadata, else that of the recipe coco. The machine is not a
-    property of weights, so the section `system` is always the default one.
-    Files without metadata come from the reference, whose batch norms are frozen and know no epsilon; so are theirs.
-    Errors: ConfigError for a recipe, key or value that cannot be used.
-    """
-    if recipe is None and "config" in metadata:
-        try:
-            config = from_json_text(metadata["config"])
-        except ConfigError as error:
-            text = f"{path}: the configuration stored in it cannot be used.\n{error}\nFix: name a recipe with --recipe."
-            raise ConfigError(text) from error
-        notices = [f"configuration: the one stored in {path} (recipe {config.recipe})"]
-        notices += [f"configuration: {notice}" for notice in notices_of_age(metadata["config"])]
-    else:
-        config = resolve(recipe or "coco", [])
-        notices = [f"configuration: the recipe {config.recipe}"]
-    if not metadata and config.model.batch_norm != "frozen":
-        config = replace(config, model=replace(config.model, batch_norm="frozen"))
-        notices.append("model.batch_norm=frozen, because the file holds no metadata of a run")
-    model = replace(config.model, backbone_weights="", initial_weights="")
-    data = replace(config.data, generate_images=(0, 0), check_counts=False)
-    config = with_overrides(replace(config, model=model, data=data, system=SystemConfig()), pairs)
-    validate(config)
-    return config, notices

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from maskperf.cli.arguments import CommandParser, make_folder, require_existing, require_new_file
 from maskperf.config import DataConfig
-from maskperf.data.coco.paths import existing_paths
+from maskperf.data.coco.paths import VALIDATION_FIX, existing_paths
 from maskperf.errors import ConfigError
 from maskperf.overrides import key_of
 
@@ -34,7 +34,6 @@ OPTION_OF_KEY = {
     "evaluation.engine": "--engine",
 }
 NOT_FOR_EVALUATION = ("optimizer.", "mlperf.", "seed", "run_dir", "data.train_", "data.generate", "data.check_counts")
-DATA_FIX = "Name the data set with --data, or with --val-json and --val-images."
 DETECTION_FILES = ("detections_bbox.json", "detections_segm.json")
 
 
@@ -76,7 +75,7 @@ def evaluate(options: argparse.Namespace) -> int:
     require_existing("--weights", [options.weights])
     if options.data or options.val_json:  # a wrong path is found before torch is imported
         own = DataConfig(val_json=str(options.val_json), val_images=str(options.val_images))
-        existing_paths(DataConfig(root=str(options.data)) if options.data else own, ["val"], DATA_FIX)
+        existing_paths(DataConfig(root=str(options.data)) if options.data else own, ["val"], VALIDATION_FIX)
     if options.save_detections:
         make_folder(options.save_detections, option="--save-detections")
     detections = [options.save_detections / name for name in DETECTION_FILES if options.save_detections]

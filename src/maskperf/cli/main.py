@@ -25,6 +25,8 @@ COMMANDS = {
     "train": "train on own data: a folder of images and annotations",
     "run": "train a recipe until its targets are met, and report",
     "evaluate": "find the box AP and mask AP of trained weights",
+    "predict": "find objects in images and videos, and draw them",
+    "export": "write the network for ONNX and other runtimes, verified",
     "convert": "change the form of weight files",
     "weights": "say what a weight file is, whoever wrote it, and write it in another form",
     "prepare": "download, check and unpack COCO 2017 and the backbone",

@@ -2,7 +2,7 @@
 
 import colorsys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,10 +16,16 @@ from maskperf.pictures.fonts import Colour, Number, draw_text, drawable, missing
 LARGEST_PANEL_PX = (460, 400)  # width, height; four panels and their margins stay under 2000 px
 LARGEST_ZOOM = 3.0
 MASK_OPACITY = 0.4
-RIM_OPACITY = 0.55
+CASING_OPACITY = 0.55
 LONGEST_NAME = 18  # characters
 LABEL_PX = 14
 ERROR_PX, DASH_PX = 3, 6
+LARGEST_LABEL_PX = 60
+READABLE_PX = 640  # longer side up to which `draw_image` enlarges an image
+MOST_ENLARGED = 4
+TINY_STROKES = 5  # a box with a side below so many widths of a line is tiny
+MOST_FORCED_LABELS = 12  # objects of an image up to which each gets its label, wherever it is
+SIMILAR_COLOURS = 110  # distance in red, green and blue below which an object hides its overlay
 # Far apart for most eyes; more categories than this get hues a golden section apart.
 FIRST_COLOURS = ((230, 57, 70), (251, 120, 20), (29, 122, 230), (255, 190, 11), (0, 180, 190), (157, 78, 221),
                  (239, 71, 155), (42, 168, 96), (140, 100, 60), (130, 190, 30))  # fmt: skip
@@ -37,6 +43,8 @@ PAIR_COLOUR, PAIR_TEXT_COLOUR = (58, 64, 75), (226, 230, 236)  # on light and da
 TEXT_COLOUR = (40, 44, 52)
 FAINT_TEXT_COLOUR = (120, 126, 138)
 NOTE_COLOUR = (90, 96, 108)
+LIGHT, DARK = (255, 255, 255), (20, 20, 20)
+MIDDLE_LUMINANCE = 145  # above it dark text is read better
 
 Rectangle = tuple[Number, Number, Number, Number]  # left, top, right, bottom
 
@@ -50,6 +58,14 @@ class Overlay:
     label: str
     colour: Colour
     is_error: bool = False  # a missed object or a wrong detection, with dashes around its box
+
+
+@dataclass(frozen=True)
+class Style:
+    """Widths in pixels of the drawn image."""
+
+    stroke: int = 2
+    label_px: int = LABEL_PX
 
 
 def category_colours(names: Sequence[str]) -> dict[str, Colour]:
@@ -83,27 +99,9 @@ def draw_panel(pixels: UInt8[np.ndarray, "height width 3"], overlays: list[Overl
     """Return the image at its zoom with its overlays, large ones below small ones; the note if there are none."""
     height, width = pixels.shape[:2]
     zoom = min(LARGEST_PANEL_PX[0] / width, LARGEST_PANEL_PX[1] / height, LARGEST_ZOOM)
-    size = (max(1, round(width * zoom)), max(1, round(height * zoom)))
-    zoomed = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)).astype(np.float32)
-    overlays = sorted(overlays, key=lambda overlay: -int(overlay.mask.sum()))
-    for overlay in overlays:
-        _tint(zoomed, overlay, size)
-    panel = Image.fromarray(np.clip(np.rint(zoomed), 0, 255).astype(np.uint8))
-    draw = ImageDraw.Draw(panel)
-    boxes: list[Rectangle] = []
-    for overlay in overlays:
-        x, y, box_width, box_height = (float(value) * zoom for value in overlay.box)
-        left, top = min(max(x, 0), size[0] - 1), min(max(y, 0), size[1] - 1)
-        right, bottom = max(x + box_width - 1, left), max(y + box_height - 1, top)
-        boxes.append((left, top, min(right, size[0] - 1), min(bottom, size[1] - 1)))
-        draw.rectangle(boxes[-1], outline=overlay.colour, width=2)
-        if overlay.is_error:
-            _draw_dashes(draw, boxes[-1])
-    labels: list[Rectangle] = []
-    for overlay, box in zip(overlays, boxes, strict=True):
-        labels.append(_draw_label(draw, overlay, box, labels))
+    panel = _drawn(pixels, overlays, (max(1, round(width * zoom)), max(1, round(height * zoom))), Style())
     if not overlays:
-        _draw_tag(draw, _tag_at((6, 6), note), note, NOTE_COLOUR)
+        _draw_tag(ImageDraw.Draw(panel), _tag_at((6, 6), note, LABEL_PX), note, NOTE_COLOUR, LABEL_PX)
     return panel
 
 
@@ -121,48 +119,142 @@ def _draw_dashes(draw: ImageDraw.ImageDraw, box: Rectangle) -> None:
             draw.line(dash, fill="white", width=ERROR_PX)
 
 
-def _tint(zoomed: np.ndarray, overlay: Overlay, size: tuple[int, int]) -> None:
-    """Colour the mask's pixels of the zoomed image in place, and draw its edge."""
+def draw_image(
+    pixels: UInt8[np.ndarray, "height width 3"], overlays: list[Overlay], *, scale: int | None = None
+) -> Image.Image:
+    """Return the image with its overlays at `scale` times its size, with lines and labels that fit that size.
+
+    Without `scale` a small image is enlarged by the smallest whole number that makes its longer side 640 pixels.
+    """
+    height, width = pixels.shape[:2]
+    scale = scale or min(max(1, -(-READABLE_PX // max(height, width))), MOST_ENLARGED)
+    longer = scale * max(height, width)
+    style = Style(stroke=max(2, round(longer / 640)), label_px=min(max(LABEL_PX, round(longer / 70)), LARGEST_LABEL_PX))
+    return _drawn(pixels, overlays, (scale * width, scale * height), style)
+
+
+def _drawn(pixels: np.ndarray, overlays: list[Overlay], size: tuple[int, int], style: "Style") -> Image.Image:
+    height, width = pixels.shape[:2]
+    zoom_x, zoom_y = size[0] / width, size[1] / height
+    zoomed = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)).astype(np.float32)
+    overlays = sorted(overlays, key=lambda overlay: -int(overlay.mask.sum()))
+    overlays = [replace(overlay, colour=_visible(overlay, pixels)) for overlay in overlays]
+    boxes: list[Rectangle] = []
+    for overlay in overlays:
+        x, y, box_width, box_height = (
+            float(value) * zoom for value, zoom in zip(overlay.box, (zoom_x, zoom_y) * 2, strict=True)
+        )
+        left, top = min(max(x, 0), size[0] - 1), min(max(y, 0), size[1] - 1)
+        right, bottom = max(x + box_width - 1, left), max(y + box_height - 1, top)
+        is_tiny = min(box_width, box_height) < TINY_STROKES * style.stroke
+        if is_tiny:  # the box keeps off the object, which is left as it is
+            left, top, right, bottom = (
+                max(left - 2 * style.stroke, 0), max(top - 2 * style.stroke, 0),
+                right + 2 * style.stroke, bottom + 2 * style.stroke,
+            )  # fmt: skip
+        else:
+            _tint(zoomed, overlay, style.stroke)
+        boxes.append((left, top, min(right, size[0] - 1), min(bottom, size[1] - 1)))
+    panel = Image.fromarray(np.clip(np.rint(zoomed), 0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(panel)
+    for overlay, (left, top, right, bottom) in zip(overlays, boxes, strict=True):
+        casing = LIGHT if _luminance(overlay.colour) < MIDDLE_LUMINANCE else DARK
+        draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=casing)
+        draw.rectangle((left, top, right, bottom), outline=overlay.colour, width=style.stroke)
+        if overlay.is_error:
+            _draw_dashes(draw, (left, top, right, bottom))
+    labels: list[Rectangle] = []
+    for overlay, box in zip(overlays, boxes, strict=True):
+        _draw_label(draw, overlay, box, labels, style.label_px, is_forced=len(overlays) <= MOST_FORCED_LABELS)
+    return panel
+
+
+def _luminance(colour: Sequence[Number] | np.ndarray) -> float:
+    return float(np.dot(np.asarray(colour, np.float64), (0.299, 0.587, 0.114)))
+
+
+def _visible(overlay: Overlay, pixels: np.ndarray) -> Colour:
+    """Return the overlay's colour, lighter or darker where the object itself has nearly that colour."""
+    rows, columns = np.nonzero(overlay.mask)
+    if not len(rows):
+        return overlay.colour
+    step = max(1, len(rows) // 1000)  # a sample is enough for a mean
+    mean = pixels[rows[::step], columns[::step]].astype(np.float64).mean(axis=0)
+    if np.linalg.norm(mean - overlay.colour) >= SIMILAR_COLOURS:
+        return overlay.colour
+    target = np.array(LIGHT if _luminance(mean) < MIDDLE_LUMINANCE else DARK, np.float64)
+    red, green, blue = np.rint(target * 0.65 + np.array(overlay.colour) * 0.35).astype(int).tolist()
+    return red, green, blue
+
+
+def _tint(zoomed: np.ndarray, overlay: Overlay, stroke: int) -> None:
+    """Colour the mask's pixels of the zoomed image in place, and draw its edge between light and dark."""
+    rows, columns = (np.flatnonzero(overlay.mask.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return
+    (height, width), (full_height, full_width) = overlay.mask.shape, zoomed.shape[:2]
+    zoom_y, zoom_x = full_height / height, full_width / width
+    margin = 2 * stroke + 2
+    top, bottom = max(int(rows[0] * zoom_y) - margin, 0), min(int((rows[-1] + 1) * zoom_y) + margin, full_height)
+    left, right = max(int(columns[0] * zoom_x) - margin, 0), min(int((columns[-1] + 1) * zoom_x) + margin, full_width)
     # Zoomed softly and cut at one half, so that a mask of few pixels gets a round edge instead of steps.
-    soft = Image.fromarray(overlay.mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)
+    soft = Image.fromarray(overlay.mask.astype(np.uint8) * 255).resize(
+        (right - left, bottom - top),
+        Image.Resampling.BILINEAR,
+        box=(left / zoom_x, top / zoom_y, min(right / zoom_x, width), min(bottom / zoom_y, height)),
+    )
     inside = soft.point([255 * (level >= 128) for level in range(256)])
+    outer, inner = (stroke + 1) // 2, stroke // 2
     is_inside = np.asarray(inside) > 0
-    wider = np.asarray(inside.filter(ImageFilter.MaxFilter(3))) > 0
-    widest = np.asarray(inside.filter(ImageFilter.MaxFilter(5))) > 0
-    is_edge = wider & (np.asarray(inside.filter(ImageFilter.MinFilter(3))) == 0)
-    is_rim = widest & ~wider  # white around the edge, for objects of the overlay's own colour
+    wider = np.asarray(inside.filter(ImageFilter.MaxFilter(2 * outer + 1))) > 0
+    widest = np.asarray(inside.filter(ImageFilter.MaxFilter(2 * (outer + inner) + 1))) > 0
+    is_edge = wider & (np.asarray(inside.filter(ImageFilter.MinFilter(2 * inner + 1))) == 0)
+    is_casing = widest & ~wider
+    part = zoomed[top:bottom, left:right]
     colour = np.array(overlay.colour, dtype=np.float32)
-    zoomed[is_inside] += (colour - zoomed[is_inside]) * MASK_OPACITY
-    zoomed[is_edge] = colour
-    zoomed[is_rim] += (255 - zoomed[is_rim]) * RIM_OPACITY
+    # Around the edge, for objects in front of the overlay's own colour.
+    casing = np.array(LIGHT if _luminance(overlay.colour) < MIDDLE_LUMINANCE else DARK, np.float32)
+    part[is_inside] += (colour - part[is_inside]) * MASK_OPACITY
+    part[is_edge] = colour
+    part[is_casing] += (casing - part[is_casing]) * CASING_OPACITY
 
 
-def _draw_label(draw: ImageDraw.ImageDraw, overlay: Overlay, box: Rectangle, taken: list[Rectangle]) -> Rectangle:
-    """Draw the label near its box, where it covers no other label if it can; return its rectangle."""
+def _draw_label(
+    draw: ImageDraw.ImageDraw,
+    overlay: Overlay,
+    box: Rectangle,
+    taken: list[Rectangle],
+    label_px: int,
+    *,
+    is_forced: bool,
+) -> None:
+    """Draw the label near its box where it covers no other label; elsewhere only if it is forced."""
     left, top, right, bottom = box
-    width, height = _tag_at((0, 0), overlay.label)[2:]
+    width, height = _tag_at((0, 0), overlay.label, label_px)[2:]
     limit_x, limit_y = draw.im.size[0] - width, draw.im.size[1] - height
     corners = [(left, top - height), (left, bottom + 1), (left, top), (right - width, bottom - height),
-               (right - width, top - height), (right - width, bottom + 1)]  # fmt: skip
-    tags = [_tag_at((max(0, min(x, limit_x)), max(0, min(y, limit_y))), overlay.label) for x, y in corners]
-    chosen = next((tag for tag in tags if not any(_overlap(tag, other) for other in taken)), tags[0])
-    _draw_tag(draw, chosen, overlay.label, overlay.colour)
-    return chosen
+               (right - width, top - height), (right - width, bottom + 1),
+               (right + 1, top), (left - width, top)]  # fmt: skip
+    tags = [_tag_at((max(0, min(x, limit_x)), max(0, min(y, limit_y))), overlay.label, label_px) for x, y in corners]
+    free = (tag for tag in tags if not any(_overlap(tag, other) for other in taken))
+    chosen = next(free, tags[0] if is_forced else None)
+    if chosen is not None:
+        _draw_tag(draw, chosen, overlay.label, overlay.colour, label_px)
+        taken.append(chosen)
 
 
 def _overlap(first: Rectangle, second: Rectangle) -> bool:
     return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]
 
 
-def _tag_at(corner: tuple[Number, Number], text: str) -> Rectangle:
-    return *corner, corner[0] + round(text_width(text, LABEL_PX)) + 8, corner[1] + 18
+def _tag_at(corner: tuple[Number, Number], text: str, label_px: int) -> Rectangle:
+    return *corner, corner[0] + round(text_width(text, label_px)) + 8, corner[1] + label_px + 4
 
 
-def _draw_tag(draw: ImageDraw.ImageDraw, tag: Rectangle, text: str, colour: Colour) -> None:
+def _draw_tag(draw: ImageDraw.ImageDraw, tag: Rectangle, text: str, colour: Colour, label_px: int) -> None:
     draw.rounded_rectangle(tag, radius=3, fill=colour)
-    is_light = np.dot(colour, (0.3, 0.59, 0.11)) > 150
     middle = (tag[0] + 4, (tag[1] + tag[3]) / 2)
-    draw_text(draw, middle, text, size_px=LABEL_PX, fill=(20, 20, 20) if is_light else "white")
+    draw_text(draw, middle, text, size_px=label_px, fill=DARK if _luminance(colour) > MIDDLE_LUMINANCE else LIGHT)
 
 
 def draw_pair(truth: Image.Image, found: Image.Image) -> Image.Image:

@@ -7,6 +7,8 @@ from pathlib import Path
 from maskperf.config import DataConfig
 from maskperf.errors import DataError, Problem
 
+VALIDATION_FIX = "Name the data set with --data, or with --val-json and --val-images."
+
 
 @dataclass(frozen=True)
 class DataPaths:

@@ -27,6 +27,7 @@ MAX_PIXELS_AT_ONCE = 200_000_000  # of the images that are decoded at the same t
 TURNED_ORIENTATIONS = (5, 6, 7, 8)  # by 90 degrees, so that a viewer shows height and width exchanged
 DECODING_BYTES_PER_PIXEL = 13  # measured: 3 for a JPEG, 10 for a PNG, 13 for a TIFF
 FIX_FILE = "Fetch or export it again, remove it from the JSON, or go on without such images: data.skip_bad=true."
+FIX_SINGLE_FILE = "Fetch or export it again, or leave it out."
 
 # Pillow warns at half of a limit of its own and stops at the limit. Here `max_pixels` alone decides, before any pixel.
 Image.MAX_IMAGE_PIXELS = None
@@ -38,11 +39,17 @@ class _BadImage(Exception):
 
 
 def decode_image(
-    path: Path, *, image_id: int | str, expected_size_hw: tuple[int, int], max_pixels: int, channels: str = "RGB"
+    path: Path,
+    *,
+    image_id: int | str | None = None,
+    expected_size_hw: tuple[int, int] | None,
+    max_pixels: int,
+    channels: str = "RGB",
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Return the image with its `channels` in the order "RGB" or "BGR".
+    """Return the image with its `channels` in the order "RGB" or "BGR"; of no data set where `image_id` is None.
 
-    Gray is repeated, transparency dropped, EXIF rotation ignored as in the benchmark.
+    Gray is repeated, transparency dropped, EXIF rotation ignored as in the benchmark. Without an expected size any is
+    taken.
 
     Errors: DataError with one problem for a file that is missing, no image, cut short, of 16 bits, of another size
     than `expected_size_hw`, or of more than `max_pixels`.
@@ -56,8 +63,9 @@ def decode_image(
             image = np.ascontiguousarray(image[:, :, ::-1]) if channels == "BGR" else image
         return image
     except _BadImage as error:
-        field, value, message, fix = (*error.args, FIX_FILE)[:4]
-        where = f"image id {image_id}"
+        is_single = image_id is None
+        field, value, message, fix = (*error.args, FIX_SINGLE_FILE if is_single else FIX_FILE)[:4]
+        where = "whole file" if is_single else f"image id {image_id}"
         problem = Problem(file=str(path), where=where, field=field, value=value, message=message, fix=fix)
         raise DataError([problem]) from error
 
@@ -161,10 +169,12 @@ def _decode_with_pillow(data: bytes, check_size: Callable[[tuple[int, int]], Non
         raise _BadImage("pixels", f"{len(data)} bytes, {error}", "The image is cut short or broken.") from error
 
 
-def _check_size(size_hw: tuple[int, int], *, expected_size_hw: tuple[int, int], max_pixels: int, data: bytes) -> None:
+def _check_size(
+    size_hw: tuple[int, int], *, expected_size_hw: tuple[int, int] | None, max_pixels: int, data: bytes
+) -> None:
     """Raise _BadImage unless the image has the JSON's size and at most `max_pixels`; before its pixels are decoded."""
     pixels = size_hw[0] * size_hw[1]
-    if size_hw != expected_size_hw:
+    if expected_size_hw is not None and size_hw != expected_size_hw:
         value = f"{size_hw[0]} x {size_hw[1]} in the file, {expected_size_hw[0]} x {expected_size_hw[1]} in the JSON"
         message = "The image's height x width is not the JSON's."
         fix = "Write the size of the file into the JSON, with the annotations to match."

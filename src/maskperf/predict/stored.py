@@ -1,0 +1,62 @@
+"""What weights say about themselves, and the configuration to use them with."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from maskperf.config import RunConfig, SystemConfig
+from maskperf.errors import ConfigError
+from maskperf.files import did_you_mean
+from maskperf.model.weights import MODEL_FORMAT, read_header, read_metadata
+from maskperf.overrides import from_json_text, notices_of_age, validate, with_overrides
+from maskperf.recipes import RECIPES
+from maskperf.weights.open import foreign_metadata
+
+
+def read_weights_metadata(path: Path) -> dict[str, Any]:
+    """Return the metadata of a run's weights, or what would be those of another family's; empty for other files.
+
+    Errors: DataError where the file is missing or damaged.
+    """
+    if path.suffix == ".safetensors":
+        return read_metadata(path) if MODEL_FORMAT in read_header(path).get("format", "") else {}
+    return foreign_metadata(path)
+
+
+def resolve_for_weights(
+    path: Path, metadata: Mapping[str, Any], *, recipe: str | RunConfig | None, pairs: list[str]
+) -> tuple[RunConfig, list[str]]:
+    """Return the configuration for weights, checked, and notices about where it comes from.
+
+    It is that of the named recipe, else that in the metadata, else that of the recipe coco. The machine is not a
+    property of weights, so the section `system` is always the default one.
+    Files without metadata come from the reference, whose batch norms are frozen and know no epsilon; so are theirs.
+    Errors: ConfigError for a recipe, key or value that cannot be used.
+    """
+    if recipe is None and "config" in metadata:
+        try:
+            config = from_json_text(metadata["config"])
+        except ConfigError as error:
+            text = f"{path}: the configuration stored in it cannot be used.\n{error}\nFix: name a recipe with --recipe."
+            raise ConfigError(text) from error
+        notices = [f"configuration: the one stored in {path} (recipe {config.recipe})"]
+        notices += [f"configuration: {notice}" for notice in notices_of_age(metadata["config"])]
+    else:
+        config = recipe if isinstance(recipe, RunConfig) else _recipe(recipe or "coco")
+        notices = [f"configuration: the recipe {config.recipe}"]
+    if not metadata and config.model.batch_norm != "frozen":
+        config = replace(config, model=replace(config.model, batch_norm="frozen"))
+        notices.append("model.batch_norm=frozen, because the file holds no metadata of a run")
+    model = replace(config.model, backbone_weights="", initial_weights="")
+    data = replace(config.data, generate_images=(0, 0), check_counts=False)
+    config = with_overrides(replace(config, model=model, data=data, system=SystemConfig()), pairs)
+    validate(config)
+    return config, notices
+
+
+def _recipe(name: str) -> RunConfig:
+    if name not in RECIPES:
+        nearest = did_you_mean(name, RECIPES) or f"; choose from {', '.join(RECIPES)}"
+        raise ConfigError(f"recipe {name!r} does not exist{nearest}")
+    return RECIPES[name]()

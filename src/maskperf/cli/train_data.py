@@ -176,7 +176,7 @@ def _check_start_options(request: Request) -> None:
 
 def _start(request: Request) -> "Start":
     """Return what the training starts from. Reads the header of weights."""
-    from maskperf.cli.convert import read_weights_metadata, resolve_for_weights
+    from maskperf.predict.stored import read_weights_metadata, resolve_for_weights
     from maskperf.run.own_data import Start
 
     if request.weights is None:

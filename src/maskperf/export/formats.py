@@ -79,16 +79,8 @@ def write(model: Predictor, contract: Contract, path: Path, *, form: str) -> Non
                 program = torch.export.export(network, (images, sizes_hw), dynamic_shapes=shapes)
                 torch.export.save(program, str(path), extra_files={METADATA_KEY: text})
                 return
-            made = torch.onnx.export(
-                network,
-                (images, sizes_hw),
-                input_names=INPUTS,
-                output_names=OUTPUTS,
-                dynamic_shapes=shapes,
-                opset_version=OPSET,
-                dynamo=True,
-                verbose=False,
-            )
+            names: Any = {"input_names": INPUTS, "output_names": OUTPUTS, "opset_version": OPSET, "verbose": False}
+            made = torch.onnx.export(network, (images, sizes_hw), dynamic_shapes=shapes, dynamo=True, **names)
     assert made is not None
     made.model.metadata_props[METADATA_KEY] = text
     made.save(str(path))

@@ -49,7 +49,7 @@ def exported_survivors(suppresses: Tensor, valid: Tensor) -> Tensor:
         return new, (new != alive).sum()
 
     start = (valid.clone(), torch.ones((), dtype=torch.int64))
-    return torch.while_loop(goes_on, turn, start)[0]  # type: ignore[attr-defined]  # missing in PyTorch's stubs
+    return torch.while_loop(goes_on, turn, start)[0]
 
 
 class PlainNetwork(nn.Module):

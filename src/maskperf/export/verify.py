@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from jaxtyping import Int64, UInt8
 from maskperf.config import DataConfig
 from maskperf.data.coco.categories import CategoryMatch
 from maskperf.data.coco.index import CocoIndex
-from maskperf.data.images.decode import decode_image
+from maskperf.data.images.loader import load_sample
 from maskperf.data.images.transforms import normalize_into, resize_and_mirror, target_size_hw
 from maskperf.errors import EXIT_RULE, UserError
 from maskperf.evaluation.detect import detect
@@ -74,21 +73,12 @@ def verify_on_data(
     """
     found, data = Differences(), model.config.data
     for position in range(len(val.image_ids)):
-        height, width = val.sizes_hw[position].tolist()
-        bgr = decode_image(
-            val.image_path(position),
-            image_id=val.shown_id(position),
-            expected_size_hw=(height, width),
-            max_pixels=data.max_image_pixels,
-            channels="BGR",
-        )
-        _compare(model, run, contract, bgr, int(val.image_ids[position]), found)
+        sample = load_sample(val, position, data=data, seed=0, epoch=0, training=False)
+        _compare(model, run, contract, sample.bgr, sample.image_id, found)
         progress(position + 1, len(val.image_ids))
     truth, limit = GroundTruth(val.json_path, val, match), most_counted(model.config.model)
-    scores = [
-        score(truth, *box_and_mask_results(joined(tables)), engine="fast", max_detections=limit)
-        for tables in found.tables
-    ]
+    results = (box_and_mask_results(joined(tables)) for tables in found.tables)
+    scores = [score(truth, *pair, engine="fast", max_detections=limit) for pair in results]
     for name in ("box_ap", "mask_ap"):
         values = [getattr(entry, name) for entry in scores]
         if not abs(values[0] - values[1]) <= MOST_AP:
@@ -104,9 +94,7 @@ def verify_on_random_images(model: Predictor, run: Runner, contract: Contract) -
     """
     found, generator = Differences(), np.random.default_rng(0)
     for number in range(RANDOM_IMAGES):
-        height, width = (
-            contract.size_hw if number % 2 == 0 else (contract.size_hw[0] * 2 // 3, contract.size_hw[1] // 2)
-        )
+        height, width = contract.size_hw[0] - 10 * number, contract.size_hw[1] - 7 * number
         image = generator.integers(0, 255, (height, width, 3), np.uint8)
         for _ in range(12):
             top, left = generator.integers(0, height), generator.integers(0, width)
@@ -132,45 +120,35 @@ def _compare(
 ) -> None:
     data, ids = model.config.data, np.array(contract.category_ids)
     images, sizes_hw = packed(bgr, contract, data)
-    batch_images = np.repeat(images, contract.batch or 1, axis=0)
-    batch_sizes = np.repeat(sizes_hw, contract.batch or 1, axis=0)
-    boxes, scores, labels, masks = (torch.from_numpy(output[:1]) for output in run(batch_images, batch_sizes))
+    batch = [np.repeat(array, contract.batch or 1, axis=0) for array in (images, sizes_hw)]
+    boxes, scores, labels, masks = (torch.from_numpy(output[:1]) for output in run(*batch))
     classes = torch.from_numpy(np.argmax(labels.numpy()[..., None] == ids, axis=-1) + 1)
     of_file = Detections(boxes=boxes, scores=scores, labels=classes, valid=scores > 0, mask_probs=masks)
     height, width = sizes_hw[0].tolist()
     normalized = np.empty((*contract.size_hw, 3), np.float32)
     normalize_into(normalized, np.ascontiguousarray(images[0, :height, :width, ::-1]), data.pixel_means_bgr)
     pixels = torch.from_numpy(normalized).permute(2, 0, 1)[None]
-    of_network = detect(model.network, Images(pixels, torch.from_numpy(sizes_hw)))
+    inputs = Images(pixels, torch.from_numpy(sizes_hw))
+    of_network = detect(model.network, inputs)
     _add_differences(of_network, of_file, into)
-    batch = EvaluationBatch(
-        images=Images(pixels, torch.from_numpy(sizes_hw)),
-        image_ids=torch.tensor([image_id]),
-        original_sizes_hw=torch.tensor([bgr.shape[:2]]),
-    )
+    owner = EvaluationBatch(inputs, torch.tensor([image_id]), torch.tensor([bgr.shape[:2]]))
     for tables, detections in zip(into.tables, (of_network, of_file), strict=True):
-        tables.append(result_table(detections, batch, ids))
+        tables.append(result_table(detections, owner, ids))
 
 
 def _add_differences(of_network: Detections, of_file: Detections, into: Differences) -> None:
     """Compare each detection of the network with the nearest one of its category in the file."""
-    first, second = (_rows(detections) for detections in (of_network, of_file))
-    into.detections += len(first["labels"])
-    for index in range(len(first["labels"])):
-        distances = np.abs(second["boxes"] - first["boxes"][index]).max(axis=1, initial=0)
-        distances[second["labels"] != first["labels"][index]] = np.inf
+    columns = ("boxes", "labels", "scores", "mask_probs")
+    first, second = (
+        [getattr(found, name)[0][found.valid[0]].numpy() for name in columns] for found in (of_network, of_file)
+    )
+    for box, label, score_, mask in zip(*first, strict=True):
+        distances = np.where(second[1] == label, np.abs(second[0] - box).max(axis=1, initial=0), np.inf)
         nearest = int(distances.argmin()) if len(distances) else -1
+        into.detections += 1
         if nearest < 0 or distances[nearest] > SAME_OBJECT_PX:
             into.unmatched += 1
             continue
         into.boxes_px = max(into.boxes_px, float(distances[nearest]))
-        into.scores = max(into.scores, abs(float(first["scores"][index] - second["scores"][nearest])))
-        difference = np.abs(first["masks"][index] - second["masks"][nearest])
-        into.masks = max(into.masks, float(difference.max()))
-
-
-def _rows(detections: Detections) -> dict[str, Any]:
-    valid = detections.valid[0]
-    assert detections.mask_probs is not None
-    named = {"boxes": detections.boxes, "scores": detections.scores, "labels": detections.labels}
-    return {name: column[0][valid].numpy() for name, column in {**named, "masks": detections.mask_probs}.items()}
+        into.scores = max(into.scores, abs(float(score_ - second[2][nearest])))
+        into.masks = max(into.masks, float(np.abs(mask - second[3][nearest]).max()))

@@ -141,17 +141,13 @@ def _drawn(pixels: np.ndarray, overlays: list[Overlay], size: tuple[int, int], s
     overlays = [replace(overlay, colour=_visible(overlay, pixels)) for overlay in overlays]
     boxes: list[Rectangle] = []
     for overlay in overlays:
-        x, y, box_width, box_height = (
-            float(value) * zoom for value, zoom in zip(overlay.box, (zoom_x, zoom_y) * 2, strict=True)
-        )
+        x, y, box_width, box_height = (np.array(overlay.box, np.float64) * ((zoom_x, zoom_y) * 2)).tolist()
         left, top = min(max(x, 0), size[0] - 1), min(max(y, 0), size[1] - 1)
         right, bottom = max(x + box_width - 1, left), max(y + box_height - 1, top)
         is_tiny = min(box_width, box_height) < TINY_STROKES * style.stroke
         if is_tiny:  # the box keeps off the object, which is left as it is
-            left, top, right, bottom = (
-                max(left - 2 * style.stroke, 0), max(top - 2 * style.stroke, 0),
-                right + 2 * style.stroke, bottom + 2 * style.stroke,
-            )  # fmt: skip
+            gap = 2 * style.stroke
+            left, top, right, bottom = max(left - gap, 0), max(top - gap, 0), right + gap, bottom + gap
         else:
             _tint(zoomed, overlay, style.stroke)
         boxes.append((left, top, min(right, size[0] - 1), min(bottom, size[1] - 1)))

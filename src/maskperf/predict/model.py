@@ -32,6 +32,7 @@ from maskperf.techniques import chosen_techniques, using
 
 SURE_SCORE = 0.5  # below it, most objects of most models are not there
 Bgr = UInt8[np.ndarray, "_ _ 3"]  # rows of B, G, R
+Several = list[Any] | tuple[Any, ...]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,12 +48,7 @@ class Predictor:
 
     @overload
     def predict(
-        self,
-        image: list[Any] | tuple[Any, ...],
-        *,
-        threshold: float | int = ...,
-        channels: str | None = ...,
-        tile: int = ...,
+        self, image: Several, *, threshold: float | int = ..., channels: str | None = ..., tile: int = ...
     ) -> list[Prediction]: ...
 
     @overload
@@ -168,13 +164,9 @@ def load(
     network.to(chosen).eval()
     with using(chosen_techniques(config.speed)):
         set_precision(network, config.speed.precision, chosen, notices.append)
-    return Predictor(
-        network=network,
-        config=config,
-        categories=dict(zip(ids, names, strict=True)),
-        device=chosen,
-        notices=(*notices, *loaded),
-    )
+    categories = dict(zip(ids, names, strict=True))
+    said = (*notices, *loaded)
+    return Predictor(network=network, config=config, categories=categories, device=chosen, notices=said)
 
 
 def _chosen_device(name: str) -> torch.device:

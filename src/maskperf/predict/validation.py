@@ -33,7 +33,7 @@ from maskperf.techniques import chosen_techniques, using
 NONE = (0.0, 0)  # the data set is no part of another one
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Opened:
     """Weights and a validation split that fit each other, ready to be evaluated."""
 
@@ -43,11 +43,11 @@ class Opened:
     match: CategoryMatch
     truth: GroundTruth | None  # in the first process alone, and only where there is something to find
     topology: Topology
-    lines: tuple[str, ...]  # what is to be said before the evaluation
-    data_notices: tuple[str, ...]
+    lines: list[str]  # what is to be said before the evaluation
+    data_notices: list[str]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Evaluation:
     """What `maskperf.evaluate` found."""
 
@@ -95,12 +95,7 @@ def evaluate(
     limit = most_counted(config.model)
     scores = score(opened.truth, *results, engine=engine or config.evaluation.engine, max_detections=limit)
     images = len(opened.val.image_ids)
-    return Evaluation(
-        scores=scores,
-        images=images,
-        images_per_second=images / seconds,
-        notices=(*notices, *opened.lines),
-    )
+    return Evaluation(scores, images, images_per_second=images / seconds, notices=(*notices, *opened.lines))
 
 
 def with_data(
@@ -133,16 +128,8 @@ def open_evaluation(
     model, loaded = build_model(loading, seed=0)
     data_notices = [f"{val.json_path}: {notice}" for notice in val.notices]
     data_notices += [*match.notices, *detection_notices(val, config.model.detections_per_image)]
-    return Opened(
-        config=config,
-        model=model,
-        val=val,
-        match=match,
-        truth=truth,
-        topology=topology,
-        lines=(threads.line(), *data_notices, *loaded),
-        data_notices=tuple(data_notices),
-    )
+    lines = [threads.line(), *data_notices, *loaded]
+    return Opened(config, model, val, match, truth, topology, lines, data_notices)
 
 
 def open_validation(

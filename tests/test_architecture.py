@@ -61,7 +61,7 @@ BUDGETS = {
 }
 CORE_PACKAGES = ("ops", "model", "losses", "engine", "evaluation", "data/coco", "data/images")
 # Since 23,450 and 24,050: own data, resuming, prediction, export, weights of other code bases, and their tests.
-CORE_BUDGET, WHOLE_BUDGET, TESTS_BUDGET = 10_480, 29_150, 28_050
+CORE_BUDGET, WHOLE_BUDGET, TESTS_BUDGET = 10_480, 29_300, 28_050
 LINES_BEHIND = {"maskperf.engine.step": 4420, "maskperf.run.loop": 13_800}  # checkpoints
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60

@@ -55,7 +55,7 @@ BUDGETS = {
     "mlperf": 2495,  # two more rules; resumed runs are refused
     "report": 1690,  # what a model got wrong, two runs side by side, pages of evaluations
     "machine": 1485,  # cores that other programs keep busy
-    "cli": 2655,  # resume=, keys, weights, errors before anything heavy is imported; train, recipe files; predict, export
+    "cli": 2655,  # resume=, keys, weights, early errors; train, recipe files; predict, export
     "bench": 2720,
     "top level": 1395,  # names of keys elsewhere; keys of own training, augmentation, conventions; checkpoints
 }

@@ -46,16 +46,8 @@ def train(options: argparse.Namespace) -> int:
     """Return 0, or 6 where targets were asked for and missed."""
     from maskperf.cli.train_data import Request, prepare_training, train_here
 
-    request = Request(
-        data=options.data,
-        settings=tuple(options.settings),
-        val=options.val,
-        test=options.test,
-        weights=options.weights,
-        backbone=options.backbone,
-        model=options.model,
-    )
-    prepared = prepare_training(request)
+    values = {name: value for name, value in vars(options).items() if name != "command"}
+    prepared = prepare_training(Request(**{**values, "settings": tuple(options.settings)}))
     if prepared.processes > 1:
         return prepared.on_processes()
     finished = train_here(prepared)

@@ -207,16 +207,18 @@ def _planned_for(plan: "Plan", minutes: float, topology: "Topology", processes: 
 
     optimizer = plan.config.optimizer
     own_batch = max(1, optimizer.batch_size // processes)
-    speed = measure_speed(replace(plan.config, optimizer=replace(optimizer, batch_size=own_batch)), topology)
+    step_seconds, evaluation = measure_speed(
+        replace(plan.config, optimizer=replace(optimizer, batch_size=own_batch)), topology
+    )
     per_epoch = steps_per_epoch(len(plan.train.image_ids), optimizer.batch_size)
-    evaluation = speed.evaluation() / processes
+    evaluation /= processes
     seconds = PLANNED_SHARE * 60 * minutes
-    epochs = int((seconds - EVALUATIONS * evaluation) / (per_epoch * speed.step))
+    epochs = int((seconds - EVALUATIONS * evaluation) / (per_epoch * step_seconds))
     if epochs < EVALUATIONS:  # each epoch has its evaluation
-        epochs = max(1, int(seconds / (per_epoch * speed.step + evaluation)))
-    steps = min(epochs * per_epoch, max(1, int((seconds - evaluation) / speed.step)))
+        epochs = max(1, int(seconds / (per_epoch * step_seconds + evaluation)))
+    steps = min(epochs * per_epoch, max(1, int((seconds - evaluation) / step_seconds)))
     print(
-        f"minutes={minutes:g}: a step takes {speed.step:.2f} s here and an evaluation about {evaluation:.0f} s, so the "
+        f"minutes={minutes:g}: a step takes {step_seconds:.2f} s here, an evaluation about {evaluation:.0f} s, so the "
         f"plan is {epochs} epochs, {steps:,} steps; it is not changed afterwards",
         flush=True,
     )

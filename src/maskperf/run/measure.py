@@ -5,7 +5,7 @@ import resource
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 
@@ -14,7 +14,6 @@ import torch
 from maskperf.config import RunConfig
 from maskperf.data.coco.index import CocoIndex
 from maskperf.data.coco.paths import locate
-from maskperf.data.images.files import open_split
 from maskperf.data.images.loader import TrainingLoader, evaluation_batches, feeding_for
 from maskperf.data.images.raw_images import prepare_images
 from maskperf.engine.build import build_model, padded_size_hw, synthetic_batch
@@ -23,10 +22,12 @@ from maskperf.engine.forward import training_losses
 from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.precision import resolve_precision, set_precision
 from maskperf.engine.step import train_step
+from maskperf.errors import joined_errors
 from maskperf.evaluation.predict import batch_size_for, predict
 from maskperf.machine.hardware import describe_memory
 from maskperf.machine.threads import threads_of_process
 from maskperf.model.mask_rcnn import MaskRcnn
+from maskperf.run.data import open_splits
 from maskperf.structures import Batch
 from maskperf.techniques import chosen_techniques, using
 
@@ -37,30 +38,14 @@ UNKNOWN_GIB = 4.0  # free memory of a system that does not say
 MEMORY_SHARE = 0.6  # of what is free; real images have more objects than the synthetic ones
 
 
-@dataclass(frozen=True)
-class Speed:
-    """Measured seconds."""
-
-    step: float
-    evaluated_image: float
-    val_images: int
-
-    def evaluation(self) -> float:
-        return self.evaluated_image * self.val_images
-
-
-def measure_speed(config: RunConfig, topology: Topology) -> Speed:
-    """Return what a step and an evaluated image cost, after a few steps of a model that is thrown away.
+def measure_speed(config: RunConfig, topology: Topology) -> tuple[float, float]:
+    """Return the seconds of a step and of an evaluation, after a few steps of a model that is thrown away.
 
     Errors: DataError for data that cannot be used.
     """
-    paths = locate(config.data)
-    train, train_error = open_split(paths.train_json, paths.train_images, config.data, training=True)
-    val, val_error = open_split(paths.val_json, paths.val_images, config.data, training=False)
-    for error in (train_error, val_error):
-        if error is not None:
-            raise error
-    assert train is not None and val is not None
+    train, val, errors = open_splits(locate(config.data), config.data)
+    if errors or train is None or val is None:
+        raise joined_errors(errors)
     torch.set_num_threads(threads_of_process(config.system.threads).count)
     with using(chosen_techniques(config.speed)):
         model = _model_for(config, topology, len(train.category_ids))
@@ -68,8 +53,8 @@ def measure_speed(config: RunConfig, topology: Topology) -> Speed:
         step = partial(train_step, model, optimizer, config=config.optimizer, topology=topology)
         seconds = []
         started = time.monotonic()
-        for update, batches in enumerate(_batches(config, train, topology), start=1):
-            step(batches, update=update)
+        for update, of_one_step in enumerate(_batches(config, train, topology), start=1):
+            step(of_one_step, update=update)
             if topology.device.type == "cuda":
                 torch.cuda.synchronize()
             seconds.append(time.monotonic() - started)
@@ -77,11 +62,20 @@ def measure_speed(config: RunConfig, topology: Topology) -> Speed:
         evaluated = min(EVALUATED_IMAGES, len(val.image_ids))
         some = val.without(range(evaluated, len(val.image_ids)))
         started = time.monotonic()
-        predict(model, _evaluation_batches(config, some, topology), train.category_ids, topology)
+        batches = evaluation_batches(
+            some,
+            config.data,
+            batch_size=batch_size_for(config.evaluation, topology.device),
+            rank=0,
+            world=1,
+            pin_memory=topology.device.type == "cuda",
+            feeding=feeding_for(topology.device),
+        )
+        predict(model, batches, train.category_ids, topology)
         per_image = (time.monotonic() - started) / evaluated
     del model, optimizer, step
     gc.collect()
-    return Speed(statistics.median(seconds[WARM_UP_STEPS:]), per_image, len(val.image_ids))
+    return statistics.median(seconds[WARM_UP_STEPS:]), per_image * len(val.image_ids)
 
 
 def fitting_batch(config: RunConfig, topology: Topology, num_classes: int, num_images: int) -> tuple[int, str]:
@@ -91,10 +85,9 @@ def fitting_batch(config: RunConfig, topology: Topology, num_classes: int, num_i
     """
     with using(chosen_techniques(config.speed)):
         model = _model_for(config, topology, num_classes)
-        optimizer = build_optimizer(model, config.optimizer)
-        peaks = [_peak_bytes(model, optimizer, config, topology, images) for images in (1, 2)]
+        peaks = [_peak_bytes(model, config, topology, images) for images in (1, 2)]
     free = _free_bytes(topology)
-    del model, optimizer
+    del model
     gc.collect()
     per_image = max(peaks[1] - peaks[0], 1 << 20)
     fits = max(1, int(MEMORY_SHARE * free / per_image))
@@ -131,21 +124,7 @@ def _batches(config: RunConfig, train: CocoIndex, topology: Topology) -> Iterato
         yield [prepare(batch) for batch in of_one_step]
 
 
-def _evaluation_batches(config: RunConfig, val: CocoIndex, topology: Topology) -> Iterator:
-    return evaluation_batches(
-        val,
-        config.data,
-        batch_size=batch_size_for(config.evaluation, topology.device),
-        rank=0,
-        world=1,
-        pin_memory=topology.device.type == "cuda",
-        feeding=feeding_for(topology.device),
-    )
-
-
-def _peak_bytes(
-    model: MaskRcnn, optimizer: torch.optim.Optimizer, config: RunConfig, topology: Topology, images: int
-) -> int:
+def _peak_bytes(model: MaskRcnn, config: RunConfig, topology: Topology, images: int) -> int:
     """Return the largest memory of a step on so many synthetic images, on a GPU that of its tensors."""
     device, is_cuda = topology.device, topology.device.type == "cuda"
     if is_cuda:
@@ -153,7 +132,7 @@ def _peak_bytes(
     batch = synthetic_batch(config.data, padded_size_hw(config.data), images)
     batch = prepare_images(batch, device, dtype=resolve_precision(config.speed.precision, device))
     training_losses(model, batch).total().backward()
-    optimizer.zero_grad(set_to_none=True)
+    model.zero_grad(set_to_none=True)
     if is_cuda:
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10

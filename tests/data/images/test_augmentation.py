@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from pycocotools import mask as coco_masks
 
 from maskperf.config import DataConfig
 from maskperf.data.coco.index import read_coco
-from maskperf.data.images.augmentation import recoloured
+from maskperf.data.images import loader
+from maskperf.data.images.augmentation import augmented, recoloured
 from maskperf.data.images.buckets import bucket_sizes
 from maskperf.data.images.capacity import batch_capacity
 from maskperf.data.images.collate import Packing, make_batch
@@ -176,6 +178,33 @@ def test_draws_depend_on_seed_epoch_and_image_alone(index):
         others = [sample_of(index, position, replace(ALL, **change)) for position in range(IMAGES)]
         assert [other.is_mirrored for other in others] == [sample.is_mirrored for sample in first]
         assert not all(map(same, first, others))
+
+
+def test_every_draw_has_a_purpose_of_its_own(index):
+    asked = []
+
+    def draw(*key):
+        asked.append(key)
+        return 0.4
+
+    data = replace(ALL, scale_jitter=(1.5, 2.0), copy_paste=1.0)
+    augmented(partial(loader._read, index, data=data), 0, num_images=IMAGES, data=data, draw=draw)
+    shared = {"short side", "scale", "top", "left", "brightness", "contrast", "saturation"}
+    expected = shared | {f"pasted {purpose}" for purpose in shared} | {"paste", "only pasted object"}
+    expected |= {f"pasted {purpose}" for purpose in ("image", "object", "flip", "y", "x")}
+    assert len(set(asked)) == len(asked)
+    assert expected - {"only pasted object"} <= {purpose for purpose, *_ in asked} <= expected
+
+
+def test_a_draw_changes_with_each_part_of_its_key():
+    def draws(seed=5, epoch=1, purpose="scale", more=()):
+        return [loader._uniform(seed, epoch, image_id, purpose, *more) for image_id in range(1000, 1400)]
+
+    first = np.array(draws())
+    assert 0 <= first.min() < 0.02 and 0.98 < first.max() < 1 and len(set(first)) == 400
+    for change in ({"seed": 6}, {"epoch": 2}, {"purpose": "top"}, {"more": (0,)}, {"more": (1,)}):
+        assert abs(np.corrcoef(first, draws(**change))[0, 1]) < 0.2  # of unrelated ones: 0 with deviation 0.05
+    assert np.array_equal(first, draws())
 
 
 @pytest.mark.parametrize("static_sizes", [False, True])

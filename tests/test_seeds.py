@@ -9,14 +9,16 @@ SOURCES = Path(maskperf.__file__).parent
 
 
 def purposes_in_sources() -> list[str]:
-    """Return the purpose of every call of derive_seed."""
-    calls = [
-        node
+    """Return the purpose of every call of derive_seed; of one that goes on with a value, what comes before it."""
+    positions = {"derive_seed": 1, "_uniform": 3}  # of the purpose among the arguments
+    purposes = [
+        node.args[positions[name]]
         for path in sorted(SOURCES.rglob("*.py"))
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("derive_seed")
+        if isinstance(node, ast.Call) and (name := ast.unparse(node.func).rpartition(".")[2]) in positions
     ]
-    return [ast.literal_eval(call.args[1]) for call in calls]
+    purposes = [node.values[0] if isinstance(node, ast.JoinedStr) else node for node in purposes]
+    return [node.value for node in purposes if isinstance(node, ast.Constant)]
 
 
 def test_the_same_key_gives_the_same_number_on_every_machine():

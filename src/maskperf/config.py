@@ -63,7 +63,7 @@ class DataConfig:
     val_json: FilePath = option("", "annotations of own validation data")
     val_images: FilePath = option("", "folder of images of own validation data")
     holdout: tuple[Annotated[float, Meta(ge=0, lt=1)], CountOrZero] = option(
-        (0.0, 0), "FRACTION,SEED of the training images to validate on, by a hash of their ids; 0: none"
+        (0.0, 0), "FRACTION,SEED of training images to validate on; 0: none"
     )
     generate_images: tuple[CountOrZero, ...] = option((0, 0), "synthetic images in root: TRAINING,VALIDATION[,SEED]")
     check_counts: bool = option(False, "demand the image and polygon counts of COCO 2017")
@@ -80,8 +80,8 @@ class DataConfig:
     size_divisor: Annotated[int, Meta(ge=32, multiple_of=32)] = option(32, "padded sides are multiples of this")
     pixel_means_bgr: tuple[Color, Color, Color] = option((102.9801, 115.9465, 122.7717), "subtracted from B, G and R")
     flip_probability: Fraction = option(0.5, "of a mirrored training image")
-    short_sides: tuple[Count, ...] = option((), "multi-scale: one is drawn for each training image, not short_side")
-    color: Fraction = option(0.0, "strength of random brightness, contrast and saturation; 0: off")
+    short_sides: tuple[Count, ...] = option((), "multi-scale: one is drawn for each training image")
+    color: Fraction = option(0.0, "random brightness, contrast, saturation; 0: off")
     scale_jitter: tuple[Positive, Positive] = option(
         (1.0, 1.0), "large-scale jitter: LOW,HIGH; above 1 crops; 1,1: off"
     )
@@ -109,7 +109,7 @@ class ModelConfig:
     frozen_stages: Annotated[int, Meta(ge=0, le=5)] = option(2, "stem and first stages; 0 trains all, 5 none")
     backbone_weights: FilePath = option("", "R-50.pkl or its .safetensors; empty: random weights")
     initial_weights: FilePath = option("", "a whole model: .pth of the reference or .safetensors")
-    reset_predictors: bool = option(False, "initial_weights but for the layers that belong to its classes")
+    reset_predictors: bool = option(False, "initial_weights without the layers of its classes")
     fpn_channels: Count = option(256, "channels of every pyramid level")
     anchor_sizes: tuple[Count, ...] = option((32, 64, 128, 256, 512), "pixels, for the levels P2 to P6")
     anchor_ratios: tuple[Positive, ...] = option((0.5, 1.0, 2.0), "height / width")
@@ -149,7 +149,7 @@ class OptimizerConfig:
     momentum: Annotated[float, Meta(ge=0, lt=1)] = option(0.9, "of the gradients; adamw: of their mean")
     weight_decay: NonNegative = option(1e-4, "of weights")
     biases: tuple[NonNegative, NonNegative] = option((2.0, 0.0), "of biases: factor of the learning rate, weight decay")
-    clip_norm: NonNegative = option(0.0, "a larger norm of all gradients is scaled down to it; 0: never")
+    clip_norm: NonNegative = option(0.0, "largest norm of all gradients; 0: no limit")
     average_decay: Annotated[float, Meta(ge=0, lt=1)] = option(0.0, "evaluate moving averages of weights; 0: none")
     schedule: Literal["steps", "cosine"] = option("steps", "by decay_steps, or cosine: to 0 at the last step")
     warmup_method: Literal["linear", "mlperf_linear", "constant"] = option("linear", "mlperf_linear or constant")
@@ -170,7 +170,7 @@ class EvaluationConfig:
     engine: Literal["fast", "official"] = option("fast", "fast: hotcoco, confirmed by pycocotools at the end")
     every_epochs: Count = option(1, "the last epoch is always evaluated")
     batch_size: CountOrZero = option(0, "images per forward pass; 0: 16 on a GPU, 1 on a CPU")
-    patience: CountOrZero = option(0, "stop after so many evaluations without a better one; 0: never")
+    patience: CountOrZero = option(0, "evaluations without a better one to stop after")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +203,7 @@ class LogConfig:
 class CheckpointConfig:
     """How much of a run may be lost where it is killed; `resume=` goes on from the last checkpoint."""
 
-    minutes: NonNegative = option(10.0, "between two checkpoints; 0: only on Ctrl-C, SIGTERM, SIGUSR1")
+    minutes: NonNegative = option(10.0, "between checkpoints; 0: only when stopped")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,7 +64,7 @@ def test_the_package_can_be_run_as_a_module(new_process):
     ("arguments", "hint"),
     [
         (["evalute"], "did you mean evaluate?"),
-        (["xyz"], "choose from run, evaluate, convert"),
+        (["xyz"], "choose from train, run, evaluate"),
         (["help", "rnu"], "did you mean run?"),
     ],
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from maskperf.cli.main import COMMANDS
-from maskperf.cli.run import read_counts, resolve
+from maskperf.cli.run import read_counts, read_resume, resolve
 from maskperf.demo.dataset import write_demo_dataset
 from maskperf.recipes import RECIPES
 
@@ -86,7 +86,7 @@ def test_arguments_are_read(words):
         return
     options = options.read(rest)
     if name == "run" and options.recipe in RECIPES:
-        resolve(options.recipe, read_counts(options.settings)[0])
+        resolve(options.recipe, read_counts(read_resume(options.settings)[1])[0])
 
 
 def test_commands_are_found_in_blocks_and_lines():

@@ -13,7 +13,7 @@ from maskperf.overrides import FIELDS
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 SECTIONS = sorted({key.partition(".")[0] for key in FIELDS if "." in key})
-FILE_SUFFIXES = {"json", "log", "pth", "safetensors", "md", "png", "py", "html", "allow_tf32"}
+FILE_SUFFIXES = {"json", "log", "pth", "safetensors", "md", "png", "py", "html", "allow_tf32", "onnx", "engine"}
 LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")
 
 

@@ -79,13 +79,13 @@ def slow_coder(monkeypatch):
     def install(waiting: threading.Event | None = None) -> list:
         coded = []
 
-        def code(detections, batch, category_ids):
+        def code(detections, batch, *rest):
             if waiting is None:
                 time.sleep(0.02 if len(coded) % 2 else 0.0)
             else:
                 assert waiting.wait(300)
             coded.append(batch.image_ids.tolist())
-            return result_table(detections, batch, category_ids)
+            return result_table(detections, batch, *rest)
 
         monkeypatch.setattr("maskperf.evaluation.predict.result_table", code)
         return coded
@@ -136,7 +136,7 @@ def test_a_slow_coder_holds_the_model_up(model, monkeypatch, slow_coder):
 
 
 def test_an_error_of_a_coder_ends_the_prediction(model, monkeypatch):
-    def broken(detections, batch, category_ids):
+    def broken(detections, batch, *rest):
         raise ArithmeticError(f"image {batch.image_ids.tolist()}")
 
     monkeypatch.setattr("maskperf.evaluation.predict.result_table", broken)

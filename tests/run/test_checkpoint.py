@@ -353,8 +353,8 @@ def test_a_trainable_parameter_without_a_gradient_is_named_after_the_first_step(
     """The layer is used nowhere, or in forward, which computes proposals, and adds nothing to them."""
     initialize, honest = RpnHead.__init__, RpnHead.forward
 
-    def with_another_layer(self, channels, anchors):
-        initialize(self, channels, anchors)
+    def with_another_layer(self, channels, anchors, num_convs=1):
+        initialize(self, channels, anchors, num_convs)
         self.forgotten = torch.nn.Conv2d(channels, channels, 1)
 
     def forward(self, feature):

@@ -1,7 +1,6 @@
 import inspect
 import json
 import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,7 +44,7 @@ def test_a_run_leaves_all_its_files(finished):
     assert names == {
         *("config.json", "environment.json", "layers.txt", "metrics.jsonl", "results.json", "mlperf.log"),
         *("detections_bbox.json", "detections_segm.json", "model.safetensors", "model_best.safetensors"),
-        *("pictures.json", "predictions.png", "report.html", "report.md"),
+        *("analysis.json", "pictures.json", "predictions.png", "report.html", "report.md"),
     }
     with Image.open(finished / "predictions.png") as page:
         assert page.width > 300 and np.asarray(page).std() > 10
@@ -288,7 +287,7 @@ def test_categories_matched_by_name_are_written_with_the_files_own_ids(tmp_path,
     assert small_run(tmp_path, *arguments) == EXIT_DATA
     message = capsys.readouterr().err
     assert "data.categories_by_name=true" in message and "problems in all" not in message
-    shutil.rmtree(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
     assert small_run(tmp_path, *arguments, "data.categories_by_name=true") == EXIT_DONE
     found = _detected_categories(tmp_path / "run", "segm")
     assert found <= {1, 2, 4, 90, 91, 92, 7, 93}  # 93 is training's 1
@@ -317,7 +316,7 @@ def test_every_bad_image_of_both_splits_is_named_before_training(tmp_path, capsy
     assert all(f"{root}/annotations/instances_{split}2017.json: image id" in message for split in ("train", "val"))
     assert all(f"{root}/{split}2017/" in message for split in ("train", "val"))
     assert "data.skip_bad=true" in message and "Traceback" not in message
-    assert not any(event["key"] == "epoch_start" for event in log_events(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_problem_of_the_annotations_is_named_beside_those_of_images(tmp_path, capsys):
@@ -372,6 +371,6 @@ def test_missing_data_and_weights_are_all_named_and_no_folder_is_made(tmp_path, 
     arguments = ["run", "coco", f"data.root={tmp_path / 'coco'}", f"run_dir={tmp_path / 'run'}"]
     assert main([*arguments, f"model.backbone_weights={tmp_path / 'R-50.pkl'}"]) == EXIT_DATA
     message = capsys.readouterr().err
-    assert "instances_train2017.json" in message and "val2017" in message and "5 problems in all" in message
+    assert "field data.root" in message and "2 problems in all" in message
     assert "model.backbone_weights" in message and "MSRA" in message
     assert not (tmp_path / "run").exists()

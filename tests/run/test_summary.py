@@ -112,7 +112,7 @@ def test_a_terminal_gets_the_same_numbers_with_colour(tmp_path, monkeypatch):
             [(0.9, 0.1), (0.1, 0.3)],
             "aborted",
             {"box_target": 0, "mask_target": 0.339},
-            "target missed; nearest in epoch 2: box AP 0.1000 (no target), mask AP 0.3000 (target 0.3390)",
+            "steps used up, target missed; nearest in epoch 2: box AP 0.1000 (no target), mask AP 0.3000 (target 0.",
         ),
         (
             [(0.2, 0.1), (0.3, 0.3), (0.25, 0.25)],

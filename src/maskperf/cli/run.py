@@ -32,7 +32,6 @@ from maskperf.run.start import check_start
 
 if TYPE_CHECKING:
     from maskperf.engine.distributed import Topology
-    from maskperf.run.finish import FinishedRun
 
 EXAMPLES = """examples, to copy and paste:
   # train a small model on synthetic images
@@ -53,11 +52,11 @@ recipes:
 
 runs=N        N runs, each in a fresh process and folder; afterwards a table and series.json
 processes=N   N processes of this machine, one GPU for each; on several machines use torchrun
-resume=auto   go on with the newest unfinished run of the recipe, or with that of run_dir; without one start a new run
-resume=FOLDER go on with the run of this folder, from its last checkpoint; the configuration must be the same
+resume=auto   go on with the newest unfinished run of the recipe, or of run_dir, or else start one
+resume=FOLDER go on with the run of this folder, with the same configuration
 
-Ctrl-C, SIGTERM and SIGUSR1 finish the step under way and write a checkpoint (exit codes 130, 75 and 75);
-a second Ctrl-C ends at once.
+Ctrl-C, SIGTERM and SIGUSR1 finish the step under way and write a checkpoint (exit codes 130, 75,
+75); a second Ctrl-C ends at once.
 
 keys, with the default of the benchmark:
 {keys}"""
@@ -116,27 +115,31 @@ def run(options: argparse.Namespace) -> int:
     if counts["processes"] > 1:
         going_on = [f"resume={path_as_argument(resumption.folder)}"] if resumption is not None else []
         return start_processes([options.recipe, *pairs, *going_on], counts["processes"])
-    finished = run_here(config, resumption)
+    from maskperf.run.loop import run_benchmark
+    from maskperf.run.summary import show_outcome
+
+    with ready_to_run(config, resumption) as ready:
+        finished = run_benchmark(*ready)
+        show_outcome(finished)
     return EXIT_DONE if finished.results.status in ("success", "done") else EXIT_TARGET_MISSED
 
 
-def run_here(config: RunConfig, resumption: Resumption | None = None) -> "FinishedRun":
-    """Return one run, with its outcome shown and its report written, in this process or those of torchrun.
+@contextmanager
+def ready_to_run(
+    config: RunConfig, resumption: Resumption | None = None
+) -> Iterator[tuple[RunConfig, "Topology", Resumption | None]]:
+    """Give what `run_benchmark` takes, in this process or those of torchrun; the report is written afterwards.
 
     `resumption` is that of the first process.
     """
     from maskperf.engine.distributed import init_topology, share_from_first
-    from maskperf.run.loop import run_benchmark
-    from maskperf.run.summary import show_outcome
 
     topology = init_topology(config.system.device)
     with _reported(topology):
         resumption = share_from_first(resumption, topology)
         config = config if resumption is None else resumption.config
         _prepare(config, topology)
-        finished = run_benchmark(config, topology, resumption)
-        show_outcome(finished)
-    return finished
+        yield config, topology, resumption
 
 
 def _show_layers(config: RunConfig) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskperf.cli.arguments import path_argument
-from maskperf.cli.run import read_counts, run_here, start_processes
+from maskperf.cli.run import read_counts, ready_to_run, start_processes
 from maskperf.config import Positive, RunConfig
 from maskperf.data.coco.layout import DataLayout, find_layout
 from maskperf.errors import ConfigError, UserError
@@ -121,7 +121,12 @@ def prepare_training(request: Request) -> Prepared:
 
 def train_here(prepared: Prepared) -> "FinishedRun":
     """Train in this process, then evaluate the best weights on the test part, if there is one."""
-    finished = run_here(prepared.config)
+    from maskperf.run.loop import run_benchmark
+    from maskperf.run.summary import show_outcome
+
+    with ready_to_run(prepared.config) as ready:
+        finished = run_benchmark(*ready)
+        show_outcome(finished)
     best = finished.results.best
     if best is not None and best.box_ap < NEXT_TO_NOTHING:
         advice = "start from trained weights (--weights, --backbone), give more images, or more epochs"

@@ -153,7 +153,8 @@ FREE_FIELDS = (  # separated by spaces; docs/rules.md says why
     "recipe run_dir data.root optimizer.batch_size "
     "optimizer.accumulation_steps evaluation.batch_size optimizer.max_steps optimizer.max_epochs "
     "model.mask_slots_per_image data.max_image_pixels evaluation.engine data.loader_threads "
-    "system.device system.threads system.log_every_steps system.on_collapse speed.without speed.precision "
+    "system.device system.threads system.log_every_steps system.on_collapse "
+    "checkpoint.minutes log.tensorboard log.trackers speed.without speed.precision "
     "mlperf.organization mlperf.platform mlperf.division mlperf.status"
 )
 NAMED_RULES: tuple[Rule, ...] = (

@@ -146,7 +146,7 @@ def _part_of(index: CocoIndex, whole: CocoIndex, holdout: tuple[float, int]) -> 
     """
     (fraction, seed), total = holdout, len(whole.image_ids)
     count = min(max(1, round(fraction * total)), total - 1)
-    keys = [derive_seed(seed, f"held out: {json.dumps(whole.image_key(position))}") for position in range(total)]
+    keys = [derive_seed(seed, f"held out {json.dumps(whole.image_key(position))}") for position in range(total)]
     held_out = np.sort(whole.image_ids[np.argsort(np.array(keys, dtype=np.int64), kind="stable")[: max(0, count)]])
     is_out = np.isin(index.image_ids, held_out, invert=not index.reading.training)
     if total < 2 or is_out.all():

@@ -27,11 +27,12 @@ from maskperf.errors import (
     StorageError,
 )
 from maskperf.model.heads import MaskPredictor, RpnHead
+from maskperf.overrides import with_overrides
 from maskperf.recipes import RECIPES
 from maskperf.run import checkpoint, loop
 from maskperf.run.checkpoint import Checkpoints, write_checkpoint
 from maskperf.run.collapse import CollapseGuard
-from maskperf.run.resume import Resumption, newest_checkpoint, read_state
+from maskperf.run.resume import Resumption, find_resumption, newest_checkpoint, read_state
 from maskperf.run.stop_signals import StopSignals
 from maskperf.schema import CheckpointState, EvaluationLine, GuardState, RecorderState, StepLine, StepSums, read_metrics
 from maskperf.structures import LOSS_NAMES
@@ -152,6 +153,19 @@ def test_a_run_that_ended_before_its_first_checkpoint_begins_again_in_its_folder
     assert small_run(tmp_path, *THREE_EPOCHS, "resume=auto") == EXIT_DONE
     assert_equal_runs(tmp_path / "run", unbroken)
     assert read_results(tmp_path / "run")["resumed_at_steps"] == [0]
+
+
+def test_a_folder_whose_run_was_killed_at_its_first_file_is_used_again(tmp_path):
+    config = with_overrides(RECIPES["demo"](), [f"run_dir={tmp_path}"])
+    left_over = tmp_path / ".config.json.0123456789ab.tmp"
+    for other in (tmp_path / "mine.txt", None):
+        left_over.touch()
+        if other is not None:
+            other.touch()
+        assert find_resumption("auto", config, 1) is None
+        assert left_over.exists() == (other is not None)
+        if other is not None:
+            other.unlink()
 
 
 def test_auto_takes_the_newest_unfinished_run_of_the_recipe(broken, tmp_path, monkeypatch, capsys):

@@ -1,3 +1,4 @@
+import os
 import re
 
 import pytest
@@ -6,7 +7,7 @@ from permissions import common_user, open_folder
 from maskperf.errors import StorageError
 from maskperf.files import write_text
 from maskperf.run import run_folder
-from maskperf.run.run_folder import create_run_folder, current_run_folder
+from maskperf.run.run_folder import claim_run_folder, create_run_folder, current_run_folder
 
 
 @pytest.fixture(autouse=True)
@@ -70,3 +71,11 @@ def test_text_is_written_whole_or_not_at_all_and_leaves_no_other_file(tmp_path, 
     assert path.read_bytes() == b"new \xc3\xa4\n" and list(tmp_path.iterdir()) == [path]
     with pytest.raises(StorageError, match="Fix: "):
         write_text(tmp_path / "none" / "a.txt", "x")
+
+
+def test_one_process_at_a_time_goes_on_with_a_run(tmp_path):
+    first = claim_run_folder(tmp_path)
+    with pytest.raises(StorageError, match="another process is at this run"):
+        claim_run_folder(tmp_path)
+    os.close(first)
+    os.close(claim_run_folder(tmp_path))

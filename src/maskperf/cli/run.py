@@ -15,16 +15,7 @@ from maskperf.cli.recipe_files import recipe_config
 from maskperf.config import Count, RunConfig
 from maskperf.errors import EXIT_BUG, EXIT_DONE, EXIT_REQUEUE, EXIT_TARGET_MISSED, ConfigError, LostRunError
 from maskperf.mlperf.rules import refuse_broken_rules
-from maskperf.overrides import (
-    FIELDS,
-    flatten,
-    format_value,
-    key_of,
-    parse_value,
-    path_as_argument,
-    validate,
-    with_overrides,
-)
+from maskperf.overrides import FIELDS, flatten, format_value, key_of, parse_value, validate, with_overrides
 from maskperf.recipes import RECIPES
 from maskperf.run.resume import Resumption, find_resumption
 from maskperf.run.run_folder import current_run_folder, require_run_folder
@@ -113,7 +104,7 @@ def run(options: argparse.Namespace) -> int:
         _write_report()
         return code
     if counts["processes"] > 1:
-        going_on = [f"resume={path_as_argument(resumption.folder)}"] if resumption is not None else []
+        going_on = [f"resume={resumption.folder.absolute()}"] if resumption is not None else []
         return start_processes([options.recipe, *pairs, *going_on], counts["processes"])
     from maskperf.run.loop import run_benchmark
     from maskperf.run.summary import show_outcome

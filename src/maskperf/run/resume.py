@@ -1,6 +1,5 @@
 """What a run goes on from: the unfinished run that was asked for, its newest whole checkpoint, or a refusal."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,6 +56,7 @@ def find_resumption(wanted: str, config: RunConfig, processes: int) -> Resumptio
     elif config.run_dir:
         folder = Path(config.run_dir)
         if not (folder / CONFIG_FILE).is_file():
+            _clear_left_over(folder)
             return None
     else:
         found = list(_unfinished(config.recipe))
@@ -132,6 +132,14 @@ def _unfinished(recipe: str) -> Iterator[Path]:
             continue  # whatever this is, it is none of the recipe
 
 
+def _clear_left_over(folder: Path) -> None:
+    """Empty the folder of a run that was killed while it wrote its first file, its configuration."""
+    left_over = list(folder.glob(f".{CONFIG_FILE}.*.tmp"))
+    if left_over and len(left_over) == len(list(folder.iterdir())):
+        for path in left_over:
+            path.unlink()
+
+
 def _same_config(folder: Path, config: RunConfig) -> RunConfig:
     """Return the stored configuration with the free keys of this one.
 
@@ -159,5 +167,4 @@ def _same_config(folder: Path, config: RunConfig) -> RunConfig:
 
 def _damaged(path: Path, message: str) -> DataError:
     fix = f"Remove {path.parent}, then resume from what is left, or copy the run folder again from its backup."
-    where = os.path.join(CHECKPOINTS, path.parent.name)
-    return DataError([Problem(file=str(path), where=where, field="content", value="-", message=message, fix=fix)])
+    return DataError([Problem(file=str(path), where="file", field="content", value="-", message=message, fix=fix)])

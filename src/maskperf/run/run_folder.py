@@ -54,32 +54,22 @@ def discard_run_folder(folder: Path) -> None:
     forget_run_folder()
 
 
-def continue_run_folder(folder: Path) -> Path:
-    """Return a folder that a run left unfinished, which becomes that of `current_run_folder`.
+def claim_run_folder(folder: Path) -> int:
+    """Return a descriptor that keeps others from going on with this run until it is closed.
 
-    Errors: StorageError where it cannot be written.
-    """
-    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
-        raise StorageError(f"{folder}: no permission to write there. Fix: ask its owner")
-    _current_folders.append(folder.absolute())
-    return folder
-
-
-def lock_run_folder(folder: Path) -> int | None:
-    """Return a descriptor that keeps others from going on with this run until it is closed; None where none can.
-
+    The folder becomes that of `current_run_folder`. On a file system without locks nobody is kept off.
     Errors: StorageError where another process is at this run.
     """
     descriptor = os.open(folder, os.O_RDONLY)
+    _current_folders.append(folder.absolute())
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
         fix = "wait for its end, end it, or name another run: resume=FOLDER"
         raise StorageError(f"{folder}: another process is at this run. Fix: {fix}") from error
-    except OSError:  # a file system without locks
-        os.close(descriptor)
-        return None
+    except OSError:
+        pass
     return descriptor
 
 

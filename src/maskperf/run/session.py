@@ -30,7 +30,7 @@ from maskperf.run.environment import describe_environment
 from maskperf.run.progress import working
 from maskperf.run.recorder import TimeAccount
 from maskperf.run.resume import Resumption
-from maskperf.run.run_folder import continue_run_folder, create_run_folder, discard_run_folder, lock_run_folder
+from maskperf.run.run_folder import claim_run_folder, create_run_folder, discard_run_folder
 from maskperf.schema import CONFIG_FILE, ENVIRONMENT_FILE, LAYERS_FILE, LOG_FILE, METRICS_FILE
 
 WEIGHTS_FILE = "model.safetensors"  # of the last epoch
@@ -140,11 +140,10 @@ def open_session(config: RunConfig, topology: Topology, resumption: Resumption |
     if topology.is_first:
         if resumption is None:
             folder = create_run_folder(config.run_dir, config.recipe)
+            write_text(folder / CONFIG_FILE, to_json_text(config))  # first: with it a killed run can be taken up again
         else:
-            folder = continue_run_folder(resumption.folder)
-        lock = lock_run_folder(folder)
-        if lock is not None:
-            resources.callback(os.close, lock)
+            folder = resumption.folder
+        resources.callback(os.close, claim_run_folder(folder))
     if resumption is not None:
         resumed_at = (*(resumption.state.resumed_at_steps if resumption.state else ()), resumption.step)
         if folder is not None:
@@ -160,7 +159,6 @@ def open_session(config: RunConfig, topology: Topology, resumption: Resumption |
         layers = describe_layers(config)
         session.say("\n".join([*changes_of(config), *layers.splitlines()[-2:]]))
         session.write(LAYERS_FILE, layers + "\n")
-        session.write(CONFIG_FILE, to_json_text(config))
     session.say(threads.line())
     session.say(f"run folder: {folder}; seed {config.seed}; {topology.world} process(es)")
     session.write(ENVIRONMENT_FILE, pretty_json(describe_environment(topology.world)))

@@ -385,27 +385,27 @@ def test_a_trainable_parameter_without_a_gradient_is_named_after_the_first_step(
 
 @pytest.mark.slow
 def test_killed_at_ten_moments_and_resumed_a_run_is_equal_ten_times_of_ten(unbroken, tmp_path):
-    """With a checkpoint as often as they can be written; the moments are from the start to the end of training."""
-    draw = random.Random(11)
-    begin = time.monotonic()
-    process = start(tmp_path / "timed", *THREE_EPOCHS, "checkpoint.minutes=0.0001")
-    wait_for_steps(tmp_path / "timed" / "run", 1, process)
-    first = time.monotonic() - begin
-    wait_for_steps(tmp_path / "timed" / "run", 9, process)
-    last = time.monotonic() - begin
-    process.communicate()
-    steps = []
-    for number in range(10):
+    """With a checkpoint as often as they can be written; the moments are from the first file to the last step."""
+    draw, resumed_at, number = random.Random(11), [], 0
+    while len(resumed_at) < 10:
+        number += 1
         folder = tmp_path / str(number)
         arguments = (*THREE_EPOCHS, "checkpoint.minutes=0.0001", "resume=auto")
         process = start(folder, *arguments)
-        time.sleep(draw.uniform(0.8 * first, last))
+        steps = draw.randint(0, 8)
+        while not steps and process.poll() is None and not (folder / "run").exists():
+            time.sleep(0.001)
+        if steps:
+            wait_for_steps(folder / "run", steps, process)
+        time.sleep(draw.uniform(0, 0.5))
         process.kill()
         process.communicate()
+        if (folder / "run" / "results.json").exists():  # it was over already
+            continue
         process = start(folder, *arguments)
         shown, _ = process.communicate()
         assert process.returncode == EXIT_DONE, shown
-        steps.append(read_results(folder / "run")["resumed_at_steps"])
+        resumed_at += read_results(folder / "run")["resumed_at_steps"]
         assert_equal_runs(folder / "run", unbroken)
-    print(f"resumed at {steps}")
-    assert len(set(map(tuple, steps))) >= 3  # the moments are different ones
+    print(f"resumed at {resumed_at}")
+    assert len(set(resumed_at)) >= 3  # the moments are different ones

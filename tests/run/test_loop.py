@@ -42,15 +42,7 @@ def finished(tmp_path_factory):
 def test_a_run_leaves_all_its_files(finished):
     names = {path.name for path in finished.iterdir()}
     assert names == {
-        *(
-            "analysis.json",
-            "config.json",
-            "environment.json",
-            "layers.txt",
-            "metrics.jsonl",
-            "results.json",
-            "mlperf.log",
-        ),
+        *("config.json", "environment.json", "layers.txt", "metrics.jsonl", "results.json", "mlperf.log"),
         *("detections_bbox.json", "detections_segm.json", "model.safetensors", "model_best.safetensors"),
         *("analysis.json", "pictures.json", "predictions.png", "report.html", "report.md"),
     }

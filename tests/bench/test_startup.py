@@ -16,6 +16,7 @@ def plan(tmp_path):
     return Plan(config=demo(), cache=tmp_path, repeats=1)
 
 
+@pytest.mark.slow
 def test_help_is_quicker_than_the_first_step_and_needs_no_torch(plan, tmp_path):
     results = measure_startup(plan, tmp_path, recipe="demo", pairs=list(TINY))
     assert [result.case for result in results] == ["help", "first step of demo"]

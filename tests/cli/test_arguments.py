@@ -18,7 +18,7 @@ from maskperf.cli.main import COMMANDS, WITHOUT_ARGUMENTS, execute
 ME = pwd.getpwuid(os.getuid())
 PARSERS = {name: importlib.import_module(f"maskperf.cli.{name}").make_parser for name in COMMANDS}
 # What an option is called in the help where it is a path.
-METAVARS_OF_PATHS = {"FILE", "FOLDER", "FILE.html", "PATH", "RUN", "IN", "OUT", "BLACK_BOX", "PYTHON"}
+METAVARS_OF_PATHS = {"FILE", "FOLDER", "FILE.html", "PATH", "RUN", "IN", "OUT", "BLACK_BOX", "PYTHON", "DIR", "WEIGHTS"}
 REFUSED_EARLY = [
     "run demo mlperf.division=closed",
     "run dmo",

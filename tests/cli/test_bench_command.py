@@ -20,6 +20,7 @@ from maskperf.errors import EXIT_DONE, EXIT_STORAGE, EXIT_USAGE
 TINY = ["--size", "64x96", "--images", "1", "--threads", "1", "--repeats", "2", "--set", "system.device=cpu"]
 
 
+@pytest.mark.slow
 def test_one_benchmark_is_measured_shown_and_written(tmp_path, maskperf):
     file = tmp_path / "bench.json"
     arguments = ["mask_targets", *TINY, "--clock", "cpu", "--json", str(file), "--cache", str(tmp_path)]

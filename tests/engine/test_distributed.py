@@ -105,6 +105,7 @@ def test_losses_are_means_over_the_processes(two_processes, one_process):
         torch.testing.assert_close(two_processes[rank]["losses"], one_process["losses"], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_demo_runs_under_torchrun_on_two_processes(tmp_path):
     words = small_run_arguments(tmp_path, "evaluation.box_target=0", "evaluation.mask_target=0")
     done = _torchrun("-m", "maskperf", *words)

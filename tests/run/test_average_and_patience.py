@@ -25,6 +25,7 @@ def plain(tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("decay", "is_equal"), [("1e-9", True), ("0.9", False)])
 def test_averages_are_evaluated_and_training_is_that_without_them(plain, tmp_path, decay, is_equal):
     more = ("optimizer.max_epochs=2", f"optimizer.average_decay={decay}", *NO_TARGETS)
@@ -35,6 +36,7 @@ def test_averages_are_evaluated_and_training_is_that_without_them(plain, tmp_pat
     assert not is_equal or stats[0] == stats[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("patience", "epochs"), [(0, 5), (2, 4)])
 def test_a_run_ends_when_its_patience_does_and_keeps_the_best(tmp_path, monkeypatch, patience, epochs):
     aps = (0.1, 0.4, 0.4, 0.3, 0.2)  # the first of two equal ones is the best

@@ -95,6 +95,7 @@ def end_after(patch, step, asked=checkpoint.PERIODIC):
     patch.setattr(Checkpoints, "asked", lambda self, *, was_read: asked if last == [step] else 0)
 
 
+@pytest.mark.slow
 def test_averages_of_weights_and_adamw_go_on_bitwise(tmp_path, monkeypatch):
     more = (*THREE_EPOCHS, "optimizer.average_decay=0.9", "optimizer.method=adamw", "optimizer.learning_rate=0.001")
     (tmp_path / "unbroken").mkdir()

@@ -159,6 +159,7 @@ def test_what_an_evaluation_sees_does_not_depend_on_when_its_verdict_comes(tmp_p
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_the_weights_of_an_epoch_are_not_written_over_before_its_verdict(tmp_path, monkeypatch):
     happened = _watched(monkeypatch, aps=[0.2, 0.1, 0.15])
     assert small_run(tmp_path, *NO_TARGETS, "optimizer.max_epochs=3") == EXIT_DONE
@@ -220,6 +221,7 @@ def test_an_error_of_the_scoring_thread_ends_the_run(tmp_path, monkeypatch, caps
     assert log_events(tmp_path / "run")[-1]["metadata"]["status"] == "aborted"
 
 
+@pytest.mark.slow
 def test_two_processes_stop_at_one_step(tmp_path):
     arguments = small_run_arguments(tmp_path, *TARGETS, "optimizer.max_epochs=3", "system.log_every_steps=1")
     done = run_on_two_processes("run/patched_run.py", "success", "0", "0", str(tmp_path), *arguments)

@@ -122,6 +122,7 @@ def test_with_one_target_the_other_ap_does_not_count(tmp_path, monkeypatch, caps
     assert ("target missed" in capsys.readouterr().out) == (code == EXIT_TARGET_MISSED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("every_epochs", "limit", "evaluated"),
     [

@@ -26,6 +26,7 @@ from maskperf.errors import (
     DataError,
     StorageError,
 )
+from maskperf.machine.threads import ThreadChoice
 from maskperf.model.heads import MaskPredictor, RpnHead
 from maskperf.overrides import with_overrides
 from maskperf.recipes import RECIPES
@@ -131,6 +132,16 @@ def test_a_resumed_run_is_bitwise_equal_to_the_unbroken_one(unbroken, tmp_path, 
     assert any("no result of the benchmark" in notice for notice in results["notices"])
     assert "no result of the benchmark" in (tmp_path / "run" / "report.md").read_text()
     assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+def test_a_resumed_run_has_the_threads_it_had_though_the_machine_is_busier_now(broken, monkeypatch, capsys):
+    folder, arguments = broken
+    other = ThreadChoice(count=torch.get_num_threads() + 1, reason="other programs")
+    monkeypatch.setattr("maskperf.run.session.threads_of_process", lambda wanted: other)
+    arguments = ["system.threads=0" if word == "system.threads=1" else word for word in arguments]
+    assert main([*arguments, f"resume={folder}"]) == EXIT_DONE
+    said = capsys.readouterr().out
+    assert "as before the run was resumed" in said and "rounded otherwise" not in said
 
 
 def test_the_log_of_a_resumed_run_goes_on_and_is_refused_with_the_reason(broken, capsys):

@@ -19,7 +19,7 @@ from maskperf.engine.distributed import Topology, wait_for_all
 from maskperf.engine.forward import mask_slots
 from maskperf.errors import UserError
 from maskperf.files import link_or_copy, pretty_json, replace_file, write_text
-from maskperf.machine.threads import threads_of_process
+from maskperf.machine.threads import ThreadChoice, threads_of_process
 from maskperf.mlperf.log import MlperfLog
 from maskperf.model.layer_list import format_layers, list_layers
 from maskperf.model.mask_rcnn import MaskRcnn
@@ -133,7 +133,7 @@ def open_session(config: RunConfig, topology: Topology, resumption: Resumption |
 
     Errors: StorageError for a folder that exists, or where another process is at the run.
     """
-    threads = threads_of_process(config.system.threads)
+    threads = _threads(config, resumption)
     torch.set_num_threads(threads.count)
     resources, resumed_at = ExitStack(), tuple[int, ...]()
     folder: Path | None = None
@@ -163,6 +163,14 @@ def open_session(config: RunConfig, topology: Topology, resumption: Resumption |
     session.say(f"run folder: {folder}; seed {config.seed}; {topology.world} process(es)")
     session.write(ENVIRONMENT_FILE, pretty_json(describe_environment(topology.world)))
     return session
+
+
+def _threads(config: RunConfig, resumption: Resumption | None) -> ThreadChoice:
+    """Return the threads of the process; of a run that goes on those it had, which decide how sums are rounded."""
+    state = resumption.state if resumption is not None else None
+    if state is not None and not config.system.threads and "threads" in state.rounding:
+        return ThreadChoice(count=int(state.rounding["threads"]), reason="as before the run was resumed")
+    return threads_of_process(config.system.threads)
 
 
 def _has_content(path: Path) -> bool:

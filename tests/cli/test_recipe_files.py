@@ -1,5 +1,7 @@
 """`maskperf run my_recipe.py`: which function is taken, and every way in which a file cannot be used."""
 
+from dataclasses import replace
+
 import pytest
 
 from maskperf.cli.recipe_files import recipe_config
@@ -39,7 +41,8 @@ def test_a_file_may_import_what_lies_beside_it(tmp_path):
 
 
 def test_the_configuration_of_a_run_is_a_recipe(tmp_path):
-    path = write(tmp_path, to_json_text(demo()), name="config.json")
+    """But for its folder, into which no other run may write."""
+    path = write(tmp_path, to_json_text(replace(demo(), run_dir="runs/a")), name="config.json")
     assert recipe_config(path) == demo()
 
 

@@ -5,6 +5,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -47,7 +48,8 @@ def recipe_config(recipe: str) -> RunConfig:
 
 def _of_json(path: Path) -> RunConfig:
     try:
-        return from_json_text(path.read_text(encoding="utf-8"))
+        stored = from_json_text(path.read_text(encoding="utf-8"))
+        return replace(stored, run_dir="")  # the folder of the run before, which no other writes into
     except (ConfigError, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is no configuration of a run.\n{error}\nFix: give its config.json") from error
 

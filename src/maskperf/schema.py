@@ -115,9 +115,9 @@ class TrainedEpoch(msgspec.Struct, kw_only=True, frozen=True):
 class StepSums(msgspec.Struct, kw_only=True):
     """Some steps of all processes, up to a checkpoint."""
 
-    losses: list[list[float]]
-    images: int
-    seconds: float
+    losses: list[list[float]] = []  # the five terms of each step
+    images: int = 0
+    seconds: float = 0.0
 
 
 class SeriesState(msgspec.Struct, kw_only=True, frozen=True):

@@ -161,10 +161,7 @@ def _find_resumption(wanted: str, config: RunConfig, processes: int, *, runs: in
         raise ConfigError(f"resume={wanted}: runs={runs} are a series, and one run can be resumed. Fix: leave runs out")
     found = find_resumption(wanted, config, processes)
     if found is None:
-        print(
-            f"resume={wanted}: there is no unfinished run of {config.recipe} to go on with; a new one starts",
-            flush=True,
-        )
+        print(f"resume={wanted}: no run of {config.recipe} is unfinished; a new one starts", flush=True)
     return found
 
 

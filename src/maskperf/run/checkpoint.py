@@ -40,8 +40,7 @@ class Checkpoints:
     """When a checkpoint is due, and the checkpoints of one run. Every call is made by all processes at one step."""
 
     def __init__(self, session: Session, training: Training, evaluations: Evaluations, stop: StopSignals):
-        self._session, self._training, self._evaluations = session, training, evaluations
-        self._stop = stop
+        self._session, self._training, self._evaluations, self._stop = session, training, evaluations, stop
         self._last_time = time.monotonic()
         self._writing: Future | None = None
 
@@ -238,8 +237,7 @@ def _data_facts(training: Training) -> dict[str, int]:
 
 def _rounding(session: Session) -> dict[str, str]:
     """Return what the order of sums depends on: a run is equal bit for bit only where these are."""
-    device = session.topology.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    name = torch.cuda.get_device_name() if session.topology.device.type == "cuda" else "cpu"
     return {"threads": str(torch.get_num_threads()), "torch": str(torch.__version__), "device": name}
 
 

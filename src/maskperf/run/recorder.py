@@ -100,10 +100,6 @@ class _UnreadStep:
 class _Sums(StepSums):
     """Some steps of all processes."""
 
-    losses: list[list[float]] = []  # the five terms of each step
-    images: int = 0
-    seconds: float = 0.0
-
     def add(self, losses: list[float], images: int, seconds: float) -> None:
         self.losses.append(losses)
         self.images += images

@@ -15,12 +15,11 @@ from maskperf.schema import CONFIG_FILE, RESULTS_FILE, CheckpointState, Manifest
 AUTO = "auto"
 CHECKPOINTS = "checkpoint"  # the folder of both generations inside a run folder
 MANIFEST_FILE, STATE_FILE, TENSORS_FILE = "manifest.json", "state.json", "tensors.safetensors"
-# Keys that change no number of a run; those of its log and its folder stay as they were.
+# Keys that change no number of a run; run_dir is that of the run.
 FREE = (
     *("system.log_every_steps", "system.threads", "data.loader_threads", "checkpoint.minutes"),
     *("log.tensorboard", "log.trackers"),
 )
-KEPT = ("run_dir",)
 FOLLOW_STORED = {"seed": -1, "model.num_classes": 0}  # values that stand for one that the run then found
 
 
@@ -43,9 +42,7 @@ class Resumption:
 def find_resumption(wanted: str, config: RunConfig, processes: int) -> Resumption | None:
     """Return the run to go on with: that of the folder `wanted`, or for "auto" that of run_dir or the newest one.
 
-    None where "auto" finds none: then a new run starts. The newest one is that of the same recipe in runs/ with the
-    newest checkpoint and without results.
-
+    None where "auto" finds none: then a new run starts.
     Errors: ConfigError for a folder without an unfinished run, another configuration or another number of processes;
     DataError where checkpoints are there and none is whole.
     """
@@ -64,16 +61,12 @@ def find_resumption(wanted: str, config: RunConfig, processes: int) -> Resumptio
             return None
         folder = max(found, key=lambda run: (run / CHECKPOINTS).stat().st_mtime_ns)
     if (folder / RESULTS_FILE).exists():
-        fix = "start a new run; its weights can be model.initial_weights of it"
-        raise ConfigError(f"resume={wanted}: the run in {folder} has come to its end ({RESULTS_FILE}). Fix: {fix}")
+        raise ConfigError(f"resume={wanted}: the run in {folder} has come to its end. Fix: start a new run")
     stored = _same_config(folder, config)
     resumption = newest_checkpoint(Resumption(folder=folder, config=stored))
     if resumption.state is not None and resumption.state.processes != processes:
-        count = resumption.state.processes
-        raise ConfigError(
-            f"resume={wanted}: the checkpoint {resumption.checkpoint} is of {count} processes, and these are "
-            f"{processes}. Fix: processes={count}"
-        )
+        text = f"{resumption.checkpoint} is of {resumption.state.processes} processes, and these are {processes}"
+        raise ConfigError(f"resume={wanted}: {text}. Fix: processes={resumption.state.processes}")
     return resumption
 
 
@@ -85,13 +78,10 @@ def newest_checkpoint(run: Resumption) -> Resumption:
     notices, problems = list[str](), list[Problem]()
     for folder in sorted((run.folder / CHECKPOINTS).glob("step_*"), reverse=True):
         try:
-            state = read_state(folder)
+            return replace(run, checkpoint=folder, state=read_state(folder), notices=tuple(notices))
         except DataError as error:
             problems += error.problems
-            problem = error.problems[0]
-            notices.append(f"damaged checkpoint, passed over: {problem.file}: {problem.message}")
-            continue
-        return replace(run, checkpoint=folder, state=state, notices=tuple(notices))
+            notices.append(f"damaged checkpoint, passed over: {problems[-1].file}: {problems[-1].message}")
     if problems:
         raise DataError(problems)
     return run
@@ -154,14 +144,13 @@ def _same_config(folder: Path, config: RunConfig) -> RunConfig:
     differing = [
         key
         for key, value in now.items()
-        if value != before[key] and key not in (*FREE, *KEPT) and value != FOLLOW_STORED.get(key)
+        if value != before[key] and key not in (*FREE, "run_dir") and value != FOLLOW_STORED.get(key)
     ]
     if differing:
         lines = [f"  {key}={format_value(now[key])}, and the run has {format_value(before[key])}" for key in differing]
         fix = " ".join(f"{key}={format_value(before[key])}" for key in differing)
-        raise ConfigError(
-            "\n".join([f"resume: the configuration is not that of the run in {folder}:", *lines, f"Fix: {fix}"])
-        )
+        lines = [f"resume: the configuration is not that of the run in {folder}:", *lines, f"Fix: {fix}"]
+        raise ConfigError("\n".join(lines))
     return with_overrides(stored, [f"{key}={format_value(now[key])}" for key in FREE])
 
 

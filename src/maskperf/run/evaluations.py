@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -47,10 +47,17 @@ class Training:
     optimizer: torch.optim.Optimizer
     recorder: StepRecorder
     steps_per_epoch: int
-    # What else a checkpoint keeps: tensors that are restored in place, and JSON values, under names of their own.
-    extra_tensors: dict[str, torch.Tensor] = field(default_factory=dict)
-    extra_state: dict[str, Any] = field(default_factory=dict)
     average: WeightAverage | None = None  # evaluated and saved in place of the weights, if there is one
+
+    @property
+    def extra_tensors(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint keeps besides model and optimizer, restored in place."""
+        return {} if self.average is None else self.average.tensors
+
+    @property
+    def extra_state(self) -> dict[str, Any]:
+        """JSON values that belong to these tensors, restored in place."""
+        return {} if self.average is None else self.average.state
 
     def average_weights(self) -> None:
         """Take the weights after an update into their average."""

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -106,9 +105,7 @@ def _set_up(session: Session) -> tuple[Training, Callable[..., StepResult], bool
         captured.make_room(batch_capacity(data.train, session.images_per_rank, config.data))
     num_steps = steps_per_epoch(len(data.train.image_ids), config.optimizer.batch_size)
     average = average_of(model, config.optimizer.average_decay)
-    extra: dict[str, Any] = {} if average is None else {"extra_tensors": average.tensors, "extra_state": average.state}
-    recorder = _open_recorder(session, num_steps)
-    training = Training(data, model, optimizer, recorder, num_steps, average=average, **extra)
+    training = Training(data, model, optimizer, _open_recorder(session, num_steps), num_steps, average)
     train = partial(train_step, model, optimizer, config=config.optimizer, topology=topology, captured=captured)
     return training, train, captured is not None and captured.num_mask_slots is not None
 

@@ -14,13 +14,12 @@ from maskperf.data.coco.categories import CategoryMatch, categories_of, match_ca
 from maskperf.data.coco.index import CocoIndex
 from maskperf.data.coco.paths import VALIDATION_FIX, existing_paths
 from maskperf.data.images.files import open_split
-from maskperf.data.images.loader import evaluation_batches, feeding_for
 from maskperf.engine.build import build_model, keep_memory
 from maskperf.engine.distributed import Topology, init_topology
 from maskperf.engine.precision import set_precision
 from maskperf.errors import ConfigError, DataError, joined_errors
 from maskperf.evaluation.detection_limit import detection_notices, most_counted
-from maskperf.evaluation.predict import batch_size_for, predict
+from maskperf.evaluation.predict import predict, split_batches
 from maskperf.evaluation.scores import GroundTruth, Scores, score
 from maskperf.machine.threads import threads_of_process
 from maskperf.model.mask_rcnn import MaskRcnn
@@ -165,15 +164,7 @@ def predict_split(opened: Opened, *, shows_progress: bool = False) -> tuple[Sequ
     config, topology, val, device = opened.config, opened.topology, opened.val, opened.topology.device
     shows_progress = shows_progress and topology.is_first
     with using(chosen_techniques(config.speed)):
-        batches = evaluation_batches(
-            val,
-            config.data,
-            batch_size=batch_size_for(config.evaluation, device),
-            rank=topology.rank,
-            world=topology.world,
-            pin_memory=device.type == "cuda",
-            feeding=feeding_for(device),
-        )
+        batches = split_batches(val, config, topology)
         if shows_progress:
             batches = _with_progress(batches, len(val.image_ids), topology.world)
         keep_memory(device)

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 
 from maskperf.config import RunConfig, has_targets, meets_targets
-from maskperf.data.images.loader import evaluation_batches, feeding_for
 from maskperf.engine.average import WeightAverage
 from maskperf.engine.distributed import all_true, share_from_first
 from maskperf.errors import LostRunError
 from maskperf.evaluation.detection_limit import most_counted
-from maskperf.evaluation.predict import batch_size_for, collected, detect_all, gathered
+from maskperf.evaluation.predict import batch_size_for, collected, detect_all, gathered, split_batches
 from maskperf.evaluation.results import Results, ResultTable
 from maskperf.evaluation.scores import GroundTruth, Scores, agree, score
 from maskperf.model.mask_rcnn import MaskRcnn
@@ -99,15 +98,7 @@ class Evaluation:
         self._is_gathered = False
         session.log.evaluation_start(trained.epoch)
         start = time.monotonic()
-        batches = evaluation_batches(
-            data.val,
-            config.data,
-            batch_size=batch_size,
-            rank=topology.rank,
-            world=topology.world,
-            pin_memory=topology.device.type == "cuda",
-            feeding=feeding_for(topology.device),
-        )
+        batches = split_batches(data.val, config, topology)
         progress = training.recorder.progress
         with progress.doing(f"evaluating epoch {trained.epoch}"):
             batches = progress.counted(batches, batch_size * topology.world, len(data.val.image_ids))

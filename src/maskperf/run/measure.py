@@ -14,7 +14,7 @@ import torch
 from maskperf.config import RunConfig
 from maskperf.data.coco.index import CocoIndex
 from maskperf.data.coco.paths import locate
-from maskperf.data.images.loader import TrainingLoader, evaluation_batches, feeding_for
+from maskperf.data.images.loader import TrainingLoader, feeding_for
 from maskperf.data.images.raw_images import prepare_images
 from maskperf.engine.build import build_model, padded_size_hw, synthetic_batch
 from maskperf.engine.distributed import Topology
@@ -23,7 +23,7 @@ from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.precision import resolve_precision, set_precision
 from maskperf.engine.step import train_step
 from maskperf.errors import joined_errors
-from maskperf.evaluation.predict import batch_size_for, predict
+from maskperf.evaluation.predict import predict, split_batches
 from maskperf.machine.hardware import describe_memory
 from maskperf.machine.threads import threads_of_process
 from maskperf.model.mask_rcnn import MaskRcnn
@@ -62,16 +62,7 @@ def measure_speed(config: RunConfig, topology: Topology) -> tuple[float, float]:
         evaluated = min(EVALUATED_IMAGES, len(val.image_ids))
         some = val.without(range(evaluated, len(val.image_ids)))
         started = time.monotonic()
-        batches = evaluation_batches(
-            some,
-            config.data,
-            batch_size=batch_size_for(config.evaluation, topology.device),
-            rank=0,
-            world=1,
-            pin_memory=topology.device.type == "cuda",
-            feeding=feeding_for(topology.device),
-        )
-        predict(model, batches, train.category_ids, topology)
+        predict(model, split_batches(some, config, topology), train.category_ids, topology)
         per_image = (time.monotonic() - started) / evaluated
     del model, optimizer, step
     gc.collect()

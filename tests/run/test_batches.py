@@ -1,33 +1,25 @@
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from maskperf.data.coco.categories import categories_of, match_categories
+from maskperf.config import RunConfig
 from maskperf.data.coco.index import read_coco
-from maskperf.data.coco.paths import DataPaths
 from maskperf.engine.distributed import Topology
-from maskperf.mlperf.log import MlperfLog
 from maskperf.recipes import demo
-from maskperf.run.data import OpenedData, micro_batches
-from maskperf.run.session import Session
+from maskperf.run.data import micro_batches
 
 FOLDER = Path(__file__).parents[1] / "golden" / "data_path"
 JSON, IMAGES = FOLDER / "instances.json", FOLDER / "images"
-PATHS = DataPaths(train_json=JSON, train_images=IMAGES, val_json=JSON, val_images=IMAGES)
 
 
 @pytest.fixture(scope="module")
 def data():
-    train = read_coco(JSON, IMAGES, training=True)
-    names = categories_of(train)
-    categories = match_categories(names, names, source="train.json", file="val.json", by_name=False)
-    return OpenedData(paths=PATHS, train=train, val=train, categories=categories, truth=None)
+    return read_coco(JSON, IMAGES, training=True)
 
 
-def session_of(*, seed=5, rank=0, world=1, accumulation_steps=1, batch_size=2) -> Session:
+def settings_of(*, seed=5, rank=0, world=1, accumulation_steps=1, batch_size=2) -> tuple[RunConfig, Topology]:
     config = demo()
     config = replace(
         config,
@@ -35,13 +27,12 @@ def session_of(*, seed=5, rank=0, world=1, accumulation_steps=1, batch_size=2) -
         data=replace(config.data, short_side=32, long_side=64, group_by_aspect=False, loader_threads=2),
         optimizer=replace(config.optimizer, batch_size=batch_size, accumulation_steps=accumulation_steps),
     )
-    topology = Topology(rank=rank, world=world, local_rank=rank, device=torch.device("cpu"))
-    return Session(config=config, topology=topology, folder=None, log=MlperfLog(None), resources=ExitStack())
+    return config, Topology(rank=rank, world=world, local_rank=rank, device=torch.device("cpu"))
 
 
 def drawn(data, *, updates_done=0, num_steps=3, **changes) -> list[list[tuple[list[int], list[int]]]]:
     """Return image ids and sampler seeds of each micro-batch of each step."""
-    steps = micro_batches(session_of(**changes), data, updates_done, num_steps)
+    steps = micro_batches(*settings_of(**changes), data, updates_done, num_steps)
     return [[(batch.image_ids.tolist(), batch.sample_seeds.tolist()) for batch in step] for step in steps]
 
 
@@ -57,7 +48,7 @@ def test_a_step_has_as_many_micro_batches_as_asked(data):
 def test_images_and_draws_are_those_of_the_seed(data):
     assert drawn(data) == drawn(data)
     first, other = flat(drawn(data)), flat(drawn(data, seed=6))
-    assert sorted(image_id for image_id, _ in first) == data.train.image_ids.tolist()
+    assert sorted(image_id for image_id, _ in first) == data.image_ids.tolist()
     assert [image_id for image_id, _ in first] != [image_id for image_id, _ in other]
     assert not {seed for _, seed in first} & {seed for _, seed in other}
 

@@ -1,7 +1,6 @@
 """maskperf in the benchmarks of the whole network: training steps, detections, and the recipe `demo`."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial, wraps
 
@@ -10,7 +9,6 @@ from torch import Tensor
 
 from maskperf.bench.peers.torch_work import first_call, read_arrays, sharpen
 from maskperf.config import ModelConfig, OptimizerConfig, SpeedConfig
-from maskperf.data.coco.categories import categories_of, match_categories
 from maskperf.data.coco.index import read_coco
 from maskperf.data.coco.paths import locate
 from maskperf.data.images.capacity import batch_capacity
@@ -23,13 +21,12 @@ from maskperf.engine.precision import set_precision
 from maskperf.engine.step import StepResult, train_step
 from maskperf.evaluation.detect import detect
 from maskperf.losses.box import sample_rois
-from maskperf.mlperf.log import MlperfLog
 from maskperf.model.heads import RoiHead
 from maskperf.model.mask_rcnn import MaskRcnn, feature_anchors
 from maskperf.model.proposals import append_truth, select_proposals
 from maskperf.overrides import from_json_text
-from maskperf.run.data import OpenedData, micro_batches
-from maskperf.run.session import Session
+from maskperf.run.data import micro_batches
+from maskperf.run.session import images_per_rank
 from maskperf.structures import LOSS_NAMES, Batch, Images, Polygons, Proposals, Targets, to_device
 from maskperf.techniques import chosen_techniques, using
 
@@ -129,25 +126,22 @@ def demo_chunk(inputs: dict) -> tuple[Callable[[], dict], dict]:
     config, topology = from_json_text(inputs["config"]), init_topology(inputs["device"])
     paths = locate(config.data)
     train = read_coco(paths.train_json, paths.train_images, training=True)
-    names = categories_of(train)
-    categories = match_categories(names, names, source="training", file="training", by_name=False)
-    data = OpenedData(paths=paths, train=train, val=train, categories=categories, truth=None)
-    session = Session(config=config, topology=topology, folder=None, log=MlperfLog(None), resources=ExitStack())
+    images = images_per_rank(config, topology)
     keep_memory(topology.device)
     model = build_model(config.model, config.seed)[0].to(topology.device)
     messages: list[str] = []
     set_precision(model, config.speed.precision, topology.device, messages.append)
     optimizer = build_optimizer(model, config.optimizer)
-    captured = prepare_steps(model, config, images=session.images_per_rank, topology=topology, say=messages.append)
+    captured = prepare_steps(model, config, images=images, topology=topology, say=messages.append)
     if captured is not None:
-        captured.make_room(batch_capacity(train, session.images_per_rank, config.data))
+        captured.make_room(batch_capacity(train, images, config.data))
     train_once = partial(train_step, model, optimizer, config=config.optimizer, topology=topology, captured=captured)
     update = 0
 
     def work() -> dict:
         nonlocal update
         losses = []
-        for batches in micro_batches(session, data, update, inputs["steps"]):
+        for batches in micro_batches(config, topology, train, update, inputs["steps"]):
             update += 1
             losses.append(train_once(batches, update=update).losses.sum())
         return {"first_loss": float(losses[0]), "last_loss": float(losses[-1])}

@@ -23,7 +23,7 @@ from maskperf.evaluation.detection_limit import detection_notices
 from maskperf.evaluation.scores import GroundTruth
 from maskperf.pictures.fonts import font_notices
 from maskperf.recipes import RECIPES
-from maskperf.run.session import Session
+from maskperf.run.session import Session, images_per_rank
 from maskperf.seeds import entropy_seed
 from maskperf.structures import Batch
 
@@ -156,18 +156,17 @@ def class_count_problems(
 
 
 def micro_batches(
-    session: Session, data: OpenedData, updates_done: int, num_steps: int
+    config: RunConfig, topology: Topology, train: CocoIndex, updates_done: int, num_steps: int
 ) -> Generator[list[Batch], None, None]:
     """Return the micro-batches of each of the next steps, on the device."""
-    config, topology = session.config, session.topology
     per_step = config.optimizer.accumulation_steps
     loader = TrainingLoader(
-        data.train,
+        train,
         config.data,
         seed=config.seed,
         rank=topology.rank,
         world=topology.world,
-        images_per_rank=session.images_per_rank,
+        images_per_rank=images_per_rank(config, topology),
         pin_memory=topology.device.type == "cuda",
         feeding=feeding_for(topology.device),
     )

@@ -131,7 +131,7 @@ def saves_lost_run(session: Session, training: Training, rescues: Callable[[int]
 
 def _save_black_box(session: Session, training: Training, error: LostRunError) -> tuple[str, list[int]]:
     """Return the whole message and the ids of the images of the step, after the black box was written."""
-    own = next(micro_batches(session, training.data, error.step - 1, 1))
+    own = next(micro_batches(session.config, session.topology, training.data.train, error.step - 1, 1))
     gathered = gather_to_first([to_device(batch, torch.device("cpu")) for batch in own], session.topology)
     batches: list[Batch] = [batch for of_process in gathered for batch in of_process]
     image_ids = [batch.image_ids.tolist() for batch in batches]

@@ -49,6 +49,7 @@ def run_benchmark(config: RunConfig, topology: Topology, resumption: Resumption 
         training, train, may_drop_masks = _set_up(session)
         num_steps, max_steps = training.steps_per_epoch, config.optimizer.max_steps
         evaluations, under_way = Evaluations(session, training), StepsUnderWay(train, may_drop_masks=may_drop_masks)
+        batches_of = partial(micro_batches, config, topology, training.data.train)
         note = partial(_note, session, training, evaluations)
         with saves_lost_run(session, training, evaluations.rescues), StopSignals(speaks=topology.is_first) as stop:
             update, epoch = restore(session, training, evaluations, resumption) if resumption is not None else (0, 0)
@@ -59,7 +60,7 @@ def run_benchmark(config: RunConfig, topology: Topology, resumption: Resumption 
                 if update == epoch * num_steps:  # else the epoch was begun before a checkpoint
                     training.recorder.start_epoch()
                 epoch, first, waited = epoch + 1, update + 1, time.monotonic()
-                steps = micro_batches(session, training.data, update, min(epoch * num_steps, max_steps) - update)
+                steps = batches_of(update, min(epoch * num_steps, max_steps) - update)
                 for batches in steps:
                     wait_seconds = time.monotonic() - waited
                     update += 1

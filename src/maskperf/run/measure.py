@@ -4,17 +4,13 @@ import gc
 import resource
 import statistics
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 
 import torch
 
 from maskperf.config import RunConfig
-from maskperf.data.coco.index import CocoIndex
 from maskperf.data.coco.paths import locate
-from maskperf.data.images.loader import TrainingLoader, feeding_for
 from maskperf.data.images.raw_images import prepare_images
 from maskperf.engine.build import build_model, padded_size_hw, synthetic_batch
 from maskperf.engine.distributed import Topology
@@ -27,8 +23,7 @@ from maskperf.evaluation.predict import predict, split_batches
 from maskperf.machine.hardware import describe_memory
 from maskperf.machine.threads import threads_of_process
 from maskperf.model.mask_rcnn import MaskRcnn
-from maskperf.run.data import open_splits
-from maskperf.structures import Batch
+from maskperf.run.data import micro_batches, open_splits
 from maskperf.techniques import chosen_techniques, using
 
 WARM_UP_STEPS, MEASURED_STEPS = 2, 6
@@ -51,9 +46,11 @@ def measure_speed(config: RunConfig, topology: Topology) -> tuple[float, float]:
         model = _model_for(config, topology, len(train.category_ids))
         optimizer = build_optimizer(model, config.optimizer)
         step = partial(train_step, model, optimizer, config=config.optimizer, topology=topology)
+        seeded = replace(config, seed=max(0, config.seed))
+        batches = micro_batches(seeded, topology, train, 0, WARM_UP_STEPS + MEASURED_STEPS)
         seconds = []
         started = time.monotonic()
-        for update, of_one_step in enumerate(_batches(config, train, topology), start=1):
+        for update, of_one_step in enumerate(batches, start=1):
             step(of_one_step, update=update)
             if topology.device.type == "cuda":
                 torch.cuda.synchronize()
@@ -94,25 +91,6 @@ def _model_for(config: RunConfig, topology: Topology, num_classes: int) -> MaskR
     model.to(topology.device)
     set_precision(model, config.speed.precision, topology.device, lambda text: None)
     return model
-
-
-def _batches(config: RunConfig, train: CocoIndex, topology: Topology) -> Iterator[list[Batch]]:
-    parts = config.optimizer.accumulation_steps
-    loader = TrainingLoader(
-        train,
-        config.data,
-        seed=max(0, config.seed),
-        rank=0,
-        world=1,
-        images_per_rank=config.optimizer.batch_size // parts,
-        pin_memory=topology.device.type == "cuda",
-        feeding=feeding_for(topology.device),
-    )
-    precision = resolve_precision(config.speed.precision, topology.device)
-    prepare = partial(prepare_images, device=topology.device, dtype=precision)
-    batches = iter(loader.batches(0, (WARM_UP_STEPS + MEASURED_STEPS) * parts))
-    while of_one_step := list(islice(batches, parts)):
-        yield [prepare(batch) for batch in of_one_step]
 
 
 def _peak_bytes(model: MaskRcnn, config: RunConfig, topology: Topology, images: int) -> int:

@@ -86,7 +86,7 @@ class Session:
     @property
     def images_per_rank(self) -> int:
         """Images of one micro-batch of one process."""
-        return self.config.optimizer.batch_size // (self.topology.world * self.config.optimizer.accumulation_steps)
+        return images_per_rank(self.config, self.topology)
 
     def __enter__(self) -> "Session":
         return self
@@ -126,6 +126,11 @@ class Session:
     def write(self, name: str, text: str) -> None:
         if self.folder is not None:
             write_text(self.folder / name, text)
+
+
+def images_per_rank(config: RunConfig, topology: Topology) -> int:
+    """Return the images of one micro-batch of one process."""
+    return config.optimizer.batch_size // (topology.world * config.optimizer.accumulation_steps)
 
 
 def open_session(config: RunConfig, topology: Topology, resumption: Resumption | None = None) -> Session:

@@ -39,7 +39,7 @@ def show_outcome(run: FinishedRun) -> None:
 def _first_batch(run: FinishedRun) -> Iterator[PictureEntry]:
     """Yield the images of the first batch of this process, made once more from the seed."""
     index, config = run.data.train, run.session.config
-    (batch, *_), *_ = micro_batches(run.session, run.data, 0, 1)
+    (batch, *_), *_ = micro_batches(config, run.session.topology, index, 0, 1)
     batch = to_device(batch, torch.device("cpu"))
     positions = np.searchsorted(index.image_ids, batch.image_ids.tolist()).tolist()
     titles = [printable(index.file_names[position]) for position in positions]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from official_checkers import run_in_process
+from small_weights import write_small_weights
 
 from maskperf import errors
 from maskperf.cli.main import main
@@ -41,6 +42,19 @@ def maskperf(capsys):
         return Finished(code, shown.out, shown.err)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Return a folder with small weights and the data they were made for."""
+    folder = tmp_path_factory.mktemp("weights")
+    write_small_weights(folder, images=4)
+    return folder
+
+
+@pytest.fixture
+def weights(folder):
+    return folder / "model.safetensors"
 
 
 @pytest.fixture

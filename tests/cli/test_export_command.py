@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_weights import write_small_weights
 
 from maskperf import errors
 from maskperf.errors import EXIT_RULE, EXIT_STORAGE, EXIT_USAGE
@@ -17,18 +16,6 @@ from maskperf.export import formats
 
 SOURCES = Path(errors.__file__).resolve().parents[1]
 ONE_THREAD = ("--set", "system.threads=1")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("export")
-    write_small_weights(folder, images=4)
-    return folder
-
-
-@pytest.fixture
-def weights(folder):
-    return folder / "model.safetensors"
 
 
 @pytest.fixture

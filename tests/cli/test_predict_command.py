@@ -7,24 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools.coco import COCO
-from small_weights import write_small_weights
 
 import maskperf as api
 from maskperf.errors import EXIT_DATA, EXIT_STORAGE, EXIT_USAGE
 
 LOW = ("--threshold", "0.05", "--set", "system.threads=1")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("predict")
-    write_small_weights(folder, images=4)
-    return folder
-
-
-@pytest.fixture
-def weights(folder):
-    return folder / "model.safetensors"
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from maskperf.cli.run import read_counts, ready_to_run, start_processes
 from maskperf.config import Positive, RunConfig
 from maskperf.data.coco.layout import DataLayout, find_layout
 from maskperf.errors import ConfigError, UserError
-from maskperf.overrides import format_value, key_of, parse_value, to_json_text, with_overrides
+from maskperf.overrides import NAMES_ELSEWHERE, format_value, key_of, parse_value, to_json_text, with_overrides
 from maskperf.run.run_folder import require_run_folder
 from maskperf.run.start import check_start
 
@@ -20,11 +20,7 @@ if TYPE_CHECKING:
     from maskperf.run.finish import FinishedRun
     from maskperf.run.own_data import Plan, Start
 
-ALIASES = {
-    "epochs": "optimizer.max_epochs",
-    "batch": "optimizer.batch_size",
-    "lr": "optimizer.learning_rate",
-}
+ALIASES = {name: NAMES_ELSEWHERE[name][0] for name in ("epochs", "batch", "lr")}
 NOT_HERE = ("data.train_json", "data.train_images", "data.val_json", "data.val_images", "data.root")
 PLANNED_SHARE = 0.9  # of the minutes that were asked for: start, report and slower steps want some, too
 NEXT_TO_NOTHING = 0.05

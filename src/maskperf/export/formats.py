@@ -16,7 +16,6 @@ from maskperf.export.network import PlainNetwork, exported_survivors, survivors
 from maskperf.predict.extras import need
 from maskperf.predict.model import Predictor
 
-FORMATS = ("onnx", "torch-export", "torchscript")
 OPSET = 20
 INPUTS, OUTPUTS = ("images", "sizes_hw"), ("boxes", "scores", "labels", "masks")
 METADATA_KEY = "maskperf"

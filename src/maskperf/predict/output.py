@@ -14,7 +14,6 @@ from pycocotools import mask as coco_masks
 from maskperf.files import pretty_json, replace_file, write_text
 from maskperf.predict.result import Prediction
 
-KINDS = ("images", "json", "csv", "masks")
 COLUMNS = ("file", "image_id", "object", "category_id", "name", "score", "x1", "y1", "x2", "y2", "mask_area")
 JPEG_QUALITY = 92
 

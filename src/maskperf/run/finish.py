@@ -49,13 +49,8 @@ class FinishedRun:
 
 def finish(session: Session, training: Training, verdict: Verdict) -> FinishedRun:
     """Return what the run achieved; the first process also writes results, detections and reference weights."""
-    reason = (
-        ENGINES_DIFFER
-        if verdict.differences
-        else (verdict.reason or TARGETS_MISSED)
-        if verdict.status == "aborted"
-        else ""
-    )
+    reason = (verdict.reason or TARGETS_MISSED) if verdict.status == "aborted" else ""
+    reason = ENGINES_DIFFER if verdict.differences else reason
     results = save_results(session, training.recorder, reason=reason, verdict=verdict)
     if session.folder is None or verdict.scored is None:
         return FinishedRun(results, session, training.data, None, None)

@@ -12,7 +12,7 @@ from weight_files import TINY, assert_equal, problems_of
 from maskperf.cli.main import main
 from maskperf.errors import ConfigError
 from maskperf.model.conventions import CONVENTIONS
-from maskperf.model.families import FAMILIES, STEM, current_names, family_of, from_ours
+from maskperf.model.families import FAMILIES, STEM, current_names, family_of, from_maskperf
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.model.weights import load_model_weights
 from maskperf.weights.open import open_weights
@@ -56,7 +56,7 @@ def own_state(conventions):
 
 
 def state_in_file(name):
-    state = from_ours(own_state(FAMILY[name].conventions), FAMILY[name])
+    state = from_maskperf(own_state(FAMILY[name].conventions), FAMILY[name])
     return {key: tensor for key, tensor in state.items() if "running" not in key or name != "detectron"}
 
 
@@ -87,7 +87,7 @@ def test_names_of_torchvision_are_those_of_its_own_model():
     state = {name: torch.zeros(1) for name in golden["names"].tolist()}
     wanted = current_names(state, FAMILY["torchvision"])
     model = MaskRcnn(replace(TINY, stage_blocks=(3, 4, 6, 3), mask_head_convs=4, conventions="torchvision"))
-    assert set(from_ours(model.state_dict(), FAMILY["torchvision"])) == set(wanted)
+    assert set(from_maskperf(model.state_dict(), FAMILY["torchvision"])) == set(wanted)
 
 
 @pytest.mark.parametrize("name", FOREIGN)
@@ -109,7 +109,7 @@ def test_a_file_is_recognised_and_becomes_our_model(name, tmp_path):
     assert opened.categories == ({1: "cat", 2: "dog"} if name == "mmdetection" else {})
 
 
-def test_channels_and_background_are_where_ours_are(tmp_path):
+def test_channels_and_background_are_where_maskperf_has_them(tmp_path):
     state = state_in_file("mmdetection")
     opened = open_weights(file_of(tmp_path, "mmdetection"))
     assert torch.equal(opened.state[STEM], state["backbone.conv1.weight"][:, [2, 1, 0]])
@@ -122,9 +122,9 @@ def test_channels_and_background_are_where_ours_are(tmp_path):
 @pytest.mark.parametrize("form", ["torchvision", "detectron2"])
 def test_what_is_written_is_what_was_read(form, tmp_path):
     first = file_of(tmp_path, form)
-    ours, again = tmp_path / "ours.safetensors", tmp_path / "again.pth"
-    write_weights(open_weights(first), "ours", ours)
-    assert write_weights(open_weights(ours), form, again) == []
+    own, again = tmp_path / "own.safetensors", tmp_path / "again.pth"
+    write_weights(open_weights(first), "maskperf", own)
+    assert write_weights(open_weights(own), form, again) == []
     content = torch.load(again, weights_only=True)
     assert_equal(content["model"] if form == "detectron2" else content, state_in_file(form))
 
@@ -147,10 +147,10 @@ def test_a_model_of_other_conventions_is_refused(tmp_path):
     assert (
         problem.field == "model.conventions" and "model.conventions=torchvision data.resize=torchvision" in problem.fix
     )
-    ours = tmp_path / "ours.safetensors"
-    write_weights(open_weights(path), "ours", ours)
-    assert problems_of(load_model_weights, MaskRcnn(TINY), ours)[0].field == "model.conventions"
-    load_model_weights(MaskRcnn(replace(TINY, conventions="torchvision")), ours)
+    own = tmp_path / "own.safetensors"
+    write_weights(open_weights(path), "maskperf", own)
+    assert problems_of(load_model_weights, MaskRcnn(TINY), own)[0].field == "model.conventions"
+    load_model_weights(MaskRcnn(replace(TINY, conventions="torchvision")), own)
 
 
 def test_a_network_that_the_other_program_lacks_is_not_written(tmp_path):
@@ -194,10 +194,10 @@ def test_the_command_says_what_a_file_is_and_writes_it(tmp_path, capsys):
     assert main(["weights", str(path)]) == 0
     text = capsys.readouterr().out
     assert "detectron2" in text and "3 with the background, which is last" in text and "as a whole" in text
-    ours = str(tmp_path / "ours.safetensors")
-    assert main(["weights", str(path), "--names", str(names), "--to", "ours", ours]) == 0
-    assert open_weights(ours).categories == {1: "left", 2: "right"}
-    assert main(["weights", str(path), "--to", "ours", ours]) != 0  # it exists
+    own = str(tmp_path / "own.safetensors")
+    assert main(["weights", str(path), "--names", str(names), "--to", "maskperf", own]) == 0
+    assert open_weights(own).categories == {1: "left", 2: "right"}
+    assert main(["weights", str(path), "--to", "maskperf", own]) != 0  # it exists
     names.write_text("left\n", encoding="utf-8")
     assert main(["weights", str(path), "--names", str(names)]) == 3
 

@@ -70,12 +70,12 @@ def train(
     Values of the configuration are `"section.key=value"`, or keywords for those without a dot: `epochs=20, seed=1`.
     Errors: UserError for what the user can fix.
     """
-    places = {"val": val, "test": test, "weights": weights, "backbone": backbone}
+    paths = {"val": val, "test": test, "weights": weights, "backbone": backbone}
     request = Request(
         data=path_argument(str(data)),
         settings=(*settings, *(f"{name}={format_value(value)}" for name, value in values.items())),
         model=model,
-        **{name: None if path is None else path_argument(str(path)) for name, path in places.items()},
+        **{name: None if path is None else path_argument(str(path)) for name, path in paths.items()},
     )
     prepared = prepare_training(request)
     if prepared.processes > 1:

@@ -8,20 +8,22 @@ from maskperf.cli.arguments import CommandParser, name_from, path_argument, requ
 from maskperf.config import ConventionsName
 from maskperf.errors import EXIT_DATA, EXIT_DONE, ConfigError
 
-FORMS = ("ours", "torchvision", "detectron2")
+FORMS = ("maskperf", "torchvision", "detectron2")
 EXAMPLES = """Files of torchvision, detectron2, mmdetection, maskrcnn-benchmark (MLPerf's reference), Detectron and of
 this program are recognised by the names of their tensors. No code from a file is run, none is written over.
 
 examples, to copy and paste:
   maskperf weights model_final.pth
-  # ours carry their conventions, so that evaluate and predict find what the other program finds
-  maskperf weights maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth --to ours model.safetensors
-  maskperf weights my_detectron2.pth --names names.txt --to ours model.safetensors
+  # a file that carries its conventions, so that evaluate and predict find what the other program finds
+  maskperf weights maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth --to maskperf model.safetensors
+  maskperf weights my_detectron2.pth --names names.txt --to maskperf model.safetensors
   maskperf weights model.safetensors --to torchvision model.pth"""
 
 
 def make_parser() -> CommandParser:
-    parser = CommandParser("weights", usage="FILE [--to ours|torchvision|detectron2 OUT] [options]", epilog=EXAMPLES)
+    parser = CommandParser(
+        "weights", usage="FILE [--to maskperf|torchvision|detectron2 OUT] [options]", epilog=EXAMPLES
+    )
     parser.add_path("file", "FILE", "the weights")
     parser.add_argument("--to", nargs=2, metavar=("FORM", "OUT"), help=f"write them as {', '.join(FORMS)}")
     parser.add_path("--names", "FILE", "names of the labels: annotations, or a text with one name a line")

@@ -1,8 +1,8 @@
-"""The families of weight files: recognised by the names of their tensors, and their names and orders turned into ours.
+"""The families of weight files: recognised by the names of their tensors, and turned into maskperf's names and orders.
 
-Each family has one function from our name of a tensor to its own; reading and writing both use it. What differs beyond
-names: where the background's rows are, the order of the first convolution's channels, and, in torchvision's v2, batch
-norms outside of the backbone, which become a part of the convolution before them.
+Each family has one function from maskperf's name of a tensor to its own; reading and writing both use it. What differs
+beyond names: where the background's rows are, the order of the first convolution's channels, and, in torchvision's v2,
+batch norms outside of the backbone, which become a part of the convolution before them.
 """
 
 import re
@@ -21,7 +21,7 @@ COUNTER_SUFFIX = "num_batches_tracked"  # of trainable batch norms; frozen ones 
 BOX_ROWS = ("roi_heads.box.predictor.bbox_pred.weight", "roi_heads.box.predictor.bbox_pred.bias")
 SCORE_ROWS = ("roi_heads.box.predictor.cls_score.weight", "roi_heads.box.predictor.cls_score.bias")
 MASK_ROWS = ("roi_heads.mask.predictor.mask_fcn_logits.weight", "roi_heads.mask.predictor.mask_fcn_logits.bias")
-PARTS = {  # by the beginnings of our names
+PARTS = {  # by the beginnings of maskperf's names
     "backbone": BODY,
     "FPN": "backbone.fpn.",
     "RPN": "rpn.",
@@ -220,50 +220,50 @@ def current_names(state: Mapping[str, Tensor], family: Family) -> dict[str, Tens
     }
 
 
-def to_ours(state: Mapping[str, Tensor], family: Family, wanted: Iterable[str]) -> dict[str, Tensor]:
-    """Return the family's state under our names, the background first and channels in the order B, G, R.
+def to_maskperf(state: Mapping[str, Tensor], family: Family, wanted: Iterable[str]) -> dict[str, Tensor]:
+    """Return the family's state under maskperf's names, the background first and channels in the order B, G, R.
 
     Tensors that the file lacks are left out; those it has beyond `wanted` keep their own names.
     """
-    rest, ours = dict(state), {}
+    rest, found = dict(state), {}
     for name in wanted:
         source = family.name_in_file(name)
         if source in rest:
-            ours[name] = rest.pop(source)
+            found[name] = rest.pop(source)
         elif family.name == "detectron" and name.endswith((".running_mean", ".running_var")):
             like = state.get(family.name_in_file(re.sub(r"running_\w+$", "bias", name)))
             if like is not None:
-                ours[name] = torch.ones_like(like) if name.endswith("var") else torch.zeros_like(like)
+                found[name] = torch.ones_like(like) if name.endswith("var") else torch.zeros_like(like)
     if family.name == "detectron":  # the converter's convolution biases, zeros mostly; the model has none
         for name in [name for name in rest if re.fullmatch(r"(conv1|res\d_\d+_branch\d[abc]?)_b", name)]:
             rest.pop(name)
-    if family.rules.is_rgb and STEM in ours:
-        ours[STEM] = ours[STEM].flip(1)
+    if family.rules.is_rgb and STEM in found:
+        found[STEM] = found[STEM].flip(1)
     if family.rules.background == "last":
-        ours.update(_background_first(ours))
-    return {**ours, **rest}
+        found.update(_background_first(found))
+    return {**found, **rest}
 
 
-def from_ours(state: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
-    """Return our state under the family's names and in its orders, without counters of batch norms."""
-    ours = {name: tensor for name, tensor in state.items() if not name.endswith(COUNTER_SUFFIX)}
-    if family.rules.is_rgb and STEM in ours:
-        ours[STEM] = ours[STEM].flip(1)
+def from_maskperf(state: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
+    """Return maskperf's state under the family's names and in its orders, without counters of batch norms."""
+    found = {name: tensor for name, tensor in state.items() if not name.endswith(COUNTER_SUFFIX)}
+    if family.rules.is_rgb and STEM in found:
+        found[STEM] = found[STEM].flip(1)
     if family.rules.background == "last":
         for name in SCORE_ROWS:
-            ours[name] = torch.cat([ours[name][1:], ours[name][:1]])
+            found[name] = torch.cat([found[name][1:], found[name][:1]])
         for name in (*BOX_ROWS, *MASK_ROWS):
-            ours[name] = ours[name][4 if name in BOX_ROWS else 1 :]
-    return {family.name_in_file(name): tensor.contiguous() for name, tensor in ours.items()}
+            found[name] = found[name][4 if name in BOX_ROWS else 1 :]
+    return {family.name_in_file(name): tensor.contiguous() for name, tensor in found.items()}
 
 
-def _background_first(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _background_first(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors with rows of classes, the background's first: zeros where the family has none for it."""
-    changed = {name: torch.cat([ours[name][-1:], ours[name][:-1]]) for name in SCORE_ROWS if name in ours}
+    changed = {name: torch.cat([found[name][-1:], found[name][:-1]]) for name in SCORE_ROWS if name in found}
     for name in (*BOX_ROWS, *MASK_ROWS):
-        if name in ours:
-            rows = ours[name].new_zeros(4 if name in BOX_ROWS else 1, *ours[name].shape[1:])
-            changed[name] = torch.cat([rows, ours[name]])
+        if name in found:
+            rows = found[name].new_zeros(4 if name in BOX_ROWS else 1, *found[name].shape[1:])
+            changed[name] = torch.cat([rows, found[name]])
     return changed
 
 

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from maskperf.errors import Problem
 from maskperf.files import replace_file
-from maskperf.model.families import COUNTER_SUFFIX, OWN, Family, current_names, family_of, to_ours, without_head_norms
+from maskperf.model.families import (
+    COUNTER_SUFFIX,
+    OWN,
+    Family,
+    current_names,
+    family_of,
+    to_maskperf,
+    without_head_norms,
+)
 from maskperf.model.mask_rcnn import STRIDES, MaskRcnn
 from maskperf.model.pickles import read_detectron_pickle
 from maskperf.model.weight_problems import (
@@ -62,15 +70,15 @@ class WeightFile:
             return "mmdetection_caffe"
         return self.family.conventions
 
-    def in_our_names(self, wanted: Iterable[str]) -> dict[str, Tensor]:
-        """Return the state as ours has it, as far as it is there; what the file has beyond keeps its own names."""
+    def in_maskperf_names(self, wanted: Iterable[str]) -> dict[str, Tensor]:
+        """Return the state under maskperf's names, as far as it is there; what the file has beyond keeps its own names."""
         family = self.family
         if family is None or family is OWN:
             return self.state
         state = current_names(self.state, family)
         if family.rules.box_head_convs:
             state = without_head_norms(state, family.rules.batch_norm_epsilon)
-        return to_ours(state, family, wanted)
+        return to_maskperf(state, family, wanted)
 
 
 def load_model_weights(model: MaskRcnn, path: str | Path, *, reset_predictors: bool = False) -> list[str]:
@@ -84,7 +92,7 @@ def load_model_weights(model: MaskRcnn, path: str | Path, *, reset_predictors: b
     path = Path(path)
     file = read_weight_file(path)
     _require_conventions(file, model)
-    state = dict(file.in_our_names([name for name in model.state_dict() if not name.endswith(COUNTER_SUFFIX)]))
+    state = dict(file.in_maskperf_names([name for name in model.state_dict() if not name.endswith(COUNTER_SUFFIX)]))
     anchors = {name: state.pop(name) for name in list(state) if name.startswith(CELL_ANCHORS_PREFIX)}
     wanted = model.state_dict()
     counters = {name for name in wanted if name.endswith(COUNTER_SUFFIX)}
@@ -129,7 +137,7 @@ def save_state(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[
 def read_metadata(path: str | Path) -> dict[str, object]:
     """Return the metadata that a model was saved with, without reading its weights.
 
-    Errors: DataError when the file is not one of ours.
+    Errors: DataError when a run did not write the file.
     """
     path = Path(path)
     metadata = read_header(path)

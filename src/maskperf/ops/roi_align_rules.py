@@ -70,8 +70,8 @@ def roi_align_by_rule(
             parts.append(F.embedding_bag(bags[0], bags[1], mode="sum", per_sample_weights=bags[2]))
             order.append(own)
     bins = torch.cat([table.new_zeros(0, table.shape[1]), *parts]).view(-1, size, size, table.shape[1])
-    places = torch.argsort(torch.cat(order)) if order else torch.zeros(0, dtype=torch.int64)
-    return bins[places].permute(0, 3, 1, 2)
+    positions = torch.argsort(torch.cat(order)) if order else torch.zeros(0, dtype=torch.int64)
+    return bins[positions].permute(0, 3, 1, 2)
 
 
 def levels_by_rule(boxes: Float[Tensor, "rois 4"], num_levels: int, rule: RoiAlignRule) -> Int[Tensor, " rois"]:

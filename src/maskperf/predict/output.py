@@ -33,8 +33,8 @@ class Output:
         self._images.append({"id": image_id, "file_name": file, "height": height, "width": width})
         self._results += result.to_coco(image_id)
         columns = zip(result.labels.tolist(), result.names, result.scores.tolist(), strict=True)
-        places = zip(result.boxes.round(2).tolist(), result.mask_areas.tolist(), strict=True)
-        for number, ((label, name, score), (box, area)) in enumerate(zip(columns, places, strict=True), start=1):
+        geometry = zip(result.boxes.round(2).tolist(), result.mask_areas.tolist(), strict=True)
+        for number, ((label, name, score), (box, area)) in enumerate(zip(columns, geometry, strict=True), start=1):
             self._rows.append((file, image_id, number, label, name, round(score, 6), *box, area))
 
     def write_pictures(self, name: str, result: Prediction, *, is_frame: bool = False) -> None:

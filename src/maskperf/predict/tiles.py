@@ -81,8 +81,8 @@ def _moved(part: Prediction, tile: Tile, size_hw: tuple[int, int]) -> Prediction
     columns = np.pad(masks, ((0, 1), (0, 0), (0, 0))).transpose(2, 1, 0).reshape(len(part), -1)
     edges, owners = [], []
     for owner, pixels in enumerate(columns):
-        places = np.flatnonzero(np.diff(pixels, prepend=0, append=0))
-        moved = (places // (height + 1) + left) * size_hw[0] + places % (height + 1) + top
+        pixel_numbers = np.flatnonzero(np.diff(pixels, prepend=0, append=0))
+        moved = (pixel_numbers // (height + 1) + left) * size_hw[0] + pixel_numbers % (height + 1) + top
         unique, counts = np.unique(moved, return_counts=True)
         edges.append(unique[counts == 1])  # a run that ends where the next begins: one run
         owners.append(np.full(len(edges[-1]), owner))

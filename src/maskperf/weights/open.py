@@ -1,4 +1,4 @@
-"""Weights of any family, ready for our model: its configuration, its state, and what its labels mean."""
+"""Weights of any family, ready for maskperf's model: its configuration, its state, and what its labels mean."""
 
 import json
 from collections.abc import Sequence
@@ -40,25 +40,29 @@ def open_weights(path: str | Path, *, conventions: str = "", names: Path | None 
     several, and what its labels are called.
     Errors: DataError where anything about the file, or about that of the names, cannot be used.
     """
-    file = read_weight_file(path)
+    return open_read_weights(read_weight_file(path), conventions=conventions, names=names)
+
+
+def open_read_weights(file: WeightFile, *, conventions: str = "", names: Path | None = None) -> OpenedWeights:
+    """Return the same of a file that was read. Errors: as `open_weights`."""
     config, notices = config_of(file, conventions)
     wanted = empty_state(config.model)
     counters = {name for name in wanted if name.endswith(COUNTER_SUFFIX)}
-    state = file.in_our_names([name for name in wanted if name not in counters])
+    state = file.in_maskperf_names([name for name in wanted if name not in counters])
     anchors = {name for name in state if name.startswith(CELL_ANCHORS_PREFIX)}
     found = {name: tensor for name, tensor in state.items() if name not in anchors}
     if config.model.batch_norm == "frozen":
         found = {name: tensor for name, tensor in found.items() if not name.endswith(COUNTER_SUFFIX)}
     required = {name: tensor for name, tensor in wanted.items() if name not in counters or name in found}
     fix = "maskperf weights FILE says what the file holds; a whole Mask R-CNN with a ResNet and FPN is needed."
-    raise_any(model_problems(found, required, file=str(path), fix=fix))
+    raise_any(model_problems(found, required, file=str(file.path), fix=fix))
     complete = {name: found.get(name, torch.zeros((), dtype=torch.int64)) for name in wanted}
     categories, more = categories_of_file(file, config.model.num_classes, names)
     return OpenedWeights(config, complete, categories, [*notices, *more])
 
 
 def foreign_metadata(path: Path) -> dict[str, Any]:
-    """Return the metadata that a file of another family would have as ours; empty for the reference's and unknown ones.
+    """Return the metadata of a file of another family, as a run writes it; empty for the reference's and unknown files.
 
     Errors: DataError for a file that is missing or damaged.
     """

@@ -1,4 +1,4 @@
-"""Weights written as ours, torchvision's or detectron2's, and what the other program must be told about them."""
+"""Weights written as maskperf's, torchvision's or detectron2's, and what the other program must be told about them."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -9,12 +9,12 @@ import torch
 from maskperf.errors import ConfigError
 from maskperf.files import replace_file
 from maskperf.model.conventions import CONVENTIONS
-from maskperf.model.families import FAMILIES, Family, from_ours
+from maskperf.model.families import FAMILIES, Family, from_maskperf
 from maskperf.model.weights import save_state
 from maskperf.overrides import to_json_text
 from maskperf.weights.open import OpenedWeights
 
-ENDINGS = {"ours": ".safetensors", "torchvision": ".pth", "detectron2": ".pth"}
+ENDINGS = {"maskperf": ".safetensors", "torchvision": ".pth", "detectron2": ".pth"}
 NOT_OF_A_MODEL = ("is_rgb", "background", "resize")  # only of files and images; the writer brings the first two along
 
 
@@ -25,8 +25,8 @@ def write_weights(opened: OpenedWeights, form: str, path: Path) -> list[str]:
     """
     if path.suffix != ENDINGS[form]:
         raise ConfigError(f"{path}: weights of {form} are a {ENDINGS[form]} file. Fix: give it that ending.")
-    if form == "ours":
-        return _write_ours(opened, path)
+    if form == "maskperf":
+        return _write_maskperf(opened, path)
     family = next(one for one in FAMILIES if one.name == form)
     own, theirs = CONVENTIONS[opened.config.model.conventions], family.rules
     shape = [name for name in ("rpn_convs", "box_head_convs") if getattr(own, name) != getattr(theirs, name)]
@@ -34,8 +34,8 @@ def write_weights(opened: OpenedWeights, form: str, path: Path) -> list[str]:
         shape.append("strided_kernel")
     if shape:
         text = f"a model of the conventions {opened.config.model.conventions} is another network ({', '.join(shape)})"
-        raise ConfigError(f"{path}: {form} cannot build it: {text}. Fix: write it as ours.")
-    plain = {name: tensor.detach().cpu().clone() for name, tensor in from_ours(opened.state, family).items()}
+        raise ConfigError(f"{path}: {form} cannot build it: {text}. Fix: --to maskperf.")
+    plain = {name: tensor.detach().cpu().clone() for name, tensor in from_maskperf(opened.state, family).items()}
     content = plain if form == "torchvision" else {"model": plain, "__author__": "maskperf"}
     replace_file(path, _saving(content))
     return _differences(opened, family)
@@ -45,7 +45,7 @@ def _saving(content: object) -> Callable[[Path], None]:
     return lambda temporary: torch.save(content, temporary)
 
 
-def _write_ours(opened: OpenedWeights, path: Path) -> list[str]:
+def _write_maskperf(opened: OpenedWeights, path: Path) -> list[str]:
     metadata = {
         "recipe": opened.config.recipe,
         "category_ids": list(opened.categories),

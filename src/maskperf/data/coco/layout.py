@@ -157,9 +157,9 @@ def _named_part(path: Path, split: str) -> SplitPaths:
         parent = path.parent
         stem = path.stem.removeprefix("instances_")
         words = (stem, *(f"{word}{year}" for word in SPLIT_NAMES[split] for year in ("2017", "")))
-        places = [parent / word for word in words]
-        places += [folder / word for folder in (parent / "images", parent.parent) for word in words]
-        folder = _image_folder([*places, parent / "images", parent, parent.parent / "images"])
+        candidates = [parent / word for word in words]
+        candidates += [folder / word for folder in (parent / "images", parent.parent) for word in words]
+        folder = _image_folder([*candidates, parent / "images", parent, parent.parent / "images"])
         if folder is None:
             fix = "Put them into a folder of the file's name, or into images/ beside it."
             raise _error(path, f"the images of {split}", f"No folder near {path} holds images.", fix)

@@ -41,14 +41,14 @@ def augmented(
         return draw(f"pasted {purpose}")
 
     source, source_hw = _drawn_view(read(other), data, draw_of_other)
-    canvas_hw = min(image.size_hw, size_hw)  # fewer pixels, and one resize of a large image
-    scales = [canvas / full for canvas, full in zip(canvas_hw, size_hw, strict=True)]
+    common_hw = min(image.size_hw, size_hw)  # fewer pixels, and one resize of a large image
+    scales = [common / full for common, full in zip(common_hw, size_hw, strict=True)]
     height, width = (max(1, round(side * scale)) for side, scale in zip(source_hw, scales, strict=True))
     source = resized(source, (height, width))
     count = len(source.objects)
     chosen = [number for number in range(count) if draw("pasted object", number) < PASTED_SHARE]
     image = pasted(
-        resized(image, canvas_hw),
+        resized(image, common_hw),
         source,
         chosen or [int(draw("only pasted object") * count)][:count],
         is_mirrored=draw_of_other("flip") < data.flip_probability,

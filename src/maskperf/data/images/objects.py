@@ -178,9 +178,9 @@ def pasted(
     )
 
     def moved(mask: np.ndarray) -> np.ndarray:
-        canvas = np.zeros(image.size_hw, bool)
-        canvas[new] = mask[old]
-        return canvas
+        shifted = np.zeros(image.size_hw, bool)
+        shifted[new] = mask[old]
+        return shifted
 
     covered = moved(covered)
     pixels = image.bgr.copy()

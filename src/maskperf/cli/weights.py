@@ -21,9 +21,8 @@ examples, to copy and paste:
 
 
 def make_parser() -> CommandParser:
-    parser = CommandParser(
-        "weights", usage="FILE [--to maskperf|torchvision|detectron2 OUT] [options]", epilog=EXAMPLES
-    )
+    usage = f"FILE [--to {'|'.join(FORMS)} OUT] [options]"
+    parser = CommandParser("weights", usage=usage, epilog=EXAMPLES)
     parser.add_path("file", "FILE", "the weights")
     parser.add_argument("--to", nargs=2, metavar=("FORM", "OUT"), help=f"write them as {', '.join(FORMS)}")
     parser.add_path("--names", "FILE", "names of the labels: annotations, or a text with one name a line")

@@ -1,15 +1,13 @@
 """Detections of a whole validation split as COCO results, over all processes."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import torch
 
-from maskperf.config import EvaluationConfig, RunConfig
-from maskperf.data.coco.index import CocoIndex
-from maskperf.data.images.loader import evaluation_batches, feeding_for
+from maskperf.config import EvaluationConfig
 from maskperf.data.images.raw_images import images_on_device
 from maskperf.engine.distributed import Topology, gather_to_first
 from maskperf.evaluation.detect import detect
@@ -33,19 +31,6 @@ MAX_WAITING = 64  # batches; a slower coder holds the model up rather than filli
 def batch_size_for(config: EvaluationConfig, device: torch.device) -> int:
     """Return the images of one forward pass."""
     return config.batch_size or (GPU_BATCH_SIZE if device.type == "cuda" else 1)
-
-
-def split_batches(index: CocoIndex, config: RunConfig, topology: Topology) -> Iterator[EvaluationBatch]:
-    """Yield the batches of this process in an evaluation of a whole split."""
-    return evaluation_batches(
-        index,
-        config.data,
-        batch_size=batch_size_for(config.evaluation, topology.device),
-        rank=topology.rank,
-        world=topology.world,
-        pin_memory=topology.device.type == "cuda",
-        feeding=feeding_for(topology.device),
-    )
 
 
 def predict(

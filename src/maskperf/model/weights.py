@@ -71,7 +71,7 @@ class WeightFile:
         return self.family.conventions
 
     def in_maskperf_names(self, wanted: Iterable[str]) -> dict[str, Tensor]:
-        """Return the state under maskperf's names, as far as it is there; what the file has beyond keeps its own names."""
+        """Return the state under maskperf's names, as far as it is there; what is beyond keeps its own."""
         family = self.family
         if family is None or family is OWN:
             return self.state

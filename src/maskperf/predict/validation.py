@@ -19,13 +19,13 @@ from maskperf.engine.distributed import Topology, init_topology
 from maskperf.engine.precision import set_precision
 from maskperf.errors import ConfigError, DataError, joined_errors
 from maskperf.evaluation.detection_limit import detection_notices, most_counted
-from maskperf.evaluation.predict import predict, split_batches
+from maskperf.evaluation.predict import predict
 from maskperf.evaluation.scores import GroundTruth, Scores, score
 from maskperf.machine.threads import threads_of_process
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.predict.stored import read_weights_metadata, resolve_for_weights
 from maskperf.run.console import Progress
-from maskperf.run.data import class_count_problems
+from maskperf.run.data import class_count_problems, split_batches
 from maskperf.structures import EvaluationBatch
 from maskperf.techniques import chosen_techniques, using
 

@@ -1,6 +1,6 @@
-"""The data of a run: the generated or given files, opened and checked, and the batches that a process trains on."""
+"""The data of a run: the generated or given files, opened and checked, and the batches of a process."""
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,19 +13,20 @@ from maskperf.data.coco.index import CocoIndex, read_coco
 from maskperf.data.coco.paths import DataPaths, locate
 from maskperf.data.coco.verify import check_benchmark_counts, count_notices
 from maskperf.data.images.files import open_split
-from maskperf.data.images.loader import TrainingLoader, feeding_for
+from maskperf.data.images.loader import TrainingLoader, evaluation_batches, feeding_for
 from maskperf.data.images.page_cache import forget_all_files, forget_files
 from maskperf.data.images.raw_images import prepare_images
 from maskperf.engine.distributed import Topology, share_from_first
 from maskperf.engine.precision import resolve_precision
 from maskperf.errors import ConfigError, DataError, Problem, joined_errors
 from maskperf.evaluation.detection_limit import detection_notices
+from maskperf.evaluation.predict import batch_size_for
 from maskperf.evaluation.scores import GroundTruth
 from maskperf.pictures.fonts import font_notices
 from maskperf.recipes import RECIPES
 from maskperf.run.session import Session, images_per_rank
 from maskperf.seeds import entropy_seed
-from maskperf.structures import Batch
+from maskperf.structures import Batch, EvaluationBatch
 
 OTHER_DATA_FIX = "Take the data set that the weights were trained for, or weights that were trained for this one."
 
@@ -178,3 +179,16 @@ def micro_batches(
     batches = iter(loader.batches(updates_done * per_step, num_steps * per_step))
     while of_one_step := list(islice(batches, per_step)):
         yield [prepare(batch) for batch in of_one_step]
+
+
+def split_batches(index: CocoIndex, config: RunConfig, topology: Topology) -> Iterator[EvaluationBatch]:
+    """Yield the batches of this process in an evaluation of a whole split."""
+    return evaluation_batches(
+        index,
+        config.data,
+        batch_size=batch_size_for(config.evaluation, topology.device),
+        rank=topology.rank,
+        world=topology.world,
+        pin_memory=topology.device.type == "cuda",
+        feeding=feeding_for(topology.device),
+    )

@@ -14,12 +14,12 @@ from maskperf.engine.average import WeightAverage
 from maskperf.engine.distributed import all_true, share_from_first
 from maskperf.errors import LostRunError
 from maskperf.evaluation.detection_limit import most_counted
-from maskperf.evaluation.predict import batch_size_for, collected, detect_all, gathered, split_batches
+from maskperf.evaluation.predict import batch_size_for, collected, detect_all, gathered
 from maskperf.evaluation.results import Results, ResultTable
 from maskperf.evaluation.scores import GroundTruth, Scores, agree, score
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.run.collapse import evaluation_collapse
-from maskperf.run.data import OpenedData
+from maskperf.run.data import OpenedData, split_batches
 from maskperf.run.plateau import find_plateau
 from maskperf.run.recorder import StepRecorder
 from maskperf.run.session import Session, save_best_model

@@ -19,11 +19,11 @@ from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.precision import resolve_precision, set_precision
 from maskperf.engine.step import train_step
 from maskperf.errors import joined_errors
-from maskperf.evaluation.predict import predict, split_batches
+from maskperf.evaluation.predict import predict
 from maskperf.machine.hardware import describe_memory
 from maskperf.machine.threads import threads_of_process
 from maskperf.model.mask_rcnn import MaskRcnn
-from maskperf.run.data import micro_batches, open_splits
+from maskperf.run.data import micro_batches, open_splits, split_batches
 from maskperf.techniques import chosen_techniques, using
 
 WARM_UP_STEPS, MEASURED_STEPS = 2, 6

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import Field, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -92,7 +92,7 @@ NAMES_ELSEWHERE: dict[str, tuple[str, ...]] = {
 }
 
 
-def with_overrides(config: RunConfig, pairs: list[str]) -> RunConfig:
+def with_overrides(config: RunConfig, pairs: Sequence[str]) -> RunConfig:
     """Return `config` with each `key=value` of `pairs` put in; the last one of a key counts.
 
     Errors: ConfigError with one line per pair that cannot be used, all of them found in one pass.

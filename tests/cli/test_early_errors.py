@@ -2,7 +2,7 @@
 
 import pytest
 
-from maskperf.engine.distributed import refuse_missing_gpu
+from maskperf.engine.distributed import claim_device
 from maskperf.errors import EXIT_DATA, EXIT_STORAGE, EXIT_USAGE, ConfigError
 from maskperf.run import start
 from maskperf.run.start import is_cpu_build
@@ -63,7 +63,7 @@ def test_a_process_without_a_gpu_of_its_own_is_refused(index, count, monkeypatch
     monkeypatch.setattr("torch.cuda.is_available", lambda: count > 0)
     monkeypatch.setattr("torch.cuda.device_count", lambda: count)
     with pytest.raises(ConfigError, match=f"GPU {index} is wanted, and PyTorch finds {count or 'none'}. Fix: "):
-        refuse_missing_gpu(index)
+        claim_device("cuda", index)
 
 
 def test_processes_of_one_start_show_the_same_error_once_and_other_errors_too(maskperf, monkeypatch, tmp_path):

@@ -7,9 +7,11 @@ import torch
 from golden_reference import flat_polygons
 
 from maskperf.config import ModelConfig
+from maskperf.engine import forward
 from maskperf.engine.build import build_model
 from maskperf.engine.forward import training_losses
 from maskperf.model.conventions import CONVENTIONS
+from maskperf.model.proposals import select_proposals
 from maskperf.structures import Batch, Images, Targets
 from maskperf.techniques import plain, using
 
@@ -41,8 +43,17 @@ def one_image():
 
 
 @pytest.mark.parametrize("name", [name for name in CONVENTIONS if name != "reference"])
-def test_every_trained_parameter_has_a_gradient_and_techniques_change_nothing(name):
+def test_every_trained_parameter_has_a_gradient_and_techniques_change_nothing(name, monkeypatch):
     model, _ = build_model(replace(SMALL, conventions=name), seed=0)
+    # Scores and overlaps of random weights are so near to each other that rounding decides, so both train on the first
+    # side's proposals; those of the other one are counted.
+    chosen = []
+
+    def proposals_of_the_first(*arguments, **options):
+        chosen.append(select_proposals(*arguments, **options))
+        return chosen[0]
+
+    monkeypatch.setattr(forward, "select_proposals", proposals_of_the_first)
     losses = training_losses(model, one_image())
     losses.total().backward()
     trained = {key: value for key, value in model.named_parameters() if value.requires_grad}
@@ -50,3 +61,5 @@ def test_every_trained_parameter_has_a_gradient_and_techniques_change_nothing(na
     with using(plain()):
         slow = training_losses(model, one_image())
     torch.testing.assert_close(losses.stacked(), slow.stacked(), rtol=1e-4, atol=1e-5)
+    first, second = ({tuple(box) for box in found.boxes[found.valid].round().tolist()} for found in chosen)
+    assert len(first & second) > 0.99 * len(first) > 100

@@ -55,8 +55,8 @@ def test_replay_is_calm_where_the_step_is_finite(stopped, tmp_path, capsys):
     config = from_json_text((tmp_path / "config.json").read_text())
     fresh = run_module.build_model(config.model, 3)[0].state_dict()
     save_file({name: value.contiguous() for name, value in fresh.items()}, tmp_path / "weights.safetensors")
-    momentum = load_black_box(tmp_path).momentum
-    save_file({name: torch.zeros_like(value) for name, value in momentum.items()}, tmp_path / "momentum.safetensors")
+    zeros = {name: torch.zeros_like(value) for name, value in load_black_box(tmp_path).optimizer.items()}
+    save_file(zeros, tmp_path / "optimizer.safetensors")
     calm = replace(config, optimizer=replace(config.optimizer, learning_rate=0.001))
     (tmp_path / "config.json").write_text(to_json_text(calm))
     assert main(["replay", str(tmp_path), "--device", "cpu"]) == EXIT_DONE

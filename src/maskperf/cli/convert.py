@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from maskperf.cli.arguments import CommandParser, name_from, require_new_file
-from maskperf.cli.recipe_files import recipe_config
 from maskperf.cli.run import resolve
 from maskperf.config import ModelConfig, RunConfig
 from maskperf.errors import EXIT_DONE, ConfigError, DataError
@@ -106,8 +105,7 @@ def _convert_model(options: argparse.Namespace, source: Path, target: Path) -> l
     from maskperf.predict.stored import read_weights_metadata, resolve_for_weights
 
     metadata = read_weights_metadata(source)
-    chosen = recipe_config(options.recipe) if options.recipe else None
-    config, notices = resolve_for_weights(source, metadata, recipe=chosen, pairs=[])
+    config, notices = resolve_for_weights(source, metadata, recipe=options.recipe, pairs=[])
     config = _with_model_keys(config, options.pairs)
     if config.model.conventions != "reference":
         text = f"{source}: has the conventions {config.model.conventions}, which a .pth of the reference cannot say."

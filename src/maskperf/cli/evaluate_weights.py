@@ -10,7 +10,6 @@ from typing import Any
 
 import msgspec
 
-from maskperf.cli.recipe_files import recipe_config
 from maskperf.config import RunConfig
 from maskperf.data.coco.categories import with_written_ids
 from maskperf.engine.distributed import close_topology
@@ -27,8 +26,7 @@ from maskperf.report.evaluation import write_evaluation_report
 def evaluate_weights(options: argparse.Namespace, files: Sequence[Path]) -> int:
     """Load weights, evaluate all images, show the scores and write the files; return 1 where the engines differ."""
     metadata = read_weights_metadata(options.weights)
-    chosen = recipe_config(options.recipe) if options.recipe else None
-    config, notices = resolve_for_weights(options.weights, metadata, recipe=chosen, pairs=options.pairs)
+    config, notices = resolve_for_weights(options.weights, metadata, recipe=options.recipe, pairs=options.pairs)
     config = with_data(config, root=options.data, val_json=options.val_json, val_images=options.val_images)
     # With --save-detections ground truth is welcome, not demanded.
     opened = open_evaluation(options.weights, config, metadata, truth_is_optional=bool(options.save_detections))

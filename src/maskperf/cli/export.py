@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maskperf.cli.arguments import CommandParser, require_existing, require_new_file, value_of
-from maskperf.cli.recipe_files import recipe_config
 from maskperf.config import Count
 from maskperf.errors import EXIT_DONE, ConfigError
 from maskperf.files import replace_file
@@ -64,8 +63,8 @@ def export(options: argparse.Namespace) -> int:
     from maskperf.machine.threads import threads_of_process
     from maskperf.predict.model import load
 
-    chosen = recipe_config(options.recipe) if options.recipe else None
-    model = load(options.weights, device="cpu", recipe=chosen, settings=[*options.pairs, "speed.precision=float32"])
+    settings = [*options.pairs, "speed.precision=float32"]
+    model = load(options.weights, device="cpu", recipe=options.recipe, settings=settings)
     if model.config.model.conventions != "reference":
         text = f"{options.weights}: has the conventions {model.config.model.conventions}; only the reference's, which"
         raise ConfigError(f"{text} runs of maskperf have, can be exported. Fix: export from the program it comes from.")

@@ -7,7 +7,6 @@ from typing import Annotated
 from msgspec import Meta
 
 from maskperf.cli.arguments import CommandParser, make_folder, require_existing, value_of
-from maskperf.cli.recipe_files import recipe_config
 from maskperf.config import Count
 from maskperf.errors import EXIT_DONE, ConfigError, DataError, Problem, StorageError
 from maskperf.predict.sources import find_sources
@@ -76,8 +75,7 @@ def predict(options: argparse.Namespace) -> int:
 
     if videos:
         need("av", purpose=f"{videos[0].path}: a video", install="'maskperf[video]'")
-    chosen = recipe_config(options.recipe) if options.recipe else None
-    model = load(options.weights, device="auto", recipe=chosen, settings=options.pairs)
+    model = load(options.weights, recipe=options.recipe, settings=options.pairs)
     model.check_threshold(options.threshold)
     threads = threads_of_process(model.config.system.threads)
     torch.set_num_threads(threads.count)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maskperf.cli.arguments import CommandParser
-from maskperf.cli.recipe_files import recipe_config
 from maskperf.config import Count, RunConfig
 from maskperf.errors import EXIT_BUG, EXIT_DONE, EXIT_REQUEUE, EXIT_TARGET_MISSED, ConfigError, LostRunError
 from maskperf.mlperf.rules import refuse_broken_rules
 from maskperf.overrides import FIELDS, flatten, format_value, key_of, parse_value, validate, with_overrides
+from maskperf.recipe_files import recipe_config
 from maskperf.recipes import RECIPES
 from maskperf.run.resume import Resumption, find_resumption
 from maskperf.run.run_folder import current_run_folder, require_run_folder

@@ -38,23 +38,25 @@ def init_topology(device_choice: str) -> Topology:
     rank = int(os.environ.get("RANK", "0"))
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    use_cuda = device_choice == "cuda" or (device_choice == "auto" and torch.cuda.is_available())
-    device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
-    if use_cuda:
-        refuse_missing_gpu(local_rank)
-        claim_gpu(device)
+    device = claim_device(device_choice, local_rank)
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=TIMEOUT)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     return Topology(rank=rank, world=world, local_rank=local_rank, device=device)
 
 
-def refuse_missing_gpu(index: int) -> None:
-    """Raise a ConfigError unless PyTorch finds this GPU."""
+def claim_device(choice: str, index: int = 0) -> torch.device:
+    """Return the device that "auto", "cpu" or "cuda" means for a process with this index on its machine.
+
+    Errors: ConfigError where a GPU is asked for, and there is none for this process.
+    """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if choice == "cpu" or (choice == "auto" and not count):
+        return torch.device("cpu")
     if index >= count:
         wanted = f"GPU {index} is wanted, and PyTorch finds {count or 'none'}"
         fix = "run on fewer processes, or set system.device=cpu; maskperf doctor shows what is here"
         raise ConfigError(f"system.device: {wanted}. Fix: {fix}.")
+    return claim_gpu(torch.device("cuda", index))
 
 
 def claim_gpu(device: torch.device) -> torch.device:

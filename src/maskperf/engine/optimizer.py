@@ -36,6 +36,16 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     return optimizer
 
 
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return what the optimizer remembers between updates, live: "momentum_buffer.<parameter>", "exp_avg.<..>"."""
+    return {
+        f"{key}.{name}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
 def skip_updates_from_now_on(optimizer: torch.optim.Optimizer, problem: Tensor) -> None:
     """Make every later update leave weights and momentum alone if `problem` is above 0. Decided on the device."""
     before = getattr(optimizer, "found_inf", None)  # where PyTorch's fused updates look

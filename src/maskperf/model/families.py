@@ -63,10 +63,7 @@ def _renamed(rules: Rules) -> Callable[[str], str]:
 
 
 def _filled(match: re.Match, text: str) -> str:
-    shifts = {"{n+1}": 1, "{n-1}": -1}
-    for mark, shift in shifts.items():
-        if mark in text:
-            text = text.replace(mark, str(int(match["n"]) + shift))
+    text = re.sub(r"\{n([+-]\d)\}", lambda mark: str(int(match["n"]) + int(mark[1])), text)
     return match.expand(text)
 
 
@@ -97,23 +94,20 @@ _DETECTRON2: Rules = (
     (r"^rpn\.head\.cls_logits\.", "proposal_generator.rpn_head.objectness_logits."),
     (r"^rpn\.head\.bbox_pred\.", "proposal_generator.rpn_head.anchor_deltas."),
     (r"^rpn\.head\.", "proposal_generator.rpn_head."),
-    (r"^roi_heads\.box\.feature_extractor\.fc6\.", "roi_heads.box_head.fc1."),
-    (r"^roi_heads\.box\.feature_extractor\.fc7\.", "roi_heads.box_head.fc2."),
+    (r"^roi_heads\.box\.feature_extractor\.fc(?P<n>\d)\.", r"roi_heads.box_head.fc{n-5}."),
     (r"^roi_heads\.box\.predictor\.", "roi_heads.box_predictor."),
     (r"^roi_heads\.mask\.feature_extractor\.", "roi_heads.mask_head."),
     (r"^roi_heads\.mask\.predictor\.conv5_mask\.", "roi_heads.mask_head.deconv."),
     (r"^roi_heads\.mask\.predictor\.mask_fcn_logits\.", "roi_heads.mask_head.predictor."),
 )
 _MMDETECTION: Rules = (
-    (r"^backbone\.body\.stem\.", "backbone."),
-    (r"^backbone\.body\.", "backbone."),
+    (r"^backbone\.body\.(stem\.)?", "backbone."),
     (r"^backbone\.fpn\.fpn_inner(?P<n>\d)\.", r"neck.lateral_convs.{n-1}.conv."),
     (r"^backbone\.fpn\.fpn_layer(?P<n>\d)\.", r"neck.fpn_convs.{n-1}.conv."),
     (r"^rpn\.head\.conv\.", "rpn_head.rpn_conv."),
     (r"^rpn\.head\.cls_logits\.", "rpn_head.rpn_cls."),
     (r"^rpn\.head\.bbox_pred\.", "rpn_head.rpn_reg."),
-    (r"^roi_heads\.box\.feature_extractor\.fc6\.", "roi_head.bbox_head.shared_fcs.0."),
-    (r"^roi_heads\.box\.feature_extractor\.fc7\.", "roi_head.bbox_head.shared_fcs.1."),
+    (r"^roi_heads\.box\.feature_extractor\.fc(?P<n>\d)\.", r"roi_head.bbox_head.shared_fcs.{n-6}."),
     (r"^roi_heads\.box\.predictor\.cls_score\.", "roi_head.bbox_head.fc_cls."),
     (r"^roi_heads\.box\.predictor\.bbox_pred\.", "roi_head.bbox_head.fc_reg."),
     (r"^roi_heads\.mask\.feature_extractor\.mask_fcn(?P<n>\d+)\.", r"roi_head.mask_head.convs.{n-1}.conv."),

@@ -17,7 +17,7 @@ from maskperf.data.images.collate import Sample, make_evaluation_batch
 from maskperf.data.images.raw_images import images_on_device
 from maskperf.data.images.transforms import target_size_hw
 from maskperf.engine.build import build_model
-from maskperf.engine.distributed import claim_gpu
+from maskperf.engine.distributed import claim_device
 from maskperf.engine.precision import set_precision
 from maskperf.errors import ConfigError
 from maskperf.evaluation.detect import detect
@@ -146,13 +146,14 @@ def load(
 ) -> Predictor:
     """Return the model of a weight file, ready to predict.
 
-    The configuration is the one stored in the file, else that of `recipe`, else that of the recipe coco; `settings`
+    The configuration is that of `recipe`, a name or a file, else the one stored in the weights, else coco; `settings`
     are pairs such as "model.score_threshold=0.01". `device` is auto, cpu or cuda.
     Errors: ConfigError for settings that cannot be used; DataError for a file that cannot.
     """
     path = Path(weights).expanduser()
     metadata = read_weights_metadata(path)
-    config, notices = resolve_for_weights(path, metadata, recipe=recipe, pairs=list(settings))
+    pairs = [*settings, *([f"system.device={device}"] if device != "auto" else [])]
+    config, notices = resolve_for_weights(path, metadata, recipe=recipe, pairs=pairs)
     ids, names = metadata.get("category_ids", []), metadata.get("category_names", [])
     num_classes = config.model.num_classes or len(ids) + 1
     if not ids:
@@ -160,23 +161,13 @@ def load(
         names = [f"class {number}" for number in ids]
         notices.append(f"{path}: does not name its classes; labels are their numbers")
     network, loaded = build_model(replace(config.model, num_classes=num_classes, initial_weights=str(path)), seed=0)
-    chosen = _chosen_device(device)
+    chosen = claim_device(config.system.device)
     network.to(chosen).eval()
     with using(chosen_techniques(config.speed)):
         set_precision(network, config.speed.precision, chosen, notices.append)
     categories = dict(zip(ids, names, strict=True))
     said = (*notices, *loaded)
     return Predictor(network=network, config=config, categories=categories, device=chosen, notices=said)
-
-
-def _chosen_device(name: str) -> torch.device:
-    if name not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"device={name!r} is not a kind of device. Fix: give auto, cpu or cuda.")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device=cuda: PyTorch finds no GPU here. Fix: give cpu, or see maskperf doctor.")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return claim_gpu(torch.device("cuda"))
 
 
 def _sample(image: Bgr, number: int, data: Any) -> Sample:

@@ -1,16 +1,15 @@
 """What weights say about themselves, and the configuration to use them with."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from maskperf.config import RunConfig, SystemConfig
 from maskperf.errors import ConfigError
-from maskperf.files import did_you_mean
 from maskperf.model.weights import MODEL_FORMAT, read_header, read_metadata
 from maskperf.overrides import from_json_text, notices_of_age, validate, with_overrides
-from maskperf.recipes import RECIPES
+from maskperf.recipe_files import recipe_config
 from maskperf.weights.open import foreign_metadata
 
 
@@ -25,12 +24,12 @@ def read_weights_metadata(path: Path) -> dict[str, Any]:
 
 
 def resolve_for_weights(
-    path: Path, metadata: Mapping[str, Any], *, recipe: str | RunConfig | None, pairs: list[str]
+    path: Path, metadata: Mapping[str, Any], *, recipe: str | RunConfig | None, pairs: Sequence[str]
 ) -> tuple[RunConfig, list[str]]:
     """Return the configuration for weights, checked, and notices about where it comes from.
 
-    It is that of the named recipe, else that in the metadata, else that of the recipe coco. The machine is not a
-    property of weights, so the section `system` is always the default one.
+    It is that of the recipe (a name or a file), else that in the metadata, else that of the recipe coco. The machine is
+    not a property of weights, so the section `system` is always the default one.
     Files without metadata come from the reference, whose batch norms are frozen and know no epsilon; so are theirs.
     Errors: ConfigError for a recipe, key or value that cannot be used.
     """
@@ -43,7 +42,7 @@ def resolve_for_weights(
         notices = [f"configuration: the one stored in {path} (recipe {config.recipe})"]
         notices += [f"configuration: {notice}" for notice in notices_of_age(metadata["config"])]
     else:
-        config = recipe if isinstance(recipe, RunConfig) else _recipe(recipe or "coco")
+        config = recipe if isinstance(recipe, RunConfig) else recipe_config(recipe or "coco")
         notices = [f"configuration: the recipe {config.recipe}"]
     if not metadata and config.model.batch_norm != "frozen":
         config = replace(config, model=replace(config.model, batch_norm="frozen"))
@@ -53,10 +52,3 @@ def resolve_for_weights(
     config = with_overrides(replace(config, model=model, data=data, system=SystemConfig()), pairs)
     validate(config)
     return config, notices
-
-
-def _recipe(name: str) -> RunConfig:
-    if name not in RECIPES:
-        nearest = did_you_mean(name, RECIPES) or f"; choose from {', '.join(RECIPES)}"
-        raise ConfigError(f"recipe {name!r} does not exist{nearest}")
-    return RECIPES[name]()

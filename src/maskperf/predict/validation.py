@@ -84,7 +84,7 @@ def evaluate(
         raise ConfigError("give either data, or val_json and val_images together, or none of them")
     path = Path(weights)
     metadata = read_weights_metadata(path)
-    config, notices = resolve_for_weights(path, metadata, recipe=recipe, pairs=list(settings))
+    config, notices = resolve_for_weights(path, metadata, recipe=recipe, pairs=settings)
     config = with_data(config, root=data, val_json=val_json, val_images=val_images)
     opened = open_evaluation(path, config, metadata, truth_is_optional=False)
     assert opened.truth is not None  # one process, which is the first

@@ -1,4 +1,4 @@
-"""Everything that is needed to run one step again: weights, momentum, batches of all processes, and what was seen."""
+"""Everything that is needed to run one step again: weights, optimizer, batches of all processes, and what was seen."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from maskperf.config import RunConfig
+from maskperf.engine.optimizer import optimizer_tensors
 from maskperf.errors import ConfigError, DataError, Problem
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.model.weights import write_tensor_file
@@ -21,7 +22,7 @@ from maskperf.structures import Batch, Images, Polygons, RunLengths, Targets
 
 FACTS_FILE = "facts.json"
 WEIGHTS_FILE = "weights.safetensors"
-MOMENTUM_FILE = "momentum.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
 BATCHES_FILE = "batches.safetensors"
 FIX = "Name a folder black_box that a run left behind, complete and unchanged."
 
@@ -47,7 +48,7 @@ class BlackBox:
     facts: Facts
     config: RunConfig
     weights: dict[str, Tensor]
-    momentum: dict[str, Tensor]
+    optimizer: dict[str, Tensor]  # see `optimizer_tensors`
     micro_batches: list[Batch]
 
 
@@ -65,16 +66,11 @@ def save_black_box(
     Errors: StorageError or OSError where it cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    state = optimizer.state
-    momentum = {
-        name: state[parameter]["momentum_buffer"]
-        for name, parameter in model.named_parameters()
-        if "momentum_buffer" in state.get(parameter, {})
-    }
     tensors = {
         f"{number}.{name}": value for number, batch in enumerate(batches) for name, value in _tensors_of(batch).items()
     }
-    for name, content in ((WEIGHTS_FILE, model.state_dict()), (MOMENTUM_FILE, momentum), (BATCHES_FILE, tensors)):
+    of_optimizer = optimizer_tensors(model, optimizer)
+    for name, content in ((WEIGHTS_FILE, model.state_dict()), (OPTIMIZER_FILE, of_optimizer), (BATCHES_FILE, tensors)):
         write_tensor_file(content, folder / name, {})
     (folder / CONFIG_FILE).write_text(to_json_text(config), encoding="utf-8")
     (folder / FACTS_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(facts)))  # last: the box is complete
@@ -93,7 +89,7 @@ def load_black_box(folder: Path) -> BlackBox:
         path = folder / CONFIG_FILE
         config = from_json_text(path.read_text(encoding="utf-8"))
         loaded = []
-        for name in (WEIGHTS_FILE, MOMENTUM_FILE, BATCHES_FILE):
+        for name in (WEIGHTS_FILE, OPTIMIZER_FILE, BATCHES_FILE):
             path = folder / name
             loaded.append(load_file(path))
         batches = [_batch_of(loaded[2], number, limits) for number, limits in enumerate(facts.polygon_limits)]
@@ -101,7 +97,7 @@ def load_black_box(folder: Path) -> BlackBox:
         message = f"The file cannot be read: {error}."
         problem = Problem(file=str(path), where="the file", field="-", value="-", message=message, fix=FIX)
         raise DataError([problem]) from error
-    return BlackBox(facts=facts, config=config, weights=loaded[0], momentum=loaded[1], micro_batches=batches)
+    return BlackBox(facts=facts, config=config, weights=loaded[0], optimizer=loaded[1], micro_batches=batches)
 
 
 def polygon_limits(batch: Batch) -> tuple[int, int]:

@@ -1,9 +1,10 @@
 """Checkpoints of a run: copied at once, written while training goes on, and restored bit for bit.
 
 A checkpoint is a folder checkpoint/step_<number> of the run folder: tensors.safetensors (weights, statistics and
-momentum), state.json, the weights that were saved last and those of the best evaluation, and manifest.json with the
-SHA-256 of each. It is written under another name, synced and renamed, and the one before it stays: whenever a run is
-killed, one is whole. An evaluation that is not over is not waited for: it is made again from the weights of its epoch.
+the optimizer's state), state.json, the weights that were saved last and those of the best evaluation, and manifest.json
+with the SHA-256 of each. It is written under another name, synced and renamed, and the one before it stays: whenever a
+run is killed, one is whole. An evaluation that is not over is not waited for: it is made again from the weights of its
+epoch.
 """
 
 import os
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from maskperf.engine.distributed import broadcast_tensors, gather_to_first, largest_of_all, share_from_first
+from maskperf.engine.optimizer import optimizer_tensors
 from maskperf.errors import EXIT_REQUEUE, ConfigError, DataError, Problem, StorageError
 from maskperf.files import link_or_copy, replace_file, sha256_of_file, sync_folder
 from maskperf.model.mask_rcnn import MaskRcnn
@@ -153,9 +155,7 @@ def live_tensors(training: Training) -> dict[str, Tensor]:
     """Return every tensor that training changes, under its name in a checkpoint."""
     model, optimizer = training.model, training.optimizer
     found = {f"model.{name}": value for name, value in model.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        entries = optimizer.state.get(parameter, {}).items()
-        found |= {f"optimizer.{key}.{name}": value for key, value in entries if isinstance(value, Tensor)}
+    found |= {f"optimizer.{name}": value for name, value in optimizer_tensors(model, optimizer).items()}
     return found | {f"extra.{name}": value for name, value in training.extra_tensors.items()}
 
 

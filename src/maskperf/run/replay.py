@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from maskperf.engine.distributed import Topology, init_topology
-from maskperf.engine.optimizer import build_optimizer
+from maskperf.engine.optimizer import build_optimizer, optimizer_tensors
 from maskperf.engine.precision import resolve_precision
 from maskperf.engine.step import StepResult, train_step
 from maskperf.model.mask_rcnn import MaskRcnn
@@ -58,7 +58,7 @@ def _replay(box: BlackBox, topology: Topology) -> Replay:
     per_process = box.facts.accumulation_steps
     alone = []
     for number, batch in enumerate(batches):
-        model, optimizer = _restore(box, topology.device)
+        model, optimizer = restored(box, topology.device)
         result = train_step(
             model, optimizer, [batch], update=box.facts.update, config=optimizer_config, topology=topology
         )
@@ -73,7 +73,7 @@ def _replay(box: BlackBox, topology: Topology) -> Replay:
                 bad_gradients=_not_finite(gradients),
             )
         )
-    model, optimizer = _restore(box, topology.device)
+    model, optimizer = restored(box, topology.device)
     before = _not_finite(model.named_parameters())
     result = train_step(model, optimizer, batches, update=box.facts.update, config=optimizer_config, topology=topology)
     return Replay(
@@ -84,15 +84,15 @@ def _replay(box: BlackBox, topology: Topology) -> Replay:
     )
 
 
-def _restore(box: BlackBox, device: torch.device) -> tuple[MaskRcnn, torch.optim.Optimizer]:
+def restored(box: BlackBox, device: torch.device) -> tuple[MaskRcnn, torch.optim.Optimizer]:
+    """Return model and optimizer as they were when the box was written."""
     model = MaskRcnn(box.config.model)
     model.load_state_dict(box.weights)
     model.to(device)
     model.compute_dtype = resolve_precision(box.config.speed.precision, device)
     optimizer = build_optimizer(model, box.config.optimizer)
-    for name, parameter in model.named_parameters():
-        if name in box.momentum:
-            optimizer.state[parameter]["momentum_buffer"].copy_(box.momentum[name])
+    for name, value in optimizer_tensors(model, optimizer).items():
+        value.copy_(box.optimizer[name])
     return model, optimizer
 
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-from maskperf.cli.arguments import suggestion
 from maskperf.config import RunConfig
 from maskperf.errors import ConfigError
 from maskperf.files import did_you_mean
@@ -33,7 +32,8 @@ def recipe_config(recipe: str) -> RunConfig:
     if recipe in RECIPES:
         return RECIPES[recipe]()
     if not is_file(recipe):
-        names = f"{suggestion(recipe, RECIPES)}; a file is my_recipe.py or the config.json of a run"
+        nearest = did_you_mean(recipe, RECIPES) or f"; choose from {', '.join(RECIPES)}"
+        names = f"{nearest}; a file is my_recipe.py or the config.json of a run"
         raise ConfigError(f"recipe {recipe!r} does not exist{names}")
     path_text, colon, function = recipe.partition(".py:")
     path = Path(expand_home(path_text + ".py" if colon else recipe))

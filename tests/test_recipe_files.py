@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from maskperf.cli.recipe_files import recipe_config
 from maskperf.cli.run import resolve
 from maskperf.errors import ConfigError
 from maskperf.overrides import to_json_text
+from maskperf.recipe_files import recipe_config
 from maskperf.recipes import demo
 
 HEAD = "from dataclasses import replace\nfrom maskperf import RECIPES, RunConfig\n"

@@ -58,7 +58,7 @@ BUDGETS = {
     "machine": 1485,  # cores that other programs keep busy
     "cli": 2520,  # resume=, keys, weights, early errors; train; predict, export
     "bench": 2720,
-    "top level": 1455,  # recipe files; names of keys elsewhere; keys of own training, augmentation, conventions; checkpoints
+    "top level": 1455,  # recipe files; names of keys elsewhere; keys of own training, augmentation, conventions
 }
 CORE_PACKAGES = ("ops", "model", "losses", "engine", "evaluation", "data/coco", "data/images")
 # Since 23,450 and 24,050: own data, resuming, prediction, export, weights of other code bases, and their tests.

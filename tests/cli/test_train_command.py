@@ -1,15 +1,25 @@
 """`maskperf train`: a folder becomes a run, and every mistake is an error before anything is made."""
 
 import json
+import re
+import signal
+from dataclasses import replace
 
 import pytest
+import torch
 from own_data import KINDS, write_own_data
 
 import maskperf
 from maskperf.cli.main import main
 from maskperf.cli.train_data import Request, prepare_training
-from maskperf.errors import EXIT_DATA, EXIT_DONE, EXIT_USAGE, ConfigError
+from maskperf.engine.build import build_model
+from maskperf.errors import EXIT_DATA, EXIT_DONE, EXIT_REQUEUE, EXIT_USAGE, ConfigError
+from maskperf.model.conventions import CONVENTIONS
+from maskperf.model.families import FAMILIES, from_maskperf
 from maskperf.model.weights import read_metadata
+from maskperf.overrides import from_json_text
+from maskperf.recipes import demo
+from maskperf.run.checkpoint import Checkpoints
 
 TINY = ("data.short_side=64", "data.long_side=96", "batch=4", "system.threads=1", "system.device=cpu", "seed=1")
 
@@ -72,6 +82,39 @@ def test_weights_of_a_run_are_a_start_for_other_classes(run, folder, tmp_path, c
     stored = json.loads(read_metadata(tmp_path / "run" / "model.safetensors")["config"])
     assert stored["model"]["reset_predictors"] is False  # what is saved has predictors of its own
     assert stored["data"]["short_side"] == 64
+
+
+@pytest.mark.parametrize("name", ["torchvision", "detectron2", "mmdetection"])
+def test_weights_of_another_family_are_a_start_with_their_conventions(folder, tmp_path, name, capfd):
+    family = next(family for family in FAMILIES if family.name == name)
+    config = replace(demo().model, batch_norm="frozen", conventions=family.conventions, num_classes=6)
+    state = from_maskperf(build_model(config, seed=0)[0].state_dict(), family)
+    torch.save(state, tmp_path / "weights.pth")
+    arguments = [str(folder), "--weights", str(tmp_path / "weights.pth"), "optimizer.max_steps=1", *TINY]
+    assert main(["train", *arguments, f"run_dir={tmp_path / 'run'}"]) == EXIT_DONE
+    said = capfd.readouterr().out
+    assert "predictors of box and mask begin anew, for the 3 classes of this data" in said
+    rules = CONVENTIONS[family.conventions]
+    found = from_json_text((tmp_path / "run" / "config.json").read_text())
+    assert (found.model.conventions, found.model.batch_norm) == (family.conventions, "frozen")
+    assert (found.data.resize, found.data.pixel_means_bgr) == (rules.resize, pytest.approx(rules.means_bgr))
+    # What was trained says by itself how it is to be used.
+    assert main(["evaluate", "--weights", str(tmp_path / "run" / "model.safetensors"), "--output",
+                 str(tmp_path / "scores.json")]) == EXIT_DONE  # fmt: skip
+    assert json.loads((tmp_path / "scores.json").read_text())["images"] == 2
+
+
+def test_a_training_on_own_data_that_was_interrupted_goes_on(folder, tmp_path, monkeypatch, capfd):
+    run_dir = tmp_path / "run"
+    arguments = ["train", str(folder), f"run_dir={run_dir}", "optimizer.max_epochs=2", *TINY]
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "asked", lambda self, *, was_read: signal.SIGTERM)
+        assert main(arguments) == EXIT_REQUEUE
+    command = re.search(r"go on: maskperf (run .*)", capfd.readouterr().out)
+    assert command is not None
+    assert main(command[1].split()) == EXIT_DONE
+    assert json.loads((run_dir / "results.json").read_text())["resumed_at_steps"] == [1]
+    assert (run_dir / "report.html").exists()
 
 
 def test_minutes_are_planned_from_a_measurement(folder, capfd):

@@ -3,6 +3,8 @@
 import json
 import re
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -115,6 +117,28 @@ def test_a_training_on_own_data_that_was_interrupted_goes_on(folder, tmp_path, m
     assert main(command[1].split()) == EXIT_DONE
     assert json.loads((run_dir / "results.json").read_text())["resumed_at_steps"] == [1]
     assert (run_dir / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_leave_what_one_leaves(folder, tmp_path):
+    """In the folder that was asked for; a mistake that only they can see leaves none."""
+    arguments = ["train", str(folder), "processes=2", *TINY]
+    test = write_own_data(tmp_path / "test", images=3, seed=4)
+
+    def run(*more):
+        command = [sys.executable, "-m", "maskperf", *arguments, f"run_dir={tmp_path / 'run'}", *more]
+        return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+
+    (tmp_path / "R-50.pkl").write_bytes(b"no pickle")
+    refused = run("--backbone", str(tmp_path / "R-50.pkl"))
+    assert refused.returncode == EXIT_DATA and "R-50.pkl" in refused.stderr, refused.stderr
+    assert not (tmp_path / "run").exists()
+    done = run("optimizer.max_steps=2", "--test", str(test))
+    assert done.returncode == EXIT_DONE, done.stderr
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"model_best.safetensors", "report.html", "config.json", "test.json", "predictions.png"} <= files
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["processes"] == 2
+    assert done.stdout.count("next to nothing") == 1
 
 
 def test_minutes_are_planned_from_a_measurement(folder, capfd):

@@ -342,6 +342,24 @@ def test_a_signal_saves_and_ends_with_its_code_and_the_run_goes_on(unbroken, tmp
     assert_equal_runs(tmp_path / "run", unbroken)
 
 
+@pytest.mark.slow
+def test_two_processes_go_on_bitwise_where_both_were_stopped(tmp_path):
+    more = (*THREE_EPOCHS, "processes=2", "system.log_every_steps=1")
+    whole = start(tmp_path / "unbroken", *more)
+    shown, _ = whole.communicate(timeout=240)
+    assert whole.returncode == EXIT_DONE, shown
+    process = start(tmp_path, *more)
+    wait_for_steps(tmp_path / "run", 4, process)
+    process.send_signal(signal.SIGTERM)
+    shown, _ = process.communicate(timeout=240)
+    assert process.returncode == EXIT_REQUEUE, shown
+    resumed = start(tmp_path, *more, "resume=auto")
+    shown, _ = resumed.communicate(timeout=240)
+    assert resumed.returncode == EXIT_DONE, shown
+    assert "resuming step " in shown
+    assert_equal_runs(tmp_path / "run", tmp_path / "unbroken" / "run")
+
+
 def test_a_second_ctrl_c_ends_at_once():
     before = signal.getsignal(signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.default_int_handler)

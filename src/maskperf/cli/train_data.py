@@ -11,9 +11,18 @@ from maskperf.cli.run import read_counts, ready_to_run, start_processes
 from maskperf.config import Positive, RunConfig
 from maskperf.data.coco.layout import DataLayout, find_layout
 from maskperf.errors import ConfigError, UserError
-from maskperf.overrides import NAMES_ELSEWHERE, format_value, key_of, parse_value, to_json_text, with_overrides
-from maskperf.run.run_folder import require_run_folder
+from maskperf.overrides import (
+    NAMES_ELSEWHERE,
+    format_value,
+    key_of,
+    parse_value,
+    path_as_argument,
+    to_json_text,
+    with_overrides,
+)
+from maskperf.run.run_folder import create_run_folder, discard_run_folder, require_run_folder
 from maskperf.run.start import check_start
+from maskperf.schema import CONFIG_FILE, RESULTS_FILE, BestEpoch, Results, read_json
 
 if TYPE_CHECKING:
     from maskperf.engine.distributed import Topology
@@ -48,11 +57,20 @@ class Prepared:
     processes: int
 
     def on_processes(self) -> int:
-        """Train on several processes of this machine; return the exit code."""
-        with tempfile.TemporaryDirectory(prefix="maskperf-") as folder:
-            path = Path(folder) / "config.json"
-            path.write_text(to_json_text(self.config), encoding="utf-8")
-            return start_processes([str(path)], self.processes)
+        """Train on several processes of this machine, then end as in one; return the exit code."""
+        folder = create_run_folder(self.config.run_dir, self.config.recipe)
+        try:
+            with tempfile.TemporaryDirectory(prefix="maskperf-") as temporary:
+                path = Path(temporary) / CONFIG_FILE
+                path.write_text(to_json_text(self.config), encoding="utf-8")
+                code = start_processes([str(path), f"run_dir={path_as_argument(folder)}"], self.processes)
+        finally:
+            if not any(folder.iterdir()):
+                discard_run_folder(folder)
+        results = read_json(folder / RESULTS_FILE, Results)
+        if results is not None:
+            _conclude(results.best, folder, self.layout)
+        return code
 
 
 def train(
@@ -123,12 +141,8 @@ def train_here(prepared: Prepared) -> "FinishedRun":
     with ready_to_run(prepared.config) as ready:
         finished = run_benchmark(*ready)
         show_outcome(finished)
-    best = finished.results.best
-    if best is not None and best.box_ap < NEXT_TO_NOTHING:
-        advice = "start from trained weights (--weights, --backbone), give more images, or more epochs"
-        print(f"note: a box AP of {best.box_ap:.3f} is next to nothing. Fix: {advice}", flush=True)
-    if prepared.layout.test is not None and finished.folder is not None and best is not None:
-        _evaluate_test(finished.folder, best.weights, prepared.layout)
+    if finished.folder is not None:
+        _conclude(finished.results.best, finished.folder, prepared.layout)
     return finished
 
 
@@ -226,13 +240,17 @@ def _planned_for(plan: "Plan", minutes: float, topology: "Topology", processes: 
     return plan.with_steps(epochs=epochs, max_steps=steps)
 
 
-def _evaluate_test(folder: Path, weights: str, layout: DataLayout) -> None:
+def _conclude(best: BestEpoch | None, folder: Path, layout: DataLayout) -> None:
     """Show and save what the best weights find on the test part; a problem of it does not undo the training."""
     from maskperf.cli.evaluate import evaluate, make_parser
 
-    assert layout.test is not None
+    if best is not None and best.box_ap < NEXT_TO_NOTHING:
+        advice = "start from trained weights (--weights, --backbone), give more images, or more epochs"
+        print(f"note: a box AP of {best.box_ap:.3f} is next to nothing. Fix: {advice}", flush=True)
+    if best is None or layout.test is None:
+        return
     print(f"test: the best weights on {layout.test.json_path}", flush=True)
-    arguments = ["--weights", str(folder / weights), "--output", str(folder / "test.json")]
+    arguments = ["--weights", str(folder / best.weights), "--output", str(folder / "test.json")]
     arguments += ["--val-json", str(layout.test.json_path), "--val-images", str(layout.test.image_folder)]
     try:
         evaluate(make_parser().read(arguments))

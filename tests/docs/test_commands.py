@@ -149,3 +149,25 @@ def test_it_runs(world, words, tmp_path):
     finished = run_command(world, [*words, *(SHORT.get(words[0], ()) if "--help" not in words else ())])
     allowed = EXPECTED_CODES.get(words[0], {0}) if "--help" not in words else {0}
     assert finished.returncode in allowed, finished.stdout + finished.stderr
+
+
+PYTHON = re.compile(r"```python\n(.*?)```", re.S)
+SNIPPETS = [
+    (page.name, code)
+    for page in PAGES
+    for code in PYTHON.findall(page.read_text(encoding="utf-8"))
+    if "fastapi" not in code and "def " not in code  # run by tests/predict/test_service.py, and as a recipe above
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "code"), SNIPPETS, ids=[name for name, _ in SNIPPETS])
+def test_python_runs(world, page, code):
+    if "onnxruntime" in code and not (world / "model.onnx").exists():
+        exported = run_command(world, ("export", "model.safetensors", "--format", "onnx", "--out", "model.onnx"))
+        assert exported.returncode == 0, exported.stderr
+    shutil.copy(next((world / "coco" / "val2017").iterdir()), world / "photo.jpg")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=world, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr

@@ -86,7 +86,9 @@ def test_weights_of_a_run_are_a_start_for_other_classes(run, folder, tmp_path, c
     assert stored["data"]["short_side"] == 64
 
 
-@pytest.mark.parametrize("name", ["torchvision", "detectron2", "mmdetection"])
+@pytest.mark.parametrize(
+    "name", ["torchvision", *(pytest.param(name, marks=pytest.mark.slow) for name in ("detectron2", "mmdetection"))]
+)
 def test_weights_of_another_family_are_a_start_with_their_conventions(folder, tmp_path, name, capfd):
     family = next(family for family in FAMILIES if family.name == name)
     config = replace(demo().model, batch_norm="frozen", conventions=family.conventions, num_classes=6)

@@ -117,7 +117,7 @@ def broken(tmp_path, monkeypatch):
     return tmp_path / "run", small_run_arguments(tmp_path, *THREE_EPOCHS)
 
 
-@pytest.mark.parametrize("step", [1, 3, 4])
+@pytest.mark.parametrize("step", [1, pytest.param(3, marks=pytest.mark.slow), 4])
 def test_a_resumed_run_is_bitwise_equal_to_the_unbroken_one(unbroken, tmp_path, monkeypatch, capsys, step):
     """Inside an epoch, at its last step, and while an evaluation is under way."""
     with monkeypatch.context() as patch:
@@ -328,7 +328,8 @@ def wait_for_steps(run, steps, process):
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)]
+    "number",
+    [signal.SIGINT, *(pytest.param(one, marks=pytest.mark.slow) for one in (signal.SIGTERM, signal.SIGUSR1))],
 )
 def test_a_signal_saves_and_ends_with_its_code_and_the_run_goes_on(unbroken, tmp_path, number):
     process = start(tmp_path, *THREE_EPOCHS, "system.log_every_steps=1")

@@ -107,9 +107,9 @@ def test_the_official_checker_accepts_the_form_of_the_log(finished, capsys):
 @pytest.mark.parametrize(
     ("targets", "code", "outcome"),
     [
-        ((0, 0.9), EXIT_TARGET_MISSED, ("aborted", 2)),
+        pytest.param((0, 0.9), EXIT_TARGET_MISSED, ("aborted", 2), marks=pytest.mark.slow),
         ((0, 0.3), EXIT_DONE, ("success", 1)),
-        ((0.3, 0), EXIT_DONE, ("success", 1)),
+        pytest.param((0.3, 0), EXIT_DONE, ("success", 1), marks=pytest.mark.slow),
     ],
 )
 def test_with_one_target_the_other_ap_does_not_count(tmp_path, monkeypatch, capsys, targets, code, outcome):
@@ -153,7 +153,7 @@ def test_weights_are_saved_before_an_evaluation_that_is_killed(tmp_path, monkeyp
     assert log_events(tmp_path / "run")[-1]["metadata"]["status"] == "aborted"
 
 
-@pytest.mark.parametrize("has_links", [True, False])
+@pytest.mark.parametrize("has_links", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_best_weights_are_saved_beside_the_last(tmp_path, monkeypatch, has_links):
     def refuse(*arguments):
         raise OSError("no links here")
@@ -227,8 +227,8 @@ def test_a_confirmation_that_is_cut_short_leaves_no_success(tmp_path, monkeypatc
     ("arguments", "engines"),
     [
         (NO_TARGETS, ["fast", "official"]),
-        ((*NO_TARGETS, "evaluation.engine=official"), ["official"]),
-        (("evaluation.box_target=0.99",), ["fast"]),
+        pytest.param((*NO_TARGETS, "evaluation.engine=official"), ["official"], marks=pytest.mark.slow),
+        pytest.param(("evaluation.box_target=0.99",), ["fast"], marks=pytest.mark.slow),
     ],
 )
 def test_the_official_engine_is_asked_once_where_a_run_ends_well(tmp_path, monkeypatch, arguments, engines):

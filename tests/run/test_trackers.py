@@ -7,7 +7,7 @@ import pytest
 
 from maskperf.cli.main import main
 from maskperf.cli.run import resolve
-from maskperf.errors import EXIT_DONE, EXIT_USAGE
+from maskperf.errors import EXIT_DONE, EXIT_USAGE, ConfigError
 from maskperf.run.trackers import Trackers, values_of
 from maskperf.schema import EvaluationLine, GuardLine, StepLine, read_metrics
 
@@ -84,6 +84,15 @@ def stand_in(tmp_path, monkeypatch):
     yield install
     for name in STAND_INS:
         sys.modules.pop(name, None)
+
+
+def test_a_tracker_that_cannot_be_opened_is_an_error_of_the_start(stand_in, tmp_path):
+    stand_in("trackio").init = lambda *arguments, **named: 1 / 0
+    closed = stand_in("mlflow").calls
+    config = resolve("demo", ["log.trackers=mlflow,trackio"])
+    with pytest.raises(ConfigError, match="trackio cannot be opened .ZeroDivisionError: division by zero"):
+        Trackers(config, tmp_path / "a-run", pytest.fail)
+    assert closed[-1] == ("end_run",)
 
 
 @pytest.mark.parametrize("name", STAND_INS)

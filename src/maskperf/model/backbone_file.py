@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from maskperf.config import BACKBONE_MD5
 from maskperf.errors import DataError, StorageError
-from maskperf.model.families import COUNTER_SUFFIX
+from maskperf.model.families import COUNTER_SUFFIX, DETECTRON
 from maskperf.model.pickles import WRONG_FILE_FIX, read_detectron_pickle
 from maskperf.model.quantize import BACKBONE_FORMAT, load_stored_backbone, store_backbone
 from maskperf.model.weight_problems import BODY, damage_named, model_problems, raise_any, tensor_problems
@@ -119,27 +118,12 @@ def body_state(model_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _sources(name: str, is_unfolded: bool) -> tuple[str, ...]:
     """Return the names of the file's arrays that the backbone's tensor `name` is made from."""
-    module, _, part = name.removeprefix(BODY).rpartition(".")
-    kind, base = _module_in_file(module)
-    if kind == "conv":
-        return (f"{base}_w",)
-    if part in ("running_mean", "running_var"):
+    if name.endswith(("running_mean", "running_var")):
         return ()
-    if is_unfolded:
-        return tuple(f"{base}_bn_{one}" for one in UNFOLDED_PARTS)
-    return (f"{base}_bn_{'s' if part == 'weight' else 'b'}",)
-
-
-def _module_in_file(module: str) -> tuple[str, str]:
-    """Return ("conv" or "bn", name without suffix) of a module of the backbone."""
-    stem = {"stem.conv1": ("conv", "conv1"), "stem.bn1": ("bn", "res_conv1")}
-    if module in stem:
-        return stem[module]
-    match = re.fullmatch(r"layer(\d+)\.(\d+)\.(?:(conv|bn)(\d)|downsample\.(\d))", module)
-    assert match, f"the backbone has a module {module} that no backbone file knows"
-    stage, block, kind, number, shortcut = match.groups()
-    branch = "1" if kind is None else "2" + "abc"[int(number) - 1]
-    return kind or ("conv", "bn")[int(shortcut)], f"res{int(stage) + 1}_{block}_branch{branch}"
+    source = DETECTRON.name_in_file(name)
+    if is_unfolded and "_bn_" in source:
+        return tuple(f"{source[:-1]}{part}" for part in UNFOLDED_PARTS)
+    return (source,)
 
 
 def _build(name: str, arrays: list[Tensor], shape: torch.Size) -> Tensor:

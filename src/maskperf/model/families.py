@@ -187,7 +187,7 @@ FAMILIES = (
         name_in_file=_renamed(_DETECTRON),
     ),
 )
-OWN = next(family for family in FAMILIES if family.name == "reference")
+OWN, DETECTRON = FAMILIES[-2:]
 
 
 def family_of(names: Iterable[str]) -> Family | None:

@@ -3,31 +3,32 @@
 import os
 import platform
 import shlex
-import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import torch
 
-import maskperf.config
+from maskperf.machine.hardware import system_memory_gib
+from maskperf.machine.probe import checkout_folder, installed_version
 from maskperf.machine.processor import describe_cpu, usable_physical_cores
+from maskperf.machine.sources import run_program
 from maskperf.schema import Environment, Gpu
 
 PACKAGES = ("maskperf", "torch", "numpy", "pycocotools", "hotcoco", "mlperf-logging")
+GIT_SECONDS = 20.0
 
 
 def describe_environment(processes: int = 1) -> Environment:
     """Return what can be found out about this process and its machine."""
     commit, is_modified = _git_state()
+    memory_gib = system_memory_gib()
     return Environment(
         python=platform.python_version(),
-        packages={name: _installed_version(name) for name in PACKAGES},
+        packages={name: installed_version(name) for name in PACKAGES},
         operating_system=platform.platform(),
         cpu_model=describe_cpu().model,
         cpu_logical_cores=os.cpu_count(),
         cpu_physical_cores=usable_physical_cores(),
-        memory_gib=round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 2),
+        memory_gib=None if memory_gib is None else round(memory_gib, 2),
         gpus=_gpus(),
         cuda=torch.version.cuda,
         torch_threads=torch.get_num_threads(),
@@ -36,13 +37,6 @@ def describe_environment(processes: int = 1) -> Environment:
         command_line=shlex.join([sys.executable, *sys.argv]),
         processes=processes,
     )
-
-
-def _installed_version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _gpus() -> tuple[Gpu, ...]:
@@ -54,20 +48,10 @@ def _gpus() -> tuple[Gpu, ...]:
 
 def _git_state() -> tuple[str | None, bool | None]:
     """Return the commit of the checkout this package runs from, and whether tracked files differ from it."""
-    package = Path(maskperf.config.__file__).resolve().parent
-    checkout = package.parents[1]
-    # An installed copy may lie inside somebody else's checkout; only src/maskperf of its own counts.
-    if package.parent.name != "src" or not (checkout / ".git").exists():
+    checkout = checkout_folder()  # an installed copy may lie inside somebody else's
+    if checkout is None or not (checkout / ".git").exists():
         return None, None
-    commit = _git(checkout, "rev-parse", "HEAD")
-    changes = _git(checkout, "status", "--porcelain", "--untracked-files=no")
-    return commit, None if changes is None else changes != ""
-
-
-def _git(checkout: Path, *arguments: str) -> str | None:
-    command = ["git", "--no-optional-locks", "-C", str(checkout), *arguments]
-    try:
-        finished = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return finished.stdout.strip() if finished.returncode == 0 else None
+    git = ["git", "--no-optional-locks", "-C", str(checkout)]
+    commit = run_program([*git, "rev-parse", "HEAD"], GIT_SECONDS).output
+    changes = run_program([*git, "status", "--porcelain", "--untracked-files=no"], GIT_SECONDS).output
+    return commit.strip() if commit else None, None if changes is None else changes.strip() != ""

@@ -5,12 +5,14 @@ Each is imported only where it is asked for. One that fails during a run is repo
 
 import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from maskperf.config import RunConfig
+from maskperf.errors import ConfigError
 from maskperf.overrides import flatten, format_value
 from maskperf.run.start import trackers_of
 from maskperf.schema import EvaluationLine, GuardLine, MetricsLine
@@ -21,20 +23,29 @@ TENSORBOARD_FOLDER = "tensorboard"
 PARAMETERS_PER_CALL = 50  # MLflow takes 100 at most
 
 
-class Tracker(Protocol):
-    """One place that records are sent to."""
+@dataclass(frozen=True)
+class Tracker:
+    """One place that records are sent to: numbers by name with their step, and texts with theirs."""
 
-    def numbers(self, values: dict[str, float], step: int) -> None: ...
-    def text(self, text: str, step: int) -> None: ...
-    def close(self) -> None: ...
+    numbers: Callable[[dict[str, float], int], object]
+    text: Callable[[str, int], object]
+    close: Callable[[], object]
 
 
 class Trackers:
     """The trackers that a configuration asks for; `write` sends a record to all of them."""
 
     def __init__(self, config: RunConfig, folder: Path, say: Callable[[str], None]):
+        """Open all. Errors: ConfigError where one cannot be opened, with its own message."""
         self._say = say
-        self._open = {name: MAKERS[name](config, folder) for name in trackers_of(config)}
+        self._open: dict[str, Tracker] = {}
+        for name in trackers_of(config):
+            try:
+                self._open[name] = MAKERS[name](config, folder)
+            except Exception as error:
+                self.close()
+                text = f"log.trackers: {name} cannot be opened ({type(error).__name__}: {error})"
+                raise ConfigError(f"{text}. Fix: what it asks for, or leave it out") from error
 
     def write(self, line: MetricsLine) -> None:
         """Send a record of metrics.jsonl."""
@@ -68,80 +79,55 @@ def values_of(line: MetricsLine) -> dict[str, float]:
     }
 
 
-class TensorBoard:
+def _tensorboard(config: RunConfig, folder: Path) -> Tracker:
     """Event files in the run folder."""
+    writer: Any = importlib.import_module("torch.utils.tensorboard").SummaryWriter(str(folder / TENSORBOARD_FOLDER))
+    writer.add_text("configuration", "".join(f"    {key}={value}\n" for key, value in _parameters(config).items()))
 
-    def __init__(self, config: RunConfig, folder: Path):
-        module = importlib.import_module("torch.utils.tensorboard")
-        self._writer: Any = module.SummaryWriter(str(folder / TENSORBOARD_FOLDER))
-        pairs = "".join(f"    {key}={value}\n" for key, value in _parameters(config).items())
-        self._writer.add_text("configuration", pairs)
-
-    def numbers(self, values: dict[str, float], step: int) -> None:
+    def numbers(values: dict[str, float], step: int) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            writer.add_scalar(name, value, step)
 
-    def text(self, text: str, step: int) -> None:
-        self._writer.add_text("guard", text, step)
-
-    def close(self) -> None:
-        self._writer.close()
+    return Tracker(numbers, lambda text, step: writer.add_text("guard", text, step), writer.close)
 
 
-class WeightsAndBiases:
+def _wandb(config: RunConfig, folder: Path) -> Tracker:
     """A run of wandb. An evaluation comes after later steps, so the step is a number of its own and not wandb's."""
-
-    def __init__(self, config: RunConfig, folder: Path):
-        module: Any = importlib.import_module("wandb")
-        self._run = module.init(project=PROJECT, name=folder.name, dir=str(folder), config=_parameters(config))
-        self._run.define_metric("*", step_metric="step")
-
-    def numbers(self, values: dict[str, float], step: int) -> None:
-        self._run.log({**values, "step": step})
-
-    def text(self, text: str, step: int) -> None:
-        self._run.summary["guard"] = text
-
-    def close(self) -> None:
-        self._run.finish()
+    module: Any = importlib.import_module("wandb")
+    run = module.init(project=PROJECT, name=folder.name, dir=str(folder), config=_parameters(config))
+    run.define_metric("*", step_metric="step")
+    texts = run.summary
+    return Tracker(
+        lambda values, step: run.log({**values, "step": step}),
+        lambda text, step: texts.update({"guard": text}),
+        run.finish,
+    )
 
 
-class MLflow:
+def _mlflow(config: RunConfig, folder: Path) -> Tracker:
     """A run of the experiment `maskperf`; its place is that of MLFLOW_TRACKING_URI."""
-
-    def __init__(self, config: RunConfig, folder: Path):
-        self._module: Any = importlib.import_module("mlflow")
-        self._module.set_experiment(PROJECT)
-        self._module.start_run(run_name=folder.name)
-        pairs = list(_parameters(config).items())
-        for start in range(0, len(pairs), PARAMETERS_PER_CALL):
-            self._module.log_params(dict(pairs[start : start + PARAMETERS_PER_CALL]))
-
-    def numbers(self, values: dict[str, float], step: int) -> None:
-        self._module.log_metrics(values, step=step)
-
-    def text(self, text: str, step: int) -> None:
-        self._module.set_tag("guard", text)
-
-    def close(self) -> None:
-        self._module.end_run()
+    module: Any = importlib.import_module("mlflow")
+    module.set_experiment(PROJECT)
+    module.start_run(run_name=folder.name)
+    pairs = list(_parameters(config).items())
+    for start in range(0, len(pairs), PARAMETERS_PER_CALL):
+        module.log_params(dict(pairs[start : start + PARAMETERS_PER_CALL]))
+    return Tracker(
+        lambda values, step: module.log_metrics(values, step=step),
+        lambda text, step: module.set_tag("guard", text),
+        module.end_run,
+    )
 
 
-class Trackio:
+def _trackio(config: RunConfig, folder: Path) -> Tracker:
     """A run of trackio."""
-
-    def __init__(self, config: RunConfig, folder: Path):
-        self._module: Any = importlib.import_module("trackio")
-        self._module.init(project=PROJECT, name=folder.name, config=_parameters(config))
-
-    def numbers(self, values: dict[str, float], step: int) -> None:
-        self._module.log(values, step=step)
-
-    def text(self, text: str, step: int) -> None:
-        self._module.log({"guard": text}, step=step)
-
-    def close(self) -> None:
-        self._module.finish()
+    module: Any = importlib.import_module("trackio")
+    module.init(project=PROJECT, name=folder.name, config=_parameters(config))
+    return Tracker(
+        lambda values, step: module.log(values, step=step),
+        lambda text, step: module.log({"guard": text}, step=step),
+        module.finish,
+    )
 
 
 def _parameters(config: RunConfig) -> dict[str, str]:
@@ -149,8 +135,8 @@ def _parameters(config: RunConfig) -> dict[str, str]:
 
 
 MAKERS: dict[str, Callable[[RunConfig, Path], Tracker]] = {
-    "tensorboard": TensorBoard,
-    "wandb": WeightsAndBiases,
-    "mlflow": MLflow,
-    "trackio": Trackio,
+    "tensorboard": _tensorboard,
+    "wandb": _wandb,
+    "mlflow": _mlflow,
+    "trackio": _trackio,
 }

@@ -76,6 +76,7 @@ def test_memory_does_not_grow_over_2000_batches(growth, how):
     assert growth[how]["python"] < PYTHON_BOUND_BYTES
 
 
+@pytest.mark.slow
 def test_the_bounds_would_see_a_leak(growth):
     assert growth["leaking"]["resident"] > BOUND_BYTES
     assert growth["leaking"]["python"] > PYTHON_BOUND_BYTES

@@ -7,7 +7,7 @@ import sys
 import msgspec
 import torch
 
-from maskperf.machine import probe
+from maskperf.machine import sources
 from maskperf.run import environment
 from maskperf.run.environment import describe_environment
 
@@ -29,7 +29,7 @@ def test_the_commit_is_that_of_the_checkout_the_package_runs_from(tmp_path, monk
     package = tmp_path / "src" / "maskperf"
     package.mkdir(parents=True)
     (package / "config.py").write_text("a")
-    monkeypatch.setattr(probe, "__file__", str(package / "machine" / "probe.py"))
+    monkeypatch.setattr(sources, "__file__", str(package / "machine" / "sources.py"))
     assert environment._git_state() == (None, None)
 
     def git(*arguments):
@@ -48,5 +48,5 @@ def test_an_installed_copy_inside_another_checkout_has_no_commit(tmp_path, monke
     package = tmp_path / "site-packages" / "maskperf"
     package.mkdir(parents=True)
     (tmp_path / ".git").mkdir()
-    monkeypatch.setattr(probe, "__file__", str(package / "machine" / "probe.py"))
+    monkeypatch.setattr(sources, "__file__", str(package / "machine" / "sources.py"))
     assert environment._git_state() == (None, None)

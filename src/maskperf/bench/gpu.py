@@ -29,7 +29,8 @@ from maskperf.bench.session import measure_case
 from maskperf.engine.build import best_convolutions
 from maskperf.engine.distributed import claim_gpu
 from maskperf.errors import EXIT_DONE, ConfigError, UserError
-from maskperf.machine.probe import describe_machine, installed_version
+from maskperf.machine.probe import describe_machine
+from maskperf.machine.sources import installed_version
 from maskperf.ops.kernels.selection import describe
 from maskperf.recipes import coco
 from maskperf.run.environment import describe_environment

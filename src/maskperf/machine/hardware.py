@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from maskperf.machine.facts import DimmFacts, InfinibandFacts, MemoryFacts, NetworkFacts, StorageFacts
-from maskperf.machine.sources import first_number, read_number, read_text, run_program
+from maskperf.machine.sources import first_number, read_number, read_text, run_program, system_memory_gib
 
 MODULE_FOLDER = Path("/sys/devices/system/edac/mc")
 NETWORK_FOLDER = Path("/sys/class/net")
@@ -35,13 +35,6 @@ def describe_memory() -> MemoryFacts:
         dimms=dimms,
         shared_memory_gib=space.f_blocks * space.f_frsize / 2**30 if space else None,
     )
-
-
-def system_memory_gib() -> float | None:
-    """Return the memory that the operating system counts."""
-    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
-        return None
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
 
 
 def parse_meminfo(text: str) -> dict[str, float]:

@@ -6,7 +6,7 @@ import platform
 import re
 import resource
 import sys
-from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from maskperf.config import RunConfig
@@ -20,7 +20,7 @@ from maskperf.machine.hardware import (
     existing_folder,
 )
 from maskperf.machine.processor import describe_cpu, describe_limits
-from maskperf.machine.sources import read_text, run_program
+from maskperf.machine.sources import checkout_folder, installed_version, read_text, run_program
 
 PACKAGES = (
     *("maskperf", "torch", "numpy", "pycocotools", "hotcoco", "mlperf-logging", "simplejpeg", "pillow", "msgspec"),
@@ -97,14 +97,6 @@ def container(root: Path = Path("/")) -> str | None:
     return next((kind for mark, kind in CONTAINER_OF_MARK.items() if mark in groups), None)
 
 
-def installed_version(package: str) -> str | None:
-    """Return the version of an installed package; nothing is imported."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def torch_build() -> str | None:
     """Return "cpu" or the CUDA version that the installed torch was built for; None where it is unknown."""
     try:
@@ -155,12 +147,6 @@ def _count_images(folder: Path) -> int | None:
             return sum(entry.name.endswith(IMAGE_SUFFIX) for entry in entries)
     except (FileNotFoundError, NotADirectoryError):
         return None
-
-
-def checkout_folder() -> Path | None:
-    """Return the checkout that this package runs from; None for an installed copy."""
-    package = Path(__file__).resolve().parents[1]
-    return package.parents[1] if package.parent.name == "src" else None
 
 
 def read_pins(checkout: Path | None) -> dict[str, str]:

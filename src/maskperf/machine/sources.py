@@ -1,9 +1,10 @@
-"""Small files of the system, and the output of its programs."""
+"""Small files of the system, the output of its programs, and what is installed."""
 
 import os
 import re
 import subprocess
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 COMMAND_SECONDS = 5.0
@@ -58,3 +59,24 @@ def run_program(arguments: list[str], timeout_seconds: float = COMMAND_SECONDS) 
         return Answer(output=output)
     lines = (errors.strip() or output.strip()).splitlines()
     return Answer(complaint=lines[-1].strip() if lines else f"{arguments[0]} ended with {finished.returncode}")
+
+
+def installed_version(package: str) -> str | None:
+    """Return the version of an installed package; nothing is imported."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def checkout_folder() -> Path | None:
+    """Return the checkout that this package runs from; None for an installed copy."""
+    package = Path(__file__).resolve().parents[1]
+    return package.parents[1] if package.parent.name == "src" else None
+
+
+def system_memory_gib() -> float | None:
+    """Return the memory that the operating system counts."""
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30

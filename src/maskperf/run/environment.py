@@ -7,10 +7,8 @@ import sys
 
 import torch
 
-from maskperf.machine.hardware import system_memory_gib
-from maskperf.machine.probe import checkout_folder, installed_version
 from maskperf.machine.processor import describe_cpu, usable_physical_cores
-from maskperf.machine.sources import run_program
+from maskperf.machine.sources import checkout_folder, installed_version, run_program, system_memory_gib
 from maskperf.schema import Environment, Gpu
 
 PACKAGES = ("maskperf", "torch", "numpy", "pycocotools", "hotcoco", "mlperf-logging")

@@ -56,13 +56,13 @@ BUDGETS = {
     "mlperf": 2495,  # two more rules; resumed runs are refused
     "report": 1690,  # what a model got wrong, two runs side by side, pages of evaluations
     "machine": 1485,  # cores that other programs keep busy
-    "cli": 2525,  # resume=, keys, weights, early errors; train; predict, export
+    "cli": 2555,  # resume=, keys, weights, early errors; train and its resume; predict, export
     "bench": 2720,
     "top level": 1455,  # recipe files; names of keys elsewhere; keys of own training, augmentation, conventions
 }
 CORE_PACKAGES = ("ops", "model", "losses", "engine", "evaluation", "data/coco", "data/images")
 # Since 23,450 and 24,050: own data, resuming, prediction, export, weights of other code bases, and their tests.
-CORE_BUDGET, WHOLE_BUDGET, TESTS_BUDGET = 10_470, 29_115, 28_150
+CORE_BUDGET, WHOLE_BUDGET, TESTS_BUDGET = 10_470, 29_145, 27_800
 LINES_BEHIND = {"maskperf.engine.step": 4420, "maskperf.run.loop": 13_800}  # checkpoints
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60

@@ -115,6 +115,7 @@ def _coco_batch(batch_size: int) -> Callable[[], RunConfig]:
     return recipe
 
 
+OWN_DATA = "train"  # the name of what `maskperf train` makes of a data set
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     "demo": demo,
     "coco": coco,

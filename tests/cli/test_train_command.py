@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,17 +109,38 @@ def test_weights_of_another_family_are_a_start_with_their_conventions(folder, tm
     assert json.loads((tmp_path / "scores.json").read_text())["images"] == 2
 
 
-def test_a_training_on_own_data_that_was_interrupted_goes_on(folder, tmp_path, monkeypatch, capfd):
-    run_dir = tmp_path / "run"
-    arguments = ["train", str(folder), f"run_dir={run_dir}", "optimizer.max_epochs=2", *TINY]
+@pytest.mark.parametrize("how", ["the command that was named", "auto", "folder"])
+def test_a_training_on_own_data_that_was_interrupted_goes_on(folder, tmp_path, monkeypatch, capfd, how):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["train", str(folder), "optimizer.max_epochs=2", *TINY]
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "asked", lambda self, *, was_read: signal.SIGTERM)
         assert main(arguments) == EXIT_REQUEUE
     command = re.search(r"go on: maskperf (run .*)", capfd.readouterr().out)
-    assert command is not None
-    assert main(command[1].split()) == EXIT_DONE
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    more = {"auto": ["resume=auto"], "folder": [f"resume=runs/{run_dir.name}", "minutes=9"]}
+    if how in more:
+        test = ["--test", str(write_own_data(tmp_path / "test", images=3, seed=4))]
+        assert main([*arguments[:2], *arguments[3:], *test, *more[how]]) == EXIT_DONE
+        assert (run_dir / "test.json").exists()
+    else:
+        assert main(command[1].split()) == EXIT_DONE
     assert json.loads((run_dir / "results.json").read_text())["resumed_at_steps"] == [1]
-    assert (run_dir / "report.html").exists()
+    assert (run_dir / "report.html").exists() and len(list((tmp_path / "runs").iterdir())) == 1
+
+
+def test_only_a_training_on_the_same_data_with_the_same_values_goes_on(run, folder, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    target = tmp_path / "runs" / "train-1"
+    (target / "checkpoint" / "step_000000001").mkdir(parents=True)
+    shutil.copy(run.folder / "config.json", target)
+    assert main(["train", str(folder), "resume=auto", *TINY, "data.short_side=96"]) == EXIT_USAGE
+    assert "data.short_side=96, and the run has 64" in capfd.readouterr().err
+    assert main(["train", str(folder), f"resume={tmp_path}"]) == EXIT_USAGE
+    assert "holds no config.json" in capfd.readouterr().err
+    other = write_own_data(tmp_path / "other", images=10, seed=5)
+    assert main(["train", str(other), "resume=auto", "optimizer.max_steps=1", *TINY]) == EXIT_DONE
+    assert "no training on this data is unfinished; a new one starts" in capfd.readouterr().out
 
 
 @pytest.mark.slow

@@ -23,6 +23,8 @@ short names:
   batch=N       optimizer.batch_size; batch=auto measures how many images fit into memory
   lr=X          optimizer.learning_rate; default: follows the batch
   processes=N   N processes of this machine, one GPU for each
+  resume=auto   go on with the newest interrupted training on DATA, or of run_dir, or else start one;
+                resume=FOLDER: with that one
 
 All other keys are those of `maskperf run --help`. The result is the last and the best weights, a report,
 and the configuration: `maskperf run FOLDER/config.json` repeats the run."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskperf.cli.arguments import path_argument
-from maskperf.cli.run import read_counts, ready_to_run, start_processes
+from maskperf.cli.run import read_counts, read_resume, ready_to_run, start_processes
 from maskperf.config import Positive, RunConfig
 from maskperf.data.coco.layout import DataLayout, find_layout
 from maskperf.errors import ConfigError, UserError
@@ -20,6 +20,9 @@ from maskperf.overrides import (
     to_json_text,
     with_overrides,
 )
+from maskperf.recipe_files import recipe_config
+from maskperf.recipes import OWN_DATA
+from maskperf.run.resume import AUTO, Resumption, find_resumption, newest_unfinished
 from maskperf.run.run_folder import create_run_folder, discard_run_folder, require_run_folder
 from maskperf.run.start import check_start
 from maskperf.schema import CONFIG_FILE, RESULTS_FILE, BestEpoch, Results, read_json
@@ -55,15 +58,17 @@ class Prepared:
     config: RunConfig
     layout: DataLayout
     processes: int
+    resumption: Resumption | None = None  # of an interrupted training
 
     def on_processes(self) -> int:
         """Train on several processes of this machine, then end as in one; return the exit code."""
-        folder = create_run_folder(self.config.run_dir, self.config.recipe)
+        resumption, place = self.resumption, "resume" if self.resumption else "run_dir"
+        folder = resumption.folder if resumption else create_run_folder(self.config.run_dir, self.config.recipe)
         try:
             with tempfile.TemporaryDirectory(prefix="maskperf-") as temporary:
                 path = Path(temporary) / CONFIG_FILE
                 path.write_text(to_json_text(self.config), encoding="utf-8")
-                code = start_processes([str(path), f"run_dir={path_as_argument(folder)}"], self.processes)
+                code = start_processes([str(path), f"{place}={path_as_argument(folder)}"], self.processes)
         finally:
             if not any(folder.iterdir()):
                 discard_run_folder(folder)
@@ -106,12 +111,17 @@ def prepare_training(request: Request) -> Prepared:
 
     Errors: ConfigError and DataError before anything is made; torch is imported only when the arguments are right.
     """
-    pairs, minutes, is_auto, processes = _read_settings(request.settings)
-    checked = with_overrides(RunConfig(recipe="train"), pairs)
+    resume, settings = read_resume(list(request.settings))
+    pairs, minutes, is_auto, processes = _read_settings(settings)
+    checked = with_overrides(RunConfig(recipe=OWN_DATA), pairs)
     _check_start_options(request)
-    require_run_folder(checked.run_dir)
+    if not resume:
+        require_run_folder(checked.run_dir)
     layout = find_layout(request.data, val=request.val, test=request.test)
     print("\n".join(layout.lines()), flush=True)
+    resumption = _find_resumption(resume, checked.run_dir, layout, pairs, processes) if resume else None
+    if resumption is not None:
+        return Prepared(resumption.config, layout, processes, resumption)
 
     from maskperf.engine.distributed import init_topology
     from maskperf.run.own_data import plan_training
@@ -138,7 +148,7 @@ def train_here(prepared: Prepared) -> "FinishedRun":
     from maskperf.run.loop import run_benchmark
     from maskperf.run.summary import show_outcome
 
-    with ready_to_run(prepared.config) as ready:
+    with ready_to_run(prepared.config, prepared.resumption) as ready:
         finished = run_benchmark(*ready)
         show_outcome(finished)
     if finished.folder is not None:
@@ -146,11 +156,30 @@ def train_here(prepared: Prepared) -> "FinishedRun":
     return finished
 
 
-def _read_settings(settings: tuple[str, ...]) -> tuple[list[str], float, bool, int]:
+def _find_resumption(
+    wanted: str, run_dir: str, layout: DataLayout, pairs: list[str], processes: int
+) -> Resumption | None:
+    """Return the training to go on with: that of a folder, or for "auto" that of run_dir or the newest on this data.
+
+    Its plan stays: settings are compared with it, and minutes and batch=auto are not measured again.
+    """
+    folder = Path(wanted)
+    if wanted == AUTO:
+        newest = Path(run_dir) if run_dir else newest_unfinished(OWN_DATA, str(layout.train.json_path))
+        if newest is None or not (newest / CONFIG_FILE).is_file():
+            print(f"resume={wanted}: no training on this data is unfinished; a new one starts", flush=True)
+            return None
+        folder = newest
+    path = folder / CONFIG_FILE
+    stored = recipe_config(str(path)) if path.is_file() else RunConfig(recipe=OWN_DATA)  # no run: refused below
+    return find_resumption(str(folder), with_overrides(stored, pairs), processes)
+
+
+def _read_settings(settings: list[str]) -> tuple[list[str], float, bool, int]:
     """Return the pairs of the configuration, the minutes (0: not given), whether batch=auto, and the processes."""
     if "WORLD_SIZE" in os.environ:
         raise ConfigError("WORLD_SIZE is set: train starts its processes itself. Fix: processes=N without torchrun")
-    rest, counts = read_counts(list(settings))
+    rest, counts = read_counts(settings)
     if counts["runs"] > 1:
         raise ConfigError(
             "runs: train makes one run. Fix: maskperf run FOLDER/config.json runs=N seed=-1 run_dir= repeats it"
@@ -165,8 +194,6 @@ def _read_settings(settings: tuple[str, ...]) -> tuple[list[str], float, bool, i
                 raise ConfigError(f"{setting}: {error}. Fix: give a number, such as minutes=30") from error
         elif name in ("batch", "optimizer.batch_size") and text == "auto":
             is_auto = True
-        elif name == "resume":
-            raise ConfigError("resume: train begins a run. Fix: maskperf run FOLDER/config.json resume=FOLDER goes on")
         elif name in NOT_HERE:
             raise ConfigError(f"{setting}: cannot be set here. Fix: give DATA and --val")
         else:

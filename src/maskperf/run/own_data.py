@@ -15,10 +15,9 @@ from maskperf.data.coco.paths import locate
 from maskperf.data.images.sampler import steps_per_epoch
 from maskperf.errors import DataError, joined_errors
 from maskperf.overrides import flatten, format_value, validate, with_overrides
-from maskperf.recipes import demo
+from maskperf.recipes import OWN_DATA, demo
 from maskperf.run.data import open_splits
 
-RECIPE = "train"
 HOLDOUT = (0.2, 0)  # of a data set without a validation part
 FEWEST_EPOCHS, MOST_EPOCHS = 12, 300  # 12: the usual schedule on COCO
 IMAGES_SEEN = {"scratch": 5000, "weights": 4000}  # of a small data set, in as many epochs as that takes
@@ -117,7 +116,7 @@ def _base(layout: DataLayout, start: Start, device: str) -> RunConfig:
         data = DataConfig(**paths, holdout=holdout)
     batch_size = 8 if is_small or device != "cpu" else 2
     return RunConfig(
-        recipe=RECIPE,
+        recipe=OWN_DATA,
         data=data,
         model=model,
         optimizer=OptimizerConfig(batch_size=batch_size, clip_norm=CLIP_NORM, schedule="cosine", decay_steps=()),

@@ -56,10 +56,10 @@ def find_resumption(wanted: str, config: RunConfig, processes: int) -> Resumptio
             _clear_left_over(folder)
             return None
     else:
-        found = list(_unfinished(config.recipe))
-        if not found:
+        newest = newest_unfinished(config.recipe)
+        if newest is None:
             return None
-        folder = max(found, key=lambda run: (run / CHECKPOINTS).stat().st_mtime_ns)
+        folder = newest
     if (folder / RESULTS_FILE).exists():
         raise ConfigError(f"resume={wanted}: the run in {folder} has come to its end. Fix: start a new run")
     stored = _same_config(folder, config)
@@ -109,14 +109,24 @@ def read_state(folder: Path) -> CheckpointState:
     return state
 
 
-def _unfinished(recipe: str) -> Iterator[Path]:
+def newest_unfinished(recipe: str, train_json: str | None = None) -> Path | None:
+    """Return the run of a recipe in runs/ whose checkpoint is the newest, None without one.
+
+    `train_json`: only a run that trains on this file.
+    """
+    found = _unfinished(recipe, train_json)
+    return max(found, key=lambda run: (run / CHECKPOINTS).stat().st_mtime_ns, default=None)
+
+
+def _unfinished(recipe: str, train_json: str | None) -> Iterator[Path]:
     """Yield the runs of a recipe in runs/ that have a checkpoint and no results."""
     for config in Path("runs").glob(f"*/{CONFIG_FILE}"):
         folder = config.parent
         if (folder / RESULTS_FILE).exists() or not any((folder / CHECKPOINTS).glob("step_*")):
             continue
         try:
-            if msgspec.json.decode(config.read_bytes())["recipe"] == recipe:
+            stored = msgspec.json.decode(config.read_bytes())
+            if stored["recipe"] == recipe and train_json in (None, stored["data"]["train_json"]):
                 yield folder
         except (OSError, msgspec.DecodeError, KeyError, TypeError):
             continue  # whatever this is, it is none of the recipe

@@ -1,6 +1,8 @@
 """What is chosen for a training on own data, and which image is held out."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -119,3 +121,18 @@ def test_predictors_begin_anew_where_the_classes_are_others(folder, names, reset
     assert plan.config.model.reset_predictors is reset
     assert any("begin anew" in line for line in plan.lines) is reset
     assert plan.config.model.initial_weights == "w.safetensors"
+
+
+def test_a_peak_of_memory_before_the_measurement_does_not_count():
+    code = """if True:
+    import resource, sys
+    import numpy as np
+    from maskperf.run.measure import forget_peak
+    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    before = np.ones(50_000_000)
+    del before
+    high = peak()
+    forget_peak()
+    sys.exit(high - peak() < 300_000_000)
+    """
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

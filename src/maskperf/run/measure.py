@@ -4,8 +4,10 @@ import gc
 import resource
 import statistics
 import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -98,6 +100,8 @@ def _peak_bytes(model: MaskRcnn, config: RunConfig, topology: Topology, images: 
     device, is_cuda = topology.device, topology.device.type == "cuda"
     if is_cuda:
         torch.cuda.reset_peak_memory_stats(device)
+    else:
+        forget_peak()
     batch = synthetic_batch(config.data, padded_size_hw(config.data), images)
     batch = prepare_images(batch, device, dtype=resolve_precision(config.speed.precision, device))
     training_losses(model, batch).total().backward()
@@ -105,6 +109,12 @@ def _peak_bytes(model: MaskRcnn, config: RunConfig, topology: Topology, images: 
     if is_cuda:
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def forget_peak() -> None:
+    """Let the process's peak of memory begin anew, where the kernel can do that: what came before is no batch."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # source: proc(5)
 
 
 def _free_bytes(topology: Topology) -> int:

@@ -39,25 +39,25 @@ WITHOUT_TORCH_ALONE = (
 )
 # Lines that are not blank: the most that a package may have, and all modules that the import of one brings in.
 BUDGETS = {
-    "ops": 2970,  # RoIAlign, anchors, clipping and pasting of other families of weights
-    "model": 1940,  # conventions, names and orders of other families of weights; other classes; one definition of heads
-    "weights": 290,  # weights of any family: opened, described, written
-    "losses": 230,
-    "engine": 1155,  # a GPU that is not there; missing gradients; other conventions; AdamW, clipping, averages
-    "evaluation": 770,  # curves, kinds of errors, calibration and confusions; pasting of other families
-    "data/coco": 1885,  # paths apart from the index; layouts of data sets, a part held out
-    "data/images": 1415,  # augmentation; resizes of other families of weights; images of no data set
+    "ops": 2965,  # RoIAlign, anchors, clipping and pasting of other families of weights
+    "model": 1910,  # conventions, names and orders of other families of weights; other classes; one definition of heads
+    "weights": 275,  # weights of any family: opened, described, written
+    "losses": 220,
+    "engine": 1125,  # a GPU that is not there; missing gradients; other conventions; AdamW, clipping, averages
+    "evaluation": 760,  # curves, kinds of errors, calibration and confusions; pasting of other families
+    "data/coco": 1880,  # paths apart from the index; layouts of data sets, a part held out
+    "data/images": 1410,  # augmentation; resizes of other families of weights; images of no data set
     "demo": 460,
     "download": 645,
-    "pictures": 640,  # errors marked, training batches, outlines that differ from the object, whole images
-    "run": 3365,  # checkpoints and resuming; a live display, trackers; plan and measurements of a training on own data
-    "predict": 950,  # use of weights: load, predict in tiles, results, files written, and the evaluation as a function
-    "export": 430,  # a plain network for other runtimes, three formats, verification
-    "mlperf": 2495,  # two more rules; resumed runs are refused
-    "report": 1690,  # what a model got wrong, two runs side by side, pages of evaluations
+    "pictures": 625,  # errors marked, training batches, outlines that differ from the object, whole images
+    "run": 3280,  # checkpoints and resuming; a live display, trackers; plan and measurements of a training on own data
+    "predict": 885,  # use of weights: load, predict in tiles, results, files written, and the evaluation as a function
+    "export": 375,  # a plain network for other runtimes, three formats, verification
+    "mlperf": 2485,  # two more rules; resumed runs are refused
+    "report": 1685,  # what a model got wrong, two runs side by side, pages of evaluations
     "machine": 1485,  # cores that other programs keep busy
-    "cli": 2555,  # resume=, keys, weights, early errors; train and its resume; predict, export
-    "bench": 2720,
+    "cli": 2550,  # resume=, keys, weights, early errors; train and its resume; predict, export
+    "bench": 2715,
     "top level": 1455,  # recipe files; names of keys elsewhere; keys of own training, augmentation, conventions
 }
 CORE_PACKAGES = ("ops", "model", "losses", "engine", "evaluation", "data/coco", "data/images")

@@ -4,7 +4,9 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -81,6 +83,35 @@ def test_what_was_measured_on_a_gpu_is_shown_and_written(tmp_path, monkeypatch, 
     assert plans == [GpuPlan(repeats=3)]
     written = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
     assert written == {"command": ["maskperf", *arguments], **found}
+
+
+def test_busy_neighbours_end_with_a_benchmark_that_is_killed():
+    code = """if True:
+    import os, signal, subprocess
+    from maskperf.cli import bench
+    start = subprocess.Popen
+    def shown(*arguments):
+        program = start(*arguments)
+        print(program.pid, flush=True)
+        return program
+    subprocess.Popen = shown
+    with bench.busy_neighbours(1):
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    state = Path(f"/proc/{killed.stdout.strip()}/stat")
+    end = time.monotonic() + 20
+    while is_running(state) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not is_running(state)
+
+
+def is_running(state):
+    try:
+        return state.read_text().rpartition(") ")[2][0] != "Z"  # ended, and waited for by nobody yet
+    except OSError:
+        return False
 
 
 def test_busy_neighbours_keep_a_core_each_and_end_with_the_block(monkeypatch):

@@ -100,8 +100,9 @@ def bench(options: argparse.Namespace) -> int:
 
 @contextmanager
 def busy_neighbours(count: int) -> Iterator[None]:
-    """Let `count` programs keep a core busy each while the block goes on."""
-    programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    """Let `count` programs keep a core busy each while the block goes on, and this process lives."""
+    program_text = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): pass"
+    programs = [subprocess.Popen([sys.executable, "-c", program_text, str(os.getpid())]) for _ in range(count)]
     try:
         yield
     finally:

@@ -31,15 +31,15 @@ PLAN = GpuPlan(device=DEVICE, model=MODEL, objects=2)
 def losses_and_gradients(with_kernels: bool, monkeypatch) -> tuple[torch.Tensor, dict[str, torch.Tensor], set[str]]:
     taken = set()
     device = torch.device(DEVICE)
+    model, _ = build_model(MODEL, 3)  # which looks at its heads on the CPU, where there are no kernels
 
     def load(name: str, load=selection.load):
         taken.add(name)
         return load(name)
 
-    monkeypatch.setattr(selection, "load", load)
-    monkeypatch.setattr(selection, "missing_part", lambda device: "" if with_kernels else "not wanted")
-    model, _ = build_model(MODEL, 3)
-    with using(Techniques().without("fast_convolutions", "packed_positives")):
+    with monkeypatch.context() as patch, using(Techniques().without("fast_convolutions", "packed_positives")):
+        patch.setattr(selection, "load", load)
+        patch.setattr(selection, "missing_part", lambda device: "" if with_kernels else "not wanted")
         losses = training_losses(model.to(device), synthetic_batch(PLAN, (64, 96), 1, device))
         losses.total().backward()
     gradients = {name: place.grad for name, place in model.named_parameters() if place.grad is not None}

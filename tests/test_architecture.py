@@ -62,7 +62,7 @@ BUDGETS = {
 }
 CORE_PACKAGES = ("ops", "model", "losses", "engine", "evaluation", "data/coco", "data/images")
 # Since 23,450 and 24,050: own data, resuming, prediction, export, weights of other code bases, and their tests.
-CORE_BUDGET, WHOLE_BUDGET, TESTS_BUDGET = 10_470, 29_155, 27_800
+CORE_BUDGET, WHOLE_BUDGET, TESTS_BUDGET = 10_470, 29_165, 27_850
 LINES_BEHIND = {"maskperf.engine.step": 4420, "maskperf.run.loop": 13_800}  # checkpoints
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60

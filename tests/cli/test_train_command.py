@@ -109,7 +109,9 @@ def test_weights_of_another_family_are_a_start_with_their_conventions(folder, tm
     assert json.loads((tmp_path / "scores.json").read_text())["images"] == 2
 
 
-@pytest.mark.parametrize("how", ["the command that was named", "auto", "folder"])
+@pytest.mark.parametrize(
+    "how", ["auto", *(pytest.param(how, marks=pytest.mark.slow) for how in ("the command that was named", "folder"))]
+)
 def test_a_training_on_own_data_that_was_interrupted_goes_on(folder, tmp_path, monkeypatch, capfd, how):
     monkeypatch.chdir(tmp_path)
     arguments = ["train", str(folder), "optimizer.max_epochs=2", *TINY]

@@ -57,9 +57,7 @@ def _wanted(number: int, expected) -> dict[str, float]:
 LOGIT_ROUNDING = 2e-6  # the convolutions of one thread and of two differ by more
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(0, marks=pytest.mark.slow), 1, 2, pytest.param(3, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("number", [1, *(pytest.param(number, marks=pytest.mark.slow) for number in (0, 2, 3))])
 def test_losses_from_files_equal_the_reference(number, model, expected):
     """Among the thousands of scores some are equal up to rounding, so which candidate is cut off or suppressed differs
     from one number of threads to another, and with it the losses of the box head by some 1e-4. Those two must then be

@@ -215,6 +215,7 @@ def test_a_page_without_data_opens_as_well(browser, folder):
     assert Visit(browser, path).problems == []
 
 
+@pytest.mark.slow
 def test_payloads_in_all_names_change_nothing(browser, folder):
     plain = folder / "plain.html"
     write_page(small(), plain)

@@ -117,7 +117,7 @@ def broken(tmp_path, monkeypatch):
     return tmp_path / "run", small_run_arguments(tmp_path, *THREE_EPOCHS)
 
 
-@pytest.mark.parametrize("step", [1, pytest.param(3, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize("step", [1, *(pytest.param(step, marks=pytest.mark.slow) for step in (3, 4))])
 def test_a_resumed_run_is_bitwise_equal_to_the_unbroken_one(unbroken, tmp_path, monkeypatch, capsys, step):
     """Inside an epoch, at its last step, and while an evaluation is under way."""
     with monkeypatch.context() as patch:

@@ -186,6 +186,7 @@ def with_noise(run, noise, generator):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("noise", "seed"), [(0.02, 1), (0.05, 2), (0.1, 3)])
 def test_noise_on_the_published_losses_raises_no_alarm(noise, seed):
     generator = random.Random(seed)
@@ -230,6 +231,7 @@ def test_a_jump_in_the_noise_of_a_small_batch_is_named_within_a_thousand_steps(s
     assert 5000 < live_event(losses_of(6000, jump(5000), seed=seed, window_noise=0.08)).step <= 6000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window_noise", [0.08, 0.12])
 @pytest.mark.parametrize("odd_steps", [0.0, 0.003])
 def test_the_noise_of_small_batches_raises_no_alarm(window_noise, odd_steps):
@@ -258,6 +260,7 @@ def test_what_is_no_collapse_raises_no_alarm(steps, factor_at):
     assert live_event(losses_of(steps, factor_at)) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window_noise", [0.02, 0.10])
 def test_a_warm_up_that_unsettles_a_trained_model_raises_no_alarm(window_noise):
     """Fine-tuning: the loss starts low and rises by 36 % while the learning rate does, then falls to a twentieth."""

@@ -79,7 +79,8 @@ def _sha256(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize(("known_from", "stops_after"), [(5, 5), pytest.param(AT_THE_END, 6, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("known_from", "stops_after"), [(5, 5), (AT_THE_END, 6)])
 def test_a_success_found_while_the_next_epoch_trains_is_that_of_the_epoch_before(
     tmp_path, monkeypatch, capsys, known_from, stops_after
 ):

@@ -50,7 +50,7 @@ BUDGETS = {
     "demo": 460,
     "download": 645,
     "pictures": 625,  # errors marked, training batches, outlines that differ from the object, whole images
-    "run": 3280,  # checkpoints and resuming; a live display, trackers; plan and measurements of a training on own data
+    "run": 3290,  # checkpoints and resuming; a live display, trackers; plan and measurements of a training on own data
     "predict": 885,  # use of weights: load, predict in tiles, results, files written, and the evaluation as a function
     "export": 375,  # a plain network for other runtimes, three formats, verification
     "mlperf": 2485,  # two more rules; resumed runs are refused

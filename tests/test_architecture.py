@@ -50,13 +50,13 @@ BUDGETS = {
     "demo": 460,
     "download": 645,
     "pictures": 625,  # errors marked, training batches, outlines that differ from the object, whole images
-    "run": 3290,  # checkpoints and resuming; a live display, trackers; plan and measurements of a training on own data
+    "run": 3280,  # checkpoints and resuming; a live display, trackers; plan and measurements of a training on own data
     "predict": 885,  # use of weights: load, predict in tiles, results, files written, and the evaluation as a function
     "export": 375,  # a plain network for other runtimes, three formats, verification
     "mlperf": 2485,  # two more rules; resumed runs are refused
     "report": 1685,  # what a model got wrong, two runs side by side, pages of evaluations
-    "machine": 1485,  # cores that other programs keep busy
-    "cli": 2550,  # resume=, keys, weights, early errors; train and its resume; predict, export
+    "machine": 1490,  # cores that other programs keep busy
+    "cli": 2545,  # resume=, keys, weights, early errors; train and its resume; predict, export
     "bench": 2715,
     "top level": 1455,  # recipe files; names of keys elsewhere; keys of own training, augmentation, conventions
 }

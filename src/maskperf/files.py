@@ -7,7 +7,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -93,3 +93,8 @@ def did_you_mean(name: str, valid: Iterable[str], *, cutoff: float = 0.5) -> str
     """Return "; did you mean NAME?" with the valid name nearest to `name`, or empty text where none is near."""
     nearest = difflib.get_close_matches(name, list(valid), n=1, cutoff=cutoff)
     return f"; did you mean {nearest[0]}?" if nearest else ""
+
+
+def suggestion(name: str, names: Collection[str]) -> str:
+    """Return the end of an error message: the one of `names` nearest to `name`, or all of them."""
+    return did_you_mean(name, names) or f"; choose from {', '.join(names)}"

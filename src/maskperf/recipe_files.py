@@ -11,7 +11,7 @@ from types import ModuleType
 
 from maskperf.config import RunConfig
 from maskperf.errors import ConfigError
-from maskperf.files import did_you_mean
+from maskperf.files import did_you_mean, suggestion
 from maskperf.overrides import expand_home, from_json_text
 from maskperf.recipes import RECIPES
 
@@ -32,8 +32,7 @@ def recipe_config(recipe: str) -> RunConfig:
     if recipe in RECIPES:
         return RECIPES[recipe]()
     if not is_file(recipe):
-        nearest = did_you_mean(recipe, RECIPES) or f"; choose from {', '.join(RECIPES)}"
-        names = f"{nearest}; a file is my_recipe.py or the config.json of a run"
+        names = f"{suggestion(recipe, RECIPES)}; a file is my_recipe.py or the config.json of a run"
         raise ConfigError(f"recipe {recipe!r} does not exist{names}")
     path_text, colon, function = recipe.partition(".py:")
     path = Path(expand_home(path_text + ".py" if colon else recipe))

@@ -133,8 +133,12 @@ def world(tmp_path_factory):
 
 
 def run_command(folder, words):
+    return run_python(folder, ["-m", "maskperf", *words])
+
+
+def run_python(folder, words):
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "maskperf", *words]
+    command = [sys.executable, *words]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
 
 
@@ -167,7 +171,5 @@ def test_python_runs(world, page, code):
         exported = run_command(world, ("export", "model.safetensors", "--format", "onnx", "--out", "model.onnx"))
         assert exported.returncode == 0, exported.stderr
     shutil.copy(next((world / "coco" / "val2017").iterdir()), world / "photo.jpg")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=world, env=environment, capture_output=True, text=True, timeout=600)
+    done = run_python(world, ["-c", code])
     assert done.returncode == 0, done.stderr

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from maskperf.errors import ConfigError, DataError, Problem, StorageError
-from maskperf.files import did_you_mean
+from maskperf.files import suggestion
 from maskperf.overrides import describe_type, expand_home, parse_value
 
 HELP_COLUMNS = 100
@@ -41,11 +41,6 @@ class CommandParser(argparse.ArgumentParser):
             if name.startswith("-") and name not in options:
                 self.error(f"unknown option {name!r}{suggestion(name, options)}")
         return self.parse_intermixed_args(arguments, argparse.Namespace(command=[*self.prog.split(), *arguments]))
-
-
-def suggestion(name: str, names: Collection[str]) -> str:
-    """Return the end of an error message: the one of `names` nearest to `name`, or all of them."""
-    return did_you_mean(name, names) or f"; choose from {', '.join(names)}"
 
 
 def name_from(names: Collection[str]) -> Callable[[str], str]:

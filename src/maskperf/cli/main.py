@@ -119,7 +119,7 @@ def execute(arguments: list[str]) -> int:
         print(f"maskperf {_version()}")
         return errors.EXIT_DONE
     if name not in COMMANDS:
-        from maskperf.cli.arguments import suggestion
+        from maskperf.files import suggestion
 
         raise errors.ConfigError(f"unknown command {name!r}{suggestion(name, COMMANDS)} (see maskperf --help)")
     module = importlib.import_module(f"maskperf.cli.{name}")

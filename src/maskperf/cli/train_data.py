@@ -22,7 +22,7 @@ from maskperf.overrides import (
 )
 from maskperf.recipe_files import recipe_config
 from maskperf.recipes import OWN_DATA
-from maskperf.run.resume import AUTO, Resumption, find_resumption, newest_unfinished
+from maskperf.run.resume import Resumption, resumption_of, run_to_resume
 from maskperf.run.run_folder import create_run_folder, discard_run_folder, require_run_folder
 from maskperf.run.start import check_start
 from maskperf.schema import CONFIG_FILE, RESULTS_FILE, BestEpoch, Results, read_json
@@ -119,8 +119,9 @@ def prepare_training(request: Request) -> Prepared:
         require_run_folder(checked.run_dir)
     layout = find_layout(request.data, val=request.val, test=request.test)
     print("\n".join(layout.lines()), flush=True)
-    resumption = _find_resumption(resume, checked.run_dir, layout, pairs, processes) if resume else None
+    resumption = _find_resumption(resume, checked, layout, pairs, processes) if resume else None
     if resumption is not None:
+        check_start(resumption.config, processes)
         return Prepared(resumption.config, layout, processes, resumption)
 
     from maskperf.engine.distributed import init_topology
@@ -157,22 +158,19 @@ def train_here(prepared: Prepared) -> "FinishedRun":
 
 
 def _find_resumption(
-    wanted: str, run_dir: str, layout: DataLayout, pairs: list[str], processes: int
+    wanted: str, checked: RunConfig, layout: DataLayout, pairs: list[str], processes: int
 ) -> Resumption | None:
-    """Return the training to go on with: that of a folder, or for "auto" that of run_dir or the newest on this data.
+    """Return the training to go on with, for "auto" one on this data; None where a new one starts.
 
     Its plan stays: settings are compared with it, and minutes and batch=auto are not measured again.
     """
-    folder = Path(wanted)
-    if wanted == AUTO:
-        newest = Path(run_dir) if run_dir else newest_unfinished(OWN_DATA, str(layout.train.json_path))
-        if newest is None or not (newest / CONFIG_FILE).is_file():
-            print(f"resume={wanted}: no training on this data is unfinished; a new one starts", flush=True)
-            return None
-        folder = newest
-    path = folder / CONFIG_FILE
-    stored = recipe_config(str(path)) if path.is_file() else RunConfig(recipe=OWN_DATA)  # no run: refused below
-    return find_resumption(str(folder), with_overrides(stored, pairs), processes)
+    folder = run_to_resume(wanted, checked, str(layout.train.json_path))
+    if folder is None:
+        print(f"resume={wanted}: no training on this data is unfinished; a new one starts", flush=True)
+        require_run_folder(checked.run_dir)
+        return None
+    stored = recipe_config(path_as_argument(folder / CONFIG_FILE))
+    return resumption_of(folder, wanted, with_overrides(stored, pairs), processes)
 
 
 def _read_settings(settings: list[str]) -> tuple[list[str], float, bool, int]:

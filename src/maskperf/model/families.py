@@ -187,7 +187,7 @@ FAMILIES = (
         name_in_file=_renamed(_DETECTRON),
     ),
 )
-OWN, DETECTRON = FAMILIES[-2:]
+OWN, DETECTRON = (next(one for one in FAMILIES if one.name == name) for name in ("reference", "detectron"))
 
 
 def family_of(names: Iterable[str]) -> Family | None:

@@ -1,8 +1,6 @@
 """What a training costs on this machine: the time of a step, and how many images of a batch fit into memory."""
 
 import gc
-import re
-import resource
 import statistics
 import time
 from contextlib import suppress
@@ -24,7 +22,7 @@ from maskperf.engine.step import train_step
 from maskperf.errors import joined_errors
 from maskperf.evaluation.predict import predict
 from maskperf.machine.hardware import describe_memory
-from maskperf.machine.sources import read_text
+from maskperf.machine.sources import peak_memory_bytes
 from maskperf.machine.threads import threads_of_process
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.run.data import micro_batches, open_splits, split_batches
@@ -110,13 +108,7 @@ def _peak_bytes(model: MaskRcnn, config: RunConfig, topology: Topology, images: 
     model.zero_grad(set_to_none=True)
     if is_cuda:
         return torch.cuda.max_memory_allocated(device)
-    return peak_bytes()
-
-
-def peak_bytes() -> int:
-    """Return the peak of this process's memory; that of getrusage begins with the memory of the parent process."""
-    found = re.search(r"^VmHWM:\s*(\d+) kB", read_text(Path("/proc/self/status")) or "", re.MULTILINE)
-    return (int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) << 10
+    return peak_memory_bytes()
 
 
 def forget_peak() -> None:

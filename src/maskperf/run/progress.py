@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from maskperf.config import EvaluationConfig, OptimizerConfig
+from maskperf.machine.sources import peak_memory_bytes
 from maskperf.run.console import LiveLine, Pulse, duration_text, make_console
 from maskperf.schema import EpochRow, StepLine
 from maskperf.structures import LOSS_NAMES
@@ -193,9 +194,8 @@ def memory_now_gib() -> float | None:
 
 def peak_memory_gib() -> dict[str, float | None]:
     """Return the peak memory of the process and of its GPU (None without one)."""
-    process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB  # Linux counts in KiB
     device = torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_initialized() else None
-    return {"process": process, "device": device}
+    return {"process": peak_memory_bytes() / GIB, "device": device}
 
 
 def _number(value: float | None, digits: int = 4) -> str:

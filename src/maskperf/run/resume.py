@@ -40,26 +40,38 @@ class Resumption:
 
 
 def find_resumption(wanted: str, config: RunConfig, processes: int) -> Resumption | None:
-    """Return the run to go on with: that of the folder `wanted`, or for "auto" that of run_dir or the newest one.
+    """Return the run to go on with, None where a new one starts. Errors: as the two functions below."""
+    folder = run_to_resume(wanted, config)
+    return None if folder is None else resumption_of(folder, wanted, config, processes)
 
-    None where "auto" finds none: then a new run starts.
-    Errors: ConfigError for a folder without an unfinished run, another configuration or another number of processes;
-    DataError where checkpoints are there and none is whole.
+
+def run_to_resume(wanted: str, config: RunConfig, train_json: str | None = None) -> Path | None:
+    """Return the folder `wanted`, or for "auto" run_dir or the newest unfinished run of the recipe, None without one.
+
+    `train_json`: only a run that trains on this file is the newest.
+    Errors: ConfigError for a folder that holds no run.
     """
     if wanted != AUTO:
         folder = Path(expand_home(wanted))
         if not (folder / CONFIG_FILE).is_file():
             raise ConfigError(f"resume={wanted}: holds no {CONFIG_FILE}, so it is no run. Fix: name a run folder")
-    elif config.run_dir:
+        return folder
+    if config.run_dir:
         folder = Path(config.run_dir)
-        if not (folder / CONFIG_FILE).is_file():
-            _clear_left_over(folder)
-            return None
-    else:
-        newest = newest_unfinished(config.recipe)
-        if newest is None:
-            return None
-        folder = newest
+        if (folder / CONFIG_FILE).is_file():
+            return folder
+        _clear_left_over(folder)
+        return None
+    found = _unfinished(config.recipe, train_json)
+    return max(found, key=lambda run: (run / CHECKPOINTS).stat().st_mtime_ns, default=None)
+
+
+def resumption_of(folder: Path, wanted: str, config: RunConfig, processes: int) -> Resumption:
+    """Return the run of a folder, which "resume=`wanted`" named, with its newest whole checkpoint.
+
+    Errors: ConfigError for a run that has ended, another configuration or another number of processes; DataError where
+    checkpoints are there and none is whole.
+    """
     if (folder / RESULTS_FILE).exists():
         raise ConfigError(f"resume={wanted}: the run in {folder} has come to its end. Fix: start a new run")
     stored = _same_config(folder, config)
@@ -107,15 +119,6 @@ def read_state(folder: Path) -> CheckpointState:
     if state is None or TENSORS_FILE not in manifest.sha256:
         raise _damaged(folder / MANIFEST_FILE, f"names no {STATE_FILE} or no {TENSORS_FILE}")
     return state
-
-
-def newest_unfinished(recipe: str, train_json: str | None = None) -> Path | None:
-    """Return the run of a recipe in runs/ whose checkpoint is the newest, None without one.
-
-    `train_json`: only a run that trains on this file.
-    """
-    found = _unfinished(recipe, train_json)
-    return max(found, key=lambda run: (run / CHECKPOINTS).stat().st_mtime_ns, default=None)
 
 
 def _unfinished(recipe: str, train_json: str | None) -> Iterator[Path]:

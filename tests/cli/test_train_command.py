@@ -114,13 +114,14 @@ def test_weights_of_another_family_are_a_start_with_their_conventions(folder, tm
 )
 def test_a_training_on_own_data_that_was_interrupted_goes_on(folder, tmp_path, monkeypatch, capfd, how):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     arguments = ["train", str(folder), "optimizer.max_epochs=2", *TINY]
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "asked", lambda self, *, was_read: signal.SIGTERM)
         assert main(arguments) == EXIT_REQUEUE
     command = re.search(r"go on: maskperf (run .*)", capfd.readouterr().out)
     (run_dir,) = (tmp_path / "runs").iterdir()
-    more = {"auto": ["resume=auto"], "folder": [f"resume=runs/{run_dir.name}", "minutes=9"]}
+    more = {"auto": ["resume=auto"], "folder": [f"resume=~/runs/{run_dir.name}", "minutes=9"]}
     if how in more:
         test = ["--test", str(write_own_data(tmp_path / "test", images=3, seed=4))]
         assert main([*arguments[:2], *arguments[3:], *test, *more[how]]) == EXIT_DONE

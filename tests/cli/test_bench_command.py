@@ -77,10 +77,10 @@ def test_what_was_measured_on_a_gpu_is_shown_and_written(tmp_path, monkeypatch, 
     found = {"commit": "abc", "sections": {"switches": {"rows": [], "error": "no time", "seconds": 1.0}}}
     plans = []
     monkeypatch.setattr(gpu, "measure", lambda plan, folder, say: plans.append(plan) or found)
-    arguments = ["bench", "gpu", "--repeats", "3", "--json", str(tmp_path / "gpu.json")]
+    arguments = ["bench", "gpu", "--repeats", "3", "--threads", "2", "--json", str(tmp_path / "gpu.json")]
     shown = maskperf(*arguments)
     assert shown.code == EXIT_DONE and "switches: NOT COMPLETE" in shown.out
-    assert plans == [GpuPlan(repeats=3)]
+    assert plans == [GpuPlan(repeats=3, threads=2)]
     written = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
     assert written == {"command": ["maskperf", *arguments], **found}
 

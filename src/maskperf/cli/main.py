@@ -222,11 +222,10 @@ def _fail(text: str, code: int, more: Callable[[], str] = str) -> int:
 
 def _is_first_to_say(text: str) -> bool:
     """Return whether no other process of this start by torchrun, on this machine, has shown the same error."""
-    start = os.environ.get("TORCHELASTIC_RUN_ID")
-    if start is None:
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # its folder's parent belongs to this attempt alone
+    if not error_file:
         return True
-    attempt = (start, os.environ.get("TORCHELASTIC_RESTART_COUNT"), os.getppid(), text)
-    mark = Path(tempfile.gettempdir()) / f"maskperf-error-{hashlib.sha256(repr(attempt).encode()).hexdigest()[:24]}"
+    mark = Path(error_file).parents[1] / f"shown-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
     try:
         mark.touch(exist_ok=False)
     except FileExistsError:

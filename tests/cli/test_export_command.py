@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_weights import write_small_weights
 
 from maskperf import errors
 from maskperf.errors import EXIT_RULE, EXIT_STORAGE, EXIT_USAGE
@@ -22,8 +23,8 @@ ONE_THREAD = ("--set", "system.threads=1")
 def export(weights, tmp_path):
     """Return a function that exports in a process of its own: what checks types here is no part of a graph."""
 
-    def run(form, name, *more):
-        command = [sys.executable, "-m", "maskperf", "export", str(weights), "--format", form, "--out", name]
+    def run(form, name, *more, path=weights):
+        command = [sys.executable, "-m", "maskperf", "export", str(path), "--format", form, "--out", name]
         environment = {**os.environ, "PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"}
         streams = {"capture_output": True, "text": True, "env": environment, "cwd": tmp_path}
         done = subprocess.run([*command, *more, *ONE_THREAD], timeout=3600, check=False, **streams)
@@ -63,6 +64,24 @@ def test_onnx_has_standard_operators_alone_and_gives_the_same_ap(export, tmp_pat
     for count in (1, 3):
         outputs = run(np.zeros((count, 96, 96, 3), np.uint8), np.array([[96, 96]] * count))
         assert [output.shape for output in outputs] == [(count, 20, 4), (count, 20), (count, 20), (count, 20, 28, 28)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("conventions", ["torchvision", "detectron2", "mmdetection"])
+def test_onnx_of_other_conventions_gives_the_same_ap(conventions, export, tmp_path):
+    """Those of detectron2 and mmdetection have the RoiAlign of onnxruntime, which is not of maskperf."""
+    pytest.importorskip("onnxruntime")
+    path, _ = write_small_weights(tmp_path / "other", images=4, pairs=(f"model.conventions={conventions}",))
+    assert_verified(export("onnx", "model.onnx", path=path))
+    nodes = {node.op_type for node in pytest.importorskip("onnx").load(tmp_path / "model.onnx").graph.node}
+    assert ("RoiAlign" in nodes) == (conventions != "torchvision")
+
+
+def test_a_format_without_an_operator_of_the_conventions_is_refused(maskperf, tmp_path):
+    path, _ = write_small_weights(tmp_path / "other", images=1, pairs=("model.conventions=detectron2",))
+    shown = maskperf("export", path, "--format", "torchscript", "--out", "model.pt", *ONE_THREAD)
+    assert shown.code == EXIT_USAGE and "detectron2" in shown.err and "Fix: --format onnx" in shown.err
+    assert not Path("model.pt").exists()
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ SIZE_DIVISOR = 32
 def make_parser() -> CommandParser:
     parser = CommandParser("export", usage="WEIGHTS --format FORMAT --out FILE [options]", epilog=EXAMPLES)
     add = parser.add_argument
-    parser.add_path("weights", "WEIGHTS", "model.safetensors of a run, or a .pth of the reference")
+    parser.add_path("weights", "WEIGHTS", "model.safetensors of a run, or weights of another program")
     add("--format", choices=FORMATS, required=True, help=", ".join(FORMATS))
     parser.add_path("--out", "FILE", "the file to write", required=True)
     add("--size", metavar="HxW", type=_size, help="of padded images (default: a square that fits every image)")
@@ -65,9 +65,6 @@ def export(options: argparse.Namespace) -> int:
 
     settings = [*options.pairs, "speed.precision=float32"]
     model = load(options.weights, device="cpu", recipe=options.recipe, settings=settings)
-    if model.config.model.conventions != "reference":
-        text = f"{options.weights}: has the conventions {model.config.model.conventions}; only the reference's, which"
-        raise ConfigError(f"{text} runs of maskperf have, can be exported. Fix: export from the program it comes from.")
     torch.set_num_threads(threads_of_process(model.config.system.threads).count)
     contract = contract_of(model, options.size or _square(model), 0 if options.dynamic_batch else options.batch)
     print("\n".join(model.notices), flush=True)

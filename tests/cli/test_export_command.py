@@ -96,6 +96,12 @@ def test_without_data_random_images_are_compared_and_that_is_said(maskperf, weig
     assert "verified on random images alone" in shown.out and "0 have no partner" in shown.out
 
 
+def test_a_comparison_of_nothing_is_said(maskperf, weights):
+    blind = ("--set", "model.score_threshold=0.999", "--images", "1")
+    shown = maskperf("export", weights, "--format", "torchscript", "--out", "model.pt", *blind, *ONE_THREAD)
+    assert shown.code == 0 and "note: nothing was found on these images, so nothing was compared. Fix: " in shown.out
+
+
 @pytest.mark.parametrize("has_data", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_file_that_differs_is_refused_and_not_kept(maskperf, weights, tmp_path, monkeypatch, has_data):
     honest = formats.open_exported

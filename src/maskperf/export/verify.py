@@ -45,6 +45,8 @@ class Differences:
     tables: tuple[list[ResultTable], list[ResultTable]] = field(default_factory=lambda: ([], []))
 
     def line(self) -> str:
+        if not self.detections:
+            return "note: nothing was found on these images, so nothing was compared. Fix: --verify with other data"
         matched = self.detections - self.unmatched
         return (
             f"largest differences of {matched} of {self.detections} detections: boxes {self.boxes_px:.2g} pixels, "

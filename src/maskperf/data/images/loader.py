@@ -48,19 +48,18 @@ def load_sample(index: CocoIndex, position: int, *, data: DataConfig, seed: int,
         bgr, objects = _decoded(index, position, data), _objects_at(index, position)
         size_hw = target_size_hw(_size_of(bgr), data.short_side, data.long_side, data.resize)
     old_hw = _size_of(bgr)
+    moved = replace(
+        objects,
+        boxes=move_boxes(objects.boxes, old_hw, size_hw, is_mirrored=is_mirrored, rule=data.resize),
+        points=move_points(objects.points, old_hw, size_hw, is_mirrored=is_mirrored, rule=data.resize),
+    )
     return Sample(
+        **vars(moved),
         bgr=bgr,
         size_hw=size_hw,
         is_mirrored=is_mirrored,
         means_bgr=data.pixel_means_bgr,
         resize=data.resize,
-        boxes=move_boxes(objects.boxes, old_hw, size_hw, is_mirrored=is_mirrored, rule=data.resize),
-        labels=objects.labels,
-        polygon_offsets=objects.polygon_offsets,
-        point_offsets=objects.point_offsets,
-        points=move_points(objects.points, old_hw, size_hw, is_mirrored=is_mirrored, rule=data.resize),
-        run_offsets=objects.run_offsets,
-        run_ends=objects.run_ends,
         image_id=image_id,
         sample_seed=derive_seed(seed, "sample", epoch, image_id),
         original_size_hw=old_hw,

@@ -97,12 +97,20 @@ class CocoIndex:
                 counts = np.diff(getattr(self, name))
                 changes[name] = np.concatenate([[0], np.cumsum(counts[is_in[owner]])]).astype(np.int64)
                 is_in[part] = np.repeat(is_in[owner], counts)
-        for name, part in ARRAYS.items():
-            if getattr(self, name) is not None:
-                changes[name] = getattr(self, name)[is_in[part]]
+        changes |= {name: getattr(self, name)[is_in[part]] for name, part in ARRAYS.items() if part in is_in}
         for name in ("file_names", "image_keys"):
             changes[name] = tuple(compress(getattr(self, name), is_in["images"]))
         return replace(self, **changes)
+
+    def objects_at(self, position: int) -> dict[str, np.ndarray]:
+        """Return what belongs to the objects of one image, offsets from 0; runs only where a mask of the file has any."""
+        where = {"objects": slice(*self.object_offsets[position : position + 2])}
+        found = {}
+        for name, owner, part in OFFSETS[1:]:
+            if getattr(self, name) is not None:
+                own = getattr(self, name)[where[owner].start : where[owner].stop + 1]
+                where[part], found[name] = slice(own[0], own[-1]), own - own[0]
+        return found | {name: getattr(self, name)[where[part]] for name, part in ARRAYS.items() if part in where}
 
 
 def read_coco(

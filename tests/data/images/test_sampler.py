@@ -31,10 +31,6 @@ def batches_of(groups=BY_ASPECT, pass_number=1, **changes):
     return rank_batches(groups, sampling(**changes), pass_number)
 
 
-def stream(first_step: int, **changes):
-    return stream_batches(BY_ASPECT, sampling(**changes), first_step)
-
-
 def as_lists(batches):
     return [batch.tolist() for batch in batches]
 
@@ -92,19 +88,10 @@ def test_passes_and_seeds_differ_and_repeat():
     assert first == again and first not in others
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_stream_started_in_the_middle_goes_on_the_same(rank):
-    whole = [(number, batch.tolist()) for number, batch in islice(stream(0, rank=rank, world=2), 30)]
-    assert {number for number, _ in whole} >= {1, 2, 3}
-    for first_step in (1, 3, 4, 5, 11, 20):
-        part = [(number, batch.tolist()) for number, batch in islice(stream(first_step, rank=rank, world=2), 5)]
-        assert part == whole[first_step : first_step + 5]
-
-
 def test_a_stream_runs_through_its_passes_without_a_pause():
-    found = list(islice(stream(0), 14))
-    assert [number for number, _ in found] == [1] * 7 + [2] * 7
-    assert as_lists(batch for _, batch in found[7:]) == as_lists(batches_of(pass_number=2))
+    passes, positions = zip(*islice(stream_batches(BY_ASPECT, sampling()), 14), strict=True)
+    assert [set(numbers.tolist()) for numbers in passes] == [{1}] * 7 + [{2}] * 7
+    assert as_lists(positions) == as_lists(batches_of()) + as_lists(batches_of(pass_number=2))
 
 
 @pytest.mark.parametrize(("world", "batch_size"), [(1, 1), (1, 4), (3, 2), (40, 1)])
@@ -140,8 +127,8 @@ group_lists = st.lists(st.integers(0, 4), min_size=1, max_size=40).map(
 )
 
 
-def bucket_batches(groups, first_step=0, **changes):
-    return bucket_stream(groups, sampling(**changes), first_step)
+def bucket_batches(groups, **changes):
+    return bucket_stream(groups, sampling(**changes))
 
 
 def steps_in(groups, num_passes: int, batch_size: int) -> int:
@@ -169,11 +156,12 @@ def coco_sizes_hw(num_images: int) -> np.ndarray:
     return sizes[np.random.default_rng(0).choice(len(sizes), num_images, p=shares)]
 
 
-@given(group_lists, st.integers(1, 9), st.integers(0, 99), st.integers(0, 30))
-def test_batches_are_those_of_one_image_after_the_other(groups, batch_size, seed, first_step):
-    expected = islice(one_image_after_the_other(groups, seed=seed, batch_size=batch_size), first_step, first_step + 8)
-    found = bucket_batches(groups, first_step, seed=seed, images_per_rank=batch_size)
-    assert [(passes.tolist(), positions.tolist()) for passes, positions in islice(found, 8)] == list(expected)
+@given(group_lists, st.integers(1, 9), st.integers(0, 99))
+def test_batches_are_those_of_one_image_after_the_other(groups, batch_size, seed):
+    expected = one_image_after_the_other(groups, seed=seed, batch_size=batch_size)
+    found = map(as_lists, bucket_batches(groups, seed=seed, images_per_rank=batch_size))
+    for passes_and_positions, other in islice(zip(found, expected, strict=True), 38):
+        assert passes_and_positions == list(other)
 
 
 @given(group_lists, st.sampled_from([1, 2, 8]), st.integers(1, 3), st.integers(1, 5))

@@ -103,7 +103,7 @@ class CocoIndex:
         return replace(self, **changes)
 
     def objects_at(self, position: int) -> dict[str, np.ndarray]:
-        """Return what belongs to the objects of one image, offsets from 0; runs only where a mask of the file has any."""
+        """Return the arrays of the objects of one image, offsets from 0; no runs where the file has none."""
         where = {"objects": slice(*self.object_offsets[position : position + 2])}
         found = {}
         for name, owner, part in OFFSETS[1:]:

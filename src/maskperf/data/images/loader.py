@@ -130,16 +130,14 @@ class TrainingLoader:
         """
         shared = {name: getattr(self, name) for name in ("seed", "rank", "world", "images_per_rank")}
         sampling = Sampling(**shared, shuffle=self.data.shuffle)
-        batches: Iterator[tuple[np.ndarray, np.ndarray, Buckets]]
         if static_buckets(self.data, self.feeding):
             sizes = image_buckets(self.index.sizes_hw, self.data, min_images=self.world * self.images_per_rank)
-            stream = bucket_stream(group_numbers(sizes), sampling, first_step)
-            batches = ((passes, positions, (tuple(sizes[positions[0]].tolist()),)) for passes, positions in stream)
+            stream = bucket_stream(group_numbers(sizes), sampling)
         else:
-            numbered = stream_batches(self.groups(), sampling, first_step)
-            batches = ((np.full(len(positions), number), positions, ()) for number, positions in numbered)
+            sizes, stream = None, stream_batches(self.groups(), sampling)
         packing = _packing(self.feeding, self.data, self.pin_memory)
-        jobs = (partial(self._make, *batch, packing) for batch in islice(batches, num_steps))
+        steps = islice(stream, first_step, first_step + num_steps)
+        jobs = (partial(self._make, passes, positions, sizes, packing) for passes, positions in steps)
         return _run_ahead(jobs, self.index, self.data)
 
     def groups(self) -> np.ndarray:
@@ -150,12 +148,14 @@ class TrainingLoader:
             return group_numbers(image_buckets(self.index.sizes_hw, self.data))
         return aspect_groups(self.index.sizes_hw)
 
-    def _make(self, passes: np.ndarray, positions: np.ndarray, buckets: Buckets, packing: Packing) -> Batch:
-        """Return the batch of these images, each with the random draws of its pass."""
+    def _make(self, passes: np.ndarray, positions: np.ndarray, sizes: np.ndarray | None, packing: Packing) -> Batch:
+        """Return the batch of these images, each with the random draws of its pass, in the one bucket of `sizes`."""
         load = partial(load_sample, self.index, data=self.data, seed=self.seed, training=True)
         drawn = zip(positions.tolist(), passes.tolist(), strict=True)
         samples = [load(position, epoch=number) for position, number in drawn]
-        batch = make_batch(samples, self.data.size_divisor, replace(packing, buckets=buckets))
+        if sizes is not None:
+            packing = replace(packing, buckets=(tuple(sizes[positions[0]].tolist()),))
+        batch = make_batch(samples, self.data.size_divisor, packing)
         return pinned(batch) if self.pin_memory else batch
 
 

@@ -197,6 +197,4 @@ def test_ids_are_shown_as_the_file_has_them(tmp_path):
     shown = [index.shown_id(position) for position in range(NUM_IMAGES)]
     assert sorted(shown) == ["'a'", "'b'", "'c'", "'d'", "'e'", "'f'"]
     assert [rest.shown_id(position) for position in range(NUM_IMAGES - 1)] == shown[1:] and len(rest.image_keys) == 5
-    numbered = index_of(tmp_path)
-    assert numbered.first_ids([5, 0]) == "first ids: 15, 10"
-    assert numbered.first_ids(range(6)) == "first ids: 10, 11, 12, 13, 14"
+    assert index_of(tmp_path).shown_id(5) == "15"

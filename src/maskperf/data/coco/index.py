@@ -12,7 +12,7 @@ import numpy as np
 
 from maskperf.config import DataConfig
 from maskperf.data.coco.columns import NotPlain, columns_of_document, read_columns
-from maskperf.data.coco.document import IDS_SHOWN, Document, Reading, parse_document, read_text, shown
+from maskperf.data.coco.document import Document, Reading, parse_document, read_text, shown
 from maskperf.data.coco.repair import repair_document
 from maskperf.data.coco.selection import select
 from maskperf.data.coco.table import Table, load_table, save_table, settled_state
@@ -70,11 +70,6 @@ class CocoIndex:
     def shown_id(self, position: int) -> str:
         """Return the id of the image at this position for a message."""
         return shown(self.image_key(position))
-
-    def first_ids(self, positions: Iterable[int]) -> str:
-        """Return the ids of the first of these images, for the end of a notice."""
-        shown_ids = [self.shown_id(int(position)) for position in list(positions)[:IDS_SHOWN]]
-        return f"first ids: {', '.join(shown_ids)}"
 
     def with_image_keys(self, results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return entries of COCO's result format with the ids of the images as the file has them."""

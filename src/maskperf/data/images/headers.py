@@ -17,6 +17,7 @@ from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from maskperf.config import DataConfig
+from maskperf.data.coco.document import counted
 from maskperf.data.coco.index import CocoIndex
 from maskperf.data.coco.table import REST_NS, Table, load_table, save_table, table_paths
 from maskperf.data.images.decode import (
@@ -85,10 +86,9 @@ def check_headers(
     good |= {at: good[at]._replace(is_decoded=True) for at in unsure}
     for position, _ in problems:
         del good[position]
-    turned = [position for position, state in good.items() if state.orientation != 1]
+    turned = [index.shown_id(position) for position, state in good.items() if state.orientation != 1]
     if turned:
-        what = f"{len(turned)} images have an EXIF orientation other than 1: ignored, as in the benchmark"
-        notices.append(f"{what} ({index.first_ids(turned)})")
+        notices.append(counted("images have an EXIF orientation other than 1: ignored, as in the benchmark", turned))
     entries = {index.file_names[at]: state for at, state in good.items() if state.modified_ns < settled_ns}
     if is_remembered_set and any(known.get(name) != entry for name, entry in entries.items()):
         notices += _remember(index, entries)

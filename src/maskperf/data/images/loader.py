@@ -36,9 +36,9 @@ def load_sample(index: CocoIndex, position: int, *, data: DataConfig, seed: int,
     Errors: DataError when the image cannot be used.
     """
     image_id = int(index.image_ids[position])
-    is_mirrored = training and is_flipped(seed, epoch, image_id, data.flip_probability)
+    draw = partial(_uniform, seed, epoch, image_id)
+    is_mirrored = training and draw("flip") < data.flip_probability
     if training and is_augmented(data):
-        draw = partial(_uniform, seed, epoch, image_id)
         read = partial(_read, index, data=data)
         image, size_hw = augmented(read, position, num_images=len(index.image_ids), data=data, draw=draw)
         bgr, old_hw = image.bgr, image.size_hw
@@ -68,11 +68,6 @@ def load_sample(index: CocoIndex, position: int, *, data: DataConfig, seed: int,
 def _read(index: CocoIndex, position: int, *, data: DataConfig) -> AnnotatedImage:
     bgr = decode_at(index, position, max_pixels=data.max_image_pixels, channels="BGR")
     return AnnotatedImage(bgr, unpacked(Objects(**index.objects_at(position))))
-
-
-def is_flipped(seed: int, epoch: int, image_id: int, probability: float) -> bool:
-    """Return whether this image is mirrored in this epoch."""
-    return _uniform(seed, epoch, image_id, "flip") < probability
 
 
 def _uniform(seed: int, epoch: int, image_id: int, purpose: str, *more: int) -> float:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from image_folder import SMALL as DATA
-from image_folder import assert_equal, image_index, training_loader, triangle
+from image_folder import image_index, training_loader, triangle
 
 from maskperf.data.images import loader
 from maskperf.data.images.buckets import bucket_sizes, group_numbers, image_buckets
@@ -34,14 +34,6 @@ def pixels_of(sample) -> torch.Tensor:
 
 def loader_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("maskperf-loader")]
-
-
-def test_batches_come_in_order_whatever_the_threads_and_the_first_step(index):
-    whole = list(training_loader(index, replace(DATA, loader_threads=1)).batches(0, 11))
-    assert len(whole) == 11
-    for first_step in (0, 1, 6):
-        found = training_loader(index, replace(DATA, loader_threads=4)).batches(first_step, 4)
-        assert_equal(found, whole[first_step : first_step + 4])
 
 
 @pytest.mark.parametrize(("feeding", "images_per_rank"), [(Feeding(), 2), (STATIC, 3)], ids=["plain", "static"])

@@ -89,11 +89,6 @@ def test_where_no_image_is_left_it_is_an_error(index):
     assert (first.where, first.value, len(others)) == ("all images", "8 images", NUM_IMAGES)
 
 
-def test_the_limit_of_pixels_is_that_of_the_configuration(index):
-    _, _, problems = prepare_images(index, DataConfig(max_image_pixels=HEIGHT * WIDTH - 1))
-    assert ["data.max_image_pixels=2400" in problem.fix for problem in problems] == [True] * NUM_IMAGES
-
-
 def test_a_split_is_opened_with_its_notices(index):
     (index.image_folder / "sub").mkdir()
     (index.image_folder / "4.png").rename(index.image_folder / "sub" / "4.png")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from small_runs import small_run_arguments
 
-from maskperf.cli.run import read_counts, resolve
+from maskperf.cli.run import read_start, resolve
 from maskperf.demo.dataset import write_demo_dataset
 from maskperf.errors import EXIT_DATA, EXIT_DONE, EXIT_RULE, EXIT_STORAGE, EXIT_TARGET_MISSED, EXIT_USAGE
 from maskperf.overrides import FIELDS
@@ -215,8 +215,8 @@ def test_what_cannot_be_run_is_refused_before_anything_is_made(
 
 
 def test_counts_are_taken_out_of_the_settings_and_the_rest_stays_in_order():
-    pairs, counts = read_counts(["seed=-1", "runs=3", "optimizer.max_steps=9", "processes=4", "runs=5"])
-    assert (pairs, counts) == (["seed=-1", "optimizer.max_steps=9"], {"runs": 5, "processes": 4})
+    found = read_start(["seed=-1", "runs=3", "resume=a", "optimizer.max_steps=9", "processes=4", "runs=5", "resume=b "])
+    assert found == (["seed=-1", "optimizer.max_steps=9"], "b", {"runs": 5, "processes": 4})
 
 
 def test_the_help_lists_recipes_counts_and_every_key_with_default_and_purpose(maskperf):

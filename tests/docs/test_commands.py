@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from maskperf.cli.main import COMMANDS
-from maskperf.cli.run import read_counts, read_resume, resolve
+from maskperf.cli.run import read_start, resolve
 from maskperf.config import ModelConfig
 from maskperf.demo.dataset import write_demo_dataset
 from maskperf.engine.build import build_model
@@ -95,7 +95,7 @@ def test_arguments_are_read(words):
         return
     options = options.read(rest)
     if name == "run" and options.recipe in RECIPES:
-        resolve(options.recipe, read_counts(read_resume(options.settings)[1])[0])
+        resolve(options.recipe, read_start(options.settings)[0])
 
 
 def test_commands_are_found_in_blocks_and_lines():

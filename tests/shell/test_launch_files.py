@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from maskperf.cli.main import COMMANDS
-from maskperf.cli.run import read_counts
+from maskperf.cli.run import read_start
 from maskperf.overrides import validate, with_overrides
 from maskperf.recipes import RECIPES
 
@@ -287,7 +287,7 @@ def test_every_command_of_maskperf_can_be_used(name):
         command, *arguments = shlex.split(line, comments=True)
         assert command in COMMANDS, line
         if command == "run":
-            pairs, _ = read_counts(arguments[1:])
+            pairs, *_ = read_start(arguments[1:])
             validate(with_overrides(RECIPES[arguments[0]](), pairs))
     for command in re.findall(r"`maskperf (\w+)", whole):
         assert command in COMMANDS

@@ -1,6 +1,7 @@
 """The argument parser of every command, and the paths that arguments name."""
 
 import argparse
+import re
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from maskperf.files import suggestion
 from maskperf.overrides import describe_type, expand_home, parse_value
 
 HELP_COLUMNS = 100
+SIZE_DIVISOR = 32  # of padded sides
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -66,6 +68,15 @@ def value_of(kind: Any) -> Callable[[str], Any]:
     return convert
 
 
+def padded_hw(text: str) -> tuple[int, int]:
+    """Convert HEIGHTxWIDTH to the padded size of images."""
+    found = re.fullmatch("([0-9]+)x([0-9]+)", text)
+    height, width = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not (height and width) or height % SIZE_DIVISOR or width % SIZE_DIVISOR:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH in multiples of {SIZE_DIVISOR}, as 800x1344 is")
+    return height, width
+
+
 def path_argument(text: str) -> Path:
     """Convert an argument to a path; `~` and `~name` at its start are home folders."""
     if not text:
@@ -85,12 +96,13 @@ def require_existing(name: str, paths: Iterable[Path]) -> None:
         raise DataError([Problem(**path, where="the path", field=name, message=message, fix=fix) for path in missing])
 
 
-def require_new_file(path: Path, *, overwrite: bool, fix: str = "Choose another file, or add --overwrite.") -> None:
-    """Raise a StorageError where `path` exists and must not be overwritten, or cannot be made."""
+def require_new_file(path: Path, *, overwrite: bool | None) -> None:
+    """Raise a StorageError where `path` exists and must not be overwritten (None: never may), or cannot be made."""
     if path.is_dir():
         raise StorageError(f"{path}: is a folder, but a file is to be written there. Fix: give the name of a file.")
     if path.exists() and not overwrite:
-        raise StorageError(f"{path}: exists already, and nothing was changed. Fix: {fix}")
+        fix = "move the file away" if overwrite is None else "add --overwrite"
+        raise StorageError(f"{path}: exists already, and nothing was changed. Fix: Choose another file, or {fix}.")
     if not path.parent.is_dir():
         raise StorageError(f"{path}: the folder {path.parent} does not exist. Fix: make it, or choose another path.")
 

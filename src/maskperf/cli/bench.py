@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskperf.bench.names import DEMO, GPU, QUICK, STARTUP, SUMMARIES
-from maskperf.cli.arguments import CommandParser, make_folder, name_from, require_new_file, value_of
+from maskperf.cli.arguments import CommandParser, make_folder, name_from, padded_hw, require_new_file, value_of
 from maskperf.config import Count, RunConfig
 from maskperf.errors import EXIT_DONE, ConfigError, StorageError
 from maskperf.files import pretty_json, write_text
@@ -49,8 +48,6 @@ Every side is a process of its own; they are measured in turn, and ratios are th
 measurements. Weights and inputs are random with a fixed seed. Large synthetic files are cached in
 {cache}."""
 PEER_VARIABLE = "MASKPERF_PEER_PYTHON"
-SIZE = re.compile(r"([0-9]+)x([0-9]+)")
-SIZE_DIVISOR = 32
 LONG_TASKS = ("step", "infer")
 REPEATS = 5
 OPTIONS_OF_GPU = ("names", "peer", "peer_python", "repeats", "threads", "json", "overwrite", "command")
@@ -69,7 +66,7 @@ def make_parser() -> CommandParser:
     add("--busy", metavar="N", type=count, default=0, help="with N programs beside it that keep a core busy each")
     add("--threads", metavar="N", type=count, help="threads of each process (default: as system.threads=0)")
     add("--clock", choices=("wall", "cpu"), default="wall", help="what counts: wall (default), or processor time")
-    add("--size", metavar="HxW", type=_size, default=(800, 1344), help="padded images (default: 800x1344)")
+    add("--size", metavar="HxW", type=padded_hw, default=(800, 1344), help="padded images (default: 800x1344)")
     add("--images", metavar="N", type=count, default=0, help="default: each benchmark has a number of its own")
     add("--positives", metavar="N", type=count, default=64, help="objects an image: positive RoIs at least")
     add("--recipe", metavar="NAME", type=name_from(RECIPES), help="the recipe of startup (default: demo)")
@@ -109,14 +106,6 @@ def busy_neighbours(count: int) -> Iterator[None]:
         for program in programs:
             program.kill()
             program.wait()
-
-
-def _size(text: str) -> tuple[int, int]:
-    found = SIZE.fullmatch(text)
-    height, width = (int(found[1]), int(found[2])) if found else (0, 0)
-    if not (height and width) or height % SIZE_DIVISOR or width % SIZE_DIVISOR:
-        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH in multiples of {SIZE_DIVISOR}, as 800x1344 is")
-    return height, width
 
 
 def _bench(options: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -13,8 +13,6 @@ import shlex
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from maskperf import errors
@@ -85,10 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
         if stop.code is None or isinstance(stop.code, int):
             return stop.code or errors.EXIT_DONE
         return _fail(str(stop.code), errors.EXIT_BUG)
-    except errors.DataError as error:
-        return _fail(str(error), error.exit_code, more=partial(_list_problems, error))
     except errors.UserError as error:
-        return _fail(str(error), error.exit_code)
+        return _fail(str(error), error.exit_code, error)
     except KeyboardInterrupt:
         print("interrupted: stopped with Ctrl-C", file=sys.stderr)
         return errors.EXIT_INTERRUPTED
@@ -213,10 +209,11 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _fail(text: str, code: int, more: Callable[[], str] = str) -> int:
-    """Show an error once, with what `more` adds to it, and return the exit code."""
+def _fail(text: str, code: int, error: errors.UserError | None = None) -> int:
+    """Show an error once, for problems in data with the file that lists them, and return the exit code."""
     if _is_first_to_say(text):
-        print(f"error: {text}{more()}", file=sys.stderr)
+        listed = _list_problems(error) if isinstance(error, errors.DataError) else ""
+        print(f"error: {text}{listed}", file=sys.stderr)
     return code
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from functools import partial
 from typing import Annotated
 
 from msgspec import Meta
@@ -88,8 +89,8 @@ def predict(options: argparse.Namespace) -> int:
     num_turned, start = 0, time.monotonic()
     try:
         with Progress("images") as progress:
-            report = lambda done, total: progress.advance("predict", done, total)  # noqa: E731
-            more = {"threshold": options.threshold, "tile": options.tile, "progress": report}
+            advance = partial(progress.advance, "predict")
+            more = {"threshold": options.threshold, "tile": options.tile, "progress": advance}
             problems, num_turned = predict_images(model, images, output, **more)
             number = len(images) + 1
             for video in videos:

@@ -42,8 +42,7 @@ def report(options: argparse.Namespace) -> int:
     require_existing("RUN", [*options.runs, *options.compare])
     if page != first / PAGE_FILE and first.exists():  # only a run's own report is written again unasked
         for path in (page, page.with_suffix(".md")):
-            fix = "Choose another file with --output, or add --overwrite."
-            require_new_file(path, overwrite=options.overwrite, fix=fix)
+            require_new_file(path, overwrite=options.overwrite)
 
     from maskperf.report.write import write_report_to
 

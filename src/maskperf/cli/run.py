@@ -5,13 +5,12 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maskperf.cli.arguments import CommandParser
-from maskperf.config import Count, RunConfig
+from maskperf.config import Count, DataConfig, RunConfig
 from maskperf.errors import EXIT_BUG, EXIT_DONE, EXIT_REQUEUE, EXIT_TARGET_MISSED, ConfigError, LostRunError
 from maskperf.mlperf.rules import refuse_broken_rules
 from maskperf.overrides import FIELDS, flatten, format_value, key_of, parse_value, validate, with_overrides
@@ -22,7 +21,7 @@ from maskperf.run.run_folder import current_run_folder, require_run_folder
 from maskperf.run.start import check_start
 
 if TYPE_CHECKING:
-    from maskperf.engine.distributed import Topology
+    from maskperf.run.finish import FinishedRun
 
 EXAMPLES = """examples, to copy and paste:
   # train a small model on synthetic images
@@ -82,8 +81,7 @@ def run(options: argparse.Namespace) -> int:
 
     torch is imported only after every mistake in the arguments was found.
     """
-    resume, settings = read_resume(options.settings)
-    pairs, counts = read_counts(settings)
+    pairs, resume, counts = read_start(options.settings)
     config = resolve(options.recipe, pairs)
     _check_counts(counts, config)
     if options.layers:
@@ -106,31 +104,45 @@ def run(options: argparse.Namespace) -> int:
     if counts["processes"] > 1:
         going_on = [f"resume={resumption.folder.absolute()}"] if resumption is not None else []
         return start_processes([options.recipe, *pairs, *going_on], counts["processes"])
-    from maskperf.run.loop import run_benchmark
-    from maskperf.run.summary import show_outcome
+    return exit_code_of(train_and_report(config, resumption))
 
-    with ready_to_run(config, resumption) as ready:
-        finished = run_benchmark(*ready)
-        show_outcome(finished)
+
+def exit_code_of(finished: "FinishedRun") -> int:
+    """Return 0 where the targets are met or there are none, 6 where they are missed."""
     return EXIT_DONE if finished.results.status in ("success", "done") else EXIT_TARGET_MISSED
 
 
-@contextmanager
-def ready_to_run(
-    config: RunConfig, resumption: Resumption | None = None
-) -> Iterator[tuple[RunConfig, "Topology", Resumption | None]]:
-    """Give what `run_benchmark` takes, in this process or those of torchrun; the report is written afterwards.
+def train_and_report(config: RunConfig, resumption: Resumption | None) -> "FinishedRun":
+    """Train in this process or those of torchrun, show the outcome and write the report, also of a run that is lost.
 
     `resumption` is that of the first process.
     """
-    from maskperf.engine.distributed import init_topology, share_from_first
+    from maskperf.engine.distributed import close_topology, init_topology, share_from_first
+    from maskperf.run.loop import run_benchmark
+    from maskperf.run.summary import show_outcome
 
     topology = init_topology(config.system.device)
-    with _reported(topology):
+
+    def report() -> None:
+        _write_report()
+        share_from_first(None, topology)  # all processes stay in the group until it is written
+
+    try:
         resumption = share_from_first(resumption, topology)
         config = config if resumption is None else resumption.config
-        _prepare(config, topology)
-        yield config, topology, resumption
+        if topology.is_first and config.data.is_generated:
+            _generate(config.data)
+        share_from_first(None, topology)  # the others wait until the data is there
+        try:
+            finished = run_benchmark(config, topology, resumption)
+            show_outcome(finished)
+        except LostRunError:
+            report()
+            raise
+        report()
+        return finished
+    finally:
+        close_topology()
 
 
 def _show_layers(config: RunConfig) -> int:
@@ -142,15 +154,26 @@ def _show_layers(config: RunConfig) -> int:
     return EXIT_DONE
 
 
-def read_resume(settings: list[str]) -> tuple[str, list[str]]:
-    """Return what the last `resume=` names, empty text where there is none, and the other settings.
+def read_start(settings: Sequence[str]) -> tuple[list[str], str, dict[str, int]]:
+    """Return the changes of the configuration, what `resume=` names ("": nothing), and the numbers of `COUNTS`.
 
-    Errors: ConfigError for `resume=` without a value.
+    Errors: ConfigError for `resume=` without a value, and a count that is not an integer above 0.
     """
-    wanted = [setting.partition("=")[2].strip() for setting in settings if key_of(setting) == "resume"]
-    if "" in wanted:
-        raise ConfigError("resume: names no run. Fix: resume=auto, or resume=FOLDER with the folder of a run")
-    return wanted[-1] if wanted else "", [setting for setting in settings if key_of(setting) != "resume"]
+    pairs, resume, counts = list[str](), "", dict.fromkeys(COUNTS, 1)
+    for setting in settings:
+        name, text = key_of(setting), setting.partition("=")[2].strip()
+        if name == "resume":
+            if not text:
+                raise ConfigError("resume: names no run. Fix: resume=auto, or resume=FOLDER with the folder of a run")
+            resume = text
+        elif name in COUNTS:
+            try:
+                counts[name] = parse_value(text, Count)
+            except ValueError as error:
+                raise ConfigError(f"{setting}: {error}. Fix: give a number, such as {name}=5.") from error
+        else:
+            pairs.append(setting)
+    return pairs, resume, counts
 
 
 def _find_resumption(wanted: str, config: RunConfig, processes: int, *, runs: int) -> Resumption | None:
@@ -163,24 +186,6 @@ def _find_resumption(wanted: str, config: RunConfig, processes: int, *, runs: in
     if found is None:
         print(f"resume={wanted}: no run of {config.recipe} is unfinished; a new one starts", flush=True)
     return found
-
-
-def read_counts(settings: list[str]) -> tuple[list[str], dict[str, int]]:
-    """Return the changes of the configuration, and how many runs and processes there are.
-
-    Errors: ConfigError for a count that is not an integer above 0.
-    """
-    pairs, counts = [], dict.fromkeys(COUNTS, 1)
-    for setting in settings:
-        name = key_of(setting)
-        if name not in COUNTS:
-            pairs.append(setting)
-            continue
-        try:
-            counts[name] = parse_value(setting.partition("=")[2].strip(), Count)
-        except ValueError as error:
-            raise ConfigError(f"{setting}: {error}. Fix: give a number, such as {name}=5.") from error
-    return pairs, counts
 
 
 def _check_counts(counts: dict[str, int], config: RunConfig) -> None:
@@ -221,35 +226,13 @@ def _root_is_own(config: RunConfig) -> bool:
     return config.mlperf.division != "closed"
 
 
-def _prepare(config: RunConfig, topology: "Topology") -> None:
-    """Write the synthetic data set, if the configuration has one."""
+def _generate(data: DataConfig) -> None:
+    """Write the synthetic data set, unless it is there."""
     from maskperf.demo.dataset import write_demo_dataset
-    from maskperf.engine.distributed import share_from_first
 
-    if topology.is_first and config.data.is_generated:
-        written = write_demo_dataset(Path(config.data.root), *config.data.generate_images)
-        where = f"{'written to' if written else 'found in'} {config.data.root}"
-        print(f"demo data set of {sum(config.data.generate_images[:2])} images {where}", flush=True)
-    share_from_first(None, topology)  # the others wait until it is there
-
-
-@contextmanager
-def _reported(topology: "Topology") -> Iterator[None]:
-    """Write the report after the run, also a lost one; all processes stay in the group until it is written."""
-    from maskperf.engine.distributed import close_topology, share_from_first
-
-    lost: LostRunError | None = None
-    try:
-        try:
-            yield
-        except LostRunError as error:
-            lost = error
-        _write_report()
-        share_from_first(None, topology)
-    finally:
-        close_topology()
-    if lost is not None:
-        raise lost
+    written = write_demo_dataset(Path(data.root), *data.generate_images)
+    where = f"{'written to' if written else 'found in'} {data.root}"
+    print(f"demo data set of {sum(data.generate_images[:2])} images {where}", flush=True)
 
 
 def _write_report() -> None:

@@ -3,7 +3,7 @@
 import argparse
 
 from maskperf.cli.arguments import CommandParser
-from maskperf.errors import EXIT_DONE, EXIT_TARGET_MISSED
+from maskperf.cli.run import exit_code_of
 
 EXAMPLES = """examples, to copy and paste:
   # a folder in the layout of COCO, a Roboflow export, or images/ with one JSON
@@ -46,11 +46,8 @@ def make_parser() -> CommandParser:
 
 def train(options: argparse.Namespace) -> int:
     """Return 0, or 6 where targets were asked for and missed."""
-    from maskperf.cli.train_data import Request, prepare_training, train_here
+    from maskperf.cli.train_data import prepare_training
 
-    values = {name: value for name, value in vars(options).items() if name != "command"}
-    prepared = prepare_training(Request(**{**values, "settings": tuple(options.settings)}))
-    if prepared.processes > 1:
-        return prepared.on_processes()
-    finished = train_here(prepared)
-    return EXIT_DONE if finished.results.status in ("success", "done") else EXIT_TARGET_MISSED
+    start = {name: getattr(options, name) for name in ("val", "test", "weights", "backbone", "model")}
+    prepared = prepare_training(options.data, options.settings, **start)
+    return prepared.on_processes() if prepared.processes > 1 else exit_code_of(prepared.here())

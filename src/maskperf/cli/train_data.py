@@ -2,12 +2,13 @@
 
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskperf.cli.arguments import path_argument
-from maskperf.cli.run import read_counts, read_resume, ready_to_run, start_processes
+from maskperf.cli.run import read_start, start_processes, train_and_report
 from maskperf.config import Positive, RunConfig
 from maskperf.data.coco.layout import DataLayout, find_layout
 from maskperf.errors import ConfigError, UserError
@@ -33,22 +34,10 @@ if TYPE_CHECKING:
     from maskperf.run.own_data import Plan, Start
 
 ALIASES = {name: NAMES_ELSEWHERE[name][0] for name in ("epochs", "batch", "lr")}
+MODELS = ("small", "r50")
 NOT_HERE = ("data.train_json", "data.train_images", "data.val_json", "data.val_images", "data.root")
 PLANNED_SHARE = 0.9  # of the minutes that were asked for: start, report and slower steps want some, too
 NEXT_TO_NOTHING = 0.05
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a user asked for."""
-
-    data: Path
-    settings: tuple[str, ...] = ()
-    val: Path | None = None
-    test: Path | None = None
-    weights: Path | None = None
-    backbone: Path | None = None
-    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +48,13 @@ class Prepared:
     layout: DataLayout
     processes: int
     resumption: Resumption | None = None  # of an interrupted training
+
+    def here(self) -> "FinishedRun":
+        """Train in this process, then evaluate the best weights on the test part, if there is one."""
+        finished = train_and_report(self.config, self.resumption)
+        if finished.folder is not None:
+            _conclude(finished.results.best, finished.folder, self.layout)
+        return finished
 
     def on_processes(self) -> int:
         """Train on several processes of this machine, then end as in one; return the exit code."""
@@ -93,31 +89,35 @@ def train(
     Values of the configuration are `"section.key=value"`, or keywords for those without a dot: `epochs=20, seed=1`.
     Errors: UserError for what the user can fix.
     """
-    paths = {"val": val, "test": test, "weights": weights, "backbone": backbone}
-    request = Request(
-        data=path_argument(str(data)),
-        settings=(*settings, *(f"{name}={format_value(value)}" for name, value in values.items())),
-        model=model,
-        **{name: None if path is None else path_argument(str(path)) for name, path in paths.items()},
-    )
-    prepared = prepare_training(request)
+    given = {"val": val, "test": test, "weights": weights, "backbone": backbone}
+    paths = {name: None if path is None else path_argument(str(path)) for name, path in given.items()}
+    settings += tuple(f"{name}={format_value(value)}" for name, value in values.items())
+    prepared = prepare_training(path_argument(str(data)), settings, model=model, **paths)
     if prepared.processes > 1:
         raise ConfigError(f"processes={prepared.processes}: maskperf.train works in one. Fix: use the command")
-    return train_here(prepared)
+    return prepared.here()
 
 
-def prepare_training(request: Request) -> Prepared:
-    """Return the training that a request leads to, after the plan was said.
+def prepare_training(
+    data: Path,
+    settings: Sequence[str],
+    *,
+    val: Path | None = None,
+    test: Path | None = None,
+    weights: Path | None = None,
+    backbone: Path | None = None,
+    model: str | None = None,
+) -> Prepared:
+    """Return the training of a data set with what the user asked for, after the plan was said.
 
     Errors: ConfigError and DataError before anything is made; torch is imported only when the arguments are right.
     """
-    resume, settings = read_resume(list(request.settings))
-    pairs, minutes, is_auto, processes = _read_settings(settings)
+    pairs, resume, minutes, is_auto, processes = _read_settings(settings)
     checked = with_overrides(RunConfig(recipe=OWN_DATA), pairs)
-    _check_start_options(request)
+    _check_start_options(weights, backbone, model)
     if not resume:
         require_run_folder(checked.run_dir)
-    layout = find_layout(request.data, val=request.val, test=request.test)
+    layout = find_layout(data, val=val, test=test)
     print("\n".join(layout.lines()), flush=True)
     resumption = _find_resumption(resume, checked, layout, pairs, processes) if resume else None
     if resumption is not None:
@@ -127,34 +127,20 @@ def prepare_training(request: Request) -> Prepared:
     from maskperf.engine.distributed import init_topology
     from maskperf.run.own_data import plan_training
 
-    start = _start(request)
+    start = _start(weights, backbone, model)
     topology = init_topology(checked.system.device)
-    given = {key_of(pair) for pair in pairs}
-    plan = plan_training(layout, start, pairs, given, topology.device.type)
+
+    def planned() -> "Plan":
+        return plan_training(layout, start, pairs, {key_of(pair) for pair in pairs}, topology.device.type)
+
+    plan = planned()
     if is_auto:
-        pairs, line = _with_fitting_batch(plan, pairs, topology, processes)
-        given = {key_of(pair) for pair in pairs}
-        print(line, flush=True)
-        plan = plan_training(layout, start, pairs, given, topology.device.type)
-    config = plan.config
+        pairs.append(_fitting_batch(plan, topology, processes))
+        plan = planned()
     print("\n".join(plan.lines), flush=True)
-    check_start(config, processes)
-    if minutes:
-        config = _planned_for(plan, minutes, topology, processes)
+    check_start(plan.config, processes)
+    config = _planned_for(plan, minutes, topology, processes) if minutes else plan.config
     return Prepared(config, layout, processes)
-
-
-def train_here(prepared: Prepared) -> "FinishedRun":
-    """Train in this process, then evaluate the best weights on the test part, if there is one."""
-    from maskperf.run.loop import run_benchmark
-    from maskperf.run.summary import show_outcome
-
-    with ready_to_run(prepared.config, prepared.resumption) as ready:
-        finished = run_benchmark(*ready)
-        show_outcome(finished)
-    if finished.folder is not None:
-        _conclude(finished.results.best, finished.folder, prepared.layout)
-    return finished
 
 
 def _find_resumption(
@@ -173,11 +159,11 @@ def _find_resumption(
     return resumption_of(folder, wanted, with_overrides(stored, pairs), processes)
 
 
-def _read_settings(settings: list[str]) -> tuple[list[str], float, bool, int]:
-    """Return the pairs of the configuration, the minutes (0: not given), whether batch=auto, and the processes."""
+def _read_settings(settings: Sequence[str]) -> tuple[list[str], str, float, bool, int]:
+    """Return the pairs of the configuration, what to resume, the minutes (0: not given), if batch=auto, processes."""
     if "WORLD_SIZE" in os.environ:
         raise ConfigError("WORLD_SIZE is set: train starts its processes itself. Fix: processes=N without torchrun")
-    rest, counts = read_counts(settings)
+    rest, resume, counts = read_start(settings)
     if counts["runs"] > 1:
         raise ConfigError(
             "runs: train makes one run. Fix: maskperf run FOLDER/config.json runs=N seed=-1 run_dir= repeats it"
@@ -199,44 +185,42 @@ def _read_settings(settings: list[str]) -> tuple[list[str], float, bool, int]:
     limits = [pair for pair in pairs if key_of(pair) in ("optimizer.max_epochs", "optimizer.max_steps")]
     if minutes and limits:
         raise ConfigError(f"minutes={minutes:g} and {limits[0]} are two lengths of one run. Fix: give one of them")
-    return pairs, minutes, is_auto, counts["processes"]
+    return pairs, resume, minutes, is_auto, counts["processes"]
 
 
-def _check_start_options(request: Request) -> None:
-    given = [f"--{name}" for name in ("weights", "backbone") if getattr(request, name) is not None]
-    if request.model is not None and request.weights is not None:
+def _check_start_options(weights: Path | None, backbone: Path | None, model: str | None) -> None:
+    if model is not None and weights is not None:
         raise ConfigError("--model and --weights exclude each other: weights bring their model. Fix: leave one out")
-    if len(given) > 1:
+    if weights is not None and backbone is not None:
         raise ConfigError("--weights and --backbone are two starts of one model. Fix: give one of them")
-    if request.backbone is not None and request.model == "small":
+    if backbone is not None and model == "small":
         raise ConfigError("--backbone is that of --model r50. Fix: leave --model out")
-    if request.model not in (None, "small", "r50"):
-        raise ConfigError(f"model={request.model!r} is unknown. Fix: small or r50")
+    if model not in (None, *MODELS):
+        raise ConfigError(f"model={model!r} is unknown. Fix: {' or '.join(MODELS)}")
 
 
-def _start(request: Request) -> "Start":
+def _start(weights: Path | None, backbone: Path | None, model: str | None) -> "Start":
     """Return what the training starts from. Reads the header of weights."""
-    from maskperf.predict.stored import read_weights_metadata, resolve_for_weights
+    from maskperf.predict.stored import resolve_for_weights
     from maskperf.run.own_data import Start
 
-    if request.weights is None:
-        backbone = str(request.backbone or "")
-        return Start(backbone=backbone, model=request.model or ("r50" if backbone else "small"))
-    metadata = read_weights_metadata(request.weights)
-    config, notices = resolve_for_weights(request.weights, metadata, recipe=None, pairs=[])
+    if weights is None:
+        return Start(backbone=str(backbone or ""), model=model or ("r50" if backbone else "small"))
+    config, metadata, notices = resolve_for_weights(weights)
     print("\n".join(notices), flush=True)
-    model = replace(config.model, initial_weights=str(request.weights))
-    names = tuple(metadata.get("category_names", ()))
-    return Start(weights=replace(config, model=model), category_names=names)
+    config = replace(config, model=replace(config.model, initial_weights=str(weights)))
+    return Start(weights=config, category_names=tuple(metadata.get("category_names", ())))
 
 
-def _with_fitting_batch(plan: "Plan", pairs: list[str], topology: "Topology", processes: int) -> tuple[list[str], str]:
+def _fitting_batch(plan: "Plan", topology: "Topology", processes: int) -> str:
+    """Return the batch that was measured to fit into memory, as a pair, after it was said."""
     from maskperf.run.measure import fitting_batch
 
     parts = plan.config.optimizer.accumulation_steps
     classes, images = len(plan.train.category_ids), len(plan.train.image_ids)
     batch_size, line = fitting_batch(plan.config, topology, classes, images // (processes * parts))
-    return [*pairs, f"optimizer.batch_size={batch_size * processes * parts}"], line
+    print(line, flush=True)
+    return f"optimizer.batch_size={batch_size * processes * parts}"
 
 
 def _planned_for(plan: "Plan", minutes: float, topology: "Topology", processes: int) -> RunConfig:

@@ -44,7 +44,7 @@ def weights(options: argparse.Namespace) -> int:
     if form not in FORMS:
         raise ConfigError(f"--to {form}: unknown form. Fix: choose from {', '.join(FORMS)}.")
     path: Path = path_argument(target)
-    require_new_file(path, overwrite=False, fix="Choose another name, or move the file away.")
+    require_new_file(path, overwrite=None)
     from maskperf.weights.open import open_weights
     from maskperf.weights.write import write_weights
 

@@ -27,7 +27,7 @@ from maskperf.evaluation.results import result_table
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.predict.inputs import read_bgr
 from maskperf.predict.result import Prediction
-from maskperf.predict.stored import read_weights_metadata, resolve_for_weights
+from maskperf.predict.stored import resolve_for_weights
 from maskperf.predict.tiles import merged, tile_boxes
 from maskperf.techniques import chosen_techniques, using
 
@@ -152,9 +152,8 @@ def load(
     Errors: ConfigError for settings that cannot be used; DataError for a file that cannot.
     """
     path = Path(weights).expanduser()
-    metadata = read_weights_metadata(path)
     pairs = [*settings, *([f"system.device={device}"] if device != "auto" else [])]
-    config, notices = resolve_for_weights(path, metadata, recipe=recipe, pairs=pairs)
+    config, metadata, notices = resolve_for_weights(path, recipe=recipe, pairs=pairs)
     ids, names = metadata.get("category_ids", []), metadata.get("category_names", [])
     num_classes = config.model.num_classes or len(ids) + 1
     if not ids:

@@ -23,7 +23,7 @@ from maskperf.evaluation.predict import predict
 from maskperf.evaluation.scores import GroundTruth, Scores, score
 from maskperf.machine.threads import threads_of_process
 from maskperf.model.mask_rcnn import MaskRcnn
-from maskperf.predict.stored import read_weights_metadata, resolve_for_weights
+from maskperf.predict.stored import resolve_for_weights
 from maskperf.run.console import Progress
 from maskperf.run.data import class_count_problems, split_batches
 from maskperf.structures import EvaluationBatch
@@ -82,19 +82,17 @@ def evaluate(
     """
     if bool(val_json) != bool(val_images) or (data and val_json):
         raise ConfigError("give either data, or val_json and val_images together, or none of them")
-    path = Path(weights)
-    metadata = read_weights_metadata(path)
-    config, notices = resolve_for_weights(path, metadata, recipe=recipe, pairs=settings)
-    config = with_data(config, root=data, val_json=val_json, val_images=val_images)
-    opened = open_evaluation(path, config, metadata, truth_is_optional=False)
+    opened = open_evaluation(
+        Path(weights), data, val_json=val_json, val_images=val_images, recipe=recipe, settings=settings
+    )
     assert opened.truth is not None  # one process, which is the first
     start = time.monotonic()
     results = predict_split(opened)
     seconds = time.monotonic() - start
-    limit = most_counted(config.model)
-    scores = score(opened.truth, *results, engine=engine or config.evaluation.engine, max_detections=limit)
+    engine, limit = engine or opened.config.evaluation.engine, most_counted(opened.config.model)
+    scores = score(opened.truth, *results, engine=engine, max_detections=limit)
     images = len(opened.val.image_ids)
-    return Evaluation(scores, images, images_per_second=images / seconds, notices=(*notices, *opened.lines))
+    return Evaluation(scores, images, images_per_second=images / seconds, notices=tuple(opened.lines))
 
 
 def with_data(
@@ -110,12 +108,21 @@ def with_data(
 
 
 def open_evaluation(
-    weights: Path, config: RunConfig, metadata: Mapping[str, Any], *, truth_is_optional: bool
+    weights: Path,
+    data: str | Path | None = None,
+    *,
+    val_json: str | Path | None = None,
+    val_images: str | Path | None = None,
+    recipe: str | RunConfig | None = None,
+    settings: Sequence[str] = (),
+    truth_is_optional: bool = False,
 ) -> Opened:
     """Return everything an evaluation needs, checked. Sets the number of threads of this process.
 
-    Errors: as `open_validation`; DataError for weights that cannot be loaded.
+    Errors: as `resolve_for_weights` and `open_validation`; DataError for weights that cannot be loaded.
     """
+    config, metadata, notices = resolve_for_weights(weights, recipe=recipe, pairs=settings)
+    config = with_data(config, root=data, val_json=val_json, val_images=val_images)
     val, match = open_validation(config, metadata, is_test_set=truth_is_optional)
     topology = init_topology(config.system.device)
     threads = threads_of_process(config.system.threads)
@@ -127,7 +134,7 @@ def open_evaluation(
     model, loaded = build_model(loading, seed=0)
     data_notices = [f"{val.json_path}: {notice}" for notice in val.notices]
     data_notices += [*match.notices, *detection_notices(val, config.model.detections_per_image)]
-    lines = [threads.line(), *data_notices, *loaded]
+    lines = [*notices, threads.line(), *data_notices, *loaded]
     return Opened(config, model, val, match, truth, topology, lines, data_notices)
 
 

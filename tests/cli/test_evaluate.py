@@ -18,7 +18,6 @@ from maskperf.overrides import to_json_text, with_overrides
 from maskperf.predict import validation
 from maskperf.recipes import demo
 from maskperf.run import console
-from maskperf.run.data import class_count_problems
 
 NUM_IMAGES = 5
 ONE_THREAD = "system.threads=1"
@@ -225,13 +224,6 @@ def test_a_data_set_with_other_categories_is_refused_with_what_differs(evaluate_
     assert shown.code == errors.EXIT_DATA and not Path("evaluation.json").exists()
     assert f"2 of 9 categories are not those of the weights: id {first.id} 'quince' is {first.name!r}" in shown.err
     assert "other.json: " in shown.err and "id 9999 'extra'" in shown.err and repr(second.name) not in shown.err
-
-
-@pytest.mark.parametrize(("num_classes", "count"), [(3, 0), (2, 1), (4, 1), (81, 1)])
-def test_weights_that_name_no_categories_must_have_as_many_as_the_data(num_classes, count):
-    problems = class_count_problems("a.json", {3: "cup", 7: "dog"}, num_classes=num_classes)
-    assert len(problems) == count
-    assert all(f"model.num_classes={num_classes}" in problem.message for problem in problems)
 
 
 def numbers(results):

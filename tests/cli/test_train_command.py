@@ -176,7 +176,7 @@ def test_an_automatic_batch_is_measured_and_said(folder, capsys):
     [
         (["none"], EXIT_DATA, ("none", "There is no such folder or file")),
         (["DATA", "lrr=1"], EXIT_USAGE, ("lrr",)),
-        (["DATA", "minutes=soon"], EXIT_USAGE, ("minutes=soon", "minutes=30")),
+        (["DATA", "minutes=soon"], EXIT_USAGE, ("minutes=soon", "a number > 0")),
         (["DATA", "minutes=5", "epochs=2"], EXIT_USAGE, ("two lengths",)),
         (["DATA", "data.root=/x"], EXIT_USAGE, ("data.root", "--val")),
         (["DATA", "--weights", "w", "--backbone", "b"], EXIT_USAGE, ("two starts",)),

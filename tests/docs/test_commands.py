@@ -1,6 +1,5 @@
 """The commands of README.md and docs/: arguments of all of them are read, and those that fit this machine are run."""
 
-import importlib
 import json
 import os
 import re
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from maskperf.cli.arguments import CommandParser
 from maskperf.cli.main import COMMANDS
 from maskperf.cli.run import read_start, resolve
 from maskperf.config import ModelConfig
@@ -90,10 +90,9 @@ def command_id(words):
 @pytest.mark.parametrize("words", SHOWN, ids=command_id)
 def test_arguments_are_read(words):
     name, *rest = words
-    options = importlib.import_module(f"maskperf.cli.{name}").make_parser()
     if "--help" in rest:
         return
-    options = options.read(rest)
+    options = CommandParser(name).read(rest)
     if name == "run" and options.recipe in RECIPES:
         resolve(options.recipe, read_start(options.settings)[0])
 

@@ -15,6 +15,7 @@ from small_weights import NAMES, SIZES, write_small_weights
 import maskperf
 from maskperf.errors import ConfigError, DataError
 from maskperf.predict.model import SURE_SCORE
+from maskperf.predict.stored import resolve_for_weights
 from maskperf.predict.validation import open_evaluation, predict_split
 
 LOW = 0.05  # random weights are sure of nothing
@@ -43,8 +44,8 @@ def entries(result):
 
 def test_the_results_are_those_of_an_evaluation(folder, model, files):
     path = folder / "model.safetensors"
-    opened = open_evaluation(path, settings=["system.threads=1", "evaluation.batch_size=1"])
-    boxes, masks = predict_split(opened)
+    config, metadata, _ = resolve_for_weights(path, pairs=["system.threads=1", "evaluation.batch_size=1"])
+    boxes, masks = predict_split(open_evaluation(path, config, metadata))
     document = json.loads((folder / "demo" / "annotations" / "instances_val2017.json").read_text())
     ids = {entry["file_name"]: entry["id"] for entry in document["images"]}
     found = [entry for file in files for entry in model.predict(file, threshold=LOW).to_coco(ids[file.name])]

@@ -1,6 +1,7 @@
 """The argument parser of every command, and the paths that arguments name."""
 
 import argparse
+import importlib
 import re
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
@@ -16,17 +17,23 @@ SIZE_DIVISOR = 32  # of padded sides
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The parser of one command; arguments it cannot use are ConfigErrors, with the nearest option."""
+    """The parser of one command; arguments it cannot use are ConfigErrors, with the nearest option.
 
-    def __init__(self, command: str, *, usage: str, epilog: str):
+    The module of the command has `USAGE`, the `EXAMPLES` at the end of its help, `add_options`, and the command itself.
+    """
+
+    def __init__(self, command: str):
+        module = importlib.import_module(f"maskperf.cli.{command}")
+        self.run: Callable[[argparse.Namespace], int] = getattr(module, command)
         super().__init__(
             f"maskperf {command}",
-            usage=f"maskperf {command} {usage}",
-            epilog=epilog,
+            usage=f"maskperf {command} {module.USAGE}",
+            epilog=module.EXAMPLES,
             formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=HELP_COLUMNS),
             add_help=False,
             allow_abbrev=False,
         )
+        module.add_options(self)
 
     def add_path(self, name: str, metavar: str, help: str, **options: Any) -> None:
         """Add an option or argument that is a path; it is a Path, or None where it is not given."""

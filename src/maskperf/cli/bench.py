@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from maskperf.bench.plan import Plan
 
 USAGE = "[NAMES] [--switches] [--peer] [--threads N] [--clock wall|cpu] [--size HxW] [--set key=value ...]"
-EXAMPLES = """names:
-{names}
+DEFAULT_CACHE = Path(tempfile.gettempdir()) / f"maskperf-bench-cache-{os.getuid()}"
+_NAMES = "\n".join(f"  {name:13s} {summary}" for name, summary in SUMMARIES.items())
+EXAMPLES = f"""names:
+{_NAMES}
 
 examples, to copy and paste:
-  # {quick}: some minutes
+  # {", ".join(QUICK)}: some minutes
   maskperf bench
   # operators beside torchvision, which is in a Python of its own
   maskperf bench roi_align nms mask_targets --peer --peer-python /opt/peer/bin/python
@@ -46,17 +48,14 @@ examples, to copy and paste:
 
 Every side is a process of its own; they are measured in turn, and ratios are those of neighbouring
 measurements. Weights and inputs are random with a fixed seed. Large synthetic files are cached in
-{cache}."""
+{DEFAULT_CACHE}."""
 PEER_VARIABLE = "MASKPERF_PEER_PYTHON"
 LONG_TASKS = ("step", "infer")
 REPEATS = 5
 OPTIONS_OF_GPU = ("names", "peer", "peer_python", "repeats", "threads", "json", "overwrite", "command")
 
 
-def make_parser() -> CommandParser:
-    names = "\n".join(f"  {name:13s} {summary}" for name, summary in SUMMARIES.items())
-    epilog = EXAMPLES.format(names=names, quick=", ".join(QUICK), cache=default_cache())
-    parser = CommandParser("bench", usage=USAGE, epilog=epilog)
+def add_options(parser: CommandParser) -> None:
     add, count = parser.add_argument, value_of(Count)
     add("names", metavar="NAMES", type=name_from(SUMMARIES), nargs="*", default=[], help="what to measure; see below")
     add("--peer", action="store_true", help="measure the same by another implementation, in turn")
@@ -71,15 +70,9 @@ def make_parser() -> CommandParser:
     add("--positives", metavar="N", type=count, default=64, help="objects an image: positive RoIs at least")
     add("--recipe", metavar="NAME", type=name_from(RECIPES), help="the recipe of startup (default: demo)")
     add("--set", metavar="key=value", dest="pairs", action="append", default=[], help="change the configuration")
-    parser.add_path("--cache", "FOLDER", "where large synthetic files stay", default=default_cache())
+    parser.add_path("--cache", "FOLDER", "where large synthetic files stay", default=DEFAULT_CACHE)
     parser.add_path("--json", "FILE", "write every measurement there")
     add("--overwrite", action="store_true", help="write over a file that exists")
-    return parser
-
-
-def default_cache() -> Path:
-    """Return a folder of this user under the system's folder for temporary files."""
-    return Path(tempfile.gettempdir()) / f"maskperf-bench-cache-{os.getuid()}"
 
 
 def bench(options: argparse.Namespace) -> int:
@@ -146,7 +139,7 @@ def _bench(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def _bench_gpu(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measure and show everything that wants a GPU; its sizes are its own, so other names and options are refused."""
-    defaults = vars(make_parser().read([GPU]))
+    defaults = vars(CommandParser("bench").read([GPU]))
     extra = sorted(name for name, value in vars(options).items() if value != defaults[name])
     foreign = [f"--{'set' if name == 'pairs' else name}" for name in extra if name not in OPTIONS_OF_GPU]
     if foreign or options.names != [GPU]:

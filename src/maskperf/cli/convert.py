@@ -12,6 +12,7 @@ from maskperf.errors import EXIT_DONE, ConfigError, DataError
 from maskperf.overrides import validate, with_overrides
 
 STORAGES = ("float32", "float16", "bfloat16", "int8")
+USAGE = "backbone|model IN OUT [options] [model.key=value ...]"
 EXAMPLES = """backbone: Detectron's R-50.pkl (or a .safetensors made from it) becomes a .safetensors, in fewer
 bits with --storage; what that costs in precision is printed.
 model: model.safetensors of a run becomes a .pth as the reference reads it, or the other way round.
@@ -27,8 +28,7 @@ examples, to copy and paste:
 OPTIONS_OF_KIND = {"backbone": ("storage",), "model": ("recipe", "categories")}
 
 
-def make_parser() -> CommandParser:
-    parser = CommandParser("convert", usage="backbone|model IN OUT [options] [model.key=value ...]", epilog=EXAMPLES)
+def add_options(parser: CommandParser) -> None:
     add = parser.add_argument
     add("kind", metavar="backbone|model", type=name_from(OPTIONS_OF_KIND), help="what the file holds")
     parser.add_path("source", "IN", "the file to read")
@@ -37,7 +37,6 @@ def make_parser() -> CommandParser:
     add("--storage", choices=STORAGES, help="backbone: number format of the tensors (default: float32)")
     add("--recipe", metavar="NAME", help="model: the configuration (default: the one in the weights, or else coco)")
     parser.add_path("--categories", "FILE", "model: annotations that name its categories")
-    return parser
 
 
 def convert(options: argparse.Namespace) -> int:

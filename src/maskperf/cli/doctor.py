@@ -25,6 +25,7 @@ from maskperf.overrides import key_of, validate, with_overrides
 from maskperf.recipes import coco
 from maskperf.run.console import Progress, make_console, make_table
 
+USAGE = "[--data FOLDER] [--run-dir FOLDER] [--quick] [--all] [--json] [data.key=value ...]"
 EXAMPLES = """examples, to copy and paste:
   # look at this machine, and measure its disk, processors and GPUs for some seconds
   maskperf doctor
@@ -46,9 +47,7 @@ STYLES = {OK: "green", NOTE: "yellow", PROBLEM: "bold red"}
 NAME_OF_SPLIT = {"train": "training", "val": "validation"}
 
 
-def make_parser() -> CommandParser:
-    usage = "[--data FOLDER] [--run-dir FOLDER] [--quick] [--all] [--json] [data.key=value ...]"
-    parser = CommandParser("doctor", usage=usage, epilog=EXAMPLES)
+def add_options(parser: CommandParser) -> None:
     add = parser.add_argument
     parser.add_path("--data", "FOLDER", "data in the layout of COCO 2017: its annotations and images are checked too")
     parser.add_path("--run-dir", "FOLDER", "where runs will leave their files (default: runs)")
@@ -56,7 +55,6 @@ def make_parser() -> CommandParser:
     add("--all", action="store_true", help="show what is in order, too; first come problems and notes")
     add("--json", action="store_true", help="print findings and facts as JSON")
     add("pairs", metavar="data.key=value", nargs="*", default=[], help="own data, and how it is read")
-    return parser
 
 
 def doctor(options: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ from maskperf.overrides import key_of
 if TYPE_CHECKING:
     from maskperf.predict.validation import Opened
 
+USAGE = "--weights FILE [--data FOLDER | --val-json FILE --val-images FOLDER] [key=value ...]"
 EXAMPLES = """examples, to copy and paste:
   # the weights of a run, on the data set of that run
   maskperf evaluate --weights runs/demo-1/model.safetensors
@@ -48,9 +49,7 @@ NOT_FOR_EVALUATION = ("optimizer.", "mlperf.", "seed", "run_dir", "data.train_",
 DETECTION_FILES = ("detections_bbox.json", "detections_segm.json")
 
 
-def make_parser() -> CommandParser:
-    usage = "--weights FILE [--data FOLDER | --val-json FILE --val-images FOLDER] [key=value ...]"
-    parser = CommandParser("evaluate", usage=usage, epilog=EXAMPLES)
+def add_options(parser: CommandParser) -> None:
     add, add_path = parser.add_argument, parser.add_path
     add_path("--weights", "FILE", "model.safetensors of a run, or a .pth of the reference", required=True)
     add_path("--data", "FOLDER", "folder with annotations/instances_val2017.json and val2017/")
@@ -64,7 +63,6 @@ def make_parser() -> CommandParser:
     add_path("--save-detections", "FOLDER", f"write {' and '.join(DETECTION_FILES)} there")
     add("--overwrite", action="store_true", help="write over files that exist")
     add("pairs", metavar="key=value", nargs="*", default=[], help="change a value of the configuration")
-    return parser
 
 
 def evaluate(options: argparse.Namespace) -> int:
@@ -104,20 +102,16 @@ def _default_output(*, overwrite: bool) -> Path:
 def _evaluate_weights(options: argparse.Namespace, files: Sequence[Path]) -> int:
     """Load weights, evaluate all images, show the scores and write the files; return 1 where the engines differ."""
     from maskperf.engine.distributed import close_topology
-    from maskperf.predict.validation import open_evaluation, predict_split
+    from maskperf.predict.stored import resolve_for_weights
+    from maskperf.predict.validation import open_evaluation, predict_split, with_data
 
-    opened = open_evaluation(
-        options.weights,
-        options.data,
-        val_json=options.val_json,
-        val_images=options.val_images,
-        recipe=options.recipe,
-        settings=options.pairs,
-        truth_is_optional=bool(options.save_detections),  # ground truth is welcome then, not demanded
-    )
+    config, metadata, notices = resolve_for_weights(options.weights, recipe=options.recipe, pairs=options.pairs)
+    config = with_data(config, root=options.data, val_json=options.val_json, val_images=options.val_images)
+    # With --save-detections ground truth is welcome, not demanded.
+    opened = open_evaluation(options.weights, config, metadata, truth_is_optional=bool(options.save_detections))
     is_first = opened.topology.is_first
     if is_first:
-        print("\n".join(opened.lines), flush=True)
+        print("\n".join([*notices, *opened.lines]), flush=True)
     start = time.monotonic()
     results = predict_split(opened, shows_progress=True)
     code = _report(options, files, opened, results, time.monotonic() - start) if is_first else EXIT_DONE

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from maskperf.export.formats import Contract, Runner
     from maskperf.predict.model import Predictor
 
+USAGE = "WEIGHTS --format FORMAT --out FILE [options]"
 EXAMPLES = """The file takes images (n, height, width, 3), uint8 in the order R, G, B, resized as in training and put
 top-left among padding, and sizes_hw (n, 2), int64: their size without padding. It gives boxes, scores, labels and masks
 of a fixed number of detections, those with a score of 0 being none (docs/export.md). It is verified before it is kept,
@@ -30,8 +31,7 @@ examples, to copy and paste:
 FORMATS = ("onnx", "torch-export", "torchscript")
 
 
-def make_parser() -> CommandParser:
-    parser = CommandParser("export", usage="WEIGHTS --format FORMAT --out FILE [options]", epilog=EXAMPLES)
+def add_options(parser: CommandParser) -> None:
     add = parser.add_argument
     parser.add_path("weights", "WEIGHTS", "model.safetensors of a run, or weights of another program")
     add("--format", choices=FORMATS, required=True, help=", ".join(FORMATS))
@@ -44,7 +44,6 @@ def make_parser() -> CommandParser:
     add("--recipe", metavar="NAME", help="default: the configuration stored in the weights, or else coco")
     add("--set", metavar="key=value", dest="pairs", action="append", default=[], help="change the configuration")
     add("--overwrite", action="store_true", help="write over a file that exists")
-    return parser
 
 
 def export(options: argparse.Namespace) -> int:

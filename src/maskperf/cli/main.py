@@ -5,7 +5,6 @@ Nothing heavy is imported here, so that the help and a misspelt command are answ
 
 import errno
 import hashlib
-import importlib
 import importlib.metadata
 import io
 import os
@@ -18,7 +17,7 @@ from pathlib import Path
 from maskperf import errors
 from maskperf.run.run_folder import current_run_folder, forget_run_folder
 
-# Each command is the function of its name in maskperf.cli.<name>, next to the `make_parser` of its options.
+# Each command is the function of its name in maskperf.cli.<name>; its options are found by its `CommandParser`.
 COMMANDS = {
     "train": "train on own data: a folder of images and annotations",
     "run": "train a recipe until its targets are met, and report",
@@ -118,12 +117,13 @@ def execute(arguments: list[str]) -> int:
         from maskperf.files import suggestion
 
         raise errors.ConfigError(f"unknown command {name!r}{suggestion(name, COMMANDS)} (see maskperf --help)")
-    module = importlib.import_module(f"maskperf.cli.{name}")
-    parser = module.make_parser()
+    from maskperf.cli.arguments import CommandParser
+
+    parser = CommandParser(name)
     if {"--help", "-h"} & set(rest) or not (rest or name in WITHOUT_ARGUMENTS):
         print(parser.format_help(), end="")
         return errors.EXIT_DONE
-    return getattr(module, name)(parser.read(rest))
+    return parser.run(parser.read(rest))
 
 
 def help_text() -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from maskperf.mlperf.plan import Plan, PlanQuestion
     from maskperf.mlperf.published import RankedSystem
 
+USAGE = "--accelerators N --per-gpu-images-per-second X [options]"
 EXAMPLES = """examples, to copy and paste:
   # eight devices, each training 186 images a second with 12 images in its part of the batch
   maskperf plan --accelerators 8 --per-gpu-images-per-second 186
@@ -36,9 +37,7 @@ HEADINGS = (
 )
 
 
-def make_parser() -> CommandParser:
-    usage = "--accelerators N --per-gpu-images-per-second X [options]"
-    parser = CommandParser("plan", usage=usage, epilog=EXAMPLES)
+def add_options(parser: CommandParser) -> None:
     add = parser.add_argument
     count = value_of(Annotated[int, Meta(ge=1, le=LARGEST_NUMBER)])
     positive = value_of(Annotated[float, Meta(gt=0, le=LARGEST_NUMBER)])
@@ -56,7 +55,6 @@ def make_parser() -> CommandParser:
     add("--interconnect-gib-per-second", metavar="G", type=positive, help="of each device, for the all-reduce")
     add("--json", action="store_true", help="print the plan as JSON")
     add("--check", action="store_true", help="predict every published score from the other systems")
-    return parser
 
 
 def plan(options: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from maskperf.config import Count
 from maskperf.errors import EXIT_DONE, ConfigError, DataError, Problem, StorageError
 from maskperf.predict.sources import find_sources
 
+USAGE = "WEIGHTS SOURCES... --out DIR [options]"
 EXAMPLES = """SOURCES are images, videos, folders (with all below them) and patterns. Written into DIR:
   images   images/NAME.jpg with the objects drawn over it; of a video videos/NAME.mp4
   json     predictions.json in COCO's result format, and images.json with the images and categories of its ids
@@ -34,8 +35,7 @@ DEFAULT_KINDS = ("images", "json", "csv")
 SMALLEST_TILE = 64
 
 
-def make_parser() -> CommandParser:
-    parser = CommandParser("predict", usage="WEIGHTS SOURCES... --out DIR [options]", epilog=EXAMPLES)
+def add_options(parser: CommandParser) -> None:
     add = parser.add_argument
     parser.add_path("weights", "WEIGHTS", "model.safetensors of a run, or a .pth of the reference")
     add("sources", metavar="SOURCES", nargs="+", help="images, videos, folders or patterns")
@@ -49,7 +49,6 @@ def make_parser() -> CommandParser:
     add("--recipe", metavar="NAME", help="default: the configuration stored in the weights, or else coco")
     add("--set", metavar="key=value", dest="pairs", action="append", default=[], help="change the configuration")
     add("--overwrite", action="store_true", help="write into a folder that is not empty")
-    return parser
 
 
 def predict(options: argparse.Namespace) -> int:

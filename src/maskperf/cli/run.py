@@ -5,9 +5,9 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from maskperf.cli.arguments import CommandParser
 from maskperf.config import Count, DataConfig, RunConfig
@@ -23,7 +23,14 @@ from maskperf.run.start import check_start
 if TYPE_CHECKING:
     from maskperf.run.finish import FinishedRun
 
-EXAMPLES = """examples, to copy and paste:
+USAGE = "RECIPE [runs=N] [processes=N] [key=value ...] [section.key=value ...]"
+_RECIPES = "\n".join(f"  {name:<16} {recipe.__doc__}" for name, recipe in RECIPES.items())
+_KEYS = "\n".join(
+    f"  {f'{key}={format_value(value)}':<38} {FIELDS[key].metadata.get('help', '')}"
+    for key, value in flatten(RunConfig(recipe="")).items()
+    if key != "recipe"
+)
+EXAMPLES = f"""examples, to copy and paste:
   # train a small model on synthetic images
   maskperf run demo
   # any value of the configuration can be changed
@@ -38,7 +45,7 @@ EXAMPLES = """examples, to copy and paste:
   maskperf run coco_batch_96 processes=8 data.root=/data/coco mlperf.division=closed
 
 recipes:
-{recipes}
+{_RECIPES}
 
 runs=N        N runs, each in a fresh process and folder; afterwards a table and series.json
 processes=N   N processes of this machine, one GPU for each; on several machines use torchrun
@@ -49,31 +56,19 @@ Ctrl-C, SIGTERM and SIGUSR1 finish the step under way and write a checkpoint (ex
 75); a second Ctrl-C ends at once.
 
 keys, with the default of the benchmark:
-{keys}"""
+{_KEYS}"""
 FORWARDED_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # to all processes, which have 30 s for a checkpoint
 REQUEUE_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-COUNTS = ("runs", "processes")  # arguments of this command, not of the configuration
+COUNTS = {"runs": Count, "processes": Count}  # arguments of this command, not of the configuration
 GENERATED = {"data.generate_images"}  # overruled by own data, even where it is given
 FOR_OWN_DATA = ("model.num_classes=0", "data.check_counts=false", "data.generate_images=0,0")
 
 
-def make_parser() -> CommandParser:
-    recipes = [f"  {name:<16} {recipe.__doc__}" for name, recipe in RECIPES.items()]
-    keys = [
-        f"  {f'{key}={format_value(value)}':<38} {FIELDS[key].metadata.get('help', '')}"
-        for key, value in flatten(RunConfig(recipe="")).items()
-        if key != "recipe"
-    ]
-    parser = CommandParser(
-        "run",
-        usage="RECIPE [runs=N] [processes=N] [key=value ...] [section.key=value ...]",
-        epilog=EXAMPLES.format(recipes="\n".join(recipes), keys="\n".join(keys)),
-    )
+def add_options(parser: CommandParser) -> None:
     text = "what to train, see below; or my_recipe.py, my_recipe.py:name, a run's config.json"
     parser.add_argument("recipe", metavar="RECIPE", help=text)
     parser.add_argument("--layers", action="store_true", help="show the layers of the model, and train nothing")
     parser.add_argument("settings", metavar="key=value", nargs="*", help="change a value of the configuration")
-    return parser
 
 
 def run(options: argparse.Namespace) -> int:
@@ -154,26 +149,27 @@ def _show_layers(config: RunConfig) -> int:
     return EXIT_DONE
 
 
-def read_start(settings: Sequence[str]) -> tuple[list[str], str, dict[str, int]]:
-    """Return the changes of the configuration, what `resume=` names ("": nothing), and the numbers of `COUNTS`.
+def read_start(settings: Sequence[str], kinds: Mapping[str, Any] = COUNTS) -> tuple[list[str], str, dict[str, Any]]:
+    """Return the changes of the configuration, what `resume=` names ("": nothing), and the numbers by these names.
 
-    Errors: ConfigError for `resume=` without a value, and a count that is not an integer above 0.
+    Counts are 1 where they are not given.
+    Errors: ConfigError for `resume=` without a value, and a number that is not of its kind.
     """
-    pairs, resume, counts = list[str](), "", dict.fromkeys(COUNTS, 1)
+    pairs, resume, numbers = list[str](), "", dict[str, Any](dict.fromkeys(COUNTS, 1))
     for setting in settings:
         name, text = key_of(setting), setting.partition("=")[2].strip()
         if name == "resume":
             if not text:
                 raise ConfigError("resume: names no run. Fix: resume=auto, or resume=FOLDER with the folder of a run")
             resume = text
-        elif name in COUNTS:
+        elif name in kinds:
             try:
-                counts[name] = parse_value(text, Count)
+                numbers[name] = parse_value(text, kinds[name])
             except ValueError as error:
                 raise ConfigError(f"{setting}: {error}. Fix: give a number, such as {name}=5.") from error
         else:
             pairs.append(setting)
-    return pairs, resume, counts
+    return pairs, resume, numbers
 
 
 def _find_resumption(wanted: str, config: RunConfig, processes: int, *, runs: int) -> Resumption | None:

@@ -7,20 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maskperf.cli.arguments import path_argument
-from maskperf.cli.run import read_start, start_processes, train_and_report
+from maskperf.cli.arguments import CommandParser, path_argument
+from maskperf.cli.run import COUNTS, read_start, start_processes, train_and_report
+from maskperf.cli.train import MODELS
 from maskperf.config import Positive, RunConfig
 from maskperf.data.coco.layout import DataLayout, find_layout
 from maskperf.errors import ConfigError, UserError
-from maskperf.overrides import (
-    NAMES_ELSEWHERE,
-    format_value,
-    key_of,
-    parse_value,
-    path_as_argument,
-    to_json_text,
-    with_overrides,
-)
+from maskperf.overrides import NAMES_ELSEWHERE, format_value, key_of, path_as_argument, to_json_text, with_overrides
 from maskperf.recipe_files import recipe_config
 from maskperf.recipes import OWN_DATA
 from maskperf.run.resume import Resumption, resumption_of, run_to_resume
@@ -34,7 +27,6 @@ if TYPE_CHECKING:
     from maskperf.run.own_data import Plan, Start
 
 ALIASES = {name: NAMES_ELSEWHERE[name][0] for name in ("epochs", "batch", "lr")}
-MODELS = ("small", "r50")
 NOT_HERE = ("data.train_json", "data.train_images", "data.val_json", "data.val_images", "data.root")
 PLANNED_SHARE = 0.9  # of the minutes that were asked for: start, report and slower steps want some, too
 NEXT_TO_NOTHING = 0.05
@@ -163,20 +155,15 @@ def _read_settings(settings: Sequence[str]) -> tuple[list[str], str, float, bool
     """Return the pairs of the configuration, what to resume, the minutes (0: not given), if batch=auto, processes."""
     if "WORLD_SIZE" in os.environ:
         raise ConfigError("WORLD_SIZE is set: train starts its processes itself. Fix: processes=N without torchrun")
-    rest, resume, counts = read_start(settings)
-    if counts["runs"] > 1:
+    rest, resume, numbers = read_start(settings, {**COUNTS, "minutes": Positive})
+    if numbers["runs"] > 1:
         raise ConfigError(
             "runs: train makes one run. Fix: maskperf run FOLDER/config.json runs=N seed=-1 run_dir= repeats it"
         )
-    pairs, minutes, is_auto = [], 0.0, False
+    pairs, minutes, is_auto = [], numbers.get("minutes", 0.0), False
     for setting in rest:
         name, _, text = (part.strip() for part in setting.partition("="))
-        if name == "minutes":
-            try:
-                minutes = parse_value(text, Positive)
-            except ValueError as error:
-                raise ConfigError(f"{setting}: {error}. Fix: give a number, such as minutes=30") from error
-        elif name in ("batch", "optimizer.batch_size") and text == "auto":
+        if name in ("batch", "optimizer.batch_size") and text == "auto":
             is_auto = True
         elif name in NOT_HERE:
             raise ConfigError(f"{setting}: cannot be set here. Fix: give DATA and --val")
@@ -185,7 +172,7 @@ def _read_settings(settings: Sequence[str]) -> tuple[list[str], str, float, bool
     limits = [pair for pair in pairs if key_of(pair) in ("optimizer.max_epochs", "optimizer.max_steps")]
     if minutes and limits:
         raise ConfigError(f"minutes={minutes:g} and {limits[0]} are two lengths of one run. Fix: give one of them")
-    return pairs, resume, minutes, is_auto, counts["processes"]
+    return pairs, resume, minutes, is_auto, numbers["processes"]
 
 
 def _check_start_options(weights: Path | None, backbone: Path | None, model: str | None) -> None:
@@ -251,7 +238,7 @@ def _planned_for(plan: "Plan", minutes: float, topology: "Topology", processes: 
 
 def _conclude(best: BestEpoch | None, folder: Path, layout: DataLayout) -> None:
     """Show and save what the best weights find on the test part; a problem of it does not undo the training."""
-    from maskperf.cli.evaluate import evaluate, make_parser
+    from maskperf.cli.evaluate import evaluate
 
     if best is not None and best.box_ap < NEXT_TO_NOTHING:
         advice = "start from trained weights (--weights, --backbone), give more images, or more epochs"
@@ -262,6 +249,6 @@ def _conclude(best: BestEpoch | None, folder: Path, layout: DataLayout) -> None:
     arguments = ["--weights", str(folder / best.weights), "--output", str(folder / "test.json")]
     arguments += ["--val-json", str(layout.test.json_path), "--val-images", str(layout.test.image_folder)]
     try:
-        evaluate(make_parser().read(arguments))
+        evaluate(CommandParser("evaluate").read(arguments))
     except UserError as error:
         print(f"the test part could not be evaluated: {error}", flush=True)

@@ -82,17 +82,18 @@ def evaluate(
     """
     if bool(val_json) != bool(val_images) or (data and val_json):
         raise ConfigError("give either data, or val_json and val_images together, or none of them")
-    opened = open_evaluation(
-        Path(weights), data, val_json=val_json, val_images=val_images, recipe=recipe, settings=settings
-    )
+    path = Path(weights)
+    config, metadata, notices = resolve_for_weights(path, recipe=recipe, pairs=settings)
+    config = with_data(config, root=data, val_json=val_json, val_images=val_images)
+    opened = open_evaluation(path, config, metadata)
     assert opened.truth is not None  # one process, which is the first
     start = time.monotonic()
     results = predict_split(opened)
     seconds = time.monotonic() - start
-    engine, limit = engine or opened.config.evaluation.engine, most_counted(opened.config.model)
+    engine, limit = engine or config.evaluation.engine, most_counted(config.model)
     scores = score(opened.truth, *results, engine=engine, max_detections=limit)
     images = len(opened.val.image_ids)
-    return Evaluation(scores, images, images_per_second=images / seconds, notices=tuple(opened.lines))
+    return Evaluation(scores, images, images_per_second=images / seconds, notices=(*notices, *opened.lines))
 
 
 def with_data(
@@ -108,21 +109,12 @@ def with_data(
 
 
 def open_evaluation(
-    weights: Path,
-    data: str | Path | None = None,
-    *,
-    val_json: str | Path | None = None,
-    val_images: str | Path | None = None,
-    recipe: str | RunConfig | None = None,
-    settings: Sequence[str] = (),
-    truth_is_optional: bool = False,
+    weights: Path, config: RunConfig, metadata: Mapping[str, Any], *, truth_is_optional: bool = False
 ) -> Opened:
     """Return everything an evaluation needs, checked. Sets the number of threads of this process.
 
-    Errors: as `resolve_for_weights` and `open_validation`; DataError for weights that cannot be loaded.
+    Errors: as `open_validation`; DataError for weights that cannot be loaded.
     """
-    config, metadata, notices = resolve_for_weights(weights, recipe=recipe, pairs=settings)
-    config = with_data(config, root=data, val_json=val_json, val_images=val_images)
     val, match = open_validation(config, metadata, is_test_set=truth_is_optional)
     topology = init_topology(config.system.device)
     threads = threads_of_process(config.system.threads)
@@ -134,7 +126,7 @@ def open_evaluation(
     model, loaded = build_model(loading, seed=0)
     data_notices = [f"{val.json_path}: {notice}" for notice in val.notices]
     data_notices += [*match.notices, *detection_notices(val, config.model.detections_per_image)]
-    lines = [*notices, threads.line(), *data_notices, *loaded]
+    lines = [threads.line(), *data_notices, *loaded]
     return Opened(config, model, val, match, truth, topology, lines, data_notices)
 
 

@@ -1,9 +1,6 @@
 """`maskperf export`: files of other runtimes, verified on data, or refused."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,23 +8,19 @@ import pytest
 import torch
 from small_weights import write_small_weights
 
-from maskperf import errors
 from maskperf.errors import EXIT_RULE, EXIT_STORAGE, EXIT_USAGE
 from maskperf.export import formats
 
-SOURCES = Path(errors.__file__).resolve().parents[1]
 ONE_THREAD = ("--set", "system.threads=1")
 
 
 @pytest.fixture
-def export(weights, tmp_path):
+def export(weights, new_process):
     """Return a function that exports in a process of its own: what checks types here is no part of a graph."""
 
     def run(form, name, *more, path=weights):
-        command = [sys.executable, "-m", "maskperf", "export", str(path), "--format", form, "--out", name]
-        environment = {**os.environ, "PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"}
-        streams = {"capture_output": True, "text": True, "env": environment, "cwd": tmp_path}
-        done = subprocess.run([*command, *more, *ONE_THREAD], timeout=3600, check=False, **streams)
+        command = ("-m", "maskperf", "export", path, "--format", form, "--out", name)
+        done = new_process(*command, *more, *ONE_THREAD)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -60,20 +60,6 @@ def test_the_package_can_be_run_as_a_module(new_process):
     assert finished.stdout.startswith("maskperf ") and len(finished.stdout.splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    ("arguments", "hint"),
-    [
-        (["evalute"], "did you mean evaluate?"),
-        (["xyz"], "choose from train, run, evaluate"),
-        (["help", "rnu"], "did you mean run?"),
-    ],
-)
-def test_an_unknown_command_is_a_usage_error_with_a_hint(arguments, hint, maskperf):
-    shown = maskperf(*arguments)
-    assert (shown.code, shown.out) == (errors.EXIT_USAGE, "")
-    assert arguments[-1] in shown.err and hint in shown.err
-
-
 MESSAGE = "what is wrong. Fix: this"
 PROBLEM = errors.Problem(file="a.json", where="image id 4", field="width", value="-1", message="No.", fix="Fix.")
 

@@ -211,12 +211,13 @@ def _flat_json(text: str) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key not in GONE}
 
 
-def validate(config: RunConfig) -> None:
-    """Raise one ConfigError with a line for every value that cannot be used, alone or beside another."""
+def validate(config: RunConfig) -> RunConfig:
+    """Return the configuration. Errors: ConfigError with each value that cannot be used, alone or beside another."""
     values = flatten(config)
     problems = {**dict(_conflicts(config)), **_checked(values)[1]}
     if problems:
         raise ConfigError("\n".join(f"{key}={format_value(values[key])}: {text}" for key, text in problems.items()))
+    return config
 
 
 def _checked(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

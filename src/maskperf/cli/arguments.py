@@ -97,10 +97,10 @@ def path_argument(text: str) -> Path:
 def require_existing(name: str, paths: Iterable[Path]) -> None:
     """Raise a DataError with each path of the option or argument `name` that does not exist."""
     fix = "Check its spelling, and the folder that the command is started in."
-    missing = [{"file": str(path), "value": str(path)} for path in paths if not path.exists()]
-    message = "There is no such file or folder."
+    at = {"where": "the path", "field": name, "message": "There is no such file or folder.", "fix": fix}
+    missing = [Problem(file=str(path), value=str(path), **at) for path in paths if not path.exists()]
     if missing:
-        raise DataError([Problem(**path, where="the path", field=name, message=message, fix=fix) for path in missing])
+        raise DataError(missing)
 
 
 def require_new_file(path: Path, *, overwrite: bool | None) -> None:

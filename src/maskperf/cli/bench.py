@@ -185,9 +185,7 @@ def _plan(options: argparse.Namespace, names: tuple[str, ...]) -> "Plan":
 def _config_of(recipe: str, pairs: list[str]) -> RunConfig:
     """Return a recipe with the changes that were asked for, its backbone random."""
     base = RECIPES[recipe]()
-    config = with_overrides(replace(base, model=replace(base.model, backbone_weights="")), pairs)
-    validate(config)
-    return config
+    return validate(with_overrides(replace(base, model=replace(base.model, backbone_weights="")), pairs))
 
 
 def _peer_python(options: argparse.Namespace) -> str:

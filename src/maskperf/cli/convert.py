@@ -135,8 +135,7 @@ def _with_model_keys(config: RunConfig, pairs: list[str]) -> RunConfig:
     for pair in pairs:
         if not pair.startswith("model.") or pair.startswith(("model.initial_weights", "model.backbone_weights")):
             raise ConfigError(f"{pair!r}: only sizes of the model can be set here, such as model.num_classes=9.")
-    config = with_overrides(config, pairs)
-    validate(config)
+    config = validate(with_overrides(config, pairs))
     if config.model.num_classes == 0:
         raise ConfigError("model.num_classes=0: there is no data set to follow here. Fix: give the number.")
     return config

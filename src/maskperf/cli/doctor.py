@@ -89,8 +89,7 @@ def _data_to_check(options: argparse.Namespace) -> tuple[RunConfig, list[str]]:
             raise ConfigError(f"{pair}: has no effect here. Fix: give keys of the section data only.")
         if key == "data.root":
             raise ConfigError(f"{pair}: cannot be set here. Fix: give --data instead.")
-    config = with_overrides(coco(), options.pairs)
-    validate(config)
+    config = validate(with_overrides(coco(), options.pairs))
     splits = [split for split in NAME_OF_SPLIT if {f"data.{split}_json", f"data.{split}_images"} & keys.keys()]
     if options.data:
         config = replace(config, data=replace(config.data, root=str(options.data)))

@@ -209,8 +209,7 @@ def resolve(recipe: str, pairs: list[str]) -> RunConfig:
     given = {key_of(pair) for pair in pairs}
     if "data.train_json" in given or ("data.root" in given and _root_is_own(config)):
         config = with_overrides(config, [pair for pair in FOR_OWN_DATA if key_of(pair) not in given - GENERATED])
-    validate(config)
-    return config
+    return validate(config)
 
 
 def _root_is_own(config: RunConfig) -> bool:

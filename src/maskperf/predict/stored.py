@@ -50,6 +50,5 @@ def resolve_for_weights(
         notices.append("model.batch_norm=frozen, because the file holds no metadata of a run")
     model = replace(config.model, backbone_weights="", initial_weights="")
     data = replace(config.data, generate_images=(0, 0), check_counts=False)
-    config = with_overrides(replace(config, model=model, data=data, system=SystemConfig()), pairs)
-    validate(config)
+    config = validate(with_overrides(replace(config, model=model, data=data, system=SystemConfig()), pairs))
     return config, metadata, notices

@@ -230,25 +230,6 @@ def numbers(results):
     return {key: results[key] for key in ("box_ap", "mask_ap", "box_stats", "mask_stats")}
 
 
-def test_a_data_set_with_fewer_categories_gives_the_same_numbers_and_a_notice(evaluate_own, val_json, known_results):
-    absent = CATEGORIES[-1].id
-    assert absent in {entry["category_id"] for entry in json.loads(val_json.read_text())["annotations"]}
-
-    def without_one(document):
-        document["annotations"] = [entry for entry in document["annotations"] if entry["category_id"] != absent]
-
-    def unlisted(document):
-        without_one(document)
-        document["categories"] = [entry for entry in document["categories"] if entry["id"] != absent]
-
-    assert evaluate_own("listed.json", without_one).code == 0
-    listed = results_file()
-    shown = evaluate_own("unlisted.json", unlisted, "--overwrite", "--engine", "both")
-    assert shown.code == 0 and numbers(results_file()) == numbers(listed)
-    notice = f"unlisted.json: 1 of the 8 categories of the weights are not in this file (id {absent} "
-    assert notice in shown.out and any(text.startswith(notice) for text in results_file()["notices"])
-
-
 def test_other_ids_are_matched_by_name_on_request_and_detections_have_those_of_the_file(
     evaluate, evaluate_own, known_results
 ):

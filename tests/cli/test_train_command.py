@@ -11,6 +11,7 @@ import torch
 from own_data import KINDS, write_own_data
 
 import maskperf as api
+from maskperf.cli.arguments import CommandParser
 from maskperf.cli.train_data import prepare_training
 from maskperf.engine.build import build_model
 from maskperf.errors import EXIT_DATA, EXIT_DONE, EXIT_REQUEUE, EXIT_USAGE, ConfigError
@@ -155,18 +156,22 @@ def test_two_processes_train_and_leave_what_one_leaves(folder, tmp_path, new_pro
     assert done.stdout.count("next to nothing") == 1
 
 
+def prepared_for(folder, *settings):
+    return prepare_training(CommandParser("train").read([str(folder), *settings]))
+
+
 def test_minutes_are_planned_from_a_measurement(folder, capsys):
-    prepared = prepare_training(folder, ("minutes=0.5", *TINY))
+    prepared = prepared_for(folder, "minutes=0.5", *TINY)
     said = capsys.readouterr().out
     optimizer = prepared.config.optimizer
     assert f"the plan is {optimizer.max_epochs} epochs, {optimizer.max_steps:,} steps" in said
-    longer = prepare_training(folder, ("minutes=60", *TINY)).config.optimizer
+    longer = prepared_for(folder, "minutes=60", *TINY).config.optimizer
     assert longer.max_steps > 10 * optimizer.max_steps and longer.warmup_steps >= optimizer.warmup_steps
 
 
 def test_an_automatic_batch_is_measured_and_said(folder, capsys):
     settings = [setting for setting in TINY if setting != "batch=4"]
-    config = prepare_training(folder, ("batch=auto", *settings)).config
+    config = prepared_for(folder, "batch=auto", *settings).config
     assert config.optimizer.batch_size == 2  # of ten images: a power of two, at most a quarter of them
     assert "batch=auto: 2; an image needs" in capsys.readouterr().out
 

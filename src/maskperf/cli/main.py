@@ -12,6 +12,7 @@ import shlex
 import sys
 import tempfile
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from maskperf import errors
@@ -157,18 +158,15 @@ def _escape_unencodable_characters() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _list_problems(error: errors.DataError) -> str:
-    """Write all problems to a file and return a line that names it; empty if the message shows all of them."""
-    text = error.all_lines()
-    for folder in (current_run_folder(), Path.cwd(), Path(tempfile.gettempdir())) if text else ():
+def _write_for_the_user(name: str, text: str) -> Path | None:
+    """Write a text to the run, to this folder or among temporary files, where that can be; return its path."""
+    for folder in (current_run_folder(), Path.cwd(), Path(tempfile.gettempdir())):
         if folder is not None and folder.is_dir():
-            path = folder / f"maskperf-errors-{os.getpid()}.txt"
-            try:
+            path = folder / f"maskperf-{name}-{os.getpid()}.txt"
+            with suppress(OSError):
                 path.write_text(text, encoding="utf-8", errors="backslashreplace")
-            except OSError:
-                continue
-            return f"\neach of them in full: {path}"
-    return ""
+                return path
+    return None
 
 
 def _handle_unforeseen(error: Exception, arguments: list[str]) -> int:
@@ -191,16 +189,12 @@ def _handle_unforeseen(error: Exception, arguments: list[str]) -> int:
 
 
 def _report_bug(error: Exception, arguments: list[str]) -> int:
-    folder = current_run_folder()
-    path = (folder if folder is not None and folder.is_dir() else Path.cwd()) / f"maskperf-bug-{os.getpid()}.txt"
     heading = f"maskperf {_version()}, Python {sys.version.split()[0]}\ncommand: maskperf {shlex.join(arguments)}\n\n"
     report = heading + "".join(traceback.format_exception(error))
-    try:
-        path.write_text(report, encoding="utf-8", errors="backslashreplace")
-        details = f"the details are in {path}"
-    except OSError as reason:
+    path = _write_for_the_user("bug", report)
+    if path is None:
         print(report, file=sys.stderr)
-        details = f"its trace is above ({path}: {reason})"
+    details = f"the details are in {path}" if path else "its trace is above, as it could be written nowhere"
     return _fail(f"a bug in maskperf: {_first_line(error)}; {details}", errors.EXIT_BUG)
 
 
@@ -212,8 +206,9 @@ def _first_line(error: Exception) -> str:
 def _fail(text: str, code: int, error: errors.UserError | None = None) -> int:
     """Show an error once, for problems in data with the file that lists them, and return the exit code."""
     if _is_first_to_say(text):
-        listed = _list_problems(error) if isinstance(error, errors.DataError) else ""
-        print(f"error: {text}{listed}", file=sys.stderr)
+        all_lines = error.all_lines() if isinstance(error, errors.DataError) else ""
+        path = _write_for_the_user("errors", all_lines) if all_lines else None
+        print(f"error: {text}" + (f"\neach of them in full: {path}" if path else ""), file=sys.stderr)
     return code
 
 

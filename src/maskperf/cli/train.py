@@ -47,6 +47,5 @@ def train(options: argparse.Namespace) -> int:
     """Return 0, or 6 where targets were asked for and missed."""
     from maskperf.cli.train_data import prepare_training
 
-    start = {name: getattr(options, name) for name in ("val", "test", "weights", "backbone", "model")}
-    prepared = prepare_training(options.data, options.settings, **start)
+    prepared = prepare_training(options)
     return prepared.on_processes() if prepared.processes > 1 else exit_code_of(prepared.here())

@@ -1,5 +1,6 @@
 """Training on own data in one call: what `maskperf train` and `maskperf.train` do."""
 
+import argparse
 import os
 import tempfile
 from collections.abc import Sequence
@@ -84,32 +85,24 @@ def train(
     given = {"val": val, "test": test, "weights": weights, "backbone": backbone}
     paths = {name: None if path is None else path_argument(str(path)) for name, path in given.items()}
     settings += tuple(f"{name}={format_value(value)}" for name, value in values.items())
-    prepared = prepare_training(path_argument(str(data)), settings, model=model, **paths)
+    options = argparse.Namespace(data=path_argument(str(data)), settings=settings, model=model, **paths)
+    prepared = prepare_training(options)
     if prepared.processes > 1:
         raise ConfigError(f"processes={prepared.processes}: maskperf.train works in one. Fix: use the command")
     return prepared.here()
 
 
-def prepare_training(
-    data: Path,
-    settings: Sequence[str],
-    *,
-    val: Path | None = None,
-    test: Path | None = None,
-    weights: Path | None = None,
-    backbone: Path | None = None,
-    model: str | None = None,
-) -> Prepared:
-    """Return the training of a data set with what the user asked for, after the plan was said.
+def prepare_training(options: argparse.Namespace) -> Prepared:
+    """Return the training that the options of the command ask for, after the plan was said.
 
     Errors: ConfigError and DataError before anything is made; torch is imported only when the arguments are right.
     """
-    pairs, resume, minutes, is_auto, processes = _read_settings(settings)
+    pairs, resume, minutes, is_auto, processes = _read_settings(options.settings)
     checked = with_overrides(RunConfig(recipe=OWN_DATA), pairs)
-    _check_start_options(weights, backbone, model)
+    _check_start_options(options)
     if not resume:
         require_run_folder(checked.run_dir)
-    layout = find_layout(data, val=val, test=test)
+    layout = find_layout(options.data, val=options.val, test=options.test)
     print("\n".join(layout.lines()), flush=True)
     resumption = _find_resumption(resume, checked, layout, pairs, processes) if resume else None
     if resumption is not None:
@@ -119,7 +112,7 @@ def prepare_training(
     from maskperf.engine.distributed import init_topology
     from maskperf.run.own_data import plan_training
 
-    start = _start(weights, backbone, model)
+    start = _start(options)
     topology = init_topology(checked.system.device)
 
     def planned() -> "Plan":
@@ -175,7 +168,8 @@ def _read_settings(settings: Sequence[str]) -> tuple[list[str], str, float, bool
     return pairs, resume, minutes, is_auto, numbers["processes"]
 
 
-def _check_start_options(weights: Path | None, backbone: Path | None, model: str | None) -> None:
+def _check_start_options(options: argparse.Namespace) -> None:
+    weights, backbone, model = options.weights, options.backbone, options.model
     if model is not None and weights is not None:
         raise ConfigError("--model and --weights exclude each other: weights bring their model. Fix: leave one out")
     if weights is not None and backbone is not None:
@@ -186,16 +180,17 @@ def _check_start_options(weights: Path | None, backbone: Path | None, model: str
         raise ConfigError(f"model={model!r} is unknown. Fix: {' or '.join(MODELS)}")
 
 
-def _start(weights: Path | None, backbone: Path | None, model: str | None) -> "Start":
+def _start(options: argparse.Namespace) -> "Start":
     """Return what the training starts from. Reads the header of weights."""
     from maskperf.predict.stored import resolve_for_weights
     from maskperf.run.own_data import Start
 
-    if weights is None:
-        return Start(backbone=str(backbone or ""), model=model or ("r50" if backbone else "small"))
-    config, metadata, notices = resolve_for_weights(weights)
+    if options.weights is None:
+        backbone = str(options.backbone or "")
+        return Start(backbone=backbone, model=options.model or ("r50" if backbone else "small"))
+    config, metadata, notices = resolve_for_weights(options.weights)
     print("\n".join(notices), flush=True)
-    config = replace(config, model=replace(config.model, initial_weights=str(weights)))
+    config = replace(config, model=replace(config.model, initial_weights=str(options.weights)))
     return Start(weights=config, category_names=tuple(metadata.get("category_names", ())))
 
 
@@ -238,8 +233,6 @@ def _planned_for(plan: "Plan", minutes: float, topology: "Topology", processes: 
 
 def _conclude(best: BestEpoch | None, folder: Path, layout: DataLayout) -> None:
     """Show and save what the best weights find on the test part; a problem of it does not undo the training."""
-    from maskperf.cli.evaluate import evaluate
-
     if best is not None and best.box_ap < NEXT_TO_NOTHING:
         advice = "start from trained weights (--weights, --backbone), give more images, or more epochs"
         print(f"note: a box AP of {best.box_ap:.3f} is next to nothing. Fix: {advice}", flush=True)
@@ -249,6 +242,7 @@ def _conclude(best: BestEpoch | None, folder: Path, layout: DataLayout) -> None:
     arguments = ["--weights", str(folder / best.weights), "--output", str(folder / "test.json")]
     arguments += ["--val-json", str(layout.test.json_path), "--val-images", str(layout.test.image_folder)]
     try:
-        evaluate(CommandParser("evaluate").read(arguments))
+        parser = CommandParser("evaluate")
+        parser.run(parser.read(arguments))
     except UserError as error:
         print(f"the test part could not be evaluated: {error}", flush=True)

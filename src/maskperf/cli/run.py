@@ -5,7 +5,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from maskperf.run.run_folder import current_run_folder, require_run_folder
 from maskperf.run.start import check_start
 
 if TYPE_CHECKING:
+    from maskperf.engine.distributed import Topology
     from maskperf.run.finish import FinishedRun
 
 USAGE = "RECIPE [runs=N] [processes=N] [key=value ...] [section.key=value ...]"
@@ -99,7 +101,13 @@ def run(options: argparse.Namespace) -> int:
     if counts["processes"] > 1:
         going_on = [f"resume={resumption.folder.absolute()}"] if resumption is not None else []
         return start_processes([options.recipe, *pairs, *going_on], counts["processes"])
-    return exit_code_of(train_and_report(config, resumption))
+    from maskperf.run.loop import run_benchmark
+    from maskperf.run.summary import show_outcome
+
+    with ready_to_run(config, resumption) as ready:
+        finished = run_benchmark(*ready)
+        show_outcome(finished)
+    return exit_code_of(finished)
 
 
 def exit_code_of(finished: "FinishedRun") -> int:
@@ -107,14 +115,15 @@ def exit_code_of(finished: "FinishedRun") -> int:
     return EXIT_DONE if finished.results.status in ("success", "done") else EXIT_TARGET_MISSED
 
 
-def train_and_report(config: RunConfig, resumption: Resumption | None) -> "FinishedRun":
-    """Train in this process or those of torchrun, show the outcome and write the report, also of a run that is lost.
+@contextmanager
+def ready_to_run(
+    config: RunConfig, resumption: Resumption | None
+) -> Iterator[tuple[RunConfig, "Topology", Resumption | None]]:
+    """Give what `run_benchmark` takes, here or in processes of torchrun, and write the report, of a lost run too.
 
     `resumption` is that of the first process.
     """
     from maskperf.engine.distributed import close_topology, init_topology, share_from_first
-    from maskperf.run.loop import run_benchmark
-    from maskperf.run.summary import show_outcome
 
     topology = init_topology(config.system.device)
 
@@ -129,13 +138,11 @@ def train_and_report(config: RunConfig, resumption: Resumption | None) -> "Finis
             _generate(config.data)
         share_from_first(None, topology)  # the others wait until the data is there
         try:
-            finished = run_benchmark(config, topology, resumption)
-            show_outcome(finished)
+            yield config, topology, resumption
         except LostRunError:
             report()
             raise
         report()
-        return finished
     finally:
         close_topology()
 

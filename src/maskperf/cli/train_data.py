@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskperf.cli.arguments import CommandParser, path_argument
-from maskperf.cli.run import COUNTS, read_start, start_processes, train_and_report
+from maskperf.cli.run import COUNTS, read_start, ready_to_run, start_processes
 from maskperf.cli.train import MODELS
 from maskperf.config import Positive, RunConfig
 from maskperf.data.coco.layout import DataLayout, find_layout
@@ -44,7 +44,12 @@ class Prepared:
 
     def here(self) -> "FinishedRun":
         """Train in this process, then evaluate the best weights on the test part, if there is one."""
-        finished = train_and_report(self.config, self.resumption)
+        from maskperf.run.loop import run_benchmark
+        from maskperf.run.summary import show_outcome
+
+        with ready_to_run(self.config, self.resumption) as ready:
+            finished = run_benchmark(*ready)
+            show_outcome(finished)
         if finished.folder is not None:
             _conclude(finished.results.best, finished.folder, self.layout)
         return finished

@@ -51,7 +51,7 @@ DETECTION_FILES = ("detections_bbox.json", "detections_segm.json")
 
 def add_options(parser: CommandParser) -> None:
     add, add_path = parser.add_argument, parser.add_path
-    add_path("--weights", "FILE", "model.safetensors of a run, or a .pth of the reference", required=True)
+    add_path("--weights", "FILE", "model.safetensors of a run, or weights of another program", required=True)
     add_path("--data", "FOLDER", "folder with annotations/instances_val2017.json and val2017/")
     add_path("--val-json", "FILE", "own data: the annotations")
     add_path("--val-images", "FOLDER", "own data: the images")

@@ -37,7 +37,7 @@ SMALLEST_TILE = 64
 
 def add_options(parser: CommandParser) -> None:
     add = parser.add_argument
-    parser.add_path("weights", "WEIGHTS", "model.safetensors of a run, or a .pth of the reference")
+    parser.add_path("weights", "WEIGHTS", "model.safetensors of a run, or weights of another program")
     add("sources", metavar="SOURCES", nargs="+", help="images, videos, folders or patterns")
     parser.add_path("--out", "DIR", "where everything is written", required=True)
     score = value_of(Annotated[float, Meta(ge=0, le=1)])

@@ -38,7 +38,7 @@ def add_options(parser: CommandParser) -> None:
     add("settings", metavar="key=value", nargs="*", default=[], help="change a value of the configuration")
     add_path("--val", "PATH", "validation data: annotation file or folder; default: found in DATA, or a fifth of it")
     add_path("--test", "PATH", "data to evaluate the best weights on at the end: annotation file or folder")
-    add_path("--weights", "FILE", "start from a whole model: model.safetensors of a run, or a .pth of the reference")
+    add_path("--weights", "FILE", "start from a whole model: model.safetensors of a run, or weights of another program")
     add_path("--backbone", "FILE", "start from a backbone: Detectron's R-50.pkl, or its .safetensors")
     add("--model", choices=MODELS, help="without --weights: default r50 with a backbone, else small")
 

@@ -44,7 +44,7 @@ def plain_env(**changes):
         infiniband=(),
         gpu=GpuGroup(),
         limits=CgroupFacts(),
-        software={"torch": "2.13.0+cpu"},
+        software={"python": "3.13.1", "torch": "2.13.0+cpu"},
     )
     counts = {"train_images": 118287, "val_images": 5000, "train_json": True, "val_json": True}
     data = DataFolder(root="/data/coco", was_asked_for=False, weights="/data/R-50.pkl", **counts)
@@ -73,4 +73,5 @@ def gpu_env(count, *, gpus=None, group=None, **changes):
     values |= {"driver_version": "580.95.05", "driver_cuda": "13.0", **(group or {})}
     cpu = replace(CPU, usable_physical_cores=96, usable_logical_cores=192, physical_cores=96, logical_cores=192)
     base = plain_env(**{"torch_build": "13.0", **changes})
-    return with_machine(base, gpu=GpuGroup(**values), cpu=cpu, software={"torch": "2.13.0+cu130"})
+    software = base.machine.software | {"torch": "2.13.0+cu130"}
+    return with_machine(base, gpu=GpuGroup(**values), cpu=cpu, software=software)

@@ -32,6 +32,11 @@ def finding_of(name, env):
     return {finding.name: finding for finding in examine(env)}.get(name)
 
 
+def with_software(**versions):
+    env = plain_env()
+    return with_machine(env, software=env.machine.software | versions)
+
+
 def with_memory(env, **changes):
     return with_machine(env, memory=replace(env.machine.memory, **changes))
 
@@ -86,13 +91,13 @@ CASES = [
     ("system", with_machine(plain_env(), container="docker"), "ok", "container (docker)"),
     ("system", with_machine(plain_env(), kernel="Linux 5.15.167-microsoft-standard-WSL2"), "note", "WSL"),
     ("system", with_machine(plain_env(), kernel="Darwin 24"), "note", "Darwin"),
-    ("Python", plain_env(python=(3, 10, 9)), "problem", "3.11"),
-    ("Python", plain_env(python=(3, 11, 0)), "ok", "3.11.0"),
-    ("Python", plain_env(python=(4, 0, 0)), "ok", ""),
-    ("torch", with_machine(plain_env(), software={"torch": None}), "problem", "./install.sh"),
-    ("torch", with_machine(plain_env(), software={"torch": "2.10.1"}), "problem", "2.11"),
-    ("torch", with_machine(plain_env(), software={"torch": "2.11.0+cu130"}), "ok", ""),
-    ("torch", with_machine(plain_env(), software={"torch": "3.0.0"}), "ok", ""),
+    ("Python", with_software(python="3.10.9"), "problem", "3.11"),
+    ("Python", with_software(python="3.11.0"), "ok", "3.11.0"),
+    ("Python", with_software(python="4.0.0"), "ok", ""),
+    ("torch", with_software(torch=None), "problem", "./install.sh"),
+    ("torch", with_software(torch="2.10.1"), "problem", "2.11"),
+    ("torch", with_software(torch="2.11.0+cu130"), "ok", ""),
+    ("torch", with_software(torch="3.0.0"), "ok", ""),
     ("torch loads", plain_env(torch_probe=BROKEN_TORCH), "problem", "libcudart"),
     ("torch loads", plain_env(torch_probe=TorchProbe()), None, ""),
     ("torch loads", gpu_env(1, torch_probe=BROKEN_TORCH), None, ""),  # reported once, by torch_sees_gpus

@@ -1,5 +1,6 @@
 """Checks of GPUs, processors, memory and storage. What is absent or unknown has no finding."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 from maskperf.config import NUM_TRAIN_FILES, NUM_VAL_IMAGES
@@ -39,15 +40,15 @@ OPEN_FILES_NEEDED = 256
 COCO_GIB_WITH_ARCHIVES = 40.0
 RUN_GIB_NEEDED = 1.0
 RUN_GIB_COMFORTABLE = 5.0
-MEANING_OF_STORAGE = {
-    "virtual disk": "what lies below a virtual disk is unknown; its speed is measured without --quick",
-    "NVMe": "random reads are fast",
-    "SSD": "random reads are fast",
-    "memory": "the files lie in main memory and take room there",
-}
-SLOW_STORAGE = {
+# Kind: what it means, and the fix where it is slow.
+STORAGE = {
+    "virtual disk": ("what lies below a virtual disk is unknown; its speed is measured without --quick",),
+    "NVMe": ("random reads are fast",),
+    "SSD": ("random reads are fast",),
+    "memory": ("the files lie in main memory and take room there",),
     "hard disk": ("images are read in random order: about a hundred a second", "Copy the data to an SSD."),
     "network": ("depends on the network and on its other users", "Copy the data to a disk of this machine."),
+    None: ("the system does not report what holds this folder",),
 }
 
 
@@ -56,14 +57,12 @@ def check_gpus(env: Environment) -> Iterator[Finding]:
     gpus, processes = env.gpus, env.machine.gpu.processes
     if not gpus:
         return
-    names = [gpu.name for gpu in gpus]
-    kinds = sorted(set(names))
-    value = ", ".join(f"{names.count(kind)} x {kind}" for kind in kinds)
+    kinds = Counter(gpu.name for gpu in gpus)
+    value = ", ".join(f"{count} x {kind}" for kind, count in sorted(kinds.items()))
     if len(kinds) > 1:
-        meaning = "GPUs of several kinds: each step lasts as long as on the slowest"
-        yield note("GPUs", value, meaning, "Choose one kind with CUDA_VISIBLE_DEVICES.")
+        yield note("GPUs", value, "each step lasts as long as on the slowest", "Choose one kind: CUDA_VISIBLE_DEVICES.")
     else:
-        yield ok("GPUs", value, f"maskperf run ... processes={len(names)} uses all of them" if names[1:] else "one GPU")
+        yield ok("GPUs", value, f"maskperf run ... processes={len(gpus)} uses all of them" if gpus[1:] else "one GPU")
     if sizes := [gpu.memory_gib for gpu in gpus if gpu.memory_gib is not None]:
         images, fitting = env.config.optimizer.batch_size, int((min(sizes) - FIXED_GIB) / GIB_PER_IMAGE)
         value = f"{min(sizes):.1f} GiB" + (" each" if len(sizes) > 1 else "")
@@ -79,9 +78,8 @@ def check_gpus(env: Environment) -> Iterator[Finding]:
         fix = "Wait for them, end them, or choose other GPUs with CUDA_VISIBLE_DEVICES."
         yield note("GPUs in use", value, "they take memory and time from a run", fix)
     elif used > USED_BY_DRIVER_GIB:
-        value = f"{used:.1f} GiB of a GPU's memory are in use by no visible process"
-        meaning = "perhaps a process outside this container; it takes memory and time from a run"
-        yield note("GPUs in use", value, meaning, "Look at nvidia-smi outside the container.")
+        value = f"{used:.1f} GiB of a GPU's memory, by no visible process"
+        yield note("GPUs in use", value, "perhaps from outside this container", "Look at nvidia-smi outside of it.")
     else:
         yield ok("GPUs in use", "no", "a run has them for itself")
     if split := [str(gpu.index) for gpu in gpus if gpu.is_split]:
@@ -118,20 +116,14 @@ def check_gpu_speed(env: Environment) -> Iterator[Finding]:
 
 def check_cores(env: Environment) -> Iterator[Finding]:
     """Yield what the processors are, and how many cores a run may use."""
-    cpu, limit, threads, gpus = (
-        env.machine.cpu,
-        env.machine.limits.cpu_cores,
-        env.config.data.loader_threads,
-        len(env.gpus),
-    )
-    cores = cpu.usable_logical_cores
+    cpu, limit = env.machine.cpu, env.machine.limits.cpu_cores
+    cores, threads, gpus = cpu.usable_logical_cores, env.config.data.loader_threads, len(env.gpus)
     value = f"{cpu.model or 'unknown model'} ({cpu.architecture})"
     value += f", virtual ({cpu.hypervisor})" if cpu.hypervisor else ""
     if wide := [name for name in WIDE_INSTRUCTION_SETS if name in cpu.instruction_sets]:
         yield ok("processor", value, f"vector instructions that torch can use: {', '.join(wide)}")
     else:
-        meaning = "no wide vector instructions were found (AVX2, AVX-512, SVE): matrix products on the CPU are slow"
-        yield note("processor", value, meaning)
+        yield note("processor", value, "no AVX2, AVX-512 or SVE: matrix products on the CPU are slow")
     value = f"{cpu.usable_physical_cores} cores, {cores} logical"
     if cpu.logical_cores and cpu.logical_cores > cores:
         value += f" (of {cpu.logical_cores} logical cores in the machine)"
@@ -140,8 +132,7 @@ def check_cores(env: Environment) -> Iterator[Finding]:
         meaning = f"{gpus} process(es), each with {threads} loader threads, want {wanted}"
         yield note("cores", value, meaning, "Use a machine or a job with more cores, or set data.loader_threads=1.")
     elif not gpus and cpu.usable_physical_cores <= threads:
-        meaning = f"shared by the loader's {threads} threads and the training; on the CPU this costs little"
-        yield ok("cores", value, meaning)
+        yield ok("cores", value, f"shared by the loader's {threads} threads and the training, which costs little")
     else:
         yield ok("cores", value, f"enough for {max(gpus, 1)} process(es) with {threads} loader threads each")
     if limit is not None and limit >= cores:
@@ -152,10 +143,8 @@ def check_cores(env: Environment) -> Iterator[Finding]:
         fix = f"Give the container more of the {cores} logical cores that it sees (docker run --cpus)."
         yield note("CPU limit (cgroup)", f"{limit:g} cores", meaning, fix)
     if cpu.physical_cores and cpu.logical_cores:
-        each = cpu.logical_cores // cpu.physical_cores
-        value = f"{each} thread(s) per core, {cpu.sockets or '?'} socket(s)"
-        meaning = "means one thread per physical core" if each > 1 else "counts every logical core"
-        yield ok("hyperthreads", value, f"system.threads=0 {meaning}")
+        value = f"{cpu.logical_cores // cpu.physical_cores} thread(s) per core, {cpu.sockets or '?'} socket(s)"
+        yield ok("hyperthreads", value, "system.threads=0 means one thread per physical core")
 
 
 def check_steadiness(env: Environment) -> Iterator[Finding]:
@@ -164,9 +153,7 @@ def check_steadiness(env: Environment) -> Iterator[Finding]:
     if cpu.numa_nodes == 1:
         yield ok("NUMA nodes", "1", "all memory is equally near")
     elif cpu.numa_nodes is not None:
-        fix = (
-            f"On the CPU: torchrun --nproc-per-node {cpu.numa_nodes}, each bound with numactl --cpunodebind --membind."
-        )
+        fix = f"torchrun --nproc-per-node {cpu.numa_nodes}, each process bound with numactl --cpunodebind --membind."
         if env.gpus:
             fix = "For best speed bind each process to the node of its GPU (nvidia-smi topo -m shows it)."
         meaning = "memory of another node is slower; one process over all of them loses speed"
@@ -176,8 +163,8 @@ def check_steadiness(env: Environment) -> Iterator[Finding]:
     elif cpu.governor == "performance":
         yield ok("CPU frequency", cpu.governor, "full speed at once")
     else:
-        meaning = "cores may start slowly after a wait; times vary more"
-        yield note("CPU frequency", cpu.governor, meaning, "sudo cpupower frequency-set --governor performance")
+        fix = "sudo cpupower frequency-set --governor performance"
+        yield note("CPU frequency", cpu.governor, "cores may start slowly after a wait; times vary more", fix)
     if load is not None:
         value = f"load {load:.2f} on {cpu.usable_logical_cores} logical core(s)"
         if load > BUSY_SHARE * cpu.usable_logical_cores:
@@ -194,8 +181,7 @@ def check_steadiness(env: Environment) -> Iterator[Finding]:
     elif threads is None:
         yield ok("thread variables", "OMP_NUM_THREADS is not set", "system.threads decides")
     else:
-        meaning = "a run sets torch's threads itself, from system.threads; the variable affects other libraries only"
-        yield ok("thread variables", f"OMP_NUM_THREADS={threads}", meaning)
+        yield ok("thread variables", f"OMP_NUM_THREADS={threads}", "for other libraries; system.threads sets torch's")
 
 
 def check_cpu_speed(env: Environment) -> Iterator[Finding]:
@@ -205,8 +191,8 @@ def check_cpu_speed(env: Environment) -> Iterator[Finding]:
         threads = probe.cpu_threads or 1
         value = f"{probe.cpu_gflops:.0f} GFLOP/s in float32 with {threads} thread(s)"
         if probe.cpu_gflops < SMALL_CPU_GFLOPS_PER_THREAD * threads:
-            meaning = "slow for this number of threads: old, limited or busy cores"
-            yield note("matrix products, CPU", value, meaning, "See the lines on cores, CPU limit and other work.")
+            fix = "See the lines on cores, CPU limit and other work."
+            yield note("matrix products, CPU", value, "slow: old, limited or busy cores", fix)
         else:
             yield ok("matrix products, CPU", value, "what training on the CPU can count on")
     if speed is None:
@@ -218,8 +204,7 @@ def check_cpu_speed(env: Environment) -> Iterator[Finding]:
     meaning = f"{wanted} images/s ({gpus} x {PUBLISHED_IMAGES_PER_SECOND_AND_GPU}, an H100 of MLPerf 3.1)"
     meaning += f" need {needed:.0f} cores; there are {cores}"
     if gpus == 0:
-        meaning = f"100 images/s would need {100 / per_second:.1f} cores; training on the CPU is far slower"
-        yield ok("images", value, meaning)
+        yield ok("images", value, f"100 images/s would need {100 / per_second:.1f} cores; a CPU trains far slower")
     elif needed > cores:
         yield note("images", value, meaning, "Expect the GPUs to wait, unless training is slower than that.")
     elif threads > env.config.data.loader_threads:
@@ -264,8 +249,8 @@ def check_limits(env: Environment) -> Iterator[Finding]:
     """Yield the limits of the shell."""
     limits, gpus = env.process_limits, len(env.gpus)
     files, locked, core = limits.open_files, limits.locked_memory_gib, limits.core_file_gib
-    name, value = "open files (ulimit -n)", "unlimited" if files is None else str(files)
-    fix = f"ulimit -n {OPEN_FILES_WANTED}"
+    name, fix = "open files (ulimit -n)", f"ulimit -n {OPEN_FILES_WANTED}"
+    value = "unlimited" if files is None else str(files)
     if files is not None and files < OPEN_FILES_NEEDED:
         yield problem(name, value, "a run may be refused a file or a socket", fix)
     elif files is not None and gpus > 1 and files < OPEN_FILES_WANTED:
@@ -281,25 +266,26 @@ def check_limits(env: Environment) -> Iterator[Finding]:
     if core == 0:
         yield ok("core files (ulimit -c)", "none", "a crash leaves no large file")
     else:
-        value = "unlimited" if core is None else f"up to {core:.1f} GiB"
-        meaning = "a crash may write the whole memory of each process to the disk"
-        yield note("core files (ulimit -c)", value, meaning, "ulimit -c 0, unless you look for the cause of a crash.")
+        value, fix = (
+            "unlimited" if core is None else f"up to {core:.1f} GiB",
+            "ulimit -c 0, unless you look for a crash.",
+        )
+        yield note("core files (ulimit -c)", value, "a crash may write the memory of each process to the disk", fix)
 
 
 def check_data(env: Environment) -> Iterator[Finding]:
     """Yield the files of COCO 2017 and of the backbone."""
-    data, fix = env.data, "maskperf prepare coco, or name the folder: "
-    fix += "maskperf doctor --data FOLDER, maskperf run coco data.root=FOLDER"
-    counts = (("train2017", data.train_images, NUM_TRAIN_FILES), ("val2017", data.val_images, NUM_VAL_IMAGES))
+    data, needed = env.data, "the recipe demo needs none; the COCO recipes do"
+    fix = "maskperf prepare coco, or name it: maskperf doctor --data FOLDER, maskperf run coco data.root=FOLDER"
+    counts = {"train2017/": (data.train_images, NUM_TRAIN_FILES), "val2017/": (data.val_images, NUM_VAL_IMAGES)}
     has_json = {"train": data.train_json, "val": data.val_json}
     missing = [f"annotations/instances_{split}2017.json" for split, is_there in has_json.items() if not is_there]
-    missing += [f"{folder}/" for folder, found, _ in counts if found is None]
+    missing += [folder for folder, (found, _) in counts.items() if found is None]
     other = [
-        f"{folder}/ ({found:,} images instead of {wanted:,})"
-        for folder, found, wanted in counts
-        if found is not None and found != wanted
+        f"{folder} ({found:,} images instead of {wanted:,})"
+        for folder, (found, wanted) in counts.items()
+        if found not in (None, wanted)
     ]
-    needed = "the recipe demo needs none; the COCO recipes do"
     if not missing and not other:
         value = f"{data.root}: {NUM_TRAIN_FILES:,} and {NUM_VAL_IMAGES:,} images"
         yield ok("COCO 2017", value, "complete by its number of files; maskperf run coco checks more")
@@ -330,8 +316,8 @@ def check_space(env: Environment) -> Iterator[Finding]:
     if (env.data.train_images or 0) >= NUM_TRAIN_FILES:
         yield ok("space for data", value, "the data set is there already")
     elif data.free_gib is not None and data.free_gib < COCO_GIB_WITH_ARCHIVES:
-        meaning = f"COCO 2017 takes up to {needed} while its archives are there, half of it later"
-        yield note("space for data", value, meaning, "Free some, or choose another folder with --data.")
+        fix = "Free some, or choose another folder with --data."
+        yield note("space for data", value, f"COCO 2017 takes up to {needed} while its archives are there", fix)
     else:
         yield ok("space for data", value, f"COCO 2017 needs up to {needed} while it is unpacked")
     name, value = "space for runs", run_value
@@ -341,8 +327,8 @@ def check_space(env: Environment) -> Iterator[Finding]:
     elif free is None:
         yield note(name, value, "it is unknown whether the files of a run have room")
     elif free < RUN_GIB_NEEDED:
-        meaning = "a run leaves up to 0.5 GiB: weights, detections, logs"
-        yield problem(name, value, meaning, "Free some, or choose another folder with run_dir=FOLDER.")
+        fix = "Free some, or choose another folder with run_dir=FOLDER."
+        yield problem(name, value, "a run leaves up to 0.5 GiB: weights, detections, logs", fix)
     elif free < RUN_GIB_COMFORTABLE:
         yield note(name, value, "enough for one run, not for a series of five", "Free some before a series.")
     else:
@@ -354,11 +340,8 @@ def check_storage(env: Environment) -> Iterator[Finding]:
     storage, speed, gpus = env.machine.storage, env.disk_speed, len(env.gpus)
     parts = [storage.kind or "unknown kind", storage.model, storage.file_system]
     value = f"{', '.join(part for part in parts if part)} at {storage.path}"
-    if storage.kind in SLOW_STORAGE:
-        yield note("storage of data", value, *SLOW_STORAGE[storage.kind])
-    else:
-        unknown = "the system does not report what holds this folder"
-        yield ok("storage of data", value, MEANING_OF_STORAGE.get(storage.kind or "", unknown))
+    meaning, *fixes = STORAGE[storage.kind]
+    yield (note if fixes else ok)("storage of data", value, meaning, *fixes)
     wanted = gpus * PUBLISHED_IMAGES_PER_SECOND_AND_GPU
     if speed is None:
         yield ok("disk speed", "not measured", env.disk_speed_missing)

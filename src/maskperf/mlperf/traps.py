@@ -135,12 +135,8 @@ def _one_after_the_other(log: BenchmarkLog, attempts: Attempts) -> Finding:
         fix = f"Line {shared} has records of both: put a line break in front of each {TOKEN.strip()}, and check again."
     elif commands:
         fix = f"Cut at {lines}, and change nothing else: {'; '.join(commands)}"
-    return Finding(
-        text=f"{lines}: {begin}; this file holds {len(runs)} runs",
-        refuses=attempts.are_several,
-        explanation=f"{effect} {'; '.join(outcomes).capitalize()}.",
-        fix=fix,
-    )
+    text = f"{lines}: {begin}; this file holds {len(runs)} runs"
+    return Finding(text, f"{effect} {'; '.join(outcomes).capitalize()}.", fix, refuses=attempts.are_several)
 
 
 def _contents(run: Attempt) -> list[tuple]:
@@ -198,11 +194,10 @@ def _not_finite(log: BenchmarkLog) -> Iterator[Finding]:
             json.dumps([record.value, record.metadata], allow_nan=False)
         except ValueError:
             yield Finding(
-                text=f"line {record.line}: {record.key} holds a number that is not finite (NaN or Infinity)",
+                f"line {record.line}: {record.key} holds a number that is not finite (NaN or Infinity)",
+                "This is not JSON, although the official tools read it, and mostly means that training went wrong.",
+                "Look at the losses around this line; write null for such numbers.",
                 refuses=record.key == "eval_accuracy",
-                explanation="This is not JSON, although the official tools read it, and mostly means that training "
-                "went wrong.",
-                fix="Look at the losses around this line; write null for such numbers.",
             )
 
 

@@ -116,8 +116,7 @@ def _initialize(session: Session) -> tuple[MaskRcnn, torch.optim.Optimizer, Capt
     config, topology = session.config, session.topology
     session.log.submission(config)
     clear_caches(session)
-    session.log.init_start()
-    session.log.hyperparameters(config, config.seed)
+    session.log.init_start(config)
     model, notices = build_model(config.model, config.seed)
     for notice in notices:
         session.say(notice)

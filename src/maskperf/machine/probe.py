@@ -68,7 +68,7 @@ def gather(config: RunConfig, *, data: str | None, run_dir: str | None) -> Envir
         process_limits=process_limits(),
         torch_build=torch_build(),
         pinned={name: (pin, installed_version(name)) for name, pin in read_pins(checkout_folder()).items()},
-        load_average=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        load_average=os.getloadavg()[0],
         clock_synchronized=clock_synchronized(),
         docker=docker_facts(),
     )

@@ -68,8 +68,7 @@ def check_gpus(env: Environment) -> Iterator[Finding]:
         value = f"{min(sizes):.1f} GiB" + (" each" if len(sizes) > 1 else "")
         if fitting < images:
             meaning = f"{images} images at a time need about {FIXED_GIB + GIB_PER_IMAGE * images:.1f} GiB (estimate)"
-            fix = "Choose a smaller optimizer.batch_size, or more optimizer.accumulation_steps."
-            yield note("GPU memory", value, meaning, fix)
+            yield note("GPU memory", value, meaning, "Set optimizer.batch_size lower, or accumulation_steps higher.")
         else:
             yield ok("GPU memory", value, f"about {fitting} images at a time on each GPU (estimate)")
     used = max(gpu.memory_used_gib or 0.0 for gpu in gpus)
@@ -108,8 +107,7 @@ def check_gpu_speed(env: Environment) -> Iterator[Finding]:
         value = f"{slowest / 1000:.1f} TFLOP/s in float32"
         if slowest < SLOW_GPU_SHARE * fastest:
             meaning = f"of GPU {speeds.index(slowest)}; the fastest reaches {fastest / 1000:.1f}, and every step waits"
-            fix = "Look for heat, power limits and other users: nvidia-smi -q"
-            yield note("matrix products, GPU", value, meaning, fix)
+            yield note("matrix products, GPU", value, meaning, "Look for heat and power limits: nvidia-smi -q")
         else:
             yield ok("matrix products, GPU", value, "on the slowest GPU")
 
@@ -140,8 +138,7 @@ def check_cores(env: Environment) -> Iterator[Finding]:
     elif limit is not None:
         choice = choose_threads(0, cores=cpu.usable_physical_cores, cpu_limit=limit, processes=1)
         meaning = f"more threads would be throttled in every period of 0.1 s; system.threads=0 takes {choice.count}"
-        fix = f"Give the container more of the {cores} logical cores that it sees (docker run --cpus)."
-        yield note("CPU limit (cgroup)", f"{limit:g} cores", meaning, fix)
+        yield note("CPU limit (cgroup)", f"{limit:g} cores", meaning, "Give the container more (docker run --cpus).")
     if cpu.physical_cores and cpu.logical_cores:
         value = f"{cpu.logical_cores // cpu.physical_cores} thread(s) per core, {cpu.sockets or '?'} socket(s)"
         yield ok("hyperthreads", value, "system.threads=0 means one thread per physical core")
@@ -168,16 +165,14 @@ def check_steadiness(env: Environment) -> Iterator[Finding]:
     if load is not None:
         value = f"load {load:.2f} on {cpu.usable_logical_cores} logical core(s)"
         if load > BUSY_SHARE * cpu.usable_logical_cores:
-            meaning = "other processes are busy, or were within the last minute; measured times would suffer"
-            yield note("other work", value, meaning, "Find them with: top. Measure on an idle machine.")
+            yield note("other work", value, "measured times would suffer", "Find it with top; use an idle machine.")
         else:
             yield ok("other work", value, "the machine is idle enough to measure")
     threads = variables.get("OMP_NUM_THREADS")
     if pinning := [name for name in PINNING_VARIABLES if variables.get(name)]:
         value = ", ".join(f"{name}={variables[name]}" for name in pinning)
-        meaning = "binds threads to cores; several processes may then share the same ones"
         fix = f"Unset {' and '.join(pinning)}, unless it was chosen on purpose."
-        yield note("thread variables", value, meaning, fix)
+        yield note("thread variables", value, "binds threads to cores; several processes may share one", fix)
     elif threads is None:
         yield ok("thread variables", "OMP_NUM_THREADS is not set", "system.threads decides")
     else:
@@ -208,8 +203,7 @@ def check_cpu_speed(env: Environment) -> Iterator[Finding]:
     elif needed > cores:
         yield note("images", value, meaning, "Expect the GPUs to wait, unless training is slower than that.")
     elif threads > env.config.data.loader_threads:
-        fix = f"Set data.loader_threads={threads} where data_wait_seconds is not near 0."
-        yield note("images", value, meaning, fix)
+        yield note("images", value, meaning, f"Set data.loader_threads={threads} if data_wait_seconds is not near 0.")
     else:
         yield ok("images", value, meaning)
 
@@ -322,13 +316,11 @@ def check_space(env: Environment) -> Iterator[Finding]:
         yield ok("space for data", value, f"COCO 2017 needs up to {needed} while it is unpacked")
     name, value = "space for runs", run_value
     if not env.run_folder_writable:
-        fix = "Choose another folder with run_dir=FOLDER, or change its permissions."
-        yield problem(name, value, "this user may not write there: a run would stop at once", fix)
+        yield problem(name, value, "this user may not write there", "Set run_dir=FOLDER, or change its permissions.")
     elif free is None:
         yield note(name, value, "it is unknown whether the files of a run have room")
     elif free < RUN_GIB_NEEDED:
-        fix = "Free some, or choose another folder with run_dir=FOLDER."
-        yield problem(name, value, "a run leaves up to 0.5 GiB: weights, detections, logs", fix)
+        yield problem(name, value, "a run leaves up to 0.5 GiB", "Free some, or choose another folder: run_dir=FOLDER.")
     elif free < RUN_GIB_COMFORTABLE:
         yield note(name, value, "enough for one run, not for a series of five", "Free some before a series.")
     else:
@@ -352,7 +344,6 @@ def check_storage(env: Environment) -> Iterator[Finding]:
     )
     if speed.pictures_per_second < wanted:
         meaning = f"{gpus} GPU(s) as fast as an H100 of MLPerf 3.1 would read {wanted:,} images/s"
-        fix = "Use a faster disk, or memory for all images (20 GiB): later epochs then read none."
-        yield note("disk speed", value, meaning, fix)
+        yield note("disk speed", value, meaning, "Use a faster disk, or 20 GiB of memory for all images.")
     else:
         yield ok("disk speed", value, "a virtual or busy disk may give other numbers next time")

@@ -63,8 +63,9 @@ def check_cuda(env: Environment) -> Iterator[Finding]:
     count = len(gpu.gpus) or gpu.cards_on_bus
     value = f"torch for {build}, {count} NVIDIA GPU(s)"
     if build is not None and count == 0:
-        meaning = "training runs on the CPU: right for the recipe demo, weeks or more for COCO"
-        yield (ok if build == "cpu" else note)("torch and GPU", value, meaning)
+        yield (ok if build == "cpu" else note)(
+            "torch and GPU", value, "training on the CPU: right for the demo, weeks for COCO"
+        )
     elif build is not None and (build == "cpu" or build.startswith("rocm")):
         fix = "Install torch for CUDA: choose Linux, Pip and CUDA on pytorch.org/get-started."
         yield problem("torch and GPU", value, "this torch cannot use the GPUs: training would run on the CPU", fix)
@@ -75,8 +76,7 @@ def check_cuda(env: Environment) -> Iterator[Finding]:
     elif gpu.cards_on_bus or gpu.complaint is not None:
         value = gpu.complaint or "nvidia-smi is missing, or shows no GPU"
         meaning = f"{gpu.cards_on_bus} NVIDIA card(s) on the PCI bus cannot be used"
-        fix = "Install the NVIDIA driver (./install_cuda_docker.sh), and start the machine again."
-        yield problem("GPU driver", value, meaning, fix)
+        yield problem("GPU driver", value, meaning, "Install it (./install_cuda_docker.sh), and restart the machine.")
     if not gpu.gpus or probe is None:
         return
     name, value = "GPUs seen by torch", f"{len(probe.gpu_names)} of {len(gpu.gpus)}"
@@ -88,8 +88,7 @@ def check_cuda(env: Environment) -> Iterator[Finding]:
     elif visible is not None:
         yield note(name, value, f"CUDA_VISIBLE_DEVICES={visible} hides the others", "Unset it to use all of them.")
     else:
-        fix = "Compare nvidia-smi with the devices that the container or job was given."
-        yield problem(name, value, "a run cannot use the others", fix)
+        yield problem(name, value, "a run cannot use the others", "Look at the devices that the container or job has.")
 
 
 def _driver(env: Environment) -> Finding:
@@ -171,13 +170,11 @@ def check_variables(env: Environment) -> Iterator[Finding]:
     if not are_numbers:
         yield problem(name, value, "a run reads them as whole numbers and would stop", fix)
     elif world > 1 and missing:
-        meaning = f"a run would wait for {world - 1} other process(es), and cannot: {', '.join(missing)} missing"
-        yield problem(name, value, meaning, fix)
+        yield problem(name, value, f"a run would wait for {world - 1} more, but {', '.join(missing)} is missing", fix)
     elif world > 1:
         yield note(name, value, f"a run here acts as one of {world} processes, and waits for the others", fix)
     else:
-        meaning = "a single process all the same" if found else "a run here is one process, or starts its own"
-        yield ok(name, value, meaning)
+        yield ok(name, value, "a single process all the same" if found else "a run is one process, or starts its own")
 
 
 def check_services(env: Environment) -> Iterator[Finding]:

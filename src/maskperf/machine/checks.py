@@ -63,9 +63,7 @@ def check_cuda(env: Environment) -> Iterator[Finding]:
     count = len(gpu.gpus) or gpu.cards_on_bus
     value = f"torch for {build}, {count} NVIDIA GPU(s)"
     if build is not None and count == 0:
-        yield (ok if build == "cpu" else note)(
-            "torch and GPU", value, "training on the CPU: right for the demo, weeks for COCO"
-        )
+        yield (ok if build == "cpu" else note)("torch and GPU", value, "the CPU trains: the demo, or COCO in weeks")
     elif build is not None and (build == "cpu" or build.startswith("rocm")):
         fix = "Install torch for CUDA: choose Linux, Pip and CUDA on pytorch.org/get-started."
         yield problem("torch and GPU", value, "this torch cannot use the GPUs: training would run on the CPU", fix)

@@ -53,10 +53,8 @@ def check_name(option: str, name: str) -> str:
     """
     taken = " It is the name of the implementation." if (option, name) == ("--system", IMPLEMENTATION) else ""
     if taken or not NAME.fullmatch(name):
-        raise ConfigError(
-            f"{option} {name!r}: cannot be the name of a folder in a submission.{taken} Fix: take letters, digits "
-            "and . _ - + only, and a letter or digit first."
-        )
+        fix = "take letters, digits and . _ - + only, and a letter or digit first."
+        raise ConfigError(f"{option} {name!r}: cannot be the name of a folder in a submission.{taken} Fix: {fix}")
     return name
 
 
@@ -66,10 +64,8 @@ def check_set(logs: Sequence[BenchmarkLog], division: str | None) -> str:
     Errors: ConfigError where there are not five; RuleError where their division is not one, or not `division`.
     """
     if len(logs) != RUNS:
-        raise ConfigError(
-            f"{len(logs)} logs are given, and a submission has exactly {RUNS}. Fix: give a series of {RUNS} runs "
-            f"(maskperf run RECIPE runs={RUNS}), or {RUNS} logs."
-        )
+        fix = f"give a series of {RUNS} runs (maskperf run RECIPE runs={RUNS}), or {RUNS} logs."
+        raise ConfigError(f"{len(logs)} logs are given, and a submission has exactly {RUNS}. Fix: {fix}")
     found = sorted({log.division or "(none)" for log in logs})
     wanted = division or found[0]
     if found != [wanted]:
@@ -88,19 +84,15 @@ def find_source(package: Path) -> Path:
     source = package.parents[1]
     missing = [name for name in ("install.sh", "run_and_time.sh", "constraints.txt") if not (source / name).is_file()]
     if package.parent.name != "src" or missing:
-        raise ConfigError(
-            f"{source}: is not the source tree of maskperf, whose code goes into a submission. Fix: install it with "
-            "install.sh of the source tree, and use the maskperf in its .venv."
-        )
+        fix = "install it with install.sh of the source tree, and use the maskperf in its .venv."
+        raise ConfigError(f"{source}: is not the source tree of maskperf, which goes into a submission. Fix: {fix}")
     return source
 
 
 def refuse_existing(path: Path) -> None:
     """Errors: StorageError where a file or folder would be written over."""
     if path.exists() or path.is_symlink():
-        raise StorageError(
-            f"{path}: exists already, and nothing was changed. Fix: choose another --output, or move it."
-        )
+        raise StorageError(f"{path}: exists already; nothing was changed. Fix: choose another --output, or move it.")
 
 
 def write_package(

@@ -130,10 +130,8 @@ def make_plan(question: PlanQuestion, systems: Sequence[PublishedSystem] | None 
     training = min(question.accelerators, batch_size)
     below = batch_size // training * training
     if below != batch_size:
-        raise ConfigError(
-            f"--batch-size {batch_size} cannot be shared evenly by {training} devices. Fix: {below} or "
-            f"{below + training}, or another number of devices."
-        )
+        fix = f"{below} or {below + training}, or another number of devices."
+        raise ConfigError(f"--batch-size {batch_size} cannot be shared evenly by {training} devices. Fix: {fix}")
     forecast = EpochForecast(((question.epochs or 0.0, 1.0),), "given with --epochs")
     if question.epochs is None:
         forecast = forecast_epochs(batch_size, known, last_decay_step=question.last_decay_step)

@@ -106,11 +106,8 @@ def test_the_arguments_of_a_run_with_its_configuration_hold_no_local_paths(log_o
     assert arguments == ["coco_batch_96", "processes=8", "data.shuffle=false", "optimizer.learning_rate=0.1"]
 
 
-def test_nothing_is_written_over_and_an_unfinished_package_leaves_nothing(tmp_path, written):
-    contents, before = _contents(tmp_path), sorted(written.rglob("*"))
-    with pytest.raises(StorageError, match="exists already"):
-        write_package(written, **contents)
-    assert sorted(written.rglob("*")) == before
+def test_an_unfinished_package_leaves_nothing(tmp_path):
+    contents = _contents(tmp_path)
     contents["logs"][4].path.unlink()
     with pytest.raises(StorageError, match="cannot be written"):
         write_package(tmp_path / "out" / "me", **contents)

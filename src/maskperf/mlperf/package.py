@@ -69,10 +69,8 @@ def check_set(logs: Sequence[BenchmarkLog], division: str | None) -> str:
     found = sorted({log.division or "(none)" for log in logs})
     wanted = division or found[0]
     if found != [wanted]:
-        raise RuleError(
-            f"the logs are of the division {' and '.join(found)}, not all of {wanted}. Fix: make the runs with "
-            f"mlperf.division={wanted}; the division of a run is chosen before it, and logs are never edited by hand."
-        )
+        fix = f"make the runs with mlperf.division={wanted}; it is chosen before a run, never edited into a log."
+        raise RuleError(f"the logs are of the division {' and '.join(found)}, not all of {wanted}. Fix: {fix}")
     return wanted
 
 
@@ -109,9 +107,8 @@ def write_package(
 
     arguments: those of `maskperf run`; remarks: on the nature of the logs; source: the source tree of this program.
 
-    Errors: StorageError where the folder exists or cannot be made.
+    Errors: StorageError where the folder cannot be made.
     """
-    refuse_existing(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".maskperf-package-", dir=folder.parent) as scratch:

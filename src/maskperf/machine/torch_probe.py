@@ -28,11 +28,12 @@ def probe() -> dict[str, object]:
 
 def _gflops(device: Any, size: int) -> float:
     import torch
-    from torch.utils.benchmark import Timer  # waits for the GPU
+    from torch.utils.benchmark import Timer
 
     names = {name: torch.rand(size, size, device=device) for name in ("left", "right")}
     timer = Timer("left @ right", globals=names, num_threads=torch.get_num_threads())
-    return 2 * size**3 / min(timer.blocked_autorange(min_run_time=SECONDS).times) / 1e9
+    with torch.cuda.device(-1 if device.index is None else device.index):  # the one that the timer waits for
+        return 2 * size**3 / min(timer.blocked_autorange(min_run_time=SECONDS).times) / 1e9
 
 
 if __name__ == "__main__":

@@ -3,15 +3,17 @@ import io
 import json
 import math
 import os
+import sys
 from dataclasses import replace
+from pathlib import Path
 
-import msgspec
 import pytest
 import torch
 from rich.console import Console
 from small_batches import SMALL
 
 from maskperf.bench import gpu, gpu_convolutions, gpu_steps
+from maskperf.bench.child import PEERS, Side
 from maskperf.bench.gpu_convolutions import Layer, work_of
 from maskperf.bench.plan import CASES, GpuPlan, KernelSizes
 from maskperf.bench.session import CaseResult
@@ -32,14 +34,9 @@ def shown(found: dict) -> str:
     return console.export_text()
 
 
-@pytest.mark.parametrize("plan", [TINY, GpuPlan()])
-def test_the_plan_goes_to_the_process_and_back(plan):
-    assert msgspec.json.decode(msgspec.json.encode(plan), type=GpuPlan) == plan
-
-
-def test_sections_are_measured_and_a_failure_is_shown_and_recorded(tmp_path):
+def test_sections_are_measured_and_a_failure_is_shown_and_recorded():
     messages = []
-    found = gpu.measure(TINY, tmp_path, messages.append, sections=("device", "kernel nms"))
+    found = gpu.measure(TINY, messages.append, sections=("device", "kernel nms"))
     assert json.loads(json.dumps(found)) == found
     assert set(found) == {"commit", "modified", "environment", "machine", "plan", "sections"}
     device, nms = found["sections"]["device"], found["sections"]["kernel nms"]
@@ -51,27 +48,33 @@ def test_sections_are_measured_and_a_failure_is_shown_and_recorded(tmp_path):
     assert "kernel nms: NOT COMPLETE, 0 rows" in shown(found)
 
 
-def test_a_bug_is_recorded_with_its_trace(tmp_path):
-    result = gpu.run_section("no such section", TINY, tmp_path, 60.0)
+def test_a_bug_is_recorded_with_its_trace():
+    result = gpu.run_section("no such section", TINY, 60.0)
     assert "Traceback" in result["error"] and "KeyError" in result["error"]
     text = shown({"sections": {"steps": result}})
     assert "KeyError: 'no such section'" in text and "Traceback" not in text
 
 
-def test_a_section_that_takes_too_long_is_stopped_and_keeps_its_rows(tmp_path, monkeypatch):
-    rows = tmp_path / "steps.jsonl"
-    rows.write_bytes(b'{"name": "one"}\n{"name": "tw')
-    monkeypatch.setattr(gpu.sys, "executable", "/bin/sleep")
-    popen = gpu.subprocess.Popen
-    monkeypatch.setattr(gpu.subprocess, "Popen", lambda command, **options: popen(["/bin/sleep", "60"], **options))
-    result = gpu.run_section("steps", TINY, tmp_path, 0.3)
+def test_a_section_that_takes_too_long_is_stopped_with_its_processes_and_keeps_its_rows(tmp_path, monkeypatch):
+    script = tmp_path / "section.py"
+    script.write_text(
+        f"import subprocess, sys, time\nsys.path.insert(0, {str(PEERS)!r})\nimport serve\n"
+        "rows = [{'process': subprocess.Popen(['sleep', '60']).pid}]\n"
+        "serve.serve({'section': lambda inputs: (lambda: rows.pop() if rows else time.sleep(60), {})})\n"
+    )
+    side = Side(name="steps", command=(sys.executable, str(script)), has_processes=True)
+    monkeypatch.setattr(gpu, "Side", lambda **options: side)
+    result = gpu.run_section("steps", TINY, 4.0)
     assert result["seconds"] < 50  # it would sleep for 60
-    assert result["rows"] == [{"name": "one"}] and "stopped after 0 s" in result["error"]
+    (row,) = result["rows"]
+    assert "stopped after 4 s" in result["error"]
+    state = Path(f"/proc/{row['process']}/stat")
+    assert not state.exists() or state.read_text().rpartition(") ")[2][0] == "Z"  # ended, and not yet waited for
 
 
-def test_no_section_is_begun_when_the_time_is_over(tmp_path):
+def test_no_section_is_begun_when_the_time_is_over():
     plan = GpuPlan(device="cpu", seconds=0.0)
-    found = gpu.measure(plan, tmp_path, lambda text: None, sections=("steps", "peer"))
+    found = gpu.measure(plan, lambda text: None, sections=("steps", "peer"))
     assert [section["error"] for section in found["sections"].values()] == ["left out: 0 s were over"] * 2
 
 

@@ -76,7 +76,7 @@ def test_a_machine_without_a_gpu_is_an_error(tmp_path, maskperf):
 def test_what_was_measured_on_a_gpu_is_shown_and_written(tmp_path, monkeypatch, maskperf):
     found = {"commit": "abc", "sections": {"switches": {"rows": [], "error": "no time", "seconds": 1.0}}}
     plans = []
-    monkeypatch.setattr(gpu, "measure", lambda plan, folder, say: plans.append(plan) or found)
+    monkeypatch.setattr(gpu, "measure", lambda plan, say: plans.append(plan) or found)
     arguments = ["bench", "gpu", "--repeats", "3", "--threads", "2", "--json", str(tmp_path / "gpu.json")]
     shown = maskperf(*arguments)
     assert shown.code == EXIT_DONE and "switches: NOT COMPLETE" in shown.out

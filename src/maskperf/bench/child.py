@@ -1,17 +1,18 @@
 """A process that prepares a benchmark once and measures it on request."""
 
-import json
 import os
 import re
-import select
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO
+from typing import IO, Any
 
 from maskperf import errors
 from maskperf.bench.measure import Timing
@@ -36,11 +37,12 @@ class Side:
 
     name: str
     command: tuple[str, ...]
-    is_peer: bool
+    is_peer: bool = False
+    has_processes: bool = False  # of its own, which end with it
 
 
 def maskperf_side(name: str = "maskperf") -> Side:
-    return Side(name=name, command=(sys.executable, "-m", "maskperf.bench.maskperf_side"), is_peer=False)
+    return Side(name=name, command=(sys.executable, "-m", "maskperf.bench.maskperf_side"))
 
 
 def peer_side(name: str, script: str, python: str) -> Side:
@@ -62,18 +64,24 @@ def environment_of(threads: int, *, is_peer: bool = False) -> dict[str, str]:
 @contextmanager
 def start_child(side: Side, threads: int) -> Iterator["Child"]:
     """Let the process of a side live until the block ends. Errors: ConfigError where it cannot be started."""
-    pipe, environment = subprocess.PIPE, environment_of(threads, is_peer=side.is_peer)
-    with TemporaryFile() as log:
+    environment, group = environment_of(threads, is_peer=side.is_peer), 0 if side.has_processes else None
+    ours, theirs = Pipe()
+    with ours, TemporaryFile() as log:
         try:
-            process = subprocess.Popen(side.command, stdin=pipe, stdout=pipe, stderr=log, env=environment)
+            with theirs:
+                process = subprocess.Popen(
+                    side.command, stdin=theirs.fileno(), stdout=log, stderr=log, env=environment, process_group=group
+                )
         except OSError as error:
             text = f"{side.command[0]}: cannot be started ({error.strerror})."
             raise ConfigError(f"{text} Fix: give the path of a Python with --peer-python.") from error
         with process:
             try:
-                yield Child(side, process, log)
+                yield Child(side, process, ours, log)
             finally:
-                process.kill()  # it has nothing to save
+                if process.poll() is None:  # it has nothing to save; not waited for, so its number is still its own
+                    kill = os.killpg if side.has_processes else os.kill
+                    kill(process.pid, signal.SIGKILL)
 
 
 class Child:
@@ -82,14 +90,12 @@ class Child:
     Errors: ConfigError where it lacks a package, was killed or gives no answer; RuntimeError for a bug in it.
     """
 
-    def __init__(self, side: Side, process: subprocess.Popen[bytes], log: IO[bytes]):
-        assert process.stdin and process.stdout
-        self._side, self._process, self._log = side, process, log
-        self._requests, self._answers = process.stdin, process.stdout
+    def __init__(self, side: Side, process: subprocess.Popen[bytes], connection: Connection, log: IO[bytes]):
+        self._side, self._process, self._connection, self._log = side, process, connection, log
 
-    def prepare(self, benchmark: str, inputs: dict) -> dict:
+    def prepare(self, benchmark: str, inputs: object) -> dict:
         """Return facts about the work, which is then ready to be measured."""
-        return self._ask("prepare", benchmark=benchmark, inputs=inputs)
+        return self._ask("prepare", benchmark, inputs)
 
     def warm_up(self) -> dict:
         """Return what the first call found, its seconds, and the number of calls of one measurement."""
@@ -102,28 +108,24 @@ class Child:
         """Return in GiB the peak since `prepare` ended and the memory in use then; None where unknown."""
         return self._ask("memory")
 
-    def _ask(self, command: str, **arguments: object) -> dict:
+    def call(self, seconds: float) -> Any:
+        """Return what the work returns, within so many seconds."""
+        return self._ask("call", seconds=seconds)
+
+    def _ask(self, command: str, *arguments: object, seconds: float = LONGEST_ANSWER_SECONDS) -> Any:
         try:
-            self._requests.write(json.dumps({"command": command, "arguments": arguments}).encode() + b"\n")
-            self._requests.flush()
-        except BrokenPipeError:
+            self._connection.send((command, arguments))
+            if not self._connection.poll(max(seconds, 0.0)):
+                text = f"{self._side.name}: no answer within {seconds:.0f} s."
+                raise ConfigError(f"{text} Fix: choose less work with --size or --images.")
+            answer = self._connection.recv()
+        except (EOFError, OSError):
             raise self._early_end() from None
-        answer = self._answer()
         if answer.get("module") == errors.__name__:  # the message of a UserError stays as it is
             raise ConfigError(answer["error"])
         if "error" in answer:
             raise self._error_of(answer["trace"])
         return answer["done"]
-
-    def _answer(self) -> dict:
-        ready, _, _ = select.select([self._answers], [], [], LONGEST_ANSWER_SECONDS)
-        if not ready:
-            text = f"{self._side.name}: no answer within {LONGEST_ANSWER_SECONDS:.0f} s."
-            raise ConfigError(f"{text} Fix: choose less work with --size or --images.")
-        line = self._answers.readline()  # written as a whole, and the only one: requests are answered in turn
-        if not line.endswith(b"\n"):
-            raise self._early_end()
-        return json.loads(line)
 
     def _early_end(self) -> Exception:
         """Return the error for a process that ended although it should not."""

@@ -4,10 +4,14 @@ import importlib
 import importlib.util
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 CALLS = 5  # of one measurement by the clock of the host
+PRODUCT_SIDES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
+COPIED_NUMBERS = {"cpu": 2**26, "cuda": 2**29}
+CEILING_SECONDS = 0.5
 WARM_UP_MILLISECONDS, MEASURED_MILLISECONDS = 2, 10  # of one measurement by Triton
 
 
@@ -34,15 +38,30 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def product_rate(seconds_of: Callable[[Callable], float], side: int, device: torch.device, dtype: torch.dtype) -> float:
-    """Return FLOP/s of a square matrix product; `seconds_of` times one call of the work it is given."""
-    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    out = torch.empty_like(left)
-    return 2 * side**3 / seconds_of(lambda: torch.mm(left, right, out=out))
+def ceiling(
+    device: torch.device, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
+    """Return what a device can do at most, each the best of half a second by the clock.
 
+    FLOP/s of a square matrix product in this type, and bytes/s of a large copy: read and written together.
+    """
 
-def copy_rate(seconds_of: Callable[[Callable], float], numbers: int, device: torch.device) -> float:
-    """Return bytes/s of a copy of float32 numbers: what is read and what is written together."""
-    source = torch.zeros(numbers, device=device)
-    target = torch.empty_like(source)
-    return 2 * 4 * numbers / seconds_of(lambda: target.copy_(source))
+    def best_seconds(work: Callable[[], object]) -> float:
+        work()
+        best, end = float("inf"), time.perf_counter() + CEILING_SECONDS
+        while time.perf_counter() < end:
+            start = clock()
+            work()
+            synchronize(device)
+            best = min(best, clock() - start)
+        return best
+
+    def product_rate(side: int) -> float:
+        left, right, out = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(3))
+        return 2 * side**3 / best_seconds(partial(torch.mm, left, right, out=out))
+
+    source, target = (torch.zeros(COPIED_NUMBERS[device.type], device=device) for _ in range(2))
+    return {
+        "flop_per_second": max(map(product_rate, PRODUCT_SIDES[device.type])),
+        "copy_bytes_per_second": 2 * source.nbytes / best_seconds(partial(target.copy_, source)),
+    }

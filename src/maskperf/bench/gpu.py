@@ -1,13 +1,9 @@
 """`maskperf bench gpu`: everything that needs a GPU, each section in a process of its own. Not yet run on a GPU.
 
-`python -m maskperf.bench.gpu SECTION FILE` measures one section, with the plan as JSON on stdin. An illegal access in
-one kernel makes everything after it in the same process fail, which is why there are several. Every row is written as
-soon as it is measured, so that it stays if the time runs out.
+An illegal access in one kernel makes everything after it in the same process fail, which is why there are several.
+Every row is handed over as soon as it is measured, so that it stays if the time runs out.
 """
 
-import os
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,25 +16,24 @@ from typing import Any
 import msgspec
 import torch
 
-from maskperf.bench.device_clock import copy_rate, milliseconds_of, product_rate
+from maskperf.bench.child import Side, start_child
+from maskperf.bench.device_clock import ceiling
 from maskperf.bench.gpu_convolutions import convolution_rows
 from maskperf.bench.gpu_kernels import FAMILIES, gpu_kernel_rows
 from maskperf.bench.gpu_steps import step_rows, switch_rows
+from maskperf.bench.peers.serve import serve
 from maskperf.bench.plan import CASES, GpuPlan, Plan
 from maskperf.bench.session import measure_case
 from maskperf.engine.build import best_convolutions
 from maskperf.engine.distributed import claim_gpu
-from maskperf.errors import EXIT_DONE, ConfigError, UserError
+from maskperf.errors import ConfigError
 from maskperf.machine.probe import describe_machine
 from maskperf.machine.sources import installed_version
 from maskperf.ops.kernels.selection import describe
 from maskperf.recipes import coco
 from maskperf.run.environment import describe_environment
 
-SHOWN_ERROR_CHARACTERS = 3000
 LEAST_SECONDS = 5.0  # with less left, a section is not begun
-PRODUCT_SIDE = {"cuda": 8192, "cpu": 64}
-COPIED_NUMBERS = {"cuda": 2**28, "cpu": 2**10}
 PACKAGES = ("maskperf", "torch", "triton", "numpy")
 # What is compared with the peer; the most important come first, in case the time runs out.
 COMPARED = (
@@ -48,10 +43,8 @@ COMPARED = (
 )
 
 
-def measure(
-    plan: GpuPlan, folder: Path, say: Callable[[str], None], sections: tuple[str, ...] = ()
-) -> dict[str, object]:
-    """Return all measurements, ready for JSON; `folder` is for files of the time of measuring. No `sections`: all.
+def measure(plan: GpuPlan, say: Callable[[str], None], sections: tuple[str, ...] = ()) -> dict[str, object]:
+    """Return all measurements, ready for JSON. No `sections`: all.
 
     A section that fails or runs out of time keeps the rows it has, and its "error" says why there are no more; so does
     a message to `say`.
@@ -71,7 +64,7 @@ def measure(
             found[section] = {"rows": [], "error": f"left out: {plan.seconds:.0f} s were over", "seconds": 0.0}
         else:
             say(f"measuring {section} ({seconds:.0f} s at most)")
-            found[section] = run_section(section, plan, folder, seconds)
+            found[section] = run_section(section, plan, seconds)
         if error := found[section]["error"]:
             say(f"{section}: {len(found[section]['rows'])} rows, then: {error.splitlines()[-1]}")
     everything = {
@@ -85,40 +78,37 @@ def measure(
     return msgspec.json.decode(msgspec.json.encode(everything))
 
 
-def run_section(section: str, plan: GpuPlan, folder: Path, seconds: float) -> dict[str, Any]:
+def run_section(section: str, plan: GpuPlan, seconds: float) -> dict[str, Any]:
     """Return the rows of a section measured in a process of its own, its error ("" for none) and its seconds."""
-    rows_file, log_file = folder / f"{section}.jsonl", folder / f"{section}.log"
-    command = [sys.executable, "-m", "maskperf.bench.gpu", section, str(rows_file)]
-    start, error = time.monotonic(), ""
-    with log_file.open("wb") as log:
-        # A session of its own, so that the section's own processes end with it.
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
+    rows: list[dict] = []
+    error, start = "", time.monotonic()
+    side = Side(name=section, command=(sys.executable, "-m", "maskperf.bench.gpu"), has_processes=True)
+    with start_child(side, plan.threads) as child:
         try:
-            process.communicate(msgspec.json.encode(plan), timeout=seconds)
-        except subprocess.TimeoutExpired:
-            error = f"stopped after {seconds:.0f} s, its share of the time"
-        finally:
-            if process.poll() is None:  # not waited for, so the process id is still its own
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait(timeout=60)
-    if not error and process.returncode != 0:
-        text = log_file.read_text(encoding="utf-8", errors="replace").strip()
-        error = text[-SHOWN_ERROR_CHARACTERS:] or f"ended with code {process.returncode}"
-    *lines, _ = rows_file.read_bytes().split(b"\n") if rows_file.exists() else [b""]  # the last one may be cut off
-    rows = [msgspec.json.decode(line) for line in lines]
+            child.prepare("section", (section, plan))
+            while (row := child.call(start + seconds - time.monotonic())) is not None:
+                rows.append(row)
+        except (ConfigError, RuntimeError) as failure:
+            is_late = time.monotonic() - start >= seconds
+            error = f"stopped after {seconds:.0f} s, its share of the time" if is_late else str(failure)
     return {"rows": rows, "error": error, "seconds": time.monotonic() - start}
+
+
+def section_rows(section: str, plan: GpuPlan) -> Iterator[dict]:
+    """Yield the rows of a section, ready for JSON, measured in this process."""
+    device = torch.device(plan.device)
+    if device.type == "cuda":
+        device = claim_gpu(device)
+    torch.set_num_threads(plan.threads)
+    with best_convolutions():
+        for row in SECTIONS[section][1](device, plan):
+            yield msgspec.to_builtins(row)
 
 
 def device_rows(device: torch.device, plan: GpuPlan) -> Iterator[dict]:
     """Yield one row: the GPU, the versions, and its rates of a matrix product and of a copy."""
-
-    def best_seconds(work: Callable[[], object]) -> float:
-        return min(milliseconds_of(work, device) for _ in range(3)) / 1000
-
     properties = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
-    product = product_rate(best_seconds, PRODUCT_SIDE[device.type], device, torch.bfloat16)
+    rates = ceiling(device, torch.bfloat16)
     yield {
         "name": properties.name if properties else str(device),
         "memory_gib": properties.total_memory / 2**30 if properties else None,
@@ -128,8 +118,8 @@ def device_rows(device: torch.device, plan: GpuPlan) -> Iterator[dict]:
         "cudnn": torch.backends.cudnn.version(),
         "packages": {name: installed_version(name) for name in PACKAGES},
         "kernels": describe(device),
-        "bfloat16_teraflop_per_second": product / 1e12,
-        "copy_gb_per_second": copy_rate(best_seconds, COPIED_NUMBERS[device.type], device) / 1e9,
+        "bfloat16_teraflop_per_second": rates["flop_per_second"] / 1e12,
+        "copy_gb_per_second": rates["copy_bytes_per_second"] / 1e9,
     }
 
 
@@ -184,29 +174,5 @@ SECTIONS: dict[str, tuple[float, Callable[[torch.device, GpuPlan], Iterator[dict
 }
 
 
-def main() -> int:
-    """Measure the section and return the exit code.
-
-    A UserError ends the process with its message, any other error with a trace; the parent saves both.
-    """
-    section, file = sys.argv[1:]
-    plan = msgspec.json.decode(sys.stdin.read(), type=GpuPlan)
-    device = torch.device(plan.device)
-    if device.type == "cuda":
-        device = claim_gpu(device)
-    torch.set_num_threads(plan.threads)
-    try:
-        with best_convolutions(), Path(file).open("wb", buffering=0) as stream:
-            for row in SECTIONS[section][1](device, plan):
-                stream.write(msgspec.json.encode(row) + b"\n")
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return EXIT_DONE
-
-
 if __name__ == "__main__":
-    code = main()
-    sys.stderr.flush()
-    # Trap: a thread of autograd that still gives tensors back when Python ends aborts the process. All is written.
-    os._exit(code)
+    serve({"section": lambda inputs: (partial(next, section_rows(*inputs), None), {})})

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from maskperf.bench.device_clock import milliseconds_of
-from maskperf.bench.gpu_steps import synthetic_polygons
+from maskperf.bench.maskperf_network import batch_of
 from maskperf.bench.measure import measure_in_turn, ratio_spread, spread_of
 from maskperf.bench.plan import GpuPlan, KernelSizes
-from maskperf.bench.synthetic import POOLED_LEVELS, STRIDES, cells_of, synthetic_boxes
+from maskperf.bench.synthetic import POOLED_LEVELS, STRIDES, batch_arrays, cells_of, synthetic_boxes
 from maskperf.config import ModelConfig
 from maskperf.data.images.raw_images import UploadBuffers, pack_images
 from maskperf.errors import ConfigError
@@ -118,11 +118,6 @@ def measure_case(case: KernelCase, device: torch.device, plan: GpuPlan) -> dict[
     }
 
 
-def both_forms(module: str, operator: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return an operator's kernel and its plain form."""
-    return getattr(load(module), operator.__name__), by_pytorch(operator)
-
-
 def by_pytorch(operator: Callable[..., Any]) -> Callable[..., Any]:
     """Return the operator without its kernel."""
     return using(plain())(operator)
@@ -134,8 +129,11 @@ def _tensors(result: Any) -> list[Tensor]:
     return list(result) if isinstance(result, list | tuple) else list(vars(result).values())
 
 
-def _pair(name: str, shape: str, functions: tuple[Callable, Callable], *arguments: Any, **options: Any) -> KernelCase:
-    """Return a case of a kernel and its plain function, called with the same arguments."""
+def _pair(
+    name: str, shape: str, module: str, operator: Callable[..., Any], *arguments: Any, **options: Any
+) -> KernelCase:
+    """Return a case of an operator's kernel, which is in that module, and of its plain form."""
+    functions = (getattr(load(module), operator.__name__), by_pytorch(operator))
     return KernelCase(name, shape, *(partial(function, *arguments, **options) for function in functions))
 
 
@@ -154,9 +152,8 @@ def _roi_align(pool: str, dtype: torch.dtype, direction: str, inputs: Inputs) ->
     sizes, strides = inputs.sizes, STRIDES[:POOLED_LEVELS]
     size, rois = {"box": (7, sizes.box_rois), "mask": (14, sizes.mask_rois)}[pool]
     boxes, features = inputs.boxes(sizes.images, rois), inputs.pyramid(strides, dtype)
-    functions = both_forms("roi_align", pyramid_roi_align)
     shape = f"{sizes.images} x {rois} RoIs, {size} x {size}, {sizes.channels} channels, {dtype}"
-    case = _pair("RoIAlign", shape, functions, features, boxes, size=size, strides=strides)
+    case = _pair("RoIAlign", shape, "roi_align", pyramid_roi_align, features, boxes, size=size, strides=strides)
     return _in_direction(direction, case, features, inputs)
 
 
@@ -165,7 +162,7 @@ def _patches(dtype: torch.dtype, direction: str, inputs: Inputs) -> KernelCase:
     num_cells = sum(level.shape[2] * level.shape[3] for level in features)
     cells = inputs.integers(num_cells, sizes.images, sizes.sampled_anchors)
     shape = f"{sizes.images} x {sizes.sampled_anchors} positions, {sizes.channels} channels, {dtype}"
-    case = _pair("patches", shape, both_forms("patches", cell_patches), features, cells)
+    case = _pair("patches", shape, "patches", cell_patches, features, cells)
     return _in_direction(direction, case, features, inputs)
 
 
@@ -176,7 +173,7 @@ def _samples(inputs: Inputs) -> KernelCase:
     quota = {"num_samples": sizes.sampled_anchors}
     quota["max_positive"] = int(sizes.sampled_anchors * MODEL.rpn_positive_fraction)
     shape = f"{sizes.images} x {sizes.sampled_anchors} of {num_anchors} anchors"
-    return _pair("samples", shape, both_forms("sampling", draw_balanced), *arguments, **quota)
+    return _pair("samples", shape, "sampling", draw_balanced, *arguments, **quota)
 
 
 def _ranking(inputs: Inputs) -> KernelCase:
@@ -185,15 +182,14 @@ def _ranking(inputs: Inputs) -> KernelCase:
     logits = np.stack([inputs.random.permutation(sum(counts)) for _ in range(sizes.images)]) / sum(counts) * 8 - 4
     arguments = (torch.from_numpy(logits.astype(np.float32)).to(inputs.device), counts, sizes.candidates)
     shape = f"{sizes.images} x {sum(counts)} anchors of {len(counts)} levels, {sizes.candidates} of each"
-    return _pair("ranking", shape, both_forms("ranking", best_anchors), *arguments)
+    return _pair("ranking", shape, "ranking", best_anchors, *arguments)
 
 
 def _nms(inputs: Inputs) -> KernelCase:
     groups, candidates = inputs.sizes.images * len(STRIDES), inputs.sizes.candidates
     boxes = inputs.boxes(groups, candidates)
     valid = torch.from_numpy(inputs.random.uniform(size=(groups, candidates)) < 0.95).to(inputs.device)
-    functions = both_forms("nms", nms_sorted)
-    return _pair("NMS", f"{groups} x {candidates} boxes", functions, boxes, valid, IOU_THRESHOLD)
+    return _pair("NMS", f"{groups} x {candidates} boxes", "nms", nms_sorted, boxes, valid, IOU_THRESHOLD)
 
 
 def _match_anchors(inputs: Inputs) -> KernelCase:
@@ -203,8 +199,7 @@ def _match_anchors(inputs: Inputs) -> KernelCase:
     thresholds = dict(zip(("negative_iou", "positive_iou"), MODEL.rpn_iou_thresholds, strict=True))
     rule: dict[str, Any] = thresholds | {"keep_best_of_truth": True}
     shape = f"{sizes.images} x {len(anchors)} anchors, {sizes.objects} objects"
-    functions = both_forms("matching", match_boxes)
-    return _pair("matching of anchors", shape, functions, anchors[None], truth, valid, **rule)
+    return _pair("matching of anchors", shape, "matching", match_boxes, anchors[None], truth, valid, **rule)
 
 
 def _match_rois(inputs: Inputs) -> KernelCase:
@@ -213,17 +208,19 @@ def _match_rois(inputs: Inputs) -> KernelCase:
     thresholds = {"positive_iou": MODEL.roi_positive_iou, "negative_iou": MODEL.roi_positive_iou}
     rule: dict[str, Any] = thresholds | {"keep_best_of_truth": False}
     shape = f"{sizes.images} x {sizes.candidates} boxes, {sizes.objects} objects"
-    return _pair("matching of RoIs", shape, both_forms("matching", match_boxes), boxes, truth, valid, **rule)
+    return _pair("matching of RoIs", shape, "matching", match_boxes, boxes, truth, valid, **rule)
 
 
 def _masks(inputs: Inputs) -> KernelCase:
     sizes = inputs.sizes
-    object_boxes = synthetic_boxes(inputs.random, sizes.images * sizes.objects, sizes.size_hw)
-    polygons = to_device(synthetic_polygons(inputs.random, object_boxes), inputs.device)
-    objects = inputs.integers(len(object_boxes), sizes.images * sizes.mask_rois)
-    arguments = (polygons, objects, torch.from_numpy(object_boxes).to(inputs.device)[objects], MASK_SIZE)
+    counts = {"images": sizes.images, "objects": sizes.objects, "classes": MODEL.num_classes}
+    arrays = batch_arrays(inputs.random, size_hw=sizes.size_hw, **counts)
+    batch = batch_of({name: torch.from_numpy(values) for name, values in arrays.items()})
+    targets = to_device(batch.targets, inputs.device)
+    objects = inputs.integers(targets.valid.numel(), sizes.images * sizes.mask_rois)
+    arguments = (targets.polygons, objects, targets.boxes.flatten(0, 1)[objects], MASK_SIZE)
     shape = f"{len(objects)} RoIs, {MASK_SIZE} x {MASK_SIZE}"
-    return _pair("mask targets", shape, both_forms("rasterize", rasterize_crops), *arguments)
+    return _pair("mask targets", shape, "rasterize", rasterize_crops, *arguments)
 
 
 def _images(dtype: torch.dtype, inputs: Inputs) -> KernelCase:

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from maskperf.bench.device_clock import wall_milliseconds_of
-from maskperf.bench.maskperf_network import Stepper, batch_of, one_polygon_each
+from maskperf.bench.maskperf_network import Stepper, batch_of
 from maskperf.bench.measure import measure_in_turn, ratio_spread, spread_of
 from maskperf.bench.plan import GpuPlan
 from maskperf.bench.switches import ALL_ON, loss_difference, waterfall
-from maskperf.bench.synthetic import synthetic_boxes, synthetic_polygon
+from maskperf.bench.synthetic import batch_arrays
 from maskperf.config import OptimizerConfig, SpeedConfig
 from maskperf.engine.distributed import Topology
-from maskperf.structures import LOSS_NAMES, Batch, Images, Polygons, Targets, to_device
+from maskperf.structures import LOSS_NAMES, Batch, Images, to_device
 
 SEED = 1
 GIB = 2**30
@@ -106,22 +106,6 @@ def _warm_up(stepper: Stepper, plan: GpuPlan, device: torch.device) -> tuple[flo
 
 def synthetic_batch(plan: GpuPlan, canvas_hw: tuple[int, int], images: int, device: torch.device) -> Batch:
     """Return random images that fill the padded size, each with `plan.objects` objects of one polygon."""
-    random = np.random.default_rng(SEED)
-    boxes = synthetic_boxes(random, images * plan.objects, canvas_hw)
-    shape = (images, plan.objects)
-    generator = torch.Generator(device).manual_seed(SEED)
-    pixels = torch.randn(images, 3, *canvas_hw, generator=generator, device=device)
-    targets = Targets(
-        boxes=torch.from_numpy(boxes).view(*shape, 4),
-        labels=torch.from_numpy(random.integers(1, plan.model.num_classes, shape)),
-        valid=torch.ones(shape, dtype=torch.bool),
-        polygons=synthetic_polygons(random, boxes),
-    )
-    return to_device(batch_of(pixels.contiguous(memory_format=torch.channels_last), targets), device)
-
-
-def synthetic_polygons(random: np.random.Generator, boxes: np.ndarray) -> Polygons:
-    """Return one polygon for each box, just filling it."""
-    polygons = [synthetic_polygon(random, box) for box in boxes]
-    offsets = np.cumsum([0, *map(len, polygons)])
-    return one_polygon_each(torch.from_numpy(np.concatenate(polygons)), torch.from_numpy(offsets))
+    numbers = {"images": images, "objects": plan.objects, "classes": plan.model.num_classes}
+    arrays = batch_arrays(np.random.default_rng(SEED), size_hw=canvas_hw, **numbers)
+    return to_device(batch_of({name: torch.from_numpy(values) for name, values in arrays.items()}), device)

@@ -83,7 +83,7 @@ def step(inputs: dict) -> tuple[Callable[[], dict], dict]:
     config, topology = from_json_text(inputs["config"]), start(inputs)
     # The weights hardly move, so that all repeats do the same work on the same proposals.
     optimizer = replace(config.optimizer, learning_rate=inputs["learning_rate"])
-    stepper = Stepper(config.model, config.speed, optimizer, read_batch(inputs["batch"]), topology)
+    stepper = Stepper(config.model, config.speed, optimizer, batch_of(read_arrays(inputs["batch"])), topology)
 
     def work() -> dict:
         return {"losses": dict(zip(LOSS_NAMES, stepper.step().losses.tolist(), strict=True))}
@@ -100,7 +100,7 @@ def infer(inputs: dict) -> tuple[Callable[[], dict], dict]:
     model = build_model(config.model, SEED)[0].to(topology.device).eval()
     messages: list[str] = []
     set_precision(model, config.speed.precision, topology.device, messages.append)
-    images = to_device(read_batch(inputs["batch"]).images, topology.device)
+    images = to_device(batch_of(read_arrays(inputs["batch"])).images, topology.device)
     box_head = model.roi_heads["box"]
     assert isinstance(images, Images) and isinstance(box_head, RoiHead)
     proposals, features = _proposals(model, images, training=False)
@@ -149,34 +149,25 @@ def demo_chunk(inputs: dict) -> tuple[Callable[[], dict], dict]:
     return work, {"items": inputs["steps"] * config.optimizer.batch_size, "item": "images", "messages": messages}
 
 
-def read_batch(path: str) -> Batch:
-    """Return the batch that `synthetic.write_batch` wrote."""
-    arrays = read_arrays(path)
-    boxes, labels = arrays["boxes"], arrays["labels"]
-    polygons = one_polygon_each(arrays["points"], arrays["point_offsets"])
-    valid = torch.ones_like(labels, dtype=torch.bool)
-    return batch_of(arrays["pixels"], Targets(boxes=boxes, labels=labels, valid=valid, polygons=polygons))
-
-
-def one_polygon_each(points: Tensor, point_offsets: Tensor) -> Polygons:
-    """Return the masks of objects of one polygon each."""
-    return Polygons(
-        points=points,
-        point_offsets=point_offsets,
-        polygon_offsets=torch.arange(len(point_offsets)),
-        max_points=int(point_offsets.diff().max()),
+def batch_of(arrays: dict[str, Tensor]) -> Batch:
+    """Return the batch of `synthetic.batch_arrays`: images that fill their padded size, with one polygon an object."""
+    pixels, labels, offsets = arrays["pixels"], arrays["labels"], arrays["point_offsets"]
+    polygons = Polygons(
+        points=arrays["points"],
+        point_offsets=offsets,
+        polygon_offsets=torch.arange(len(offsets)),
+        max_points=int(offsets.diff().max()),
         max_polygons=1,
     )
-
-
-def batch_of(pixels: Tensor, targets: Targets) -> Batch:
-    """Return a batch of images that fill their padded size."""
-    count = len(pixels)
+    valid = torch.ones_like(labels, dtype=torch.bool)
     return Batch(
-        images=Images(pixels=pixels, sizes_hw=torch.tensor([list(pixels.shape[2:])] * count)),
-        targets=targets,
-        image_ids=torch.arange(count),
-        sample_seeds=torch.arange(count) + SEED,
+        images=Images(
+            pixels=pixels.contiguous(memory_format=torch.channels_last),
+            sizes_hw=torch.tensor([list(pixels.shape[2:])] * len(pixels)),
+        ),
+        targets=Targets(boxes=arrays["boxes"], labels=labels, valid=valid, polygons=polygons),
+        image_ids=torch.arange(len(pixels)),
+        sample_seeds=torch.arange(len(pixels)) + SEED,
     )
 
 

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from maskperf.bench.maskperf_network import read_batch, start
+from maskperf.bench.maskperf_network import batch_of, start
 from maskperf.bench.peers.torch_work import IOU_OF_GROUPS, POOLED_SIZES, read_arrays
 from maskperf.bench.run_lengths import as_run_lengths
 from maskperf.bench.synthetic import POOLED_LEVELS, STRIDES
@@ -53,7 +53,7 @@ def nms(inputs: dict) -> Work:
 def mask_targets(inputs: dict) -> Work:
     """Return the targets of all RoIs, 28 x 28 each, of polygons or of the same masks as run lengths."""
     device = start(inputs).device
-    batch = read_batch(inputs["batch"])
+    batch = batch_of(read_arrays(inputs["batch"]))
     if "run lengths" in inputs["case"]:
         batch = as_run_lengths(batch)
     targets = to_device(batch.targets, device)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import msgspec
 import torch
 
-from maskperf.bench.device_clock import copy_rate, product_rate, synchronize
+from maskperf.bench import device_clock
 from maskperf.bench.maskperf_data import detected, index, loader, scored
 from maskperf.bench.maskperf_network import demo_chunk, infer, step
 from maskperf.bench.maskperf_operators import mask_targets, nms, roi_align
@@ -15,36 +15,14 @@ from maskperf.bench.peers.torch_work import with_threads
 from maskperf.engine.distributed import init_topology
 from maskperf.run.environment import describe_environment
 
-SIDES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
-COPIED_NUMBERS = {"cpu": 2**26, "cuda": 2**29}
-CEILING_SECONDS = 0.5
-
 
 def ceiling(inputs: dict) -> tuple[Callable[[], None], dict]:
-    """Return work of no interest, and as facts what this machine can do at most and the environment.
-
-    The facts are float32 FLOP/s of the best matrix product and bytes/s of a large copy, each the best of half a
-    second by the clock of the inputs.
-    """
+    """Return work of no interest, and as facts what this machine can do at most in float32, and the environment."""
     clock = time.perf_counter if inputs["clock"] == "wall" else time.process_time
     device = init_topology(inputs["device"]).device
-
-    def best_seconds(work: Callable[[], object]) -> float:
-        work()
-        best, end = float("inf"), time.perf_counter() + CEILING_SECONDS
-        while time.perf_counter() < end:
-            start = clock()
-            work()
-            synchronize(device)
-            best = min(best, clock() - start)
-        return best
-
-    return lambda: None, {
-        "flop_per_second": max(product_rate(best_seconds, side, device, torch.float32) for side in SIDES[device.type]),
-        "copy_bytes_per_second": copy_rate(best_seconds, COPIED_NUMBERS[device.type], device),
-        "device": device.type,
-        "environment": msgspec.to_builtins(describe_environment()),
-    }
+    environment = msgspec.to_builtins(describe_environment())
+    facts = {"device": device.type, "environment": environment}
+    return lambda: None, device_clock.ceiling(device, torch.float32, clock) | facts
 
 
 def main() -> None:

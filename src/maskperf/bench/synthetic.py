@@ -45,24 +45,31 @@ def cells_of(size_hw: tuple[int, int], stride: int) -> tuple[int, int]:
     return -(-size_hw[0] // stride), -(-size_hw[1] // stride)
 
 
-def write_batch(path: Path, *, size_hw: tuple[int, int], images: int, objects: int, classes: int, seed: int) -> None:
-    """Write one training batch: pixels, boxes, labels, one polygon an object, and the same as bit-packed masks.
+def batch_arrays(
+    random: np.random.Generator, *, size_hw: tuple[int, int], images: int, objects: int, classes: int
+) -> dict[str, np.ndarray]:
+    """Return one training batch: pixels, boxes, labels, and the points of one polygon an object.
 
     Pixels have a deviation of 1: random weights then give logits and offsets of the size that training starts with.
     """
-    random = np.random.default_rng(seed)
     boxes = synthetic_boxes(random, images * objects, size_hw)
     polygons = [synthetic_polygon(random, box) for box in boxes]
-    masks = [np.packbits(_mask_of(polygon, size_hw), axis=1) for polygon in polygons]
-    np.savez(
-        path,
-        pixels=random.standard_normal((images, 3, *size_hw), np.float32),
-        boxes=boxes.reshape(images, objects, 4),
-        labels=random.integers(1, classes, (images, objects)),
-        points=np.concatenate(polygons),
-        point_offsets=np.cumsum([0, *map(len, polygons)]),
-        masks=np.stack(masks).reshape(images, objects, size_hw[0], -1),
-    )
+    return {
+        "pixels": random.standard_normal((images, 3, *size_hw), np.float32),
+        "boxes": boxes.reshape(images, objects, 4),
+        "labels": random.integers(1, classes, (images, objects)),
+        "points": np.concatenate(polygons),
+        "point_offsets": np.cumsum([0, *map(len, polygons)]),
+    }
+
+
+def write_batch(path: Path, *, size_hw: tuple[int, int], images: int, objects: int, classes: int, seed: int) -> None:
+    """Write one training batch, its polygons also as bit-packed masks."""
+    random = np.random.default_rng(seed)
+    arrays = batch_arrays(random, size_hw=size_hw, images=images, objects=objects, classes=classes)
+    polygons = np.split(arrays["points"], arrays["point_offsets"][1:-1])
+    masks = np.stack([np.packbits(_mask_of(polygon, size_hw), axis=1) for polygon in polygons])
+    np.savez(path, masks=masks.reshape(images, objects, size_hw[0], -1), **arrays)  # type: ignore[arg-type]  # NumPy's stubs let any keyword be allow_pickle
 
 
 def _mask_of(polygon: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
@@ -82,7 +89,7 @@ def write_pyramid(path: Path, *, size_hw: tuple[int, int], images: int, seed: in
         f"boxes_{name}": synthetic_boxes(random, images * count, size_hw).reshape(images, count, 4)
         for name, count in BOXES_OF_POOL.items()
     }
-    np.savez(path, **levels, **boxes)  # type: ignore[arg-type]  # NumPy's stubs let any keyword be allow_pickle
+    np.savez(path, **levels, **boxes)  # type: ignore[arg-type]  # as above
 
 
 def write_candidates(path: Path, *, size_hw: tuple[int, int], images: int, seed: int) -> None:

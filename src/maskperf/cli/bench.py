@@ -152,7 +152,7 @@ def _bench_gpu(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from maskperf.run.console import make_console
 
     chosen = {name: value for name in ("repeats", "threads") if (value := getattr(options, name))}
-    found = measure(GpuPlan(peer_python=_peer_python(options), **chosen), folder, _say)
+    found = measure(GpuPlan(peer_python=_peer_python(options), **chosen), _say)
     show_gpu(make_console(), found)
     return found
 

@@ -1,4 +1,4 @@
-"""Answers the requests of `maskperf bench` over stdin and stdout, one JSON object a line; used by both sides.
+"""Answers the requests of `maskperf bench`, which come through the pipe that is stdin; used by both sides.
 
 Plain Python that imports nothing of maskperf: it also runs in the Python of a peer.
 
@@ -8,12 +8,11 @@ took that long; with `warm_up_calls` it is done that many times before anything 
 """
 
 import gc
-import json
-import os
 import resource
 import sys
 import time
 import traceback
+from multiprocessing.connection import Connection
 
 SHORTEST_SECONDS = 0.02  # quicker work is done several times in one measurement
 MOST_CALLS = 10_000
@@ -22,19 +21,18 @@ CLEAR_REFS = "/proc/self/clear_refs"
 
 
 def serve(benchmarks, cuda=None):
-    """Answer requests until the input ends; `cuda` is torch.cuda where there is a GPU."""
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries that print must not disturb the answers
-    server = Server(benchmarks, cuda)
-    commands = {name: getattr(server, name) for name in ("prepare", "warm_up", "measure", "memory")}
-    for line in sys.stdin:
-        request = json.loads(line)
+    """Answer requests until the other end is closed; `cuda` is torch.cuda where there is a GPU."""
+    connection, server = Connection(sys.stdin.fileno()), Server(benchmarks, cuda)
+    while True:
         try:
-            answer = {"done": commands[request["command"]](**request["arguments"])}
+            command, arguments = connection.recv()
+        except (EOFError, ConnectionResetError):
+            return
+        try:
+            answer = {"done": getattr(server, command)(*arguments)}
         except Exception as error:  # sent to the other end, which decides
             answer = {"error": str(error), "module": type(error).__module__, "trace": traceback.format_exc()}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+        connection.send(answer)
 
 
 class Server:
@@ -73,6 +71,10 @@ class Server:
         self._synchronize()
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         return {"wall_seconds": wall / self.calls, "cpu_seconds": cpu / self.calls}
+
+    def call(self):
+        """Return what the work returns, for work that is no benchmark but gives one result after another."""
+        return self.work()
 
     def memory(self):
         """Return the peak of this process since `prepare` ended, or since its start where Linux cannot reset it."""

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -23,17 +22,8 @@ HELP_SECONDS = 60.0
 FIRST_STEP_SECONDS = 1200.0
 LOOK_EVERY_SECONDS = 0.01
 SHOWN_CHARACTERS = 2000
+LAST_PART = "the step itself"
 NO_MEMORY = {"peak_gib": None, "before_gib": None, "device_peak_gib": None}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Start:
-    """One run, observed until its first step was done."""
-
-    timing: Timing
-    peak_gib: float | None
-    parts: dict[str, float]  # wall seconds by what they were spent on; their sum is about that of `timing`
-    seconds_before_step: float  # wall seconds until the first batch was there
 
 
 def measure_startup(plan: Plan, folder: Path, *, recipe: str, pairs: list[str]) -> list[CaseResult]:
@@ -44,23 +34,25 @@ def measure_startup(plan: Plan, folder: Path, *, recipe: str, pairs: list[str]) 
     Errors: ConfigError where the run ends before its first step.
     """
     arguments = [recipe, *_data_arguments(plan, folder, recipe), f"system.threads={plan.threads}", *pairs]
-    starts: list[Start] = []
+    parts: list[dict[str, float]] = []  # wall seconds of each run by what they were spent on
+    memory: dict[str, float | None] = dict(NO_MEMORY)
 
     def first_step() -> Timing:
-        starts.append(_first_step(arguments, folder / f"run_{len(starts)}", plan.threads))
-        return starts[-1].timing
+        timing, memory["peak_gib"], seconds_of = _first_step(arguments, folder / f"run_{len(parts)}", plan.threads)
+        parts.append({"seconds_before_step": sum(seconds_of.values()) - seconds_of[LAST_PART], **seconds_of})
+        return timing
 
     first_step()
     helps = measure_in_turn({"maskperf": _help}, plan.repeats)
     steps = measure_in_turn({"maskperf": first_step}, plan.repeats)
-    first, *others = starts
+    first, *others = parts
+    medians = {part: median(found[part] for found in others) for part in first}
     facts = {
-        "seconds_before_step": median(start.seconds_before_step for start in others),
-        "seconds_of": {part: median(start.parts[part] for start in others) for part in first.parts},
-        "first_run_seconds_before_step": first.seconds_before_step,
-        "first_run_seconds_of": first.parts,
+        "seconds_before_step": medians.pop("seconds_before_step"),
+        "seconds_of": medians,
+        "first_run_seconds_before_step": first.pop("seconds_before_step"),
+        "first_run_seconds_of": first,
     }
-    memory = NO_MEMORY | {"peak_gib": starts[-1].peak_gib}
     sides = {
         "help": side_result("maskperf", helps, clock=plan.clock, facts={}, memory=NO_MEMORY),
         f"first step of {recipe}": side_result("maskperf", steps, clock=plan.clock, facts=facts, memory=memory),
@@ -94,8 +86,8 @@ def _children_seconds() -> float:
     return times.children_user + times.children_system
 
 
-def _first_step(arguments: list[str], run_dir: Path, threads: int) -> Start:
-    """Return the times up to the end of the first step; the run is stopped there."""
+def _first_step(arguments: list[str], run_dir: Path, threads: int) -> tuple[Timing, float | None, dict[str, float]]:
+    """Return the time up to the end of the first step, the peak in GiB and the `_parts`; the run is stopped there."""
     metrics = run_dir / METRICS_FILE
     log = run_dir.with_suffix(".log")
     command = [sys.executable, "-m", "maskperf", "run", *arguments, f"run_dir={run_dir}", "system.log_every_steps=1"]
@@ -112,13 +104,9 @@ def _first_step(arguments: list[str], run_dir: Path, threads: int) -> Start:
     finally:
         process.kill()
         process.wait()
+    timing = Timing(wall_seconds=wall, cpu_seconds=_children_seconds() - cpu)
     parts = _parts(start_ms, (run_dir / "mlperf.log").read_text(encoding="utf-8"), step)
-    return Start(
-        timing=Timing(wall_seconds=wall, cpu_seconds=_children_seconds() - cpu),
-        peak_gib=None if peak is None else peak / GIB,
-        parts=parts,
-        seconds_before_step=sum(parts.values()) - parts["the step itself"],
-    )
+    return timing, None if peak is None else peak / GIB, parts
 
 
 def _step_of(metrics: Path) -> StepLine | None:
@@ -137,5 +125,5 @@ def _parts(start_ms: float, log: str, step: StepLine) -> dict[str, float]:
         "model": (times_ms["run_start"] - times_ms["init_start"]) / 1000,
         "data opened": (times_ms["epoch_start"] - times_ms["run_start"]) / 1000,
         "first batch": waiting,
-        "the step itself": whole - waiting,
+        LAST_PART: whole - waiting,
     }

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,26 @@ class WeightFile:
             return "mmdetection_caffe"
         return self.family.conventions
 
-    def in_maskperf_names(self, wanted: Iterable[str]) -> dict[str, Tensor]:
+    def for_model(
+        self, wanted: Mapping[str, Tensor], kept: Collection[str] = ()
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor], list[str]]:
+        """Return what the file has for a model of the state `wanted`, under maskperf's names, but for names in `kept`.
+
+        Besides: what the model needs of it, the cell anchors, and the names of counters of batch norms that the model
+        does not have. Counters may be missing. What is beyond the model keeps its own name.
+        """
+        state = self._in_maskperf_names(name for name in wanted if not name.endswith(COUNTER_SUFFIX))
+        anchors = {name: tensor for name, tensor in state.items() if name.startswith(CELL_ANCHORS_PREFIX)}
+        dropped = [name for name in state if name.endswith(COUNTER_SUFFIX) and name not in wanted]
+        found = {name: tensor for name, tensor in state.items() if name not in {*anchors, *dropped, *kept}}
+        required = {
+            name: tensor
+            for name, tensor in wanted.items()
+            if name not in kept and (name in found or not name.endswith(COUNTER_SUFFIX))
+        }
+        return found, required, anchors, dropped
+
+    def _in_maskperf_names(self, wanted: Iterable[str]) -> dict[str, Tensor]:
         """Return the state under maskperf's names, as far as it is there; what is beyond keeps its own."""
         family = self.family
         if family is None or family is OWN:
@@ -92,16 +111,9 @@ def load_model_weights(model: MaskRcnn, path: str | Path, *, reset_predictors: b
     path = Path(path)
     file = read_weight_file(path)
     _require_conventions(file, model)
-    state = dict(file.in_maskperf_names([name for name in model.state_dict() if not name.endswith(COUNTER_SUFFIX)]))
-    anchors = {name: state.pop(name) for name in list(state) if name.startswith(CELL_ANCHORS_PREFIX)}
     wanted = model.state_dict()
-    counters = {name for name in wanted if name.endswith(COUNTER_SUFFIX)}
-    dropped = [name for name in state if name.endswith(COUNTER_SUFFIX) and name not in wanted]
     kept = tuple(name for name in wanted if reset_predictors and name.startswith(PREDICTORS))
-    found = {name: tensor for name, tensor in state.items() if name not in (*dropped, *kept)}
-    required = {
-        name: tensor for name, tensor in wanted.items() if name not in kept and (name not in counters or name in found)
-    }
+    found, required, anchors, dropped = file.for_model(wanted, kept)
     fix = "Choose the settings of the section model that the file was made with, or another file."
     problems = model_problems(found, required, file=str(path), fix=fix) + _anchor_problems(model, anchors, str(path))
     raise_any(problems)
@@ -113,7 +125,7 @@ def load_model_weights(model: MaskRcnn, path: str | Path, *, reset_predictors: b
         notices.append(f"{path}: {len(anchors)} tensors of cell anchors equal the model's")
     if dropped:
         notices.append(f"{path}: {len(dropped)} counters of trainable batch norms left out; the model has frozen ones")
-    if counters - found.keys():
+    if any(name.endswith(COUNTER_SUFFIX) and name not in found for name in wanted):
         notices.append(f"{path}: has no counters of trainable batch norms; the model's are kept")
     return notices
 

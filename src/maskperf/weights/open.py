@@ -13,10 +13,10 @@ from maskperf.config import ModelConfig, RunConfig
 from maskperf.errors import ConfigError
 from maskperf.files import sha256_of_file
 from maskperf.model.conventions import CONVENTIONS
-from maskperf.model.families import COUNTER_SUFFIX, OWN, current_names
+from maskperf.model.families import OWN, current_names
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.model.weight_problems import file_error, model_problems, raise_any, sizes_of
-from maskperf.model.weights import CELL_ANCHORS_PREFIX, WeightFile, read_weight_file
+from maskperf.model.weights import WeightFile, read_weight_file
 from maskperf.overrides import from_json_text, to_json_text, with_overrides
 from maskperf.recipes import coco
 from maskperf.weights.categories import categories_named, coco_categories, read_names
@@ -47,13 +47,7 @@ def open_read_weights(file: WeightFile, *, conventions: str = "", names: Path | 
     """Return the same of a file that was read. Errors: as `open_weights`."""
     config, notices = config_of(file, conventions)
     wanted = empty_state(config.model)
-    counters = {name for name in wanted if name.endswith(COUNTER_SUFFIX)}
-    state = file.in_maskperf_names([name for name in wanted if name not in counters])
-    anchors = {name for name in state if name.startswith(CELL_ANCHORS_PREFIX)}
-    found = {name: tensor for name, tensor in state.items() if name not in anchors}
-    if config.model.batch_norm == "frozen":
-        found = {name: tensor for name, tensor in found.items() if not name.endswith(COUNTER_SUFFIX)}
-    required = {name: tensor for name, tensor in wanted.items() if name not in counters or name in found}
+    found, required, *_ = file.for_model(wanted)
     fix = "maskperf weights FILE says what the file holds; a whole Mask R-CNN with a ResNet and FPN is needed."
     raise_any(model_problems(found, required, file=str(file.path), fix=fix))
     complete = {name: found.get(name, torch.zeros((), dtype=torch.int64)) for name in wanted}

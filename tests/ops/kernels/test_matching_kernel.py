@@ -88,51 +88,22 @@ def test_equals_the_references_on_any_number_of_boxes(num_boxes, whole):
     assert num_boxes == 1 or (rois.positive.sum() > 0 and 0 < anchors.positive.sum() < anchors.positive.numel())
 
 
-@pytest.mark.parametrize("tenths", range(1, 11))
-def test_an_overlap_equal_to_a_threshold_belongs_to_the_side_above(tenths):
-    # Ten pixels and `tenths` of them: the overlap is tenths / 10, whether float32 rounds that up or down.
-    box, truth = torch.tensor([[[0.0, 0.0, 9.0, 0.0]]]), torch.tensor([[[0.0, 0.0, tenths - 1.0, 0.0]]])
-    _, rois = match_both_ways(box, truth, torch.tensor([[True]]))
-    assert rois.positive.tolist() == [[tenths >= 5]]
+EDGE = BOXES_AT_A_TIME + 1
+SHARED = [(20.0, 20.0, 29.0, 29.0), *[(23.0, 23.0, 32.0, 32.0)] * (EDGE - 1), (20.0, 20.0, 29.0, 29.0)]
 
 
-def test_all_boxes_that_share_the_best_overlap_of_a_truth_are_positive_over_several_programs():
-    boxes = torch.tensor([[20.0, 20.0, 29.0, 29.0]]).repeat(1, BOXES_AT_A_TIME + 2, 1)
-    boxes[0, 1:-1] += 3
-    anchors, _ = match_both_ways(boxes, torch.tensor([[[20.0, 20.0, 29.0, 24.0]]]), torch.tensor([[True]]))
-    assert anchors.positive[0].nonzero().flatten().tolist() == [0, BOXES_AT_A_TIME + 1]
-
-
-def test_a_truth_that_overlaps_nothing_makes_every_box_positive():
-    boxes = torch.tensor([[[0.0, 0.0, 9.0, 9.0], [5.0, 5.0, 20.0, 20.0]]])
-    anchors, rois = match_both_ways(boxes, torch.tensor([[[90.0, 90.0, 99.0, 99.0]]]), torch.tensor([[True]]))
-    assert anchors.positive.tolist() == [[True, True]]
-    assert rois.negative.tolist() == [[True, True]]
-
-
-@OF_NO_NUMBERS
-def test_boxes_and_truth_that_are_no_numbers_match_nothing():
-    box = (0.0, 0.0, 9.0, 9.0)
-    boxes = torch.tensor([[box, (NAN, 0.0, 9.0, 9.0), (0.0, 0.0, 9.0, 1.0)]])
-    anchors, rois = match_both_ways(boxes, torch.tensor([[(0.0, 0.0, 9.0, 5.0)]]), torch.tensor([[True]]))
-    assert anchors.positive.tolist() == [[False, False, False]]  # 0.6 would be the best overlap, but there is a NaN
-    assert rois.positive.tolist() == [[True, False, False]]
-    truth = torch.tensor([[(NAN, NAN, NAN, NAN), box]])
-    anchors, _ = match_both_ways(boxes[:, [0]], truth, torch.tensor([[True, True]]))
-    assert (anchors.positive.tolist(), anchors.negative.tolist()) == ([[True]], [[False]])
-
-
-def test_other_strides_are_read_right_and_left_alone():
-    generator = seeded(0)
-    boxes = (torch.rand((4, 20, 3), generator=generator) * 30).permute(2, 1, 0)
-    truth = (torch.rand((4, 5, 3), generator=generator) * 30).permute(2, 1, 0)
-    before = boxes.clone()
-    match_both_ways(boxes, truth, torch.ones(5, 3, dtype=torch.bool).T)
-    assert torch.equal(boxes, before)
-
-
-@pytest.mark.parametrize(("num_boxes", "num_slots"), [(0, 2), (3, 0)])
-def test_no_boxes_and_no_slots_for_truth(num_boxes, num_slots):
-    shapes = torch.zeros(2, num_boxes, 4), torch.zeros(2, num_slots, 4)
-    found = on_device(*shapes, torch.ones(2, num_slots).bool(), keep_best_of_truth=True, **RPN)
-    assert torch.equal(found.slots, torch.zeros(2, num_boxes, dtype=torch.int64)) and bool(found.negative.all())
+@pytest.mark.parametrize(
+    ("rows", "truth", "anchors", "rois"),
+    [
+        # Ten pixels and some of them: the overlap is a number of tenths, whether float32 rounds that up or down.
+        *(
+            ([(0.0, 0.0, 9.0, 0.0)], (0.0, 0.0, tenths - 1.0, 0.0), [0], [0] if tenths >= 5 else [])
+            for tenths in range(1, 11)
+        ),
+        (SHARED, (20.0, 20.0, 29.0, 24.0), [0, EDGE], [0, EDGE]),  # the best overlap, in two programs
+        ([(0.0, 0.0, 9.0, 9.0), (5.0, 5.0, 20.0, 20.0)], (90.0, 90.0, 99.0, 99.0), [0, 1], []),  # none at all
+    ],
+)
+def test_equals_the_references_on_known_boxes_of_which_these_are_positive(rows, truth, anchors, rois):
+    found = match_both_ways(torch.tensor([rows]), torch.tensor([[truth]]), torch.tensor([[True]]))
+    assert [matches.positive[0].nonzero().flatten().tolist() for matches in found] == [anchors, rois]

@@ -30,11 +30,6 @@ def survivors(boxes: torch.Tensor, valid: torch.Tensor, iou_threshold: float = 0
     return found
 
 
-def survivors_of_rows(rows: list, valid: list[bool] | None = None, iou_threshold: float = 0.5) -> list[bool]:
-    real = torch.tensor([valid if valid else [True] * len(rows)])
-    return survivors(torch.tensor([rows]), real, iou_threshold)[0].tolist()
-
-
 @pytest.mark.parametrize("count", [1, BITS_OF_WORD - 1, BITS_OF_WORD, BITS_OF_WORD + 1, 3 * BITS_OF_WORD + 7])
 @pytest.mark.parametrize("iou_threshold", [0.3, 0.7])
 def test_equals_the_reference_on_any_number_of_boxes(count, iou_threshold):
@@ -53,33 +48,37 @@ def test_equals_the_slow_reference_with_equal_scores(whole):
     assert order[found[0]].tolist() == nms_reference(boxes, scores, 0.5)
 
 
-@pytest.mark.parametrize("tenths", range(1, 10))
-def test_a_box_whose_overlap_equals_the_threshold_is_kept(tenths):
-    # Ten pixels and `tenths` of them: the overlap is tenths / 10, whether float32 rounds that up or down.
-    rows = [(0.0, 0.0, 9.0, 0.0), (0.0, 0.0, tenths - 1.0, 0.0)]
-    assert survivors_of_rows(rows, iou_threshold=tenths / 10) == [True, True]
-    assert survivors_of_rows(rows, iou_threshold=tenths / 10 - 0.001) == [True, False]
+# Neighbours overlap by 7 / 13 and the next but one by 4 / 16: a block needs all its rounds.
+CHAIN = [(3.0 * step, 0.0, 3.0 * step + 9, 0.0) for step in range(2 * BITS_OF_WORD + 5)]
+APART = [(20.0 * number, 0.0, 20.0 * number + 9, 9.0) for number in range(2 * BITS_OF_WORD + 1)]
+PIXEL, NEXT_PIXEL, FLAT = (3.0, 3.0, 3.0, 3.0), (4.0, 3.0, 4.0, 3.0), (8.0, 8.0, 7.0, 7.0)
 
 
-def test_a_long_chain_is_resolved_from_its_start():
-    # Each box overlaps its neighbours by 7 / 13 and the next but one by 4 / 16: a block needs all its rounds.
-    rows = [(3.0 * step, 0.0, 3.0 * step + 9, 0.0) for step in range(2 * BITS_OF_WORD + 5)]
-    assert survivors_of_rows(rows) == [step % 2 == 0 for step in range(len(rows))]
-    assert survivors_of_rows(rows, iou_threshold=0.2) == [step % 3 == 0 for step in range(len(rows))]
-
-
-def test_a_box_is_suppressed_by_one_far_before_it():
-    apart = [(20.0 * number, 0.0, 20.0 * number + 9, 9.0) for number in range(2 * BITS_OF_WORD + 1)]
-    found = survivors_of_rows([*apart, NEAR_A])
-    assert found == [True] * len(apart) + [False]
-
-
-def test_the_first_valid_box_survives_and_invalid_ones_neither_survive_nor_suppress():
-    assert survivors_of_rows([A] * 70) == [True] + [False] * 69
-    assert survivors_of_rows([A] * 70, valid=[False] * 66 + [True] * 4) == [False] * 66 + [True] + [False] * 3
-    assert survivors_of_rows([A, NEAR_A, FAR]) == [True, False, True]
-    assert survivors_of_rows([A, NEAR_A, FAR], valid=[False, True, True]) == [False, True, True]
-    assert survivors_of_rows([A] * 80, valid=[False] * 80) == [False] * 80
+@pytest.mark.filterwarnings("ignore:invalid value encountered in divide:RuntimeWarning")
+@pytest.mark.parametrize(
+    ("rows", "invalid", "iou_threshold", "count"),
+    [
+        # Ten pixels and some of them: the overlap is the threshold, whether float32 rounds that up or down.
+        *(([(0.0, 0.0, 9.0, 0.0), (0.0, 0.0, tenths - 1.0, 0.0)], 0, tenths / 10, 2) for tenths in range(1, 10)),
+        *(
+            ([(0.0, 0.0, 9.0, 0.0), (0.0, 0.0, tenths - 1.0, 0.0)], 0, tenths / 10 - 0.001, 1)
+            for tenths in range(1, 10)
+        ),
+        (CHAIN, 0, 0.5, -(-len(CHAIN) // 2)),
+        (CHAIN, 0, 0.2, -(-len(CHAIN) // 3)),
+        ([*APART, NEAR_A], 0, 0.5, len(APART)),  # suppressed by one far before it
+        ([A] * 70, 0, 0.5, 1),
+        ([A] * 70, 66, 0.5, 1),
+        ([A] * 80, 80, 0.5, 0),
+        ([A, NEAR_A, FAR], 0, 0.5, 2),
+        ([A, NEAR_A, FAR], 1, 0.5, 2),
+        ([PIXEL, NEXT_PIXEL, PIXEL], 0, 0.5, 2),
+        ([FLAT, FLAT, A], 0, 0.5, 3),  # 0 / 0 is not above the threshold
+    ],
+)
+def test_equals_the_reference_on_known_boxes_of_which_the_first_are_not_valid(rows, invalid, iou_threshold, count):
+    valid = torch.arange(len(rows)) >= invalid
+    assert survivors(torch.tensor([rows]), valid[None], iou_threshold).sum() == count
 
 
 def test_groups_do_not_touch_each_other():
@@ -89,13 +88,6 @@ def test_groups_do_not_touch_each_other():
     for group in range(3):
         assert torch.equal(together[group], survivors(boxes[[group]], valid[[group]])[0])
     assert together[2].sum() == 1
-
-
-@pytest.mark.filterwarnings("ignore:invalid value encountered in divide:RuntimeWarning")
-def test_one_pixel_boxes_and_boxes_without_area_are_handled():
-    pixel, neighbour, flat = (3.0, 3.0, 3.0, 3.0), (4.0, 3.0, 4.0, 3.0), (8.0, 8.0, 7.0, 7.0)
-    assert survivors_of_rows([pixel, neighbour, pixel]) == [True, True, False]
-    assert survivors_of_rows([flat, flat, A]) == [True, True, True]  # 0 / 0 is not above the threshold
 
 
 def test_empty_groups():

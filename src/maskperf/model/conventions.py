@@ -21,47 +21,33 @@ IMAGENET_DEVIATIONS_BGR = (57.375, 57.12, 58.395)
 
 @dataclass(frozen=True, kw_only=True)
 class Conventions:
-    """What one family does where families differ. docs/conventions.md shows all of them side by side."""
+    """What one family does where families differ; by default what the reference does.
 
-    strided_kernel: Literal[1, 3]  # of a bottleneck: the first 1x1 convolution has the stride, or the 3x3
-    batch_norm_epsilon: float
-    is_rgb: bool  # the channels of the family's own files
-    means_bgr: tuple[float, float, float]
-    deviations_bgr: tuple[float, float, float] | None  # pixels of 0 to 255, after the means, are divided by these
-    resize: Literal["reference", "torchvision", "detectron2", "mmdetection"]  # data.resize
-    has_plus_one: bool  # a box is x2 - x1 + 1 wide
-    anchor_rounding: Literal["sides", "corners", "none"]
+    docs/conventions.md shows all of them side by side.
+    """
+
+    strided_kernel: Literal[1, 3] = 1  # of a bottleneck: the first 1x1 convolution has the stride, or the 3x3
+    batch_norm_epsilon: float = 0.0
+    is_rgb: bool = False  # the channels of the family's own files
+    means_bgr: tuple[float, float, float] = (102.9801, 115.9465, 122.7717)
+    deviations_bgr: tuple[float, float, float] | None = None  # what pixels minus the means are divided by
+    resize: Literal["reference", "torchvision", "detectron2", "mmdetection"] = "reference"  # data.resize
+    has_plus_one: bool = True  # a box is x2 - x1 + 1 wide
+    anchor_rounding: Literal["sides", "corners", "none"] = "sides"
     # False: the stride of a level is its padded side over the map's, rounded down: 800 // 13 = 61 at P6
-    has_fixed_anchor_strides: bool
-    limits_shrinking: bool  # of decoded boxes; growth is limited by all
-    least_proposal: float | None  # shorter side in pixels; None: nothing is removed, 0.0: what has no area
-    least_detection: float | None
-    roi_align: RoiAlignRule | None  # None: the reference's, by its own fast ways
-    keeps_ties: bool  # detections equal to the last of the best 100
-    background: Literal["first", "last"]  # in the family's own files; inside it is class 0
-    paste: Literal["box", "grid"]  # resized to the box's whole pixels, or sampled at pixel centres
+    has_fixed_anchor_strides: bool = True
+    limits_shrinking: bool = False  # of decoded boxes; growth is limited by all
+    least_proposal: float | None = None  # shorter side in pixels; None: nothing is removed, 0.0: what has no area
+    least_detection: float | None = None
+    roi_align: RoiAlignRule | None = None  # None: the reference's, by its own fast ways
+    keeps_ties: bool = True  # detections equal to the last of the best 100
+    background: Literal["first", "last"] = "first"  # in the family's own files; inside it is class 0
+    paste: Literal["box", "grid"] = "box"  # resized to the box's whole pixels, or sampled at pixel centres
     rpn_convs: int = 1
     box_head_convs: int = 0  # with convolutions there is one fully connected layer, else two
 
 
-REFERENCE = Conventions(
-    strided_kernel=1,
-    batch_norm_epsilon=0.0,
-    is_rgb=False,
-    means_bgr=(102.9801, 115.9465, 122.7717),
-    deviations_bgr=None,
-    resize="reference",
-    has_plus_one=True,
-    anchor_rounding="sides",
-    has_fixed_anchor_strides=True,
-    limits_shrinking=False,
-    least_proposal=None,
-    least_detection=None,
-    roi_align=None,
-    keeps_ties=True,
-    background="first",
-    paste="box",
-)
+REFERENCE = Conventions()
 TORCHVISION = Conventions(
     strided_kernel=3,
     batch_norm_epsilon=1e-5,
@@ -72,25 +58,17 @@ TORCHVISION = Conventions(
     has_plus_one=False,
     anchor_rounding="corners",
     has_fixed_anchor_strides=False,
-    limits_shrinking=False,
     least_proposal=1e-3,
     least_detection=1e-2,
     roi_align=RoiAlignRule(is_aligned=False, samples=2, level_epsilons=(0.0, 1e-6)),
     keeps_ties=False,
-    background="first",
-    paste="box",
 )
 DETECTRON2 = Conventions(
-    strided_kernel=1,
     batch_norm_epsilon=1e-5,
-    is_rgb=False,
     means_bgr=IMAGENET_MEANS_BGR,
-    deviations_bgr=None,
     resize="detectron2",
     has_plus_one=False,
     anchor_rounding="none",
-    has_fixed_anchor_strides=True,
-    limits_shrinking=False,
     least_proposal=0.0,
     least_detection=0.0,
     roi_align=RoiAlignRule(is_aligned=True, samples=0, level_epsilons=(1e-8, 0.0)),

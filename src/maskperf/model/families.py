@@ -6,7 +6,7 @@ batch norms outside of the backbone, which become a part of the convolution befo
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -40,26 +40,29 @@ class Family:
     name: str
     title: str
     signature: str  # a regular expression that one of the names of such a file matches as a whole
-    conventions: str  # what files of this family mean, where nothing in them says otherwise
-    name_in_file: Callable[[str], str]
-    variants: tuple[str, ...] = ()  # what else they may mean
+    renames: Rules = ()  # from maskperf's names to those in the file
+    variants: tuple[str, ...] = ()  # what else its files may mean, where nothing in them says so
+
+    @property
+    def conventions(self) -> str:
+        """What files of this family mean, where nothing in them says otherwise."""
+        return self.name if self.name in CONVENTIONS else "reference"
 
     @property
     def rules(self) -> Conventions:
         return CONVENTIONS[self.conventions]
 
+    def name_in_file(self, name: str) -> str:
+        return _renamed(name, self.renames)
 
-def _renamed(rules: Rules) -> Callable[[str], str]:
-    """Return a function that applies each (pattern, replacement) in turn; `{n+1}` in one is the number plus one."""
 
-    def rename(name: str) -> str:
-        for pattern, replacement in rules:
-            match = re.search(pattern, name)
-            if match is not None:
-                name = name[: match.start()] + _filled(match, replacement) + name[match.end() :]
-        return name
-
-    return rename
+def _renamed(name: str, rules: Rules) -> str:
+    """Return the name after each (pattern, replacement) in turn; `{n+1}` in a replacement is the number plus one."""
+    for pattern, replacement in rules:
+        match = re.search(pattern, name)
+        if match is not None:
+            name = name[: match.start()] + _filled(match, replacement) + name[match.end() :]
+    return name
 
 
 def _filled(match: re.Match, text: str) -> str:
@@ -114,6 +117,7 @@ _MMDETECTION: Rules = (
     (r"^roi_heads\.mask\.predictor\.conv5_mask\.", "roi_head.mask_head.upsample."),
     (r"^roi_heads\.mask\.predictor\.mask_fcn_logits\.", "roi_head.mask_head.conv_logits."),
 )
+_LAST_BLOCKS = {1: "res2_2", 2: "res3_3", 3: "res4_5", 4: "res5_2"}  # of the stages of a ResNet-50
 _DETECTRON: Rules = (  # Caffe2: `_w` and `_b`, batch norms folded into `_bn_s` and `_bn_b`
     (r"^backbone\.body\.stem\.bn1\.weight$", "res_conv1_bn_s"),
     (r"^backbone\.body\.stem\.bn1\.bias$", "res_conv1_bn_b"),
@@ -127,13 +131,8 @@ _DETECTRON: Rules = (  # Caffe2: `_w` and `_b`, batch norms folded into `_bn_s` 
     (r"\.bn\.bias$", "_bn_b"),
     (r"\.conv\.", "."),
     (r"^backbone\.fpn\.fpn_inner4\.", "fpn_inner_res5_2_sum."),
-    (r"^backbone\.fpn\.fpn_inner3\.", "fpn_inner_res4_5_sum_lateral."),
-    (r"^backbone\.fpn\.fpn_inner2\.", "fpn_inner_res3_3_sum_lateral."),
-    (r"^backbone\.fpn\.fpn_inner1\.", "fpn_inner_res2_2_sum_lateral."),
-    (r"^backbone\.fpn\.fpn_layer4\.", "fpn_res5_2_sum."),
-    (r"^backbone\.fpn\.fpn_layer3\.", "fpn_res4_5_sum."),
-    (r"^backbone\.fpn\.fpn_layer2\.", "fpn_res3_3_sum."),
-    (r"^backbone\.fpn\.fpn_layer1\.", "fpn_res2_2_sum."),
+    *((rf"^backbone\.fpn\.fpn_inner{n}\.", f"fpn_inner_{_LAST_BLOCKS[n]}_sum_lateral.") for n in (1, 2, 3)),
+    *((rf"^backbone\.fpn\.fpn_layer{n}\.", f"fpn_{block}_sum.") for n, block in _LAST_BLOCKS.items()),
     (r"^rpn\.head\.(weight|bias)$", r"conv_rpn_fpn2.\1"),  # `.conv` is gone
     (r"^rpn\.head\.(cls_logits|bbox_pred)\.", r"rpn_\1_fpn2."),
     (r"^roi_heads\.(box|mask)\.(feature_extractor|predictor)\.", ""),
@@ -141,59 +140,40 @@ _DETECTRON: Rules = (  # Caffe2: `_w` and `_b`, batch norms folded into `_bn_s` 
     (r"\.weight$", "_w"),
     (r"\.bias$", "_b"),
 )
-FAMILIES = (
+_ALL = (
     Family(
-        name="torchvision_v2",
-        title="torchvision maskrcnn_resnet50_fpn_v2",
-        signature=r"roi_heads\.box_head\.5\.weight",
-        conventions="torchvision_v2",
-        name_in_file=_renamed(_TORCHVISION_V2),
+        "torchvision_v2", "torchvision maskrcnn_resnet50_fpn_v2", r"roi_heads\.box_head\.5\.weight", _TORCHVISION_V2
     ),
     Family(
         name="torchvision",
         title="torchvision maskrcnn_resnet50_fpn",
         signature=r"roi_heads\.box_head\.fc6\.weight",
-        conventions="torchvision",
-        name_in_file=_renamed(_TORCHVISION),
+        renames=_TORCHVISION,
         variants=("torchvision_coco_v1",),
     ),
-    Family(
-        name="detectron2",
-        title="detectron2",
-        signature=r"(proposal_generator\.rpn_head|backbone\.bottom_up)\..*",
-        conventions="detectron2",
-        name_in_file=_renamed(_DETECTRON2),
-    ),
+    Family("detectron2", "detectron2", r"(proposal_generator\.rpn_head|backbone\.bottom_up)\..*", _DETECTRON2),
     Family(
         name="mmdetection",
         title="mmdetection",
         signature=r"(rpn_head\.rpn_conv|roi_head\.bbox_head\.fc_cls)\.weight",
-        conventions="mmdetection",
-        name_in_file=_renamed(_MMDETECTION),
+        renames=_MMDETECTION,
         variants=("mmdetection_caffe",),
     ),
     Family(
         name="reference",
         title="maskrcnn-benchmark, such as MLPerf's reference",
         signature=r"(roi_heads\.box\.feature_extractor\.fc6|backbone\.body\.stem\.conv1)\.weight",
-        conventions="reference",
-        name_in_file=str,
     ),
-    Family(
-        name="detectron",
-        title="Detectron (Caffe2)",
-        signature=r"res2_0_branch2a_w",
-        conventions="reference",
-        name_in_file=_renamed(_DETECTRON),
-    ),
+    Family("detectron", "Detectron (Caffe2)", r"res2_0_branch2a_w", _DETECTRON),
 )
-OWN, DETECTRON = (next(one for one in FAMILIES if one.name == name) for name in ("reference", "detectron"))
+FAMILIES = {family.name: family for family in _ALL}
+OWN, DETECTRON = FAMILIES["reference"], FAMILIES["detectron"]
 
 
 def family_of(names: Iterable[str]) -> Family | None:
     """Return the family that tensors of these names belong to."""
     known = list(names)
-    return next((one for one in FAMILIES if any(re.fullmatch(one.signature, name) for name in known)), None)
+    return next((one for one in _ALL if any(re.fullmatch(one.signature, name) for name in known)), None)
 
 
 def current_names(state: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
@@ -206,9 +186,8 @@ def current_names(state: Mapping[str, Tensor], family: Family) -> dict[str, Tens
             (r"^roi_heads\.mask_head\.mask_fcn(?P<n>\d)\.", r"roi_heads.mask_head.{n-1}.0."),
         )
     ignored = (COUNTER_SUFFIX, "pixel_mean", "pixel_std")
-    rename = _renamed(old)
     return {
-        rename(name): tensor
+        _renamed(name, old): tensor
         for name, tensor in state.items()
         if not name.endswith(ignored) and ".anchor_generator." not in name and not name.startswith("fc1000_")
     }

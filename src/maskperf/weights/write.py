@@ -27,7 +27,7 @@ def write_weights(opened: OpenedWeights, form: str, path: Path) -> list[str]:
         raise ConfigError(f"{path}: weights of {form} are a {ENDINGS[form]} file. Fix: give it that ending.")
     if form == "maskperf":
         return _write_maskperf(opened, path)
-    family = next(one for one in FAMILIES if one.name == form)
+    family = FAMILIES[form]
     own, theirs = CONVENTIONS[opened.config.model.conventions], family.rules
     shape = [name for name in ("rpn_convs", "box_head_convs") if getattr(own, name) != getattr(theirs, name)]
     if form == "torchvision" and own.strided_kernel != theirs.strided_kernel:

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,11 +30,6 @@ def as_run_lengths(batch: Batch) -> Batch:
         sizes_hw=sizes_hw.clone(),
         is_mirrored=torch.zeros(len(sizes_hw), dtype=torch.bool),
     )
-    none: dict[str, Any] = {
-        "points": polygons.points[:0],
-        "point_offsets": polygons.point_offsets[:1],
-        "max_points": 0,
-        "max_polygons": 0,
-    }
-    empty = replace(polygons, polygon_offsets=torch.zeros_like(polygons.polygon_offsets), **none)
+    empty = replace(polygons, points=polygons.points[:0], point_offsets=polygons.point_offsets[:1])
+    empty = replace(empty, polygon_offsets=torch.zeros_like(polygons.polygon_offsets), max_points=0, max_polygons=0)
     return replace(batch, targets=replace(batch.targets, polygons=empty, run_lengths=run_lengths))

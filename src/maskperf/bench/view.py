@@ -33,8 +33,7 @@ def everything(results: list[CaseResult], ceiling: dict, plan: Plan) -> Row:
     settings = ("size_hw", "images", "objects", "repeats", "threads", "clock", "peer_python")
     entries = [asdict(result) for result in results]
     for side in (side for entry in entries for side in entry["sides"]):
-        flop = side["facts"].get("flop")
-        rate = side["flop_per_second"] = flop / side["seconds"]["median"] if flop else None
+        rate = side["flop_per_second"] = _flop_per_second(side)
         side["share_of_ceiling"] = rate / ceiling["flop_per_second"] if rate else None
     return {
         "commit": ceiling["environment"]["git_commit"],
@@ -60,17 +59,17 @@ def show(console: Console, found: Row) -> None:
         f"{ceiling['flop_per_second'] / 1e9:.1f} GFLOP/s by float32 matrix products, "
         f"{ceiling['copy_bytes_per_second'] / 1e9:.1f} GB/s by a large copy"
     )
-    rows, lines = [], []
-    for result in (result for result in found["results"] if result["benchmark"] != SWITCHES):
-        heading = {"benchmark": result["benchmark"], "case": result["case"]}
-        for side in result["sides"]:
-            rows.append(heading | side)
-            heading = {"benchmark": "", "case": ""}
-            lines += _notes(f"{result['benchmark']}, {result['case']}, {side['name']}", side["facts"])
-    if rows:
+    cases = [result for result in found["results"] if result["benchmark"] != SWITCHES]
+    if cases:
         clock_name = "seconds on the wall" if clock == "wall" else "processor seconds"
         title = f"medians of {clock_name} (smallest to largest), and ratios of pairs measured in turn"
-        console.print(_table(title, RESULT_COLUMNS, rows), *lines, sep="\n")
+        lines = [
+            line
+            for result in cases
+            for side in result["sides"]
+            for line in _notes(f"{result['benchmark']}, {result['case']}, {side['name']}", side["facts"])
+        ]
+        console.print(_table(title, RESULT_COLUMNS, _rows_of_sides(cases)), *lines, sep="\n")
     for sides in (result["sides"] for result in found["results"] if result["benchmark"] == SWITCHES):
         plain = sides[0]["facts"]["first_losses"]
         differences_of = [loss_difference(side["facts"]["first_losses"], plain) for side in sides]
@@ -86,7 +85,7 @@ def show_gpu(console: Console, found: Row) -> None:
         if rows:
             headline, columns = (section, KERNEL_COLUMNS) if section.startswith("kernel ") else SECTIONS[section]
             shown = rows[:SHOWN_CONVOLUTIONS] if section == "convolutions" else rows
-            console.print(_table(headline, columns, shown))
+            console.print(_table(headline, columns, _rows_of_sides(rows) if section == "peer" else shown))
         for row in result["rows"]:
             if "left_out" in row:
                 console.print(f"{section}: left out, {row['left_out']}")
@@ -98,6 +97,16 @@ def show_gpu(console: Console, found: Row) -> None:
         if result["error"]:
             reason = result["error"].splitlines()[-1]  # the last line of a trace says most; all of it is in the file
             console.print(f"{section}: NOT COMPLETE, {len(rows)} rows in {result['seconds']:.0f} s. {reason}")
+
+
+def _rows_of_sides(results: list[Row]) -> list[Row]:
+    """Return a row for each side of each case; only the first of a case names the case."""
+    heading = {"benchmark": "", "case": ""}
+    return [
+        side | (heading if number else {name: result[name] for name in heading})
+        for result in results
+        for number, side in enumerate(result["sides"])
+    ]
 
 
 def _table(title: str, columns: Columns, rows: Iterable[Row]) -> Table:
@@ -131,6 +140,11 @@ def spread_text(spread: dict[str, float]) -> str:
 
 def _rate(side: Row) -> float:
     return side["facts"].get("items", 1) / side["seconds"]["median"]
+
+
+def _flop_per_second(side: Row) -> float | None:
+    flop = side["facts"].get("flop")
+    return flop / side["seconds"]["median"] if flop else None
 
 
 def _peak(side: Row) -> str:
@@ -170,8 +184,8 @@ RESULT_COLUMNS: Columns = {
     "one call": lambda side: spread_text(side["seconds"]),
     "rate": lambda side: f"{_rate(side):.4g} {side['facts']['item']}/s" if "item" in side["facts"] else "",
     "peak GiB": _peak,
-    "FLOP/s": lambda side: f"{rate / 1e9:.4g} G" if (rate := side["flop_per_second"]) else "",
-    "of ceiling": _text("share_of_ceiling", "{:.0%}", missing=""),
+    "FLOP/s": lambda side: f"{rate / 1e9:.4g} G" if (rate := _flop_per_second(side)) else "",
+    "of ceiling": lambda side: f"{share:.0%}" if (share := side.get("share_of_ceiling")) else "",
     "times the first side's (quartiles)": _spread("times_as_long", 2, missing=""),
 }
 SWITCH_COLUMNS: Columns = {
@@ -217,19 +231,10 @@ DEVICE_COLUMNS: Columns = {
     "copy GB/s": _text("copy_gb_per_second", "{:.0f}"),
     "kernels": _text("kernels"),
 }
-PEER_COLUMNS: Columns = {
-    "what": lambda row: f"{row['benchmark']}, {row['case']}",
-    "medians": lambda row: "; ".join(
-        f"{side['name']} {side['seconds']['median'] * 1000:.3f} ms" for side in row["sides"]
-    ),
-    "peer / maskperf": lambda row: "; ".join(
-        f"{ratio['median']:.2f}" for side in row["sides"] if (ratio := side["times_as_long"])
-    ),
-}
 SECTIONS: dict[str, tuple[str, Columns]] = {
     "device": ("the GPU", DEVICE_COLUMNS),
     "switches": ("one training step, with one switch after another", STEP_COLUMNS),
     "steps": ("training steps by padded size, batch, precision and launching", STEP_COLUMNS),
     "convolutions": ("convolutions of a step in bfloat16, the layers with most work first", CONVOLUTION_COLUMNS),
-    "peer": ("beside torchvision on the same GPU", PEER_COLUMNS),
+    "peer": ("beside torchvision on the same GPU", RESULT_COLUMNS),
 }

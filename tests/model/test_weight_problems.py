@@ -38,6 +38,7 @@ def test_the_sizes_of_a_model_are_read_from_its_tensors():
         ({"mask_head_channels": 8}, "model.mask_head_channels"),
         ({"mask_head_convs": 4}, "model.mask_head_convs"),
         ({"num_classes": 9, "stem_channels": 8}, "model.stem_channels, model.num_classes"),
+        ({"stem_channels": 8, "stage_channels": (16, 32, 64, 128)}, "model.stem_channels, model.stage_channels"),
     ],
 )
 def test_a_model_of_other_sizes_is_one_problem_that_names_its_keys(changes, keys):

@@ -55,36 +55,47 @@ def assert_equal_in_float32(found: list[torch.Tensor], expected: list[torch.Tens
         torch.testing.assert_close(one, other, rtol=1e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize(("size", "padded_hw", "rois"), [(7, (96, 128), 3), (7, (75, 201), 3), (14, (75, 201), 1)])
-def test_equals_the_reference_on_random_boxes(size, padded_hw, rois):
-    boxes = random_rois(2, rois, padded_hw, seed=6)
-    found, expected = pool_both_ways(random_pyramid(2, 5, padded_hw), boxes, size)
+# Samples at -1 and 0, just below -1, at the last cell and the length, and just above the length.
+ENDS = [(-6.0, 2.0), (-6.01, 1.99), (-10.0, -2.0), (26.0, 34.0), (26.01, 34.01), (34.0, 42.0), (22.0, 30.0)]
+ON_THE_BORDER = [*((x1, 10.0, x2, 18.0) for x1, x2 in ENDS), *((10.0, y1, 18.0, y2) for y1, y2 in ENDS)]
+OF_EACH_LEVEL = [(8.0, 8.0, 8.0 + side, 6.0 + side) for side in (60, 150, 300, 500)]
+# Maps, boxes and size of the pooled maps.
+CASES = {
+    "random boxes": lambda: (random_pyramid(2, 5, (96, 128)), random_rois(2, 3, (96, 128), seed=6), 7),
+    "odd sizes": lambda: (random_pyramid(2, 5, (75, 201)), random_rois(2, 3, (75, 201), seed=6), 7),
+    "14 x 14": lambda: (random_pyramid(2, 5, (75, 201)), random_rois(2, 1, (75, 201), seed=6), 14),
+    "boxes of each level": lambda: (random_pyramid(1, 3, (96, 128)), torch.tensor([OF_EACH_LEVEL]), 3),
+    "at the border and outside": lambda: (random_pyramid(1, 2, (96, 128), seed=5), torch.tensor([AT_THE_BORDER]), 2),
+    "samples on the very border": lambda: (random_map(1, 1, 8, 8, seed=3), torch.tensor([ON_THE_BORDER]), 1),
+    "another layout": lambda: ([turned_level()], random_rois(2, 2, (52, 40), seed=2), 4),
+    "more channels than a program takes": lambda: (
+        random_pyramid(1, 300, (24, 20)), torch.tensor([[(1.0, 2.0, 15.0, 17.0), (3.0, -5.0, 30.0, 9.0)]]), 1),
+    **{
+        f"a map of {height} x {width}": lambda size=(height, width): (
+            random_map(1, 1, *size, seed=size[0]), torch.tensor([[(0.0, 0.0, 40.0, 36.0), (-4.0, 3.0, 7.0, 90.0)]]), 3)
+        for height, width in ((1, 1), (TILE_SIDE + 1, 2 * TILE_SIDE - 1))
+    },
+}  # fmt: skip
+
+
+def turned_level() -> torch.Tensor:
+    level = random_pyramid(2, 3, (40, 52))[0].permute(0, 1, 3, 2)
+    assert not level.is_contiguous(memory_format=torch.channels_last)
+    return level
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_maps_and_gradients_equal_the_reference(name):
+    features, boxes, size = CASES[name]()
+    found, expected = pool_both_ways(features, boxes, size)
     assert_equal_in_float32(found, expected)
-    assert sum(bool(level.any()) for level in expected[1:]) >= min(rois, 2)
     assert found[0].is_contiguous(memory_format=torch.channels_last)
-
-
-def test_boxes_of_each_level_are_pooled_from_it():
-    boxes = torch.tensor([[(8.0, 8.0, 8.0 + side, 6.0 + side) for side in (60, 150, 300, 500)]])
-    assert assign_levels(boxes, 4).tolist() == [[0, 1, 2, 3]]
-    found, expected = pool_both_ways(random_pyramid(1, 3, (96, 128)), boxes, 3)
-    assert_equal_in_float32(found, expected)
-    assert all(bool(level.any()) for level in expected)
-
-
-def test_equals_the_reference_on_boxes_at_the_border_and_outside():
-    found, expected = pool_both_ways(random_pyramid(1, 2, (96, 128), seed=5), torch.tensor([AT_THE_BORDER]), 2)
-    assert_equal_in_float32(found, expected)
-    assert not bool(found[0][8:10].any())  # outside
-
-
-def test_equals_the_reference_where_samples_fall_on_the_very_border():
-    # Samples at -1 and 0, just below -1, at the last cell and the length, and just above the length.
-    rows = [(-6.0, 2.0), (-6.01, 1.99), (-10.0, -2.0), (26.0, 34.0), (26.01, 34.01), (34.0, 42.0), (22.0, 30.0)]
-    boxes = torch.tensor([[(x1, 10.0, x2, 18.0) for x1, x2 in rows] + [(10.0, y1, 18.0, y2) for y1, y2 in rows]])
-    found, expected = pool_both_ways(random_map(1, 1, 8, 8, seed=3), boxes, 1)
-    assert_equal_in_float32(found, expected)
-    assert len(set(found[0].flatten().tolist())) > 8
+    if name == "boxes of each level":
+        assert assign_levels(boxes, 4).tolist() == [[0, 1, 2, 3]] and all(bool(level.any()) for level in expected)
+    if name == "at the border and outside":
+        assert not bool(found[0][8:10].any())  # outside
+    if name == "samples on the very border":
+        assert len(set(found[0].flatten().tolist())) > 8
 
 
 @pytest.mark.parametrize("size", [2, 5])
@@ -95,17 +106,6 @@ def test_bfloat16_is_summed_in_float32_and_rounded_once(size):
         # The sums are right to 16 bits, the parts of the weights; that can be the next of the 8 bits stored.
         torch.testing.assert_close(one.float(), stored_as(torch.bfloat16, other).float(), rtol=2.0**-7, atol=1e-4)
         assert (one == stored_as(torch.bfloat16, other)).float().mean() > 0.9
-
-
-def test_one_level_of_another_layout_is_enough():
-    level = random_pyramid(2, 3, (40, 52))[0].permute(0, 1, 3, 2)
-    assert not level.is_contiguous(memory_format=torch.channels_last)
-    assert_equal_in_float32(*pool_both_ways([level], random_rois(2, 2, (52, 40), seed=2), 4))
-
-
-def test_more_channels_than_a_program_takes():
-    boxes = torch.tensor([[(1.0, 2.0, 15.0, 17.0), (3.0, -5.0, 30.0, 9.0)]])
-    assert_equal_in_float32(*pool_both_ways(random_pyramid(1, 300, (24, 20)), boxes, 1))
 
 
 def test_more_boxes_than_are_listed_at_a_time():
@@ -132,12 +132,6 @@ def test_boxes_packed_over_the_images_are_pooled_as_in_their_own_images(counts):
         for image, (start, end) in enumerate(zip(offsets.tolist(), offsets.tolist()[1:], strict=False))
     ]
     torch.testing.assert_close(results[1][0], torch.cat(alone))
-
-
-@pytest.mark.parametrize("size_hw", [(1, 1), (TILE_SIDE + 1, 2 * TILE_SIDE - 1)])
-def test_a_map_of_one_cell_and_tiles_that_are_cut_off(size_hw):
-    boxes = torch.tensor([[(0.0, 0.0, 40.0, 36.0), (-4.0, 3.0, 7.0, 90.0)]])
-    assert_equal_in_float32(*pool_both_ways(random_map(1, 1, *size_hw, seed=size_hw[0]), boxes, 3))
 
 
 def pooled_on_device(features: list[torch.Tensor], boxes: torch.Tensor, size: int) -> tuple[list, torch.Tensor]:

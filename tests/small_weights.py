@@ -7,8 +7,9 @@ from maskperf.demo.dataset import write_demo_dataset
 from maskperf.demo.shapes import CATEGORIES
 from maskperf.engine.build import build_model
 from maskperf.model.weights import save_state
-from maskperf.overrides import to_json_text, with_overrides
+from maskperf.overrides import with_overrides
 from maskperf.recipes import demo
+from maskperf.weights.categories import model_metadata
 
 SIZES = [
     *("model.stem_channels=4", "model.stage_channels=8,8,16,16", "model.stage_blocks=1,1,1,1"),
@@ -23,6 +24,5 @@ def write_small_weights(folder: Path, *, images: int = 5, pairs: tuple[str, ...]
     write_demo_dataset(folder / "demo", train_images=1, val_images=images, seed=3)
     config = with_overrides(demo(), [*SIZES, f"data.root={folder / 'demo'}", *pairs])
     model, _ = build_model(config.model, seed=1)
-    metadata = {"recipe": "demo", "category_ids": list(NAMES), "category_names": list(NAMES.values())}
-    save_state(model.state_dict(), folder / "model.safetensors", {**metadata, "config": to_json_text(config)})
+    save_state(model.state_dict(), folder / "model.safetensors", model_metadata(config, NAMES))
     return folder / "model.safetensors", config

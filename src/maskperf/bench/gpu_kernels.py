@@ -21,6 +21,8 @@ from maskperf.bench.synthetic import POOLED_LEVELS, STRIDES, batch_arrays, cells
 from maskperf.config import ModelConfig
 from maskperf.data.images.raw_images import UploadBuffers, pack_images
 from maskperf.errors import ConfigError
+from maskperf.model.conventions import REFERENCE
+from maskperf.model.heads import MASK_SIZE
 from maskperf.model.patches import cell_patches
 from maskperf.ops.anchors import pyramid_anchors
 from maskperf.ops.kernels.selection import load, missing_part
@@ -35,8 +37,6 @@ from maskperf.ops.sampling import draw_balanced
 from maskperf.structures import to_device
 from maskperf.techniques import plain, using
 
-MASK_SIZE = 28
-MEANS_BGR = (102.9801, 115.9465, 122.7717)
 IOU_THRESHOLD = 0.7
 SEED = 1
 DTYPES = (torch.float32, torch.bfloat16)
@@ -192,23 +192,18 @@ def _nms(inputs: Inputs) -> KernelCase:
     return _pair("NMS", f"{groups} x {candidates} boxes", "nms", nms_sorted, boxes, valid, IOU_THRESHOLD)
 
 
-def _match_anchors(inputs: Inputs) -> KernelCase:
+def _matching(kind: str, inputs: Inputs) -> KernelCase:
     sizes, (truth, valid) = inputs.sizes, inputs.truth()
-    levels = tuple(cells_of(sizes.size_hw, stride) for stride in STRIDES)
-    anchors = pyramid_anchors(levels, STRIDES, MODEL.anchor_sizes, MODEL.anchor_ratios, inputs.device)
-    thresholds = dict(zip(("negative_iou", "positive_iou"), MODEL.rpn_iou_thresholds, strict=True))
-    rule: dict[str, Any] = thresholds | {"keep_best_of_truth": True}
-    shape = f"{sizes.images} x {len(anchors)} anchors, {sizes.objects} objects"
-    return _pair("matching of anchors", shape, "matching", match_boxes, anchors[None], truth, valid, **rule)
-
-
-def _match_rois(inputs: Inputs) -> KernelCase:
-    sizes, (truth, valid) = inputs.sizes, inputs.truth()
-    boxes = inputs.boxes(sizes.images, sizes.candidates)
-    thresholds = {"positive_iou": MODEL.roi_positive_iou, "negative_iou": MODEL.roi_positive_iou}
-    rule: dict[str, Any] = thresholds | {"keep_best_of_truth": False}
-    shape = f"{sizes.images} x {sizes.candidates} boxes, {sizes.objects} objects"
-    return _pair("matching of RoIs", shape, "matching", match_boxes, boxes, truth, valid, **rule)
+    if kind == "anchors":
+        levels = tuple(cells_of(sizes.size_hw, stride) for stride in STRIDES)
+        anchors = pyramid_anchors(levels, STRIDES, MODEL.anchor_sizes, MODEL.anchor_ratios, inputs.device)
+        boxes, thresholds = anchors[None], MODEL.rpn_iou_thresholds
+    else:
+        boxes, thresholds = inputs.boxes(sizes.images, sizes.candidates), (MODEL.roi_positive_iou,) * 2
+    rule: dict[str, Any] = dict(zip(("negative_iou", "positive_iou"), thresholds, strict=True))
+    rule["keep_best_of_truth"] = kind == "anchors"
+    shape = f"{sizes.images} x {boxes.shape[1]} boxes, {sizes.objects} objects"
+    return _pair(f"matching of {kind}", shape, "matching", match_boxes, boxes, truth, valid, **rule)
 
 
 def _masks(inputs: Inputs) -> KernelCase:
@@ -232,7 +227,7 @@ def _images(dtype: torch.dtype, inputs: Inputs) -> KernelCase:
         [(height, width)] * images,
         [image % 2 == 0 for image in range(images)],
         padded_hw=(height, width),
-        means_bgr=MEANS_BGR,
+        means_bgr=REFERENCE.means_bgr,
         buffers=UploadBuffers(max_waiting=1, pin_memory=False),
     )
     raw = to_device(packed, inputs.device)
@@ -302,7 +297,7 @@ FAMILIES: dict[str, list[Callable[[Inputs], KernelCase]]] = {
     "ranking": [_ranking],
     "nms": [_nms],
     "rasterize": [_masks],
-    "matching": [_match_anchors, _match_rois],
+    "matching": _each(_matching, ("anchors", "RoIs")),
     "patches": _each(_patches, DTYPES, DIRECTIONS),
     "sampling": [_samples],
     "pictures": _each(_images, DTYPES),

@@ -39,7 +39,6 @@ from maskperf.model.weight_problems import (
 from maskperf.ops.anchors import cell_anchors
 
 MODEL_FORMAT = "maskperf-model"
-REQUIRED_METADATA = ("recipe", "category_ids", "category_names")
 DIGEST_KEY = "tensors_sha256"
 CELL_ANCHORS_PREFIX = "rpn.anchor_generator.cell_anchors."
 PREDICTORS = (f"{BOX_HEAD}predictor.", f"{MASK_HEAD}predictor.mask_fcn_logits.")  # one output or more a class
@@ -131,17 +130,10 @@ def load_model_weights(model: MaskRcnn, path: str | Path, *, reset_predictors: b
 
 
 def save_state(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, object]) -> None:
-    """Write the state of a model as .safetensors, complete or not at all.
+    """Write the state of a model as .safetensors, complete or not at all. Values of the metadata become JSON.
 
-    `metadata` must have the keys `REQUIRED_METADATA` and may have more; values are stored as JSON.
-
-    Errors: ValueError for a missing key, StorageError when the file cannot be written.
+    Errors: StorageError when the file cannot be written.
     """
-    missing = [key for key in REQUIRED_METADATA if key not in metadata]
-    if missing:
-        raise ValueError(
-            f"metadata of a model file lacks {', '.join(missing)}; it needs {', '.join(REQUIRED_METADATA)}"
-        )
     texts = {key: json.dumps(value) for key, value in metadata.items()}
     write_tensor_file(state, path, {**texts, "format": json.dumps(MODEL_FORMAT)})
 

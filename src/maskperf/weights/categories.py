@@ -1,10 +1,12 @@
 """The categories of weights: those of COCO where the number of classes is COCO's, or those that a file names."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from maskperf.config import RunConfig
 from maskperf.model.weight_problems import damage_named, file_error
+from maskperf.overrides import to_json_text
 
 UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)  # of 1 to 90; torchvision keeps their classes
 NAMES_TEXT = (
@@ -54,3 +56,13 @@ def read_names(path: Path, num_classes: int) -> dict[int, str]:
         fix = "Give one name for each class, in the order of the labels."
         raise file_error(path, "names", f"{len(found)} names", problem, fix)
     return found
+
+
+def model_metadata(config: RunConfig, categories: Mapping[int, str]) -> dict[str, object]:
+    """Return what is saved beside weights: the configuration, and categories by id in the order of the labels."""
+    return {
+        "recipe": config.recipe,
+        "category_ids": list(categories),
+        "category_names": list(categories.values()),
+        "config": to_json_text(config),
+    }

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,9 +17,9 @@ from maskperf.model.families import OWN, current_names
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.model.weight_problems import file_error, model_problems, raise_any, sizes_of
 from maskperf.model.weights import WeightFile, read_weight_file
-from maskperf.overrides import from_json_text, to_json_text, with_overrides
+from maskperf.overrides import from_json_text, with_overrides
 from maskperf.recipes import coco
-from maskperf.weights.categories import categories_named, coco_categories, read_names
+from maskperf.weights.categories import categories_named, coco_categories, model_metadata, read_names
 
 TORCHVISION_COCO_V1 = "bf2d0c1e"  # first digits of the SHA-256 of the file that torchvision publishes
 
@@ -55,7 +55,7 @@ def open_read_weights(file: WeightFile, *, conventions: str = "", names: Path | 
     return OpenedWeights(config, complete, categories, [*notices, *more])
 
 
-def foreign_metadata(path: Path) -> dict[str, Any]:
+def foreign_metadata(path: Path) -> dict[str, object]:
     """Return the metadata of a file of another family, as a run writes it; empty for the reference's and unknown files.
 
     Errors: DataError for a file that is missing or damaged.
@@ -65,8 +65,7 @@ def foreign_metadata(path: Path) -> dict[str, Any]:
         return {}
     config, _ = config_of(file)
     categories, _ = categories_of_file(file, config.model.num_classes, None)
-    names = {"category_ids": list(categories), "category_names": list(categories.values())}
-    return {"recipe": config.recipe, "config": to_json_text(config), **names}
+    return model_metadata(config, categories)
 
 
 def empty_state(config: ModelConfig) -> dict[str, Tensor]:

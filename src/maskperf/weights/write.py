@@ -1,6 +1,5 @@
 """Weights written as maskperf's, torchvision's or detectron2's, and what the other program must be told about them."""
 
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from maskperf.files import replace_file
 from maskperf.model.conventions import CONVENTIONS
 from maskperf.model.families import FAMILIES, Family, from_maskperf
 from maskperf.model.weights import save_state
-from maskperf.overrides import to_json_text
+from maskperf.weights.categories import model_metadata
 from maskperf.weights.open import OpenedWeights
 
 ENDINGS = {"maskperf": ".safetensors", "torchvision": ".pth", "detectron2": ".pth"}
@@ -26,7 +25,8 @@ def write_weights(opened: OpenedWeights, form: str, path: Path) -> list[str]:
     if path.suffix != ENDINGS[form]:
         raise ConfigError(f"{path}: weights of {form} are a {ENDINGS[form]} file. Fix: give it that ending.")
     if form == "maskperf":
-        return _write_maskperf(opened, path)
+        save_state(opened.state, path, model_metadata(opened.config, opened.categories))
+        return [] if opened.categories else [f"{path}: does not say what its labels mean; --names FILE would add that"]
     family = FAMILIES[form]
     own, theirs = CONVENTIONS[opened.config.model.conventions], family.rules
     shape = [name for name in ("rpn_convs", "box_head_convs") if getattr(own, name) != getattr(theirs, name)]
@@ -37,23 +37,8 @@ def write_weights(opened: OpenedWeights, form: str, path: Path) -> list[str]:
         raise ConfigError(f"{path}: {form} cannot build it: {text}. Fix: --to maskperf.")
     plain = {name: tensor.detach().cpu().clone() for name, tensor in from_maskperf(opened.state, family).items()}
     content = plain if form == "torchvision" else {"model": plain, "__author__": "maskperf"}
-    replace_file(path, _saving(content))
+    replace_file(path, lambda temporary: torch.save(content, temporary))
     return _differences(opened, family)
-
-
-def _saving(content: object) -> Callable[[Path], None]:
-    return lambda temporary: torch.save(content, temporary)
-
-
-def _write_maskperf(opened: OpenedWeights, path: Path) -> list[str]:
-    metadata = {
-        "recipe": opened.config.recipe,
-        "category_ids": list(opened.categories),
-        "category_names": list(opened.categories.values()),
-        "config": to_json_text(opened.config),
-    }
-    save_state(opened.state, path, metadata)
-    return [] if opened.categories else [f"{path}: does not say what its labels mean; --names FILE would add that"]
 
 
 def _differences(opened: OpenedWeights, family: Family) -> list[str]:

@@ -108,6 +108,7 @@ def test_steps_are_measured_by_mode_and_padded_size_and_a_full_gpu_is_a_row(monk
 
 def test_the_step_that_is_measured_is_that_of_a_run_with_these_switches():
     batch = gpu_steps.synthetic_batch(TINY, (64, 96), 2, CPU)
+    assert batch.targets.boxes.shape == (2, 2, 4) and batch.images.sizes_hw.tolist() == [[64, 96]] * 2
     assert batch.targets.polygons.polygon_offsets.tolist() == [0, 1, 2, 3, 4]
     precise, plain = (
         gpu_steps.make_stepper(TINY, SpeedConfig(precision=precision), batch, CPU).step().losses

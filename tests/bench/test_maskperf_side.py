@@ -7,9 +7,9 @@ import torch
 from small_batches import SMALL
 
 from maskperf.bench.maskperf_data import detected, index, loader, scored
-from maskperf.bench.maskperf_network import batch_of, demo_chunk, infer, step
+from maskperf.bench.maskperf_network import demo_chunk, infer, step
 from maskperf.bench.maskperf_operators import mask_targets, nms, roi_align
-from maskperf.bench.peers.torch_work import PASSING_PER_IMAGE, passing, read_arrays, sharpen
+from maskperf.bench.peers.torch_work import PASSING_PER_IMAGE, passing, sharpen
 from maskperf.bench.plan import LEARNING_RATE
 from maskperf.bench.synthetic import write_batch, write_candidates, write_mask_rois, write_pyramid
 from maskperf.bench.synthetic_coco import large_json, result_files, write_detections, write_images
@@ -60,13 +60,6 @@ def test_a_sharpened_classifier_lets_the_wanted_number_pass():
         sharpen(linear, linear(hidden), images=1)
         logits = linear(hidden)
     assert passing(logits, 0.0) == pytest.approx(PASSING_PER_IMAGE, rel=0.02)
-
-
-def test_the_batch_of_the_file_is_complete(folder):
-    batch = batch_of(read_arrays(folder / "batch.npz"))
-    assert batch.targets.boxes.shape == (IMAGES, 3, 4)
-    assert batch.targets.polygons.polygon_offsets.tolist() == list(range(7))
-    assert batch.images.sizes_hw.tolist() == [list(SIZE_HW)] * IMAGES
 
 
 @pytest.mark.parametrize(("case", "boxes", "side"), [("7x7 forward", 512, 7), ("14x14 forward+backward", 128, 14)])

@@ -9,7 +9,7 @@ from maskperf.errors import DataError
 from maskperf.model.conventions import CONVENTIONS
 from maskperf.model.families import current_names, parts_of
 from maskperf.model.weights import WeightFile, read_weight_file
-from maskperf.weights.open import categories_of_file, config_of, empty_state, open_read_weights
+from maskperf.weights.open import categories_of_file, config_of, empty_state, open_weights
 
 NAMES_SHOWN = 4
 
@@ -28,7 +28,7 @@ def describe_weights(path: Path, *, conventions: str = "", names: Path | None = 
     rows.append(("labels", listed or "the file does not say"))
     rows += [("note", notice.removeprefix(f"{path}: ")) for notice in [*notices, *more]]
     try:
-        open_read_weights(file, conventions=conventions, names=names)
+        open_weights(file, conventions=conventions, names=names)
     except DataError as error:
         parts = [part for part, share in _parts(file, config).items() if share == 1]
         usable = f"not as a whole; complete are: {', '.join(parts) or 'no parts'}"

@@ -33,18 +33,14 @@ class OpenedWeights(NamedTuple):
     notices: list[str]
 
 
-def open_weights(path: str | Path, *, conventions: str = "", names: Path | None = None) -> OpenedWeights:
-    """Return the whole model that a file of any family holds. No code from the file is run.
+def open_weights(source: str | Path | WeightFile, *, conventions: str = "", names: Path | None = None) -> OpenedWeights:
+    """Return the whole model that a file of any family holds, read already or not. No code from the file is run.
 
     `conventions` and `names` are for what a file cannot say: which conventions its numbers have, where a family has
     several, and what its labels are called.
     Errors: DataError where anything about the file, or about that of the names, cannot be used.
     """
-    return open_read_weights(read_weight_file(path), conventions=conventions, names=names)
-
-
-def open_read_weights(file: WeightFile, *, conventions: str = "", names: Path | None = None) -> OpenedWeights:
-    """Return the same of a file that was read. Errors: as `open_weights`."""
+    file = source if isinstance(source, WeightFile) else read_weight_file(source)
     config, notices = config_of(file, conventions)
     wanted = empty_state(config.model)
     found, required, *_ = file.for_model(wanted)

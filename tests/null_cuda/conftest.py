@@ -45,11 +45,15 @@ class NullCuda:
             command, env=environment, input=text, capture_output=True, text=True, timeout=SECONDS, check=False
         )
 
-    def answer(self, script: str, *words: object, **options):
-        """Return the JSON that a script of this folder ends with."""
-        done = self.run(str(HERE / script), *map(str, words), **options)
+    def told(self, *words: str, **options):
+        """Return the JSON that Python's output ends with."""
+        done = self.run(*words, **options)
         assert done.returncode == 0, done.stdout + done.stderr
         return json.loads(done.stdout.splitlines()[-1])
+
+    def answer(self, script: str, *words: object, **options):
+        """Return the JSON that a script of this folder ends with."""
+        return self.told(str(HERE / script), *map(str, words), **options)
 
 
 @pytest.fixture(scope="session")

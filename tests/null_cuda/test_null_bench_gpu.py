@@ -1,7 +1,5 @@
 """Every section of `maskperf bench gpu` runs to its end on the null CUDA; its times and differences mean nothing."""
 
-import json
-
 import msgspec
 import pytest
 
@@ -28,9 +26,7 @@ def section_rows(null_cuda, section: str, plan: GpuPlan) -> list[dict]:
         f"print(json.dumps(list(section_rows({section!r}, plan))), flush=True); "
         "import os; os._exit(0)  # Trap: a thread of autograd that gives tensors back when Python ends aborts it"
     )
-    done = null_cuda.run("-c", code, text=msgspec.json.encode(plan).decode())
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return null_cuda.told("-c", code, text=msgspec.json.encode(plan).decode())
 
 
 @pytest.mark.parametrize(
@@ -61,8 +57,6 @@ def test_a_step_that_does_not_fit_is_a_row_that_says_so(null_cuda):
         rows = list(step_rows(torch.device("cuda", 0), plan))
         print(json.dumps([row.get("error", "") for row in rows]))
     """
-    done = null_cuda.run("-c", "\n".join(line[8:] for line in code.splitlines()), memory_gib=4)
-    assert done.returncode == 0, done.stderr
-    errors = json.loads(done.stdout.splitlines()[-1])
+    errors = null_cuda.told("-c", "\n".join(line[8:] for line in code.splitlines()), memory_gib=4)
     assert len(errors) == 8
     assert all("out of memory" in error for error in errors[4:]) and not any(errors[:4])

@@ -35,9 +35,9 @@ def large_layer(kernel, dtype=torch.float64):
     return layer, x
 
 
-def outputs_and_gradients(layer, x, **arguments):
+def outputs_and_gradients(layer, x):
     x = x.detach().requires_grad_()
-    y = layer(x, **arguments)
+    y = layer(x)
     grad = random_tensor(*y.shape, seed=7, dtype=y.dtype)  # not channels-last
     grads = torch.autograd.grad(y, (x, *layer.parameters()), grad)
     return [y.detach(), *grads]
@@ -232,20 +232,14 @@ def test_rules_choose_the_way(monkeypatch):
     assert taken == ["pointwise", "Winograd"]
 
 
-def filters(generator, inputs, outputs, kernel) -> Filters:
-    weight, bias = (
-        torch.randn(shape, generator=generator, dtype=torch.float64)
-        for shape in ((outputs, inputs, kernel, kernel), outputs)
-    )
-    return Filters(weight.contiguous(memory_format=torch.channels_last).requires_grad_(), bias)
+def filters(inputs, outputs, kernel, seed=0) -> Filters:
+    weight = random_tensor(outputs, inputs, kernel, kernel, seed=seed).contiguous(memory_format=torch.channels_last)
+    return Filters(weight.requires_grad_(), random_tensor(outputs, seed=seed + 1))
 
 
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def block_of(generator, inputs=8):
-    return tuple(filters(generator, *shape) for shape in ((inputs, 4, 1), (4, 4, 3), (4, 8, 1)))
+def block_of(inputs=8, seed=0):
+    shapes = ((inputs, 4, 1), (4, 4, 3), (4, 8, 1))
+    return tuple(filters(*shape, seed=seed + 2 * number) for number, shape in enumerate(shapes))
 
 
 def plain_block(x, convolutions, shortcut, stride):
@@ -256,8 +250,8 @@ def plain_block(x, convolutions, shortcut, stride):
     return torch.relu(F.conv2d(y, *third) + passed)
 
 
-def assert_same_gradients(found, expected, leaves, generator):
-    slope = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+def assert_same_gradients(found, expected, leaves):
+    slope = random_tensor(*expected.shape, seed=99)
     both = (torch.autograd.grad(result, leaves, slope) for result in (found, expected))
     for one, other in zip(*both, strict=True):
         torch.testing.assert_close(one, other)
@@ -287,49 +281,42 @@ def test_only_channels_in_eights_are_fused(monkeypatch, inputs, outputs, is_fuse
 
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_a_rectified_convolution_and_its_gradients(kernel):
-    generator = torch.Generator().manual_seed(kernel)
-    x = torch.randn(2, 5, 7, 6, generator=generator, dtype=torch.float64).requires_grad_()
-    own = filters(generator, 5, 4, kernel)
+    x, own = random_tensor(2, 5, 7, 6).requires_grad_(), filters(5, 4, kernel, seed=1)
     leaves = [x, own.weight, own.bias.requires_grad_()]
     wanted = torch.relu(F.conv2d(*leaves, padding=kernel // 2))
     found = FastConvolution.apply(FUSED, *leaves, None, 1, True, False)
     torch.testing.assert_close(found, wanted)
-    assert_same_gradients(found, wanted, leaves, generator)
+    assert_same_gradients(found, wanted, leaves)
 
 
 @pytest.mark.parametrize("has_shortcut", [True, False])
 @pytest.mark.parametrize("is_trained", [True, False])
 def test_a_residual_block_and_its_gradients(has_shortcut, is_trained):
     """`is_trained`: what is before the block; its own weights are always."""
-    generator = seeded(0)
     stride, inputs = (2, 6) if has_shortcut else (1, 8)
-    x = torch.randn(2, inputs, 8, 6, generator=generator, dtype=torch.float64).requires_grad_(is_trained)
-    convolutions = block_of(generator, inputs)
-    shortcut = filters(generator, inputs, 8, 1) if has_shortcut else None
+    x = random_tensor(2, inputs, 8, 6).requires_grad_(is_trained)
+    convolutions, shortcut = block_of(inputs, seed=1), filters(inputs, 8, 1, seed=20) if has_shortcut else None
     leaves = [part.weight for part in (*convolutions, *([shortcut] if shortcut else []))] + ([x] if is_trained else [])
     found = residual_block(x, convolutions, shortcut, stride=stride)
     wanted = plain_block(x, convolutions, shortcut, stride)
     torch.testing.assert_close(found, wanted)
-    assert_same_gradients(found, wanted, leaves, generator)
+    assert_same_gradients(found, wanted, leaves)
 
 
 def test_blocks_in_a_row_hand_on_rectified_gradients():
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, 8, 6, 6, generator=generator, dtype=torch.float64).requires_grad_()
-    blocks = [block_of(generator) for _ in range(3)]
+    x, blocks = random_tensor(1, 8, 6, 6).requires_grad_(), [block_of(seed=10 * number) for number in (1, 2, 3)]
     found = wanted = x
     for number, block in enumerate(blocks):
         flags = {"rectifies_input_gradient": number > 0, "has_rectified_gradient": number < 2}
         found = residual_block(found, block, None, **flags)
         wanted = plain_block(wanted, block, None, 1)
     leaves = [x, *(part.weight for block in blocks for part in block)]
-    assert_same_gradients(found, wanted, leaves, generator)
+    assert_same_gradients(found, wanted, leaves)
 
 
 def test_a_block_told_wrongly_that_gradients_are_rectified_is_noticed():
     """What the flag promises matters: without it the gradients differ."""
-    x, block = torch.randn(1, 8, 6, 6, generator=seeded(0), dtype=torch.float64).requires_grad_(), block_of(seeded(1))
-    slope = torch.randn(1, 8, 6, 6, generator=seeded(2), dtype=torch.float64)
+    x, block, slope = random_tensor(1, 8, 6, 6).requires_grad_(), block_of(seed=1), random_tensor(1, 8, 6, 6, seed=20)
     right, wrong = (
         torch.autograd.grad(residual_block(x, block, None, has_rectified_gradient=flag), x, slope)[0]
         for flag in (False, True)

@@ -72,37 +72,37 @@ def child(tmp_path):
 
 
 def test_answers_come_back_whatever_the_work_prints(child):
-    assert child.prepare("quick", {"number": 7}) == {"number": 7, "threads": "3"}
-    first = child.warm_up()
+    assert child.ask("prepare", "quick", {"number": 7}) == {"number": 7, "threads": "3"}
+    first = child.ask("warm_up")
     assert first["done"] >= 1 and first["calls"] > 1  # quick work is done several times in one measurement
     timing = child.measure()
     assert 0 < timing.wall_seconds < 0.01 and timing.cpu_seconds > 0
 
 
 def test_seconds_are_those_of_one_call_and_sleep_costs_no_processor_time(child):
-    child.prepare("slow", {})
-    assert child.warm_up()["calls"] == 1
+    child.ask("prepare", "slow", {})
+    assert child.ask("warm_up")["calls"] == 1
     timing = child.measure()
     assert timing.wall_seconds >= 0.05 and timing.cpu_seconds < 0.04
 
 
 def test_work_is_warmed_up_as_often_as_it_needs(child):
-    child.prepare("already", {})
-    assert child.warm_up() == {"seconds": 1.0, "calls": 1}  # what was done in preparation is not repeated
+    child.ask("prepare", "already", {})
+    assert child.ask("warm_up") == {"seconds": 1.0, "calls": 1}  # what was done in preparation is not repeated
     child.measure()
-    assert child.prepare("counted", {}) == {"held": 2}
-    child.prepare("warms_up", {})
-    child.warm_up()
-    assert child.prepare("counted", {}) == {"held": 6}
+    assert child.ask("prepare", "counted", {}) == {"held": 2}
+    child.ask("prepare", "warms_up", {})
+    child.ask("warm_up")
+    assert child.ask("prepare", "counted", {}) == {"held": 6}
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux has and resets the peak")
 def test_the_peak_is_that_of_the_work_and_not_of_parent_or_preparation(child):
     own = bytearray(200_000_000)
     own[::4096] = b"x" * len(own[::4096])
-    child.prepare("large", {})
-    child.warm_up()
-    memory = child.memory()
+    child.ask("prepare", "large", {})
+    child.ask("warm_up")
+    memory = child.ask("memory")
     assert 0.09 < memory["peak_gib"] - memory["before_gib"] < 0.14 and memory["peak_gib"] < 0.18
     assert memory["device_peak_gib"] is None and len(own) == 200_000_000
 
@@ -117,7 +117,7 @@ def test_the_peak_is_that_of_the_work_and_not_of_parent_or_preparation(child):
 )
 def test_an_error_of_the_work_arrives(child, benchmark, error, text):
     with pytest.raises(error, match=text):
-        child.prepare(benchmark, {})
+        child.ask("prepare", benchmark, {})
 
 
 def test_a_python_that_does_not_exist_is_named():
@@ -133,7 +133,7 @@ def test_a_package_missing_on_a_peer_is_named_with_what_to_type_and_elsewhere_a_
         start_child(side, threads=1) as child,
         pytest.raises(MissingPackageError if is_peer else RuntimeError) as caught,
     ):
-        child.prepare("step", {})
+        child.ask("prepare", "step", {})
     fix = f"{sys.executable} -m pip install surely_not_installed_anywhere "
     assert (fix if is_peer else "surely_not_installed_anywhere") in str(caught.value)
 
@@ -145,7 +145,7 @@ def test_a_peer_does_not_see_the_packages_of_this_python(tmp_path, monkeypatch):
     folder.mkdir()
     side = side_of(folder / "peer.py", "import only_in_parent")
     with start_child(side, threads=1) as child, pytest.raises(MissingPackageError, match="only_in_parent"):
-        child.prepare("step", {})
+        child.ask("prepare", "step", {})
 
 
 def test_the_scripts_of_the_peers_import_nothing_of_maskperf():

@@ -93,26 +93,11 @@ class Child:
     def __init__(self, side: Side, process: subprocess.Popen[bytes], connection: Connection, log: IO[bytes]):
         self._side, self._process, self._connection, self._log = side, process, connection, log
 
-    def prepare(self, benchmark: str, inputs: object) -> dict:
-        """Return facts about the work, which is then ready to be measured."""
-        return self._ask("prepare", benchmark, inputs)
-
-    def warm_up(self) -> dict:
-        """Return what the first call found, its seconds, and the number of calls of one measurement."""
-        return self._ask("warm_up")
-
     def measure(self) -> Timing:
-        return Timing(**self._ask("measure"))
+        return Timing(**self.ask("measure"))
 
-    def memory(self) -> dict:
-        """Return in GiB the peak since `prepare` ended and the memory in use then; None where unknown."""
-        return self._ask("memory")
-
-    def call(self, seconds: float) -> Any:
-        """Return what the work returns, within so many seconds."""
-        return self._ask("call", seconds=seconds)
-
-    def _ask(self, command: str, *arguments: object, seconds: float = LONGEST_ANSWER_SECONDS) -> Any:
+    def ask(self, command: str, *arguments: object, seconds: float = LONGEST_ANSWER_SECONDS) -> Any:
+        """Return what a command of `serve.Server` returns, within so many seconds."""
         try:
             self._connection.send((command, arguments))
             if not self._connection.poll(max(seconds, 0.0)):

@@ -85,8 +85,8 @@ def run_section(section: str, plan: GpuPlan, seconds: float) -> dict[str, Any]:
     side = Side(name=section, command=(sys.executable, "-m", "maskperf.bench.gpu"), has_processes=True)
     with start_child(side, plan.threads) as child:
         try:
-            child.prepare("section", (section, plan))
-            while (row := child.call(start + seconds - time.monotonic())) is not None:
+            child.ask("prepare", "section", (section, plan))
+            while (row := child.ask("call", seconds=start + seconds - time.monotonic())) is not None:
                 rows.append(row)
         except (ConfigError, RuntimeError) as failure:
             is_late = time.monotonic() - start >= seconds

@@ -94,7 +94,7 @@ def _compare(work: list[Work], plan: Plan, *, optional: Collection[str] = (), sa
         for side, task, inputs in work:
             child = stack.enter_context(start_child(side, plan.threads))
             try:
-                facts[side.name] = child.prepare(task, inputs) | child.warm_up()
+                facts[side.name] = child.ask("prepare", task, inputs) | child.ask("warm_up")
             except MissingPackageError as error:
                 if side.name not in optional:
                     raise
@@ -102,7 +102,7 @@ def _compare(work: list[Work], plan: Plan, *, optional: Collection[str] = (), sa
                 continue
             children[side.name] = child
         timings = measure_in_turn({name: child.measure for name, child in children.items()}, plan.repeats)
-        memories = {name: child.memory() for name, child in children.items()}
+        memories = {name: child.ask("memory") for name, child in children.items()}
     return [side_result(name, timings, clock=plan.clock, facts=facts[name], memory=memories[name]) for name in children]
 
 
@@ -128,14 +128,14 @@ def check_peers(cases: list[Case], plan: Plan) -> None:
     if plan.peer_python:
         for peer in dict.fromkeys(peer for case in cases for peer in case.peers if not peer.is_optional):
             with start_child(peer_side(peer.name, peer.script, plan.peer_python), plan.threads) as child:
-                child.memory()
+                child.ask("memory")
 
 
 def measure_ceiling(plan: Plan) -> dict:
     """Return what this machine can do at most with the plan's threads, and its environment."""
     with start_child(maskperf_side(), plan.threads) as child:
         inputs = {"threads": plan.threads, "device": plan.config.system.device, "clock": plan.clock}
-        return child.prepare("ceiling", inputs)
+        return child.ask("prepare", "ceiling", inputs)
 
 
 def better_ceiling(first: dict, second: dict) -> dict:

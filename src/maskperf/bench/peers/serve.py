@@ -44,6 +44,7 @@ class Server:
         self.before_bytes = None
 
     def prepare(self, benchmark, inputs):
+        """Return facts about the work, which is then ready to be measured."""
         self.work, facts = self.benchmarks[benchmark](inputs)
         self.first_seconds = facts.get("first_seconds")
         self.warm_up_calls = facts.get("warm_up_calls", 1)

@@ -95,7 +95,7 @@ def _first_step(arguments: list[str], run_dir: Path, threads: int) -> tuple[Timi
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment_of(threads))
     try:
-        while (step := _step_of(metrics)) is None:
+        while (step := next((line for line in read_metrics(metrics) if isinstance(line, StepLine)), None)) is None:
             if process.poll() is not None or time.perf_counter() - start > FIRST_STEP_SECONDS:
                 end = log.read_text(encoding="utf-8", errors="replace")[-SHOWN_CHARACTERS:]
                 raise ConfigError(f"maskperf run {' '.join(arguments)}: no first step. Its last output:\n{end}")
@@ -107,11 +107,6 @@ def _first_step(arguments: list[str], run_dir: Path, threads: int) -> tuple[Timi
     timing = Timing(wall_seconds=wall, cpu_seconds=_children_seconds() - cpu)
     parts = _parts(start_ms, (run_dir / "mlperf.log").read_text(encoding="utf-8"), step)
     return timing, None if peak is None else peak / GIB, parts
-
-
-def _step_of(metrics: Path) -> StepLine | None:
-    """Return the first step that a run recorded, None before there is one."""
-    return next((line for line in read_metrics(metrics) if isinstance(line, StepLine)), None)
 
 
 def _parts(start_ms: float, log: str, step: StepLine) -> dict[str, float]:

@@ -1,11 +1,13 @@
 """Operators in their slow, obvious form."""
 
+import math
 from itertools import product
 
 import torch
 import torch.nn.functional as F
 
 from maskperf.ops.boxes import pairwise_iou
+from maskperf.ops.roi_align import assign_levels
 
 
 def nms_reference(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> list[int]:
@@ -18,22 +20,49 @@ def nms_reference(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: floa
     return kept
 
 
-def roi_align_reference(feature: torch.Tensor, box: torch.Tensor, *, size: int, scale: float) -> torch.Tensor:
-    """Return the pooled map (channels, size, size) of one box on one level, sample by sample."""
-    channels, height, width = feature.shape
-    x1, y1, x2, y2 = (box * scale).tolist()
-    bin_width, bin_height = max(x2 - x1, 1.0) / size, max(y2 - y1, 1.0) / size
-    pooled = feature.new_zeros(channels, size, size)
-    for row, column, y_offset, x_offset in product(range(size), range(size), (0.25, 0.75), (0.25, 0.75)):
-        x, y = x1 + (column + x_offset) * bin_width, y1 + (row + y_offset) * bin_height
-        if -1 <= x <= width and -1 <= y <= height:
-            x, y = min(max(x, 0.0), width - 1.0), min(max(y, 0.0), height - 1.0)
-            left, top = int(x), int(y)
-            right, bottom = min(left + 1, width - 1), min(top + 1, height - 1)
-            upper = feature[:, top, left] * (1 - (x - left)) + feature[:, top, right] * (x - left)
-            lower = feature[:, bottom, left] * (1 - (x - left)) + feature[:, bottom, right] * (x - left)
-            pooled[:, row, column] += (upper * (1 - (y - top)) + lower * (y - top)) / 4
+def roi_align_reference(
+    feature: torch.Tensor, box: torch.Tensor, *, size: int, stride: int, is_aligned: bool = False, samples: int = 2
+) -> torch.Tensor:
+    """Return the pooled map (channels, size, size) of one box on one level, sample by sample.
+
+    `samples` of a bin and axis; 0: as many as the bin has cells. As in detectron2's ROIAlign and torchvision's
+    roi_align; neither aligned nor with other samples than two, as in the reference's.
+    """
+    x1, y1, x2, y2 = (box / stride - 0.5 * is_aligned).tolist()
+    width, height = (side if is_aligned else max(side, 1.0) for side in (x2 - x1, y2 - y1))
+    rows, columns = (samples or max(math.ceil(side / size), 1) for side in (height, width))
+    pooled = feature.new_zeros(len(feature), size, size)
+    for row, column, i, j in product(range(size), range(size), range(rows), range(columns)):
+        x, y = x1 + (column + (j + 0.5) / columns) * (width / size), y1 + (row + (i + 0.5) / rows) * (height / size)
+        pooled[:, row, column] += _bilinear(feature, x, y) / (rows * columns)
     return pooled
+
+
+def _bilinear(feature: torch.Tensor, x: float, y: float) -> torch.Tensor:
+    """Return the map at one point: zero more than a cell outside, the border's value up to there."""
+    height, width = feature.shape[1:]
+    if not (-1 <= x <= width and -1 <= y <= height):
+        return feature.new_zeros(len(feature))
+    x, y = min(max(x, 0.0), width - 1.0), min(max(y, 0.0), height - 1.0)
+    left, top = int(x), int(y)
+    right, bottom = min(left + 1, width - 1), min(top + 1, height - 1)
+    upper = feature[:, top, left] * (1 - (x - left)) + feature[:, top, right] * (x - left)
+    lower = feature[:, bottom, left] * (1 - (x - left)) + feature[:, bottom, right] * (x - left)
+    return upper * (1 - (y - top)) + lower * (y - top)
+
+
+def pyramid_roi_align_reference(
+    features: list[torch.Tensor], boxes: torch.Tensor, size: int, strides: tuple[int, ...]
+) -> torch.Tensor:
+    """Return the pooled maps of the boxes (images, rois, 4), one after the other, each from its level."""
+    levels = assign_levels(boxes, len(strides)).tolist()
+    return torch.stack(
+        [
+            roi_align_reference(features[level][image], box, size=size, stride=strides[level])
+            for image in range(len(boxes))
+            for box, level in zip(boxes[image], levels[image], strict=True)
+        ]
+    )
 
 
 def paste_reference(mask_probs: torch.Tensor, boxes: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:

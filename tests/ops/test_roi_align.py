@@ -1,7 +1,7 @@
 import pytest
 import torch
-from random_pyramids import STRIDES, random_pyramid, random_rois
-from reference_operators import roi_align_reference
+from random_pyramids import AT_THE_BORDER, STRIDES, random_pyramid, random_rois
+from reference_operators import pyramid_roi_align_reference
 
 from maskperf.ops.roi_align import assign_levels, pyramid_roi_align
 from maskperf.techniques import plain, using
@@ -9,17 +9,6 @@ from maskperf.techniques import plain, using
 FORMS = pytest.mark.parametrize(
     "align", [pyramid_roi_align, using(plain())(pyramid_roi_align)], ids=["grouped", "flat"]
 )
-
-
-def pooled_one_by_one(features: list[torch.Tensor], boxes: torch.Tensor, size: int) -> torch.Tensor:
-    levels = assign_levels(boxes, 4).tolist()
-    return torch.stack(
-        [
-            roi_align_reference(features[level][image], box, size=size, scale=1 / STRIDES[level])
-            for image in range(len(boxes))
-            for box, level in zip(boxes[image], levels[image], strict=True)
-        ]
-    )
 
 
 def pool(features: list[torch.Tensor], rows: list, size: int, align=pyramid_roi_align) -> torch.Tensor:
@@ -35,7 +24,7 @@ def pool(features: list[torch.Tensor], rows: list, size: int, align=pyramid_roi_
 )
 def test_equals_the_reference_on_random_boxes_of_all_levels(align, padded_hw, size, rois, seed):
     features, boxes = random_pyramid(2, 3, padded_hw), random_rois(2, rois, padded_hw, seed)
-    expected = pooled_one_by_one(features, boxes, size)
+    expected = pyramid_roi_align_reference(features, boxes, size, STRIDES)
     assert set(assign_levels(boxes, 4).flatten().tolist()) == {0, 1, 2, 3}
     pooled = align(features, boxes, size=size, strides=STRIDES)
     torch.testing.assert_close(pooled, expected, rtol=0, atol=1e-11)
@@ -43,28 +32,12 @@ def test_equals_the_reference_on_random_boxes_of_all_levels(align, padded_hw, si
     torch.testing.assert_close(single.double(), expected, rtol=0, atol=2e-4)
 
 
-@pytest.mark.parametrize(
-    "box",
-    [
-        [10.0, 10.0, 10.0, 10.0],  # a point
-        [10.3, 20.6, 11.1, 21.9],  # less than a cell
-        [30.0, 5.0, 28.0, 4.0],  # corners swapped
-        [-3.0, -3.0, 2.0, 2.0],
-        [0.0, 0.0, 127.0, 95.0],  # the whole image
-        [120.0, 88.0, 128.0, 96.0],  # ends on the border of the map
-        [124.0, 92.0, 127.0, 95.0],  # the last row and column
-        [126.0, 40.0, 150.0, 50.0],
-        [40.0, -30.0, 50.0, 130.0],
-        [-60.0, -60.0, -20.0, -20.0],  # outside
-        [140.0, 10.0, 180.0, 30.0],
-        [-500.0, -400.0, 700.0, 600.0],
-    ],
-)
+@pytest.mark.parametrize("box", AT_THE_BORDER)
 @FORMS
 def test_equals_the_reference_on_boxes_at_the_border_and_outside(align, box):
     features = random_pyramid(1, 2, (96, 128), seed=5)
     boxes = torch.tensor([[box]], dtype=torch.float64)
-    expected = pooled_one_by_one(features, boxes, 7)
+    expected = pyramid_roi_align_reference(features, boxes, 7, STRIDES)
     torch.testing.assert_close(pool(features, [box], 7, align), expected, rtol=0, atol=1e-12)
 
 

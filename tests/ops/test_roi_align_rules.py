@@ -3,46 +3,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from reference_operators import roi_align_reference
 
 from maskperf.ops.roi_align_rules import RoiAlignRule, levels_by_rule, roi_align_by_rule
 
 STRIDES = (4, 8, 16, 32)
 ALIGNED = RoiAlignRule(is_aligned=True, samples=0, level_epsilons=(1e-8, 0.0))
 UNALIGNED = RoiAlignRule(is_aligned=False, samples=2, level_epsilons=(0.0, 1e-6))
-
-
-def bilinear(feature, y, x):
-    """Return the map at one point by the published formula: zero a cell outside, the border's value up to there."""
-    height, width = feature.shape[1:]
-    if y < -1 or y > height or x < -1 or x > width:
-        return np.zeros(len(feature))
-    y, x = min(max(y, 0), height - 1), min(max(x, 0), width - 1)
-    top, left = int(y), int(x)
-    bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
-    down, across = y - top, x - left
-    upper = feature[:, top, left] * (1 - across) + feature[:, top, right] * across
-    lower = feature[:, bottom, left] * (1 - across) + feature[:, bottom, right] * across
-    return upper * (1 - down) + lower * down
-
-
-def pooled_slowly(feature, box, stride, size, rule):
-    """Return one box's pooled map, sample by sample (Detectron2's ROIAlign, torchvision's roi_align)."""
-    offset = 0.5 if rule.is_aligned else 0.0
-    x1, y1, x2, y2 = (coordinate / stride - offset for coordinate in box)
-    width, height = x2 - x1, y2 - y1
-    if not rule.is_aligned:
-        width, height = max(width, 1.0), max(height, 1.0)
-    rows = rule.samples or max(math.ceil(height / size), 1)
-    columns = rule.samples or max(math.ceil(width / size), 1)
-    result = np.zeros((len(feature), size, size))
-    for i in range(size):
-        for j in range(size):
-            for row in range(rows):
-                for column in range(columns):
-                    y = y1 + (i + (row + 0.5) / rows) * height / size
-                    x = x1 + (j + (column + 0.5) / columns) * width / size
-                    result[:, i, j] += bilinear(feature, y, x) / (rows * columns)
-    return result
 
 
 @pytest.mark.parametrize("rule", [ALIGNED, UNALIGNED], ids=["aligned", "unaligned"])
@@ -57,8 +24,8 @@ def test_pooled_maps_equal_the_published_formula(rule):
     for number, box in enumerate(boxes.flatten(0, 1)):
         area = float((box[2] - box[0]) * (box[3] - box[1]))
         level = min(max(math.floor(4 + math.log2(math.sqrt(area) / 224)), 2), 5) - 2
-        feature = features[level][number // 4].double().numpy()
-        wanted = pooled_slowly(feature, box.double().tolist(), STRIDES[level], 7, rule)
+        options = {"stride": STRIDES[level], "is_aligned": rule.is_aligned, "samples": rule.samples}
+        wanted = roi_align_reference(features[level][number // 4].double(), box.double(), size=7, **options)
         np.testing.assert_allclose(found[number].numpy(), wanted, atol=2e-5)  # float32 positions
 
 

@@ -2,7 +2,7 @@ import pytest
 import random_pyramids
 import torch
 from kernel_device import DEVICE, both_ways, fill_freed_memory, seeded, stored_as
-from random_pyramids import STRIDES
+from random_pyramids import AT_THE_BORDER, STRIDES
 
 from maskperf.ops.kernels.pyramid import TILE_SIDE
 from maskperf.ops.kernels.roi_align import ROIS_AT_A_TIME, pyramid_roi_align
@@ -11,20 +11,6 @@ from maskperf.ops.roi_align import pyramid_roi_align as operator
 from maskperf.techniques import plain, using
 
 flat_roi_align = using(plain())(operator)
-
-AT_THE_BORDER = (
-    (10.0, 10.0, 10.0, 10.0),  # a point
-    (10.3, 20.6, 11.1, 21.9),  # less than a cell
-    (30.0, 5.0, 28.0, 4.0),  # corners swapped
-    (-3.0, -3.0, 2.0, 2.0),
-    (0.0, 0.0, 127.0, 95.0),  # the whole image
-    (120.0, 88.0, 128.0, 96.0),  # ends on the border of the map
-    (126.0, 40.0, 150.0, 50.0),
-    (40.0, -30.0, 50.0, 130.0),
-    (-60.0, -60.0, -20.0, -20.0),  # outside
-    (140.0, 10.0, 180.0, 30.0),
-    (-500.0, -400.0, 700.0, 600.0),
-)
 
 
 def random_pyramid(*shape, dtype=torch.float32, seed: int = 0) -> list[torch.Tensor]:

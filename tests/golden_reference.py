@@ -11,8 +11,6 @@ from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.structures import Batch, Images, Polygons, Targets
 
 GOLDEN_FOLDER = Path(__file__).parent / "golden"
-# Its names of the losses, in the order of LOSS_NAMES.
-REFERENCE_NAMES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")
 
 # Nothing is random: every labelled anchor and every candidate is in the losses.
 CHANCE_FREE = {

@@ -18,28 +18,12 @@ from maskperf.overrides import to_json_text, with_overrides
 from maskperf.predict import validation
 from maskperf.recipes import demo
 from maskperf.run import console
-<<<<<<< HEAD
-=======
-from maskperf.run.data import class_count_problems
-from maskperf.weights.categories import model_metadata
->>>>>>> 54f8002d (What is saved beside weights is put together in one place; one case for both kinds of matching in bench gpu)
 
 NUM_IMAGES = 5
 ONE_THREAD = "system.threads=1"
 DETECTION_FILES = ("detections_bbox.json", "detections_segm.json")
 
 
-<<<<<<< HEAD
-=======
-def write_weights(path, *, config=None, stored=None, names=NAMES):
-    """Write a small random model of the recipe demo as a run does, and return it."""
-    config = config or with_overrides(demo(), SIZES)
-    model, _ = build_model(config.model, seed=1)
-    save_state(model.state_dict(), path, model_metadata(config, names) | ({"config": stored} if stored else {}))
-    return model
-
-
->>>>>>> 54f8002d (What is saved beside weights is put together in one place; one case for both kinds of matching in bench gpu)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A data set without its training split, and a model in both forms."""

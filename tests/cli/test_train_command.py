@@ -92,7 +92,7 @@ def test_weights_of_a_run_are_a_start_for_other_classes(run, folder, tmp_path, t
     "name", ["torchvision", *(pytest.param(name, marks=pytest.mark.slow) for name in ("detectron2", "mmdetection"))]
 )
 def test_weights_of_another_family_are_a_start_with_their_conventions(folder, tmp_path, name, train, maskperf):
-    family = FAMILIES[name]
+    family = next(family for family in FAMILIES if family.name == name)
     config = replace(demo().model, batch_norm="frozen", conventions=family.conventions, num_classes=6)
     state = from_maskperf(build_model(config, seed=0)[0].state_dict(), family)
     torch.save(state, tmp_path / "weights.pth")

@@ -12,7 +12,7 @@ from weight_files import TINY, assert_equal, problems_of
 from maskperf.cli.main import main
 from maskperf.errors import ConfigError
 from maskperf.model.conventions import CONVENTIONS
-from maskperf.model.families import FAMILIES, STEM, current_names, family_of, from_maskperf
+from maskperf.model.families import FAMILY, STEM, current_names, family_of, from_maskperf
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.model.weights import load_model_weights
 from maskperf.weights.open import open_weights
@@ -55,7 +55,7 @@ def own_state(conventions):
 
 
 def state_in_file(name):
-    state = from_maskperf(own_state(FAMILIES[name].conventions), FAMILIES[name])
+    state = from_maskperf(own_state(FAMILY[name].conventions), FAMILY[name])
     return {key: tensor for key, tensor in state.items() if "running" not in key or name != "detectron"}
 
 
@@ -84,14 +84,14 @@ def test_names_are_those_that_the_program_writes(name):
 def test_names_of_torchvision_are_those_of_its_own_model():
     golden = np.load(GOLDEN_FOLDER / "torchvision_v1.npz")
     state = {name: torch.zeros(1) for name in golden["names"].tolist()}
-    wanted = current_names(state, FAMILIES["torchvision"])
+    wanted = current_names(state, FAMILY["torchvision"])
     model = MaskRcnn(replace(TINY, stage_blocks=(3, 4, 6, 3), mask_head_convs=4, conventions="torchvision"))
-    assert set(from_maskperf(model.state_dict(), FAMILIES["torchvision"])) == set(wanted)
+    assert set(from_maskperf(model.state_dict(), FAMILY["torchvision"])) == set(wanted)
 
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_a_file_is_recognised_and_becomes_our_model(name, tmp_path):
-    path, family = file_of(tmp_path, name), FAMILIES[name]
+    path, family = file_of(tmp_path, name), FAMILY[name]
     opened = open_weights(path)
     assert opened.config.model.conventions == family.conventions
     assert opened.config.data.pixel_means_bgr == CONVENTIONS[family.conventions].means_bgr
@@ -137,7 +137,7 @@ def test_old_names_of_torchvision_are_known(tmp_path):
         for name, tensor in state.items()
     }
     assert set(old) - set(state)
-    assert_equal(current_names(old, FAMILIES["torchvision"]), state)
+    assert_equal(current_names(old, FAMILY["torchvision"]), state)
 
 
 def test_a_model_of_other_conventions_is_refused(tmp_path):

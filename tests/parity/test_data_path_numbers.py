@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from golden_reference import GOLDEN_FOLDER, REFERENCE_NAMES, golden_model
+from golden_reference import GOLDEN_FOLDER, golden_model
 from loss_options import roi_options
 from pycocotools import mask as coco_masks
 
@@ -24,6 +24,7 @@ from maskperf.structures import LOSS_NAMES, Batch, RpnOutput
 
 FOLDER = GOLDEN_FOLDER / "data_path"
 DATA = DataConfig(short_side=192, long_side=320)
+REFERENCE_NAMES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")
 
 
 @pytest.fixture(scope="module")

@@ -140,7 +140,7 @@ _DETECTRON: Rules = (  # Caffe2: `_w` and `_b`, batch norms folded into `_bn_s` 
     (r"\.weight$", "_w"),
     (r"\.bias$", "_b"),
 )
-_ALL = (
+FAMILIES = (
     Family(
         "torchvision_v2", "torchvision maskrcnn_resnet50_fpn_v2", r"roi_heads\.box_head\.5\.weight", _TORCHVISION_V2
     ),
@@ -166,14 +166,14 @@ _ALL = (
     ),
     Family("detectron", "Detectron (Caffe2)", r"res2_0_branch2a_w", _DETECTRON),
 )
-FAMILIES = {family.name: family for family in _ALL}
-OWN, DETECTRON = FAMILIES["reference"], FAMILIES["detectron"]
+FAMILY = {family.name: family for family in FAMILIES}
+OWN, DETECTRON = FAMILY["reference"], FAMILY["detectron"]
 
 
 def family_of(names: Iterable[str]) -> Family | None:
     """Return the family that tensors of these names belong to."""
     known = list(names)
-    return next((one for one in _ALL if any(re.fullmatch(one.signature, name) for name in known)), None)
+    return next((one for one in FAMILIES if any(re.fullmatch(one.signature, name) for name in known)), None)
 
 
 def current_names(state: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:

@@ -13,7 +13,6 @@ from textwrap import wrap
 import torch
 
 from maskperf.config import RunConfig
-from maskperf.data.coco.categories import categories_of
 from maskperf.data.coco.index import CocoIndex
 from maskperf.engine.build import padded_size_hw
 from maskperf.engine.distributed import Topology, wait_for_all
@@ -33,7 +32,6 @@ from maskperf.run.recorder import TimeAccount
 from maskperf.run.resume import Resumption
 from maskperf.run.run_folder import claim_run_folder, create_run_folder, discard_run_folder
 from maskperf.schema import CONFIG_FILE, ENVIRONMENT_FILE, LAYERS_FILE, LOG_FILE, METRICS_FILE
-from maskperf.weights.categories import model_metadata
 
 WEIGHTS_FILE = "model.safetensors"  # of the last epoch
 CHANGES_COLUMNS, MOST_CHANGE_LINES = 78, 8
@@ -229,7 +227,12 @@ def save_model(session: Session, model: MaskRcnn, categories: CocoIndex) -> None
     if session.folder is not None:
         # What is saved has predictors of its own, whatever those of the start were.
         config = replace(session.config, model=replace(session.config.model, reset_predictors=False))
-        metadata = model_metadata(config, categories_of(categories))
+        metadata = {
+            "recipe": config.recipe,
+            "category_ids": categories.category_ids.tolist(),
+            "category_names": list(categories.category_names),
+            "config": to_json_text(config),
+        }
         state = {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
         session.writer.submit(partial(save_state, state, session.folder / WEIGHTS_FILE, metadata))
 

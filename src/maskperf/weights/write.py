@@ -8,7 +8,7 @@ import torch
 from maskperf.errors import ConfigError
 from maskperf.files import replace_file
 from maskperf.model.conventions import CONVENTIONS
-from maskperf.model.families import FAMILIES, Family, from_maskperf
+from maskperf.model.families import FAMILY, Family, from_maskperf
 from maskperf.model.weights import save_state
 from maskperf.weights.categories import model_metadata
 from maskperf.weights.open import OpenedWeights
@@ -27,7 +27,7 @@ def write_weights(opened: OpenedWeights, form: str, path: Path) -> list[str]:
     if form == "maskperf":
         save_state(opened.state, path, model_metadata(opened.config, opened.categories))
         return [] if opened.categories else [f"{path}: does not say what its labels mean; --names FILE would add that"]
-    family = FAMILIES[form]
+    family = FAMILY[form]
     own, theirs = CONVENTIONS[opened.config.model.conventions], family.rules
     shape = [name for name in ("rpn_convs", "box_head_convs") if getattr(own, name) != getattr(theirs, name)]
     if form == "torchvision" and own.strided_kernel != theirs.strided_kernel:

@@ -1,7 +1,8 @@
-"""Polygons of many kinds and RoIs around them, for the rasteriser and its kernel."""
+"""Polygons of many kinds, RoIs around them, and their mask targets as pycocotools draws them."""
 
 import numpy as np
 from golden_reference import flat_polygons
+from pycocotools import mask as coco_mask
 
 from maskperf.structures import Polygons
 
@@ -14,6 +15,17 @@ TRIANGLE = ((30, 5), (55, 45), (5, 45))
 def polygons_of(objects: list) -> Polygons:
     offsets = np.cumsum([0, *map(len, objects)]).tolist()
     return flat_polygons([np.asarray(polygon, np.float32) for polygons in objects for polygon in polygons], offsets)
+
+
+def coco_target(polygons: list[Polygon], box: np.ndarray, size: int) -> np.ndarray:
+    """Return the mask target of one object in the reference's steps, drawn by pycocotools."""
+    x1, y1, x2, y2 = box.astype(np.float32)
+    width, height = max(x2 - x1, np.float32(1)), max(y2 - y1, np.float32(1))
+    ratio = np.array([size / float(width), size / float(height)]).astype(np.float32)
+    local = [(polygon.astype(np.float32) - np.array([x1, y1])) * ratio for polygon in polygons]
+    assert all(polygon.dtype == np.float32 for polygon in local)
+    encoded = coco_mask.frPyObjects([polygon.astype(np.float64).ravel().tolist() for polygon in local], size, size)
+    return coco_mask.decode(coco_mask.merge(encoded)).astype(bool)
 
 
 def random_rois(generator: np.random.Generator, count: int) -> np.ndarray:

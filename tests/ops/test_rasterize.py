@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from pycocotools import mask as coco_mask
 from random_polygons import (
     KINDS,
     RECTANGLE,
@@ -9,6 +8,7 @@ from random_polygons import (
     TRIANGLE,
     Polygon,
     around,
+    coco_target,
     far_away,
     place,
     polygons_of,
@@ -22,17 +22,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't
 
 SQUARES = (((0, 0), (20, 0), (20, 20), (0, 20)), ((30, 30), (50, 30), (50, 50), (30, 50)))
 ROOF = ((10.2, 10.7), (39.6, 12.1), (35.5, 44.9), (12.3, 40.0))
-
-
-def coco_target(polygons: list[Polygon], box: np.ndarray, size: int) -> np.ndarray:
-    """Return the mask target of one object in the reference's steps, drawn by pycocotools."""
-    x1, y1, x2, y2 = box.astype(np.float32)
-    width, height = max(x2 - x1, np.float32(1)), max(y2 - y1, np.float32(1))
-    ratio = np.array([size / float(width), size / float(height)]).astype(np.float32)
-    local = [(polygon.astype(np.float32) - np.array([x1, y1])) * ratio for polygon in polygons]
-    assert all(polygon.dtype == np.float32 for polygon in local)
-    encoded = coco_mask.frPyObjects([polygon.astype(np.float64).ravel().tolist() for polygon in local], size, size)
-    return coco_mask.decode(coco_mask.merge(encoded)).astype(bool)
 
 
 def target(polygons, box, size: int = SIZE) -> np.ndarray:

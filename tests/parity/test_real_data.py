@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_masks
+from random_polygons import coco_target
 from real_data import COCO_VAL, NUCLEI_VAL, SPLITS, needs_real_data
 
 from maskperf.config import DataConfig
@@ -38,15 +39,6 @@ def moved(boxes: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     return (boxes + generator.normal(0, 0.05, boxes.shape) * np.tile(sides, 2)).astype(np.float32)
 
 
-def drawn_by_pycocotools(polygons: list[np.ndarray], box: np.ndarray) -> np.ndarray:
-    """Return the mask target of one object in the reference's steps: crop, resize, both in float32, then draw."""
-    sides = np.maximum(box[2:] - box[:2], np.float32(1))
-    ratios = (MASK_SIZE / sides.astype(np.float64)).astype(np.float32)
-    local = [((polygon - box[:2]) * ratios).astype(np.float64).ravel().tolist() for polygon in polygons]
-    codes = coco_masks.frPyObjects(local, MASK_SIZE, MASK_SIZE)
-    return coco_masks.decode(coco_masks.merge(codes)).astype(bool)
-
-
 @every_split
 @pytest.mark.parametrize("flip_probability", [0.0, 1.0], ids=["as it is", "mirrored"])
 def test_mask_targets_of_every_object_equal_pycocotools(split, flip_probability):
@@ -69,7 +61,7 @@ def test_mask_targets_of_every_object_equal_pycocotools(split, flip_probability)
         polygons = np.split(sample.points, sample.point_offsets[1:-1])
         for roi, box in enumerate(boxes):
             own = slice(*sample.polygon_offsets[roi % count : roi % count + 2])
-            wanted = drawn_by_pycocotools(polygons[own], box)
+            wanted = coco_target(polygons[own], box, MASK_SIZE)
             np.testing.assert_array_equal(found[roi], wanted, err_msg=f"image {sample.image_id}, RoI {roi}, {box}")
         num_objects += count
     assert num_objects == sum(not entry["iscrowd"] for entry in split.document["annotations"])

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from crowded_boxes import FAR, FLAT, NEAR_A, NEXT_PIXEL, PIXEL, A, crowded_boxes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_operators import nms_reference
@@ -7,21 +8,6 @@ from reference_operators import nms_reference
 from maskperf.ops import nms
 from maskperf.ops.boxes import pairwise_iou
 from maskperf.ops.nms import nms_sorted
-
-A = (0.0, 0.0, 9.0, 9.0)
-NEAR_A = (1.0, 0.0, 10.0, 9.0)  # overlaps A by 90 / 110
-FAR = (50.0, 50.0, 59.0, 59.0)
-
-
-def crowded_boxes(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return boxes in whole pixels around a few centres, and scores in tenths, so that many are equal."""
-    generator = torch.Generator().manual_seed(seed)
-    centres = torch.randint(0, 60, (5, 2), generator=generator)
-    corners = centres[torch.randint(0, 5, (count,), generator=generator)]
-    corners = corners + torch.randint(-6, 7, (count, 2), generator=generator)
-    sides = torch.randint(8, 20, (count, 2), generator=generator)
-    scores = torch.randint(0, 11, (count,), generator=generator) / 10
-    return torch.cat([corners, corners + sides], dim=1).float(), scores
 
 
 def kept_by_sorting(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> list[int]:
@@ -34,7 +20,8 @@ def kept_by_sorting(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: fl
 @pytest.mark.parametrize("iou_threshold", [0.3, 0.5, 0.7])
 @pytest.mark.parametrize("seed", range(4))
 def test_equals_the_reference_on_crowded_boxes_with_equal_scores(iou_threshold, seed):
-    boxes, scores = crowded_boxes(45, seed)
+    boxes = crowded_boxes(1, 45, seed)[0]
+    scores = torch.randint(0, 11, (45,), generator=torch.Generator().manual_seed(seed)) / 10  # many are equal
     kept = kept_by_sorting(boxes, scores, iou_threshold)
     assert kept == nms_reference(boxes, scores, iou_threshold)
     assert 3 < len(kept) < 45
@@ -42,7 +29,6 @@ def test_equals_the_reference_on_crowded_boxes_with_equal_scores(iou_threshold, 
 
 
 CHAIN = [(3.0 * step, 0.0, 3.0 * step + 9, 0.0) for step in range(5)]  # neighbours overlap by 7 / 13, others by 4 / 16
-PIXEL, NEXT_PIXEL, FLAT = (3.0, 3.0, 3.0, 3.0), (4.0, 3.0, 4.0, 3.0), (8.0, 8.0, 7.0, 7.0)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +63,7 @@ def test_a_box_whose_overlap_equals_the_threshold_is_kept(tenths):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_invalid_boxes_act_as_if_they_were_absent(seed):
-    boxes, _ = crowded_boxes(60, seed)
+    boxes = crowded_boxes(1, 60, seed)[0]
     valid = torch.rand(60, generator=torch.Generator().manual_seed(seed + 50)) < 0.6
     alive = nms_sorted(boxes[None], valid[None], 0.5)[0]
     without = nms_sorted(boxes[valid][None], torch.ones((1, int(valid.sum())), dtype=torch.bool), 0.5)[0]
@@ -87,7 +73,7 @@ def test_invalid_boxes_act_as_if_they_were_absent(seed):
 
 @pytest.mark.parametrize("overlaps_at_a_time", [1, 40 * 40 * 2, 1 << 24])
 def test_groups_do_not_touch_each_other_and_inputs_stay(monkeypatch, overlaps_at_a_time):
-    boxes = torch.stack([crowded_boxes(40, seed)[0] for seed in range(5)] + [torch.zeros(40, 4)])
+    boxes = torch.cat([crowded_boxes(5, 40, seed=0), torch.zeros(1, 40, 4)])
     valid = torch.rand((6, 40), generator=torch.Generator().manual_seed(0)) < 0.8
     before = boxes.clone(), valid.clone()
     alone = [nms_sorted(boxes[[group]], valid[[group]], 0.5)[0] for group in range(6)]
@@ -116,7 +102,7 @@ def assert_greedy(boxes: torch.Tensor, valid: torch.Tensor, iou_threshold: float
 @pytest.mark.parametrize("block", [1, 7, 64, 300])
 @pytest.mark.parametrize("seed", range(3))
 def test_the_size_of_the_blocks_does_not_matter(monkeypatch, seed, block):
-    boxes, _ = crowded_boxes(200, seed)
+    boxes = crowded_boxes(1, 200, seed)[0]
     valid = torch.rand(200, generator=torch.Generator().manual_seed(seed)) < 0.9
     monkeypatch.setattr(nms, "_BLOCK", block)
     assert_greedy(boxes, valid, 0.5)

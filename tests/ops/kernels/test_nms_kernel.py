@@ -1,25 +1,11 @@
 import pytest
 import torch
+from crowded_boxes import FAR, FLAT, NEAR_A, NEXT_PIXEL, PIXEL, A, crowded_boxes
 from kernel_device import DEVICE, seeded
 from reference_operators import nms_reference
 
 from maskperf.ops.kernels.nms import BITS_OF_WORD, nms_sorted
 from maskperf.ops.nms import nms_sorted as reference
-
-A = (0.0, 0.0, 9.0, 9.0)
-NEAR_A = (1.0, 0.0, 10.0, 9.0)  # overlaps A by 90 / 110
-FAR = (50.0, 50.0, 59.0, 59.0)
-
-
-def crowded_boxes(groups: int, count: int, seed: int, whole: bool = True) -> torch.Tensor:
-    """Return boxes around a few centres, by default in whole pixels, so that many overlaps are equal."""
-    generator = seeded(seed)
-    centres = torch.randint(0, 60, (groups, 5, 2), generator=generator)
-    choice = torch.randint(0, 5, (groups, count, 1), generator=generator).expand(-1, -1, 2)
-    corners = centres.gather(1, choice) + torch.randint(-6, 7, (groups, count, 2), generator=generator)
-    sides = torch.randint(8, 20, (groups, count, 2), generator=generator)
-    boxes = torch.cat([corners, corners + sides], dim=2).float()
-    return boxes if whole else boxes + torch.rand(boxes.shape, generator=generator)
 
 
 def survivors(boxes: torch.Tensor, valid: torch.Tensor, iou_threshold: float = 0.5) -> torch.Tensor:
@@ -51,7 +37,6 @@ def test_equals_the_slow_reference_with_equal_scores(whole):
 # Neighbours overlap by 7 / 13 and the next but one by 4 / 16: a block needs all its rounds.
 CHAIN = [(3.0 * step, 0.0, 3.0 * step + 9, 0.0) for step in range(2 * BITS_OF_WORD + 5)]
 APART = [(20.0 * number, 0.0, 20.0 * number + 9, 9.0) for number in range(2 * BITS_OF_WORD + 1)]
-PIXEL, NEXT_PIXEL, FLAT = (3.0, 3.0, 3.0, 3.0), (4.0, 3.0, 4.0, 3.0), (8.0, 8.0, 7.0, 7.0)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in divide:RuntimeWarning")

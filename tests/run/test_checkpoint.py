@@ -35,7 +35,7 @@ from maskperf.run.checkpoint import Checkpoints, write_checkpoint
 from maskperf.run.collapse import CollapseGuard
 from maskperf.run.resume import Resumption, find_resumption, newest_checkpoint, read_state
 from maskperf.run.stop_signals import StopSignals
-from maskperf.schema import CheckpointState, EvaluationLine, GuardState, RecorderState, StepLine, StepSums, read_metrics
+from maskperf.schema import CheckpointState, EvaluationLine, GuardState, RecorderState, StepLine, read_metrics
 from maskperf.structures import LOSS_NAMES
 
 THREE_EPOCHS = (*NO_TARGETS, "optimizer.max_epochs=3")  # of three steps
@@ -240,11 +240,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(tmp_path, dam
 
 
 def write(root, step):
-    nothing = StepSums(losses=[], images=0, seconds=0.0)
-    guard = CollapseGuard().state()
-    recorder = RecorderState(
-        rows=(), events=(), steps_checked=step, epoch=nothing, window=nothing, guard=guard, metrics_bytes=0
-    )
+    recorder = RecorderState(steps_checked=step, guard=CollapseGuard().state)
     facts = {"train_images": 3, "val_images": 2, "steps_per_epoch": 4, "processes": 1, "rounding": {}}
     state = CheckpointState(step=step, epoch=1, **facts, seconds=1.0, phase_seconds={}, pending=None, recorder=recorder)
     content = msgspec.json.encode(state)
@@ -305,10 +301,8 @@ def test_the_guard_goes_on_as_if_it_had_never_stopped():
         expected, found = whole.add(step, loss), parts.add(step, loss)
         assert found == expected
         if step % 137 == 0:
-            stored = msgspec.json.decode(msgspec.json.encode(parts.state()), type=GuardState)
-            parts = CollapseGuard()
-            parts.restore(stored)
-    assert parts.state() == whole.state() and whole.state().named
+            parts = CollapseGuard(msgspec.json.decode(msgspec.json.encode(parts.state), type=GuardState))
+    assert parts.state == whole.state and whole.state.named
 
 
 def start(folder, *more):

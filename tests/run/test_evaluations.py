@@ -25,8 +25,7 @@ from maskperf.model.weights import read_header
 from maskperf.run import evaluations
 from maskperf.run import loop as run
 from maskperf.run.black_box import load_black_box
-from maskperf.run.collapse import CollapseEvent
-from maskperf.schema import StepLine, read_metrics
+from maskperf.schema import GuardEvent, StepLine, read_metrics
 from maskperf.structures import LOSS_NAMES
 
 TESTS = Path(__file__).parents[1]
@@ -202,7 +201,7 @@ def test_a_problem_while_an_epoch_is_scored_waits_for_its_verdict_and_is_then_lo
 
 def test_aps_that_fell_are_met_in_the_middle_of_the_next_epoch(tmp_path, monkeypatch):
     _watched(monkeypatch, aps=[0.1], known_from=5)
-    fallen = CollapseEvent(event="collapse", sign="evaluation", text="box AP fell to nothing")
+    fallen = GuardEvent(event="collapse", text="box AP fell to nothing")
     monkeypatch.setattr(evaluations, "evaluation_collapse", lambda points: fallen)
     assert small_run(tmp_path, *TARGETS, "optimizer.max_epochs=3") == EXIT_NOT_FINITE
     folder = tmp_path / "run"

@@ -99,7 +99,7 @@ def test_an_evaluation_is_a_line_with_its_minutes_since_the_start(make, tmp_path
     found = {"step": 20, "epoch": 2, "box_ap": 0.3, "mask_ap": 0.2, "evaluation_seconds": 7.0}
     row = EpochRow(**found, mean_loss=1.0, images_per_second=5.0, seconds_since_start=90.0)
     recorder.evaluation(row)
-    assert lines(tmp_path, EvaluationLine) == [EvaluationLine(**found, minutes=1.5)] and recorder.rows == [row]
+    assert lines(tmp_path, EvaluationLine) == [EvaluationLine(**found, minutes=1.5)] and recorder.counted.rows == [row]
 
 
 def test_a_window_is_logged_with_the_means_of_its_steps(make, tmp_path, monkeypatch):
@@ -158,9 +158,9 @@ def test_a_finite_collapse_is_named_and_stops_the_run_unless_the_user_wants_it_t
             loss = (1.0 if step <= 1200 else 4.0) + 0.02 * math.sin(step)
             add(recorder, step, step_result((loss / 5,) * 5))
     assert [line.event for line in lines(tmp_path, GuardLine)] == ["collapse"]
-    assert [event.event for event in recorder.events] == ["collapse"]
+    assert [event.event for event in recorder.counted.events] == ["collapse"]
     assert not stops or not isinstance(caught.value, NonFiniteError)
-    assert 1200 < recorder.events[0].step <= 1300 and (recorder.steps_checked == 2000) == (not stops)
+    assert 1200 < recorder.counted.events[0].step <= 1300 and (recorder.counted.steps_checked == 2000) == (not stops)
 
 
 def test_dropped_masks_end_the_run(make):

@@ -223,7 +223,7 @@ class Evaluations:
             evaluation_seconds=self.verdict.seconds,
         )
         recorder.evaluation(row)
-        if best_row(recorder.rows) is row:
+        if best_row(recorder.counted.rows) is row:
             with session.account.measure("saving"):
                 save_best_model(session)
         if not (self.is_final or trained.is_last):
@@ -234,7 +234,7 @@ class Evaluations:
 
     def _lose_patience(self) -> None:
         """End the run where the last evaluations, as many as it has patience for, were no better than one before."""
-        rows, config = self._training.recorder.rows, self._session.config.evaluation
+        rows, config = self._training.recorder.counted.rows, self._session.config.evaluation
         best = best_row(rows)
         since = len(rows) - 1 - rows.index(best)
         if not config.patience or since < config.patience:
@@ -251,8 +251,8 @@ class Evaluations:
         Errors: LostRunError where the APs fell to nothing; its step is the last one trained, that of the weights.
         """
         recorder, config = self._training.recorder, self._session.config
-        last = recorder.rows[-1]
-        points = [(row.epoch, row.box_ap, row.mask_ap) for row in recorder.rows]
+        last = recorder.counted.rows[-1]
+        points = [(row.epoch, row.box_ap, row.mask_ap) for row in recorder.counted.rows]
         collapse = evaluation_collapse(points)
         if collapse is not None:
             error = LostRunError(f"step {last.step} (epoch {last.epoch}): {collapse.text}", step=update)
@@ -266,8 +266,8 @@ class Evaluations:
             steps_per_epoch=self._training.steps_per_epoch,
             last_decay_step=config.optimizer.decay_steps[-1] if config.optimizer.decay_steps else 0,
         )
-        if plateau is not None and not any(event.event == "plateau" for event in recorder.events):
-            recorder.note("plateau", last.step, last.epoch, plateau.sentence)
+        if plateau is not None and not any(event.event == "plateau" for event in recorder.counted.events):
+            recorder.note("plateau", last.step, last.epoch, plateau.text)
 
 
 def best_row(rows: Sequence[EpochRow]) -> EpochRow:

@@ -97,19 +97,6 @@ class _UnreadStep:
     seconds: float  # since the end of the step before
 
 
-class _Sums(StepSums):
-    """Some steps of all processes."""
-
-    def add(self, losses: list[float], images: int, seconds: float) -> None:
-        self.losses.append(losses)
-        self.images += images
-        self.seconds += seconds
-
-    @property
-    def images_per_second(self) -> float:
-        return self.images / max(self.seconds, 1e-9)
-
-
 class StepRecorder:
     """Collects step results and, every few steps, reads them from the device, checks, writes and shows them.
 
@@ -129,9 +116,8 @@ class StepRecorder:
         stop_on_collapse: bool,
         trackers: Trackers | None = None,
     ):
-        self.rows: list[EpochRow] = []
-        self.events: list[GuardEvent] = []
-        self.steps_checked = 0
+        self._guard = CollapseGuard()
+        self.counted = RecorderState(guard=self._guard.state)
         self._account, self._log = account, log
         self._stream = path.open("ab") if path is not None else None
         self.progress = progress
@@ -139,35 +125,23 @@ class StepRecorder:
         self._world = world
         self._stop_on_collapse = stop_on_collapse
         self._trackers = trackers
-        self._guard = CollapseGuard()
         self._unread: list[_UnreadStep] = []
-        self._epoch, self._window = _Sums(), _Sums()
         self._last_time = time.monotonic()
 
     def start_epoch(self) -> None:
         self._last_time = time.monotonic()
-        self._epoch = _Sums()
+        self.counted.epoch = StepSums()
 
     def state(self) -> RecorderState:
-        """Return what was counted so far, after all steps were read. The next step does not include what follows."""
+        """Return what is counted, after all steps were read. The next step does not include what follows."""
         self._flush()
         self._last_time = time.monotonic()
-        return RecorderState(
-            rows=tuple(self.rows),
-            events=tuple(self.events),
-            steps_checked=self.steps_checked,
-            epoch=self._epoch,
-            window=self._window,
-            guard=self._guard.state(),
-            metrics_bytes=self._stream.tell() if self._stream is not None else 0,
-        )
+        self.counted.metrics_bytes = self._stream.tell() if self._stream is not None else 0
+        return self.counted
 
     def restore(self, state: RecorderState) -> None:
         """Go on from a checkpoint, in the middle of an epoch perhaps."""
-        self.rows, self.events = list(state.rows), list(state.events)
-        self.steps_checked = state.steps_checked
-        self._epoch, self._window = (_Sums(**msgspec.structs.asdict(sums)) for sums in (state.epoch, state.window))
-        self._guard.restore(state.guard)
+        self.counted, self._guard = state, CollapseGuard(state.guard)
         self._last_time = time.monotonic()
 
     def add(self, step: Step, epoch: int) -> bool:
@@ -188,12 +162,13 @@ class StepRecorder:
     def epoch_summary(self) -> tuple[float, float]:
         """Return the epoch's mean loss and its images/s over all processes, data waits included."""
         self._flush()
-        totals = [sum(losses) for losses in self._epoch.losses]
-        return sum(totals) / max(1, len(totals)), self._epoch.images_per_second
+        epoch = self.counted.epoch
+        totals = [sum(losses) for losses in epoch.losses]
+        return sum(totals) / max(1, len(totals)), epoch.images_per_second
 
     def evaluation(self, row: EpochRow) -> None:
         """Write and show what an evaluation found."""
-        self.rows.append(row)
+        self.counted.rows.append(row)
         self.progress.evaluation(row)
         line = EvaluationLine(
             step=row.step,
@@ -208,7 +183,7 @@ class StepRecorder:
 
     def note(self, event: str, step: int, epoch: int, text: str) -> None:
         """Record, write and show an event of the guard."""
-        self.events.append(GuardEvent(event=event, step=step, epoch=epoch, text=text))
+        self.counted.events.append(GuardEvent(event=event, step=step, epoch=epoch, text=text))
         self._write(GuardLine(step=step, epoch=epoch, event=event, text=text))
         self.progress.message(f"{event}: {text}")
 
@@ -227,11 +202,11 @@ class StepRecorder:
         losses = torch.stack([result.losses for result in results]).tolist()
         problems = torch.stack([result.not_finite for result in results]).tolist()
         dropped = torch.stack([result.dropped_masks for result in results]).tolist()
-        shown, waited = _Sums(), 0.0
+        shown, waited = StepSums(), 0.0
         for entry, terms, problem, num_dropped in zip(unread, losses, problems, dropped, strict=True):
             line = self._record(entry, terms)
             waited += line.data_wait_seconds or 0
-            self.steps_checked += 1
+            self.counted.steps_checked += 1
             self._check_dropped_masks(entry, num_dropped)
             self._check_finite(entry, terms, problem)
             self._check_collapse(entry, sum(terms))
@@ -247,9 +222,9 @@ class StepRecorder:
         for phase, seconds in {**phases, "data wait": waited}.items():
             self._account.add(phase, seconds)
         images = result.images * self._world
-        for sums in (self._epoch, self._window):
+        for sums in (self.counted.epoch, self.counted.window):
             sums.add(terms, images, entry.seconds)
-        if len(self._window.losses) == WINDOW_STEPS:
+        if len(self.counted.window.losses) == WINDOW_STEPS:
             self._finish_window(entry)
         line = StepLine(
             step=step.update,
@@ -267,15 +242,15 @@ class StepRecorder:
         return line
 
     def _finish_window(self, last: _UnreadStep) -> None:
-        means = [sum(values) / WINDOW_STEPS for values in zip(*self._window.losses, strict=True)]
+        window, self.counted.window = self.counted.window, StepSums()
+        means = [sum(values) / WINDOW_STEPS for values in zip(*window.losses, strict=True)]
         self._log.tracked_stats(
             last.step.update,
             last.epoch,
             dict(zip(LOSS_NAMES, means, strict=True)),
             learning_rate=last.step.result.learning_rate,
-            images_per_second=self._window.images_per_second,
+            images_per_second=window.images_per_second,
         )
-        self._window = _Sums()
 
     def _write(self, line: MetricsLine) -> None:
         if self._stream is not None:

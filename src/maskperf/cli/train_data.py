@@ -129,19 +129,17 @@ def prepare_training(request: Request) -> Prepared:
 
     start = _start(request)
     topology = init_topology(checked.system.device)
-    given = {key_of(pair) for pair in pairs}
-    plan = plan_training(layout, start, pairs, given, topology.device.type)
+    plan = plan_training(layout, start, pairs, topology.device.type)
     if is_auto:
         pairs, line = _with_fitting_batch(plan, pairs, topology, processes)
-        given = {key_of(pair) for pair in pairs}
         print(line, flush=True)
-        plan = plan_training(layout, start, pairs, given, topology.device.type)
-    config = plan.config
+        plan = plan_training(layout, start, pairs, topology.device.type)
     print("\n".join(plan.lines), flush=True)
-    check_start(config, processes)
+    check_start(plan.config, processes)
     if minutes:
-        config = _planned_for(plan, minutes, topology, processes)
-    return Prepared(config, layout, processes)
+        pairs += _length_for(plan, minutes, topology, processes)
+        plan = plan_training(layout, start, pairs, topology.device.type)
+    return Prepared(plan.config, layout, processes)
 
 
 def train_here(prepared: Prepared) -> "FinishedRun":
@@ -239,8 +237,8 @@ def _with_fitting_batch(plan: "Plan", pairs: list[str], topology: "Topology", pr
     return [*pairs, f"optimizer.batch_size={batch_size * processes * parts}"], line
 
 
-def _planned_for(plan: "Plan", minutes: float, topology: "Topology", processes: int) -> RunConfig:
-    """Return the configuration with as many epochs as fit into the minutes, by a measurement made now."""
+def _length_for(plan: "Plan", minutes: float, topology: "Topology", processes: int) -> list[str]:
+    """Return as many epochs and steps as fit into the minutes, by a measurement made now."""
     from maskperf.data.images.sampler import steps_per_epoch
     from maskperf.run.measure import measure_speed
     from maskperf.run.own_data import EVALUATIONS
@@ -262,7 +260,7 @@ def _planned_for(plan: "Plan", minutes: float, topology: "Topology", processes: 
         f"plan is {epochs} epochs, {steps:,} steps; it is not changed afterwards",
         flush=True,
     )
-    return plan.with_steps(epochs=epochs, max_steps=steps)
+    return [f"optimizer.max_epochs={epochs}", f"optimizer.max_steps={steps}"]
 
 
 def _conclude(best: BestEpoch | None, folder: Path, layout: DataLayout) -> None:

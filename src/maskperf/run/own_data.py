@@ -3,20 +3,17 @@
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from maskperf.config import DataConfig, EvaluationConfig, ModelConfig, OptimizerConfig, RunConfig
-from maskperf.data.coco.index import CocoIndex, read_coco
+from maskperf.data.coco.index import CocoIndex
 from maskperf.data.coco.layout import DataLayout
-from maskperf.data.coco.paths import locate
 from maskperf.data.images.sampler import steps_per_epoch
-from maskperf.errors import DataError, joined_errors
-from maskperf.overrides import flatten, format_value, validate, with_overrides
+from maskperf.overrides import flatten, format_value, key_of, validate, with_overrides
 from maskperf.recipes import OWN_DATA, demo
-from maskperf.run.data import open_splits
+from maskperf.run.data import read_training_split
 
 HOLDOUT = (0.2, 0)  # of a data set without a validation part
 FEWEST_EPOCHS, MOST_EPOCHS = 12, 300  # 12: the usual schedule on COCO
@@ -59,30 +56,18 @@ class Plan:
     train: CocoIndex
     lines: tuple[str, ...]
 
-    def with_steps(self, *, epochs: int, max_steps: int) -> RunConfig:
-        """Return the configuration with another length, and a warm-up and evaluations that follow it."""
-        optimizer = replace(
-            self.config.optimizer, max_epochs=epochs, max_steps=max_steps, warmup_steps=warmup_steps(max_steps)
-        )
-        evaluation = replace(self.config.evaluation, every_epochs=max(1, epochs // EVALUATIONS))
-        return replace(self.config, optimizer=optimizer, evaluation=evaluation)
 
-
-def plan_training(layout: DataLayout, start: Start, pairs: list[str], given: Collection[str], device: str) -> Plan:
-    """Return the plan for a data set; `pairs` are the user's values, of the keys `given`, and win over all others.
+def plan_training(layout: DataLayout, start: Start, pairs: list[str], device: str) -> Plan:
+    """Return the plan for a data set; `pairs` are the user's values, which win over all others.
 
     Errors: ConfigError for a value that cannot be used, DataError for annotations that cannot.
     """
-    config = with_overrides(_base(layout, start, device), pairs)
-    data = config.data
-    try:
-        train = read_coco(Path(data.train_json), Path(data.train_images), training=True, data=data)
-    except DataError as error:  # shown with all else that is wrong with the data
-        raise joined_errors(open_splits(locate(data), data)[2]) from error
+    config, given = with_overrides(_base(layout, start, device), pairs), {key_of(pair) for pair in pairs}
+    train = read_training_split(config.data)
     lines = [_start_line(start)]
     chosen: dict[str, object] = {}
     if start.kind == "scratch" and start.model == "small":
-        chosen |= _sizes_for(train, {key for key in given if key.startswith("data.")}, data)
+        chosen |= _sizes_for(train, given, config.data)
     elif start.weights is not None:
         same = bool(start.category_names) and start.category_names == train.category_names
         if not same:
@@ -179,7 +164,7 @@ def _schedule_for(config: RunConfig, start: Start, num_images: int, given: Colle
         "optimizer.learning_rate": RATES[start.kind, optimizer.method] * batch_size,
         "optimizer.max_epochs": epochs,
         "optimizer.max_steps": steps,
-        "optimizer.warmup_steps": warmup_steps(steps),
+        "optimizer.warmup_steps": min(500, math.ceil(steps / 10)),
         "optimizer.warmup_factor": 0.1,
         "evaluation.every_epochs": max(1, epochs // EVALUATIONS),
     }
@@ -188,11 +173,6 @@ def _schedule_for(config: RunConfig, start: Start, num_images: int, given: Colle
     if optimizer.schedule == "steps" and steps > 2:
         values["optimizer.decay_steps"] = tuple(sorted({steps * 2 // 3 + 1, steps * 8 // 9 + 1}))
     return values
-
-
-def warmup_steps(steps: int) -> int:
-    """Return the length of the warm-up of a run of so many steps."""
-    return min(500, math.ceil(steps / 10))
 
 
 def _with_values(config: RunConfig, values: dict[str, object], given: Collection[str]) -> RunConfig:
@@ -213,11 +193,9 @@ def _start_line(start: Start) -> str:
 
 
 def _other_classes_line(start: Start, train: CocoIndex) -> str:
+    before = f"have {len(start.category_names)} others" if start.category_names else "do not name theirs"
     own = f"{len(train.category_names)} classes of this data"
-    if not start.category_names:
-        return f"classes: the weights do not name theirs; the predictors of box and mask begin anew, for the {own}"
-    before = len(start.category_names)
-    return f"classes: the weights have {before} others; the predictors of box and mask begin anew, for the {own}"
+    return f"classes: the weights {before}; the predictors of box and mask begin anew, for the {own}"
 
 
 def _plan_lines(config: RunConfig, train: CocoIndex) -> list[str]:

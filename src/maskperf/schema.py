@@ -154,7 +154,6 @@ class GuardState(msgspec.Struct, kw_only=True):
     stride_losses: list[float] = []
     stride_means: list[float] = []
     turn: int = 0
-    last_step: int | None = None
     named: bool = False
 
 
@@ -185,7 +184,7 @@ class CheckpointState(msgspec.Struct, kw_only=True, frozen=True):
     pending: TrainedEpoch | None  # its evaluation was not over
     recorder: RecorderState
     resumed_at_steps: tuple[int, ...] = ()
-    extra: dict[str, Any] = {}  # of `Training.extra_state`
+    extra: dict[str, Any] = {}  # of `WeightAverage`
 
 
 class Manifest(msgspec.Struct, kw_only=True, frozen=True):

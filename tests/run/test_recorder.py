@@ -6,14 +6,15 @@ from contextlib import ExitStack, nullcontext
 import pytest
 import torch
 
-from maskperf.config import EvaluationConfig, OptimizerConfig
+from maskperf.config import RunConfig, SystemConfig
+from maskperf.engine.distributed import Topology
 from maskperf.engine.step import StepResult
 from maskperf.engine.stopwatch import Stopwatch
 from maskperf.engine.under_way import Step
 from maskperf.errors import LostRunError, NonFiniteError, UserError
 from maskperf.mlperf.log import MlperfLog
-from maskperf.run.progress import Progress
-from maskperf.run.recorder import MOST_STEPS_UNREAD, PHASES, StepRecorder, TimeAccount
+from maskperf.run.recorder import MOST_STEPS_UNREAD, StepRecorder
+from maskperf.run.session import PHASES, Session, TimeAccount
 from maskperf.schema import WINDOW_STEPS, EpochRow, EvaluationLine, GuardLine, StepLine, read_metrics
 
 STEP_PHASES = ("forward", "backward", "exchange", "optimizer")
@@ -35,20 +36,13 @@ def make(tmp_path):
     with ExitStack() as resources:
 
         def recorder(every_steps=10, stop_on_collapse=True):
-            account, log = TimeAccount(), MlperfLog(tmp_path / "mlperf.log")
-            account.start()
-            made = StepRecorder(
-                tmp_path / "metrics.jsonl",
-                Progress(OptimizerConfig(), EvaluationConfig(), 100, every_steps=every_steps),
-                account,
-                log,
-                every_steps=every_steps,
-                world=2,
-                stop_on_collapse=stop_on_collapse,
-            )
+            on_collapse = "stop" if stop_on_collapse else "warn"
+            system = SystemConfig(log_every_steps=every_steps, on_collapse=on_collapse)
+            config, log = RunConfig(recipe="demo", system=system), MlperfLog(tmp_path / "mlperf.log")
             resources.callback(log.close)
-            resources.callback(made.close)
-            return made, account
+            session = Session(config, Topology(world=2), tmp_path, log, resources)
+            session.account.start()
+            return StepRecorder(session, 100), session.account
 
         yield recorder
 

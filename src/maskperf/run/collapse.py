@@ -7,7 +7,6 @@ from itertools import pairwise
 from statistics import median
 from typing import TypeGuard
 
-from maskperf.errors import UserError
 from maskperf.schema import WINDOW_STEPS, GuardEvent, GuardState, SeriesState, Window
 
 STRIDE_STEPS = 10  # a live run is checked this often; divides WINDOW_STEPS
@@ -58,14 +57,8 @@ class CollapseGuard:
         """Return the collapse that this step's loss reveals, or None. After a collapse only non-finite losses speak.
 
         Steps rise by one; a series may begin at any step, for example after a resume. None is a loss not finite.
-        Errors: ValueError for a step that does not follow the one before.
         """
         state = self.state
-        if state.last_step is not None and step != state.last_step + 1:
-            raise ValueError(
-                f"step {step} was given after step {state.last_step}; the guard needs every step, in order"
-            )
-        state.last_step = step
         if not _is_finite(total_loss):
             return _not_finite(step, step)
         if state.named:
@@ -88,21 +81,11 @@ class CollapseGuard:
 def windows_from_cumulative(steps: Sequence[int], cumulative_means: Sequence[float | None]) -> list[Window]:
     """Return the mean loss between the logged steps from means over all steps so far; windows of at least 50 steps.
 
-    A mean that is None or not finite gives a window whose loss is None.
-    Errors: UserError for lists of different lengths, or steps that do not rise from 1.
+    The steps rise from 1. A mean that is None or not finite gives a window whose loss is None.
     """
-    if len(steps) != len(cumulative_means):
-        raise UserError(
-            f"the loss log has {len(steps)} steps and {len(cumulative_means)} means. Fix: give one mean for each step."
-        )
     windows = []
-    begin, begin_mean, last = 0, 0.0, 0
+    begin, begin_mean = 0, 0.0
     for step, mean in zip(steps, cumulative_means, strict=True):
-        if step <= last:
-            raise UserError(
-                f"the loss log, field step, value {step}: it comes after step {last}. Fix: give the log of one run."
-            )
-        last = step
         if not _is_finite(mean):
             windows.append(Window(first_step=begin + 1, last_step=step, loss=None))
         elif step - begin >= WINDOW_STEPS:

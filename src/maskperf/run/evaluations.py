@@ -3,9 +3,7 @@
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -46,26 +44,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     recorder: StepRecorder
     steps_per_epoch: int
-    average: WeightAverage | None = None  # evaluated and saved in place of the weights, if there is one
-
-    @property
-    def extra_tensors(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint keeps besides model and optimizer, restored in place."""
-        return {} if self.average is None else self.average.tensors
-
-    @property
-    def extra_state(self) -> dict[str, Any]:
-        """JSON values that belong to these tensors, restored in place."""
-        return {} if self.average is None else self.average.state
-
-    def average_weights(self) -> None:
-        """Take the weights after an update into their average."""
-        if self.average is not None:
-            self.average.add()
-
-    def evaluated_weights(self) -> AbstractContextManager[None]:
-        """Inside the `with` block the model has the weights that are evaluated and saved."""
-        return nullcontext() if self.average is None else self.average.in_place()
+    average: WeightAverage  # evaluated and saved in place of the weights, unless its decay is 0
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 import torch
@@ -13,11 +10,12 @@ import torch
 from maskperf.engine.step import BAD_PARTS
 from maskperf.engine.under_way import Step
 from maskperf.errors import LostRunError, NonFiniteError, UserError
-from maskperf.mlperf.log import MlperfLog
 from maskperf.run.collapse import CollapseGuard
 from maskperf.run.progress import Progress, memory_now_gib
+from maskperf.run.session import Session
 from maskperf.run.trackers import Trackers
 from maskperf.schema import (
+    METRICS_FILE,
     WINDOW_STEPS,
     EpochRow,
     EvaluationLine,
@@ -31,63 +29,6 @@ from maskperf.schema import (
 from maskperf.structures import LOSS_NAMES
 
 MOST_STEPS_UNREAD = 10  # the host knows of a problem at most this many steps after it happened
-PHASES = (
-    *("opening the data", "data wait", "forward", "backward"),
-    "replay",  # forward and backward as one CUDA graph
-    "exchange",  # of gradients between processes
-    *("optimizer", "evaluation", "saving"),
-)
-
-
-class TimeAccount:
-    """Seconds by phase between start and stop. Phases do not overlap, so their sum is at most the whole."""
-
-    def __init__(self) -> None:
-        self._seconds = dict.fromkeys(PHASES, 0.0)
-        self._before = 0.0  # seconds of the run until it was taken up again here
-        self._start: float | None = None
-        self._stop: float | None = None
-
-    def start(self) -> None:
-        self._start = time.monotonic()
-
-    def restore(self, seconds: float, phase_seconds: Mapping[str, float]) -> None:
-        """Go on from the account of a checkpoint."""
-        self._before = seconds
-        for phase, value in phase_seconds.items():
-            self._seconds[phase] += value
-
-    def stop(self) -> None:
-        """Stop the clock; a second stop changes nothing."""
-        if self._stop is None:
-            self._stop = time.monotonic()
-
-    def total_seconds(self) -> float:
-        """Return the time since the start, up to the stop if there was one; 0 before the start."""
-        if self._start is None:
-            return 0.0
-        return self._before + (time.monotonic() if self._stop is None else self._stop) - self._start
-
-    def add(self, phase: str, seconds: float) -> None:
-        self._seconds[phase] += seconds
-
-    @contextmanager
-    def measure(self, phase: str) -> Iterator[None]:
-        """Count the time inside the `with` block for this phase."""
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self.add(phase, time.monotonic() - start)
-
-    def named_phases(self) -> dict[str, float]:
-        """Return every phase that took time, in the order of `PHASES`."""
-        return {phase: seconds for phase, seconds in self._seconds.items() if seconds}
-
-    def phases(self) -> dict[str, float]:
-        """Return the same, and as "other" what no phase claims."""
-        named = self.named_phases()
-        return {**named, "other": max(0.0, self.total_seconds() - sum(named.values()))}
 
 
 @dataclass(frozen=True)
@@ -100,33 +41,22 @@ class _UnreadStep:
 class StepRecorder:
     """Collects step results and, every few steps, reads them from the device, checks, writes and shows them.
 
-    The same numbers reach every process, so all of them decide alike and stop at the same step. Without a path nothing
-    is written.
+    The same numbers reach every process, so all of them decide alike and stop at the same step; the first one writes.
     """
 
-    def __init__(
-        self,
-        path: Path | None,
-        progress: Progress,
-        account: TimeAccount,
-        log: MlperfLog,
-        *,
-        every_steps: int,
-        world: int,
-        stop_on_collapse: bool,
-        trackers: Trackers | None = None,
-    ):
+    def __init__(self, session: Session, steps_per_epoch: int):
+        config, folder = session.config, session.folder
         self._guard = CollapseGuard()
         self.counted = RecorderState(guard=self._guard.state)
-        self._account, self._log = account, log
-        self._stream = path.open("ab") if path is not None else None
-        self.progress = progress
-        self._read_every = min(every_steps, MOST_STEPS_UNREAD)
-        self._world = world
-        self._stop_on_collapse = stop_on_collapse
-        self._trackers = trackers
+        self.progress = Progress(config, steps_per_epoch, enabled=session.topology.is_first)
+        self._trackers = Trackers(config, folder, session.say) if folder is not None else None
+        self._stream = (folder / METRICS_FILE).open("ab") if folder is not None else None
+        self._account, self._log, self._world = session.account, session.log, session.topology.world
+        self._read_every = min(config.system.log_every_steps, MOST_STEPS_UNREAD)
+        self._stop_on_collapse = config.system.on_collapse == "stop"
         self._unread: list[_UnreadStep] = []
         self._last_time = time.monotonic()
+        session.resources.callback(self.close)
 
     def start_epoch(self) -> None:
         self._last_time = time.monotonic()

@@ -48,7 +48,7 @@ def make(tmp_path):
 
 
 def add(recorder, step, result=None, epoch=1, wait=0.0):
-    return recorder.add(Step(step, result or step_result(), wait), epoch)
+    return recorder.add(Step(step, epoch, result or step_result(), wait))
 
 
 def lines(tmp_path, kind):

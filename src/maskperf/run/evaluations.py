@@ -19,6 +19,7 @@ from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.run.collapse import evaluation_collapse
 from maskperf.run.data import OpenedData, split_batches
 from maskperf.run.plateau import find_plateau
+from maskperf.run.progress import working
 from maskperf.run.recorder import StepRecorder
 from maskperf.run.session import Session, save_best_model
 from maskperf.schema import EpochRow, TrainedEpoch
@@ -265,7 +266,7 @@ def confirm(session: Session, data: OpenedData, verdict: Verdict) -> Verdict:
     if scored is not None and data.truth is not None and verdict.status != "aborted" and engine != "official":
         session.say("the clock has stopped; pycocotools now confirms the scores")
         try:
-            with session.working("pycocotools confirms the scores"):
+            with working("pycocotools confirms the scores", enabled=True):
                 official = score(data.truth, *scored.found, engine="official", max_detections=limit)
         except BaseException:
             session.log.withdraw("pycocotools did not come to its end, so that nobody has confirmed the scores")

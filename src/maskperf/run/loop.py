@@ -24,6 +24,7 @@ from maskperf.run.checkpoint import Checkpoints, restore
 from maskperf.run.data import clear_caches, complete_config, micro_batches, open_data
 from maskperf.run.evaluations import Evaluations, Training, confirm
 from maskperf.run.finish import FinishedRun, finish, saves_lost_run
+from maskperf.run.progress import working
 from maskperf.run.recorder import StepRecorder
 from maskperf.run.resume import Resumption
 from maskperf.run.session import Session, images_per_rank, open_session, save_model
@@ -48,7 +49,7 @@ def run_benchmark(config: RunConfig, topology: Topology, resumption: Resumption 
         num_steps, max_steps = training.steps_per_epoch, config.optimizer.max_steps
         evaluations, under_way = Evaluations(session, training), StepsUnderWay(train, may_drop_masks=may_drop_masks)
         batches_of = partial(micro_batches, config, topology, training.data.train)
-        note = partial(_note, session, training, evaluations)
+        note = partial(_note, training, evaluations)
         with saves_lost_run(session, training, evaluations.rescues), StopSignals(speaks=topology.is_first) as stop:
             update, epoch = restore(session, training, evaluations, resumption) if resumption is not None else (0, 0)
             checkpoints = Checkpoints(session, training, evaluations, stop)
@@ -66,10 +67,10 @@ def run_benchmark(config: RunConfig, topology: Topology, resumption: Resumption 
                     training.average.add()
                     if update == first:
                         require_gradients(result.without_gradient)
-                    was_read = note(epoch, under_way.add(Step(update, result, wait_seconds), batches))
+                    was_read = note(under_way.add(Step(update, epoch, result, wait_seconds), batches))
                     asked = 0 if evaluations.is_final else checkpoints.asked(was_read=was_read)
                     if asked:
-                        note(epoch, under_way.rest())
+                        note(under_way.rest())
                     if evaluations.is_final:
                         break
                     if asked:
@@ -77,7 +78,7 @@ def run_benchmark(config: RunConfig, topology: Topology, resumption: Resumption 
                     waited = time.monotonic()
                 steps.close()  # with the threads that make batches ahead, where a verdict came before the last step
                 if not evaluations.is_final:
-                    note(epoch, under_way.rest())
+                    note(under_way.rest())
                 if not evaluations.is_final:
                     _end_epoch(session, training, evaluations, epoch, update)
                 if not (evaluations.is_final or _is_used_up(config, update, epoch)):
@@ -100,7 +101,7 @@ def _set_up(session: Session) -> tuple[Training, Callable[..., StepResult], bool
     wait_for_all(topology)
     session.log.run_start()
     session.account.start()
-    with session.account.measure("opening the data"), session.working("opening the data"):
+    with session.account.measure("opening the data"), working("opening the data", enabled=topology.is_first):
         data = open_data(session)
     session.log.samples(len(data.train.image_ids), len(data.val.image_ids))
     if captured is not None:
@@ -134,14 +135,14 @@ def _initialize(session: Session) -> tuple[MaskRcnn, torch.optim.Optimizer, Capt
     return model, optimizer, captured
 
 
-def _note(session: Session, training: Training, evaluations: Evaluations, epoch: int, steps: Iterable[Step]) -> bool:
-    """Record steps of an epoch, and take the verdict on the epoch before where it is known.
+def _note(training: Training, evaluations: Evaluations, steps: Iterable[Step]) -> bool:
+    """Record steps, and take the verdict on the epoch before where it is known.
 
     Return whether the device was read.
     """
     has_read = False
     for step in steps:
-        if training.recorder.add(step, epoch):
+        if training.recorder.add(step):
             has_read = True
             if not evaluations.is_final:
                 evaluations.take_known(step.update)

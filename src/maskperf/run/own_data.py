@@ -10,11 +10,14 @@ import numpy as np
 from maskperf.config import DataConfig, EvaluationConfig, ModelConfig, OptimizerConfig, RunConfig
 from maskperf.data.coco.index import CocoIndex
 from maskperf.data.coco.layout import DataLayout
+from maskperf.data.images.buckets import round_up
 from maskperf.data.images.sampler import steps_per_epoch
 from maskperf.overrides import flatten, format_value, key_of, validate, with_overrides
 from maskperf.recipes import OWN_DATA, demo
 from maskperf.run.data import read_training_split
 
+# How an image becomes a tensor is that of the weights; files, order and augmentation are not.
+PREPROCESSING = ("short_side", "long_side", "resize", "size_divisor", "pixel_means_bgr", "max_image_pixels")
 HOLDOUT = (0.2, 0)  # of a data set without a validation part
 FEWEST_EPOCHS, MOST_EPOCHS = 12, 300  # 12: the usual schedule on COCO
 IMAGES_SEEN = {"scratch": 5000, "weights": 4000}  # of a small data set, in as many epochs as that takes
@@ -81,48 +84,41 @@ def plan_training(layout: DataLayout, start: Start, pairs: list[str], device: st
 
 def _base(layout: DataLayout, start: Start, device: str) -> RunConfig:
     """Return the values that do not depend on what is in the files."""
-    paths: dict[str, Any] = {
+    values: dict[str, Any] = {
         "root": "",
         "train_json": str(layout.train.json_path),
         "train_images": str(layout.train.image_folder),
     }
-    if layout.val is not None:
-        paths |= {"val_json": str(layout.val.json_path), "val_images": str(layout.val.image_folder)}
-    holdout = HOLDOUT if layout.val is None else (0.0, 0)
+    if layout.val is None:
+        values["holdout"] = HOLDOUT
+    else:
+        values |= {"val_json": str(layout.val.json_path), "val_images": str(layout.val.image_folder)}
     is_small = start.kind == "scratch" and start.model == "small"
     if start.weights is not None:
-        base = start.weights
-        model = replace(base.model, num_classes=0)
-        data = replace(DataConfig(), **_of_weights(base.data), **paths, holdout=holdout)
+        model = start.weights.model
+        values |= {name: getattr(start.weights.data, name) for name in PREPROCESSING}
     else:
-        model = replace(demo().model if is_small else ModelConfig(), num_classes=0, backbone_weights=start.backbone)
+        model = replace(demo().model if is_small else ModelConfig(), backbone_weights=start.backbone)
         if start.kind == "scratch":  # random statistics and weights are nothing to freeze
             model = replace(model, batch_norm="trainable", frozen_stages=0)
-        data = DataConfig(**paths, holdout=holdout)
     batch_size = 8 if is_small or device != "cpu" else 2
     return RunConfig(
         recipe=OWN_DATA,
-        data=data,
-        model=model,
+        data=DataConfig(**values),
+        model=replace(model, num_classes=0),
         optimizer=OptimizerConfig(batch_size=batch_size, clip_norm=CLIP_NORM, schedule="cosine", decay_steps=()),
         evaluation=EvaluationConfig(box_target=0.0, mask_target=0.0, batch_size=8 if is_small else 0),
     )
-
-
-def _of_weights(data: DataConfig) -> dict[str, Any]:
-    """Return how an image becomes a tensor for the weights: nothing about files, order or augmentation."""
-    names = ("short_side", "long_side", "resize", "size_divisor", "pixel_means_bgr", "max_image_pixels")
-    return {name: getattr(data, name) for name in names}
 
 
 def _sizes_for(train: CocoIndex, given: Collection[str], data: DataConfig) -> dict[str, object]:
     """Return image sizes, anchors and proposals for a small model: those of the images and objects."""
     sides = np.sort(train.sizes_hw, axis=1).astype(np.float64)
     lowest, highest = SIDES
-    short = int(min(max(_up_to_32(float(np.median(sides[:, 0]))), lowest), highest))
+    short = int(min(max(round_up(math.ceil(np.median(sides[:, 0])), 32), lowest), highest))
     short = data.short_side if "data.short_side" in given else short
     elongation = min(MOST_ELONGATED, float(np.quantile(sides[:, 1] / sides[:, 0], 0.95)))
-    long = _up_to_32(short * elongation)
+    long = round_up(math.ceil(short * elongation), 32)
     scales = np.minimum(short / sides[:, 0], long / sides[:, 1])
     counts = np.diff(train.object_offsets)
     extent = train.boxes[:, 2:] - train.boxes[:, :2] + 1
@@ -177,10 +173,6 @@ def _schedule_for(config: RunConfig, start: Start, num_images: int, given: Colle
 
 def _with_values(config: RunConfig, values: dict[str, object], given: Collection[str]) -> RunConfig:
     return with_overrides(config, [f"{key}={format_value(value)}" for key, value in values.items() if key not in given])
-
-
-def _up_to_32(side: float) -> int:
-    return math.ceil(side / 32) * 32
 
 
 def _start_line(start: Start) -> str:

@@ -1,8 +1,6 @@
 """From the results of steps to metrics.jsonl, the progress line, the windows of the log and the collapse guard."""
 
-import math
 import time
-from dataclasses import dataclass
 
 import msgspec
 import torch
@@ -31,13 +29,6 @@ from maskperf.structures import LOSS_NAMES
 MOST_STEPS_UNREAD = 10  # the host knows of a problem at most this many steps after it happened
 
 
-@dataclass(frozen=True)
-class _UnreadStep:
-    step: Step
-    epoch: int
-    seconds: float  # since the end of the step before
-
-
 class StepRecorder:
     """Collects step results and, every few steps, reads them from the device, checks, writes and shows them.
 
@@ -54,7 +45,7 @@ class StepRecorder:
         self._account, self._log, self._world = session.account, session.log, session.topology.world
         self._read_every = min(config.system.log_every_steps, MOST_STEPS_UNREAD)
         self._stop_on_collapse = config.system.on_collapse == "stop"
-        self._unread: list[_UnreadStep] = []
+        self._unread: list[tuple[Step, float]] = []  # each with the seconds since the end of the step before
         self._last_time = time.monotonic()
         session.resources.callback(self.close)
 
@@ -74,16 +65,16 @@ class StepRecorder:
         self.counted, self._guard = state, CollapseGuard(state.guard)
         self._last_time = time.monotonic()
 
-    def add(self, step: Step, epoch: int) -> bool:
+    def add(self, step: Step) -> bool:
         """Take a step; its time is counted from the end of the step before, the wait for data included.
 
         Return whether the device was waited for and read, which happens at the same steps in every process.
         Errors: LostRunError as soon as a problem or a collapse is read.
         """
         now = time.monotonic()
-        self._unread.append(_UnreadStep(step, epoch, now - self._last_time))
+        self._unread.append((step, now - self._last_time))
         self._last_time = now
-        self.progress.under_way(epoch, step.update)
+        self.progress.under_way(step.epoch, step.update)
         if len(self._unread) < self._read_every:
             return False
         self._flush()
@@ -128,57 +119,56 @@ class StepRecorder:
         if not self._unread:
             return
         unread, self._unread = self._unread, []
-        results = [entry.step.result for entry in unread]
-        losses = torch.stack([result.losses for result in results]).tolist()
-        problems = torch.stack([result.not_finite for result in results]).tolist()
-        dropped = torch.stack([result.dropped_masks for result in results]).tolist()
+        losses, problems, dropped = (
+            torch.stack([getattr(step.result, name) for step, _ in unread]).tolist()
+            for name in ("losses", "not_finite", "dropped_masks")
+        )
         shown, waited = StepSums(), 0.0
-        for entry, terms, problem, num_dropped in zip(unread, losses, problems, dropped, strict=True):
-            line = self._record(entry, terms)
+        for (step, seconds), terms, problem, num_dropped in zip(unread, losses, problems, dropped, strict=True):
+            line = self._record(step, seconds, terms)
             waited += line.data_wait_seconds or 0
             self.counted.steps_checked += 1
-            self._check_dropped_masks(entry, num_dropped)
-            self._check_finite(entry, terms, problem)
-            self._check_collapse(entry, sum(terms))
-            shown.add(terms, entry.step.result.images * self._world, entry.seconds)
+            self._check_dropped_masks(step, num_dropped)
+            self._check_finite(step, terms, problem)
+            self._check_collapse(step, sum(terms))
+            shown.add(terms, step.result.images * self._world, seconds)
         wait_share = waited / max(shown.seconds, 1e-9)
         self.progress.step(line, images_per_second=shown.images_per_second, wait_share=wait_share)
 
-    def _record(self, entry: _UnreadStep, terms: list[float]) -> StepLine:
-        step, result = entry.step, entry.step.result
-        phases = result.stopwatch.seconds()
+    def _record(self, step: Step, step_seconds: float, terms: list[float]) -> StepLine:
+        phases = step.result.stopwatch.seconds()
         # On a GPU the step's phases run while the host waits for data: only what they leave counts as waiting.
-        waited = min(step.wait_seconds, max(0.0, entry.seconds - sum(phases.values())))
+        waited = min(step.wait_seconds, max(0.0, step_seconds - sum(phases.values())))
         for phase, seconds in {**phases, "data wait": waited}.items():
             self._account.add(phase, seconds)
-        images = result.images * self._world
+        images = step.result.images * self._world
         for sums in (self.counted.epoch, self.counted.window):
-            sums.add(terms, images, entry.seconds)
+            sums.add(terms, images, step_seconds)
         if len(self.counted.window.losses) == WINDOW_STEPS:
-            self._finish_window(entry)
+            self._finish_window(step)
         line = StepLine(
             step=step.update,
-            epoch=entry.epoch,
+            epoch=step.epoch,
             **dict(zip(LOSS_NAMES, terms, strict=True)),
             total=sum(terms),
-            learning_rate=result.learning_rate,
-            images_per_second=images / max(entry.seconds, 1e-9),
+            learning_rate=step.result.learning_rate,
+            images_per_second=images / max(step_seconds, 1e-9),
             data_wait_seconds=waited,
-            step_seconds=entry.seconds,
+            step_seconds=step_seconds,
             memory_gib=memory_now_gib(),
             **{f"{phase}_seconds": seconds for phase, seconds in phases.items()},
         )
         self._write(line)
         return line
 
-    def _finish_window(self, last: _UnreadStep) -> None:
+    def _finish_window(self, last: Step) -> None:
         window, self.counted.window = self.counted.window, StepSums()
         means = [sum(values) / WINDOW_STEPS for values in zip(*window.losses, strict=True)]
         self._log.tracked_stats(
-            last.step.update,
+            last.update,
             last.epoch,
             dict(zip(LOSS_NAMES, means, strict=True)),
-            learning_rate=last.step.result.learning_rate,
+            learning_rate=last.result.learning_rate,
             images_per_second=window.images_per_second,
         )
 
@@ -189,14 +179,14 @@ class StepRecorder:
         if self._trackers is not None:
             self._trackers.write(line)
 
-    def _check_dropped_masks(self, entry: _UnreadStep, num_dropped: int) -> None:
+    def _check_dropped_masks(self, step: Step, num_dropped: int) -> None:
         if num_dropped:
             raise UserError(
-                f"step {entry.step.update}: {num_dropped} positive RoIs found no slot in the mask head. "
+                f"step {step.update}: {num_dropped} positive RoIs found no slot in the mask head. "
                 "Fix: set model.mask_slots_per_image=0, which makes room for all of them."
             )
 
-    def _check_finite(self, entry: _UnreadStep, terms: list[float], problems: list[list[float]]) -> None:
+    def _check_finite(self, step: Step, terms: list[float], problems: list[list[float]]) -> None:
         found = [
             f"{part} of process {rank}"
             for rank, parts in enumerate(problems)
@@ -204,20 +194,18 @@ class StepRecorder:
             if count > 0
         ]
         if found:
-            step = entry.step
             losses = ", ".join(f"{name} {term:.4g}" for name, term in zip(LOSS_NAMES, terms, strict=True))
             text = (
-                f"step {step.update} (epoch {entry.epoch}): not a finite number: {', '.join(found)}. "
+                f"step {step.update} (epoch {step.epoch}): not a finite number: {', '.join(found)}. "
                 f"Losses: {losses}. Learning rate: {step.result.learning_rate:.6g}."
             )
-            self._lose(NonFiniteError(text, step=step.update), entry.epoch, stop=True)
+            self._lose(NonFiniteError(text, step=step.update), step.epoch, stop=True)
 
-    def _check_collapse(self, entry: _UnreadStep, total: float) -> None:
-        step = entry.step.update
-        event = self._guard.add(step, total if math.isfinite(total) else None)
+    def _check_collapse(self, step: Step, total: float) -> None:
+        event = self._guard.add(step.update, total)
         if event is not None:
-            error = LostRunError(f"step {step} (epoch {entry.epoch}): {event.text}", step=step)
-            self._lose(error, entry.epoch, stop=self._stop_on_collapse)
+            error = LostRunError(f"step {step.update} (epoch {step.epoch}): {event.text}", step=step.update)
+            self._lose(error, step.epoch, stop=self._stop_on_collapse)
 
     def _lose(self, error: LostRunError, epoch: int, *, stop: bool) -> None:
         self.note(error.event, error.step, epoch, str(error))

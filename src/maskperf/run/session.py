@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,6 @@ from maskperf.model.weights import save_state
 from maskperf.overrides import differences, format_value, to_json_text
 from maskperf.recipes import RECIPES
 from maskperf.run.environment import describe_environment
-from maskperf.run.progress import working
 from maskperf.run.resume import Resumption
 from maskperf.run.run_folder import claim_run_folder, create_run_folder, discard_run_folder
 from maskperf.schema import CONFIG_FILE, ENVIRONMENT_FILE, LAYERS_FILE, LOG_FILE, METRICS_FILE, CheckpointState
@@ -151,10 +150,6 @@ class Session:
     def say(self, text: str) -> None:
         if self.topology.is_first:
             print(text, flush=True)
-
-    def working(self, what: str) -> AbstractContextManager[None]:
-        """Show for how long the work of a `with` block goes on, where that is long."""
-        return working(what, enabled=self.topology.is_first)
 
     def notice(self, text: str) -> None:
         """Print what the user should know about the data or the settings, and save it for results and report."""

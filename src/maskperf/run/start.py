@@ -1,25 +1,18 @@
 """What a run needs before anything is made, as far as no data set has to be opened. Nothing heavy is imported."""
 
-import re
 from importlib.util import find_spec
 from pathlib import Path
 
 from maskperf.config import BACKBONE_MD5, RunConfig
 from maskperf.data.coco.paths import locate
 from maskperf.errors import ConfigError, DataError, Problem
+from maskperf.machine.probe import torch_build
 
 WEIGHT_FILES = {  # field of the section model: what to do where its file is missing
     "backbone_weights": "Set it to Detectron's R-50.pkl (ImageNetPretrained/MSRA of its model zoo, MD5 "
     f"{BACKBONE_MD5}), or to nothing (model.backbone_weights=) to start from random weights.",
     "initial_weights": "Set it to a model.safetensors of a run or a .pth of the reference, or to nothing.",
 }
-
-
-def is_cpu_build() -> bool:
-    """Return whether PyTorch says that it is built without CUDA, without importing it, which takes seconds."""
-    spec = find_spec("torch")
-    version = Path(spec.origin).with_name("version.py") if spec and spec.origin else None
-    return bool(version and version.is_file() and re.search(r"^cuda\b.*= None$", version.read_text(), re.MULTILINE))
 
 
 def trackers_of(config: RunConfig) -> list[str]:
@@ -42,7 +35,7 @@ def check_start(config: RunConfig, world: int) -> None:
     Errors: ConfigError for the batch, a GPU that PyTorch cannot use, and a tracker that is not installed; DataError
     with each missing file or folder.
     """
-    if config.system.device == "cuda" and is_cpu_build():
+    if config.system.device == "cuda" and torch_build() == "cpu":
         raise ConfigError(
             "system.device=cuda: this PyTorch is built without CUDA. Fix: install a CUDA build of PyTorch "
             "(https://pytorch.org/get-started), or set system.device=cpu; maskperf doctor shows what is here."

@@ -59,10 +59,10 @@ def captured_of(config=SMALL, capacities=(SMALLER, LARGER), fails_with=None):
     return model, captured, recorder, said
 
 
-def run_once(captured, batch, parts=1):
-    """Return the result of a micro-batch that begins with gradients of zero, the only one whose result is read."""
+def run_once(captured, batch):
+    """Return the result of a step of one micro-batch."""
     captured.gradients.zero()
-    return captured.run(batch, part=parts, parts=parts)
+    return captured.run(batch, part=1, parts=1)
 
 
 def step(model, optimizer, batches, update, captured=None, device=CPU):
@@ -154,17 +154,6 @@ def test_a_recording_owns_the_anchors_that_its_graph_reads():
     pyramid_anchors.cache_clear()  # as other sizees would do in time
     gc.collect()
     assert used() is not None
-
-
-def test_gradients_are_divided_by_the_number_of_micro_batches():
-    model, captured, _, _ = captured_of()
-    sizes = {}
-    for parts in (1, 4):
-        for _ in range(PLAIN_STEPS_FIRST + 1):
-            run_once(captured, varied_batch(0, (2, 1)), parts)
-        sizes[parts] = model.rpn["head"].conv.weight.grad.norm()
-    assert captured.replayed == 2
-    torch.testing.assert_close(sizes[1], 4 * sizes[4])
 
 
 def test_after_a_failed_recording_every_step_is_plain_and_the_cause_is_reported_once():

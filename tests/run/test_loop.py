@@ -356,12 +356,3 @@ def test_six_calls_and_six_files_lead_from_the_command_to_a_loss_formula(tmp_pat
     calls = [entry for index, entry in enumerate(path) if index == 0 or entry != path[index - 1]]
     assert len(calls) - 1 <= 6, calls
     assert len({file for file, _ in calls}) <= 6, calls
-
-
-def test_missing_data_and_weights_are_all_named_and_no_folder_is_made(tmp_path, capsys):
-    arguments = ["run", "coco", f"data.root={tmp_path / 'coco'}", f"run_dir={tmp_path / 'run'}"]
-    assert main([*arguments, f"model.backbone_weights={tmp_path / 'R-50.pkl'}"]) == EXIT_DATA
-    message = capsys.readouterr().err
-    assert "field data.root" in message and "2 problems in all" in message
-    assert "model.backbone_weights" in message and "MSRA" in message
-    assert not (tmp_path / "run").exists()

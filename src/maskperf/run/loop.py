@@ -4,8 +4,6 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 
-import torch
-
 from maskperf.config import RunConfig
 from maskperf.data.images.capacity import batch_capacity
 from maskperf.data.images.sampler import steps_per_epoch
@@ -13,12 +11,10 @@ from maskperf.engine.average import WeightAverage
 from maskperf.engine.build import build_model, keep_memory, prepare_steps
 from maskperf.engine.distributed import Topology, average_buffers, broadcast_tensors, wait_for_all
 from maskperf.engine.gradients import require_gradients
-from maskperf.engine.graphs import CapturedSteps
 from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.precision import set_precision
 from maskperf.engine.step import StepResult, train_step
 from maskperf.engine.under_way import Step, StepsUnderWay
-from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.ops.kernels.selection import describe
 from maskperf.run.checkpoint import Checkpoints, restore
 from maskperf.run.data import clear_caches, complete_config, micro_batches, open_data
@@ -96,26 +92,7 @@ def run_benchmark(config: RunConfig, topology: Topology, resumption: Resumption 
 
 def _set_up(session: Session) -> tuple[Training, Callable[..., StepResult], bool]:
     """Return what is trained, the step, and whether a step may drop masks; on the way the clock starts."""
-    config, topology = session.config, session.topology
-    model, optimizer, captured = _initialize(session)
-    wait_for_all(topology)
-    session.log.run_start()
-    session.account.start()
-    with session.account.measure("opening the data"), working("opening the data", enabled=topology.is_first):
-        data = open_data(session)
-    session.log.samples(len(data.train.image_ids), len(data.val.image_ids))
-    if captured is not None:
-        captured.make_room(batch_capacity(data.train, images_per_rank(config, topology), config.data))
-    num_steps = steps_per_epoch(len(data.train.image_ids), config.optimizer.batch_size)
-    average = WeightAverage(model, config.optimizer.average_decay)
-    training = Training(data, model, optimizer, StepRecorder(session, num_steps), num_steps, average)
-    train = partial(train_step, model, optimizer, config=config.optimizer, topology=topology, captured=captured)
-    return training, train, captured is not None and captured.num_mask_slots is not None
-
-
-def _initialize(session: Session) -> tuple[MaskRcnn, torch.optim.Optimizer, CapturedSteps | None]:
-    """Return model, optimizer and captured steps: all that may be done before the clock starts."""
-    config, topology = session.config, session.topology
+    config, topology, images = session.config, session.topology, images_per_rank(session.config, session.topology)
     session.log.submission(config)
     clear_caches(session)
     session.log.init_start()
@@ -129,10 +106,20 @@ def _initialize(session: Session) -> tuple[MaskRcnn, torch.optim.Optimizer, Capt
     for line in (describe(topology.device), keep_memory(topology.device)):
         session.say(line)
     optimizer = build_optimizer(model, config.optimizer)
-    captured = prepare_steps(
-        model, config, images=images_per_rank(config, topology), topology=topology, say=session.say
-    )
-    return model, optimizer, captured
+    captured = prepare_steps(model, config, images=images, topology=topology, say=session.say)
+    wait_for_all(topology)
+    session.log.run_start()  # before it, no data set may be read
+    session.account.start()
+    with session.account.measure("opening the data"), working("opening the data", enabled=topology.is_first):
+        data = open_data(session)
+    session.log.samples(len(data.train.image_ids), len(data.val.image_ids))
+    if captured is not None:
+        captured.make_room(batch_capacity(data.train, images, config.data))
+    num_steps = steps_per_epoch(len(data.train.image_ids), config.optimizer.batch_size)
+    average = WeightAverage(model, config.optimizer.average_decay)
+    training = Training(data, model, optimizer, StepRecorder(session, num_steps), num_steps, average)
+    train = partial(train_step, model, optimizer, config=config.optimizer, topology=topology, captured=captured)
+    return training, train, captured is not None and captured.num_mask_slots is not None
 
 
 def _note(training: Training, evaluations: Evaluations, steps: Iterable[Step]) -> bool:

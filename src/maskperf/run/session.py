@@ -1,4 +1,4 @@
-"""The session of a run: process group, seed, run folder, log, screen and weight files."""
+"""The session of a run: process group, seed, run folder, log, clock, screen and weight files."""
 
 import math
 import os

@@ -20,14 +20,6 @@ def trackers_of(config: RunConfig) -> list[str]:
     return [*(["tensorboard"] if config.log.tensorboard else []), *dict.fromkeys(config.log.trackers)]
 
 
-def _refuse_missing_trackers(config: RunConfig) -> None:
-    missing = [name for name in trackers_of(config) if find_spec(name) is None]
-    if missing:
-        keys = ["log.tensorboard=true" if name == "tensorboard" else f"log.trackers={name}" for name in missing]
-        fix = f"pip install {' '.join(missing)}, or leave the key out"
-        raise ConfigError(f"{' and '.join(keys)}: {', '.join(missing)} is not installed. Fix: {fix}.")
-
-
 def check_start(config: RunConfig, world: int) -> None:
     """Refuse a run whose batch cannot be split over `world` processes or whose files are missing.
 
@@ -40,7 +32,11 @@ def check_start(config: RunConfig, world: int) -> None:
             "system.device=cuda: this PyTorch is built without CUDA. Fix: install a CUDA build of PyTorch "
             "(https://pytorch.org/get-started), or set system.device=cpu; maskperf doctor shows what is here."
         )
-    _refuse_missing_trackers(config)
+    missing = [name for name in trackers_of(config) if find_spec(name) is None]
+    if missing:
+        keys = ["log.tensorboard=true" if name == "tensorboard" else f"log.trackers={name}" for name in missing]
+        fix = f"pip install {' '.join(missing)}, or leave the key out"
+        raise ConfigError(f"{' and '.join(keys)}: {', '.join(missing)} is not installed. Fix: {fix}.")
     steps, batch_size = config.optimizer.accumulation_steps, config.optimizer.batch_size
     if batch_size % (world * steps):
         raise ConfigError(

@@ -3,11 +3,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from golden_reference import flat_polygons
+from test_box_loss import targets_of
 
 from maskperf.config import ModelConfig
 from maskperf.losses.rpn import assign_anchors, rpn_losses
-from maskperf.structures import Batch, Images, RpnOutput, Targets
+from maskperf.structures import Batch, Images, RpnOutput
 
 ALL = ModelConfig(rpn_samples_per_image=1000, rpn_positive_fraction=1.0)  # nothing is random
 LN2 = math.log(2)
@@ -16,15 +16,11 @@ TRUTH = [0.0, 0, 9, 9]
 HIT, HALF, FAR = [0.0, 0, 9, 9], [0.0, 0, 9, 4], [20.0, 20, 29, 29]  # IoU with TRUTH: 1, 0.5 (ignored), 0
 
 
-def batch_of(truth, *, slots=None, seeds=None, size_hw=(100, 100), dtype=torch.float32):
-    """Return a batch with these boxes, a list for each image, in `slots` places."""
-    slots = slots or max(1, *(len(boxes) for boxes in truth))
-    boxes = torch.tensor([rows + [[0.0] * 4] * (slots - len(rows)) for rows in truth], dtype=dtype)
-    valid = torch.tensor([[slot < len(rows) for slot in range(slots)] for rows in truth])
-    polygons = flat_polygons([], [0] * (len(truth) * slots + 1))
+def batch_of(truth, *, seeds=None, size_hw=(100, 100), dtype=torch.float32):
+    """Return a batch with these boxes, a list for each image."""
     return Batch(
         images=Images(pixels=torch.zeros(len(truth), 3, 1, 1), sizes_hw=torch.tensor([list(size_hw)] * len(truth))),
-        targets=Targets(boxes=boxes, labels=valid.long(), valid=valid, polygons=polygons),
+        targets=targets_of(truth, [[1] * len(boxes) for boxes in truth], dtype=dtype),
         image_ids=torch.arange(len(truth)),
         sample_seeds=torch.tensor(seeds if seeds is not None else list(range(len(truth)))),
     )

@@ -15,11 +15,6 @@ WEIGHT_FILES = {  # field of the section model: what to do where its file is mis
 }
 
 
-def trackers_of(config: RunConfig) -> list[str]:
-    """Return the names of the packages that the records of a run go to."""
-    return [*(["tensorboard"] if config.log.tensorboard else []), *dict.fromkeys(config.log.trackers)]
-
-
 def check_start(config: RunConfig, world: int) -> None:
     """Refuse a run whose batch cannot be split over `world` processes or whose files are missing.
 
@@ -32,7 +27,7 @@ def check_start(config: RunConfig, world: int) -> None:
             "system.device=cuda: this PyTorch is built without CUDA. Fix: install a CUDA build of PyTorch "
             "(https://pytorch.org/get-started), or set system.device=cpu; maskperf doctor shows what is here."
         )
-    missing = [name for name in trackers_of(config) if find_spec(name) is None]
+    missing = [name for name in config.log.packages if find_spec(name) is None]
     if missing:
         keys = ["log.tensorboard=true" if name == "tensorboard" else f"log.trackers={name}" for name in missing]
         fix = f"pip install {' '.join(missing)}, or leave the key out"

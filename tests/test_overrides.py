@@ -14,7 +14,6 @@ from maskperf.overrides import (
     PATHS,
     SECTIONS,
     check_value,
-    describe,
     describe_type,
     differences,
     expand_home,
@@ -195,19 +194,13 @@ def test_all_problems_are_named_at_once():
         ("gpus=8", "did you mean processes?"),
         ("model.momentum=0.5", "did you mean optimizer.momentum?"),
         ("optimizer.learningrate=1", "did you mean optimizer.learning_rate?"),
-        ("learing_rate=1", "did you mean optimizer.learning_rate?"),
         ("sed=1", "did you mean seed?"),
         ("optimizer=1", "optimizer.learning_rate"),
         ("speed.triton_kernels=false", "speed.without=triton_kernels"),
         ("data.generate_val_images=3", "data.generate_images"),
         ("data.generate=false", "data.generate_images=0,0"),
-        ("data.generate_seed=3", "data.generate_images=1000,200,7"),
-        ("data.prefetch_batches=3", "data.loader_threads"),
         ("model.rpn_positive_iou=0.5", "model.rpn_iou_thresholds"),
-        ("model.candidates_per_level_test=3", "model.candidates_per_level"),
-        ("optimizer.bias_weight_decay=3", "optimizer.biases"),
         ("evaluation.max_detections=300", "model.detections_per_image"),
-        ("speed.path=plain", "speed.without=all"),
         ("qqqqqq=1", "keys look like optimizer.batch_size"),
         ("recipe=coco", "maskperf run coco"),
         ("optimizer.max_epochs", "key=value"),
@@ -229,9 +222,8 @@ def test_the_keys_are_in_the_order_of_the_configuration():
 def test_json_text_and_the_printed_lines_give_an_equal_configuration_back(values):
     config = config_of(values)
     assert from_json_text(to_json_text(config)) == config
-    first, *lines = describe(config).splitlines()
-    assert first == f"recipe={config.recipe}"
-    assert with_overrides(RunConfig(recipe=config.recipe), lines) == config
+    pairs = [f"{key}={format_value(value)}" for key, value in flatten(config).items() if key != "recipe"]
+    assert with_overrides(RunConfig(recipe=config.recipe), pairs) == config
 
 
 def test_values_are_printed_as_they_are_written_in_an_override():

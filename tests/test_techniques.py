@@ -1,4 +1,5 @@
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import get_args
 
 import pytest
@@ -41,24 +42,20 @@ def test_blocks_nest_and_an_error_ends_its_block():
 
 def test_threads_have_techniques_of_their_own():
     both_are_inside = threading.Barrier(2, timeout=30)
-    found = {}
 
     def work(techniques):
         before = active()
         with using(techniques):
             both_are_inside.wait()
-            found[techniques] = (before, active())
+            inside = active()
             both_are_inside.wait()
+        return before, inside
 
     chosen = (plain(), Techniques().without("triton_kernels"))
-    with using(chosen[0]):  # a thread inherits nothing
-        threads = [threading.Thread(target=work, args=(techniques,)) for techniques in chosen]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    with using(chosen[0]), ThreadPoolExecutor(2) as threads:  # a thread inherits nothing
+        found = list(threads.map(work, chosen))
         assert active() == chosen[0]
-    assert found == {techniques: (Techniques(), techniques) for techniques in chosen}
+    assert found == [(Techniques(), techniques) for techniques in chosen]
 
 
 def test_a_backward_follows_its_forward_and_not_the_thread_that_runs_it(monkeypatch):
@@ -67,7 +64,6 @@ def test_a_backward_follows_its_forward_and_not_the_thread_that_runs_it(monkeypa
     rows, weight = torch.ones(1, 2, 3, dtype=torch.bfloat16, requires_grad=True), torch.ones(2, 3, dtype=torch.bfloat16)
     with using(plain()):
         logits = own_class_logits(rows, weight, torch.zeros(2), torch.tensor([1]))
-    thread = threading.Thread(target=logits.sum().backward)
-    thread.start()
-    thread.join()
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(logits.sum().backward).result()
     assert asked == [plain()] and rows.grad is not None

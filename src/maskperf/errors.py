@@ -28,8 +28,6 @@ class UserError(Exception):
 class ConfigError(UserError):
     """A key, value or argument that cannot be used."""
 
-    exit_code = EXIT_USAGE
-
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:

@@ -7,9 +7,11 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import Field, fields, is_dataclass
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_args
 
@@ -116,22 +118,13 @@ def key_of(pair: str) -> str:
 
 def flatten(config: RunConfig) -> dict[str, Any]:
     """Return every value under its key, in the order of the configuration."""
-    values = {}
-    for key in FIELDS:
-        section, _, name = key.rpartition(".")
-        values[key] = getattr(getattr(config, section) if section else config, name)
-    return values
+    return {key: attrgetter(key)(config) for key in FIELDS}
 
 
 def differences(config: RunConfig, default: RunConfig) -> dict[str, Any]:
     """Return the values of `config`, under their keys, that are not those of `default`."""
     default_values = flatten(default)
     return {key: value for key, value in flatten(config).items() if value != default_values[key]}
-
-
-def describe(config: RunConfig) -> str:
-    """Return one `key=value` line per value; every line but that of the recipe can be used as an override."""
-    return "\n".join(f"{key}={format_value(value)}" for key, value in flatten(config).items())
 
 
 def format_value(value: Any) -> str:
@@ -195,7 +188,7 @@ def notices_of_age(text: str) -> list[str]:
 def _flat_json(text: str) -> dict[str, Any]:
     """Return every value of a configuration in JSON under its key, nothing checked but the form."""
     try:
-        nested = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+        nested = json.loads(text, object_pairs_hook=_without_duplicates)
     except (json.JSONDecodeError, RecursionError) as error:
         raise ConfigError(f"configuration: not valid JSON, {error}") from error
     if not isinstance(nested, dict):
@@ -218,12 +211,13 @@ def _flat_json(text: str) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key not in GONE}
 
 
-def validate(config: RunConfig) -> None:
-    """Raise one ConfigError with a line for every value that cannot be used, alone or beside another."""
+def validate(config: RunConfig) -> RunConfig:
+    """Return the configuration. Errors: ConfigError with each value that cannot be used, alone or beside another."""
     values = flatten(config)
     problems = {**dict(_conflicts(config)), **_checked(values)[1]}
     if problems:
         raise ConfigError("\n".join(f"{key}={format_value(values[key])}: {text}" for key, text in problems.items()))
+    return config
 
 
 def _checked(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -368,21 +362,15 @@ def describe_type(kind: Any) -> str:
 
 
 def _from_flat(values: dict[str, Any]) -> RunConfig:
-    parts: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
-    top: dict[str, Any] = {}
+    nested: dict[str, Any] = {name: {} for name in SECTIONS}
     for key, value in values.items():
         section, _, name = key.rpartition(".")
-        (parts[section] if section else top)[name] = value
-    return RunConfig(**top, **{name: section(**parts[name]) for name, section in SECTIONS.items()})
+        (nested[section] if section else nested)[name] = value
+    return RunConfig(**nested | {name: section(**nested[name]) for name, section in SECTIONS.items()})
 
 
 def _without_duplicates(entries: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in entries]
-    duplicates = sorted({name for name in names if names.count(name) > 1})
+    duplicates = [name for name, count in Counter(name for name, _ in entries).items() if count > 1]
     if duplicates:
         raise ConfigError(f"configuration: {', '.join(duplicates)} is given twice")
     return dict(entries)
-
-
-def _refuse_constant(text: str) -> Any:
-    raise ConfigError(f"configuration: {text} is not a number that can be used")

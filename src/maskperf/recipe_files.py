@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -15,7 +16,6 @@ from maskperf.files import did_you_mean, suggestion
 from maskperf.overrides import expand_home, from_json_text
 from maskperf.recipes import RECIPES
 
-NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 EXAMPLE = "def my_recipe() -> RunConfig"
 
 
@@ -107,7 +107,7 @@ def _of_function(path: Path, function: Callable[[], object]) -> RunConfig:
         raise ConfigError(f"{where}: {_place(error, path)}{type(error).__name__}: {error}. Fix: correct it") from error
     if not isinstance(config, RunConfig):
         raise ConfigError(f"{where}: returned {type(config).__name__}, not a RunConfig. Fix: return RunConfig(...)")
-    if not config.recipe or set(config.recipe) - NAME_LETTERS:
+    if not re.fullmatch("[a-zA-Z0-9_.-]+", config.recipe):
         text = f"{where}: recipe={config.recipe!r} cannot name a folder of runs"
         raise ConfigError(f"{text}. Fix: use letters, digits, dots, underscores and hyphens")
     return config

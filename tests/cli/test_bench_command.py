@@ -16,7 +16,7 @@ from maskperf.bench.measure import spread_of
 from maskperf.bench.names import SUMMARIES
 from maskperf.bench.plan import GpuPlan
 from maskperf.bench.view import spread_text
-from maskperf.cli.bench import busy_neighbours, default_cache
+from maskperf.cli.bench import DEFAULT_CACHE, busy_neighbours
 from maskperf.errors import EXIT_DONE, EXIT_STORAGE, EXIT_USAGE
 
 TINY = ["--size", "64x96", "--images", "1", "--threads", "1", "--repeats", "2", "--set", "system.device=cpu"]
@@ -46,7 +46,7 @@ def test_a_peer_without_its_packages_is_an_error_with_the_command_to_install_the
 
 def test_help_names_every_benchmark(maskperf):
     shown = maskperf("bench", "--help")
-    assert shown.code == EXIT_DONE and str(default_cache()) in shown.out
+    assert shown.code == EXIT_DONE and str(DEFAULT_CACHE) in shown.out
     assert all(f"\n  {name} " in shown.out for name in SUMMARIES)
 
 

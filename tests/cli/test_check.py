@@ -36,24 +36,47 @@ def row_of(shown):
     return next(line for line in shown.out.splitlines() if "a.txt  " in line).split()[1:]
 
 
-def test_a_good_log_is_accepted_with_its_numbers(check_records):
-    shown, row = check_records(log_records())
-    assert shown.code == EXIT_DONE and shown.out.rstrip().endswith("accepted")
-    assert row == ["accepted", "accepted", "success", "19.300", "14", "0.3785", "0.3420", "4000000007"]
-
-
-def test_a_bad_log_is_refused_in_the_checkers_text_with_an_explanation_and_a_fix(check_records):
-    shown, _ = check_records(log_records(opt_base_learning_rate=0.13, submission_org=""))
-    assert shown.code == EXIT_RULE and "refused" in shown.out
-    assert "CHECK for 'opt_base_learning_rate' failed" in shown.out and "multiple of 0.02" in shown.out
-    assert "fix:" in shown.out and "mlperf.organization" in shown.out
-
-
-def test_a_trap_that_the_official_checker_misses_is_refused(check_records):
+def turned_back():
     records = log_records()
     records[-1]["time_ms"] -= 3_600_000
-    shown, row = check_records(records)
-    assert shown.code == EXIT_RULE and row[:2] == ["accepted", "refused"] and "clock went backwards" in shown.out
+    return records
+
+
+@pytest.mark.parametrize(
+    ("records", "code", "row", "texts"),
+    [
+        (log_records(), EXIT_DONE, "accepted accepted success 19.300 14 0.3785 0.3420 4000000007", []),
+        (
+            log_records(opt_base_learning_rate=0.13, submission_org=""),
+            EXIT_RULE,
+            "refused",
+            ["CHECK for 'opt_base_learning_rate' failed", "multiple of 0.02", "fix:", "mlperf.organization"],
+        ),
+        # What the official checker misses.
+        (turned_back(), EXIT_RULE, "accepted refused", ["clock went backwards"]),
+        # A head whose program died: the run behind it counts.
+        (
+            [*up_to(log_records(), "seed"), *later(log_records(), 4)],
+            EXIT_DONE,
+            "accepted accepted success 19.300",
+            ["note: line 9: a second run begins"],
+        ),
+        # The form of a demo is checked as well, and a log cannot move the cursor.
+        (
+            log_records(**DEMO),
+            EXIT_DONE,
+            "",
+            ["a demo is not a submission:", "open division:", "accepted in form only"],
+        ),
+        (log_records(submission_org="", **DEMO), EXIT_RULE, "", ["submission_org"]),
+        (log_records(submission_status="\x1b[2J\x1b[31m"), EXIT_RULE, "", []),
+    ],
+)
+def test_a_log_is_accepted_or_refused_with_its_numbers_and_an_explanation(check_records, records, code, row, texts):
+    shown, found = check_records(records)
+    assert shown.code == code and all(text in shown.out for text in texts) and "\x1b" not in shown.out
+    assert found[: len(row.split())] == row.split()
+    assert shown.out.splitlines()[-1].startswith("accepted" if code == EXIT_DONE else "refused")
 
 
 def test_a_file_of_two_runs_is_shown_as_that_and_little_else(check_records):
@@ -62,25 +85,6 @@ def test_a_file_of_two_runs_is_shown_as_that_and_little_else(check_records):
     assert "line 30: a second run begins" in shown.out and "findings about the whole file not shown" in shown.out
     assert "lines 30 to the end alone: compliance checker accepted, maskperf's own checks accepted" in shown.out
     assert "with one value" not in shown.out and len(shown.out.splitlines()) <= 16
-
-
-def test_a_file_with_a_head_in_front_has_its_numbers_and_its_exit_code(check_records):
-    shown, row = check_records([*up_to(log_records(), "seed"), *later(log_records(), 4)])
-    assert shown.code == EXIT_DONE and row[:4] == ["accepted", "accepted", "success", "19.300"]
-    assert "note: line 9: a second run begins" in shown.out
-
-
-def test_a_demo_is_called_one_and_its_form_still_checked(check_records):
-    shown, _ = check_records(log_records(**DEMO))
-    assert shown.code == EXIT_DONE and "a demo is not a submission:" in shown.out and "open division:" in shown.out
-    assert shown.out.splitlines()[-1].startswith("accepted in form only")
-    shown, _ = check_records(log_records(submission_org="", **DEMO))
-    assert shown.code == EXIT_RULE and "submission_org" in shown.out
-
-
-def test_a_log_cannot_move_the_cursor(check_records):
-    shown, _ = check_records(log_records(submission_status="\x1b[2J\x1b[31m"))
-    assert shown.code == EXIT_RULE and "\x1b" not in shown.out
 
 
 def test_findings_that_are_not_known_are_shown_whole(check_records, monkeypatch):
@@ -108,10 +112,8 @@ def epochs_of_runs(*epochs):
         # 16.2119 are enough today, 16.4302 were asked for in round v3.1; these have 16 1/3.
         (epochs_of_runs(16, 16, 16, 17, 17), {"batch_size": 256}, EXIT_DONE, ["by the tool of round v3.1: failed"]),
         ([{"status": "aborted"}, {}, {}, {}, {}], {}, EXIT_DONE, ["run_0/mlperf.log", "score: 19.600 minutes"]),
-        ([{"seed": 1}, {"seed": 1}, {}, {}, {}], {}, EXIT_RULE, ["Two runs have the seed 1"]),
         ([{"status": "aborted"}] * 2 + [{}] * 3, {}, EXIT_RULE, ["score: none"]),
         ([{}] * 5, {"batch_size": 128, "epochs": 13}, EXIT_RULE, ["Too few epochs"]),
-        ([{"batch_size": 128}, {}, {}, {}, {}], {}, EXIT_RULE, ["same global batch size"]),
     ],
 )
 def test_a_series_is_scored_or_refused(tmp_path, check, runs, common, code, texts):

@@ -11,13 +11,7 @@ from maskperf import errors
 from maskperf.engine.build import build_model
 from maskperf.model.backbone_file import load_backbone
 from maskperf.model.mask_rcnn import MaskRcnn
-from maskperf.model.weights import (
-    load_model_weights,
-    read_header,
-    read_metadata,
-    read_tensor_file,
-    save_state,
-)
+from maskperf.model.weights import load_model_weights, read_header, read_metadata, read_tensor_file, save_state
 from maskperf.overrides import from_json_text, to_json_text, with_overrides
 from maskperf.recipes import coco
 

@@ -53,12 +53,13 @@ def test_a_process_without_a_gpu_of_its_own_is_refused(index, count, monkeypatch
 
 
 def test_processes_of_one_start_show_the_same_error_once_and_other_errors_too(maskperf, monkeypatch, tmp_path):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a start")
+    for attempt in ("attempt_0", "attempt_1"):
+        (tmp_path / attempt).mkdir()
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "attempt_0" / "0" / "error.json"))
     found = [maskperf("run", "demo", pair) for pair in ("lr=1", "lr=1", "epochs=1", "lr=1")]
     assert [shown.code for shown in found] == [EXIT_USAGE] * 4
     assert [bool(shown.err) for shown in found] == [True, False, True, False]
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # torchrun starts the processes again
-    assert maskperf("run", "demo", "lr=1").err
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "attempt_1" / "0" / "error.json"))
+    assert maskperf("run", "demo", "lr=1").err  # torchrun started the processes again
+    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE")
     assert maskperf("run", "demo", "lr=1").err

@@ -1,56 +1,43 @@
 import hashlib
-import io
 import json
 import shutil
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from pycocotools import mask as coco_masks
+from small_weights import NAMES, SIZES, write_small_weights
 
 from maskperf import errors
-from maskperf.cli import evaluate_weights
-from maskperf.demo.dataset import write_demo_dataset
+from maskperf.cli import evaluate as evaluate_module
 from maskperf.demo.shapes import CATEGORIES
 from maskperf.engine.build import build_model
 from maskperf.evaluation.scores import GroundTruth, score, score_entries, stat_names
-from maskperf.model.weights import save_reference_state, save_state
+from maskperf.model.weights import read_tensor_file, save_reference_state, write_tensor_file
 from maskperf.overrides import to_json_text, with_overrides
 from maskperf.predict import validation
 from maskperf.recipes import demo
 from maskperf.run import console
-from maskperf.run.data import class_count_problems
 
 NUM_IMAGES = 5
-SIZES = [
-    *("model.stem_channels=4", "model.stage_channels=8,8,16,16", "model.stage_blocks=1,1,1,1"),
-    *("model.fpn_channels=8", "model.box_head_channels=16", "model.mask_head_channels=8", "model.mask_head_convs=1"),
-    *("model.detections_per_image=20", "data.short_side=64", "data.long_side=96", "evaluation.batch_size=2"),
-]
 ONE_THREAD = "system.threads=1"
-NAMES = {entry.id: entry.name for entry in CATEGORIES}
 DETECTION_FILES = ("detections_bbox.json", "detections_segm.json")
-
-
-def write_weights(path, *, config=None, stored=None, names=NAMES):
-    """Write a small random model of the recipe demo as a run does, and return it."""
-    config = config or with_overrides(demo(), SIZES)
-    model, _ = build_model(config.model, seed=1)
-    metadata = {"recipe": "demo", "category_ids": list(names), "category_names": list(names.values())}
-    save_state(model.state_dict(), path, {**metadata, "config": stored or to_json_text(config)})
-    return model
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A data set without its training split, and a model in both forms."""
     folder = tmp_path_factory.mktemp("evaluate")
-    write_demo_dataset(folder / "demo", train_images=1, val_images=NUM_IMAGES, seed=3)
+    _, config = write_small_weights(folder, images=NUM_IMAGES)
     (folder / "demo" / "annotations" / "instances_train2017.json").unlink()
-    config = with_overrides(demo(), [*SIZES, f"data.root={folder / 'demo'}", "optimizer.max_steps=7"])
-    save_reference_state(write_weights(folder / "model.safetensors", config=config), folder / "model.pth")
+    save_reference_state(build_model(config.model, seed=1)[0], folder / "model.pth")
     return folder
+
+
+def write_with_stored(path, folder, stored):
+    """Write the weights of the folder with another configuration stored in them."""
+    tensors, metadata = read_tensor_file(folder / "model.safetensors")
+    write_tensor_file(tensors, path, {**metadata, "config": json.dumps(stored)})
 
 
 @pytest.fixture
@@ -135,28 +122,11 @@ def evaluate_own(evaluate, folder, val_json):
     return run
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "koi8-r", "cp437", "shift_jis"])
-def test_names_in_other_scripts_are_shown_on_any_terminal(evaluate_own, known_results, monkeypatch, encoding):
-    names = {number: f"\u0938{name}\u7bb1" for number, name in NAMES.items()}
-    write_weights("named.safetensors", names=names)
-
-    def renamed(document):
-        for entry in document["categories"]:
-            entry["name"] = names[entry["id"]]
-
-    terminal = io.TextIOWrapper(io.BytesIO(), encoding=encoding)  # its errors are strict
-    monkeypatch.setattr(sys, "stdout", terminal)
-    assert evaluate_own("val.json", renamed, "--per-class", weights="named.safetensors").code == 0
-    shown = terminal.buffer.getvalue().decode(encoding)
-    assert all(f"\\u0938{name}" in shown for name in NAMES.values())
-    assert set(results_file()["box_ap_per_category"]) == set(names.values())
-
-
 def test_the_numbers_are_in_their_file_before_the_terminal_can_fail(evaluate, known_results, monkeypatch):
     def broken(*arguments, **named):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(evaluate_weights, "show_scores", broken)
+    monkeypatch.setattr("maskperf.evaluation.table.show_scores", broken)
     assert evaluate("--save-detections", "found").code == errors.EXIT_BUG
     assert results_file()["images"] == NUM_IMAGES
     assert sorted(path.name for path in Path("found").iterdir()) == sorted(DETECTION_FILES)
@@ -234,7 +204,7 @@ def test_both_engines_must_find_the_same_numbers(evaluate, val_json, known_resul
     def fast_engine_is_off(truth, boxes, masks, *, engine, **options):
         return score(truth, boxes[1:] if engine == "fast" else boxes, masks, engine=engine, **options)
 
-    monkeypatch.setattr(evaluate_weights, "score", fast_engine_is_off)
+    monkeypatch.setattr("maskperf.evaluation.scores.score", fast_engine_is_off)
     shown = evaluate("--engine", "both", "--overwrite")
     assert shown.code == errors.EXIT_BUG
     assert "box AR with 100 detections: " in shown.err and "mask" not in shown.err
@@ -256,34 +226,8 @@ def test_a_data_set_with_other_categories_is_refused_with_what_differs(evaluate_
     assert "other.json: " in shown.err and "id 9999 'extra'" in shown.err and repr(second.name) not in shown.err
 
 
-@pytest.mark.parametrize(("num_classes", "count"), [(3, 0), (2, 1), (4, 1), (81, 1)])
-def test_weights_that_name_no_categories_must_have_as_many_as_the_data(num_classes, count):
-    problems = class_count_problems("a.json", {3: "cup", 7: "dog"}, num_classes=num_classes)
-    assert len(problems) == count
-    assert all(f"model.num_classes={num_classes}" in problem.message for problem in problems)
-
-
 def numbers(results):
     return {key: results[key] for key in ("box_ap", "mask_ap", "box_stats", "mask_stats")}
-
-
-def test_a_data_set_with_fewer_categories_gives_the_same_numbers_and_a_notice(evaluate_own, val_json, known_results):
-    absent = CATEGORIES[-1].id
-    assert absent in {entry["category_id"] for entry in json.loads(val_json.read_text())["annotations"]}
-
-    def without_one(document):
-        document["annotations"] = [entry for entry in document["annotations"] if entry["category_id"] != absent]
-
-    def unlisted(document):
-        without_one(document)
-        document["categories"] = [entry for entry in document["categories"] if entry["id"] != absent]
-
-    assert evaluate_own("listed.json", without_one).code == 0
-    listed = results_file()
-    shown = evaluate_own("unlisted.json", unlisted, "--overwrite", "--engine", "both")
-    assert shown.code == 0 and numbers(results_file()) == numbers(listed)
-    notice = f"unlisted.json: 1 of the 8 categories of the weights are not in this file (id {absent} "
-    assert notice in shown.out and any(text.startswith(notice) for text in results_file()["notices"])
 
 
 def test_other_ids_are_matched_by_name_on_request_and_detections_have_those_of_the_file(
@@ -326,11 +270,8 @@ def test_images_with_more_objects_than_count_are_reported_and_the_limit_can_be_s
 @pytest.mark.parametrize(
     ("weights", "more", "named"),
     [
-        ("none.safetensors", [], "none.safetensors: the path, field --weights"),
-        ("none.pth", ["--recipe", "demo", "--data", "{folder}/demo"], "none.pth: the path, field --weights"),
         # Without metadata the recipe coco is taken, and its 81 classes demanded.
         ("{folder}/model.pth", ["--data", "{folder}/demo"], "The model has 80 (model.num_classes=81"),
-        ("{folder}/model.safetensors", ["--data", "nowhere"], "nowhere: the folder of data.root"),
         ("{folder}/model.safetensors", ["--data", "nowhere"], "annotations/instances_val2017.json, val2017"),
     ],
 )
@@ -341,7 +282,7 @@ def test_files_that_are_missing_or_do_not_fit_are_named(evaluate, folder, weight
 
 def test_numbers_go_to_a_file_that_is_not_taken_where_none_is_named(evaluate, monkeypatch):
     asked_for = []
-    monkeypatch.setattr(evaluate_weights, "evaluate_weights", lambda options, files: asked_for.append(files) or 0)
+    monkeypatch.setattr(evaluate_module, "_evaluate_weights", lambda options, files: asked_for.append(files) or 0)
     for taken in (None, "evaluation.json", "evaluation-2.json"):
         if taken:
             Path(taken).write_text("precious")
@@ -367,7 +308,7 @@ def test_files_that_cannot_be_written_are_refused_before_anything_is_loaded(eval
     Path("taken/detections_segm.json").write_text("[]")
     Path("evaluation.json").write_text("precious")
     Path("page.html").write_text("precious")
-    monkeypatch.setattr(evaluate_weights, "evaluate_weights", None)
+    monkeypatch.setattr(evaluate_module, "_evaluate_weights", None)
     shown = evaluate(*more.split())
     assert shown.code == errors.EXIT_STORAGE and named in shown.err
     assert Path("evaluation.json").read_text() == "precious"
@@ -388,7 +329,7 @@ def test_values_of_the_configuration_that_cannot_be_used_are_refused(evaluate, m
 
 
 def test_a_stored_configuration_that_cannot_be_read_names_the_file_and_the_fix(evaluate, folder):
-    write_weights("old.safetensors", stored='{"recipe": "demo", "sead": 1}')
+    write_with_stored("old.safetensors", folder, '{"recipe": "demo", "sead": 1}')
     shown = evaluate("--data", folder / "demo", weights="old.safetensors")
     assert shown.code == errors.EXIT_USAGE and "old.safetensors" in shown.err and "--recipe" in shown.err
 
@@ -396,7 +337,7 @@ def test_a_stored_configuration_that_cannot_be_read_names_the_file_and_the_fix(e
 def test_weights_of_before_a_key_was_added_are_evaluated_with_its_default_and_a_notice(evaluate, folder):
     stored = json.loads(to_json_text(with_overrides(demo(), SIZES)))
     del stored["data"]["skip_bad"], stored["seed"]
-    write_weights("old.safetensors", stored=json.dumps(stored))
+    write_with_stored("old.safetensors", folder, json.dumps(stored))
     shown = evaluate("--data", folder / "demo", weights="old.safetensors")
     assert shown.code == 0 and "written by an earlier version, without seed, data.skip_bad; " in shown.out
 

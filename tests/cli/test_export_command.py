@@ -1,32 +1,26 @@
 """`maskperf export`: files of other runtimes, verified on data, or refused."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from small_weights import write_small_weights
 
-from maskperf import errors
 from maskperf.errors import EXIT_RULE, EXIT_STORAGE, EXIT_USAGE
 from maskperf.export import formats
 
-SOURCES = Path(errors.__file__).resolve().parents[1]
 ONE_THREAD = ("--set", "system.threads=1")
 
 
 @pytest.fixture
-def export(weights, tmp_path):
+def export(weights, new_process):
     """Return a function that exports in a process of its own: what checks types here is no part of a graph."""
 
-    def run(form, name, *more):
-        command = [sys.executable, "-m", "maskperf", "export", str(weights), "--format", form, "--out", name]
-        environment = {**os.environ, "PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"}
-        streams = {"capture_output": True, "text": True, "env": environment, "cwd": tmp_path}
-        done = subprocess.run([*command, *more, *ONE_THREAD], timeout=3600, check=False, **streams)
+    def run(form, name, *more, path=weights):
+        command = ("-m", "maskperf", "export", path, "--format", form, "--out", name)
+        done = new_process(*command, *more, *ONE_THREAD)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -66,6 +60,24 @@ def test_onnx_has_standard_operators_alone_and_gives_the_same_ap(export, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("conventions", ["torchvision", "detectron2", "mmdetection"])
+def test_onnx_of_other_conventions_gives_the_same_ap(conventions, export, tmp_path):
+    """Those of detectron2 and mmdetection have the RoiAlign of onnxruntime, which is not of maskperf."""
+    pytest.importorskip("onnxruntime")
+    path, _ = write_small_weights(tmp_path / "other", images=4, pairs=(f"model.conventions={conventions}",))
+    assert_verified(export("onnx", "model.onnx", path=path))
+    nodes = {node.op_type for node in pytest.importorskip("onnx").load(tmp_path / "model.onnx").graph.node}
+    assert ("RoiAlign" in nodes) == (conventions != "torchvision")
+
+
+def test_a_format_without_an_operator_of_the_conventions_is_refused(maskperf, tmp_path):
+    path, _ = write_small_weights(tmp_path / "other", images=1, pairs=("model.conventions=detectron2",))
+    shown = maskperf("export", path, "--format", "torchscript", "--out", "model.pt", *ONE_THREAD)
+    assert shown.code == EXIT_USAGE and "detectron2" in shown.err and "Fix: --format onnx" in shown.err
+    assert not Path("model.pt").exists()
+
+
+@pytest.mark.slow
 def test_torch_export_gives_the_same_ap(export):
     assert_verified(export("torch-export", "model.pt2", "--images", "3"), images=3)
 
@@ -75,6 +87,12 @@ def test_without_data_random_images_are_compared_and_that_is_said(maskperf, weig
     shown = maskperf("export", weights, "--format", "torchscript", "--out", "model.pt", *away, *ONE_THREAD)
     assert shown.code == 0, shown.err
     assert "verified on random images alone" in shown.out and "0 have no partner" in shown.out
+
+
+def test_a_comparison_of_nothing_is_said(maskperf, weights):
+    blind = ("--set", "model.score_threshold=0.999", "--images", "1")
+    shown = maskperf("export", weights, "--format", "torchscript", "--out", "model.pt", *blind, *ONE_THREAD)
+    assert shown.code == 0 and "note: nothing was found on these images, so nothing was compared. Fix: " in shown.out
 
 
 @pytest.mark.parametrize("has_data", [True, pytest.param(False, marks=pytest.mark.slow)])

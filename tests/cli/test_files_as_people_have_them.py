@@ -5,18 +5,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+from small_runs import NO_TARGETS
+from small_weights import SIZES
 
 from maskperf.errors import EXIT_DATA, EXIT_DONE, EXIT_RULE
 
 CASES = Path(__file__).resolve().parents[2].parent / "shared" / "cases"
 TINY = [
-    *("data.short_side=48", "data.long_side=64", "optimizer.batch_size=2", "optimizer.max_epochs=1"),
-    *("optimizer.decay_steps=500,600", "evaluation.batch_size=2", "evaluation.box_target=0"),
-    *("evaluation.mask_target=0", "system.threads=1", "seed=1", "model.anchor_sizes=8,16,32,64,96"),
-    *("model.stem_channels=8", "model.stage_channels=16,24,32,48", "model.fpn_channels=16"),
-    *("model.box_head_channels=32", "model.mask_head_channels=16", "model.proposals_train=20"),
-    *("model.proposals_test=10", "model.candidates_per_level=20,20"),
-    "model.roi_samples_per_image=16",
+    *(*SIZES, *NO_TARGETS, "model.detections_per_image=100", "model.proposals_train=20", "model.proposals_test=10"),
+    *("optimizer.batch_size=2", "optimizer.max_epochs=1", "optimizer.decay_steps=500,600"),
+    *("system.threads=1", "seed=1"),
 ]
 
 pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="the folder of inputs is not beside this checkout")

@@ -13,14 +13,9 @@ from maskperf.overrides import FIELDS, NAMES_ELSEWHERE
     [
         ("lr", ["optimizer.learning_rate"]),
         ("LR0", ["optimizer.learning_rate"]),
-        ("imgsz", ["data.short_side", "data.long_side"]),
         ("epochs", ["optimizer.max_epochs", "evaluation.every_epochs"]),
-        ("momentum", ["optimizer.momentum"]),
-        ("wd", ["optimizer.weight_decay"]),
-        ("workers", ["data.loader_threads"]),
         ("device", ["system.device"]),
         ("seed", ["seed"]),
-        ("amp", ["speed.precision"]),
         ("num-workers", ["data.loader_threads"]),
         ("optimizer.batch_size", ["optimizer.batch_size"]),
         ("bottlenecks", ["model.stage_blocks"]),  # a word of its meaning

@@ -60,20 +60,6 @@ def test_the_package_can_be_run_as_a_module(new_process):
     assert finished.stdout.startswith("maskperf ") and len(finished.stdout.splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    ("arguments", "hint"),
-    [
-        (["evalute"], "did you mean evaluate?"),
-        (["xyz"], "choose from train, run, evaluate"),
-        (["help", "rnu"], "did you mean run?"),
-    ],
-)
-def test_an_unknown_command_is_a_usage_error_with_a_hint(arguments, hint, maskperf):
-    shown = maskperf(*arguments)
-    assert (shown.code, shown.out) == (errors.EXIT_USAGE, "")
-    assert arguments[-1] in shown.err and hint in shown.err
-
-
 MESSAGE = "what is wrong. Fix: this"
 PROBLEM = errors.Problem(file="a.json", where="image id 4", field="width", value="-1", message="No.", fix="Fix.")
 
@@ -158,7 +144,7 @@ def test_a_bug_whose_file_cannot_be_written_shows_its_trace(failing, monkeypatch
     shown = failing(ValueError("odd"))
     assert shown.code == errors.EXIT_BUG and "Traceback" in shown.err
     last = shown.err.splitlines()[-1]
-    assert last.startswith("error: a bug in maskperf: ValueError: odd") and "Read-only file system" in last
+    assert last.startswith("error: a bug in maskperf: ValueError: odd") and "its trace is above" in last
 
 
 def test_a_reader_that_goes_away_ends_the_command_without_a_trace(new_process):

@@ -4,21 +4,18 @@ import json
 from pathlib import Path
 
 import pytest
-from small_runs import small_run_arguments
+from small_runs import NO_TARGETS, small_run_arguments
+from small_weights import SIZES
 
-from maskperf.cli.run import read_counts, resolve
+from maskperf.cli.run import read_start, resolve
 from maskperf.demo.dataset import write_demo_dataset
 from maskperf.errors import EXIT_DATA, EXIT_DONE, EXIT_RULE, EXIT_STORAGE, EXIT_TARGET_MISSED, EXIT_USAGE
 from maskperf.overrides import FIELDS
 
-NO_TARGETS = ("evaluation.box_target=0", "evaluation.mask_target=0")
 TINY = ("data.generate_images=4,2", "optimizer.batch_size=4", "optimizer.max_steps=1", "system.threads=1")
 TINY_COCO = (
-    *("model.stem_channels=8", "model.stage_channels=16,24,32,48", "model.stage_blocks=1,1,1,1"),
-    *("model.fpn_channels=16", "model.box_head_channels=32", "model.mask_head_channels=16", "model.mask_head_convs=1"),
-    *("model.backbone_weights=", "model.batch_norm=trainable", "model.frozen_stages=0", "model.proposals_train=20"),
-    *("data.short_side=64", "data.long_side=96", "optimizer.max_steps=2", "optimizer.warmup_steps=0", "seed=1"),
-    "system.threads=1",
+    *(*SIZES, "model.backbone_weights=", "model.batch_norm=trainable", "model.frozen_stages=0"),
+    *("optimizer.max_steps=2", "optimizer.warmup_steps=0", "seed=1", "system.threads=1"),
 )
 
 
@@ -40,17 +37,6 @@ def generated(root: Path) -> Path:
     return root
 
 
-def interrupted(root: Path) -> Path:
-    (generated(root) / "demo.json").rename(root / "demo.partial")
-    return root
-
-
-def with_other_files(root: Path) -> Path:
-    root.mkdir()
-    (root / "mine.txt").write_text("mine")
-    return root
-
-
 @pytest.mark.parametrize(
     ("make", "pairs", "expected"),
     [
@@ -59,10 +45,7 @@ def with_other_files(root: Path) -> Path:
         (own_data, ["data.generate_images=5,3"], (False, 0)),
         (generated, ["data.generate_images=0,0"], (False, 0)),
         (generated, [], (True, 9)),
-        (interrupted, [], (True, 9)),
-        (with_other_files, [], (True, 9)),
         (lambda root: root, [], (True, 9)),
-        (lambda root: root.mkdir() or root, [], (True, 9)),
     ],
 )
 def test_the_demo_generates_nothing_where_data_root_holds_own_data(tmp_path, make, pairs, expected):
@@ -102,14 +85,6 @@ def test_a_demo_run_on_own_data_reports_it_and_follows_its_categories(tmp_path, 
     assert sorted(path for path in tmp_path.rglob("*") if tmp_path / "run" not in (path, *path.parents)) == before
 
 
-def test_own_files_are_never_to_be_removed(tmp_path, maskperf):
-    with_other_files(tmp_path / "data")
-    shown = maskperf(*small_run_arguments(tmp_path))
-    assert shown.code == EXIT_STORAGE
-    assert "remove" not in shown.err.partition("Fix")[2] and "data.train_json" in shown.err
-    assert (tmp_path / "data" / "mine.txt").read_text() == "mine"
-
-
 def test_own_data_without_its_validation_part_is_named(tmp_path, maskperf):
     own_data(tmp_path / "data")
     (tmp_path / "data" / "annotations" / "instances_val2017.json").unlink()
@@ -133,14 +108,12 @@ def test_a_coco_recipe_trains_on_another_data_root_and_reports_that_it_is_not_co
     [
         ("model.initial_weights=none.pth", EXIT_DATA),
         ("model.backbone_weights=none.pkl", EXIT_DATA),
-        ("run_dir=file", EXIT_STORAGE),
-        ("run_dir=file/run", EXIT_STORAGE),
         ("run_dir=full", EXIT_STORAGE),
     ],
 )
 def test_a_start_that_is_refused_generates_no_images_and_leaves_nothing_behind(tmp_path, maskperf, setting, code, more):
-    (tmp_path / "file").write_text("")
-    with_other_files(tmp_path / "full")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
     shown = maskperf("run", "demo", "data.generate_images=1,1", setting, *more)
     assert shown.code == code and setting.partition("=")[2] in shown.err
@@ -215,8 +188,8 @@ def test_what_cannot_be_run_is_refused_before_anything_is_made(
 
 
 def test_counts_are_taken_out_of_the_settings_and_the_rest_stays_in_order():
-    pairs, counts = read_counts(["seed=-1", "runs=3", "optimizer.max_steps=9", "processes=4", "runs=5"])
-    assert (pairs, counts) == (["seed=-1", "optimizer.max_steps=9"], {"runs": 5, "processes": 4})
+    found = read_start(["seed=-1", "runs=3", "resume=a", "optimizer.max_steps=9", "processes=4", "runs=5", "resume=b "])
+    assert found == (["seed=-1", "optimizer.max_steps=9"], "b", {"runs": 5, "processes": 4})
 
 
 def test_the_help_lists_recipes_counts_and_every_key_with_default_and_purpose(maskperf):

@@ -4,17 +4,15 @@ import json
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
 from own_data import KINDS, write_own_data
 
-import maskperf
-from maskperf.cli.main import main
-from maskperf.cli.train_data import Request, prepare_training
+import maskperf as api
+from maskperf.cli.arguments import CommandParser
+from maskperf.cli.train_data import prepare_training
 from maskperf.engine.build import build_model
 from maskperf.errors import EXIT_DATA, EXIT_DONE, EXIT_REQUEUE, EXIT_USAGE, ConfigError
 from maskperf.model.conventions import CONVENTIONS
@@ -37,12 +35,11 @@ def run(folder, tmp_path_factory):
     """A run of one epoch in this process, its test part the images of another file."""
     test = write_own_data(tmp_path_factory.mktemp("test"), images=3, seed=4)
     run_dir = tmp_path_factory.mktemp("runs") / "run"
-    return maskperf.train(folder, f"run_dir={run_dir}", *TINY, test=test, epochs=1)
+    return api.train(folder, f"run_dir={run_dir}", *TINY, test=test, epochs=1)
 
 
-def test_one_line_trains_and_leaves_weights_report_and_test(run, capfd):
-    assert run.results.status == "done"
-    assert run.results.box_target == 0
+def test_one_line_trains_and_leaves_weights_report_and_test(run):
+    assert (run.results.status, run.results.box_target) == ("done", 0)
     files = {path.name for path in run.folder.iterdir()}
     assert {"model.safetensors", "model_best.safetensors", "report.html", "config.json", "test.json"} <= files
     assert read_metadata(run.folder / "model.safetensors")["category_names"] == list(KINDS)
@@ -50,9 +47,9 @@ def test_one_line_trains_and_leaves_weights_report_and_test(run, capfd):
     assert any("2 of 12 images are held out" in notice for notice in run.results.notices)
 
 
-def test_the_configuration_of_a_run_repeats_it(run, tmp_path):
+def test_the_configuration_of_a_run_repeats_it(run, tmp_path, maskperf):
     again = tmp_path / "again"
-    assert main(["run", str(run.folder / "config.json"), f"run_dir={again}"]) == EXIT_DONE
+    assert maskperf("run", run.folder / "config.json", f"run_dir={again}").code == EXIT_DONE
     losses = [
         [json.loads(line).get("total") for line in (place / "metrics.jsonl").read_text().splitlines()]
         for place in (run.folder, again)
@@ -60,107 +57,98 @@ def test_the_configuration_of_a_run_repeats_it(run, tmp_path):
     assert losses[0] == losses[1]
 
 
-def test_weights_of_a_run_are_a_start_for_other_classes(run, folder, tmp_path, capfd):
+@pytest.fixture
+def train(maskperf):
+    """Return a function that trains on a folder, checks the exit code and returns what was shown."""
+
+    def run(folder, *more, code=EXIT_DONE):
+        shown = maskperf("train", folder, *more)
+        assert shown.code == code, shown.err
+        return shown
+
+    return run
+
+
+def stored_config(run):
+    return from_json_text((run / "config.json").read_text())
+
+
+def test_weights_of_a_run_are_a_start_for_other_classes(run, folder, tmp_path, train):
     document = json.loads((folder / "annotations.json").read_text())
     for number, category in enumerate(document["categories"]):
         category["name"] = f"part {number}"
     (tmp_path / "images").symlink_to(folder / "images")
     (tmp_path / "annotations.json").write_text(json.dumps(document))
     weights = run.folder / run.results.best.weights
-    code = main(
-        [
-            "train",
-            str(tmp_path),
-            "--weights",
-            str(weights),
-            "optimizer.max_steps=1",
-            f"run_dir={tmp_path / 'run'}",
-            *TINY,
-        ]
-    )
-    said = capfd.readouterr().out
-    assert code == EXIT_DONE
+    said = train(tmp_path, "--weights", weights, "optimizer.max_steps=1", "run_dir=run", *TINY).out
     assert "predictors of box and mask begin anew" in said and "roi_heads.mask.predictor.mask_fcn_logits.weight" in said
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["model"]["reset_predictors"] is True
-    stored = json.loads(read_metadata(tmp_path / "run" / "model.safetensors")["config"])
-    assert stored["model"]["reset_predictors"] is False  # what is saved has predictors of its own
-    assert stored["data"]["short_side"] == 64
+    assert stored_config(tmp_path / "run").model.reset_predictors
+    stored = from_json_text(read_metadata(tmp_path / "run" / "model.safetensors")["config"])
+    assert not stored.model.reset_predictors  # what is saved has predictors of its own
+    assert stored.data.short_side == 64
 
 
 @pytest.mark.parametrize(
     "name", ["torchvision", *(pytest.param(name, marks=pytest.mark.slow) for name in ("detectron2", "mmdetection"))]
 )
-def test_weights_of_another_family_are_a_start_with_their_conventions(folder, tmp_path, name, capfd):
+def test_weights_of_another_family_are_a_start_with_their_conventions(folder, tmp_path, name, train, maskperf):
     family = next(family for family in FAMILIES if family.name == name)
     config = replace(demo().model, batch_norm="frozen", conventions=family.conventions, num_classes=6)
     state = from_maskperf(build_model(config, seed=0)[0].state_dict(), family)
     torch.save(state, tmp_path / "weights.pth")
-    arguments = [str(folder), "--weights", str(tmp_path / "weights.pth"), "optimizer.max_steps=1", *TINY]
-    assert main(["train", *arguments, f"run_dir={tmp_path / 'run'}"]) == EXIT_DONE
-    said = capfd.readouterr().out
+    said = train(folder, "--weights", "weights.pth", "optimizer.max_steps=1", "run_dir=run", *TINY).out
     assert "predictors of box and mask begin anew, for the 3 classes of this data" in said
     rules = CONVENTIONS[family.conventions]
-    found = from_json_text((tmp_path / "run" / "config.json").read_text())
+    found = stored_config(tmp_path / "run")
     assert (found.model.conventions, found.model.batch_norm) == (family.conventions, "frozen")
     assert (found.data.resize, found.data.pixel_means_bgr) == (rules.resize, pytest.approx(rules.means_bgr))
     # What was trained says by itself how it is to be used.
-    assert main(["evaluate", "--weights", str(tmp_path / "run" / "model.safetensors"), "--output",
-                 str(tmp_path / "scores.json")]) == EXIT_DONE  # fmt: skip
+    assert maskperf("evaluate", "--weights", "run/model.safetensors", "--output", "scores.json").code == EXIT_DONE
     assert json.loads((tmp_path / "scores.json").read_text())["images"] == 2
 
 
 @pytest.mark.parametrize(
     "how", ["auto", *(pytest.param(how, marks=pytest.mark.slow) for how in ("the command that was named", "folder"))]
 )
-def test_a_training_on_own_data_that_was_interrupted_goes_on(folder, tmp_path, monkeypatch, capfd, how):
-    monkeypatch.chdir(tmp_path)
+def test_a_training_on_own_data_that_was_interrupted_goes_on(folder, tmp_path, monkeypatch, how, train, maskperf):
     monkeypatch.setenv("HOME", str(tmp_path))
-    arguments = ["train", str(folder), "optimizer.max_epochs=2", *TINY]
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "asked", lambda self, *, was_read: signal.SIGTERM)
-        assert main(arguments) == EXIT_REQUEUE
-    command = re.search(r"go on: maskperf (run .*)", capfd.readouterr().out)
+        said = train(folder, "optimizer.max_epochs=2", *TINY, code=EXIT_REQUEUE).out
+    command = re.search(r"go on: maskperf (run .*)", said)
     (run_dir,) = (tmp_path / "runs").iterdir()
     more = {"auto": ["resume=auto"], "folder": [f"resume=~/runs/{run_dir.name}", "minutes=9"]}
     if how in more:
-        test = ["--test", str(write_own_data(tmp_path / "test", images=3, seed=4))]
-        assert main([*arguments[:2], *arguments[3:], *test, *more[how]]) == EXIT_DONE
+        train(folder, *TINY, "--test", write_own_data(tmp_path / "test", images=3, seed=4), *more[how])
         assert (run_dir / "test.json").exists()
     else:
-        assert main(command[1].split()) == EXIT_DONE
+        assert maskperf(*command[1].split()).code == EXIT_DONE
     assert json.loads((run_dir / "results.json").read_text())["resumed_at_steps"] == [1]
     assert (run_dir / "report.html").exists() and len(list((tmp_path / "runs").iterdir())) == 1
 
 
-def test_only_a_training_on_the_same_data_with_the_same_values_goes_on(run, folder, tmp_path, monkeypatch, capfd):
-    monkeypatch.chdir(tmp_path)
+def test_only_a_training_on_the_same_data_with_the_same_values_goes_on(run, folder, tmp_path, train):
     target = tmp_path / "runs" / "train-1"
     (target / "checkpoint" / "step_000000001").mkdir(parents=True)
     shutil.copy(run.folder / "config.json", target)
-    assert main(["train", str(folder), "resume=auto", *TINY, "data.short_side=96"]) == EXIT_USAGE
-    assert "data.short_side=96, and the run has 64" in capfd.readouterr().err
-    assert main(["train", str(folder), f"resume={tmp_path}"]) == EXIT_USAGE
-    assert "holds no config.json" in capfd.readouterr().err
+    refused = train(folder, "resume=auto", *TINY, "data.short_side=96", code=EXIT_USAGE)
+    assert "data.short_side=96, and the run has 64" in refused.err
+    assert "holds no config.json" in train(folder, f"resume={tmp_path}", code=EXIT_USAGE).err
     other = write_own_data(tmp_path / "other", images=10, seed=5)
-    assert main(["train", str(other), "resume=auto", "optimizer.max_steps=1", *TINY]) == EXIT_DONE
-    assert "no training on this data is unfinished; a new one starts" in capfd.readouterr().out
+    said = train(other, "resume=auto", "optimizer.max_steps=1", *TINY).out
+    assert "no training on this data is unfinished; a new one starts" in said
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_leave_what_one_leaves(folder, tmp_path):
+def test_two_processes_train_and_leave_what_one_leaves(folder, tmp_path, new_process):
     """In the folder that was asked for; a mistake that only they can see leaves none."""
-    arguments = ["train", str(folder), "processes=2", *TINY]
-    test = write_own_data(tmp_path / "test", images=3, seed=4)
-
-    def run(*more):
-        command = [sys.executable, "-m", "maskperf", *arguments, f"run_dir={tmp_path / 'run'}", *more]
-        return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-
+    command = ["-m", "maskperf", "train", folder, "processes=2", *TINY, "run_dir=run"]
     (tmp_path / "R-50.pkl").write_bytes(b"no pickle")
-    refused = run("--backbone", str(tmp_path / "R-50.pkl"))
+    refused = new_process(*command, "--backbone", "R-50.pkl")
     assert refused.returncode == EXIT_DATA and "R-50.pkl" in refused.stderr, refused.stderr
     assert not (tmp_path / "run").exists()
-    done = run("optimizer.max_steps=2", "--test", str(test))
+    test = write_own_data(tmp_path / "test", images=3, seed=4)
+    done = new_process(*command, "optimizer.max_steps=2", "--test", test)
     assert done.returncode == EXIT_DONE, done.stderr
     files = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"model_best.safetensors", "report.html", "config.json", "test.json", "predictions.png"} <= files
@@ -168,20 +156,24 @@ def test_two_processes_train_and_leave_what_one_leaves(folder, tmp_path):
     assert done.stdout.count("next to nothing") == 1
 
 
-def test_minutes_are_planned_from_a_measurement(folder, capfd):
-    prepared = prepare_training(Request(data=folder, settings=("minutes=0.5", "optimizer.warmup_steps=1", *TINY)))
-    said = capfd.readouterr().out
+def prepared_for(folder, *settings):
+    return prepare_training(CommandParser("train").read([str(folder), *settings]))
+
+
+def test_minutes_are_planned_from_a_measurement(folder, capsys):
+    prepared = prepared_for(folder, "minutes=0.5", "optimizer.warmup_steps=1", *TINY)
+    said = capsys.readouterr().out
     optimizer = prepared.config.optimizer
     assert f"the plan is {optimizer.max_epochs} epochs, {optimizer.max_steps:,} steps" in said
-    longer = prepare_training(Request(data=folder, settings=("minutes=60", *TINY))).config.optimizer
+    longer = prepared_for(folder, "minutes=60", *TINY).config.optimizer
     assert longer.max_steps > 10 * optimizer.max_steps and longer.warmup_steps > optimizer.warmup_steps == 1
 
 
-def test_an_automatic_batch_is_measured_and_said(folder, capfd):
+def test_an_automatic_batch_is_measured_and_said(folder, capsys):
     settings = [setting for setting in TINY if setting != "batch=4"]
-    config = prepare_training(Request(data=folder, settings=("batch=auto", *settings))).config
+    config = prepared_for(folder, "batch=auto", *settings).config
     assert config.optimizer.batch_size == 2  # of ten images: a power of two, at most a quarter of them
-    assert "batch=auto: 2; an image needs" in capfd.readouterr().out
+    assert "batch=auto: 2; an image needs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -189,7 +181,7 @@ def test_an_automatic_batch_is_measured_and_said(folder, capfd):
     [
         (["none"], EXIT_DATA, ("none", "There is no such folder or file")),
         (["DATA", "lrr=1"], EXIT_USAGE, ("lrr",)),
-        (["DATA", "minutes=soon"], EXIT_USAGE, ("minutes=soon", "minutes=30")),
+        (["DATA", "minutes=soon"], EXIT_USAGE, ("minutes=soon", "a number > 0")),
         (["DATA", "minutes=5", "epochs=2"], EXIT_USAGE, ("two lengths",)),
         (["DATA", "data.root=/x"], EXIT_USAGE, ("data.root", "--val")),
         (["DATA", "--weights", "w", "--backbone", "b"], EXIT_USAGE, ("two starts",)),
@@ -200,16 +192,14 @@ def test_an_automatic_batch_is_measured_and_said(folder, capfd):
         (["DATA", "data.holdout=0"], EXIT_USAGE, ("data.holdout",)),
     ],
 )
-def test_a_mistake_is_named_and_nothing_is_made(folder, tmp_path, monkeypatch, capfd, arguments, code, words):
-    monkeypatch.chdir(tmp_path)
-    assert main(["train", *(str(folder) if word == "DATA" else word for word in arguments)]) == code
-    errors = capfd.readouterr().err
-    assert all(word in errors for word in words), errors
-    assert "Traceback" not in errors and list(tmp_path.iterdir()) == []
+def test_a_mistake_is_named_and_nothing_is_made(folder, tmp_path, train, arguments, code, words):
+    refused = train(*(folder if word == "DATA" else word for word in arguments), code=code).err
+    assert all(word in refused for word in words), refused
+    assert "Traceback" not in refused and list(tmp_path.iterdir()) == []
 
 
 def test_the_function_has_the_errors_of_the_command(folder):
     with pytest.raises(ConfigError, match="processes=2"):
-        maskperf.train(folder, *TINY, processes=2)
+        api.train(folder, *TINY, processes=2)
     with pytest.raises(ConfigError, match="model='large'"):
-        maskperf.train(folder, model="large")
+        api.train(folder, model="large")

@@ -106,15 +106,6 @@ def test_the_same_data_set_is_written_once_and_then_does_nothing(tmp_path):
     assert json.loads((tmp_path / "demo.json").read_text()) == {**TINY, "format_version": 1}
 
 
-def test_a_folder_with_other_files_is_refused_and_untouched(tmp_path):
-    (tmp_path / "train2017").mkdir()
-    (tmp_path / "train2017" / "mine.jpg").write_bytes(b"mine")
-    with pytest.raises(StorageError, match="not empty and holds no demo.json.*data.root") as caught:
-        write_demo_dataset(tmp_path, **TINY)
-    assert "or remove" not in str(caught.value) and "data.train_json" in str(caught.value)
-    assert list(digests(tmp_path)) == ["train2017/mine.jpg"]
-
-
 @pytest.mark.parametrize("change", [{"seed": 8}, {"train_images": 3}, {"val_images": 2}])
 def test_a_demo_data_set_with_other_settings_is_refused_with_both_named(change, tmp_path):
     settings = {**TINY, "format_version": 1}
@@ -131,14 +122,18 @@ def test_a_demo_data_set_with_other_settings_is_refused_with_both_named(change, 
     [
         ("demo.json", json.dumps({**TINY, "format_version": 0}), ".", "'format_version': 0"),
         *[("demo.json", text, ".", "demo.json that cannot be read") for text in ("{", "[1, 2]", "\x00")],
+        ("train2017/mine.jpg", "mine", ".", "not empty and holds no demo.json.*data.root.*data.train_json"),
         ("file", "text", "file", "this is a file"),
         ("file", "text", "file/data", "cannot write the demo data set"),
     ],
 )
-def test_a_root_that_cannot_be_used_is_refused(tmp_path, file, text, root, message):
+def test_a_root_that_cannot_be_used_is_refused_and_untouched(tmp_path, file, text, root, message):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_text(text)
+    before = digests(tmp_path)
     with pytest.raises(StorageError, match=message):
         write_demo_dataset(tmp_path / root, **TINY)
+    assert digests(tmp_path) == before
 
 
 @pytest.mark.parametrize(

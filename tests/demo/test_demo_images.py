@@ -52,11 +52,6 @@ def test_an_image_depends_on_seed_split_and_index():
         assert other.pixels.shape != first.shape or (other.pixels != first).any()
 
 
-def test_no_pixel_belongs_to_two_instances(images):
-    for image in images:
-        assert np.sum([instance.visible for instance in image.instances], axis=0).max(initial=0) <= 1
-
-
 def test_what_is_in_front_hides_what_is_behind(images):
     hidden = 0
     for image in images:

@@ -20,31 +20,22 @@ def rasterised(polygons: list, size_hw: tuple[int, int]) -> np.ndarray:
     return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(flat, *size_hw))).astype(bool)
 
 
-def test_one_pixel_has_its_four_corners():
-    assert trace_outline(mask_of("...", "..#")) == [[(2, 1), (3, 1), (3, 2), (2, 2)]]
+@pytest.mark.parametrize(
+    ("rows", "areas"),
+    [
+        (("#.", ".#"), [1, 1]),  # pixels that touch at a corner
+        ((".#", "#."), [1, 1]),
+        (("####", "#..#", "####"), [12, -2]),  # a hole
+        (("#####", "#.###", "##.##", "#####", "#####"), [25, -2]),  # one that is pinched at a corner
+        (("....", "...."), []),
+    ],
+)
+def test_each_piece_and_each_hole_has_a_polygon_of_its_own(rows, areas):
+    assert [polygon_area(polygon) for polygon in trace_outline(mask_of(*rows))] == areas
 
 
-def test_an_l_shape_lists_only_the_corners_where_it_turns():
+def test_a_polygon_lists_only_the_corners_where_it_turns():
     assert trace_outline(mask_of("#..", "###")) == [[(0, 0), (1, 0), (1, 1), (3, 1), (3, 2), (0, 2)]]
-
-
-def test_pixels_that_touch_at_a_corner_are_two_polygons():
-    for rows in (("#.", ".#"), (".#", "#.")):
-        assert [polygon_area(polygon) for polygon in trace_outline(mask_of(*rows))] == [1, 1]
-
-
-def test_a_polygon_around_a_hole_has_negative_area():
-    areas = [polygon_area(polygon) for polygon in trace_outline(mask_of("####", "#..#", "####"))]
-    assert areas == [12, -2]
-
-
-def test_a_hole_pinched_at_a_corner_is_one_polygon():
-    polygons = trace_outline(mask_of("#####", "#.###", "##.##", "#####", "#####"))
-    assert sorted(polygon_area(polygon) for polygon in polygons) == [-2, 25]
-
-
-def test_an_empty_mask_has_no_polygons():
-    assert trace_outline(np.zeros((3, 4), dtype=bool)) == []
 
 
 @settings(max_examples=60)

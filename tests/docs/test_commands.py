@@ -1,6 +1,5 @@
 """The commands of README.md and docs/: arguments of all of them are read, and those that fit this machine are run."""
 
-import importlib
 import json
 import os
 import re
@@ -12,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from maskperf.cli.arguments import CommandParser
 from maskperf.cli.main import COMMANDS
-from maskperf.cli.run import read_counts, read_resume, resolve
+from maskperf.cli.run import read_start, resolve
 from maskperf.config import ModelConfig
 from maskperf.demo.dataset import write_demo_dataset
 from maskperf.engine.build import build_model
@@ -90,12 +90,11 @@ def command_id(words):
 @pytest.mark.parametrize("words", SHOWN, ids=command_id)
 def test_arguments_are_read(words):
     name, *rest = words
-    options = importlib.import_module(f"maskperf.cli.{name}").make_parser()
     if "--help" in rest:
         return
-    options = options.read(rest)
+    options = CommandParser(name).read(rest)
     if name == "run" and options.recipe in RECIPES:
-        resolve(options.recipe, read_counts(read_resume(options.settings)[1])[0])
+        resolve(options.recipe, read_start(options.settings)[0])
 
 
 def test_commands_are_found_in_blocks_and_lines():

@@ -8,6 +8,7 @@ from small_weights import write_small_weights
 import maskperf
 from maskperf.evaluation.detect import detect
 from maskperf.export.network import PlainNetwork, survivors
+from maskperf.model.conventions import edges
 from maskperf.ops.boxes import pairwise_iou
 from maskperf.ops.nms import nms_sorted
 from maskperf.structures import Images
@@ -15,10 +16,14 @@ from maskperf.structures import Images
 SIZE_HW = (96, 96)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    path, _ = write_small_weights(tmp_path_factory.mktemp("network"), images=1)
-    return maskperf.load(path, device="cpu")
+@pytest.fixture(scope="module", params=["reference", "torchvision", "torchvision_v2"])
+def model(request, tmp_path_factory):
+    pairs = (f"model.conventions={request.param}",)
+    path, _ = write_small_weights(tmp_path_factory.mktemp("network"), images=1, pairs=pairs)
+    loaded = maskperf.load(path, device="cpu")
+    with torch.no_grad():
+        loaded.network.rpn["head"].cls_logits.weight.mul_(10)  # far enough apart that no two scores are equal
+    return loaded
 
 
 def test_the_plain_network_finds_what_detect_finds(model):
@@ -28,11 +33,15 @@ def test_the_plain_network_finds_what_detect_finds(model):
     sizes_hw = torch.tensor([[96, 96], [64, 90], [33, 50]])
     with torch.no_grad():
         boxes, scores, labels, masks = network(images, sizes_hw)
-        expected = detect(model.network, Images(network._normalized(images, sizes_hw), sizes_hw))
+        pixels = network._normalized(images, sizes_hw)
+        if model.network.conventions.deviations_bgr:  # the model divides by them itself
+            pixels = pixels * torch.tensor(model.network.conventions.deviations_bgr).view(1, 3, 1, 1)
+        expected = detect(model.network, Images(pixels, sizes_hw))
     found = scores > 0
     slots = expected.scores.shape[1]
     assert found.sum() == expected.valid.sum() > 10 and not scores[:, slots:].any()
-    assert (boxes[:, :slots] - expected.boxes).abs().max() < 1e-3  # pixels; sums in another order
+    expected_boxes = edges(expected.boxes, model.network.conventions) * expected.valid[..., None]
+    assert (boxes[:, :slots] - expected_boxes).abs().max() < 1e-3  # pixels; sums in another order
     assert (scores[:, :slots] - expected.scores).abs().max() < 1e-5
     ids = torch.tensor([0, *model.categories])
     assert torch.equal(labels[:, :slots], ids[expected.labels])

@@ -6,28 +6,21 @@ from maskperf.machine import hardware
 from maskperf.machine.facts import DimmFacts
 
 # Written by hand in the form of `dmidecode --type memory`.
-DMIDECODE = """# dmidecode 3.5
+ARRAY = """# dmidecode 3.5
 Handle 0x0011, DMI type 16, 23 bytes
 Physical Memory Array
-\tLocation: System Board Or Motherboard
 \tMaximum Capacity: 6 TB
-
+"""
+MODULE = """
 Handle 0x0012, DMI type 17, 92 bytes
 Memory Device
 \tSize: 64 GB
-\tForm Factor: DIMM
 \tType: DDR5
 \tSpeed: 5600 MT/s
 \tConfigured Memory Speed: 4800 MT/s
 \tVolatile Size: 64 GB
-
-Handle 0x0013, DMI type 17, 92 bytes
-Memory Device
-\tSize: 64 GB
-\tType: DDR5
-\tSpeed: 5600 MT/s
-\tConfigured Memory Speed: 4800 MT/s
-
+"""
+OTHERS = """
 Handle 0x0014, DMI type 17, 92 bytes
 Memory Device
 \tSize: No Module Installed
@@ -61,7 +54,7 @@ def test_sizes_of_meminfo_are_gib():
 
 
 def test_modules_of_dmidecode_are_grouped_by_kind_without_empty_slots():
-    assert hardware.parse_dmidecode(DMIDECODE) == (
+    assert hardware.parse_dmidecode(ARRAY + 2 * MODULE + OTHERS) == (
         DimmFacts(count=2, size_gib=64.0, kind="DDR5", megatransfers_per_second=4800.0),
         DimmFacts(count=1, size_gib=16.0, kind=None, megatransfers_per_second=None),
     )

@@ -14,20 +14,15 @@ from maskperf.recipes import coco
 
 
 def test_the_whole_machine_is_json_and_does_not_name_the_host(tmp_path):
-    facts = json.loads(json.dumps(dataclasses.asdict(probe.describe_machine(tmp_path)), allow_nan=False))
+    env = probe.gather(coco(), data=str(tmp_path / "coco"), run_dir=str(tmp_path / "runs"))
+    assert env.data.was_asked_for and env.run_folder_writable and env.run_storage.path == str(tmp_path)
+    facts = json.loads(json.dumps(dataclasses.asdict(env.machine), allow_nan=False))
     assert facts["storage"]["path"] == str(tmp_path)
     assert facts["operating_system"] and facts["kernel"].startswith(platform.system())
     assert facts["memory"]["total_gib"] > 0.1
     assert not any("host" in name or "user" in name for name in facts)
     assert set(facts["software"]) == {"python", *probe.PACKAGES}
     assert facts["software"]["torch"] == probe.installed_version("torch") is not None
-
-
-def test_everything_about_this_machine(tmp_path):
-    env = probe.gather(coco(), data=str(tmp_path / "coco"), run_dir=str(tmp_path / "runs"))
-    assert env.data.was_asked_for and env.run_folder_writable
-    assert env.machine.storage.path == env.run_storage.path == str(tmp_path)
-    assert env.disk_speed is None
 
 
 def test_no_module_of_machine_loads_torch():
@@ -66,21 +61,23 @@ def test_a_container_is_known_by_its_marks(tmp_path, monkeypatch, mark, text, ex
 
 
 @pytest.mark.parametrize(
-    ("parse", "text", "expected"),
+    ("text", "expected"),
     [
-        (probe.parse_torch_build, "cuda: Optional[str] = '13.0'\nhip: Optional[str] = None", "13.0"),
-        (probe.parse_torch_build, "cuda: Optional[str] = None\nhip: Optional[str] = None", "cpu"),
-        (probe.parse_torch_build, "cuda: Optional[str] = None\nhip: Optional[str] = '6.4'", "rocm 6.4"),
-        (probe.parse_torch_build, "cuda = '12.8'", "12.8"),
-        (probe.parse_torch_build, "", None),
-        (probe.parse_timedatectl, "Timezone=UTC\nNTP=yes\nNTPSynchronized=yes\n", True),
-        (probe.parse_timedatectl, "NTPSynchronized=no", False),
-        (probe.parse_timedatectl, "NTP=yes", None),
-        (probe.parse_timedatectl, "", None),
+        ("cuda: Optional[str] = '13.0'\nhip: Optional[str] = None", "13.0"),
+        ("cuda: Optional[str] = None\nhip: Optional[str] = None", "cpu"),
+        ("cuda: Optional[str] = None\nhip: Optional[str] = '6.4'", "rocm 6.4"),
+        ("cuda = '12.8'", "12.8"),
+        ("", None),
     ],
 )
-def test_the_build_of_torch_and_the_state_of_the_clock_are_parsed(parse, text, expected):
-    assert parse(text) == expected
+def test_the_build_of_torch_is_parsed(text, expected):
+    assert probe.parse_torch_build(text) == expected
+
+
+@pytest.mark.parametrize(("output", "expected"), [("yes\n", True), ("no\n", False), ("\n", None), (None, None)])
+def test_the_clock_is_synchronized_or_not_or_unknown(monkeypatch, output, expected):
+    monkeypatch.setattr(probe, "run_program", lambda arguments, seconds: Answer(output=output))
+    assert probe.clock_synchronized() is expected
 
 
 def test_build_of_the_installed_torch_is_that_of_torch():
@@ -133,8 +130,8 @@ BOTH_RUNTIMES = DockerFacts(version="28.2.2", runtimes=("nvidia", "runc"))
         (Answer(), Answer(), None),
         (Answer(output="command not found"), Answer(), None),
         (DOCKER, Answer(complaint="no daemon"), DockerFacts(version="28.2.2")),
-        (DOCKER, Answer(output="null\n"), DockerFacts(version="28.2.2")),
-        (DOCKER, Answer(output='{"runc":{"path":"runc"},"nvidia":{}}'), BOTH_RUNTIMES),
+        (DOCKER, Answer(output="\n"), DockerFacts(version="28.2.2")),
+        (DOCKER, Answer(output="runc\nnvidia\n\n"), BOTH_RUNTIMES),
     ],
 )
 def test_docker_is_absent_silent_or_complete(monkeypatch, version, runtimes, expected):

@@ -8,22 +8,17 @@ from maskperf.machine import processor
 from maskperf.machine.facts import CacheFacts, CgroupFacts
 
 # Written by hand in the form of lscpu -J: util-linux 2.37 and older are flat, newer ones may nest.
-TWO_SOCKET_AMD = {
-    "Architecture:": "x86_64",
-    "CPU(s):": "256",
-    "Vendor ID:": "AuthenticAMD",
-    "Model name:": "AMD EPYC 7763 64-Core Processor",
-    "Thread(s) per core:": "2",
-    "Core(s) per socket:": "64",
-    "Socket(s):": "2",
-    "CPU max MHz:": "3529.0520",
-    "Flags:": "fpu avx avx2 fma f16c",
-    "L1d cache:": "4 MiB (128 instances)",
-    "L1i cache:": "4 MiB (128 instances)",
-    "L2 cache:": "64 MiB (128 instances)",
-    "L3 cache:": "512 MiB (16 instances)",
-    "NUMA node(s):": "8",
-}
+TWO_SOCKET_AMD = """
+    Architecture: x86_64
+    CPU(s): 256
+    Model name: AMD EPYC 7763
+    Core(s) per socket: 64
+    Socket(s): 2
+    CPU max MHz: 3529.0520
+    Flags: fpu avx avx2 fma f16c
+    L3 cache: 512 MiB (16 instances)
+    NUMA node(s): 8
+"""
 CPUINFO = """processor\t: 0
 vendor_id\t: GenuineIntel
 model name\t: Intel(R) Xeon(R) Gold 6130 CPU @ 2.10GHz
@@ -52,29 +47,34 @@ def write(path, text):
 
 
 def lscpu_text(fields):
-    return json.dumps({"lscpu": [{"field": name, "data": value} for name, value in fields.items()]})
+    lines = [line.strip().split(": ") for line in fields.strip().splitlines()]
+    return json.dumps({"lscpu": [{"field": f"{name}:", "data": value} for name, value in lines]})
 
 
 def cpu_of(lscpu, cpuinfo="", frequency=Path("/nonexistent")):
     return processor.cpu_facts(processor.parse_lscpu(lscpu), cpuinfo, frequency)
 
 
-def test_two_sockets_of_amd():
-    cpu = cpu_of(lscpu_text(TWO_SOCKET_AMD))
-    assert (cpu.sockets, cpu.physical_cores, cpu.logical_cores, cpu.numa_nodes) == (2, 128, 256, 8)
-    assert cpu.model == "AMD EPYC 7763 64-Core Processor"
-    assert cpu.maximum_mhz == 3529.052
-    assert cpu.instruction_sets == ("avx", "avx2", "fma", "f16c")
-    assert cpu.caches[3] == CacheFacts(name="L3", total_kib=512.0 * 1024, instances=16)
+@pytest.mark.parametrize(
+    ("text", "model", "cores", "maximum_mhz", "instructions", "cache"),
+    [
+        (
+            lscpu_text(TWO_SOCKET_AMD),
+            "AMD EPYC 7763",
+            (2, 128, 256, 8),
+            3529.052,
+            "avx avx2 fma f16c",
+            ("L3", 2**19, 16),
+        ),
+        (NESTED, "Neoverse-V2", (2, 144, 144, 2), 3402.0, "asimd sve sve2 bf16", ("L1d", 9216, 144)),
+    ],
+)
+def test_flat_and_nested_fields_of_lscpu(text, model, cores, maximum_mhz, instructions, cache):
+    cpu = cpu_of(text)
+    assert (cpu.sockets, cpu.physical_cores, cpu.logical_cores, cpu.numa_nodes) == cores
+    assert (cpu.model, cpu.maximum_mhz, cpu.instruction_sets) == (model, maximum_mhz, tuple(instructions.split()))
+    assert [(found.name, found.total_kib, found.instances) for found in cpu.caches] == [cache]
     assert (cpu.hypervisor, cpu.governor, cpu.base_mhz) == (None, None, None)
-
-
-def test_nested_fields_of_a_newer_lscpu_on_grace():
-    cpu = cpu_of(NESTED)
-    assert (cpu.model, cpu.sockets, cpu.physical_cores, cpu.logical_cores) == ("Neoverse-V2", 2, 144, 144)
-    assert cpu.instruction_sets == ("asimd", "sve", "sve2", "bf16")
-    assert cpu.numa_nodes == 2
-    assert cpu.caches == (CacheFacts(name="L1d", total_kib=9.0 * 1024, instances=144),)
 
 
 def test_without_lscpu_cpuinfo_is_read():
@@ -92,7 +92,7 @@ def test_without_an_answer_of_lscpu_everything_is_unknown_and_no_error(text):
 
 
 def test_a_dash_of_lscpu_is_unknown_and_clusters_count_where_arm_has_no_sockets():
-    assert processor.parse_lscpu(lscpu_text({"Model name:": "-", "CPU(s):": "4"})) == {"CPU(s)": "4"}
+    assert processor.parse_lscpu(lscpu_text("Model name: -\nCPU(s): 4")) == {"CPU(s)": "4"}
     assert processor.count_cores({"Socket(s)": "-", "Core(s) per cluster": "4", "Cluster(s)": "2"}) == (None, 8)
 
 

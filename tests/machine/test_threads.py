@@ -7,26 +7,26 @@ from maskperf.machine.threads import choose_threads, threads_of_process
 
 
 @pytest.mark.parametrize(
-    ("wanted", "cores", "cpu_limit", "processes", "line"),
+    ("wanted", "cores", "cpu_limit", "processes", "busy", "line"),
     [
-        (0, 2, None, 1, "2 threads: 2 physical cores"),
-        (0, 1, None, 1, "1 thread: 1 physical core"),
-        (0, 2, 0.5, 1, "1 thread: CPU quota of 0.5 cores"),
-        (0, 16, 1.5, 1, "1 thread: CPU quota of 1.5 cores"),
-        (0, 16, 4.0, 1, "4 threads: CPU quota of 4 cores"),
-        (0, 16, 15.99, 1, "15 threads: CPU quota of 15.99 cores"),
-        (0, 16, 16.0, 1, "16 threads: 16 physical cores"),
-        (0, 16, 24.0, 1, "16 threads: 16 physical cores"),
-        (0, 16, None, 4, "4 threads: 16 physical cores for 4 processes"),
-        (0, 16, 6.0, 4, "1 thread: CPU quota of 6 cores for 4 processes"),
-        (0, 16, 2.0, 4, "1 thread: CPU quota of 2 cores for 4 processes"),
-        (0, 2, None, 8, "1 thread: 2 physical cores for 8 processes"),
-        (3, 16, 0.5, 4, "3 threads: system.threads=3"),
-        (1, 16, None, 1, "1 thread: system.threads=1"),
+        (0, 2, None, 1, 0.4, "2 threads: 2 physical cores"),
+        (0, 1, None, 1, 0.0, "1 thread: 1 physical core"),
+        (0, 16, 1.5, 1, 0.0, "1 thread: CPU quota of 1.5 cores"),
+        (0, 16, 15.99, 1, 0.0, "15 threads: CPU quota of 15.99 cores"),
+        (0, 16, 16.0, 1, 0.0, "16 threads: 16 physical cores"),
+        (0, 16, None, 4, 0.0, "4 threads: 16 physical cores for 4 processes"),
+        (0, 16, 2.0, 4, 0.0, "1 thread: CPU quota of 2 cores for 4 processes"),
+        (0, 2, None, 8, 0.0, "1 thread: 2 physical cores for 8 processes"),
+        (0, 2, None, 1, 0.6, "1 thread: 2 physical cores, 0.6 of them busy with other programs"),
+        (0, 16, None, 1, 16.0, "1 thread: 16 physical cores, 16.0 of them busy with other programs"),
+        (0, 16, None, 4, 4.0, "3 threads: 16 physical cores, 4.0 of them busy with other programs for 4 processes"),
+        (3, 16, 0.5, 4, 16.0, "3 threads: system.threads=3"),
     ],
 )
-def test_threads_are_cores_within_the_quota_shared_by_the_processes(wanted, cores, cpu_limit, processes, line):
-    assert choose_threads(wanted, cores=cores, cpu_limit=cpu_limit, processes=processes).line() == line
+def test_threads_are_free_cores_within_the_quota_shared_by_the_processes(
+    wanted, cores, cpu_limit, processes, busy, line
+):
+    assert choose_threads(wanted, cores=cores, cpu_limit=cpu_limit, processes=processes, busy=busy).line() == line
 
 
 @pytest.mark.parametrize(("quota", "processes", "expected"), [(0.5, 1, 1), (4.0, 1, 4), (4.0, 2, 2), (None, 1, 16)])
@@ -37,29 +37,6 @@ def test_a_process_follows_the_quota_of_its_control_group(quota, processes, expe
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     assert threads_of_process(0).count == expected
     assert threads_of_process(5).count == 5
-
-
-@pytest.mark.parametrize(
-    ("cores", "busy", "processes", "count"),
-    [
-        (2, 0.0, 1, 2),
-        (2, 0.4, 1, 2),
-        (2, 0.6, 1, 1),
-        (2, 1.0, 1, 1),
-        (2, 2.0, 1, 1),
-        (16, 3.0, 1, 13),
-        (16, 16.0, 1, 1),
-        (16, 4.0, 4, 3),
-    ],
-)
-def test_cores_that_other_programs_keep_busy_are_left_to_them(cores, busy, processes, count):
-    assert choose_threads(0, cores=cores, cpu_limit=None, processes=processes, busy=busy).count == count
-
-
-def test_a_busy_neighbour_is_said_and_a_wanted_number_counts_more():
-    choice = choose_threads(0, cores=2, cpu_limit=None, processes=1, busy=1.04)
-    assert choice.line() == "1 thread: 2 physical cores, 1.0 of them busy with other programs"
-    assert choose_threads(2, cores=2, cpu_limit=None, processes=1, busy=2.0).count == 2
 
 
 def test_other_programs_are_watched_by_a_single_process_that_may_choose(monkeypatch):

@@ -104,6 +104,29 @@ def test_two_runs_at_the_same_time_are_mixed(offset):
     assert _find(by_time(WHOLE, later(WHOLE, 0.05))).mixed is not None  # two processes of one run, seconds apart
 
 
+def test_two_results_of_one_epoch_are_those_of_two_runs_even_without_heads():
+    body = [entry for entry in WHOLE if entry["key"] not in HEAD]
+    other = [
+        {**entry, "value": dict.fromkeys(entry["value"], 0.3)} if entry["key"] == "eval_accuracy" else entry
+        for entry in later(body, 0.01)
+    ]
+    assert "two results of epoch 1" in _find(by_time(body, other)).mixed.sign
+    assert _find(by_time(body, later(body, 0.01))).mixed is None
+
+
+def test_a_run_whose_end_was_logged_by_another_start_is_one_run():
+    *body, end = WHOLE
+    attempts = _find([*body, record("run_start", None, 30), end])
+    assert end["key"] == "run_stop" and len(attempts.runs) == 1 and attempts.resumed == (94,)
+
+
+def test_a_run_taken_up_again_that_leaves_epochs_out_is_mixed_with_another():
+    first, rest = up_to(WHOLE, "epoch_start", 5), WHOLE[len(up_to(WHOLE, "epoch_start", 3)) - 1 :]
+    gap = [entry for entry in rest if entry["metadata"].get("epoch_num") not in (4, 5, 6)]
+    assert "back and forth" in _find([*first, record("run_start", None, 9), *gap]).mixed.sign
+    assert _find([*first, record("run_start", None, 9), *rest]).mixed is None
+
+
 @pytest.mark.parametrize("marker", ["run_start", "init_start"])
 def test_a_run_that_was_taken_up_again_is_one_run(marker):
     first = up_to(WHOLE, "epoch_start", 4)

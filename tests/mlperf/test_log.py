@@ -30,7 +30,7 @@ def records(log, tmp_path):
 
 @pytest.mark.parametrize("jump_seconds", [-3600.0, 86400.0])
 def test_a_wall_clock_that_jumps_changes_no_time_and_is_mentioned(log, records, monkeypatch, jump_seconds):
-    log.init_start()
+    log.init_start(demo())
     log.run_start()
     honest = time.time
     monkeypatch.setattr(time, "time", lambda: honest() + jump_seconds)
@@ -78,8 +78,7 @@ def test_a_success_that_is_taken_back_says_so_at_the_time_of_the_stop(log, recor
 def test_no_path_means_no_log(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     log = MlperfLog(None)
-    log.init_start()
+    log.init_start(demo())
     log.run_start()
-    log.reason_of_stop("a reason", {"step": 1})
-    log.abort()
+    log.abort("a reason", {"step": 1})
     assert list(tmp_path.iterdir()) == []

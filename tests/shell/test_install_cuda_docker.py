@@ -54,13 +54,19 @@ LATER_STUBS = {
     "nvidia-ctk": 'echo "NVIDIA Container Toolkit CLI version 1.18.0"',
     "nvidia-smi": 'printf "620.10.01\\n620.10.01\\n"',
 }
+VENDOR = "root/sys/bus/pci/devices/0000:01:00.0/vendor"
+SOURCES = ("root/etc/apt/sources.list.d/docker.list", "root/etc/apt/sources.list.d/nvidia-container-toolkit.list")
+DOCKER = {"bin/docker": LATER_STUBS["docker"]}
+PODMAN = {"bin/docker": "echo podman version 5.4.0"}
+CONFLICTING = {"state/installed/containerd": "", "state/installed/runc": ""}
+DAEMON = {"root/usr/bin/dockerd": ""}
 
 
 class Machine:
     """Folders for the stubs, for what they remember, and for the files of the machine."""
 
     def __init__(self, base):
-        self.root, self.bin, self.state = base / "root", base / "bin", base / "state"
+        self.base, self.root, self.bin, self.state = base, base / "root", base / "bin", base / "state"
         for folder in ("etc/docker", "etc/apt/sources.list.d", "run", "usr/bin", "sys/bus/pci/devices/0000:01:00.0"):
             (self.root / folder).mkdir(parents=True)
         (self.state / "installed").mkdir(parents=True)
@@ -68,16 +74,21 @@ class Machine:
         self.bin.mkdir()
         for name in TRUE_PROGRAMS:
             (self.bin / name).symlink_to(shutil.which(name))
-        for name, text in STUBS.items():
-            self.add(name, text)
+        self.put({f"bin/{name}": text for name, text in STUBS.items()})
         for name, text in LATER_STUBS.items():
             (self.state / "stubs" / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
-        (self.root / "sys/bus/pci/devices/0000:01:00.0/vendor").write_text("0x10de\n")
+        self.put({VENDOR: "0x10de\n"})
         self.set_system("ubuntu", "24.04")
 
-    def add(self, name, text):
-        (self.bin / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
-        (self.bin / name).chmod(0o755)
+    def put(self, files):
+        """Write programs and other files below the base; None removes one."""
+        for name, text in files.items():
+            path = self.base / name
+            if text is None:
+                path.unlink()
+            else:
+                path.write_text(f"#!/usr/bin/env bash\n{text}\n" if name.startswith("bin/") else text)
+                path.chmod(0o755)
 
     def set_system(self, name, version):
         codename = SYSTEMS.get((name, version), "unknown")
@@ -85,10 +96,6 @@ class Machine:
             f'PRETTY_NAME="A system"\nID={name}\nVERSION_ID="{version}"\nVERSION_CODENAME={codename}\nID_LIKE=debian\n'
         )
         (self.root / "etc/os-release").write_text(text)
-
-    def install(self, *packages):
-        for package in packages:
-            (self.state / "installed" / package).touch()
 
     def run(self, *arguments, script=SCRIPT, **environment):
         variables = {
@@ -111,6 +118,39 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path):
     return Machine(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "arguments", "variables", "shown", "not_shown"),
+    [
+        (
+            {},
+            [],
+            {},
+            ["cuda", "docker-ce", "nvidia-c", "curl", "sudo apt-get"],
+            ["usermod", "Secure Boot", "no NVIDIA device"],
+        ),
+        ({}, ["--no-driver"], {"SECURE_BOOT": "enabled"}, [], ["cuda/repos", "Secure Boot"]),
+        ({}, ["--no-docker"], {}, [], ["docker.com"]),
+        ({}, ["--no-toolkit"], {}, [], ["nvidia-c"]),
+        (dict.fromkeys((*SOURCES, "state/installed/cuda-keyring"), ""), [], {}, ["docker-ce", "nvidia-c"], ["curl"]),
+        (DOCKER, [], {}, ["docker-ce"], []),  # the client alone
+        (DOCKER | DAEMON, [], {}, [], ["docker-ce"]),
+        (PODMAN | DAEMON, [], {}, ["docker-ce"], []),
+        ({}, [], {"SECURE_BOOT": "enabled"}, ["Enroll MOK"], []),
+        ({"bin/mokutil": None}, [], {}, ["Secure Boot: unknown"], []),
+        ({}, [], {"USER_NUMBER": "0"}, ["docker-ce"], ["sudo apt-get"]),  # root
+        ({"bin/sudo": None}, [], {}, ["sudo "], []),
+        ({}, ["--user", "anna"], {}, ["sudo usermod --append --groups docker anna"], []),
+        ({VENDOR: "0x8086"}, [], {}, ["no NVIDIA device"], []),
+    ],
+)
+def test_a_dry_run_shows_what_this_machine_needs(machine, files, arguments, variables, shown, not_shown):
+    machine.put(files)
+    finished = machine.run("--dry-run", *arguments, **variables)
+    text = finished.stdout + finished.stderr
+    assert finished.returncode == 0
+    assert [part for part in shown if part not in text] == [] == [part for part in not_shown if part in text]
 
 
 @pytest.mark.parametrize(("name", "version"), SYSTEMS)
@@ -148,7 +188,7 @@ def test_what_is_run_is_what_the_dry_run_shows(machine):
 def test_a_second_start_changes_nothing(machine):
     assert machine.run("--yes", "--user", "anna").returncode == 0
     done = machine.noted()
-    machine.add("nvidia-smi", LATER_STUBS["nvidia-smi"])  # the machine was started again
+    machine.put({"bin/nvidia-smi": LATER_STUBS["nvidia-smi"]})  # the machine was started again
     finished = machine.run("--yes", "--user", "anna")
     assert finished.returncode == 0, finished.stderr
     assert machine.noted() == done
@@ -159,7 +199,7 @@ def test_a_second_start_changes_nothing(machine):
 
 
 def test_a_driver_that_waits_for_a_restart_is_not_installed_again(machine):
-    machine.install("nvidia-open")
+    machine.put({"state/installed/nvidia-open": ""})
     finished = machine.run("--yes", "--no-docker", "--no-toolkit")
     assert (finished.returncode, machine.noted()) == (0, [])
     assert "installed, but does not answer" in finished.stderr and "start the machine again" in finished.stderr
@@ -177,35 +217,11 @@ def test_the_command_that_writes_a_file_writes_all_of_it(machine, tmp_path):
     assert not (tmp_path / "docker.sources.new").exists()
 
 
-def test_files_of_repositories_that_are_there_are_left_alone(machine):
-    for name in ("docker.list", "nvidia-container-toolkit.list"):
-        (machine.root / "etc/apt/sources.list.d" / name).touch()
-    machine.install("cuda-keyring")
-    lines = machine.run("--dry-run").stdout
-    assert "curl" not in lines and "docker-ce" in lines and "nvidia-container-toolkit" in lines
-
-
-@pytest.mark.parametrize(
-    ("option", "text"), [("--no-driver", "cuda"), ("--no-docker", "docker.com"), ("--no-toolkit", "nvidia-c")]
-)
-def test_a_part_can_be_left_out(option, text, machine):
-    assert text in machine.run("--dry-run").stdout
-    assert text not in machine.run("--dry-run", option).stdout
-
-
 def test_text_in_os_release_is_not_run(machine):
     trap = machine.state / "trap"
     (machine.root / "etc/os-release").write_text(f'ID="$(touch {trap})"\nVERSION_ID=24.04\ntouch {trap}\n')
     assert machine.run("--dry-run").returncode == 3
     assert not trap.exists()
-
-
-def test_root_needs_no_sudo_and_others_do(machine):
-    assert "sudo" not in machine.run("--dry-run", USER_NUMBER="0").stdout
-    (machine.bin / "sudo").unlink()
-    assert machine.run("--dry-run").returncode == 0
-    finished = machine.run("--yes")
-    assert finished.returncode == 4 and "start this as root" in finished.stderr
 
 
 @pytest.mark.parametrize("failing", ["curl", "dpkg --install", "nvidia-open", "docker-ce", "restart docker"])
@@ -214,40 +230,6 @@ def test_the_first_command_that_fails_ends_it_with_its_name(failing, machine):
     assert finished.returncode == 1 and failing in machine.noted()[-1]
     assert f"this command failed: {machine.noted()[-1]}" in finished.stderr
     assert "install_cuda_docker.sh: done" not in finished.stderr
-
-
-def test_packages_that_conflict_with_docker_are_named_not_removed(machine):
-    machine.install("containerd", "runc")
-    finished = machine.run("--yes", "--no-driver")
-    assert (finished.returncode, machine.noted()) == (1, [])
-    assert "cannot stand beside: containerd runc" in finished.stderr
-    assert "sudo apt-get remove containerd runc" in finished.stderr
-
-
-def test_the_client_of_docker_alone_or_podman_in_its_place_is_not_enough(machine):
-    machine.add("docker", LATER_STUBS["docker"])
-    assert "docker-ce" in machine.run("--dry-run").stdout
-    (machine.root / "usr/bin/dockerd").write_text("")
-    (machine.root / "usr/bin/dockerd").chmod(0o755)
-    assert "docker-ce" not in machine.run("--dry-run").stdout
-    machine.add("docker", "echo podman version 5.4.0")
-    assert "docker-ce" in machine.run("--dry-run").stdout
-
-
-def test_secure_boot_is_mentioned_where_a_driver_is_installed(machine):
-    assert "Enroll MOK" in machine.run("--dry-run", SECURE_BOOT="enabled").stderr
-    assert "Secure Boot" not in machine.run("--dry-run").stderr
-    assert "Secure Boot" not in machine.run("--dry-run", "--no-driver", SECURE_BOOT="enabled").stderr
-    (machine.bin / "mokutil").unlink()
-    assert "Secure Boot: unknown" in machine.run("--dry-run").stderr
-
-
-def test_only_a_named_user_is_added_to_the_group_of_docker(machine):
-    assert "usermod" not in machine.run("--dry-run").stdout
-    assert "sudo usermod --append --groups docker anna" in machine.run("--dry-run", "--user", "anna").stdout
-    finished = machine.run("--yes", "--user", "nobody_here")
-    assert (finished.returncode, machine.noted()) == (2, [])
-    assert "there is no user 'nobody_here'" in finished.stderr
 
 
 def test_a_script_that_was_cut_short_on_its_way_runs_nothing(machine, tmp_path):
@@ -261,16 +243,21 @@ def test_a_script_that_was_cut_short_on_its_way_runs_nothing(machine, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "variables", "code", "message"),
+    ("files", "arguments", "variables", "code", "message"),
     [
-        ([], {}, 4, "add --yes"),  # without a terminal it cannot ask
-        (["--yes"], {"ARCHITECTURE": "riscv64"}, 3, "'riscv64'"),
-        (["--yes"], {"KERNEL": "5.15.90.1-microsoft-standard-WSL2"}, 3, "this is WSL"),
-        (["--yes"], {"IN_CONTAINER": "yes"}, 3, "on the host"),
-        *[(arguments, {}, 2, "Fix: ") for arguments in (["--dryrun"], ["driver"], ["--user"], ["--user", "--yes"])],
+        ({}, [], {}, 4, "add --yes"),  # without a terminal it cannot ask
+        ({"bin/sudo": None}, ["--yes"], {}, 4, "start this as root"),
+        ({}, ["--yes"], {"ARCHITECTURE": "riscv64"}, 3, "'riscv64'"),
+        ({}, ["--yes"], {"KERNEL": "5.15.90.1-microsoft-standard-WSL2"}, 3, "this is WSL"),
+        ({}, ["--yes"], {"IN_CONTAINER": "yes"}, 3, "on the host"),
+        *[({f"root/{mark}": ""}, ["--yes"], {}, 3, "on the host") for mark in (".dockerenv", "run/.containerenv")],
+        ({}, ["--yes", "--user", "nobody_here"], {}, 2, "there is no user 'nobody_here'"),
+        (CONFLICTING, ["--yes", "--no-driver"], {}, 1, "sudo apt-get remove containerd runc"),
+        *[({}, wrong, {}, 2, "Fix: ") for wrong in (["--dryrun"], ["driver"], ["--user"], ["--user", "--yes"])],
     ],
 )
-def test_refusals_run_nothing(arguments, variables, code, message, machine):
+def test_refusals_run_nothing(files, arguments, variables, code, message, machine):
+    machine.put(files)
     finished = machine.run(*arguments, **variables)
     assert (finished.returncode, finished.stdout, machine.noted()) == (code, "", [])
     assert message in finished.stderr
@@ -288,12 +275,6 @@ def test_an_unknown_system_is_refused(name, version, machine):
     assert (machine.run("--yes").returncode, machine.noted()) == (3, [])
 
 
-@pytest.mark.parametrize("mark", [".dockerenv", "run/.containerenv"])
-def test_a_container_is_refused(mark, machine):
-    (machine.root / mark).touch()
-    assert (machine.run("--yes").returncode, machine.noted()) == (3, [])
-
-
 def test_arm_servers(machine):
     lines = machine.run("--dry-run", ARCHITECTURE="arm64").stdout
     assert "cuda/repos/ubuntu2404/sbsa/cuda-keyring_1.1-1_all.deb" in lines and "Architectures: arm64" in lines
@@ -304,10 +285,7 @@ def test_arm_servers(machine):
     assert machine.run("--dry-run", "--no-driver", ARCHITECTURE="arm64").returncode == 0
 
 
-def test_a_machine_without_a_gpu_and_the_help(machine):
-    assert "no NVIDIA device" not in machine.run("--dry-run").stderr
-    (machine.root / "sys/bus/pci/devices/0000:01:00.0/vendor").write_text("0x8086\n")
-    assert "no NVIDIA device" in machine.run("--dry-run").stderr
+def test_the_help_names_every_option(machine):
     text = machine.run("--help").stdout
     options = ("--dry-run", "--yes", "--no-driver", "--no-docker", "--no-toolkit", "--user", "exit codes")
     assert all(option in text for option in options)

@@ -2,22 +2,17 @@
 
 import json
 import re
-import shlex
 import shutil
 import subprocess
-import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
-from maskperf.cli.main import COMMANDS
-from maskperf.cli.run import read_counts
 from maskperf.overrides import validate, with_overrides
 from maskperf.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]
-VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs/launch").glob("*.md"))}
 LAUNCH_FILES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "launch").iterdir())}
 TEXTS = {**PAGES, **LAUNCH_FILES, "docker": (ROOT / "docs/docker.md").read_text(encoding="utf-8")}
@@ -276,21 +271,6 @@ def test_every_key_with_a_value_can_be_used(name):
     pairs = [pair for pair in PAIR.findall(TEXTS[name]) if "$" not in pair]
     assert pairs or name in ("docker", "slurm.sbatch")
     validate(with_overrides(RECIPES["coco_batch_96"](), pairs))
-
-
-@pytest.mark.parametrize("name", TEXTS)
-def test_every_command_of_maskperf_can_be_used(name):
-    whole = re.sub(r"\\\n\s*", "", TEXTS[name])
-    lines = re.findall(rf"(?m)(?:^(?:`|\$ )?maskperf|docker run [^\n`]*maskperf:{re.escape(VERSION)}) ([^\n`]+)", whole)
-    assert len(lines) == 4 or name != "docker"
-    for line in lines:
-        command, *arguments = shlex.split(line, comments=True)
-        assert command in COMMANDS, line
-        if command == "run":
-            pairs, _ = read_counts(arguments[1:])
-            validate(with_overrides(RECIPES[arguments[0]](), pairs))
-    for command in re.findall(r"`maskperf (\w+)", whole):
-        assert command in COMMANDS
 
 
 @pytest.mark.parametrize("name", TEXTS)

@@ -1,6 +1,8 @@
 """The argument parser of every command, and the paths that arguments name."""
 
 import argparse
+import importlib
+import re
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
@@ -11,20 +13,27 @@ from maskperf.files import suggestion
 from maskperf.overrides import describe_type, expand_home, parse_value
 
 HELP_COLUMNS = 100
+SIZE_DIVISOR = 32  # of padded sides
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The parser of one command; arguments it cannot use are ConfigErrors, with the nearest option."""
+    """The parser of one command; arguments it cannot use are ConfigErrors, with the nearest option.
 
-    def __init__(self, command: str, *, usage: str, epilog: str):
+    The module of the command has `USAGE`, the `EXAMPLES` at the end of its help, `add_options`, and the command itself.
+    """
+
+    def __init__(self, command: str):
+        module = importlib.import_module(f"maskperf.cli.{command}")
+        self.run: Callable[[argparse.Namespace], int] = getattr(module, command)
         super().__init__(
             f"maskperf {command}",
-            usage=f"maskperf {command} {usage}",
-            epilog=epilog,
+            usage=f"maskperf {command} {module.USAGE}",
+            epilog=module.EXAMPLES,
             formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=HELP_COLUMNS),
             add_help=False,
             allow_abbrev=False,
         )
+        module.add_options(self)
 
     def add_path(self, name: str, metavar: str, help: str, **options: Any) -> None:
         """Add an option or argument that is a path; it is a Path, or None where it is not given."""
@@ -66,6 +75,15 @@ def value_of(kind: Any) -> Callable[[str], Any]:
     return convert
 
 
+def padded_hw(text: str) -> tuple[int, int]:
+    """Convert HEIGHTxWIDTH to the padded size of images."""
+    found = re.fullmatch("([0-9]+)x([0-9]+)", text)
+    height, width = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not (height and width) or height % SIZE_DIVISOR or width % SIZE_DIVISOR:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH in multiples of {SIZE_DIVISOR}, as 800x1344 is")
+    return height, width
+
+
 def path_argument(text: str) -> Path:
     """Convert an argument to a path; `~` and `~name` at its start are home folders."""
     if not text:
@@ -79,18 +97,19 @@ def path_argument(text: str) -> Path:
 def require_existing(name: str, paths: Iterable[Path]) -> None:
     """Raise a DataError with each path of the option or argument `name` that does not exist."""
     fix = "Check its spelling, and the folder that the command is started in."
-    missing = [{"file": str(path), "value": str(path)} for path in paths if not path.exists()]
-    message = "There is no such file or folder."
+    at = {"where": "the path", "field": name, "message": "There is no such file or folder.", "fix": fix}
+    missing = [Problem(file=str(path), value=str(path), **at) for path in paths if not path.exists()]
     if missing:
-        raise DataError([Problem(**path, where="the path", field=name, message=message, fix=fix) for path in missing])
+        raise DataError(missing)
 
 
-def require_new_file(path: Path, *, overwrite: bool, fix: str = "Choose another file, or add --overwrite.") -> None:
-    """Raise a StorageError where `path` exists and must not be overwritten, or cannot be made."""
+def require_new_file(path: Path, *, overwrite: bool | None) -> None:
+    """Raise a StorageError where `path` exists and must not be overwritten (None: never may), or cannot be made."""
     if path.is_dir():
         raise StorageError(f"{path}: is a folder, but a file is to be written there. Fix: give the name of a file.")
     if path.exists() and not overwrite:
-        raise StorageError(f"{path}: exists already, and nothing was changed. Fix: {fix}")
+        fix = "move the file away" if overwrite is None else "add --overwrite"
+        raise StorageError(f"{path}: exists already, and nothing was changed. Fix: Choose another file, or {fix}.")
     if not path.parent.is_dir():
         raise StorageError(f"{path}: the folder {path.parent} does not exist. Fix: make it, or choose another path.")
 

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskperf.bench.names import DEMO, GPU, QUICK, STARTUP, SUMMARIES
-from maskperf.cli.arguments import CommandParser, make_folder, name_from, require_new_file, value_of
+from maskperf.cli.arguments import CommandParser, make_folder, name_from, padded_hw, require_new_file, value_of
 from maskperf.config import Count, RunConfig
 from maskperf.errors import EXIT_DONE, ConfigError, StorageError
 from maskperf.files import pretty_json, write_text
@@ -24,11 +23,13 @@ if TYPE_CHECKING:
     from maskperf.bench.plan import Plan
 
 USAGE = "[NAMES] [--switches] [--peer] [--threads N] [--clock wall|cpu] [--size HxW] [--set key=value ...]"
-EXAMPLES = """names:
-{names}
+DEFAULT_CACHE = Path(tempfile.gettempdir()) / f"maskperf-bench-cache-{os.getuid()}"
+_NAMES = "\n".join(f"  {name:13s} {summary}" for name, summary in SUMMARIES.items())
+EXAMPLES = f"""names:
+{_NAMES}
 
 examples, to copy and paste:
-  # {quick}: some minutes
+  # {", ".join(QUICK)}: some minutes
   maskperf bench
   # operators beside torchvision, which is in a Python of its own
   maskperf bench roi_align nms mask_targets --peer --peer-python /opt/peer/bin/python
@@ -47,19 +48,14 @@ examples, to copy and paste:
 
 Every side is a process of its own; they are measured in turn, and ratios are those of neighbouring
 measurements. Weights and inputs are random with a fixed seed. Large synthetic files are cached in
-{cache}."""
+{DEFAULT_CACHE}."""
 PEER_VARIABLE = "MASKPERF_PEER_PYTHON"
-SIZE = re.compile(r"([0-9]+)x([0-9]+)")
-SIZE_DIVISOR = 32
 LONG_TASKS = ("step", "infer")
 REPEATS = 5
 OPTIONS_OF_GPU = ("names", "peer", "peer_python", "repeats", "threads", "json", "overwrite", "command")
 
 
-def make_parser() -> CommandParser:
-    names = "\n".join(f"  {name:13s} {summary}" for name, summary in SUMMARIES.items())
-    epilog = EXAMPLES.format(names=names, quick=", ".join(QUICK), cache=default_cache())
-    parser = CommandParser("bench", usage=USAGE, epilog=epilog)
+def add_options(parser: CommandParser) -> None:
     add, count = parser.add_argument, value_of(Count)
     add("names", metavar="NAMES", type=name_from(SUMMARIES), nargs="*", default=[], help="what to measure; see below")
     add("--peer", action="store_true", help="measure the same by another implementation, in turn")
@@ -69,20 +65,14 @@ def make_parser() -> CommandParser:
     add("--busy", metavar="N", type=count, default=0, help="with N programs beside it that keep a core busy each")
     add("--threads", metavar="N", type=count, help="threads of each process (default: as system.threads=0)")
     add("--clock", choices=("wall", "cpu"), default="wall", help="what counts: wall (default), or processor time")
-    add("--size", metavar="HxW", type=_size, default=(800, 1344), help="padded images (default: 800x1344)")
+    add("--size", metavar="HxW", type=padded_hw, default=(800, 1344), help="padded images (default: 800x1344)")
     add("--images", metavar="N", type=count, default=0, help="default: each benchmark has a number of its own")
     add("--positives", metavar="N", type=count, default=64, help="objects an image: positive RoIs at least")
     add("--recipe", metavar="NAME", type=name_from(RECIPES), help="the recipe of startup (default: demo)")
     add("--set", metavar="key=value", dest="pairs", action="append", default=[], help="change the configuration")
-    parser.add_path("--cache", "FOLDER", "where large synthetic files stay", default=default_cache())
+    parser.add_path("--cache", "FOLDER", "where large synthetic files stay", default=DEFAULT_CACHE)
     parser.add_path("--json", "FILE", "write every measurement there")
     add("--overwrite", action="store_true", help="write over a file that exists")
-    return parser
-
-
-def default_cache() -> Path:
-    """Return a folder of this user under the system's folder for temporary files."""
-    return Path(tempfile.gettempdir()) / f"maskperf-bench-cache-{os.getuid()}"
 
 
 def bench(options: argparse.Namespace) -> int:
@@ -109,14 +99,6 @@ def busy_neighbours(count: int) -> Iterator[None]:
         for program in programs:
             program.kill()
             program.wait()
-
-
-def _size(text: str) -> tuple[int, int]:
-    found = SIZE.fullmatch(text)
-    height, width = (int(found[1]), int(found[2])) if found else (0, 0)
-    if not (height and width) or height % SIZE_DIVISOR or width % SIZE_DIVISOR:
-        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH in multiples of {SIZE_DIVISOR}, as 800x1344 is")
-    return height, width
 
 
 def _bench(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -157,7 +139,7 @@ def _bench(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def _bench_gpu(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measure and show everything that wants a GPU; its sizes are its own, so other names and options are refused."""
-    defaults = vars(make_parser().read([GPU]))
+    defaults = vars(CommandParser("bench").read([GPU]))
     extra = sorted(name for name, value in vars(options).items() if value != defaults[name])
     foreign = [f"--{'set' if name == 'pairs' else name}" for name in extra if name not in OPTIONS_OF_GPU]
     if foreign or options.names != [GPU]:
@@ -203,9 +185,7 @@ def _plan(options: argparse.Namespace, names: tuple[str, ...]) -> "Plan":
 def _config_of(recipe: str, pairs: list[str]) -> RunConfig:
     """Return a recipe with the changes that were asked for, its backbone random."""
     base = RECIPES[recipe]()
-    config = with_overrides(replace(base, model=replace(base.model, backbone_weights="")), pairs)
-    validate(config)
-    return config
+    return validate(with_overrides(replace(base, model=replace(base.model, backbone_weights="")), pairs))
 
 
 def _peer_python(options: argparse.Namespace) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from maskperf.mlperf.findings import Finding, Verdict
     from maskperf.mlperf.run_set import CheckedLog
 
+USAGE = "LOG... | RUN_FOLDER... | SERIES_FOLDER | PACKAGE_FOLDER"
 EXAMPLES = """The checkers are those of mlperf-logging, ruleset 3.1.0, and checks of maskperf for what they miss.
   a log or run folder    its form, values, order of lines, targets
   five closed logs       the seeds and the epochs of the reference as well, and the score
@@ -54,10 +55,8 @@ class LogGroup:
     package: Path | None = None
 
 
-def make_parser() -> CommandParser:
-    parser = CommandParser("check", usage="LOG... | RUN_FOLDER... | SERIES_FOLDER | PACKAGE_FOLDER", epilog=EXAMPLES)
+def add_options(parser: CommandParser) -> None:
     parser.add_path("paths", "PATH", "logs, run folders, a series or a package", nargs="+")
-    return parser
 
 
 def check(options: argparse.Namespace) -> int:

@@ -9,9 +9,10 @@ from maskperf.cli.arguments import CommandParser, name_from, require_new_file
 from maskperf.cli.run import resolve
 from maskperf.config import ModelConfig, RunConfig
 from maskperf.errors import EXIT_DONE, ConfigError, DataError
-from maskperf.overrides import to_json_text, validate, with_overrides
+from maskperf.overrides import validate, with_overrides
 
 STORAGES = ("float32", "float16", "bfloat16", "int8")
+USAGE = "backbone|model IN OUT [options] [model.key=value ...]"
 EXAMPLES = """backbone: Detectron's R-50.pkl (or a .safetensors made from it) becomes a .safetensors, in fewer
 bits with --storage; what that costs in precision is printed.
 model: model.safetensors of a run becomes a .pth as the reference reads it, or the other way round.
@@ -27,8 +28,7 @@ examples, to copy and paste:
 OPTIONS_OF_KIND = {"backbone": ("storage",), "model": ("recipe", "categories")}
 
 
-def make_parser() -> CommandParser:
-    parser = CommandParser("convert", usage="backbone|model IN OUT [options] [model.key=value ...]", epilog=EXAMPLES)
+def add_options(parser: CommandParser) -> None:
     add = parser.add_argument
     add("kind", metavar="backbone|model", type=name_from(OPTIONS_OF_KIND), help="what the file holds")
     parser.add_path("source", "IN", "the file to read")
@@ -37,7 +37,6 @@ def make_parser() -> CommandParser:
     add("--storage", choices=STORAGES, help="backbone: number format of the tensors (default: float32)")
     add("--recipe", metavar="NAME", help="model: the configuration (default: the one in the weights, or else coco)")
     parser.add_path("--categories", "FILE", "model: annotations that name its categories")
-    return parser
 
 
 def convert(options: argparse.Namespace) -> int:
@@ -47,19 +46,14 @@ def convert(options: argparse.Namespace) -> int:
             if kind != options.kind and getattr(options, name):
                 raise ConfigError(f"--{name} belongs to maskperf convert {kind}. Fix: leave it out.")
     convert_kind = _convert_backbone if options.kind == "backbone" else _convert_model
-    lines = convert_kind(options, options.source, options.target)
-    print("\n".join(lines))
+    print("\n".join(convert_kind(options, options.source, options.target)))
     return EXIT_DONE
-
-
-def _require_target(target: Path) -> None:
-    require_new_file(target, overwrite=False, fix="Choose another name, or move the file away.")
 
 
 def _convert_backbone(options: argparse.Namespace, source: Path, target: Path) -> list[str]:
     if target.suffix != ".safetensors":
         raise ConfigError(f"{target}: a converted backbone is a .safetensors file. Fix: give it that ending.")
-    _require_target(target)
+    require_new_file(target, overwrite=None)
     config = _with_model_keys(resolve("coco", []), options.pairs).model
     from maskperf.model.quantize import describe_loss, store_backbone  # torch is imported here
 
@@ -74,14 +68,11 @@ def _read_backbone(path: Path, config: ModelConfig) -> tuple[dict, dict[str, str
 
     No file is cached beside the source, unlike when a run reads it.
     """
-    import torch
-
     from maskperf.model import backbone_file
-    from maskperf.model.mask_rcnn import MaskRcnn
     from maskperf.model.weights import read_header
+    from maskperf.weights.open import empty_state
 
-    with torch.device("meta"):  # only names and shapes are needed
-        state = MaskRcnn(config).state_dict()
+    state = empty_state(config)
     if path.suffix == ".safetensors":
         tensors, notices = backbone_file.load_backbone(path, state)
         header = read_header(path)
@@ -99,13 +90,12 @@ def _convert_model(options: argparse.Namespace, source: Path, target: Path) -> l
         raise ConfigError(f"{source} to {target}: one of the two must be a .safetensors file, the other one a .pth.")
     if options.categories and target.suffix == ".pth":
         raise ConfigError(f"--categories {options.categories}: a .pth cannot hold them. Fix: leave it out.")
-    _require_target(target)
+    require_new_file(target, overwrite=None)
     from maskperf.engine.build import build_model  # torch is imported here
     from maskperf.model.weights import save_reference_state
-    from maskperf.predict.stored import read_weights_metadata, resolve_for_weights
+    from maskperf.predict.stored import resolve_for_weights
 
-    metadata = read_weights_metadata(source)
-    config, notices = resolve_for_weights(source, metadata, recipe=options.recipe, pairs=[])
+    config, _, notices = resolve_for_weights(source, recipe=options.recipe)
     config = _with_model_keys(config, options.pairs)
     if config.model.conventions != "reference":
         text = f"{source}: has the conventions {config.model.conventions}, which a .pth of the reference cannot say."
@@ -125,8 +115,10 @@ def _save_with_categories(model: Any, target: Path, config: RunConfig, categorie
     """Write the model with the names of its labels, if there is a file that has them, and return notices."""
     from maskperf.data.coco.categories import categories_of
     from maskperf.data.coco.index import read_coco
-    from maskperf.model.weights import save_state, write_tensor_file
+    from maskperf.model.weights import write_tensor_file
     from maskperf.run.data import class_count_problems
+    from maskperf.weights.open import OpenedWeights
+    from maskperf.weights.write import write_weights
 
     if categories is None:
         write_tensor_file(model.state_dict(), target, {})
@@ -135,14 +127,7 @@ def _save_with_categories(model: Any, target: Path, config: RunConfig, categorie
     problems = class_count_problems(str(categories), found, num_classes=config.model.num_classes)
     if problems:
         raise DataError(problems)
-    metadata = {
-        "recipe": config.recipe,
-        "category_ids": list(found),
-        "category_names": list(found.values()),
-        "config": to_json_text(config),
-    }
-    save_state(model.state_dict(), target, metadata)
-    return []
+    return write_weights(OpenedWeights(config, model.state_dict(), found, []), "maskperf", target)
 
 
 def _with_model_keys(config: RunConfig, pairs: list[str]) -> RunConfig:
@@ -150,8 +135,7 @@ def _with_model_keys(config: RunConfig, pairs: list[str]) -> RunConfig:
     for pair in pairs:
         if not pair.startswith("model.") or pair.startswith(("model.initial_weights", "model.backbone_weights")):
             raise ConfigError(f"{pair!r}: only sizes of the model can be set here, such as model.num_classes=9.")
-    config = with_overrides(config, pairs)
-    validate(config)
+    config = validate(with_overrides(config, pairs))
     if config.model.num_classes == 0:
         raise ConfigError("model.num_classes=0: there is no data set to follow here. Fix: give the number.")
     return config

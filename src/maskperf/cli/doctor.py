@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from rich.console import Console
@@ -24,6 +25,7 @@ from maskperf.overrides import key_of, validate, with_overrides
 from maskperf.recipes import coco
 from maskperf.run.console import Progress, make_console, make_table
 
+USAGE = "[--data FOLDER] [--run-dir FOLDER] [--quick] [--all] [--json] [data.key=value ...]"
 EXAMPLES = """examples, to copy and paste:
   # look at this machine, and measure its disk, processors and GPUs for some seconds
   maskperf doctor
@@ -45,9 +47,7 @@ STYLES = {OK: "green", NOTE: "yellow", PROBLEM: "bold red"}
 NAME_OF_SPLIT = {"train": "training", "val": "validation"}
 
 
-def make_parser() -> CommandParser:
-    usage = "[--data FOLDER] [--run-dir FOLDER] [--quick] [--all] [--json] [data.key=value ...]"
-    parser = CommandParser("doctor", usage=usage, epilog=EXAMPLES)
+def add_options(parser: CommandParser) -> None:
     add = parser.add_argument
     parser.add_path("--data", "FOLDER", "data in the layout of COCO 2017: its annotations and images are checked too")
     parser.add_path("--run-dir", "FOLDER", "where runs will leave their files (default: runs)")
@@ -55,7 +55,6 @@ def make_parser() -> CommandParser:
     add("--all", action="store_true", help="show what is in order, too; first come problems and notes")
     add("--json", action="store_true", help="print findings and facts as JSON")
     add("pairs", metavar="data.key=value", nargs="*", default=[], help="own data, and how it is read")
-    return parser
 
 
 def doctor(options: argparse.Namespace) -> int:
@@ -72,12 +71,8 @@ def doctor(options: argparse.Namespace) -> int:
     if options.json:
         names = ("machine", "disk_speed", "picture_speed", "torch_probe")
         found = {name: getattr(environment, name) for name in names}
-        entries = {
-            "findings": [asdict(finding) for finding in findings],
-            **{name: value and asdict(value) for name, value in found.items()},
-            "data_errors": [asdict(entry) for entry in problems],
-        }
-        print(json.dumps(entries, indent=2, allow_nan=False))
+        entries = {"findings": findings, **found, "data_errors": problems}
+        print(json.dumps(entries, indent=2, allow_nan=False, default=asdict))
     else:
         show_findings(findings, make_console(), show_all=options.all)
     return EXIT_USAGE if any(finding.level == PROBLEM for finding in findings) else EXIT_DONE
@@ -94,8 +89,7 @@ def _data_to_check(options: argparse.Namespace) -> tuple[RunConfig, list[str]]:
             raise ConfigError(f"{pair}: has no effect here. Fix: give keys of the section data only.")
         if key == "data.root":
             raise ConfigError(f"{pair}: cannot be set here. Fix: give --data instead.")
-    config = with_overrides(coco(), options.pairs)
-    validate(config)
+    config = validate(with_overrides(coco(), options.pairs))
     splits = [split for split in NAME_OF_SPLIT if {f"data.{split}_json", f"data.{split}_images"} & keys.keys()]
     if options.data:
         config = replace(config, data=replace(config.data, root=str(options.data)))
@@ -165,8 +159,8 @@ def _finding_of(name: str, alike: Sequence[Problem]) -> Finding:
 def _measure(environment: Environment) -> Environment:
     """Return the environment with everything that has to be tried; a part that fails is reported by its check."""
     probe = ask_torch([sys.executable, "-P", torch_probe.__file__])
-    environment = replace(environment, torch_probe=probe, picture_speed=_image_speed(environment.config.data))
-    return _with_disk_speed(environment)
+    image_speed = _image_speed(environment.config.data)
+    return replace(environment, torch_probe=probe, picture_speed=image_speed, **_disk_speed(environment))
 
 
 def ask_torch(command: list[str]) -> TorchProbe:
@@ -202,15 +196,14 @@ def _image_speed(data: DataConfig) -> ImageSpeed:
     )
 
 
-def _with_disk_speed(environment: Environment) -> Environment:
-    """Return the environment with the speed of the disk of the data, or why there is none."""
+def _disk_speed(environment: Environment) -> dict[str, Any]:
+    """Return the speed of the disk of the data, or why there is none, under the names of the environment."""
     from maskperf.machine.speed import measure_disk
 
     folder = Path(environment.machine.storage.path)
     if not is_writable_folder(folder):
-        reason = f"this user may not write at {folder}; a small file is needed there"
-        return replace(environment, disk_speed_missing=reason)
+        return {"disk_speed_missing": f"this user may not write at {folder}; a small file is needed there"}
     try:
-        return replace(environment, disk_speed=measure_disk(folder, environment.config.data.loader_threads))
+        return {"disk_speed": measure_disk(folder, environment.config.data.loader_threads)}
     except OSError as error:
-        return replace(environment, disk_speed_missing=f"{folder}: {error.strerror or error}")
+        return {"disk_speed_missing": f"{folder}: {error.strerror or error}"}

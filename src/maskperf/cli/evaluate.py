@@ -1,15 +1,27 @@
 """`maskperf evaluate --weights FILE --data FOLDER`: finds the box AP and mask AP of trained weights."""
 
 import argparse
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from maskperf.cli.arguments import CommandParser, make_folder, require_existing, require_new_file
 from maskperf.config import DataConfig
 from maskperf.data.coco.paths import VALIDATION_FIX, existing_paths
-from maskperf.errors import ConfigError
+from maskperf.errors import EXIT_BUG, EXIT_DONE, ConfigError
+from maskperf.files import pretty_json, replace_file, sha256_of_file
 from maskperf.overrides import key_of
 
+if TYPE_CHECKING:
+    from maskperf.predict.validation import Opened
+
+USAGE = "--weights FILE [--data FOLDER | --val-json FILE --val-images FOLDER] [key=value ...]"
 EXAMPLES = """examples, to copy and paste:
   # the weights of a run, on the data set of that run
   maskperf evaluate --weights runs/demo-1/model.safetensors
@@ -37,11 +49,9 @@ NOT_FOR_EVALUATION = ("optimizer.", "mlperf.", "seed", "run_dir", "data.train_",
 DETECTION_FILES = ("detections_bbox.json", "detections_segm.json")
 
 
-def make_parser() -> CommandParser:
-    usage = "--weights FILE [--data FOLDER | --val-json FILE --val-images FOLDER] [key=value ...]"
-    parser = CommandParser("evaluate", usage=usage, epilog=EXAMPLES)
+def add_options(parser: CommandParser) -> None:
     add, add_path = parser.add_argument, parser.add_path
-    add_path("--weights", "FILE", "model.safetensors of a run, or a .pth of the reference", required=True)
+    add_path("--weights", "FILE", "model.safetensors of a run, or weights of another program", required=True)
     add_path("--data", "FOLDER", "folder with annotations/instances_val2017.json and val2017/")
     add_path("--val-json", "FILE", "own data: the annotations")
     add_path("--val-images", "FOLDER", "own data: the images")
@@ -53,7 +63,6 @@ def make_parser() -> CommandParser:
     add_path("--save-detections", "FOLDER", f"write {' and '.join(DETECTION_FILES)} there")
     add("--overwrite", action="store_true", help="write over files that exist")
     add("pairs", metavar="key=value", nargs="*", default=[], help="change a value of the configuration")
-    return parser
 
 
 def evaluate(options: argparse.Namespace) -> int:
@@ -81,12 +90,84 @@ def evaluate(options: argparse.Namespace) -> int:
     detections = [options.save_detections / name for name in DETECTION_FILES if options.save_detections]
     for path in (*detections, *([options.report] if options.report else [])):
         require_new_file(path, overwrite=options.overwrite)
-    from maskperf.cli.evaluate_weights import evaluate_weights
-
-    return evaluate_weights(options, [options.output, *detections])
+    return _evaluate_weights(options, [options.output, *detections])
 
 
 def _default_output(*, overwrite: bool) -> Path:
     """Return evaluation.json in this folder, or the first numbered one that is not taken."""
     names = (Path(f"evaluation{f'-{number}' if number > 1 else ''}.json") for number in count(1))
     return next(path for path in names if overwrite or not path.exists())
+
+
+def _evaluate_weights(options: argparse.Namespace, files: Sequence[Path]) -> int:
+    """Load weights, evaluate all images, show the scores and write the files; return 1 where the engines differ."""
+    from maskperf.engine.distributed import close_topology
+    from maskperf.predict.stored import resolve_for_weights
+    from maskperf.predict.validation import open_evaluation, predict_split, with_data
+
+    config, metadata, notices = resolve_for_weights(options.weights, recipe=options.recipe, pairs=options.pairs)
+    config = with_data(config, root=options.data, val_json=options.val_json, val_images=options.val_images)
+    # With --save-detections ground truth is welcome, not demanded.
+    opened = open_evaluation(options.weights, config, metadata, truth_is_optional=bool(options.save_detections))
+    is_first = opened.topology.is_first
+    if is_first:
+        print("\n".join([*notices, *opened.lines]), flush=True)
+    start = time.monotonic()
+    results = predict_split(opened, shows_progress=True)
+    code = _report(options, files, opened, results, time.monotonic() - start) if is_first else EXIT_DONE
+    close_topology()
+    return code
+
+
+def _report(
+    options: argparse.Namespace,
+    files: Sequence[Path],
+    opened: "Opened",
+    results: tuple[Sequence[dict], Sequence[dict]],
+    seconds: float,
+) -> int:
+    """Write every file, show the scores and return the exit code; there are no scores without ground truth."""
+    from maskperf.data.coco.categories import with_written_ids
+    from maskperf.evaluation.detection_limit import most_counted
+    from maskperf.evaluation.scores import agree, score, score_entries
+    from maskperf.evaluation.table import show_scores
+    from maskperf.report.evaluation import write_evaluation_report
+
+    val, match, truth, images = opened.val, opened.match, opened.truth, len(opened.val.image_ids)
+    engine, limit = options.engine or opened.config.evaluation.engine, most_counted(opened.config.model)
+    entries = {
+        "weights": str(options.weights),
+        "weights_sha256": sha256_of_file(options.weights),
+        "recipe": opened.config.recipe,
+        "overrides": options.pairs,
+        "val_json": str(val.json_path),
+        "val_json_sha256": sha256_of_file(val.json_path),
+        "val_images": str(val.image_folder),
+        "images": images,
+        "images_per_second": images / seconds,
+        "notices": opened.data_notices,
+    }
+    scores, differences = None, list[str]()
+    if truth is not None:
+        scores = score(truth, *results, engine="fast" if engine == "fast" else "official", max_detections=limit)
+        if engine == "both":
+            differences = agree(score(truth, *results, engine="fast", max_detections=limit), scores)
+        entries |= {"engine": engine, "engine_differences": differences, **score_entries(scores)}
+    contents = [pretty_json(entries).encode()]
+    if options.save_detections:
+        contents += [msgspec.json.encode(val.with_image_keys(with_written_ids(found, match))) for found in results]
+    for path, content in zip(files, contents, strict=True):
+        replace_file(path, partial(Path.write_bytes, data=content))  # before the table, which may fail on a terminal
+    if scores is not None:
+        show_scores(scores, per_category=options.per_class)
+    by_engine = f"engine: {engine}" if scores is not None else "no ground truth, so no AP"
+    print(f"{images} images, {images / seconds:.2f} images/s; {by_engine}")
+    print("\n".join(f"written: {path}" for path in files))
+    if options.report and truth is None:
+        print("no ground truth, so no report")
+    elif options.report and truth is not None:
+        write_evaluation_report(options.report, options.output, val=val, match=match, truth=truth, results=results)
+        print(f"written: {options.report}")
+    if differences:
+        print("\n".join(["error: the two engines do not agree", *differences]), file=sys.stderr)
+    return EXIT_BUG if differences else EXIT_DONE

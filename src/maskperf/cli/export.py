@@ -1,11 +1,11 @@
 """`maskperf export WEIGHTS --format onnx --out FILE`: the network for other runtimes, verified before it is kept."""
 
 import argparse
-import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maskperf.cli.arguments import CommandParser, require_existing, require_new_file, value_of
+from maskperf.cli.arguments import SIZE_DIVISOR, CommandParser, padded_hw, require_existing, require_new_file, value_of
 from maskperf.config import Count
 from maskperf.errors import EXIT_DONE, ConfigError
 from maskperf.files import replace_file
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from maskperf.export.formats import Contract, Runner
     from maskperf.predict.model import Predictor
 
+USAGE = "WEIGHTS --format FORMAT --out FILE [options]"
 EXAMPLES = """The file takes images (n, height, width, 3), uint8 in the order R, G, B, resized as in training and put
 top-left among padding, and sizes_hw (n, 2), int64: their size without padding. It gives boxes, scores, labels and masks
 of a fixed number of detections, those with a score of 0 being none (docs/export.md). It is verified before it is kept,
@@ -28,17 +29,14 @@ examples, to copy and paste:
   # for C++ without Python
   maskperf export model.safetensors --format torchscript --out model.pt"""
 FORMATS = ("onnx", "torch-export", "torchscript")
-SIZE = re.compile(r"([0-9]+)x([0-9]+)")
-SIZE_DIVISOR = 32
 
 
-def make_parser() -> CommandParser:
-    parser = CommandParser("export", usage="WEIGHTS --format FORMAT --out FILE [options]", epilog=EXAMPLES)
+def add_options(parser: CommandParser) -> None:
     add = parser.add_argument
-    parser.add_path("weights", "WEIGHTS", "model.safetensors of a run, or a .pth of the reference")
+    parser.add_path("weights", "WEIGHTS", "model.safetensors of a run, or weights of another program")
     add("--format", choices=FORMATS, required=True, help=", ".join(FORMATS))
     parser.add_path("--out", "FILE", "the file to write", required=True)
-    add("--size", metavar="HxW", type=_size, help="of padded images (default: a square that fits every image)")
+    add("--size", metavar="HxW", type=padded_hw, help="of padded images (default: a square that fits every image)")
     add("--batch", metavar="N", type=value_of(Count), default=1, help="images at a time (default: 1)")
     add("--dynamic-batch", action="store_true", help="any number of images at a time; not for torchscript")
     parser.add_path("--verify", "FOLDER", "data set to verify on, with annotations/instances_val2017.json and val2017/")
@@ -46,7 +44,6 @@ def make_parser() -> CommandParser:
     add("--recipe", metavar="NAME", help="default: the configuration stored in the weights, or else coco")
     add("--set", metavar="key=value", dest="pairs", action="append", default=[], help="change the configuration")
     add("--overwrite", action="store_true", help="write over a file that exists")
-    return parser
 
 
 def export(options: argparse.Namespace) -> int:
@@ -65,11 +62,9 @@ def export(options: argparse.Namespace) -> int:
 
     settings = [*options.pairs, "speed.precision=float32"]
     model = load(options.weights, device="cpu", recipe=options.recipe, settings=settings)
-    if model.config.model.conventions != "reference":
-        text = f"{options.weights}: has the conventions {model.config.model.conventions}; only the reference's, which"
-        raise ConfigError(f"{text} runs of maskperf have, can be exported. Fix: export from the program it comes from.")
     torch.set_num_threads(threads_of_process(model.config.system.threads).count)
-    contract = contract_of(model, options.size or _square(model), 0 if options.dynamic_batch else options.batch)
+    side = -(-model.config.data.long_side // SIZE_DIVISOR) * SIZE_DIVISOR
+    contract = contract_of(model, options.size or (side, side), 0 if options.dynamic_batch else options.batch)
     print("\n".join(model.notices), flush=True)
 
     def make(temporary: Path) -> None:
@@ -102,25 +97,11 @@ def _verify(options: argparse.Namespace, model: "Predictor", run: "Runner", cont
     if options.images and options.images < len(val.image_ids):
         val = val.without(list(range(options.images, len(val.image_ids))))
     with Progress("images") as progress:
-        first, second, found = verify_on_data(
-            model, run, contract, val, match, lambda done, total: progress.advance("verification", done, total)
-        )
+        advance = partial(progress.advance, "verification")
+        first, second, found = verify_on_data(model, run, contract, val, match, advance)
     return [
         f"verified on {len(val.image_ids)} images of {val.json_path}, padded as in the file",
         f"box AP  {first.box_ap:.4f} in PyTorch, {second.box_ap:.4f} in the file",
         f"mask AP {first.mask_ap:.4f} in PyTorch, {second.mask_ap:.4f} in the file",
         found.line(),
     ]
-
-
-def _square(model: "Predictor") -> tuple[int, int]:
-    side = -(-model.config.data.long_side // SIZE_DIVISOR) * SIZE_DIVISOR
-    return side, side
-
-
-def _size(text: str) -> tuple[int, int]:
-    found = SIZE.fullmatch(text)
-    height, width = (int(found[1]), int(found[2])) if found else (0, 0)
-    if not (height and width) or height % SIZE_DIVISOR or width % SIZE_DIVISOR:
-        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH in multiples of {SIZE_DIVISOR}, as 800x1344 is")
-    return height, width

@@ -11,6 +11,7 @@ from maskperf.files import did_you_mean
 from maskperf.overrides import FIELDS, NAMES_ELSEWHERE, describe_type, flatten, format_value
 from maskperf.recipes import RECIPES
 
+USAGE = "[WORD ...] [--recipe NAME]"
 EXAMPLES = """A WORD is a part of a key or of its meaning, or a name that other programs use, such as lr or imgsz.
 
 examples, to copy and paste:
@@ -24,12 +25,10 @@ COLUMNS = 80
 INDENT = "    "
 
 
-def make_parser() -> CommandParser:
-    parser = CommandParser("keys", usage="[WORD ...] [--recipe NAME]", epilog=EXAMPLES)
+def add_options(parser: CommandParser) -> None:
     parser.add_argument("words", metavar="WORD", nargs="*", default=[], help="show the keys that have to do with it")
     help_text = "whose defaults (default: coco, the benchmark)"
     parser.add_argument("--recipe", metavar="NAME", type=name_from(RECIPES), default="coco", help=help_text)
-    return parser
 
 
 def keys(options: argparse.Namespace) -> int:

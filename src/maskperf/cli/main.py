@@ -5,7 +5,6 @@ Nothing heavy is imported here, so that the help and a misspelt command are answ
 
 import errno
 import hashlib
-import importlib
 import importlib.metadata
 import io
 import os
@@ -13,14 +12,13 @@ import shlex
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 
 from maskperf import errors
 from maskperf.run.run_folder import current_run_folder, forget_run_folder
 
-# Each command is the function of its name in maskperf.cli.<name>, next to the `make_parser` of its options.
+# Each command is the function of its name in maskperf.cli.<name>; its options are found by its `CommandParser`.
 COMMANDS = {
     "train": "train on own data: a folder of images and annotations",
     "run": "train a recipe until its targets are met, and report",
@@ -85,10 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
         if stop.code is None or isinstance(stop.code, int):
             return stop.code or errors.EXIT_DONE
         return _fail(str(stop.code), errors.EXIT_BUG)
-    except errors.DataError as error:
-        return _fail(str(error), error.exit_code, more=partial(_list_problems, error))
     except errors.UserError as error:
-        return _fail(str(error), error.exit_code)
+        return _fail(str(error), error.exit_code, error)
     except KeyboardInterrupt:
         print("interrupted: stopped with Ctrl-C", file=sys.stderr)
         return errors.EXIT_INTERRUPTED
@@ -122,12 +118,13 @@ def execute(arguments: list[str]) -> int:
         from maskperf.files import suggestion
 
         raise errors.ConfigError(f"unknown command {name!r}{suggestion(name, COMMANDS)} (see maskperf --help)")
-    module = importlib.import_module(f"maskperf.cli.{name}")
-    parser = module.make_parser()
+    from maskperf.cli.arguments import CommandParser
+
+    parser = CommandParser(name)
     if {"--help", "-h"} & set(rest) or not (rest or name in WITHOUT_ARGUMENTS):
         print(parser.format_help(), end="")
         return errors.EXIT_DONE
-    return getattr(module, name)(parser.read(rest))
+    return parser.run(parser.read(rest))
 
 
 def help_text() -> str:
@@ -161,18 +158,15 @@ def _escape_unencodable_characters() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _list_problems(error: errors.DataError) -> str:
-    """Write all problems to a file and return a line that names it; empty if the message shows all of them."""
-    text = error.all_lines()
-    for folder in (current_run_folder(), Path.cwd(), Path(tempfile.gettempdir())) if text else ():
+def _write_for_the_user(name: str, text: str) -> Path | None:
+    """Write a text to the run, to this folder or among temporary files, where that can be; return its path."""
+    for folder in (current_run_folder(), Path.cwd(), Path(tempfile.gettempdir())):
         if folder is not None and folder.is_dir():
-            path = folder / f"maskperf-errors-{os.getpid()}.txt"
-            try:
+            path = folder / f"maskperf-{name}-{os.getpid()}.txt"
+            with suppress(OSError):
                 path.write_text(text, encoding="utf-8", errors="backslashreplace")
-            except OSError:
-                continue
-            return f"\neach of them in full: {path}"
-    return ""
+                return path
+    return None
 
 
 def _handle_unforeseen(error: Exception, arguments: list[str]) -> int:
@@ -195,16 +189,12 @@ def _handle_unforeseen(error: Exception, arguments: list[str]) -> int:
 
 
 def _report_bug(error: Exception, arguments: list[str]) -> int:
-    folder = current_run_folder()
-    path = (folder if folder is not None and folder.is_dir() else Path.cwd()) / f"maskperf-bug-{os.getpid()}.txt"
     heading = f"maskperf {_version()}, Python {sys.version.split()[0]}\ncommand: maskperf {shlex.join(arguments)}\n\n"
     report = heading + "".join(traceback.format_exception(error))
-    try:
-        path.write_text(report, encoding="utf-8", errors="backslashreplace")
-        details = f"the details are in {path}"
-    except OSError as reason:
+    path = _write_for_the_user("bug", report)
+    if path is None:
         print(report, file=sys.stderr)
-        details = f"its trace is above ({path}: {reason})"
+    details = f"the details are in {path}" if path else "its trace is above, as it could be written nowhere"
     return _fail(f"a bug in maskperf: {_first_line(error)}; {details}", errors.EXIT_BUG)
 
 
@@ -213,20 +203,21 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _fail(text: str, code: int, more: Callable[[], str] = str) -> int:
-    """Show an error once, with what `more` adds to it, and return the exit code."""
+def _fail(text: str, code: int, error: errors.UserError | None = None) -> int:
+    """Show an error once, for problems in data with the file that lists them, and return the exit code."""
     if _is_first_to_say(text):
-        print(f"error: {text}{more()}", file=sys.stderr)
+        all_lines = error.all_lines() if isinstance(error, errors.DataError) else ""
+        path = _write_for_the_user("errors", all_lines) if all_lines else None
+        print(f"error: {text}" + (f"\neach of them in full: {path}" if path else ""), file=sys.stderr)
     return code
 
 
 def _is_first_to_say(text: str) -> bool:
     """Return whether no other process of this start by torchrun, on this machine, has shown the same error."""
-    start = os.environ.get("TORCHELASTIC_RUN_ID")
-    if start is None:
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # its folder's parent belongs to this attempt alone
+    if not error_file:
         return True
-    attempt = (start, os.environ.get("TORCHELASTIC_RESTART_COUNT"), os.getppid(), text)
-    mark = Path(tempfile.gettempdir()) / f"maskperf-error-{hashlib.sha256(repr(attempt).encode()).hexdigest()[:24]}"
+    mark = Path(error_file).parents[1] / f"shown-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
     try:
         mark.touch(exist_ok=False)
     except FileExistsError:

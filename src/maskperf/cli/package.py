@@ -14,6 +14,7 @@ from maskperf.files import write_text
 from maskperf.overrides import from_json_text
 from maskperf.schema import CONFIG_FILE, ENVIRONMENT_FILE, Environment, file_error, read_bytes, read_json
 
+USAGE = "--submitter NAME --system NAME [options] SERIES_FOLDER | LOG LOG LOG LOG LOG"
 EXAMPLES = """examples, to copy and paste:
   # five runs of the closed division, then the package, in submission/example
   maskperf run coco_batch_96 runs=5 processes=8 mlperf.division=closed mlperf.organization=example run_dir=runs/five
@@ -25,9 +26,7 @@ The package is checked at the end. Nothing is ever written over, and no log is c
 exit codes: 0 the package is accepted, 4 a checker refuses it or the logs do not fit, 3 a log cannot be read"""
 
 
-def make_parser() -> CommandParser:
-    usage = "--submitter NAME --system NAME [options] SERIES_FOLDER | LOG LOG LOG LOG LOG"
-    parser = CommandParser("package", usage=usage, epilog=EXAMPLES)
+def add_options(parser: CommandParser) -> None:
     add = parser.add_argument
     add("--submitter", metavar="NAME", required=True, help="who submits")
     add("--system", metavar="NAME", required=True, help="name of the system, of letters, digits and . _ - +")
@@ -36,7 +35,6 @@ def make_parser() -> CommandParser:
     parser.add_path("--system-json", "FILE", "take all fields of this system description")
     add("--fill", metavar="FIELD=VALUE", action="append", default=[], help="a field of the description; any number")
     parser.add_path("paths", "PATH", "a series folder, or five logs or run folders", nargs="+")
-    return parser
 
 
 def package(options: argparse.Namespace) -> int:
@@ -66,13 +64,7 @@ def package(options: argparse.Namespace) -> int:
         packages.refuse_existing(path)
     print("\n".join([*remarks, *notices]))
     left_out = packages.write_package(
-        folder,
-        system=system,
-        description=description,
-        logs=logs,
-        arguments=arguments,
-        remarks=remarks,
-        source=source,
+        folder, system=system, description=description, logs=logs, arguments=arguments, remarks=remarks, source=source
     )
     print(f"written: {folder}")
     for name in left_out:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from maskperf.mlperf.plan import Plan, PlanQuestion
     from maskperf.mlperf.published import RankedSystem
 
+USAGE = "--accelerators N --per-gpu-images-per-second X [options]"
 EXAMPLES = """examples, to copy and paste:
   # eight devices, each training 186 images a second with 12 images in its part of the batch
   maskperf plan --accelerators 8 --per-gpu-images-per-second 186
@@ -36,9 +37,7 @@ HEADINGS = (
 )
 
 
-def make_parser() -> CommandParser:
-    usage = "--accelerators N --per-gpu-images-per-second X [options]"
-    parser = CommandParser("plan", usage=usage, epilog=EXAMPLES)
+def add_options(parser: CommandParser) -> None:
     add = parser.add_argument
     count = value_of(Annotated[int, Meta(ge=1, le=LARGEST_NUMBER)])
     positive = value_of(Annotated[float, Meta(gt=0, le=LARGEST_NUMBER)])
@@ -56,22 +55,20 @@ def make_parser() -> CommandParser:
     add("--interconnect-gib-per-second", metavar="G", type=positive, help="of each device, for the all-reduce")
     add("--json", action="store_true", help="print the plan as JSON")
     add("--check", action="store_true", help="predict every published score from the other systems")
-    return parser
 
 
 def plan(options: argparse.Namespace) -> int:
     """Print a plan, or the check of the method against every published score."""
-    given = {name: value for name, value in vars(options).items() if value is not None}
-    as_json, check = given.pop("json"), given.pop("check")
-    del given["command"]
-    if check:
+    others = ("command", "json", "check")
+    given = {name: value for name, value in vars(options).items() if value is not None and name not in others}
+    if options.check:
         if given:
             raise ConfigError("--check takes no other option but --json. Fix: leave the others out.")
-        return _check(as_json)
+        return _check(options.json)
     for name, option in (("accelerators", "--accelerators"), ("images_per_second", "--per-gpu-images-per-second")):
         if name not in given:
             raise ConfigError(f"{option} is missing. Fix: add it (see maskperf plan --help).")
-    return _plan(given, as_json)
+    return _plan(given, options.json)
 
 
 def _plan(given: dict[str, Any], as_json: bool) -> int:
@@ -86,13 +83,13 @@ def _plan(given: dict[str, Any], as_json: bool) -> int:
     limiting, assumed = limits(chosen, others), assumptions(question, chosen)
     if as_json:
         entries = {
-            "plan": asdict(chosen),
-            "other_batch_sizes": [asdict(other) for other in others],
-            "places": [asdict(place) for place in places],
+            "plan": chosen,
+            "other_batch_sizes": others,
+            "places": places,
             "limits": limiting,
             "assumptions": assumed,
         }
-        print(json.dumps(entries, indent=2, allow_nan=False))
+        print(json.dumps(entries, indent=2, allow_nan=False, default=asdict))
         return EXIT_DONE
     _show(question, chosen, others)
     _show_place(places)

@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from functools import partial
 from typing import Annotated
 
 from msgspec import Meta
@@ -11,6 +12,7 @@ from maskperf.config import Count
 from maskperf.errors import EXIT_DONE, ConfigError, DataError, Problem, StorageError
 from maskperf.predict.sources import find_sources
 
+USAGE = "WEIGHTS SOURCES... --out DIR [options]"
 EXAMPLES = """SOURCES are images, videos, folders (with all below them) and patterns. Written into DIR:
   images   images/NAME.jpg with the objects drawn over it; of a video videos/NAME.mp4
   json     predictions.json in COCO's result format, and images.json with the images and categories of its ids
@@ -33,10 +35,9 @@ DEFAULT_KINDS = ("images", "json", "csv")
 SMALLEST_TILE = 64
 
 
-def make_parser() -> CommandParser:
-    parser = CommandParser("predict", usage="WEIGHTS SOURCES... --out DIR [options]", epilog=EXAMPLES)
+def add_options(parser: CommandParser) -> None:
     add = parser.add_argument
-    parser.add_path("weights", "WEIGHTS", "model.safetensors of a run, or a .pth of the reference")
+    parser.add_path("weights", "WEIGHTS", "model.safetensors of a run, or weights of another program")
     add("sources", metavar="SOURCES", nargs="+", help="images, videos, folders or patterns")
     parser.add_path("--out", "DIR", "where everything is written", required=True)
     score = value_of(Annotated[float, Meta(ge=0, le=1)])
@@ -48,7 +49,6 @@ def make_parser() -> CommandParser:
     add("--recipe", metavar="NAME", help="default: the configuration stored in the weights, or else coco")
     add("--set", metavar="key=value", dest="pairs", action="append", default=[], help="change the configuration")
     add("--overwrite", action="store_true", help="write into a folder that is not empty")
-    return parser
 
 
 def predict(options: argparse.Namespace) -> int:
@@ -88,8 +88,8 @@ def predict(options: argparse.Namespace) -> int:
     num_turned, start = 0, time.monotonic()
     try:
         with Progress("images") as progress:
-            report = lambda done, total: progress.advance("predict", done, total)  # noqa: E731
-            more = {"threshold": options.threshold, "tile": options.tile, "progress": report}
+            advance = partial(progress.advance, "predict")
+            more = {"threshold": options.threshold, "tile": options.tile, "progress": advance}
             problems, num_turned = predict_images(model, images, output, **more)
             number = len(images) + 1
             for video in videos:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from maskperf.download.release import Release
 
 ROOT, WEIGHTS = Path("data/coco"), Path("data/R-50.pkl")  # where the recipes coco look
+USAGE = "coco [--root FOLDER] [--weights FILE] [--mirror URL] [--archives FOLDER] [options]"
 EXAMPLES = """examples, to copy and paste:
   # 20 GB of downloads; about 42 GB of free space are needed, of which 21 GB stay in use
   maskperf prepare coco
@@ -38,9 +39,7 @@ exit codes: 0 all is there, 2 an argument that cannot be used, 3 a file that can
 another one or was changed, 7 too little space or a folder that cannot be written."""
 
 
-def make_parser() -> CommandParser:
-    usage = "coco [--root FOLDER] [--weights FILE] [--mirror URL] [--archives FOLDER] [options]"
-    parser = CommandParser("prepare", usage=usage, epilog=EXAMPLES)
+def add_options(parser: CommandParser) -> None:
     add, add_path = parser.add_argument, parser.add_path
     add("dataset", metavar="coco", type=name_from(("coco",)), help="COCO 2017, the data set of the benchmark")
     add_path("--root", "FOLDER", f"where the data set goes (default: {ROOT})", default=ROOT)
@@ -51,7 +50,6 @@ def make_parser() -> CommandParser:
     add("--keep-archives", action="store_true", help="do not remove downloaded archives once they are unpacked")
     add("--no-images", action="store_true", help="only the annotations and the pretrained backbone")
     add("--verify", action="store_true", help="read and compare every file that is there already")
-    return parser
 
 
 def prepare(options: argparse.Namespace) -> int:
@@ -109,14 +107,10 @@ def _require_web_address(url: str) -> None:
 
 def _check_backbone(path: Path) -> None:
     """Raise an error where a run could not use the backbone; nothing of it is executed."""
-    import torch
-
     from maskperf.model.backbone_file import convert_pickle
-    from maskperf.model.mask_rcnn import MaskRcnn
+    from maskperf.weights.open import empty_state
 
-    with torch.device("meta"):  # only names and shapes are needed
-        state = MaskRcnn(coco().model).state_dict()
-    convert_pickle(path, state)
+    convert_pickle(path, empty_state(coco().model))
     print(f"{path.name}: readable, with all arrays of the backbone", flush=True)
 
 

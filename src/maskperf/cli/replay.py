@@ -7,6 +7,7 @@ from typing import Any
 from maskperf.cli.arguments import CommandParser, require_existing
 from maskperf.errors import EXIT_DONE, EXIT_NOT_FINITE
 
+USAGE = "BLACK_BOX [--device cpu|cuda|auto]"
 EXAMPLES = """example, to copy and paste:
   # the folder that a run named when it stopped; no data set is needed
   maskperf replay runs/coco-20260101-120000/black_box
@@ -17,11 +18,9 @@ precision, hardware, or a collapse)."""
 SHOWN_NAMES = 5
 
 
-def make_parser() -> CommandParser:
-    parser = CommandParser("replay", usage="BLACK_BOX [--device cpu|cuda|auto]", epilog=EXAMPLES)
+def add_options(parser: CommandParser) -> None:
     parser.add_path("folder", "BLACK_BOX", "the folder black_box of a run folder")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
-    return parser
 
 
 def replay(options: argparse.Namespace) -> int:

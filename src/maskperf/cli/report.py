@@ -8,6 +8,7 @@ from typing import Any
 from maskperf.cli.arguments import CommandParser, require_existing, require_new_file
 from maskperf.errors import EXIT_DONE, ConfigError
 
+USAGE = "RUN... [--compare RUN...] [--output FILE.html] [--overwrite]"
 EXAMPLES = """A RUN is a run folder, the folder of a series, a log of the benchmark, or a folder of result_*.txt.
 
 examples, to copy and paste:
@@ -22,15 +23,11 @@ examples, to copy and paste:
 PAGE_FILE = "report.html"
 
 
-def make_parser() -> CommandParser:
-    parser = CommandParser(
-        "report", usage="RUN... [--compare RUN...] [--output FILE.html] [--overwrite]", epilog=EXAMPLES
-    )
+def add_options(parser: CommandParser) -> None:
     parser.add_path("runs", "RUN", "what the page is about", nargs="+")
     parser.add_path("--compare", "RUN", "drawn beside it, dashed", nargs="+", default=[])
     parser.add_path("--output", "FILE.html", "the page (default: report.html in the first RUN, or beside a log)")
     parser.add_argument("--overwrite", action="store_true", help="write over files that exist")
-    return parser
 
 
 def report(options: argparse.Namespace) -> int:
@@ -42,8 +39,7 @@ def report(options: argparse.Namespace) -> int:
     require_existing("RUN", [*options.runs, *options.compare])
     if page != first / PAGE_FILE and first.exists():  # only a run's own report is written again unasked
         for path in (page, page.with_suffix(".md")):
-            fix = "Choose another file with --output, or add --overwrite."
-            require_new_file(path, overwrite=options.overwrite, fix=fix)
+            require_new_file(path, overwrite=options.overwrite)
 
     from maskperf.report.write import write_report_to
 

@@ -5,13 +5,13 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from maskperf.cli.arguments import CommandParser
-from maskperf.config import Count, RunConfig
+from maskperf.config import Count, DataConfig, RunConfig
 from maskperf.errors import EXIT_BUG, EXIT_DONE, EXIT_REQUEUE, EXIT_TARGET_MISSED, ConfigError, LostRunError
 from maskperf.mlperf.rules import refuse_broken_rules
 from maskperf.overrides import FIELDS, flatten, format_value, key_of, parse_value, validate, with_overrides
@@ -23,8 +23,16 @@ from maskperf.run.start import check_start
 
 if TYPE_CHECKING:
     from maskperf.engine.distributed import Topology
+    from maskperf.run.finish import FinishedRun
 
-EXAMPLES = """examples, to copy and paste:
+USAGE = "RECIPE [runs=N] [processes=N] [key=value ...] [section.key=value ...]"
+_RECIPES = "\n".join(f"  {name:<16} {recipe.__doc__}" for name, recipe in RECIPES.items())
+_KEYS = "\n".join(
+    f"  {f'{key}={format_value(value)}':<38} {FIELDS[key].metadata.get('help', '')}"
+    for key, value in flatten(RunConfig(recipe="")).items()
+    if key != "recipe"
+)
+EXAMPLES = f"""examples, to copy and paste:
   # train a small model on synthetic images
   maskperf run demo
   # any value of the configuration can be changed
@@ -39,7 +47,7 @@ EXAMPLES = """examples, to copy and paste:
   maskperf run coco_batch_96 processes=8 data.root=/data/coco mlperf.division=closed
 
 recipes:
-{recipes}
+{_RECIPES}
 
 runs=N        N runs, each in a fresh process and folder; afterwards a table and series.json
 processes=N   N processes of this machine, one GPU for each; on several machines use torchrun
@@ -50,31 +58,19 @@ Ctrl-C, SIGTERM and SIGUSR1 finish the step under way and write a checkpoint (ex
 75); a second Ctrl-C ends at once.
 
 keys, with the default of the benchmark:
-{keys}"""
+{_KEYS}"""
 FORWARDED_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # to all processes, which have 30 s for a checkpoint
 REQUEUE_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-COUNTS = ("runs", "processes")  # arguments of this command, not of the configuration
+COUNTS = {"runs": Count, "processes": Count}  # arguments of this command, not of the configuration
 GENERATED = {"data.generate_images"}  # overruled by own data, even where it is given
 FOR_OWN_DATA = ("model.num_classes=0", "data.check_counts=false", "data.generate_images=0,0")
 
 
-def make_parser() -> CommandParser:
-    recipes = [f"  {name:<16} {recipe.__doc__}" for name, recipe in RECIPES.items()]
-    keys = [
-        f"  {f'{key}={format_value(value)}':<38} {FIELDS[key].metadata.get('help', '')}"
-        for key, value in flatten(RunConfig(recipe="")).items()
-        if key != "recipe"
-    ]
-    parser = CommandParser(
-        "run",
-        usage="RECIPE [runs=N] [processes=N] [key=value ...] [section.key=value ...]",
-        epilog=EXAMPLES.format(recipes="\n".join(recipes), keys="\n".join(keys)),
-    )
+def add_options(parser: CommandParser) -> None:
     text = "what to train, see below; or my_recipe.py, my_recipe.py:name, a run's config.json"
     parser.add_argument("recipe", metavar="RECIPE", help=text)
     parser.add_argument("--layers", action="store_true", help="show the layers of the model, and train nothing")
     parser.add_argument("settings", metavar="key=value", nargs="*", help="change a value of the configuration")
-    return parser
 
 
 def run(options: argparse.Namespace) -> int:
@@ -82,8 +78,7 @@ def run(options: argparse.Namespace) -> int:
 
     torch is imported only after every mistake in the arguments was found.
     """
-    resume, settings = read_resume(options.settings)
-    pairs, counts = read_counts(settings)
+    pairs, resume, counts = read_start(options.settings)
     config = resolve(options.recipe, pairs)
     _check_counts(counts, config)
     if options.layers:
@@ -112,25 +107,44 @@ def run(options: argparse.Namespace) -> int:
     with ready_to_run(config, resumption) as ready:
         finished = run_benchmark(*ready)
         show_outcome(finished)
+    return exit_code_of(finished)
+
+
+def exit_code_of(finished: "FinishedRun") -> int:
+    """Return 0 where the targets are met or there are none, 6 where they are missed."""
     return EXIT_DONE if finished.results.status in ("success", "done") else EXIT_TARGET_MISSED
 
 
 @contextmanager
 def ready_to_run(
-    config: RunConfig, resumption: Resumption | None = None
+    config: RunConfig, resumption: Resumption | None
 ) -> Iterator[tuple[RunConfig, "Topology", Resumption | None]]:
-    """Give what `run_benchmark` takes, in this process or those of torchrun; the report is written afterwards.
+    """Give what `run_benchmark` takes, here or in processes of torchrun, and write the report, of a lost run too.
 
     `resumption` is that of the first process.
     """
-    from maskperf.engine.distributed import init_topology, share_from_first
+    from maskperf.engine.distributed import close_topology, init_topology, share_from_first
 
     topology = init_topology(config.system.device)
-    with _reported(topology):
+
+    def report() -> None:
+        _write_report()
+        share_from_first(None, topology)  # all processes stay in the group until it is written
+
+    try:
         resumption = share_from_first(resumption, topology)
         config = config if resumption is None else resumption.config
-        _prepare(config, topology)
-        yield config, topology, resumption
+        if topology.is_first and config.data.is_generated:
+            _generate(config.data)
+        share_from_first(None, topology)  # the others wait until the data is there
+        try:
+            yield config, topology, resumption
+        except LostRunError:
+            report()
+            raise
+        report()
+    finally:
+        close_topology()
 
 
 def _show_layers(config: RunConfig) -> int:
@@ -142,15 +156,27 @@ def _show_layers(config: RunConfig) -> int:
     return EXIT_DONE
 
 
-def read_resume(settings: list[str]) -> tuple[str, list[str]]:
-    """Return what the last `resume=` names, empty text where there is none, and the other settings.
+def read_start(settings: Sequence[str], kinds: Mapping[str, Any] = COUNTS) -> tuple[list[str], str, dict[str, Any]]:
+    """Return the changes of the configuration, what `resume=` names ("": nothing), and the numbers by these names.
 
-    Errors: ConfigError for `resume=` without a value.
+    Counts are 1 where they are not given.
+    Errors: ConfigError for `resume=` without a value, and a number that is not of its kind.
     """
-    wanted = [setting.partition("=")[2].strip() for setting in settings if key_of(setting) == "resume"]
-    if "" in wanted:
-        raise ConfigError("resume: names no run. Fix: resume=auto, or resume=FOLDER with the folder of a run")
-    return wanted[-1] if wanted else "", [setting for setting in settings if key_of(setting) != "resume"]
+    pairs, resume, numbers = list[str](), "", dict[str, Any](dict.fromkeys(COUNTS, 1))
+    for setting in settings:
+        name, text = key_of(setting), setting.partition("=")[2].strip()
+        if name == "resume":
+            if not text:
+                raise ConfigError("resume: names no run. Fix: resume=auto, or resume=FOLDER with the folder of a run")
+            resume = text
+        elif name in kinds:
+            try:
+                numbers[name] = parse_value(text, kinds[name])
+            except ValueError as error:
+                raise ConfigError(f"{setting}: {error}. Fix: give a number, such as {name}=5.") from error
+        else:
+            pairs.append(setting)
+    return pairs, resume, numbers
 
 
 def _find_resumption(wanted: str, config: RunConfig, processes: int, *, runs: int) -> Resumption | None:
@@ -164,24 +190,6 @@ def _find_resumption(wanted: str, config: RunConfig, processes: int, *, runs: in
         return resumption_of(folder, wanted, config, processes)
     print(f"resume={wanted}: no run of {config.recipe} is unfinished; a new one starts", flush=True)
     return None
-
-
-def read_counts(settings: list[str]) -> tuple[list[str], dict[str, int]]:
-    """Return the changes of the configuration, and how many runs and processes there are.
-
-    Errors: ConfigError for a count that is not an integer above 0.
-    """
-    pairs, counts = [], dict.fromkeys(COUNTS, 1)
-    for setting in settings:
-        name = key_of(setting)
-        if name not in COUNTS:
-            pairs.append(setting)
-            continue
-        try:
-            counts[name] = parse_value(setting.partition("=")[2].strip(), Count)
-        except ValueError as error:
-            raise ConfigError(f"{setting}: {error}. Fix: give a number, such as {name}=5.") from error
-    return pairs, counts
 
 
 def _check_counts(counts: dict[str, int], config: RunConfig) -> None:
@@ -209,8 +217,7 @@ def resolve(recipe: str, pairs: list[str]) -> RunConfig:
     given = {key_of(pair) for pair in pairs}
     if "data.train_json" in given or ("data.root" in given and _root_is_own(config)):
         config = with_overrides(config, [pair for pair in FOR_OWN_DATA if key_of(pair) not in given - GENERATED])
-    validate(config)
-    return config
+    return validate(config)
 
 
 def _root_is_own(config: RunConfig) -> bool:
@@ -222,35 +229,13 @@ def _root_is_own(config: RunConfig) -> bool:
     return config.mlperf.division != "closed"
 
 
-def _prepare(config: RunConfig, topology: "Topology") -> None:
-    """Write the synthetic data set, if the configuration has one."""
+def _generate(data: DataConfig) -> None:
+    """Write the synthetic data set, unless it is there."""
     from maskperf.demo.dataset import write_demo_dataset
-    from maskperf.engine.distributed import share_from_first
 
-    if topology.is_first and config.data.is_generated:
-        written = write_demo_dataset(Path(config.data.root), *config.data.generate_images)
-        where = f"{'written to' if written else 'found in'} {config.data.root}"
-        print(f"demo data set of {sum(config.data.generate_images[:2])} images {where}", flush=True)
-    share_from_first(None, topology)  # the others wait until it is there
-
-
-@contextmanager
-def _reported(topology: "Topology") -> Iterator[None]:
-    """Write the report after the run, also a lost one; all processes stay in the group until it is written."""
-    from maskperf.engine.distributed import close_topology, share_from_first
-
-    lost: LostRunError | None = None
-    try:
-        try:
-            yield
-        except LostRunError as error:
-            lost = error
-        _write_report()
-        share_from_first(None, topology)
-    finally:
-        close_topology()
-    if lost is not None:
-        raise lost
+    written = write_demo_dataset(Path(data.root), *data.generate_images)
+    where = f"{'written to' if written else 'found in'} {data.root}"
+    print(f"demo data set of {sum(data.generate_images[:2])} images {where}", flush=True)
 
 
 def _write_report() -> None:

@@ -3,8 +3,10 @@
 import argparse
 
 from maskperf.cli.arguments import CommandParser
-from maskperf.errors import EXIT_DONE, EXIT_TARGET_MISSED
+from maskperf.cli.run import exit_code_of
 
+MODELS = ("small", "r50")
+USAGE = "DATA [--val PATH] [--test PATH] [--weights FILE | --backbone FILE | --model NAME] [key=value ...]"
 EXAMPLES = """examples, to copy and paste:
   # a folder in the layout of COCO, a Roboflow export, or images/ with one JSON
   maskperf train my_data
@@ -30,27 +32,20 @@ All other keys are those of `maskperf run --help`. The result is the last and th
 and the configuration: `maskperf run FOLDER/config.json` repeats the run."""
 
 
-def make_parser() -> CommandParser:
-    usage = "DATA [--val PATH] [--test PATH] [--weights FILE | --backbone FILE | --model NAME] [key=value ...]"
-    parser = CommandParser("train", usage=usage, epilog=EXAMPLES)
+def add_options(parser: CommandParser) -> None:
     add, add_path = parser.add_argument, parser.add_path
     add_path("data", "DATA", "folder of a data set, or an annotation file in COCO's format")
     add("settings", metavar="key=value", nargs="*", default=[], help="change a value of the configuration")
     add_path("--val", "PATH", "validation data: annotation file or folder; default: found in DATA, or a fifth of it")
     add_path("--test", "PATH", "data to evaluate the best weights on at the end: annotation file or folder")
-    add_path("--weights", "FILE", "start from a whole model: model.safetensors of a run, or a .pth of the reference")
+    add_path("--weights", "FILE", "start from a whole model: model.safetensors of a run, or weights of another program")
     add_path("--backbone", "FILE", "start from a backbone: Detectron's R-50.pkl, or its .safetensors")
-    add("--model", choices=("small", "r50"), help="without --weights: default r50 with a backbone, else small")
-    return parser
+    add("--model", choices=MODELS, help="without --weights: default r50 with a backbone, else small")
 
 
 def train(options: argparse.Namespace) -> int:
     """Return 0, or 6 where targets were asked for and missed."""
-    from maskperf.cli.train_data import Request, prepare_training, train_here
+    from maskperf.cli.train_data import prepare_training
 
-    values = {name: value for name, value in vars(options).items() if name != "command"}
-    prepared = prepare_training(Request(**{**values, "settings": tuple(options.settings)}))
-    if prepared.processes > 1:
-        return prepared.on_processes()
-    finished = train_here(prepared)
-    return EXIT_DONE if finished.results.status in ("success", "done") else EXIT_TARGET_MISSED
+    prepared = prepare_training(options)
+    return prepared.on_processes() if prepared.processes > 1 else exit_code_of(prepared.here())

@@ -1,25 +1,20 @@
 """Training on own data in one call: what `maskperf train` and `maskperf.train` do."""
 
+import argparse
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maskperf.cli.arguments import path_argument
-from maskperf.cli.run import read_counts, read_resume, ready_to_run, start_processes
+from maskperf.cli.arguments import CommandParser, path_argument
+from maskperf.cli.run import COUNTS, read_start, ready_to_run, start_processes
+from maskperf.cli.train import MODELS
 from maskperf.config import Positive, RunConfig
 from maskperf.data.coco.layout import DataLayout, find_layout
 from maskperf.errors import ConfigError, UserError
-from maskperf.overrides import (
-    NAMES_ELSEWHERE,
-    format_value,
-    key_of,
-    parse_value,
-    path_as_argument,
-    to_json_text,
-    with_overrides,
-)
+from maskperf.overrides import NAMES_ELSEWHERE, format_value, key_of, path_as_argument, to_json_text, with_overrides
 from maskperf.recipe_files import recipe_config
 from maskperf.recipes import OWN_DATA
 from maskperf.run.resume import Resumption, resumption_of, run_to_resume
@@ -38,19 +33,6 @@ PLANNED_SHARE = 0.9  # of the minutes that were asked for: start, report and slo
 NEXT_TO_NOTHING = 0.05
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a user asked for."""
-
-    data: Path
-    settings: tuple[str, ...] = ()
-    val: Path | None = None
-    test: Path | None = None
-    weights: Path | None = None
-    backbone: Path | None = None
-    model: str | None = None
-
-
 @dataclass(frozen=True)
 class Prepared:
     """A training that may begin."""
@@ -59,6 +41,18 @@ class Prepared:
     layout: DataLayout
     processes: int
     resumption: Resumption | None = None  # of an interrupted training
+
+    def here(self) -> "FinishedRun":
+        """Train in this process, then evaluate the best weights on the test part, if there is one."""
+        from maskperf.run.loop import run_benchmark
+        from maskperf.run.summary import show_outcome
+
+        with ready_to_run(self.config, self.resumption) as ready:
+            finished = run_benchmark(*ready)
+            show_outcome(finished)
+        if finished.folder is not None:
+            _conclude(finished.results.best, finished.folder, self.layout)
+        return finished
 
     def on_processes(self) -> int:
         """Train on several processes of this machine, then end as in one; return the exit code."""
@@ -93,31 +87,27 @@ def train(
     Values of the configuration are `"section.key=value"`, or keywords for those without a dot: `epochs=20, seed=1`.
     Errors: UserError for what the user can fix.
     """
-    paths = {"val": val, "test": test, "weights": weights, "backbone": backbone}
-    request = Request(
-        data=path_argument(str(data)),
-        settings=(*settings, *(f"{name}={format_value(value)}" for name, value in values.items())),
-        model=model,
-        **{name: None if path is None else path_argument(str(path)) for name, path in paths.items()},
-    )
-    prepared = prepare_training(request)
+    given = {"val": val, "test": test, "weights": weights, "backbone": backbone}
+    paths = {name: None if path is None else path_argument(str(path)) for name, path in given.items()}
+    settings += tuple(f"{name}={format_value(value)}" for name, value in values.items())
+    options = argparse.Namespace(data=path_argument(str(data)), settings=settings, model=model, **paths)
+    prepared = prepare_training(options)
     if prepared.processes > 1:
         raise ConfigError(f"processes={prepared.processes}: maskperf.train works in one. Fix: use the command")
-    return train_here(prepared)
+    return prepared.here()
 
 
-def prepare_training(request: Request) -> Prepared:
-    """Return the training that a request leads to, after the plan was said.
+def prepare_training(options: argparse.Namespace) -> Prepared:
+    """Return the training that the options of the command ask for, after the plan was said.
 
     Errors: ConfigError and DataError before anything is made; torch is imported only when the arguments are right.
     """
-    resume, settings = read_resume(list(request.settings))
-    pairs, minutes, is_auto, processes = _read_settings(settings)
+    pairs, resume, minutes, is_auto, processes = _read_settings(options.settings)
     checked = with_overrides(RunConfig(recipe=OWN_DATA), pairs)
-    _check_start_options(request)
+    _check_start_options(options)
     if not resume:
         require_run_folder(checked.run_dir)
-    layout = find_layout(request.data, val=request.val, test=request.test)
+    layout = find_layout(options.data, val=options.val, test=options.test)
     print("\n".join(layout.lines()), flush=True)
     resumption = _find_resumption(resume, checked, layout, pairs, processes) if resume else None
     if resumption is not None:
@@ -127,32 +117,22 @@ def prepare_training(request: Request) -> Prepared:
     from maskperf.engine.distributed import init_topology
     from maskperf.run.own_data import plan_training
 
-    start = _start(request)
+    start = _start(options)
     topology = init_topology(checked.system.device)
-    plan = plan_training(layout, start, pairs, topology.device.type)
+
+    def planned() -> "Plan":
+        return plan_training(layout, start, pairs, topology.device.type)
+
+    plan = planned()
     if is_auto:
-        pairs, line = _with_fitting_batch(plan, pairs, topology, processes)
-        print(line, flush=True)
-        plan = plan_training(layout, start, pairs, topology.device.type)
+        pairs.append(_fitting_batch(plan, topology, processes))
+        plan = planned()
     print("\n".join(plan.lines), flush=True)
     check_start(plan.config, processes)
     if minutes:
         pairs += _length_for(plan, minutes, topology, processes)
-        plan = plan_training(layout, start, pairs, topology.device.type)
+        plan = planned()
     return Prepared(plan.config, layout, processes)
-
-
-def train_here(prepared: Prepared) -> "FinishedRun":
-    """Train in this process, then evaluate the best weights on the test part, if there is one."""
-    from maskperf.run.loop import run_benchmark
-    from maskperf.run.summary import show_outcome
-
-    with ready_to_run(prepared.config, prepared.resumption) as ready:
-        finished = run_benchmark(*ready)
-        show_outcome(finished)
-    if finished.folder is not None:
-        _conclude(finished.results.best, finished.folder, prepared.layout)
-    return finished
 
 
 def _find_resumption(
@@ -171,24 +151,19 @@ def _find_resumption(
     return resumption_of(folder, wanted, with_overrides(stored, pairs), processes)
 
 
-def _read_settings(settings: list[str]) -> tuple[list[str], float, bool, int]:
-    """Return the pairs of the configuration, the minutes (0: not given), whether batch=auto, and the processes."""
+def _read_settings(settings: Sequence[str]) -> tuple[list[str], str, float, bool, int]:
+    """Return the pairs of the configuration, what to resume, the minutes (0: not given), if batch=auto, processes."""
     if "WORLD_SIZE" in os.environ:
         raise ConfigError("WORLD_SIZE is set: train starts its processes itself. Fix: processes=N without torchrun")
-    rest, counts = read_counts(settings)
-    if counts["runs"] > 1:
+    rest, resume, numbers = read_start(settings, {**COUNTS, "minutes": Positive})
+    if numbers["runs"] > 1:
         raise ConfigError(
             "runs: train makes one run. Fix: maskperf run FOLDER/config.json runs=N seed=-1 run_dir= repeats it"
         )
-    pairs, minutes, is_auto = [], 0.0, False
+    pairs, minutes, is_auto = [], numbers.get("minutes", 0.0), False
     for setting in rest:
         name, _, text = (part.strip() for part in setting.partition("="))
-        if name == "minutes":
-            try:
-                minutes = parse_value(text, Positive)
-            except ValueError as error:
-                raise ConfigError(f"{setting}: {error}. Fix: give a number, such as minutes=30") from error
-        elif name in ("batch", "optimizer.batch_size") and text == "auto":
+        if name in ("batch", "optimizer.batch_size") and text == "auto":
             is_auto = True
         elif name in NOT_HERE:
             raise ConfigError(f"{setting}: cannot be set here. Fix: give DATA and --val")
@@ -197,44 +172,44 @@ def _read_settings(settings: list[str]) -> tuple[list[str], float, bool, int]:
     limits = [pair for pair in pairs if key_of(pair) in ("optimizer.max_epochs", "optimizer.max_steps")]
     if minutes and limits:
         raise ConfigError(f"minutes={minutes:g} and {limits[0]} are two lengths of one run. Fix: give one of them")
-    return pairs, minutes, is_auto, counts["processes"]
+    return pairs, resume, minutes, is_auto, numbers["processes"]
 
 
-def _check_start_options(request: Request) -> None:
-    given = [f"--{name}" for name in ("weights", "backbone") if getattr(request, name) is not None]
-    if request.model is not None and request.weights is not None:
+def _check_start_options(options: argparse.Namespace) -> None:
+    weights, backbone, model = options.weights, options.backbone, options.model
+    if model is not None and weights is not None:
         raise ConfigError("--model and --weights exclude each other: weights bring their model. Fix: leave one out")
-    if len(given) > 1:
+    if weights is not None and backbone is not None:
         raise ConfigError("--weights and --backbone are two starts of one model. Fix: give one of them")
-    if request.backbone is not None and request.model == "small":
+    if backbone is not None and model == "small":
         raise ConfigError("--backbone is that of --model r50. Fix: leave --model out")
-    if request.model not in (None, "small", "r50"):
-        raise ConfigError(f"model={request.model!r} is unknown. Fix: small or r50")
+    if model not in (None, *MODELS):
+        raise ConfigError(f"model={model!r} is unknown. Fix: {' or '.join(MODELS)}")
 
 
-def _start(request: Request) -> "Start":
+def _start(options: argparse.Namespace) -> "Start":
     """Return what the training starts from. Reads the header of weights."""
-    from maskperf.predict.stored import read_weights_metadata, resolve_for_weights
+    from maskperf.predict.stored import resolve_for_weights
     from maskperf.run.own_data import Start
 
-    if request.weights is None:
-        backbone = str(request.backbone or "")
-        return Start(backbone=backbone, model=request.model or ("r50" if backbone else "small"))
-    metadata = read_weights_metadata(request.weights)
-    config, notices = resolve_for_weights(request.weights, metadata, recipe=None, pairs=[])
+    if options.weights is None:
+        backbone = str(options.backbone or "")
+        return Start(backbone=backbone, model=options.model or ("r50" if backbone else "small"))
+    config, metadata, notices = resolve_for_weights(options.weights)
     print("\n".join(notices), flush=True)
-    model = replace(config.model, initial_weights=str(request.weights))
-    names = tuple(metadata.get("category_names", ()))
-    return Start(weights=replace(config, model=model), category_names=names)
+    config = replace(config, model=replace(config.model, initial_weights=str(options.weights)))
+    return Start(weights=config, category_names=tuple(metadata.get("category_names", ())))
 
 
-def _with_fitting_batch(plan: "Plan", pairs: list[str], topology: "Topology", processes: int) -> tuple[list[str], str]:
+def _fitting_batch(plan: "Plan", topology: "Topology", processes: int) -> str:
+    """Return the batch that was measured to fit into memory, as a pair, after it was said."""
     from maskperf.run.measure import fitting_batch
 
     parts = plan.config.optimizer.accumulation_steps
     classes, images = len(plan.train.category_ids), len(plan.train.image_ids)
     batch_size, line = fitting_batch(plan.config, topology, classes, images // (processes * parts))
-    return [*pairs, f"optimizer.batch_size={batch_size * processes * parts}"], line
+    print(line, flush=True)
+    return f"optimizer.batch_size={batch_size * processes * parts}"
 
 
 def _length_for(plan: "Plan", minutes: float, topology: "Topology", processes: int) -> list[str]:
@@ -265,8 +240,6 @@ def _length_for(plan: "Plan", minutes: float, topology: "Topology", processes: i
 
 def _conclude(best: BestEpoch | None, folder: Path, layout: DataLayout) -> None:
     """Show and save what the best weights find on the test part; a problem of it does not undo the training."""
-    from maskperf.cli.evaluate import evaluate, make_parser
-
     if best is not None and best.box_ap < NEXT_TO_NOTHING:
         advice = "start from trained weights (--weights, --backbone), give more images, or more epochs"
         print(f"note: a box AP of {best.box_ap:.3f} is next to nothing. Fix: {advice}", flush=True)
@@ -276,6 +249,7 @@ def _conclude(best: BestEpoch | None, folder: Path, layout: DataLayout) -> None:
     arguments = ["--weights", str(folder / best.weights), "--output", str(folder / "test.json")]
     arguments += ["--val-json", str(layout.test.json_path), "--val-images", str(layout.test.image_folder)]
     try:
-        evaluate(make_parser().read(arguments))
+        parser = CommandParser("evaluate")
+        parser.run(parser.read(arguments))
     except UserError as error:
         print(f"the test part could not be evaluated: {error}", flush=True)

@@ -9,6 +9,7 @@ from maskperf.config import ConventionsName
 from maskperf.errors import EXIT_DATA, EXIT_DONE, ConfigError
 
 FORMS = ("maskperf", "torchvision", "detectron2")
+USAGE = f"FILE [--to {'|'.join(FORMS)} OUT] [options]"
 EXAMPLES = """Files of torchvision, detectron2, mmdetection, maskrcnn-benchmark (MLPerf's reference), Detectron and of
 this program are recognised by the names of their tensors. No code from a file is run, none is written over.
 
@@ -20,15 +21,12 @@ examples, to copy and paste:
   maskperf weights model.safetensors --to torchvision model.pth"""
 
 
-def make_parser() -> CommandParser:
-    usage = f"FILE [--to {'|'.join(FORMS)} OUT] [options]"
-    parser = CommandParser("weights", usage=usage, epilog=EXAMPLES)
+def add_options(parser: CommandParser) -> None:
     parser.add_path("file", "FILE", "the weights")
     parser.add_argument("--to", nargs=2, metavar=("FORM", "OUT"), help=f"write them as {', '.join(FORMS)}")
     parser.add_path("--names", "FILE", "names of the labels: annotations, or a text with one name a line")
     help_text = "what the numbers mean, where the family has several ways"
     parser.add_argument("--conventions", metavar="NAME", type=name_from(get_args(ConventionsName)), help=help_text)
-    return parser
 
 
 def weights(options: argparse.Namespace) -> int:
@@ -44,7 +42,7 @@ def weights(options: argparse.Namespace) -> int:
     if form not in FORMS:
         raise ConfigError(f"--to {form}: unknown form. Fix: choose from {', '.join(FORMS)}.")
     path: Path = path_argument(target)
-    require_new_file(path, overwrite=False, fix="Choose another name, or move the file away.")
+    require_new_file(path, overwrite=None)
     from maskperf.weights.open import open_weights
     from maskperf.weights.write import write_weights
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 from jaxtyping import Bool
+from pycocotools import mask as coco_masks
 
 Polygon = list[tuple[int, int]]
 
@@ -62,5 +63,4 @@ def run_lengths(mask: Bool[np.ndarray, "height width"]) -> list[int]:
 
 def tight_box(mask: Bool[np.ndarray, "height width"]) -> list[float]:
     """Return [x, y, width, height] around the pixels of a mask that has some."""
-    ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return [float(xs[0]), float(ys[0]), float(xs[-1] - xs[0] + 1), float(ys[-1] - ys[0] + 1)]
+    return coco_masks.toBbox(coco_masks.encode(np.asfortranarray(mask, np.uint8))).tolist()

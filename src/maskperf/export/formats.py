@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from maskperf.export.network import PlainNetwork, exported_survivors, survivors
+from maskperf.errors import ConfigError
+from maskperf.export.network import PlainNetwork, exported_survivors, needs_onnx, survivors
 from maskperf.predict.extras import need
 from maskperf.predict.model import Predictor
 
@@ -35,6 +36,7 @@ class Contract:
     category_ids: list[int]
     category_names: list[str]
     score_threshold: float
+    inclusive_corners: bool  # a box is x2 - x1 + 1 pixels wide, or x2 - x1
 
 
 def contract_of(model: Predictor, size_hw: tuple[int, int], batch: int) -> Contract:
@@ -47,14 +49,18 @@ def contract_of(model: Predictor, size_hw: tuple[int, int], batch: int) -> Contr
         category_ids=list(model.categories),
         category_names=list(model.categories.values()),
         score_threshold=model.config.model.score_threshold,
+        inclusive_corners=model.network.conventions.has_plus_one,
     )
 
 
 def write(model: Predictor, contract: Contract, path: Path, *, form: str) -> None:
     """Write the network in one of the formats; the model must be on the CPU.
 
-    Errors: ConfigError where a package is missing.
+    Errors: ConfigError where a package is missing, or the format lacks an operator of the weights' conventions.
     """
+    if form != "onnx" and needs_onnx(model.network.conventions.roi_align):
+        text = f"the conventions {model.config.model.conventions} sample a box by its size, which has no fixed shape"
+        raise ConfigError(f"--format {form}: {text}. Fix: --format onnx, which has an operator for it.")
     if form == "onnx":
         need("onnxscript", purpose="ONNX", install=INSTALL)
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # each operator of torchvision that it cannot find

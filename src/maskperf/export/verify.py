@@ -45,6 +45,8 @@ class Differences:
     tables: tuple[list[ResultTable], list[ResultTable]] = field(default_factory=lambda: ([], []))
 
     def line(self) -> str:
+        if not self.detections:
+            return "note: nothing was found on these images, so nothing was compared. Fix: --verify with other data"
         matched = self.detections - self.unmatched
         return (
             f"largest differences of {matched} of {self.detections} detections: boxes {self.boxes_px:.2g} pixels, "
@@ -54,7 +56,7 @@ class Differences:
 
 def fitted_size_hw(size_hw: tuple[int, int], data: DataConfig, limit_hw: tuple[int, int]) -> tuple[int, int]:
     """Return the size an image has in an exported network: that of training, or what fits."""
-    height, width = target_size_hw(size_hw, data.short_side, data.long_side)
+    height, width = target_size_hw(size_hw, data.short_side, data.long_side, data.resize)
     ratio = min(limit_hw[0] / height, limit_hw[1] / width, 1.0)
     return max(1, int(height * ratio)), max(1, int(width * ratio))
 
@@ -123,6 +125,8 @@ def _compare(
     batch = [np.repeat(array, contract.batch or 1, axis=0) for array in (images, sizes_hw)]
     boxes, scores, labels, masks = (torch.from_numpy(output[:1]) for output in run(*batch))
     classes = torch.from_numpy(np.argmax(labels.numpy()[..., None] == ids, axis=-1) + 1)
+    if not contract.inclusive_corners:
+        boxes = (boxes - boxes.new_tensor([0.0, 0.0, 1.0, 1.0])) * (scores > 0)[..., None]
     of_file = Detections(boxes=boxes, scores=scores, labels=classes, valid=scores > 0, mask_probs=masks)
     height, width = sizes_hw[0].tolist()
     normalized = np.empty((*contract.size_hw, 3), np.float32)
@@ -133,7 +137,7 @@ def _compare(
     _add_differences(of_network, of_file, into)
     owner = EvaluationBatch(inputs, torch.tensor([image_id]), torch.tensor([bgr.shape[:2]]))
     for tables, detections in zip(into.tables, (of_network, of_file), strict=True):
-        tables.append(result_table(detections, owner, ids))
+        tables.append(result_table(detections, owner, ids, model.network.conventions))
 
 
 def _add_differences(of_network: Detections, of_file: Detections, into: Differences) -> None:

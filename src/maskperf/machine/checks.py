@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from maskperf.machine import check_hardware as hardware
 from maskperf.machine.facts import Environment, Finding, note, ok, problem
 
-OLDEST_PYTHON = (3, 11)
-OLDEST_TORCH = (2, 11)
+OLDEST_PYTHON, OLDEST_TORCH = "3.11", "2.11"
 # Source: CUDA Toolkit release notes, table "CUDA Toolkit and Minimum Required Driver Version for CUDA Minor Version
 # Compatibility" (Linux).
 OLDEST_DRIVER_OF_CUDA = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
@@ -41,18 +40,17 @@ def check_software(env: Environment) -> Iterator[Finding]:
         yield ok("system", value, "the container's own limits count as well")
     else:
         yield ok("system", value, "Linux, as tested")
-    value, oldest = (".".join(map(str, version)) for version in (env.python, OLDEST_PYTHON))
-    if env.python[:2] < OLDEST_PYTHON:
-        fix = f"Install Python {oldest} or newer, then ./install.sh."
-        yield problem("Python", value, f"maskperf needs Python {oldest} or newer", fix)
+    python = machine.software["python"] or ""
+    if numbers_of(python) < numbers_of(OLDEST_PYTHON):
+        fix = f"Install Python {OLDEST_PYTHON} or newer, then ./install.sh."
+        yield problem("Python", python, "too old for maskperf", fix)
     else:
-        yield ok("Python", value, "new enough")
+        yield ok("Python", python, "new enough")
     value = f"{torch} (built for {env.torch_build or 'an unknown platform'})"
     if torch is None:
         yield problem("torch", "not installed", "nothing can be trained or evaluated", "Run ./install.sh.")
-    elif numbers_of(torch)[:2] < OLDEST_TORCH:
-        oldest = ".".join(map(str, OLDEST_TORCH))
-        yield problem("torch", value, f"maskperf needs torch {oldest} or newer", "Run ./install.sh.")
+    elif numbers_of(torch) < numbers_of(OLDEST_TORCH):
+        yield problem("torch", value, f"maskperf needs torch {OLDEST_TORCH} or newer", "Run ./install.sh.")
     else:
         yield ok("torch", value, "new enough")
     if probe and probe.failure is not None and not env.gpus:  # with GPUs, `check_cuda` reports it
@@ -65,8 +63,7 @@ def check_cuda(env: Environment) -> Iterator[Finding]:
     count = len(gpu.gpus) or gpu.cards_on_bus
     value = f"torch for {build}, {count} NVIDIA GPU(s)"
     if build is not None and count == 0:
-        meaning = "training runs on the CPU: right for the recipe demo, weeks or more for COCO"
-        yield (ok if build == "cpu" else note)("torch and GPU", value, meaning)
+        yield (ok if build == "cpu" else note)("torch and GPU", value, "the CPU trains: the demo, or COCO in weeks")
     elif build is not None and (build == "cpu" or build.startswith("rocm")):
         fix = "Install torch for CUDA: choose Linux, Pip and CUDA on pytorch.org/get-started."
         yield problem("torch and GPU", value, "this torch cannot use the GPUs: training would run on the CPU", fix)
@@ -77,23 +74,19 @@ def check_cuda(env: Environment) -> Iterator[Finding]:
     elif gpu.cards_on_bus or gpu.complaint is not None:
         value = gpu.complaint or "nvidia-smi is missing, or shows no GPU"
         meaning = f"{gpu.cards_on_bus} NVIDIA card(s) on the PCI bus cannot be used"
-        fix = "Install the NVIDIA driver (./install_cuda_docker.sh), and start the machine again."
-        yield problem("GPU driver", value, meaning, fix)
+        yield problem("GPU driver", value, meaning, "Install it (./install_cuda_docker.sh), and restart the machine.")
     if not gpu.gpus or probe is None:
         return
     name, value = "GPUs seen by torch", f"{len(probe.gpu_names)} of {len(gpu.gpus)}"
     visible = env.variables.get("CUDA_VISIBLE_DEVICES")
     if probe.failure:
-        fix = "Fix what the message names; driver and torch must fit each other."
-        yield problem(name, value, f"torch does not work: {probe.failure}", fix)
+        yield problem(name, value, f"torch does not work: {probe.failure}", "Driver and torch must fit each other.")
     elif len(probe.gpu_names) >= len(gpu.gpus):
         yield ok(name, value, "a run can use all of them")
     elif visible is not None:
-        meaning = f"CUDA_VISIBLE_DEVICES={visible} hides the others"
-        yield note(name, value, meaning, "Unset CUDA_VISIBLE_DEVICES to use all of them.")
+        yield note(name, value, f"CUDA_VISIBLE_DEVICES={visible} hides the others", "Unset it to use all of them.")
     else:
-        fix = "Compare nvidia-smi with the devices that the container or job was given."
-        yield problem(name, value, "a run cannot use the others", fix)
+        yield problem(name, value, "a run cannot use the others", "Look at the devices that the container or job has.")
 
 
 def _driver(env: Environment) -> Finding:
@@ -104,8 +97,7 @@ def _driver(env: Environment) -> Finding:
     if build == "cpu":
         return ok("GPU driver", value, "it answers; the torch installed here does not use it")
     if not wanted or not offered:
-        meaning = f"cannot be compared with torch, which is built for {build or 'an unknown CUDA'}"
-        return note("GPU driver", value, meaning)
+        return note("GPU driver", value, f"cannot be compared with torch, built for {build or 'an unknown CUDA'}")
     if offered[0] < wanted[0]:
         oldest = OLDEST_DRIVER_OF_CUDA.get(wanted[0], "one that offers it")
         fix = f"Update the driver to {oldest} or newer, or install a torch built for CUDA {offered[0]}."
@@ -126,8 +118,7 @@ def check_versions(env: Environment) -> Iterator[Finding]:
     if others:
         hidden = len(others) - PACKAGES_SHOWN
         value = ", ".join(others[:PACKAGES_SHOWN]) + (f" and {hidden} more" if hidden > 0 else "")
-        meaning = "other versions than those the tests ran with; numbers may differ"
-        yield note("package versions", value, meaning, "Run ./install.sh to have the pinned ones.")
+        yield note("package versions", value, "numbers may differ from those of the tests", "Run ./install.sh.")
     elif env.pinned:
         yield ok("package versions", "as in constraints.txt", "the versions that the tests ran with")
 
@@ -150,7 +141,7 @@ def check_network(env: Environment) -> Iterator[Finding]:
     cards = [card.name for card in machine.network] + ["lo"]
     named = {name: env.variables.get(name, "") for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")}
     for variable, text in named.items():
-        prefixes = tuple(prefix for prefix in text.split(",") if prefix)
+        prefixes = tuple(filter(None, text.split(",")))
         if text and text[0] not in "^=" and not any(card.startswith(prefixes) for card in cards):
             meaning = f"no network card has such a name; there are {', '.join(cards)}"
             yield problem("network card", f"{variable}={text}", meaning, f"Unset {variable}, or name one of them.")
@@ -177,13 +168,11 @@ def check_variables(env: Environment) -> Iterator[Finding]:
     if not are_numbers:
         yield problem(name, value, "a run reads them as whole numbers and would stop", fix)
     elif world > 1 and missing:
-        meaning = f"a run would wait for {world - 1} other process(es), and cannot: {', '.join(missing)} missing"
-        yield problem(name, value, meaning, fix)
+        yield problem(name, value, f"a run would wait for {world - 1} more, but {', '.join(missing)} is missing", fix)
     elif world > 1:
         yield note(name, value, f"a run here acts as one of {world} processes, and waits for the others", fix)
     else:
-        meaning = "a single process all the same" if found else "a run here is one process, or starts its own"
-        yield ok(name, value, meaning)
+        yield ok(name, value, "a single process all the same" if found else "a run is one process, or starts its own")
 
 
 def check_services(env: Environment) -> Iterator[Finding]:
@@ -194,15 +183,13 @@ def check_services(env: Environment) -> Iterator[Finding]:
     elif env.clock_synchronized:
         yield ok("clock", "synchronized (NTP)", "time stamps in mlperf.log are right")
     else:
-        meaning = "time stamps in mlperf.log may be wrong, or jump during a run"
-        yield note("clock", "not synchronized", meaning, "sudo timedatectl set-ntp true")
+        yield note("clock", "not synchronized", "times in mlperf.log may be wrong", "sudo timedatectl set-ntp true")
     if docker is None:
         yield ok("Docker", "not found", unneeded)
     elif not docker.runtimes:
         yield ok("Docker", f"{docker.version}, its daemon does not answer", unneeded)
     elif env.gpus and "nvidia" not in docker.runtimes:
-        value = f"{docker.version}, without the nvidia runtime"
-        fix = "Install the NVIDIA container toolkit: ./install_cuda_docker.sh --no-driver."
+        value, fix = f"{docker.version}, without the nvidia runtime", "./install_cuda_docker.sh --no-driver"
         yield note("Docker", value, "containers cannot use the GPUs the classic way", fix)
     else:
         yield ok("Docker", docker.version, "maskperf can run as a container")

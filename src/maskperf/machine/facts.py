@@ -227,7 +227,6 @@ class Environment:
     run_folder_writable: bool
     variables: Mapping[str, str] = field(default_factory=dict)  # of the shell
     process_limits: ProcessLimits = ProcessLimits()
-    python: tuple[int, int, int] = (3, 11, 0)
     torch_build: str | None = None  # cpu, or the CUDA version it was built for
     pinned: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)  # constraints.txt: (pinned, installed)
     load_average: float | None = None

@@ -13,7 +13,7 @@ MODULE_FOLDER = Path("/sys/devices/system/edac/mc")
 NETWORK_FOLDER = Path("/sys/class/net")
 INFINIBAND_FOLDER = Path("/sys/class/infiniband")
 BLOCK_FOLDER = Path("/sys/dev/block")
-SHARED_MEMORY = "/dev/shm"
+SHARED_MEMORY = Path("/dev/shm")
 GIB_OF_UNIT = {"kB": 2**-20, "MB": 2**-10, "GB": 1.0, "TB": 1024.0}  # dmidecode's units are powers of two
 SECTOR_BYTES = 512  # the unit of /sys/.../size, whatever the device's own sectors are
 NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "lustre", "beegfs", "gpfs", "ceph", "9p", "fuse.sshfs")
@@ -24,16 +24,12 @@ VIRTUAL_DISK = re.compile(r"(vd|xvd)[a-z]+")
 def describe_memory() -> MemoryFacts:
     sizes = parse_meminfo(read_text(Path("/proc/meminfo")) or "")
     dimms = parse_dmidecode(run_program(["dmidecode", "--type", "memory"]).output or "") or read_modules(MODULE_FOLDER)
-    try:
-        space = os.statvfs(SHARED_MEMORY)
-    except OSError:
-        space = None
     return MemoryFacts(
         total_gib=sizes.get("MemTotal", system_memory_gib()),
         available_gib=sizes.get("MemAvailable"),
         swap_gib=sizes.get("SwapTotal"),
         dimms=dimms,
-        shared_memory_gib=space.f_blocks * space.f_frsize / 2**30 if space else None,
+        shared_memory_gib=shutil.disk_usage(SHARED_MEMORY).total / 2**30 if SHARED_MEMORY.exists() else None,
     )
 
 

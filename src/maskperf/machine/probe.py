@@ -1,11 +1,9 @@
 """Gathers the facts of this machine and process that need no measurement and no torch."""
 
-import json
 import os
 import platform
 import re
 import resource
-import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -68,11 +66,10 @@ def gather(config: RunConfig, *, data: str | None, run_dir: str | None) -> Envir
         run_folder_writable=is_writable_folder(existing_folder(runs)),
         variables=watched(dict(os.environ)),
         process_limits=process_limits(),
-        python=(sys.version_info.major, sys.version_info.minor, sys.version_info.micro),
         torch_build=torch_build(),
         pinned={name: (pin, installed_version(name)) for name, pin in read_pins(checkout_folder()).items()},
-        load_average=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        clock_synchronized=parse_timedatectl(run_program(["timedatectl", "show"], CLOCK_SECONDS).output or ""),
+        load_average=os.getloadavg()[0],
+        clock_synchronized=clock_synchronized(),
         docker=docker_facts(),
     )
 
@@ -159,18 +156,15 @@ def process_limits() -> ProcessLimits:
     """Return the soft limits of this process."""
     kinds = (resource.RLIMIT_NOFILE, resource.RLIMIT_MEMLOCK, resource.RLIMIT_CORE)
     soft = (resource.getrlimit(kind)[0] for kind in kinds)
-    files, locked, core = (None if limit == resource.RLIM_INFINITY else limit for limit in soft)
-    return ProcessLimits(
-        open_files=files,
-        locked_memory_gib=None if locked is None else locked / 2**30,
-        core_file_gib=None if core is None else core / 2**30,
-    )
+    files, *sizes = (None if limit == resource.RLIM_INFINITY else limit for limit in soft)
+    locked_gib, core_gib = (None if size is None else size / 2**30 for size in sizes)
+    return ProcessLimits(open_files=files, locked_memory_gib=locked_gib, core_file_gib=core_gib)
 
 
-def parse_timedatectl(text: str) -> bool | None:
-    """Return whether the clock follows a time server: the field NTPSynchronized of `timedatectl show`."""
-    match = re.search(r"^NTPSynchronized=(yes|no)$", text, re.MULTILINE)
-    return None if match is None else match[1] == "yes"
+def clock_synchronized() -> bool | None:
+    """Return whether the clock follows a time server; None where systemd does not say."""
+    answer = run_program(["timedatectl", "show", "--property=NTPSynchronized", "--value"], CLOCK_SECONDS)
+    return {"yes": True, "no": False}.get((answer.output or "").strip())
 
 
 def docker_facts() -> DockerFacts | None:
@@ -178,9 +172,6 @@ def docker_facts() -> DockerFacts | None:
     found = re.search(r"version ([0-9][^\s,]*)", run_program(["docker", "--version"], DOCKER_SECONDS).output or "")
     if found is None:
         return None
-    text = run_program(["docker", "info", "--format", "{{json .Runtimes}}"], DOCKER_SECONDS).output or "null"
-    try:
-        runtimes = json.loads(text)  # null where the daemon does not answer
-    except ValueError:
-        runtimes = None
-    return DockerFacts(version=found[1], runtimes=tuple(sorted(runtimes)) if isinstance(runtimes, dict) else ())
+    names = "{{range $name, $about := .Runtimes}}{{println $name}}{{end}}"  # nothing where the daemon does not answer
+    answer = run_program(["docker", "info", "--format", names], DOCKER_SECONDS)
+    return DockerFacts(version=found[1], runtimes=tuple(sorted((answer.output or "").split())))

@@ -76,10 +76,8 @@ def checkout_folder() -> Path | None:
     return package.parents[1] if package.parent.name == "src" else None
 
 
-def system_memory_gib() -> float | None:
+def system_memory_gib() -> float:
     """Return the memory that the operating system counts."""
-    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
-        return None
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
 
 

@@ -5,7 +5,6 @@ doctor down. It therefore imports nothing of maskperf.
 """
 
 import json
-import time
 from typing import Any
 
 SIZE_ON_CPU = 1024
@@ -29,22 +28,12 @@ def probe() -> dict[str, object]:
 
 def _gflops(device: Any, size: int) -> float:
     import torch
+    from torch.utils.benchmark import Timer
 
-    left, right = (torch.rand(size, size, device=device) for _ in range(2))
-
-    def seconds_of_one() -> float:
-        start = time.perf_counter()
-        _ = left @ right
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - start
-
-    seconds_of_one()  # the first one also sets things up
-    end = time.perf_counter() + SECONDS
-    best = seconds_of_one()
-    while time.perf_counter() < end:
-        best = min(best, seconds_of_one())
-    return 2 * size**3 / best / 1e9
+    names = {name: torch.rand(size, size, device=device) for name in ("left", "right")}
+    timer = Timer("left @ right", globals=names, num_threads=torch.get_num_threads())
+    with torch.cuda.device(-1 if device.index is None else device.index):  # the one that the timer waits for
+        return 2 * size**3 / min(timer.blocked_autorange(min_run_time=SECONDS).times) / 1e9
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def _units(moments: Sequence[Moment]) -> Iterator[Finding]:
         yield (refusal if not is_small or is_short or len(found) < len(moments) else note)(
             f"line {first.line}: time_ms is {first.ms:.0f}: {unit}, not milliseconds{more}",
             f"In {unit} this is {datetime.fromtimestamp(first.ms / per_second, UTC):%Y-%m-%d %H:%M} UTC. The official "
-            f"tools read milliseconds, and so count {counted}: of init, of the run, and so of the score.",
+            f"tools read milliseconds, and so count {counted}, also of the score.",
             f"Log whole milliseconds since 1970, {factor}, and run again.",
         )
 

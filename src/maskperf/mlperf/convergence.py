@@ -8,9 +8,11 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations_with_replacement, pairwise
+from itertools import combinations_with_replacement
 from statistics import fmean
 from typing import NamedTuple
+
+import numpy as np
 
 from maskperf.config import NUM_TRAIN_IMAGES
 from maskperf.data.images.sampler import steps_per_epoch
@@ -48,10 +50,8 @@ class EpochForecast(NamedTuple):
 
 def reference_decay_epoch(batch_size: int) -> float:
     """Return the epoch of the last decay of the reference points, interpolated between their batch sizes."""
-    low, high, weight = _neighbours(batch_size, REFERENCE_BATCHES)
-    points = reference_points()
-    low_decay, high_decay = (_epoch_of(points[batch].decay_steps[-1], batch) for batch in (low, high))
-    return (1 - weight) * low_decay + weight * high_decay
+    decays = [_epoch_of(point.decay_steps[-1], batch) for batch, point in reference_points().items()]
+    return float(np.interp(batch_size, REFERENCE_BATCHES, decays))
 
 
 def forecast_epochs(
@@ -94,7 +94,8 @@ def _on_reference_schedule(batch_size: int, systems: Sequence[PublishedSystem]) 
     for system in systems:
         if abs(_decay_epoch(system) - reference_decay_epoch(system.batch_size)) < SAME_SCHEDULE_EPOCHS:
             runs.setdefault(system.batch_size, []).extend(system.epochs_to_targets)
-    low, high, weight = _neighbours(batch_size, sorted(runs))
+    high = min((batch for batch in runs if batch >= batch_size), default=max(runs))
+    low = max((batch for batch in runs if batch <= batch_size), default=high)
     below, above = _levels(runs[low]), _levels(runs[high])
     if low == high:
         sentence = f"{len(runs[low])} runs with batch {low}: reference point and published"
@@ -103,6 +104,7 @@ def _on_reference_schedule(batch_size: int, systems: Sequence[PublishedSystem]) 
         return EpochForecast(below, sentence)
     count = len(runs[low]) + len(runs[high])
     sentence = f"interpolated between {count} runs with batch {low} and batch {high}: reference points and published"
+    weight = (batch_size - low) / (high - low)
     shares = [(index + 0.5) / INTERPOLATION_LEVELS for index in range(INTERPOLATION_LEVELS)]
     between = [(1 - weight) * quantile(below, share) + weight * quantile(above, share) for share in shares]
     return EpochForecast(_levels(between), sentence)
@@ -153,15 +155,6 @@ def _epoch_of(step: int, batch_size: int) -> float:
 
 def _decay_epoch(system: PublishedSystem) -> float:
     return _epoch_of(system.decay_steps[-1], system.batch_size)
-
-
-def _neighbours(batch_size: int, batches: Sequence[int]) -> tuple[int, int, float]:
-    """Return the batches below and above, and the weight of the one above; twice the same one at and past the ends."""
-    for low, high in pairwise(batches):
-        if low < batch_size < high:
-            return low, high, (batch_size - low) / (high - low)
-    nearest = min(batches, key=lambda batch: abs(batch - batch_size))
-    return nearest, nearest, 0.0
 
 
 def _levels(epochs: Sequence[float]) -> Levels:

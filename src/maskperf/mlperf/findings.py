@@ -1,8 +1,8 @@
 """Findings and verdicts about a log or a package, and explanations of what MLPerf's checkers find."""
 
-import functools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache, partial
 from importlib import resources
 
 import msgspec
@@ -21,22 +21,17 @@ FIELDS_OF_KEYS = {  # what sets the value of a key
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Finding:
     """One remark of a checker. Explanation and fix are empty where this program does not know the finding."""
 
     text: str  # as the checker wrote it
-    refuses: bool  # False: a warning or a note
     explanation: str = ""
     fix: str = ""
+    refuses: bool = field(kw_only=True)  # False: a warning or a note
 
 
-def note(text: str, explanation: str, fix: str) -> Finding:
-    return Finding(text=text, refuses=False, explanation=explanation, fix=fix)
-
-
-def refusal(text: str, explanation: str, fix: str) -> Finding:
-    return Finding(text=text, refuses=True, explanation=explanation, fix=fix)
+note, refusal = partial(Finding, refuses=False), partial(Finding, refuses=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +63,7 @@ class Explanations(msgspec.Struct, frozen=True):
     findings: tuple[Explanation, ...]
 
 
-@functools.cache
+@cache
 def explanations() -> Explanations:
     content = resources.files("maskperf.mlperf").joinpath("explanations.toml").read_bytes()
     return msgspec.toml.decode(content, type=Explanations)
@@ -84,6 +79,5 @@ def explained(text: str, *, refuses: bool) -> Finding:
             key = groups.get("key", "")
             fix = f"Set {FIELDS_OF_KEYS[key]} to such a value {RUN_AGAIN}" if key in FIELDS_OF_KEYS else CUT
             values = {**groups, "rule": known.values.get(key, "see the failed test"), "fix": fix}
-            explanation, fix = entry.means.format(**values), entry.fix.format(**values)
-            return Finding(text=text, refuses=refuses, explanation=explanation, fix=fix)
-    return Finding(text=text, refuses=refuses)
+            return Finding(text, entry.means.format(**values), entry.fix.format(**values), refuses=refuses)
+    return Finding(text, refuses=refuses)

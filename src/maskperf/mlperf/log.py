@@ -74,12 +74,10 @@ class MlperfLog:
     def cache_clear(self) -> None:
         self._write("event", keys.CACHE_CLEAR, True)
 
-    def init_start(self) -> None:
-        self._write("start", keys.INIT_START)
-
-    def hyperparameters(self, config: RunConfig, seed: int) -> None:
+    def init_start(self, config: RunConfig) -> None:
         values = flatten(config)
-        self._write("event", keys.SEED, seed)
+        self._write("start", keys.INIT_START)
+        self._write("event", keys.SEED, config.seed)
         self._write("event", keys.OPT_NAME, "sgd_with_momentum" if config.optimizer.method == "sgd" else "adamw")
         for key, field in HYPERPARAMETERS.items():
             self._write("event", key, values[field])
@@ -136,13 +134,11 @@ class MlperfLog:
         """
         self._write("end", keys.RUN_STOP, reason, {"status": keys.ABORTED}, time_ms=self._stop_ms)
 
-    def reason_of_stop(self, reason: str, metadata: dict) -> None:
-        """Write why a run is about to be aborted; `metadata` has the step and the numbers that were known then."""
-        self._write("event", "maskperf_stop", reason, metadata)
-
-    def abort(self) -> None:
-        """Close a run that an error cut short; nothing where none is going on."""
+    def abort(self, reason: str | None = None, metadata: dict | None = None) -> None:
+        """Close a run that an error cut short, with the reason where it has one; nothing where none is going on."""
         if self._is_running:
+            if reason is not None:
+                self._write("event", "maskperf_stop", reason, metadata)
             self.run_stop(success=False)
 
     def wall_clock_drift_seconds(self) -> float:

@@ -53,10 +53,8 @@ def check_name(option: str, name: str) -> str:
     """
     taken = " It is the name of the implementation." if (option, name) == ("--system", IMPLEMENTATION) else ""
     if taken or not NAME.fullmatch(name):
-        raise ConfigError(
-            f"{option} {name!r}: cannot be the name of a folder in a submission.{taken} Fix: take letters, digits "
-            "and . _ - + only, and a letter or digit first."
-        )
+        fix = "take letters, digits and . _ - + only, and a letter or digit first."
+        raise ConfigError(f"{option} {name!r}: cannot be the name of a folder in a submission.{taken} Fix: {fix}")
     return name
 
 
@@ -66,17 +64,13 @@ def check_set(logs: Sequence[BenchmarkLog], division: str | None) -> str:
     Errors: ConfigError where there are not five; RuleError where their division is not one, or not `division`.
     """
     if len(logs) != RUNS:
-        raise ConfigError(
-            f"{len(logs)} logs are given, and a submission has exactly {RUNS}. Fix: give a series of {RUNS} runs "
-            f"(maskperf run RECIPE runs={RUNS}), or {RUNS} logs."
-        )
+        fix = f"give a series of {RUNS} runs (maskperf run RECIPE runs={RUNS}), or {RUNS} logs."
+        raise ConfigError(f"{len(logs)} logs are given, and a submission has exactly {RUNS}. Fix: {fix}")
     found = sorted({log.division or "(none)" for log in logs})
     wanted = division or found[0]
     if found != [wanted]:
-        raise RuleError(
-            f"the logs are of the division {' and '.join(found)}, not all of {wanted}. Fix: make the runs with "
-            f"mlperf.division={wanted}; the division of a run is chosen before it, and logs are never edited by hand."
-        )
+        fix = f"make the runs with mlperf.division={wanted}; it is chosen before a run, never edited into a log."
+        raise RuleError(f"the logs are of the division {' and '.join(found)}, not all of {wanted}. Fix: {fix}")
     return wanted
 
 
@@ -88,19 +82,15 @@ def find_source(package: Path) -> Path:
     source = package.parents[1]
     missing = [name for name in ("install.sh", "run_and_time.sh", "constraints.txt") if not (source / name).is_file()]
     if package.parent.name != "src" or missing:
-        raise ConfigError(
-            f"{source}: is not the source tree of maskperf, whose code goes into a submission. Fix: install it with "
-            "install.sh of the source tree, and use the maskperf in its .venv."
-        )
+        fix = "install it with install.sh of the source tree, and use the maskperf in its .venv."
+        raise ConfigError(f"{source}: is not the source tree of maskperf, which goes into a submission. Fix: {fix}")
     return source
 
 
 def refuse_existing(path: Path) -> None:
     """Errors: StorageError where a file or folder would be written over."""
     if path.exists() or path.is_symlink():
-        raise StorageError(
-            f"{path}: exists already, and nothing was changed. Fix: choose another --output, or move it."
-        )
+        raise StorageError(f"{path}: exists already; nothing was changed. Fix: choose another --output, or move it.")
 
 
 def write_package(
@@ -117,9 +107,8 @@ def write_package(
 
     arguments: those of `maskperf run`; remarks: on the nature of the logs; source: the source tree of this program.
 
-    Errors: StorageError where the folder exists or cannot be made.
+    Errors: StorageError where the folder cannot be made.
     """
-    refuse_existing(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".maskperf-package-", dir=folder.parent) as scratch:

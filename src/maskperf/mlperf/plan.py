@@ -130,10 +130,8 @@ def make_plan(question: PlanQuestion, systems: Sequence[PublishedSystem] | None 
     training = min(question.accelerators, batch_size)
     below = batch_size // training * training
     if below != batch_size:
-        raise ConfigError(
-            f"--batch-size {batch_size} cannot be shared evenly by {training} devices. Fix: {below} or "
-            f"{below + training}, or another number of devices."
-        )
+        fix = f"{below} or {below + training}, or another number of devices."
+        raise ConfigError(f"--batch-size {batch_size} cannot be shared evenly by {training} devices. Fix: {fix}")
     forecast = EpochForecast(((question.epochs or 0.0, 1.0),), "given with --epochs")
     if question.epochs is None:
         forecast = forecast_epochs(batch_size, known, last_decay_step=question.last_decay_step)
@@ -253,12 +251,10 @@ def limits(plan: Plan, alternatives: tuple[Plan, ...] = ()) -> tuple[str, ...]:
     exposed, evaluation, once, training = (seconds / (60 * plan.run_minutes.expected) for seconds in parts)
     best = min((plan, *alternatives), key=lambda other: other.score_minutes.expected)
     found = {
-        f"no reference point above batch {largest}: the rules ask for your own, ten runs of the reference or "
-        "more": batch_size > largest,
+        f"no reference point above batch {largest}: the rules ask for your own, of ten runs": batch_size > largest,
         _spare_devices(plan): plan.accelerators > plan.training_devices,
         _few_images(plan): plan.images_per_device < LARGEST_PUBLISHED_IMAGES_PER_DEVICE,
-        f"batch {batch_size} needs {epochs:.1f} epochs, where 14 are enough up to batch {LARGEST_QUICK_BATCH}: more "
-        "images for the same result": batch_size > LARGEST_QUICK_BATCH,
+        f"{epochs:.1f} epochs, where 14 are enough up to batch {LARGEST_QUICK_BATCH}": batch_size > LARGEST_QUICK_BATCH,
         f"all-reduce: {times.exposed_exchange_ms:.1f} of its {times.exchange_ms or 0:.1f} ms do not fit behind a step, "
         f"{exposed:.0%} of the run": exposed >= WORTH_MENTIONING,
         f"evaluation: training stands still for {evaluation:.0%} of the run": evaluation >= WORTH_MENTIONING,
@@ -292,10 +288,10 @@ def _few_images(plan: Plan) -> str:
             images = system.batch_size // system.training_devices
             rates[images] = max(rates.get(images, 0.0), system.images_per_second)
     shown = ", ".join(f"{rates[images]:.0f} with {images}" for images in sorted(rates, reverse=True))
+    own, most = plan.images_per_device, LARGEST_PUBLISHED_IMAGES_PER_DEVICE
     return (
-        f"{plan.images_per_device} in the batch for each device, where published systems have up to"
-        f" {LARGEST_PUBLISHED_IMAGES_PER_DEVICE}: a device is used better with more ({fastest}: {shown} images/s), so"
-        f" the given rate must be one measured with {plan.images_per_device}"
+        f"{own} in the batch for each device, where published systems have up to {most}: a device is used better"
+        f" with more ({fastest}: {shown} images/s), so the given rate must be one measured with {own}"
     )
 
 

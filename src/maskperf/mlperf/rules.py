@@ -75,11 +75,8 @@ def refuse_broken_rules(config: RunConfig, world: int) -> None:
     count = "one rule of the benchmark is" if len(broken) == 1 else f"{len(broken)} rules of the benchmark are"
     lines = [f"recipe {config.recipe} with mlperf.division=closed: {count} broken, and nothing was started."]
     lines += [f"{result.field}={result.value}: the rule '{result.rule}' allows {result.allowed}" for result in broken]
-    lines.append(
-        "Fix: give values that are allowed, or set mlperf.division=open, where all of this is free. "
-        "docs/rules.md has the source of each rule."
-    )
-    raise RuleError("\n".join(lines))
+    fix = "Fix: give values that are allowed, or set mlperf.division=open. docs/rules.md has the source of each rule."
+    raise RuleError("\n".join([*lines, fix]))
 
 
 def as_given(config: RunConfig, command_line: object) -> RunConfig:

@@ -13,18 +13,15 @@ from maskperf.machine.facts import MachineFacts
 from maskperf.machine.gpus import link_summary
 from maskperf.schema import Environment, file_error, read_json
 
-ACCELERATOR_FIELDS = (
-    *("accelerator_model_name", "accelerator_host_interconnect", "accelerator_frequency"),
-    *("accelerator_on-chip_memories", "accelerator_memory_configuration", "accelerator_memory_capacity"),
-    *("accelerator_interconnect", "accelerator_interconnect_topology"),
-)
 FIELDS = (
     *("submitter", "division", "status", "system_name", "number_of_nodes", "host_processors_per_node"),
     *("host_processor_model_name", "host_processor_core_count", "host_processor_vcpu_count"),
     *("host_processor_frequency", "host_processor_caches", "host_processor_interconnect", "host_memory_capacity"),
     *("host_storage_type", "host_storage_capacity", "host_networking", "host_networking_topology"),
-    *("host_memory_configuration", "accelerators_per_node", *ACCELERATOR_FIELDS, "cooling", "hw_notes"),
-    *("framework", "other_software_stack", "operating_system", "sw_notes"),
+    *("host_memory_configuration", "accelerators_per_node", "accelerator_model_name", "accelerator_host_interconnect"),
+    *("accelerator_frequency", "accelerator_on-chip_memories", "accelerator_memory_configuration"),
+    *("accelerator_memory_capacity", "accelerator_interconnect", "accelerator_interconnect_topology", "cooling"),
+    *("hw_notes", "framework", "other_software_stack", "operating_system", "sw_notes"),
 )
 COMMAND_FIELDS = {"submitter": "--submitter", "division": "--division"}
 FIX = "Give a system description such as systems/NAME.json of a submission."
@@ -96,8 +93,8 @@ def describe_recorded(environment: Environment) -> Description:
 
 def unknown_fields(description: Mapping[str, str | dict[str, str]]) -> list[str]:
     """Return the fields that somebody has to fill in; those of accelerators only where there are any."""
-    skipped = set(NOTES) | (set(ACCELERATOR_FIELDS) if description.get("accelerators_per_node") == "0" else set())
-    return [name for name in FIELDS if name not in skipped and not description.get(name)]
+    skipped = (*NOTES, "accelerator_") if description.get("accelerators_per_node") == "0" else NOTES
+    return [name for name in FIELDS if not name.startswith(skipped) and not description.get(name)]
 
 
 def read_fills(pairs: Sequence[str]) -> dict[str, str]:

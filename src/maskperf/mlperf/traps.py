@@ -72,13 +72,11 @@ def meanings(log: BenchmarkLog) -> list[str]:
     own = f"the targets were {log.targets[0]:g} and {log.targets[1]:g}"
     texts = {
         f"benchmark {log.benchmark or '(none)'}: only {BENCHMARK} is checked in full here.": log.benchmark != BENCHMARK,
-        "a demo is not a submission: it has synthetic images and its own targets. Only the form of its log "
-        "counts.": log.recipe == DEMO,
+        "a demo is not a submission: its images are synthetic. Only the form of its log counts.": log.recipe == DEMO,
         f"not a submission: {own if has_targets(*log.targets) else 'the run had no targets'}, and the benchmark asks "
         f"for {BOX_TARGET} box AP and {MASK_TARGET} mask AP.": log.recipe != DEMO and log.targets != COCO_TARGETS,
-        "open division: model and settings are free, and the checker asks neither for the targets nor for as many "
-        "epochs as the reference needs. The time does not compare with the closed division (mlperf.division=closed, "
-        "chosen before a run).": log.division == "open",
+        "open division: model, settings, targets and number of epochs are free. The time does not compare with the "
+        "closed division (mlperf.division=closed, chosen before a run).": log.division == "open",
     }
     return [text for text, applies in texts.items() if applies]
 
@@ -90,16 +88,15 @@ def several_runs(log: BenchmarkLog, attempts: Attempts) -> Iterator[Finding]:
         places = ", ".join(f"line {record.line} after step {record.value}" for record in resumed)
         yield refusal(
             f"{places}: the run was taken up again here from a checkpoint",
-            "A run of the benchmark goes from its start to its stop in one piece, so this one is no result of it. "
-            "The weights are as good as those of an unbroken run.",
+            "A run of the benchmark is of one piece, so this is no result. The weights are as good as those of one.",
             "For a result of the benchmark, run again without an interruption.",
         )
     elif attempts.mixed is not None:
         lines = f"lines {attempts.mixed.first_line} and {attempts.mixed.second_line}"
         yield refusal(
             f"{lines}: the lines of two runs are mixed in this file: {attempts.mixed.sign}",
-            "Two programs, or two processes of one, wrote into it at the same time. No line names its program, so "
-            "the file cannot be cut into two, and what is counted over all of it means nothing.",
+            "Two programs, or two processes of one, wrote into it at the same time. No line names its program, so the "
+            "file cannot be cut into two, and counts over all of it mean nothing.",
             "Run again, with a file of its own for each run and one process that writes it.",
         )
     elif len(attempts.runs) > 1:
@@ -107,7 +104,7 @@ def several_runs(log: BenchmarkLog, attempts: Attempts) -> Iterator[Finding]:
     elif attempts.resumed and sum(record.key == "run_start" for record in log.records) == 1:
         yield note(
             f"line {attempts.resumed[0]}: the run was taken up again here",
-            "A run of the benchmark goes from its start to its stop in one piece; a review may ask about this one.",
+            "A run of the benchmark is of one piece; a review may ask about this one.",
             "Run again without an interruption.",
         )
 
@@ -135,12 +132,8 @@ def _one_after_the_other(log: BenchmarkLog, attempts: Attempts) -> Finding:
         fix = f"Line {shared} has records of both: put a line break in front of each {TOKEN.strip()}, and check again."
     elif commands:
         fix = f"Cut at {lines}, and change nothing else: {'; '.join(commands)}"
-    return Finding(
-        text=f"{lines}: {begin}; this file holds {len(runs)} runs",
-        refuses=attempts.are_several,
-        explanation=f"{effect} {'; '.join(outcomes).capitalize()}.",
-        fix=fix,
-    )
+    text = f"{lines}: {begin}; this file holds {len(runs)} runs"
+    return Finding(text, f"{effect} {'; '.join(outcomes).capitalize()}.", fix, refuses=attempts.are_several)
 
 
 def _contents(run: Attempt) -> list[tuple]:
@@ -173,8 +166,7 @@ def _stops(log: BenchmarkLog) -> Iterator[Finding]:
         if first.key == other.key == "run_stop" and first.status == "success" != other.status:
             yield refusal(
                 f"line {other.line}: the success of line {first.line} was taken back: {other.value}",
-                "What was found after the clock had stopped counts: this run is no success, although the official "
-                "tools that count its time go by the first run_stop.",
+                "This run is no success, although the official tools count its time by the first run_stop.",
                 "Find out why, and run again.",
             )
 
@@ -186,8 +178,7 @@ def _misread(log: BenchmarkLog) -> Iterator[Finding]:
             if key in text and record.key != key:
                 yield refusal(
                     f"line {record.line}: the record {record.key} contains the text {key}",
-                    f"The RCP checker looks for this text anywhere in a line and takes the record for {key}: it "
-                    "reads a wrong value or stops.",
+                    f"The RCP checker takes any line with this text for {key}: it reads a wrong value or stops.",
                     f"Do not write {key} into other records, and run again.",
                 )
 
@@ -198,11 +189,10 @@ def _not_finite(log: BenchmarkLog) -> Iterator[Finding]:
             json.dumps([record.value, record.metadata], allow_nan=False)
         except ValueError:
             yield Finding(
-                text=f"line {record.line}: {record.key} holds a number that is not finite (NaN or Infinity)",
+                f"line {record.line}: {record.key} holds a number that is not finite (NaN or Infinity)",
+                "This is not JSON, although the official tools read it, and mostly means that training went wrong.",
+                "Look at the losses around this line; write null for such numbers.",
                 refuses=record.key == "eval_accuracy",
-                explanation="This is not JSON, although the official tools read it, and mostly means that training "
-                "went wrong.",
-                fix="Look at the losses around this line; write null for such numbers.",
             )
 
 
@@ -234,8 +224,8 @@ def _seeds(log: BenchmarkLog) -> Iterator[Finding]:
         if odd_part < FLOAT_INTEGERS < abs(seed) < 2**128:
             yield note(
                 f"seed {seed}",
-                "A 32-bit float can hold this seed exactly, as only 1 in 256 or fewer can by chance: it was perhaps "
-                "rounded on its way, as the reference does it, and other runs can get the same seed.",
+                "A 32-bit float can hold it exactly, which is so of 1 in 256 by chance: perhaps it was rounded on its "
+                "way, as in the reference, and other runs can get the same seed.",
                 "Where all runs show this, pass the seed on as a whole number. One alone may be chance.",
             )
 
@@ -250,8 +240,7 @@ def _samples(log: BenchmarkLog) -> Iterator[Finding]:
             yield note(
                 f"line {found.line}: {key} is {json.dumps(found.value)}; the reference {images}: {wanted:,}",
                 SAMPLES_SEEN.get((key, number or 0), usual),
-                f"Where the run had other images, run again with those {wanted:,}; where only the number is another "
-                f"one, log {wanted} from now on.",
+                f"Run again with those {wanted:,}; where only the number is another one, log {wanted} from now on.",
             )
 
 

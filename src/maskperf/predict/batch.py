@@ -28,8 +28,8 @@ def predict_images(
     output: Output,
     *,
     threshold: float,
-    tile: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    tile: int,
+    progress: Callable[[int, int], None],
 ) -> tuple[list[Problem], int]:
     """Predict on image files, numbered from 1, and return the problems of those that cannot be used.
 

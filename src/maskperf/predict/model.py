@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 from maskperf.config import RunConfig
 from maskperf.data.images.buckets import padded_size
 from maskperf.data.images.collate import Sample, make_evaluation_batch
+from maskperf.data.images.objects import packed
 from maskperf.data.images.raw_images import images_on_device
 from maskperf.data.images.transforms import target_size_hw
 from maskperf.engine.build import build_model
@@ -26,7 +27,7 @@ from maskperf.evaluation.results import result_table
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.predict.inputs import read_bgr
 from maskperf.predict.result import Prediction
-from maskperf.predict.stored import read_weights_metadata, resolve_for_weights
+from maskperf.predict.stored import resolve_for_weights
 from maskperf.predict.tiles import merged, tile_boxes
 from maskperf.techniques import chosen_techniques, using
 
@@ -151,9 +152,8 @@ def load(
     Errors: ConfigError for settings that cannot be used; DataError for a file that cannot.
     """
     path = Path(weights).expanduser()
-    metadata = read_weights_metadata(path)
     pairs = [*settings, *([f"system.device={device}"] if device != "auto" else [])]
-    config, notices = resolve_for_weights(path, metadata, recipe=recipe, pairs=pairs)
+    config, metadata, notices = resolve_for_weights(path, recipe=recipe, pairs=pairs)
     ids, names = metadata.get("category_ids", []), metadata.get("category_names", [])
     num_classes = config.model.num_classes or len(ids) + 1
     if not ids:
@@ -174,16 +174,12 @@ def _sample(image: Bgr, number: int, data: Any) -> Sample:
     """Return an image as the loader has it, without ground truth."""
     size_hw = (image.shape[0], image.shape[1])
     return Sample(
+        **vars(packed([], with_runs=False)),
         bgr=image,
         size_hw=target_size_hw(size_hw, data.short_side, data.long_side, data.resize),
         is_mirrored=False,
         means_bgr=data.pixel_means_bgr,
         resize=data.resize,
-        boxes=np.zeros((0, 4), np.float32),
-        labels=np.zeros(0, np.int64),
-        polygon_offsets=np.zeros(1, np.int64),
-        point_offsets=np.zeros(1, np.int64),
-        points=np.zeros((0, 2), np.float32),
         image_id=number,
         sample_seed=0,
         original_size_hw=size_hw,

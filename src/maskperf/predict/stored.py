@@ -1,6 +1,6 @@
 """What weights say about themselves, and the configuration to use them with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,16 @@ def read_weights_metadata(path: Path) -> dict[str, Any]:
 
 
 def resolve_for_weights(
-    path: Path, metadata: Mapping[str, Any], *, recipe: str | RunConfig | None, pairs: Sequence[str]
-) -> tuple[RunConfig, list[str]]:
-    """Return the configuration for weights, checked, and notices about where it comes from.
+    path: Path, *, recipe: str | RunConfig | None = None, pairs: Sequence[str] = ()
+) -> tuple[RunConfig, dict[str, Any], list[str]]:
+    """Return the configuration for weights, checked, their metadata, and notices about where the first comes from.
 
     It is that of the recipe (a name or a file), else that in the metadata, else that of the recipe coco. The machine is
     not a property of weights, so the section `system` is always the default one.
     Files without metadata come from the reference, whose batch norms are frozen and know no epsilon; so are theirs.
-    Errors: ConfigError for a recipe, key or value that cannot be used.
+    Errors: ConfigError for a recipe, key or value that cannot be used; DataError as `read_weights_metadata`.
     """
+    metadata = read_weights_metadata(path)
     if recipe is None and "config" in metadata:
         try:
             config = from_json_text(metadata["config"])
@@ -49,6 +50,5 @@ def resolve_for_weights(
         notices.append("model.batch_norm=frozen, because the file holds no metadata of a run")
     model = replace(config.model, backbone_weights="", initial_weights="")
     data = replace(config.data, generate_images=(0, 0), check_counts=False)
-    config = with_overrides(replace(config, model=model, data=data, system=SystemConfig()), pairs)
-    validate(config)
-    return config, notices
+    config = validate(with_overrides(replace(config, model=model, data=data, system=SystemConfig()), pairs))
+    return config, metadata, notices

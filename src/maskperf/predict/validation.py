@@ -23,7 +23,7 @@ from maskperf.evaluation.predict import predict
 from maskperf.evaluation.scores import GroundTruth, Scores, score
 from maskperf.machine.threads import threads_of_process
 from maskperf.model.mask_rcnn import MaskRcnn
-from maskperf.predict.stored import read_weights_metadata, resolve_for_weights
+from maskperf.predict.stored import resolve_for_weights
 from maskperf.run.console import Progress
 from maskperf.run.data import class_count_problems, split_batches
 from maskperf.structures import EvaluationBatch
@@ -83,16 +83,15 @@ def evaluate(
     if bool(val_json) != bool(val_images) or (data and val_json):
         raise ConfigError("give either data, or val_json and val_images together, or none of them")
     path = Path(weights)
-    metadata = read_weights_metadata(path)
-    config, notices = resolve_for_weights(path, metadata, recipe=recipe, pairs=settings)
+    config, metadata, notices = resolve_for_weights(path, recipe=recipe, pairs=settings)
     config = with_data(config, root=data, val_json=val_json, val_images=val_images)
-    opened = open_evaluation(path, config, metadata, truth_is_optional=False)
+    opened = open_evaluation(path, config, metadata)
     assert opened.truth is not None  # one process, which is the first
     start = time.monotonic()
     results = predict_split(opened)
     seconds = time.monotonic() - start
-    limit = most_counted(config.model)
-    scores = score(opened.truth, *results, engine=engine or config.evaluation.engine, max_detections=limit)
+    engine, limit = engine or config.evaluation.engine, most_counted(config.model)
+    scores = score(opened.truth, *results, engine=engine, max_detections=limit)
     images = len(opened.val.image_ids)
     return Evaluation(scores, images, images_per_second=images / seconds, notices=(*notices, *opened.lines))
 
@@ -110,7 +109,7 @@ def with_data(
 
 
 def open_evaluation(
-    weights: Path, config: RunConfig, metadata: Mapping[str, Any], *, truth_is_optional: bool
+    weights: Path, config: RunConfig, metadata: Mapping[str, Any], *, truth_is_optional: bool = False
 ) -> Opened:
     """Return everything an evaluation needs, checked. Sets the number of threads of this process.
 

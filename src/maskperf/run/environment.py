@@ -18,7 +18,6 @@ GIT_SECONDS = 20.0
 def describe_environment(processes: int = 1) -> Environment:
     """Return what can be found out about this process and its machine."""
     commit, is_modified = _git_state()
-    memory_gib = system_memory_gib()
     return Environment(
         python=platform.python_version(),
         packages={name: installed_version(name) for name in PACKAGES},
@@ -26,7 +25,7 @@ def describe_environment(processes: int = 1) -> Environment:
         cpu_model=describe_cpu().model,
         cpu_logical_cores=os.cpu_count(),
         cpu_physical_cores=usable_physical_cores(),
-        memory_gib=None if memory_gib is None else round(memory_gib, 2),
+        memory_gib=round(system_memory_gib(), 2),
         gpus=_gpus(),
         cuda=torch.version.cuda,
         torch_threads=torch.get_num_threads(),

@@ -116,8 +116,7 @@ def saves_lost_run(session: Session, training: Training, rescues: Callable[[int]
             return
         text, image_ids = _save_black_box(session, training, error)
         metadata = {"step": error.step, "event": error.event, "image_ids": image_ids[:SHOWN_IMAGE_IDS]}
-        session.log.reason_of_stop(text, metadata)
-        session.log.abort()
+        session.log.abort(text, metadata)
         save_results(session, training.recorder, reason=text)
         session.writer.wait()
         text = share_from_first(text, session.topology)  # nobody leaves before the first process has written all

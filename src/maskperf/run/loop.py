@@ -95,8 +95,7 @@ def _set_up(session: Session) -> tuple[Training, Callable[..., StepResult], bool
     config, topology, images = session.config, session.topology, images_per_rank(session.config, session.topology)
     session.log.submission(config)
     clear_caches(session)
-    session.log.init_start()
-    session.log.hyperparameters(config, config.seed)
+    session.log.init_start(config)
     model, notices = build_model(config.model, config.seed)
     for notice in notices:
         session.say(notice)

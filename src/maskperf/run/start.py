@@ -11,7 +11,7 @@ from maskperf.machine.probe import torch_build
 WEIGHT_FILES = {  # field of the section model: what to do where its file is missing
     "backbone_weights": "Set it to Detectron's R-50.pkl (ImageNetPretrained/MSRA of its model zoo, MD5 "
     f"{BACKBONE_MD5}), or to nothing (model.backbone_weights=) to start from random weights.",
-    "initial_weights": "Set it to a model.safetensors of a run or a .pth of the reference, or to nothing.",
+    "initial_weights": "Set it to a model.safetensors of a run or weights of another program, or to nothing.",
 }
 
 

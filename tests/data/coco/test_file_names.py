@@ -1,4 +1,3 @@
-import json
 import os
 import unicodedata
 from dataclasses import replace
@@ -203,13 +202,3 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path):
     with pytest.raises(DataError, match="The folder cannot be listed") as caught:
         resolve_file_names(replace(index, image_folder=index.image_path(0)))
     assert caught.value.problems[0].value == "Not a directory"
-
-
-def test_an_image_of_a_url_alone_is_found(tmp_path):
-    index = index_of(tmp_path, ["a.jpg"], ["a.jpg"])
-    document = json.loads(index.json_path.read_text())
-    url = "http://images.cocodataset.org/val2017/a.jpg"
-    document["images"][0] |= {"file_name": None, "coco_url": url}
-    index = replace(read(tmp_path, document), image_folder=index.image_folder)
-    resolved, (notice,), problems = resolve_file_names(index)
-    assert resolved.file_names == ("a.jpg",) and "as the path of a URL" in notice and problems == []

@@ -114,16 +114,6 @@ def test_training_leaves_out_images_without_an_object(tmp_path):
         assert whole.file_names[5] == "deep/er/30..jpg"
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_run_length_objects_have_runs_and_no_polygons(tmp_path, training):
-    document = good_document()
-    document["annotations"][0]["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": [100, 20, HEIGHT * WIDTH - 120]}
-    index = read(tmp_path, document, training=training)
-    np.testing.assert_array_equal(index.polygon_offsets, [0, 1, 1, 2])
-    np.testing.assert_array_equal(index.run_offsets, [0, 0, 3, 3])
-    np.testing.assert_array_equal(index.run_ends, [100, 120, HEIGHT * WIDTH])
-
-
 def test_locate_finds_the_coco_layout_or_the_given_paths(tmp_path):
     for part in ("train2017", "val2017"):
         (tmp_path / part).mkdir()
@@ -207,6 +197,4 @@ def test_ids_are_shown_as_the_file_has_them(tmp_path):
     shown = [index.shown_id(position) for position in range(NUM_IMAGES)]
     assert sorted(shown) == ["'a'", "'b'", "'c'", "'d'", "'e'", "'f'"]
     assert [rest.shown_id(position) for position in range(NUM_IMAGES - 1)] == shown[1:] and len(rest.image_keys) == 5
-    numbered = index_of(tmp_path)
-    assert numbered.first_ids([5, 0]) == "first ids: 15, 10"
-    assert numbered.first_ids(range(6)) == "first ids: 10, 11, 12, 13, 14"
+    assert index_of(tmp_path).shown_id(5) == "15"

@@ -18,76 +18,45 @@ def tree(root: Path, *files: str) -> Path:
     return root
 
 
-def found(root: Path, part) -> tuple[str, str] | None:
-    if part is None:
-        return None
-    folder = part.image_folder.relative_to(root).as_posix()
-    return part.json_path.relative_to(root).as_posix(), folder
+def found(root: Path, part) -> str:
+    """Return file and folder with a blank between, empty where there is no such part."""
+    return "" if part is None else f"{part.json_path.relative_to(root)} {part.image_folder.relative_to(root)}"
 
 
-CASES = [
+IN_FOLDERS, ALONE = "annotations and images in folders of their own", "one annotation file and its images"
+TRAIN, VAL = "annotations/instances_train2017.json", "annotations/instances_val2017.json"
+CASES = [  # files, what is said, and what is found: train, val and test
+    (f"{TRAIN} {VAL} train2017/1.jpg val2017/2.jpg", "COCO's layout", f"{TRAIN} train2017", f"{VAL} val2017", ""),
     (
-        (
-            "annotations/instances_train2017.json",
-            "annotations/instances_val2017.json",
-            "train2017/1.jpg",
-            "val2017/2.jpg",
-        ),
-        "COCO's layout",
-        ("annotations/instances_train2017.json", "train2017"),
-        ("annotations/instances_val2017.json", "val2017"),
-        None,
-    ),
-    (
-        (f"train/{ROBOFLOW}", "train/1.jpg", f"valid/{ROBOFLOW}", "valid/2.jpg", f"test/{ROBOFLOW}", "test/3.jpg"),
+        f"train/{ROBOFLOW} train/1.jpg valid/{ROBOFLOW} valid/2.jpg test/{ROBOFLOW} test/3.jpg",
         "a Roboflow export",
-        (f"train/{ROBOFLOW}", "train"),
-        (f"valid/{ROBOFLOW}", "valid"),
-        (f"test/{ROBOFLOW}", "test"),
+        *(f"{folder}/{ROBOFLOW} {folder}" for folder in ("train", "valid", "test")),
     ),
     (
-        ("train.json", "train/1.png", "val.json", "val/2.PNG"),
+        "train.json train/1.png val.json val/2.PNG",
         "annotation files beside folders of images",
-        ("train.json", "train"),
-        ("val.json", "val"),
-        None,
+        *("train.json train", "val.json val", ""),
     ),
     (
-        ("annotations/train.json", "annotations/validation.json", "images/train/1.jpg", "images/validation/2.jpg"),
-        "annotations and images in folders of their own",
-        ("annotations/train.json", "images/train"),
-        ("annotations/validation.json", "images/validation"),
-        None,
+        "annotations/train.json annotations/validation.json images/train/1.jpg images/validation/2.jpg",
+        IN_FOLDERS,
+        *("annotations/train.json images/train", "annotations/validation.json images/validation", ""),
     ),
+    ("annotations/train.json images/a/1.jpg", IN_FOLDERS, "annotations/train.json images", "", ""),
     (
-        ("annotations/train.json", "images/a/1.jpg"),
-        "annotations and images in folders of their own",
-        ("annotations/train.json", "images"),
-        None,
-        None,
+        "train/annotations.json train/images/1.jpg test/annotations.json test/images/2.jpg",
+        IN_FOLDERS,
+        *("train/annotations.json train/images", "", "test/annotations.json test/images"),
     ),
-    (
-        ("train/annotations.json", "train/images/1.jpg", "test/annotations.json", "test/images/2.jpg"),
-        "annotations and images in folders of their own",
-        ("train/annotations.json", "train/images"),
-        None,
-        ("test/annotations.json", "test/images"),
-    ),
-    (("result.json", "images/1.jpg"), "one annotation file and its images", ("result.json", "images"), None, None),
-    ((ROBOFLOW, "1.jpg", "other.json"), "one annotation file and its images", (ROBOFLOW, "."), None, None),
-    (
-        ("annotations/all.json", "1.tif"),
-        "one annotation file and its images",
-        ("annotations/all.json", "."),
-        None,
-        None,
-    ),
+    ("result.json images/1.jpg", ALONE, "result.json images", "", ""),
+    (f"{ROBOFLOW} 1.jpg other.json", ALONE, f"{ROBOFLOW} .", "", ""),
+    ("annotations/all.json 1.tif", ALONE, "annotations/all.json .", "", ""),
 ]
 
 
 @pytest.mark.parametrize(("files", "kind", "train", "val", "test"), CASES)
 def test_a_layout_is_found_and_said(tmp_path, files, kind, train, val, test):
-    layout = find_layout(tree(tmp_path, *files))
+    layout = find_layout(tree(tmp_path, *files.split()))
     parts = (layout.train, layout.val, layout.test)
     assert (layout.kind, *(found(tmp_path, part) for part in parts)) == (kind, train, val, test)
     said = "\n".join(layout.lines())
@@ -97,16 +66,16 @@ def test_a_layout_is_found_and_said(tmp_path, files, kind, train, val, test):
 def test_parts_that_are_elsewhere_are_named_by_a_file_or_a_folder(tmp_path):
     root = tree(tmp_path, "a/data.json", "a/images/1.jpg", "b/check.json", "b/check/2.jpg", f"c/{ROBOFLOW}", "c/3.jpg")
     layout = find_layout(root / "a", val=root / "b" / "check.json", test=root / "c")
-    assert found(root, layout.val) == ("b/check.json", "b/check")
-    assert found(root, layout.test) == (f"c/{ROBOFLOW}", "c")
-    assert found(root, find_layout(root / "b" / "check.json").train) == ("b/check.json", "b/check")
+    assert found(root, layout.val) == "b/check.json b/check"
+    assert found(root, layout.test) == f"c/{ROBOFLOW} c"
+    assert found(root, find_layout(root / "b" / "check.json").train) == "b/check.json b/check"
 
 
 def test_a_val_inside_of_the_folder_does_not_count_as_a_second_file(tmp_path):
     root = tree(tmp_path, "mine.json", "held_out.json", "images/1.jpg")
     layout = find_layout(root, val=root / "held_out.json")
-    assert found(root, layout.train) == ("mine.json", "images")
-    assert found(root, layout.val) == ("held_out.json", "images")
+    assert found(root, layout.train) == "mine.json images"
+    assert found(root, layout.val) == "held_out.json images"
 
 
 @pytest.mark.parametrize(

@@ -196,17 +196,6 @@ def test_every_draw_has_a_purpose_of_its_own(index):
     assert expected - {"only pasted object"} <= {purpose for purpose, *_ in asked} <= expected
 
 
-def test_a_draw_changes_with_each_part_of_its_key():
-    def draws(seed=5, epoch=1, purpose="scale", more=()):
-        return [loader._uniform(seed, epoch, image_id, purpose, *more) for image_id in range(1000, 1400)]
-
-    first = np.array(draws())
-    assert 0 <= first.min() < 0.02 and 0.98 < first.max() < 1 and len(set(first)) == 400
-    for change in ({"seed": 6}, {"epoch": 2}, {"purpose": "top"}, {"more": (0,)}, {"more": (1,)}):
-        assert abs(np.corrcoef(first, draws(**change))[0, 1]) < 0.2  # of unrelated ones: 0 with deviation 0.05
-    assert np.array_equal(first, draws())
-
-
 @pytest.mark.parametrize("static_sizes", [False, True])
 def test_batches_are_the_same_from_any_step_on_and_fit_their_room(index, static_sizes):
     feeding = Feeding(aspect_buckets=static_sizes, static_sizes=static_sizes)

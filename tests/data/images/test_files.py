@@ -51,20 +51,16 @@ def test_good_images_pass_without_a_notice(index, data):
     assert prepare_images(index, data) == (index, (), [])
 
 
-def test_problems_of_names_and_heads_come_in_one_pass_by_image(bad_index):
-    index, notices, problems = prepare_images(bad_index, DataConfig())
-    assert (len(index.image_ids), notices) == (NUM_IMAGES, ())
-    assert image_ids(problems) == [2, 3, 6, 7]
-    assert [problem.field for problem in problems] == ["file_name", "pixels", "height, width", "pixels"]
-
-
-def test_decoding_finds_what_a_look_does_not(bad_index):
-    progress = []
-    _, _, problems = prepare_images(
-        bad_index, DataConfig(), decode=True, progress=lambda *counts: progress.append(counts)
+@pytest.mark.parametrize("decode", [False, True])
+def test_problems_of_names_and_files_come_in_one_pass_by_image_and_decoding_finds_more(bad_index, decode):
+    progress, fields = [], {2: "file_name", 3: "pixels", 5: "pixels", 6: "height, width", 7: "pixels"}
+    index, notices, problems = prepare_images(
+        bad_index, DataConfig(), decode=decode, progress=lambda *counts: progress.append(counts)
     )
-    assert image_ids(problems) == [2, 3, 5, 6, 7]
-    assert progress[-1] == (7, 7)
+    assert (len(index.image_ids), notices) == (NUM_IMAGES, ())
+    expected = {image_id: field for image_id, field in fields.items() if decode or image_id != 5}
+    assert dict(zip(image_ids(problems), (problem.field for problem in problems), strict=True)) == expected
+    assert progress[-1] == ((7, 7) if decode else (3, 3))
 
 
 def test_bad_images_are_left_out_with_counts_where_this_was_asked_for(bad_index):
@@ -91,11 +87,6 @@ def test_where_no_image_is_left_it_is_an_error(index):
         prepare_images(index, SKIPPING)
     first, *others = caught.value.problems
     assert (first.where, first.value, len(others)) == ("all images", "8 images", NUM_IMAGES)
-
-
-def test_the_limit_of_pixels_is_that_of_the_configuration(index):
-    _, _, problems = prepare_images(index, DataConfig(max_image_pixels=HEIGHT * WIDTH - 1))
-    assert ["data.max_image_pixels=2400" in problem.fix for problem in problems] == [True] * NUM_IMAGES
 
 
 def test_a_split_is_opened_with_its_notices(index):

@@ -2,11 +2,10 @@ import threading
 from collections import Counter
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from image_folder import SMALL as DATA
-from image_folder import assert_equal, image_index, training_loader, triangle
+from image_folder import image_index, training_loader, triangle
 
 from maskperf.data.images import loader
 from maskperf.data.images.buckets import bucket_sizes, group_numbers, image_buckets
@@ -35,24 +34,6 @@ def pixels_of(sample) -> torch.Tensor:
 
 def loader_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("maskperf-loader")]
-
-
-def test_a_flipped_sample_mirrors_pixels_and_targets_but_not_in_evaluation(index):
-    never, always = (replace(DATA, flip_probability=chance) for chance in (0.0, 1.0))
-    plain, mirrored = sample_of(index, 0, never), sample_of(index, 0, always)
-    width = plain.size_hw[1]
-    assert torch.equal(pixels_of(mirrored), pixels_of(plain).flip(2))
-    np.testing.assert_allclose(mirrored.boxes[:, 0], width - 1 - plain.boxes[:, 2], rtol=1e-6)
-    np.testing.assert_allclose(mirrored.points[:, 0], width - 1 - plain.points[:, 0], rtol=1e-6)
-    assert torch.equal(pixels_of(sample_of(index, 0, always, training=False)), pixels_of(plain))
-
-
-def test_batches_come_in_order_whatever_the_threads_and_the_first_step(index):
-    whole = list(training_loader(index, replace(DATA, loader_threads=1)).batches(0, 11))
-    assert len(whole) == 11
-    for first_step in (0, 1, 6):
-        found = training_loader(index, replace(DATA, loader_threads=4)).batches(first_step, 4)
-        assert_equal(found, whole[first_step : first_step + 4])
 
 
 @pytest.mark.parametrize(("feeding", "images_per_rank"), [(Feeding(), 2), (STATIC, 3)], ids=["plain", "static"])

@@ -12,7 +12,7 @@ from image_folder import image_index, training_loader
 
 from maskperf.config import DataConfig
 from maskperf.data.images import loader
-from maskperf.data.images.loader import Feeding, is_flipped, load_sample
+from maskperf.data.images.loader import Feeding, load_sample
 from maskperf.seeds import derive_seed
 
 IMAGES = 24
@@ -25,42 +25,33 @@ def index(tmp_path_factory):
     return image_index(tmp_path_factory.mktemp("draws"), [(16, 20), (20, 16)] * (IMAGES // 2))
 
 
-def flips(seed=5, epoch=1, image_ids=MANY, probability=0.5) -> np.ndarray:
-    return np.array([is_flipped(seed, epoch, image_id, probability) for image_id in image_ids])
+def draws(seed=5, epoch=1, image_ids=MANY, purpose="flip", more=()) -> np.ndarray:
+    return np.array([loader._uniform(seed, epoch, image_id, purpose, *more) for image_id in image_ids])
 
 
-def assert_unrelated(first: np.ndarray, second: np.ndarray):
-    """Independent coins agree 200 times in 400, with a standard deviation of 10."""
-    assert 150 < (first == second).sum() < 250
+CHANGES = [
+    *({"seed": 6}, {"seed": 2**62}, {"epoch": 2}, {"epoch": 13}, {"image_ids": range(1001, 1401)}),
+    *({"purpose": "scale"}, {"purpose": "sample"}, {"purpose": "order"}, {"more": (0,)}, {"more": (1,)}),
+]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"seed": 6}, {"seed": 2**62}, {"epoch": 2}, {"epoch": 13}, {"image_ids": range(1001, 1401)}],
-    ids=["seed", "large seed", "epoch", "late epoch", "image"],
-)
-def test_flips_change_with_each_part_of_their_key(change):
-    assert_unrelated(flips(), flips(**change))
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_draw_changes_with_each_part_of_its_key(change):
+    first, other = draws(), draws(**change)
+    assert abs(np.corrcoef(first, other)[0, 1]) < 0.2  # of unrelated ones: 0 with deviation 0.05
+    assert 150 < ((first < 0.5) == (other < 0.5)).sum() < 250  # 200 expected, standard deviation 10
 
 
-def test_flips_have_a_purpose_of_their_own():
-    for purpose in ("sample", "order"):
-        coins = [derive_seed(5, purpose, 1, image_id) >> 61 == 0 for image_id in MANY]
-        assert_unrelated(flips(), np.array(coins))
+def test_draws_repeat_and_are_spread_evenly():
+    first = draws()
+    assert 0 <= first.min() < 0.02 and 0.98 < first.max() < 1 and len(set(first)) == 400
+    assert np.array_equal(first, draws())
 
 
 def test_an_image_is_flipped_about_every_other_epoch():
-    times = np.sum([flips(epoch=epoch, image_ids=range(100)) for epoch in range(1, 41)], axis=0)
+    times = np.sum([draws(epoch=epoch, image_ids=range(100)) < 0.5 for epoch in range(1, 41)], axis=0)
     assert times.min() >= 8 and times.max() <= 32  # 20 expected of 40, standard deviation 3.2
     assert 1800 < times.sum() < 2200  # 2000 expected, standard deviation 32
-
-
-def test_a_larger_probability_only_adds_flips():
-    few, more = flips(probability=0.2), flips(probability=0.7)
-    assert 0 < few.sum() < more.sum() < len(MANY)
-    assert not (few & ~more).any()
-    assert flips(probability=1.0).all()
-    assert not flips(probability=0.0).any()
 
 
 @pytest.mark.parametrize(
@@ -95,7 +86,8 @@ def test_training_draws_by_seed_epoch_and_image_and_nothing_else(index, monkeypa
         batches = training_loader(index, rank=rank, **options).batches((pass_number - 1) * steps, steps)
         assert len(list(batches)) == steps
     keys = product(passes, index.image_ids.tolist())
-    assert sorted(found) == sorted((key[1], derive_seed(5, "sample", *key), is_flipped(5, *key, 0.5)) for key in keys)
+    expected = [(key[1], derive_seed(5, "sample", *key), loader._uniform(5, *key, "flip") < 0.5) for key in keys]
+    assert sorted(found) == sorted(expected)
 
 
 def test_evaluation_draws_nothing(index):

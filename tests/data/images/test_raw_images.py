@@ -90,13 +90,6 @@ def test_a_batch_that_is_ready_passes_through(index):
     assert prepared.images.pixels.data_ptr() == batch.images.pixels.data_ptr()
 
 
-def test_images_are_prepared_once(index):
-    batch = next(batches_of(index, RAW))
-    prepare_images(batch, CPU)
-    with pytest.raises(RuntimeError, match="prepared before"):
-        prepare_images(batch, CPU)
-
-
 def test_the_loader_lives_on_few_buffers(index, monkeypatch):
     made = []
     empty = torch.empty

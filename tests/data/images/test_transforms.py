@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskperf.data.images.transforms import move_boxes, move_points, normalize_into, resize_and_mirror, target_size_hw
+from maskperf.data.images.transforms import normalize_into, resize_and_mirror, target_size_hw
 
 BENCHMARK_ROWS = [  # original width, height, resized width, height
     (640, 480, 1066, 800),
@@ -66,20 +66,6 @@ def test_an_image_is_mirrored_after_its_resize(size_hw):
     rgb = random_image(13, 17)
     resized = resize_and_mirror(rgb, size_hw, is_mirrored=False)
     np.testing.assert_array_equal(resize_and_mirror(rgb, size_hw, is_mirrored=True), resized[:, ::-1])
-
-
-@pytest.mark.parametrize(("is_mirrored", "expected"), [(False, [[2, 6], [1, 30]]), (True, [[37, 6], [38, 30]])])
-def test_points_scale_by_the_ratio_of_each_axis_and_mirror_at_width_minus_one(is_mirrored, expected):
-    points = np.array([[1, 2], [0.5, 10]], np.float32)
-    np.testing.assert_array_equal(move_points(points, (10, 20), (30, 40), is_mirrored=is_mirrored), expected)
-
-
-@pytest.mark.parametrize(("is_mirrored", "expected"), [(False, [[2, 6, 6, 12]]), (True, [[33, 6, 37, 12]])])
-def test_boxes_move_with_their_corners(is_mirrored, expected):
-    boxes = np.array([[1, 2, 3, 4]], np.float32)
-    found = move_boxes(boxes, (10, 20), (30, 40), is_mirrored=is_mirrored)
-    np.testing.assert_array_equal(found, expected)
-    assert found.dtype == np.float32
 
 
 @pytest.mark.parametrize("size_hw", [(5, 7), (8, 12), (1, 12), (8, 1)])

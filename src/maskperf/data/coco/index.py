@@ -12,7 +12,7 @@ import numpy as np
 
 from maskperf.config import DataConfig
 from maskperf.data.coco.columns import NotPlain, columns_of_document, read_columns
-from maskperf.data.coco.document import IDS_SHOWN, Document, Reading, parse_document, read_text, shown
+from maskperf.data.coco.document import Document, Reading, parse_document, read_text, shown
 from maskperf.data.coco.repair import repair_document
 from maskperf.data.coco.selection import select
 from maskperf.data.coco.table import Table, load_table, save_table, settled_state
@@ -71,11 +71,6 @@ class CocoIndex:
         """Return the id of the image at this position for a message."""
         return shown(self.image_key(position))
 
-    def first_ids(self, positions: Iterable[int]) -> str:
-        """Return the ids of the first of these images, for the end of a notice."""
-        shown_ids = [self.shown_id(int(position)) for position in list(positions)[:IDS_SHOWN]]
-        return f"first ids: {', '.join(shown_ids)}"
-
     def with_image_keys(self, results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return entries of COCO's result format with the ids of the images as the file has them."""
         if not self.image_keys:
@@ -97,12 +92,20 @@ class CocoIndex:
                 counts = np.diff(getattr(self, name))
                 changes[name] = np.concatenate([[0], np.cumsum(counts[is_in[owner]])]).astype(np.int64)
                 is_in[part] = np.repeat(is_in[owner], counts)
-        for name, part in ARRAYS.items():
-            if getattr(self, name) is not None:
-                changes[name] = getattr(self, name)[is_in[part]]
+        changes |= {name: getattr(self, name)[is_in[part]] for name, part in ARRAYS.items() if part in is_in}
         for name in ("file_names", "image_keys"):
             changes[name] = tuple(compress(getattr(self, name), is_in["images"]))
         return replace(self, **changes)
+
+    def objects_at(self, position: int) -> dict[str, np.ndarray]:
+        """Return the arrays of the objects of one image, offsets from 0; no runs where the file has none."""
+        where = {"objects": slice(*self.object_offsets[position : position + 2])}
+        found = {}
+        for name, owner, part in OFFSETS[1:]:
+            if getattr(self, name) is not None:
+                own = getattr(self, name)[where[owner].start : where[owner].stop + 1]
+                where[part], found[name] = slice(own[0], own[-1]), own - own[0]
+        return found | {name: getattr(self, name)[where[part]] for name, part in ARRAYS.items() if part in where}
 
 
 def read_coco(

@@ -18,6 +18,10 @@ SPLIT_NAMES = {
 ROBOFLOW_FILE = "_annotations.coco.json"
 WHOLE_FILES = (ROBOFLOW_FILE, "annotations.json", "instances.json", "instances_default.json", "coco.json")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+LOOKED_FOR = (
+    f"annotations/instances_train2017.json, annotations/train.json, train.json, train/{ROBOFLOW_FILE}, "
+    "or one JSON beside the images"
+)
 MOST_ENTRIES = 10_000  # of a folder that are looked at
 SHOWN_ENTRIES = 12
 OTHER_FORMATS = (
@@ -46,12 +50,8 @@ class DataLayout:
 
     def lines(self) -> list[str]:
         """Return what to say about it, a line for each part."""
-        parts = {"train": self.train, "val": self.val, "test": self.test}
-        found = [
-            f"  {name:<5} {part.json_path}, images in {part.image_folder}"
-            for name, part in parts.items()
-            if part is not None
-        ]
+        parts = zip(SPLIT_NAMES, (self.train, self.val, self.test), strict=True)
+        found = [f"  {name:<5} {part.json_path}, images in {part.image_folder}" for name, part in parts if part]
         return [f"data: {self.kind}", *found]
 
 
@@ -68,9 +68,11 @@ def find_layout(data: Path, *, val: Path | None = None, test: Path | None = None
     if not data.is_dir():
         raise _error(data, "DATA", "There is no such folder or file.", "Give the folder of a data set.")
     found = {name: part for name in SPLIT_NAMES if (part := _find_split(data, name)) is not None}
-    kind = _kind_of(data, found.get("train"))
     if "train" not in found:
-        found, kind = {"train": _only_file(data, named)}, "one annotation file and its images"
+        found = {"train": _only_file(data, named)}
+        kind = "one annotation file and its images"
+    else:
+        kind = _kind_of(data, found["train"].json_path)
     found |= named
     return DataLayout(kind, found["train"], found.get("val"), found.get("test"))
 
@@ -78,11 +80,9 @@ def find_layout(data: Path, *, val: Path | None = None, test: Path | None = None
 def _find_split(root: Path, split: str) -> SplitPaths | None:
     """Return the files of a split by the names that it may have, those of COCO first."""
     for word in SPLIT_NAMES[split]:
-        for json_path in _json_candidates(root, word):
-            if json_path.is_file():
-                folder = _image_folder(_folder_candidates(root, json_path, word))
-                if folder is not None:
-                    return SplitPaths(json_path, folder)
+        for json_path in filter(Path.is_file, _json_candidates(root, word)):
+            if folder := _image_folder(_folder_candidates(root, json_path, word)):
+                return SplitPaths(json_path, folder)
     return None
 
 
@@ -97,16 +97,14 @@ def _json_candidates(root: Path, word: str) -> Iterator[Path]:
     yield root / word / f"{word}.json"
 
 
-def _folder_candidates(root: Path, json_path: Path, word: str) -> Iterator[Path]:
+def _folder_candidates(root: Path, json_path: Path, word: str) -> list[Path]:
     if json_path.parent.name == word:  # annotations and images of a split in one folder
-        yield from (json_path.parent / "images", json_path.parent)
-        return
-    for parent in (root, root / "images"):
-        yield from (parent / f"{word}2017", parent / word)
-    yield from (root / "images", root / "JPEGImages", root)
+        return [json_path.parent / "images", json_path.parent]
+    of_split = [parent / name for parent in (root, root / "images") for name in (f"{word}2017", word)]
+    return [*of_split, root / "images", root / "JPEGImages", root]
 
 
-def _image_folder(candidates: Iterator[Path] | Sequence[Path]) -> Path | None:
+def _image_folder(candidates: Sequence[Path]) -> Path | None:
     """Return the first folder that holds an image, itself or in its subfolders."""
     return next((folder for folder in candidates if folder.is_dir() and _holds_images(folder)), None)
 
@@ -116,15 +114,12 @@ def _holds_images(folder: Path) -> bool:
     return any(path.suffix.lower() in IMAGE_SUFFIXES for path in entries)
 
 
-def _kind_of(root: Path, train: SplitPaths | None) -> str:
-    if train is None:
-        return ""
-    name = train.json_path.name
-    if name == ROBOFLOW_FILE:
+def _kind_of(root: Path, train_json: Path) -> str:
+    if train_json.name == ROBOFLOW_FILE:
         return "a Roboflow export"
-    if train.json_path == root / "annotations" / "instances_train2017.json":
+    if train_json == root / "annotations" / "instances_train2017.json":
         return "COCO's layout"
-    if train.json_path.parent == root:
+    if train_json.parent == root:
         return "annotation files beside folders of images"
     return "annotations and images in folders of their own"
 
@@ -140,7 +135,7 @@ def _only_file(root: Path, named: dict[str, SplitPaths]) -> SplitPaths:
     known = [path for path in files if path.name in WHOLE_FILES]
     if len(known or files) != 1:
         raise _not_found(root, files)
-    json_path = (known or files)[0]
+    (json_path,) = known or files
     folder = _image_folder((root / "images", root / json_path.stem, root / "JPEGImages", root))
     if folder is None:
         fix = "Put the images into images/ beside the annotations."
@@ -155,11 +150,10 @@ def _named_part(path: Path, split: str) -> SplitPaths:
     """
     if path.is_file():
         parent = path.parent
-        stem = path.stem.removeprefix("instances_")
-        words = (stem, *(f"{word}{year}" for word in SPLIT_NAMES[split] for year in ("2017", "")))
-        candidates = [parent / word for word in words]
-        candidates += [folder / word for folder in (parent / "images", parent.parent) for word in words]
-        folder = _image_folder([*candidates, parent / "images", parent, parent.parent / "images"])
+        words = [f"{word}{year}" for word in SPLIT_NAMES[split] for year in ("2017", "")]
+        words.insert(0, path.stem.removeprefix("instances_"))
+        named = [folder / word for folder in (parent, parent / "images", parent.parent) for word in words]
+        folder = _image_folder([*named, parent / "images", parent, parent.parent / "images"])
         if folder is None:
             fix = "Put them into a folder of the file's name, or into images/ beside it."
             raise _error(path, f"the images of {split}", f"No folder near {path} holds images.", fix)
@@ -171,13 +165,11 @@ def _named_part(path: Path, split: str) -> SplitPaths:
 
 
 def _not_found(root: Path, files: Sequence[Path]) -> DataError:
-    looked_for = "annotations/instances_train2017.json, annotations/train.json, train.json, "
-    looked_for += f"train/{ROBOFLOW_FILE}, or one JSON beside the images"
     fix = "Arrange the files in one of these ways, or give the annotation file itself, with --val for a second one."
     entries = sorted(path.name + "/" * path.is_dir() for path in islice(root.iterdir(), MOST_ENTRIES))
-    shown = ", ".join(entries[:SHOWN_ENTRIES]) + f" and {len(entries) - SHOWN_ENTRIES} more" * (
-        len(entries) > SHOWN_ENTRIES
-    )
+    shown = ", ".join(entries[:SHOWN_ENTRIES]) or "nothing"
+    if len(entries) > SHOWN_ENTRIES:
+        shown += f" and {len(entries) - SHOWN_ENTRIES} more"
     message = "No COCO annotations were found."
     if len(files) > 1:
         names = ", ".join(str(path.relative_to(root)) for path in files[:SHOWN_ENTRIES])
@@ -187,9 +179,9 @@ def _not_found(root: Path, files: Sequence[Path]) -> DataError:
             message += f" It looks like {name}: {about}."
             fix = "Export the data set again as COCO with segmentation."
             break
-    return _error(root, "annotations", f"{message} Looked for {looked_for}. Found: {shown or 'nothing'}.", fix)
+    return _error(root, "annotations", f"{message} Looked for {LOOKED_FOR}. Found: {shown}.", fix)
 
 
 def _error(path: Path, where: str, message: str, fix: str) -> DataError:
-    field = "DATA" if where != "--val" and where != "--test" else where
+    field = where if where in ("--val", "--test") else "DATA"
     return DataError([Problem(file=str(path), where=where, field=field, value=str(path), message=message, fix=fix)])

@@ -399,9 +399,7 @@ def _polygon_problem(polygon: list, limit_px: int) -> str:
 
 
 def _compressed(code: dict[str, Any]) -> dict[str, Any]:
-    if isinstance(code["counts"], list):
-        return coco_masks.frPyObjects(code, *code["size"])
-    return {**code, "counts": code["counts"].encode("ascii")}
+    return coco_masks.frPyObjects(code, *code["size"]) if isinstance(code["counts"], list) else code
 
 
 def _box_of(outline: Any) -> list:

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
 from maskperf.data.images.buckets import Buckets, padded_size
+from maskperf.data.images.objects import Objects
 from maskperf.data.images.raw_images import UploadBuffers, pack_images
 from maskperf.data.images.transforms import normalize_into, resize_and_mirror
 from maskperf.structures import (
@@ -22,26 +23,20 @@ from maskperf.structures import (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """One image as decoded, and its targets as they are after its resize and perhaps its mirroring."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Sample(Objects):
+    """One image as decoded, and its objects: boxes and points after its resize and perhaps its mirroring, runs before.
+
+    The runs are in pixels of the original image.
+    """
 
     bgr: UInt8[np.ndarray, "height width 3"]
     size_hw: tuple[int, int]  # after the resize
     is_mirrored: bool
     means_bgr: tuple[float, float, float]
-    boxes: Float32[np.ndarray, "objects 4"]
-    labels: Int64[np.ndarray, " objects"]
-    polygon_offsets: Int64[
-        np.ndarray, " objects_plus_1"
-    ]  # object o has polygons polygon_offsets[o]:polygon_offsets[o + 1]
-    point_offsets: Int64[np.ndarray, " polygons_plus_1"]
-    points: Float32[np.ndarray, "points 2"]
     image_id: int
     sample_seed: int  # key of all random draws for this image in this epoch
     original_size_hw: tuple[int, int]
-    run_offsets: Int64[np.ndarray, " objects_plus_1"] | None = None  # None: the data set's masks are all polygons
-    run_ends: Int64[np.ndarray, " runs"] | None = None  # in pixels of the original image
     resize: str = "reference"  # the rule of the resize
 
 

@@ -70,6 +70,17 @@ def decode_image(
         raise DataError([problem]) from error
 
 
+def decode_at(
+    index: CocoIndex, position: int, *, max_pixels: int, channels: str = "RGB"
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Return the image of a data set at this position; otherwise as `decode_image`."""
+    height, width = index.sizes_hw[position].tolist()
+    path, image_id = index.image_path(position), index.shown_id(position)
+    return decode_image(
+        path, image_id=image_id, expected_size_hw=(height, width), max_pixels=max_pixels, channels=channels
+    )
+
+
 def _read(path: Path) -> bytes:
     try:
         data = path.read_bytes()
@@ -98,10 +109,8 @@ def check_images(
     def check(position: int) -> tuple[bool, Problem | None]:
         if time.monotonic() >= deadline:
             return False, None
-        height, width = index.sizes_hw[position].tolist()
-        image_id, path = index.shown_id(position), index.image_path(position)
         try:
-            decode_image(path, image_id=image_id, expected_size_hw=(height, width), max_pixels=max_pixels)
+            decode_at(index, position, max_pixels=max_pixels)
         except DataError as error:
             return True, error.problems[0]
         return True, None

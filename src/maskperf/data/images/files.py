@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from maskperf.config import DataConfig
+from maskperf.data.coco.document import counted
 from maskperf.data.coco.file_names import resolve_file_names
 from maskperf.data.coco.index import CocoIndex, read_coco
 from maskperf.data.images.headers import check_headers
@@ -76,10 +77,7 @@ def open_split(
 
 def _left_out(index: CocoIndex, found: list[tuple[int, Problem]]) -> list[str]:
     """Return one notice for each kind of problem, the first sentence of its message."""
-    kinds: dict[str, list[int]] = {}
+    kinds: dict[str, list[str]] = {}
     for position, problem in found:
-        kinds.setdefault(problem.message.partition(". ")[0].rstrip("."), []).append(position)
-    return [
-        f"{len(positions)} images left out (data.skip_bad=true): {kind} ({index.first_ids(positions)})"
-        for kind, positions in kinds.items()
-    ]
+        kinds.setdefault(problem.message.partition(". ")[0].rstrip("."), []).append(index.shown_id(position))
+    return [counted(f"images left out (data.skip_bad=true): {kind}", ids) for kind, ids in kinds.items()]

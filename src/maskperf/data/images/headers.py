@@ -17,6 +17,7 @@ from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from maskperf.config import DataConfig
+from maskperf.data.coco.document import counted
 from maskperf.data.coco.index import CocoIndex
 from maskperf.data.coco.table import REST_NS, Table, load_table, save_table, table_paths
 from maskperf.data.images.decode import (
@@ -85,10 +86,9 @@ def check_headers(
     good |= {at: good[at]._replace(is_decoded=True) for at in unsure}
     for position, _ in problems:
         del good[position]
-    turned = [position for position, state in good.items() if state.orientation != 1]
+    turned = [index.shown_id(position) for position, state in good.items() if state.orientation != 1]
     if turned:
-        what = f"{len(turned)} images have an EXIF orientation other than 1: ignored, as in the benchmark"
-        notices.append(f"{what} ({index.first_ids(turned)})")
+        notices.append(counted("images have an EXIF orientation other than 1: ignored, as in the benchmark", turned))
     entries = {index.file_names[at]: state for at, state in good.items() if state.modified_ns < settled_ns}
     if is_remembered_set and any(known.get(name) != entry for name, entry in entries.items()):
         notices += _remember(index, entries)
@@ -100,6 +100,8 @@ def _look_at_position(
 ) -> tuple[bool, _Known]:
     """Return whether the file is surely good, and what to remember of it if it is."""
     name, (height, width) = index.file_names[position], index.sizes_hw[position].tolist()
+    if height * width > max_pixels:
+        return False, NO_FILE
     path = f"{index.image_folder}/{name}"
     try:
         state = os.stat(path)
@@ -108,16 +110,14 @@ def _look_at_position(
     if not stat.S_ISREG(state.st_mode):
         return False, NO_FILE
     before, now = known.get(name), _Known(state.st_size, state.st_mtime_ns, height, width)
-    if before is not None and before[:4] == now[:4] and height * width <= max_pixels:
+    if before is not None and before[:4] == now[:4]:
         return True, before
-    is_sure, orientation = look_at(path, expected_size_hw=(height, width), max_pixels=max_pixels)
+    is_sure, orientation = look_at(path, expected_size_hw=(height, width))
     return is_sure, now._replace(orientation=orientation)
 
 
-def look_at(path: str, *, expected_size_hw: tuple[int, int], max_pixels: int) -> tuple[bool, int]:
+def look_at(path: str, *, expected_size_hw: tuple[int, int]) -> tuple[bool, int]:
     """Return whether an image file is surely good, and its EXIF orientation; reads a few kilobytes."""
-    if expected_size_hw[0] * expected_size_hw[1] > max_pixels:
-        return False, 1
     try:
         with open(path, "rb", buffering=HEAD_BYTES) as file:
             num_bytes = os.fstat(file.fileno()).st_size

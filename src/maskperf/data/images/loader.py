@@ -10,18 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 
 from maskperf.config import DataConfig
 from maskperf.data.coco.index import CocoIndex
 from maskperf.data.images.augmentation import augmented, is_augmented
 from maskperf.data.images.buckets import Buckets, bucket_sizes, group_numbers, image_buckets
 from maskperf.data.images.collate import Packing, Sample, make_batch, make_evaluation_batch
-from maskperf.data.images.decode import check_images, decode_image
+from maskperf.data.images.decode import check_images, decode_at
 from maskperf.data.images.objects import AnnotatedImage, Objects, packed, unpacked
 from maskperf.data.images.raw_images import UploadBuffers
 from maskperf.data.images.sampler import Sampling, aspect_groups, bucket_stream, evaluation_order, stream_batches
-from maskperf.data.images.transforms import PILLOW_RULES, SizeHw, move_boxes, move_points, target_size_hw
+from maskperf.data.images.transforms import PILLOW_RULES, move_boxes, move_points, target_size_hw
 from maskperf.errors import DataError, Problem
 from maskperf.seeds import derive_seed
 from maskperf.structures import Batch, EvaluationBatch, pinned
@@ -37,30 +36,29 @@ def load_sample(index: CocoIndex, position: int, *, data: DataConfig, seed: int,
     Errors: DataError when the image cannot be used.
     """
     image_id = int(index.image_ids[position])
-    is_mirrored = training and is_flipped(seed, epoch, image_id, data.flip_probability)
+    draw = partial(_uniform, seed, epoch, image_id)
+    is_mirrored = training and draw("flip") < data.flip_probability
     if training and is_augmented(data):
-        draw = partial(_uniform, seed, epoch, image_id)
         read = partial(_read, index, data=data)
         image, size_hw = augmented(read, position, num_images=len(index.image_ids), data=data, draw=draw)
-        bgr, has_runs = image.bgr, index.run_ends is not None or data.copy_paste > 0
-        objects = packed(image.objects, with_runs=has_runs)
+        bgr, old_hw = image.bgr, image.size_hw
+        objects = packed(image.objects, with_runs=index.run_ends is not None or data.copy_paste > 0)
     else:
-        bgr, objects = _decoded(index, position, data), _objects_at(index, position)
-        size_hw = target_size_hw(_size_of(bgr), data.short_side, data.long_side, data.resize)
-    old_hw = _size_of(bgr)
+        bgr = decode_at(index, position, max_pixels=data.max_image_pixels, channels="BGR")
+        old_hw, objects = (bgr.shape[0], bgr.shape[1]), Objects(**index.objects_at(position))
+        size_hw = target_size_hw(old_hw, data.short_side, data.long_side, data.resize)
+    moved = replace(
+        objects,
+        boxes=move_boxes(objects.boxes, old_hw, size_hw, is_mirrored=is_mirrored, rule=data.resize),
+        points=move_points(objects.points, old_hw, size_hw, is_mirrored=is_mirrored, rule=data.resize),
+    )
     return Sample(
+        **vars(moved),
         bgr=bgr,
         size_hw=size_hw,
         is_mirrored=is_mirrored,
         means_bgr=data.pixel_means_bgr,
         resize=data.resize,
-        boxes=move_boxes(objects.boxes, old_hw, size_hw, is_mirrored=is_mirrored, rule=data.resize),
-        labels=objects.labels,
-        polygon_offsets=objects.polygon_offsets,
-        point_offsets=objects.point_offsets,
-        points=move_points(objects.points, old_hw, size_hw, is_mirrored=is_mirrored, rule=data.resize),
-        run_offsets=objects.run_offsets,
-        run_ends=objects.run_ends,
         image_id=image_id,
         sample_seed=derive_seed(seed, "sample", epoch, image_id),
         original_size_hw=old_hw,
@@ -68,52 +66,8 @@ def load_sample(index: CocoIndex, position: int, *, data: DataConfig, seed: int,
 
 
 def _read(index: CocoIndex, position: int, *, data: DataConfig) -> AnnotatedImage:
-    return AnnotatedImage(_decoded(index, position, data), unpacked(_objects_at(index, position)))
-
-
-def _decoded(index: CocoIndex, position: int, data: DataConfig) -> UInt8[np.ndarray, "height width 3"]:
-    return decode_image(
-        index.image_path(position),
-        image_id=index.shown_id(position),
-        expected_size_hw=tuple(index.sizes_hw[position].tolist()),
-        max_pixels=data.max_image_pixels,
-        channels="BGR",
-    )
-
-
-def _size_of(bgr: UInt8[np.ndarray, "height width 3"]) -> SizeHw:
-    return bgr.shape[0], bgr.shape[1]
-
-
-def _objects_at(index: CocoIndex, position: int) -> Objects:
-    """Return the objects of the image, in pixels of its file."""
-    objects = slice(*index.object_offsets[position : position + 2])
-    polygons, polygon_offsets = _owned(index.polygon_offsets, objects)
-    points, point_offsets = _owned(index.point_offsets, polygons)
-    run_offsets = run_ends = None
-    if index.run_ends is not None and index.run_offsets is not None:
-        runs, run_offsets = _owned(index.run_offsets, objects)
-        run_ends = index.run_ends[runs]
-    return Objects(
-        boxes=index.boxes[objects],
-        labels=index.labels[objects],
-        polygon_offsets=polygon_offsets,
-        point_offsets=point_offsets,
-        points=index.points[points],
-        run_offsets=run_offsets,
-        run_ends=run_ends,
-    )
-
-
-def _owned(offsets: np.ndarray, owners: slice) -> tuple[slice, np.ndarray]:
-    """Return where all that these owners own lies, and their own offsets into it."""
-    own = offsets[owners.start : owners.stop + 1]
-    return slice(own[0], own[-1]), own - own[0]
-
-
-def is_flipped(seed: int, epoch: int, image_id: int, probability: float) -> bool:
-    """Return whether this image is mirrored in this epoch."""
-    return _uniform(seed, epoch, image_id, "flip") < probability
+    bgr = decode_at(index, position, max_pixels=data.max_image_pixels, channels="BGR")
+    return AnnotatedImage(bgr, unpacked(Objects(**index.objects_at(position))))
 
 
 def _uniform(seed: int, epoch: int, image_id: int, purpose: str, *more: int) -> float:
@@ -162,11 +116,6 @@ class TrainingLoader:
     pin_memory: bool = False
     feeding: Feeding = AS_THE_REFERENCE
 
-    @property
-    def sampling(self) -> Sampling:
-        shared = {name: getattr(self, name) for name in ("seed", "rank", "world", "images_per_rank")}
-        return Sampling(**shared, shuffle=self.data.shuffle)
-
     def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:
         """Yield the batches of steps first_step, first_step + 1, ... (counted from 0), made ahead by threads.
 
@@ -174,16 +123,16 @@ class TrainingLoader:
         Close the iterator (or use it up) to end its threads.
         Errors: DataError when an image cannot be used; it then lists the problems of all images of the folder.
         """
-        batches: Iterator[tuple[np.ndarray, np.ndarray, Buckets]]
+        shared = {name: getattr(self, name) for name in ("seed", "rank", "world", "images_per_rank")}
+        sampling = Sampling(**shared, shuffle=self.data.shuffle)
         if static_buckets(self.data, self.feeding):
             sizes = image_buckets(self.index.sizes_hw, self.data, min_images=self.world * self.images_per_rank)
-            stream = bucket_stream(group_numbers(sizes), self.sampling, first_step)
-            batches = ((passes, positions, (tuple(sizes[positions[0]].tolist()),)) for passes, positions in stream)
+            stream = bucket_stream(group_numbers(sizes), sampling)
         else:
-            numbered = stream_batches(self.groups(), self.sampling, first_step)
-            batches = ((np.full(len(positions), number), positions, ()) for number, positions in numbered)
+            sizes, stream = None, stream_batches(self.groups(), sampling)
         packing = _packing(self.feeding, self.data, self.pin_memory)
-        jobs = (partial(self._make, *batch, packing) for batch in islice(batches, num_steps))
+        steps = islice(stream, first_step, first_step + num_steps)
+        jobs = (partial(self._make, passes, positions, sizes, packing) for passes, positions in steps)
         return _run_ahead(jobs, self.index, self.data)
 
     def groups(self) -> np.ndarray:
@@ -194,12 +143,14 @@ class TrainingLoader:
             return group_numbers(image_buckets(self.index.sizes_hw, self.data))
         return aspect_groups(self.index.sizes_hw)
 
-    def _make(self, passes: np.ndarray, positions: np.ndarray, buckets: Buckets, packing: Packing) -> Batch:
-        """Return the batch of these images, each with the random draws of its pass."""
+    def _make(self, passes: np.ndarray, positions: np.ndarray, sizes: np.ndarray | None, packing: Packing) -> Batch:
+        """Return the batch of these images, each with the random draws of its pass, in the one bucket of `sizes`."""
         load = partial(load_sample, self.index, data=self.data, seed=self.seed, training=True)
         drawn = zip(positions.tolist(), passes.tolist(), strict=True)
         samples = [load(position, epoch=number) for position, number in drawn]
-        batch = make_batch(samples, self.data.size_divisor, replace(packing, buckets=buckets))
+        if sizes is not None:
+            packing = replace(packing, buckets=(tuple(sizes[positions[0]].tolist()),))
+        batch = make_batch(samples, self.data.size_divisor, packing)
         return pinned(batch) if self.pin_memory else batch
 
 

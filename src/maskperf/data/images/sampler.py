@@ -57,32 +57,28 @@ def rank_batches(groups: Groups, sampling: Sampling, pass_number: int) -> list[n
     return [block[indices] for indices in batches]
 
 
-def stream_batches(groups: Groups, sampling: Sampling, first_step: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (pass number, positions) of one rank, one per step, from pass to pass without end.
+def stream_batches(groups: Groups, sampling: Sampling) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (passes, positions) of the images of each batch of one rank, from pass to pass without end.
 
-    `first_step` counts from 0: the number of batches to leave out. Passes count from 1.
+    Passes count from 1.
     """
-    to_skip = first_step
     for pass_number in count(1):
-        batches = rank_batches(groups, sampling, pass_number)
-        for positions in batches[to_skip:]:
-            yield pass_number, positions
-        to_skip = max(to_skip - len(batches), 0)
+        for positions in rank_batches(groups, sampling, pass_number):
+            yield np.full_like(positions, pass_number), positions
 
 
-def bucket_stream(groups: Groups, sampling: Sampling, first_step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def bucket_stream(groups: Groups, sampling: Sampling) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (passes, positions) of the images of one rank's block of each batch, one per step, without end.
 
     The images of a pass come in the order of a permutation, and each joins the open batch of its group, which ends
     when it is full. Batches left open by a pass are filled by the next, so that no batch is short, each image comes
     once for each pass, and fewer than groups times batch size wait at any time. In each step the images of all ranks
-    are of one group. `first_step` counts from 0, passes from 1.
+    are of one group. Passes count from 1.
     Source: the benchmark allows batches that mix two passes.
     """
     batch_size = sampling.world * sampling.images_per_rank
     block = slice(sampling.rank * sampling.images_per_rank, (sampling.rank + 1) * sampling.images_per_rank)
     waiting = np.empty((0, 2), np.int64)  # (pass, position) of the images in open batches
-    to_skip = first_step
     for pass_number in count(1):
         order = sampling.order(len(groups), pass_number)
         drawn = np.concatenate([waiting, np.stack([np.full_like(order, pass_number), order], axis=1)])
@@ -95,10 +91,9 @@ def bucket_stream(groups: Groups, sampling: Sampling, first_step: int) -> Iterat
             is_open[indices[num_full:]] = True
         waiting = drawn[is_open]
         batches.sort(key=lambda indices: indices[-1])
-        for indices in batches[to_skip:]:
+        for indices in batches:
             passes, positions = drawn[indices[block]].T
             yield passes, positions
-        to_skip = max(to_skip - len(batches), 0)
 
 
 def evaluation_order(

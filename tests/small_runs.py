@@ -14,6 +14,7 @@ import pytest
 from maskperf.cli.main import main
 from maskperf.evaluation.scores import Scores
 from maskperf.run import evaluations
+from maskperf.schema import StepLine, read_metrics
 
 NO_TARGETS = ("evaluation.box_target=0", "evaluation.mask_target=0")
 SMALL = (
@@ -52,6 +53,11 @@ def log_events(run: Path) -> list[dict[str, Any]]:
 def read_results(run: Path) -> dict[str, Any]:
     """Return results.json of a run."""
     return json.loads((run / "results.json").read_text())
+
+
+def step_lines(run: Path) -> list[StepLine]:
+    """Return the lines of the steps in the metrics of a run."""
+    return [line for line in read_metrics(run / "metrics.jsonl") if isinstance(line, StepLine)]
 
 
 def change_scores(patch: pytest.MonkeyPatch, change: Callable[[Scores, str, int], Scores]) -> list[str]:

@@ -198,6 +198,11 @@ class LogConfig:
     tensorboard: bool = option(False, "event files for TensorBoard in the run folder")
     trackers: tuple[Literal["wandb", "mlflow", "trackio"], ...] = option((), "wandb, mlflow or trackio")
 
+    @property
+    def packages(self) -> list[str]:
+        """The names of these packages, each once."""
+        return [*(["tensorboard"] if self.tensorboard else []), *dict.fromkeys(self.trackers)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:

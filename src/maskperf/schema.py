@@ -113,42 +113,60 @@ class TrainedEpoch(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class StepSums(msgspec.Struct, kw_only=True):
-    """Some steps of all processes, up to a checkpoint."""
+    """Some steps of all processes."""
 
     losses: list[list[float]] = []  # the five terms of each step
     images: int = 0
     seconds: float = 0.0
 
+    def add(self, losses: list[float], images: int, seconds: float) -> None:
+        self.losses.append(losses)
+        self.images += images
+        self.seconds += seconds
 
-class SeriesState(msgspec.Struct, kw_only=True, frozen=True):
-    """One series of windows of the collapse guard; a window is first step, last step, loss, ending and frozen."""
-
-    windows: list[tuple[int, int, float | None, float | None, bool]]
-    frozen: list[tuple[int, int, float | None, float | None, bool]]
-    lowest_median: float | None  # None: infinite
+    @property
+    def images_per_second(self) -> float:
+        return self.images / max(self.seconds, 1e-9)
 
 
-class GuardState(msgspec.Struct, kw_only=True, frozen=True):
-    """The collapse guard at a checkpoint."""
+class Window(msgspec.Struct, kw_only=True, frozen=True, array_like=True):
+    """The mean loss of the steps from `first_step` to `last_step`, both included."""
+
+    first_step: int
+    last_step: int
+    loss: float | None  # None: not finite
+    ending: float | None = None  # median of its last ten steps, where the losses of steps are known
+    frozen: bool = False  # the cumulative mean it comes from did not move
+
+
+class SeriesState(msgspec.Struct, kw_only=True):
+    """What the collapse guard keeps of one series of windows."""
+
+    windows: list[Window] = []  # the newest that are finite and not frozen
+    frozen: list[Window] = []
+    lowest_median: float | None = None
+
+
+class GuardState(msgspec.Struct, kw_only=True):
+    """What the collapse guard keeps, all of which a checkpoint has."""
 
     series: list[SeriesState]
-    stride_losses: list[float]
-    stride_means: list[float]
-    turn: int
-    last_step: int | None
-    named: bool
+    stride_losses: list[float] = []
+    stride_means: list[float] = []
+    turn: int = 0
+    named: bool = False
 
 
-class RecorderState(msgspec.Struct, kw_only=True, frozen=True):
-    """What was counted up to a checkpoint."""
+class RecorderState(msgspec.Struct, kw_only=True):
+    """What is counted while a run trains, all of which a checkpoint has."""
 
-    rows: tuple[EpochRow, ...]
-    events: tuple[GuardEvent, ...]
-    steps_checked: int
-    epoch: StepSums
-    window: StepSums
+    rows: list[EpochRow] = []
+    events: list[GuardEvent] = []
+    steps_checked: int = 0
+    epoch: StepSums = msgspec.field(default_factory=StepSums)
+    window: StepSums = msgspec.field(default_factory=StepSums)
     guard: GuardState
-    metrics_bytes: int  # length of metrics.jsonl
+    metrics_bytes: int = 0  # length of metrics.jsonl
 
 
 class CheckpointState(msgspec.Struct, kw_only=True, frozen=True):
@@ -166,7 +184,7 @@ class CheckpointState(msgspec.Struct, kw_only=True, frozen=True):
     pending: TrainedEpoch | None  # its evaluation was not over
     recorder: RecorderState
     resumed_at_steps: tuple[int, ...] = ()
-    extra: dict[str, Any] = {}  # of `Training.extra_state`
+    extra: dict[str, Any] = {}  # of `WeightAverage`
 
 
 class Manifest(msgspec.Struct, kw_only=True, frozen=True):

@@ -5,7 +5,6 @@ import pytest
 from maskperf.engine.distributed import claim_device
 from maskperf.errors import EXIT_DATA, EXIT_STORAGE, EXIT_USAGE, ConfigError
 from maskperf.run import start
-from maskperf.run.start import is_cpu_build
 
 CODE = "import sys; from maskperf.cli.main import main; code = main(); print(*sys.modules); sys.exit(code)"
 
@@ -39,23 +38,10 @@ def test_paths_below_a_missing_root_are_one_problem(maskperf):
 
 
 def test_a_gpu_that_pytorch_cannot_use_is_refused_at_once(maskperf, monkeypatch, tmp_path):
-    monkeypatch.setattr(start, "is_cpu_build", lambda: True)
+    monkeypatch.setattr(start, "torch_build", lambda: "cpu")
     shown = maskperf("run", "demo", "system.device=cuda")
     assert shown.code == EXIT_USAGE and "built without CUDA. Fix: install" in shown.err
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("line", "expected"), [("cuda: Optional[str] = None", True), ("cuda: Optional[str] = '13.0'", False), ("", False)]
-)
-def test_pytorch_says_in_a_file_whether_it_is_built_for_cuda(line, expected, monkeypatch, tmp_path):
-    (tmp_path / "torch").mkdir()
-    (tmp_path / "torch" / "__init__.py").write_text("")
-    (tmp_path / "torch" / "version.py").write_text(f"__version__ = '2.13.0'\n{line}\nhip: Optional[str] = None\n")
-    spec = start.find_spec("json")
-    spec.origin = str(tmp_path / "torch" / "__init__.py")
-    monkeypatch.setattr(start, "find_spec", lambda name: spec)
-    assert is_cpu_build() == expected
 
 
 @pytest.mark.parametrize(("index", "count"), [(0, 0), (1, 1), (8, 8)])

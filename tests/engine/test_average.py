@@ -8,7 +8,7 @@ from maskperf.engine.average import FIRST_UPDATES, WeightAverage
 
 def net() -> nn.Sequential:
     torch.manual_seed(0)
-    made = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    made = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
     made[2].requires_grad_(False)
     return made
 
@@ -19,7 +19,7 @@ def change(model: nn.Module, seed: int) -> None:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn(parameter.shape, generator=generator))
-    model(torch.randn(8, 3, generator=generator))  # moves the running statistics
+    model(torch.randn(8, 3, 1, 1, generator=generator))  # moves the running statistics
 
 
 def test_the_average_is_that_of_pytorch_once_its_beginning_is_over():

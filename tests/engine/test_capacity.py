@@ -105,22 +105,6 @@ def test_a_padded_batch_has_the_same_losses_and_gradients(objects, is_run_length
         assert (losses.stacked() > 0).all() and sum(bool(one.any()) for one in gradients.values()) > 40
 
 
-def test_padding_keeps_every_polygon_with_its_object():
-    batch = varied_batch(2, (1, 3))
-    before, after = batch.targets.polygons, pad_batch(batch, ROOMY).targets.polygons
-    slots = batch.targets.valid.shape[1]
-    old, new = (
-        torch.stack([offsets[:-1], offsets[1:]], dim=1).view(2, -1, 2)
-        for offsets in (before.polygon_offsets, after.polygon_offsets)
-    )
-    assert torch.equal(new[:, :slots], old)
-    assert torch.equal(new[:, slots:, 0], new[:, slots:, 1])
-    count = len(before.point_offsets)
-    assert torch.equal(after.point_offsets[:count], before.point_offsets)
-    assert (after.point_offsets[count:] == before.point_offsets[-1]).all()
-    assert torch.equal(after.points[: len(before.points)], before.points)
-
-
 def test_a_batch_of_exactly_the_capacity_is_unchanged():
     batch = varied_batch(3, (2, 2))
     exact = capacity_of(batch)

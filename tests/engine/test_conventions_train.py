@@ -4,47 +4,28 @@ from dataclasses import replace
 
 import pytest
 import torch
-from golden_reference import flat_polygons
+from small_batches import SMALL, batch_of, rectangle
 
-from maskperf.config import ModelConfig
 from maskperf.engine import forward
 from maskperf.engine.build import build_model
 from maskperf.engine.forward import training_losses
 from maskperf.model.conventions import CONVENTIONS
 from maskperf.model.proposals import select_proposals
-from maskperf.structures import Batch, Images, Targets
 from maskperf.techniques import plain, using
 
-SMALL = ModelConfig(
-    num_classes=3,
-    stage_blocks=(1, 1, 1, 1),
-    stem_channels=8,
-    stage_channels=(16, 16, 32, 32),
-    frozen_stages=0,
-    fpn_channels=8,
-    box_head_channels=16,
-    mask_head_channels=8,
-    mask_head_convs=1,
-    roi_samples_per_image=64,
-)
+MODEL = replace(SMALL, num_classes=3, candidates_per_level=(2000, 2000), proposals_train=2000, roi_samples_per_image=64)
 
 
 def one_image():
-    generator = torch.Generator().manual_seed(2)
-    boxes = torch.tensor([[[20.0, 30.0, 90.0, 100.0], [60.0, 10.0, 120.0, 60.0]]])
-    outlines = [box[[0, 1, 2, 1, 2, 3, 0, 3]].view(4, 2).numpy() for box in boxes[0]]
-    labels = torch.tensor([[1, 2]])
-    return Batch(
-        images=Images(torch.randn(1, 3, 128, 128, generator=generator) * 50, torch.tensor([[128, 128]])),
-        targets=Targets(boxes=boxes, labels=labels, valid=labels > 0, polygons=flat_polygons(outlines, [0, 1, 2])),
-        image_ids=torch.tensor([1]),
-        sample_seeds=torch.tensor([5]),
-    )
+    boxes = ([20.0, 30, 90, 100], [60.0, 10, 120, 60])
+    objects = [(box, label, [rectangle(*box)]) for label, box in enumerate(boxes, start=1)]
+    pixels = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(2)) * 50
+    return batch_of(pixels, [objects], (128, 128), [1])
 
 
 @pytest.mark.parametrize("name", [name for name in CONVENTIONS if name != "reference"])
 def test_every_trained_parameter_has_a_gradient_and_techniques_change_nothing(name, monkeypatch):
-    model, _ = build_model(replace(SMALL, conventions=name), seed=0)
+    model, _ = build_model(replace(MODEL, conventions=name), seed=0)
     # Scores and overlaps of random weights are so near to each other that rounding decides, so both train on the first
     # side's proposals; those of the other one are counted.
     chosen = []

@@ -1,36 +1,22 @@
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from small_batches import small_batch, small_model
-from small_runs import small_run_arguments
+from small_runs import run_on_two_processes
 
 from maskperf.config import OptimizerConfig
 from maskperf.engine import distributed
 from maskperf.engine.distributed import Topology
 from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.step import train_step
-from maskperf.errors import EXIT_DONE
 from maskperf.model.resnet import FrozenBatchNorm
 
-TESTS = Path(__file__).parents[1]
 ALONE = Topology()
-
-
-def _torchrun(*words: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])}
-    environment["OMP_NUM_THREADS"] = "1"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
 
 
 @pytest.fixture(scope="module", params=["plain", "buffer"])
 def two_processes(tmp_path_factory, request):
     folder = tmp_path_factory.mktemp("ranks")
-    done = _torchrun(str(TESTS / "engine" / "two_process_step.py"), str(folder), request.param)
+    done = run_on_two_processes("engine/two_process_step.py", str(folder), request.param)
     assert done.returncode == 0, done.stderr
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
@@ -69,7 +55,7 @@ def test_running_statistics_are_averaged_in_one_exchange_and_frozen_ones_are_lef
         if buffer.is_floating_point():
             buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    topology = Topology(rank=3, world=8, local_rank=3, device=torch.device("cpu"))
+    topology = Topology(rank=3, world=8)
     distributed.average_buffers(model, topology)
     assert exchanges == [2 * (5 + 3)]
     for name, buffer in model.named_buffers():
@@ -103,12 +89,3 @@ def test_two_processes_equal_one_with_the_same_images(what, two_processes, one_p
 def test_losses_are_means_over_the_processes(two_processes, one_process):
     for rank in range(2):
         torch.testing.assert_close(two_processes[rank]["losses"], one_process["losses"], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.slow
-def test_the_demo_runs_under_torchrun_on_two_processes(tmp_path):
-    words = small_run_arguments(tmp_path, "evaluation.box_target=0", "evaluation.mask_target=0")
-    done = _torchrun("-m", "maskperf", *words)
-    assert done.returncode == EXIT_DONE, done.stderr
-    assert done.stdout.count("done, without targets") == 1  # one process speaks
-    assert (tmp_path / "run" / "results.json").is_file()

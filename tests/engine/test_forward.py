@@ -133,13 +133,6 @@ def test_batch_without_objects_trains_towards_background_only():
             assert gradient.abs().max() > 0, name
 
 
-def test_background_offsets_are_never_trained():
-    _, gradients = losses_and_gradients(model_of(), batch_of([0, 1]))
-    gradient = gradients["roi_heads.box.predictor.bbox_pred.weight"]
-    assert gradient[:4].abs().max() == 0
-    assert gradient[4:].abs().max() > 0
-
-
 def test_proposals_carry_no_gradient_to_the_rpn():
     model = model_of()
     losses = training_losses(model, batch_of([0, 1]))
@@ -215,15 +208,6 @@ def test_the_anchors_of_a_padded_size_are_those_of_its_forward_pass(padded_hw):
     features = model.features(torch.zeros(1, 3, *padded_hw))
     anchors, _ = feature_anchors(model, features)
     assert padded_anchors(model, padded_hw, torch.device("cpu")) is anchors
-
-
-def test_anchors_of_the_feature_maps_are_counted_by_level():
-    model = model_of()
-    features = [torch.zeros(1, 1, 8 // 2**k or 1, 16 // 2**k) for k in range(5)]
-    anchors, counts = feature_anchors(model, features)
-    assert counts == (384, 96, 24, 6, 3)
-    assert anchors.shape == (513, 4)
-    assert anchors[3].tolist() == (anchors[0] + torch.tensor([4.0, 0, 4, 0])).tolist()
 
 
 WAITS = (

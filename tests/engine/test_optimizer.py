@@ -4,7 +4,6 @@ import torch
 from torch import nn
 
 from maskperf.config import ModelConfig, OptimizerConfig
-from maskperf.data.images.sampler import steps_per_epoch
 from maskperf.engine.optimizer import (
     build_optimizer,
     clip_gradients,
@@ -97,27 +96,6 @@ def test_three_updates_follow_the_formula_of_momentum_and_decay(config):
         optimizer.step()
     for name, parameter in trained.items():
         np.testing.assert_allclose(parameter.detach().numpy(), values[name], rtol=1e-12, atol=1e-15)
-
-
-def test_a_lower_rate_does_not_rescale_the_momentum():
-    weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
-    net = nn.Module()
-    net.weight = weight
-    config = OptimizerConfig(weight_decay=0.0)
-    optimizer = build_optimizer(net, config)
-    for rate, gradient in ((1.0, 1.0), (0.1, 0.0)):
-        set_learning_rates(optimizer, (rate, rate))
-        weight.grad = torch.full_like(weight, gradient)
-        optimizer.step()
-    assert weight.item() == pytest.approx(-1.0 - 0.1 * 0.9)
-
-
-BATCH_SIZES = (2, 4, 8, 16, 32, 48, 64, 88, 96, 112, 128, 192, 256, 272)
-STEPS = (58_634, 29_317, 14_659, 7_330, 3_665, 2_444, 1_833, 1_333, 1_222, 1_048, 917, 611, 459, 432)
-
-
-def test_steps_per_epoch_are_those_of_the_benchmark():
-    assert tuple(steps_per_epoch(117_266, size) for size in BATCH_SIZES) == STEPS
 
 
 def with_gradients(seed: int) -> nn.Module:

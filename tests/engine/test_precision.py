@@ -8,10 +8,12 @@ from maskperf.config import OptimizerConfig
 from maskperf.engine.build import build_model
 from maskperf.engine.distributed import Topology
 from maskperf.engine.optimizer import build_optimizer
-from maskperf.engine.precision import describe_precision, has_fast_bfloat16, resolve_precision, set_precision
+from maskperf.engine.precision import has_fast_bfloat16, resolve_precision, set_precision
 from maskperf.engine.step import train_step
 from maskperf.errors import ConfigError
 from maskperf.evaluation.detect import detect
+from maskperf.overrides import with_overrides
+from maskperf.recipes import demo
 from maskperf.structures import LOSS_NAMES
 from maskperf.techniques import Techniques, plain, using
 
@@ -43,8 +45,8 @@ def test_the_format_follows_the_word_and_the_device(word, on_cpu, on_gpu):
 
 @pytest.mark.parametrize("word", ["float16", "", "BFLOAT16", "tf32"])
 def test_an_unknown_format_is_refused_by_name(word):
-    with pytest.raises(ConfigError, match=f"speed.precision={word} .*Fix: .*auto, float32, bfloat16"):
-        resolve_precision(word, CPU)
+    with pytest.raises(ConfigError, match=f"speed.precision={word}: .*auto or bfloat16 or float32"):
+        with_overrides(demo(), [f"speed.precision={word}"])
 
 
 @pytest.mark.parametrize(("capable", "slow"), [({"avx512_bf16": True}, False), ({"avx2": True}, True), ({}, True)])
@@ -55,7 +57,8 @@ def test_a_processor_without_instructions_for_bfloat16_is_reported_as_slow(monke
     assert model.compute_dtype == BFLOAT16 and has_fast_bfloat16(CPU) is not slow
     assert len(said) == 1 and "\n" not in said[0]
     assert ("will be slow" in said[0]) is slow
-    assert "slow" not in describe_precision(FLOAT32, CPU)
+    set_precision(model, "float32", CPU, said.append)
+    assert "slow" not in said[1]
 
 
 def test_bfloat16_losses_and_gradients_are_near_those_of_float32():

@@ -42,7 +42,7 @@ def test_a_step_without_room_is_done_again_while_the_next_is_under_way_and_stays
     under_way = StepsUnderWay(train, may_drop_masks=True)
     found, batches = [], [[varied_batch(seed, (1,))] for seed in range(4)]
     for update, dropped in enumerate((0, 3, 0, 1), start=1):
-        found.append(numbers_of(under_way.add(Step(update, result_of(update, dropped), 0.5), batches[update - 1])))
+        found.append(numbers_of(under_way.add(Step(update, 1, result_of(update, dropped), 0.5), batches[update - 1])))
     assert found == [[], [(1, 0)], [(2, 0)], [(3, 0)]]
     assert [update for _, update in again] == [2] and again[0][0] is batches[1]  # when step 3 was under way
     assert numbers_of(under_way.rest()) == [(4, 0)]
@@ -52,7 +52,7 @@ def test_a_step_without_room_is_done_again_while_the_next_is_under_way_and_stays
 
 def test_where_no_step_may_drop_masks_nothing_is_read():
     under_way = StepsUnderWay(train_step, may_drop_masks=False)
-    step = Step(1, result_of(1, 7), 0.0)
+    step = Step(1, 1, result_of(1, 7), 0.0)
     assert under_way.add(step, []) == [step] and under_way.rest() == []
 
 
@@ -75,7 +75,7 @@ def test_weights_are_those_of_every_batch_once_the_crowded_one_a_step_later():
     for update, batch in enumerate(batches, start=1):
         result = train([batch], update=update, all_masks=False)
         assert bool(result.dropped_masks) == (update - 1 == crowded)
-        settled += under_way.add(Step(update, result, 0.0), [batch])
+        settled += under_way.add(Step(update, 1, result, 0.0), [batch])
     settled += under_way.rest()
     assert numbers_of(settled) == [(update, 0) for update in (1, 2, 3, 4)]
 

@@ -11,7 +11,7 @@ import torch
 from small_batches import small_batch, small_model
 
 from maskperf.config import OptimizerConfig
-from maskperf.engine.distributed import broadcast_model, close_topology, init_topology
+from maskperf.engine.distributed import broadcast_tensors, close_topology, init_topology
 from maskperf.engine.gradients import Gradients
 from maskperf.engine.graphs import CapturedSteps
 from maskperf.engine.optimizer import build_optimizer
@@ -31,7 +31,7 @@ class NoRecorder:
 def main() -> None:
     topology = init_topology("cpu")
     model = small_model(seed=topology.rank)  # different on purpose: the first one's must win
-    broadcast_model(model, topology)
+    broadcast_tensors(model.state_dict().values(), topology)
     config = OptimizerConfig(batch_size=2, learning_rate=0.01, warmup_steps=0)
     batch = small_batch(topology.rank)
     optimizer = build_optimizer(model, config)

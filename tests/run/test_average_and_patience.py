@@ -1,17 +1,10 @@
 """Averages of weights are what is evaluated and saved, and nothing of training; patience ends a run."""
 
-import json
-
 import pytest
-from small_runs import NO_TARGETS, change_scores, read_results, small_run, with_aps
+from small_runs import NO_TARGETS, change_scores, read_results, small_run, step_lines, with_aps
 
 from maskperf.errors import EXIT_DONE
 from maskperf.model.weights import read_tensor_file
-
-
-def losses(run):
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line["total"] for line in lines if line["kind"] == "step"]
 
 
 def weights(run):
@@ -30,7 +23,8 @@ def plain(tmp_path_factory):
 def test_averages_are_evaluated_and_training_is_that_without_them(plain, tmp_path, decay, is_equal):
     more = ("optimizer.max_epochs=2", f"optimizer.average_decay={decay}", *NO_TARGETS)
     assert small_run(tmp_path, *more) == EXIT_DONE
-    assert losses(tmp_path / "run") == losses(plain)
+    totals = [[line.total for line in step_lines(run)] for run in (tmp_path / "run", plain)]
+    assert totals[0] == totals[1]
     assert (weights(tmp_path / "run") == weights(plain)) is is_equal
     stats = [read_results(run)["box_stats"] for run in (tmp_path / "run", plain)]
     assert not is_equal or stats[0] == stats[1]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from default_signals import default_signals
 from safetensors.torch import load_file
-from small_runs import NO_TARGETS, log_events, read_results, small_run, small_run_arguments
+from small_runs import NO_TARGETS, log_events, read_results, small_run, small_run_arguments, step_lines
 
 from maskperf.cli.main import main
 from maskperf.engine import build
@@ -33,9 +33,9 @@ from maskperf.recipes import RECIPES
 from maskperf.run import checkpoint, loop
 from maskperf.run.checkpoint import Checkpoints, write_checkpoint
 from maskperf.run.collapse import CollapseGuard
-from maskperf.run.resume import Resumption, find_resumption, newest_checkpoint, read_state
+from maskperf.run.resume import Resumption, newest_checkpoint, read_state, run_to_resume
 from maskperf.run.stop_signals import StopSignals
-from maskperf.schema import CheckpointState, EvaluationLine, GuardState, RecorderState, StepLine, StepSums, read_metrics
+from maskperf.schema import CheckpointState, EvaluationLine, GuardState, RecorderState, read_metrics
 from maskperf.structures import LOSS_NAMES
 
 THREE_EPOCHS = (*NO_TARGETS, "optimizer.max_epochs=3")  # of three steps
@@ -49,8 +49,8 @@ def killed(*arguments, **options):
 def numbers(folder):
     """Return all that a run computed: its losses step by step, its APs, and its last and best weights."""
     lines = read_metrics(folder / "metrics.jsonl")
-    steps = [(line.step, line.epoch, [getattr(line, name) for name in (*LOSS_NAMES, "total", "learning_rate")])
-             for line in lines if isinstance(line, StepLine)]  # fmt: skip
+    names = ("step", "epoch", *LOSS_NAMES, "total", "learning_rate")
+    steps = [[getattr(line, name) for name in names] for line in step_lines(folder)]
     aps = [(line.epoch, line.box_ap, line.mask_ap) for line in lines if isinstance(line, EvaluationLine)]
     results = read_results(folder)
     rows = [(row["epoch"], row["mean_loss"], row["box_ap"]) for row in results["epochs_table"]]
@@ -75,54 +75,48 @@ def unbroken(tmp_path_factory):
     return folder / "run"
 
 
-def end_after(patch, step, asked=checkpoint.PERIODIC):
-    """Let a run take a checkpoint after this step alone and, where no signal asked for it, end as if killed."""
-    honest = Checkpoints.take
+def run_until(folder, step, *more):
+    """Let a run take a checkpoint after this step alone, and end as if killed."""
+    honest_take, honest_step, last = Checkpoints.take, loop.train_step, []
 
     def take(self, done, epoch, asked):
-        honest(self, done, epoch, asked)
+        honest_take(self, done, epoch, asked)
         self._session.writer.wait()
         killed()
 
-    patch.setattr(Checkpoints, "take", take)
-    last = []
-    original = loop.train_step
-
     def train(*arguments, update, **options):
         last[:] = [update]
-        return original(*arguments, update=update, **options)
+        return honest_step(*arguments, update=update, **options)
 
-    patch.setattr(loop, "train_step", train)
-    patch.setattr(Checkpoints, "asked", lambda self, *, was_read: asked if last == [step] else 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "take", take)
+        patch.setattr(loop, "train_step", train)
+        asked = checkpoint.PERIODIC
+        patch.setattr(Checkpoints, "asked", lambda self, *, was_read: asked if last == [step] else 0)
+        assert small_run(folder, *more) == 99
 
 
 @pytest.mark.slow
-def test_averages_of_weights_and_adamw_go_on_bitwise(tmp_path, monkeypatch):
+def test_averages_of_weights_and_adamw_go_on_bitwise(tmp_path):
     more = (*THREE_EPOCHS, "optimizer.average_decay=0.9", "optimizer.method=adamw", "optimizer.learning_rate=0.001")
     (tmp_path / "unbroken").mkdir()
     assert small_run(tmp_path / "unbroken", *more) == EXIT_DONE
-    with monkeypatch.context() as patch:
-        end_after(patch, 4)
-        assert small_run(tmp_path, *more) == 99
+    run_until(tmp_path, 4, *more)
     assert small_run(tmp_path, *more, "resume=auto") == EXIT_DONE
     assert_equal_runs(tmp_path / "run", tmp_path / "unbroken" / "run")
 
 
 @pytest.fixture
-def broken(tmp_path, monkeypatch):
+def broken(tmp_path):
     """Return the folder of a run that ended after step 5 of 9, and the arguments that go on with it."""
-    with monkeypatch.context() as patch:
-        end_after(patch, 5)
-        assert small_run(tmp_path, *THREE_EPOCHS) == 99
+    run_until(tmp_path, 5, *THREE_EPOCHS)
     return tmp_path / "run", small_run_arguments(tmp_path, *THREE_EPOCHS)
 
 
 @pytest.mark.parametrize("step", [1, *(pytest.param(step, marks=pytest.mark.slow) for step in (3, 4))])
-def test_a_resumed_run_is_bitwise_equal_to_the_unbroken_one(unbroken, tmp_path, monkeypatch, capsys, step):
+def test_a_resumed_run_is_bitwise_equal_to_the_unbroken_one(unbroken, tmp_path, capsys, step):
     """Inside an epoch, at its last step, and while an evaluation is under way."""
-    with monkeypatch.context() as patch:
-        end_after(patch, step)
-        assert small_run(tmp_path, *THREE_EPOCHS) == 99
+    run_until(tmp_path, step, *THREE_EPOCHS)
     assert not (tmp_path / "run" / "results.json").exists()
     assert small_run(tmp_path, *THREE_EPOCHS, "resume=auto") == EXIT_DONE
     assert f"resuming step {step} of 9, epoch {-(-step // 3)}, from " in capsys.readouterr().out
@@ -174,7 +168,7 @@ def test_a_folder_whose_run_was_killed_at_its_first_file_is_used_again(tmp_path)
         left_over.touch()
         if other is not None:
             other.touch()
-        assert find_resumption("auto", config, 1) is None
+        assert run_to_resume("auto", config) is None
         assert left_over.exists() == (other is not None)
         if other is not None:
             other.unlink()
@@ -240,11 +234,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(tmp_path, dam
 
 
 def write(root, step):
-    nothing = StepSums(losses=[], images=0, seconds=0.0)
-    guard = CollapseGuard().state()
-    recorder = RecorderState(
-        rows=(), events=(), steps_checked=step, epoch=nothing, window=nothing, guard=guard, metrics_bytes=0
-    )
+    recorder = RecorderState(steps_checked=step, guard=CollapseGuard().state)
     facts = {"train_images": 3, "val_images": 2, "steps_per_epoch": 4, "processes": 1, "rounding": {}}
     state = CheckpointState(step=step, epoch=1, **facts, seconds=1.0, phase_seconds={}, pending=None, recorder=recorder)
     content = msgspec.json.encode(state)
@@ -305,10 +295,8 @@ def test_the_guard_goes_on_as_if_it_had_never_stopped():
         expected, found = whole.add(step, loss), parts.add(step, loss)
         assert found == expected
         if step % 137 == 0:
-            stored = msgspec.json.decode(msgspec.json.encode(parts.state()), type=GuardState)
-            parts = CollapseGuard()
-            parts.restore(stored)
-    assert parts.state() == whole.state() and whole.state().named
+            parts = CollapseGuard(msgspec.json.decode(msgspec.json.encode(parts.state), type=GuardState))
+    assert parts.state == whole.state and whole.state.named
 
 
 def start(folder, *more):
@@ -357,7 +345,7 @@ def test_two_processes_go_on_bitwise_where_both_were_stopped(tmp_path):
     resumed = start(tmp_path, *more, "resume=auto")
     shown, _ = resumed.communicate(timeout=240)
     assert resumed.returncode == EXIT_DONE, shown
-    assert "resuming step " in shown
+    assert "resuming step " in shown and shown.count("done, without targets") == 1  # one process speaks
     assert_equal_runs(tmp_path / "run", tmp_path / "unbroken" / "run")
 
 
@@ -410,8 +398,7 @@ def test_a_trainable_parameter_without_a_gradient_is_named_after_the_first_step(
     assert small_run(tmp_path, *NO_TARGETS) == EXIT_USAGE
     message = capsys.readouterr().err
     assert "rpn.head.forgotten.weight, rpn.head.forgotten.bias" in message
-    steps = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if isinstance(line, StepLine)]
-    assert len(steps) <= 1
+    assert len(step_lines(tmp_path / "run")) <= 1
 
 
 @pytest.mark.slow

@@ -13,17 +13,17 @@ from statistics import median
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace as changed
 
-from maskperf.errors import UserError
 from maskperf.run.collapse import (
     LIMITS,
     CollapseGuard,
     Limits,
-    Window,
     evaluation_collapse,
     find_collapse,
     windows_from_cumulative,
 )
+from maskperf.schema import Window
 
 TRACES_FILE = Path(__file__).parent / "mlperf_v3_1_loss_traces.json.gz"  # means rounded to five decimals
 COLLAPSES = {  # run: the step of the last window that still moves
@@ -91,6 +91,10 @@ def live_event(losses, first_step=1):
     return next((event for event in events if event is not None), None)
 
 
+def first_step_of(event):
+    return int(event.text.split()[1])  # "steps 1001 to 1150: ..."
+
+
 def falling_losses(steps, *, seed=0, window_noise=0.02, odd_steps=0.0):
     """Return losses of steps as a training shows them: falling from 2.5 to 1, with noise given for 50-step windows."""
     generator = random.Random(seed)
@@ -116,9 +120,8 @@ def test_the_published_round_has_109_successes_without_a_frozen_window_five_coll
 @pytest.mark.parametrize("run", COLLAPSES)
 def test_a_published_collapse_is_named_within_fifty_steps_of_its_last_loss(run):
     event = find_collapse(published_windows()[run])
-    assert event.event == "collapse"
-    assert COLLAPSES[run] <= event.step <= COLLAPSES[run] + 50
-    assert event.since_step == COLLAPSES[run] - 49
+    assert (event.event, event.step) == ("collapse", COLLAPSES[run] + 50)
+    assert event.text.startswith(f"steps {event.step - 49} to {event.step}: ") and "above the level" in event.text
 
 
 def test_no_published_success_and_not_the_plateau_is_named():
@@ -181,7 +184,7 @@ def test_limits_drawn_from_the_other_systems_name_each_system_the_same():
 
 def with_noise(run, noise, generator):
     return [
-        window if window.frozen else replace(window, loss=window.loss * math.exp(generator.gauss(0, noise)))
+        window if window.frozen else changed(window, loss=window.loss * math.exp(generator.gauss(0, noise)))
         for window in published_windows()[run]
     ]
 
@@ -222,8 +225,8 @@ def test_a_loss_that_is_not_finite_is_named_at_once(step, loss):
 @pytest.mark.parametrize("jump_step", range(1000, 1100, 7))
 def test_a_jump_to_1_6_times_that_stays_is_named_within_a_hundred_steps(jump_step):
     event = live_event(losses_of(1500, jump(jump_step), seed=jump_step))
-    assert (event.event, event.sign) == ("collapse", "sustained rise")
-    assert jump_step < event.step <= jump_step + 100 and event.since_step > jump_step - 50
+    assert event.event == "collapse" and "stayed there" in event.text
+    assert jump_step < event.step <= jump_step + 100 and first_step_of(event) > jump_step - 50
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -278,7 +281,7 @@ def test_a_warm_up_that_unsettles_a_trained_model_raises_no_alarm(window_noise):
 
 def test_a_slow_climb_without_a_jump_is_named_as_drift():
     event = live_event(losses_of(6000, lambda step: 1 + max(0, step - 3001) / 2000))
-    assert (event.event, event.sign) == ("collapse", "drift") and 4000 < event.step < 4800
+    assert event.event == "collapse" and "lowest such median" in event.text and 4000 < event.step < 4800
 
 
 def test_a_guard_may_begin_in_the_middle_of_a_run():
@@ -294,20 +297,13 @@ def test_a_collapse_is_named_once_and_what_is_not_finite_always():
     assert [event.step for event in events][1:] == [3001, 3003]
 
 
-@pytest.mark.parametrize("step", [3, 5, 7])
-def test_steps_out_of_order_are_refused(step):
-    guard = CollapseGuard()
-    guard.add(5, 1.0)
-    with pytest.raises(ValueError, match=f"step {step} was given after step 5"):
-        guard.add(step, 1.0)
-
-
 @given(seed=st.integers(0, 1000), power=st.integers(-20, 20), factor=st.floats(1.0, 3.0))
 @settings(max_examples=20)
 def test_the_scale_of_the_loss_does_not_matter(seed, power, factor):
     losses = losses_of(1500, jump(1001, factor), seed=seed)
     event, scaled = live_event(losses), live_event([loss * 2.0**power for loss in losses])
-    assert (event and (event.step, event.sign)) == (scaled and (scaled.step, scaled.sign))
+    assert (event and event.step) == (scaled and scaled.step)
+    assert event is None or ("stayed" in event.text) == ("stayed" in scaled.text)
 
 
 # Logs
@@ -330,20 +326,15 @@ STEPS = list(range(50, 2001, 50))
 @pytest.mark.parametrize(
     ("means", "expected"),
     [
-        *(([2.0, 1.5, mean], ("not finite", 150, 101)) for mean in (None, math.nan, math.inf)),
-        ([1.0 + 1.0 / min(step, 1000) for step in STEPS], ("frozen", 1150, 1001)),  # after three windows
+        *(([2.0, 1.5, mean], ("not a finite number", 150, 101)) for mean in (None, math.nan, math.inf)),
+        ([1.0 + 1.0 / min(step, 1000) for step in STEPS], ("does not move", 1150, 1001)),  # after three windows
         ([round(1.0 + 10.0 / step, 2) for step in STEPS[:10]], None),  # equal neighbours by chance
     ],
 )
 def test_means_of_a_log_that_are_not_finite_or_stop_moving_are_named(means, expected):
     event = find_collapse(windows_from_cumulative(STEPS[: len(means)], means))
-    assert (event and (event.sign, event.step, event.since_step)) == expected
-
-
-@pytest.mark.parametrize(("steps", "means"), [([50, 50], [1.0, 1.0]), ([50, 40], [1.0, 1.0]), ([0], [1.0]), ([50], [])])
-def test_a_log_that_is_not_one_run_is_refused(steps, means):
-    with pytest.raises(UserError, match="Fix: "):
-        windows_from_cumulative(steps, means)
+    assert (event is None) == (expected is None)
+    assert event is None or (event.step, first_step_of(event)) == expected[1:] and expected[0] in event.text
 
 
 @pytest.mark.parametrize(
@@ -379,7 +370,7 @@ def test_a_rise_must_be_high_and_confirmed_by_the_next_window(noise, losses, lim
 )
 def test_aps_that_fall_to_nothing_are_named(evaluations, epoch):
     event = evaluation_collapse(evaluations)
-    assert (event and (event.sign, event.epoch)) == (epoch and ("evaluation", epoch))
+    assert (event and (event.event, event.epoch)) == (epoch and ("collapse", epoch))
     assert event is None or "best of 0.2000" in event.text
 
 

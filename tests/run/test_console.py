@@ -9,7 +9,7 @@ from threading import Event
 
 import pytest
 
-from maskperf.config import EvaluationConfig, OptimizerConfig
+from maskperf.config import EvaluationConfig, OptimizerConfig, RunConfig, SystemConfig
 from maskperf.run import console, progress
 from maskperf.run.console import PLAIN_SECONDS, columns, duration_text
 from maskperf.schema import EpochRow, StepLine
@@ -46,10 +46,14 @@ def now(monkeypatch):
     return now
 
 
-def progress_of(epochs, steps_per_epoch=10, *, max_steps=720_000, targets=(0.0, 0.0), **options):
-    optimizer = OptimizerConfig(max_epochs=epochs, max_steps=max_steps)
-    evaluation = EvaluationConfig(box_target=targets[0], mask_target=targets[1])
-    return progress.Progress(optimizer, evaluation, steps_per_epoch, **options)
+def progress_of(epochs, steps_per_epoch=10, *, max_steps=720_000, targets=(0.0, 0.0), every_steps=10, **options):
+    config = RunConfig(
+        recipe="demo",
+        optimizer=OptimizerConfig(max_epochs=epochs, max_steps=max_steps),
+        evaluation=EvaluationConfig(box_target=targets[0], mask_target=targets[1]),
+        system=SystemConfig(log_every_steps=every_steps),
+    )
+    return progress.Progress(config, steps_per_epoch, **options)
 
 
 def take_steps(shown, steps, steps_per_epoch=10):

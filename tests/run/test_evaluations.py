@@ -14,6 +14,7 @@ from small_runs import (
     run_on_two_processes,
     small_run,
     small_run_arguments,
+    step_lines,
     with_aps,
 )
 
@@ -25,8 +26,7 @@ from maskperf.model.weights import read_header
 from maskperf.run import evaluations
 from maskperf.run import loop as run
 from maskperf.run.black_box import load_black_box
-from maskperf.run.collapse import CollapseEvent
-from maskperf.schema import StepLine, read_metrics
+from maskperf.schema import GuardEvent
 from maskperf.structures import LOSS_NAMES
 
 TESTS = Path(__file__).parents[1]
@@ -148,7 +148,6 @@ def test_what_an_evaluation_sees_does_not_depend_on_when_its_verdict_comes(tmp_p
             arguments = (*NO_TARGETS, "optimizer.max_epochs=3", "model.score_threshold=0.001")
             assert small_run(tmp_path / name, *arguments) == EXIT_DONE
         folder = tmp_path / name / "run"
-        steps = [line for line in read_metrics(folder / "metrics.jsonl") if isinstance(line, StepLine)]
         table = [
             {key: value for key, value in row.items() if "second" not in key}
             for row in read_results(folder)["epochs_table"]
@@ -156,18 +155,10 @@ def test_what_an_evaluation_sees_does_not_depend_on_when_its_verdict_comes(tmp_p
         assert [row["epoch"] for row in table] == [1, 2, 3]
         assert (folder / "detections_bbox.json").read_text() != "[]"  # so there is something to compare
         detections = [_sha256(folder / f"detections_{kind}.json") for kind in ("bbox", "segm")]
-        found.append((happened, [[getattr(line, name) for name in LOSS_NAMES] for line in steps], table, detections))
+        found.append(
+            (happened, [[getattr(line, name) for name in LOSS_NAMES] for line in step_lines(folder)], table, detections)
+        )
     assert found[0] == found[1]
-
-
-@pytest.mark.slow
-def test_the_weights_of_an_epoch_are_not_written_over_before_its_verdict(tmp_path, monkeypatch):
-    happened = _watched(monkeypatch, aps=[0.2, 0.1, 0.15])
-    assert small_run(tmp_path, *NO_TARGETS, "optimizer.max_epochs=3") == EXIT_DONE
-    saved = [entry for entry in happened if isinstance(entry, str)]
-    assert happened == [1, 2, 3, saved[0], 4, 5, 6, saved[1], 7, 8, 9, saved[2]] and len(set(saved)) == 3
-    assert _weights(tmp_path / "run" / "model_best.safetensors") == saved[0]
-    assert _weights(tmp_path / "run" / "model.safetensors") == saved[2]
 
 
 def _lost_at(lost_update):
@@ -202,7 +193,7 @@ def test_a_problem_while_an_epoch_is_scored_waits_for_its_verdict_and_is_then_lo
 
 def test_aps_that_fell_are_met_in_the_middle_of_the_next_epoch(tmp_path, monkeypatch):
     _watched(monkeypatch, aps=[0.1], known_from=5)
-    fallen = CollapseEvent(event="collapse", sign="evaluation", text="box AP fell to nothing")
+    fallen = GuardEvent(event="collapse", text="box AP fell to nothing")
     monkeypatch.setattr(evaluations, "evaluation_collapse", lambda points: fallen)
     assert small_run(tmp_path, *TARGETS, "optimizer.max_epochs=3") == EXIT_NOT_FINITE
     folder = tmp_path / "run"

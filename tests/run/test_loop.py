@@ -22,7 +22,7 @@ from maskperf.overrides import from_json_text
 from maskperf.run import evaluations
 from maskperf.run import loop as run
 from maskperf.run.session import save_model
-from maskperf.schema import EvaluationLine, StepLine, read_metrics
+from maskperf.schema import EvaluationLine, read_metrics
 from maskperf.structures import LOSS_NAMES
 
 PACKAGE = Path(errors.__file__).parent
@@ -174,16 +174,6 @@ def test_the_best_weights_are_saved_beside_the_last(tmp_path, monkeypatch, has_l
     best = read_results(folder)["best"]
     assert (best["epoch"], best["box_ap"]) == (2, 0.4)
     assert not [path.name for path in folder.iterdir() if path.name.endswith(".tmp")]
-
-
-def test_two_runs_with_one_seed_are_equal(finished, tmp_path):
-    assert small_run(tmp_path, *NO_TARGETS) == EXIT_DONE
-
-    def losses(folder):
-        lines = [line for line in read_metrics(folder / "metrics.jsonl") if isinstance(line, StepLine)]
-        return [[getattr(line, name) for name in LOSS_NAMES] for line in lines]
-
-    assert losses(tmp_path / "run") == losses(finished)
 
 
 def test_a_run_is_no_success_when_the_engines_differ(tmp_path, monkeypatch, capsys):
@@ -366,12 +356,3 @@ def test_six_calls_and_six_files_lead_from_the_command_to_a_loss_formula(tmp_pat
     calls = [entry for index, entry in enumerate(path) if index == 0 or entry != path[index - 1]]
     assert len(calls) - 1 <= 6, calls
     assert len({file for file, _ in calls}) <= 6, calls
-
-
-def test_missing_data_and_weights_are_all_named_and_no_folder_is_made(tmp_path, capsys):
-    arguments = ["run", "coco", f"data.root={tmp_path / 'coco'}", f"run_dir={tmp_path / 'run'}"]
-    assert main([*arguments, f"model.backbone_weights={tmp_path / 'R-50.pkl'}"]) == EXIT_DATA
-    message = capsys.readouterr().err
-    assert "field data.root" in message and "2 problems in all" in message
-    assert "model.backbone_weights" in message and "MSRA" in message
-    assert not (tmp_path / "run").exists()

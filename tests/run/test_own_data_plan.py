@@ -13,7 +13,7 @@ from maskperf.config import DataConfig
 from maskperf.data.coco.index import read_coco
 from maskperf.data.coco.layout import find_layout
 from maskperf.errors import DataError
-from maskperf.overrides import key_of, validate
+from maskperf.overrides import validate
 from maskperf.recipes import coco
 from maskperf.run.own_data import Start, plan_training
 
@@ -24,8 +24,7 @@ def folder(tmp_path_factory):
 
 
 def plan_of(folder, start=None, *pairs, device="cpu"):
-    given = {key_of(pair) for pair in pairs}
-    return plan_training(find_layout(folder), start or Start(), list(pairs), given, device)
+    return plan_training(find_layout(folder), start or Start(), list(pairs), device)
 
 
 def parts(folder, holdout):

@@ -6,14 +6,15 @@ from contextlib import ExitStack, nullcontext
 import pytest
 import torch
 
-from maskperf.config import EvaluationConfig, OptimizerConfig
+from maskperf.config import RunConfig, SystemConfig
+from maskperf.engine.distributed import Topology
 from maskperf.engine.step import StepResult
 from maskperf.engine.stopwatch import Stopwatch
 from maskperf.engine.under_way import Step
 from maskperf.errors import LostRunError, NonFiniteError, UserError
 from maskperf.mlperf.log import MlperfLog
-from maskperf.run.progress import Progress
-from maskperf.run.recorder import MOST_STEPS_UNREAD, PHASES, StepRecorder, TimeAccount
+from maskperf.run.recorder import MOST_STEPS_UNREAD, StepRecorder
+from maskperf.run.session import PHASES, Session, TimeAccount
 from maskperf.schema import WINDOW_STEPS, EpochRow, EvaluationLine, GuardLine, StepLine, read_metrics
 
 STEP_PHASES = ("forward", "backward", "exchange", "optimizer")
@@ -35,26 +36,19 @@ def make(tmp_path):
     with ExitStack() as resources:
 
         def recorder(every_steps=10, stop_on_collapse=True):
-            account, log = TimeAccount(), MlperfLog(tmp_path / "mlperf.log")
-            account.start()
-            made = StepRecorder(
-                tmp_path / "metrics.jsonl",
-                Progress(OptimizerConfig(), EvaluationConfig(), 100, every_steps=every_steps),
-                account,
-                log,
-                every_steps=every_steps,
-                world=2,
-                stop_on_collapse=stop_on_collapse,
-            )
+            on_collapse = "stop" if stop_on_collapse else "warn"
+            system = SystemConfig(log_every_steps=every_steps, on_collapse=on_collapse)
+            config, log = RunConfig(recipe="demo", system=system), MlperfLog(tmp_path / "mlperf.log")
             resources.callback(log.close)
-            resources.callback(made.close)
-            return made, account
+            session = Session(config, Topology(world=2), tmp_path, log, resources)
+            session.account.start()
+            return StepRecorder(session, 100), session.account
 
         yield recorder
 
 
 def add(recorder, step, result=None, epoch=1, wait=0.0):
-    return recorder.add(Step(step, result or step_result(), wait), epoch)
+    return recorder.add(Step(step, epoch, result or step_result(), wait))
 
 
 def lines(tmp_path, kind):
@@ -99,7 +93,7 @@ def test_an_evaluation_is_a_line_with_its_minutes_since_the_start(make, tmp_path
     found = {"step": 20, "epoch": 2, "box_ap": 0.3, "mask_ap": 0.2, "evaluation_seconds": 7.0}
     row = EpochRow(**found, mean_loss=1.0, images_per_second=5.0, seconds_since_start=90.0)
     recorder.evaluation(row)
-    assert lines(tmp_path, EvaluationLine) == [EvaluationLine(**found, minutes=1.5)] and recorder.rows == [row]
+    assert lines(tmp_path, EvaluationLine) == [EvaluationLine(**found, minutes=1.5)] and recorder.counted.rows == [row]
 
 
 def test_a_window_is_logged_with_the_means_of_its_steps(make, tmp_path, monkeypatch):
@@ -158,9 +152,9 @@ def test_a_finite_collapse_is_named_and_stops_the_run_unless_the_user_wants_it_t
             loss = (1.0 if step <= 1200 else 4.0) + 0.02 * math.sin(step)
             add(recorder, step, step_result((loss / 5,) * 5))
     assert [line.event for line in lines(tmp_path, GuardLine)] == ["collapse"]
-    assert [event.event for event in recorder.events] == ["collapse"]
+    assert [event.event for event in recorder.counted.events] == ["collapse"]
     assert not stops or not isinstance(caught.value, NonFiniteError)
-    assert 1200 < recorder.events[0].step <= 1300 and (recorder.steps_checked == 2000) == (not stops)
+    assert 1200 < recorder.counted.events[0].step <= 1300 and (recorder.counted.steps_checked == 2000) == (not stops)
 
 
 def test_dropped_masks_end_the_run(make):

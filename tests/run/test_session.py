@@ -3,6 +3,7 @@ import json
 import sys
 
 import pytest
+from test_start_of_a_run import SHORT_RUN
 
 from maskperf.cli.main import main
 from maskperf.demo.dataset import write_demo_dataset
@@ -15,9 +16,7 @@ NAMES = ["Gr\u00f6\u00dfe", "\u7bb1\u5b50", "\u043a\u043e\u043d\u0443\u0441", "\
 def named(tmp_path):
     """Return the arguments of a short run on a data set whose categories have names of several scripts."""
     write_demo_dataset(tmp_path / "data", train_images=4, val_images=2, seed=3)
-    arguments = ["run", "demo", "seed=1", "system.threads=1", "optimizer.max_steps=1", "optimizer.batch_size=2"]
-    arguments += ["data.short_side=64", "data.long_side=96", f"run_dir={tmp_path / 'run'}"]
-    arguments += ["evaluation.box_target=0", "evaluation.mask_target=0"]
+    arguments = [*SHORT_RUN, f"run_dir={tmp_path / 'run'}"]
     for split in ("train", "val"):
         path = tmp_path / "data" / "annotations" / f"instances_{split}2017.json"
         document = json.loads(path.read_text())

@@ -11,6 +11,7 @@ from maskperf.overrides import from_json_text, to_json_text
 from maskperf.run import evaluations
 from maskperf.run import loop as run_module
 from maskperf.run.black_box import load_black_box
+from maskperf.schema import GuardEvent
 
 HUGE_RATE = ("optimizer.learning_rate=1e30", "optimizer.warmup_steps=0")
 
@@ -102,10 +103,8 @@ def test_a_model_whose_scores_fell_to_nothing_is_lost(tmp_path, monkeypatch):
 
 
 def test_a_plateau_is_noted_once_and_does_not_stop_the_run(tmp_path, monkeypatch):
-    class Named:
-        sentence = "box AP is 0.0015 short"
-
-    monkeypatch.setattr(evaluations, "find_plateau", lambda points, **limits: Named())
+    plateau = GuardEvent(event="plateau", text="box AP is 0.0015 short")
+    monkeypatch.setattr(evaluations, "find_plateau", lambda points, **limits: plateau)
     assert small_run(tmp_path, "optimizer.max_epochs=2", "evaluation.box_target=0.99") == EXIT_TARGET_MISSED
     results = read_results(tmp_path / "run")
     assert [(event["event"], event["epoch"]) for event in results["guard"]["events"]] == [("plateau", 1)]

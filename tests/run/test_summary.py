@@ -1,8 +1,8 @@
-import io
 import math
 import sys
 
 import pytest
+from test_console import Terminal
 
 from maskperf.config import has_targets, meets_targets
 from maskperf.run.evaluations import best_row
@@ -86,10 +86,6 @@ def test_the_plain_table_has_one_row_an_epoch_the_verdict_and_the_files(tmp_path
 
 
 def test_a_terminal_gets_the_same_numbers_with_colour(tmp_path, monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setattr(sys, "stdout", Terminal())

@@ -4,6 +4,7 @@ import importlib
 import sys
 
 import pytest
+from small_runs import NO_TARGETS, small_run
 
 from maskperf.cli.main import main
 from maskperf.cli.run import resolve
@@ -136,13 +137,10 @@ def test_a_tracker_that_is_not_installed_is_an_error_at_the_start(tmp_path, monk
     assert "Fix: pip install tensorboard wandb mlflow" in error and list(tmp_path.iterdir()) == []
 
 
-def test_tensorboard_reads_back_what_is_in_the_metrics_of_a_run(tmp_path, monkeypatch, capsys):
+def test_tensorboard_reads_back_what_is_in_the_metrics_of_a_run(tmp_path, capsys):
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    monkeypatch.chdir(tmp_path)
-    arguments = ["run", "demo", "seed=1", "system.threads=1", "optimizer.max_steps=2", "optimizer.batch_size=2"]
-    arguments += ["data.short_side=64", "data.long_side=96", "evaluation.box_target=0", "evaluation.mask_target=0"]
-    arguments += ["data.generate_images=4,2", "run_dir=run", "log.tensorboard=true"]
-    assert main(arguments) == EXIT_DONE, capsys.readouterr().err
+    few = ("data.generate_images=4,2", "optimizer.max_steps=2", "optimizer.batch_size=2")
+    assert small_run(tmp_path, *NO_TARGETS, *few, "log.tensorboard=true") == EXIT_DONE, capsys.readouterr().err
     events = accumulators.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
     for line in read_metrics(tmp_path / "run" / "metrics.jsonl"):

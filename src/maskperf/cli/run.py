@@ -17,7 +17,7 @@ from maskperf.mlperf.rules import refuse_broken_rules
 from maskperf.overrides import FIELDS, flatten, format_value, key_of, parse_value, validate, with_overrides
 from maskperf.recipe_files import recipe_config
 from maskperf.recipes import RECIPES
-from maskperf.run.resume import Resumption, find_resumption
+from maskperf.run.resume import Resumption, resumption_of, run_to_resume
 from maskperf.run.run_folder import current_run_folder, require_run_folder
 from maskperf.run.start import check_start
 
@@ -185,10 +185,11 @@ def _find_resumption(wanted: str, config: RunConfig, processes: int, *, runs: in
         return None
     if runs > 1:
         raise ConfigError(f"resume={wanted}: runs={runs} are a series, and one run can be resumed. Fix: leave runs out")
-    found = find_resumption(wanted, config, processes)
-    if found is None:
-        print(f"resume={wanted}: no run of {config.recipe} is unfinished; a new one starts", flush=True)
-    return found
+    folder = run_to_resume(wanted, config)
+    if folder is not None:
+        return resumption_of(folder, wanted, config, processes)
+    print(f"resume={wanted}: no run of {config.recipe} is unfinished; a new one starts", flush=True)
+    return None
 
 
 def _check_counts(counts: dict[str, int], config: RunConfig) -> None:

@@ -121,7 +121,7 @@ def prepare_training(options: argparse.Namespace) -> Prepared:
     topology = init_topology(checked.system.device)
 
     def planned() -> "Plan":
-        return plan_training(layout, start, pairs, {key_of(pair) for pair in pairs}, topology.device.type)
+        return plan_training(layout, start, pairs, topology.device.type)
 
     plan = planned()
     if is_auto:
@@ -129,8 +129,10 @@ def prepare_training(options: argparse.Namespace) -> Prepared:
         plan = planned()
     print("\n".join(plan.lines), flush=True)
     check_start(plan.config, processes)
-    config = _planned_for(plan, minutes, topology, processes) if minutes else plan.config
-    return Prepared(config, layout, processes)
+    if minutes:
+        pairs += _length_for(plan, minutes, topology, processes)
+        plan = planned()
+    return Prepared(plan.config, layout, processes)
 
 
 def _find_resumption(
@@ -210,8 +212,8 @@ def _fitting_batch(plan: "Plan", topology: "Topology", processes: int) -> str:
     return f"optimizer.batch_size={batch_size * processes * parts}"
 
 
-def _planned_for(plan: "Plan", minutes: float, topology: "Topology", processes: int) -> RunConfig:
-    """Return the configuration with as many epochs as fit into the minutes, by a measurement made now."""
+def _length_for(plan: "Plan", minutes: float, topology: "Topology", processes: int) -> list[str]:
+    """Return as many epochs and steps as fit into the minutes, by a measurement made now."""
     from maskperf.data.images.sampler import steps_per_epoch
     from maskperf.run.measure import measure_speed
     from maskperf.run.own_data import EVALUATIONS
@@ -233,7 +235,7 @@ def _planned_for(plan: "Plan", minutes: float, topology: "Topology", processes: 
         f"plan is {epochs} epochs, {steps:,} steps; it is not changed afterwards",
         flush=True,
     )
-    return plan.with_steps(epochs=epochs, max_steps=steps)
+    return [f"optimizer.max_epochs={epochs}", f"optimizer.max_steps={steps}"]
 
 
 def _conclude(best: BestEpoch | None, folder: Path, layout: DataLayout) -> None:

@@ -22,7 +22,6 @@ class Topology:
 
     rank: int = 0
     world: int = 1
-    local_rank: int = 0
     device: torch.device = torch.device("cpu")
 
     @property
@@ -37,11 +36,10 @@ def init_topology(device_choice: str) -> Topology:
     """
     rank = int(os.environ.get("RANK", "0"))
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = claim_device(device_choice, local_rank)
+    device = claim_device(device_choice, int(os.environ.get("LOCAL_RANK", "0")))
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-    return Topology(rank=rank, world=world, local_rank=local_rank, device=device)
+    return Topology(rank=rank, world=world, device=device)
 
 
 def claim_device(choice: str, index: int = 0) -> torch.device:
@@ -105,14 +103,19 @@ def average_gradients(model: nn.Module, topology: Topology) -> None:
     _average([parameter.grad for parameter in parameters if parameter.grad is not None], topology)
 
 
-def average_buffers(model: nn.Module, topology: Topology) -> None:
-    """Make the running statistics of trainable batch norms the same everywhere: their mean.
+def running_statistics(model: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers in which processes differ within an epoch, under the names of the state dict.
 
-    Frozen batch norms are equal already, and rounding would change them.
+    Those of frozen batch norms are equal everywhere, and must not be touched: even a mean of equals would round them.
     """
-    layers = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    buffers = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var) if buffer is not None]
-    _average(buffers, topology)
+    layers = {path: module for path, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    buffers = {f"{path}.{name}": value for path, layer in layers.items() for name, value in layer.named_buffers()}
+    return {name: value for name, value in buffers.items() if value.is_floating_point()}  # without counters
+
+
+def average_buffers(model: nn.Module, topology: Topology) -> None:
+    """Make the running statistics of trainable batch norms the same everywhere: their mean."""
+    _average(list(running_statistics(model).values()), topology)
 
 
 def wait_for_all(topology: Topology) -> None:
@@ -131,10 +134,7 @@ def share_from_first(value: T, topology: Topology) -> T:
 
 def all_true(value: bool, topology: Topology) -> bool:
     """Return in every process whether `value` is true in all of them; waits for the device."""
-    if topology.world == 1:
-        return value
-    count = sum_tensor(torch.tensor(float(value), device=topology.device), topology)
-    return count.item() == topology.world
+    return not largest_of_all(int(not value), topology)
 
 
 def largest_of_all(value: int, topology: Topology) -> int:
@@ -153,11 +153,6 @@ def gather_to_first(value: T, topology: Topology) -> list[T]:
     values: list[Any] | None = [None] * topology.world if topology.is_first else None
     dist.gather_object(value, values, dst=0)
     return values or []
-
-
-def broadcast_model(model: nn.Module, topology: Topology) -> None:
-    """Give every process the first one's parameters and buffers."""
-    broadcast_tensors(model.state_dict().values(), topology)
 
 
 def broadcast_tensors(tensors: Iterable[Tensor], topology: Topology) -> None:

@@ -24,6 +24,7 @@ class Step:
     """A step, and how long it waited for its batches."""
 
     update: int
+    epoch: int
     result: StepResult
     wait_seconds: float
 

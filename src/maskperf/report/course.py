@@ -7,9 +7,9 @@ from maskperf.config import NUM_TRAIN_IMAGES
 from maskperf.mlperf.read import BenchmarkLog, TrackedStats
 from maskperf.report.contents import EvaluationPoint, LossPoint, Phase
 from maskperf.report.sources import RunFiles
-from maskperf.run.collapse import Window, evaluation_collapse, find_collapse, windows_from_cumulative
-from maskperf.run.plateau import Plateau, find_plateau
-from maskperf.schema import GuardEvent
+from maskperf.run.collapse import evaluation_collapse, find_collapse, windows_from_cumulative
+from maskperf.run.plateau import find_plateau
+from maskperf.schema import GuardEvent, Window
 
 TERMS = ("objectness", "rpn_box", "classification", "box", "mask")
 TERM_OF_KEY = {  # the names of published logs
@@ -228,17 +228,16 @@ def _events_of_log(
     has_losses = any("loss" in entry.values for entry in log.tracked)
     windows = _loss_windows(log) if has_losses else []
     triples = [(point.epoch, point.box_ap, point.mask_ap) for point in evaluations]
-    collapses = [event for event in (find_collapse(windows), evaluation_collapse(triples)) if event is not None]
-    events = [GuardEvent(event=entry.event, step=entry.step, epoch=entry.epoch, text=entry.text) for entry in collapses]
+    events = [event for event in (find_collapse(windows), evaluation_collapse(triples)) if event is not None]
     plateau = None if reached or events else _first_plateau(log, triples)
     if plateau is not None:
-        events.append(GuardEvent(event="plateau", epoch=plateau.epoch, text=plateau.sentence))
+        events.append(plateau)
     seen = f"{len(windows)} windows of losses and {len(evaluations)} evaluations checked after the run"
     found = "" if events else ": no collapse and no plateau" if not reached else ": no collapse"
     return (*events, GuardEvent(event="summary", text=f"{seen}{found}."))
 
 
-def _first_plateau(log: BenchmarkLog, triples: Sequence[tuple[int, float, float]]) -> Plateau | None:
+def _first_plateau(log: BenchmarkLog, triples: Sequence[tuple[int, float, float]]) -> GuardEvent | None:
     """Return the plateau as of the first evaluation that shows it; triples: (epoch, box AP, mask AP)."""
     settings = log.settings
     batch_size, decay_steps = settings.get("global_batch_size"), settings.get("opt_learning_rate_decay_steps")

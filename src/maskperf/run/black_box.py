@@ -13,11 +13,11 @@ from torch import Tensor
 
 from maskperf.config import RunConfig
 from maskperf.engine.optimizer import optimizer_tensors
-from maskperf.errors import ConfigError, DataError, Problem
+from maskperf.errors import ConfigError
 from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.model.weights import write_tensor_file
 from maskperf.overrides import from_json_text, to_json_text
-from maskperf.schema import CONFIG_FILE
+from maskperf.schema import CONFIG_FILE, file_error
 from maskperf.structures import Batch, Images, Polygons, RunLengths, Targets
 
 FACTS_FILE = "facts.json"
@@ -94,9 +94,7 @@ def load_black_box(folder: Path) -> BlackBox:
             loaded.append(load_file(path))
         batches = [_batch_of(loaded[2], number, limits) for number, limits in enumerate(facts.polygon_limits)]
     except (OSError, msgspec.DecodeError, SafetensorError, KeyError) as error:
-        message = f"The file cannot be read: {error}."
-        problem = Problem(file=str(path), where="the file", field="-", value="-", message=message, fix=FIX)
-        raise DataError([problem]) from error
+        raise file_error(path, f"The file cannot be read: {error}.", fix=FIX) from error
     return BlackBox(facts=facts, config=config, weights=loaded[0], optimizer=loaded[1], micro_batches=batches)
 
 

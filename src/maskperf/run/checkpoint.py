@@ -19,20 +19,25 @@ from typing import NoReturn
 
 import msgspec
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from maskperf.engine.distributed import broadcast_tensors, gather_to_first, largest_of_all, share_from_first
+from maskperf.engine.distributed import (
+    broadcast_tensors,
+    gather_to_first,
+    largest_of_all,
+    running_statistics,
+    share_from_first,
+)
 from maskperf.engine.optimizer import optimizer_tensors
-from maskperf.errors import EXIT_REQUEUE, ConfigError, DataError, Problem, StorageError
+from maskperf.errors import EXIT_REQUEUE, ConfigError, StorageError
 from maskperf.files import link_or_copy, replace_file, sha256_of_file, sync_folder
-from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.model.weights import read_tensor_file, write_tensor_file
 from maskperf.overrides import path_as_argument
 from maskperf.run.evaluations import Evaluations, Training
 from maskperf.run.resume import CHECKPOINTS, MANIFEST_FILE, STATE_FILE, TENSORS_FILE, Resumption
 from maskperf.run.session import BEST_WEIGHTS_FILE, WEIGHTS_FILE, Session
 from maskperf.run.stop_signals import StopSignals
-from maskperf.schema import CONFIG_FILE, CheckpointState, Manifest
+from maskperf.schema import CONFIG_FILE, CheckpointState, Manifest, file_error
 
 GENERATIONS = 2
 PERIODIC = 1  # below the number of every signal that stops a run
@@ -94,7 +99,7 @@ class Checkpoints:
             pending=self._evaluations.pending,
             recorder=recorder,
             resumed_at_steps=session.resumed_at_steps,
-            extra=training.extra_state,
+            extra=training.average.state,
         )
         text = msgspec.json.encode(state)  # now: training changes what it is made of
         files = [session.folder / name for name in (WEIGHTS_FILE, BEST_WEIGHTS_FILE)]
@@ -142,7 +147,7 @@ def restore(session: Session, training: Training, evaluations: Evaluations, resu
         _load(training.model.state_dict(), folder / WEIGHTS_FILE, session)
         evaluations.start(state.pending)
     _load(live_tensors(training), folder / TENSORS_FILE, session, running_statistics(training.model))
-    training.extra_state.update(state.extra)
+    training.average.state.update(state.extra)
     session.account.restore(state.seconds, state.phase_seconds)
     training.recorder.restore(state.recorder)
     return state.step, state.epoch - 1
@@ -156,17 +161,7 @@ def live_tensors(training: Training) -> dict[str, Tensor]:
     model, optimizer = training.model, training.optimizer
     found = {f"model.{name}": value for name, value in model.state_dict().items()}
     found |= {f"optimizer.{name}": value for name, value in optimizer_tensors(model, optimizer).items()}
-    return found | {f"extra.{name}": value for name, value in training.extra_tensors.items()}
-
-
-def running_statistics(model: MaskRcnn) -> dict[str, Tensor]:
-    """Return the buffers in which processes differ within an epoch, under the names of the state dict."""
-    return {
-        f"{path}.{name}": buffer
-        for path, module in model.named_modules()
-        if isinstance(module, nn.BatchNorm2d)
-        for name, buffer in module.named_buffers(recurse=False)
-    }
+    return found | {f"extra.{name}": value for name, value in training.average.tensors.items()}
 
 
 def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], state: bytes, files: Sequence[Path]) -> None:
@@ -211,9 +206,7 @@ def _load(live: Mapping[str, Tensor], path: Path, session: Session, own: Mapping
         if wrong:
             message = f"{len(wrong)} tensors do not fit the model and optimizer of this version."
             fix = "Resume with the version of the program that began the run."
-            raise DataError(
-                [Problem(file=str(path), where=wrong[0], field="tensor", value="-", message=message, fix=fix)]
-            )
+            raise file_error(path, message, where=wrong[0], fix=fix)
         with torch.no_grad():
             for name, value in live.items():
                 value.copy_(stored[name])

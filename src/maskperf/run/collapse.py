@@ -1,15 +1,13 @@
 """Collapse of a training: a loss that is not finite, or a training that is lost although its loss is finite."""
 
 import math
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 from typing import TypeGuard
 
-from maskperf.errors import UserError
-from maskperf.schema import WINDOW_STEPS, GuardState, SeriesState
+from maskperf.schema import WINDOW_STEPS, GuardEvent, GuardState, SeriesState, Window
 
 STRIDE_STEPS = 10  # a live run is checked this often; divides WINDOW_STEPS
 LEVEL_WINDOWS = 5
@@ -45,111 +43,49 @@ class Limits:
 LIMITS = Limits()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Window:
-    """The mean loss of the steps from `first_step` to `last_step`, both included."""
-
-    first_step: int
-    last_step: int
-    loss: float | None  # None: not finite
-    ending: float | None = None  # median of its last ten steps, where the losses of steps are known
-    frozen: bool = False  # the cumulative mean it comes from did not move
-
-
-@dataclass(frozen=True, kw_only=True)
-class CollapseEvent:
-    """A collapse. `step` is where it can first be named, `since_step` where it began; epochs for evaluations."""
-
-    event: str  # "non-finite" or "collapse", as in metrics.jsonl
-    sign: str  # "not finite", "sustained rise", "drift", "frozen", "evaluation"
-    text: str
-    step: int | None = None
-    since_step: int | None = None
-    epoch: int | None = None
-
-
 class CollapseGuard:
-    """Takes the total loss of every step of a run, and names a collapse once.
+    """Takes the total loss of every step of a run, and names a collapse once; `state` goes on where it was.
 
     Five interleaved series of windows, each ten steps after the other, follow the same rule: a lasting jump to 1.6
     times is named within 100 steps wherever it falls, later where the losses are noisy.
     """
 
-    def __init__(self, limits: Limits = LIMITS):
-        self._series = [_Series(limits) for _ in range(WINDOW_STEPS // STRIDE_STEPS)]
-        self._stride_losses: list[float] = []
-        self._stride_means: deque[float] = deque(maxlen=len(self._series))
-        self._turn = 0
-        self._last_step: int | None = None
-        self._named = False
+    def __init__(self, state: GuardState | None = None):
+        self.state = state or GuardState(series=[SeriesState() for _ in range(WINDOW_STEPS // STRIDE_STEPS)])
 
-    def state(self) -> GuardState:
-        """Return what a guard of another process needs to go on from here."""
-        return GuardState(
-            series=[series.state() for series in self._series],
-            stride_losses=list(self._stride_losses),
-            stride_means=list(self._stride_means),
-            turn=self._turn,
-            last_step=self._last_step,
-            named=self._named,
-        )
-
-    def restore(self, state: GuardState) -> None:
-        """Become the guard that had this state."""
-        for series, stored in zip(self._series, state.series, strict=True):
-            series.restore(stored)
-        self._stride_losses = list(state.stride_losses)
-        self._stride_means.extend(state.stride_means)
-        self._turn, self._last_step, self._named = state.turn, state.last_step, state.named
-
-    def add(self, step: int, total_loss: float | None) -> CollapseEvent | None:
+    def add(self, step: int, total_loss: float | None) -> GuardEvent | None:
         """Return the collapse that this step's loss reveals, or None. After a collapse only non-finite losses speak.
 
         Steps rise by one; a series may begin at any step, for example after a resume. None is a loss not finite.
-        Errors: ValueError for a step that does not follow the one before.
         """
-        if self._last_step is not None and step != self._last_step + 1:
-            raise ValueError(
-                f"step {step} was given after step {self._last_step}; the guard needs every step, in order"
-            )
-        self._last_step = step
+        state = self.state
         if not _is_finite(total_loss):
             return _not_finite(step, step)
-        if self._named:
+        if state.named:
             return None
-        self._stride_losses.append(total_loss)
-        if len(self._stride_losses) < STRIDE_STEPS:
+        state.stride_losses.append(total_loss)
+        if len(state.stride_losses) < STRIDE_STEPS:
             return None
-        ending, self._stride_losses = self._stride_losses, []
-        self._stride_means.append(_mean_without_spikes(ending))
-        if len(self._stride_means) < len(self._series):
+        ending, state.stride_losses = state.stride_losses, []
+        state.stride_means = [*state.stride_means, _mean_without_spikes(ending)][-len(state.series) :]
+        if len(state.stride_means) < len(state.series):
             return None
-        loss = sum(self._stride_means) / len(self._stride_means)
+        loss = sum(state.stride_means) / len(state.stride_means)
         window = Window(first_step=step - WINDOW_STEPS + 1, last_step=step, loss=loss, ending=median(ending))
-        found = self._series[self._turn].add(window)
-        self._turn = (self._turn + 1) % len(self._series)
-        self._named = found is not None
+        found = _Series(state.series[state.turn], LIMITS).add(window)
+        state.turn = (state.turn + 1) % len(state.series)
+        state.named = found is not None
         return found
 
 
 def windows_from_cumulative(steps: Sequence[int], cumulative_means: Sequence[float | None]) -> list[Window]:
     """Return the mean loss between the logged steps from means over all steps so far; windows of at least 50 steps.
 
-    A mean that is None or not finite gives a window whose loss is None.
-    Errors: UserError for lists of different lengths, or steps that do not rise from 1.
+    The steps rise from 1. A mean that is None or not finite gives a window whose loss is None.
     """
-    if len(steps) != len(cumulative_means):
-        raise UserError(
-            f"the loss log has {len(steps)} steps and {len(cumulative_means)} means. Fix: give one mean for each step."
-        )
     windows = []
-    begin, begin_mean, last = 0, 0.0, 0
+    begin, begin_mean = 0, 0.0
     for step, mean in zip(steps, cumulative_means, strict=True):
-        if step <= last:
-            raise UserError(
-                f"the loss log, field step, value {step}: it comes after step {last}. Fix: give the log of one run."
-            )
-        last = step
         if not _is_finite(mean):
             windows.append(Window(first_step=begin + 1, last_step=step, loss=None))
         elif step - begin >= WINDOW_STEPS:
@@ -160,13 +96,13 @@ def windows_from_cumulative(steps: Sequence[int], cumulative_means: Sequence[flo
     return windows
 
 
-def find_collapse(windows: Sequence[Window], limits: Limits = LIMITS) -> CollapseEvent | None:
+def find_collapse(windows: Sequence[Window], limits: Limits = LIMITS) -> GuardEvent | None:
     """Return the first collapse in a series of windows, or None. `step` of the event is the end of a window."""
-    series = _Series(limits)
+    series = _Series(SeriesState(), limits)
     return next((found for found in map(series.add, windows) if found is not None), None)
 
 
-def evaluation_collapse(evaluations: Sequence[tuple[int, float | None, float | None]]) -> CollapseEvent | None:
+def evaluation_collapse(evaluations: Sequence[tuple[int, float | None, float | None]]) -> GuardEvent | None:
     """Return the first evaluation (epoch, box AP, mask AP) that shows a lost model, or None.
 
     Lost: both APs are 0, or under a tenth of the best before, after both had been above 0.05. None for an AP that is
@@ -182,7 +118,7 @@ def evaluation_collapse(evaluations: Sequence[tuple[int, float | None, float | N
                 f"epoch {epoch}: box AP fell to {box_ap:.4f} from a best of {best_box:.4f}, "
                 f"mask AP to {mask_ap:.4f} from {best_mask:.4f}; the model is lost"
             )
-            return CollapseEvent(event="collapse", sign="evaluation", epoch=epoch, text=text)
+            return GuardEvent(event="collapse", epoch=epoch, text=text)
         best_box, best_mask = max(best_box, box_ap), max(best_mask, mask_ap)
     return None
 
@@ -195,51 +131,38 @@ class _Series:
     of their mean when they are not finite, a mean that is frozen.
     """
 
-    def __init__(self, limits: Limits):
-        self._limits = limits
-        self._windows: deque[Window] = deque(maxlen=NOISE_WINDOWS + 2)  # finite and not frozen
-        self._losses: list[float] = []  # of these windows
-        self._frozen: list[Window] = []
-        self._lowest_median = math.inf
+    def __init__(self, state: SeriesState, limits: Limits):
+        self._state, self._limits = state, limits
+        self._windows = state.windows
+        self._losses = [window.loss for window in state.windows if _is_finite(window.loss)]
 
-    def state(self) -> SeriesState:
-        lowest = self._lowest_median if math.isfinite(self._lowest_median) else None
-        windows, frozen = ([astuple(window) for window in found] for found in (self._windows, self._frozen))
-        return SeriesState(windows=windows, frozen=frozen, lowest_median=lowest)
-
-    def restore(self, state: SeriesState) -> None:
-        kept = _windows(state.windows)
-        self._windows.extend(kept)
-        self._losses = [window.loss for window in kept if _is_finite(window.loss)]
-        self._frozen = _windows(state.frozen)
-        self._lowest_median = math.inf if state.lowest_median is None else state.lowest_median
-
-    def add(self, window: Window) -> CollapseEvent | None:
+    def add(self, window: Window) -> GuardEvent | None:
         if not _is_finite(window.loss):
             return _not_finite(window.first_step, window.last_step)
         if window.frozen:
-            self._frozen.append(window)
-            return self._find_frozen()
-        self._frozen = []
+            self._state.frozen.append(window)
+            return self._find_frozen(self._state.frozen)
+        self._state.frozen.clear()
         self._windows.append(window)
         self._losses.append(window.loss)
-        del self._losses[: -(NOISE_WINDOWS + 2)]
+        for kept in (self._windows, self._losses):
+            del kept[: -(NOISE_WINDOWS + 2)]
         return self._find_rise() or self._find_drift()
 
-    def _find_frozen(self) -> CollapseEvent | None:
+    def _find_frozen(self, frozen: Sequence[Window]) -> GuardEvent | None:
         rise = self._rise(newest=1)
         risen = rise > self._line(self._limits.frozen_rise, self._limits.frozen_noise, newest=1)
-        if not risen and len(self._frozen) < self._limits.frozen_windows:
+        if not risen and len(frozen) < self._limits.frozen_windows:
             return None
-        first, last = self._frozen[0], self._frozen[-1]
+        first, last = frozen[0], frozen[-1]
         before = f", after a window {rise:.2f} times above the level before it" if risen else ""
         text = (
             f"steps {first.first_step} to {last.last_step}: the mean of all losses so far does not move{before}, "
             "as when losses are not finite and the log leaves them out"
         )
-        return _collapse("frozen", self._windows[-1] if risen else first, last, text)
+        return GuardEvent(event="collapse", step=last.last_step, text=text)
 
-    def _find_rise(self) -> CollapseEvent | None:
+    def _find_rise(self) -> GuardEvent | None:
         rise = self._rise(newest=2)
         if rise <= self._limits.sustained_rise:  # the noise is costly to find, and can only raise the line
             return None
@@ -253,13 +176,14 @@ class _Series:
             f"steps {first.first_step} to {last.last_step}: the loss rose to {first.loss:.4g} and {last.loss:.4g} "
             f"from {level:.4g} before and stayed there"
         )
-        return _collapse("sustained rise", first, last, text)
+        return GuardEvent(event="collapse", step=last.last_step, text=text)
 
-    def _find_drift(self) -> CollapseEvent | None:
+    def _find_drift(self) -> GuardEvent | None:
         if len(self._losses) < DRIFT_WINDOWS:
             return None
         smoothed = median(self._losses[-DRIFT_WINDOWS:])
-        lowest, self._lowest_median = self._lowest_median, min(self._lowest_median, smoothed)
+        lowest = smoothed if self._state.lowest_median is None else self._state.lowest_median
+        self._state.lowest_median = min(lowest, smoothed)
         first, last = self._windows[-DRIFT_WINDOWS], self._windows[-1]
         if smoothed <= self._limits.drift_rise * lowest or first.last_step <= self._limits.first_step:
             return None
@@ -269,7 +193,7 @@ class _Series:
             f"steps {first.first_step} to {last.last_step}: the loss is {smoothed:.4g} (median of {DRIFT_WINDOWS} "
             f"windows), {smoothed / lowest:.2f} times the lowest such median, {lowest:.4g}"
         )
-        return _collapse("drift", first, last, text)
+        return GuardEvent(event="collapse", step=last.last_step, text=text)
 
     def _level(self, *, newest: int) -> float:
         return median(self._losses[-newest - LEVEL_WINDOWS : -newest])
@@ -283,17 +207,6 @@ class _Series:
     def _line(self, rise: float, noise: float, *, newest: int) -> float:
         """Return the factor that a rise must pass: `rise`, or more where the windows before the newest are noisy."""
         return max(rise, math.exp(noise * _relative_noise(self._losses[: len(self._losses) - newest])))
-
-
-def _windows(stored: Sequence[tuple[int, int, float | None, float | None, bool]]) -> list[Window]:
-    return [
-        Window(first_step=first, last_step=last, loss=loss, ending=ending, frozen=frozen)
-        for first, last, loss, ending, frozen in stored
-    ]
-
-
-def _collapse(sign: str, first: Window, last: Window, text: str) -> CollapseEvent:
-    return CollapseEvent(event="collapse", sign=sign, step=last.last_step, since_step=first.first_step, text=text)
 
 
 def _relative_noise(losses: Sequence[float]) -> float:
@@ -320,7 +233,6 @@ def _is_finite(loss: float | None) -> TypeGuard[float]:
     return loss is not None and math.isfinite(loss)
 
 
-def _not_finite(first_step: int, last_step: int) -> CollapseEvent:
+def _not_finite(first_step: int, last_step: int) -> GuardEvent:
     where = f"step {last_step}" if first_step == last_step else f"steps {first_step} to {last_step}"
-    text = f"{where}: the total loss is not a finite number"
-    return CollapseEvent(event="non-finite", sign="not finite", step=last_step, since_step=first_step, text=text)
+    return GuardEvent(event="non-finite", step=last_step, text=f"{where}: the total loss is not a finite number")

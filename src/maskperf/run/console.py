@@ -45,7 +45,7 @@ class LiveLine:
     """One line, or a few, that are renewed on a terminal; elsewhere each line stays. Threads may share it."""
 
     def __init__(self, console: Console, style: str = ""):
-        self.console, self._style = console, style
+        self._console, self._style = console, style
         self.is_live = console.is_terminal and not console.is_dumb_terminal
         self.shown_at = time.monotonic()  # when something was shown last
         self._live: Live | None = None
@@ -58,7 +58,7 @@ class LiveLine:
         with self._lock:
             self.shown_at = time.monotonic()
             if self._live is None:
-                self._live = Live(console=self.console, auto_refresh=False, transient=True)
+                self._live = Live(console=self._console, auto_refresh=False, transient=True)
                 self._live.start()
             if isinstance(text, str):
                 text = Text(text, self._style, no_wrap=True, overflow="ellipsis")
@@ -68,7 +68,7 @@ class LiveLine:
         """Show a line that stays, above the live one."""
         with self._lock:
             self.shown_at = time.monotonic()
-            self.console.out(text, highlight=False)
+            self._console.out(text, highlight=False)
 
     def stop(self) -> None:
         """Take the line of a terminal away."""
@@ -107,21 +107,19 @@ class Progress:
         self._line = LiveLine(console or make_console())
         self._what = ""
         self._start = (0.0, 0)  # time and amount when `_what` began
-        self._shown_at = 0.0
 
     def say(self, text: str) -> None:
         """Show a message that stays, above the live line."""
         self._line.stop()
-        self._line.console.out(text, highlight=False)
+        self._line.say(text)
         self._what = ""
 
     def advance(self, what: str, done: int, total: int) -> None:
         """Show how much of `total` is done, if the last line is old enough; `total` 0 is unknown."""
         now = time.monotonic()
         if what != self._what or done < self._start[1]:
-            self._what, self._start, self._shown_at = what, (now, done), now
-        if now - self._shown_at >= (LIVE_SECONDS if self._line.is_live else PLAIN_SECONDS):
-            self._shown_at = now
+            self._what, self._start, self._line.shown_at = what, (now, done), now
+        if now - self._line.shown_at >= (LIVE_SECONDS if self._line.is_live else PLAIN_SECONDS):
             rate = (done - self._start[1]) / max(now - self._start[0], 1e-9)
             self._line.show(self.text(what, done, total, rate=rate))
 

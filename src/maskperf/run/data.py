@@ -35,7 +35,6 @@ OTHER_DATA_FIX = "Take the data set that the weights were trained for, or weight
 class OpenedData:
     """The two splits of a data set, and the ground truth of the second in the first process."""
 
-    paths: DataPaths
     train: CocoIndex
     val: CocoIndex
     categories: CategoryMatch
@@ -51,13 +50,20 @@ def complete_config(config: RunConfig, topology: Topology) -> RunConfig:
     config = replace(config, seed=seed)
     if config.model.num_classes:
         return config
-    paths = locate(config.data)
-    read = partial(read_coco, paths.train_json, paths.train_images, training=True, data=config.data)
-    try:
-        train = _first_before_others(topology, read)
-    except DataError as error:  # shown with all else that is wrong with the data
-        raise joined_errors(open_splits(paths, config.data)[2]) from error
+    train = _first_before_others(topology, partial(read_training_split, config.data))
     return replace(config, model=replace(config.model, num_classes=len(train.category_ids) + 1))
+
+
+def read_training_split(data: DataConfig) -> CocoIndex:
+    """Return the training split, whose images are not opened.
+
+    Errors: DataError with everything that is wrong with both splits.
+    """
+    paths = locate(data)
+    try:
+        return read_coco(paths.train_json, paths.train_images, training=True, data=data)
+    except DataError as error:
+        raise joined_errors(open_splits(paths, data)[2]) from error
 
 
 def clear_caches(session: Session) -> None:
@@ -92,10 +98,8 @@ def open_data(session: Session) -> OpenedData:
         errors += [DataError(problems)] if problems else []
     if errors:
         raise joined_errors(errors)
-    for index in (train, val):
-        for notice in index.notices:
-            session.notice(f"{index.json_path}: {notice}")
     for notice in (
+        *(f"{index.json_path}: {notice}" for index in (train, val) for notice in index.notices),
         *_own_data_notices(config, train, val),
         *categories.notices,
         *detection_notices(val, config.model.detections_per_image),
@@ -109,7 +113,7 @@ def open_data(session: Session) -> OpenedData:
                 "\n".join([*mismatches, "Fix: get the files of COCO 2017, or set data.check_counts=false"])
             )
     truth = GroundTruth(paths.val_json, val, categories) if session.topology.is_first else None
-    return OpenedData(paths=paths, train=train, val=val, categories=categories, truth=truth)
+    return OpenedData(train=train, val=val, categories=categories, truth=truth)
 
 
 def _first_before_others(topology: Topology, read: Callable[[], Any]) -> Any:

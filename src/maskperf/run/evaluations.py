@@ -3,9 +3,7 @@
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -21,6 +19,7 @@ from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.run.collapse import evaluation_collapse
 from maskperf.run.data import OpenedData, split_batches
 from maskperf.run.plateau import find_plateau
+from maskperf.run.progress import working
 from maskperf.run.recorder import StepRecorder
 from maskperf.run.session import Session, save_best_model
 from maskperf.schema import EpochRow, TrainedEpoch
@@ -46,26 +45,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     recorder: StepRecorder
     steps_per_epoch: int
-    average: WeightAverage | None = None  # evaluated and saved in place of the weights, if there is one
-
-    @property
-    def extra_tensors(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint keeps besides model and optimizer, restored in place."""
-        return {} if self.average is None else self.average.tensors
-
-    @property
-    def extra_state(self) -> dict[str, Any]:
-        """JSON values that belong to these tensors, restored in place."""
-        return {} if self.average is None else self.average.state
-
-    def average_weights(self) -> None:
-        """Take the weights after an update into their average."""
-        if self.average is not None:
-            self.average.add()
-
-    def evaluated_weights(self) -> AbstractContextManager[None]:
-        """Inside the `with` block the model has the weights that are evaluated and saved."""
-        return nullcontext() if self.average is None else self.average.in_place()
+    average: WeightAverage  # evaluated and saved in place of the weights, unless its decay is 0
 
 
 @dataclass(frozen=True)
@@ -223,7 +203,7 @@ class Evaluations:
             evaluation_seconds=self.verdict.seconds,
         )
         recorder.evaluation(row)
-        if best_row(recorder.rows) is row:
+        if best_row(recorder.counted.rows) is row:
             with session.account.measure("saving"):
                 save_best_model(session)
         if not (self.is_final or trained.is_last):
@@ -234,7 +214,7 @@ class Evaluations:
 
     def _lose_patience(self) -> None:
         """End the run where the last evaluations, as many as it has patience for, were no better than one before."""
-        rows, config = self._training.recorder.rows, self._session.config.evaluation
+        rows, config = self._training.recorder.counted.rows, self._session.config.evaluation
         best = best_row(rows)
         since = len(rows) - 1 - rows.index(best)
         if not config.patience or since < config.patience:
@@ -251,8 +231,8 @@ class Evaluations:
         Errors: LostRunError where the APs fell to nothing; its step is the last one trained, that of the weights.
         """
         recorder, config = self._training.recorder, self._session.config
-        last = recorder.rows[-1]
-        points = [(row.epoch, row.box_ap, row.mask_ap) for row in recorder.rows]
+        last = recorder.counted.rows[-1]
+        points = [(row.epoch, row.box_ap, row.mask_ap) for row in recorder.counted.rows]
         collapse = evaluation_collapse(points)
         if collapse is not None:
             error = LostRunError(f"step {last.step} (epoch {last.epoch}): {collapse.text}", step=update)
@@ -266,8 +246,8 @@ class Evaluations:
             steps_per_epoch=self._training.steps_per_epoch,
             last_decay_step=config.optimizer.decay_steps[-1] if config.optimizer.decay_steps else 0,
         )
-        if plateau is not None and not any(event.event == "plateau" for event in recorder.events):
-            recorder.note("plateau", last.step, last.epoch, plateau.sentence)
+        if plateau is not None and not any(event.event == "plateau" for event in recorder.counted.events):
+            recorder.note("plateau", last.step, last.epoch, plateau.text)
 
 
 def best_row(rows: Sequence[EpochRow]) -> EpochRow:
@@ -286,7 +266,7 @@ def confirm(session: Session, data: OpenedData, verdict: Verdict) -> Verdict:
     if scored is not None and data.truth is not None and verdict.status != "aborted" and engine != "official":
         session.say("the clock has stopped; pycocotools now confirms the scores")
         try:
-            with session.working("pycocotools confirms the scores"):
+            with working("pycocotools confirms the scores", enabled=True):
                 official = score(data.truth, *scored.found, engine="official", max_detections=limit)
         except BaseException:
             session.log.withdraw("pycocotools did not come to its end, so that nobody has confirmed the scores")

@@ -76,7 +76,7 @@ def save_results(session: Session, recorder: StepRecorder, *, reason: str, verdi
     Without a verdict the run was cut short, for `reason`.
     """
     session.account.stop()
-    last, best = (recorder.rows[-1], best_row(recorder.rows)) if recorder.rows else (None, None)
+    last, best = (recorder.counted.rows[-1], best_row(recorder.counted.rows)) if recorder.counted.rows else (None, None)
     scored = verdict.scored if verdict else None
     scores = score_entries(scored.scores) if scored else {}
     aps = {"box_ap": last.box_ap if last else None, "mask_ap": last.mask_ap if last else None}
@@ -90,13 +90,13 @@ def save_results(session: Session, recorder: StepRecorder, *, reason: str, verdi
         mask_target=session.config.evaluation.mask_target,
         engine=scored.scores.engine if scored else "",
         **{**aps, **scores},
-        epochs_table=tuple(recorder.rows),
+        epochs_table=tuple(recorder.counted.rows),
         best=BestEpoch(**msgspec.structs.asdict(best), weights=BEST_WEIGHTS_FILE) if best else None,
         notices=tuple(session.notices),
         resumed_at_steps=session.resumed_at_steps,
         time_account=session.account.phases(),
         peak_memory_gib=peak_memory_gib(),
-        guard=GuardResults(steps_checked=recorder.steps_checked, events=tuple(recorder.events)),
+        guard=GuardResults(steps_checked=recorder.counted.steps_checked, events=tuple(recorder.counted.events)),
     )
     session.write(RESULTS_FILE, pretty_json(results))
     return results

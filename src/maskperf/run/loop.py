@@ -4,33 +4,28 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 
-import torch
-
 from maskperf.config import RunConfig
 from maskperf.data.images.capacity import batch_capacity
 from maskperf.data.images.sampler import steps_per_epoch
-from maskperf.engine.average import average_of
+from maskperf.engine.average import WeightAverage
 from maskperf.engine.build import build_model, keep_memory, prepare_steps
-from maskperf.engine.distributed import Topology, average_buffers, broadcast_model
+from maskperf.engine.distributed import Topology, average_buffers, broadcast_tensors, wait_for_all
 from maskperf.engine.gradients import require_gradients
-from maskperf.engine.graphs import CapturedSteps
 from maskperf.engine.optimizer import build_optimizer
 from maskperf.engine.precision import set_precision
 from maskperf.engine.step import StepResult, train_step
 from maskperf.engine.under_way import Step, StepsUnderWay
-from maskperf.model.mask_rcnn import MaskRcnn
 from maskperf.ops.kernels.selection import describe
 from maskperf.run.checkpoint import Checkpoints, restore
 from maskperf.run.data import clear_caches, complete_config, micro_batches, open_data
 from maskperf.run.evaluations import Evaluations, Training, confirm
 from maskperf.run.finish import FinishedRun, finish, saves_lost_run
-from maskperf.run.progress import Progress
+from maskperf.run.progress import working
 from maskperf.run.recorder import StepRecorder
 from maskperf.run.resume import Resumption
-from maskperf.run.session import Session, open_session, save_model
+from maskperf.run.session import Session, images_per_rank, open_session, save_model
 from maskperf.run.stop_signals import StopSignals
-from maskperf.run.trackers import Trackers
-from maskperf.schema import METRICS_FILE, TrainedEpoch
+from maskperf.schema import TrainedEpoch
 from maskperf.techniques import chosen_techniques, using
 
 
@@ -50,7 +45,7 @@ def run_benchmark(config: RunConfig, topology: Topology, resumption: Resumption 
         num_steps, max_steps = training.steps_per_epoch, config.optimizer.max_steps
         evaluations, under_way = Evaluations(session, training), StepsUnderWay(train, may_drop_masks=may_drop_masks)
         batches_of = partial(micro_batches, config, topology, training.data.train)
-        note = partial(_note, session, training, evaluations)
+        note = partial(_note, training, evaluations)
         with saves_lost_run(session, training, evaluations.rescues), StopSignals(speaks=topology.is_first) as stop:
             update, epoch = restore(session, training, evaluations, resumption) if resumption is not None else (0, 0)
             checkpoints = Checkpoints(session, training, evaluations, stop)
@@ -65,13 +60,13 @@ def run_benchmark(config: RunConfig, topology: Topology, resumption: Resumption 
                     wait_seconds = time.monotonic() - waited
                     update += 1
                     result = train(batches, update=update, all_masks=False)
-                    training.average_weights()
+                    training.average.add()
                     if update == first:
                         require_gradients(result.without_gradient)
-                    was_read = note(epoch, under_way.add(Step(update, result, wait_seconds), batches))
+                    was_read = note(under_way.add(Step(update, epoch, result, wait_seconds), batches))
                     asked = 0 if evaluations.is_final else checkpoints.asked(was_read=was_read)
                     if asked:
-                        note(epoch, under_way.rest())
+                        note(under_way.rest())
                     if evaluations.is_final:
                         break
                     if asked:
@@ -79,7 +74,7 @@ def run_benchmark(config: RunConfig, topology: Topology, resumption: Resumption 
                     waited = time.monotonic()
                 steps.close()  # with the threads that make batches ahead, where a verdict came before the last step
                 if not evaluations.is_final:
-                    note(epoch, under_way.rest())
+                    note(under_way.rest())
                 if not evaluations.is_final:
                     _end_epoch(session, training, evaluations, epoch, update)
                 if not (evaluations.is_final or _is_used_up(config, update, epoch)):
@@ -88,7 +83,8 @@ def run_benchmark(config: RunConfig, topology: Topology, resumption: Resumption 
                         checkpoints.take(update, epoch + 1, asked)
         verdict = evaluations.verdict
         assert verdict is not None  # the last epoch is always evaluated
-        session.stop_clock(success=verdict.status != "aborted")
+        session.account.stop()
+        session.log.run_stop(success=verdict.status != "aborted")
         training.recorder.close()
         session.writer.wait()
         return finish(session, training, confirm(session, training.data, verdict))
@@ -96,24 +92,7 @@ def run_benchmark(config: RunConfig, topology: Topology, resumption: Resumption 
 
 def _set_up(session: Session) -> tuple[Training, Callable[..., StepResult], bool]:
     """Return what is trained, the step, and whether a step may drop masks; on the way the clock starts."""
-    config, topology = session.config, session.topology
-    model, optimizer, captured = _initialize(session)
-    session.start_clock()
-    with session.account.measure("opening the data"), session.working("opening the data"):
-        data = open_data(session)
-    session.log.samples(len(data.train.image_ids), len(data.val.image_ids))
-    if captured is not None:
-        captured.make_room(batch_capacity(data.train, session.images_per_rank, config.data))
-    num_steps = steps_per_epoch(len(data.train.image_ids), config.optimizer.batch_size)
-    average = average_of(model, config.optimizer.average_decay)
-    training = Training(data, model, optimizer, _open_recorder(session, num_steps), num_steps, average)
-    train = partial(train_step, model, optimizer, config=config.optimizer, topology=topology, captured=captured)
-    return training, train, captured is not None and captured.num_mask_slots is not None
-
-
-def _initialize(session: Session) -> tuple[MaskRcnn, torch.optim.Optimizer, CapturedSteps | None]:
-    """Return model, optimizer and captured steps: all that may be done before the clock starts."""
-    config, topology = session.config, session.topology
+    config, topology, images = session.config, session.topology, images_per_rank(session.config, session.topology)
     session.log.submission(config)
     clear_caches(session)
     session.log.init_start(config)
@@ -121,45 +100,38 @@ def _initialize(session: Session) -> tuple[MaskRcnn, torch.optim.Optimizer, Capt
     for notice in notices:
         session.say(notice)
     model.to(topology.device)
-    broadcast_model(model, topology)
+    broadcast_tensors(model.state_dict().values(), topology)
     set_precision(model, config.speed.precision, topology.device, session.say)
     for line in (describe(topology.device), keep_memory(topology.device)):
         session.say(line)
     optimizer = build_optimizer(model, config.optimizer)
-    captured = prepare_steps(model, config, images=session.images_per_rank, topology=topology, say=session.say)
-    return model, optimizer, captured
+    captured = prepare_steps(model, config, images=images, topology=topology, say=session.say)
+    wait_for_all(topology)
+    session.log.run_start()  # before it, no data set may be read
+    session.account.start()
+    with session.account.measure("opening the data"), working("opening the data", enabled=topology.is_first):
+        data = open_data(session)
+    session.log.samples(len(data.train.image_ids), len(data.val.image_ids))
+    if captured is not None:
+        captured.make_room(batch_capacity(data.train, images, config.data))
+    num_steps = steps_per_epoch(len(data.train.image_ids), config.optimizer.batch_size)
+    average = WeightAverage(model, config.optimizer.average_decay)
+    training = Training(data, model, optimizer, StepRecorder(session, num_steps), num_steps, average)
+    train = partial(train_step, model, optimizer, config=config.optimizer, topology=topology, captured=captured)
+    return training, train, captured is not None and captured.num_mask_slots is not None
 
 
-def _open_recorder(session: Session, steps_per_epoch: int) -> StepRecorder:
-    config = session.config
-    every_steps, is_first = config.system.log_every_steps, session.topology.is_first
-    limits = config.optimizer, config.evaluation, steps_per_epoch
-    progress = Progress(*limits, enabled=is_first, every_steps=every_steps)
-    recorder = StepRecorder(
-        session.folder / METRICS_FILE if session.folder else None,
-        progress,
-        session.account,
-        session.log,
-        every_steps=every_steps,
-        world=session.topology.world,
-        stop_on_collapse=config.system.on_collapse == "stop",
-        trackers=Trackers(config, session.folder, session.say) if session.folder else None,
-    )
-    session.resources.callback(recorder.close)
-    return recorder
-
-
-def _note(session: Session, training: Training, evaluations: Evaluations, epoch: int, steps: Iterable[Step]) -> bool:
-    """Record steps of an epoch, and take the verdict on the epoch before where it is known.
+def _note(training: Training, evaluations: Evaluations, steps: Iterable[Step]) -> bool:
+    """Record steps, and take the verdict on the epoch before where it is known.
 
     Return whether the device was read.
     """
     has_read = False
     for step in steps:
-        was_read = training.recorder.add(step, epoch)
-        has_read = has_read or was_read
-        if was_read and not evaluations.is_final:
-            evaluations.take_known(step.update)
+        if training.recorder.add(step):
+            has_read = True
+            if not evaluations.is_final:
+                evaluations.take_known(step.update)
     return has_read
 
 
@@ -177,8 +149,8 @@ def _end_epoch(session: Session, training: Training, evaluations: Evaluations, e
         return
     average_buffers(training.model, session.topology)
     is_last = _is_used_up(config, update, epoch)
-    with training.evaluated_weights():
-        if training.average is not None:  # its running statistics are those of this process
+    with training.average.in_place():
+        if training.average.tensors:  # its running statistics are those of this process
             average_buffers(training.model, session.topology)
         with session.account.measure("saving"):
             save_model(session, training.model, training.data.train)

@@ -3,21 +3,21 @@
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from maskperf.config import DataConfig, EvaluationConfig, ModelConfig, OptimizerConfig, RunConfig
-from maskperf.data.coco.index import CocoIndex, read_coco
+from maskperf.data.coco.index import CocoIndex
 from maskperf.data.coco.layout import DataLayout
-from maskperf.data.coco.paths import locate
+from maskperf.data.images.buckets import round_up
 from maskperf.data.images.sampler import steps_per_epoch
-from maskperf.errors import DataError, joined_errors
-from maskperf.overrides import flatten, format_value, validate, with_overrides
+from maskperf.overrides import flatten, format_value, key_of, validate, with_overrides
 from maskperf.recipes import OWN_DATA, demo
-from maskperf.run.data import open_splits
+from maskperf.run.data import read_training_split
 
+# How an image becomes a tensor is that of the weights; files, order and augmentation are not.
+PREPROCESSING = ("short_side", "long_side", "resize", "size_divisor", "pixel_means_bgr", "max_image_pixels")
 HOLDOUT = (0.2, 0)  # of a data set without a validation part
 FEWEST_EPOCHS, MOST_EPOCHS = 12, 300  # 12: the usual schedule on COCO
 IMAGES_SEEN = {"scratch": 5000, "weights": 4000}  # of a small data set, in as many epochs as that takes
@@ -59,30 +59,18 @@ class Plan:
     train: CocoIndex
     lines: tuple[str, ...]
 
-    def with_steps(self, *, epochs: int, max_steps: int) -> RunConfig:
-        """Return the configuration with another length, and a warm-up and evaluations that follow it."""
-        optimizer = replace(
-            self.config.optimizer, max_epochs=epochs, max_steps=max_steps, warmup_steps=warmup_steps(max_steps)
-        )
-        evaluation = replace(self.config.evaluation, every_epochs=max(1, epochs // EVALUATIONS))
-        return replace(self.config, optimizer=optimizer, evaluation=evaluation)
 
-
-def plan_training(layout: DataLayout, start: Start, pairs: list[str], given: Collection[str], device: str) -> Plan:
-    """Return the plan for a data set; `pairs` are the user's values, of the keys `given`, and win over all others.
+def plan_training(layout: DataLayout, start: Start, pairs: list[str], device: str) -> Plan:
+    """Return the plan for a data set; `pairs` are the user's values, which win over all others.
 
     Errors: ConfigError for a value that cannot be used, DataError for annotations that cannot.
     """
-    config = with_overrides(_base(layout, start, device), pairs)
-    data = config.data
-    try:
-        train = read_coco(Path(data.train_json), Path(data.train_images), training=True, data=data)
-    except DataError as error:  # shown with all else that is wrong with the data
-        raise joined_errors(open_splits(locate(data), data)[2]) from error
+    config, given = with_overrides(_base(layout, start, device), pairs), {key_of(pair) for pair in pairs}
+    train = read_training_split(config.data)
     lines = [_start_line(start)]
     chosen: dict[str, object] = {}
     if start.kind == "scratch" and start.model == "small":
-        chosen |= _sizes_for(train, {key for key in given if key.startswith("data.")}, data)
+        chosen |= _sizes_for(train, given, config.data)
     elif start.weights is not None:
         same = bool(start.category_names) and start.category_names == train.category_names
         if not same:
@@ -96,48 +84,41 @@ def plan_training(layout: DataLayout, start: Start, pairs: list[str], given: Col
 
 def _base(layout: DataLayout, start: Start, device: str) -> RunConfig:
     """Return the values that do not depend on what is in the files."""
-    paths: dict[str, Any] = {
+    values: dict[str, Any] = {
         "root": "",
         "train_json": str(layout.train.json_path),
         "train_images": str(layout.train.image_folder),
     }
-    if layout.val is not None:
-        paths |= {"val_json": str(layout.val.json_path), "val_images": str(layout.val.image_folder)}
-    holdout = HOLDOUT if layout.val is None else (0.0, 0)
+    if layout.val is None:
+        values["holdout"] = HOLDOUT
+    else:
+        values |= {"val_json": str(layout.val.json_path), "val_images": str(layout.val.image_folder)}
     is_small = start.kind == "scratch" and start.model == "small"
     if start.weights is not None:
-        base = start.weights
-        model = replace(base.model, num_classes=0)
-        data = replace(DataConfig(), **_of_weights(base.data), **paths, holdout=holdout)
+        model = start.weights.model
+        values |= {name: getattr(start.weights.data, name) for name in PREPROCESSING}
     else:
-        model = replace(demo().model if is_small else ModelConfig(), num_classes=0, backbone_weights=start.backbone)
+        model = replace(demo().model if is_small else ModelConfig(), backbone_weights=start.backbone)
         if start.kind == "scratch":  # random statistics and weights are nothing to freeze
             model = replace(model, batch_norm="trainable", frozen_stages=0)
-        data = DataConfig(**paths, holdout=holdout)
     batch_size = 8 if is_small or device != "cpu" else 2
     return RunConfig(
         recipe=OWN_DATA,
-        data=data,
-        model=model,
+        data=DataConfig(**values),
+        model=replace(model, num_classes=0),
         optimizer=OptimizerConfig(batch_size=batch_size, clip_norm=CLIP_NORM, schedule="cosine", decay_steps=()),
         evaluation=EvaluationConfig(box_target=0.0, mask_target=0.0, batch_size=8 if is_small else 0),
     )
-
-
-def _of_weights(data: DataConfig) -> dict[str, Any]:
-    """Return how an image becomes a tensor for the weights: nothing about files, order or augmentation."""
-    names = ("short_side", "long_side", "resize", "size_divisor", "pixel_means_bgr", "max_image_pixels")
-    return {name: getattr(data, name) for name in names}
 
 
 def _sizes_for(train: CocoIndex, given: Collection[str], data: DataConfig) -> dict[str, object]:
     """Return image sizes, anchors and proposals for a small model: those of the images and objects."""
     sides = np.sort(train.sizes_hw, axis=1).astype(np.float64)
     lowest, highest = SIDES
-    short = int(min(max(_up_to_32(float(np.median(sides[:, 0]))), lowest), highest))
+    short = int(min(max(round_up(math.ceil(np.median(sides[:, 0])), 32), lowest), highest))
     short = data.short_side if "data.short_side" in given else short
     elongation = min(MOST_ELONGATED, float(np.quantile(sides[:, 1] / sides[:, 0], 0.95)))
-    long = _up_to_32(short * elongation)
+    long = round_up(math.ceil(short * elongation), 32)
     scales = np.minimum(short / sides[:, 0], long / sides[:, 1])
     counts = np.diff(train.object_offsets)
     extent = train.boxes[:, 2:] - train.boxes[:, :2] + 1
@@ -179,7 +160,7 @@ def _schedule_for(config: RunConfig, start: Start, num_images: int, given: Colle
         "optimizer.learning_rate": RATES[start.kind, optimizer.method] * batch_size,
         "optimizer.max_epochs": epochs,
         "optimizer.max_steps": steps,
-        "optimizer.warmup_steps": warmup_steps(steps),
+        "optimizer.warmup_steps": min(500, math.ceil(steps / 10)),
         "optimizer.warmup_factor": 0.1,
         "evaluation.every_epochs": max(1, epochs // EVALUATIONS),
     }
@@ -190,17 +171,8 @@ def _schedule_for(config: RunConfig, start: Start, num_images: int, given: Colle
     return values
 
 
-def warmup_steps(steps: int) -> int:
-    """Return the length of the warm-up of a run of so many steps."""
-    return min(500, math.ceil(steps / 10))
-
-
 def _with_values(config: RunConfig, values: dict[str, object], given: Collection[str]) -> RunConfig:
     return with_overrides(config, [f"{key}={format_value(value)}" for key, value in values.items() if key not in given])
-
-
-def _up_to_32(side: float) -> int:
-    return math.ceil(side / 32) * 32
 
 
 def _start_line(start: Start) -> str:
@@ -213,11 +185,9 @@ def _start_line(start: Start) -> str:
 
 
 def _other_classes_line(start: Start, train: CocoIndex) -> str:
+    before = f"have {len(start.category_names)} others" if start.category_names else "do not name theirs"
     own = f"{len(train.category_names)} classes of this data"
-    if not start.category_names:
-        return f"classes: the weights do not name theirs; the predictors of box and mask begin anew, for the {own}"
-    before = len(start.category_names)
-    return f"classes: the weights have {before} others; the predictors of box and mask begin anew, for the {own}"
+    return f"classes: the weights {before}; the predictors of box and mask begin anew, for the {own}"
 
 
 def _plan_lines(config: RunConfig, train: CocoIndex) -> list[str]:

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from maskperf.config import EvaluationConfig, OptimizerConfig
+from maskperf.config import RunConfig
 from maskperf.machine.sources import peak_memory_bytes
 from maskperf.run.console import LiveLine, Pulse, duration_text, make_console
 from maskperf.schema import EpochRow, StepLine
@@ -27,24 +27,16 @@ T = TypeVar("T")
 class Progress:
     """Shows steps, evaluations and messages on standard output, or nothing where `enabled` is False.
 
-    The run ends at the limits of `optimizer`, or before at the targets of `evaluation`. In a terminal every call of
-    `step` renews the live display; elsewhere a plain line is written for the first call, whenever `every_steps` more
-    steps are done, and whenever there was none for `PLAIN_SECONDS`.
+    In a terminal every call of `step` renews the live display; elsewhere a plain line is written for the first call,
+    whenever `system.log_every_steps` more steps are done, and whenever there was none for `PLAIN_SECONDS`.
     """
 
-    def __init__(
-        self,
-        optimizer: OptimizerConfig,
-        evaluation: EvaluationConfig,
-        steps_per_epoch: int,
-        *,
-        enabled: bool = True,
-        every_steps: int = 10,
-    ):
+    def __init__(self, config: RunConfig, steps_per_epoch: int, *, enabled: bool = True):
+        optimizer, evaluation = config.optimizer, config.evaluation
         self._epochs = min(optimizer.max_epochs or optimizer.max_steps, -(-optimizer.max_steps // steps_per_epoch))
         self._steps = min(optimizer.max_steps, self._epochs * steps_per_epoch)
         self._targets = evaluation.box_target, evaluation.mask_target
-        self._every_steps, self._enabled = every_steps, enabled
+        self._every_steps, self._enabled = config.system.log_every_steps, enabled
         self._first: tuple[int, float] | None = None  # step and time of the first call
         self._last_line = -1  # number of whole `every_steps` at the last plain line
         self._at = (1, 0)  # epoch and step under way
@@ -110,7 +102,7 @@ class Progress:
         return self._live() if self._line.is_live else self._plain()
 
     def _plain(self) -> str:
-        parts = [self._where()]
+        parts = [f"epoch {self._at[0]}/{self._epochs}  step {self._at[1]}/{self._steps}"]
         if self._read is not None:
             line, speed, waiting = self._read
             parts.append(f"loss {_number(line.total)}  lr {line.learning_rate or 0:.6f}")
@@ -135,9 +127,6 @@ class Progress:
         lines.append(self._aps())
         lines += [self._activity()] if self._doing else []
         return Group(head, *(Text(text, "cyan", no_wrap=True, overflow="ellipsis") for text in lines))
-
-    def _where(self) -> str:
-        return f"epoch {self._at[0]}/{self._epochs}  step {self._at[1]}/{self._steps}"
 
     def _aps(self) -> str:
         """Return the APs so far beside their targets, at which the run ends."""

@@ -1,11 +1,6 @@
 """From the results of steps to metrics.jsonl, the progress line, the windows of the log and the collapse guard."""
 
-import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 import torch
@@ -13,11 +8,12 @@ import torch
 from maskperf.engine.step import BAD_PARTS
 from maskperf.engine.under_way import Step
 from maskperf.errors import LostRunError, NonFiniteError, UserError
-from maskperf.mlperf.log import MlperfLog
 from maskperf.run.collapse import CollapseGuard
 from maskperf.run.progress import Progress, memory_now_gib
+from maskperf.run.session import Session
 from maskperf.run.trackers import Trackers
 from maskperf.schema import (
+    METRICS_FILE,
     WINDOW_STEPS,
     EpochRow,
     EvaluationLine,
@@ -31,155 +27,54 @@ from maskperf.schema import (
 from maskperf.structures import LOSS_NAMES
 
 MOST_STEPS_UNREAD = 10  # the host knows of a problem at most this many steps after it happened
-PHASES = (
-    *("opening the data", "data wait", "forward", "backward"),
-    "replay",  # forward and backward as one CUDA graph
-    "exchange",  # of gradients between processes
-    *("optimizer", "evaluation", "saving"),
-)
-
-
-class TimeAccount:
-    """Seconds by phase between start and stop. Phases do not overlap, so their sum is at most the whole."""
-
-    def __init__(self) -> None:
-        self._seconds = dict.fromkeys(PHASES, 0.0)
-        self._before = 0.0  # seconds of the run until it was taken up again here
-        self._start: float | None = None
-        self._stop: float | None = None
-
-    def start(self) -> None:
-        self._start = time.monotonic()
-
-    def restore(self, seconds: float, phase_seconds: Mapping[str, float]) -> None:
-        """Go on from the account of a checkpoint."""
-        self._before = seconds
-        for phase, value in phase_seconds.items():
-            self._seconds[phase] += value
-
-    def stop(self) -> None:
-        """Stop the clock; a second stop changes nothing."""
-        if self._stop is None:
-            self._stop = time.monotonic()
-
-    def total_seconds(self) -> float:
-        """Return the time since the start, up to the stop if there was one; 0 before the start."""
-        if self._start is None:
-            return 0.0
-        return self._before + (time.monotonic() if self._stop is None else self._stop) - self._start
-
-    def add(self, phase: str, seconds: float) -> None:
-        self._seconds[phase] += seconds
-
-    @contextmanager
-    def measure(self, phase: str) -> Iterator[None]:
-        """Count the time inside the `with` block for this phase."""
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self.add(phase, time.monotonic() - start)
-
-    def named_phases(self) -> dict[str, float]:
-        """Return every phase that took time, in the order of `PHASES`."""
-        return {phase: seconds for phase, seconds in self._seconds.items() if seconds}
-
-    def phases(self) -> dict[str, float]:
-        """Return the same, and as "other" what no phase claims."""
-        named = self.named_phases()
-        return {**named, "other": max(0.0, self.total_seconds() - sum(named.values()))}
-
-
-@dataclass(frozen=True)
-class _UnreadStep:
-    step: Step
-    epoch: int
-    seconds: float  # since the end of the step before
-
-
-class _Sums(StepSums):
-    """Some steps of all processes."""
-
-    def add(self, losses: list[float], images: int, seconds: float) -> None:
-        self.losses.append(losses)
-        self.images += images
-        self.seconds += seconds
-
-    @property
-    def images_per_second(self) -> float:
-        return self.images / max(self.seconds, 1e-9)
 
 
 class StepRecorder:
     """Collects step results and, every few steps, reads them from the device, checks, writes and shows them.
 
-    The same numbers reach every process, so all of them decide alike and stop at the same step. Without a path nothing
-    is written.
+    The same numbers reach every process, so all of them decide alike and stop at the same step; the first one writes.
     """
 
-    def __init__(
-        self,
-        path: Path | None,
-        progress: Progress,
-        account: TimeAccount,
-        log: MlperfLog,
-        *,
-        every_steps: int,
-        world: int,
-        stop_on_collapse: bool,
-        trackers: Trackers | None = None,
-    ):
-        self.rows: list[EpochRow] = []
-        self.events: list[GuardEvent] = []
-        self.steps_checked = 0
-        self._account, self._log = account, log
-        self._stream = path.open("ab") if path is not None else None
-        self.progress = progress
-        self._read_every = min(every_steps, MOST_STEPS_UNREAD)
-        self._world = world
-        self._stop_on_collapse = stop_on_collapse
-        self._trackers = trackers
+    def __init__(self, session: Session, steps_per_epoch: int):
+        config, folder = session.config, session.folder
         self._guard = CollapseGuard()
-        self._unread: list[_UnreadStep] = []
-        self._epoch, self._window = _Sums(), _Sums()
+        self.counted = RecorderState(guard=self._guard.state)
+        self.progress = Progress(config, steps_per_epoch, enabled=session.topology.is_first)
+        self._trackers = Trackers(config, folder, session.say) if folder is not None else None
+        self._stream = (folder / METRICS_FILE).open("ab") if folder is not None else None
+        self._account, self._log, self._world = session.account, session.log, session.topology.world
+        self._read_every = min(config.system.log_every_steps, MOST_STEPS_UNREAD)
+        self._stop_on_collapse = config.system.on_collapse == "stop"
+        self._unread: list[tuple[Step, float]] = []  # each with the seconds since the end of the step before
         self._last_time = time.monotonic()
+        session.resources.callback(self.close)
 
     def start_epoch(self) -> None:
         self._last_time = time.monotonic()
-        self._epoch = _Sums()
+        self.counted.epoch = StepSums()
 
     def state(self) -> RecorderState:
-        """Return what was counted so far, after all steps were read. The next step does not include what follows."""
+        """Return what is counted, after all steps were read. The next step does not include what follows."""
         self._flush()
         self._last_time = time.monotonic()
-        return RecorderState(
-            rows=tuple(self.rows),
-            events=tuple(self.events),
-            steps_checked=self.steps_checked,
-            epoch=self._epoch,
-            window=self._window,
-            guard=self._guard.state(),
-            metrics_bytes=self._stream.tell() if self._stream is not None else 0,
-        )
+        self.counted.metrics_bytes = self._stream.tell() if self._stream is not None else 0
+        return self.counted
 
     def restore(self, state: RecorderState) -> None:
         """Go on from a checkpoint, in the middle of an epoch perhaps."""
-        self.rows, self.events = list(state.rows), list(state.events)
-        self.steps_checked = state.steps_checked
-        self._epoch, self._window = (_Sums(**msgspec.structs.asdict(sums)) for sums in (state.epoch, state.window))
-        self._guard.restore(state.guard)
+        self.counted, self._guard = state, CollapseGuard(state.guard)
         self._last_time = time.monotonic()
 
-    def add(self, step: Step, epoch: int) -> bool:
+    def add(self, step: Step) -> bool:
         """Take a step; its time is counted from the end of the step before, the wait for data included.
 
         Return whether the device was waited for and read, which happens at the same steps in every process.
         Errors: LostRunError as soon as a problem or a collapse is read.
         """
         now = time.monotonic()
-        self._unread.append(_UnreadStep(step, epoch, now - self._last_time))
+        self._unread.append((step, now - self._last_time))
         self._last_time = now
-        self.progress.under_way(epoch, step.update)
+        self.progress.under_way(step.epoch, step.update)
         if len(self._unread) < self._read_every:
             return False
         self._flush()
@@ -188,12 +83,13 @@ class StepRecorder:
     def epoch_summary(self) -> tuple[float, float]:
         """Return the epoch's mean loss and its images/s over all processes, data waits included."""
         self._flush()
-        totals = [sum(losses) for losses in self._epoch.losses]
-        return sum(totals) / max(1, len(totals)), self._epoch.images_per_second
+        epoch = self.counted.epoch
+        totals = [sum(losses) for losses in epoch.losses]
+        return sum(totals) / max(1, len(totals)), epoch.images_per_second
 
     def evaluation(self, row: EpochRow) -> None:
         """Write and show what an evaluation found."""
-        self.rows.append(row)
+        self.counted.rows.append(row)
         self.progress.evaluation(row)
         line = EvaluationLine(
             step=row.step,
@@ -208,7 +104,7 @@ class StepRecorder:
 
     def note(self, event: str, step: int, epoch: int, text: str) -> None:
         """Record, write and show an event of the guard."""
-        self.events.append(GuardEvent(event=event, step=step, epoch=epoch, text=text))
+        self.counted.events.append(GuardEvent(event=event, step=step, epoch=epoch, text=text))
         self._write(GuardLine(step=step, epoch=epoch, event=event, text=text))
         self.progress.message(f"{event}: {text}")
 
@@ -223,59 +119,58 @@ class StepRecorder:
         if not self._unread:
             return
         unread, self._unread = self._unread, []
-        results = [entry.step.result for entry in unread]
-        losses = torch.stack([result.losses for result in results]).tolist()
-        problems = torch.stack([result.not_finite for result in results]).tolist()
-        dropped = torch.stack([result.dropped_masks for result in results]).tolist()
-        shown, waited = _Sums(), 0.0
-        for entry, terms, problem, num_dropped in zip(unread, losses, problems, dropped, strict=True):
-            line = self._record(entry, terms)
+        losses, problems, dropped = (
+            torch.stack([getattr(step.result, name) for step, _ in unread]).tolist()
+            for name in ("losses", "not_finite", "dropped_masks")
+        )
+        shown, waited = StepSums(), 0.0
+        for (step, seconds), terms, problem, num_dropped in zip(unread, losses, problems, dropped, strict=True):
+            line = self._record(step, seconds, terms)
             waited += line.data_wait_seconds or 0
-            self.steps_checked += 1
-            self._check_dropped_masks(entry, num_dropped)
-            self._check_finite(entry, terms, problem)
-            self._check_collapse(entry, sum(terms))
-            shown.add(terms, entry.step.result.images * self._world, entry.seconds)
+            self.counted.steps_checked += 1
+            self._check_dropped_masks(step, num_dropped)
+            self._check_finite(step, terms, problem)
+            self._check_collapse(step, sum(terms))
+            shown.add(terms, step.result.images * self._world, seconds)
         wait_share = waited / max(shown.seconds, 1e-9)
         self.progress.step(line, images_per_second=shown.images_per_second, wait_share=wait_share)
 
-    def _record(self, entry: _UnreadStep, terms: list[float]) -> StepLine:
-        step, result = entry.step, entry.step.result
-        phases = result.stopwatch.seconds()
+    def _record(self, step: Step, step_seconds: float, terms: list[float]) -> StepLine:
+        phases = step.result.stopwatch.seconds()
         # On a GPU the step's phases run while the host waits for data: only what they leave counts as waiting.
-        waited = min(step.wait_seconds, max(0.0, entry.seconds - sum(phases.values())))
+        waited = min(step.wait_seconds, max(0.0, step_seconds - sum(phases.values())))
         for phase, seconds in {**phases, "data wait": waited}.items():
             self._account.add(phase, seconds)
-        images = result.images * self._world
-        for sums in (self._epoch, self._window):
-            sums.add(terms, images, entry.seconds)
-        if len(self._window.losses) == WINDOW_STEPS:
-            self._finish_window(entry)
+        images = step.result.images * self._world
+        for sums in (self.counted.epoch, self.counted.window):
+            sums.add(terms, images, step_seconds)
+        if len(self.counted.window.losses) == WINDOW_STEPS:
+            self._finish_window(step)
         line = StepLine(
             step=step.update,
-            epoch=entry.epoch,
+            epoch=step.epoch,
             **dict(zip(LOSS_NAMES, terms, strict=True)),
             total=sum(terms),
-            learning_rate=result.learning_rate,
-            images_per_second=images / max(entry.seconds, 1e-9),
+            learning_rate=step.result.learning_rate,
+            images_per_second=images / max(step_seconds, 1e-9),
             data_wait_seconds=waited,
-            step_seconds=entry.seconds,
+            step_seconds=step_seconds,
             memory_gib=memory_now_gib(),
             **{f"{phase}_seconds": seconds for phase, seconds in phases.items()},
         )
         self._write(line)
         return line
 
-    def _finish_window(self, last: _UnreadStep) -> None:
-        means = [sum(values) / WINDOW_STEPS for values in zip(*self._window.losses, strict=True)]
+    def _finish_window(self, last: Step) -> None:
+        window, self.counted.window = self.counted.window, StepSums()
+        means = [sum(values) / WINDOW_STEPS for values in zip(*window.losses, strict=True)]
         self._log.tracked_stats(
-            last.step.update,
+            last.update,
             last.epoch,
             dict(zip(LOSS_NAMES, means, strict=True)),
-            learning_rate=last.step.result.learning_rate,
-            images_per_second=self._window.images_per_second,
+            learning_rate=last.result.learning_rate,
+            images_per_second=window.images_per_second,
         )
-        self._window = _Sums()
 
     def _write(self, line: MetricsLine) -> None:
         if self._stream is not None:
@@ -284,14 +179,14 @@ class StepRecorder:
         if self._trackers is not None:
             self._trackers.write(line)
 
-    def _check_dropped_masks(self, entry: _UnreadStep, num_dropped: int) -> None:
+    def _check_dropped_masks(self, step: Step, num_dropped: int) -> None:
         if num_dropped:
             raise UserError(
-                f"step {entry.step.update}: {num_dropped} positive RoIs found no slot in the mask head. "
+                f"step {step.update}: {num_dropped} positive RoIs found no slot in the mask head. "
                 "Fix: set model.mask_slots_per_image=0, which makes room for all of them."
             )
 
-    def _check_finite(self, entry: _UnreadStep, terms: list[float], problems: list[list[float]]) -> None:
+    def _check_finite(self, step: Step, terms: list[float], problems: list[list[float]]) -> None:
         found = [
             f"{part} of process {rank}"
             for rank, parts in enumerate(problems)
@@ -299,20 +194,18 @@ class StepRecorder:
             if count > 0
         ]
         if found:
-            step = entry.step
             losses = ", ".join(f"{name} {term:.4g}" for name, term in zip(LOSS_NAMES, terms, strict=True))
             text = (
-                f"step {step.update} (epoch {entry.epoch}): not a finite number: {', '.join(found)}. "
+                f"step {step.update} (epoch {step.epoch}): not a finite number: {', '.join(found)}. "
                 f"Losses: {losses}. Learning rate: {step.result.learning_rate:.6g}."
             )
-            self._lose(NonFiniteError(text, step=step.update), entry.epoch, stop=True)
+            self._lose(NonFiniteError(text, step=step.update), step.epoch, stop=True)
 
-    def _check_collapse(self, entry: _UnreadStep, total: float) -> None:
-        step = entry.step.update
-        event = self._guard.add(step, total if math.isfinite(total) else None)
+    def _check_collapse(self, step: Step, total: float) -> None:
+        event = self._guard.add(step.update, total)
         if event is not None:
-            error = LostRunError(f"step {step} (epoch {entry.epoch}): {event.text}", step=step)
-            self._lose(error, entry.epoch, stop=self._stop_on_collapse)
+            error = LostRunError(f"step {step.update} (epoch {step.epoch}): {event.text}", step=step.update)
+            self._lose(error, step.epoch, stop=self._stop_on_collapse)
 
     def _lose(self, error: LostRunError, epoch: int, *, stop: bool) -> None:
         self.note(error.event, error.step, epoch, str(error))

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from maskperf.engine.distributed import Topology, init_topology
+from maskperf.engine.distributed import init_topology
 from maskperf.engine.optimizer import build_optimizer, optimizer_tensors
 from maskperf.engine.precision import resolve_precision
 from maskperf.engine.step import StepResult, train_step
@@ -48,40 +49,32 @@ def replay(box: BlackBox, device: str) -> Replay:
     The micro-batches of all processes run one after the other; their gradients are averaged as the processes did.
     """
     topology = init_topology(device)
-    with using(chosen_techniques(box.config.speed)):
-        return _replay(box, topology)
-
-
-def _replay(box: BlackBox, topology: Topology) -> Replay:
-    optimizer_config = replace(box.config.optimizer, accumulation_steps=len(box.micro_batches))
+    config = replace(box.config.optimizer, accumulation_steps=len(box.micro_batches))
+    step = partial(train_step, update=box.facts.update, config=config, topology=topology)
     batches = [to_device(batch, topology.device) for batch in box.micro_batches]
-    per_process = box.facts.accumulation_steps
-    alone = []
-    for number, batch in enumerate(batches):
-        model, optimizer = restored(box, topology.device)
-        result = train_step(
-            model, optimizer, [batch], update=box.facts.update, config=optimizer_config, topology=topology
-        )
-        assert isinstance(batch.images, Images)  # what a black box holds
-        gradients = ((name, value.grad) for name, value in model.named_parameters() if value.grad is not None)
-        alone.append(
-            MicroBatchReplay(
-                process=number // per_process,
-                image_ids=tuple(batch.image_ids.tolist()),
-                losses=_named_losses(result),
-                bad_inputs=bool(_not_finite([("", batch.images.pixels), ("", batch.targets.boxes)])),
-                bad_gradients=_not_finite(gradients),
+    with using(chosen_techniques(box.config.speed)):
+        alone = []
+        for number, batch in enumerate(batches):
+            model, optimizer = restored(box, topology.device)
+            losses = _named_losses(step(model, optimizer, [batch]))
+            assert isinstance(batch.images, Images)  # what a black box holds
+            gradients = ((name, value.grad) for name, value in model.named_parameters() if value.grad is not None)
+            alone.append(
+                MicroBatchReplay(
+                    process=number // box.facts.accumulation_steps,
+                    image_ids=tuple(batch.image_ids.tolist()),
+                    losses=losses,
+                    bad_inputs=bool(_not_finite([("", batch.images.pixels), ("", batch.targets.boxes)])),
+                    bad_gradients=_not_finite(gradients),
+                )
             )
+        model, optimizer = restored(box, topology.device)
+        return Replay(
+            bad_weights=_not_finite(model.named_parameters()),
+            micro_batches=tuple(alone),
+            losses=_named_losses(step(model, optimizer, batches)),
+            bad_weights_after=_not_finite(model.named_parameters()),
         )
-    model, optimizer = restored(box, topology.device)
-    before = _not_finite(model.named_parameters())
-    result = train_step(model, optimizer, batches, update=box.facts.update, config=optimizer_config, topology=topology)
-    return Replay(
-        bad_weights=before,
-        micro_batches=tuple(alone),
-        losses=_named_losses(result),
-        bad_weights_after=_not_finite(model.named_parameters()),
-    )
 
 
 def restored(box: BlackBox, device: torch.device) -> tuple[MaskRcnn, torch.optim.Optimizer]:

@@ -10,7 +10,7 @@ from maskperf.config import RunConfig
 from maskperf.errors import ConfigError, DataError, Problem, UserError
 from maskperf.files import sha256_of_file
 from maskperf.overrides import expand_home, flatten, format_value, from_json_text, with_overrides
-from maskperf.schema import CONFIG_FILE, RESULTS_FILE, CheckpointState, Manifest, read_bytes, read_json
+from maskperf.schema import CONFIG_FILE, RESULTS_FILE, CheckpointState, Manifest, file_error, read_bytes, read_json
 
 AUTO = "auto"
 CHECKPOINTS = "checkpoint"  # the folder of both generations inside a run folder
@@ -37,12 +37,6 @@ class Resumption:
     def step(self) -> int:
         """The last step that is not trained again."""
         return self.state.step if self.state is not None else 0
-
-
-def find_resumption(wanted: str, config: RunConfig, processes: int) -> Resumption | None:
-    """Return the run to go on with, None where a new one starts. Errors: as the two functions below."""
-    folder = run_to_resume(wanted, config)
-    return None if folder is None else resumption_of(folder, wanted, config, processes)
 
 
 def run_to_resume(wanted: str, config: RunConfig, train_json: str | None = None) -> Path | None:
@@ -169,4 +163,4 @@ def _same_config(folder: Path, config: RunConfig) -> RunConfig:
 
 def _damaged(path: Path, message: str) -> DataError:
     fix = f"Remove {path.parent}, then resume from what is left, or copy the run folder again from its backup."
-    return DataError([Problem(file=str(path), where="file", field="content", value="-", message=message, fix=fix)])
+    return file_error(path, message, fix=fix)

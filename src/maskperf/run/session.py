@@ -1,10 +1,12 @@
-"""The session of a run: process group, seed, run folder, log, screen and weight files."""
+"""The session of a run: process group, seed, run folder, log, clock, screen and weight files."""
 
+import math
 import os
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,7 @@ import torch
 from maskperf.config import RunConfig
 from maskperf.data.coco.index import CocoIndex
 from maskperf.engine.build import padded_size_hw
-from maskperf.engine.distributed import Topology, wait_for_all
+from maskperf.engine.distributed import Topology
 from maskperf.engine.forward import mask_slots
 from maskperf.errors import UserError
 from maskperf.files import link_or_copy, pretty_json, replace_file, write_text
@@ -27,16 +29,65 @@ from maskperf.model.weights import save_state
 from maskperf.overrides import differences, format_value, to_json_text
 from maskperf.recipes import RECIPES
 from maskperf.run.environment import describe_environment
-from maskperf.run.progress import working
-from maskperf.run.recorder import TimeAccount
 from maskperf.run.resume import Resumption
 from maskperf.run.run_folder import claim_run_folder, create_run_folder, discard_run_folder
-from maskperf.schema import CONFIG_FILE, ENVIRONMENT_FILE, LAYERS_FILE, LOG_FILE, METRICS_FILE
+from maskperf.schema import CONFIG_FILE, ENVIRONMENT_FILE, LAYERS_FILE, LOG_FILE, METRICS_FILE, CheckpointState
 
 WEIGHTS_FILE = "model.safetensors"  # of the last epoch
-CHANGES_COLUMNS, MOST_CHANGE_LINES = 78, 8
 BEST_WEIGHTS_FILE = "model_best.safetensors"  # of the best evaluation
-LONGEST_LINE = 2**20  # bytes of a line of metrics or log
+CHANGES_COLUMNS, MOST_CHANGE_LINES = 78, 8
+PHASES = (
+    *("opening the data", "data wait", "forward", "backward"),
+    "replay",  # forward and backward as one CUDA graph
+    "exchange",  # of gradients between processes
+    *("optimizer", "evaluation", "saving"),
+)
+
+
+class TimeAccount:
+    """Seconds by phase between start and stop. Phases do not overlap, so their sum is at most the whole."""
+
+    def __init__(self) -> None:
+        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._start = self._stop = math.inf  # not yet
+
+    def start(self) -> None:
+        self._start = time.monotonic()
+
+    def restore(self, seconds: float, phase_seconds: Mapping[str, float]) -> None:
+        """Go on from the account of a checkpoint, after the start."""
+        self._start -= seconds
+        for phase, value in phase_seconds.items():
+            self._seconds[phase] += value
+
+    def stop(self) -> None:
+        """Stop the clock; a second stop changes nothing."""
+        self._stop = min(self._stop, time.monotonic())
+
+    def total_seconds(self) -> float:
+        """Return the time since the start, up to the stop if there was one; 0 before the start."""
+        return max(0.0, min(self._stop, time.monotonic()) - self._start)
+
+    def add(self, phase: str, seconds: float) -> None:
+        self._seconds[phase] += seconds
+
+    @contextmanager
+    def measure(self, phase: str) -> Iterator[None]:
+        """Count the time inside the `with` block for this phase."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.add(phase, time.monotonic() - start)
+
+    def named_phases(self) -> dict[str, float]:
+        """Return every phase that took time, in the order of `PHASES`."""
+        return {phase: seconds for phase, seconds in self._seconds.items() if seconds}
+
+    def phases(self) -> dict[str, float]:
+        """Return the same, and as "other" what no phase claims."""
+        named = self.named_phases()
+        return {**named, "other": max(0.0, self.total_seconds() - sum(named.values()))}
 
 
 class BackgroundWriter:
@@ -83,11 +134,6 @@ class Session:
     notices: list[str] = field(default_factory=list)  # about data and settings, for results and report
     resumed_at_steps: tuple[int, ...] = ()
 
-    @property
-    def images_per_rank(self) -> int:
-        """Images of one micro-batch of one process."""
-        return images_per_rank(self.config, self.topology)
-
     def __enter__(self) -> "Session":
         return self
 
@@ -97,26 +143,13 @@ class Session:
         self.resources.close()
         if self.folder is None or self.resumed_at_steps:
             return
-        if isinstance(error, UserError) and not _has_content(self.folder / METRICS_FILE):
+        metrics = self.folder / METRICS_FILE
+        if isinstance(error, UserError) and not (metrics.exists() and metrics.stat().st_size):
             discard_run_folder(self.folder)  # a start that failed leaves nothing behind
-
-    def start_clock(self) -> None:
-        """End the initialization, in all processes; the time of the benchmark starts here."""
-        wait_for_all(self.topology)
-        self.log.run_start()
-        self.account.start()
-
-    def stop_clock(self, *, success: bool) -> None:
-        self.account.stop()
-        self.log.run_stop(success=success)
 
     def say(self, text: str) -> None:
         if self.topology.is_first:
             print(text, flush=True)
-
-    def working(self, what: str) -> AbstractContextManager[None]:
-        """Show for how long the work of a `with` block goes on, where that is long."""
-        return working(what, enabled=self.topology.is_first)
 
     def notice(self, text: str) -> None:
         """Print what the user should know about the data or the settings, and save it for results and report."""
@@ -138,7 +171,8 @@ def open_session(config: RunConfig, topology: Topology, resumption: Resumption |
 
     Errors: StorageError for a folder that exists, or where another process is at the run.
     """
-    threads = _threads(config, resumption)
+    state = resumption.state if resumption is not None else None
+    threads = _threads(config, state)
     torch.set_num_threads(threads.count)
     resources, resumed_at = ExitStack(), tuple[int, ...]()
     folder: Path | None = None
@@ -150,9 +184,9 @@ def open_session(config: RunConfig, topology: Topology, resumption: Resumption |
             folder = resumption.folder
         resources.callback(os.close, claim_run_folder(folder))
     if resumption is not None:
-        resumed_at = (*(resumption.state.resumed_at_steps if resumption.state else ()), resumption.step)
+        resumed_at = (*(state.resumed_at_steps if state else ()), resumption.step)
         if folder is not None:
-            _cut(folder / METRICS_FILE, resumption.state.recorder.metrics_bytes if resumption.state else 0)
+            _cut(folder / METRICS_FILE, state.recorder.metrics_bytes if state else 0)
             _cut(folder / LOG_FILE)  # which goes on behind all that was logged, for all to see
     log = MlperfLog(folder / LOG_FILE if folder else None)
     resources.callback(log.close)
@@ -170,16 +204,11 @@ def open_session(config: RunConfig, topology: Topology, resumption: Resumption |
     return session
 
 
-def _threads(config: RunConfig, resumption: Resumption | None) -> ThreadChoice:
+def _threads(config: RunConfig, state: CheckpointState | None) -> ThreadChoice:
     """Return the threads of the process; of a run that goes on those it had, which decide how sums are rounded."""
-    state = resumption.state if resumption is not None else None
     if state is not None and not config.system.threads and "threads" in state.rounding:
         return ThreadChoice(count=int(state.rounding["threads"]), reason="as before the run was resumed")
     return threads_of_process(config.system.threads)
-
-
-def _has_content(path: Path) -> bool:
-    return path.is_file() and path.stat().st_size > 0
 
 
 def changes_of(config: RunConfig) -> list[str]:
@@ -199,14 +228,8 @@ def changes_of(config: RunConfig) -> list[str]:
 
 def _cut(path: Path, most_bytes: int | None = None) -> None:
     """Shorten a file of lines to the whole ones within its first bytes, all of them by default."""
-    if not path.exists():
-        return
-    with open(path, "rb+") as file:
-        size = file.seek(0, os.SEEK_END)
-        size = size if most_bytes is None else min(size, most_bytes)
-        start = max(0, size - LONGEST_LINE)
-        file.seek(start)
-        file.truncate(start + file.read(size - start).rfind(b"\n") + 1)
+    if path.exists():
+        os.truncate(path, path.read_bytes()[:most_bytes].rfind(b"\n") + 1)
 
 
 def describe_layers(config: RunConfig) -> str:

@@ -1,38 +1,18 @@
 """What a run needs before anything is made, as far as no data set has to be opened. Nothing heavy is imported."""
 
-import re
 from importlib.util import find_spec
 from pathlib import Path
 
 from maskperf.config import BACKBONE_MD5, RunConfig
 from maskperf.data.coco.paths import locate
 from maskperf.errors import ConfigError, DataError, Problem
+from maskperf.machine.probe import torch_build
 
 WEIGHT_FILES = {  # field of the section model: what to do where its file is missing
     "backbone_weights": "Set it to Detectron's R-50.pkl (ImageNetPretrained/MSRA of its model zoo, MD5 "
     f"{BACKBONE_MD5}), or to nothing (model.backbone_weights=) to start from random weights.",
     "initial_weights": "Set it to a model.safetensors of a run or weights of another program, or to nothing.",
 }
-
-
-def is_cpu_build() -> bool:
-    """Return whether PyTorch says that it is built without CUDA, without importing it, which takes seconds."""
-    spec = find_spec("torch")
-    version = Path(spec.origin).with_name("version.py") if spec and spec.origin else None
-    return bool(version and version.is_file() and re.search(r"^cuda\b.*= None$", version.read_text(), re.MULTILINE))
-
-
-def trackers_of(config: RunConfig) -> list[str]:
-    """Return the names of the packages that the records of a run go to."""
-    return [*(["tensorboard"] if config.log.tensorboard else []), *dict.fromkeys(config.log.trackers)]
-
-
-def _refuse_missing_trackers(config: RunConfig) -> None:
-    missing = [name for name in trackers_of(config) if find_spec(name) is None]
-    if missing:
-        keys = ["log.tensorboard=true" if name == "tensorboard" else f"log.trackers={name}" for name in missing]
-        fix = f"pip install {' '.join(missing)}, or leave the key out"
-        raise ConfigError(f"{' and '.join(keys)}: {', '.join(missing)} is not installed. Fix: {fix}.")
 
 
 def check_start(config: RunConfig, world: int) -> None:
@@ -42,12 +22,16 @@ def check_start(config: RunConfig, world: int) -> None:
     Errors: ConfigError for the batch, a GPU that PyTorch cannot use, and a tracker that is not installed; DataError
     with each missing file or folder.
     """
-    if config.system.device == "cuda" and is_cpu_build():
+    if config.system.device == "cuda" and torch_build() == "cpu":
         raise ConfigError(
             "system.device=cuda: this PyTorch is built without CUDA. Fix: install a CUDA build of PyTorch "
             "(https://pytorch.org/get-started), or set system.device=cpu; maskperf doctor shows what is here."
         )
-    _refuse_missing_trackers(config)
+    missing = [name for name in config.log.packages if find_spec(name) is None]
+    if missing:
+        keys = ["log.tensorboard=true" if name == "tensorboard" else f"log.trackers={name}" for name in missing]
+        fix = f"pip install {' '.join(missing)}, or leave the key out"
+        raise ConfigError(f"{' and '.join(keys)}: {', '.join(missing)} is not installed. Fix: {fix}.")
     steps, batch_size = config.optimizer.accumulation_steps, config.optimizer.batch_size
     if batch_size % (world * steps):
         raise ConfigError(

@@ -14,7 +14,6 @@ import msgspec
 from maskperf.config import RunConfig
 from maskperf.errors import ConfigError
 from maskperf.overrides import flatten, format_value
-from maskperf.run.start import trackers_of
 from maskperf.schema import EvaluationLine, GuardLine, MetricsLine
 from maskperf.structures import LOSS_NAMES
 
@@ -39,7 +38,7 @@ class Trackers:
         """Open all. Errors: ConfigError where one cannot be opened, with its own message."""
         self._say = say
         self._open: dict[str, Tracker] = {}
-        for name in trackers_of(config):
+        for name in config.log.packages:
             try:
                 self._open[name] = MAKERS[name](config, folder)
             except Exception as error:

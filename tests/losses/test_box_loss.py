@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 from golden_reference import flat_polygons
+from loss_options import roi_options
 
 from maskperf.config import ModelConfig
 from maskperf.losses.box import box_losses, first_rois, positive_rois, sample_rois
@@ -43,18 +44,18 @@ def rois_of(boxes, labels, slots=None, valid=None, dtype=torch.float32):
 
 
 def sample(candidates, targets, seeds=(5,), config=CONFIG):
-    return sample_rois(candidates, targets, torch.tensor(seeds), config)
+    return sample_rois(candidates, targets, torch.tensor(seeds), **roi_options(config))
 
 
-def mixed_case(dtype=torch.float32):
+def mixed_case(images, dtype=torch.float32):
     """Return outputs, RoIs (2 positive, 1 background, 1 empty place) and targets, equal in all images."""
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(1, 4, 3, generator=generator, dtype=dtype).repeat(2, 1, 1)
-    deltas = torch.randn(1, 4, 3, 4, generator=generator, dtype=dtype).repeat(2, 1, 1, 1)
+    logits = torch.randn(1, 4, 3, generator=generator, dtype=dtype).repeat(images, 1, 1)
+    deltas = torch.randn(1, 4, 3, 4, generator=generator, dtype=dtype).repeat(images, 1, 1, 1)
     boxes = [[1.0, 2, 11, 12], [30, 30, 60, 44], [5, 5, 20, 20], [0, 0, 0, 0]]
     valid = [True, True, True, False]
-    rois = rois_of([boxes] * 2, [[2, 1, 0, 0]] * 2, [[0, 1, 1, 0]] * 2, [valid] * 2, dtype)
-    targets = targets_of([[[0.0, 0, 9, 9], [31, 29, 62, 45]]] * 2, [[2, 1]] * 2, dtype=dtype)
+    rois = rois_of([boxes] * images, [[2, 1, 0, 0]] * images, [[0, 1, 1, 0]] * images, [valid] * images, dtype)
+    targets = targets_of([[[0.0, 0, 9, 9], [31, 29, 62, 45]]] * images, [[2, 1]] * images, dtype=dtype)
     return logits, deltas, rois, targets
 
 
@@ -87,7 +88,7 @@ def test_means_are_taken_over_the_whole_batch_and_not_image_by_image():
 
 
 def test_gradients_reach_the_true_class_of_positives_and_no_empty_slot():
-    logits, deltas, rois, targets = mixed_case()
+    logits, deltas, rois, targets = mixed_case(images=2)
     sum(box_losses(logits.requires_grad_(), deltas.requires_grad_(), rois, targets)).backward()
     touched = (deltas.grad != 0).any(dim=-1)[0]
     assert touched.tolist() == [[False, False, True], [False, True, False], [False] * 3, [False] * 3]
@@ -96,7 +97,7 @@ def test_gradients_reach_the_true_class_of_positives_and_no_empty_slot():
 
 
 def test_more_empty_slots_change_nothing():
-    logits, deltas, rois, targets = mixed_case()
+    logits, deltas, rois, targets = mixed_case(images=2)
     few = box_losses(logits, deltas, rois, targets)
     junk = torch.randn(2, 5, 3), torch.randn(2, 5, 3, 4)
     padded = SampledRois(
@@ -108,6 +109,12 @@ def test_more_empty_slots_change_nothing():
     wider = targets_of([[row.tolist() for row in boxes] for boxes in targets.boxes], targets.labels.tolist(), slots=7)
     many = box_losses(torch.cat([logits, junk[0]], dim=1), torch.cat([deltas, junk[1]], dim=1), padded, wider)
     torch.testing.assert_close(torch.stack(many), torch.stack(few), rtol=1e-6, atol=0)
+
+
+def test_doubled_images_leave_the_losses_as_they_are():
+    single = torch.stack(box_losses(*mixed_case(images=1, dtype=torch.float64)))
+    double = torch.stack(box_losses(*mixed_case(images=2, dtype=torch.float64)))
+    torch.testing.assert_close(double, single, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("valid", [True, False])
@@ -123,7 +130,7 @@ def test_rois_without_a_positive_give_a_zero_box_loss_with_a_gradient(valid):
 
 
 def test_gradients_are_the_derivatives_of_the_losses():
-    logits, deltas, rois, targets = mixed_case(dtype=torch.float64)
+    logits, deltas, rois, targets = mixed_case(images=2, dtype=torch.float64)
     inputs = (logits.requires_grad_(), deltas.requires_grad_())
     assert torch.autograd.gradcheck(lambda a, b: box_losses(a, b, rois, targets), inputs)
 

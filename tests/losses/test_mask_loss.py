@@ -20,12 +20,12 @@ def rois_of(labels, *, boxes=None, slots=None, valid=None):
     )
 
 
-def random_case(dtype=torch.float32):
+def random_case(images, dtype=torch.float32):
     """Return logits, RoIs (two positive, one empty place) and wanted masks, equal in all images."""
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(1, 3, 4, 3, 3, generator=generator, dtype=dtype).repeat(2, 1, 1, 1, 1)
-    wanted = (torch.rand(1, 3, 3, 3, generator=generator) > 0.5).repeat(2, 1, 1, 1)
-    return logits, rois_of([[3, 1, 0]] * 2), wanted
+    logits = torch.randn(1, 3, 4, 3, 3, generator=generator, dtype=dtype).repeat(images, 1, 1, 1, 1)
+    wanted = (torch.rand(1, 3, 3, 3, generator=generator) > 0.5).repeat(images, 1, 1, 1)
+    return logits, rois_of([[3, 1, 0]] * images), wanted
 
 
 def rectangle(x1, y1, x2, y2):
@@ -58,7 +58,7 @@ def test_mean_is_taken_over_the_whole_batch_and_not_image_by_image():
 
 
 def test_gradient_reaches_the_map_of_the_true_class_only():
-    logits, rois, wanted = random_case()
+    logits, rois, wanted = random_case(images=2)
     logits.requires_grad_()
     mask_loss(logits, rois, wanted).backward()
     touched = (logits.grad != 0).flatten(3)
@@ -68,13 +68,13 @@ def test_gradient_reaches_the_map_of_the_true_class_only():
 
 
 def test_maps_of_the_true_class_alone_give_the_same_loss():
-    logits, rois, wanted = random_case()
+    logits, rois, wanted = random_case(images=2)
     own = torch.stack([torch.stack([logits[i, r, rois.labels[i, r]] for r in range(3)]) for i in range(2)])
     assert torch.equal(mask_loss(own, rois, wanted), mask_loss(logits, rois, wanted))
 
 
 def test_batch_without_positives_has_loss_zero_and_a_gradient_of_zeros():
-    logits, _, wanted = random_case()
+    logits, _, wanted = random_case(images=2)
     logits.requires_grad_()
     loss = mask_loss(logits, rois_of([[0, 0, 0]] * 2), wanted)
     loss.backward()
@@ -83,7 +83,7 @@ def test_batch_without_positives_has_loss_zero_and_a_gradient_of_zeros():
 
 
 def test_more_empty_slots_change_nothing():
-    logits, rois, wanted = random_case()
+    logits, rois, wanted = random_case(images=2)
     few = mask_loss(logits, rois, wanted)
     more = torch.randn(2, 6, 4, 3, 3, generator=torch.Generator().manual_seed(1)) * 10
     padded = torch.cat([logits, more], dim=1)
@@ -91,8 +91,14 @@ def test_more_empty_slots_change_nothing():
     torch.testing.assert_close(many, few, rtol=1e-6, atol=0)
 
 
+def test_doubled_images_leave_the_loss_as_it_is():
+    single = mask_loss(*random_case(images=1, dtype=torch.float64))
+    double = mask_loss(*random_case(images=2, dtype=torch.float64))
+    torch.testing.assert_close(double, single, rtol=1e-12, atol=0)
+
+
 def test_gradient_is_the_derivative_of_the_loss():
-    logits, rois, wanted = random_case(dtype=torch.float64)
+    logits, rois, wanted = random_case(images=2, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda x: mask_loss(x, rois, wanted), (logits.requires_grad_(),))
 
 

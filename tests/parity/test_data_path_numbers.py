@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from golden_reference import GOLDEN_FOLDER, golden_model
+from loss_options import roi_options
 from pycocotools import mask as coco_masks
 
 from maskperf.config import DataConfig
@@ -83,7 +84,7 @@ def test_losses_from_files_equal_the_reference(number, model, expected):
         # The box loss is a fixed sum over the number of RoIs, so most tries need no box head.
         if box_sum is not None and box_sum / num_rois != pytest.approx(wanted["box"], rel=1e-4):
             continue
-        rois = sample_rois(proposals, batch.targets, batch.sample_seeds, model.config)
+        rois = sample_rois(proposals, batch.targets, batch.sample_seeds, **roi_options(model.config))
         with torch.no_grad():
             classification, box = box_losses(*model.box_outputs(features, rois.boxes), rois, batch.targets)
         box_sum = box.item() * num_rois

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from golden_reference import GOLDEN_FOLDER, golden_batch, golden_model
+from loss_options import roi_options
 
 from maskperf.config import OptimizerConfig
 from maskperf.engine.distributed import Topology
@@ -97,7 +98,7 @@ def test_rpn_outputs_and_anchors_equal_the_reference(forward, batch, numbers):
 def test_anchor_labels_equal_the_reference(forward, model, batch, numbers):
     anchors = forward[2]
     visible = anchor_visibility(anchors, batch.images.sizes_hw)
-    matches = assign_anchors(anchors, visible, batch.targets, model.config)
+    matches = assign_anchors(anchors, visible, batch.targets, positive_iou=0.7, negative_iou=0.3)
     ignored = ~(matches.positive | matches.negative)
     counts = torch.stack([ignored.sum(1), matches.negative.sum(1), matches.positive.sum(1)], dim=1)
     np.testing.assert_array_equal(counts, numbers["rpn/label_counts"])
@@ -122,7 +123,7 @@ def test_training_proposals_equal_the_reference_in_order(image, forward, numbers
 
 @pytest.mark.parametrize("image", [0, 1])
 def test_roi_labels_and_mask_targets_equal_the_reference(image, forward, model, batch, numbers):
-    rois = sample_rois(forward[4], batch.targets, batch.sample_seeds, model.config)
+    rois = sample_rois(forward[4], batch.targets, batch.sample_seeds, **roi_options(model.config))
     histogram = torch.bincount(rois.labels[image][rois.valid[image]] + 1, minlength=82)
     np.testing.assert_array_equal(histogram, numbers[f"train/roi_labels{image}_hist"])
     positive, dropped = positive_rois(rois, model.config.mask_slots_per_image)

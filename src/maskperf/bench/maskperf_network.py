@@ -195,7 +195,8 @@ def _count_rois(model: MaskRcnn, batch: Batch) -> dict:
     assert isinstance(batch.images, Images)
     config, targets = model.config, batch.targets
     candidates = append_truth(_proposals(model, batch.images, training=True)[0], targets)
-    rois = sample_rois(candidates, targets, batch.sample_seeds, config)
+    quota: dict = {"num_samples": config.roi_samples_per_image, "positive_fraction": config.roi_positive_fraction}
+    rois = sample_rois(candidates, targets, batch.sample_seeds, positive_iou=config.roi_positive_iou, **quota)
     return {"rois": rois.valid.sum(dim=1).tolist(), "positive_rois": (rois.labels > 0).sum(dim=1).tolist()}
 
 

@@ -47,10 +47,21 @@ def training_losses(model: MaskRcnn, batch: Batch, num_mask_slots: int | None = 
             rpn,
             anchors,
             batch,
-            config,
+            positive_iou=config.rpn_iou_thresholds[1],
+            negative_iou=config.rpn_iou_thresholds[0],
+            num_samples=config.rpn_samples_per_image,
+            positive_fraction=config.rpn_positive_fraction,
             outputs_at=partial(model.rpn_output_at, features) if model.samples_rpn_cells() else None,
         )
-        rois = sample_rois(append_truth(proposals, targets), targets, batch.sample_seeds, config)
+        candidates = append_truth(proposals, targets)
+        rois = sample_rois(
+            candidates,
+            targets,
+            batch.sample_seeds,
+            positive_iou=config.roi_positive_iou,
+            num_samples=config.roi_samples_per_image,
+            positive_fraction=config.roi_positive_fraction,
+        )
         packs = packs_slots(images.pixels.device)
         if packs:
             rois = first_rois(rois, _most(rois.valid))

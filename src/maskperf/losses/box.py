@@ -4,15 +4,14 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from maskperf.config import ModelConfig
 from maskperf.ops.boxes import BOX_HEAD_WEIGHTS, encode_boxes
 from maskperf.ops.matching import match_boxes
 from maskperf.ops.products import own_class
 from maskperf.ops.sampling import compact, draw_balanced
-from maskperf.structures import Proposals, SampledRois, Targets, map_tensors
+from maskperf.structures import Proposals, SampledRois, Targets
 
 BOX_SMOOTH_L1_BETA = 1.0  # modeling/roi_heads/box_head/loss.py
 _ROI_SALT = 0x5DEECE66D  # so that RoIs and anchors of an image draw different numbers
@@ -23,11 +22,14 @@ def sample_rois(
     candidates: Proposals,
     targets: Targets,
     seeds: Int[Tensor, " images"],
-    config: ModelConfig,
+    *,
+    positive_iou: float,
+    num_samples: int,
+    positive_fraction: float,
 ) -> SampledRois:
     """Return the sampled RoIs of each image, positives first, then background, then empty slots.
 
-    A candidate takes the label of its best ground truth from `roi_positive_iou` on, else it is background. With the
+    A candidate takes the label of its best ground truth from `positive_iou` on, else it is background. With the
     benchmark's 512 RoIs at most 128 are positive.
     Source: `modeling/roi_heads/box_head/loss.py`.
     """
@@ -35,16 +37,16 @@ def sample_rois(
         candidates.boxes,
         targets.boxes,
         targets.valid,
-        positive_iou=config.roi_positive_iou,
-        negative_iou=config.roi_positive_iou,
+        positive_iou=positive_iou,
+        negative_iou=positive_iou,
         keep_best_of_truth=False,
     )
     sample = draw_balanced(
         matches.positive & candidates.valid,
         matches.negative & candidates.valid,
         seeds ^ _ROI_SALT,
-        num_samples=config.roi_samples_per_image,
-        max_positive=int(config.roi_samples_per_image * config.roi_positive_fraction),
+        num_samples=num_samples,
+        max_positive=int(num_samples * positive_fraction),
     )
     slots = matches.slots.gather(1, sample.index) * sample.valid
     return SampledRois(
@@ -66,33 +68,13 @@ def box_losses(
     num_rois = rois.valid.sum().clamp(min=1)
     entropy = F.cross_entropy(logits.flatten(0, 1), rois.labels.flatten(), reduction="none")
     classification_loss = (entropy * rois.valid.flatten()).sum() / num_rois
-    box_loss = positive_box_loss(
-        own_class(deltas, rois.labels),
-        rois.boxes,
-        targets.boxes,
-        rois.matched_slots,
-        rois.labels > 0,
-        weights=BOX_HEAD_WEIGHTS,
-        beta=BOX_SMOOTH_L1_BETA,
-    )
-    return classification_loss, box_loss / num_rois
-
-
-def positive_box_loss(
-    deltas: Float[Tensor, "images samples 4"],
-    boxes: Float[Tensor, "images samples 4"],
-    truth: Float[Tensor, "images slots 4"],
-    slots: Int[Tensor, "images samples"],
-    positive: Bool[Tensor, "images samples"],
-    *,
-    weights: tuple[float, float, float, float],
-    beta: float,
-) -> Float[Tensor, ""]:
-    """Return the summed smooth L1 of the positive boxes' offsets to the ground truth in their slots."""
-    own = truth.gather(1, slots[..., None].expand(-1, -1, 4))
-    own = torch.where(positive[..., None], own, boxes)  # keeps the logarithm finite where unused
-    loss = F.smooth_l1_loss(deltas, encode_boxes(own, boxes, weights), beta=beta, reduction="none")
-    return (loss * positive[..., None]).sum()
+    positive = rois.labels > 0
+    predicted = own_class(deltas, rois.labels)
+    truth = targets.boxes.gather(1, rois.matched_slots[..., None].expand(-1, -1, 4))
+    truth = torch.where(positive[..., None], truth, rois.boxes)  # keeps the logarithm finite where unused
+    wanted = encode_boxes(truth, rois.boxes, BOX_HEAD_WEIGHTS)
+    loss = F.smooth_l1_loss(predicted, wanted, beta=BOX_SMOOTH_L1_BETA, reduction="none")
+    return classification_loss, (loss * positive[..., None]).sum() / num_rois
 
 
 def positive_rois(rois: SampledRois, mask_slots: int) -> tuple[SampledRois, Int[Tensor, ""]]:
@@ -129,5 +111,9 @@ def packed_positive_rois(
 
 def first_rois(rois: SampledRois, count: int) -> SampledRois:
     """Return the first `count` RoIs of every image."""
-    chosen: SampledRois = map_tensors(lambda values: values[:, :count], rois)
-    return chosen
+    return SampledRois(
+        boxes=rois.boxes[:, :count],
+        labels=rois.labels[:, :count],
+        matched_slots=rois.matched_slots[:, :count],
+        valid=rois.valid[:, :count],
+    )

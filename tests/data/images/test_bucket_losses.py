@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from golden_reference import GOLDEN_FOLDER, golden_model
+from loss_options import rpn_options
 
 from maskperf.config import DataConfig
 from maskperf.data.coco.index import read_coco
@@ -33,7 +34,7 @@ def losses_at_the_truth(model, batch: Batch) -> dict[str, float]:
     """Return the five losses, those of the RoI heads for the true boxes and for as many shifted ones."""
     features = model.features(batch.images.pixels)
     anchors, _ = feature_anchors(model, features)
-    objectness, rpn_box = rpn_losses(model.rpn_output(features), anchors, batch, model.config)
+    objectness, rpn_box = rpn_losses(model.rpn_output(features), anchors, batch, **rpn_options(model.config))
     targets = batch.targets
     rois = SampledRois(
         boxes=torch.cat([targets.boxes, targets.boxes + 5.0], dim=1),

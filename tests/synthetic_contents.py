@@ -13,17 +13,8 @@ from PIL import Image, ImageDraw
 
 from maskperf.mlperf.published import band_for, place_among
 from maskperf.mlperf.rules import RuleResult
-from maskperf.report.contents import (
-    CategoryScore,
-    EvaluationPoint,
-    LossPoint,
-    Phase,
-    ReportContents,
-    RunPage,
-    SeriesScore,
-    Verdict,
-)
-from maskperf.schema import Analysis, CalibrationBin, ErrorKind, GuardEvent, KindAnalysis, PictureEntry
+from maskperf.report.contents import CategoryScore, EvaluationPoint, ReportContents, RunPage, SeriesScore, Verdict
+from maskperf.schema import Analysis, CalibrationBin, ErrorKind, GuardEvent, KindAnalysis, PictureEntry, StepLine
 
 TERMS = {"objectness": 0.05, "rpn_box": 0.07, "classification": 0.24, "box": 0.2, "mask": 0.28}
 STEPS_AN_EPOCH = 1221
@@ -62,13 +53,13 @@ def synthetic_evaluations(draws: random.Random, epochs: int, minutes: float) -> 
     return tuple(points)
 
 
-def synthetic_loss(draws: random.Random, index: int, epochs: int, points: int) -> LossPoint:
+def synthetic_loss(draws: random.Random, index: int, epochs: int, points: int) -> StepLine:
     step, is_decayed = 1 + index * epochs * STEPS_AN_EPOCH // points, index > points * 0.7
     fall = 1 + 4 * 0.97**index - 0.12 * is_decayed
     terms = {name: float(level * fall * draws.uniform(0.93, 1.07)) for name, level in TERMS.items()}
     rate = 0.12 * min(1.0, step / 625) * (0.1 if is_decayed else 1.0)
     speeds = {"images_per_second": 1480.0 + draws.gauss(0, 18), "memory_gib": 41.0 + min(4.0, index / 20)}
-    return LossPoint(step=step, total=sum(terms.values()), terms=terms, learning_rate=rate, **speeds)
+    return StepLine(step=step, epoch=0, total=sum(terms.values()), **terms, learning_rate=rate, **speeds)
 
 
 def synthetic_pictures(kind: str) -> tuple[PictureEntry, ...]:
@@ -118,7 +109,7 @@ def synthetic_run(name: str = "run_0", seed: int = 0, *, epochs: int = 14, minut
         verdict=verdict,
         evaluations=(*evaluations[:-1], last),
         losses=tuple(synthetic_loss(draws, index, epochs, 300) for index in range(300)),
-        phases=tuple(Phase(name=part, seconds=share * minutes * 60) for part, share in parts.items()),
+        phases={part: share * minutes * 60 for part, share in parts.items()},
         categories=tuple(
             CategoryScore(name=thing, box_ap=draws.uniform(0.1, 0.7), mask_ap=draws.uniform(0.1, 0.6))
             for thing in THINGS
@@ -181,15 +172,16 @@ def five_runs_and_two_compared() -> ReportContents:
 def without_evaluation() -> ReportContents:
     numbers = dict.fromkeys(("minutes", "box_ap", "mask_ap", "box_target", "mask_target"))
     verdict = Verdict(state="unfinished", sentence="Stopped in its first epoch; no evaluation.", **numbers)
-    empty = ("evaluations", "phases", "categories", "pictures", "guard", "rules", "notes", "settings", "system")
+    empty = ("evaluations", "categories", "pictures", "guard", "rules", "notes", "settings", "system")
     fields = dict.fromkeys((*empty, "peak_memory", "losses"), ())
-    run = synthetic_run(verdict=verdict, images_per_second=None, **fields)
+    run = synthetic_run(verdict=verdict, images_per_second=None, phases={}, **fields)
     return contents_of(run, places=(), band=None, places_note="")
 
 
 def aborted() -> ReportContents:
     run = synthetic_run(epochs=6, minutes=8.2)
-    losses = [replace(point, total=None, terms=dict.fromkeys(TERMS)) for point in run.losses[241:]]
+    lost = dict.fromkeys((*TERMS, "total"))
+    losses = [msgspec.structs.replace(point, **lost) for point in run.losses[241:]]
     last = replace(run.evaluations[-1], box_ap=float("nan"), mask_ap=0.0)
     sentence = "Stopped in step 5,913: the loss was not a finite number."
     verdict = replace(run.verdict, state="aborted", sentence=sentence, box_ap=float("nan"), mask_ap=None)
@@ -219,7 +211,7 @@ def small() -> ReportContents:
 
 
 def with_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """Return `value` with every free text in it changed: names, titles, captions, notes, keys of terms."""
+    """Return `value` with every free text in it changed: names, titles, captions, notes, names of phases."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, tuple):

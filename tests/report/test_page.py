@@ -181,7 +181,7 @@ def test_rules_are_folded_away_where_the_run_is_none_of_the_closed_division():
 
 
 def test_an_evaluation_has_no_training_to_show():
-    run = synthetic_run(evaluations=(), losses=(), guard=(), phases=(), rules=(), analysis=synthetic_analysis())
+    run = synthetic_run(evaluations=(), losses=(), guard=(), phases={}, rules=(), analysis=synthetic_analysis())
     page = parsed(contents_of(run, has_training=False, places=(), places_note="", band=None))
     sections = [section.attrib["id"] for section in page.iter("section")]
     assert sections == ["verdict", "classes", "errors", "pictures", "system", "settings"]

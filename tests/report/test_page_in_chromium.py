@@ -12,6 +12,7 @@ from PIL import Image
 from synthetic_contents import contents_of, small, synthetic_analysis, synthetic_run, with_texts, without_evaluation
 
 from maskperf.report.page import write_page
+from maskperf.schema import StepLine
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright cannot be imported")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -234,8 +235,8 @@ def test_payloads_in_all_names_change_nothing(browser, folder):
 
 def test_names_of_runs_are_plain_text_in_the_label_of_a_plot(browser, folder):
     names = [PAYLOADS[0], PAYLOADS[13], PAYLOADS[14], "<b>x</b><br>y", "&lt;i&gt;", "${a} %{x} $y$"]
-    run = synthetic_run(evaluations=(), categories=(), pictures=())
-    run = replace(run, losses=tuple(replace(point, terms={}) for point in run.losses[::20]))
+    losses = tuple(StepLine(step=point.step, epoch=0, total=point.total) for point in synthetic_run().losses[::20])
+    run = synthetic_run(evaluations=(), categories=(), pictures=(), losses=losses)
     path = folder / "label.html"
     write_page(contents_of(*(replace(run, name=name) for name in names), places=()), path)
     visit = Visit(browser, path)

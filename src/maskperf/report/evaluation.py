@@ -1,6 +1,5 @@
 """The page of an evaluation: of weights on a data set, without a training."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,6 @@ def evaluation_contents(facts: dict[str, Any], analysis: Analysis, pictures: Seq
     verdict = Verdict(
         state="done",
         sentence=sentence,
-        minutes=None,
         box_ap=box_ap,
         mask_ap=mask_ap,
         box_target=0.0,
@@ -58,32 +56,13 @@ def evaluation_contents(facts: dict[str, Any], analysis: Analysis, pictures: Seq
         name=name,
         path=str(facts["weights"]),
         recipe=facts["recipe"],
-        notes=(),
         notices=tuple(facts["notices"]),
         verdict=verdict,
-        evaluations=(),
-        losses=(),
-        phases=(),
         categories=category_scores(facts["box_ap_per_category"], facts["mask_ap_per_category"], analysis),
         pictures=tuple(pictures),
-        guard=(),
-        rules=(),
         settings=tuple((key.replace("_", " "), str(facts[key])) for key in FACTS if key in facts),
-        system=(),
         images_per_second=facts["images_per_second"],
-        peak_memory=(),
         stats=stat_rows(facts["box_stats"], facts["mask_stats"]),
         analysis=analysis,
     )
-    return ReportContents(
-        title=f"Mask R-CNN: {name}",
-        sentence=sentence,
-        runs=(page,),
-        compared=(),
-        score=None,
-        places=(),
-        places_note="",
-        band=None,
-        written_at=time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        has_training=False,
-    )
+    return ReportContents(title=f"Mask R-CNN: {name}", sentence=sentence, runs=(page,), has_training=False)

@@ -1,6 +1,5 @@
 """Gathers the contents of a report from runs, series and logs."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +8,7 @@ from maskperf.config import has_targets
 from maskperf.mlperf.published import PublishedBand, RankedSystem, band_for, place_among
 from maskperf.mlperf.rules import RUNS, check_rules
 from maskperf.mlperf.scoring import reference_check, score_minutes
-from maskperf.report.contents import CategoryScore, ReportContents, RunPage, SeriesScore
+from maskperf.report.contents import ReportContents, RunPage, SeriesScore
 from maskperf.report.course import guard_events, loss_points, phases_of
 from maskperf.report.mistakes import category_scores, stat_rows
 from maskperf.report.sources import RunFiles, Source, read_source
@@ -59,8 +58,7 @@ def gather(runs: Sequence[Path], compared: Sequence[Path]) -> ReportContents:
         score=score,
         places=places,
         places_note=places_note,
-        band=_published_band(own[0].files) if own else None,
-        written_at=time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        band=_published_band(own[0].files),
     )
 
 
@@ -78,12 +76,14 @@ def _gather_run(files: RunFiles) -> _Run:
         path=str(files.path),
         recipe=files.recipe,
         notes=(*run_notes(files, verdict, rules), *notes, *files.notes),
-        notices=() if files.results is None else files.results.notices,
+        notices=files.results.notices,
         verdict=verdict,
         evaluations=evaluations,
         losses=loss_points(files),
         phases=phases,
-        categories=_categories(files),
+        categories=category_scores(
+            files.results.box_ap_per_category, files.results.mask_ap_per_category, files.analysis
+        ),
         pictures=files.pictures,
         guard=guard,
         rules=rules,
@@ -91,17 +91,11 @@ def _gather_run(files: RunFiles) -> _Run:
         system=system_pairs(files),
         images_per_second=median_speed(files),
         peak_memory=peak_memory(files),
-        stats=() if files.results is None else stat_rows(files.results.box_stats, files.results.mask_stats),
+        stats=stat_rows(files.results.box_stats, files.results.mask_stats),
         analysis=files.analysis,
         is_closed=files.division == "closed",
     )
     return _Run(files=files, page=page)
-
-
-def _categories(files: RunFiles) -> tuple[CategoryScore, ...]:
-    if files.results is None:
-        return ()
-    return category_scores(files.results.box_ap_per_category, files.results.mask_ap_per_category, files.analysis)
 
 
 def _named(runs: Sequence[_Run]) -> list[_Run]:
@@ -197,8 +191,6 @@ def _places(runs: Sequence[_Run], score: SeriesScore | None) -> tuple[tuple[Rank
     other targets than those of COCO, there are no places and the note says why.
     """
     refused = "No comparison with the published systems:"
-    if not runs:
-        return (), "There is no run to compare."
     if not all(run.files.has_coco_targets for run in runs):
         return (), f"{refused} the targets are not those of the benchmark (0.377, 0.339)."
     chosen = next((run for run in runs if run.minutes is not None), runs[0])

@@ -13,10 +13,10 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from maskperf.files import write_text
-from maskperf.report.contents import ReportContents, RunPage
+from maskperf.report.contents import TERM_TITLES, ReportContents, RunPage
 from maskperf.report.mistakes import folded_confusions, most_confused, pictures_side_by_side, tide_rows
 from maskperf.report.placement import headline_minutes, overall_state, placement_sentence, state_title
-from maskperf.report.plots import CURVES, TERM_TITLES, clip_notes, loss_terms, plot_data
+from maskperf.report.plots import CURVES, clip_notes, plot_data
 from maskperf.report.text import STATE_TITLES, TEMPLATES, cleaned, is_number, templates
 from maskperf.schema import PictureEntry
 
@@ -77,6 +77,7 @@ def _values(contents: ReportContents) -> dict[str, Any]:
     own_script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     plotly_script = get_plotlyjs()
     numbers = plot_data(contents)
+    plot_keys = [plot["key"] for plot in numbers["plots"]]
     minutes, minutes_label = headline_minutes(contents)
     state = overall_state(contents)
     return {
@@ -97,10 +98,10 @@ def _values(contents: ReportContents) -> dict[str, Any]:
             "product": _largest(place.minutes_times_accelerators for place in contents.places),
         },
         "phase_colours": _phase_colours(pages),
-        "longest_seconds": _largest(sum(phase.seconds for phase in page.phases) for page in pages),
-        "plot_keys": [plot["key"] for plot in numbers["plots"]],
+        "longest_seconds": _largest(sum(page.phases.values()) for page in pages),
+        "plot_keys": plot_keys,
         "has_minutes": any(value is not None for run in numbers["runs"] for value in run["minutes"]),
-        "terms": [(f"term_{index}", TERM_TITLES.get(name, name)) for index, name in enumerate(loss_terms(pages))],
+        "terms": [(key, title) for key, title in TERM_TITLES.items() if key in plot_keys],
         "has": {part: any(getattr(page, part) for page in pages) for part in PARTS},
         "policy": content_policy([own_script, plotly_script]),
         "style": Markup("".join((TEMPLATES / name).read_text(encoding="utf-8") for name in STYLES)),
@@ -125,7 +126,7 @@ def _largest(values: Iterable[float | int | None]) -> float | int:
 
 def _phase_colours(pages: Sequence[RunPage]) -> dict[str, int]:
     """Return a colour for each name of a phase; the same one in all runs."""
-    names = dict.fromkeys(phase.name for page in pages for phase in page.phases)
+    names = dict.fromkeys(name for page in pages for name in page.phases)
     return {name: index % PHASE_COLOURS for index, name in enumerate(names)}
 
 

@@ -5,17 +5,11 @@ from statistics import median_low, quantiles
 from typing import Any
 
 from maskperf.mlperf.published import BandEpoch, PublishedBand
-from maskperf.report.contents import ReportContents, RunPage
+from maskperf.report.contents import TERM_TITLES, ReportContents, RunPage
+from maskperf.report.course import NUMBERS
 from maskperf.report.text import count_text, is_number
 from maskperf.schema import Analysis
 
-TERM_TITLES = {
-    "objectness": "Objectness (RPN)",
-    "rpn_box": "Box (RPN)",
-    "classification": "Classification",
-    "box": "Box",
-    "mask": "Mask",
-}
 LONGEST_NAME = 32  # characters, in the labels inside a plot
 DIGITS = 6
 CURVES = {  # key: kind, field, title
@@ -38,45 +32,30 @@ def plot_text(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("$", "&#36;")
 
 
-def loss_terms(runs: Iterable[RunPage]) -> list[str]:
-    """Return the names of all loss terms that have a value in one of the runs, known ones first."""
-    found = {
-        name: None for run in runs for point in run.losses for name, value in point.terms.items() if is_number(value)
-    }
-    known = [name for name in TERM_TITLES if name in found]
-    return known + [name for name in found if name not in TERM_TITLES]
-
-
 def plot_data(contents: ReportContents) -> dict[str, Any]:
     """Return runs with their numbers by key, and the plots: each names the key it shows and the axes it can have.
 
     Numbers that are unknown or not finite are null, and make a gap in the line.
     """
     pages = [*contents.runs, *contents.compared]
-    terms = loss_terms(pages)
     runs = [
-        {"name": plot_text(page.name), "compared": index >= len(contents.runs), **_numbers_of_run(page, terms)}
+        {"name": plot_text(page.name), "compared": index >= len(contents.runs), **_numbers_of_run(page)}
         for index, page in enumerate(pages)
     ]
     plots = [
         {**plot, **_clipped([run[plot["key"]] for run in runs])} if plot.get("may_clip") else plot
-        for plot in _plots(terms, _targets(contents))
+        for plot in _plots(_targets(contents))
         if any(value is not None for run in runs for value in run[plot["key"]])
     ]
     return {"runs": runs, "plots": plots, "band": _band_numbers(contents.band)}
 
 
-def _numbers_of_run(page: RunPage, terms: Sequence[str]) -> dict[str, Any]:
+def _numbers_of_run(page: RunPage) -> dict[str, Any]:
     fields = (("epochs", "epoch"), ("minutes", "minutes"), ("box_ap", "box_ap"), ("mask_ap", "mask_ap"))
-    of_losses = ("total", "learning_rate", "images_per_second", "memory_gib")
     return {
         **{key: _rounded(getattr(point, field) for point in page.evaluations) for key, field in fields},
         "steps": _rounded(point.step for point in page.losses),
-        **{key: _rounded(getattr(point, key) for point in page.losses) for key in of_losses},
-        **{
-            f"term_{index}": _rounded(point.terms.get(name) for point in page.losses)
-            for index, name in enumerate(terms)
-        },
+        **{key: _rounded(getattr(point, key) for point in page.losses) for key in NUMBERS},
         "guard": [
             {"step": entry.step, "kind": plot_text(entry.event)}
             for entry in page.guard
@@ -138,14 +117,13 @@ def _rounded(values: Iterable[float | int | None]) -> list[float | int | None]:
     ]
 
 
-def _plots(terms: Sequence[str], targets: tuple[float | None, float | None]) -> list[dict[str, Any]]:
+def _plots(targets: tuple[float | None, float | None]) -> list[dict[str, Any]]:
     ap = {"axes": ["epochs", "minutes"], "format": ".4f"}
     steps = {"axes": ["steps"], "target": None}
     return [
         {"key": "box_ap", **ap, "target": targets[0]},
         {"key": "mask_ap", **ap, "target": targets[1]},
-        {"key": "total", **steps, "format": ".4f", "may_clip": True},
-        *({"key": f"term_{index}", **steps, "format": ".4f", "may_clip": True} for index in range(len(terms))),
+        *({"key": key, **steps, "format": ".4f", "may_clip": True} for key in ("total", *TERM_TITLES)),
         {"key": "learning_rate", **steps, "format": ".3~g"},
         {"key": "images_per_second", **steps, "format": ".4~g"},
         {"key": "memory_gib", **steps, "format": ".2f"},

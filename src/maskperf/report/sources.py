@@ -43,6 +43,9 @@ def _target(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
+NO_RESULTS = Results(status="", seconds=0.0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunFiles:
     """Everything known about one run; None or empty where the file is not there."""
@@ -54,7 +57,7 @@ class RunFiles:
     config: RunConfig | None = None  # None also where config.json is that of another version
     environment: Environment = Environment()
     system: dict[str, Any]  # the system description of a submission package
-    results: Results | None = None
+    results: Results = NO_RESULTS
     steps: tuple[StepLine, ...] = ()
     evaluations: tuple[EvaluationLine, ...] = ()
     guard: tuple[GuardLine, ...] = ()
@@ -75,7 +78,11 @@ class RunFiles:
             return _target(self.values["evaluation.box_target"]), _target(self.values.get("evaluation.mask_target"))
         if self.log is not None:
             return self.log.targets
-        return (None, None) if self.results is None else (self.results.box_target, self.results.mask_target)
+        return self.results.box_target, self.results.mask_target
+
+    @property
+    def status(self) -> str:
+        return self.results.status or ("unfinished" if self.log is None else self.log.status)
 
     @property
     def has_coco_targets(self) -> bool:
@@ -200,7 +207,7 @@ def _read_run_folder(folder: Path) -> RunFiles:
         config=None if config is None else as_given(config, environment.command_line),
         environment=environment,
         system={},
-        results=read_json(folder / RESULTS_FILE, Results),
+        results=read_json(folder / RESULTS_FILE, Results) or NO_RESULTS,
         steps=tuple(line for line in lines if isinstance(line, StepLine)),
         evaluations=tuple(line for line in lines if isinstance(line, EvaluationLine)),
         guard=tuple(line for line in lines if isinstance(line, GuardLine)),

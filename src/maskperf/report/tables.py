@@ -104,7 +104,7 @@ def median_speed(files: RunFiles) -> float | None:
 
 def peak_memory(files: RunFiles) -> tuple[tuple[str, float], ...]:
     """Return names and GiB of the most memory that was in use."""
-    if files.results is not None and files.results.peak_memory_gib:
+    if files.results.peak_memory_gib:
         known = files.results.peak_memory_gib.items()
         return tuple((name, float(gib)) for name, gib in known if gib is not None)
     seen = [line.memory_gib for line in files.steps if line.memory_gib is not None]

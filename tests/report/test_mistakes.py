@@ -12,7 +12,6 @@ from maskperf.report.mistakes import (
     stat_rows,
     tide_rows,
 )
-from maskperf.report.page import readable_jpegs
 from maskperf.schema import PictureEntry
 
 # Indices 0 to 29 are categories, 30 is none; category 7 is confused most, then 20.
@@ -77,11 +76,9 @@ def test_pictures_of_runs_meet_by_their_titles():
     def run(*titles, kind="sample"):
         return [PictureEntry(kind=kind, title=title, caption="", jpeg_base64="/9j/") for title in titles]
 
-    groups = pictures_side_by_side(
-        [run("a", "b"), run("b", "c"), run("b", kind="worst"), run("b", "a")], readable_jpegs
-    )
+    groups = pictures_side_by_side([run("a", "b"), run("b", "c"), run("b", kind="worst"), run("b", "a")])
     assert [[(index, entry.title) for index, entry in group] for group in groups] == [
         [(0, "a"), (3, "a")],
         [(0, "b"), (1, "b"), (3, "b")],
     ]
-    assert pictures_side_by_side([run("a")], readable_jpegs) == [] and pictures_side_by_side([], readable_jpegs) == []
+    assert pictures_side_by_side([run("a")]) == pictures_side_by_side([]) == []

@@ -26,7 +26,8 @@ from synthetic_contents import (
 
 from maskperf.errors import StorageError
 from maskperf.report.contents import ReportContents
-from maskperf.report.page import page_text, readable_jpegs, write_page
+from maskperf.report.mistakes import readable_jpegs
+from maskperf.report.page import page_text, write_page
 from maskperf.schema import PictureEntry
 
 PLOTLY = get_plotlyjs()

@@ -11,7 +11,7 @@ from maskperf.mlperf.scoring import reference_check, score_minutes
 from maskperf.report.contents import ReportContents, RunPage, SeriesScore
 from maskperf.report.course import guard_events, loss_points, phases_of
 from maskperf.report.mistakes import category_scores, stat_rows
-from maskperf.report.sources import RunFiles, Source, read_source
+from maskperf.report.sources import RunFiles, read_source
 from maskperf.report.tables import median_speed, peak_memory, setting_pairs, system_pairs
 from maskperf.report.verdict import cause_of, evaluation_points, make_verdict, run_notes
 from maskperf.schema import LOG_FILE
@@ -42,12 +42,11 @@ def gather(runs: Sequence[Path], compared: Sequence[Path]) -> ReportContents:
     folder of result_*.txt. Nothing is written.
     Errors: DataError or ConfigError that names the file which is missing or cannot be read.
     """
-    sources = [read_source(path) for path in runs]
-    others = [read_source(path) for path in compared]
-    gathered = _named([_gather_run(files) for source in (*sources, *others) for files in source.runs])
-    count = sum(len(source.runs) for source in sources)
+    sources = [read_source(path) for path in (*runs, *compared)]
+    gathered = _named([_gather_run(files) for found, _ in sources for files in found])
+    count = sum(len(found) for found, _ in sources[: len(runs)])
     own, beside = gathered[:count], gathered[count:]
-    score = _score_of(sources, own)
+    score = _score_of(own, is_one_series=len(runs) == 1 and sources[0][1])
     places, places_note = _places(own, score)
     pages = tuple(run.page for run in own)
     return ReportContents(
@@ -121,27 +120,24 @@ def _sentence(pages: Sequence[RunPage], score: SeriesScore | None) -> str:
     if len(pages) == 1:
         return pages[0].verdict.sentence
     states = [page.verdict.state for page in pages]
-    counts = {state: f"{states.count(state)} {text}" for state, text in OUTCOMES.items() if state in states}
+    first, text = "reached", "reached their targets"
     if "done" in states and "reached" not in states:
-        others = [text for state, text in counts.items() if state != "done"]
-        trained = f"{states.count('done')} of {len(pages)} runs trained to their end, without targets"
-        return f"{', '.join([trained, *others])}."
-    others = [text for state, text in counts.items() if state != "reached"]
-    sentence = ", ".join([f"{states.count('reached')} of {len(pages)} runs reached their targets", *others])
-    if score is None:
+        first, text = "done", "trained to their end, without targets"
+    others = [f"{states.count(state)} {text}" for state, text in OUTCOMES.items() if state in states and state != first]
+    sentence = ", ".join([f"{states.count(first)} of {len(pages)} runs {text}", *others])
+    if score is None or first == "done":
         return f"{sentence}."
     minutes = score.score_minutes
     return f"{sentence}: no score." if minutes is None else f"{sentence}: score {minutes:.2f} minutes."
 
 
-def _score_of(sources: Sequence[Source], runs: Sequence[_Run]) -> SeriesScore | None:
+def _score_of(runs: Sequence[_Run], *, is_one_series: bool) -> SeriesScore | None:
     """Return the score of a series, or of five single runs of one recipe and batch size; otherwise None.
 
     Runs without targets have none: there is no time to a target.
     """
     if not any(has_targets(*run.files.targets) for run in runs):
         return None
-    is_one_series = len(sources) == 1 and sources[0].is_series
     alike = {(run.files.recipe, run.files.batch_size, run.files.targets) for run in runs}
     if not is_one_series and not (len(runs) == RUNS and len(alike) == 1):
         return None

@@ -1,7 +1,9 @@
 """What a model got wrong, as rows of tables: kinds of errors, confusions of categories, pictures of two runs."""
 
+import base64
+import binascii
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from maskperf.report.contents import CategoryScore
@@ -19,9 +21,10 @@ MATRIX_CATEGORIES = 12  # shown one by one; the others are folded into one row a
 OTHERS, NONE_FOUND, NO_OBJECT = "all others", "missed", "no object"
 MOST_CONFUSED = 10
 MOST_RUNS_ABREAST = 4
+JPEG_START = b"\xff\xd8\xff"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class TideRow:
     title: str
     meaning: str
@@ -60,8 +63,8 @@ def stat_rows(
     boxes: Mapping[str, float | None], masks: Mapping[str, float | None]
 ) -> tuple[tuple[str, float | None, float | None], ...]:
     """Return COCO's twelve numbers: name, for boxes, for masks; None in place of -1, which is no number."""
-    known = {name: None if number == -1 else number for name, number in masks.items()}
-    return tuple((name, None if number == -1 else number, known.get(name)) for name, number in boxes.items())
+    pairs = ((name, (number, masks.get(name))) for name, number in boxes.items())
+    return tuple((name, *(None if number == -1 else number for number in pair)) for name, pair in pairs)
 
 
 def _counts(analysis: Analysis) -> dict[str, dict[str, int]]:
@@ -80,12 +83,9 @@ def _counts(analysis: Analysis) -> dict[str, dict[str, int]]:
 
 def tide_rows(analysis: Analysis) -> list[TideRow]:
     """Return the kinds of errors, the one that costs most AP first."""
-    masks = {entry.kind: entry for entry in analysis.masks.errors}
     rows = [
-        TideRow(title=title, meaning=meaning, boxes=entry, masks=masks[entry.kind])
-        for entry in analysis.boxes.errors
-        for title, meaning in (KIND_TITLES.get(entry.kind, (entry.kind, "")),)
-        if entry.kind in masks
+        TideRow(*KIND_TITLES.get(boxes.kind, (boxes.kind, "")), boxes, masks)
+        for boxes, masks in zip(analysis.boxes.errors, analysis.masks.errors, strict=False)
     ]
     return sorted(rows, key=lambda row: -row.largest)
 
@@ -127,11 +127,21 @@ def most_confused(analysis: Analysis, most: int = MOST_CONFUSED) -> list[tuple[s
     return sorted(pairs, key=lambda pair: -pair[2])[:most]
 
 
-def pictures_side_by_side(
-    runs: Sequence[Sequence[PictureEntry]], readable: Callable[[Sequence[PictureEntry], str], list[PictureEntry]]
-) -> list[list[tuple[int, PictureEntry]]]:
+def readable_jpegs(pictures: Sequence[PictureEntry], kind: str) -> list[PictureEntry]:
+    """Return the entries of this kind whose image is JPEG in base64."""
+    return [picture for picture in pictures if picture.kind == kind and _is_jpeg(picture.jpeg_base64)]
+
+
+def _is_jpeg(text: str) -> bool:
+    try:
+        return base64.b64decode(text, validate=True).startswith(JPEG_START)
+    except (binascii.Error, ValueError):
+        return False
+
+
+def pictures_side_by_side(runs: Sequence[Sequence[PictureEntry]]) -> list[list[tuple[int, PictureEntry]]]:
     """Return the sample images that the first run shares with others: its entry and theirs, each with its run."""
-    by_run = [{entry.title: entry for entry in readable(pictures, "sample")} for pictures in runs]
+    by_run = [{entry.title: entry for entry in readable_jpegs(pictures, "sample")} for pictures in runs]
     groups = []
     for title in by_run[0] if by_run else ():
         group = [(index, entries[title]) for index, entries in enumerate(by_run) if title in entries]

@@ -1,7 +1,6 @@
 """The report as one HTML file that works offline: style, script and data are inside, and nothing is fetched."""
 
 import base64
-import binascii
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,11 +13,16 @@ from plotly.offline import get_plotlyjs
 
 from maskperf.files import write_text
 from maskperf.report.contents import TERM_TITLES, ReportContents, RunPage
-from maskperf.report.mistakes import folded_confusions, most_confused, pictures_side_by_side, tide_rows
-from maskperf.report.placement import headline_minutes, overall_state, placement_sentence, state_title
+from maskperf.report.mistakes import (
+    folded_confusions,
+    most_confused,
+    pictures_side_by_side,
+    readable_jpegs,
+    tide_rows,
+)
+from maskperf.report.placement import headline_minutes, overall_state, placement_sentence, runs_of_notes, state_title
 from maskperf.report.plots import CURVES, clip_notes, plot_data
 from maskperf.report.text import STATE_TITLES, TEMPLATES, cleaned, is_number, templates
-from maskperf.schema import PictureEntry
 
 STYLES = ("page.css", "phone_and_print.css")
 PARTS = (
@@ -26,7 +30,6 @@ PARTS = (
 )
 RUN_COLOURS = 7  # as many as page.css has
 PHASE_COLOURS = 10
-JPEG_START = b"\xff\xd8\xff"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,18 +58,6 @@ def page_text(contents: ReportContents) -> str:
     return environment.get_template("page.html").render(_values(contents))
 
 
-def readable_jpegs(pictures: Sequence[PictureEntry], kind: str) -> list[PictureEntry]:
-    """Return the entries of this kind whose image is JPEG in base64."""
-    return [picture for picture in pictures if picture.kind == kind and _is_jpeg(picture.jpeg_base64)]
-
-
-def _is_jpeg(text: str) -> bool:
-    try:
-        return base64.b64decode(text, validate=True).startswith(JPEG_START)
-    except (binascii.Error, ValueError):
-        return False
-
-
 def _values(contents: ReportContents) -> dict[str, Any]:
     """Return the values of the templates."""
     pages = [*contents.runs, *contents.compared]
@@ -79,20 +70,19 @@ def _values(contents: ReportContents) -> dict[str, Any]:
     numbers = plot_data(contents)
     plot_keys = [plot["key"] for plot in numbers["plots"]]
     minutes, minutes_label = headline_minutes(contents)
-    state = overall_state(contents)
     return {
         "contents": contents,
         "runs": runs,
-        "state": state if state in STATE_TITLES else "unfinished",
+        "state": overall_state(contents),
         "state_titles": STATE_TITLES,
         "state_title": state_title(contents),
         "curves": [(key, title) for key, (_, _, title) in CURVES.items()],
         "clip_notes": clip_notes(numbers["plots"]),
-        "side_by_side": pictures_side_by_side([page.pictures for page in pages], readable_jpegs),
+        "side_by_side": pictures_side_by_side([page.pictures for page in pages]),
         "headline": {"minutes": minutes, "label": minutes_label},
         "placement": placement_sentence(contents.places),
-        "notes": _notes(runs, "notes"),
-        "notices": _notes(runs, "notices"),
+        "notes": runs_of_notes(pages, "notes"),
+        "notices": runs_of_notes(pages, "notices"),
         "largest": {
             "minutes": _largest(place.minutes for place in contents.places),
             "product": _largest(place.minutes_times_accelerators for place in contents.places),
@@ -109,15 +99,6 @@ def _values(contents: ReportContents) -> dict[str, Any]:
         "plotly_script": Markup(plotly_script),
         "numbers": htmlsafe_json_dumps(numbers, allow_nan=False, separators=(",", ":")),
     }
-
-
-def _notes(runs: Sequence[ShownRun], field: str) -> dict[str, list[ShownRun]]:
-    """Return each note (or notice) once, with the runs it belongs to."""
-    holders: dict[str, list[ShownRun]] = {}
-    for run in runs:
-        for note in dict.fromkeys(getattr(run.page, field)):
-            holders.setdefault(note, []).append(run)
-    return holders
 
 
 def _largest(values: Iterable[float | int | None]) -> float | int:

@@ -14,12 +14,12 @@ from maskperf.files import printable
 
 TEMPLATES = Path(__file__).parent / "templates"
 UNKNOWN = "\u2013"
-STATE_TITLES = {
-    "reached": "Targets reached",
-    "done": "Done",
-    "missed": "Targets missed",
+STATE_TITLES = {  # from the worst
     "aborted": "Aborted",
     "unfinished": "Unfinished",
+    "missed": "Targets missed",
+    "done": "Done",
+    "reached": "Targets reached",
 }
 
 Number = float | int | None

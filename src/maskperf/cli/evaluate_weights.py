@@ -10,13 +10,13 @@ from typing import Any
 
 import msgspec
 
+from maskperf.cli.score_table import show_scores
 from maskperf.config import RunConfig
 from maskperf.data.coco.categories import with_written_ids
 from maskperf.engine.distributed import close_topology
 from maskperf.errors import EXIT_BUG, EXIT_DONE
 from maskperf.evaluation.detection_limit import most_counted
 from maskperf.evaluation.scores import GroundTruth, agree, score, score_entries
-from maskperf.evaluation.table import show_scores
 from maskperf.files import pretty_json, replace_file, sha256_of_file
 from maskperf.predict.stored import read_weights_metadata, resolve_for_weights
 from maskperf.predict.validation import open_evaluation, predict_split, with_data

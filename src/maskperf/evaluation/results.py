@@ -69,12 +69,9 @@ class Results(Sequence[dict[str, Any]]):
     def __iter__(self) -> Iterator[dict]:
         table = self.table
         owners = zip(table.image_ids.tolist(), table.category_ids.tolist(), strict=True)
-        for (image_id, category_id), shape, score in zip(owners, self.shapes(), table.scores.tolist(), strict=True):
+        shapes = table.boxes_xywh.tolist() if self.geometry == "bbox" else table.masks()
+        for (image_id, category_id), shape, score in zip(owners, shapes, table.scores.tolist(), strict=True):
             yield {"image_id": image_id, "category_id": category_id, self.geometry: shape, "score": score}
-
-    def shapes(self) -> list:
-        """Return the box or mask of each entry."""
-        return self.table.boxes_xywh.tolist() if self.geometry == "bbox" else self.table.masks()
 
 
 def box_and_mask_results(table: ResultTable) -> tuple[Results, Results]:
@@ -161,6 +158,14 @@ def run_length_codes(
     runs = [np.diff(edges_of_mask, prepend=0, append=pixels) for edges_of_mask in edges_of_masks]
     codes = coco_masks.frPyObjects([{"size": size_hw, "counts": lengths} for lengths in runs], *size_hw)
     return [code["counts"].decode("ascii") for code in codes]
+
+
+def packed_mask(segmentation: list | dict, size_hw: Sequence[int]) -> Any:
+    """Return a segmentation of COCO (polygons, or a run-length code of either kind) as a compressed code."""
+    if isinstance(segmentation, list):
+        return coco_masks.merge(coco_masks.frPyObjects(segmentation, *size_hw))
+    is_packed = not isinstance(segmentation["counts"], list)
+    return segmentation if is_packed else coco_masks.frPyObjects(segmentation, *size_hw)
 
 
 def joined(tables: Sequence[ResultTable]) -> ResultTable:

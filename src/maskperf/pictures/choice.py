@@ -17,6 +17,7 @@ from maskperf.data.coco.categories import CategoryMatch
 from maskperf.data.coco.document import AnnotationRow, CategoryRow, Document, ImageRow
 from maskperf.data.coco.index import CocoIndex, read_annotations
 from maskperf.data.images.decode import decode_image
+from maskperf.evaluation.results import packed_mask
 from maskperf.files import printable
 from maskperf.pictures import drawing
 from maskperf.schema import PictureEntry
@@ -136,7 +137,7 @@ class Predictions:
         is_crowd = np.array([bool(annotation.iscrowd) for annotation in truth], bool)
         overlaps = np.zeros((len(found), len(truth)))  # of one category; for a crowd the share inside it
         if found and truth:
-            outlines = [_packed(annotation.outline, (row.height, row.width)) for annotation in truth]
+            outlines = [packed_mask(annotation.outline, (row.height, row.width)) for annotation in truth]
             overlaps = coco_masks.iou([entry["segmentation"] for entry in found], outlines, is_crowd.tolist())
             found_ids = np.array([entry["category_id"] for entry in found])
             overlaps *= found_ids[:, None] == [annotation.category_id for annotation in truth]
@@ -157,7 +158,7 @@ class Predictions:
             overlays = []
             for box, outline, category_id, suffix, error in entries:
                 name = self._names[category_id]
-                mask = coco_masks.decode(_packed(outline, size_hw)).astype(bool)
+                mask = coco_masks.decode(packed_mask(outline, size_hw)).astype(bool)
                 label = f"{error}: {drawing.short_name(name)}{suffix}" if error else drawing.short_name(name) + suffix
                 overlays.append(drawing.Overlay(box, mask, label, self._colours[name], is_error=bool(error)))
             return drawing.draw_panel(pixels, overlays, note)
@@ -213,13 +214,6 @@ def choose_best_and_worst(scores: Sequence[ImageScore], count: int) -> list[tupl
     chosen = [entry for entry in best[: min(count, (len(best) + 1) // 2)] if entry.score > 0]
     left = [entry for entry in worst if entry not in chosen][:count]
     return [("best", entry) for entry in chosen] + [("worst", entry) for entry in left]
-
-
-def _packed(outline: list | dict, size_hw: tuple[int, int]) -> Any:
-    """Return the outline as run lengths in COCO's packed form."""
-    if isinstance(outline, list):
-        return coco_masks.merge(coco_masks.frPyObjects(outline, *size_hw))
-    return coco_masks.frPyObjects(outline, *size_hw) if isinstance(outline["counts"], list) else outline
 
 
 def _pair_largest_first(overlaps: Float[np.ndarray, "detections objects"]) -> dict[int, int]:

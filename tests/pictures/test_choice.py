@@ -13,7 +13,7 @@ from maskperf.errors import DataError
 from maskperf.pictures import drawing
 from maskperf.pictures.choice import (
     LARGEST_JPEG_BYTES,
-    ImageScore,
+    ImageMatch,
     Predictions,
     choose_best_and_worst,
     choose_images,
@@ -88,9 +88,9 @@ CAT, CROWD = truth(1, 1, 5), truth(2, 1, 0, crowd=True)
     ],
 )
 def test_the_score_of_an_image(tmp_path, annotations, detections, score, overlaps, wrong):
-    (scored,) = predictions_of(tmp_path, annotations, detections).image_scores()
-    assert scored.score == pytest.approx(score) and (len(scored.overlaps), scored.wrong) == (overlaps, wrong)
-    assert scored.objects == sum(not annotation["iscrowd"] for annotation in annotations)
+    (match,) = predictions_of(tmp_path, annotations, detections).matches()
+    assert match.score == pytest.approx(score) and (len(match.overlaps), len(match.wrong)) == (overlaps, wrong)
+    assert match.objects == sum(not annotation["iscrowd"] for annotation in annotations)
 
 
 def test_images_without_objects_are_left_out(tmp_path):
@@ -119,7 +119,7 @@ def test_the_best_come_first_then_the_worst_each_with_its_score_in_words(tmp_pat
 )
 def test_no_image_is_best_and_worst_and_a_score_of_0_never_best(scores, count, expected):
     entries = [
-        ImageScore(image_id=number, score=score, objects=objects, overlaps=(), wrong=0)
+        ImageMatch(image_id=number, overlaps={0: score}, missed=frozenset(range(1, objects)), wrong=frozenset())
         for number, (score, objects) in enumerate(scores, start=1)
     ]
     assert [(kind, entry.image_id) for kind, entry in choose_best_and_worst(entries, count)] == expected
@@ -153,9 +153,6 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path):
 def test_results_that_do_not_belong_together_are_refused(tmp_path):
     with pytest.raises(ValueError, match="same detections"):
         predictions_of(tmp_path, [CAT], [(found(1, 5)[0], found(2, 5)[1])])
-    document = predictions_of(tmp_path, [CAT], []).document
-    with pytest.raises(ValueError, match="1 box results, but 0 mask results"):
-        Predictions(document, tmp_path, [found(1, 5)[0]], [])
 
 
 def test_truth_and_a_perfect_detection_are_drawn_alike_on_the_page(tmp_path, monkeypatch):

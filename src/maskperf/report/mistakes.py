@@ -63,8 +63,11 @@ def stat_rows(
     boxes: Mapping[str, float | None], masks: Mapping[str, float | None]
 ) -> tuple[tuple[str, float | None, float | None], ...]:
     """Return COCO's twelve numbers: name, for boxes, for masks; None in place of -1, which is no number."""
-    pairs = ((name, (number, masks.get(name))) for name, number in boxes.items())
-    return tuple((name, *(None if number == -1 else number for number in pair)) for name, pair in pairs)
+
+    def known(number: float | None) -> float | None:
+        return None if number == -1 else number
+
+    return tuple((name, known(number), known(masks.get(name))) for name, number in boxes.items())
 
 
 def _counts(analysis: Analysis) -> dict[str, dict[str, int]]:

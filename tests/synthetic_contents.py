@@ -9,11 +9,12 @@ from functools import cache
 from typing import Any
 
 import msgspec
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from maskperf.mlperf.published import band_for, place_among
 from maskperf.mlperf.rules import RuleResult
 from maskperf.report.contents import CategoryScore, EvaluationPoint, ReportContents, RunPage, SeriesScore, Verdict
+from maskperf.report.mistakes import KIND_TITLES
 from maskperf.schema import Analysis, CalibrationBin, ErrorKind, GuardEvent, KindAnalysis, PictureEntry, StepLine
 
 TERMS = {"objectness": 0.05, "rpn_box": 0.07, "classification": 0.24, "box": 0.2, "mask": 0.28}
@@ -28,18 +29,10 @@ THINGS = (
 
 
 @cache
-def synthetic_jpeg(seed: int, width: int = 900, height: int = 360) -> str:
-    """Return a small scene of two halves, as JPEG in base64."""
-    draws = random.Random(seed)
-    scene = Image.new("RGB", (width, height), tuple(draws.randint(150, 220) for _ in range(3)))
-    draw = ImageDraw.Draw(scene)
-    for _ in range(5):
-        left, top = draws.randint(0, width // 2 - 130), draws.randint(0, height - 120)
-        for shift in (0, width // 2):
-            box = (left + shift, top, left + shift + draws.randint(60, 120), top + draws.randint(50, 110))
-            draw.ellipse(box, fill=tuple(draws.randint(40, 200) for _ in range(3)), outline=(230, 57, 70), width=3)
+def synthetic_jpeg(seed: int) -> str:
+    """Return a JPEG in base64."""
     stream = io.BytesIO()
-    scene.save(stream, "JPEG", quality=80)
+    Image.linear_gradient("L").rotate(20 * seed).resize((900, 360)).save(stream, "JPEG")
     return base64.b64encode(stream.getvalue()).decode()
 
 
@@ -64,10 +57,9 @@ def synthetic_loss(draws: random.Random, index: int, epochs: int, points: int) -
 
 def synthetic_pictures(kind: str) -> tuple[PictureEntry, ...]:
     caption = "all 6 objects found" if kind == "best" else "2 of 7 objects found, 3 false ones"
-    jpegs = [synthetic_jpeg(index + 4 * (kind == "worst")) for index in range(4)]
+    jpegs = {f"{100 + index:012d}.jpg": synthetic_jpeg(index + 4 * (kind == "worst")) for index in range(4)}
     return tuple(
-        PictureEntry(kind=kind, title=f"{100 + index:012d}.jpg", jpeg_base64=jpeg, caption=caption)
-        for index, jpeg in enumerate(jpegs)
+        PictureEntry(kind=kind, title=title, jpeg_base64=jpeg, caption=caption) for title, jpeg in jpegs.items()
     )
 
 
@@ -77,7 +69,7 @@ def synthetic_analysis() -> Analysis:
         CalibrationBin(confidence=None, accuracy=None, count=0),
         CalibrationBin(confidence=0.7, accuracy=0.6, count=9),
     )
-    kinds = zip(("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss"), range(6), strict=True)
+    kinds = zip(KIND_TITLES, range(6), strict=True)
     kind = KindAnalysis(
         precision_50=tuple(1 - index / 100 for index in range(101)),
         precision_75=tuple(0.5 - index / 200 for index in range(101)),
@@ -170,11 +162,11 @@ def five_runs_and_two_compared() -> ReportContents:
 
 
 def without_evaluation() -> ReportContents:
-    numbers = dict.fromkeys(("minutes", "box_ap", "mask_ap", "box_target", "mask_target"))
+    numbers = dict.fromkeys(("box_ap", "mask_ap", "box_target", "mask_target"))
     verdict = Verdict(state="unfinished", sentence="Stopped in its first epoch; no evaluation.", **numbers)
-    empty = ("evaluations", "categories", "pictures", "guard", "rules", "notes", "settings", "system")
-    fields = dict.fromkeys((*empty, "peak_memory", "losses"), ())
-    run = synthetic_run(verdict=verdict, images_per_second=None, phases={}, **fields)
+    fields = {"notices": ("a.json: 1 image left out",), "images_per_second": None}
+    fields |= dict.fromkeys(("categories", "pictures", "settings"), ())
+    run = RunPage(name="run_0", path="runs/run_0", recipe="coco", verdict=verdict, **fields)
     return contents_of(run, places=(), band=None, places_note="")
 
 

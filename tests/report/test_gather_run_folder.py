@@ -65,11 +65,6 @@ def test_a_whole_run_folder_fills_every_part(folder):
     assert tuple(TERM_TITLES) == LOSS_NAMES
 
 
-def test_a_resumed_run_is_called_no_benchmark_result(folder):
-    change_json(folder / "results.json", lambda results: results.update(resumed_at_steps=[120, 340]))
-    assert page_of(folder).verdict.sentence.endswith(" Resumed at step 120, 340: not a benchmark result.")
-
-
 def test_own_data_is_not_called_synthetic(tmp_path):
     folder = write_run_folder(tmp_path / "run", recipe="demo")
     assert has_note(page_of(folder), "it trains a small network on synthetic images")
@@ -213,6 +208,7 @@ ABORTED = {"status": "aborted"}
 CLOCK_MOVED = ("maskperf_wall_clock_moved_seconds", 3600.0)
 STOPPED = ("maskperf_stop", "the loss is lost")
 NEVER_EVALUATED = {**ABORTED, "minutes": 0.5, "box_ap": None, "mask_ap": None, "time_account": {}}
+RESUMED = {"resumed_at_steps": [120, 340]}
 DIFFERENT = {**ABORTED, "reason": "engines do not agree", "engine_differences": ["box AP 0.1 and 0.2"]}
 
 
@@ -228,6 +224,7 @@ DIFFERENT = {**ABORTED, "reason": "engines do not agree", "engine_differences": 
         ({"run_stop": None}, DIFFERENT, None, "missed", "no success all the same: engines do not agree"),
         (ABORTED, ABORTED, None, "missed", "14 epochs (19.3 minutes); nearest in epoch 14: box AP 0.0070 and mask AP"),
         ({**ABORTED, "epochs": 0}, NEVER_EVALUATED, STOPPED, "aborted", "30.0 seconds, no evaluation: the loss is"),
+        ({}, RESUMED, None, "reached", " minutes. Resumed at step 120, 340: not a benchmark result."),
     ],
 )
 def test_a_note_or_the_verdict_says_what_a_reader_must_know(tmp_path, log, results, record, state, text):

@@ -102,7 +102,9 @@ def result_table(
         is_valid, size_hw = valid[index], tuple(original_sizes_hw[index])
         image_boxes = rescale_boxes(edges_of(boxes[index][is_valid], conventions), tuple(sizes_hw[index]), size_hw)
         count = len(image_boxes)
-        edges, owners = mask_edges(mask_probs[index][is_valid], image_boxes, size_hw, conventions)
+        pasted = mask_probs[index][is_valid], image_boxes, size_hw
+        is_grid = conventions.paste == "grid"
+        edges, owners = edges_of_masks(paste_by_grid(*pasted)) if is_grid else paste_edges(*pasted)
         areas = np.bincount(owners[::2], weights=edges[1::2] - edges[::2], minlength=count)
         table = ResultTable(
             image_ids=np.full(count, image_id),
@@ -123,21 +125,6 @@ def rescale_boxes(
     """Return corner boxes moved from an image of size `from_hw` to one of size `to_hw`, each side by its own ratio."""
     ratio_x, ratio_y = to_hw[1] / from_hw[1], to_hw[0] / from_hw[0]
     return boxes * boxes.new_tensor([ratio_x, ratio_y, ratio_x, ratio_y])
-
-
-def mask_edges(
-    mask_probs: Float[Tensor, "detections mask mask"],
-    boxes: Float[Tensor, "detections 4"],
-    size_hw: tuple[int, int],
-    conventions: Conventions,
-) -> tuple[Int[np.ndarray, " edges"], Int[np.ndarray, " edges"]]:
-    """Return where the pasted masks begin and end, and the detection of each such edge, as `paste_edges`.
-
-    `boxes` are at the scale of the image, as `edges` of the conventions and `rescale_boxes` give them.
-    """
-    if conventions.paste == "grid":
-        return edges_of_masks(paste_by_grid(mask_probs, boxes, size_hw))
-    return paste_edges(mask_probs, boxes, size_hw)
 
 
 def boxes_to_xywh(boxes: Float[Tensor, "detections 4"], has_plus_one: bool = True) -> Float[Tensor, "detections 4"]:

@@ -21,6 +21,7 @@ from maskperf.data.coco.categories import CategoryMatch, in_training_categories
 from maskperf.data.coco.index import CocoIndex, dataset_of
 from maskperf.errors import ConfigError, DataError, Problem
 from maskperf.evaluation.results import NO_RESULTS, Results, packed_mask
+from maskperf.schema import file_error
 
 ENGINES = ("fast", "official")
 COCO_DETECTIONS = 100  # of an image, the best of which COCO counts
@@ -97,15 +98,10 @@ class GroundTruth:
         self.category_names = _names_by_id(self._dataset["categories"])
         self._dataset["annotations"] = _fixed(self._dataset["annotations"], self.image_sizes_hw)
         if all(annotation["iscrowd"] for annotation in self._dataset["annotations"]):
-            no_objects = Problem(
-                file=self.path,
-                where="the whole file",
-                field="annotations",
-                value=f"{len(self._dataset['annotations'])} entries",
-                message="There is no object to find (crowd regions do not count), so there is no average precision.",
-                fix="Use a file with objects, or set data.crowd_as_objects=true for iscrowd=1 by mistake of an export.",
-            )
-            raise DataError([no_objects])
+            message = "There is no object to find (crowd regions do not count), so there is no average precision."
+            fix = "Use a file with objects, or set data.crowd_as_objects=true for iscrowd=1 by mistake of an export."
+            value = f"{len(self._dataset['annotations'])} entries"
+            raise file_error(Path(path), message, where="annotations", value=value, fix=fix)
 
     @cached_property
     def official(self) -> COCO:

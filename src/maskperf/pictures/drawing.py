@@ -148,7 +148,7 @@ def _drawn(
     panel = Image.fromarray(np.clip(np.rint(zoomed), 0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(panel)
     for overlay, (left, top, right, bottom) in zip(overlays, boxes, strict=True):
-        casing = LIGHT if _luminance(overlay.colour) < MIDDLE_LUMINANCE else DARK
+        casing = _contrast(overlay.colour)
         draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=casing)
         draw.rectangle((left, top, right, bottom), outline=overlay.colour, width=stroke)
         if overlay.is_error:
@@ -159,8 +159,9 @@ def _drawn(
     return panel
 
 
-def _luminance(colour: Sequence[Number] | np.ndarray) -> float:
-    return float(np.dot(np.asarray(colour, np.float64), (0.299, 0.587, 0.114)))
+def _contrast(colour: Sequence[Number] | np.ndarray) -> Colour:
+    """Return dark on a light colour and light on a dark one."""
+    return DARK if np.dot(colour, (0.299, 0.587, 0.114)) >= MIDDLE_LUMINANCE else LIGHT
 
 
 def _visible(overlay: Overlay, pixels: np.ndarray) -> Colour:
@@ -172,8 +173,7 @@ def _visible(overlay: Overlay, pixels: np.ndarray) -> Colour:
     mean = pixels[rows[::step], columns[::step]].astype(np.float64).mean(axis=0)
     if np.linalg.norm(mean - overlay.colour) >= SIMILAR_COLOURS:
         return overlay.colour
-    target = np.array(LIGHT if _luminance(mean) < MIDDLE_LUMINANCE else DARK, np.float64)
-    red, green, blue = np.rint(target * 0.65 + np.array(overlay.colour) * 0.35).astype(int).tolist()
+    red, green, blue = np.rint(np.array(_contrast(mean)) * 0.65 + np.array(overlay.colour) * 0.35).astype(int).tolist()
     return red, green, blue
 
 
@@ -203,7 +203,7 @@ def _tint(zoomed: np.ndarray, overlay: Overlay, stroke: int) -> None:
     part = zoomed[top:bottom, left:right]
     colour = np.array(overlay.colour, dtype=np.float32)
     # Around the edge, for objects in front of the overlay's own colour.
-    casing = np.array(LIGHT if _luminance(overlay.colour) < MIDDLE_LUMINANCE else DARK, np.float32)
+    casing = np.array(_contrast(overlay.colour), np.float32)
     part[is_inside] += (colour - part[is_inside]) * MASK_OPACITY
     part[is_edge] = colour
     part[is_casing] += (casing - part[is_casing]) * CASING_OPACITY
@@ -244,7 +244,7 @@ def _tag_at(corner: tuple[Number, Number], text: str, label_px: int) -> Rectangl
 def _draw_tag(draw: ImageDraw.ImageDraw, tag: Rectangle, text: str, colour: Colour, label_px: int) -> None:
     draw.rounded_rectangle(tag, radius=3, fill=colour)
     middle = (tag[0] + 4, (tag[1] + tag[3]) / 2)
-    draw_text(draw, middle, text, size_px=label_px, fill=DARK if _luminance(colour) > MIDDLE_LUMINANCE else LIGHT)
+    draw_text(draw, middle, text, size_px=label_px, fill=_contrast(colour))
 
 
 def draw_pair(truth: Image.Image, found: Image.Image) -> Image.Image:

@@ -1,5 +1,6 @@
 """The numbers behind the plots, as plain JSON for the script of the page."""
 
+import html
 from collections.abc import Iterable, Sequence
 from statistics import median_low, quantiles
 from typing import Any
@@ -29,7 +30,7 @@ def plot_text(text: str) -> str:
     if len(text) > LONGEST_NAME:
         half = LONGEST_NAME // 2
         text = f"{text[: half - 2]}...{text[len(text) - half + 1 :]}"
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("$", "&#36;")
+    return html.escape(text, quote=False).replace("$", "&#36;")
 
 
 def plot_data(contents: ReportContents) -> dict[str, Any]:

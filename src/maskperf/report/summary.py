@@ -1,5 +1,6 @@
 """The report as a short Markdown text."""
 
+import html
 import re
 
 from maskperf.report.contents import ReportContents
@@ -35,7 +36,6 @@ def markdown_summary(contents: ReportContents) -> str:
 
 def escape(text: str) -> str:
     """Return the text such that Markdown shows it as it is; it must be one line."""
-    text = text.strip().replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    text = INLINE_MARKS.sub(lambda found: "\\" + found.group(), text)
+    text = INLINE_MARKS.sub(lambda found: "\\" + found.group(), html.escape(text.strip(), quote=False))
     # A number before a dot must not be escaped itself; its dot can be.
     return LINE_MARKS.sub(lambda found: found.group() + "\\" if found.group().isdigit() else "\\" + found.group(), text)

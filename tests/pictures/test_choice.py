@@ -140,14 +140,15 @@ def test_results_that_do_not_belong_together_are_refused(tmp_path):
         Predictions(document, tmp_path, boxes, [{**masks[0], "image_id": 2}])
 
 
-def test_truth_and_a_perfect_detection_are_drawn_alike_on_the_page(tmp_path, monkeypatch):
-    panels, draw_panel = [], drawing.draw_panel
+@pytest.fixture
+def panels(monkeypatch):
+    """Collect the overlays of each panel that is drawn."""
+    seen, draw_panel = [], drawing.draw_panel
+    monkeypatch.setattr(drawing, "draw_panel", lambda *panel: seen.append(panel[1]) or draw_panel(*panel))
+    return seen
 
-    def watched(pixels, overlays, note):
-        panels.append(overlays)
-        return draw_panel(pixels, overlays, note)
 
-    monkeypatch.setattr(drawing, "draw_panel", watched)
+def test_truth_and_a_perfect_detection_are_drawn_alike_on_the_page(tmp_path, panels):
     detections = [found(1, 5), found(1, 40, score=0.3)]  # the second is left out
     predictions_of(tmp_path, [CAT, CROWD], detections).write_grid(tmp_path / "page.png")
     with Image.open(tmp_path / "page.png") as page:
@@ -159,19 +160,12 @@ def test_truth_and_a_perfect_detection_are_drawn_alike_on_the_page(tmp_path, mon
     assert cat.mask.sum() == 400 and crowd.mask.all()
 
 
-def test_missed_false_and_loose_ones_are_marked_and_right_ones_are_not(tmp_path, monkeypatch):
-    panels, draw_panel = [], drawing.draw_panel
-
-    def watched(pixels, overlays, note):
-        panels.append({overlay.label: overlay.is_error for overlay in overlays})
-        return draw_panel(pixels, overlays, note)
-
-    monkeypatch.setattr(drawing, "draw_panel", watched)
+def test_missed_false_and_loose_ones_are_marked_and_right_ones_are_not(tmp_path, panels):
     cats = [CAT, truth(2, 1, 30), truth(3, 1, 58)]
     detections = [found(1, 5), found(1, 42, score=0.8), found(1, 58, score=0.7, category_id=7)]
     (entry,) = predictions_of(tmp_path, cats, detections).samples()
     assert entry.kind == "sample" and "2 of 3 objects found" in entry.caption and "1 wrong" in entry.caption
-    assert panels == [
+    assert [{overlay.label: overlay.is_error for overlay in panel} for panel in panels] == [
         {"cat": False, "missed: cat": True},
         {"cat 0.90": False, "loose: cat 0.80": True, "false: dog 0.70": True},
     ]

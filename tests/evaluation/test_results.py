@@ -21,7 +21,7 @@ from maskperf.evaluation.results import (
     without_repeats,
 )
 from maskperf.evaluation.scores import GroundTruth, score
-from maskperf.ops.paste import edges_of_masks, expand_boxes, paste_masks
+from maskperf.ops.paste import edges_of_masks, expand_boxes
 from maskperf.structures import Detections, EvaluationBatch, Images
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "data_path"
@@ -57,21 +57,6 @@ def test_boxes_are_rescaled_per_axis_and_exported_with_plus_one():
         (5, 2, [10.25, 3.5, 40.75, 37.5]),
     ]
     assert [entry["score"] for entry in boxes] == torch.tensor([0.9, 0.3, 0.6]).tolist()
-
-
-def test_masks_are_those_of_the_paste_rule_at_original_size():
-    detections = two_image_detections()
-    boxes, masks = box_and_mask_results(result_table(detections, BATCH, CATEGORY_IDS))
-    slots = [(0, 0), (0, 1), (1, 0)]
-    for (image, slot), box_entry, mask_entry in zip(slots, boxes, masks, strict=True):
-        assert box_entry.keys() - mask_entry.keys() == {"bbox"}
-        assert all(mask_entry[key] == box_entry[key] for key in ("image_id", "category_id", "score"))
-        to_hw = tuple(ORIGINAL_SIZES_HW[image])
-        box = rescale_boxes(detections.boxes[image], tuple(SIZES_HW[image]), to_hw)[slot]
-        expected = paste_reference(detections.mask_probs[image, slot][None], box[None], to_hw)[0]
-        decoded = coco_masks.decode(mask_entry["segmentation"])
-        assert np.array_equal(decoded.astype(bool), expected.numpy())
-        assert expected.any()
 
 
 def test_images_without_detections_have_no_results_and_detections_without_masks_are_refused():
@@ -126,7 +111,9 @@ def test_results_of_many_detections_are_those_of_drawn_and_encoded_masks():
     for image, kept in enumerate((count, 70)):
         from_hw = ((64, 96), (60, 90))[image]
         image_boxes = rescale_boxes(detections.boxes[image, :kept], from_hw, sizes_hw[image])
-        wanted += encoded_by_pycocotools(paste_masks(detections.mask_probs[image, :kept], image_boxes, sizes_hw[image]))
+        wanted += encoded_by_pycocotools(
+            paste_reference(detections.mask_probs[image, :kept], image_boxes, sizes_hw[image])
+        )
     assert found.masks() == wanted
     assert found.mask_areas.tolist() == official_masks.area(wanted).tolist()
 

@@ -13,8 +13,6 @@ from maskperf.report.contents import TERM_TITLES
 from maskperf.report.gather import gather
 from maskperf.structures import LOSS_NAMES
 
-ENDED = {"status": "success", "minutes": 19.3, "targets": (0.377, 0.339)}
-
 
 @pytest.fixture
 def folder(tmp_path):
@@ -121,9 +119,7 @@ def test_a_run_stopped_by_the_guard_gives_the_reason(tmp_path):
     folder = write_run_folder(tmp_path / "run", status="aborted", epochs=2, run_stop=None)
     text = "step 40 (epoch 3): not a finite number. Losses: mask nan."
     event = {"event": "non-finite", "step": 40, "epoch": 3, "text": text}
-    write_results(
-        folder, **ENDED | {"status": "aborted", "reason": text, "guard": {"steps_checked": 40, "events": [event]}}
-    )
+    write_results(folder, status="aborted", reason=text, guard={"steps_checked": 40, "events": [event]})
     (folder / "metrics.jsonl").unlink()
     write_metrics(folder / "metrics.jsonl", 40, mask=math.nan)
     append_record(folder / "mlperf.log", "maskperf_stop", text, 21.0, step=40)
@@ -173,7 +169,7 @@ def test_a_run_without_its_log_is_reported_from_its_results(folder):
     (folder / "mlperf.log").unlink()
     row = {"epoch": 3, "step": 9, "box_ap": 0.38, "mask_ap": 0.34, "seconds_since_start": 90.0, "mean_loss": 1.0}
     row |= {"images_per_second": 8.0, "evaluation_seconds": 5.0}
-    write_results(folder, **ENDED, epochs_table=[row])
+    write_results(folder, epochs_table=[row])
     page = page_of(folder)
     assert [(point.epoch, point.minutes) for point in page.evaluations] == [(3, 1.5)]
     assert page.verdict.state == "reached" and "mlperf.log is missing." in page.notes
@@ -229,7 +225,7 @@ DIFFERENT = {**ABORTED, "reason": "engines do not agree", "engine_differences": 
 )
 def test_a_note_or_the_verdict_says_what_a_reader_must_know(tmp_path, log, results, record, state, text):
     folder = write_run_folder(tmp_path / "run", **log)
-    write_results(folder, **ENDED | results)
+    write_results(folder, **results)
     if record is not None:
         append_record(folder / "mlperf.log", *record, 22.0)
     page = page_of(folder)
@@ -237,7 +233,7 @@ def test_a_note_or_the_verdict_says_what_a_reader_must_know(tmp_path, log, resul
 
 
 def test_a_small_gap_of_the_time_account_gets_no_note_and_notices_are_on_the_page(folder):
-    write_results(folder, **ENDED, time_account={"forward": 1158.0 * 0.997}, notices=["a.json: 3 images left out"])
+    write_results(folder, time_account={"forward": 1158.0 * 0.997}, notices=["a.json: 3 images left out"])
     page = page_of(folder)
     assert page.notices == ("a.json: 3 images left out",) and not has_note(page, "time account")
 
@@ -246,7 +242,7 @@ def without_targets(folder, **results):
     """Return the page of a run without targets; `results` replace fields of its results.json."""
     write_run_folder(folder, targets=(0, 0))
     change_json(folder / "config.json", lambda config: config["evaluation"].update(box_target=0, mask_target=0))
-    write_results(folder, **ENDED | {"status": "done", "targets": (0, 0), "reason": "", **results})
+    write_results(folder, **{"status": "done", "targets": (0, 0), "reason": "", **results})
     return page_of(folder)
 
 

@@ -116,15 +116,14 @@ def test_nothing_in_the_page_refers_to_another_place():
         assert not [name for name in element.attrib if name.startswith("on")]
 
 
+OF_ANALYSIS = "numbers classes errors pictures"
+
+
 @pytest.mark.parametrize(
     ("make", "sections"),
     [
         (one_run, "verdict accuracy losses time speed classes pictures system settings rules guard"),
-        (
-            small,
-            "verdict accuracy losses time speed numbers classes errors pictures side-by-side system settings rules "
-            "guard",
-        ),
+        (small, f"verdict accuracy losses time speed {OF_ANALYSIS} side-by-side system settings rules guard"),
         (without_evaluation, "verdict accuracy losses guard"),
     ],
 )

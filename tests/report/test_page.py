@@ -24,10 +24,11 @@ from synthetic_contents import (
     without_evaluation,
 )
 
-from maskperf.errors import StorageError
+from maskperf.files import UNPRINTABLE
 from maskperf.report.contents import ReportContents
 from maskperf.report.mistakes import readable_jpegs
-from maskperf.report.page import page_text, write_page
+from maskperf.report.page import page_text
+from maskperf.report.summary import markdown_summary
 from maskperf.schema import PictureEntry
 
 PLOTLY = get_plotlyjs()
@@ -88,6 +89,12 @@ def test_the_comparison_of_trees_sees_a_new_element_and_a_new_attribute(changed)
 def test_a_payload_is_shown_as_it_is_written():
     payload = "<b onclick='x'>&amp; \"quoted\"</b>"
     assert payload in text_of(with_texts(small(), lambda text: f"{payload} {text}"))
+
+
+def test_characters_that_cannot_be_shown_or_could_deceive_are_replaced_everywhere():
+    hostile = with_texts(small(), lambda text: f"\x00\u202e\ud83d\n{text}")
+    shown = without_plotly(page_text(hostile)) + markdown_summary(hostile)
+    assert set(UNPRINTABLE.findall(shown)) == {"\n"} and shown.count("\ufffd" * 3) > 200
 
 
 def test_the_numbers_are_json_without_a_character_that_html_reads():
@@ -195,14 +202,6 @@ def test_a_note_of_several_runs_is_shown_once():
 @pytest.mark.parametrize("text", ["", "####", "aGVsbG8=", '/9j/"><b>'])
 def test_only_base64_of_a_jpeg_is_a_picture(text):
     assert readable_jpegs([PictureEntry(kind="best", title="", caption="", jpeg_base64=text)], "best") == []
-
-
-def test_the_file_is_written_whole_or_named_in_the_error(tmp_path):
-    write_page(small(), tmp_path / "report.html")
-    assert (tmp_path / "report.html").read_text(encoding="utf-8") == page_text(small())
-    assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
-    with pytest.raises(StorageError, match="report.html"):
-        write_page(small(), tmp_path / "missing" / "report.html")
 
 
 def test_notices_are_a_section_and_absent_ones_leave_none():

@@ -11,7 +11,8 @@ from markup_payloads import PAYLOADS
 from PIL import Image
 from synthetic_contents import contents_of, small, synthetic_analysis, synthetic_run, with_texts, without_evaluation
 
-from maskperf.report.page import write_page
+from maskperf.files import write_text
+from maskperf.report.page import page_text
 from maskperf.schema import StepLine
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright cannot be imported")
@@ -28,6 +29,10 @@ TAGS_IN_PLOTS = (
     "() => Array.from(new Set(Array.from(document.querySelectorAll('.plot *'), (node) => node.tagName))).sort()"
 )
 DRAWN = "() => document.querySelectorAll('.plot .main-svg .scatterlayer .trace').length"
+
+
+def write_page(contents, path):
+    write_text(path, page_text(contents))
 
 
 class Visit:

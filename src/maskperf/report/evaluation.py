@@ -9,10 +9,11 @@ from maskperf.data.coco.categories import CategoryMatch, with_written_ids
 from maskperf.data.coco.index import CocoIndex
 from maskperf.evaluation.analysis import analyze
 from maskperf.evaluation.scores import GroundTruth
+from maskperf.files import write_text
 from maskperf.pictures.choice import predictions_of_split
 from maskperf.report.contents import ReportContents, RunPage, Verdict
 from maskperf.report.mistakes import category_scores, stat_rows
-from maskperf.report.page import write_page
+from maskperf.report.page import page_text
 
 FACTS = ("weights", "weights_sha256", "val_json", "val_json_sha256", "val_images", "images", "engine")
 
@@ -52,4 +53,5 @@ def write_evaluation_report(
         analysis=analysis,
     )
     title = f"Mask R-CNN: {name}"
-    write_page(ReportContents(title=title, sentence=sentence, runs=(page,), has_training=False), path)
+    contents = ReportContents(title=title, sentence=sentence, runs=(page,), has_training=False)
+    write_text(path, page_text(contents))

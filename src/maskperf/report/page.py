@@ -4,14 +4,12 @@ import base64
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from maskperf.files import write_text
 from maskperf.report.contents import TERM_TITLES, ReportContents, RunPage
 from maskperf.report.mistakes import (
     folded_confusions,
@@ -22,7 +20,7 @@ from maskperf.report.mistakes import (
 )
 from maskperf.report.placement import headline_minutes, overall_state, placement_sentence, runs_of_notes, state_title
 from maskperf.report.plots import CURVES, clip_notes, plot_data
-from maskperf.report.text import STATE_TITLES, TEMPLATES, cleaned, is_number, templates
+from maskperf.report.text import STATE_TITLES, TEMPLATES, is_number, templates
 
 STYLES = ("page.css", "phone_and_print.css")
 PARTS = (
@@ -42,17 +40,8 @@ class ShownRun:
     page: RunPage
 
 
-def write_page(contents: ReportContents, path: Path) -> None:
-    """Write the whole report, or leave the file as it was.
-
-    Errors: StorageError where it cannot be written.
-    """
-    write_text(path, page_text(contents))
-
-
 def page_text(contents: ReportContents) -> str:
     """Return the HTML of the report."""
-    contents = cleaned(contents)
     filters = (readable_jpegs, tide_rows, folded_confusions, most_confused)
     environment = templates(**{function.__name__: function for function in filters})
     return environment.get_template("page.html").render(_values(contents))

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from statistics import median_low, quantiles
 from typing import Any
 
+from maskperf.files import printable
 from maskperf.mlperf.published import BandEpoch, PublishedBand
 from maskperf.report.contents import TERM_TITLES, ReportContents, RunPage
 from maskperf.report.course import NUMBERS
@@ -26,7 +27,8 @@ WORTH_CLIPPING = 4.0  # times the top of the axis: below it the lines can be rea
 
 
 def plot_text(text: str) -> str:
-    """Return the text for a label in a plot: short, and without the markup that plotly would read in it."""
+    """Return the text for a label in a plot: printable, short, and without the markup that plotly would read in it."""
+    text = printable(text)
     if len(text) > LONGEST_NAME:
         half = LONGEST_NAME // 2
         text = f"{text[: half - 2]}...{text[len(text) - half + 1 :]}"

@@ -6,7 +6,7 @@ from pathlib import Path
 from maskperf.files import write_text
 from maskperf.report.contents import ReportContents
 from maskperf.report.gather import gather
-from maskperf.report.page import write_page
+from maskperf.report.page import page_text
 from maskperf.report.summary import markdown_summary
 
 
@@ -17,6 +17,6 @@ def write_report(runs: Sequence[Path], compared: Sequence[Path], page: Path) -> 
     """
     contents = gather(runs, compared)
     summary = page.with_suffix(".md")
-    write_page(contents, page)
+    write_text(page, page_text(contents))
     write_text(summary, markdown_summary(contents))
     return summary, contents

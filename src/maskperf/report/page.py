@@ -19,7 +19,7 @@ from maskperf.report.mistakes import (
     tide_rows,
 )
 from maskperf.report.placement import headline_minutes, overall_state, placement_sentence, runs_of_notes, state_title
-from maskperf.report.plots import CURVES, clip_notes, plot_data
+from maskperf.report.plots import CURVES, plot_data
 from maskperf.report.text import STATE_TITLES, TEMPLATES, is_number, templates
 
 STYLES = ("page.css", "phone_and_print.css")
@@ -66,7 +66,7 @@ def _values(contents: ReportContents) -> dict[str, Any]:
         "state_titles": STATE_TITLES,
         "state_title": state_title(contents),
         "curves": [(key, title) for key, (_, _, title) in CURVES.items()],
-        "clip_notes": clip_notes(numbers["plots"]),
+        "clip_notes": {plot["key"]: plot["note"] for plot in numbers["plots"] if "note" in plot},
         "side_by_side": pictures_side_by_side([page.pictures for page in pages]),
         "headline": {"minutes": minutes, "label": minutes_label},
         "placement": placement_sentence(contents.places),

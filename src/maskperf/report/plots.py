@@ -47,7 +47,7 @@ def plot_data(contents: ReportContents) -> dict[str, Any]:
     ]
     plots = [
         {**plot, **_clipped([run[plot["key"]] for run in runs])} if plot.get("may_clip") else plot
-        for plot in _plots(_targets(contents))
+        for plot in _plots(contents)
         if any(value is not None for run in runs for value in run[plot["key"]])
     ]
     return {"runs": runs, "plots": plots, "band": _band_numbers(contents.band)}
@@ -83,7 +83,7 @@ def _numbers_of_analysis(analysis: Analysis | None) -> dict[str, Any]:
 
 
 def _clipped(series: Sequence[Sequence[float | int | None]]) -> dict[str, Any]:
-    """Return the top of an axis on which a run that diverged does not flatten the others, and how much is beyond it.
+    """Return the top of an axis on which a run that diverged does not flatten the others, and a note on what is beyond.
 
     Nothing where all values can be read together.
     """
@@ -98,19 +98,11 @@ def _clipped(series: Sequence[Sequence[float | int | None]]) -> dict[str, Any]:
     if top <= 0 or largest <= WORTH_CLIPPING * top:
         return {}
     beyond = sum(value > top for values in known for value in values)
-    return {"top": top, "beyond": beyond, "largest": largest}
-
-
-def clip_notes(plots: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Return a sentence for each plot whose axis leaves out values, by key."""
-    return {
-        plot["key"]: (
-            f"The axis ends at {count_text(float(plot['top']))}, by the quartiles of the runs; {plot['beyond']:,} "
-            f"points lie above it, up to {plot['largest']:.3g}. A double click shows all."
-        )
-        for plot in plots
-        if "top" in plot
-    }
+    note = (
+        f"The axis ends at {count_text(float(top))}, by the quartiles of the runs; {beyond:,} points lie above it, "
+        f"up to {largest:.3g}. A double click shows all."
+    )
+    return {"top": top, "note": note}
 
 
 def _rounded(values: Iterable[float | int | None]) -> list[float | int | None]:
@@ -120,12 +112,12 @@ def _rounded(values: Iterable[float | int | None]) -> list[float | int | None]:
     ]
 
 
-def _plots(targets: tuple[float | None, float | None]) -> list[dict[str, Any]]:
+def _plots(contents: ReportContents) -> list[dict[str, Any]]:
     ap = {"axes": ["epochs", "minutes"], "format": ".4f"}
     steps = {"axes": ["steps"], "target": None}
     return [
-        {"key": "box_ap", **ap, "target": targets[0]},
-        {"key": "mask_ap", **ap, "target": targets[1]},
+        {"key": "box_ap", **ap, "target": _target(contents, "box_target")},
+        {"key": "mask_ap", **ap, "target": _target(contents, "mask_target")},
         *({"key": key, **steps, "format": ".4f", "may_clip": True} for key in ("total", *TERM_TITLES)),
         {"key": "learning_rate", **steps, "format": ".3~g"},
         {"key": "images_per_second", **steps, "format": ".4~g"},
@@ -138,13 +130,10 @@ def _plots(targets: tuple[float | None, float | None]) -> list[dict[str, Any]]:
     ]
 
 
-def _targets(contents: ReportContents) -> tuple[float | None, float | None]:
-    """Return the targets for box and mask where all runs that know theirs have the same ones."""
-    found = []
-    for name in ("box_target", "mask_target"):
-        targets = {value for run in contents.runs if is_number(value := getattr(run.verdict, name))}
-        found.append(targets.pop() if len(targets) == 1 else None)
-    return found[0] or None, found[1] or None  # 0 is no target, and gets no line
+def _target(contents: ReportContents, name: str) -> float | None:
+    """Return a target where all runs that know theirs have the same one; 0 is none, and gets no line."""
+    targets = {value for run in contents.runs if is_number(value := getattr(run.verdict, name))}
+    return targets.pop() or None if len(targets) == 1 else None
 
 
 def _band_numbers(band: PublishedBand | None) -> dict[str, Any] | None:

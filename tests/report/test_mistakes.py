@@ -40,10 +40,10 @@ def test_a_folded_table_keeps_every_count(most):
 
 def test_the_categories_with_most_errors_are_shown_in_their_order():
     table = folded_confusions(analysis_of(CONFUSIONS), 3)
-    assert table.rows == ("thing 7", "thing 8", "thing 20", "all others", "no object")
+    assert table.rows == ["thing 7", "thing 8", "thing 20", "all others", "no object"]
     assert table.columns[-1] == "missed"
-    assert table.counts[0] == (10, 50, 0, 0, 0) and table.counts[2] == (0, 0, 10, 0, 30)
-    assert table.counts[3] == (0, 0, 0, 272, 1) and table.counts[4] == (0, 0, 4, 3, 0)
+    assert table.counts[0] == [10, 50, 0, 0, 0] and table.counts[2] == [0, 0, 10, 0, 30]
+    assert table.counts[3:] == [[0, 0, 0, 272, 1], [0, 0, 4, 3, 0]]
 
 
 def test_one_category_is_never_folded_alone():

@@ -2,9 +2,11 @@
 
 import base64
 import binascii
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
 
 from maskperf.report.contents import CategoryScore
 from maskperf.schema import Analysis, ErrorKind, PictureEntry
@@ -41,10 +43,10 @@ class TideRow:
 class ConfusionTable:
     """Counts by true category (rows; the last one: detections without an object) and found one (the last: missed)."""
 
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
-    counts: tuple[tuple[int, ...], ...]
-    shares: tuple[tuple[float, ...], ...]  # of the row
+    rows: list[str]
+    columns: list[str]
+    counts: list[list[int]]
+    shares: list[list[float]]  # of the row
     folded: int  # categories in the row and column of the others
 
 
@@ -52,7 +54,14 @@ def category_scores(
     boxes: Mapping[str, float | None], masks: Mapping[str, float | None], analysis: Analysis | None
 ) -> tuple[CategoryScore, ...]:
     """Return AP and counts of each category, in the order of `boxes`."""
-    counts = {} if analysis is None else _counts(analysis)
+    counts: dict[str, dict[str, int]] = {}
+    if analysis is not None:
+        matrix = _matrix(analysis)
+        objects, missed = matrix[:-1].sum(axis=1), matrix[:-1, -1]
+        columns = {"objects": objects, "missed": missed, "confused": objects - missed - np.diag(matrix)[:-1]}
+        columns["false"] = matrix[-1, :-1]
+        for index, name in enumerate(analysis.categories):
+            counts[name] = {key: int(column[index]) for key, column in columns.items()}
     return tuple(
         CategoryScore(name=name, box_ap=box_ap, mask_ap=masks.get(name), **counts.get(name, {}))
         for name, box_ap in boxes.items()
@@ -70,18 +79,12 @@ def stat_rows(
     return tuple((name, known(number), known(masks.get(name))) for name, number in boxes.items())
 
 
-def _counts(analysis: Analysis) -> dict[str, dict[str, int]]:
-    none = len(analysis.categories)
-    counts = {name: dict.fromkeys(("objects", "missed", "confused", "false"), 0) for name in analysis.categories}
+def _matrix(analysis: Analysis) -> Int[np.ndarray, "true found"]:
+    """Return the confusions by true and by found category; the last row and column are those of none."""
+    matrix = np.zeros((len(analysis.categories) + 1,) * 2, np.int64)
     for true, found, count in analysis.confusions:
-        if true == none:
-            counts[analysis.categories[found]]["false"] += count
-            continue
-        of_category = counts[analysis.categories[true]]
-        of_category["objects"] += count
-        of_category["missed"] += count * (found == none)
-        of_category["confused"] += count * (found not in (true, none))
-    return counts
+        matrix[true, found] += count
+    return matrix
 
 
 def tide_rows(analysis: Analysis) -> list[TideRow]:
@@ -95,26 +98,19 @@ def tide_rows(analysis: Analysis) -> list[TideRow]:
 
 def folded_confusions(analysis: Analysis, most: int = MATRIX_CATEGORIES) -> ConfusionTable:
     """Return the table of the `most` categories with most errors; the others are one row and one column."""
-    none = len(analysis.categories)
-    errors: Counter[int] = Counter()
-    for true, found, count in analysis.confusions:
-        if true != found:
-            errors.update({index: count for index in (true, found) if index != none})
-    shown = sorted(range(none), key=lambda index: (-errors[index], index))[: most if none > most + 1 else none]
-    places = {category: place for place, category in enumerate(sorted(shown))}
-    has_others = len(shown) < none
-    side = len(shown) + has_others + 1
-    places |= {none: side - 1}
-    table = [[0] * side for _ in range(side)]
-    for true, found, count in analysis.confusions:
-        row, column = places.get(true, len(shown)), places.get(found, len(shown))
-        table[row][column] += count
-    names = (*(analysis.categories[index] for index in sorted(shown)), *([OTHERS] if has_others else []))
+    matrix, none = _matrix(analysis), len(analysis.categories)
+    errors = (matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * np.diag(matrix))[:none]
+    shown = sorted(np.argsort(-errors, kind="stable")[: most if none > most + 1 else none].tolist())
+    names = [analysis.categories[index] for index in shown] + [OTHERS] * (len(shown) < none)
+    places = np.full(none + 1, len(shown))  # of the categories in the table
+    places[shown], places[none] = range(len(shown)), len(names)
+    table = np.zeros((len(names) + 1,) * 2, np.int64)
+    np.add.at(table, (places[:, None], places), matrix)
     return ConfusionTable(
-        rows=(*names, NO_OBJECT),
-        columns=(*names, NONE_FOUND),
-        counts=tuple(map(tuple, table)),
-        shares=tuple(tuple(count / max(1, sum(row)) for count in row) for row in table),
+        rows=[*names, NO_OBJECT],
+        columns=[*names, NONE_FOUND],
+        counts=table.tolist(),
+        shares=(table / np.maximum(1, table.sum(axis=1, keepdims=True))).tolist(),
         folded=none - len(shown),
     )
 

@@ -23,9 +23,7 @@ from maskperf.report.plots import CURVES, plot_data
 from maskperf.report.text import STATE_TITLES, TEMPLATES, is_number, templates
 
 STYLES = ("page.css", "phone_and_print.css")
-PARTS = (
-    *("evaluations", "phases", "categories", "pictures", "guard", "rules", "settings", "system", "stats", "analysis"),
-)
+PARTS = ["evaluations", "phases", "categories", "pictures", "guard", "rules", "settings", "system", "stats", "analysis"]
 RUN_COLOURS = 7  # as many as page.css has
 PHASE_COLOURS = 10
 

@@ -39,30 +39,21 @@ class Visit:
     """A page in the browser, with everything that must not happen written down."""
 
     def __init__(self, browser, path, *, viewport=LAPTOP, theme="light"):
-        context = browser.new_context(viewport=viewport, color_scheme=theme)
-        self.page = context.new_page()
+        self.page = browser.new_context(viewport=viewport, color_scheme=theme).new_page()
         self.problems = []
-        self.page.on("console", lambda message: self.problems.append(f"console: {message.text}"))
-        self.page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
-        self.page.on("dialog", self.refuse)
-        self.page.on("popup", lambda popup: self.problems.append("popup"))
         self.address = path.as_uri()
-        self.page.on("request", self.note_request)
+        for event in ("console", "pageerror", "dialog", "popup", "request"):
+            self.page.on(event, lambda what, event=event: self.note(event, what))
         self.page.goto(self.address)
         self.page.wait_for_function(
             "() => document.querySelectorAll('.plot .main-svg').length > 0 || !document.querySelector('.plot')"
         )
 
-    def refuse(self, dialog):
-        self.problems.append(f"dialog: {dialog.message}")
-        dialog.dismiss()
-
-    def note_request(self, request):
-        if request.url != self.address and not request.url.startswith("data:"):
-            self.problems.append(f"request: {request.url}")
-
-    def attribute(self, selector, name):
-        return self.page.locator(selector).first.get_attribute(name)
+    def note(self, event, what):
+        if event == "dialog":
+            what.dismiss()
+        if event != "request" or (what.url != self.address and not what.url.startswith("data:")):
+            self.problems.append(f"{event}: {what}")
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +120,7 @@ def test_the_axis_can_be_minutes(laptop):
     assert title.text_content() == "Epoch"
     laptop.page.get_by_role("button", name="Minutes", exact=True).first.click()
     assert laptop.page.locator("#plot-box_ap .xtitle").text_content() == "Minutes since run_start"
-    assert laptop.attribute('[data-axis="minutes"]', "aria-pressed") == "true"
+    assert laptop.page.locator('[data-axis="minutes"]').get_attribute("aria-pressed") == "true"
     laptop.page.locator('[data-axis="epochs"]').click()
     assert laptop.page.locator("#plot-box_ap .xtitle").text_content() == "Epoch"
 

@@ -14,13 +14,11 @@ from maskperf.run.collapse import Window, evaluation_collapse, find_collapse, wi
 from maskperf.run.plateau import Plateau, find_plateau
 from maskperf.schema import GuardEvent, StepLine
 
-TERM_OF_KEY = {  # the names of published logs
-    "loss_objectness": "objectness",
+TERM_OF_KEY = {  # of logs; the last three are names of published ones
+    **{f"loss_{name}": name for name in TERM_TITLES},
     "loss_rpn_box_reg": "rpn_box",
     "loss_classifier": "classification",
     "loss_box_reg": "box",
-    "loss_mask": "mask",
-    **{f"loss_{name}": name for name in ("rpn_box", "classification", "box")},
 }
 NUMBERS = (*TERM_TITLES, "total", "learning_rate", "images_per_second", "memory_gib")
 MOST_POINTS = 400
@@ -148,14 +146,11 @@ def phases_of_log(log: BenchmarkLog) -> dict[str, float]:
 
 def run_interval(log: BenchmarkLog) -> Interval | None:
     """Return the times of run_start and of the end of the log, in seconds; None without a run_start."""
-    times_ms = [(record.key, record.time_ms) for record in log.records if record.time_ms is not None]
-    start_ms = next((time_ms for key, time_ms in times_ms if key == "run_start"), None)
-    if start_ms is None:
+    times = [(record.key, record.time_ms / 1000) for record in log.records if record.time_ms is not None]
+    start = next((seconds for key, seconds in times if key == "run_start"), None)
+    if start is None:
         return None
-    start = start_ms / 1000
-    if log.run_seconds is not None:
-        return start, start + log.run_seconds
-    return start, max(time_ms for _, time_ms in times_ms) / 1000
+    return start, max(seconds for _, seconds in times) if log.run_seconds is None else start + log.run_seconds
 
 
 def _evaluation_intervals(log: BenchmarkLog, stop: float) -> list[Interval]:

@@ -94,7 +94,6 @@ def synthetic_run(name: str = "run_0", seed: int = 0, *, epochs: int = 14, minut
     parts = {"training": 0.83, "waiting for data": 0.012, "evaluation": 0.109, "start": 0.021, "saving": 0.028}
     page = RunPage(
         name=name,
-        path=f"runs/{name}",
         recipe="coco",
         notes=("open division: the recipe is not a closed one",),
         notices=("val.json: 2 images without an object are evaluated too",),
@@ -166,7 +165,7 @@ def without_evaluation() -> ReportContents:
     verdict = Verdict(state="unfinished", sentence="Stopped in its first epoch; no evaluation.", **numbers)
     fields = {"notices": ("a.json: 1 image left out",), "images_per_second": None}
     fields |= dict.fromkeys(("categories", "pictures", "settings"), ())
-    run = RunPage(name="run_0", path="runs/run_0", recipe="coco", verdict=verdict, **fields)
+    run = RunPage(name="run_0", recipe="coco", verdict=verdict, **fields)
     return contents_of(run, places=(), band=None, places_note="")
 
 

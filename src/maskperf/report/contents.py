@@ -53,7 +53,6 @@ class RunPage:
     """One run."""
 
     name: str  # folder or file name
-    path: str
     recipe: str
     notes: tuple[str, ...] = ()  # what a reader must know, e.g. "a demo is not a submission"
     notices: tuple[str, ...]  # the run's own remarks on its data and settings

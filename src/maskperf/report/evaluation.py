@@ -39,7 +39,6 @@ def write_evaluation_report(
     sentence = f"Box AP {box_ap:.4f} and mask AP {mask_ap:.4f} on {facts['images']:,} images."
     page = RunPage(
         name=name,
-        path=str(facts["weights"]),
         recipe=facts["recipe"],
         notices=tuple(facts["notices"]),
         verdict=Verdict(

@@ -72,7 +72,6 @@ def _gather_run(files: RunFiles) -> _Run:
         verdict = replace(verdict, sentence=verdict.sentence + cause_of(guard))
     page = RunPage(
         name=files.path.name,
-        path=str(files.path),
         recipe=files.recipe,
         notes=(*run_notes(files, verdict, rules), *notes, *files.notes),
         notices=files.results.notices,

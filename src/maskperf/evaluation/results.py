@@ -167,20 +167,13 @@ def without_repeats(table: ResultTable) -> ResultTable:
 
     Source: the benchmark's evaluation drops them since 2021, because padded samplers can see an image twice.
     """
-    is_repeated = np.zeros(len(table), bool)
-    seen = set()
-    for index in _indices_of_equal_scores(table):
-        row = table.rows(np.array([index]))
-        key = tuple(tuple(column.ravel().tolist()) for column in vars(row).values())
+    by_score = np.lexsort((table.scores, table.image_ids))
+    # Only rows that share image and score can be equal, and these are few.
+    is_alike = (np.diff(table.image_ids[by_score]) == 0) & (np.diff(table.scores[by_score]) == 0)
+    is_repeated, seen = np.zeros(len(table), bool), set()
+    for index in np.union1d(by_score[:-1][is_alike], by_score[1:][is_alike]):
+        key = tuple(tuple(column[[index]].ravel().tolist()) for column in vars(table).values())
         is_repeated[index] = key in seen
         seen.add(key)
     order = np.argsort(table.image_ids, kind="stable")
     return table.rows(order[~is_repeated[order]])
-
-
-def _indices_of_equal_scores(table: ResultTable) -> list[int]:
-    """Return the few rows that share image and score with another one; no others can be equal."""
-    order = np.lexsort((table.scores, table.image_ids))
-    is_same = (np.diff(table.image_ids[order]) == 0) & (np.diff(table.scores[order]) == 0)
-    first = np.flatnonzero(is_same)
-    return np.unique(order[np.concatenate([first, first + 1])]).tolist()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from maskperf.config import has_targets
-from maskperf.mlperf.published import PublishedBand, RankedSystem, band_for, place_among
+from maskperf.mlperf.published import RankedSystem, band_for, place_among
 from maskperf.mlperf.rules import RUNS, check_rules
 from maskperf.mlperf.scoring import reference_check, score_minutes
 from maskperf.report.contents import ReportContents, RunPage, SeriesScore
@@ -48,7 +48,7 @@ def gather(runs: Sequence[Path], compared: Sequence[Path]) -> ReportContents:
     own, beside = gathered[:count], gathered[count:]
     score = _score_of(own, is_one_series=len(runs) == 1 and sources[0][1])
     places, places_note = _places(own, score)
-    pages = tuple(run.page for run in own)
+    pages, first = tuple(run.page for run in own), own[0].files
     return ReportContents(
         title=_title(own),
         sentence=_sentence(pages, score),
@@ -57,7 +57,7 @@ def gather(runs: Sequence[Path], compared: Sequence[Path]) -> ReportContents:
         score=score,
         places=places,
         places_note=places_note,
-        band=_published_band(own[0].files),
+        band=band_for(first.batch_size) if first.batch_size is not None and first.has_coco_targets else None,
     )
 
 
@@ -210,8 +210,3 @@ def _places(runs: Sequence[_Run], score: SeriesScore | None) -> tuple[tuple[Rank
         batch_size=files.batch_size,
     )
     return places, note
-
-
-def _published_band(files: RunFiles) -> PublishedBand | None:
-    """Return the course of published runs of the nearest batch size; None for targets that are not COCO's."""
-    return band_for(files.batch_size) if files.batch_size is not None and files.has_coco_targets else None

@@ -5,9 +5,6 @@ import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from jaxtyping import Int
-
 from maskperf.report.contents import CategoryScore
 from maskperf.schema import Analysis, ErrorKind, PictureEntry
 
@@ -56,12 +53,11 @@ def category_scores(
     """Return AP and counts of each category, in the order of `boxes`."""
     counts: dict[str, dict[str, int]] = {}
     if analysis is not None:
-        matrix = _matrix(analysis)
-        objects, missed = matrix[:-1].sum(axis=1), matrix[:-1, -1]
-        columns = {"objects": objects, "missed": missed, "confused": objects - missed - np.diag(matrix)[:-1]}
-        columns["false"] = matrix[-1, :-1]
-        for index, name in enumerate(analysis.categories):
-            counts[name] = {key: int(column[index]) for key, column in columns.items()}
+        *rows, without_object = _matrix(analysis)
+        for index, (name, row) in enumerate(zip(analysis.categories, rows, strict=True)):
+            objects, missed, right = sum(row), row[-1], row[index]
+            counts[name] = {"objects": objects, "missed": missed, "confused": objects - missed - right}
+            counts[name]["false"] = without_object[index]
     return tuple(
         CategoryScore(name=name, box_ap=box_ap, mask_ap=masks.get(name), **counts.get(name, {}))
         for name, box_ap in boxes.items()
@@ -79,11 +75,12 @@ def stat_rows(
     return tuple((name, known(number), known(masks.get(name))) for name, number in boxes.items())
 
 
-def _matrix(analysis: Analysis) -> Int[np.ndarray, "true found"]:
+def _matrix(analysis: Analysis) -> list[list[int]]:
     """Return the confusions by true and by found category; the last row and column are those of none."""
-    matrix = np.zeros((len(analysis.categories) + 1,) * 2, np.int64)
+    side = len(analysis.categories) + 1
+    matrix = [[0] * side for _ in range(side)]
     for true, found, count in analysis.confusions:
-        matrix[true, found] += count
+        matrix[true][found] += count
     return matrix
 
 
@@ -99,18 +96,21 @@ def tide_rows(analysis: Analysis) -> list[TideRow]:
 def folded_confusions(analysis: Analysis, most: int = MATRIX_CATEGORIES) -> ConfusionTable:
     """Return the table of the `most` categories with most errors; the others are one row and one column."""
     matrix, none = _matrix(analysis), len(analysis.categories)
-    errors = (matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * np.diag(matrix))[:none]
-    shown = sorted(np.argsort(-errors, kind="stable")[: most if none > most + 1 else none].tolist())
+    columns = zip(*matrix, strict=True)
+    sums = (sum(row) + sum(column) for row, column in zip(matrix, columns, strict=True))
+    errors = [total - 2 * matrix[index][index] for index, total in enumerate(sums)]
+    ranked = sorted(range(none), key=lambda index: -errors[index])
+    shown = sorted(ranked[: most if none > most + 1 else none])
     names = [analysis.categories[index] for index in shown] + [OTHERS] * (len(shown) < none)
-    places = np.full(none + 1, len(shown))  # of the categories in the table
-    places[shown], places[none] = range(len(shown)), len(names)
-    table = np.zeros((len(names) + 1,) * 2, np.int64)
-    np.add.at(table, (places[:, None], places), matrix)
+    places = {**{category: place for place, category in enumerate(shown)}, none: len(names)}  # in the table
+    table = [[0] * (len(names) + 1) for _ in range(len(names) + 1)]
+    for true, found, count in analysis.confusions:
+        table[places.get(true, len(shown))][places.get(found, len(shown))] += count
     return ConfusionTable(
         rows=[*names, NO_OBJECT],
         columns=[*names, NONE_FOUND],
-        counts=table.tolist(),
-        shares=(table / np.maximum(1, table.sum(axis=1, keepdims=True))).tolist(),
+        counts=table,
+        shares=[[count / max(1, sum(row)) for count in row] for row in table],
         folded=none - len(shown),
     )
 

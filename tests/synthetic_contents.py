@@ -9,21 +9,13 @@ from functools import cache
 from typing import Any
 
 import msgspec
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from maskperf.mlperf.published import band_for, place_among
 from maskperf.mlperf.rules import RuleResult
-from maskperf.report.contents import (
-    CategoryScore,
-    EvaluationPoint,
-    LossPoint,
-    Phase,
-    ReportContents,
-    RunPage,
-    SeriesScore,
-    Verdict,
-)
-from maskperf.schema import Analysis, CalibrationBin, ErrorKind, GuardEvent, KindAnalysis, PictureEntry
+from maskperf.report.contents import CategoryScore, EvaluationPoint, ReportContents, RunPage, SeriesScore, Verdict
+from maskperf.report.mistakes import KIND_TITLES
+from maskperf.schema import Analysis, CalibrationBin, ErrorKind, GuardEvent, KindAnalysis, PictureEntry, StepLine
 
 TERMS = {"objectness": 0.05, "rpn_box": 0.07, "classification": 0.24, "box": 0.2, "mask": 0.28}
 STEPS_AN_EPOCH = 1221
@@ -37,18 +29,10 @@ THINGS = (
 
 
 @cache
-def synthetic_jpeg(seed: int, width: int = 900, height: int = 360) -> str:
-    """Return a small scene of two halves, as JPEG in base64."""
-    draws = random.Random(seed)
-    scene = Image.new("RGB", (width, height), tuple(draws.randint(150, 220) for _ in range(3)))
-    draw = ImageDraw.Draw(scene)
-    for _ in range(5):
-        left, top = draws.randint(0, width // 2 - 130), draws.randint(0, height - 120)
-        for shift in (0, width // 2):
-            box = (left + shift, top, left + shift + draws.randint(60, 120), top + draws.randint(50, 110))
-            draw.ellipse(box, fill=tuple(draws.randint(40, 200) for _ in range(3)), outline=(230, 57, 70), width=3)
+def synthetic_jpeg(seed: int) -> str:
+    """Return a JPEG in base64."""
     stream = io.BytesIO()
-    scene.save(stream, "JPEG", quality=80)
+    Image.linear_gradient("L").rotate(20 * seed).resize((900, 360)).save(stream, "JPEG")
     return base64.b64encode(stream.getvalue()).decode()
 
 
@@ -62,21 +46,20 @@ def synthetic_evaluations(draws: random.Random, epochs: int, minutes: float) -> 
     return tuple(points)
 
 
-def synthetic_loss(draws: random.Random, index: int, epochs: int, points: int) -> LossPoint:
+def synthetic_loss(draws: random.Random, index: int, epochs: int, points: int) -> StepLine:
     step, is_decayed = 1 + index * epochs * STEPS_AN_EPOCH // points, index > points * 0.7
     fall = 1 + 4 * 0.97**index - 0.12 * is_decayed
     terms = {name: float(level * fall * draws.uniform(0.93, 1.07)) for name, level in TERMS.items()}
     rate = 0.12 * min(1.0, step / 625) * (0.1 if is_decayed else 1.0)
     speeds = {"images_per_second": 1480.0 + draws.gauss(0, 18), "memory_gib": 41.0 + min(4.0, index / 20)}
-    return LossPoint(step=step, total=sum(terms.values()), terms=terms, learning_rate=rate, **speeds)
+    return StepLine(step=step, epoch=0, total=sum(terms.values()), **terms, learning_rate=rate, **speeds)
 
 
 def synthetic_pictures(kind: str) -> tuple[PictureEntry, ...]:
     caption = "all 6 objects found" if kind == "best" else "2 of 7 objects found, 3 false ones"
-    jpegs = [synthetic_jpeg(index + 4 * (kind == "worst")) for index in range(4)]
+    jpegs = {f"{100 + index:012d}.jpg": synthetic_jpeg(index + 4 * (kind == "worst")) for index in range(4)}
     return tuple(
-        PictureEntry(kind=kind, title=f"{100 + index:012d}.jpg", jpeg_base64=jpeg, caption=caption)
-        for index, jpeg in enumerate(jpegs)
+        PictureEntry(kind=kind, title=title, jpeg_base64=jpeg, caption=caption) for title, jpeg in jpegs.items()
     )
 
 
@@ -86,7 +69,7 @@ def synthetic_analysis() -> Analysis:
         CalibrationBin(confidence=None, accuracy=None, count=0),
         CalibrationBin(confidence=0.7, accuracy=0.6, count=9),
     )
-    kinds = zip(("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss"), range(6), strict=True)
+    kinds = zip(KIND_TITLES, range(6), strict=True)
     kind = KindAnalysis(
         precision_50=tuple(1 - index / 100 for index in range(101)),
         precision_75=tuple(0.5 - index / 200 for index in range(101)),
@@ -111,14 +94,13 @@ def synthetic_run(name: str = "run_0", seed: int = 0, *, epochs: int = 14, minut
     parts = {"training": 0.83, "waiting for data": 0.012, "evaluation": 0.109, "start": 0.021, "saving": 0.028}
     page = RunPage(
         name=name,
-        path=f"runs/{name}",
         recipe="coco",
         notes=("open division: the recipe is not a closed one",),
         notices=("val.json: 2 images without an object are evaluated too",),
         verdict=verdict,
         evaluations=(*evaluations[:-1], last),
         losses=tuple(synthetic_loss(draws, index, epochs, 300) for index in range(300)),
-        phases=tuple(Phase(name=part, seconds=share * minutes * 60) for part, share in parts.items()),
+        phases={part: share * minutes * 60 for part, share in parts.items()},
         categories=tuple(
             CategoryScore(name=thing, box_ap=draws.uniform(0.1, 0.7), mask_ap=draws.uniform(0.1, 0.6))
             for thing in THINGS
@@ -179,17 +161,18 @@ def five_runs_and_two_compared() -> ReportContents:
 
 
 def without_evaluation() -> ReportContents:
-    numbers = dict.fromkeys(("minutes", "box_ap", "mask_ap", "box_target", "mask_target"))
+    numbers = dict.fromkeys(("box_ap", "mask_ap", "box_target", "mask_target"))
     verdict = Verdict(state="unfinished", sentence="Stopped in its first epoch; no evaluation.", **numbers)
-    empty = ("evaluations", "phases", "categories", "pictures", "guard", "rules", "notes", "settings", "system")
-    fields = dict.fromkeys((*empty, "peak_memory", "losses"), ())
-    run = synthetic_run(verdict=verdict, images_per_second=None, **fields)
+    fields = {"notices": ("a.json: 1 image left out",), "images_per_second": None}
+    fields |= dict.fromkeys(("categories", "pictures", "settings"), ())
+    run = RunPage(name="run_0", recipe="coco", verdict=verdict, **fields)
     return contents_of(run, places=(), band=None, places_note="")
 
 
 def aborted() -> ReportContents:
     run = synthetic_run(epochs=6, minutes=8.2)
-    losses = [replace(point, total=None, terms=dict.fromkeys(TERMS)) for point in run.losses[241:]]
+    lost = dict.fromkeys((*TERMS, "total"))
+    losses = [msgspec.structs.replace(point, **lost) for point in run.losses[241:]]
     last = replace(run.evaluations[-1], box_ap=float("nan"), mask_ap=0.0)
     sentence = "Stopped in step 5,913: the loss was not a finite number."
     verdict = replace(run.verdict, state="aborted", sentence=sentence, box_ap=float("nan"), mask_ap=None)
@@ -219,7 +202,7 @@ def small() -> ReportContents:
 
 
 def with_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """Return `value` with every free text in it changed: names, titles, captions, notes, keys of terms."""
+    """Return `value` with every free text in it changed: names, titles, captions, notes, names of phases."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, tuple):

@@ -51,7 +51,7 @@ def write_metrics(path, steps, **changes):
             stream.write(msgspec.json.encode(line) + b"\n")
 
 
-def write_results(folder, *, status, minutes, targets, **changes):
+def write_results(folder, *, status="success", minutes=19.3, targets=(0.377, 0.339), **changes):
     """Write results.json as a run would have."""
     seconds = 60 * minutes
     results = {

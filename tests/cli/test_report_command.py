@@ -6,7 +6,6 @@ from synthetic_logs import write_log, write_package, write_series
 from synthetic_run_folders import write_run_folder
 
 from maskperf.errors import EXIT_DATA, EXIT_DONE, EXIT_STORAGE, EXIT_USAGE
-from maskperf.report.write import write_report
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +26,6 @@ def test_a_real_run_is_reported_into_its_folder(finished_run, report):
     page.write_text("an older report")
     shown = report(finished_run)
     assert shown.code == EXIT_DONE and "not met in 1 epoch" in shown.out and f"written: {page}" in shown.out
-    assert write_report(finished_run) == (page, finished_run / "report.md")
     for text in (shown.out, page.read_text(), (finished_run / "report.md").read_text()):
         assert "Mask R-CNN: demo" in text and "A demo is not a submission" in text and "older" not in text[:200]
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from pycocotools import mask as coco_masks
+from coco_rectangles import annotation, coco_document, coco_results
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -12,38 +12,25 @@ from maskperf.evaluation.analysis import ERROR_KINDS, analyze
 from maskperf.evaluation.scores import GroundTruth
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-HEIGHT, WIDTH, SIDE = 100, 400, 20
+SIZE_HW, SIDE = (100, 400), 20
 CAT, DOG, OWL = 3, 7, 9
 
 
-def square(x, y=10, side=SIDE):
-    return [x, y, x + side, y, x + side, y + side, x, y + side]
-
-
 def truth_file(folder, objects):
-    """Write images 1, 2, ... with these objects: (category, x)."""
+    """Write images 1, 2, ... with squares of these categories at these places: (category, x)."""
     annotations = [
-        {"id": 10 * image + at, "image_id": image, "category_id": category, "bbox": [x, 10, SIDE, SIDE], "iscrowd": 0}
-        | {"area": SIDE * SIDE, "segmentation": [square(x)]}
+        annotation(10 * image + at, image, category, [x, 10, SIDE, SIDE])
         for image, entries in enumerate(objects, start=1)
         for at, (category, x) in enumerate(entries)
     ]
-    images = [{"id": image, "height": HEIGHT, "width": WIDTH} for image in range(1, len(objects) + 1)]
-    categories = [{"id": CAT, "name": "cat"}, {"id": DOG, "name": "dog"}, {"id": OWL, "name": "owl"}]
     path = folder / "val.json"
-    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    path.write_text(json.dumps(coco_document(annotations, {CAT: "cat", DOG: "dog", OWL: "owl"}, SIZE_HW)))
     return path
 
 
 def results_of(detections):
     """Return box and mask results of squares: (image, category, x, score)."""
-    boxes, masks = [], []
-    for image, category, x, score in detections:
-        owner = {"image_id": image, "category_id": category, "score": score}
-        code = coco_masks.merge(coco_masks.frPyObjects([square(x)], HEIGHT, WIDTH))
-        boxes.append({**owner, "bbox": [x, 10, SIDE, SIDE]})
-        masks.append({**owner, "segmentation": {**code, "counts": code["counts"].decode()}})
-    return boxes, masks
+    return coco_results([(image, kind, [x, 10, SIDE, SIDE], score) for image, kind, x, score in detections], SIZE_HW)
 
 
 def random_case(seed):
@@ -61,11 +48,11 @@ def random_case(seed):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_mean_of_a_curve_is_the_ap_that_pycocotools_finds(tmp_path, seed):
     objects, detections = random_case(seed)
-    path, results = truth_file(tmp_path, objects), results_of(detections)
-    analysis = analyze(GroundTruth(path), *results)
-    for kind, iou_type, found in ((analysis.boxes, "bbox", results[0]), (analysis.masks, "segm", results[1])):
+    path, found = truth_file(tmp_path, objects), results_of(detections)
+    analysis = analyze(GroundTruth(path), *found)
+    for kind, iou_type, entries in zip((analysis.boxes, analysis.masks), ("bbox", "segm"), found, strict=True):
         truth = COCO(path)
-        official = COCOeval(truth, truth.loadRes(found), iou_type)
+        official = COCOeval(truth, truth.loadRes(entries), iou_type)
         official.evaluate()
         official.accumulate()
         official.summarize()

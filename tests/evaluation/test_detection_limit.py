@@ -1,32 +1,21 @@
 import json
 
 import pytest
+from coco_rectangles import annotation, coco_document
 
 from maskperf.config import ModelConfig
 from maskperf.data.coco.index import read_coco
 from maskperf.evaluation.detection_limit import detection_notices, most_counted
 
 
-def entry(number, image_id, **changes):
-    outline = [[5, 5, 15, 5, 5, 15]]
-    plain = {"id": number, "image_id": image_id, "category_id": 7, "bbox": [5, 5, 10, 10], "area": 50, "iscrowd": 0}
-    return {**plain, "segmentation": outline, **changes}
-
-
 def index_of(folder, objects, crowds=0):
     """Return the index of two images, the first of them with so many objects and crowd regions."""
     crowd = {"iscrowd": 1, "segmentation": {"size": [40, 60], "counts": [100, 50, 2250]}}
-    document = {
-        "images": [{"id": place, "file_name": f"{place}.jpg", "height": 40, "width": 60} for place in (10, 20)],
-        "annotations": [
-            *(entry(1000 + number, 10) for number in range(objects)),
-            *(entry(5000 + number, 10, **crowd) for number in range(crowds)),
-            entry(9000, 20),
-        ],
-        "categories": [{"id": 7, "name": "dog"}],
-    }
+    places = [(number, 10, {}) for number in range(1, 1 + objects)] + [(9000, 20, {})]
+    places += [(5000 + number, 10, crowd) for number in range(crowds)]
+    annotations = [annotation(number, image_id, 7, [5, 5, 10, 10], **changes) for number, image_id, changes in places]
     path = folder / "instances.json"
-    path.write_text(json.dumps(document))
+    path.write_text(json.dumps(coco_document(annotations, {7: "dog"}, (40, 60))))
     return read_coco(path, folder, training=False)
 
 

@@ -61,68 +61,40 @@ def test_batches_are_large_on_a_gpu_alone_unless_asked_for():
 
 
 def test_results_of_an_image_keep_their_falling_scores_and_an_image_seen_twice_counts_once(model):
-    once = predict(model, [batch_of([8, 2])], CATEGORY_IDS, ALONE)
-    for results in once:
+    once = [list(kind) for kind in predict(model, [batch_of([8, 2])], CATEGORY_IDS, ALONE)]
+    for kind in once:
         for image_id in (2, 8):
-            scores = [entry["score"] for entry in results if entry["image_id"] == image_id]
-            assert len(scores) >= 6
-            assert scores == sorted(scores, reverse=True)
-    twice = predict(model, [batch_of([8, 2])] * 2, CATEGORY_IDS, ALONE)
-    assert [list(kind) for kind in twice] == [list(kind) for kind in once]
+            scores = [entry["score"] for entry in kind if entry["image_id"] == image_id]
+            assert len(scores) >= 6 and scores == sorted(scores, reverse=True)
+    assert [list(kind) for kind in predict(model, [batch_of([8, 2])] * 2, CATEGORY_IDS, ALONE)] == once
     assert [list(kind) for kind in predict(model, [], CATEGORY_IDS, ALONE)] == [[], []]
 
 
-@pytest.fixture
-def slow_coder(monkeypatch):
-    """Make coders note the ids of their batches, each after a while or when an event is set."""
+def test_the_model_does_not_wait_for_coders_but_who_gathers_does(model, monkeypatch):
+    waiting, coded = threading.Event(), []
 
-    def install(waiting: threading.Event | None = None) -> list:
-        coded = []
+    def code(detections, batch, *rest):
+        assert waiting.wait(300)
+        coded.append(batch.image_ids.tolist())
+        return result_table(detections, batch, *rest)
 
-        def code(detections, batch, *rest):
-            if waiting is None:
-                time.sleep(0.02 if len(coded) % 2 else 0.0)
-            else:
-                assert waiting.wait(300)
-            coded.append(batch.image_ids.tolist())
-            return result_table(detections, batch, *rest)
-
-        monkeypatch.setattr("maskperf.evaluation.predict.result_table", code)
-        return coded
-
-    return install
-
-
-def test_masks_are_coded_while_the_model_goes_on(model, slow_coder):
-    begun, waiting = [], threading.Event()
-    coded = slow_coder(waiting)
-
-    def batches():
-        for image_id in range(6):
-            begun.append(image_id)
-            if image_id == 4:
-                assert coded == []  # four batches are predicted, none is coded
-                waiting.set()
-            yield batch_of([image_id])
-
-    boxes, _ = predict(model, batches(), CATEGORY_IDS, ALONE)
-    assert sorted(coded) == [[image_id] for image_id in range(6)]
-    assert begun == sorted({entry["image_id"] for entry in boxes}) == list(range(6))
-
-
-def test_the_model_does_not_wait_for_coders_but_who_gathers_does(model, slow_coder):
-    waiting = threading.Event()
-    coded = slow_coder(waiting)
-    tables = detect_all(model, [batch_of([3]), batch_of([1, 2])], CATEGORY_IDS, ALONE.device)
+    monkeypatch.setattr("maskperf.evaluation.predict.result_table", code)
+    batches = [batch_of([3]), batch_of([1, 2]), *(batch_of([image_id]) for image_id in range(4, 8))]
+    tables = detect_all(model, batches, CATEGORY_IDS, ALONE.device)
     assert coded == [] and not any(table.done() for table in tables)
     waiting.set()
     boxes, _ = collected(gathered(tables, ALONE))
-    assert sorted(coded) == [[1, 2], [3]] and {entry["image_id"] for entry in boxes} == {1, 2, 3}
+    assert sorted(coded) == [[1, 2], [3], [4], [5], [6], [7]]
+    assert {entry["image_id"] for entry in boxes} == set(range(1, 8))
 
 
-def test_a_slow_coder_holds_the_model_up(model, monkeypatch, slow_coder):
-    coded, most = slow_coder(), 0
-    monkeypatch.setattr("maskperf.evaluation.predict.MAX_WAITING", 2)
+def test_a_slow_coder_holds_the_model_up(model, monkeypatch):
+    coded, most = [], 0
+
+    def code(detections, batch, *rest):
+        time.sleep(0.02 if len(coded) % 2 else 0.0)
+        coded.append(batch.image_ids.tolist())
+        return result_table(detections, batch, *rest)
 
     def batches():
         nonlocal most
@@ -130,6 +102,8 @@ def test_a_slow_coder_holds_the_model_up(model, monkeypatch, slow_coder):
             most = max(most, image_id - len(coded))
             yield batch_of([image_id])
 
+    monkeypatch.setattr("maskperf.evaluation.predict.result_table", code)
+    monkeypatch.setattr("maskperf.evaluation.predict.MAX_WAITING", 2)
     boxes, _ = predict(model, batches(), CATEGORY_IDS, ALONE)
     assert most <= 2 + CODING_THREADS
     assert {entry["image_id"] for entry in boxes} == set(range(12))

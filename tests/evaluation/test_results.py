@@ -1,12 +1,11 @@
 import json
-import pickle
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 import torch
+from coco_rectangles import annotation, coco_document
 from hotcoco import mask as coco_masks  # pycocotools' own decode warns under numpy 2
 from pycocotools import mask as official_masks
 from reference_operators import paste_reference
@@ -22,7 +21,7 @@ from maskperf.evaluation.results import (
     without_repeats,
 )
 from maskperf.evaluation.scores import GroundTruth, score
-from maskperf.ops.paste import edges_of_masks, expand_boxes, paste_masks
+from maskperf.ops.paste import edges_of_masks, expand_boxes
 from maskperf.structures import Detections, EvaluationBatch, Images
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "data_path"
@@ -58,27 +57,6 @@ def test_boxes_are_rescaled_per_axis_and_exported_with_plus_one():
         (5, 2, [10.25, 3.5, 40.75, 37.5]),
     ]
     assert [entry["score"] for entry in boxes] == torch.tensor([0.9, 0.3, 0.6]).tolist()
-
-
-def test_masks_are_those_of_the_paste_rule_at_original_size():
-    detections = two_image_detections()
-    boxes, masks = box_and_mask_results(result_table(detections, BATCH, CATEGORY_IDS))
-    slots = [(0, 0), (0, 1), (1, 0)]
-    for (image, slot), box_entry, mask_entry in zip(slots, boxes, masks, strict=True):
-        assert box_entry.keys() - mask_entry.keys() == {"bbox"}
-        assert all(mask_entry[key] == box_entry[key] for key in ("image_id", "category_id", "score"))
-        to_hw = tuple(ORIGINAL_SIZES_HW[image])
-        box = rescale_boxes(detections.boxes[image], tuple(SIZES_HW[image]), to_hw)[slot]
-        expected = paste_reference(detections.mask_probs[image, slot][None], box[None], to_hw)[0]
-        decoded = coco_masks.decode(mask_entry["segmentation"])
-        assert np.array_equal(decoded.astype(bool), expected.numpy())
-        assert expected.any()
-
-
-def test_results_can_be_written_as_json():
-    results = [list(kind) for kind in box_and_mask_results(result_table(two_image_detections(), BATCH, CATEGORY_IDS))]
-    assert json.loads(json.dumps(results)) == results
-    assert msgspec.json.decode(msgspec.json.encode(results)) == results
 
 
 def test_images_without_detections_have_no_results_and_detections_without_masks_are_refused():
@@ -133,7 +111,9 @@ def test_results_of_many_detections_are_those_of_drawn_and_encoded_masks():
     for image, kept in enumerate((count, 70)):
         from_hw = ((64, 96), (60, 90))[image]
         image_boxes = rescale_boxes(detections.boxes[image, :kept], from_hw, sizes_hw[image])
-        wanted += encoded_by_pycocotools(paste_masks(detections.mask_probs[image, :kept], image_boxes, sizes_hw[image]))
+        wanted += encoded_by_pycocotools(
+            paste_reference(detections.mask_probs[image, :kept], image_boxes, sizes_hw[image])
+        )
     assert found.masks() == wanted
     assert found.mask_areas.tolist() == official_masks.area(wanted).tolist()
 
@@ -173,12 +153,6 @@ ROW = (1, 2, 0.5, BOX, "04", 2)
 OTHER = (6, 1, 0.25, (0.0, 0.5, 1.0, 1.0), "d0", 0)
 
 
-@pytest.mark.parametrize("rows", [(ROW, OTHER, (7, 1, 0.125, BOX, "", 3)), ()])
-def test_a_table_comes_back_whole_through_a_pickle(rows):
-    table = table_of(*rows)
-    assert rows_of(pickle.loads(pickle.dumps(table))) == rows_of(table)  # noqa: S301
-
-
 def test_a_table_is_read_as_entries():
     first = {"image_id": 1, "category_id": 2, "score": 0.5}
     second = {"image_id": 6, "category_id": 1, "score": 0.25}
@@ -214,35 +188,21 @@ def test_rows_come_by_image_and_keep_their_order_in_it():
     assert len(joined([])) == 0
 
 
-def write_small_objects(path: Path, boxes_xywh: list[list[float]]) -> list[dict]:
-    """Write a COCO file with one image and these objects, and return its annotations."""
-    annotations = [
-        {
-            "id": index + 1,
-            "image_id": 31,
-            "category_id": int(CATEGORY_IDS[index % 3]),
-            "bbox": [x, y, width, height],
-            "segmentation": [[x, y, x + width, y, x + width, y + height, x, y + height]],
-            "area": width * height,
-            "iscrowd": 0,
-        }
-        for index, (x, y, width, height) in enumerate(boxes_xywh)
-    ]
-    images = [{"id": 31, "height": 300, "width": 300}]
-    categories = [{"id": identifier, "name": f"kind {identifier}"} for identifier in CATEGORY_IDS.tolist()]
-    path.write_text(json.dumps({"images": images, "categories": categories, "annotations": annotations}))
-    return annotations
-
-
 def test_truth_sent_through_import_and_export_gives_box_ap_one(tmp_path):
     # Small boxes on a grid, where a pixel too many or too few costs more than the strictest IoU allows.
     boxes_xywh = [[12.25 * k, 11.5 * k, 6.0 + k % 5, 7.5 + k % 3] for k in range(20)]
-    annotations = write_small_objects(tmp_path / "truth.json", boxes_xywh)
+    labels = [1 + k % 3 for k in range(20)]
+    annotations = [
+        annotation(k, 31, int(CATEGORY_IDS[label - 1]), box)
+        for k, (label, box) in enumerate(zip(labels, boxes_xywh, strict=True), start=1)
+    ]
+    names = {identity: f"kind {identity}" for identity in CATEGORY_IDS.tolist()}
+    (tmp_path / "truth.json").write_text(json.dumps(coco_document(annotations, names, (300, 300))))
     corners = [[x, y, x + max(width - 1, 0), y + max(height - 1, 0)] for x, y, width, height in boxes_xywh]
     detections = Detections(
         boxes=torch.tensor([corners]),
         scores=torch.linspace(0.9, 0.1, 20)[None],
-        labels=torch.tensor([[1 + CATEGORY_IDS.tolist().index(entry["category_id"]) for entry in annotations]]),
+        labels=torch.tensor([labels]),
         valid=torch.ones((1, 20), dtype=torch.bool),
         mask_probs=torch.ones((1, 20, 28, 28)),
     )

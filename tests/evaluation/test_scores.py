@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from coco_rectangles import annotation, coco_document, coco_results, polygon
 from pycocotools import mask as coco_masks
 
-import maskperf.evaluation.scores as scores_module
 from maskperf.data.coco.categories import match_categories
 from maskperf.errors import ConfigError, DataError
 from maskperf.evaluation.results import Results, ResultTable, box_and_mask_results
@@ -18,11 +18,7 @@ GOLDEN = Path(__file__).parent.parent / "golden" / "data_path"
 UNSEEN, UNFOUND = 44, 90  # category without ground truth; category without detections
 CATEGORY_IDS = (3, 7, 8, UNSEEN, UNFOUND)
 HEIGHT, WIDTH = 170, 210
-
-
-def rectangle(box_xywh) -> list[float]:
-    x, y, width, height = map(float, box_xywh)
-    return [x, y, x + width, y, x + width, y + height, x, y + height]
+BOX = [5.0, 8.0, 10.0, 20.0]
 
 
 def uncompressed_code(mask: np.ndarray) -> dict:
@@ -34,23 +30,17 @@ def uncompressed_code(mask: np.ndarray) -> dict:
 def synthetic_annotation(generator: np.random.Generator, identifier: int, image_id: int) -> dict:
     corner = generator.uniform(0, [WIDTH - 45, HEIGHT - 45])
     sides = np.minimum(generator.uniform(6, 170, 2), [WIDTH - corner[0], HEIGHT - corner[1]])
-    box = [*corner.round(2).tolist(), *sides.round(2).tolist()]
-    parts = [[box[0], box[1], box[2] / 3, box[3]], [box[0] + box[2] / 2, box[1], box[2] / 2, box[3] / 2]]
-    entry = {
-        "id": identifier,
-        "image_id": image_id,
-        "category_id": int(generator.choice([3, 7, 8, UNFOUND])),
-        "bbox": box,
-        "iscrowd": 0,
-        "segmentation": [rectangle(part) for part in (parts if generator.random() < 0.4 else [box])],
-        "area": round(box[2] * box[3] * 0.9, 2),
-    }
+    x, y, width, height = box = [*corner.round(2).tolist(), *sides.round(2).tolist()]
+    category_id = int(generator.choice([3, 7, 8, UNFOUND]))
+    changes = {"area": round(width * height * 0.9, 2)}
+    if generator.random() < 0.4:
+        parts = [x, y, width / 3, height], [x + width / 2, y, width / 2, height / 2]
+        changes["segmentation"] = [polygon(part) for part in parts]
     if generator.random() < 0.15:
         region = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
-        x, y = int(box[0]), int(box[1])
-        region[y : y + int(box[3]), x : x + int(box[2])] = 1
-        entry |= {"iscrowd": 1, "segmentation": uncompressed_code(region)}
-    return entry
+        region[int(y) : int(y) + int(height), int(x) : int(x) + int(width)] = 1
+        changes |= {"iscrowd": 1, "segmentation": uncompressed_code(region)}
+    return annotation(identifier, image_id, category_id, box, **changes)
 
 
 def synthetic_data_set(seed: int) -> dict:
@@ -59,53 +49,32 @@ def synthetic_data_set(seed: int) -> dict:
     image_ids = generator.choice(900000, 25, replace=False).tolist()
     owners = generator.choice(image_ids[:-2], 90).tolist()
     identifiers = generator.permutation(90).tolist()
-    return {
-        "images": [{"id": image_id, "height": HEIGHT, "width": WIDTH} for image_id in image_ids],
-        "categories": [{"id": identifier, "name": f"kind {identifier}"} for identifier in CATEGORY_IDS],
-        "annotations": [
-            synthetic_annotation(generator, identifier, owner)
-            for identifier, owner in zip(identifiers, owners, strict=True)
-        ],
-    }
+    annotations = [synthetic_annotation(generator, *pair) for pair in zip(identifiers, owners, strict=True)]
+    names = {identifier: f"kind {identifier}" for identifier in CATEGORY_IDS}
+    return coco_document(annotations, names, (HEIGHT, WIDTH), image_ids=image_ids)
 
 
 def synthetic_results(data_set: dict, seed: int) -> tuple[list[dict], list[dict]]:
     """Return moved copies of the truth and false alarms, with many equal scores."""
     generator = np.random.default_rng(seed + 1000)
-    boxes, masks = [], []
-    for annotation in data_set["annotations"] * 3:
-        if annotation["category_id"] == UNFOUND:
+    found = []
+    for entry in data_set["annotations"] * 3:
+        if entry["category_id"] == UNFOUND:
             continue
-        moved = np.array(annotation["bbox"]) + generator.normal(0, 1.5, 4)
+        moved = np.array(entry["bbox"]) + generator.normal(0, 1.5, 4)
         moved = np.clip(moved, [0, 0, 2, 2], [WIDTH - 3, HEIGHT - 3, WIDTH, HEIGHT]).astype(np.float32).tolist()
-        category_id = annotation["category_id"] if generator.random() < 0.8 else UNSEEN
-        owner = {"image_id": annotation["image_id"], "category_id": category_id}
-        found_score = round(float(generator.uniform(0.05, 1)), 1)
-        boxes.append({**owner, "bbox": moved, "score": found_score})
-        masks.append({**owner, "segmentation": mask_code(moved, (HEIGHT, WIDTH)), "score": found_score})
-    return boxes, masks
+        category_id = entry["category_id"] if generator.random() < 0.8 else UNSEEN
+        found.append((entry["image_id"], category_id, moved, round(float(generator.uniform(0.05, 1)), 1)))
+    return coco_results(found, (HEIGHT, WIDTH))
 
 
 def one_object(identifier: int = 1, **changes) -> dict:
     """Return a data set of one image of 40 x 50 with one object of 10 x 20 pixels."""
-    annotation = {"id": identifier, "image_id": 6, "category_id": 3, "area": 200.0, "iscrowd": 0}
-    annotation |= {"bbox": [5.0, 8.0, 10.0, 20.0], "segmentation": [rectangle([5, 8, 10, 20])]}
-    annotation = {key: value for key, value in (annotation | changes).items() if value is not None}
-    return {
-        "images": [{"id": 6, "height": 40, "width": 50}],
-        "categories": [{"id": 3, "name": "cup"}, {"id": 9, "name": "fork"}],
-        "annotations": [annotation],
-    }
-
-
-def mask_code(box_xywh, size_hw=(40, 50)) -> dict:
-    code = coco_masks.frPyObjects([rectangle(box_xywh)], *size_hw)[0]
-    return {"size": list(size_hw), "counts": code["counts"].decode()}
+    return coco_document([annotation(identifier, 6, 3, BOX, **changes)], {3: "cup", 9: "fork"}, (40, 50))
 
 
 def one_hit() -> tuple[list[dict], list[dict]]:
-    owner, box = {"image_id": 6, "category_id": 3, "score": 0.9}, [5.0, 8.0, 10.0, 20.0]
-    return [{**owner, "bbox": box}], [{**owner, "segmentation": mask_code(box)}]
+    return coco_results([(6, 3, BOX, 0.9)], (40, 50))
 
 
 def as_entries(boxes: list[dict], masks: list[dict]) -> tuple[list[dict], list[dict]]:
@@ -136,10 +105,10 @@ SEEDS = pytest.mark.parametrize("seed", range(6))
 
 @pytest.fixture
 def write_truth(tmp_path):
-    def write(data_set: dict) -> GroundTruth:
+    def write(data_set: dict, **options) -> GroundTruth:
         path = tmp_path / "instances.json"
         path.write_text(json.dumps(data_set))
-        return GroundTruth(path)
+        return GroundTruth(path, **options)
 
     return write
 
@@ -161,25 +130,31 @@ def is_perfect(scores) -> bool:
 
 @BOTH_ENGINES
 @BOTH_FORMS
-def test_golden_results_give_the_golden_numbers(engine, form):
-    results = json.loads((GOLDEN / "results.json").read_text())
-    found = form(results["bbox"], results["segm"])
+def test_golden_results_give_the_golden_numbers_and_nothing_is_printed(engine, form, capfd):
+    golden = json.loads((GOLDEN / "results.json").read_text())
+    found = form(golden["bbox"], golden["segm"])
     with np.load(GOLDEN / "expected.npz") as expected:
         scores = score(GroundTruth(GOLDEN / "instances.json"), *found, engine=engine)
         assert scores.box_stats == tuple(expected["stats/bbox"].tolist())
         assert scores.mask_stats == tuple(expected["stats/segm"].tolist())
     assert (len(scores.box_ap_per_category), scores.engine, scores.seconds > 0) == (80, engine, True)
+    assert capfd.readouterr() == ("", "")
 
 
 @SEEDS
 @pytest.mark.parametrize("limit", [100, 11, 30, 101])
-def test_both_engines_agree_exactly(synthetic, seed, limit):
+def test_both_engines_agree_exactly_and_columns_score_like_entries(synthetic, seed, limit):
     truth, results = synthetic(seed)
-    fast, official = (score(truth, *results, engine=engine, max_detections=limit) for engine in ("fast", "official"))
+    fast, official, *of_columns = (
+        replace(score(truth, *form(*results), engine=engine, max_detections=limit), seconds=0.0)
+        for form in (as_entries, as_columns)
+        for engine in ("fast", "official")
+    )
     assert agree(fast, official) == []
     assert limit != 100 or min(official.box_stats + official.mask_stats) > 0
     assert fast.box_ap_per_category == official.box_ap_per_category
     assert fast.mask_ap_per_category == official.mask_ap_per_category
+    assert of_columns == [fast, official]
 
 
 def test_category_without_truth_is_left_out_of_the_mean_and_one_without_detections_counts_zero(synthetic):
@@ -233,7 +208,7 @@ def test_a_missing_area_is_that_of_the_mask(write_truth, kind):
     mask[10:50, 20:70] = 1
     code = coco_masks.encode(np.asfortranarray(mask))
     segmentation = {
-        "polygons": [rectangle([20, 10, 30, 40]), rectangle([35, 10, 35, 40])],
+        "polygons": [polygon([20, 10, 30, 40]), polygon([35, 10, 35, 40])],
         "uncompressed": uncompressed_code(mask),
         "compressed": {"size": code["size"], "counts": code["counts"].decode()},
     }[kind]
@@ -269,13 +244,7 @@ def test_the_fast_engine_sees_the_file_s_annotations_after_the_official_one_has_
     truth = write_truth(one_object())
     score(truth, *one_hit(), engine="official")
     (annotation,) = truth.fast.dataset["annotations"]
-    assert annotation["segmentation"] == [rectangle([5, 8, 10, 20])]
-
-
-@BOTH_ENGINES
-def test_nothing_is_printed(write_truth, engine, capfd):
-    score(write_truth(one_object()), *one_hit(), engine=engine)
-    assert capfd.readouterr() == ("", "")
+    assert annotation["segmentation"] == [polygon(BOX)]
 
 
 BAD_VALUES = [
@@ -284,17 +253,20 @@ BAD_VALUES = [
 ]
 
 
+@BOTH_FORMS
 @pytest.mark.parametrize(("field", "value"), BAD_VALUES)
-def test_a_bad_box_result_is_named(write_truth, field, value):
-    boxes, masks = one_hit()
-    boxes.append({**boxes[0], field: value})
-    masks.insert(0, {**masks[0], "image_id": 8})
+def test_every_bad_result_is_named(write_truth, form, field, value):
+    boxes, masks = ([entry] * 3 for (entry,) in one_hit())
+    boxes[1] = {**boxes[1], field: value}
+    masks[1] = {**masks[1], field: value} if field != "bbox" else masks[1]
     with pytest.raises(DataError) as caught:
-        score(write_truth(one_object()), boxes, masks, engine="fast")
-    first, second = caught.value.problems  # all of them at once
-    assert (first.file, first.field) == ("box results", field)
-    assert first.where.startswith("result 1 ")
-    assert (second.file, second.where, second.field) == ("mask results", "result 0 (image id 8)", "image_id")
+        score(write_truth(one_object()), *form(boxes, masks), engine="fast")
+    kinds = ["box results", "mask results"] if field != "bbox" else ["box results"]
+    assert [problem.file for problem in caught.value.problems] == kinds  # all of them at once
+    for problem in caught.value.problems:
+        image_id = value if field == "image_id" else 6
+        assert (problem.where, problem.field) == (f"result 1 (image id {image_id})", field)
+        assert problem.value == repr(value)
 
 
 @pytest.mark.parametrize("field", ["image_id", "category_id", "score", "segmentation"])
@@ -339,17 +311,6 @@ def test_every_number_that_differs_is_listed(write_truth):
     assert agree(scores, scores) == []
 
 
-@BOTH_ENGINES
-@pytest.mark.parametrize("seed", range(4))
-def test_columns_score_like_entries(synthetic, seed, engine):
-    truth, results = synthetic(seed)
-    entries = score(truth, *results, engine=engine)
-    columns = score(truth, *as_columns(*results), engine=engine)
-    assert min(entries.box_stats + entries.mask_stats) > 0
-    assert replace(columns, seconds=0.0) == replace(entries, seconds=0.0)
-    assert agree(columns, score(truth, *results, engine="official")) == []
-
-
 @pytest.mark.parametrize("kind", ["image_id", "category_id"])
 def test_ids_beyond_the_exact_floating_point_numbers_are_kept(write_truth, kind):
     number = 2**53 + 1  # 2**53 as a floating-point number
@@ -362,46 +323,20 @@ def test_ids_beyond_the_exact_floating_point_numbers_are_kept(write_truth, kind)
     assert is_perfect(score(write_truth(data_set), *as_columns(boxes, masks), engine="fast"))
 
 
-@pytest.mark.parametrize(("field", "value"), BAD_VALUES)
-def test_a_bad_row_is_named_as_an_entry_is(write_truth, field, value):
-    boxes, masks = ([entry] * 3 for (entry,) in one_hit())
-    boxes[1] = {**boxes[1], field: value}
-    if field != "bbox":
-        masks[1] = {**masks[1], field: value}
-    truth = write_truth(one_object())
-    with pytest.raises(DataError) as of_entries:
-        score(truth, boxes, masks, engine="fast")
-    with pytest.raises(DataError) as of_columns:
-        score(truth, *as_columns(boxes, masks), engine="fast")
-    assert of_columns.value.problems[0].field == field
-    assert of_columns.value.problems[0].where.startswith("result 1 ")
-    assert [problem.line() for problem in of_columns.value.problems] == [
-        problem.line() for problem in of_entries.value.problems
-    ]
-
-
 def many_objects(count: int) -> tuple[dict, tuple[list[dict], list[dict]]]:
     """Return a data set of one image with so many objects, and results that find each of them exactly."""
     places = [[12.0 * (number % 20), 12.0 * (number // 20), 10.0, 10.0] for number in range(count)]
-    document = one_object()
-    document["images"] = [{"id": 6, "height": 240, "width": 240}]
-    plain = {"image_id": 6, "category_id": 3, "iscrowd": 0, "area": 100.0}
-    document["annotations"] = [
-        {**plain, "id": number, "bbox": place, "segmentation": [rectangle(place)]}
-        for number, place in enumerate(places, start=1)
-    ]
-    owner = {"image_id": 6, "category_id": 3}
-    boxes = [{**owner, "bbox": place, "score": 0.9} for place in places]
-    masks = [{**owner, "segmentation": mask_code(place, (240, 240)), "score": 0.9} for place in places]
-    return document, (boxes, masks)
+    annotations = [annotation(number, 6, 3, place) for number, place in enumerate(places, start=1)]
+    data_set = coco_document(annotations, {3: "cup"}, (240, 240))
+    return data_set, coco_results([(6, 3, place, 0.9) for place in places], (240, 240))
 
 
 @BOTH_ENGINES
 @pytest.mark.parametrize(("objects", "limit"), [*((150, limit) for limit in (100, 150, 120, 400, 11)), (40, 20)])
 def test_only_the_best_detections_of_an_image_count(write_truth, engine, objects, limit):
-    document, results = many_objects(objects)
+    data_set, found = many_objects(objects)
     recall, recall_of_ten = min(limit, objects) / objects, 10 / objects
-    scores = score(write_truth(document), *results, engine=engine, max_detections=limit)
+    scores = score(write_truth(data_set), *found, engine=engine, max_detections=limit)
     assert scores.max_detections == limit and stat_names(limit)[8] == f"AR with {limit} detections"
     for stats in (scores.box_stats, scores.mask_stats):
         assert stats[8] == pytest.approx(recall) and stats[7] == pytest.approx(recall_of_ten)
@@ -411,50 +346,25 @@ def test_only_the_best_detections_of_an_image_count(write_truth, engine, objects
         assert stats[4] == stats[5] == -1.0
 
 
-@SEEDS
 @BOTH_ENGINES
-def test_the_own_summary_is_that_of_the_engines(synthetic, monkeypatch, seed, engine):
-    truth, results = synthetic(seed)
-    theirs = score(truth, *results, engine=engine)
-    monkeypatch.setattr(scores_module, "COCO_DETECTIONS", 0)  # no number is theirs now
-    own = score(truth, *results, engine=engine, max_detections=100)
-    assert own.box_stats == theirs.box_stats and own.mask_stats == theirs.mask_stats
-    assert len(set(own.box_stats)) > 8
-
-
-TRAINED = {1: "cat", 3: "kind 3", 7: "kind 7", 8: "kind 8", UNSEEN: f"kind {UNSEEN}", UNFOUND: f"kind {UNFOUND}"}
-
-
-@BOTH_ENGINES
-@SEEDS
-def test_categories_without_ground_truth_change_no_number(tmp_path, write_truth, engine, seed):
+@pytest.mark.parametrize(("seed", "by_name"), [(0, False), (1, False), (2, False), (2, True)])
+def test_the_categories_of_a_file_are_those_of_the_training(write_truth, engine, seed, by_name):
     data_set = synthetic_data_set(seed)
-    results = synthetic_results(data_set, seed)
-    plain = score(write_truth(data_set), *results, engine=engine)
-    own = {entry["id"]: entry["name"] for entry in data_set["categories"] if entry["id"] != UNSEEN}
-    data_set["categories"] = [{"id": identity, "name": name} for identity, name in own.items()]
-    (tmp_path / "fewer.json").write_text(json.dumps(data_set))
-    match = match_categories(TRAINED, own, source="weights", file="fewer.json", by_name=False)
-    truth = GroundTruth(tmp_path / "fewer.json", categories=match)
-    more = [[*of_kind, {**of_kind[0], "category_id": 1, "score": 0.99}] for of_kind in results]
-    fewer = score(truth, *more, engine=engine)
-    assert fewer.box_stats == plain.box_stats and fewer.mask_stats == plain.mask_stats
-    assert fewer.box_ap_per_category == {"cat": None, **plain.box_ap_per_category}
-
-
-@BOTH_ENGINES
-def test_ground_truth_matched_by_name_gives_the_same_numbers(tmp_path, write_truth, engine):
-    data_set = synthetic_data_set(2)
-    results = synthetic_results(data_set, 2)
-    plain = score(write_truth(data_set), *results, engine=engine)
-    trained = {entry["id"]: entry["name"] for entry in data_set["categories"]}
-    number_of = dict(zip(trained, (7, 3, UNFOUND, 8, 1), strict=True))
-    for entry in data_set["categories"]:
-        entry["id"] = number_of[entry["id"]]
-    for entry in data_set["annotations"]:
-        entry["category_id"] = number_of[entry["category_id"]]
-    found = {entry["id"]: entry["name"] for entry in data_set["categories"]}
-    (tmp_path / "moved.json").write_text(json.dumps(data_set))
-    match = match_categories(trained, found, source="weights", file="moved.json", by_name=True)
-    moved = score(GroundTruth(tmp_path / "moved.json", categories=match), *results, engine=engine)
-    assert moved.box_stats == plain.box_stats and moved.mask_ap_per_category == plain.mask_ap_per_category
+    found, trained = synthetic_results(data_set, seed), {entry["id"]: entry["name"] for entry in data_set["categories"]}
+    plain = score(write_truth(data_set), *found, engine=engine)
+    if by_name:  # other ids
+        number_of = dict(zip(trained, (7, 3, UNFOUND, 8, 1), strict=True))
+    else:  # one without ground truth is not in the file, another only in the training
+        number_of = {identity: identity for identity in trained if identity != UNSEEN}
+        trained = {1: "cat", **trained}
+        found = [[*of_kind, {**of_kind[0], "category_id": 1, "score": 0.99}] for of_kind in found]
+    own = {number: trained[identity] for identity, number in number_of.items()}
+    annotations = [{**entry, "category_id": number_of[entry["category_id"]]} for entry in data_set["annotations"]]
+    categories = [{"id": identity, "name": name} for identity, name in own.items()]
+    match = match_categories(trained, own, source="weights", file="instances.json", by_name=by_name)
+    truth = write_truth({**data_set, "annotations": annotations, "categories": categories}, categories=match)
+    scores = score(truth, *found, engine=engine)
+    assert scores.box_stats == plain.box_stats and scores.mask_stats == plain.mask_stats
+    added = {} if by_name else {"cat": None}
+    assert scores.box_ap_per_category == {**added, **plain.box_ap_per_category}
+    assert scores.mask_ap_per_category == {**added, **plain.mask_ap_per_category}

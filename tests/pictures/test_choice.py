@@ -5,15 +5,15 @@ import json
 import msgspec
 import numpy as np
 import pytest
+from coco_rectangles import annotation, coco_document, coco_results
 from PIL import Image
-from pycocotools import mask as coco_masks
 
 from maskperf.data.coco.document import parse_document
 from maskperf.errors import DataError
 from maskperf.pictures import drawing
 from maskperf.pictures.choice import (
     LARGEST_JPEG_BYTES,
-    ImageScore,
+    ImageMatch,
     Predictions,
     choose_best_and_worst,
     choose_images,
@@ -21,46 +21,30 @@ from maskperf.pictures.choice import (
 
 # pycocotools' decode predates numpy 2 and says so.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-HEIGHT, WIDTH = 60, 80
-CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}]
-
-
-def square(x, y, side):
-    return [x, y, x + side, y, x + side, y + side, x, y + side]
+SIZE_HW = (60, 80)
+CATEGORIES = {3: "cat", 7: "dog"}
 
 
 def truth(annotation_id, image_id, x, *, crowd=False):
     """Return a cat of 20 by 20 pixels, or a crowd of cats over the whole image."""
-    return {
-        "id": annotation_id,
-        "image_id": image_id,
-        "category_id": 3,
-        "bbox": [x, 10, 20, 20],
-        "area": 400,
-        "iscrowd": int(crowd),
-        "segmentation": {"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH]} if crowd else [square(x, 10, 20)],
-    }
+    whole = {"iscrowd": 1, "segmentation": {"size": SIZE_HW, "counts": [0, SIZE_HW[0] * SIZE_HW[1]]}} if crowd else {}
+    return annotation(annotation_id, image_id, 3, [x, 10, 20, 20], **whole)
 
 
 def found(image_id, x, *, score=0.9, category_id=3):
-    """Return the entries of a detection of 20 by 20 pixels: boxes, masks."""
-    code = coco_masks.merge(coco_masks.frPyObjects([square(x, 10, 20)], HEIGHT, WIDTH))
-    owner = {"image_id": image_id, "category_id": category_id, "score": score}
-    rle = {"size": list(code["size"]), "counts": code["counts"].decode()}
-    return {**owner, "bbox": [x, 10, 20, 20]}, {**owner, "segmentation": rle}
+    """Return a detection of 20 by 20 pixels."""
+    return image_id, category_id, [x, 10, 20, 20], score
 
 
-def predictions_of(folder, annotations, detections, *, images=1, size_hw=(HEIGHT, WIDTH)):
+def predictions_of(folder, annotations, detections, *, images=1, size_hw=SIZE_HW):
     """Return the predictions for noisy images 1 ... `images`."""
-    height, width = size_hw
-    rows = [{"id": n, "file_name": f"{n}.png", "height": height, "width": width} for n in range(1, images + 1)]
-    for row in rows:
-        pixels = np.random.default_rng(row["id"]).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    content = coco_document(annotations, CATEGORIES, size_hw, image_ids=range(1, images + 1))
+    for row in content["images"]:
+        pixels = np.random.default_rng(row["id"]).integers(0, 256, (*size_hw, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / row["file_name"])
     path = folder / "val.json"
-    path.write_text(json.dumps({"images": rows, "annotations": annotations, "categories": CATEGORIES}))
-    boxes, masks = [box for box, _ in detections], [mask for _, mask in detections]
-    return Predictions(parse_document(path, path.read_text())[0], folder, boxes, masks)
+    path.write_text(json.dumps(content))
+    return Predictions(parse_document(path, path.read_text())[0], folder, *coco_results(detections, size_hw))
 
 
 def entries_of(folder, *arguments, count=4, **options):
@@ -88,9 +72,9 @@ CAT, CROWD = truth(1, 1, 5), truth(2, 1, 0, crowd=True)
     ],
 )
 def test_the_score_of_an_image(tmp_path, annotations, detections, score, overlaps, wrong):
-    (scored,) = predictions_of(tmp_path, annotations, detections).image_scores()
-    assert scored.score == pytest.approx(score) and (len(scored.overlaps), scored.wrong) == (overlaps, wrong)
-    assert scored.objects == sum(not annotation["iscrowd"] for annotation in annotations)
+    (match,) = predictions_of(tmp_path, annotations, detections).matches()
+    assert match.score == pytest.approx(score) and (len(match.overlaps), len(match.wrong)) == (overlaps, wrong)
+    assert match.objects == sum(not annotation["iscrowd"] for annotation in annotations)
 
 
 def test_images_without_objects_are_left_out(tmp_path):
@@ -119,7 +103,7 @@ def test_the_best_come_first_then_the_worst_each_with_its_score_in_words(tmp_pat
 )
 def test_no_image_is_best_and_worst_and_a_score_of_0_never_best(scores, count, expected):
     entries = [
-        ImageScore(image_id=number, score=score, objects=objects, overlaps=(), wrong=0)
+        ImageMatch(image_id=number, overlaps={0: score}, missed=frozenset(range(1, objects)), wrong=frozenset())
         for number, (score, objects) in enumerate(scores, start=1)
     ]
     assert [(kind, entry.image_id) for kind, entry in choose_best_and_worst(entries, count)] == expected
@@ -151,21 +135,20 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path):
 
 
 def test_results_that_do_not_belong_together_are_refused(tmp_path):
+    document, (boxes, masks) = predictions_of(tmp_path, [CAT], []).document, coco_results([found(1, 5)], SIZE_HW)
     with pytest.raises(ValueError, match="same detections"):
-        predictions_of(tmp_path, [CAT], [(found(1, 5)[0], found(2, 5)[1])])
-    document = predictions_of(tmp_path, [CAT], []).document
-    with pytest.raises(ValueError, match="1 box results, but 0 mask results"):
-        Predictions(document, tmp_path, [found(1, 5)[0]], [])
+        Predictions(document, tmp_path, boxes, [{**masks[0], "image_id": 2}])
 
 
-def test_truth_and_a_perfect_detection_are_drawn_alike_on_the_page(tmp_path, monkeypatch):
-    panels, draw_panel = [], drawing.draw_panel
+@pytest.fixture
+def panels(monkeypatch):
+    """Collect the overlays of each panel that is drawn."""
+    seen, draw_panel = [], drawing.draw_panel
+    monkeypatch.setattr(drawing, "draw_panel", lambda *panel: seen.append(panel[1]) or draw_panel(*panel))
+    return seen
 
-    def watched(pixels, overlays, note):
-        panels.append(overlays)
-        return draw_panel(pixels, overlays, note)
 
-    monkeypatch.setattr(drawing, "draw_panel", watched)
+def test_truth_and_a_perfect_detection_are_drawn_alike_on_the_page(tmp_path, panels):
     detections = [found(1, 5), found(1, 40, score=0.3)]  # the second is left out
     predictions_of(tmp_path, [CAT, CROWD], detections).write_grid(tmp_path / "page.png")
     with Image.open(tmp_path / "page.png") as page:
@@ -177,19 +160,12 @@ def test_truth_and_a_perfect_detection_are_drawn_alike_on_the_page(tmp_path, mon
     assert cat.mask.sum() == 400 and crowd.mask.all()
 
 
-def test_missed_false_and_loose_ones_are_marked_and_right_ones_are_not(tmp_path, monkeypatch):
-    panels, draw_panel = [], drawing.draw_panel
-
-    def watched(pixels, overlays, note):
-        panels.append({overlay.label: overlay.is_error for overlay in overlays})
-        return draw_panel(pixels, overlays, note)
-
-    monkeypatch.setattr(drawing, "draw_panel", watched)
+def test_missed_false_and_loose_ones_are_marked_and_right_ones_are_not(tmp_path, panels):
     cats = [CAT, truth(2, 1, 30), truth(3, 1, 58)]
     detections = [found(1, 5), found(1, 42, score=0.8), found(1, 58, score=0.7, category_id=7)]
     (entry,) = predictions_of(tmp_path, cats, detections).samples()
     assert entry.kind == "sample" and "2 of 3 objects found" in entry.caption and "1 wrong" in entry.caption
-    assert panels == [
+    assert [{overlay.label: overlay.is_error for overlay in panel} for panel in panels] == [
         {"cat": False, "missed: cat": True},
         {"cat 0.90": False, "loose: cat 0.80": True, "false: dog 0.70": True},
     ]

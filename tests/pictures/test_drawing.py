@@ -21,14 +21,19 @@ from maskperf.pictures.drawing import (
 RED = (230, 0, 0)
 
 
-def block_mask(height, width, top, left, side):
-    mask = np.zeros((height, width), dtype=bool)
-    mask[top : top + side, left : left + side] = True
-    return mask
-
-
 def grey(height, width):
     return np.full((height, width, 3), 128, dtype=np.uint8)
+
+
+def square(x, y, side, *, size, label="x", colour=RED, box=None):
+    """Return an overlay over an image of `size` by `size` pixels; its box may be another one than that of its mask."""
+    mask = np.zeros((size, size), dtype=bool)
+    mask[y : y + side, x : x + side] = True
+    return Overlay(box or [x, y, side, side], mask, label, colour)
+
+
+def pixels_of(picture, colour):
+    return (np.asarray(picture) == colour).all(axis=-1).sum()
 
 
 @pytest.mark.parametrize("size_hw", [(96, 128), (480, 640), (640, 427), (3000, 40), (1, 1), (20, 2000)])
@@ -40,37 +45,35 @@ def test_a_panel_keeps_the_shape_of_the_image_and_fits_its_slot(size_hw):
 
 
 def test_a_mask_is_tinted_where_it_is_and_nowhere_else():
-    overlay = Overlay([20, 40, 30, 30], block_mask(100, 100, 40, 20, 30), "thing", RED)
-    panel = np.asarray(draw_panel(grey(100, 100), [overlay], "none")).astype(int)  # zoom 3
+    panel = np.asarray(draw_panel(grey(100, 100), [square(20, 40, 30, size=100)], "none")).astype(int)  # zoom 3
     assert panel[165, 105].tolist() == [128 + round(0.4 * 102), 77, 77]
     assert panel[45, 105].tolist() == [128, 128, 128] and panel[250, 250].tolist() == [128, 128, 128]
     assert panel[120, 105].tolist() == list(RED)  # the box
 
 
-@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]])
+@pytest.mark.parametrize("order", [1, -1])
 def test_every_overlay_shows_its_own_colour_in_any_order(order):
-    colours, sides, corners = [(250, 0, 0), (0, 250, 0), (0, 0, 250)], (60, 30, 8), (10, 20, 25)
     overlays = [
-        Overlay([corner, corner, side, side], block_mask(90, 90, corner, corner, side), "x", colour)
-        for corner, side, colour in zip(corners, sides, colours, strict=True)
+        square(corner, corner, side, size=90, colour=colour)
+        for corner, side, colour in ((10, 60, (250, 0, 0)), (20, 30, (0, 250, 0)), (25, 8, (0, 0, 250)))
     ]
-    panel = np.asarray(draw_panel(grey(90, 90), [overlays[index] for index in order], "none"))
-    assert all((panel == colour).all(axis=-1).sum() > 30 for colour in colours)
+    panel = draw_panel(grey(90, 90), overlays[::order], "none")
+    assert all(pixels_of(panel, overlay.colour) > 30 for overlay in overlays)
 
 
-def test_labels_of_equal_boxes_do_not_cover_each_other():
-    mask = block_mask(100, 100, 30, 30, 40)
-    overlays = [Overlay([30, 30, 40, 40], mask, "same", colour) for colour in ((250, 0, 0), (0, 0, 250))]
-    panel = np.asarray(draw_panel(grey(100, 100), overlays, "none"))
-    red, blue = ((panel == colour).all(axis=-1) for colour in ((250, 0, 0), (0, 0, 250)))
-    assert red.sum() > 300 and blue.sum() > 300  # a tag is about 18 by 40
+@pytest.mark.parametrize(("count", "fewest", "most"), [(2, 2, 2), (40, 3, 39)])
+def test_no_label_covers_another_and_of_few_all_are_shown(count, fewest, most):
+    colours = [(5 * index, 255 - 5 * index, 100) for index in range(count)]
+    overlays = [square(300, 300, 60, size=700, label=f"name {n:02d}", colour=c) for n, c in enumerate(colours)]
+    drawn = draw_image(grey(700, 700), overlays)
+    assert fewest <= sum(pixels_of(drawn, colour) > 300 for colour in colours) <= most  # a tag is about 18 by 60
 
 
 def test_boxes_and_labels_beyond_the_border_are_drawn_inside_and_without_any_the_note_is():
     overlays = [
-        Overlay([-50, -20, 400, 300], block_mask(60, 60, 0, 0, 60), "over all borders", RED),
-        Overlay([58, 58, 0, 0], block_mask(60, 60, 59, 59, 1), "in the corner", RED),
-        Overlay([500, 500, 10, 10], block_mask(60, 60, 0, 0, 0), "outside", RED),
+        square(0, 0, 60, size=60, label="over all borders", box=[-50, -20, 400, 300]),
+        square(59, 59, 1, size=60, label="in the corner", box=[58, 58, 0, 0]),
+        square(0, 0, 0, size=60, label="outside", box=[500, 500, 10, 10]),
     ]
     assert draw_panel(grey(60, 60), overlays, "none").size == (180, 180)
     assert (np.asarray(draw_panel(grey(60, 60), [], "nothing found")) != 128).any()
@@ -125,10 +128,10 @@ def test_a_name_that_no_font_has_is_shown_by_its_id(no_fonts, name, expected):
     assert drawable_names({7: name}) == {7: expected}
 
 
-def pair(height=90, width=120, name="cat"):
-    mask = block_mask(height, width, 10, 20, 30)
-    overlays = [Overlay([20, 10, 30, 30], mask, short_name(name), colour) for colour in ((230, 57, 70), (251, 120, 20))]
-    return draw_pair(*(draw_panel(grey(height, width), [overlay], "none") for overlay in overlays))
+def pair(size=90, name="cat"):
+    colours = (230, 57, 70), (251, 120, 20)
+    overlays = (square(20, 10, 30, size=size, label=short_name(name), colour=colour) for colour in colours)
+    return draw_pair(*(draw_panel(grey(size, size), [overlay], "none") for overlay in overlays))
 
 
 def page_of(path, pairs, names=("cat", "dog"), caption="000000000001.jpg"):
@@ -140,10 +143,10 @@ def page_of(path, pairs, names=("cat", "dog"), caption="000000000001.jpg"):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 def test_every_image_adds_to_a_page_of_bounded_width(count, tmp_path):
-    page = page_of(tmp_path / "page.png", [pair(480, 640)] * count)
+    page = page_of(tmp_path / "page.png", [pair(400)] * count)
     columns = 1 if count <= 2 else 2
-    assert page.shape[1] == 944 * columns + 16
-    assert page.shape[0] > -(-count // columns) * 345
+    assert page.shape[1] == (2 * 400 + 8 + 16) * columns + 16
+    assert page.shape[0] > -(-count // columns) * 400
 
 
 def test_a_page_is_always_the_same(tmp_path):
@@ -182,8 +185,7 @@ def test_a_small_image_is_enlarged_and_a_large_one_keeps_its_size():
 @pytest.mark.parametrize("shade", [(230, 57, 70), (255, 255, 255), (0, 0, 0), (128, 128, 128)])
 def test_an_outline_differs_from_its_object_and_its_surroundings(shade):
     pixels = np.full((700, 700, 3), shade, np.uint8)  # object and background of one colour, also of the overlay's
-    mask = block_mask(700, 700, 200, 200, 300)
-    drawn = draw_image(pixels, [Overlay([200, 200, 300, 300], mask, "x", (230, 57, 70))])
+    drawn = draw_image(pixels, [square(200, 200, 300, size=700, colour=(230, 57, 70))])
     edge = np.asarray(drawn).astype(float)[340:360, 194:208]  # across the left edge
     assert np.linalg.norm(edge - np.array(shade), axis=-1).max() > 120
     assert edge.mean(axis=2).max() - edge.mean(axis=2).min() > 60  # light beside dark
@@ -192,19 +194,6 @@ def test_an_outline_differs_from_its_object_and_its_surroundings(shade):
 def test_a_tiny_object_stays_as_it_is_inside_its_box():
     pixels = grey(700, 700)
     pixels[300:304, 300:304] = (10, 200, 30)
-    mask = block_mask(700, 700, 300, 300, 4)
-    drawn = np.asarray(draw_image(pixels, [Overlay([300, 300, 4, 4], mask, "x", RED)]))
+    drawn = np.asarray(draw_image(pixels, [square(300, 300, 4, size=700)]))
     assert (drawn[300:304, 300:304] == (10, 200, 30)).all()
-    assert ((drawn == RED).all(axis=-1)).sum() > 20
-
-
-def test_of_many_objects_no_label_covers_another():
-    colours = [(5 * index, 255 - 5 * index, 100) for index in range(40)]
-    overlays = [
-        Overlay([300, 300, 60, 60], block_mask(700, 700, 300, 300, 60), f"name {index:02d}", colour)
-        for index, colour in enumerate(colours)
-    ]
-    few, many = draw_image(grey(700, 700), overlays[:10]), draw_image(grey(700, 700), overlays)
-    assert few.size == many.size
-    shown = sum(((np.asarray(many) == colour).all(axis=-1).sum() > 300) for colour in colours)
-    assert 3 <= shown < 40
+    assert pixels_of(drawn, RED) > 20

@@ -11,47 +11,45 @@ from maskperf.report.gather import gather
 FAILED = {"status": "aborted", "minutes": 30.0}
 
 
-def test_a_series_has_a_score(tmp_path):
+def own_place(contents):
+    return next(place for place in contents.places if place.is_this)
+
+
+@pytest.mark.parametrize(
+    ("runs", "common", "score", "kept", "text"),
+    [
+        ([{}] * 5, {}, 19.5, [1, 2, 3], "the score is 19.500 minutes. Epochs compared with the reference's: passed"),
+        ([{}, FAILED, {}, {}, {"minutes": 10.0}], {}, 19.467, [0, 2, 3], "4 of 5 runs reached"),
+        ([{}, FAILED, {}, FAILED, {}], {}, None, [], "No score: 2 of 5 runs did not reach the targets"),
+        ([{}] * 3, {}, None, [], "it takes 5 runs, and there are 3"),
+        ([{"epochs": 9}] * 5, {"batch_size": 128}, 19.5, [1, 2, 3], "failed: 9.000 epochs"),  # too fast
+    ],
+)
+def test_a_series_has_a_score_where_the_rules_give_one(tmp_path, runs, common, score, kept, text):
+    contents = gather([write_series(tmp_path / "series", runs, **common)], [])
+    found = contents.score
+    assert found.score_minutes == (None if score is None else pytest.approx(score, abs=1e-3))
+    assert [number for number, is_kept in enumerate(found.kept) if is_kept] == kept and len(found.kept) == len(runs)
+    assert [took is None for took in found.minutes] == [run is FAILED for run in runs]
+    assert text in found.sentence and (found.scaling_factor == 1.0) == ("passed" in text or "4 of" in text)
+
+
+def test_a_series_is_named_as_one_and_placed_by_its_score(tmp_path):
     contents = gather([write_series(tmp_path / "series")], [])
-    score = contents.score
     assert [run.name for run in contents.runs] == ["run_0", "run_1", "run_2", "run_3", "run_4"]
-    assert score.minutes == pytest.approx((19.3, 19.4, 19.5, 19.6, 19.7))
-    assert score.kept == (False, True, True, True, False)
-    assert score.score_minutes == pytest.approx(19.5) and score.scaling_factor == 1.0
     assert contents.sentence == "5 of 5 runs reached their targets: score 19.50 minutes."
-    assert "the score is 19.500 minutes" in score.sentence and "passed: 14.000 epochs" in score.sentence
     assert contents.title == "Mask R-CNN: coco_batch_96, 5 runs" and "score of 5 runs" in contents.places_note
-
-
-def test_one_failed_run_counts_as_the_slowest(tmp_path):
-    runs = [{"minutes": 20.0}, FAILED, {"minutes": 22.0}, {"minutes": 21.0}, {"minutes": 23.0}]
-    score = gather([write_series(tmp_path / "series", runs)], []).score
-    assert score.minutes[1] is None and score.kept == (False, False, True, True, True)
-    assert score.score_minutes == pytest.approx(22.0) and "4 of 5 runs reached" in score.sentence
-
-
-def test_two_failed_runs_or_three_runs_leave_no_score(tmp_path):
-    contents = gather([write_series(tmp_path / "series", [{}, FAILED, {}, FAILED, {}])], [])
-    assert contents.score.score_minutes is None and contents.score.kept == (False,) * 5
-    assert contents.score.sentence.startswith("No score: 2 of 5 runs did not reach the targets")
+    contents = gather([write_series(tmp_path / "failed", [{}, FAILED, {}, FAILED, {}])], [])
     assert contents.places == () and "no score" in contents.places_note
     assert contents.sentence == "3 of 5 runs reached their targets, 2 missed them: no score."
-    score = gather([write_series(tmp_path / "short", [{}, {}, {}])], []).score
-    assert score.score_minutes is None and "it takes 5 runs, and there are 3" in score.sentence
 
 
 def test_fewer_epochs_than_the_reference_scale_the_score_and_the_place(tmp_path):
     contents = gather([write_series(tmp_path / "series", [{"epochs": 13}] * 5, batch_size=48)], [])
-    own = next(place for place in contents.places if place.is_this)
     assert contents.score.scaling_factor == pytest.approx(13.1667 / 13, rel=1e-4)
     assert contents.score.score_minutes == pytest.approx(19.5)
-    assert own.minutes == pytest.approx(19.5 * contents.score.scaling_factor)
+    assert own_place(contents).minutes == pytest.approx(19.5 * contents.score.scaling_factor)
     assert "multiplied by the scaling factor" in contents.places_note
-
-
-def test_a_series_too_fast_for_the_reference_says_so(tmp_path):
-    score = gather([write_series(tmp_path / "series", [{"epochs": 9}] * 5, batch_size=128)], []).score
-    assert score.scaling_factor is None and "failed: 9.000 epochs" in score.sentence
 
 
 def test_a_run_that_its_series_counts_as_failed_has_no_time_with_its_folder_or_without(tmp_path):
@@ -120,5 +118,4 @@ def test_a_series_of_run_folders_fills_all_pages(tmp_path):
     (folder / "series.json").write_text(json.dumps({"recipe": "coco_batch_96", "runs": entries}))
     contents = gather([folder], [])
     assert contents.score.score_minutes == pytest.approx(12.0)
-    own = next(place for place in contents.places if place.is_this)
-    assert (own.minutes, own.accelerators) == (pytest.approx(12.0), 8)
+    assert (own_place(contents).minutes, own_place(contents).accelerators) == (pytest.approx(12.0), 8)

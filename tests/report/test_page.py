@@ -24,9 +24,11 @@ from synthetic_contents import (
     without_evaluation,
 )
 
-from maskperf.errors import StorageError
+from maskperf.files import UNPRINTABLE
 from maskperf.report.contents import ReportContents
-from maskperf.report.page import page_text, readable_jpegs, write_page
+from maskperf.report.mistakes import readable_jpegs
+from maskperf.report.page import page_text
+from maskperf.report.summary import markdown_summary
 from maskperf.schema import PictureEntry
 
 PLOTLY = get_plotlyjs()
@@ -89,6 +91,12 @@ def test_a_payload_is_shown_as_it_is_written():
     assert payload in text_of(with_texts(small(), lambda text: f"{payload} {text}"))
 
 
+def test_characters_that_cannot_be_shown_or_could_deceive_are_replaced_everywhere():
+    hostile = with_texts(small(), lambda text: f"\x00\u202e\ud83d\n{text}")
+    shown = without_plotly(page_text(hostile)) + markdown_summary(hostile)
+    assert set(UNPRINTABLE.findall(shown)) == {"\n"} and shown.count("\ufffd" * 3) > 200
+
+
 def test_the_numbers_are_json_without_a_character_that_html_reads():
     text = page_text(with_texts(small(), lambda text: f"</script><!-- & \u2028\u2029 ]]> {text}"))
     island = re.search(r'<script type="application/json"[^>]*>(.*?)</script>', text, re.DOTALL).group(1)
@@ -115,15 +123,14 @@ def test_nothing_in_the_page_refers_to_another_place():
         assert not [name for name in element.attrib if name.startswith("on")]
 
 
+OF_ANALYSIS = "numbers classes errors pictures"
+
+
 @pytest.mark.parametrize(
     ("make", "sections"),
     [
         (one_run, "verdict accuracy losses time speed classes pictures system settings rules guard"),
-        (
-            small,
-            "verdict accuracy losses time speed numbers classes errors pictures side-by-side system settings rules "
-            "guard",
-        ),
+        (small, f"verdict accuracy losses time speed {OF_ANALYSIS} side-by-side system settings rules guard"),
         (without_evaluation, "verdict accuracy losses guard"),
     ],
 )
@@ -181,7 +188,7 @@ def test_rules_are_folded_away_where_the_run_is_none_of_the_closed_division():
 
 
 def test_an_evaluation_has_no_training_to_show():
-    run = synthetic_run(evaluations=(), losses=(), guard=(), phases=(), rules=(), analysis=synthetic_analysis())
+    run = synthetic_run(evaluations=(), losses=(), guard=(), phases={}, rules=(), analysis=synthetic_analysis())
     page = parsed(contents_of(run, has_training=False, places=(), places_note="", band=None))
     sections = [section.attrib["id"] for section in page.iter("section")]
     assert sections == ["verdict", "classes", "errors", "pictures", "system", "settings"]
@@ -195,14 +202,6 @@ def test_a_note_of_several_runs_is_shown_once():
 @pytest.mark.parametrize("text", ["", "####", "aGVsbG8=", '/9j/"><b>'])
 def test_only_base64_of_a_jpeg_is_a_picture(text):
     assert readable_jpegs([PictureEntry(kind="best", title="", caption="", jpeg_base64=text)], "best") == []
-
-
-def test_the_file_is_written_whole_or_named_in_the_error(tmp_path):
-    write_page(small(), tmp_path / "report.html")
-    assert (tmp_path / "report.html").read_text(encoding="utf-8") == page_text(small())
-    assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
-    with pytest.raises(StorageError, match="report.html"):
-        write_page(small(), tmp_path / "missing" / "report.html")
 
 
 def test_notices_are_a_section_and_absent_ones_leave_none():

@@ -11,7 +11,9 @@ from markup_payloads import PAYLOADS
 from PIL import Image
 from synthetic_contents import contents_of, small, synthetic_analysis, synthetic_run, with_texts, without_evaluation
 
-from maskperf.report.page import write_page
+from maskperf.files import write_text
+from maskperf.report.page import page_text
+from maskperf.schema import StepLine
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright cannot be imported")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -29,34 +31,29 @@ TAGS_IN_PLOTS = (
 DRAWN = "() => document.querySelectorAll('.plot .main-svg .scatterlayer .trace').length"
 
 
+def write_page(contents, path):
+    write_text(path, page_text(contents))
+
+
 class Visit:
     """A page in the browser, with everything that must not happen written down."""
 
     def __init__(self, browser, path, *, viewport=LAPTOP, theme="light"):
-        context = browser.new_context(viewport=viewport, color_scheme=theme)
-        self.page = context.new_page()
+        self.page = browser.new_context(viewport=viewport, color_scheme=theme).new_page()
         self.problems = []
-        self.page.on("console", lambda message: self.problems.append(f"console: {message.text}"))
-        self.page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
-        self.page.on("dialog", self.refuse)
-        self.page.on("popup", lambda popup: self.problems.append("popup"))
         self.address = path.as_uri()
-        self.page.on("request", self.note_request)
+        for event in ("console", "pageerror", "dialog", "popup", "request"):
+            self.page.on(event, lambda what, event=event: self.note(event, what))
         self.page.goto(self.address)
         self.page.wait_for_function(
             "() => document.querySelectorAll('.plot .main-svg').length > 0 || !document.querySelector('.plot')"
         )
 
-    def refuse(self, dialog):
-        self.problems.append(f"dialog: {dialog.message}")
-        dialog.dismiss()
-
-    def note_request(self, request):
-        if request.url != self.address and not request.url.startswith("data:"):
-            self.problems.append(f"request: {request.url}")
-
-    def attribute(self, selector, name):
-        return self.page.locator(selector).first.get_attribute(name)
+    def note(self, event, what):
+        if event == "dialog":
+            what.dismiss()
+        if event != "request" or (what.url != self.address and not what.url.startswith("data:")):
+            self.problems.append(f"{event}: {what}")
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +120,7 @@ def test_the_axis_can_be_minutes(laptop):
     assert title.text_content() == "Epoch"
     laptop.page.get_by_role("button", name="Minutes", exact=True).first.click()
     assert laptop.page.locator("#plot-box_ap .xtitle").text_content() == "Minutes since run_start"
-    assert laptop.attribute('[data-axis="minutes"]', "aria-pressed") == "true"
+    assert laptop.page.locator('[data-axis="minutes"]').get_attribute("aria-pressed") == "true"
     laptop.page.locator('[data-axis="epochs"]').click()
     assert laptop.page.locator("#plot-box_ap .xtitle").text_content() == "Epoch"
 
@@ -234,8 +231,8 @@ def test_payloads_in_all_names_change_nothing(browser, folder):
 
 def test_names_of_runs_are_plain_text_in_the_label_of_a_plot(browser, folder):
     names = [PAYLOADS[0], PAYLOADS[13], PAYLOADS[14], "<b>x</b><br>y", "&lt;i&gt;", "${a} %{x} $y$"]
-    run = synthetic_run(evaluations=(), categories=(), pictures=())
-    run = replace(run, losses=tuple(replace(point, terms={}) for point in run.losses[::20]))
+    losses = tuple(StepLine(step=point.step, epoch=0, total=point.total) for point in synthetic_run().losses[::20])
+    run = synthetic_run(evaluations=(), categories=(), pictures=(), losses=losses)
     path = folder / "label.html"
     write_page(contents_of(*(replace(run, name=name) for name in names), places=()), path)
     visit = Visit(browser, path)

@@ -1,30 +1,18 @@
 """The first lines of a report: state, the minutes that count, the placement among others; and texts of numbers."""
 
+import math
 from dataclasses import replace
 
 import pytest
-from synthetic_contents import (
-    PLACES,
-    aborted,
-    contents_of,
-    five_runs_and_two_compared,
-    one_run,
-    synthetic_run,
-)
+from synthetic_contents import PLACES, aborted, contents_of, five_runs_and_two_compared, one_run, synthetic_run
 
-from maskperf.report.placement import (
-    headline_minutes,
-    overall_state,
-    placement_sentence,
-    places_nearby,
-    state_title,
-)
+from maskperf.report.placement import headline_minutes, overall_state, placement_sentence, places_nearby, state_title
 from maskperf.report.text import ap_text, count_text, minutes_text, percent_text, seconds_text, target_text
 
 
 def test_the_state_says_how_many_runs_came_to_it_where_they_differ():
-    fine, run = synthetic_run(), synthetic_run()
-    missed = replace(run, verdict=replace(run.verdict, state="missed"))
+    fine = synthetic_run()
+    missed = replace(fine, verdict=replace(fine.verdict, state="missed"))
     assert state_title(contents_of(fine)) == "Targets reached"
     assert state_title(contents_of(missed, fine, missed)) == "1 of 3 reached"
     assert state_title(contents_of(missed, missed)) == "Targets missed"
@@ -65,32 +53,16 @@ def test_places_nearby_are_those_on_both_sides():
 
 
 @pytest.mark.parametrize(
-    ("write", "numbers", "expected"),
+    ("write", "texts"),
     [
-        (minutes_text, (None,), "\u2013"),
-        (minutes_text, (float("nan"),), "\u2013"),
-        (minutes_text, (0.0942,), "0.094"),
-        (minutes_text, (19.277,), "19.28"),
-        (minutes_text, (12345.6,), "12,345.6"),
-        (seconds_text, (8.246,), "8.25 s"),
-        (seconds_text, (59.96,), "60.0 s"),
-        (seconds_text, (187.2,), "3 min 07 s"),
-        (seconds_text, (3725.0,), "1 h 02 min"),
-        (ap_text, (0.37699, 0.377), "0.37699"),
-        (ap_text, (0.377, 0.377), "0.3770"),
-        (ap_text, (0.3769999999, 0.377), "0.3769999999"),
-        (percent_text, (1.0, 0.0), "\u2013"),
-        (percent_text, (1.0, 8.0), "12.5 %"),
-        (count_text, (17094,), "17,094"),
-        (count_text, (1482.3,), "1,482"),
-        (count_text, (9.876,), "9.88"),
-        (target_text, (0,), "none"),
-        (target_text, (0.0,), "none"),
-        (target_text, (0.377,), "0.377"),
-        (target_text, (1,), "1"),
-        (target_text, (1e-3,), "0.001"),
-        (target_text, (None,), "\u2013"),
+        (minutes_text, {None: "\u2013", math.nan: "\u2013", 0.0942: "0.094", 19.277: "19.28", 12345.6: "12,345.6"}),
+        (seconds_text, {8.246: "8.25 s", 59.96: "60.0 s", 187.2: "3 min 07 s", 3725.0: "1 h 02 min"}),
+        (count_text, {17094: "17,094", 1482.3: "1,482", 9.876: "9.88"}),
+        (target_text, {0: "none", 0.377: "0.377", 1: "1", 1e-3: "0.001", None: "\u2013"}),
+        (lambda pair: ap_text(*pair), {(0.37699, 0.377): "0.37699", (0.377, 0.377): "0.3770"}),
+        (lambda pair: ap_text(*pair), {(0.3769999999, 0.377): "0.3769999999"}),
+        (lambda pair: percent_text(*pair), {(1.0, 0.0): "\u2013", (1.0, 8.0): "12.5 %"}),
     ],
 )
-def test_numbers_are_written_for_readers(write, numbers, expected):
-    assert write(*numbers) == expected
+def test_numbers_are_written_for_readers(write, texts):
+    assert {number: write(number) for number in texts} == texts

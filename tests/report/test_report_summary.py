@@ -1,7 +1,5 @@
 """The Markdown summary: what it says, and that no name becomes markup, read by a Markdown parser."""
 
-from dataclasses import replace
-
 import pytest
 from markdown_it import MarkdownIt
 from markup_payloads import PAYLOADS
@@ -95,9 +93,7 @@ def test_the_verdict_comes_first_and_only_places_nearby_are_listed():
 
 
 def test_without_notices_there_is_no_list_of_them():
-    contents = one_run()
-    without = replace(contents, runs=tuple(replace(run, notices=()) for run in contents.runs))
-    assert "Notices" not in markdown_summary(without)
+    assert "Notices" not in markdown_summary(contents_of(synthetic_run(notices=())))
 
 
 def test_broken_rules_of_a_division_that_is_not_the_runs_are_only_counted():

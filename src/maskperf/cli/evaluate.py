@@ -127,10 +127,10 @@ def _report(
     seconds: float,
 ) -> int:
     """Write every file, show the scores and return the exit code; there are no scores without ground truth."""
+    from maskperf.cli.score_table import show_scores
     from maskperf.data.coco.categories import with_written_ids
     from maskperf.evaluation.detection_limit import most_counted
     from maskperf.evaluation.scores import agree, score, score_entries
-    from maskperf.evaluation.table import show_scores
     from maskperf.report.evaluation import write_evaluation_report
 
     val, match, truth, images = opened.val, opened.match, opened.truth, len(opened.val.image_ids)

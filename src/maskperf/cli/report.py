@@ -1,7 +1,6 @@
 """`maskperf report RUN...`: writes a page about one run or several, also about published logs."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +40,9 @@ def report(options: argparse.Namespace) -> int:
         for path in (page, page.with_suffix(".md")):
             require_new_file(path, overwrite=options.overwrite)
 
-    from maskperf.report.write import write_report_to
+    from maskperf.report.write import write_report
 
-    page, summary, contents = write_report_to(options.runs, options.compare, page)
+    summary, contents = write_report(options.runs, options.compare, page)
     print("\n".join([*_summary_lines(contents), f"written: {page}", f"written: {summary}"]))
     return EXIT_DONE
 
@@ -61,7 +60,7 @@ def _default_page(first: Path) -> Path:
 
 
 def _summary_lines(contents: Any) -> list[str]:
-    from maskperf.report.placement import placement_sentence
+    from maskperf.report.placement import placement_sentence, runs_of_notes
 
     lines = [contents.title, contents.sentence]
     if len(contents.runs) > 1:
@@ -74,17 +73,6 @@ def _summary_lines(contents: Any) -> list[str]:
             f"{name} {ap:.4f}" + (f" (target {target:g})" if target is not None else "") for name, ap, target in pairs
         ]
         lines.append(f"last evaluation: {', '.join(texts)}")
-    lines += _note_lines(contents.runs)
+    for note, names in runs_of_notes(contents.runs, "notes").items():
+        lines.append(f"note: {note}" if len(names) == len(contents.runs) else f"note ({', '.join(names)}): {note}")
     return [*lines, *filter(None, (placement_sentence(contents.places), contents.places_note))]
-
-
-def _note_lines(runs: Sequence[Any]) -> list[str]:
-    """Return each note once, with the runs that it is about unless it is about all of them."""
-    runs_of_note: dict[str, list[str]] = {}
-    for run in runs:
-        for note in dict.fromkeys(run.notes):
-            runs_of_note.setdefault(note, []).append(run.name)
-    return [
-        f"note: {note}" if len(names) == len(runs) else f"note ({', '.join(names)}): {note}"
-        for note, names in runs_of_note.items()
-    ]

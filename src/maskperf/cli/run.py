@@ -246,7 +246,8 @@ def _write_report() -> None:
     if folder is None or not any((*folder.glob("results.json"), *folder.glob("run_*/results.json"))):
         return
     try:
-        page, _ = write_report(folder)
+        page = folder / "report.html"
+        write_report([folder], [], page)
         print(f"report: {page}", flush=True)
     except Exception as error:  # the result of the run stands, whatever is wrong with its page
         problem = f"{type(error).__name__}: {error}"

@@ -9,12 +9,11 @@ import numpy as np
 from maskperf.evaluation.scores import (
     ALL_AREAS,
     COCO_DETECTIONS,
-    FEW_DETECTIONS,
     IOU_50,
     IOU_75,
     MOST_DETECTIONS,
     GroundTruth,
-    fast_results,
+    evaluated,
 )
 from maskperf.schema import Analysis, CalibrationBin, ErrorKind, KindAnalysis
 
@@ -37,8 +36,8 @@ def analyze(
     Confusions are those of boxes: they match the detections of an image with its objects whatever the categories.
     Source: Bolya et al., TIDE (2020), for the kinds of errors.
     """
-    boxes = _evaluated(ground_truth, box_results, "bbox", max_detections)
-    masks = _evaluated(ground_truth, mask_results, "segm", max_detections)
+    boxes = evaluated(ground_truth, box_results, "bbox", "fast", max_detections)
+    masks = evaluated(ground_truth, mask_results, "segm", "fast", max_detections)
     confusion = boxes.confusion_matrix(iou_thr=LEAST_IOU, min_score=SURE_SCORE)
     rows, columns = np.nonzero(confusion["matrix"])
     counts = confusion["matrix"][rows, columns]
@@ -52,19 +51,8 @@ def analyze(
     )
 
 
-def _evaluated(
-    ground_truth: GroundTruth, results: Sequence[dict], iou_type: str, max_detections: int
-) -> hotcoco.COCOeval:
-    truth = ground_truth.fast
-    evaluation = hotcoco.COCOeval(truth, fast_results(truth, results, iou_type), iou_type)
-    evaluation.params.maxDets = [*FEW_DETECTIONS, max_detections]
-    evaluation.evaluate()
-    evaluation.accumulate()
-    return evaluation
-
-
 def _analysis_of_kind(evaluation: hotcoco.COCOeval) -> KindAnalysis:
-    assert evaluation.eval is not None  # accumulated above
+    assert evaluation.eval is not None
     precision = np.asarray(evaluation.eval["precision"])[..., ALL_AREAS, MOST_DETECTIONS]  # thresholds, recalls, ...
     tide = evaluation.tide_errors(pos_thr=LEAST_IOU, bg_thr=BACKGROUND_IOU)
     calibration = evaluation.calibration(n_bins=CALIBRATION_BINS, iou_threshold=LEAST_IOU)

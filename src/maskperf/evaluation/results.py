@@ -69,12 +69,9 @@ class Results(Sequence[dict[str, Any]]):
     def __iter__(self) -> Iterator[dict]:
         table = self.table
         owners = zip(table.image_ids.tolist(), table.category_ids.tolist(), strict=True)
-        for (image_id, category_id), shape, score in zip(owners, self.shapes(), table.scores.tolist(), strict=True):
+        shapes = table.boxes_xywh.tolist() if self.geometry == "bbox" else table.masks()
+        for (image_id, category_id), shape, score in zip(owners, shapes, table.scores.tolist(), strict=True):
             yield {"image_id": image_id, "category_id": category_id, self.geometry: shape, "score": score}
-
-    def shapes(self) -> list:
-        """Return the box or mask of each entry."""
-        return self.table.boxes_xywh.tolist() if self.geometry == "bbox" else self.table.masks()
 
 
 def box_and_mask_results(table: ResultTable) -> tuple[Results, Results]:
@@ -105,7 +102,9 @@ def result_table(
         is_valid, size_hw = valid[index], tuple(original_sizes_hw[index])
         image_boxes = rescale_boxes(edges_of(boxes[index][is_valid], conventions), tuple(sizes_hw[index]), size_hw)
         count = len(image_boxes)
-        edges, owners = mask_edges(mask_probs[index][is_valid], image_boxes, size_hw, conventions)
+        pasted = mask_probs[index][is_valid], image_boxes, size_hw
+        is_grid = conventions.paste == "grid"
+        edges, owners = edges_of_masks(paste_by_grid(*pasted)) if is_grid else paste_edges(*pasted)
         areas = np.bincount(owners[::2], weights=edges[1::2] - edges[::2], minlength=count)
         table = ResultTable(
             image_ids=np.full(count, image_id),
@@ -128,21 +127,6 @@ def rescale_boxes(
     return boxes * boxes.new_tensor([ratio_x, ratio_y, ratio_x, ratio_y])
 
 
-def mask_edges(
-    mask_probs: Float[Tensor, "detections mask mask"],
-    boxes: Float[Tensor, "detections 4"],
-    size_hw: tuple[int, int],
-    conventions: Conventions,
-) -> tuple[Int[np.ndarray, " edges"], Int[np.ndarray, " edges"]]:
-    """Return where the pasted masks begin and end, and the detection of each such edge, as `paste_edges`.
-
-    `boxes` are at the scale of the image, as `edges` of the conventions and `rescale_boxes` give them.
-    """
-    if conventions.paste == "grid":
-        return edges_of_masks(paste_by_grid(mask_probs, boxes, size_hw))
-    return paste_edges(mask_probs, boxes, size_hw)
-
-
 def boxes_to_xywh(boxes: Float[Tensor, "detections 4"], has_plus_one: bool = True) -> Float[Tensor, "detections 4"]:
     """Return x, y, width, height of corner boxes, corners inclusive (width = x2 - x1 + 1) or not."""
     sides = boxes[:, 2:] - boxes[:, :2]
@@ -163,6 +147,14 @@ def run_length_codes(
     return [code["counts"].decode("ascii") for code in codes]
 
 
+def packed_mask(segmentation: list | dict, size_hw: Sequence[int]) -> Any:
+    """Return a segmentation of COCO (polygons, or a run-length code of either kind) as a compressed code."""
+    if isinstance(segmentation, list):
+        return coco_masks.merge(coco_masks.frPyObjects(segmentation, *size_hw))
+    is_packed = not isinstance(segmentation["counts"], list)
+    return segmentation if is_packed else coco_masks.frPyObjects(segmentation, *size_hw)
+
+
 def joined(tables: Sequence[ResultTable]) -> ResultTable:
     """Return the rows of all tables, one table after the other."""
     return ResultTable(
@@ -175,20 +167,13 @@ def without_repeats(table: ResultTable) -> ResultTable:
 
     Source: the benchmark's evaluation drops them since 2021, because padded samplers can see an image twice.
     """
-    is_repeated = np.zeros(len(table), bool)
-    seen = set()
-    for index in _indices_of_equal_scores(table):
-        row = table.rows(np.array([index]))
-        key = tuple(tuple(column.ravel().tolist()) for column in vars(row).values())
+    by_score = np.lexsort((table.scores, table.image_ids))
+    # Only rows that share image and score can be equal, and these are few.
+    is_alike = (np.diff(table.image_ids[by_score]) == 0) & (np.diff(table.scores[by_score]) == 0)
+    is_repeated, seen = np.zeros(len(table), bool), set()
+    for index in np.union1d(by_score[:-1][is_alike], by_score[1:][is_alike]):
+        key = tuple(tuple(column[[index]].ravel().tolist()) for column in vars(table).values())
         is_repeated[index] = key in seen
         seen.add(key)
     order = np.argsort(table.image_ids, kind="stable")
     return table.rows(order[~is_repeated[order]])
-
-
-def _indices_of_equal_scores(table: ResultTable) -> list[int]:
-    """Return the few rows that share image and score with another one; no others can be equal."""
-    order = np.lexsort((table.scores, table.image_ids))
-    is_same = (np.diff(table.image_ids[order]) == 0) & (np.diff(table.scores[order]) == 0)
-    first = np.flatnonzero(is_same)
-    return np.unique(order[np.concatenate([first, first + 1])]).tolist()

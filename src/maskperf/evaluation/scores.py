@@ -20,7 +20,8 @@ from pycocotools.cocoeval import COCOeval
 from maskperf.data.coco.categories import CategoryMatch, in_training_categories
 from maskperf.data.coco.index import CocoIndex, dataset_of
 from maskperf.errors import ConfigError, DataError, Problem
-from maskperf.evaluation.results import NO_RESULTS, Results
+from maskperf.evaluation.results import NO_RESULTS, Results, packed_mask
+from maskperf.schema import file_error
 
 ENGINES = ("fast", "official")
 COCO_DETECTIONS = 100  # of an image, the best of which COCO counts
@@ -97,15 +98,10 @@ class GroundTruth:
         self.category_names = _names_by_id(self._dataset["categories"])
         self._dataset["annotations"] = _fixed(self._dataset["annotations"], self.image_sizes_hw)
         if all(annotation["iscrowd"] for annotation in self._dataset["annotations"]):
-            no_objects = Problem(
-                file=self.path,
-                where="the whole file",
-                field="annotations",
-                value=f"{len(self._dataset['annotations'])} entries",
-                message="There is no object to find (crowd regions do not count), so there is no average precision.",
-                fix="Use a file with objects, or set data.crowd_as_objects=true for iscrowd=1 by mistake of an export.",
-            )
-            raise DataError([no_objects])
+            message = "There is no object to find (crowd regions do not count), so there is no average precision."
+            fix = "Use a file with objects, or set data.crowd_as_objects=true for iscrowd=1 by mistake of an export."
+            value = f"{len(self._dataset['annotations'])} entries"
+            raise file_error(Path(path), message, where="annotations", value=value, fix=fix)
 
     @cached_property
     def official(self) -> COCO:
@@ -168,19 +164,27 @@ def agree(first: Scores, second: Scores) -> list[str]:
     ]
 
 
+def evaluated(
+    ground_truth: GroundTruth, results: Sequence[dict], iou_type: str, engine: str, max_detections: int
+) -> Any:
+    """Return the `COCOeval` of an engine with its arrays of precision and recall; `iou_type` is "bbox" or "segm"."""
+    if engine == "official":
+        official = ground_truth.official
+        evaluation = COCOeval(official, _official_results(official, results, iou_type), iou_type)
+    else:
+        fast = ground_truth.fast
+        evaluation = hotcoco.COCOeval(fast, _fast_results(fast, results, iou_type), iou_type)
+    evaluation.params.maxDets = [*FEW_DETECTIONS, max_detections]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return evaluation
+
+
 def _evaluate(
     ground_truth: GroundTruth, results: Sequence[dict], iou_type: str, engine: str, max_detections: int
 ) -> tuple[tuple[float, ...], dict[str, float | None]]:
     """Return the 12 numbers and the AP of each category."""
-    if engine == "official":
-        truth = ground_truth.official
-        evaluation = COCOeval(truth, _official_results(truth, results, iou_type), iou_type)
-    else:
-        truth = ground_truth.fast
-        evaluation = hotcoco.COCOeval(truth, fast_results(truth, results, iou_type), iou_type)
-    evaluation.params.maxDets = [*FEW_DETECTIONS, max_detections]
-    evaluation.evaluate()
-    evaluation.accumulate()
+    evaluation = evaluated(ground_truth, results, iou_type, engine, max_detections)
     precision, recall = np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
     of_category = precision[:, :, :, ALL_AREAS, MOST_DETECTIONS]
     per_category = {
@@ -216,8 +220,7 @@ def _mean(numbers: np.ndarray) -> float | None:
     return float(counted.mean()) if counted.size else None
 
 
-def fast_results(truth: hotcoco.COCO, results: Sequence[dict], iou_type: str) -> hotcoco.COCO:
-    """Return results as hotcoco wants them; `iou_type` is "bbox" or "segm"."""
+def _fast_results(truth: hotcoco.COCO, results: Sequence[dict], iou_type: str) -> hotcoco.COCO:
     table = results.table if isinstance(results, Results) else NO_RESULTS
     largest_id = max(table.image_ids.max(initial=0), table.category_ids.max(initial=0))
     if not len(table) or largest_id > LARGEST_EXACT_ID:
@@ -267,17 +270,10 @@ def _fixed(annotations: list[dict], image_sizes_hw: dict[int, list[int]]) -> lis
         entry = {"iscrowd": 0, **annotation}
         entry["id"] = position if renumber else annotation["id"]
         if "area" not in annotation:
-            entry["area"] = _mask_area(annotation["segmentation"], image_sizes_hw[annotation["image_id"]])
+            code = packed_mask(annotation["segmentation"], image_sizes_hw[annotation["image_id"]])
+            entry["area"] = float(coco_masks.area(code))
         fixed.append(entry)
     return fixed
-
-
-def _mask_area(segmentation: list | dict, size_hw: list[int]) -> float:
-    """Return the number of pixels of a COCO segmentation: polygons, or a run-length code of either kind."""
-    if isinstance(segmentation, dict) and not isinstance(segmentation["counts"], list):
-        return float(coco_masks.area(segmentation))
-    codes = coco_masks.frPyObjects(segmentation, *size_hw)
-    return float(coco_masks.area(coco_masks.merge(codes) if isinstance(codes, list) else codes))
 
 
 def _problems(ground_truth: GroundTruth, results: Sequence[dict], geometry: str) -> list[Problem]:
@@ -291,34 +287,22 @@ def _problems(ground_truth: GroundTruth, results: Sequence[dict], geometry: str)
             message=message,
             fix=fix,
         )
-        for position in _suspects(ground_truth, results, geometry)
+        for position in _suspects(ground_truth, results)
         for entry in (results[position],)
         for field, message, fix in _entry_problems(ground_truth, entry, geometry)
     ]
 
 
-def _suspects(ground_truth: GroundTruth, results: Sequence[dict], geometry: str) -> Iterable[int]:
-    """Return the positions of the results for which `_entry_problems` may find a problem."""
-    try:
-        columns: Iterable[np.ndarray]
-        shapes: np.ndarray | list[Any]
-        if isinstance(results, Results):
-            table = results.table
-            columns = (table.image_ids, table.category_ids, table.scores)
-            shapes = table.boxes_xywh if geometry == "bbox" else table.sizes_hw
-        else:
-            columns = (np.array([entry[key] for entry in results]) for key in ("image_id", "category_id", "score"))
-            shapes = [entry[geometry] if geometry == "bbox" else entry[geometry]["size"] for entry in results]
-        image_ids, category_ids, scores = columns
-        is_good = np.isin(image_ids, list(ground_truth.image_sizes_hw)) & np.isfinite(scores)
-        is_good &= np.isin(category_ids, list(ground_truth.category_names))
-        if geometry == "bbox":
-            is_good &= np.isfinite(np.array(shapes, np.float64).reshape(-1, 4)).all(axis=1)
-        else:
-            sizes_hw = [ground_truth.image_sizes_hw.get(image_id, [0, 0]) for image_id in image_ids.tolist()]
-            is_good &= (np.array(shapes).reshape(-1, 2) == np.array(sizes_hw).reshape(-1, 2)).all(axis=1)
-    except (KeyError, TypeError, ValueError):  # something is missing, or is no number
+def _suspects(ground_truth: GroundTruth, results: Sequence[dict]) -> Iterable[int]:
+    """Return the positions of the results for which `_entry_problems` may find a problem; of a table few, and fast."""
+    if not isinstance(results, Results):
         return range(len(results))
+    table = results.table
+    sizes_hw = [ground_truth.image_sizes_hw.get(image_id, [0, 0]) for image_id in table.image_ids.tolist()]
+    is_good = (table.sizes_hw == np.array(sizes_hw).reshape(-1, 2)).all(axis=1)
+    is_good &= np.isin(table.image_ids, list(ground_truth.image_sizes_hw))
+    is_good &= np.isin(table.category_ids, list(ground_truth.category_names))
+    is_good &= np.isfinite(table.scores) & np.isfinite(table.boxes_xywh).all(axis=1)
     return np.flatnonzero(~is_good).tolist()
 
 

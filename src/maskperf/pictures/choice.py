@@ -3,10 +3,9 @@
 import base64
 import io
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -17,6 +16,7 @@ from maskperf.data.coco.categories import CategoryMatch
 from maskperf.data.coco.document import AnnotationRow, CategoryRow, Document, ImageRow
 from maskperf.data.coco.index import CocoIndex, read_annotations
 from maskperf.data.images.decode import decode_image
+from maskperf.evaluation.results import packed_mask
 from maskperf.files import printable
 from maskperf.pictures import drawing
 from maskperf.schema import PictureEntry
@@ -33,29 +33,29 @@ QUALITIES = (88, 80, 70, 60, 50, 40, 30)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageScore:
-    """How well the objects of one image were found."""
+class ImageMatch:
+    """Which detections of an image are which of its annotations, by their positions in both lists."""
 
     image_id: int
-    score: float
-    objects: int
-    overlaps: tuple[float, ...]  # mask overlap of each object that was found
-    wrong: int  # detections without an object
+    overlaps: dict[int, float]  # mask overlaps with the objects that were found, by detection
+    missed: frozenset[int]  # annotations
+    wrong: frozenset[int]  # detections without an object
+
+    @property
+    def objects(self) -> int:
+        return len(self.overlaps) + len(self.missed)
+
+    @property
+    def score(self) -> float:
+        """The sum of the overlaps, divided by the number of objects plus that of wrong detections."""
+        return sum(self.overlaps.values()) / max(1, self.objects + len(self.wrong))
 
     def caption(self) -> str:
         found = f"{len(self.overlaps)} of {self.objects} object{'s' if self.objects > 1 else ''} found"
         if self.overlaps:
-            found += f", mean mask overlap {sum(self.overlaps) / len(self.overlaps):.2f}"
-        return f"score {self.score:.2f}: {found}, {self.wrong or 'no'} wrong detection{'s' if self.wrong > 1 else ''}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Match:
-    """Which detections of an image are which of its annotations, by their positions in both lists."""
-
-    overlaps: dict[int, float]  # of detections
-    missed: frozenset[int]  # annotations
-    wrong: frozenset[int]  # detections
+            found += f", mean mask overlap {sum(self.overlaps.values()) / len(self.overlaps):.2f}"
+        wrong = len(self.wrong)
+        return f"score {self.score:.2f}: {found}, {wrong or 'no'} wrong detection{'s' if wrong > 1 else ''}"
 
 
 class Predictions:
@@ -68,8 +68,6 @@ class Predictions:
     def __init__(
         self, document: Document, image_folder: Path, box_results: Sequence[dict], mask_results: Sequence[dict]
     ):
-        if len(box_results) != len(mask_results):
-            raise ValueError(f"{len(box_results)} box results, but {len(mask_results)} mask results")
         self.document = document
         self._image_folder = image_folder
         self._names = drawing.drawable_names({row.id: str(row.name) for row in document.categories})
@@ -94,7 +92,7 @@ class Predictions:
         shown |= {entry["category_id"] for image in rows for entry in self._found[image.id]}
         names = {self._names[category_id] for category_id in shown}
         legend = {name: colour for name, colour in self._colours.items() if name in names}
-        drawing.write_page([(row.file_name, self._draw(row)) for row in rows], legend, path)
+        drawing.write_page([(row.file_name, self._draw(row, self._match(row))) for row in rows], legend, path)
 
     def best_and_worst(self, count: int = BEST_AND_WORST) -> list[PictureEntry]:
         """Return the `count` best and the `count` worst images, each drawn with its truth and its detections.
@@ -103,77 +101,68 @@ class Predictions:
         Errors: DataError for an image that cannot be read.
         """
         rows = {row.id: row for row in self.document.images}
-        chosen = choose_best_and_worst(self.image_scores(), count)
-        return [self._entry(kind, rows[scored.image_id], scored.caption()) for kind, scored in chosen]
+        chosen = choose_best_and_worst(self.matches(), count)
+        return [self._entry(kind, rows[match.image_id], match) for kind, match in chosen]
 
     def samples(self, count: int = SAMPLES) -> list[PictureEntry]:
         """Return `count` images spread over the split: those of two runs on it are the same. Otherwise as above."""
         rows = choose_images(self.document, count)
-        return [self._entry("sample", row, self._score(row).caption()) for row in rows]
+        return [self._entry("sample", row, self._match(row)) for row in rows]
 
-    def _entry(self, kind: str, row: ImageRow, caption: str) -> PictureEntry:
-        return picture_entry(kind, printable(row.file_name), caption, self._draw(row))
+    def _entry(self, kind: str, row: ImageRow, match: ImageMatch) -> PictureEntry:
+        return picture_entry(kind, printable(row.file_name), match.caption(), self._draw(row, match))
 
-    def image_scores(self) -> list[ImageScore]:
-        """Return the score of each image that has an object (crowds are none).
+    def matches(self) -> list[ImageMatch]:
+        """Return the match of each image that has an object (crowds are none).
 
-        It is the sum of the mask overlaps of the objects found, divided by the number of objects plus that of wrong
-        detections. Detections and objects of one category are paired one to one, the largest overlap first, down to an
-        overlap of 0.1; a detection left over is wrong, unless half of it is inside a crowd of its category.
+        Detections and objects of one category are paired one to one, the largest overlap first, down to an overlap of
+        0.1; a detection left over is wrong, unless half of it is inside a crowd of its category.
         """
         filled = {row.image_id for row in self.document.annotations if not row.iscrowd}
-        return [self._score(row) for row in self.document.images if row.id in filled]
+        return [self._match(row) for row in self.document.images if row.id in filled]
 
-    def _score(self, row: ImageRow) -> ImageScore:
-        match = self._match(row)
-        objects = sum(not annotation.iscrowd for annotation in self._truth[row.id])
-        pairs, wrong = tuple(match.overlaps.values()), len(match.wrong)
-        score = sum(pairs) / max(1, objects + wrong)
-        return ImageScore(image_id=row.id, score=score, objects=objects, overlaps=pairs, wrong=wrong)
-
-    def _match(self, row: ImageRow) -> _Match:
+    def _match(self, row: ImageRow) -> ImageMatch:
         truth, found = self._truth[row.id], self._found[row.id]
         is_crowd = np.array([bool(annotation.iscrowd) for annotation in truth], bool)
         overlaps = np.zeros((len(found), len(truth)))  # of one category; for a crowd the share inside it
         if found and truth:
-            outlines = [_packed(annotation.outline, (row.height, row.width)) for annotation in truth]
+            outlines = [packed_mask(annotation.outline, (row.height, row.width)) for annotation in truth]
             overlaps = coco_masks.iou([entry["segmentation"] for entry in found], outlines, is_crowd.tolist())
             found_ids = np.array([entry["category_id"] for entry in found])
             overlaps *= found_ids[:, None] == [annotation.category_id for annotation in truth]
         paired = _pair_largest_first(np.where(is_crowd, 0, overlaps))
         is_ignored = overlaps[:, is_crowd].max(axis=1, initial=0) >= CROWD_OVERLAP
-        return _Match(
+        return ImageMatch(
+            image_id=row.id,
             overlaps={detection: float(overlaps[detection, index]) for detection, index in paired.items()},
             missed=frozenset(np.flatnonzero(~is_crowd).tolist()) - set(paired.values()),
             wrong=frozenset(index for index in range(len(found)) if index not in paired and not is_ignored[index]),
         )
 
-    def _draw(self, row: ImageRow) -> Image.Image:
+    def _draw(self, row: ImageRow, match: ImageMatch) -> Image.Image:
         size_hw = (row.height, row.width)
         path, max_pixels = self._image_folder / row.file_name, row.height * row.width
         pixels = decode_image(path, image_id=row.id, expected_size_hw=size_hw, max_pixels=max_pixels)
 
-        def panel(entries: Iterable[tuple[Sequence, Any, int, str, str]], note: str) -> Image.Image:
-            overlays = []
-            for box, outline, category_id, suffix, error in entries:
-                name = self._names[category_id]
-                mask = coco_masks.decode(_packed(outline, size_hw)).astype(bool)
-                label = f"{error}: {drawing.short_name(name)}{suffix}" if error else drawing.short_name(name) + suffix
-                overlays.append(drawing.Overlay(box, mask, label, self._colours[name], is_error=bool(error)))
-            return drawing.draw_panel(pixels, overlays, note)
+        def overlay(box: Sequence, outline: list | dict, category_id: int, suffix: str, error: str) -> drawing.Overlay:
+            name = self._names[category_id]
+            mask = coco_masks.decode(packed_mask(outline, size_hw)).astype(bool)
+            label = (f"{error}: " if error else "") + drawing.short_name(name) + suffix
+            return drawing.Overlay(box, mask, label, self._colours[name], is_error=bool(error))
 
-        match, annotations, detections = self._match(row), self._truth[row.id], self._found[row.id]
         loose = {index for index, overlap in match.overlaps.items() if overlap < LOOSE_OVERLAP}
         errors = {**dict.fromkeys(match.wrong, "false"), **dict.fromkeys(loose, "loose")}
-        truth = (
-            (t.bbox, t.outline, t.category_id, ", crowd" if t.iscrowd else "", "missed" if i in match.missed else "")
-            for i, t in enumerate(annotations)
-        )
-        found = (
-            (d["bbox"], d["segmentation"], d["category_id"], f" {d['score']:.2f}", errors.get(i, ""))
-            for i, d in enumerate(detections)
-        )
-        return drawing.draw_pair(panel(truth, "no objects"), panel(found, "nothing found"))
+        errors_of_truth = dict.fromkeys(match.missed, "missed")
+        truth = [
+            overlay(t.bbox, t.outline, t.category_id, ", crowd" if t.iscrowd else "", errors_of_truth.get(i, ""))
+            for i, t in enumerate(self._truth[row.id])
+        ]
+        found = [
+            overlay(d["bbox"], d["segmentation"], d["category_id"], f" {d['score']:.2f}", errors.get(i, ""))
+            for i, d in enumerate(self._found[row.id])
+        ]
+        panels = drawing.draw_panel(pixels, truth, "no objects"), drawing.draw_panel(pixels, found, "nothing found")
+        return drawing.draw_pair(*panels)
 
 
 def predictions_of_split(
@@ -202,24 +191,17 @@ def choose_images(document: Document, num_images: int) -> list[ImageRow]:
     return sorted(chosen, key=lambda row: row.id)
 
 
-def choose_best_and_worst(scores: Sequence[ImageScore], count: int) -> list[tuple[str, ImageScore]]:
+def choose_best_and_worst(matches: Sequence[ImageMatch], count: int) -> list[tuple[str, ImageMatch]]:
     """Return up to `count` best images, the best one first, then up to `count` worst, the worst one first.
 
     No image is both, and where there are too few each kind gets a half; a score of 0 is never among the best. Of equal
     scores the image with more objects and wrong detections is chosen, then the smaller id.
     """
-    best = sorted(scores, key=lambda entry: (-entry.score, -entry.objects - entry.wrong, entry.image_id))
-    worst = sorted(scores, key=lambda entry: (entry.score, -entry.objects - entry.wrong, entry.image_id))
+    best = sorted(matches, key=lambda entry: (-entry.score, -entry.objects - len(entry.wrong), entry.image_id))
+    worst = sorted(matches, key=lambda entry: (entry.score, -entry.objects - len(entry.wrong), entry.image_id))
     chosen = [entry for entry in best[: min(count, (len(best) + 1) // 2)] if entry.score > 0]
     left = [entry for entry in worst if entry not in chosen][:count]
     return [("best", entry) for entry in chosen] + [("worst", entry) for entry in left]
-
-
-def _packed(outline: list | dict, size_hw: tuple[int, int]) -> Any:
-    """Return the outline as run lengths in COCO's packed form."""
-    if isinstance(outline, list):
-        return coco_masks.merge(coco_masks.frPyObjects(outline, *size_hw))
-    return coco_masks.frPyObjects(outline, *size_hw) if isinstance(outline["counts"], list) else outline
 
 
 def _pair_largest_first(overlaps: Float[np.ndarray, "detections objects"]) -> dict[int, int]:

@@ -60,14 +60,6 @@ class Overlay:
     is_error: bool = False  # a missed object or a wrong detection, with dashes around its box
 
 
-@dataclass(frozen=True)
-class Style:
-    """Widths in pixels of the drawn image."""
-
-    stroke: int = 2
-    label_px: int = LABEL_PX
-
-
 def category_colours(names: Sequence[str]) -> dict[str, Colour]:
     """Return a colour for each different name; it depends on the position of the name only."""
     distinct = list(dict.fromkeys(names))
@@ -99,7 +91,7 @@ def draw_panel(pixels: UInt8[np.ndarray, "height width 3"], overlays: list[Overl
     """Return the image at its zoom with its overlays, large ones below small ones; the note if there are none."""
     height, width = pixels.shape[:2]
     zoom = min(LARGEST_PANEL_PX[0] / width, LARGEST_PANEL_PX[1] / height, LARGEST_ZOOM)
-    panel = _drawn(pixels, overlays, (max(1, round(width * zoom)), max(1, round(height * zoom))), Style())
+    panel = _drawn(pixels, overlays, (max(1, round(width * zoom)), max(1, round(height * zoom))))
     if not overlays:
         _draw_tag(ImageDraw.Draw(panel), _tag_at((6, 6), note, LABEL_PX), note, NOTE_COLOUR, LABEL_PX)
     return panel
@@ -129,11 +121,13 @@ def draw_image(
     height, width = pixels.shape[:2]
     scale = scale or min(max(1, -(-READABLE_PX // max(height, width))), MOST_ENLARGED)
     longer = scale * max(height, width)
-    style = Style(stroke=max(2, round(longer / 640)), label_px=min(max(LABEL_PX, round(longer / 70)), LARGEST_LABEL_PX))
-    return _drawn(pixels, overlays, (scale * width, scale * height), style)
+    stroke, label_px = max(2, round(longer / 640)), min(max(LABEL_PX, round(longer / 70)), LARGEST_LABEL_PX)
+    return _drawn(pixels, overlays, (scale * width, scale * height), stroke, label_px)
 
 
-def _drawn(pixels: np.ndarray, overlays: list[Overlay], size: tuple[int, int], style: "Style") -> Image.Image:
+def _drawn(
+    pixels: np.ndarray, overlays: list[Overlay], size: tuple[int, int], stroke: int = 2, label_px: int = LABEL_PX
+) -> Image.Image:
     height, width = pixels.shape[:2]
     zoom_x, zoom_y = size[0] / width, size[1] / height
     zoomed = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)).astype(np.float32)
@@ -144,29 +138,30 @@ def _drawn(pixels: np.ndarray, overlays: list[Overlay], size: tuple[int, int], s
         x, y, box_width, box_height = (np.array(overlay.box, np.float64) * ((zoom_x, zoom_y) * 2)).tolist()
         left, top = min(max(x, 0), size[0] - 1), min(max(y, 0), size[1] - 1)
         right, bottom = max(x + box_width - 1, left), max(y + box_height - 1, top)
-        is_tiny = min(box_width, box_height) < TINY_STROKES * style.stroke
+        is_tiny = min(box_width, box_height) < TINY_STROKES * stroke
         if is_tiny:  # the box keeps off the object, which is left as it is
-            gap = 2 * style.stroke
+            gap = 2 * stroke
             left, top, right, bottom = max(left - gap, 0), max(top - gap, 0), right + gap, bottom + gap
         else:
-            _tint(zoomed, overlay, style.stroke)
+            _tint(zoomed, overlay, stroke)
         boxes.append((left, top, min(right, size[0] - 1), min(bottom, size[1] - 1)))
     panel = Image.fromarray(np.clip(np.rint(zoomed), 0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(panel)
     for overlay, (left, top, right, bottom) in zip(overlays, boxes, strict=True):
-        casing = LIGHT if _luminance(overlay.colour) < MIDDLE_LUMINANCE else DARK
+        casing = _contrast(overlay.colour)
         draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=casing)
-        draw.rectangle((left, top, right, bottom), outline=overlay.colour, width=style.stroke)
+        draw.rectangle((left, top, right, bottom), outline=overlay.colour, width=stroke)
         if overlay.is_error:
             _draw_dashes(draw, (left, top, right, bottom))
     labels: list[Rectangle] = []
     for overlay, box in zip(overlays, boxes, strict=True):
-        _draw_label(draw, overlay, box, labels, style.label_px, is_forced=len(overlays) <= MOST_FORCED_LABELS)
+        _draw_label(draw, overlay, box, labels, label_px, is_forced=len(overlays) <= MOST_FORCED_LABELS)
     return panel
 
 
-def _luminance(colour: Sequence[Number] | np.ndarray) -> float:
-    return float(np.dot(np.asarray(colour, np.float64), (0.299, 0.587, 0.114)))
+def _contrast(colour: Sequence[Number] | np.ndarray) -> Colour:
+    """Return dark on a light colour and light on a dark one."""
+    return DARK if np.dot(colour, (0.299, 0.587, 0.114)) >= MIDDLE_LUMINANCE else LIGHT
 
 
 def _visible(overlay: Overlay, pixels: np.ndarray) -> Colour:
@@ -178,8 +173,7 @@ def _visible(overlay: Overlay, pixels: np.ndarray) -> Colour:
     mean = pixels[rows[::step], columns[::step]].astype(np.float64).mean(axis=0)
     if np.linalg.norm(mean - overlay.colour) >= SIMILAR_COLOURS:
         return overlay.colour
-    target = np.array(LIGHT if _luminance(mean) < MIDDLE_LUMINANCE else DARK, np.float64)
-    red, green, blue = np.rint(target * 0.65 + np.array(overlay.colour) * 0.35).astype(int).tolist()
+    red, green, blue = np.rint(np.array(_contrast(mean)) * 0.65 + np.array(overlay.colour) * 0.35).astype(int).tolist()
     return red, green, blue
 
 
@@ -209,7 +203,7 @@ def _tint(zoomed: np.ndarray, overlay: Overlay, stroke: int) -> None:
     part = zoomed[top:bottom, left:right]
     colour = np.array(overlay.colour, dtype=np.float32)
     # Around the edge, for objects in front of the overlay's own colour.
-    casing = np.array(LIGHT if _luminance(overlay.colour) < MIDDLE_LUMINANCE else DARK, np.float32)
+    casing = np.array(_contrast(overlay.colour), np.float32)
     part[is_inside] += (colour - part[is_inside]) * MASK_OPACITY
     part[is_edge] = colour
     part[is_casing] += (casing - part[is_casing]) * CASING_OPACITY
@@ -250,7 +244,7 @@ def _tag_at(corner: tuple[Number, Number], text: str, label_px: int) -> Rectangl
 def _draw_tag(draw: ImageDraw.ImageDraw, tag: Rectangle, text: str, colour: Colour, label_px: int) -> None:
     draw.rounded_rectangle(tag, radius=3, fill=colour)
     middle = (tag[0] + 4, (tag[1] + tag[3]) / 2)
-    draw_text(draw, middle, text, size_px=label_px, fill=DARK if _luminance(colour) > MIDDLE_LUMINANCE else LIGHT)
+    draw_text(draw, middle, text, size_px=label_px, fill=_contrast(colour))
 
 
 def draw_pair(truth: Image.Image, found: Image.Image) -> Image.Image:

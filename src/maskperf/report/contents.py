@@ -1,10 +1,19 @@
 """The contents of a report as plain values: made by gather, drawn by page and summary."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from maskperf.mlperf.published import PublishedBand, RankedSystem
 from maskperf.mlperf.rules import RuleResult
-from maskperf.schema import Analysis, GuardEvent, PictureEntry
+from maskperf.schema import Analysis, GuardEvent, PictureEntry, StepLine
+
+TERM_TITLES = {  # of the parts of the loss
+    "objectness": "Objectness (RPN)",
+    "rpn_box": "Box (RPN)",
+    "classification": "Classification",
+    "box": "Box",
+    "mask": "Mask",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,10 +22,10 @@ class Verdict:
 
     state: str  # "reached", "done" (it had no targets), "missed", "aborted" or "unfinished"
     sentence: str  # for example "Both targets met in epoch 14, after 19.2 minutes."
-    minutes: float | None  # run_start to run_stop
+    minutes: float | None = None  # run_start to run_stop
     box_ap: float | None  # of the last evaluation
     mask_ap: float | None
-    box_target: float | None
+    box_target: float | None  # 0: none
     mask_target: float | None
 
 
@@ -26,26 +35,6 @@ class EvaluationPoint:
     minutes: float | None  # since run_start
     box_ap: float
     mask_ap: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossPoint:
-    """Losses around one step; None where they were not finite or not recorded."""
-
-    step: int
-    total: float | None
-    terms: dict[str, float | None]  # by loss name; empty where only the total is known
-    learning_rate: float | None
-    images_per_second: float | None
-    memory_gib: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Phase:
-    """A part of the time between run_start and run_stop; the parts of a run sum to the whole."""
-
-    name: str
-    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,22 +53,21 @@ class RunPage:
     """One run."""
 
     name: str  # folder or file name
-    path: str
     recipe: str
-    notes: tuple[str, ...]  # what a reader must know, e.g. "a demo is not a submission"
+    notes: tuple[str, ...] = ()  # what a reader must know, e.g. "a demo is not a submission"
     notices: tuple[str, ...]  # the run's own remarks on its data and settings
     verdict: Verdict
-    evaluations: tuple[EvaluationPoint, ...]
-    losses: tuple[LossPoint, ...]
-    phases: tuple[Phase, ...]
+    evaluations: tuple[EvaluationPoint, ...] = ()
+    losses: tuple[StepLine, ...] = ()  # of single steps, or means around them; those of a log have no epoch
+    phases: dict[str, float] = field(default_factory=dict)  # seconds; they sum to the time from run_start to run_stop
     categories: tuple[CategoryScore, ...]
     pictures: tuple[PictureEntry, ...]
-    guard: tuple[GuardEvent, ...]  # the last one may be a "summary"
-    rules: tuple[RuleResult, ...]
+    guard: tuple[GuardEvent, ...] = ()  # the last one may be a "summary"
+    rules: tuple[RuleResult, ...] = ()
     settings: tuple[tuple[str, str], ...]  # batch size, learning rate, seed, ...
-    system: tuple[tuple[str, str], ...]  # machine and software
+    system: tuple[tuple[str, str], ...] = ()  # machine and software
     images_per_second: float | None  # of training, median
-    peak_memory: tuple[tuple[str, float], ...]  # name and GiB
+    peak_memory: tuple[tuple[str, float], ...] = ()  # name and GiB
     stats: tuple[tuple[str, float | None, float | None], ...] = ()  # COCO's twelve numbers: name, for boxes, for masks
     analysis: Analysis | None = None
     is_closed: bool = True  # of the closed division, whose rules are shown unasked
@@ -101,10 +89,10 @@ class ReportContents:
     title: str
     sentence: str  # the verdict over all runs
     runs: tuple[RunPage, ...]
-    compared: tuple[RunPage, ...]
-    score: SeriesScore | None
-    places: tuple[RankedSystem, ...]  # sorted by minutes; empty where a comparison makes no sense
-    places_note: str
-    band: PublishedBand | None
-    written_at: str
+    compared: tuple[RunPage, ...] = ()
+    score: SeriesScore | None = None
+    places: tuple[RankedSystem, ...] = ()  # sorted by minutes; empty where a comparison makes no sense
+    places_note: str = ""
+    band: PublishedBand | None = None
+    written_at: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M:%S %z"))
     has_training: bool = True  # False: an evaluation of weights

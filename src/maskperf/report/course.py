@@ -1,79 +1,56 @@
 """The course of a run: losses in few enough points to draw, phases of its time, and events of the collapse guard."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from statistics import fmean
+
+import msgspec
 
 from maskperf.config import NUM_TRAIN_IMAGES
 from maskperf.mlperf.read import BenchmarkLog, TrackedStats
-from maskperf.report.contents import EvaluationPoint, LossPoint, Phase
+from maskperf.report.contents import TERM_TITLES, EvaluationPoint
 from maskperf.report.sources import RunFiles
 from maskperf.run.collapse import evaluation_collapse, find_collapse, windows_from_cumulative
 from maskperf.run.plateau import find_plateau
-from maskperf.schema import GuardEvent, Window
+from maskperf.schema import GuardEvent, StepLine, Window
 
-TERMS = ("objectness", "rpn_box", "classification", "box", "mask")
-TERM_OF_KEY = {  # the names of published logs
-    "loss_objectness": "objectness",
+TERM_OF_KEY = {  # of logs; the last three are names of published ones
+    **{f"loss_{name}": name for name in TERM_TITLES},
     "loss_rpn_box_reg": "rpn_box",
     "loss_classifier": "classification",
     "loss_box_reg": "box",
-    "loss_mask": "mask",
-    **{f"loss_{name}": name for name in ("rpn_box", "classification", "box")},
 }
+NUMBERS = (*TERM_TITLES, "total", "learning_rate", "images_per_second", "memory_gib")
 MOST_POINTS = 400
 LARGEST_DIFFERENCE = 0.005  # of the whole, between it and the sum of its parts
 
 Interval = tuple[float, float]
 
 
-def loss_points(files: RunFiles) -> tuple[LossPoint, ...]:
+def loss_points(files: RunFiles) -> tuple[StepLine, ...]:
     """Return at most about 400 points: from metrics.jsonl, or else from the tracked_stats of the log."""
-    if files.steps:
-        points = [
-            LossPoint(
-                step=line.step,
-                total=line.total,
-                terms={name: getattr(line, name) for name in TERMS},
-                learning_rate=line.learning_rate,
-                images_per_second=line.images_per_second,
-                memory_gib=line.memory_gib,
-            )
-            for line in files.steps
-        ]
-        return thin(points)
-    return () if files.log is None else thin(_points_of_log(files.log))
+    return thin(files.steps or (() if files.log is None else _points_of_log(files.log)))
 
 
-def thin(points: Sequence[LossPoint], most: int = MOST_POINTS) -> tuple[LossPoint, ...]:
+def thin(points: Sequence[StepLine], most: int = MOST_POINTS) -> tuple[StepLine, ...]:
     """Return means over windows of neighbouring points, so that there are about `most` of them.
 
     A stretch without a finite total is never averaged away: its first and its last point stay.
     """
     width = max(1, -(-sum(point.total is not None for point in points) // most))
-    thinned: list[LossPoint] = []
-    window: list[LossPoint] = []
-    for index, point in enumerate(points):
-        if point.total is not None:
-            window.append(point)
-        if window and (point.total is None or len(window) == width):
-            thinned.append(_mean(window))
-            window = []
-        neighbours = [points[other] for other in (index - 1, index + 1) if 0 <= other < len(points)]
-        is_inside = len(neighbours) == 2 and all(other.total is None for other in neighbours)
-        if point.total is None and not is_inside:
-            thinned.append(point)
-    return (*thinned, *([_mean(window)] if window else []))
+    thinned: list[StepLine] = []
+    for is_lost, group in groupby(points, key=lambda point: point.total is None):
+        stretch = list(group)
+        if is_lost:
+            thinned += stretch if len(stretch) == 1 else (stretch[0], stretch[-1])
+        else:
+            thinned += (_mean(stretch[first : first + width]) for first in range(0, len(stretch), width))
+    return tuple(thinned)
 
 
-def _mean(points: Sequence[LossPoint]) -> LossPoint:
-    if len(points) == 1:
-        return points[0]
-    numbers = ("total", "learning_rate", "images_per_second", "memory_gib")
-    return LossPoint(
-        step=round(fmean(point.step for point in points)),
-        terms={name: _mean_of([point.terms.get(name) for point in points]) for name in points[0].terms},
-        **{name: _mean_of([getattr(point, name) for point in points]) for name in numbers},
-    )
+def _mean(points: Sequence[StepLine]) -> StepLine:
+    numbers = {name: _mean_of([getattr(point, name) for point in points]) for name in NUMBERS}
+    return StepLine(step=round(fmean(point.step for point in points)), epoch=points[0].epoch, **numbers)
 
 
 def _mean_of(values: Sequence[float | None]) -> float | None:
@@ -105,7 +82,7 @@ def _loss_windows(log: BenchmarkLog, key: str = "loss") -> list[Window]:
     return [Window(first_step=first, last_step=last, loss=mean) for first, last, mean in rows]
 
 
-def _points_of_log(log: BenchmarkLog) -> list[LossPoint]:
+def _points_of_log(log: BenchmarkLog) -> list[StepLine]:
     """Return a point for each window of the tracked_stats; its step is the middle of the window."""
     entries = _rising(log.tracked)
     names = {key for values in entries.values() for key in values}
@@ -114,13 +91,13 @@ def _points_of_log(log: BenchmarkLog) -> list[LossPoint]:
         for key in sorted(names & TERM_OF_KEY.keys())
     }
     return [
-        LossPoint(
+        StepLine(
             step=(window.first_step + window.last_step) // 2,
+            epoch=0,
+            **{name: losses.get(window.last_step) for name, losses in by_term.items()},
             total=_finite_loss(window),
-            terms={name: by_term[name].get(window.last_step) for name in TERMS if name in by_term},
             learning_rate=entries[window.last_step].get("learning_rate"),
             images_per_second=entries[window.last_step].get("throughput"),
-            memory_gib=None,
         )
         for window in (_loss_windows(log) if "loss" in names else [])
     ]
@@ -130,21 +107,21 @@ def _finite_loss(window: Window) -> float | None:
     return None if window.frozen else window.loss
 
 
-def phases_of(files: RunFiles, notes: list[str]) -> tuple[Phase, ...]:
+def phases_of(files: RunFiles, notes: list[str]) -> dict[str, float]:
     """Return the time account of a run: its own, or else one made from the epochs and evaluations of the log.
 
     An account that does not sum up to the time of the run gets a note.
     """
-    if files.results is None or not files.results.time_account:
-        return () if files.log is None else phases_of_log(files.log)
     account, whole = files.results.time_account, files.results.seconds
+    if not account:
+        return {} if files.log is None else phases_of_log(files.log)
     difference = sum(account.values()) - whole
     if abs(difference) > LARGEST_DIFFERENCE * whole:
         notes.append(f"The parts of the time account differ from the {whole:.1f} s of the run by {difference:+.1f} s.")
-    return tuple(Phase(name=name, seconds=seconds) for name, seconds in account.items())
+    return account
 
 
-def phases_of_log(log: BenchmarkLog) -> tuple[Phase, ...]:
+def phases_of_log(log: BenchmarkLog) -> dict[str, float]:
     """Return training, evaluation and the rest; they sum to the time from run_start to run_stop.
 
     Time during an evaluation counts once and for the evaluation, whatever else happens then. Without a run_stop the
@@ -152,7 +129,7 @@ def phases_of_log(log: BenchmarkLog) -> tuple[Phase, ...]:
     """
     interval = run_interval(log)
     if interval is None or interval[1] <= interval[0]:
-        return ()
+        return {}
     start, stop = interval
     epochs = [
         (start + 60 * entry.start_minutes, stop if entry.stop_minutes is None else start + 60 * entry.stop_minutes)
@@ -163,24 +140,17 @@ def phases_of_log(log: BenchmarkLog) -> tuple[Phase, ...]:
     evaluating = _covered_seconds(evaluations, start, stop)
     busy = _covered_seconds([*epochs, *evaluations], start, stop)
     if not epochs and not evaluating:
-        return (Phase(name="other", seconds=stop - start),)
-    return (
-        Phase(name="training", seconds=busy - evaluating),
-        Phase(name="evaluation", seconds=evaluating),
-        Phase(name="other", seconds=stop - start - busy),
-    )
+        return {"other": stop - start}
+    return {"training": busy - evaluating, "evaluation": evaluating, "other": stop - start - busy}
 
 
 def run_interval(log: BenchmarkLog) -> Interval | None:
     """Return the times of run_start and of the end of the log, in seconds; None without a run_start."""
-    times_ms = [(record.key, record.time_ms) for record in log.records if record.time_ms is not None]
-    start_ms = next((time_ms for key, time_ms in times_ms if key == "run_start"), None)
-    if start_ms is None:
+    times = [(record.key, record.time_ms / 1000) for record in log.records if record.time_ms is not None]
+    start = next((seconds for key, seconds in times if key == "run_start"), None)
+    if start is None:
         return None
-    start = start_ms / 1000
-    if log.run_seconds is not None:
-        return start, start + log.run_seconds
-    return start, max(time_ms for _, time_ms in times_ms) / 1000
+    return start, max(seconds for _, seconds in times) if log.run_seconds is None else start + log.run_seconds
 
 
 def _evaluation_intervals(log: BenchmarkLog, stop: float) -> list[Interval]:
@@ -213,10 +183,9 @@ def guard_events(files: RunFiles, evaluations: Sequence[EvaluationPoint], *, rea
     """Return the guard's record of a run folder, or what it finds in a log; the last event is a summary."""
     if not files.is_folder:
         return () if files.log is None else _events_of_log(files.log, evaluations, reached=reached)
-    if files.results is None or files.results.guard is None:
-        lines = files.guard
-        return tuple(GuardEvent(event=line.event, step=line.step, epoch=line.epoch, text=line.text) for line in lines)
     guard = files.results.guard
+    if guard is None:
+        return msgspec.convert(files.guard, tuple[GuardEvent, ...], from_attributes=True)
     found = f"{len(guard.events)} event{'s' * (len(guard.events) > 1)}" if guard.events else "nothing noticed"
     return (*guard.events, GuardEvent(event="summary", text=f"{guard.steps_checked} steps checked: {found}."))
 

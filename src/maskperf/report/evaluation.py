@@ -1,9 +1,7 @@
 """The page of an evaluation: of weights on a data set, without a training."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -11,11 +9,11 @@ from maskperf.data.coco.categories import CategoryMatch, with_written_ids
 from maskperf.data.coco.index import CocoIndex
 from maskperf.evaluation.analysis import analyze
 from maskperf.evaluation.scores import GroundTruth
+from maskperf.files import write_text
 from maskperf.pictures.choice import predictions_of_split
 from maskperf.report.contents import ReportContents, RunPage, Verdict
 from maskperf.report.mistakes import category_scores, stat_rows
-from maskperf.report.page import write_page
-from maskperf.schema import Analysis, PictureEntry
+from maskperf.report.page import page_text
 
 FACTS = ("weights", "weights_sha256", "val_json", "val_json_sha256", "val_images", "images", "engine")
 
@@ -37,53 +35,22 @@ def write_evaluation_report(
     analysis = analyze(truth, *results, max_detections=facts["max_detections"])
     boxes, masks = (with_written_ids(found, match) for found in results)
     predictions = predictions_of_split(val, match, boxes, masks)
-    write_page(evaluation_contents(facts, analysis, [*predictions.best_and_worst(), *predictions.samples()]), path)
-
-
-def evaluation_contents(facts: dict[str, Any], analysis: Analysis, pictures: Sequence[PictureEntry]) -> ReportContents:
-    """Return the contents of the page; `facts` are those of evaluation.json."""
-    name = Path(facts["weights"]).name
-    box_ap, mask_ap = facts["box_ap"], facts["mask_ap"]
+    box_ap, mask_ap, name = facts["box_ap"], facts["mask_ap"], Path(facts["weights"]).name
     sentence = f"Box AP {box_ap:.4f} and mask AP {mask_ap:.4f} on {facts['images']:,} images."
-    verdict = Verdict(
-        state="done",
-        sentence=sentence,
-        minutes=None,
-        box_ap=box_ap,
-        mask_ap=mask_ap,
-        box_target=0.0,
-        mask_target=0.0,
-    )
     page = RunPage(
         name=name,
-        path=str(facts["weights"]),
         recipe=facts["recipe"],
-        notes=(),
         notices=tuple(facts["notices"]),
-        verdict=verdict,
-        evaluations=(),
-        losses=(),
-        phases=(),
+        verdict=Verdict(
+            state="done", sentence=sentence, box_ap=box_ap, mask_ap=mask_ap, box_target=0.0, mask_target=0.0
+        ),
         categories=category_scores(facts["box_ap_per_category"], facts["mask_ap_per_category"], analysis),
-        pictures=tuple(pictures),
-        guard=(),
-        rules=(),
+        pictures=(*predictions.best_and_worst(), *predictions.samples()),
         settings=tuple((key.replace("_", " "), str(facts[key])) for key in FACTS if key in facts),
-        system=(),
         images_per_second=facts["images_per_second"],
-        peak_memory=(),
         stats=stat_rows(facts["box_stats"], facts["mask_stats"]),
         analysis=analysis,
     )
-    return ReportContents(
-        title=f"Mask R-CNN: {name}",
-        sentence=sentence,
-        runs=(page,),
-        compared=(),
-        score=None,
-        places=(),
-        places_note="",
-        band=None,
-        written_at=time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        has_training=False,
-    )
+    title = f"Mask R-CNN: {name}"
+    contents = ReportContents(title=title, sentence=sentence, runs=(page,), has_training=False)
+    write_text(path, page_text(contents))

@@ -1,18 +1,17 @@
 """Gathers the contents of a report from runs, series and logs."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from maskperf.config import has_targets
-from maskperf.mlperf.published import PublishedBand, RankedSystem, band_for, place_among
+from maskperf.mlperf.published import RankedSystem, band_for, place_among
 from maskperf.mlperf.rules import RUNS, check_rules
 from maskperf.mlperf.scoring import reference_check, score_minutes
-from maskperf.report.contents import CategoryScore, ReportContents, RunPage, SeriesScore
+from maskperf.report.contents import ReportContents, RunPage, SeriesScore
 from maskperf.report.course import guard_events, loss_points, phases_of
 from maskperf.report.mistakes import category_scores, stat_rows
-from maskperf.report.sources import RunFiles, Source, read_source
+from maskperf.report.sources import RunFiles, read_source
 from maskperf.report.tables import median_speed, peak_memory, setting_pairs, system_pairs
 from maskperf.report.verdict import cause_of, evaluation_points, make_verdict, run_notes
 from maskperf.schema import LOG_FILE
@@ -43,14 +42,13 @@ def gather(runs: Sequence[Path], compared: Sequence[Path]) -> ReportContents:
     folder of result_*.txt. Nothing is written.
     Errors: DataError or ConfigError that names the file which is missing or cannot be read.
     """
-    sources = [read_source(path) for path in runs]
-    others = [read_source(path) for path in compared]
-    gathered = _named([_gather_run(files) for source in (*sources, *others) for files in source.runs])
-    count = sum(len(source.runs) for source in sources)
+    sources = [read_source(path) for path in (*runs, *compared)]
+    gathered = _named([_gather_run(files) for found, _ in sources for files in found])
+    count = sum(len(found) for found, _ in sources[: len(runs)])
     own, beside = gathered[:count], gathered[count:]
-    score = _score_of(sources, own)
+    score = _score_of(own, is_one_series=len(runs) == 1 and sources[0][1])
     places, places_note = _places(own, score)
-    pages = tuple(run.page for run in own)
+    pages, first = tuple(run.page for run in own), own[0].files
     return ReportContents(
         title=_title(own),
         sentence=_sentence(pages, score),
@@ -59,8 +57,7 @@ def gather(runs: Sequence[Path], compared: Sequence[Path]) -> ReportContents:
         score=score,
         places=places,
         places_note=places_note,
-        band=_published_band(own[0].files) if own else None,
-        written_at=time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        band=band_for(first.batch_size) if first.batch_size is not None and first.has_coco_targets else None,
     )
 
 
@@ -75,15 +72,16 @@ def _gather_run(files: RunFiles) -> _Run:
         verdict = replace(verdict, sentence=verdict.sentence + cause_of(guard))
     page = RunPage(
         name=files.path.name,
-        path=str(files.path),
         recipe=files.recipe,
         notes=(*run_notes(files, verdict, rules), *notes, *files.notes),
-        notices=() if files.results is None else files.results.notices,
+        notices=files.results.notices,
         verdict=verdict,
         evaluations=evaluations,
         losses=loss_points(files),
         phases=phases,
-        categories=_categories(files),
+        categories=category_scores(
+            files.results.box_ap_per_category, files.results.mask_ap_per_category, files.analysis
+        ),
         pictures=files.pictures,
         guard=guard,
         rules=rules,
@@ -91,17 +89,11 @@ def _gather_run(files: RunFiles) -> _Run:
         system=system_pairs(files),
         images_per_second=median_speed(files),
         peak_memory=peak_memory(files),
-        stats=() if files.results is None else stat_rows(files.results.box_stats, files.results.mask_stats),
+        stats=stat_rows(files.results.box_stats, files.results.mask_stats),
         analysis=files.analysis,
         is_closed=files.division == "closed",
     )
     return _Run(files=files, page=page)
-
-
-def _categories(files: RunFiles) -> tuple[CategoryScore, ...]:
-    if files.results is None:
-        return ()
-    return category_scores(files.results.box_ap_per_category, files.results.mask_ap_per_category, files.analysis)
 
 
 def _named(runs: Sequence[_Run]) -> list[_Run]:
@@ -127,27 +119,24 @@ def _sentence(pages: Sequence[RunPage], score: SeriesScore | None) -> str:
     if len(pages) == 1:
         return pages[0].verdict.sentence
     states = [page.verdict.state for page in pages]
-    counts = {state: f"{states.count(state)} {text}" for state, text in OUTCOMES.items() if state in states}
+    first, text = "reached", "reached their targets"
     if "done" in states and "reached" not in states:
-        others = [text for state, text in counts.items() if state != "done"]
-        trained = f"{states.count('done')} of {len(pages)} runs trained to their end, without targets"
-        return f"{', '.join([trained, *others])}."
-    others = [text for state, text in counts.items() if state != "reached"]
-    sentence = ", ".join([f"{states.count('reached')} of {len(pages)} runs reached their targets", *others])
-    if score is None:
+        first, text = "done", "trained to their end, without targets"
+    others = [f"{states.count(state)} {text}" for state, text in OUTCOMES.items() if state in states and state != first]
+    sentence = ", ".join([f"{states.count(first)} of {len(pages)} runs {text}", *others])
+    if score is None or first == "done":
         return f"{sentence}."
     minutes = score.score_minutes
     return f"{sentence}: no score." if minutes is None else f"{sentence}: score {minutes:.2f} minutes."
 
 
-def _score_of(sources: Sequence[Source], runs: Sequence[_Run]) -> SeriesScore | None:
+def _score_of(runs: Sequence[_Run], *, is_one_series: bool) -> SeriesScore | None:
     """Return the score of a series, or of five single runs of one recipe and batch size; otherwise None.
 
     Runs without targets have none: there is no time to a target.
     """
     if not any(has_targets(*run.files.targets) for run in runs):
         return None
-    is_one_series = len(sources) == 1 and sources[0].is_series
     alike = {(run.files.recipe, run.files.batch_size, run.files.targets) for run in runs}
     if not is_one_series and not (len(runs) == RUNS and len(alike) == 1):
         return None
@@ -197,8 +186,6 @@ def _places(runs: Sequence[_Run], score: SeriesScore | None) -> tuple[tuple[Rank
     other targets than those of COCO, there are no places and the note says why.
     """
     refused = "No comparison with the published systems:"
-    if not runs:
-        return (), "There is no run to compare."
     if not all(run.files.has_coco_targets for run in runs):
         return (), f"{refused} the targets are not those of the benchmark (0.377, 0.339)."
     chosen = next((run for run in runs if run.minutes is not None), runs[0])
@@ -223,8 +210,3 @@ def _places(runs: Sequence[_Run], score: SeriesScore | None) -> tuple[tuple[Rank
         batch_size=files.batch_size,
     )
     return places, note
-
-
-def _published_band(files: RunFiles) -> PublishedBand | None:
-    """Return the course of published runs of the nearest batch size; None for targets that are not COCO's."""
-    return band_for(files.batch_size) if files.batch_size is not None and files.has_coco_targets else None

@@ -1,7 +1,8 @@
 """What a model got wrong, as rows of tables: kinds of errors, confusions of categories, pictures of two runs."""
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from maskperf.report.contents import CategoryScore
@@ -19,9 +20,10 @@ MATRIX_CATEGORIES = 12  # shown one by one; the others are folded into one row a
 OTHERS, NONE_FOUND, NO_OBJECT = "all others", "missed", "no object"
 MOST_CONFUSED = 10
 MOST_RUNS_ABREAST = 4
+JPEG_START = b"\xff\xd8\xff"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class TideRow:
     title: str
     meaning: str
@@ -38,10 +40,10 @@ class TideRow:
 class ConfusionTable:
     """Counts by true category (rows; the last one: detections without an object) and found one (the last: missed)."""
 
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
-    counts: tuple[tuple[int, ...], ...]
-    shares: tuple[tuple[float, ...], ...]  # of the row
+    rows: list[str]
+    columns: list[str]
+    counts: list[list[int]]
+    shares: list[list[float]]  # of the row
     folded: int  # categories in the row and column of the others
 
 
@@ -49,7 +51,13 @@ def category_scores(
     boxes: Mapping[str, float | None], masks: Mapping[str, float | None], analysis: Analysis | None
 ) -> tuple[CategoryScore, ...]:
     """Return AP and counts of each category, in the order of `boxes`."""
-    counts = {} if analysis is None else _counts(analysis)
+    counts: dict[str, dict[str, int]] = {}
+    if analysis is not None:
+        *rows, without_object = _matrix(analysis)
+        for index, (name, row) in enumerate(zip(analysis.categories, rows, strict=True)):
+            objects, missed, right = sum(row), row[-1], row[index]
+            counts[name] = {"objects": objects, "missed": missed, "confused": objects - missed - right}
+            counts[name]["false"] = without_object[index]
     return tuple(
         CategoryScore(name=name, box_ap=box_ap, mask_ap=masks.get(name), **counts.get(name, {}))
         for name, box_ap in boxes.items()
@@ -60,58 +68,49 @@ def stat_rows(
     boxes: Mapping[str, float | None], masks: Mapping[str, float | None]
 ) -> tuple[tuple[str, float | None, float | None], ...]:
     """Return COCO's twelve numbers: name, for boxes, for masks; None in place of -1, which is no number."""
-    known = {name: None if number == -1 else number for name, number in masks.items()}
-    return tuple((name, None if number == -1 else number, known.get(name)) for name, number in boxes.items())
+
+    def known(number: float | None) -> float | None:
+        return None if number == -1 else number
+
+    return tuple((name, known(number), known(masks.get(name))) for name, number in boxes.items())
 
 
-def _counts(analysis: Analysis) -> dict[str, dict[str, int]]:
-    none = len(analysis.categories)
-    counts = {name: dict.fromkeys(("objects", "missed", "confused", "false"), 0) for name in analysis.categories}
+def _matrix(analysis: Analysis) -> list[list[int]]:
+    """Return the confusions by true and by found category; the last row and column are those of none."""
+    side = len(analysis.categories) + 1
+    matrix = [[0] * side for _ in range(side)]
     for true, found, count in analysis.confusions:
-        if true == none:
-            counts[analysis.categories[found]]["false"] += count
-            continue
-        of_category = counts[analysis.categories[true]]
-        of_category["objects"] += count
-        of_category["missed"] += count * (found == none)
-        of_category["confused"] += count * (found not in (true, none))
-    return counts
+        matrix[true][found] += count
+    return matrix
 
 
 def tide_rows(analysis: Analysis) -> list[TideRow]:
     """Return the kinds of errors, the one that costs most AP first."""
-    masks = {entry.kind: entry for entry in analysis.masks.errors}
     rows = [
-        TideRow(title=title, meaning=meaning, boxes=entry, masks=masks[entry.kind])
-        for entry in analysis.boxes.errors
-        for title, meaning in (KIND_TITLES.get(entry.kind, (entry.kind, "")),)
-        if entry.kind in masks
+        TideRow(*KIND_TITLES.get(boxes.kind, (boxes.kind, "")), boxes, masks)
+        for boxes, masks in zip(analysis.boxes.errors, analysis.masks.errors, strict=False)
     ]
     return sorted(rows, key=lambda row: -row.largest)
 
 
 def folded_confusions(analysis: Analysis, most: int = MATRIX_CATEGORIES) -> ConfusionTable:
     """Return the table of the `most` categories with most errors; the others are one row and one column."""
-    none = len(analysis.categories)
-    errors: Counter[int] = Counter()
+    matrix, none = _matrix(analysis), len(analysis.categories)
+    columns = zip(*matrix, strict=True)
+    sums = (sum(row) + sum(column) for row, column in zip(matrix, columns, strict=True))
+    errors = [total - 2 * matrix[index][index] for index, total in enumerate(sums)]
+    ranked = sorted(range(none), key=lambda index: -errors[index])
+    shown = sorted(ranked[: most if none > most + 1 else none])
+    names = [analysis.categories[index] for index in shown] + [OTHERS] * (len(shown) < none)
+    places = {**{category: place for place, category in enumerate(shown)}, none: len(names)}  # in the table
+    table = [[0] * (len(names) + 1) for _ in range(len(names) + 1)]
     for true, found, count in analysis.confusions:
-        if true != found:
-            errors.update({index: count for index in (true, found) if index != none})
-    shown = sorted(range(none), key=lambda index: (-errors[index], index))[: most if none > most + 1 else none]
-    places = {category: place for place, category in enumerate(sorted(shown))}
-    has_others = len(shown) < none
-    side = len(shown) + has_others + 1
-    places |= {none: side - 1}
-    table = [[0] * side for _ in range(side)]
-    for true, found, count in analysis.confusions:
-        row, column = places.get(true, len(shown)), places.get(found, len(shown))
-        table[row][column] += count
-    names = (*(analysis.categories[index] for index in sorted(shown)), *([OTHERS] if has_others else []))
+        table[places.get(true, len(shown))][places.get(found, len(shown))] += count
     return ConfusionTable(
-        rows=(*names, NO_OBJECT),
-        columns=(*names, NONE_FOUND),
-        counts=tuple(map(tuple, table)),
-        shares=tuple(tuple(count / max(1, sum(row)) for count in row) for row in table),
+        rows=[*names, NO_OBJECT],
+        columns=[*names, NONE_FOUND],
+        counts=table,
+        shares=[[count / max(1, sum(row)) for count in row] for row in table],
         folded=none - len(shown),
     )
 
@@ -127,11 +126,21 @@ def most_confused(analysis: Analysis, most: int = MOST_CONFUSED) -> list[tuple[s
     return sorted(pairs, key=lambda pair: -pair[2])[:most]
 
 
-def pictures_side_by_side(
-    runs: Sequence[Sequence[PictureEntry]], readable: Callable[[Sequence[PictureEntry], str], list[PictureEntry]]
-) -> list[list[tuple[int, PictureEntry]]]:
+def readable_jpegs(pictures: Sequence[PictureEntry], kind: str) -> list[PictureEntry]:
+    """Return the entries of this kind whose image is JPEG in base64."""
+    return [picture for picture in pictures if picture.kind == kind and _is_jpeg(picture.jpeg_base64)]
+
+
+def _is_jpeg(text: str) -> bool:
+    try:
+        return base64.b64decode(text, validate=True).startswith(JPEG_START)
+    except (binascii.Error, ValueError):
+        return False
+
+
+def pictures_side_by_side(runs: Sequence[Sequence[PictureEntry]]) -> list[list[tuple[int, PictureEntry]]]:
     """Return the sample images that the first run shares with others: its entry and theirs, each with its run."""
-    by_run = [{entry.title: entry for entry in readable(pictures, "sample")} for pictures in runs]
+    by_run = [{entry.title: entry for entry in readable_jpegs(pictures, "sample")} for pictures in runs]
     groups = []
     for title in by_run[0] if by_run else ():
         group = [(index, entries[title]) for index, entries in enumerate(by_run) if title in entries]

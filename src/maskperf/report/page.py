@@ -1,32 +1,31 @@
 """The report as one HTML file that works offline: style, script and data are inside, and nothing is fetched."""
 
 import base64
-import binascii
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from maskperf.files import write_text
-from maskperf.report.contents import ReportContents, RunPage
-from maskperf.report.mistakes import folded_confusions, most_confused, pictures_side_by_side, tide_rows
-from maskperf.report.placement import headline_minutes, overall_state, placement_sentence, state_title
-from maskperf.report.plots import CURVES, TERM_TITLES, clip_notes, loss_terms, plot_data
-from maskperf.report.text import STATE_TITLES, TEMPLATES, cleaned, is_number, templates
-from maskperf.schema import PictureEntry
+from maskperf.report.contents import TERM_TITLES, ReportContents, RunPage
+from maskperf.report.mistakes import (
+    folded_confusions,
+    most_confused,
+    pictures_side_by_side,
+    readable_jpegs,
+    tide_rows,
+)
+from maskperf.report.placement import headline_minutes, overall_state, placement_sentence, runs_of_notes, state_title
+from maskperf.report.plots import CURVES, plot_data
+from maskperf.report.text import STATE_TITLES, TEMPLATES, is_number, templates
 
 STYLES = ("page.css", "phone_and_print.css")
-PARTS = (
-    *("evaluations", "phases", "categories", "pictures", "guard", "rules", "settings", "system", "stats", "analysis"),
-)
+PARTS = ["evaluations", "phases", "categories", "pictures", "guard", "rules", "settings", "system", "stats", "analysis"]
 RUN_COLOURS = 7  # as many as page.css has
 PHASE_COLOURS = 10
-JPEG_START = b"\xff\xd8\xff"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,32 +38,11 @@ class ShownRun:
     page: RunPage
 
 
-def write_page(contents: ReportContents, path: Path) -> None:
-    """Write the whole report, or leave the file as it was.
-
-    Errors: StorageError where it cannot be written.
-    """
-    write_text(path, page_text(contents))
-
-
 def page_text(contents: ReportContents) -> str:
     """Return the HTML of the report."""
-    contents = cleaned(contents)
     filters = (readable_jpegs, tide_rows, folded_confusions, most_confused)
     environment = templates(**{function.__name__: function for function in filters})
     return environment.get_template("page.html").render(_values(contents))
-
-
-def readable_jpegs(pictures: Sequence[PictureEntry], kind: str) -> list[PictureEntry]:
-    """Return the entries of this kind whose image is JPEG in base64."""
-    return [picture for picture in pictures if picture.kind == kind and _is_jpeg(picture.jpeg_base64)]
-
-
-def _is_jpeg(text: str) -> bool:
-    try:
-        return base64.b64decode(text, validate=True).startswith(JPEG_START)
-    except (binascii.Error, ValueError):
-        return False
 
 
 def _values(contents: ReportContents) -> dict[str, Any]:
@@ -77,30 +55,30 @@ def _values(contents: ReportContents) -> dict[str, Any]:
     own_script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     plotly_script = get_plotlyjs()
     numbers = plot_data(contents)
+    plot_keys = [plot["key"] for plot in numbers["plots"]]
     minutes, minutes_label = headline_minutes(contents)
-    state = overall_state(contents)
     return {
         "contents": contents,
         "runs": runs,
-        "state": state if state in STATE_TITLES else "unfinished",
+        "state": overall_state(contents),
         "state_titles": STATE_TITLES,
         "state_title": state_title(contents),
         "curves": [(key, title) for key, (_, _, title) in CURVES.items()],
-        "clip_notes": clip_notes(numbers["plots"]),
-        "side_by_side": pictures_side_by_side([page.pictures for page in pages], readable_jpegs),
+        "clip_notes": {plot["key"]: plot["note"] for plot in numbers["plots"] if "note" in plot},
+        "side_by_side": pictures_side_by_side([page.pictures for page in pages]),
         "headline": {"minutes": minutes, "label": minutes_label},
         "placement": placement_sentence(contents.places),
-        "notes": _notes(runs, "notes"),
-        "notices": _notes(runs, "notices"),
+        "notes": runs_of_notes(pages, "notes"),
+        "notices": runs_of_notes(pages, "notices"),
         "largest": {
             "minutes": _largest(place.minutes for place in contents.places),
             "product": _largest(place.minutes_times_accelerators for place in contents.places),
         },
         "phase_colours": _phase_colours(pages),
-        "longest_seconds": _largest(sum(phase.seconds for phase in page.phases) for page in pages),
-        "plot_keys": [plot["key"] for plot in numbers["plots"]],
+        "longest_seconds": _largest(sum(page.phases.values()) for page in pages),
+        "plot_keys": plot_keys,
         "has_minutes": any(value is not None for run in numbers["runs"] for value in run["minutes"]),
-        "terms": [(f"term_{index}", TERM_TITLES.get(name, name)) for index, name in enumerate(loss_terms(pages))],
+        "terms": [(key, title) for key, title in TERM_TITLES.items() if key in plot_keys],
         "has": {part: any(getattr(page, part) for page in pages) for part in PARTS},
         "policy": content_policy([own_script, plotly_script]),
         "style": Markup("".join((TEMPLATES / name).read_text(encoding="utf-8") for name in STYLES)),
@@ -110,22 +88,13 @@ def _values(contents: ReportContents) -> dict[str, Any]:
     }
 
 
-def _notes(runs: Sequence[ShownRun], field: str) -> dict[str, list[ShownRun]]:
-    """Return each note (or notice) once, with the runs it belongs to."""
-    holders: dict[str, list[ShownRun]] = {}
-    for run in runs:
-        for note in dict.fromkeys(getattr(run.page, field)):
-            holders.setdefault(note, []).append(run)
-    return holders
-
-
 def _largest(values: Iterable[float | int | None]) -> float | int:
     return max(filter(is_number, values), default=0.0)
 
 
 def _phase_colours(pages: Sequence[RunPage]) -> dict[str, int]:
     """Return a colour for each name of a phase; the same one in all runs."""
-    names = dict.fromkeys(phase.name for page in pages for phase in page.phases)
+    names = dict.fromkeys(name for page in pages for name in page.phases)
     return {name: index % PHASE_COLOURS for index, name in enumerate(names)}
 
 

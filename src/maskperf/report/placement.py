@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 
 from maskperf.mlperf.published import RankedSystem
-from maskperf.report.contents import ReportContents
+from maskperf.report.contents import ReportContents, RunPage
 from maskperf.report.text import STATE_TITLES, is_number
-
-STATES_FROM_WORST = ("aborted", "unfinished", "missed", "done", "reached")
 
 
 def overall_state(contents: ReportContents) -> str:
@@ -14,7 +12,7 @@ def overall_state(contents: ReportContents) -> str:
     if contents.score is not None and is_number(contents.score.score_minutes):
         return "reached"
     states = [run.verdict.state for run in contents.runs]
-    return next((state for state in STATES_FROM_WORST if state in states), states[0] if states else "unfinished")
+    return min(states, key=list(STATE_TITLES).index)
 
 
 def state_title(contents: ReportContents) -> str:
@@ -24,8 +22,8 @@ def state_title(contents: ReportContents) -> str:
     states = [run.verdict.state for run in contents.runs]
     state = overall_state(contents)
     if len(set(states)) <= 1 or state == "reached":
-        return STATE_TITLES.get(state, state)
-    best = next(entry for entry in reversed(STATES_FROM_WORST) if entry in states)
+        return STATE_TITLES[state]
+    best = max(states, key=list(STATE_TITLES).index)
     return f"{states.count(best)} of {len(states)} {best}"
 
 
@@ -37,6 +35,15 @@ def headline_minutes(contents: ReportContents) -> tuple[float | None, str]:
         verdict = contents.runs[0].verdict
         return verdict.minutes, "minutes to target" if verdict.state == "reached" else "minutes spent"
     return None, "no score"
+
+
+def runs_of_notes(runs: Sequence[RunPage], field: str) -> dict[str, list[str]]:
+    """Return each of the `notes` (or `notices`) of the runs once, with the names of the runs it belongs to."""
+    names: dict[str, list[str]] = {}
+    for run in runs:
+        for note in dict.fromkeys(getattr(run, field)):
+            names.setdefault(note, []).append(run.name)
+    return names
 
 
 def placement_sentence(places: Sequence[RankedSystem]) -> str:

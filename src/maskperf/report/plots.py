@@ -1,21 +1,17 @@
 """The numbers behind the plots, as plain JSON for the script of the page."""
 
+import html
 from collections.abc import Iterable, Sequence
 from statistics import median_low, quantiles
 from typing import Any
 
+from maskperf.files import printable
 from maskperf.mlperf.published import BandEpoch, PublishedBand
-from maskperf.report.contents import ReportContents, RunPage
+from maskperf.report.contents import TERM_TITLES, ReportContents, RunPage
+from maskperf.report.course import NUMBERS
 from maskperf.report.text import count_text, is_number
 from maskperf.schema import Analysis
 
-TERM_TITLES = {
-    "objectness": "Objectness (RPN)",
-    "rpn_box": "Box (RPN)",
-    "classification": "Classification",
-    "box": "Box",
-    "mask": "Mask",
-}
 LONGEST_NAME = 32  # characters, in the labels inside a plot
 DIGITS = 6
 CURVES = {  # key: kind, field, title
@@ -31,20 +27,12 @@ WORTH_CLIPPING = 4.0  # times the top of the axis: below it the lines can be rea
 
 
 def plot_text(text: str) -> str:
-    """Return the text for a label in a plot: short, and without the markup that plotly would read in it."""
+    """Return the text for a label in a plot: printable, short, and without the markup that plotly would read in it."""
+    text = printable(text)
     if len(text) > LONGEST_NAME:
         half = LONGEST_NAME // 2
         text = f"{text[: half - 2]}...{text[len(text) - half + 1 :]}"
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("$", "&#36;")
-
-
-def loss_terms(runs: Iterable[RunPage]) -> list[str]:
-    """Return the names of all loss terms that have a value in one of the runs, known ones first."""
-    found = {
-        name: None for run in runs for point in run.losses for name, value in point.terms.items() if is_number(value)
-    }
-    known = [name for name in TERM_TITLES if name in found]
-    return known + [name for name in found if name not in TERM_TITLES]
+    return html.escape(text, quote=False).replace("$", "&#36;")
 
 
 def plot_data(contents: ReportContents) -> dict[str, Any]:
@@ -53,30 +41,24 @@ def plot_data(contents: ReportContents) -> dict[str, Any]:
     Numbers that are unknown or not finite are null, and make a gap in the line.
     """
     pages = [*contents.runs, *contents.compared]
-    terms = loss_terms(pages)
     runs = [
-        {"name": plot_text(page.name), "compared": index >= len(contents.runs), **_numbers_of_run(page, terms)}
+        {"name": plot_text(page.name), "compared": index >= len(contents.runs), **_numbers_of_run(page)}
         for index, page in enumerate(pages)
     ]
     plots = [
         {**plot, **_clipped([run[plot["key"]] for run in runs])} if plot.get("may_clip") else plot
-        for plot in _plots(terms, _targets(contents))
+        for plot in _plots(contents)
         if any(value is not None for run in runs for value in run[plot["key"]])
     ]
     return {"runs": runs, "plots": plots, "band": _band_numbers(contents.band)}
 
 
-def _numbers_of_run(page: RunPage, terms: Sequence[str]) -> dict[str, Any]:
+def _numbers_of_run(page: RunPage) -> dict[str, Any]:
     fields = (("epochs", "epoch"), ("minutes", "minutes"), ("box_ap", "box_ap"), ("mask_ap", "mask_ap"))
-    of_losses = ("total", "learning_rate", "images_per_second", "memory_gib")
     return {
         **{key: _rounded(getattr(point, field) for point in page.evaluations) for key, field in fields},
         "steps": _rounded(point.step for point in page.losses),
-        **{key: _rounded(getattr(point, key) for point in page.losses) for key in of_losses},
-        **{
-            f"term_{index}": _rounded(point.terms.get(name) for point in page.losses)
-            for index, name in enumerate(terms)
-        },
+        **{key: _rounded(getattr(point, key) for point in page.losses) for key in NUMBERS},
         "guard": [
             {"step": entry.step, "kind": plot_text(entry.event)}
             for entry in page.guard
@@ -101,7 +83,7 @@ def _numbers_of_analysis(analysis: Analysis | None) -> dict[str, Any]:
 
 
 def _clipped(series: Sequence[Sequence[float | int | None]]) -> dict[str, Any]:
-    """Return the top of an axis on which a run that diverged does not flatten the others, and how much is beyond it.
+    """Return the top of an axis on which a run that diverged does not flatten the others, and a note on what is beyond.
 
     Nothing where all values can be read together.
     """
@@ -116,19 +98,11 @@ def _clipped(series: Sequence[Sequence[float | int | None]]) -> dict[str, Any]:
     if top <= 0 or largest <= WORTH_CLIPPING * top:
         return {}
     beyond = sum(value > top for values in known for value in values)
-    return {"top": top, "beyond": beyond, "largest": largest}
-
-
-def clip_notes(plots: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Return a sentence for each plot whose axis leaves out values, by key."""
-    return {
-        plot["key"]: (
-            f"The axis ends at {count_text(float(plot['top']))}, by the quartiles of the runs; {plot['beyond']:,} "
-            f"points lie above it, up to {plot['largest']:.3g}. A double click shows all."
-        )
-        for plot in plots
-        if "top" in plot
-    }
+    note = (
+        f"The axis ends at {count_text(float(top))}, by the quartiles of the runs; {beyond:,} points lie above it, "
+        f"up to {largest:.3g}. A double click shows all."
+    )
+    return {"top": top, "note": note}
 
 
 def _rounded(values: Iterable[float | int | None]) -> list[float | int | None]:
@@ -138,14 +112,13 @@ def _rounded(values: Iterable[float | int | None]) -> list[float | int | None]:
     ]
 
 
-def _plots(terms: Sequence[str], targets: tuple[float | None, float | None]) -> list[dict[str, Any]]:
+def _plots(contents: ReportContents) -> list[dict[str, Any]]:
     ap = {"axes": ["epochs", "minutes"], "format": ".4f"}
     steps = {"axes": ["steps"], "target": None}
     return [
-        {"key": "box_ap", **ap, "target": targets[0]},
-        {"key": "mask_ap", **ap, "target": targets[1]},
-        {"key": "total", **steps, "format": ".4f", "may_clip": True},
-        *({"key": f"term_{index}", **steps, "format": ".4f", "may_clip": True} for index in range(len(terms))),
+        {"key": "box_ap", **ap, "target": _target(contents, "box_target")},
+        {"key": "mask_ap", **ap, "target": _target(contents, "mask_target")},
+        *({"key": key, **steps, "format": ".4f", "may_clip": True} for key in ("total", *TERM_TITLES)),
         {"key": "learning_rate", **steps, "format": ".3~g"},
         {"key": "images_per_second", **steps, "format": ".4~g"},
         {"key": "memory_gib", **steps, "format": ".2f"},
@@ -157,13 +130,10 @@ def _plots(terms: Sequence[str], targets: tuple[float | None, float | None]) -> 
     ]
 
 
-def _targets(contents: ReportContents) -> tuple[float | None, float | None]:
-    """Return the targets for box and mask where all runs that know theirs have the same ones."""
-    found = []
-    for name in ("box_target", "mask_target"):
-        targets = {value for run in contents.runs if is_number(value := getattr(run.verdict, name))}
-        found.append(targets.pop() if len(targets) == 1 else None)
-    return found[0] or None, found[1] or None  # 0 is no target, and gets no line
+def _target(contents: ReportContents, name: str) -> float | None:
+    """Return a target where all runs that know theirs have the same one; 0 is none, and gets no line."""
+    targets = {value for run in contents.runs if is_number(value := getattr(run.verdict, name))}
+    return targets.pop() or None if len(targets) == 1 else None
 
 
 def _band_numbers(band: PublishedBand | None) -> dict[str, Any] | None:

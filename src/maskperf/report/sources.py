@@ -1,6 +1,6 @@
 """The files of runs: of a run folder, a series, or a single log, read and checked."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,9 @@ def _target(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
+NO_RESULTS = Results(status="", seconds=0.0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunFiles:
     """Everything known about one run; None or empty where the file is not there."""
@@ -50,11 +53,11 @@ class RunFiles:
     path: Path
     is_folder: bool = True
     log: BenchmarkLog | None = None
-    values: dict[str, Any]  # of config.json, by key such as optimizer.batch_size
+    values: dict[str, Any] = field(default_factory=dict)  # of config.json, by key such as optimizer.batch_size
     config: RunConfig | None = None  # None also where config.json is that of another version
     environment: Environment = Environment()
-    system: dict[str, Any]  # the system description of a submission package
-    results: Results | None = None
+    system: dict[str, Any] = field(default_factory=dict)  # the system description of a submission package
+    results: Results = NO_RESULTS
     steps: tuple[StepLine, ...] = ()
     evaluations: tuple[EvaluationLine, ...] = ()
     guard: tuple[GuardLine, ...] = ()
@@ -75,7 +78,11 @@ class RunFiles:
             return _target(self.values["evaluation.box_target"]), _target(self.values.get("evaluation.mask_target"))
         if self.log is not None:
             return self.log.targets
-        return (None, None) if self.results is None else (self.results.box_target, self.results.mask_target)
+        return self.results.box_target, self.results.mask_target
+
+    @property
+    def status(self) -> str:
+        return self.results.status or ("unfinished" if self.log is None else self.log.status)
 
     @property
     def has_coco_targets(self) -> bool:
@@ -120,35 +127,27 @@ class RunFiles:
         return ": ".join(filter(None, (self.log.organization, self.log.platform))) if self.log is not None else ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """The runs behind one path: one run, or the runs of a series in their order."""
-
-    runs: tuple[RunFiles, ...]
-    is_series: bool
-
-
-def read_source(path: Path) -> Source:
-    """Return the runs behind a path.
+def read_source(path: Path) -> tuple[list[RunFiles], bool]:
+    """Return the runs behind a path, in the order of their series, and whether they are one.
 
     Errors: DataError or ConfigError for a path that is no run, and for files that cannot be read.
     """
     if path.is_dir():
         if (path / SERIES_FILE).exists():
-            return Source(runs=_read_series(path), is_series=True)
+            return _read_series(path), True
         if any((path / name).exists() for name in RUN_FILES):
-            return Source(runs=(_read_run_folder(path),), is_series=False)
+            return [_read_run_folder(path)], False
         logs = sorted(path.glob(RESULT_PATTERN))
         if logs:
-            return Source(runs=tuple(map(_read_log_file, logs)), is_series=True)
+            return [*map(_read_log_file, logs)], True
         message = "It holds no run: neither config.json, mlperf.log nor results.json, no series.json, no result_*.txt."
         raise file_error(path, message, where="the folder", value="no known file", fix=FIX_PATH)
     if not path.exists():
         raise file_error(path, "There is no such file.", where="the path", value="missing", fix=FIX_PATH)
-    return Source(runs=(_read_log_file(path),), is_series=False)
+    return [_read_log_file(path)], False
 
 
-def _read_series(folder: Path) -> tuple[RunFiles, ...]:
+def _read_series(folder: Path) -> list[RunFiles]:
     record = read_json(folder / SERIES_FILE, Series)
     if not record.runs:
         raise file_error(folder / SERIES_FILE, "The series has no run.", where="runs", value="[]", fix=FIX_PATH)
@@ -159,12 +158,12 @@ def _read_series(folder: Path) -> tuple[RunFiles, ...]:
             files = _read_run_folder(path)
         else:
             note = f"The folder {entry.folder} is not there; nothing is known of this run but its entry in series.json."
-            files = RunFiles(path=path, values={}, system={}, notes=(note,))
+            files = RunFiles(path=path, notes=(note,))
         if entry.status == "failed":
             note = f"Its series counts this run as failed: its command ended with exit code {entry.exit_code}."
             files = replace(files, counts=False, notes=(*files.notes, note))
         runs.append(files)
-    return tuple(runs)
+    return runs
 
 
 def _read_log_file(path: Path) -> RunFiles:
@@ -178,7 +177,7 @@ def _read_log_file(path: Path) -> RunFiles:
     description = folders[3] / "systems" / f"{folders[1].name}.json" if in_package else None
     system = read_json(description, dict[str, Any]) if description is not None else None
     notes = tuple(f"{path.name}: {problem}" for problem in log.problems)
-    return RunFiles(path=path, is_folder=False, log=log, values={}, system=system or {}, notes=notes)
+    return RunFiles(path=path, is_folder=False, log=log, system=system or {}, notes=notes)
 
 
 def _read_run_folder(folder: Path) -> RunFiles:
@@ -199,8 +198,7 @@ def _read_run_folder(folder: Path) -> RunFiles:
         values=values,
         config=None if config is None else as_given(config, environment.command_line),
         environment=environment,
-        system={},
-        results=read_json(folder / RESULTS_FILE, Results),
+        results=read_json(folder / RESULTS_FILE, Results) or NO_RESULTS,
         steps=tuple(line for line in lines if isinstance(line, StepLine)),
         evaluations=tuple(line for line in lines if isinstance(line, EvaluationLine)),
         guard=tuple(line for line in lines if isinstance(line, GuardLine)),

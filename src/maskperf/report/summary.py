@@ -1,10 +1,12 @@
 """The report as a short Markdown text."""
 
+import html
 import re
 
+from maskperf.files import printable
 from maskperf.report.contents import ReportContents
 from maskperf.report.placement import overall_state, placement_sentence, places_nearby
-from maskperf.report.text import STATE_TITLES, cleaned, templates
+from maskperf.report.text import STATE_TITLES, templates
 
 PLACES_ON_EACH_SIDE = 3
 MOST_EVALUATIONS = 40
@@ -21,7 +23,6 @@ def markdown_summary(contents: ReportContents) -> str:
 
     Text that came from files and names is escaped: it can make no markup, link or table cell of its own.
     """
-    contents = cleaned(contents)
     values = {
         "contents": contents,
         "state": overall_state(contents),
@@ -34,8 +35,8 @@ def markdown_summary(contents: ReportContents) -> str:
 
 
 def escape(text: str) -> str:
-    """Return the text such that Markdown shows it as it is; it must be one line."""
-    text = text.strip().replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    """Return the text on one line, such that Markdown shows it as it is."""
+    text = html.escape(printable(text).strip(), quote=False)
     text = INLINE_MARKS.sub(lambda found: "\\" + found.group(), text)
     # A number before a dot must not be escaped itself; its dot can be.
     return LINE_MARKS.sub(lambda found: found.group() + "\\" if found.group().isdigit() else "\\" + found.group(), text)

@@ -59,38 +59,24 @@ DESCRIPTION = (  # of a submission package
 
 def setting_pairs(files: RunFiles) -> Pairs:
     """Return names and values of the settings that matter most, from the configuration or else from the log."""
-    logged = {} if files.log is None else files.log.settings
-    pairs = [("recipe", files.recipe)] if files.recipe else []
-    for name, key, log_key in SETTINGS:
-        value = files.values.get(key, logged.get(log_key))
-        if value not in (None, "", []):
-            pairs.append((name, _text(value)))
-    seeds = (files.values["seed"],) if "seed" in files.values else () if files.log is None else files.log.seeds
-    if seeds:
-        pairs.append(("seed", _text(list(seeds))))
-    return tuple(pairs)
+    logged, seeds = ({}, ()) if files.log is None else (files.log.settings, files.log.seeds)
+    pairs = [(name, files.values.get(key, logged.get(log_key))) for name, key, log_key in SETTINGS]
+    return _known([("recipe", files.recipe), *pairs, ("seed", files.values.get("seed", seeds))])
 
 
 def system_pairs(files: RunFiles) -> Pairs:
     """Return names and values of what is known about the submitter, the machine and its software."""
-    pairs = []
+    pairs: list[tuple[str, object]] = []
     if files.log is not None:
-        log = files.log
-        named = {"organization": log.organization, "platform": log.platform, "division": log.division}
-        pairs += [(name, value) for name, value in named.items() if value]
-        if log.init_seconds is not None:
-            pairs.append(("start-up before the clock, s", f"{log.init_seconds:.1f}"))
-    pairs += [(name, _text(files.system[key])) for name, key in DESCRIPTION if files.system.get(key) not in (None, "")]
+        pairs += [(name, getattr(files.log, name)) for name in ("organization", "platform", "division")]
+        if files.log.init_seconds is not None:
+            pairs.append(("start-up before the clock, s", f"{files.log.init_seconds:.1f}"))
+    pairs += [(name, files.system.get(key)) for name, key in DESCRIPTION]
     environment = files.environment
-    gpus = _gpu_texts(environment.gpus)
-    pairs += [("GPUs", ", ".join(gpus))] if gpus else []
-    pairs += [
-        (name, _text(getattr(environment, key))) for name, key in SYSTEM if getattr(environment, key) not in (None, "")
-    ]
-    if environment.git_modified:
-        pairs.append(("git state", "changed since that commit"))
-    pairs += [(name, version) for name, version in environment.packages.items() if version]
-    return tuple(pairs)
+    pairs.append(("GPUs", _gpu_texts(environment.gpus)))
+    pairs += [(name, getattr(environment, key)) for name, key in SYSTEM]
+    pairs.append(("git state", "changed since that commit" if environment.git_modified else ""))
+    return _known([*pairs, *environment.packages.items()])
 
 
 def median_speed(files: RunFiles) -> float | None:
@@ -104,7 +90,7 @@ def median_speed(files: RunFiles) -> float | None:
 
 def peak_memory(files: RunFiles) -> tuple[tuple[str, float], ...]:
     """Return names and GiB of the most memory that was in use."""
-    if files.results is not None and files.results.peak_memory_gib:
+    if files.results.peak_memory_gib:
         known = files.results.peak_memory_gib.items()
         return tuple((name, float(gib)) for name, gib in known if gib is not None)
     seen = [line.memory_gib for line in files.steps if line.memory_gib is not None]
@@ -117,6 +103,10 @@ def _gpu_texts(gpus: Sequence[Gpu]) -> list[str]:
         (gpu.name or "unknown") + (f", {_text(gpu.memory_gib)} GiB" if gpu.memory_gib else "") for gpu in gpus
     )
     return [text if count == 1 else f"{count} x {text}" for text, count in counts.items()]
+
+
+def _known(pairs: Iterable[tuple[str, object]]) -> Pairs:
+    return tuple((name, _text(value)) for name, value in pairs if value not in (None, "", [], ()))
 
 
 def _text(value: object) -> str:

@@ -2,43 +2,26 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import msgspec
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_eval_context, select_autoescape
+from jinja2.nodes import EvalContext
 
 from maskperf.files import printable
 
 TEMPLATES = Path(__file__).parent / "templates"
 UNKNOWN = "\u2013"
-STATE_TITLES = {
-    "reached": "Targets reached",
-    "done": "Done",
-    "missed": "Targets missed",
+STATE_TITLES = {  # from the worst
     "aborted": "Aborted",
     "unfinished": "Unfinished",
+    "missed": "Targets missed",
+    "done": "Done",
+    "reached": "Targets reached",
 }
 
 Number = float | int | None
-
-
-def cleaned(value: Any) -> Any:
-    """Return `value` (text, tuple, dict, dataclass or Struct of such) with every text in it made printable."""
-    if isinstance(value, str):
-        return printable(value)
-    if isinstance(value, tuple):
-        return tuple(cleaned(entry) for entry in value)
-    if isinstance(value, dict):
-        return {cleaned(key): cleaned(entry) for key, entry in value.items()}
-    if isinstance(value, msgspec.Struct):
-        changes = {name: cleaned(getattr(value, name)) for name in value.__struct_fields__}
-        return msgspec.structs.replace(value, **changes)
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{field.name: cleaned(getattr(value, field.name)) for field in fields(value)})
-    return value
 
 
 def is_number(value: Number) -> TypeGuard[float | int]:
@@ -97,6 +80,12 @@ def count_text(value: Number) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
+@pass_eval_context
+def _shown(context: EvalContext, value: Any) -> Any:
+    """Return what a template shows of a value: in a page, text that is no markup of the template's own is printable."""
+    return printable(value) if context.autoescape and type(value) is str else value
+
+
 @cache
 def templates(**filters: Callable) -> Environment:
     """Return the environment of the templates, with the functions of this file and `filters` as filters."""
@@ -104,6 +93,7 @@ def templates(**filters: Callable) -> Environment:
         loader=FileSystemLoader(TEMPLATES),
         autoescape=select_autoescape(["html"]),
         undefined=StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )

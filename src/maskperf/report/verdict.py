@@ -1,6 +1,7 @@
 """The outcome of a run in one state and one sentence, and notes for readers who compare it."""
 
 from collections.abc import Sequence
+from itertools import dropwhile, pairwise
 
 from maskperf.config import BOX_TARGET, MASK_TARGET, has_targets, meets_targets
 from maskperf.mlperf.read import BenchmarkLog
@@ -29,7 +30,7 @@ def evaluation_points(files: RunFiles, notes: list[str]) -> tuple[EvaluationPoin
     """Return the evaluations, from the log, or else from the metrics or the results; unusable ones get a note."""
     if files.log is not None and files.log.evaluations:
         found = [(entry.epoch, entry.minutes, entry.box_ap, entry.mask_ap) for entry in files.log.evaluations]
-    elif files.evaluations or files.results is None:
+    elif files.evaluations:
         found = [(line.epoch, line.minutes, line.box_ap, line.mask_ap) for line in files.evaluations]
     else:
         rows = files.results.epochs_table
@@ -65,10 +66,8 @@ def make_verdict(files: RunFiles, evaluations: Points) -> Verdict:
 
 def _resumed(files: RunFiles) -> str:
     """Return a sentence about a run that was interrupted and taken up again, empty for others."""
-    steps = () if files.results is None else files.results.resumed_at_steps
-    if not steps:
-        return ""
-    return f" Resumed at step {', '.join(map(str, steps))}: not a benchmark result."
+    steps = ", ".join(map(str, files.results.resumed_at_steps))
+    return f" Resumed at step {steps}: not a benchmark result." if steps else ""
 
 
 def cause_of(guard: Sequence[GuardEvent]) -> str:
@@ -99,21 +98,14 @@ def run_notes(files: RunFiles, verdict: Verdict, rules: Sequence[RuleResult]) ->
             f"{broken} of {len(rules)} rules of the closed division are not kept; the table of rules says which."
         )
     notes += _clock_notes(files)
-    if files.results is not None:
-        notes += [f"The fast and the official engine differ: {text}." for text in files.results.engine_differences]
-    if _status(files) == "success" and verdict.state == "missed":
+    notes += [f"The fast and the official engine differ: {text}." for text in files.results.engine_differences]
+    if files.status == "success" and verdict.state == "missed":
         notes.append("The run calls itself a success, but no evaluation met its targets.")
     return notes
 
 
-def _status(files: RunFiles) -> str:
-    if files.results is not None:
-        return files.results.status
-    return "unfinished" if files.log is None else files.log.status
-
-
 def _state(files: RunFiles, evaluations: Points) -> str:
-    status = _status(files)
+    status = files.status
     if status == "unfinished":
         return "unfinished"
     if not has_targets(*files.targets):
@@ -141,11 +133,10 @@ def _meets(files: RunFiles, point: EvaluationPoint) -> bool:
 
 
 def _minutes(files: RunFiles) -> float | None:
-    if files.results is not None:
+    if files.results.status:
         return files.results.seconds / 60
-    if files.log is None or files.log.run_seconds is None or files.log.run_seconds < 0:
-        return None
-    return files.log.run_seconds / 60
+    seconds = None if files.log is None else files.log.run_seconds
+    return None if seconds is None or seconds < 0 else seconds / 60
 
 
 def _reached(files: RunFiles, evaluations: Points, minutes: float | None) -> str:
@@ -164,7 +155,7 @@ def _done(files: RunFiles, evaluations: Points, minutes: float | None) -> str:
 
 def _missed(files: RunFiles, evaluations: Points, minutes: float | None) -> str:
     if any(_meets(files, point) for point in evaluations):
-        reason = (files.results.reason if files.results is not None else "") or "its log says that it was aborted"
+        reason = files.results.reason or "its log says that it was aborted"
         return f"{_reached(files, evaluations, minutes)} The run is no success all the same: {reason}."
     took = "" if minutes is None else f" ({_time_text(minutes)})"
     if not evaluations:
@@ -182,7 +173,7 @@ def _margins(files: RunFiles, point: EvaluationPoint) -> dict[str, float]:
 
 
 def _aborted(files: RunFiles, evaluations: Points, minutes: float | None) -> str:
-    reason = _stop_reason(files) or ("" if files.results is None else files.results.reason)
+    reason = _stop_reason(files) or files.results.reason
     first = reason.splitlines()[0].partition(". ")[0] if reason else "an error or Ctrl-C, the log does not say which"
     return f"Stopped before its end{_after(minutes)}, {_evaluated(evaluations)}: {first.rstrip('.')}."
 
@@ -220,7 +211,7 @@ def _clock_notes(files: RunFiles) -> list[str]:
         if record.key == CLOCK_KEY
     ]
     notes += _backward_notes(log)
-    if files.results is not None and log.run_seconds is not None:
+    if files.results.status and log.run_seconds is not None:
         difference = log.run_seconds - files.results.seconds
         if abs(difference) > max(LARGEST_CLOCK_STEP_SECONDS, LARGEST_DIFFERENCE * files.results.seconds):
             notes.append(f"The log and the results differ by {difference:+.1f} s over the time of the run.")
@@ -229,13 +220,10 @@ def _clock_notes(files: RunFiles) -> list[str]:
 
 def _backward_notes(log: BenchmarkLog) -> list[str]:
     """Return a note for the first time in the log that lies before the one above it, after run_start."""
-    last_ms: float | None = None
-    for record in log.records:
-        if record.time_ms is None or (last_ms is None and record.key != "run_start"):
-            continue
-        if last_ms is not None and record.time_ms < last_ms - 1000 * LARGEST_CLOCK_STEP_SECONDS:
-            back = (last_ms - record.time_ms) / 1000
+    running = dropwhile(lambda record: record.key != "run_start", log.records)
+    times_ms = [(record.line, record.time_ms) for record in running if record.time_ms is not None]
+    for (_, before), (line, time_ms) in pairwise(times_ms):
+        if (back := (before - time_ms) / 1000) > LARGEST_CLOCK_STEP_SECONDS:
             what = "The wall clock moved, or lines are out of order"
-            return [f"{what}: line {record.line} of the log is {back:.1f} s before the line above it."]
-        last_ms = record.time_ms
+            return [f"{what}: line {line} of the log is {back:.1f} s before the line above it."]
     return []

@@ -2,42 +2,32 @@
 
 from collections.abc import Iterable
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from maskperf.evaluation.scores import Scores, stat_names
-
-PLAIN_WIDTH_COLUMNS = 120
-NOTHING_TO_AVERAGE = -1.0
+from maskperf.run.console import make_console, make_table
 
 
 def show_scores(scores: Scores, *, per_category: bool) -> None:
-    """Print the 12 numbers for boxes beside those for masks, and each category's AP if asked for.
-
-    Without a terminal there are neither colours nor lines.
-    """
-    console = Console(markup=False, highlight=False, emoji=False)
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH_COLUMNS
+    """Print the 12 numbers for boxes beside those for masks, and each category's AP if asked for."""
+    console = make_console()
     names = stat_names(scores.max_detections)
     _print_table(console, "number", zip(names, scores.box_stats, scores.mask_stats, strict=True))
-    if NOTHING_TO_AVERAGE in scores.box_stats + scores.mask_stats:
-        console.print(Text("-1: the data set has no such objects"))
+    if -1 in scores.box_stats + scores.mask_stats:
+        console.print("-1: the data set has no such objects")
     if per_category:
         masks = scores.mask_ap_per_category
         rows = ((name, ap, masks[name]) for name, ap in scores.box_ap_per_category.items())
         _print_table(console, "AP of category", rows)
         if None in scores.box_ap_per_category.values():
-            console.print(Text("-: the data set has no objects of this category"))
-    console.file.flush()
+            console.print("-: the data set has no objects of this category")
 
 
 def _print_table(console: Console, first_column: str, rows: Iterable[tuple[str, float | None, float | None]]) -> None:
-    table = Table(first_column, box=box.SIMPLE_HEAD if console.is_terminal else None)
-    for column in ("box", "mask"):
-        table.add_column(column, justify="right")
+    table = make_table(console, (first_column, "box", "mask"))
+    for column in table.columns[1:]:
+        column.justify = "right"
     for name, *numbers in rows:  # the name as Text: that of a category is no markup
         table.add_row(Text(name), *("-" if number is None else f"{number:.4f}" for number in numbers))
     console.print(table)

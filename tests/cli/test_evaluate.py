@@ -126,7 +126,7 @@ def test_the_numbers_are_in_their_file_before_the_terminal_can_fail(evaluate, kn
     def broken(*arguments, **named):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("maskperf.evaluation.table.show_scores", broken)
+    monkeypatch.setattr("maskperf.cli.score_table.show_scores", broken)
     assert evaluate("--save-detections", "found").code == errors.EXIT_BUG
     assert results_file()["images"] == NUM_IMAGES
     assert sorted(path.name for path in Path("found").iterdir()) == sorted(DETECTION_FILES)

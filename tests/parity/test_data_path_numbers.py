@@ -98,7 +98,7 @@ def test_losses_from_files_equal_the_reference(number, model, expected):
 def results(model):
     val = read_coco(FOLDER / "instances.json", FOLDER / "images", training=False)
     batches = evaluation_batches(val, DATA, batch_size=1, rank=0, world=1)
-    return predict(model, batches, val.category_ids, Topology(0, 1, 0, model.rpn["head"].conv.weight.device))
+    return predict(model, batches, val.category_ids, Topology(device=model.rpn["head"].conv.weight.device))
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from golden_reference import GOLDEN_FOLDER
+from small_weights import write_small_weights
 from weight_files import TINY, assert_equal, problems_of
 
 from maskperf.cli.main import main
@@ -199,6 +200,12 @@ def test_the_command_says_what_a_file_is_and_writes_it(tmp_path, capsys):
     assert main(["weights", str(path), "--to", "maskperf", own]) != 0  # it exists
     names.write_text("left\n", encoding="utf-8")
     assert main(["weights", str(path), "--names", str(names)]) == 3
+
+
+def test_all_parts_of_a_model_with_trainable_batch_norms_are_complete(tmp_path, capsys):
+    path, config = write_small_weights(tmp_path, images=1)
+    assert config.model.batch_norm == "trainable" and main(["weights", str(path)]) == 0
+    assert "backbone 100%, FPN 100%, RPN 100%, box head 100%, mask head 100%" in capsys.readouterr().out
 
 
 def test_a_part_of_a_model_is_described_and_not_opened(tmp_path, capsys):

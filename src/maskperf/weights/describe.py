@@ -7,7 +7,7 @@ from pathlib import Path
 from maskperf.config import RunConfig
 from maskperf.errors import DataError
 from maskperf.model.conventions import CONVENTIONS
-from maskperf.model.families import current_names, parts_of
+from maskperf.model.families import COUNTER_SUFFIX, current_names, parts_of
 from maskperf.model.weights import WeightFile, read_weight_file
 from maskperf.weights.open import categories_of_file, config_of, empty_state, open_weights
 
@@ -68,4 +68,5 @@ def _network(file: WeightFile, config: RunConfig) -> Sequence[tuple[str, str]]:
 def _parts(file: WeightFile, config: RunConfig) -> dict[str, float]:
     family = file.family
     assert family is not None, "config_of refuses files of no family"
-    return parts_of(current_names(file.state, family), family, empty_state(config.model))
+    wanted = (name for name in empty_state(config.model) if not name.endswith(COUNTER_SUFFIX))  # a model works without
+    return parts_of(current_names(file.state, family), family, wanted)

@@ -91,6 +91,14 @@ def test_a_list_gives_a_list_and_the_parts_belong_together(model, files):
     assert result.above(1.1).to_coco() == []
 
 
+def test_a_result_shows_how_many_objects_there_are_and_the_surest(model, files):
+    result = model.predict(files[0], threshold=LOW)
+    height, width = result.size_hw
+    surest = f"{result.names[0]} {result.scores[0]:.2f}, "
+    assert repr(result).startswith(f"Prediction({len(result)} objects in {height} x {width}: {surest}")
+    assert len(result) > 5 and repr(result).endswith(", ...)") and "0 objects" in repr(result.above(1.0))
+
+
 def test_the_exif_orientation_is_ignored_as_in_training(model, files, tmp_path):
     with Image.open(files[0]) as image:
         exif = Image.Exif()

@@ -49,7 +49,7 @@ def read_bgr(image: Any, *, channels: str | None, max_pixels: int) -> UInt8[np.n
             f"{type(image).__name__} is not an image. Fix: give a path, or an image of Pillow, numpy, torch."
         )
     if channels is None:
-        raise ConfigError(f"a {kind} does not say the order of its channels. {STATE_THE_ORDER}")
+        raise ConfigError(f"{kind}: does not say the order of its channels. {STATE_THE_ORDER}")
     if 0 in image.shape:
         raise ConfigError(f"a {kind} has no pixel.")
     return np.ascontiguousarray(image if channels == "BGR" else image[:, :, ::-1])

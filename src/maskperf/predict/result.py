@@ -1,7 +1,7 @@
 """What a model found in one image, at the scale of that image."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,8 +13,10 @@ from pycocotools import mask as coco_masks
 from maskperf.pictures.drawing import Overlay, category_colours, draw_image, drawable_names, short_name
 from maskperf.predict.extras import need
 
+SHOWN_OBJECTS = 5
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Prediction:
     """The objects found in one image, the surest first.
 
@@ -28,7 +30,14 @@ class Prediction:
     run_lengths: tuple[dict[str, Any], ...]  # masks of the whole image, as COCO's compressed run-length codes
     size_hw: tuple[int, int]
     categories: Mapping[int, str]  # of the model
-    read_bgr: Callable[[], UInt8[np.ndarray, "height width 3"]] = field(repr=False)  # the image itself
+    read_bgr: Callable[[], UInt8[np.ndarray, "height width 3"]]  # the image itself
+
+    def __repr__(self) -> str:
+        pairs = zip(self.names[:SHOWN_OBJECTS], self.scores.tolist(), strict=False)
+        surest = [f"{name} {score:.2f}" for name, score in pairs] + ["..."] * (len(self) > SHOWN_OBJECTS)
+        return (
+            f"Prediction({len(self)} objects in {self.size_hw[0]} x {self.size_hw[1]}: {', '.join(surest) or 'none'})"
+        )
 
     def __len__(self) -> int:
         return len(self.scores)

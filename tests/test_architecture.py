@@ -51,7 +51,7 @@ BUDGETS = {
     "download": 645,
     "pictures": 605,  # errors marked, training batches, outlines that differ from the object, whole images
     "run": 3000,  # checkpoints and resuming; a live display, trackers; plan and measurements of a training on own data
-    "predict": 880,  # use of weights: load, predict in tiles, results, files written, and the evaluation as a function
+    "predict": 890,  # use of weights: load, predict in tiles, results, files written, and the evaluation as a function
     "export": 445,  # a plain network for other runtimes and of all conventions, three formats, verification
     "mlperf": 2440,  # two more rules; resumed runs are refused
     "report": 1525,  # what a model got wrong, two runs side by side, pages of evaluations
@@ -62,7 +62,7 @@ BUDGETS = {
 }
 CORE_PACKAGES = ("ops", "model", "losses", "engine", "evaluation", "data/coco", "data/images")
 # Since 23,450 and 24,050: own data, resuming, prediction, export, weights of other code bases, and their tests.
-CORE_BUDGET, WHOLE_BUDGET, TESTS_BUDGET = 10_285, 28_300, 26_930
+CORE_BUDGET, WHOLE_BUDGET, TESTS_BUDGET = 10_285, 28_310, 26_960
 LINES_BEHIND = {"maskperf.engine.step": 3975, "maskperf.run.loop": 13_325}  # checkpoints
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60

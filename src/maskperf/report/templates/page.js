@@ -111,7 +111,7 @@
         ...(shownAxis === "steps" && lastX <= 10 ? { dtick: 1 } : {}),
         unifiedhovertitle: { text: titles[shownAxis].split(" ")[0] + " %{x}" },
       },
-      yaxis: { ...line, ...range, ...(plot.top ? { range: [0, plot.top * 1.02] } : {}), nticks: 6, tickformat: plot.key === "learning_rate" ? "~g" : undefined, rangemode: plot.key.endsWith("ap") ? "normal" : "tozero" },
+      yaxis: { ...line, ...range, ...(plot.top ? { range: [0, plot.top * 1.02] } : {}), nticks: 6, tickformat: plot.key === "learning_rate" ? "~g" : undefined, rangemode: plot.key.endsWith("ap") ? "nonnegative" : "tozero" },
       shapes: marks.map((mark) => ({ type: "line", ...mark.line })),
       annotations: marks.filter((mark) => mark.label).map((mark) => ({ showarrow: false, yanchor: "bottom", ...mark.label })),
     };

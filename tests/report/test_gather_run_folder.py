@@ -9,6 +9,7 @@ from synthetic_contents import synthetic_analysis
 from synthetic_run_folders import append_record, write_metrics, write_results, write_run_folder
 
 from maskperf.errors import DataError, UserError
+from maskperf.recipes import OWN_DATA
 from maskperf.report.contents import TERM_TITLES
 from maskperf.report.gather import gather
 from maskperf.structures import LOSS_NAMES
@@ -113,6 +114,16 @@ def test_a_demo_says_that_it_is_no_submission_and_has_no_place(tmp_path):
     assert contents.runs[0].notes[0].startswith("A demo is not a submission")
     assert contents.places == () and "targets are not those of the benchmark" in contents.places_note
     assert contents.band is None
+
+
+def test_a_training_on_own_data_is_not_compared_with_the_benchmark(tmp_path):
+    folder, none = write_run_folder(tmp_path / "run"), {"box_target": 0.0, "mask_target": 0.0}
+    change_json(folder / "config.json", lambda config: config["evaluation"].update(none))
+    assert has_note(gather([folder], []).runs[0], "the benchmark's are")
+    change_json(folder / "config.json", lambda config: config.update(recipe=OWN_DATA))
+    contents = gather([folder], [])
+    assert contents.places == () and contents.places_note == ""
+    assert not any(has_note(run, "the benchmark's") for run in contents.runs)
 
 
 def test_a_run_stopped_by_the_guard_gives_the_reason(tmp_path):

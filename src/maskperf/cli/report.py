@@ -69,9 +69,7 @@ def _summary_lines(contents: Any) -> list[str]:
     elif contents.runs[0].verdict.box_ap is not None:
         verdict = contents.runs[0].verdict
         pairs = (("box AP", verdict.box_ap, verdict.box_target), ("mask AP", verdict.mask_ap, verdict.mask_target))
-        texts = [
-            f"{name} {ap:.4f}" + (f" (target {target:g})" if target is not None else "") for name, ap, target in pairs
-        ]
+        texts = [f"{name} {ap:.4f}" + (f" (target {target:g})" if target else "") for name, ap, target in pairs]
         lines.append(f"last evaluation: {', '.join(texts)}")
     for note, names in runs_of_notes(contents.runs, "notes").items():
         lines.append(f"note: {note}" if len(names) == len(contents.runs) else f"note ({', '.join(names)}): {note}")

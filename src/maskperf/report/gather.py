@@ -8,6 +8,7 @@ from maskperf.config import has_targets
 from maskperf.mlperf.published import RankedSystem, band_for, place_among
 from maskperf.mlperf.rules import RUNS, check_rules
 from maskperf.mlperf.scoring import reference_check, score_minutes
+from maskperf.recipes import OWN_DATA
 from maskperf.report.contents import ReportContents, RunPage, SeriesScore
 from maskperf.report.course import guard_events, loss_points, phases_of
 from maskperf.report.mistakes import category_scores, stat_rows
@@ -183,8 +184,10 @@ def _places(runs: Sequence[_Run], score: SeriesScore | None) -> tuple[tuple[Rank
     """Return the published systems with this result among them, the fastest first, and a note on the comparison.
 
     The score of five runs is compared, or the time of the first run that reached its targets. Without either, and for
-    other targets than those of COCO, there are no places and the note says why.
+    other targets than those of COCO, there are no places and the note says why; on own data nobody asks.
     """
+    if all(run.files.recipe == OWN_DATA for run in runs):
+        return (), ""
     refused = "No comparison with the published systems:"
     if not all(run.files.has_coco_targets for run in runs):
         return (), f"{refused} the targets are not those of the benchmark (0.377, 0.339)."

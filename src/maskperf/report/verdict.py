@@ -6,6 +6,7 @@ from itertools import dropwhile, pairwise
 from maskperf.config import BOX_TARGET, MASK_TARGET, has_targets, meets_targets
 from maskperf.mlperf.read import BenchmarkLog
 from maskperf.mlperf.rules import RuleResult
+from maskperf.recipes import OWN_DATA
 from maskperf.report.contents import EvaluationPoint, Verdict
 from maskperf.report.course import LARGEST_DIFFERENCE, run_interval
 from maskperf.report.sources import RunFiles
@@ -83,12 +84,12 @@ def cause_of(guard: Sequence[GuardEvent]) -> str:
 
 def run_notes(files: RunFiles, verdict: Verdict, rules: Sequence[RuleResult]) -> list[str]:
     """Return notes for readers who compare this run with others."""
-    notes = []
+    notes, is_own_data = [], files.recipe == OWN_DATA  # which nobody compares with the benchmark
     if files.recipe == "demo":
         notes.append(DEMO_NOTE.format(" on synthetic images" if files.is_generated else ""))
-    elif not has_targets(*files.targets):
+    elif not (is_own_data or has_targets(*files.targets)):
         notes.append(f"The run had no targets; the benchmark's are {BOX_TARGET} and {MASK_TARGET}.")
-    elif None not in files.targets and not files.has_coco_targets:
+    elif not (is_own_data or None in files.targets or files.has_coco_targets):
         targets = " and ".join(target_text(target) for target in files.targets)
         notes.append(f"The targets {targets} are not the benchmark's {BOX_TARGET} and {MASK_TARGET}.")
     if files.division == "open" and files.recipe != "demo" and files.has_coco_targets:

@@ -54,7 +54,7 @@ BUDGETS = {
     "predict": 890,  # use of weights: load, predict in tiles, results, files written, and the evaluation as a function
     "export": 445,  # a plain network for other runtimes and of all conventions, three formats, verification
     "mlperf": 2440,  # two more rules; resumed runs are refused
-    "report": 1525,  # what a model got wrong, two runs side by side, pages of evaluations
+    "report": 1530,  # what a model got wrong, two runs side by side, pages of evaluations
     "machine": 1425,  # cores that other programs keep busy
     "cli": 2440,  # resume=, keys, weights, early errors; train and its resume; predict, export
     "bench": 2640,

@@ -29,6 +29,29 @@ def test_pooled_maps_equal_the_published_formula(rule):
         np.testing.assert_allclose(found[number].numpy(), wanted, atol=2e-5)  # float32 positions
 
 
+@pytest.mark.parametrize(("rule", "mode"), [(ALIGNED, "half_pixel"), (UNALIGNED, "output_half_pixel")])
+@pytest.mark.parametrize("stride", STRIDES)
+def test_pooled_maps_equal_those_of_onnxruntime(rule, mode, stride):
+    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    shapes = {"maps": [2, 3, 256 // stride, 320 // stride], "boxes": [400, 4], "pooled": [400, 3, 7, 7]}
+    values = {name: onnx.helper.make_tensor_value_info(name, 1, shape) for name, shape in shapes.items()}
+    images = onnx.helper.make_tensor_value_info("images", 7, [400])
+    attributes = {"sampling_ratio": rule.samples, "spatial_scale": 1 / stride, "coordinate_transformation_mode": mode}
+    inputs = ["maps", "boxes", "images"]
+    node = onnx.helper.make_node("RoiAlign", inputs, ["pooled"], output_height=7, output_width=7, **attributes)
+    graph = onnx.helper.make_graph([node], "pool", [values["maps"], values["boxes"], images], [values["pooled"]])
+    opset = [onnx.helper.make_opsetid("", 20)]
+    session = runtime.InferenceSession(onnx.helper.make_model(graph, opset_imports=opset).SerializeToString())
+    generator = torch.Generator().manual_seed(stride)
+    maps = torch.randn(shapes["maps"], generator=generator)
+    corners = torch.rand(2, 200, 2, generator=generator) * torch.tensor([330.0, 266.0]) - 5  # some reach outside
+    boxes = torch.cat([corners, corners + 1 + torch.rand(2, 200, 2, generator=generator) ** 2 * 250], dim=2)
+    fed = {"maps": maps, "boxes": boxes.flatten(0, 1), "images": torch.arange(2).repeat_interleave(200)}
+    (wanted,) = session.run(None, {name: value.numpy() for name, value in fed.items()})
+    found = roi_align_by_rule([maps], boxes, size=7, strides=(stride,), rule=rule)
+    np.testing.assert_allclose(found.numpy(), wanted, atol=1e-4)  # float32 positions, of up to 400 pixels
+
+
 @pytest.mark.parametrize("rule", [ALIGNED, UNALIGNED], ids=["aligned", "unaligned"])
 def test_the_gradient_is_that_of_the_pooled_maps(rule):
     generator = torch.Generator().manual_seed(4)

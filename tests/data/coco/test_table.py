@@ -161,12 +161,13 @@ def test_a_table_that_others_may_not_read_is_made_anew(monkeypatch):
         json_path.chmod(0o644)
         plain = read(json_path)
         beside(json_path).chmod(0)
-        folder.chmod(0o755)
         monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
         (folder / "maskperf").mkdir()
         (folder / "maskperf").chmod(0o777)
+        folder.chmod(0o555)  # neither root's folder nor one's own can be written
         with common_user():
             assert_equal(read(json_path), plain)
+        folder.chmod(0o777)
         assert [path.suffix for path in (folder / "maskperf").iterdir()] == [".table"]
 
 

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from maskperf.cli.arguments import CommandParser
 from maskperf.config import Count, DataConfig, RunConfig
-from maskperf.errors import EXIT_BUG, EXIT_DONE, EXIT_REQUEUE, EXIT_TARGET_MISSED, ConfigError, LostRunError
+from maskperf.errors import EXIT_BUG, EXIT_DONE, EXIT_REQUEUE, EXIT_TARGET_MISSED, ConfigError, LostRunError, UserError
 from maskperf.mlperf.rules import refuse_broken_rules
 from maskperf.overrides import FIELDS, flatten, format_value, key_of, parse_value, validate, with_overrides
 from maskperf.recipe_files import recipe_config
@@ -61,6 +62,7 @@ keys, with the default of the benchmark:
 {_KEYS}"""
 FORWARDED_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # to all processes, which have 30 s for a checkpoint
 REQUEUE_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+FIRST_ENDS_SECONDS = 3.0  # for the first process to find the same problem by itself
 COUNTS = {"runs": Count, "processes": Count}  # arguments of this command, not of the configuration
 GENERATED = {"data.generate_images"}  # overruled by own data, even where it is given
 FOR_OWN_DATA = ("model.num_classes=0", "data.check_counts=false", "data.generate_images=0,0")
@@ -139,8 +141,11 @@ def ready_to_run(
         share_from_first(None, topology)  # the others wait until the data is there
         try:
             yield config, topology, resumption
-        except LostRunError:
-            report()
+        except UserError as error:
+            if isinstance(error, LostRunError):
+                report()
+            elif not topology.is_first:  # torchrun ends the first process with this one, and it has a folder to discard
+                time.sleep(FIRST_ENDS_SECONDS)
             raise
         report()
     finally:
